@@ -1,0 +1,74 @@
+# demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
+# test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
+# check  style, types, arrows, spelling
+# bench  ours beside its peers
+# clean  removes everything that make made here
+#
+# Each makes .venv by itself and brings it up to date when setup.cfg changes.
+
+PYTHON ?= python3
+LAB    ?= 1
+ARGS   ?=
+
+VENV       := .venv
+BIN        := $(VENV)/bin
+READY_DEMO := $(VENV)/.ready-demo
+READY_TEST := $(VENV)/.ready-test
+
+# An environment whose Python has gone, after an upgrade say, is made anew.
+ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
+$(shell rm -rf $(VENV))
+endif
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+demo: $(READY_DEMO)
+	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
+
+# pytest comes last: its summary is the last word.
+test: check
+	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
+
+check: $(READY_TEST)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >$(VENV)/arrows.txt || { cat $(VENV)/arrows.txt; exit 1; }
+	@$(BIN)/codespell
+	@echo "check: style, types, arrows and spelling are fine"
+
+bench: $(READY_TEST)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	@echo "removing .venv, caches and builds"
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a user wants for a first look; and what the tests, checks and benchmarks want on top of everything.
+$(READY_DEMO): setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing Cloudmanager with JupyterLab and virtual boards into $(VENV)"
+	@$(BIN)/python -m pip install -qq -e '.[lab,virtual]'
+	@touch $@
+
+$(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
+	@echo "installing Cloudmanager with what its tests need into $(VENV)"
+	@$(BIN)/python -m pip install -qq -e '.[all,test,dev]'
+	@touch $(READY_DEMO) $@
+
+# Debian keeps ensurepip in a package of its own, python3-venv.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Cloudmanager needs Python 3.10 or later (make PYTHON=python3.12 …)" >&2; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing python3-venv"; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3-venv >/dev/null; \
+		else \
+			echo "Python's venv is missing. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
+		fi; \
+	fi
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)

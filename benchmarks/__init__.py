@@ -1,0 +1,1 @@
+"""Ours beside its peers, in one run on one machine: `make bench`."""

@@ -1,0 +1,34 @@
+"""`python -m benchmarks [NAME…]`: measures the rows and prints the table.
+
+Every module of `benchmarks/rows` is a bench; its `rows()` gives the rows. Exit status 1 where a
+budget is missed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+from benchmarks import rows as benches
+from benchmarks.report import Row, table
+
+
+def main(chosen: list[str]) -> int:
+    """Measures the chosen benches, all where none is named; returns the exit status."""
+    names = [module.name for module in pkgutil.iter_modules(benches.__path__)]
+    if unknown := set(chosen) - set(names):
+        print(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        return 2
+    measured = [row for name in names if not chosen or name in chosen for row in _measure(name)]
+    print(table(measured))
+    return 1 if any(row.ok is False for row in measured) else 0
+
+
+def _measure(name: str) -> list[Row]:
+    print(f"measuring {name} …", file=sys.stderr, flush=True)
+    return list(importlib.import_module(f"benchmarks.rows.{name}").rows())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

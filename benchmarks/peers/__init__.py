@@ -1,0 +1,1 @@
+"""The yardsticks: each peer does the same work in the leanest way that its authors offer."""

@@ -1,0 +1,167 @@
+"""The bare forwarder: what a round trip costs when a server does nothing but forward.
+
+A blocking caller with an I/O thread, one tornado process, N boards (MicroPython processes with
+`boards/bare.py`), TCP_NODELAY everywhere, one message to and one result from each board. There is
+no auth, no store, no queue, no beat, no record; nothing is batched. What a good engineer writes
+in a hundred lines, and the floor for a server that does all of that.
+
+The caller is the `websockets` library's blocking client, whose thread reads: 0.34 ms for one board
+where tornado's client on a loop in a thread took 0.45 ms, and no difference for 200 boards.
+`python -m benchmarks.peers.bare_forwarder` is the server: it prints its TCP port and ends with its
+standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
+
+from benchmarks.farm import farm
+from benchmarks.timing import timed
+
+_BOARD = Path(__file__).parent / "boards" / "bare.py"
+_DEADLINE = 30.0  # seconds for all boards to dial in, and for any answer
+
+
+def measure(boards: int = 1, n: int = 500) -> list[float]:
+    """Returns the seconds of each of `n` cells: `print(1)` on all boards, until the last result.
+
+    Args:
+        boards: how many MicroPython processes to start, at most 65,536.
+        n: how many cells count, after a warm-up.
+    """
+    with running(boards) as once:
+        return timed(once, n)
+
+
+@contextlib.contextmanager
+def running(boards: int = 1) -> Iterator[Callable[[], object]]:
+    """Gives the call to time: one cell on all boards.
+
+    Raises:
+        RuntimeError: a board did not dial in, or did not answer 1.
+    """
+    with (
+        _server(boards) as (tcp_port, all_there),
+        farm(boards, _BOARD, str(tcp_port)),
+        connect(f"ws://127.0.0.1:{tcp_port}/caller", compression=None) as link,
+    ):
+        all_there()
+        caller = _Caller(link, boards)
+        answers = caller.run(b"print(1)")
+        if len(answers) != boards or set(answers.values()) != {b"1\n"}:
+            raise RuntimeError("the bare boards did not all answer 1")
+        yield lambda: caller.run(b"print(1)")
+
+
+class _Caller:
+    """Blocks in `run`; the `websockets` library's thread reads from the socket meanwhile."""
+
+    def __init__(self, link: Connection, boards: int) -> None:
+        self._link = link
+        self._boards = boards
+
+    def run(self, code: bytes) -> dict[bytes, bytes]:
+        """Runs `code` on all boards; returns each board's output by its number."""
+        self._link.send(code)
+        answers: dict[bytes, bytes] = {}
+        while len(answers) < self._boards:
+            message = self._link.recv(_DEADLINE, decode=False)
+            answers[message[:2]] = message[2:]
+        return answers
+
+
+class _Hub:
+    """Who is connected."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.boards: list[_BoardLink] = []
+        self.caller: _CallerLink | None = None
+
+
+class _Link(WebSocketHandler):
+    """What both kinds of link share."""
+
+    def initialize(self, hub: _Hub) -> None:
+        self.hub = hub
+
+    def open(self, *_args: str) -> None:
+        self.set_nodelay(True)
+
+
+class _BoardLink(_Link):
+    """A board: what it says goes to the caller, under its number."""
+
+    def open(self, *_args: str) -> None:
+        super().open()
+        self.number = len(self.hub.boards).to_bytes(2, "big")
+        self.hub.boards.append(self)
+        if len(self.hub.boards) == self.hub.expected:
+            print("all there", flush=True)
+
+    def on_message(self, message: str | bytes) -> None:
+        assert isinstance(message, bytes)
+        if self.hub.caller:
+            self.hub.caller.write_message(self.number + message, binary=True)
+
+
+class _CallerLink(_Link):
+    """The caller: what it says goes to every board."""
+
+    def open(self, *_args: str) -> None:
+        super().open()
+        self.hub.caller = self
+
+    def on_message(self, message: str | bytes) -> None:
+        for board in self.hub.boards:
+            board.write_message(message, binary=True)
+
+
+@contextlib.contextmanager
+def _server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Starts the server; gives its TCP port and a call that waits for the boards."""
+    command = [sys.executable, "-m", __name__, str(boards)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        lines = process.stdout
+
+        def all_there() -> None:
+            if not select.select([lines], [], [], _DEADLINE)[0] or not lines.readline():
+                raise RuntimeError(f"not all {boards} bare boards dialled in")
+
+        try:
+            yield int(lines.readline()), all_there
+        finally:
+            process.stdin.close()
+
+
+async def _serve(boards: int) -> None:
+    hub = {"hub": _Hub(boards)}
+    app = Application([("/board", _BoardLink, hub), ("/caller", _CallerLink, hub)])
+    sockets = bind_sockets(0, "127.0.0.1", backlog=1024)
+    server = HTTPServer(app)
+    server.add_sockets(sockets)
+    print(sockets[0].getsockname()[1], flush=True)
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin, over.set)
+    await over.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1])))

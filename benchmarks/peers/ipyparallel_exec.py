@@ -1,0 +1,80 @@
+"""ipyparallel: the same line on 20 engines, as `%%px` does it.
+
+The engines are CPython, not MicroPython: what is compared is the way of a cell to many targets and
+back. One call ends when the last engine's result and output are here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+
+from benchmarks.timing import timed
+
+ENGINES = 20
+_DEADLINE = 120  # seconds for 20 engines to start on two cores
+
+
+def measure(n: int = 30) -> list[float]:
+    """Returns the seconds per engine of `n` calls on all 20 engines, after a warm-up."""
+    with running() as once:
+        return [seconds / ENGINES for seconds in timed(once, n, warm_up=5)]
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Callable[[], object]]:
+    """Gives the call to time: `print(1)` on 20 engines."""
+    with (
+        tempfile.TemporaryDirectory() as home,
+        _environment("IPYTHONDIR", home),
+        _client() as client,
+    ):
+        view = client[:]
+
+        def once() -> None:
+            result = view.execute("print(1)", silent=False, block=False)
+            result.get(_DEADLINE)
+            result.wait_for_output(_DEADLINE)
+
+        yield once
+
+
+@contextlib.contextmanager
+def _client() -> Iterator[Any]:
+    """A cluster's client; at the end each process that is still there is killed by its pid."""
+    import ipyparallel
+
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+    began: set[psutil.Process] = set()
+    try:
+        with ipyparallel.Cluster(n=ENGINES, log_level=logging.ERROR) as client:
+            try:
+                client.wait_for_engines(ENGINES, timeout=_DEADLINE, interactive=False)
+                yield client
+            finally:
+                began = set(me.children(recursive=True)) - before
+    finally:
+        for process in began:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(began, timeout=5)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,105 @@
+"""Which server, which token, and where things are kept; files and environment only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_TCP_PORT = 18266
+
+
+class Address(NamedTuple):
+    """A server: where it is, what opens it, and who said so."""
+
+    url: str
+    token: str
+    source: str
+
+    def __repr__(self) -> str:
+        """Leave the token out."""
+        return f"Address(url={self.url!r}, source={self.source!r})"
+
+
+def home() -> Path:
+    """Return the folder of everything that a user's Cloudmanager keeps."""
+    named = os.environ.get("CM_HOME")
+    if named:
+        return Path(named).expanduser().absolute()
+    from platformdirs import user_data_path  # only here: its import takes a while
+
+    return user_data_path("cloudmanager", appauthor=False)
+
+
+def make_home() -> Path:
+    """Return the folder, made if missing, open to its owner alone."""
+    folder = home()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def token_file(folder: Path) -> Path:
+    """Return where the local user's token is."""
+    return folder / "token"
+
+
+def state_file(folder: Path) -> Path:
+    """Return where the running server says its address and its process."""
+    return folder / "server.json"
+
+
+def read_token(path: Path) -> str | None:
+    """Return the token in ``path``; None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return what the running server wrote (``url``, ``pid``); None when none runs."""
+    try:
+        state = json.loads(state_file(folder).read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) and _alive(int(state["pid"])) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find(url: str | None = None, token: str | None = None) -> Address:
+    """Return the server to talk to: as given, else CM_URL and CM_TOKEN, else the local one."""
+    folder = home()
+    state = None
+    if url is not None:
+        source = "url="
+    elif named := os.environ.get("CM_URL"):
+        url, source = named, "CM_URL"
+    elif state := read_state(folder):
+        url, source = str(state["url"]), "the local server"
+    else:
+        url, source = f"http://{DEFAULT_HOST}:{DEFAULT_TCP_PORT}", "the default"
+    token = token or os.environ.get("CM_TOKEN") or read_token(token_file(folder)) or ""
+    return Address(url, token, source)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, all of it or nothing."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    beside.replace(path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

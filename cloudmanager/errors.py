@@ -1,0 +1,276 @@
+"""Every error that Cloudmanager raises, and how each one reads; no I/O here.
+
+```
+CloudmanagerError
+  ServerUnreachable        says which address, and where it was configured
+  NotAllowed               says which right is missing
+  VersionMismatch          the server speaks another version of the protocol
+  TargetError              a target is malformed or chooses no board; also a ValueError
+  NoSuchBoard              no board is enrolled under this name; suggests the nearest
+  BoardOffline             the board is not there; says when it was last seen
+  LinkLost                 the link broke while a job ran; the board may still be running it
+  CellSyntaxError          the cell is not Python; no board has seen it
+  BoardError               raised on the board; shows the board's own traceback
+  FleetError               several boards; shows four, counts the rest
+  ServerError              the server refused a request, and says why
+  WireError                bytes that break the protocol
+    LocalWireError         we were about to send them: our bug
+    PeerWireError          the other side sent them
+  PackageError             a package cannot be resolved, fetched or installed
+```
+
+A message says what is wrong (`detail`) and ends with what to do next (`hint`); only the traceback
+of an exception on a board stands for itself. What boards said is made safe to show. All errors can
+be pickled. The verbs for files raise the built-in `OSError` family instead.
+"""
+
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+
+from .text import clean, fold, pointed
+
+_SHOWN = 4  # different errors, or names, that one message shows before it counts the rest
+
+
+class CloudmanagerError(Exception):
+    """The root: whoever catches this catches everything that Cloudmanager raises.
+
+    Attributes:
+        head: the board that it is about; empty where it is about none.
+        detail: what is wrong, safe to show.
+        hint: what to do next.
+    """
+
+    head = ""
+    hint = "`mbm server-status` tells how the server is."
+
+    def __init__(self, *args: object, detail: str = "") -> None:
+        super().__init__(*args)  # all that __init__ took: pickle makes the copy from them
+        self.detail = clean(detail or ": ".join(str(arg) for arg in args).rstrip(".") + ".")
+
+    def told(self) -> str:
+        """Say what is wrong and what to do next, without the board's name."""
+        gap = "\n" if "\n" in self.detail else " "
+        return f"{self.detail}{gap}{clean(self.hint)}" if self.hint else self.detail
+
+    def __str__(self) -> str:
+        told = self.told()
+        gap = "\n" if "\n" in told else " "
+        return f"{clean(self.head)}:{gap}{told}" if self.head else told
+
+
+class ServerUnreachable(CloudmanagerError):
+    """No server answers at `url`, which was configured in `where`, such as "CM_URL"."""
+
+    hint = "Start a server with `mbm server-start`, or name another one in CM_URL."
+
+    def __init__(self, url: str, where: str, reason: str = "no answer") -> None:
+        super().__init__(url, where, reason, detail=f"No server at {url} (from {where}): {reason}.")
+        self.url, self.where = url, where
+
+
+class NotAllowed(CloudmanagerError):
+    """The caller's token lacks `right`, such as "operator on lab-1"."""
+
+    hint = "Ask an administrator for a token that has it, and set CM_TOKEN to that."
+
+    def __init__(self, right: str) -> None:
+        super().__init__(right, detail=f"Not allowed: this needs the right {right!r}.")
+        self.right = right
+
+
+class VersionMismatch(CloudmanagerError):
+    """The server speaks version `theirs` of the protocol, this Cloudmanager `ours`."""
+
+    def __init__(self, ours: int, theirs: int) -> None:
+        detail = f"The server speaks protocol {theirs}, this Cloudmanager {ours}."
+        super().__init__(ours, theirs, detail=detail)
+        self.ours, self.theirs = ours, theirs
+        older = "here" if ours < theirs else "on the server's machine"
+        self.hint = f"Update the older one: `pip install --upgrade cloudmanager` {older}."
+
+
+class TargetError(CloudmanagerError, ValueError):
+    """A target is malformed or chooses no board, or a name or label is not legal.
+
+    Attributes:
+        text: the whole target.
+        position: where in it the fault is, counted in characters from 0.
+    """
+
+    def __init__(self, reason: str, text: str, position: int, hint: str) -> None:
+        detail = f"{reason}\n{pointed(text, position)}"
+        super().__init__(reason, text, position, hint, detail=detail)
+        self.text, self.position, self.hint = text, position, hint
+
+
+class NoSuchBoard(CloudmanagerError):
+    """No board is enrolled under this name.
+
+    Attributes:
+        board: the unknown name; the first of several.
+        suggestion: the nearest name that is known, or None.
+        others: the unknown names after the first.
+    """
+
+    def __init__(
+        self, board: str, suggestion: str | None = None, others: Sequence[str] = ()
+    ) -> None:
+        shown = ", ".join((board, *others)[:_SHOWN])
+        rest = 1 + len(others) - _SHOWN
+        more = f" and {rest} more" if rest > 0 else ""
+        super().__init__(board, suggestion, others, detail=f"No board is called {shown}{more}.")
+        self.board, self.suggestion, self.others = board, suggestion, tuple(others)
+        nearest = f"Did you mean {suggestion}? " if suggestion else ""
+        self.hint = f"{nearest}`mbm board-list` shows every board."
+
+
+class BoardOffline(CloudmanagerError):
+    """`board` is enrolled, but not there.
+
+    Attributes:
+        board: its name.
+        last_seen: seconds since 1970, or None where that is not known.
+        why: the server's words instead, such as "it was last seen 3 minutes ago".
+    """
+
+    hint = "Check its power and its network, or wait for it with `--wait`."
+
+    def __init__(self, board: str, last_seen: float | None = None, why: str = "") -> None:
+        detail = f"The board is offline: {why or _seen(last_seen)}."
+        super().__init__(board, last_seen, why, detail=detail)
+        self.board = self.head = board
+        self.last_seen, self.why = last_seen, why
+
+
+class LinkLost(CloudmanagerError):
+    """The link to `board` broke and did not come back in time: `job` may still be running.
+
+    Attributes:
+        board: its name.
+        job: the job's number, or None.
+        why: what is known, such as "the board restarted while it ran".
+    """
+
+    hint = (
+        "`mbm board-list` tells whether the board is back; the cell is never run twice by itself."
+    )
+
+    def __init__(self, board: str, job: int | str | None = None, why: str = "") -> None:
+        known = why or "the link broke, and the board may still be running the job"
+        super().__init__(board, job, why, detail=f"Lost: {known}.")
+        self.board, self.job, self.why = board, job, why
+        self.head = board if job is None else f"{board}, job {job}"
+
+
+class CellSyntaxError(CloudmanagerError):
+    """The cell is not Python; no board has seen it.
+
+    Attributes:
+        msg: what is wrong.
+        lineno: the line of the cell, counted from 1.
+        offset: the character of that line, counted from 1.
+        text: that line.
+    """
+
+    hint = "Nothing was sent to a board. Correct the line and run the cell again."
+
+    def __init__(self, msg: str, lineno: int, offset: int, text: str) -> None:
+        indent = len(text) - len(text.lstrip())
+        line = pointed(text.strip(), offset - 1 - indent)
+        super().__init__(msg, lineno, offset, text, detail=f"{msg} (line {lineno})\n{line}")
+        self.msg, self.lineno, self.offset, self.text = msg, lineno, offset, text
+
+
+class BoardError(CloudmanagerError):
+    """A cell, or another job, failed on `board`.
+
+    Attributes:
+        board: its name.
+        ename: the name of the exception's class.
+        evalue: what the exception says.
+        traceback: the board's own traceback, as the board sent it: not yet safe to show.
+        status: how the job ended: "error", "interrupted" or "timeout".
+    """
+
+    _HINTS = {
+        "interrupted": "The board keeps its names: go on, or run the cell again.",
+        "timeout": "Give the cell more time with `timeout=` or `--timeout`.",
+    }
+
+    def __init__(
+        self, board: str, ename: str, evalue: str, traceback: str = "", status: str = "error"
+    ) -> None:
+        detail = (traceback or f"{ename}: {evalue}").rstrip(" \n:")
+        super().__init__(board, ename, evalue, traceback, status, detail=detail)
+        self.board = self.head = board
+        self.ename, self.evalue, self.status = ename, evalue, status
+        self.traceback = traceback
+        self.hint = self._HINTS.get(status, "")
+
+
+class FleetError(CloudmanagerError):
+    """Several boards failed; `errors` holds each board's own error, by the board's name."""
+
+    hint = "Each board's own error is in `.errors`."
+
+    def __init__(self, errors: Mapping[str, CloudmanagerError]) -> None:
+        head = f"{_boards(len(errors))} failed."
+        super().__init__(errors, detail="\n".join([head, *_blocks(errors)]))
+        self.errors = dict(errors)
+
+
+class ServerError(CloudmanagerError):
+    """The server refused a request; `reason` says why, in the server's words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, detail=f"The server refused: {reason.rstrip('.')}.")
+        self.reason = reason
+
+
+class WireError(CloudmanagerError):
+    """Bytes that break the protocol."""
+
+
+class LocalWireError(WireError):
+    """We were about to send bytes that break the protocol."""
+
+    hint = "This is a bug in Cloudmanager: please report it."
+
+
+class PeerWireError(WireError):
+    """The other side sent bytes that break the protocol."""
+
+    hint = "The link was closed. If this comes again, update the older side."
+
+
+class PackageError(CloudmanagerError):
+    """A package cannot be resolved, fetched or installed."""
+
+    hint = "`mbm board-install --help` tells how to name a package and its source."
+
+
+def _seen(last_seen: float | None) -> str:
+    """Say when, in local time; what no calendar can hold is shown as the number it is."""
+    if last_seen is None:
+        return "it was never seen"
+    try:
+        return time.strftime("it was last seen %Y-%m-%d %H:%M:%S", time.localtime(last_seen))
+    except (ValueError, OverflowError, OSError):
+        return f"it was last seen at {last_seen!r}"
+
+
+def _blocks(errors: Mapping[str, CloudmanagerError]) -> list[str]:
+    """Fold boards whose errors read the same under one head; show a few, count the rest."""
+    alike: dict[str, list[str]] = {}
+    for board, error in errors.items():
+        alike.setdefault(error.told(), []).append(board)
+    shown = list(alike.items())[:_SHOWN]
+    rest = len(errors) - sum(len(boards) for _, boards in shown)
+    blocks = [f"{fold(boards)}:\n{textwrap.indent(told, '  ')}" for told, boards in shown]
+    return [*blocks, f"... and {_boards(rest, 'more ')}"] if rest else blocks
+
+
+def _boards(count: int, kind: str = "") -> str:
+    return f"{count} {kind}board" if count == 1 else f"{count} {kind}boards"

@@ -1,0 +1,161 @@
+"""RFC 6455 frames: bytes in, messages out; no sockets, no clock, no loop.
+
+Both ends of the host's side use it: the server towards boards and callers, and the
+caller's link. Only what the protocol needs is spoken: binary messages of one frame,
+ping, pong and close. Text, fragments, reserved bits and, on the server, unmasked frames
+are refused with the close code that the RFC names (sections 5.1, 5.2, 5.5, 7.4.1).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from .errors import PeerWireError
+
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+#: Close codes (RFC 6455, 7.4.1; 4000 and up are ours, docs/protocol.md).
+NORMAL: Final = 1000
+GOING_AWAY: Final = 1001
+PROTOCOL_ERROR: Final = 1002
+TOO_BIG: Final = 1009
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_FIN: Final = 0x80
+_MASKED: Final = 0x80
+_SHORT_MAX: Final = 125  # longest length that fits in the second byte
+_LEN16: Final = struct.Struct(">H")
+_LEN64: Final = struct.Struct(">Q")
+_NO_KEY: Final = b"\0\0\0\0"  # a mask of zero is a mask, and costs nothing
+
+
+class Frame(NamedTuple):
+    """One frame: its opcode and its unmasked payload."""
+
+    opcode: int
+    payload: bytes
+
+
+class FrameError(PeerWireError):
+    """The peer broke the rules; ``close_code`` is what to close with."""
+
+    def __init__(self, message: str, close_code: int = PROTOCOL_ERROR) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+def accept_key(key: str) -> str:
+    """Return the ``Sec-WebSocket-Accept`` that answers ``key`` (RFC 6455, 4.2.2)."""
+    digest = hashlib.sha1(key.encode("latin-1", "replace") + _GUID, usedforsecurity=False)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def frame_head(opcode: int, size: int, *, mask: bool) -> bytes:
+    """Return the bytes before a payload of ``size`` bytes; a mask is the zero key."""
+    bit = _MASKED if mask else 0
+    key = _NO_KEY if mask else b""
+    if size <= _SHORT_MAX:
+        return bytes((_FIN | opcode, bit | size)) + key
+    if size <= 0xFFFF:
+        return bytes((_FIN | opcode, bit | 126)) + _LEN16.pack(size) + key
+    return bytes((_FIN | opcode, bit | 127)) + _LEN64.pack(size) + key
+
+
+def encode(payload: bytes, opcode: int = BINARY, *, mask: bool = False) -> bytes:
+    """Return one whole frame with ``payload``."""
+    return frame_head(opcode, len(payload), mask=mask) + payload
+
+
+def encode_close(code: int, reason: str = "", *, mask: bool = False) -> bytes:
+    """Return a close frame; the reason is cut to what a control frame holds."""
+    text = reason.encode()[: _SHORT_MAX - 2].decode(errors="ignore").encode()
+    return encode(_LEN16.pack(code) + text, CLOSE, mask=mask)
+
+
+def close_code(payload: bytes) -> int:
+    """Return the code of a close frame's payload; 1005 when it names none."""
+    return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else 1005
+
+
+class FrameReader:
+    """Cuts a byte stream into frames.
+
+    Args:
+        max_size: longest payload in bytes that is taken; known before it is read.
+        masked: whether the peer must mask (True on a server, RFC 6455, 5.1).
+    """
+
+    def __init__(self, max_size: int, *, masked: bool) -> None:
+        self.max_size = max_size
+        self._masked = masked
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take ``data`` and yield each frame that is now whole.
+
+        Raises:
+            FrameError: the peer broke a rule; the link has to be closed.
+        """
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while (head := self._head(buffer, start)) is not None:
+                opcode, key_at, body_at, end = head
+                if end > len(buffer):
+                    break
+                payload = bytes(memoryview(buffer)[body_at:end])
+                if self._masked:
+                    payload = _unmask(payload, buffer[key_at:body_at])
+                start = end
+                yield Frame(opcode, payload)
+        finally:
+            del buffer[:start]
+
+    def _head(self, buffer: bytearray, at: int) -> tuple[int, int, int, int] | None:
+        """Return (opcode, where the key is, where the body is, where it ends)."""
+        have = len(buffer) - at
+        if have < 2:
+            return None
+        opcode, size = self._check(buffer[at], buffer[at + 1])
+        key_at = at + 2
+        if size > _SHORT_MAX:
+            kind = _LEN16 if size == 126 else _LEN64
+            key_at += kind.size
+            if have < key_at - at:
+                return None
+            size = int(kind.unpack_from(buffer, at + 2)[0])
+        if size > self.max_size:
+            raise FrameError(f"a message of {size} bytes is too long", TOO_BIG)
+        body_at = key_at + 4 if self._masked else key_at
+        return opcode, key_at, body_at, body_at + size
+
+    def _check(self, first: int, second: int) -> tuple[int, int]:
+        """Refuse what RFC 6455 or the protocol forbids in the first two bytes."""
+        opcode, size = first & 0x0F, second & 0x7F
+        if first & 0x70:
+            raise FrameError("reserved bits are set")
+        if not first & _FIN or opcode not in (BINARY, CLOSE, PING, PONG):
+            raise FrameError(f"opcode {opcode} or a fragment is not spoken here", 1003)
+        if bool(second & _MASKED) is not self._masked:
+            raise FrameError("a client must mask and a server must not")
+        if opcode != BINARY and size > _SHORT_MAX:
+            raise FrameError("a control frame is too long")
+        return opcode, size
+
+
+def _unmask(payload: bytes, key: bytes | bytearray) -> bytes:
+    """Return ``payload`` XOR ``key`` repeated; free for the zero key."""
+    if key == _NO_KEY or not payload:
+        return payload
+    size = len(payload)
+    pad = bytes(key) * (size // 4 + 1)
+    mixed = int.from_bytes(payload, "big") ^ int.from_bytes(pad[:size], "big")
+    return mixed.to_bytes(size, "big")

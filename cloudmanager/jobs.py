@@ -1,0 +1,485 @@
+"""Jobs and results: what became of a cell on each board; no sockets, no loop.
+
+A ``JobGroup`` is one cell on several boards. The link feeds it from its own thread; people
+wait on it from theirs. It settles once, when its last job has ended or the server refused
+it; ``Results`` is what is left then.
+"""
+
+from __future__ import annotations
+
+import ast
+import codecs
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
+
+from . import wire
+from .cells import Cell, traceback_lines
+from .errors import BoardError, BoardOffline, CloudmanagerError, FleetError, LinkLost
+
+if TYPE_CHECKING:
+    import pandas
+
+#: Characters of a job's output that a caller keeps; of a longer one, the end.
+MAX_OUTPUT: Final = 8 * 1024 * 1024
+STOP_SECONDS: Final = 2.0  # how long an interrupted wait still listens for the outcomes
+
+
+class Repr(str):
+    """A value's ``repr`` that is no literal, such as ``<Pin 4>``; prints as it stands."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Show the board's own text, not a string of it."""
+        return str(self)
+
+
+class Result:
+    """How one job ended.
+
+    Attributes:
+        board: the board's name.
+        job: the job's number.
+        status: ok, error, interrupted, timeout, offline or lost.
+        stdout: what the job printed, with LF for CRLF; its end, if ``truncated``.
+        text: the value's ``repr`` as the board wrote it; empty for None.
+        traceback: the board's own traceback, its lines those of the cell; empty if ok.
+        why: the server's words where it was the server that ended the job.
+        elapsed: seconds from the write to the board to its result, as seen here.
+        truncated: whether output was left out; ``cut`` says the same of the value.
+    """
+
+    def __init__(self, board: str, job: int, status: str, **told: Any) -> None:
+        self.board = board
+        self.job = job
+        self.status = status
+        self.stdout: str = told.get("stdout", "")
+        self.text: str = told.get("text", "")
+        self.traceback: str = told.get("traceback", "")
+        self.why: str = told.get("why", "")
+        self.elapsed: float = told.get("elapsed", 0.0)
+        self.truncated: bool = told.get("truncated", False)
+        self.cut: bool = told.get("cut", False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job ran to its end without an error."""
+        return self.status == "ok"
+
+    @property
+    def value(self) -> Any:
+        """The value of the cell's last expression, as a Python object; None for none.
+
+        A ``repr`` that is no literal, or that was cut, is returned as ``Repr``.
+
+        Raises:
+            CloudmanagerError: the job did not end well; the same as ``error``.
+        """
+        if self.error is not None:
+            raise self.error
+        if not self.text:
+            return None
+        try:
+            return Repr(self.text) if self.cut else ast.literal_eval(self.text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return Repr(self.text)
+
+    @property
+    def error(self) -> CloudmanagerError | None:
+        """What ``raise_for_error`` raises for this board; None if ok."""
+        if self.status == "ok":
+            return None
+        if self.status == "offline":
+            return BoardOffline(self.board, why=self.why)
+        if self.status == "lost":
+            return LinkLost(self.board, self.job, why=self.why)
+        ename, evalue = _last_error(self.traceback) or (self.status, self.why)
+        return BoardError(self.board, ename, evalue, self.traceback or self.why, self.status)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        value = self.value if self.ok else None
+        try:
+            json_value = value if _is_json(value) else self.text
+        except RecursionError:
+            json_value = self.text
+        return {
+            "status": self.status,
+            "stdout": self.stdout,
+            "value": json_value,
+            "error": None if self.error is None else (self.traceback or self.why or self.status),
+            "elapsed": round(self.elapsed, 6),
+        }
+
+    def __repr__(self) -> str:
+        """Show the outcome in one line."""
+        told = self.text if self.ok else (_last_error(self.traceback) or (self.why, ""))[0]
+        return f"<Result {self.board}: {self.status}{' ' + told if told else ''}>"
+
+
+class Results(Mapping[str, Result]):
+    """What became of a cell: board -> Result, in the target's order.
+
+    Attributes:
+        left_out: boards that the target matched but that were not connected.
+    """
+
+    def __init__(self, results: Mapping[str, Result], left_out: tuple[str, ...] = ()) -> None:
+        self._results = dict(results)
+        self.left_out = left_out
+
+    def __getitem__(self, board: str) -> Result:
+        return self._results[board]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every board ended well."""
+        return all(result.ok for result in self._results.values())
+
+    @property
+    def failed(self) -> Results:
+        """Those that did not end well."""
+        return Results({name: result for name, result in self.items() if not result.ok})
+
+    @property
+    def value(self) -> Any:
+        """The value, where there is exactly one board.
+
+        Raises:
+            ValueError: there are several; ``to_dict()`` has them all.
+            CloudmanagerError: the board did not end well.
+        """
+        if len(self) != 1:
+            raise ValueError(f"there are {len(self)} boards: use [name].value or to_dict()")
+        return next(iter(self.values())).value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {board: value}.
+
+        Raises:
+            BoardError, FleetError: as ``raise_for_error``.
+        """
+        self.raise_for_error()
+        return {name: result.value for name, result in self.items()}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table: one row a board, with status, value, stdout and elapsed."""
+        import pandas
+
+        rows = [
+            {
+                "board": result.board,
+                "status": result.status,
+                "value": result.value if result.ok else None,
+                "stdout": result.stdout,
+                "elapsed": result.elapsed,
+            }
+            for result in self.values()
+        ]
+        columns = ["board", "status", "value", "stdout", "elapsed"]
+        return pandas.DataFrame(rows, columns=columns).set_index("board")
+
+    def raise_for_error(self) -> Results:
+        """Raise if any board did not end well; else return these results.
+
+        Raises:
+            BoardError, BoardOffline, LinkLost: exactly one board failed.
+            FleetError: several did.
+        """
+        errors = {name: result.error for name, result in self.items() if result.error is not None}
+        if len(errors) == 1:
+            raise next(iter(errors.values()))
+        if errors:
+            raise FleetError(errors)
+        return self
+
+    def __repr__(self) -> str:
+        """Show one line a board."""
+        lines = [f"{name}: {_summary(result)}" for name, result in self.items()]
+        return "\n".join(lines) if lines else "<no results>"
+
+
+class Event(NamedTuple):
+    """Something that happened to a job, in the order of happening.
+
+    ``kind`` is queued, started, output, input, truncated or ended; ``text`` is the output
+    or the prompt.
+    """
+
+    kind: str
+    job: Job
+    text: str = ""
+
+
+class Job:
+    """One cell on one board, while it runs; ``result`` is there once it ended."""
+
+    def __init__(self, number: int, board: str, cell: Cell, started: float) -> None:
+        self.number = number
+        self.board = board
+        self.result: Result | None = None
+        self._cell = cell
+        self._started = started  # by time.perf_counter(); anew where it was queued
+        self._text = _TextDecoder()
+        self._value: list[bytes] = []
+        self._stdout: list[str] = []
+        self._kept = 0
+        self.truncated = False
+
+    def take(self, message: wire.Message) -> Iterator[Event]:
+        """Take one message about this job and yield what it means."""
+        if message.op == wire.OUTPUT:
+            yield from self._print(message.payload)
+        elif message.op == wire.VALUE:
+            self._value.append(message.payload)
+        elif message.op == wire.RESULT:
+            yield from self._end(wire.read_result(message))
+        elif message.op == wire.ENDED:
+            yield from self._end_by_server(message)
+        elif message.op == wire.STARTED:
+            self._started = time.perf_counter()
+            yield Event("started", self)
+        elif message.op == wire.INPUT:
+            yield Event("input", self, message.payload.decode("utf-8", "replace"))
+        elif message.op == wire.TRUNCATED:
+            self.truncated = True
+            yield Event("truncated", self)
+
+    def give_up(self, why: str) -> Iterator[Event]:
+        """End the job as lost: the link to the server broke."""
+        if self.result is None:
+            yield from self._finish("lost", why=why)
+
+    def _print(self, output: bytes, *, final: bool = False) -> Iterator[Event]:
+        text = self._text.decode(output, final=final)
+        if not text:
+            return
+        self._stdout.append(text)
+        self._kept += len(text)
+        if self._kept > 2 * MAX_OUTPUT:
+            self._stdout = ["".join(self._stdout)[-MAX_OUTPUT:]]
+            self._kept, self.truncated = MAX_OUTPUT, True
+        yield Event("output", self, text)
+
+    def _end(self, ending: wire.Ending) -> Iterator[Event]:
+        yield from self._print(ending.output, final=True)
+        rest = b"".join((*self._value, ending.rest)).decode("utf-8", "replace")
+        if ending.status == "ok":
+            yield from self._finish("ok", text=rest, cut=ending.cut)
+        else:
+            traceback = traceback_lines(rest.replace("\r\n", "\n"), self._cell)
+            yield from self._finish(ending.status, traceback=traceback)
+
+    def _end_by_server(self, message: wire.Message) -> Iterator[Event]:
+        yield from self._print(b"", final=True)
+        status = wire.STATUSES[message.flags] if message.flags < len(wire.STATUSES) else "lost"
+        yield from self._finish(status, why=str(wire.read_json(message.payload).get("why", "")))
+
+    def _finish(self, status: str, **told: Any) -> Iterator[Event]:
+        elapsed = time.perf_counter() - self._started
+        stdout, truncated = "".join(self._stdout), self.truncated
+        self.result = Result(
+            self.board,
+            self.number,
+            status,
+            stdout=stdout,
+            truncated=truncated,
+            elapsed=elapsed,
+            **told,
+        )
+        yield Event("ended", self)
+
+
+class JobGroup:
+    """One cell on several boards: wait for it, interrupt it, follow it. From any thread.
+
+    Attributes:
+        cell: what runs.
+        jobs: board -> Job, once the server has accepted the cell.
+        left_out: boards that the target matched but that are not connected.
+    """
+
+    def __init__(self, cell: Cell, *, listen: bool = False) -> None:
+        self.cell = cell
+        self.jobs: dict[str, Job] = {}
+        self.left_out: tuple[str, ...] = ()
+        self.accepted: Future[None] = Future()
+        self.finished: Future[Results] = Future()
+        self._open = 0
+        self._submitted = time.perf_counter()
+        self._events: queue.SimpleQueue[Event | None] | None = (
+            queue.SimpleQueue() if listen else None
+        )
+        self._stop: Callable[[list[int]], None] = lambda _: None
+        self._answer: Callable[[int, str | None], None] = lambda _job, _text: None
+
+    # For people
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
+        try:
+            self.finished.exception(timeout)
+        except FutureTimeout:
+            return False
+        return True
+
+    def results(self, timeout: float | None = None) -> Results:
+        """Wait for all jobs to end and return their results.
+
+        Raises:
+            TimeoutError: they did not, within ``timeout`` seconds; they go on.
+            CloudmanagerError: the server refused the cell.
+        """
+        try:
+            return self.finished.result(timeout)
+        except FutureTimeout:
+            busy = self._open
+            raise TimeoutError(f"{busy} of {len(self.jobs)} boards are not done") from None
+
+    def interrupt(self) -> None:
+        """Interrupt the cell on every board where it has not ended; returns at once."""
+        self._stop([job.number for job in self.jobs.values() if job.result is None])
+
+    def answer(self, job: Job, text: str | None) -> None:
+        """Answer a job's ``input()``; None means that nobody can (EOFError there)."""
+        self._answer(job.number, text)
+
+    @overload
+    def events(self) -> Iterator[Event]: ...
+
+    @overload
+    def events(self, tick: float) -> Iterator[Event | None]: ...
+
+    def events(self, tick: float | None = None) -> Iterator[Event | None]:
+        """Yield what happens, as it happens, until all jobs ended; for one reader.
+
+        Needs a group that was submitted with ``listen=True``. A reader that stopped half-way
+        may call it again and goes on where it stopped.
+
+        Args:
+            tick: seconds after which None is yielded where nothing happened; None: never.
+
+        Raises:
+            CloudmanagerError: the server refused the cell.
+        """
+        if self._events is None:
+            raise ValueError("submit with listen=True to follow the events")
+        while True:
+            try:
+                event = self._events.get(timeout=tick)
+            except queue.Empty:
+                if self.finished.done():  # its last word was taken by a reader that stopped
+                    break
+                yield None
+                continue
+            if event is None:
+                break
+            yield event
+        self.results()
+
+    # For the link, in its thread
+
+    def accept(
+        self,
+        body: Mapping[str, Any],
+        stop: Callable[[list[int]], None],
+        answer: Callable[[int, str | None], None],
+    ) -> dict[int, Job]:
+        """Take the server's word on which jobs there are; return them by number."""
+        self._stop, self._answer = stop, answer
+        jobs = {
+            number: Job(number, board, self.cell, self._submitted) for number, board in body["jobs"]
+        }
+        self.jobs = {job.board: job for job in jobs.values()}
+        self.left_out = tuple(body.get("left_out", ()))
+        self._open = len(jobs)
+        for number in body.get("queued", ()):
+            self._tell(Event("queued", jobs[number]))
+        self.accepted.set_result(None)
+        return jobs
+
+    def refuse(self, error: CloudmanagerError) -> None:
+        """Take the server's no."""
+        self.accepted.set_exception(error)
+        self.finished.set_exception(error)
+        self._tell(None)
+
+    def take(self, job: Job, message: wire.Message) -> None:
+        """Take one message about one of the jobs."""
+        self._spread(job.take(message))
+
+    def give_up(self, job: Job, why: str) -> None:
+        """End one of the jobs: the link to the server is gone."""
+        self._spread(job.give_up(why))
+
+    def _spread(self, events: Iterator[Event]) -> None:
+        for event in events:
+            self._tell(event)
+            if event.kind == "ended":
+                self._open -= 1
+                if self._open == 0:
+                    self._finish()
+
+    def _finish(self) -> None:
+        ended = {name: job.result for name, job in self.jobs.items() if job.result is not None}
+        self.finished.set_result(Results(ended, self.left_out))
+        self._tell(None)
+
+    def _tell(self, event: Event | None) -> None:
+        if self._events is not None:
+            self._events.put(event)
+
+
+class _TextDecoder:
+    """UTF-8 to text with LF for CRLF, across the borders of messages."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # a CR at the end, whose LF may still come
+
+    def decode(self, data: bytes, *, final: bool = False) -> str:
+        text = self._held + self._decoder.decode(data, final)
+        self._held = ""
+        if text.endswith("\r") and not final:
+            text, self._held = text[:-1], "\r"
+        return text.replace("\r\n", "\n")
+
+
+def _summary(result: Result) -> str:
+    """Return what one line has room for."""
+    if not result.ok:
+        last = _last_error(result.traceback)
+        return (
+            f"{result.status} ({': '.join(part for part in last if part) if last else result.why})"
+        )
+    return result.text or result.stdout.strip()[:80] or "ok"
+
+
+def _last_error(traceback: str) -> tuple[str, str] | None:
+    """Return (name, message) of the exception that a traceback ends with."""
+    lines = traceback.strip().splitlines()
+    if not lines:
+        return None
+    name, _, message = lines[-1].partition(": ")
+    return name.rstrip(":"), message
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can say ``value`` without changing it."""
+    if isinstance(value, list):
+        return all(_is_json(item) for item in value)
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    if isinstance(value, float):
+        return value == value and abs(value) != float("inf")
+    return value is None or type(value) in (str, int, bool)

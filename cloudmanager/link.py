@@ -1,0 +1,98 @@
+"""A caller's link to the server: the one place of the library that opens a socket.
+
+People's threads write to the socket themselves; a thread of the link's own reads from it
+and settles what they wait for. What is said stands in exchange.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Final
+from urllib.parse import urlsplit
+
+from .config import DEFAULT_TCP_PORT, Address
+from .errors import ServerUnreachable
+from .exchange import Exchange
+
+CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
+READ_BYTES: Final = 256 * 1024
+
+
+class Link:
+    """One open WebSocket to the server. From any thread.
+
+    Args:
+        address: the server, and the token that opens it.
+
+    Raises:
+        ServerUnreachable: nobody answers there, or it is no Cloudmanager server.
+        NotAllowed: the server does not know the token.
+        VersionMismatch: it speaks another version of the protocol.
+    """
+
+    def __init__(self, address: Address) -> None:
+        try:
+            self._socket, host = _dial(address.url)
+        except (OSError, ValueError) as error:
+            raise ServerUnreachable(address.url, address.source, _reason(error)) from error
+        self._writing = threading.Lock()
+        self.exchange = Exchange(address, host, self._send)
+        self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
+        self._send(self.exchange.handshake())
+        self._reader.start()
+        self.exchange.opened.result()
+        self._socket.settimeout(None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the link is gone; it never comes back, another has to be made."""
+        return self.exchange.closed
+
+    def close(self) -> None:
+        """Hang up and wait for the link's thread; what runs goes on on the boards."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(CONNECT_SECONDS)
+
+    def _send(self, data: bytes) -> None:
+        """Write; a link that breaks here is noticed by the reading thread."""
+        with self._writing, contextlib.suppress(OSError):
+            self._socket.sendall(data)
+
+    def _read(self) -> None:
+        reason = "it hung up"
+        try:
+            while (data := self._socket.recv(READ_BYTES)) and self.exchange.feed(data):
+                pass
+        except OSError as error:
+            reason = _reason(error)
+        finally:
+            self.exchange.lose(reason)
+            self._socket.close()
+
+
+def _dial(url: str) -> tuple[socket.socket, str]:
+    """Return a connected socket and what the Host header says."""
+    parts = urlsplit(url if "//" in url else "//" + url)
+    host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
+    sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if parts.scheme in ("https", "wss"):
+        import ssl  # only here: its import takes 20 ms
+
+        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+    return sock, parts.netloc
+
+
+def _reason(error: Exception) -> str:
+    """Say in words why the link is not there."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, socket.gaierror):
+        return "that name has no address"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__

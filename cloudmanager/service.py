@@ -1,0 +1,110 @@
+"""Start and stop the local server's process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import config
+from .errors import CloudmanagerError
+
+START_SECONDS = 15.0  # a start takes half a second; a busy machine may take a few
+STOP_SECONDS = 10.0
+
+
+class ServiceError(CloudmanagerError):
+    """The local server cannot be started or stopped; the message says why."""
+
+    hint = "The server's own log is `server.log` in its folder, see `mbm server-status`."
+
+
+class Started(NamedTuple):
+    """What a start found or made."""
+
+    url: str
+    already: bool  # whether the server ran before
+
+
+def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PORT) -> Started:
+    """Start the local server in the background, unless it runs; return when it answers.
+
+    Raises:
+        ServiceError: it did not start: the TCP port is taken, for example.
+    """
+    state = config.read_state(config.home())
+    if state is not None:
+        return Started(str(state["url"]), already=True)
+    command = [sys.executable, "-m", "cm_server", "--listen", host, "--port", str(tcp_port)]
+    with (config.make_home() / "server.err").open("wb") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C in this terminal is not meant for it
+            cwd="/",
+        )
+    return Started(_await_ready(process), already=False)
+
+
+def stop() -> str | None:
+    """Stop the local server; return the address that it had, None when none ran.
+
+    Raises:
+        ServiceError: it is still there after ``STOP_SECONDS``.
+    """
+    state = config.read_state(config.home())
+    if state is None:
+        return None
+    pid = int(state["pid"])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while config.read_state(config.home()) is not None:
+        if time.monotonic() > deadline:
+            raise ServiceError(f"the server (process {pid}) does not stop; `kill -9 {pid}` ends it")
+        time.sleep(0.02)
+    return str(state["url"])
+
+
+def log_file() -> Path:
+    """Return where the local server writes its log."""
+    return config.home() / "server.log"
+
+
+def _await_ready(process: subprocess.Popen[bytes]) -> str:
+    """Return the address that the new process says it listens on."""
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        ready, _, _ = select.select([pipe], [], [], START_SECONDS)
+        said = _read_line(pipe.readline()) if ready else {}
+    if "url" not in said:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+        raise ServiceError(str(said.get("error") or _last_words()))
+    return str(said["url"])
+
+
+def _read_line(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _last_words() -> str:
+    with contextlib.suppress(OSError):
+        lines = (config.home() / "server.err").read_text(errors="replace").strip().splitlines()
+        if lines:
+            return f"the server did not start: {lines[-1]}"
+    return f"the server did not answer within {START_SECONDS:g} s"

@@ -1,0 +1,77 @@
+"""Plain-text tables, the fleet's first of all; no I/O. What boards said is cleaned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .text import clean
+
+#: A wider cell is cut, so that no board can push the others out of sight.
+MAX_CELL: Final = 40
+HEADS: Final = ("name", "state", "platform", "MicroPython", "free heap", "connected since")
+
+
+def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return one row of text for each board, as ``HEADS`` names the columns."""
+    labelled = [
+        (
+            str(board["name"]),
+            _state(board),
+            str(board.get("platform") or "-"),
+            str(board.get("version") or "-"),
+            _size(board.get("heap")) if board.get("connected_since") else "-",
+            _since(board),
+        )
+        for board in boards
+    ]
+    return [tuple(_short(cell) for cell in row) for row in labelled]
+
+
+def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
+    """Return the fleet as a table; one sentence where there is no board."""
+    if not boards:
+        return "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
+    return table(HEADS, fleet_rows(boards))
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns under their heads, without trailing blanks."""
+    widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
+    lines = [heads, ["─" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a span as people say it: 8 s, 5 min, 3 h, 2 days."""
+    for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"
+
+
+def _state(board: Mapping[str, Any]) -> str:
+    queued = board.get("queued") or 0
+    return f"{board['state']}, {queued} queued" if queued else str(board["state"])
+
+
+def _since(board: Mapping[str, Any]) -> str:
+    since, seen = board.get("connected_since"), board.get("last_seen")
+    if since:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        return f"{stamp} ({duration(time.time() - since)})"
+    return f"last seen {duration(time.time() - seen)} ago" if seen else "never"
+
+
+def _size(size_bytes: Any) -> str:
+    return f"{size_bytes / 1024:.1f} KB" if isinstance(size_bytes, int) else "-"
+
+
+def _short(cell: str) -> str:
+    text = clean(cell).replace("\n", " ").replace("\t", " ")
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"

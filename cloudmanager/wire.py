@@ -1,0 +1,272 @@
+"""Messages of the protocol <-> bytes; no sockets, no clock, no loop.
+
+docs/protocol.md is the description, this the host's half of it. What a board may send
+in each state of its link is ``FROM_BOARD``; anything else closes the link::
+
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT──▶ open
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from .errors import PeerWireError
+
+PROTOCOL: Final = 1  # raised with every change that an older peer cannot ignore
+
+# A board's link (docs/protocol.md, "who are you" and "work").
+HELLO: Final = 0x01
+CHALLENGE: Final = 0x02
+PROOF: Final = 0x03
+WELCOME: Final = 0x04
+EXEC: Final = 0x10
+MORE: Final = 0x11
+INTERRUPT: Final = 0x12
+ANSWER: Final = 0x13
+OUTPUT: Final = 0x20
+VALUE: Final = 0x21
+RESULT: Final = 0x22
+INPUT: Final = 0x23
+
+# A caller's link.
+REQUEST: Final = 0x40
+REPLY: Final = 0x41
+SUBMIT: Final = 0x42
+ACCEPTED: Final = 0x43
+EVENTS: Final = 0x44
+STARTED: Final = 0x45
+ENDED: Final = 0x46
+TRUNCATED: Final = 0x47
+
+AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
+NOBODY: Final = 0x01  # ANSWER: nobody can answer
+CUT: Final = 0x10  # RESULT: the value was cut off
+
+#: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
+STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
+RUNNING: Final = STATUSES.index("running")
+
+NONCE_BYTES: Final = 16
+KEY_BYTES: Final = 32
+PROOF_BYTES: Final = 32  # HMAC-SHA256
+HEADER: Final = struct.Struct(">BBI")  # op, flags, job
+_EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
+_U16: Final = struct.Struct(">H")
+_U32: Final = struct.Struct(">I")
+
+ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's link
+
+#: What a board may send, by the state of its link.
+FROM_BOARD: Final = {
+    "new": frozenset((HELLO,)),
+    "challenged": frozenset((PROOF,)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT)),
+}
+
+
+class Message(NamedTuple):
+    """One message: ``payload`` is what follows the header."""
+
+    op: int
+    flags: int
+    job: int
+    payload: bytes
+
+
+def check_op(state: str, message: Message) -> None:
+    """Refuse a message that a board may not send in ``state``.
+
+    Raises:
+        PeerWireError: it has another op than the state allows.
+    """
+    if message.op not in FROM_BOARD[state]:
+        raise PeerWireError(f"a board whose link is {state} may not send op 0x{message.op:02x}")
+
+
+def pack(op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> bytes:
+    """Return a message's bytes."""
+    return HEADER.pack(op, flags, job) + payload
+
+
+def unpack(data: bytes) -> Message:
+    """Return the message that ``data`` holds.
+
+    Raises:
+        PeerWireError: it is shorter than a header.
+    """
+    if len(data) < HEADER.size:
+        raise PeerWireError("the message is shorter than its header")
+    op, flags, job = HEADER.unpack_from(data)
+    return Message(op, flags, job, data[HEADER.size :])
+
+
+def pack_json(op: int, body: Any, *, job: int = 0, flags: int = 0) -> bytes:
+    """Return a message whose payload is JSON."""
+    return pack(op, json.dumps(body, separators=(",", ":")).encode(), job=job, flags=flags)
+
+
+def read_json(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object in ``payload``.
+
+    Raises:
+        PeerWireError: it is no JSON object in UTF-8.
+    """
+    try:
+        body = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise PeerWireError("the message is not JSON") from error
+    if not isinstance(body, dict):
+        raise PeerWireError("the message is not a JSON object")
+    return body
+
+
+# Who are you
+
+
+def server_proof(key: bytes, nonces: bytes, board_id: str, body: bytes) -> bytes:
+    """Return the server's proof; ``nonces`` is the board's, then the server's."""
+    return hmac.digest(key, b"cm1 server" + nonces + board_id.encode() + body, hashlib.sha256)
+
+
+def board_proof(key: bytes, nonces: bytes, board_id: str, body: bytes) -> bytes:
+    """Return the board's proof over the JSON ``body`` of its PROOF."""
+    return hmac.digest(key, b"cm1 board" + nonces + board_id.encode() + body, hashlib.sha256)
+
+
+class Hello(NamedTuple):
+    """A board's first message."""
+
+    version: int
+    board_id: str
+    nonce: bytes
+
+
+def read_hello(message: Message) -> Hello:
+    """Return the HELLO in ``message``.
+
+    Raises:
+        PeerWireError: it is another message, or malformed.
+    """
+    check_op("new", message)
+    body = read_json(message.payload)
+    version, board_id, nonce = body.get("v"), body.get("id"), body.get("nonce")
+    if not (isinstance(version, int) and isinstance(board_id, str) and isinstance(nonce, str)):
+        raise PeerWireError("HELLO lacks v, id or nonce")
+    try:
+        raw = bytes.fromhex(nonce)
+    except ValueError:
+        raw = b""
+    if len(raw) != NONCE_BYTES or not 0 < len(board_id) <= 64 or not board_id.isascii():
+        raise PeerWireError("HELLO's id or nonce is malformed")
+    return Hello(version, board_id, raw)
+
+
+def pack_challenge(key: bytes, hello: Hello, nonce: bytes) -> bytes:
+    """Return the CHALLENGE that answers ``hello`` with the server's own ``nonce``."""
+    body = json.dumps({"v": PROTOCOL}).encode()
+    proof = server_proof(key, hello.nonce + nonce, hello.board_id, body)
+    return pack(CHALLENGE, nonce + proof + body)
+
+
+def check_proof(key: bytes, hello: Hello, nonce: bytes, message: Message) -> dict[str, Any] | None:
+    """Return PROOF's JSON where the board proved itself, None where it did not.
+
+    Raises:
+        PeerWireError: it is another message, or malformed.
+    """
+    check_op("challenged", message)
+    proof, body = message.payload[:PROOF_BYTES], message.payload[PROOF_BYTES:]
+    wanted = board_proof(key, hello.nonce + nonce, hello.board_id, body)
+    return read_json(body) if hmac.compare_digest(wanted, proof) else None
+
+
+# Work
+
+
+def exec_messages(
+    job: int, code: bytes, *, timeout_ms: int, awaits: bool, buffer_size: int
+) -> Iterator[bytes]:
+    """Yield the messages that bring a cell to a board whose buffer is ``buffer_size`` bytes."""
+    head = _EXEC.pack(timeout_ms, len(code))
+    room = buffer_size - HEADER.size - _EXEC.size
+    yield pack(EXEC, head + code[:room], job=job, flags=AWAITS if awaits else 0)
+    step = buffer_size - HEADER.size
+    for start in range(room, len(code), step):
+        yield pack(MORE, code[start : start + step], job=job)
+
+
+class Ending(NamedTuple):
+    """What a RESULT says: output is text's bytes, rest a value's repr or a traceback."""
+
+    status: str
+    output: bytes
+    rest: bytes
+    cut: bool
+
+
+def read_result(message: Message) -> Ending:
+    """Return what the RESULT in ``message`` says.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    status = message.flags & 0x0F
+    if len(message.payload) < _U16.size or status >= RUNNING:
+        raise PeerWireError("RESULT is malformed")
+    end = _U16.size + _U16.unpack_from(message.payload)[0]
+    if end > len(message.payload):
+        raise PeerWireError("RESULT's output is longer than RESULT")
+    output, rest = message.payload[_U16.size : end], message.payload[end:]
+    return Ending(STATUSES[status], output, rest, bool(message.flags & CUT))
+
+
+# Callers
+
+
+def pack_submit(ref: int, head: dict[str, Any], code: bytes) -> bytes:
+    """Return a SUBMIT: target and options as JSON, then the code's bytes untouched."""
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return pack(SUBMIT, _U32.pack(len(text)) + text + code, job=ref)
+
+
+def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
+    """Return head and code of the SUBMIT in ``message``.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) < _U32.size:
+        raise PeerWireError("SUBMIT is malformed")
+    end = _U32.size + _U32.unpack_from(message.payload)[0]
+    return read_json(message.payload[_U32.size : end]), message.payload[end:]
+
+
+def pack_events(messages: Iterable[bytes]) -> bytes:
+    """Return EVENTS: each message behind its length, so that many share a frame."""
+    parts = [HEADER.pack(EVENTS, 0, 0)]
+    for message in messages:
+        parts.append(_U32.pack(len(message)))
+        parts.append(message)
+    return b"".join(parts)
+
+
+def read_events(payload: bytes) -> Iterator[Message]:
+    """Yield the messages in the payload of EVENTS.
+
+    Raises:
+        PeerWireError: a length leads beyond the payload.
+    """
+    at = 0
+    while at < len(payload):
+        if at + _U32.size > len(payload):
+            raise PeerWireError("EVENTS is malformed")
+        start = at + _U32.size
+        at = start + int(_U32.unpack_from(payload, at)[0])
+        if at > len(payload):
+            raise PeerWireError("EVENTS is malformed")
+        yield unpack(payload[start:at])

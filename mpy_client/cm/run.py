@@ -1,0 +1,337 @@
+# Cells: runs what the server sends, streams its output and value, remembers how the last one ended.
+# Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
+# Cost: 0 bytes of .mpy, 0 bytes of heap with link.py (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
+import __main__
+import builtins
+import gc
+import os
+import sys
+from binascii import hexlify
+from micropython import const
+from struct import pack_into, unpack_from
+from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+
+from cm.link import Link
+
+_print = print  # as it was before a hook
+
+_IN = const(8)  # as in link.py
+_OUT = const(16)
+_SIDE = const(1408)
+_END = const(1400)  # where output ends: room behind it for what comes meanwhile
+_BUF = const(1528)  # the longest message that an idle board can take
+_TICK = const(20)  # ms: output older than this goes out
+_TAIL = const(256)  # bytes of an error that are remembered, and kept when its middle is cut out
+_MOST = const(1 << 20)  # bytes of a value's repr
+
+_EXEC = const(0x10)
+_MORE = const(0x11)
+_INTERRUPT = const(0x12)
+_ANSWER = const(0x13)
+_OUTPUT = const(0x20)
+_VALUE = const(0x21)
+_RESULT = const(0x22)
+_INPUT = const(0x23)
+
+_OK = const(0)
+_ERROR = const(1)
+_INTERRUPTED = const(2)
+_TIMEOUT = const(3)
+_RUNNING = const(4)
+
+
+# buf[_OUT:mark] is output that was not sent yet, buf[mark:pos] the text (value or error) that follows it.
+class Board(Link):
+    def __init__(self, config):
+        Link.__init__(self, config)
+        if hasattr(os, "dupterm"):
+            from cm.console import Port
+        else:
+            from cm.unix import Port
+        self.parts = ["run"]
+        self.boot = hexlify(os.urandom(8)).decode()
+        self.last = None  # how the last job ended: [job, status, error, dropped]
+        self.code = self.rest_of = None  # a cell on its way, and where its next bytes go
+        self.patience = 60000  # ms that a cell may run without a link
+        self.reserve = bytearray(1024)  # let go when memory is full, so that the next cell can make room
+        self.stop = _OK  # why the cell shall end
+        self.failed = self.asking = self.dirty = False
+        self.pos = self.mark = _OUT
+        self.flushed = 0
+        self.deadline = self.value = self.answer = None
+        self.port = Port(self)
+
+    # What PROOF tells: facts and how the last job ended.
+    def about(self):
+        gc.collect()
+        us = sys.implementation
+        last = self.last
+        if last:
+            text = "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in last[2]])
+            last = {"job": hexlify(last[0]).decode(), "status": last[1], "error": text, "dropped": last[3]}
+        return {
+            "boot": self.boot,
+            "buf": _BUF,
+            "parts": self.parts,
+            "facts": {
+                "platform": sys.platform,
+                "version": ".".join([str(v) for v in us.version[:3]]),
+                "mpy": getattr(us, "_mpy", 0) & 0xFFFF,
+                "machine": getattr(us, "_machine", ""),
+                "client": "0.1",
+                "heap": gc.mem_free(),
+            },
+            "last": last,
+        }
+
+    # Gathers b: output goes before the text that is there, text behind it.
+    def put(self, b, out):
+        n = len(b)
+        if out and not self.sock:
+            self.last[3] += n
+            return
+        i = 0
+        while i < n:
+            if self.pos >= _END:
+                self.full()
+            pos = self.pos
+            k = min(n - i, _END - pos)
+            c = b if k == n else memoryview(b)[i : i + k]
+            i += k
+            if out:
+                mark = self.mark
+                if mark != pos:
+                    self.mv[mark + k : pos + k] = self.mv[mark:pos]
+                self.mv[mark : mark + k] = c
+                self.mark = mark + k
+            else:
+                self.mv[pos : pos + k] = c
+            self.pos = pos + k
+
+    # Sends buf[a:b], or does without: a lost link must not disturb a cell.
+    def tell(self, op, a, b, flags=0):
+        if self.sock:
+            try:
+                self.send(op, a, b, flags)
+            except Exception:
+                self.drop()
+        if op == _OUTPUT and not self.sock:
+            self.last[3] += b - a
+
+    # Sends the gathered output; text moves to its place.
+    def flush(self):
+        self.flushed = ticks_ms()
+        mark = self.mark
+        if mark > _OUT:
+            self.tell(_OUTPUT, _OUT, mark)
+            n = self.pos - mark
+            if n:
+                self.mv[_OUT : _OUT + n] = self.mv[mark : mark + n]
+            self.mark = _OUT
+            self.pos = _OUT + n
+
+    # Makes room. A value goes out in pieces, but for the two bytes that may be its end;
+    # an error loses its middle.
+    def full(self):
+        if self.mark > _OUT:
+            self.flush()
+            return
+        if self.failed:
+            a = _OUT + 700
+            self.mv[a : a + 5] = b"\n...\n"
+            a += 5
+            keep = _TAIL
+        else:
+            end = self.pos - 2
+            self.sent += end - _OUT
+            if self.sent > _MOST:
+                end -= self.sent - _MOST
+            self.tell(_VALUE, _OUT, end)
+            if self.sent >= _MOST:
+                raise ValueError
+            a = _OUT
+            keep = 2
+        self.mv[a : a + keep] = self.mv[self.pos - keep : self.pos]
+        self.pos = a + keep
+
+    # Text of a value or of an error; the first piece of a value is the "(" of its tuple.
+    def text(self, b):
+        if self.sent < 0:
+            self.sent = 0
+        else:
+            self.put(b, False)
+
+    # What a busy board owes its link, done between two steps of the cell; gives the reason to end it, or 0.
+    def tick(self, at=_SIDE):
+        now = ticks_ms()
+        try:
+            if self.sock:
+                if self.mark > _OUT and ticks_diff(now, self.flushed) >= _TICK:
+                    self.flush()
+                while self.sock:
+                    n = self.recv(at)
+                    if not n:
+                        break
+                    if self.mv[at + 2 : at + 6] == self.job:
+                        self.heed(at, n)
+            elif ticks_diff(now, self.lost) > self.patience:
+                self.stop = _INTERRUPTED
+        except Exception:
+            self.drop()
+        if self.deadline is not None and not self.stop and ticks_diff(now, self.deadline) >= 0:
+            self.stop = _TIMEOUT
+        return self.stop
+
+    # A message for the job that runs.
+    def heed(self, at, n):
+        op = self.buf[at]
+        if op == _INTERRUPT:
+            self.stop = _INTERRUPTED
+        elif op == _ANSWER and self.asking:
+            self.answer = bytes(self.mv[at : at + n])
+
+    # Takes the value of a cell's last line, as __cm__.
+    def keep(self, value):
+        self.value = value
+
+    # A cell, or the beginning of a long one: all its memory is taken now.
+    def begin(self, n):
+        ms, size = unpack_from(">II", self.buf, _IN + 6)
+        self.awaits = self.buf[_IN + 1] & 1
+        self.ms = ms
+        self.job[:] = self.mv[_IN + 2 : _IN + 6]
+        self.last = [bytes(self.job), _RUNNING, b"", 0]
+        self.stop = _OK
+        self.code = self.rest_of = None
+        try:
+            if n - 14 == size:
+                self.code = bytes(self.mv[_IN + 14 : _IN + n])
+            else:
+                from uctypes import addressof, bytearray_at  # compile takes no bytearray
+
+                self.code = bytes(size)
+                self.rest_of = memoryview(bytearray_at(addressof(self.code), size))
+                self.more(14, n)
+                return
+        except (MemoryError, OverflowError):
+            pass
+        self.run()
+
+    # The code goes on; the last piece starts it.
+    def more(self, a, n):
+        n = min(n - a, len(self.rest_of))
+        self.rest_of[:n] = self.mv[_IN + a : _IN + a + n]
+        self.rest_of = self.rest_of[n:]
+        if not self.rest_of:
+            self.run()
+
+    def run(self):
+        port = self.port
+        names = __main__.__dict__
+        code = self.code
+        self.code = self.rest_of = self.value = error = None
+        self.mark = self.pos = _OUT
+        self.failed = False
+        self.sent = cut = 0
+        self.flushed = ticks_ms()
+        self.deadline = ticks_add(self.flushed, self.ms) if self.ms else None
+        names.pop("__cm__", None)
+        builtins.__cm__ = self.keep
+        port.begin()
+        try:
+            if self.stop:
+                raise KeyboardInterrupt
+            if code is None:
+                raise MemoryError
+            if hasattr(builtins, "compile"):
+                code = compile(code, "<cell>", "exec")
+            port.user(True)
+            exec(code, names)
+            if self.awaits:
+                from cm.loop import run
+
+                run(names.pop("__cm_cell__")())
+            if self.value is not None:
+                self.sent = -1
+                _print((self.value,), file=port.text, end="")
+                self.pos -= 2
+            port.user(False)
+            status = _OK
+        except BaseException as e:
+            port.user(False)
+            status = _ERROR
+            error = e
+        code = self.value = None
+        if self.sent >= _MOST:
+            self.pos = self.mark
+            status = _OK
+            cut = 16
+        elif error:
+            if isinstance(error, KeyboardInterrupt):
+                status = self.stop or _INTERRUPTED
+            elif isinstance(error, MemoryError):
+                self.reserve = None
+                gc.collect()
+            self.fail(error)
+        port.end()
+        last = self.last
+        last[1] = status
+        if error and not last[2]:
+            last[2] = bytes(self.mv[max(self.mark, self.pos - _TAIL) : self.pos])
+        pack_into(">H", self.buf, _OUT - 2, self.mark - _OUT)
+        self.tell(_RESULT, _OUT - 2, self.pos, status | cut)
+        self.dirty = True
+
+    # The traceback; it may call methods of the user's.
+    def fail(self, error):
+        port = self.port
+        self.pos = self.mark
+        self.failed = True
+        self.sent = 0
+        try:
+            port.user(True)
+            sys.print_exception(error, port.text)
+            port.user(False)
+        except BaseException:
+            port.user(False)
+            self.text(type(error).__name__.encode())
+
+    # Waits for the link, or for a time; tasks go on meanwhile.
+    def rest(self, ms):
+        if "asyncio" in sys.modules:
+            from cm import loop
+
+            if loop.busy():
+                return loop.rest(self.sock, ms)
+        if self.sock:
+            return self.wait(ms)
+        sleep_ms(ms)
+
+    # The next message, and its length.
+    def next(self):
+        while True:
+            n = self.recv()
+            if n:
+                return n
+            left = self.silence - ticks_diff(ticks_ms(), self.heard)
+            if left <= 0:
+                raise OSError(1006)
+            if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
+                self.dirty = False
+                gc.collect()
+                if not self.reserve:
+                    self.reserve = bytearray(1024)
+
+    # Does what the server says, until the link ends.
+    def serve(self):
+        while self.sock:
+            n = self.next()
+            op = self.buf[_IN]
+            if op == _EXEC:
+                self.begin(n)
+            elif self.rest_of and self.mv[_IN + 2 : _IN + 6] == self.job:
+                if op == _MORE:
+                    self.more(6, n)
+                elif op == _INTERRUPT:
+                    self.stop = _INTERRUPTED
+                    self.run()

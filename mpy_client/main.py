@@ -1,0 +1,3 @@
+from cm import link
+
+link.start()

@@ -1,0 +1,1 @@
+"""The Cloudmanager service: the one network endpoint of a fleet."""

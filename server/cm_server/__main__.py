@@ -1,0 +1,5 @@
+"""``python -m cm_server``: run the service in the foreground."""
+
+from .app import main
+
+main()

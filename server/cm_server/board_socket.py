@@ -1,0 +1,147 @@
+"""``/board``: a board's link, from its hello to its end (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import RequestHandler
+
+from cloudmanager import frames, wire
+
+from . import auth
+from .registry import MAX_BUFFER, MIN_BUFFER, Board
+from .websocket import Link, upgrade
+
+if TYPE_CHECKING:
+    from .app import Server
+
+log = logging.getLogger("cm_server")
+
+MAX_MESSAGE = 64 * 1024  # bytes that a board may send in one message
+GREETING_SECONDS = 10.0  # a link that has not proven itself by then is closed
+NOT_PROVEN, WRONG_VERSION, REPLACED = 4001, 4002, 4003
+
+
+class BoardSocket(RequestHandler):
+    """One board's WebSocket."""
+
+    def initialize(self, server: Server) -> None:
+        """Take the server that it belongs to."""
+        self._server = server
+
+    async def get(self) -> None:
+        """Upgrade, greet, then serve until the link ends."""
+        link = upgrade(self, MAX_MESSAGE)
+        if link is not None:
+            await BoardConversation(self._server, link).run()
+
+
+class BoardConversation:
+    """What is said on one board's link."""
+
+    def __init__(self, server: Server, link: Link) -> None:
+        self._server = server
+        self._link = link
+        self._on_message = self._on_hello
+        self._board: Board | None = None
+        self._hello: wire.Hello | None = None
+        self._nonce = b""
+        self._heard = time.monotonic()
+        link.heard = self._note_life  # type: ignore[method-assign]
+
+    async def run(self) -> None:
+        """Serve the link until it ends."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(GREETING_SECONDS, self._refuse, NOT_PROVEN, "too slow")
+        beat = loop.call_later(self._server.beat, self._beat)
+        try:
+            await self._link.serve(lambda data: self._on_message(data))
+        finally:
+            deadline.cancel()
+            beat.cancel()
+            if self._board is not None:
+                self._server.dispatch.on_link_gone(self._board, self._link)
+
+    def _refuse(self, code: int, reason: str) -> None:
+        if self._board is None:
+            log.warning("%s was refused as a board: %s", self._link.peer, reason)
+            self._link.close(code, reason)
+
+    def _on_hello(self, data: bytes) -> None:
+        hello = wire.read_hello(wire.unpack(data))
+        if hello.version != wire.PROTOCOL:
+            self._refuse(WRONG_VERSION, f"protocol {hello.version} is not spoken here")
+            return
+        board = self._server.registry.by_id.get(hello.board_id)
+        self._hello, self._nonce = hello, auth.new_nonce()
+        key = board.key if board else auth.new_key()  # a stranger learns no ids
+        self._link.send(wire.pack_challenge(key, hello, self._nonce))
+        self._on_message = self._on_proof
+
+    def _on_proof(self, data: bytes) -> None:
+        assert self._hello is not None
+        board = self._server.registry.by_id.get(self._hello.board_id)
+        key = board.key if board else auth.new_key()
+        body = wire.check_proof(key, self._hello, self._nonce, wire.unpack(data))
+        if board is None or body is None:
+            self._refuse(NOT_PROVEN, "not proven")
+        else:
+            self._open(board, body)
+
+    def _open(self, board: Board, body: dict[str, Any]) -> None:
+        """Take in a board that proved itself; the newest link wins."""
+        server, dispatch = self._server, self._server.dispatch
+        if board.link is not None:
+            log.warning("%s dialled in again: its older link is closed", board.name)
+            old = board.link
+            dispatch.on_link_gone(board, old)
+            old.close(REPLACED, "a newer link took over")
+        facts, boot = _facts(body), str(body.get("boot", ""))[:64]
+        same_boot = bool(boot) and boot == board.told.get("boot")
+        server.store.saw_board(board.id, {**facts, "boot": boot})
+        board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
+        self._board = board
+        self._on_message = lambda data: dispatch.on_message(board, data)
+        welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
+        self._link.send(wire.pack_json(wire.WELCOME, welcome))
+        last = body.get("last")
+        dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
+        log.info("%s is here, from %s", board.name, self._link.peer)
+
+    def _note_life(self) -> None:
+        self._heard = time.monotonic()
+
+    def _beat(self) -> None:
+        """Ping; an idle board that stayed silent for two beats is gone."""
+        board = self._board
+        silent = time.monotonic() - self._heard
+        idle = board is None or board.current is None
+        if idle and silent > 2 * self._server.beat:
+            log.warning(
+                "%s fell silent: its link is closed", board.name if board else self._link.peer
+            )
+            self._link.close(frames.GOING_AWAY, "silent")
+            return
+        self._link.ping()
+        asyncio.get_running_loop().call_later(self._server.beat, self._beat)
+
+
+def _buffer_size(body: dict[str, Any]) -> int:
+    size = body.get("buf")
+    return min(max(size, MIN_BUFFER), MAX_BUFFER) if isinstance(size, int) else MIN_BUFFER
+
+
+def _facts(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that the server knows by name, bounded; a board may say anything."""
+    told = body.get("facts")
+    facts: dict[str, Any] = {}
+    if isinstance(told, dict):
+        for name in ("platform", "version", "machine", "client"):
+            facts[name] = str(told.get(name, ""))[:128]
+        for name in ("mpy", "heap"):
+            value = told.get(name)
+            facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
+    return facts

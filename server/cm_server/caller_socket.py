@@ -1,0 +1,189 @@
+"""``/caller``: the link of a person's program (docs/protocol.md, "Caller link")."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import RequestHandler
+
+from cloudmanager import wire
+from cloudmanager.errors import CloudmanagerError, PeerWireError, ServerError
+from cloudmanager.targets import parse
+
+from . import verbs
+from .auth import Caller, find_caller
+from .dispatch import Cell, Job
+from .websocket import Link, upgrade
+
+if TYPE_CHECKING:
+    from .app import Server
+
+log = logging.getLogger("cm_server")
+
+MAX_MESSAGE = 16 * 1024 * 1024  # bytes that a caller may send in one message
+#: Output in bytes that may wait for a slow caller; what comes on top is left out.
+MAX_WAITING = 1024 * 1024
+ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
+MAX_TIMEOUT = 7 * 86400  # seconds
+
+
+class CallerSocket(RequestHandler):
+    """One caller's WebSocket."""
+
+    def initialize(self, server: Server) -> None:
+        """Take the server that it belongs to."""
+        self._server = server
+
+    async def get(self) -> None:
+        """Check token and version, upgrade, then serve until the link ends."""
+        caller = find_caller(self.request.headers.get("Authorization"), self._server.tokens)
+        if caller is None:
+            log.warning("%s was refused as a caller: wrong token", self.request.remote_ip)
+            self.set_status(401)
+            self.finish("The token is not known here.\n")
+            return
+        self.set_header("Cm-Protocol", str(wire.PROTOCOL))
+        if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
+            self.set_status(409, "Other Protocol Version")
+            self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
+            return
+        link = upgrade(self, MAX_MESSAGE)
+        if link is not None:
+            await CallerConversation(self._server, caller, link).run()
+
+
+class CallerConversation:
+    """What is said on one caller's link.
+
+    A write costs more than all that is done here for a message, so messages share frames:
+    that a cell was accepted waits a moment for its first answer, and what many boards say
+    leaves at the end of the loop's turn. While the caller has not read the last frame,
+    they wait; output beyond ``MAX_WAITING`` is left out and the caller is told so. How
+    jobs end is never left out.
+    """
+
+    def __init__(self, server: Server, caller: Caller, link: Link) -> None:
+        self.answers = False
+        self._server = server
+        self._caller = caller
+        self._link = link
+        self._outbox: list[bytes] = []
+        self._waiting = 0  # bytes in the outbox
+        self._flushing: asyncio.Handle | None = None
+        self._truncated: set[int] = set()
+        self._open = 0  # jobs that have not ended
+
+    async def run(self) -> None:
+        """Serve the link until it ends."""
+        self._server.callers.add(self)
+        try:
+            await self._link.serve(self._on_message)
+        finally:
+            self._server.callers.discard(self)
+            self._server.dispatch.forget(self)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, say why, and hang up."""
+        self._flush()
+        self._link.close(code, reason)
+
+    # From the caller
+
+    def _on_message(self, data: bytes) -> None:
+        message = wire.unpack(data)
+        if message.op == wire.SUBMIT:
+            self._reply_to(message, self._submit)
+        elif message.op == wire.REQUEST:
+            self._reply_to(message, self._request)
+        elif message.op == wire.ANSWER:
+            job = self._server.dispatch.jobs.get(message.job)
+            if job is not None and job.watcher is self:
+                nobody = bool(message.flags & wire.NOBODY)
+                self._server.dispatch.answer(job, message.payload, nobody=nobody)
+        else:
+            raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
+
+    def _reply_to(self, message: wire.Message, act: Any) -> None:
+        """Do what is asked; what goes wrong is the reply."""
+        try:
+            act(message)
+        except PeerWireError:
+            raise
+        except CloudmanagerError as error:
+            self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
+
+    def _request(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        verbs.check_role(self._caller, str(body.get("verb")))
+        reply = verbs.answer(self._server, body)
+        self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+
+    def _submit(self, message: wire.Message) -> None:
+        head, code = wire.read_submit(message)
+        verbs.check_role(self._caller, "submit")
+        cell = Cell(code, _timeout(head), bool(head.get("awaits")))
+        self.answers = bool(head.get("answers"))
+        resolution = parse(str(head.get("target", ""))).resolve(self._server.registry.by_name)
+        boards = [self._server.registry.by_name[name] for name in resolution.names]
+        jobs = self._server.dispatch.submit(boards, cell, self._caller.name, self)
+        accepted = {
+            "jobs": [[job.id, job.board.name] for job in jobs],
+            "left_out": list(resolution.left_out),
+            "queued": [job.id for job in jobs if _must_wait(job)],
+        }
+        self._open += len(jobs)
+        self._outbox.append(wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
+        self._flush_later(asyncio.get_running_loop().call_later(ACCEPT_SECONDS, self._flush))
+        self._server.dispatch.launch(jobs)
+
+    # To the caller
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Put one message about a job into the outbox."""
+        if droppable and self._waiting > MAX_WAITING:
+            job = wire.HEADER.unpack_from(message)[2]
+            if job not in self._truncated:
+                self._truncated.add(job)
+                self._outbox.append(wire.pack(wire.TRUNCATED, job=job))
+            return
+        self._outbox.append(message)
+        self._waiting += len(message)
+        self._open -= message[0] in wire.ENDINGS
+        if self._open:
+            self._flush_later(asyncio.get_running_loop().call_soon(self._flush))
+        else:
+            self._flush()
+
+    def _flush_later(self, handle: asyncio.Handle) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._flushing = handle
+
+    def _flush(self) -> None:
+        """Send the outbox as one frame; the next one leaves when it has been read."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        if not self._outbox or self._link.writing:
+            return
+        messages, self._outbox = self._outbox, []
+        self._waiting = 0
+        self._truncated.clear()
+        sent = self._link.send(wire.pack_events(messages))
+        if sent is not None and not sent.done():
+            sent.add_done_callback(lambda _: self._flush())
+
+
+def _must_wait(job: Job) -> bool:
+    return job.board.link is not None and (job.board.current is not None or bool(job.board.queue))
+
+
+def _timeout(head: dict[str, Any]) -> float | None:
+    value = head.get("timeout")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value <= MAX_TIMEOUT:
+        raise ServerError("a timeout is a number of seconds above 0 and at most a week")
+    return float(value)

@@ -1,0 +1,128 @@
+"""What callers may ask, and with which role: the table ``VERBS``. No sockets, no SQL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
+from cloudmanager.targets import check_label, check_name, natural_key, parse
+
+from .auth import Caller
+from .registry import Board
+
+if TYPE_CHECKING:
+    from .app import Server
+
+#: Roles, each with the rights of those before it.
+ROLES = ("viewer", "operator", "admin")
+MAX_ENROL = 10_000  # boards enrolled by one request
+
+
+class Verb(NamedTuple):
+    """One thing that callers may ask for."""
+
+    role: str
+    act: Callable[[Server, dict[str, Any]], Any]
+
+
+def check_role(caller: Caller, verb: str) -> None:
+    """Refuse what the caller's role does not cover.
+
+    Raises:
+        NotAllowed: the role is too low.
+        ServerError: there is no such verb.
+    """
+    needed = "operator" if verb == "submit" else VERBS[verb].role if verb in VERBS else None
+    if needed is None:
+        raise ServerError(f"it knows no request called {verb[:64]!r}")
+    if ROLES.index(caller.role) < ROLES.index(needed):
+        raise NotAllowed(needed)
+
+
+def answer(server: Server, body: dict[str, Any]) -> Any:
+    """Do what ``body`` asks and return the reply, which is JSON."""
+    return VERBS[str(body["verb"])].act(server, body)
+
+
+def pack_error(error: CloudmanagerError) -> dict[str, Any]:
+    """Return an error as it crosses to the caller, who raises the same one."""
+    return {"error": type(error).__name__, "args": list(error.args)}
+
+
+def _status(server: Server, _: dict[str, Any]) -> dict[str, Any]:
+    boards = server.registry.by_name.values()
+    return {
+        "version": server.version,
+        "address": server.address,
+        "uptime": time.time() - server.started,
+        "boards": len(boards),
+        "online": sum(board.online for board in boards),
+        "busy": sum(board.state == "busy" for board in boards),
+        "callers": len(server.callers),
+        "pid": server.pid,
+    }
+
+
+def _boards(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
+    return [board.describe() for board in _choose(server, body)]
+
+
+def _label(server: Server, body: dict[str, Any]) -> list[str]:
+    changes = body.get("labels")
+    if not isinstance(changes, dict) or not changes:
+        raise ServerError("labels are given as key=value")
+    for key, value in changes.items():
+        check_label(str(key), str(value or "x"))  # an empty value takes the label away
+    boards = _choose(server, body)
+    for board in boards:
+        merged = {**board.labels, **{str(key): str(value) for key, value in changes.items()}}
+        board.labels = {key: value for key, value in merged.items() if value}
+    server.store.set_labels({board.id: dict(board.labels) for board in boards})
+    return [board.name for board in boards]
+
+
+def _interrupt(server: Server, body: dict[str, Any]) -> int:
+    jobs = server.dispatch.jobs
+    found = [jobs[number] for number in _numbers(body) if number in jobs]
+    for job in found:
+        server.dispatch.interrupt(job)
+    return len(found)
+
+
+def _enrol(server: Server, body: dict[str, Any]) -> list[dict[str, str]]:
+    """Give each name an identity and a fresh key; its old key opens nothing any more."""
+    names = body.get("names")
+    if not isinstance(names, list) or not 0 < len(names) <= MAX_ENROL:
+        raise ServerError(f"1 to {MAX_ENROL} names are enrolled at once")
+    for name in names:
+        check_name(name)
+        board = server.registry.by_name.get(name)
+        if board is not None and board.online:
+            raise ServerError(f"a board called {name} is connected already; choose another name")
+    return server.enrol([str(name) for name in dict.fromkeys(names)])
+
+
+def _choose(server: Server, body: dict[str, Any]) -> list[Board]:
+    """Return the boards of a request's target; without one, every enrolled board."""
+    boards = server.registry.by_name
+    if body.get("target") is None:
+        return sorted(boards.values(), key=lambda board: natural_key(board.name))
+    return [boards[name] for name in parse(str(body["target"])).resolve(boards).names]
+
+
+def _numbers(body: dict[str, Any]) -> list[int]:
+    numbers = body.get("jobs")
+    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+        raise ServerError("jobs are given as a list of numbers")
+    return numbers
+
+
+VERBS = {
+    "status": Verb("viewer", _status),
+    "boards": Verb("viewer", _boards),
+    "label": Verb("operator", _label),
+    "interrupt": Verb("operator", _interrupt),
+    "enrol": Verb("admin", _enrol),
+}

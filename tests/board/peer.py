@@ -1,0 +1,222 @@
+"""A small strict server: the `websockets` library, speaking docs/protocol.md from the other side.
+
+It runs in a thread of its own, so that tests are plain functions which block.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import struct
+import threading
+from dataclasses import dataclass, field
+
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
+EXEC, MORE, INTERRUPT, ANSWER = 0x10, 0x11, 0x12, 0x13
+OUTPUT, VALUE, RESULT, INPUT = 0x20, 0x21, 0x22, 0x23
+OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
+
+
+def message(op, job, payload=b"", flags=0):
+    return struct.pack(">BB4s", op, flags, job) + payload
+
+
+@dataclass(repr=False)
+class Job:
+    """What came back for one cell, as it comes."""
+
+    number: bytes
+    output: bytes = b""
+    value: bytes = b""
+    error: str = ""
+    status: int | None = None
+    cut: bool = False
+    messages: int = 0
+    prompts: list = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __repr__(self):
+        return f"Job(status={self.status}, output={self.output[-80:]}, error={self.error[-300:]!r})"
+
+    def until(self, true, timeout=10):
+        with self.changed:
+            assert self.changed.wait_for(lambda: true(self), timeout), self
+        return self
+
+    def wait(self, timeout=10):
+        return self.until(lambda job: job.status is not None, timeout)
+
+
+class Link:
+    """One board's link, after its proof."""
+
+    def __init__(self, peer, socket, told):
+        self.peer, self.socket, self.told = peer, socket, told
+        self.jobs = {}
+        self.closed = threading.Event()
+
+    def send(self, data):
+        self.peer.call(self.socket.send(data))
+
+    def submit(self, code, timeout_ms=0, awaits=False, number=None):
+        code = code.encode() if isinstance(code, str) else code
+        job = Job(number or os.urandom(4))
+        self.jobs[job.number] = job
+        room = self.told["buf"] - 14
+        head = struct.pack(">II", timeout_ms, len(code))
+        self.send(message(EXEC, job.number, head + code[:room], int(awaits)))
+        room += 8
+        for at in range(room - 8, len(code), room):
+            self.send(message(MORE, job.number, code[at : at + room]))
+        return job
+
+    def run(self, code, timeout=10, **more):
+        return self.submit(code, **more).wait(timeout)
+
+    def interrupt(self, job):
+        self.send(message(INTERRUPT, job.number))
+
+    def answer(self, job, text, flags=0):
+        self.send(message(ANSWER, job.number, text.encode(), flags))
+
+    def cut(self):
+        """Break the TCP link without a word."""
+        self.peer.loop.call_soon_threadsafe(self.socket.transport.abort)
+
+    def close(self, code=1001):
+        self.peer.call(self.socket.close(code))
+
+    async def listen(self):
+        try:
+            async for data in self.socket:
+                self.take(data)
+        except ConnectionClosed:
+            pass
+        self.closed.set()
+
+    def take(self, data):
+        assert isinstance(data, bytes), "only binary messages"
+        op, flags, number = struct.unpack_from(">BB4s", data)
+        job, payload = self.jobs[number], data[6:]
+        with job.changed:
+            job.messages += 1
+            if op == OUTPUT:
+                job.output += payload
+            elif op == VALUE:
+                job.value += payload
+            elif op == INPUT:
+                job.prompts.append(payload.decode())
+            elif op == RESULT:
+                (n,) = struct.unpack_from(">H", payload)
+                job.output += payload[2 : 2 + n]
+                if flags & 15 == OK:
+                    job.value += payload[2 + n :]
+                else:
+                    job.value, job.error = b"", payload[2 + n :].decode()
+                job.cut = bool(flags & 16)
+                job.status = flags & 15
+            else:
+                raise AssertionError(op)
+            job.changed.notify_all()
+
+
+class Peer:
+    """The server: knows boards by id, keeps their newest links."""
+
+    def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False):
+        self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
+        self.links, self.seen, self.refused = {}, [], []
+        self.changed = threading.Condition()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.tcp_port = 0
+        self.open()
+
+    def call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def open(self):
+        async def start():
+            return await serve(
+                self.meet,
+                "127.0.0.1",
+                self.tcp_port,
+                compression=None,
+                max_size=65536,
+                ping_interval=None,
+            )
+
+        self.server = self.call(start())
+        self.tcp_port = self.server.sockets[0].getsockname()[1]
+
+    def shut(self):
+        """Go away as a server that is stopped."""
+
+        async def end():
+            self.server.close()
+            await self.server.wait_closed()
+
+        self.call(end())
+        with self.changed:
+            self.links.clear()
+
+    def stop(self):
+        self.shut()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+    async def meet(self, socket):
+        try:
+            link = await self.prove(socket)
+        except ConnectionClosed as error:
+            link = None
+            with self.changed:
+                self.refused.append(error.rcvd.code if error.rcvd else 1006)
+                self.changed.notify_all()
+        if link:
+            await link.listen()
+
+    async def prove(self, socket):
+        assert socket.request.path == "/board"
+        hello = await socket.recv()
+        assert hello[:6] == message(HELLO, bytes(4))
+        said = json.loads(hello[6:])
+        key, name = self.keys[said["id"]], said["id"].encode()
+        ours, theirs = os.urandom(16), bytes.fromhex(said["nonce"])
+        assert said["v"] == 1
+        assert len(theirs) == 16
+
+        def proof(who, text):
+            data = b"cm1 " + who + theirs + ours + name + text
+            return hmac.new(key, data, hashlib.sha256).digest()
+
+        mac = os.urandom(32) if self.lie else proof(b"server", b'{"v":1}')
+        await socket.send(message(CHALLENGE, bytes(4), ours + mac + b'{"v":1}'))
+        reply = await socket.recv()
+        assert reply[0] == PROOF
+        if not hmac.compare_digest(reply[6:38], proof(b"board", reply[38:])):
+            await socket.close(4001)
+            return None
+        link = Link(self, socket, json.loads(reply[38:]))
+        welcome = {"name": said["id"], "beat": self.beat, "spread": self.spread}
+        await socket.send(message(WELCOME, bytes(4), json.dumps(welcome).encode()))
+        with self.changed:
+            self.links[said["id"]] = link
+            self.seen.append(said["id"])
+            self.changed.notify_all()
+        return link
+
+    def until(self, true, timeout=10):
+        with self.changed:
+            assert self.changed.wait_for(lambda: true(self), timeout)
+
+    def link(self, name, after=None, timeout=10):
+        """The link of a board, once it is there; a newer one than `after`."""
+        self.until(lambda peer: peer.links.get(name, after) is not after, timeout)
+        return self.links[name]

@@ -1,0 +1,144 @@
+"""The frame holds: what is packaged, mirrored, promised, and kept out of the repository."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {"cloudmanager": ROOT / "cloudmanager", "cm_server": ROOT / "server/cm_server"}
+#: Modules that use the standard library and each other, and nothing else (STYLE, "Finer rules").
+PURE = {
+    "cloudmanager.cells",
+    "cloudmanager.errors",
+    "cloudmanager.frames",
+    "cloudmanager.names",
+    "cloudmanager.targets",
+    "cloudmanager.text",
+    "cloudmanager.wire",
+    "cm_server.packages",
+}
+#: `__init__` has public names only, `__main__` one call: no behaviour of their own to test.
+NOT_MIRRORED = {"__init__", "__main__"}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Every module of the library and the server: (package, path)."""
+    return [(name, path) for name, folder in SOURCES.items() for path in folder.glob("*.py")]
+
+
+def tracked() -> list[Path]:
+    """The files that are, or would be, in the repository."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+
+
+def version() -> str:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config["metadata"]["version"]
+
+
+def test_every_module_has_a_test_file_of_its_own():
+    missing = [
+        f"tests/{package}/test_{path.stem}.py"
+        for package, path in modules()
+        if path.stem not in NOT_MIRRORED
+        and not (ROOT / f"tests/{package}/test_{path.stem}.py").exists()
+    ]
+    assert missing == []
+
+
+def test_pure_modules_import_the_standard_library_and_each_other_only():
+    foreign = {
+        f"{package}.{path.stem}": sorted(outside)
+        for package, path in modules()
+        if f"{package}.{path.stem}" in PURE and (outside := imported(package, path) - PURE)
+    }
+    assert foreign == {}
+
+
+def imported(package: str, path: Path) -> set[str]:
+    """The modules outside the standard library that `path` imports, in functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(filter(None, [package if node.level else "", node.module]))
+            inside = origin in SOURCES
+            found |= {f"{origin}.{alias.name}" for alias in node.names} if inside else {origin}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [
+        ("a path of this machine", rf"(?<![\w.:/-])(?:/root|/work|{re.escape(str(ROOT))})/\w"),
+        ("a package registry's host", r"(?:pypi|pythonhosted|npmjs|debian)\.(?:org|com)\b"),
+    ],
+)
+def test_no_tracked_file_names(what: str, pattern: str):
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in tracked()
+        if (match := re.search(pattern, path.read_text(encoding="utf-8", errors="replace")))
+    ]
+    assert found == [], what
+
+
+def test_changelog_speaks_of_the_version_first():
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert headings[0] == version()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without the network from what is tracked."""
+    source = tmp_path_factory.mktemp("source")
+    for path in tracked():
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    (built,) = folder.glob("cloudmanager-*.whl")
+    return built
+
+
+def pip(*args: str | Path) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *args]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    board = {f"cm_board/cm/{path.name}" for path in (ROOT / "mpy_client/cm").glob("*.py")}
+    server = {f"cm_server/{path.name}" for path in SOURCES["cm_server"].glob("*.py")}
+    assert board | server <= names
+    assert board
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
+    scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")
+    assert b"mbm = cloudmanager.cli:main" in scripts
+
+
+def test_installed_wheel_imports_and_finds_the_board_code(wheel: Path, tmp_path: Path):
+    pip("install", "--no-deps", "--no-index", "--target", tmp_path, wheel)
+    program = """
+import importlib.resources, cloudmanager, cm_server
+board = importlib.resources.files("cm_board")
+print(cloudmanager.__file__, cm_server.__file__, board / "cm", *(board / "cm").iterdir(), sep="\\n")
+"""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    found = ran.stdout.splitlines()
+    assert all(line.startswith(str(tmp_path)) for line in found)
+    assert {Path(line).name for line in found} >= {"link.py", "run.py"}
