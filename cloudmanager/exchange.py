@@ -13,7 +13,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, Final
 
 from . import errors, frames, wire
@@ -26,7 +25,7 @@ from .errors import (
     ServerUnreachable,
     VersionMismatch,
 )
-from .jobs import Job, JobGroup
+from .jobs import Job, JobGroup, Once
 
 MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
@@ -43,7 +42,7 @@ class Exchange:
     """
 
     def __init__(self, address: Address, host: str, send: Callable[[bytes], None]) -> None:
-        self.opened: Future[None] = Future()
+        self.opened: Once[None] = Once()
         self.closed = False
         self._address = address
         self._host = host
@@ -53,7 +52,7 @@ class Exchange:
         self._reader = frames.FrameReader(MAX_MESSAGE, masked=False)
         self._refs = itertools.count(1)
         self._ending = threading.Lock()  # nothing is added once the link is lost
-        self._replies: dict[int, Future[Any]] = {}
+        self._replies: dict[int, Once[Any]] = {}
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
 
@@ -84,16 +83,16 @@ class Exchange:
         else:
             self._send(frames.encode(message, mask=True))
 
-    def request(self, verb: str, body: dict[str, Any]) -> Future[Any]:
-        """Ask for something that is not a cell (sends REQUEST); the future is the reply."""
-        ref, reply = next(self._refs), Future[Any]()
+    def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:
+        """Ask for something that is not a cell (sends REQUEST); what is returned becomes the reply."""
+        ref, reply = next(self._refs), Once[Any]()
         message = wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
         with self._ending:
             lost = self.closed
             if not lost:
                 self._replies[ref] = reply
         if lost:
-            reply.set_exception(self._unreachable("the link broke"))
+            reply.fail(self._unreachable("the link broke"))
         else:
             self._send(frames.encode(message, mask=True))
         return reply
@@ -112,12 +111,12 @@ class Exchange:
     def feed(self, data: bytes) -> bool:
         """Take bytes from the server; return whether the link is to be kept."""
         try:
-            if not self.opened.done():
+            if not self.opened.done:
                 data = self._read_head(data)
             return all(self._on_frame(frame) for frame in self._reader.feed(data))
         except CloudmanagerError as error:
-            if not self.opened.done():
-                self.opened.set_exception(error)
+            if not self.opened.done:
+                self.opened.fail(error)
             return False
 
     def lose(self, reason: str = "it hung up") -> None:
@@ -125,10 +124,10 @@ class Exchange:
         with self._ending:
             self.closed = True
         error = self._unreachable(reason)
-        if not self.opened.done():
-            self.opened.set_exception(error)
+        if not self.opened.done:
+            self.opened.fail(error)
         for reply in self._replies.values():
-            reply.set_exception(error)
+            reply.fail(error)
         for group in self._groups.values():
             group.refuse(error)
         for group, job in self._jobs.values():
@@ -155,7 +154,7 @@ class Exchange:
         accepted = headers.get("sec-websocket-accept") == frames.accept_key(self._key)
         if status != 101 or not accepted:
             raise self._unreachable("what answers there is no Cloudmanager server")
-        self.opened.set_result(None)
+        self.opened.set(None)
         return rest
 
     def _on_frame(self, frame: frames.Frame) -> bool:
@@ -193,9 +192,9 @@ class Exchange:
         if group is not None:
             group.refuse(error or ServerError("it answered with something else"))
         elif reply is not None and error is not None:
-            reply.set_exception(error)
+            reply.fail(error)
         elif reply is not None:
-            reply.set_result(body.get("reply"))
+            reply.set(body.get("reply"))
 
 
 def _read_error(body: dict[str, Any]) -> CloudmanagerError:

@@ -71,7 +71,7 @@ class Fleet:
         Raises:
             CloudmanagerError: no server, or it refused.
         """
-        return self._open().exchange.request(verb, body).result()
+        return self._open().exchange.request(verb, body).get()
 
     def submit(
         self,
@@ -136,7 +136,7 @@ class Boards:
         group = self._fleet.submit(
             self.target, code, timeout=timeout, listen=listen, answers=answers
         )
-        group.accepted.result()
+        group.accepted.get()
         return group
 
     def run(self, code: str, *, timeout: float | None = None) -> Results:

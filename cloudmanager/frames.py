@@ -25,9 +25,14 @@ PONG: Final = 0xA
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
+NOT_SPOKEN: Final = 1003
+NO_CODE: Final = 1005  # never sent: it stands for a close frame that names none
+BAD_TEXT: Final = 1007
 TOO_BIG: Final = 1009
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_TEXT: Final = 0x1
+_CONTROL: Final = 0x8  # bit of the opcodes of control frames
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
 _SHORT_MAX: Final = 125  # longest length that fits in the second byte
@@ -76,12 +81,12 @@ def encode(payload: bytes, opcode: int = BINARY, *, mask: bool = False) -> bytes
 def encode_close(code: int, reason: str = "", *, mask: bool = False) -> bytes:
     """Return a close frame; the reason is cut to what a control frame holds."""
     text = reason.encode()[: _SHORT_MAX - 2].decode(errors="ignore").encode()
-    return encode(_LEN16.pack(code) + text, CLOSE, mask=mask)
+    return encode(b"" if code == NO_CODE else _LEN16.pack(code) + text, CLOSE, mask=mask)
 
 
 def close_code(payload: bytes) -> int:
     """Return the code of a close frame's payload; 1005 when it names none."""
-    return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else 1005
+    return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else NO_CODE
 
 
 class FrameReader:
@@ -115,6 +120,8 @@ class FrameReader:
                 if self._masked:
                     payload = _unmask(payload, buffer[key_at:body_at])
                 start = end
+                if opcode == CLOSE:
+                    _check_close(payload)
                 yield Frame(opcode, payload)
         finally:
             del buffer[:start]
@@ -127,11 +134,13 @@ class FrameReader:
         opcode, size = self._check(buffer[at], buffer[at + 1])
         key_at = at + 2
         if size > _SHORT_MAX:
-            kind = _LEN16 if size == 126 else _LEN64
+            kind, fits = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
             key_at += kind.size
             if have < key_at - at:
                 return None
             size = int(kind.unpack_from(buffer, at + 2)[0])
+            if size <= fits:
+                raise FrameError("a length is not in its shortest form")
         if size > self.max_size:
             raise FrameError(f"a message of {size} bytes is too long", TOO_BIG)
         body_at = key_at + 4 if self._masked else key_at
@@ -142,13 +151,29 @@ class FrameReader:
         opcode, size = first & 0x0F, second & 0x7F
         if first & 0x70:
             raise FrameError("reserved bits are set")
-        if not first & _FIN or opcode not in (BINARY, CLOSE, PING, PONG):
-            raise FrameError(f"opcode {opcode} or a fragment is not spoken here", 1003)
         if bool(second & _MASKED) is not self._masked:
             raise FrameError("a client must mask and a server must not")
-        if opcode != BINARY and size > _SHORT_MAX:
-            raise FrameError("a control frame is too long")
+        if opcode not in (BINARY, CLOSE, PING, PONG):
+            code = NOT_SPOKEN if opcode == _TEXT else PROTOCOL_ERROR
+            raise FrameError(f"opcode {opcode} is not spoken here", code)
+        if opcode & _CONTROL and (size > _SHORT_MAX or not first & _FIN):
+            raise FrameError("a control frame is too long or a fragment")
+        if not first & _FIN:
+            raise FrameError("fragments are not spoken here", NOT_SPOKEN)
         return opcode, size
+
+
+def _check_close(payload: bytes) -> None:
+    """Refuse a close frame that RFC 6455 does not know (5.5.1, 7.4, and 5.6 on its text)."""
+    code = close_code(payload)
+    if len(payload) == 1 or not (
+        code in range(3000, 5000) or code in range(1000, 1015) and code not in (1004, 1006)
+    ):
+        raise FrameError("a close frame is malformed")
+    try:
+        payload[2:].decode()
+    except UnicodeDecodeError:
+        raise FrameError("a close frame's reason is not UTF-8", BAD_TEXT) from None
 
 
 def _unmask(payload: bytes, key: bytes | bytearray) -> bytes:

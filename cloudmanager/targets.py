@@ -26,9 +26,10 @@ from typing import Protocol
 
 from .errors import NoSuchBoard, TargetError
 from .names import FACT_NAMES as FACT_NAMES
-from .names import MAX_NAMES, check_legal, check_word, expand
+from .names import MAX_NAMES as MAX_NAMES
 from .names import NAME_PATTERN as NAME_PATTERN
 from .names import check_label as check_label
+from .names import check_legal, check_word, expand
 from .names import check_name as check_name
 from .text import fold as fold
 from .text import natural_key as natural_key
@@ -216,7 +217,7 @@ def _cut(text: str) -> Iterator[tuple[str, int, int]]:
     for found in _SIGNS.finditer(text):
         char, at = found[0], found.start()
         if char in "(){}":
-            hint = "Write ranges in [ ]; `&` reaches back to the last `,` and `!` to the start."
+            hint = "Ranges are written in [ ]; in a value, `?` stands for any character."
             raise TargetError(f"{char!r} means nothing in a target.", text, at, hint)
         if (char == "[") == (opened >= 0) and char in "[]":
             why = "A bracket in a bracket." if char == "[" else "This bracket was never opened."

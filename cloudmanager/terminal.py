@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from .jobs import STOP_SECONDS, Event, JobGroup, Results
-from .show import View, printable
+from .show import KEPT, View, printable
 from .text import clean
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ def can_answer() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def follow(group: JobGroup, out: TextIO | None = None) -> Results:
+def follow(
+    group: JobGroup, out: TextIO | None = None, *, failures: str = "show", kept: str = KEPT
+) -> Results:
     """Show what a cell does until all boards are done; return the results.
 
     One board's output is written as it comes. Several boards' is a live region in a terminal,
@@ -34,13 +36,15 @@ def follow(group: JobGroup, out: TextIO | None = None) -> Results:
     Args:
         group: what was submitted, with ``listen=True``.
         out: where to write; standard output when not given.
+        failures: as ``View`` takes it.
+        kept: likewise.
 
     Raises:
         KeyboardInterrupt: after the boards were interrupted and their outcomes shown.
         CloudmanagerError: the server refused the cell. A board's failure is not raised.
     """
     out = out or sys.stdout
-    view = View(group)
+    view = View(group, failures=failures, kept=kept)
     if len(group.jobs) == 1:
         screen: _Stream | _Region = _Stream(view, out)
     else:
@@ -90,6 +94,7 @@ def _pump(group: JobGroup, view: View, draw: Any, ask: Any) -> None:
 def _stop(group: JobGroup, view: View, draw: Any) -> None:
     """Interrupt the boards and take their outcomes, for a short while."""
     group.interrupt()
+    view.failures = "show"  # it is not the boards' errors that are raised now
     deadline = time.monotonic() + STOP_SECONDS
     for event in group.events(TICK):
         if event is not None:

@@ -38,6 +38,7 @@ _SIZE = 32
 _TICK = 0.02  # seconds: how old output may get; short cells end before we look
 _AGAIN = 0.25  # seconds until a cell that swallowed its interrupt gets the next
 _ORPHAN = 1.0  # seconds between looks at a cell whose link is gone
+_LOST = 2.0  # seconds after which a call that did not come is made again
 _QUIET = 10  # ticks without work until we sleep
 _LOG_BYTES = 256 * 1024  # of a board's log; then it starts anew
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
@@ -120,8 +121,9 @@ class Watcher:
 
     def _call(self) -> None:
         """Let the board's main thread run note, also if it sleeps in a system call."""
-        self._called = time.monotonic()
-        if not self.box[_NOTED]:
+        now = time.monotonic()
+        if not self.box[_NOTED] or now - self._called > _LOST:
+            self._called = now
             self.box[_NOTED] = 1
             note = struct.unpack_from("<q", self.box, _NOTE)[0]
             if not self._schedule(note, _NONE):  # its queue is full: the next tick
@@ -141,13 +143,18 @@ class Watcher:
             self._shot = now
         if self.box[_FIRE] == 2 and now - self._shot < _AGAIN:
             return
-        self.box[_SHOT] = 1  # first this, then the look: the board does it the other way round
-        if self.box[_USER]:
-            self._interrupt()
-            self.box[_FIRE] = 2
-            self._shot = now
-        self.box[_SHOT] = 0
-        signal.pthread_kill(self._main, signal.SIGUSR1)
+        for _ in range(5):
+            self.box[_SHOT] = 1  # first this, then the look: the board does it the other way round
+            hit = self.box[_USER]
+            if hit:
+                self._interrupt()
+                self.box[_FIRE] = 2
+                self._shot = now
+            self.box[_SHOT] = 0
+            signal.pthread_kill(self._main, signal.SIGUSR1)
+            if hit or self.box[_FIRE] != 1:
+                break
+            time.sleep(0.0005)
 
 
 def _keep_log(path: Path) -> None:

@@ -58,6 +58,9 @@ HEADER: Final = struct.Struct(">BBI")  # op, flags, job
 _EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
+_to_json: Final = json.JSONEncoder(
+    separators=(",", ":")
+).encode  # made once: it is used for each cell
 
 ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's link
 
@@ -107,7 +110,7 @@ def unpack(data: bytes) -> Message:
 
 def pack_json(op: int, body: Any, *, job: int = 0, flags: int = 0) -> bytes:
     """Return a message whose payload is JSON."""
-    return pack(op, json.dumps(body, separators=(",", ":")).encode(), job=job, flags=flags)
+    return pack(op, _to_json(body).encode(), job=job, flags=flags)
 
 
 def read_json(payload: bytes) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def read_hello(message: Message) -> Hello:
 
 def pack_challenge(key: bytes, hello: Hello, nonce: bytes) -> bytes:
     """Return the CHALLENGE that answers ``hello`` with the server's own ``nonce``."""
-    body = json.dumps({"v": PROTOCOL}).encode()
+    body = _to_json({"v": PROTOCOL}).encode()
     proof = server_proof(key, hello.nonce + nonce, hello.board_id, body)
     return pack(CHALLENGE, nonce + proof + body)
 
@@ -230,7 +233,7 @@ def read_result(message: Message) -> Ending:
 
 def pack_submit(ref: int, head: dict[str, Any], code: bytes) -> bytes:
     """Return a SUBMIT: target and options as JSON, then the code's bytes untouched."""
-    text = json.dumps(head, separators=(",", ":")).encode()
+    text = _to_json(head).encode()
     return pack(SUBMIT, _U32.pack(len(text)) + text + code, job=ref)
 
 

@@ -1,0 +1,27 @@
+"""Cells on boards, in a notebook: ``%load_ext cm_magics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .magics import BoardMagics, fleet, hang_up
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["BoardMagics", "fleet", "load_ipython_extension", "unload_ipython_extension"]
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics, their completion and how results look."""
+    magics = BoardMagics(shell)
+    shell.register_magics(magics)
+    magics.plug_in()
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take everything back; boards go on with what they run."""
+    magics = shell.magics_manager.registry.pop(BoardMagics.__name__, None)
+    if isinstance(magics, BoardMagics):
+        magics.unplug()
+    hang_up()

@@ -1,39 +1,19 @@
-# The link to the server: dials, proves both ends, frames messages (RFC 6455), redials for ever.
+# The link to the server: frames messages (RFC 6455), redials for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
 # Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
 import gc
-import hashlib
 import json
 import os
 import select
-import socket
-from binascii import b2a_base64, hexlify, unhexlify
 from micropython import const
 from struct import pack_into
-from time import sleep_ms, ticks_diff, ticks_ms
+from time import ticks_ms
 
 _BUF = const(1536)  # bytes: the one buffer, for what comes and for what goes
 _IN = const(8)  # where an idle board reads: room before it for the head of a pong
 _OUT = const(16)  # where output starts: room before it for all heads
 _SIDE = const(1408)  # where a busy board reads, behind the output that it gathers
 _STALL = const(5000)  # ms without progress in the middle of a frame: the link is lost
-_PATIENCE = const(10000)  # ms for each step of dialling
-
-_HELLO = const(0x01)
-_CHALLENGE = const(0x02)
-_PROOF = const(0x03)
-_WELCOME = const(0x04)
-
-_ACCEPT = b"sec-websocket-accept:"
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-
-
-# HMAC-SHA256 of the parts; keys have 32 bytes.
-def _mac(key, *parts):
-    inner = hashlib.sha256(bytes([b ^ 0x36 for b in key]) + b"\x36" * 32)
-    for part in parts:
-        inner.update(part)
-    return hashlib.sha256(bytes([b ^ 0x5C for b in key]) + b"\x5c" * 32 + inner.digest()).digest()
 
 
 class Link:
@@ -66,7 +46,7 @@ class Link:
             self.lost = ticks_ms()
 
     # Reads n bytes to the start of view, all of them. A short read is the exception.
-    def _fill(self, view, n):
+    def fill(self, view, n):
         got = self.io.readinto(view, n) or 0
         while got < n:
             if not self.wait(_STALL):
@@ -77,7 +57,7 @@ class Link:
             got += more or 0
 
     # Writes buf[a:b] without allocating; gives up when nothing moves.
-    def _write(self, a, b):
+    def write(self, a, b):
         while a < b:
             n = self.io.write(self.buf, a, b - a)
             if n:
@@ -94,18 +74,13 @@ class Link:
         else:
             a -= 8
             pack_into(">BBHI", self.buf, a, op, 0xFE, n, 0)
-        self._write(a, b)
+        self.write(a, b)
 
     # Sends buf[a:b] as one message of the current job.
     def send(self, op, a, b, flags=0):
         a -= 6
         pack_into(">BB4s", self.buf, a, op, flags, self.job)
         self.frame(0x82, a, b)
-
-    def say(self, op, data):
-        end = _OUT + len(data)
-        self.mv[_OUT:end] = data
-        self.send(op, _OUT, end)
 
     # Closes the WebSocket with a code of RFC 6455, 7.4, and leaves.
     def refuse(self, code, at):
@@ -124,12 +99,12 @@ class Link:
             if n == 0:
                 raise OSError(1006)
             if n == 1:
-                self._fill(view[1:], 1)
+                self.fill(view[1:], 1)
             self.heard = ticks_ms()
             op = view[0]
             n = view[1]
             if n == 126 and op == 0x82:
-                self._fill(view, 2)
+                self.fill(view, 2)
                 n = view[0] << 8 | view[1]
             elif n > 125:
                 self.refuse(1009 if n == 127 else 1002, at)
@@ -137,12 +112,12 @@ class Link:
                 if at != _SIDE:
                     self.refuse(1009, at)
                 while n > 128:
-                    self._fill(view, 128)
+                    self.fill(view, 128)
                     n -= 128
-                self._fill(view, n)
+                self.fill(view, n)
                 continue
             if n:
-                self._fill(view, n)
+                self.fill(view, n)
             if op == 0x82:
                 if n < 6:
                     self.refuse(1002, at)
@@ -156,74 +131,6 @@ class Link:
             elif op != 0x8A:
                 self.refuse(1002, at)
 
-    # The next message of the handshake; it must be this one.
-    def _hear(self, op):
-        since = ticks_ms()
-        while ticks_diff(ticks_ms(), since) < _PATIENCE:
-            n = self.recv()
-            if n:
-                if self.buf[_IN] != op:
-                    self.refuse(1002, _IN)
-                return n + _IN
-            self.wait(1000)
-        raise OSError(1006)
-
-    def _upgrade(self):
-        config = self.config
-        key = b2a_base64(os.urandom(16)).strip()
-        text = (
-            b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
-        ) % (config["host"].encode(), config["tcp_port"], key)
-        n = len(text)
-        self.mv[:n] = text
-        self._write(0, n)
-        n = 0
-        while self.mv[max(n - 4, 0) : n] != b"\r\n\r\n":
-            self._fill(self.mv[n:], 1)
-            n += 1
-        text = bytes(self.mv[:n])
-        at = text.lower().find(_ACCEPT)
-        accept = text[at + len(_ACCEPT) :].split(b"\r\n", 1)[0].strip()
-        if text[:12] != b"HTTP/1.1 101" or accept != b2a_base64(hashlib.sha1(key + _GUID).digest()).strip():
-            raise OSError(1002)
-
-    def _prove(self):
-        key = unhexlify(self.config["key"])
-        name = self.config["id"].encode()
-        nonce = os.urandom(16)
-        self.job[:] = b"\0\0\0\0"
-        text = json.dumps({"v": 1, "id": self.config["id"], "nonce": hexlify(nonce).decode()})
-        self.say(_HELLO, text.encode())
-        end = self._hear(_CHALLENGE)
-        at = _IN + 6
-        head = nonce + self.mv[at : at + 16] + name
-        mac = _mac(key, b"cm1 server", head, self.mv[at + 48 : end])
-        wrong = end - at < 48
-        for i in range(32):
-            wrong |= mac[i] ^ self.buf[at + 16 + i]
-        if wrong:
-            self.refuse(1008, _IN)
-        text = json.dumps(self.about()).encode()
-        self.say(_PROOF, _mac(key, b"cm1 board", head, text) + text)
-        end = self._hear(_WELCOME)
-        told = json.loads(bytes(self.mv[at:end]))
-        self.silence = int(told["beat"] * 2500)
-        self.spread = int(told["spread"] * 1000)
-        self.tries = 0
-
-    # Connects and shakes hands; after it the link is open.
-    def dial(self):
-        place = socket.getaddrinfo(self.config["host"], self.config["tcp_port"], 0, socket.SOCK_STREAM)[0]
-        self.sock = self.io = socket.socket(place[0], place[1])
-        self.poll.register(self.sock, select.POLLIN)
-        self.sock.settimeout(_PATIENCE // 1000)
-        self.sock.connect(place[-1])
-        self.sock.setblocking(False)
-        self.port.tune(self.sock)
-        self._upgrade()
-        self._prove()
-
     # Full jitter: a random part of a span that doubles up to the spread.
     def pause(self):
         span = max(1, self.spread >> max(0, 2 - self.tries))
@@ -233,17 +140,19 @@ class Link:
 
 # Reads the settings and serves for ever.
 def start():
+    from cm.dial import dial
     from cm.run import Board
 
     with open("/cm.json") as file:
         board = Board(json.load(file))
+    ms = 0
     while True:
         try:
-            board.dial()
+            board.rest(ms)
+            dial(board)
             board.serve()
-        except Exception as e:  # no link error may end the client; the server sees it redial
-            board.drop()
+        except Exception as e:  # nothing may end the client; the server sees it dial again
             import sys; sys.print_exception(e)
-            del e
+        board.drop()
         gc.collect()
-        board.rest(board.pause())
+        ms = board.pause()

@@ -19,9 +19,10 @@ _IN = const(8)  # as in link.py
 _OUT = const(16)
 _SIDE = const(1408)
 _END = const(1400)  # where output ends: room behind it for what comes meanwhile
-_BUF = const(1528)  # the longest message that an idle board can take
+
 _TICK = const(20)  # ms: output older than this goes out
 _TAIL = const(256)  # bytes of an error that are remembered, and kept when its middle is cut out
+_RESERVE = const(2048)  # bytes: enough to compile a short cell
 _MOST = const(1 << 20)  # bytes of a value's repr
 
 _EXEC = const(0x10)
@@ -49,40 +50,18 @@ class Board(Link):
         else:
             from cm.unix import Port
         self.parts = ["run"]
+        self.room = 1528  # the longest message that an idle board can take
         self.boot = hexlify(os.urandom(8)).decode()
         self.last = None  # how the last job ended: [job, status, error, dropped]
         self.code = self.rest_of = None  # a cell on its way, and where its next bytes go
         self.patience = 60000  # ms that a cell may run without a link
-        self.reserve = bytearray(1024)  # let go when memory is full, so that the next cell can make room
+        self.reserve = bytearray(_RESERVE)  # let go when memory is full, so that the next cell can make room
         self.stop = _OK  # why the cell shall end
         self.failed = self.asking = self.dirty = False
         self.pos = self.mark = _OUT
         self.flushed = 0
         self.deadline = self.value = self.answer = None
         self.port = Port(self)
-
-    # What PROOF tells: facts and how the last job ended.
-    def about(self):
-        gc.collect()
-        us = sys.implementation
-        last = self.last
-        if last:
-            text = "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in last[2]])
-            last = {"job": hexlify(last[0]).decode(), "status": last[1], "error": text, "dropped": last[3]}
-        return {
-            "boot": self.boot,
-            "buf": _BUF,
-            "parts": self.parts,
-            "facts": {
-                "platform": sys.platform,
-                "version": ".".join([str(v) for v in us.version[:3]]),
-                "mpy": getattr(us, "_mpy", 0) & 0xFFFF,
-                "machine": getattr(us, "_machine", ""),
-                "client": "0.1",
-                "heap": gc.mem_free(),
-            },
-            "last": last,
-        }
 
     # Gathers b: output goes before the text that is there, text behind it.
     def put(self, b, out):
@@ -113,7 +92,7 @@ class Board(Link):
         if self.sock:
             try:
                 self.send(op, a, b, flags)
-            except Exception:
+            except BaseException:  # a frame that is half written cannot be taken back
                 self.drop()
         if op == _OUTPUT and not self.sock:
             self.last[3] += b - a
@@ -176,7 +155,7 @@ class Board(Link):
                         self.heed(at, n)
             elif ticks_diff(now, self.lost) > self.patience:
                 self.stop = _INTERRUPTED
-        except Exception:
+        except BaseException:
             self.drop()
         if self.deadline is not None and not self.stop and ticks_diff(now, self.deadline) >= 0:
             self.stop = _TIMEOUT
@@ -299,10 +278,13 @@ class Board(Link):
     # Waits for the link, or for a time; tasks go on meanwhile.
     def rest(self, ms):
         if "asyncio" in sys.modules:
-            from cm import loop
+            try:
+                from cm import loop
 
-            if loop.busy():
-                return loop.rest(self.sock, ms)
+                if loop.busy():
+                    return loop.rest(self.sock, ms)
+            except Exception:  # no loop.mpy, or the user's code took asyncio apart
+                pass
         if self.sock:
             return self.wait(ms)
         sleep_ms(ms)
@@ -319,8 +301,8 @@ class Board(Link):
             if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
                 self.dirty = False
                 gc.collect()
-                if not self.reserve:
-                    self.reserve = bytearray(1024)
+                if not self.reserve and gc.mem_free() > 4 * _RESERVE:
+                    self.reserve = bytearray(_RESERVE)
 
     # Does what the server says, until the link ends.
     def serve(self):

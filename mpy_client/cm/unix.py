@@ -92,19 +92,21 @@ class Port:
         box[_USER] = 1
         return fire
 
-    # A scheduled call, on the main thread, between two steps of the user's code.
+    # A scheduled call, on the main thread, between two steps of the user's code. No jump may
+    # follow back(): an interrupt that comes out in here is lost.
     def noted(self, _):
-        if box[_USER]:
-            try:
-                self.own()
-            except KeyboardInterrupt:  # it would be lost in here
-                box[_USER] = 0
-                box[_FIRE] = 0
-            self.look()
-            self.back(False)
-        else:
+        if not box[_USER]:
             box[_AGAIN] = 1
+            box[_NOTED] = 0
+            return
+        try:
+            self.own()
+        except KeyboardInterrupt:
+            box[_USER] = 0
+            box[_FIRE] = 0  # look sets it again
+        self.look()
         box[_NOTED] = 0
+        self.back(False)
 
     def print(self, *args, sep=" ", end="\n", file=None):
         if (file is not None and file is not sys.stdout) or not box[_USER]:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import logging.handlers
@@ -165,6 +166,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
         config.write_private(state, json.dumps({"url": server.address, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
         ready(server.address)
+        gc.freeze()  # what is there now stays: collections need not look at it
         try:
             await _stop_signal()
         finally:

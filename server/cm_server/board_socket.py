@@ -13,7 +13,7 @@ from cloudmanager import frames, wire
 
 from . import auth
 from .registry import MAX_BUFFER, MIN_BUFFER, Board
-from .websocket import Link, upgrade
+from .websocket import Link, accept
 
 if TYPE_CHECKING:
     from .app import Server
@@ -34,9 +34,10 @@ class BoardSocket(RequestHandler):
 
     async def get(self) -> None:
         """Upgrade, greet, then serve until the link ends."""
-        link = upgrade(self, MAX_MESSAGE)
-        if link is not None:
-            await BoardConversation(self._server, link).run()
+        link = Link(MAX_MESSAGE)
+        conversation = BoardConversation(self._server, link)
+        if await accept(self, link):
+            await conversation.run()
 
 
 class BoardConversation:
@@ -45,23 +46,23 @@ class BoardConversation:
     def __init__(self, server: Server, link: Link) -> None:
         self._server = server
         self._link = link
-        self._on_message = self._on_hello
+        link.on_message = self._on_hello
+        link.on_frame = self._note_life
         self._board: Board | None = None
         self._hello: wire.Hello | None = None
         self._nonce = b""
         self._heard = time.monotonic()
-        link.heard = self._note_life  # type: ignore[method-assign]
 
     async def run(self) -> None:
         """Serve the link until it ends."""
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(GREETING_SECONDS, self._refuse, NOT_PROVEN, "too slow")
-        beat = loop.call_later(self._server.beat, self._beat)
+        self._beat_timer = loop.call_later(self._server.beat, self._beat)
         try:
-            await self._link.serve(lambda data: self._on_message(data))
+            await self._link.ended()
         finally:
             deadline.cancel()
-            beat.cancel()
+            self._beat_timer.cancel()
             if self._board is not None:
                 self._server.dispatch.on_link_gone(self._board, self._link)
 
@@ -79,7 +80,7 @@ class BoardConversation:
         self._hello, self._nonce = hello, auth.new_nonce()
         key = board.key if board else auth.new_key()  # a stranger learns no ids
         self._link.send(wire.pack_challenge(key, hello, self._nonce))
-        self._on_message = self._on_proof
+        self._link.on_message = self._on_proof
 
     def _on_proof(self, data: bytes) -> None:
         assert self._hello is not None
@@ -104,7 +105,7 @@ class BoardConversation:
         server.store.saw_board(board.id, {**facts, "boot": boot})
         board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
         self._board = board
-        self._on_message = lambda data: dispatch.on_message(board, data)
+        self._link.on_message = lambda data: dispatch.on_message(board, data)
         welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
@@ -126,7 +127,8 @@ class BoardConversation:
             self._link.close(frames.GOING_AWAY, "silent")
             return
         self._link.ping()
-        asyncio.get_running_loop().call_later(self._server.beat, self._beat)
+        loop = asyncio.get_running_loop()
+        self._beat_timer = loop.call_later(self._server.beat, self._beat)
 
 
 def _buffer_size(body: dict[str, Any]) -> int:

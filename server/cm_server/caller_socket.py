@@ -14,8 +14,8 @@ from cloudmanager.targets import parse
 
 from . import verbs
 from .auth import Caller, find_caller
-from .dispatch import Cell, Job
-from .websocket import Link, upgrade
+from .dispatch import Cell
+from .websocket import Link, accept
 
 if TYPE_CHECKING:
     from .app import Server
@@ -49,9 +49,10 @@ class CallerSocket(RequestHandler):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
             return
-        link = upgrade(self, MAX_MESSAGE)
-        if link is not None:
-            await CallerConversation(self._server, caller, link).run()
+        link = Link(MAX_MESSAGE)
+        conversation = CallerConversation(self._server, caller, link)
+        if await accept(self, link):
+            await conversation.run()
 
 
 class CallerConversation:
@@ -69,9 +70,12 @@ class CallerConversation:
         self._server = server
         self._caller = caller
         self._link = link
+        link.on_message = self._on_message
+        link.on_drained = self._flush
         self._outbox: list[bytes] = []
         self._waiting = 0  # bytes in the outbox
-        self._flushing: asyncio.Handle | None = None
+        self._soon = False  # whether the outbox leaves at the end of this turn of the loop
+        self._timer: asyncio.TimerHandle | None = None  # else by then
         self._truncated: set[int] = set()
         self._open = 0  # jobs that have not ended
 
@@ -79,7 +83,7 @@ class CallerConversation:
         """Serve the link until it ends."""
         self._server.callers.add(self)
         try:
-            await self._link.serve(self._on_message)
+            await self._link.ended()
         finally:
             self._server.callers.discard(self)
             self._server.dispatch.forget(self)
@@ -128,15 +132,21 @@ class CallerConversation:
         resolution = parse(str(head.get("target", ""))).resolve(self._server.registry.by_name)
         boards = [self._server.registry.by_name[name] for name in resolution.names]
         jobs = self._server.dispatch.submit(boards, cell, self._caller.name, self)
+        self._open += len(jobs) + 1  # one more: nothing leaves before "accepted" does
+        place = len(self._outbox)
+        self._server.dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": list(resolution.left_out),
-            "queued": [job.id for job in jobs if _must_wait(job)],
+            "queued": [job.id for job in jobs if job.state == "queued"],
         }
-        self._open += len(jobs)
-        self._outbox.append(wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
-        self._flush_later(asyncio.get_running_loop().call_later(ACCEPT_SECONDS, self._flush))
-        self._server.dispatch.launch(jobs)
+        self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
+        self._open -= 1
+        if not self._open:
+            self._flush()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(ACCEPT_SECONDS, self._flush)
 
     # To the caller
 
@@ -151,33 +161,24 @@ class CallerConversation:
         self._outbox.append(message)
         self._waiting += len(message)
         self._open -= message[0] in wire.ENDINGS
-        if self._open:
-            self._flush_later(asyncio.get_running_loop().call_soon(self._flush))
-        else:
+        if not self._open:
             self._flush()
-
-    def _flush_later(self, handle: asyncio.Handle) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-        self._flushing = handle
+        elif not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send the outbox as one frame; the next one leaves when it has been read."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
+        self._soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._outbox or self._link.writing:
             return
         messages, self._outbox = self._outbox, []
         self._waiting = 0
         self._truncated.clear()
-        sent = self._link.send(wire.pack_events(messages))
-        if sent is not None and not sent.done():
-            sent.add_done_callback(lambda _: self._flush())
-
-
-def _must_wait(job: Job) -> bool:
-    return job.board.link is not None and (job.board.current is not None or bool(job.board.queue))
+        self._link.send(wire.pack_events(messages))
 
 
 def _timeout(head: dict[str, Any]) -> float | None:

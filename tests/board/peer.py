@@ -83,6 +83,14 @@ class Link:
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
 
+    def ping(self):
+        """How long the board takes to answer one."""
+
+        async def there_and_back():
+            return await (await self.socket.ping())
+
+        return self.peer.call(there_and_back())
+
     def cut(self):
         """Break the TCP link without a word."""
         self.peer.loop.call_soon_threadsafe(self.socket.transport.abort)

@@ -260,6 +260,7 @@ RUNS = [
         ["3"],
         {"A": None, "i": "2", "t": "3"},
     ),
+    ("\\\na = 1\n\\\nb = await asyncio.sleep(0)\n", [], {"a": "1", "b": "None"}),
     ("µ = 3\nawait asyncio.sleep(0)\nµ", ["3"], {"µ": "3"}),
 ]
 
@@ -347,29 +348,14 @@ def test_traceback_lines_never_raises(text):
     assert traceback_lines(text, AWAITING).count("\n") >= text.count("\n")
 
 
+# No backslash that begins a line: Python then takes another line's indentation than MicroPython.
 PIECES = st.sampled_from(
     [
         *("a", "b = 1", "é = 'ü'", "'''x\n y'''", 'f"""{a}\n{b}"""', "'a' \\\n 'b'", "(a,\n b)"),
         *("a;", "# c", "", "\f", "await a", "x = await a", "async with a as b: c = 1", "return"),
         *("import a.b", "from a import *", "def f(x=(y := 1)):\n\treturn [x]", "class C:\n  a = 1"),
-        *(
-            "if a:\n  b\nelse:\n  c",
-            "for i in a: b",
-            "[(z := i) for i in a]",
-            "*a, b",
-            "\r",
-            "((",
-            "\0",
-        ),
-        *(
-            "match a:\n case [b]: c",
-            "\\",
-            "'\ud800'",
-            "lambda: (yield)",
-            "del a",
-            "global a",
-            "  a",
-        ),
+        *("if a:\n  b\nelse:\n  c", "for i in a: b", "[(z := i) for i in a]", "*a, b", "\r"),
+        *("match a:\n case [b]: c", "\0", "((", "'\ud800'", "lambda: (yield)", "del a", " a"),
     ]
 )
 
@@ -385,5 +371,5 @@ def test_prepare_keeps_every_line_or_refuses(pieces, gap):
         return
     assert cell.code.count(b"\n") == lines + cell.offset
     assert (cell.source, cell.offset) == (text, 2 * cell.awaits)
-    code = compile(cell.code, "<cell>", "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
-    assert len(code.body) == 1 or not cell.awaits
+    travelling = ast.parse(cell.code)
+    assert len(travelling.body) == 1 or not cell.awaits

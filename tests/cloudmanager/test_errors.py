@@ -48,7 +48,7 @@ ONE_OF_EACH = [
     WireError("the header is short"),
     LocalWireError("the job's number is negative"),
     PeerWireError("the header is short"),
-    PackageError("no package is called loging"),
+    PackageError("no package is called logs"),
 ]
 
 

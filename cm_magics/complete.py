@@ -1,0 +1,47 @@
+"""Tab on a magic's line: names of boards, options, and what an option takes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from typing import Any
+
+from .line import option_choices, option_names, takes_value
+
+Completer = Callable[[Any, Any], "list[str]"]
+
+
+def completer(
+    names: Callable[[], list[str]], parser: ArgumentParser | None = None, *, code: bool = False
+) -> Completer:
+    """Make a hook for IPython's ``complete_command``.
+
+    Args:
+        names: returns the boards' names.
+        parser: knows the options; None where there are none.
+        code: whether code follows the target on the line, which Python completes.
+    """
+
+    def complete(_: Any, event: Any) -> list[str]:
+        before = event.text_until_cursor
+        before = before[: len(before) - len(event.symbol)] if event.symbol else before
+        words = before.split()[1:]
+        if parser is not None and words and takes_value(parser, words[-1]):
+            return option_choices(parser, words[-1])
+        if parser is not None and event.symbol.startswith("-"):
+            return option_names(parser)
+        if code and before.endswith((" ", "\t")) and _has_target(parser, words):
+            return []
+        return [*names(), "all"]
+
+    return complete
+
+
+def _has_target(parser: ArgumentParser | None, words: list[str]) -> bool:
+    """Whether a word is there that is no option and no option's value."""
+    of_option = False
+    for word in words:
+        if not of_option and not word.startswith("-"):
+            return not words[-1].endswith((",", "&", "!"))
+        of_option = not of_option and parser is not None and takes_value(parser, word)
+    return False

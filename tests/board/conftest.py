@@ -1,0 +1,55 @@
+"""Real boards (MicroPython's unix port) against a small strict server."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from cloudmanager.virtual import Identity, VirtualBoards
+
+from .peer import Peer
+
+
+class Lab(SimpleNamespace):
+    """Boards and the server that they dial; `lab.link()` is a board that has dialled in."""
+
+    def link(self, number=1, **more):
+        return self.peer.link(f"id-{number}", **more)
+
+    def log(self, number=1):
+        return (self.folder / f"lab-{number}" / "board.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def make_lab(tmp_path_factory):
+    ends = []
+
+    def make(count=1, *, start=True, keys=None, heap="128k", **peer):
+        identities = [Identity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
+        server = Peer(keys or {one.id: one.key for one in identities}, **peer)
+        ends.append(server.stop)
+        folder = tmp_path_factory.mktemp("boards")
+        address = ("127.0.0.1", server.tcp_port)
+        boards = VirtualBoards(identities, address, folder, heap=heap)
+        ends.append(boards.stop)
+        if start:
+            boards.start()
+        return Lab(peer=server, boards=boards, folder=folder, identities=identities)
+
+    yield make
+    for end in reversed(ends):
+        end()
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab):
+    """One board for all tests of a module: none of them may leave it unwell."""
+    return make_lab()
+
+
+@pytest.fixture
+def board(lab):
+    """Its link; afterwards the board must still run cells, by the same link."""
+    link = lab.link()
+    yield link
+    assert lab.link().run("__cm__((6 * 7))").value == b"42"

@@ -1,0 +1,287 @@
+"""Cells on a real board: output, values, errors, long ones, and what users do to a board."""
+
+import time
+
+import pytest
+
+from .peer import ERROR, INTERRUPTED, MORE, OK, message
+
+
+def test_short_cell_comes_back_as_one_message(board):
+    job = board.run("print('hello')\n__cm__((6 * 7))")
+    assert (job.status, job.output, job.value, job.messages) == (OK, b"hello\n", b"42", 1)
+
+
+def test_names_live_from_cell_to_cell_and_functions_see_them(board):
+    board.run("x = 1\ndef f():\n    return x")
+    board.run("x = 5")
+    assert board.run("__cm__((f(), __name__))").value == b"(5, '__main__')"
+
+
+@pytest.mark.parametrize(
+    ("expression", "shown"),
+    [
+        ("'a\\'b'", b'"a\'b"'),
+        ("(1,)", b"(1,)"),
+        ("()", b"()"),
+        ("b'(,)'", b"b'(,)'"),
+        ("None", b""),
+        ("''", b"''"),
+        ("0", b"0"),
+        ("'é'", b"'\\xe9'"),  # as MicroPython writes it
+        ("{'a': [1, 2.5]}", b"{'a': [1, 2.5]}"),
+    ],
+)
+def test_value_is_its_repr(board, expression, shown):
+    assert board.run(f"__cm__(({expression}))").value == shown
+
+
+def test_cell_without_value_has_none_even_after_one_with(board):
+    board.run("__cm__((1))")
+    assert board.run("y = 2").value == b""
+
+
+@pytest.mark.parametrize("length", [*range(1360, 1400), 2760, 5000])
+def test_value_of_any_length_arrives_whole(board, length):
+    job = board.run(f"__cm__(('v' * {length}))")
+    assert job.value == b"'" + b"v" * length + b"'"
+
+
+@pytest.mark.parametrize("length", [1360, 1383, 1384, 1385, 1400, 4200])
+def test_output_before_a_long_value_keeps_its_place(board, length):
+    job = board.run(f"print('o' * {length})\n__cm__(('v' * {length}))")
+    assert job.output == b"o" * length + b"\n"
+    assert job.value == b"'" + b"v" * length + b"'"
+
+
+def test_value_is_streamed_and_cut_at_a_mebibyte(board):
+    job = board.run("s = 'x' * 400\n__cm__(([s] * 3000))", timeout=20)
+    assert (job.status, job.cut, len(job.value)) == (OK, True, 1 << 20)
+    assert job.value.startswith(b"['xxx")
+
+
+def test_repr_that_raises_is_an_error_and_leaves_no_value(board):
+    code = "class R:\n    def __repr__(self):\n        raise ValueError('bad repr')\n"
+    job = board.run(code + "__cm__((['x' * 3000, R()]))")
+    assert (job.status, job.value) == (ERROR, b"")
+    assert job.error.endswith("ValueError: bad repr\n")
+
+
+def test_what_a_repr_prints_is_output(board):
+    code = "class R:\n    def __repr__(self):\n        print('in repr')\n        return 'R'\n"
+    job = board.run(code + "__cm__(([1, R(), 2]))")
+    assert (job.output, job.value) == (b"in repr\n", b"[1, R, 2]")
+
+
+def test_error_shows_the_cell_and_its_line(board):
+    job = board.run("x = 1\n\n1/0")
+    assert job.status == ERROR
+    assert job.error.startswith("Traceback (most recent call last):\n")
+    assert '  File "<cell>", line 3, in <module>\n' in job.error
+    assert job.error.endswith("ZeroDivisionError: divide by zero\n")
+
+
+def test_output_before_an_error_is_kept(board):
+    job = board.run("print('before')\nraise OSError(5)")
+    assert (job.output, job.status) == (b"before\n", ERROR)
+    assert "OSError" in job.error
+
+
+def test_long_output_before_an_error_is_kept(board):
+    job = board.run("print('b' * 1350)\ndef f():\n    raise OSError(5)\nf()")
+    assert job.output == b"b" * 1350 + b"\n"
+    assert job.error.startswith("Traceback")
+
+
+@pytest.mark.parametrize("code", ["x = ", "def", "  1", "x = '"])
+def test_syntax_error_is_an_error(board, code):
+    job = board.run(code)
+    assert job.status == ERROR
+    assert "SyntaxError" in job.error or "IndentationError" in job.error
+
+
+def test_deep_recursion_shows_beginning_and_end(board):
+    job = board.run("def f(n):\n    return f(n + 1)\nf(0)")
+    assert job.status == ERROR
+    assert job.error.startswith("Traceback (most recent call last):\n")
+    assert "\n...\n" in job.error
+    assert job.error.endswith("RuntimeError: maximum recursion depth exceeded\n")
+
+
+def test_huge_message_of_an_error_loses_its_middle(board):
+    job = board.run("raise ValueError('m' * 9000 + 'end')")
+    assert job.status == ERROR
+    assert "ValueError: mmm" in job.error
+    assert job.error.endswith("mend\n")
+
+
+def test_exception_whose_str_raises_still_names_itself(board):
+    code = "class E(Exception):\n    def __str__(self):\n        raise KeyError(1)\nraise E()"
+    job = board.run(code)
+    assert job.status == ERROR
+    assert "\nE" in job.error
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit", "import sys\nsys.exit(3)"])
+def test_system_exit_is_an_error_and_the_board_lives_on(board, code):
+    job = board.run(code)
+    assert job.status == ERROR
+    assert "SystemExit" in job.error
+
+
+def test_memory_error_is_an_error(board):
+    job = board.run("a = bytearray(10_000_000)")
+    assert job.status == ERROR
+    assert "MemoryError" in job.error
+
+
+def test_full_memory_can_be_freed_by_the_next_cell(board):
+    assert "MemoryError" in board.run("x = None\nwhile True:\n    x = [x]").error
+    assert board.run("x = None").status == OK
+    assert board.run("import gc\ngc.collect()\n__cm__((gc.mem_free() > 40000))").value == b"True"
+
+
+def test_long_cell_travels_in_chunks(board):
+    lines = "\n".join(f"v{n} = {n}" for n in range(700))
+    assert len(lines) > 3 * board.told["buf"]
+    assert board.run(f"{lines}\n__cm__((v0 + v699))").value == b"699"
+    board.run("for n in range(700):\n    del globals()['v%d' % n]")
+
+
+def test_cell_that_does_not_fit_is_a_memory_error_before_anything_runs(board):
+    job = board.submit("ran = 1\n" + "#" * 200_000)
+    assert "MemoryError" in job.wait().error
+    assert "NameError" in board.run("ran").error
+
+
+def test_interrupt_before_the_last_piece_ends_a_long_cell(board):
+    code = "ran = 1\n" + "#" * 5000
+    job = board.submit(code[:3000] + "#" * 0, number=b"long")
+    job.wait()
+    head = (5000).to_bytes(4, "big")
+    board.jobs[b"half"] = job = type(job)(b"half")
+    board.send(message(0x10, b"half", bytes(4) + head + b"ran = 2\n"))
+    board.send(message(MORE, b"else", b"#" * 100))
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+    assert board.run("__cm__((ran))").value == b"1"
+
+
+@pytest.mark.parametrize(
+    ("code", "output"),
+    [
+        ("print(1, 2, sep='-', end='!')", b"1-2!"),
+        ("print()", b"\n"),
+        ("import sys\nprint('x', file=sys.stdout)", b"x\n"),
+        ("print('x', file=None)", b"x\n"),
+        ("import io\nf = io.StringIO()\nprint('x', file=f)", b""),
+        ("print('é' * 3)", "ééé\n".encode()),
+        ("print('a' * 5000)", b"a" * 5000 + b"\n"),
+    ],
+)
+def test_print_is_captured(board, code, output):
+    job = board.run(code)
+    assert (job.status, job.output) == (OK, output)
+
+
+def test_modules_print_through_the_same_hook(board):
+    board.run("with open('talks.py', 'w') as f:\n    f.write('print(\"hi from module\")')")
+    assert board.run("import talks").output == b"hi from module\n"
+
+
+def test_many_lines_arrive_in_order_and_whole(board):
+    job = board.run("for n in range(3000):\n    print('line', n)", timeout=20)
+    assert job.output == b"".join(b"line %d\n" % n for n in range(3000))
+
+
+def test_output_of_a_long_list_is_whole(board):
+    assert board.run("print(list(range(1000)))").output.decode() == f"{list(range(1000))}\n"
+
+
+def test_output_is_live(board):
+    job = board.submit("import time\nprint('one')\ntime.sleep(0.5)\nprint('two')\ntime.sleep(0.5)")
+    begun = time.monotonic()
+    job.until(lambda job: job.output == b"one\n", 0.4)
+    job.until(lambda job: job.output == b"one\ntwo\n", 0.9)
+    assert time.monotonic() - begun < 0.9
+    assert job.wait().output == b"one\ntwo\n"
+
+
+def test_board_that_sleeps_after_a_busy_minute_still_sends_its_last_line(board):
+    code = "import time\ntime.sleep(0.5)\nprint('a')\nprint('b')\ntime.sleep(5)"
+    job = board.submit(code)
+    job.until(lambda job: job.output == b"a\nb\n", 1)
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins\nbuiltins.print = None\nbuiltins.input = 3\ndel builtins.__cm__",
+        "print = input = __cm__ = 1",
+        "import builtins\nbuiltins.print = lambda *a: None",
+        "import sys\nsys.path.clear()",
+        "import sys\nsys.modules.clear()",
+        "__name__ = 5",
+        "import gc\ngc.collect()\ngc.threshold(100)",
+        "class D:\n    def __del__(self):\n        print('del')\nD()\nD()\nimport gc\ngc.collect()",
+        "import micropython\nmicropython.schedule(lambda _: 1/0, 0)",
+        "import micropython\nmicropython.kbd_intr(-1)",
+        "raise BaseException('base')",
+        "raise KeyboardInterrupt",
+        "raise GeneratorExit",
+        "globals().clear()",
+    ],
+)
+def test_mischief_leaves_the_board_well(board, code):
+    board.run(code)
+    board.run("globals().pop('print', 0)\nglobals().pop('input', 0)")
+    job = board.run("print('well')\n__cm__((1))")
+    assert (job.status, job.output, job.value) == (OK, b"well\n", b"1")
+
+
+def test_ask_comes_with_its_prompt_and_output_before_it(board):
+    job = board.submit("print('first')\nname = input('who? ')\n__cm__((name))")
+    job.until(lambda job: job.prompts == ["who? "])
+    assert job.output == b"first\n"
+    board.answer(job, "Zoë")
+    assert job.wait().value == b"'Zo\\xeb'"
+
+
+def test_ask_takes_a_long_prompt_and_a_long_answer(board):
+    job = board.submit("__cm__((len(input('p' * 2000))))")
+    job.until(lambda job: job.prompts)
+    assert len(job.output) + len(job.prompts[0]) == 2000
+    board.answer(job, "a" * 1400)
+    assert job.wait().value == b"1400"
+
+
+def test_ask_without_anybody_is_an_end_of_file(board):
+    job = board.submit("input()")
+    job.until(lambda job: job.prompts)
+    board.answer(job, "", flags=1)
+    assert job.wait().error.endswith("EOFError: \n")
+
+
+def test_ask_serves_pings(board):
+    job = board.submit("input()")
+    job.until(lambda job: job.prompts)
+    assert board.ping() < 1
+    board.answer(job, "")
+    assert job.wait().status == OK
+
+
+def test_late_answer_disturbs_nobody(board):
+    job = board.submit("import time\ntime.sleep(0.3)\n__cm__((1))")
+    board.answer(job, "x" * 1400)
+    assert job.wait().value == b"1"
+    board.answer(job, "x" * 1400)
+
+
+@pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(100)"])
+def test_busy_board_answers_pings(board, code):
+    job = board.submit(code)
+    assert board.ping() < 1
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
