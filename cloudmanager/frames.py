@@ -31,6 +31,8 @@ BAD_TEXT: Final = 1007
 TOO_BIG: Final = 1009
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#: What a close frame may say: the registered codes (7.4.1, IANA), and those of libraries and ours.
+_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 _TEXT: Final = 0x1
 _CONTROL: Final = 0x8  # bit of the opcodes of control frames
 _FIN: Final = 0x80
@@ -165,10 +167,7 @@ class FrameReader:
 
 def _check_close(payload: bytes) -> None:
     """Refuse a close frame that RFC 6455 does not know (5.5.1, 7.4, and 5.6 on its text)."""
-    code = close_code(payload)
-    if len(payload) == 1 or not (
-        code in range(3000, 5000) or code in range(1000, 1015) and code not in (1004, 1006)
-    ):
+    if payload and (len(payload) == 1 or close_code(payload) not in _CLOSE_CODES):
         raise FrameError("a close frame is malformed")
     try:
         payload[2:].decode()

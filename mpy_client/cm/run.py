@@ -22,7 +22,7 @@ _END = const(1400)  # where output ends: room behind it for what comes meanwhile
 
 _TICK = const(20)  # ms: output older than this goes out
 _TAIL = const(256)  # bytes of an error that are remembered, and kept when its middle is cut out
-_RESERVE = const(2048)  # bytes: enough to compile a short cell
+_RESERVE = 4096 if sys.maxsize >> 32 else 2048  # bytes: enough to compile a short cell
 _MOST = const(1 << 20)  # bytes of a value's repr
 
 _EXEC = const(0x10)

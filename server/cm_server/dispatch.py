@@ -31,8 +31,9 @@ CONFIRM = 0.9  # seconds past its timeout in which a board confirms; the caller 
 TAIL_BYTES = 64 * 1024  # of each job's output that the server keeps
 FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
 MAX_QUEUED = 1000  # jobs that may wait for one board
+MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
 
-_UNSURE = ("lost", "timeout")  # how the server settles what only the board knows
+_UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
 
 
 class Timer(Protocol):
@@ -323,8 +324,7 @@ class Dispatch:
     def _on_deadline(self, job: Job) -> None:
         """The board should have said by now that it stopped its job."""
         if job.state == "running":
-            why = "it was told to stop and has not confirmed it; the board may still be busy"
-            self._settle(job, "timeout", why)
+            self._settle(job, "timeout", _UNCONFIRMED)
         elif job.state == "adrift":
             self._settle(job, "lost", "its link broke and it did not come back in time")
 
@@ -369,8 +369,11 @@ class Dispatch:
         self._store.flush()
 
     def _amend_if_unsure(self, board: Board, told: _Told) -> None:
+        """Believe a board about its own job, where the server had to guess."""
         row = self._store.job(told.job)
-        if row is not None and row.board == board.id and row.status in (None, *_UNSURE):
+        if row is None or row.board != board.id:
+            return
+        if row.status in (None, "lost") or row.error == _UNCONFIRMED:
             self._amend(told.job, told.status, told.error)
 
 
@@ -386,11 +389,13 @@ def _read_last(last: dict[str, Any] | None) -> _Told | None:
     """Return what PROOF's ``last`` says; None where it says nothing of use."""
     try:
         assert last is not None
-        status = wire.STATUSES[int(last["status"])]
-        told = _Told(int(str(last["job"]), 16), status, str(last.get("error") or "")[:1024])
-    except (AssertionError, KeyError, ValueError, IndexError, TypeError):
+        status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
+    except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
         return None
-    return told if status in wire.STATUSES[: wire.RUNNING] else None
+    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
+        return None
+    error = str(last.get("error") or "")[:1024]
+    return _Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
 
 
 def _absence(board: Board) -> str:

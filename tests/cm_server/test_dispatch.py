@@ -18,7 +18,6 @@ from cm_server.registry import Board, Registry
 from cm_server.store import Store
 
 GRACE = 10.0
-NEVER = object()  # the board remembers no job
 
 
 class RecordedTimer:
@@ -136,9 +135,7 @@ class Rig:
         """Speak as the job's board."""
         self.dispatch.on_message(job.board, wire.pack(op, payload, job=job.id, flags=flags))
 
-    def end(
-        self, job: Job, status: str = "ok", output: bytes = b"", rest: bytes = b""
-    ) -> None:
+    def end(self, job: Job, status: str = "ok", output: bytes = b"", rest: bytes = b"") -> None:
         payload = struct.pack(">H", len(output)) + output + rest
         self.say(job, wire.RESULT, payload, wire.STATUSES.index(status))
 
@@ -596,6 +593,17 @@ def test_a_second_break_starts_the_grace_anew(rig: Rig):
     assert second.state == "adrift"
     rig.clock.turn(1)
     assert rig.caller.ending(second)[0] == "lost"
+
+
+def test_a_result_that_was_still_in_the_pipe_is_believed(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(job)[0] == "ok"
+    assert rig.board().state == "offline"
 
 
 def test_a_job_for_a_board_in_its_grace_is_offline(rig: Rig):
