@@ -1,5 +1,9 @@
 """Cloudmanager: Jupyter for fleets of MicroPython boards."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     BoardError,
     BoardOffline,
@@ -17,7 +21,11 @@ from .errors import (
 from .fleet import Boards, Fleet
 from .jobs import Event, Job, JobGroup, Repr, Result, Results
 
+if TYPE_CHECKING:
+    from .aio import AsyncFleet
+
 __all__ = [
+    "AsyncFleet",
     "BoardError",
     "BoardOffline",
     "Boards",
@@ -39,3 +47,12 @@ __all__ = [
     "TargetError",
     "VersionMismatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is for asyncio only when it is asked for: asyncio takes 50 ms."""
+    if name == "AsyncFleet":
+        from .aio import AsyncFleet
+
+        return AsyncFleet
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

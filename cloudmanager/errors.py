@@ -13,6 +13,7 @@ CloudmanagerError
   BoardError               raised on the board; shows the board's own traceback
   FleetError               several boards; shows four, counts the rest
   ServerError              the server refused a request, and says why
+  ServiceError             the local server cannot be started or stopped; says why
   WireError                bytes that break the protocol
     LocalWireError         we were about to send them: our bug
     PeerWireError          the other side sent them
@@ -71,13 +72,14 @@ class ServerUnreachable(CloudmanagerError):
 
 
 class NotAllowed(CloudmanagerError):
-    """The caller's token lacks `right`, such as "operator on lab-1"."""
+    """The caller's token lacks `right`, such as "operator on lab-1"; or, in words, `why`."""
 
-    hint = "Ask an administrator for a token that has it, and set CM_TOKEN to that."
+    hint = "Ask an administrator for a token that may do this, and set CM_TOKEN to that."
 
-    def __init__(self, right: str) -> None:
-        super().__init__(right, detail=f"Not allowed: this needs the right {right!r}.")
-        self.right = right
+    def __init__(self, right: str, why: str = "") -> None:
+        told = why or f"this needs the right {right!r}"
+        super().__init__(right, why, detail=f"Not allowed: {told}.")
+        self.right, self.why = right, why
 
 
 class VersionMismatch(CloudmanagerError):
@@ -227,6 +229,15 @@ class ServerError(CloudmanagerError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason, detail=f"The server refused: {reason.rstrip('.')}.")
         self.reason = reason
+
+
+class ServiceError(CloudmanagerError):
+    """The local server cannot be started or stopped; `log` is the file where it says more."""
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(reason, log, detail=f"{reason.rstrip('.')}.")
+        self.reason, self.log = reason, log
+        self.hint = f"The server's own log is {log}." if log else self.hint
 
 
 class WireError(CloudmanagerError):

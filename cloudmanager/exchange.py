@@ -84,7 +84,7 @@ class Exchange:
             self._send(frames.encode(message, mask=True))
 
     def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:
-        """Ask for something that is not a cell (sends REQUEST); what is returned becomes the reply."""
+        """Ask for something that is not a cell (sends REQUEST); return what becomes the reply."""
         ref, reply = next(self._refs), Once[Any]()
         message = wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
         with self._ending:
@@ -117,6 +117,9 @@ class Exchange:
         except CloudmanagerError as error:
             if not self.opened.done:
                 self.opened.fail(error)
+            else:
+                code = getattr(error, "close_code", frames.PROTOCOL_ERROR)
+                self._send(frames.encode_close(code, mask=True))
             return False
 
     def lose(self, reason: str = "it hung up") -> None:
@@ -148,9 +151,9 @@ class Exchange:
             return b""
         status, headers = _parse_head(head.decode("latin-1"))
         if status == 401:
-            raise NotAllowed("caller")
-        if status == 409 and headers.get("cm-protocol", "").isdecimal():
-            raise VersionMismatch(wire.PROTOCOL, int(headers["cm-protocol"]))
+            raise NotAllowed("caller", "the server does not know this token")
+        if status == 409 and (theirs := _number(headers.get("cm-protocol", ""))):
+            raise VersionMismatch(wire.PROTOCOL, theirs)
         accepted = headers.get("sec-websocket-accept") == frames.accept_key(self._key)
         if status != 101 or not accepted:
             raise self._unreachable("what answers there is no Cloudmanager server")
@@ -162,6 +165,8 @@ class Exchange:
             self._on_message(wire.unpack(frame.payload))
         elif frame.opcode == frames.PING:
             self._send(frames.encode(frame.payload, frames.PONG, mask=True))
+        elif frame.opcode == frames.CLOSE:
+            self._send(frames.encode_close(frames.close_code(frame.payload), mask=True))
         return frame.opcode != frames.CLOSE
 
     def _on_message(self, message: wire.Message) -> None:
@@ -175,16 +180,22 @@ class Exchange:
 
     def _on_event(self, message: wire.Message) -> None:
         if message.op == wire.ACCEPTED:
-            group = self._groups.pop(message.job)
-            jobs = group.accept(wire.read_json(message.payload), self._stop, self._answer)
-            self._jobs.update((number, (group, job)) for number, job in jobs.items())
-            return
-        entry = self._jobs.get(message.job)
-        if entry is not None:
-            group, job = entry
+            self._on_accepted(message)
+        elif message.job in self._jobs:
+            group, job = self._jobs[message.job]
+            group.take(job, message)
             if message.op in wire.ENDINGS:
                 del self._jobs[message.job]
-            group.take(job, message)
+
+    def _on_accepted(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        try:
+            group = self._groups[message.job]
+            jobs = group.accept(body, self._stop, self._answer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PeerWireError("the server sent an ACCEPTED that is malformed") from error
+        del self._groups[message.job]
+        self._jobs.update((number, (group, job)) for number, job in jobs.items())
 
     def _on_reply(self, ref: int, body: dict[str, Any]) -> None:
         group, reply = self._groups.pop(ref, None), self._replies.pop(ref, None)
@@ -203,7 +214,7 @@ def _read_error(body: dict[str, Any]) -> CloudmanagerError:
     if isinstance(kind, type) and issubclass(kind, CloudmanagerError):
         try:
             return kind(*body.get("args", ()))
-        except TypeError:
+        except (TypeError, ValueError, AttributeError):  # an older or newer one's arguments
             pass
     return ServerError(f"{body['error']}: {body.get('args')}")
 
@@ -215,4 +226,9 @@ def _parse_head(text: str) -> tuple[int, dict[str, str]]:
     number = parts[1] if parts[0].startswith("HTTP/1.") and len(parts) > 1 else ""
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    return int(number) if number.isdecimal() else 0, headers
+    return _number(number), headers
+
+
+def _number(text: str) -> int:
+    """Return a small number; 0 for all that is none."""
+    return int(text) if text.isdecimal() and len(text) < 10 else 0

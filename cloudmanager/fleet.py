@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
 
-from . import cells, config
-from .jobs import STOP_SECONDS, JobGroup, Results
+from . import config, verbs
+from .exchange import Exchange
+from .jobs import JobGroup
 from .link import Link
-
-_prepare = functools.lru_cache(maxsize=64)(cells.prepare)  # the same cell is often run again
+from .verbs import BoardsVerbs, FleetVerbs, blocking
 
 
 class Fleet:
@@ -49,57 +45,30 @@ class Fleet:
         """Where the server is looked for now."""
         return config.find(self._url, self._token)
 
-    def boards(self, target: str | None = None) -> list[dict[str, Any]]:
-        """Return what the server knows of each board, sorted by name.
-
-        Raises:
-            TargetError, NoSuchBoard: ``target`` means no boards.
-        """
-        return list(self.request("boards", target=target))
-
-    def status(self) -> dict[str, Any]:
-        """Return how the server is: version, address, uptime (seconds), boards, online, busy."""
-        return dict(self.request("status"))
-
-    def enrol(self, names: list[str]) -> list[dict[str, str]]:
-        """Give each name an identity: ``name``, ``id`` and ``key`` (hex); for admins."""
-        return list(self.request("enrol", names=names))
-
-    def request(self, verb: str, **body: Any) -> Any:
-        """Ask the server for one of its verbs and wait for the reply.
-
-        Raises:
-            CloudmanagerError: no server, or it refused.
-        """
-        return self._open().exchange.request(verb, body).get()
-
-    def submit(
-        self,
-        target: str,
-        code: str,
-        *,
-        timeout: float | None = None,
-        listen: bool = False,
-        answers: bool = False,
-    ) -> JobGroup:
-        """Send a cell; return as soon as it is on its way. See ``Boards.submit``."""
-        group = JobGroup(_prepare(code), listen=listen)
-        options = {"timeout": timeout, "answers": answers}
-        self._open().exchange.submit(group, target, options)
-        return group
-
     def close(self) -> None:
         """Hang up. What runs goes on on the boards."""
         link, self._link = self._link, None
         if link is not None:
             link.close()
 
-    def _open(self) -> Link:
-        """Return the link; dial where there is none, or where it broke."""
+    def exchange(self) -> Exchange:
+        """Return the conversation with the server; dial where there is none, or it broke.
+
+        Raises:
+            ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
+        """
         with self._dialling:
             if self._link is None or self._link.closed:
                 self._link = Link(self.address)
-            return self._link
+            return self._link.exchange
+
+    request = blocking(FleetVerbs.request)
+    boards = blocking(FleetVerbs.boards)
+    status = blocking(FleetVerbs.status)
+    enrol = blocking(FleetVerbs.enrol)
+    jobs = blocking(FleetVerbs.jobs)
+    job = blocking(FleetVerbs.job)
+    interrupt = blocking(FleetVerbs.interrupt)
 
 
 class Boards:
@@ -108,6 +77,7 @@ class Boards:
     def __init__(self, fleet: Fleet, target: str) -> None:
         self._fleet = fleet
         self.target = target
+        self.exchange = fleet.exchange
 
     def __repr__(self) -> str:
         return f"Boards({self.target!r})"
@@ -117,6 +87,8 @@ class Boards:
         code: str,
         *,
         timeout: float | None = None,
+        fresh: bool = False,
+        wait: float = 0,
         listen: bool = False,
         answers: bool = False,
     ) -> JobGroup:
@@ -125,6 +97,8 @@ class Boards:
         Args:
             code: Python; a trailing expression is the value. It may ``await``.
             timeout: seconds that it may run, from the write to the board; None: for ever.
+            fresh: whether each board makes a soft reset first.
+            wait: seconds that absent boards have to dial in.
             listen: whether ``events()`` of what is returned will be read.
             answers: whether the reader of the events answers ``input()``.
 
@@ -133,41 +107,11 @@ class Boards:
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = self._fleet.submit(
-            self.target, code, timeout=timeout, listen=listen, answers=answers
-        )
+        group = JobGroup(verbs.prepare(code), listen=listen)
+        verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
         group.accepted.get()
         return group
 
-    def run(self, code: str, *, timeout: float | None = None) -> Results:
-        """Run a cell on all of the boards at once and wait for the results.
-
-        A board's failure is in its Result and is not raised. An interrupt (Ctrl-C) reaches
-        the boards, too.
-
-        Raises:
-            CellSyntaxError, TargetError, NoSuchBoard, ServerUnreachable: as ``submit``.
-            KeyboardInterrupt: the wait was interrupted, and so were the boards.
-        """
-        group = self._fleet.submit(self.target, code, timeout=timeout)
-        with interrupting(group):
-            return group.results()
-
-    def info(self) -> list[dict[str, Any]]:
-        """Return what the server knows of each of the boards."""
-        return self._fleet.boards(self.target)
-
-    def label(self, labels: Mapping[str, str]) -> list[str]:
-        """Set labels on the boards; an empty value takes one away. Return the boards' names."""
-        return list(self._fleet.request("label", target=self.target, labels=dict(labels)))
-
-
-@contextlib.contextmanager
-def interrupting(group: JobGroup) -> Iterator[None]:
-    """While inside, Ctrl-C interrupts the boards, waits shortly for them, then is raised."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        group.interrupt()
-        group.wait(STOP_SECONDS)
-        raise
+    run = blocking(BoardsVerbs.run)
+    info = blocking(BoardsVerbs.info)
+    label = blocking(BoardsVerbs.label)

@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import ast
 import codecs
+import contextlib
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, overload
 
 from . import wire
 from .cells import Cell, traceback_lines
 from .errors import BoardError, BoardOffline, CloudmanagerError, FleetError, LinkLost
+from .text import clean
 
 if TYPE_CHECKING:
     import pandas
 
 #: Characters of a job's output that a caller keeps; of a longer one, the end.
 MAX_OUTPUT: Final = 8 * 1024 * 1024
+#: What stands for a value that was lost with the link, on a board that ended well without it.
+LOST_VALUE: Final = "<lost with the link>"
+#: Longest number in bits that JSON is given: Python writes no number of more than 4,300 digits.
+MAX_JSON_BITS: Final = 8192
+_LINE: Final = 80  # characters of a summary
+_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
 #: Lines of a traceback that speak of the on-board client, which no cell is about.
 _CLIENT_FRAMES: Final = re.compile(r'^  File "cm/[^\n]*\n', re.MULTILINE)
 STOP_SECONDS: Final = 2.0  # how long an interrupted wait still listens for the outcomes
@@ -41,32 +50,47 @@ class Once(Generic[T]):
     """
 
     def __init__(self) -> None:
+        self.done = False  # whether it is set; the lock cannot tell: who waits holds it shortly
         self._unset = threading.Lock()
         self._unset.acquire()
         self._value: T | None = None
         self._error: CloudmanagerError | None = None
+        self._thens: list[Callable[[], object]] = []
+
+    def __await__(self) -> Generator[Once[T], None, T]:
+        """Let verbs.py drive who awaits it."""
+        yield self
+        return self.get()
+
+    def then(self, act: Callable[[], object]) -> None:
+        """Have ``act`` called, once, in the thread that sets this, or now if it is set."""
+        self._thens.append(act)
+        if self.done:
+            self._call_thens()
+
+    def _call_thens(self) -> None:
+        while self._thens:
+            with contextlib.suppress(IndexError):  # the other thread took the last one
+                self._thens.pop(0)()
 
     def set(self, value: T) -> None:
         """Set the value and let everybody go who waits."""
-        self._value = value
+        self._value, self.done = value, True
         self._unset.release()
+        self._call_thens()
 
     def fail(self, error: CloudmanagerError) -> None:
         """Set the error that ``get`` raises."""
-        self._error = error
+        self._error, self.done = error, True
         self._unset.release()
-
-    @property
-    def done(self) -> bool:
-        """Whether it is set."""
-        return not self._unset.locked()
+        self._call_thens()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; return whether it is set."""
-        if not self._unset.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
-            return False
-        self._unset.release()
-        return True
+        seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
+        if not self.done and self._unset.acquire(timeout=seconds):
+            self._unset.release()
+        return self.done
 
     def get(self) -> T:
         """Wait for the value and return it, or raise the error."""
@@ -82,8 +106,8 @@ class Repr(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Show the board's own text, not a string of it."""
-        return str(self)
+        """Show the board's own text, not a string of it; made safe to show."""
+        return clean(self)
 
 
 class Result:
@@ -132,8 +156,10 @@ class Result:
         if not self.text:
             return None
         try:
-            return Repr(self.text) if self.cut else ast.literal_eval(self.text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what Python thinks of a board's text
+                return Repr(self.text) if self.cut else ast.literal_eval(self.text)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return Repr(self.text)
 
     @property
@@ -166,7 +192,7 @@ class Result:
     def __repr__(self) -> str:
         """Show the outcome in one line."""
         told = self.text if self.ok else (_last_error(self.traceback) or (self.why, ""))[0]
-        return f"<Result {self.board}: {self.status}{' ' + told if told else ''}>"
+        return _line(f"<Result {self.board}: {self.status}{' ' + told if told else ''}") + ">"
 
 
 class Results(Mapping[str, Result]):
@@ -306,6 +332,7 @@ class Job:
     def give_up(self, why: str) -> Iterator[Event]:
         """End the job as lost: the link to the server broke."""
         if self.result is None:
+            yield from self._print(b"", final=True)
             yield from self._finish("lost", why=why)
 
     def _print(self, output: bytes, *, final: bool = False) -> Iterator[Event]:
@@ -325,14 +352,22 @@ class Job:
         if ending.status == "ok":
             yield from self._finish("ok", text=rest, cut=ending.cut)
         else:
-            rest = _CLIENT_FRAMES.sub("", rest.replace("\r\n", "\n"))
-            traceback = traceback_lines(rest, self._cell)
-            yield from self._finish(ending.status, traceback=traceback)
+            yield from self._finish(ending.status, traceback=self._traceback(rest))
+
+    def _traceback(self, text: str) -> str:
+        """Return a board's traceback as one about the cell."""
+        return traceback_lines(_CLIENT_FRAMES.sub("", text.replace("\r\n", "\n")), self._cell)
 
     def _end_by_server(self, message: wire.Message) -> Iterator[Event]:
         yield from self._print(b"", final=True)
+        body = wire.read_json(message.payload)
         status = wire.STATUSES[message.flags] if message.flags < len(wire.STATUSES) else "lost"
-        yield from self._finish(status, why=str(wire.read_json(message.payload).get("why", "")))
+        told = {"why": str(body.get("why", ""))}
+        if body.get("output_lost"):  # the link broke, and the board told later how it ended
+            self.truncated = True
+            trace = self._traceback(told["why"])
+            told = {"text": LOST_VALUE} if status == "ok" else {"traceback": trace}
+        yield from self._finish(status, **told)
 
     def _finish(self, status: str, **told: Any) -> Iterator[Event]:
         elapsed = time.perf_counter() - self._started
@@ -358,17 +393,25 @@ class JobGroup:
         left_out: boards that the target matched but that are not connected.
     """
 
-    def __init__(self, cell: Cell, *, listen: bool = False) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        listen: bool = False,
+        tell: Callable[[Event | None], None] | None = None,
+    ) -> None:
         self.cell = cell
         self.jobs: dict[str, Job] = {}
         self.left_out: tuple[str, ...] = ()
         self.accepted: Once[None] = Once()
         self.finished: Once[Results] = Once()
         self._open = 0
+        self._unwanted = False
         self._submitted = time.perf_counter()
         self._events: queue.SimpleQueue[Event | None] | None = (
             queue.SimpleQueue() if listen else None
         )
+        self._tell = tell or (self._events.put if self._events is not None else _ignore)
         self._stop: Callable[[list[int]], None] = lambda _: None
         self._answer: Callable[[int, str | None], None] = lambda _job, _text: None
 
@@ -391,7 +434,10 @@ class JobGroup:
 
     def interrupt(self) -> None:
         """Interrupt the cell on every board where it has not ended; returns at once."""
-        self._stop([job.number for job in self.jobs.values() if job.result is None])
+        self._unwanted = True  # also what the server accepts only after this
+        numbers = [job.number for job in self.jobs.values() if job.result is None]
+        if numbers:
+            self._stop(numbers)
 
     def answer(self, job: Job, text: str | None) -> None:
         """Answer a job's ``input()``; None means that nobody can (EOFError there)."""
@@ -417,12 +463,11 @@ class JobGroup:
         """
         if self._events is None:
             raise ValueError("submit with listen=True to follow the events")
-        while True:
+        # The last word may have been taken by a reader before.
+        while not (self.finished.done and self._events.empty()):
             try:
                 event = self._events.get(timeout=tick)
             except queue.Empty:
-                if self.finished.done:  # its last word was taken by a reader that stopped
-                    break
                 yield None
                 continue
             if event is None:
@@ -449,6 +494,10 @@ class JobGroup:
         for number in body.get("queued", ()):
             self._tell(Event("queued", jobs[number]))
         self.accepted.set(None)
+        if self._unwanted:
+            self.interrupt()
+        if not jobs:
+            self._finish()
         return jobs
 
     def refuse(self, error: CloudmanagerError) -> None:
@@ -478,9 +527,9 @@ class JobGroup:
         self.finished.set(Results(ended, self.left_out))
         self._tell(None)
 
-    def _tell(self, event: Event | None) -> None:
-        if self._events is not None:
-            self._events.put(event)
+
+def _ignore(_: Event | None) -> None:
+    """Follow nothing."""
 
 
 class _TextDecoder:
@@ -500,20 +549,25 @@ class _TextDecoder:
 
 def _summary(result: Result) -> str:
     """Return what one line has room for."""
-    if not result.ok:
-        last = _last_error(result.traceback)
-        return (
-            f"{result.status} ({': '.join(part for part in last if part) if last else result.why})"
-        )
-    return result.text or result.stdout.strip()[:80] or "ok"
+    if result.ok:
+        return _line(result.text or result.stdout.strip() or "ok")
+    last = _last_error(result.traceback)
+    told = ": ".join(part for part in last if part) if last else result.why
+    return _line(f"{result.status} ({told})" if told else result.status)
+
+
+def _line(text: str) -> str:
+    """Return the beginning of ``text`` as one line that is safe to show."""
+    line = clean(text[:_LINE]).replace("\n", " ")
+    return line if len(text) <= _LINE else line + "…"
 
 
 def _last_error(traceback: str) -> tuple[str, str] | None:
     """Return (name, message) of the exception that a traceback ends with."""
-    lines = traceback.strip().splitlines()
-    if not lines:
+    if not traceback.strip():
         return None
-    name, _, message = lines[-1].partition(": ")
+    told = _TO_LAST_FRAME.sub("", traceback, count=1)
+    name, _, message = told.strip().partition(": ")
     return name.rstrip(":"), message
 
 
@@ -525,4 +579,6 @@ def _is_json(value: Any) -> bool:
         return all(type(key) is str and _is_json(item) for key, item in value.items())
     if isinstance(value, float):
         return value == value and abs(value) != float("inf")
-    return value is None or type(value) in (str, int, bool)
+    if type(value) is int:
+        return value.bit_length() <= MAX_JSON_BITS
+    return value is None or type(value) in (str, bool)

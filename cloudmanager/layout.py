@@ -21,7 +21,7 @@ _LEAST: Final = {False: 512, True: 4 * 1024}  # characters of output that each b
 _LINES: Final = {False: 100, True: 1000}  # that all blocks show together; live, final
 _FEWEST: Final = {False: 4, True: 20}  # lines that each block may show, however many there are
 _BLOCKS: Final = {False: 20, True: 100}  # that are shown; the boards of the others are named
-_ROWS: Final = 4  # blocks of one line each that are shown as a table
+_ROWS: Final = 3  # answers of one line each, from here on, are shown as a table
 
 
 def printable(text: str) -> str:

@@ -28,6 +28,7 @@ EXEC: Final = 0x10
 MORE: Final = 0x11
 INTERRUPT: Final = 0x12
 ANSWER: Final = 0x13
+RESET: Final = 0x14
 OUTPUT: Final = 0x20
 VALUE: Final = 0x21
 RESULT: Final = 0x22
@@ -120,7 +121,7 @@ def read_json(payload: bytes) -> dict[str, Any]:
         PeerWireError: it is no JSON object in UTF-8.
     """
     try:
-        body = json.loads(payload)
+        body = json.loads(payload.decode())  # of bytes it would guess the encoding
     except (ValueError, RecursionError) as error:
         raise PeerWireError("the message is not JSON") from error
     if not isinstance(body, dict):
@@ -246,6 +247,8 @@ def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
     if len(message.payload) < _U32.size:
         raise PeerWireError("SUBMIT is malformed")
     end = _U32.size + _U32.unpack_from(message.payload)[0]
+    if end > len(message.payload):
+        raise PeerWireError("SUBMIT's head is longer than SUBMIT")
     return read_json(message.payload[_U32.size : end]), message.payload[end:]
 
 

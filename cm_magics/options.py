@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import Final, NoReturn
 
 from IPython.core.error import UsageError
@@ -87,6 +88,6 @@ def seconds(text: str) -> float:
 
 def variable(text: str) -> str:
     """Read the name of a variable, an argparse type."""
-    if not text.isidentifier():
+    if not text.isidentifier() or iskeyword(text):
         raise ArgumentTypeError(f"{text!r} is no name of a variable.")
     return text

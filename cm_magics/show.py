@@ -18,7 +18,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from cloudmanager import terminal
-from cloudmanager.errors import CloudmanagerError
+from cloudmanager.errors import BoardError, CloudmanagerError
 from cloudmanager.jobs import Event, JobGroup, Results
 from cloudmanager.show import View, printable
 from cloudmanager.text import fold
@@ -82,8 +82,7 @@ def raise_failures(results: Results) -> None:
 def render(error: BaseException, text: str = "") -> None:
     """See that IPython shows an error as its own words, without a traceback of ours."""
     if not hasattr(error, "_render_traceback_"):
-        told = text or f"{type(error).__name__}: {error}"
-        error._render_traceback_ = _Rendering(told)  # type: ignore[attr-defined]
+        error._render_traceback_ = _Rendering(text or _whole(error))  # type: ignore[attr-defined]
 
 
 class _Rendering:
@@ -149,8 +148,18 @@ def _brief(error: CloudmanagerError, results: Results) -> str:
     return f"{type(error).__name__}: {who}"
 
 
+def _whole(error: BaseException) -> str:
+    """Say all, with the board's own traceback."""
+    if isinstance(error, BoardError):
+        state = "" if error.status == "error" else f" · {error.status}"
+        return f"{type(error).__name__}: {error.board}{state}\n{error.told()}"
+    return f"{type(error).__name__}: {error}"
+
+
 def _last_line(error: CloudmanagerError) -> str:
-    words = getattr(error, "evalue", "")
-    name = getattr(error, "ename", "")
-    told = f"{name}: {words}" if name and words else name or error.told()
+    """Say in one line what is wrong."""
+    told = error.told()
+    if isinstance(error, BoardError):
+        words = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+        told = words if error.status == "error" else error.status
     return printable(told).split("\n")[0]

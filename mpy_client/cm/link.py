@@ -138,21 +138,30 @@ class Link:
         return int.from_bytes(os.urandom(4), "big") % span
 
 
+board = None
+
+
 # Reads the settings and serves for ever.
 def start():
+    global board
     from cm.dial import dial
     from cm.run import Board
 
     with open("/cm.json") as file:
         board = Board(json.load(file))
-    ms = 0
+    ms = full = 0
     while True:
         try:
             board.rest(ms)
             dial(board)
+            full = 0
             board.serve()
-        except Exception as e:  # nothing may end the client; the server sees it dial again
-            import sys; sys.print_exception(e)
+        except MemoryError:
+            full += 1
+            if full > 2:
+                board.forget()
+        except Exception:  # nothing may end the client; the server sees it dial again
+            pass
         board.drop()
         gc.collect()
         ms = board.pause()

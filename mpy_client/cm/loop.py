@@ -4,6 +4,30 @@
 from asyncio import core, wait_for_ms
 
 over = True
+mains = []  # what asyncio.run runs, and what an interrupt left of it
+_until = core.run_until_complete
+
+
+def _remember(task=None):
+    mains.append(task)
+    result = _until(task)
+    mains.pop()
+    return result
+
+
+core.run_until_complete = _remember
+
+
+# After an interrupt: what a plain cell ran by asyncio.run must not go on between cells. If that
+# cell was the first with asyncio, all tasks are its own.
+def stop(first):
+    core.cur_task = None  # else asyncio believes that it still runs
+    if first:
+        core.new_event_loop()
+    while mains:
+        task = mains.pop()
+        if task:
+            task.cancel()
 
 
 # The body of a cell's task: says whether it came to its end, which only it can know.
@@ -21,13 +45,13 @@ def run(coro):
     core.cur_task = None
     task = core.create_task(_cell(coro))
     try:
-        core.run_until_complete(task)
+        _until(task)
     except BaseException as e:
-        core.cur_task = None  # else asyncio believes that it still runs
+        core.cur_task = None
         if not over:
             task.cancel()
             try:
-                core.run_until_complete(task)
+                _until(task)
             except BaseException:
                 core.cur_task = None
         raise e
@@ -50,9 +74,9 @@ def rest(sock, ms):
     core.cur_task = None
     try:
         if sock:
-            core.run_until_complete(core.create_task(wait_for_ms(_readable(sock), ms)))
+            _until(core.create_task(wait_for_ms(_readable(sock), ms)))
             return True
-        core.run_until_complete(core.create_task(_sleep(ms)))
+        _until(core.create_task(_sleep(ms)))
     except (core.TimeoutError, SystemExit):
         pass
     return False

@@ -1,4 +1,4 @@
-# Cells: runs what the server sends, streams its output and value, remembers how the last one ended.
+# Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
 # Cost: 0 bytes of .mpy, 0 bytes of heap with link.py (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
 import __main__
@@ -11,17 +11,16 @@ from micropython import const
 from struct import pack_into, unpack_from
 from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
-from cm.link import Link
+from cm.output import Output
 
 _print = print  # as it was before a hook
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
 _SIDE = const(1408)
-_END = const(1400)  # where output ends: room behind it for what comes meanwhile
 
 _TICK = const(20)  # ms: output older than this goes out
-_TAIL = const(256)  # bytes of an error that are remembered, and kept when its middle is cut out
+_TAIL = const(256)  # bytes of an error that are remembered
 _RESERVE = 4096 if sys.maxsize >> 32 else 2048  # bytes: enough to compile a short cell
 _MOST = const(1 << 20)  # bytes of a value's repr
 
@@ -29,10 +28,7 @@ _EXEC = const(0x10)
 _MORE = const(0x11)
 _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
-_OUTPUT = const(0x20)
-_VALUE = const(0x21)
 _RESULT = const(0x22)
-_INPUT = const(0x23)
 
 _OK = const(0)
 _ERROR = const(1)
@@ -41,10 +37,9 @@ _TIMEOUT = const(3)
 _RUNNING = const(4)
 
 
-# buf[_OUT:mark] is output that was not sent yet, buf[mark:pos] the text (value or error) that follows it.
-class Board(Link):
+class Board(Output):
     def __init__(self, config):
-        Link.__init__(self, config)
+        Output.__init__(self, config)
         if hasattr(os, "dupterm"):
             from cm.console import Port
         else:
@@ -52,93 +47,13 @@ class Board(Link):
         self.parts = ["run"]
         self.room = 1528  # the longest message that an idle board can take
         self.boot = hexlify(os.urandom(8)).decode()
-        self.last = None  # how the last job ended: [job, status, error, dropped]
         self.code = self.rest_of = None  # a cell on its way, and where its next bytes go
         self.patience = 60000  # ms that a cell may run without a link
         self.reserve = bytearray(_RESERVE)  # let go when memory is full, so that the next cell can make room
         self.stop = _OK  # why the cell shall end
-        self.failed = self.asking = self.dirty = False
-        self.pos = self.mark = _OUT
-        self.flushed = 0
+        self.asking = self.dirty = False
         self.deadline = self.value = self.answer = None
         self.port = Port(self)
-
-    # Gathers b: output goes before the text that is there, text behind it.
-    def put(self, b, out):
-        n = len(b)
-        if out and not self.sock:
-            self.last[3] += n
-            return
-        i = 0
-        while i < n:
-            if self.pos >= _END:
-                self.full()
-            pos = self.pos
-            k = min(n - i, _END - pos)
-            c = b if k == n else memoryview(b)[i : i + k]
-            i += k
-            if out:
-                mark = self.mark
-                if mark != pos:
-                    self.mv[mark + k : pos + k] = self.mv[mark:pos]
-                self.mv[mark : mark + k] = c
-                self.mark = mark + k
-            else:
-                self.mv[pos : pos + k] = c
-            self.pos = pos + k
-
-    # Sends buf[a:b], or does without: a lost link must not disturb a cell.
-    def tell(self, op, a, b, flags=0):
-        if self.sock:
-            try:
-                self.send(op, a, b, flags)
-            except BaseException:  # a frame that is half written cannot be taken back
-                self.drop()
-        if op == _OUTPUT and not self.sock:
-            self.last[3] += b - a
-
-    # Sends the gathered output; text moves to its place.
-    def flush(self):
-        self.flushed = ticks_ms()
-        mark = self.mark
-        if mark > _OUT:
-            self.tell(_OUTPUT, _OUT, mark)
-            n = self.pos - mark
-            if n:
-                self.mv[_OUT : _OUT + n] = self.mv[mark : mark + n]
-            self.mark = _OUT
-            self.pos = _OUT + n
-
-    # Makes room. A value goes out in pieces, but for the two bytes that may be its end;
-    # an error loses its middle.
-    def full(self):
-        if self.mark > _OUT:
-            self.flush()
-            return
-        if self.failed:
-            a = _OUT + 700
-            self.mv[a : a + 5] = b"\n...\n"
-            a += 5
-            keep = _TAIL
-        else:
-            end = self.pos - 2
-            self.sent += end - _OUT
-            if self.sent > _MOST:
-                end -= self.sent - _MOST
-            self.tell(_VALUE, _OUT, end)
-            if self.sent >= _MOST:
-                raise ValueError
-            a = _OUT
-            keep = 2
-        self.mv[a : a + keep] = self.mv[self.pos - keep : self.pos]
-        self.pos = a + keep
-
-    # Text of a value or of an error; the first piece of a value is the "(" of its tuple.
-    def text(self, b):
-        if self.sent < 0:
-            self.sent = 0
-        else:
-            self.put(b, False)
 
     # What a busy board owes its link, done between two steps of the cell; gives the reason to end it, or 0.
     def tick(self, at=_SIDE):
@@ -155,6 +70,7 @@ class Board(Link):
                         self.heed(at, n)
             elif ticks_diff(now, self.lost) > self.patience:
                 self.stop = _INTERRUPTED
+                self.last[2] = b"KeyboardInterrupt: link lost"
         except BaseException:
             self.drop()
         if self.deadline is not None and not self.stop and ticks_diff(now, self.deadline) >= 0:
@@ -183,18 +99,19 @@ class Board(Link):
         self.stop = _OK
         self.code = self.rest_of = None
         try:
-            if n - 14 == size:
-                self.code = bytes(self.mv[_IN + 14 : _IN + n])
-            else:
+            if n - 14 < size:
                 from uctypes import addressof, bytearray_at  # compile takes no bytearray
 
                 self.code = bytes(size)
                 self.rest_of = memoryview(bytearray_at(addressof(self.code), size))
-                self.more(14, n)
-                return
+            else:
+                self.code = bytes(self.mv[_IN + 14 : _IN + 14 + size])
         except (MemoryError, OverflowError):
-            pass
-        self.run()
+            self.code = None
+        if self.rest_of:
+            self.more(14, n)
+        else:
+            self.run()
 
     # The code goes on; the last piece starts it.
     def more(self, a, n):
@@ -214,6 +131,7 @@ class Board(Link):
         self.sent = cut = 0
         self.flushed = ticks_ms()
         self.deadline = ticks_add(self.flushed, self.ms) if self.ms else None
+        first = "asyncio" not in sys.modules
         names.pop("__cm__", None)
         builtins.__cm__ = self.keep
         port.begin()
@@ -248,6 +166,13 @@ class Board(Link):
         elif error:
             if isinstance(error, KeyboardInterrupt):
                 status = self.stop or _INTERRUPTED
+                try:
+                    if "asyncio" in sys.modules:
+                        from cm.loop import stop
+
+                        stop(first and not self.awaits)
+                except Exception:  # as in rest()
+                    pass
             elif isinstance(error, MemoryError):
                 self.reserve = None
                 gc.collect()
@@ -259,7 +184,24 @@ class Board(Link):
             last[2] = bytes(self.mv[max(self.mark, self.pos - _TAIL) : self.pos])
         pack_into(">H", self.buf, _OUT - 2, self.mark - _OUT)
         self.tell(_RESULT, _OUT - 2, self.pos, status | cut)
+        error = None
         self.dirty = True
+        if not self.reserve:
+            self.collect()
+
+    # Cleans up; takes the reserve back when there is plenty.
+    def collect(self):
+        gc.collect()
+        if not self.reserve and gc.mem_free() > 4 * _RESERVE:
+            self.reserve = bytearray(_RESERVE)
+
+    # Gives up the user's names for the memory that they hold: better than a board that is gone.
+    def forget(self):
+        __main__.__dict__.clear()
+        __main__.__name__ = "__main__"
+        self.boot = hexlify(os.urandom(8)).decode()
+        self.last = None
+        self.collect()
 
     # The traceback; it may call methods of the user's.
     def fail(self, error):
@@ -300,9 +242,7 @@ class Board(Link):
                 raise OSError(1006)
             if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
                 self.dirty = False
-                gc.collect()
-                if not self.reserve and gc.mem_free() > 4 * _RESERVE:
-                    self.reserve = bytearray(_RESERVE)
+                self.collect()
 
     # Does what the server says, until the link ends.
     def serve(self):

@@ -31,7 +31,7 @@ def new_token() -> str:
 
 def token_hash(token: str) -> str:
     """Return what is kept of a token."""
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def find_caller(header: str | None, tokens: dict[str, tuple[str, str]]) -> Caller | None:

@@ -14,7 +14,7 @@ from cloudmanager.targets import parse
 
 from . import verbs
 from .auth import Caller, find_caller
-from .dispatch import Cell
+from .jobs import Cell
 from .websocket import Link, accept
 
 if TYPE_CHECKING:
@@ -127,7 +127,13 @@ class CallerConversation:
     def _submit(self, message: wire.Message) -> None:
         head, code = wire.read_submit(message)
         verbs.check_role(self._caller, "submit")
-        cell = Cell(code, _timeout(head), bool(head.get("awaits")))
+        cell = Cell(
+            code,
+            _seconds(head, "timeout"),
+            bool(head.get("awaits")),
+            bool(head.get("fresh")),
+            _seconds(head, "wait") or 0.0,
+        )
         self.answers = bool(head.get("answers"))
         resolution = parse(str(head.get("target", ""))).resolve(self._server.registry.by_name)
         boards = [self._server.registry.by_name[name] for name in resolution.names]
@@ -181,10 +187,10 @@ class CallerConversation:
         self._link.send(wire.pack_events(messages))
 
 
-def _timeout(head: dict[str, Any]) -> float | None:
-    value = head.get("timeout")
+def _seconds(head: dict[str, Any], name: str) -> float | None:
+    value = head.get(name)
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 < value <= MAX_TIMEOUT:
-        raise ServerError("a timeout is a number of seconds above 0 and at most a week")
+        raise ServerError(f"{name} is a number of seconds above 0 and at most a week")
     return float(value)

@@ -3,13 +3,15 @@
 One job is one cell on one board. Its states::
 
     queued ──▶ running ──▶ settled
-       │          │  ▲        ▲
-       │          ▼  │        │
-       │        adrift ───────┤     the link is gone; the board may still tell
-       └──────────────────────┘     interrupted or given up before it was sent
+     │  ▲         │           ▲
+     │  │         ▼           │
+     │  │       adrift ───────┤     the link is gone; the board may still tell
+     ▼  │                     │
+    resetting ────────────────┘     the board restarts first (--fresh)
 
-A job is settled once, towards its caller and in the store; a board that tells more later
-amends the store. Jobs are never sent twice. Call from the server's one thread.
+A job is settled once, towards its caller and in the store, from any of the states; a board
+that tells more later amends the store. Jobs are never sent twice. Call from the server's
+one thread.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from cloudmanager import wire
 
+from .jobs import Cell, Job, Recent, Timer, Watcher
 from .registry import Board, BoardLink, Registry
 from .store import Store
 
@@ -28,83 +31,13 @@ log = logging.getLogger("cm_server")
 
 LOST_AFTER = 10.0  # seconds that a board has to come back and tell how its job ended
 CONFIRM = 0.9  # seconds past its timeout in which a board confirms; the caller is told by 1 s
-TAIL_BYTES = 64 * 1024  # of each job's output that the server keeps
+RESET_SECONDS = 20.0  # in which a board is back from a soft reset
 FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
 MAX_QUEUED = 1000  # jobs that may wait for one board
 MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 _UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
-
-
-class Timer(Protocol):
-    """What can be called off."""
-
-    def cancel(self) -> None:
-        """Call it off."""
-
-
-class Watcher(Protocol):
-    """A caller that follows its jobs."""
-
-    answers: bool  # whether a person is there to answer input()
-
-    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Pass on one message; a droppable one may be left out when the caller is slow."""
-
-
-class Cell(NamedTuple):
-    """What a caller wants run."""
-
-    code: bytes
-    timeout: float | None  # seconds from the write to the board
-    awaits: bool
-
-
-class Job:
-    """One cell on one board."""
-
-    __slots__ = (
-        "asking",
-        "board",
-        "caller",
-        "cell",
-        "id",
-        "started",
-        "state",
-        "tail",
-        "timer",
-        "watcher",
-    )
-
-    def __init__(
-        self, number: int, board: Board, cell: Cell, caller: str, watcher: Watcher | None
-    ) -> None:
-        self.id = number
-        self.board = board
-        self.cell = cell
-        self.caller = caller
-        self.watcher = watcher
-        self.state = "queued"
-        self.started: float | None = None
-        self.tail = bytearray()
-        self.timer: Timer | None = None
-        self.asking = False
-
-    def describe(self) -> dict[str, Any]:
-        """Return the job as callers see it."""
-        elapsed = time.time() - self.started if self.started else None
-        return {
-            "job": self.id,
-            "board": self.board.name,
-            "caller": self.caller,
-            "state": self.state,
-            "elapsed": elapsed,
-        }
-
-    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Tell who watches."""
-        if self.watcher is not None:
-            self.watcher.deliver(message, droppable=droppable)
 
 
 class Dispatch:
@@ -131,6 +64,7 @@ class Dispatch:
         self._lost_after = lost_after
         self._flush_waits = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
+        self.recent = Recent()
         self._restore()
 
     # What callers ask
@@ -138,38 +72,52 @@ class Dispatch:
     def submit(
         self, boards: Sequence[Board], cell: Cell, caller: str, watcher: Watcher
     ) -> list[Job]:
-        """Write one job per board down, then start or queue each; absent boards end at once."""
+        """Write one job per board down; ``launch`` lets them run."""
         numbers = self._store.begin([board.id for board in boards], caller)
         jobs = [
             Job(number, board, cell, caller, watcher)
             for number, board in zip(numbers, boards, strict=True)
         ]
-        for job in jobs:
-            self.jobs[job.id] = job
+        self.jobs.update((job.id, job) for job in jobs)
         return jobs
 
     def launch(self, jobs: Sequence[Job]) -> None:
-        """Start the jobs that ``submit`` wrote, or queue them behind others."""
+        """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
         for job in jobs:
             board = job.board
             if board.link is None:
-                self._settle(job, "offline", _absence(board))
+                self._await_board(job)
             elif board.current is None and not board.queue:
                 self._start(job)
             elif len(board.queue) >= MAX_QUEUED:
-                self._settle(
-                    job, "error", f"{MAX_QUEUED} jobs wait for this board already; it did not run"
-                )
+                why = f"{MAX_QUEUED} jobs wait for this board already; it did not run"
+                self._settle(job, "error", why)
             else:
                 board.queue.append(job)
 
-    def interrupt(self, job: Job) -> None:
-        """Take a queued job out; interrupt a running one on its board."""
-        if job.state == "queued":
+    def _await_board(self, job: Job) -> None:
+        """Give an absent board the time that the caller grants it."""
+        if job.cell.wait <= 0:
+            self._settle(job, "offline", _absence(job.board))
+            return
+        job.board.queue.append(job)
+        job.timer = self._later(job.cell.wait, lambda: self._on_waited(job))
+
+    def _on_waited(self, job: Job) -> None:
+        job.timer = None
+        if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            self._settle(job, "interrupted", "it was still queued and did not run")
-        elif job.state == "running" and job.board.link is not None:
+            why = f"it did not dial in within {job.cell.wait:g} s; {_absence(job.board)}"
+            self._settle(job, "offline", why)
+
+    def interrupt(self, job: Job) -> None:
+        """Take out a job that was not sent; interrupt a running one on its board."""
+        if job.state == "running" and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        elif job.state in ("queued", "resetting"):
+            if job.state == "queued":
+                job.board.queue.remove(job)
+            self._settle(job, "interrupted", "it was not sent yet and did not run")
 
     def answer(self, job: Job, text: bytes, *, nobody: bool = False) -> None:
         """Answer the ``input()`` of a job."""
@@ -203,16 +151,16 @@ class Dispatch:
         elif message.op == wire.INPUT:
             self._on_input(job, data)
         else:
-            if message.op == wire.OUTPUT:
-                self._keep(job, message.payload)
+            (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
 
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
         ending = wire.read_result(message)
-        self._keep(job, ending.output)
-        error = None if ending.status == "ok" else _last_line(ending.rest)
+        job.tail.add(ending.output)
+        job.value.add(ending.rest)
+        error = "" if ending.status == "ok" else job.value.text()
         if job.state == "settled":
-            self._amend(job.id, ending.status, error)
+            self._amend(job.board, Told(job.id, ending.status, error))
         else:
             job.deliver(data)
             self._close(job, ending.status, error)
@@ -225,40 +173,39 @@ class Dispatch:
         else:
             self.answer(job, b"", nobody=True)
 
-    def _keep(self, job: Job, output: bytes) -> None:
-        job.tail += output
-        if len(job.tail) > 2 * TAIL_BYTES:
-            del job.tail[:-TAIL_BYTES]
-
     # Links that come and go
 
     def on_link(self, board: Board, *, same_boot: bool, last: dict[str, Any] | None) -> None:
         """Take a board in that has just proven itself, and what it tells of its last job."""
-        job, told = board.current, _read_last(last)
-        if job is not None:
+        job, board.current = board.current, None
+        told = _read_last(last)
+        if job is not None and job.state == "resetting" and not same_boot:
+            self._start(job)
+            return
+        if job is not None and job.state != "settled":
             self._on_return(job, told, same_boot=same_boot)
-            board.current = None
         elif told is not None:
-            self._amend_if_unsure(board, told)
+            self._amend(board, told)
         self._next(board)
 
-    def _on_return(self, job: Job, told: _Told | None, *, same_boot: bool) -> None:
-        if told is not None and told.job == job.id:
-            if job.state == "settled":
-                self._amend(job.id, told.status, told.error)
-            else:
-                self._settle(job, told.status, told.error or "", output_lost=True)
-        elif job.state != "settled":
-            why = "it never reached the board" if same_boot else "the board restarted while it ran"
-            self._settle(job, "lost", why)
+    def _on_return(self, job: Job, told: Told | None, *, same_boot: bool) -> None:
+        """Settle a job whose board is back."""
+        if job.state == "resetting":
+            self._settle(job, "error", "the board did not restart; the cell did not run")
+        elif told is not None and told.job == job.id:
+            self._settle(job, told.status, told.error, output_lost=True)
+        elif same_boot:
+            self._settle(job, "lost", "it never reached the board")
+        else:
+            self._settle(job, "lost", "the board restarted while it ran")
 
     def on_link_gone(self, board: Board, link: BoardLink) -> None:
         """Give a board whose link broke its grace."""
         if board.link is not link:
             return
         board.disconnect()
-        if board.current is not None:
-            board.current.state = "adrift" if board.current.state == "running" else "settled"
+        if board.current is not None and board.current.state == "running":
+            board.current.state = "adrift"
         if board.current is not None or board.queue:
             self._expect(board)
 
@@ -269,23 +216,21 @@ class Dispatch:
 
     def _give_up(self, board: Board, links: int) -> None:
         """End what a board that has not come back still owes."""
-        if board.links != links:
+        if board.links != links or (board.current and board.current.state == "resetting"):
             return
-        if board.current is not None:
-            job, board.current = board.current, None
-            if job.state != "settled":
-                self._settle(
-                    job,
-                    "lost",
-                    f"its link broke and it did not come back within {self._lost_after:g} s",
-                )
-        while board.queue:
-            self._settle(board.queue.popleft(), "offline", _absence(board))
+        job, board.current = board.current, None
+        if job is not None and job.state != "settled":
+            why = f"its link broke and it did not come back within {self._lost_after:g} s"
+            self._settle(job, "lost", why)
+        for job in list(board.queue):
+            if job.timer is None:  # else its caller's own patience counts
+                board.queue.remove(job)
+                self._settle(job, "offline", _absence(board))
 
     def stop(self) -> None:
         """End what was not sent; what runs stays open, its board tells the next server."""
         for job in list(self.jobs.values()):
-            if job.state == "queued":
+            if job.state in ("queued", "resetting"):
                 self._settle(job, "lost", "the server stopped before it was sent; it did not run")
         self._store.flush()
 
@@ -308,18 +253,34 @@ class Dispatch:
         board, cell = job.board, job.cell
         assert board.link is not None
         board.current = job
+        job.stop_timer()
+        if cell.fresh and job.state == "queued":
+            self._reset(job)
+            return
         job.state, job.started = "running", time.time()
-        timeout_ms = min(int((cell.timeout or 0) * 1000), 0x3FFFFFFF) if cell.timeout else 0
         for message in wire.exec_messages(
             job.id,
             cell.code,
-            timeout_ms=max(timeout_ms, 1) if cell.timeout is not None else 0,
+            timeout_ms=_milliseconds(cell.timeout),
             awaits=cell.awaits,
             buffer_size=board.buffer_size,
         ):
             board.link.send(message)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
+
+    def _reset(self, job: Job) -> None:
+        """Have the board restart; its next link starts the job."""
+        assert job.board.link is not None
+        job.state = "resetting"
+        job.board.link.send(wire.pack(wire.RESET, job=job.id))
+        job.timer = self._later(RESET_SECONDS, lambda: self._on_no_reset(job))
+
+    def _on_no_reset(self, job: Job) -> None:
+        if job.state == "resetting":
+            why = f"it did not come back from its reset within {RESET_SECONDS:g} s"
+            self._settle(job, "lost", why + "; the cell did not run")
+            self._release(job.board)
 
     def _on_deadline(self, job: Job) -> None:
         """The board should have said by now that it stopped its job."""
@@ -335,12 +296,13 @@ class Dispatch:
         job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
         self._close(job, status, why)
 
-    def _close(self, job: Job, status: str, error: str | None) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
-        job.state, job.timer, job.watcher = "settled", None, None
-        self.jobs.pop(job.id, None)
-        self._store.end(job.id, status, error)
+    def _close(self, job: Job, status: str, error: str) -> None:
+        job.stop_timer()
+        job.state, job.watcher = "settled", None
+        job.status, job.error, job.ended = status, error, time.time()
+        del self.jobs[job.id]
+        self.recent.add(job)
+        self._store.end(job.id, status, _last_line(error))
         if not self._flush_waits:
             self._flush_waits = True
             self._later(FLUSH_AFTER, self._flush)
@@ -363,29 +325,30 @@ class Dispatch:
 
     # Truth that comes late
 
-    def _amend(self, number: int, status: str, error: str | None) -> None:
-        log.info("job %d was %s after all", number, status)
-        self._store.end(number, status, error)
-        self._store.flush()
-
-    def _amend_if_unsure(self, board: Board, told: _Told) -> None:
+    def _amend(self, board: Board, told: Told) -> None:
         """Believe a board about its own job, where the server had to guess."""
         row = self._store.job(told.job)
         if row is None or row.board != board.id:
             return
-        if row.status in (None, "lost") or row.error == _UNCONFIRMED:
-            self._amend(told.job, told.status, told.error)
+        if row.status not in (None, "lost") and row.error != _UNCONFIRMED:
+            return
+        log.info("%s: job %d was %s after all", board.name, told.job, told.status)
+        known = self.recent.get(told.job)
+        if known is not None:
+            known.status, known.error = told.status, told.error
+        self._store.end(told.job, told.status, _last_line(told.error))
+        self._store.flush()
 
 
-class _Told(NamedTuple):
-    """What a board remembers of its last job."""
+class Told(NamedTuple):
+    """What a board says of how a job ended."""
 
     job: int
     status: str
     error: str
 
 
-def _read_last(last: dict[str, Any] | None) -> _Told | None:
+def _read_last(last: dict[str, Any] | None) -> Told | None:
     """Return what PROOF's ``last`` says; None where it says nothing of use."""
     try:
         assert last is not None
@@ -395,7 +358,12 @@ def _read_last(last: dict[str, Any] | None) -> _Told | None:
     if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
         return None
     error = str(last.get("error") or "")[:1024]
-    return _Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+    return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """Return a timeout as it travels; 0 for none."""
+    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)
 
 
 def _absence(board: Board) -> str:
@@ -412,7 +380,6 @@ def _ago(seconds: float) -> str:
     return f"{max(int(seconds), 0)} s"
 
 
-def _last_line(traceback: bytes) -> str:
+def _last_line(error: str) -> str:
     """Return the line of a traceback that names the error, for the store."""
-    lines = traceback[-1024:].decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return error.strip().rpartition("\n")[2][:1024]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .dispatch import Job
+    from .jobs import Job
     from .store import BoardRow
 
 #: Shortest buffer of a board that can still be served, in bytes (a header, a head, some code).

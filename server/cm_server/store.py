@@ -12,6 +12,8 @@ Call from the server's one thread.
 from __future__ import annotations
 
 import contextlib
+import logging
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,10 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from cloudmanager.errors import ServerError
+
+log = logging.getLogger("cm_server")
 
 _meta = sa.MetaData()
 
@@ -98,18 +104,25 @@ class Store:
 
     Args:
         path: the SQLite file; None keeps all in memory (for tests).
+
+    Raises:
+        ServerError: the file cannot be opened, or is something else.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._engine = sa.create_engine(
             f"sqlite:///{path}" if path else "sqlite://", poolclass=sa.StaticPool
         )
-        self._db = self._engine.connect()
-        self._pragma("journal_mode=WAL")
-        self._pragma("synchronous=NORMAL")
-        self._pragma("busy_timeout=5000")
-        _meta.create_all(self._db)
-        self._db.commit()
+        try:
+            self._db = self._engine.connect()
+            self._pragma("journal_mode=WAL")
+            self._pragma("synchronous=NORMAL")
+            self._pragma("busy_timeout=5000")
+            _meta.create_all(self._db)
+            self._db.commit()
+        except sa.exc.DBAPIError as error:
+            self._engine.dispose()
+            raise ServerError(f"its store {path} cannot be opened: {error.orig}") from error
         self._next_job = (self._db.scalar(sa.select(sa.func.max(_jobs.c.id))) or 0) + 1
         self._endings: list[tuple[float, str, str | None, int]] = []
         # Every cell waits for these two: compiled once and given to the driver itself, they
@@ -135,11 +148,23 @@ class Store:
         self.flush()
         self._pragma("synchronous=FULL")
         try:
-            yield
-            self._db.commit()
+            with self._written():
+                yield
+                self._db.commit()
         finally:
-            self._db.rollback()
             self._pragma("synchronous=NORMAL")
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Undo what is done inside where it cannot be written: a full disk, for example."""
+        try:
+            yield
+        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+            self._db.rollback()
+            self._driver.rollback()
+            reason = getattr(error, "orig", error)
+            log.error("the store cannot be written: %s", reason)
+            raise ServerError(f"its store cannot be written: {reason}") from error
 
     # Boards
 
@@ -166,12 +191,13 @@ class Store:
             self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
 
     def saw_board(self, board_id: str, facts: dict[str, Any] | None = None) -> None:
-        """Note that a board was here just now, and what it said of itself."""
+        """Note that a board was here just now, and what it said of itself; it may be left out."""
         values: dict[str, Any] = {"last_seen": time.time()}
         if facts is not None:
             values["facts"] = facts
-        self._db.execute(sa.update(_boards).where(_boards.c.id == board_id).values(**values))
-        self._db.commit()
+        with contextlib.suppress(ServerError), self._written():
+            self._db.execute(sa.update(_boards).where(_boards.c.id == board_id).values(**values))
+            self._db.commit()
 
     # Tokens
 
@@ -192,6 +218,9 @@ class Store:
         """Write one open job per board, in one transaction, and return their numbers.
 
         What ended before is written first: see the module's docstring.
+
+        Raises:
+            ServerError: they cannot be written.
         """
         first = self._next_job
         self._next_job += len(board_ids)
@@ -201,10 +230,7 @@ class Store:
             (number, board_id, caller, now)
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
-        self._write_endings()
-        if rows:
-            self._driver.executemany(self._insert_job, rows)
-        self._driver.commit()
+        self._write(rows)
         return numbers
 
     def end(self, job: int, status: str, error: str | None = None) -> None:
@@ -212,14 +238,19 @@ class Store:
         self._endings.append((time.time(), status, error, job))
 
     def flush(self) -> None:
-        """Write the endings that wait."""
+        """Write the endings that wait; where they cannot be written they go on waiting."""
         if self._endings:
-            self._write_endings()
-            self._driver.commit()
+            with contextlib.suppress(ServerError):
+                self._write([])
 
-    def _write_endings(self) -> None:
-        if self._endings:
-            self._driver.executemany(self._end_job, self._endings)
+    def _write(self, jobs: list[tuple[int, str, str, float]]) -> None:
+        """Write the endings that wait, then new jobs, in one transaction."""
+        with self._written():
+            if self._endings:
+                self._driver.executemany(self._end_job, self._endings)
+            if jobs:
+                self._driver.executemany(self._insert_job, jobs)
+            self._driver.commit()
             self._endings = []
 
     def job(self, number: int) -> JobRow | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: Roles, each with the rights of those before it.
 ROLES = ("viewer", "operator", "admin")
+MAX_JOBS = 1000  # jobs in one reply
 MAX_ENROL = 10_000  # boards enrolled by one request
 
 
@@ -74,10 +75,10 @@ def _label(server: Server, body: dict[str, Any]) -> list[str]:
     if not isinstance(changes, dict) or not changes:
         raise ServerError("labels are given as key=value")
     for key, value in changes.items():
-        check_label(str(key), str(value or "x"))  # an empty value takes the label away
+        check_label(str(key), str(value or "x"))  # an empty one, or null, takes the label away
     boards = _choose(server, body)
     for board in boards:
-        merged = {**board.labels, **{str(key): str(value) for key, value in changes.items()}}
+        merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
         board.labels = {key: value for key, value in merged.items() if value}
     server.store.set_labels({board.id: dict(board.labels) for board in boards})
     return [board.name for board in boards]
@@ -91,17 +92,56 @@ def _interrupt(server: Server, body: dict[str, Any]) -> int:
     return len(found)
 
 
+def _jobs(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the jobs that have not ended, then those that ended lately, newest first."""
+    running = sorted(server.dispatch.jobs.values(), key=lambda job: -job.id)
+    jobs = [*running, *server.dispatch.recent.newest()]
+    if body.get("target") is not None:
+        chosen = set(_choose(server, body))
+        jobs = [job for job in jobs if job.board in chosen]
+    return [job.describe() for job in jobs[:MAX_JOBS]]
+
+
+def _job(server: Server, body: dict[str, Any]) -> dict[str, Any]:
+    """Return one job with its output's tail; of an older one, its line in the store."""
+    number = body.get("job")
+    if not isinstance(number, int) or not 0 < number < 2**63:
+        raise ServerError("a job is named by its number")
+    job = server.dispatch.jobs.get(number) or server.dispatch.recent.get(number)
+    if job is not None:
+        return job.show()
+    row = server.store.job(number)
+    if row is None:
+        raise ServerError(f"there is no job {number}")
+    board = server.registry.by_id.get(row.board)
+    return {
+        "job": row.id,
+        "board": board.name if board else row.board,
+        "caller": row.caller,
+        "state": "ended" if row.status else "running",
+        "status": row.status,
+        "started": row.created,
+        "elapsed": row.ended - row.created if row.ended else None,
+        "stdout": "",
+        "truncated": True,  # output is kept in memory only
+        "value": "",
+        "error": row.error or "",
+    }
+
+
 def _enrol(server: Server, body: dict[str, Any]) -> list[dict[str, str]]:
     """Give each name an identity and a fresh key; its old key opens nothing any more."""
     names = body.get("names")
     if not isinstance(names, list) or not 0 < len(names) <= MAX_ENROL:
         raise ServerError(f"1 to {MAX_ENROL} names are enrolled at once")
     for name in names:
+        if not isinstance(name, str):
+            raise ServerError("names are text")
         check_name(name)
         board = server.registry.by_name.get(name)
         if board is not None and board.online:
             raise ServerError(f"a board called {name} is connected already; choose another name")
-    return server.enrol([str(name) for name in dict.fromkeys(names)])
+    return server.enrol(list(dict.fromkeys(names)))
 
 
 def _choose(server: Server, body: dict[str, Any]) -> list[Board]:
@@ -124,5 +164,7 @@ VERBS = {
     "boards": Verb("viewer", _boards),
     "label": Verb("operator", _label),
     "interrupt": Verb("operator", _interrupt),
+    "jobs": Verb("viewer", _jobs),
+    "job": Verb("viewer", _job),
     "enrol": Verb("admin", _enrol),
 }

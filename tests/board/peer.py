@@ -54,8 +54,8 @@ class Job:
 class Link:
     """One board's link, after its proof."""
 
-    def __init__(self, peer, socket, told):
-        self.peer, self.socket, self.told = peer, socket, told
+    def __init__(self, peer, socket, name, told):
+        self.peer, self.socket, self.name, self.told = peer, socket, name, told
         self.jobs = {}
         self.closed = threading.Event()
 
@@ -83,11 +83,15 @@ class Link:
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
 
-    def ping(self):
+    def raw(self, data):
+        """Send bytes past the library, as they are."""
+        self.peer.loop.call_soon_threadsafe(self.socket.transport.write, data)
+
+    def ping(self, data=None):
         """How long the board takes to answer one."""
 
         async def there_and_back():
-            return await (await self.socket.ping())
+            return await (await self.socket.ping(data))
 
         return self.peer.call(there_and_back())
 
@@ -105,6 +109,9 @@ class Link:
         except ConnectionClosed:
             pass
         self.closed.set()
+        with self.peer.changed:
+            if self.peer.links.get(self.name) is self:
+                del self.peer.links[self.name]
 
     def take(self, data):
         assert isinstance(data, bytes), "only binary messages"
@@ -211,7 +218,7 @@ class Peer:
         if not hmac.compare_digest(reply[6:38], proof(b"board", reply[38:])):
             await socket.close(4001)
             return None
-        link = Link(self, socket, json.loads(reply[38:]))
+        link = Link(self, socket, said["id"], json.loads(reply[38:]))
         welcome = {"name": said["id"], "beat": self.beat, "spread": self.spread}
         await socket.send(message(WELCOME, bytes(4), json.dumps(welcome).encode()))
         with self.changed:

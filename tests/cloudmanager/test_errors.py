@@ -22,6 +22,7 @@ from cloudmanager.errors import (
     PeerWireError,
     ServerError,
     ServerUnreachable,
+    ServiceError,
     TargetError,
     VersionMismatch,
     WireError,
@@ -45,6 +46,7 @@ ONE_OF_EACH = [
     BoardError("lab-1", "ZeroDivisionError", "divide by zero", TRACEBACK),
     FleetError({"lab-1": BoardOffline("lab-1"), "lab-2": LinkLost("lab-2")}),
     ServerError("the queue of lab-1 is full"),
+    ServiceError("TCP port 18266 is taken", "/home/me/cm/server.log"),
     WireError("the header is short"),
     LocalWireError("the job's number is negative"),
     PeerWireError("the header is short"),
@@ -145,6 +147,24 @@ def test_message_ends_with_what_to_do_next(error):
         (
             BoardError("lab-1", "KeyboardInterrupt", "", "", "timeout"),
             "lab-1: KeyboardInterrupt Give the cell more time with `timeout=` or `--timeout`.",
+        ),
+        (
+            NotAllowed("operator"),
+            "Not allowed: this needs the right 'operator'. "
+            "Ask an administrator for a token that may do this, and set CM_TOKEN to that.",
+        ),
+        (
+            NotAllowed("caller", "the server does not know this token"),
+            "Not allowed: the server does not know this token. "
+            "Ask an administrator for a token that may do this, and set CM_TOKEN to that.",
+        ),
+        (
+            ServiceError("TCP port 18266 is taken.", "/home/me/cm/server.log"),
+            "TCP port 18266 is taken. The server's own log is /home/me/cm/server.log.",
+        ),
+        (
+            ServiceError("it does not stop"),
+            "it does not stop. `mbm server-status` tells how the server is.",
         ),
         (
             ServerError("the queue is full."),

@@ -1,0 +1,50 @@
+"""The tutorials run against a server and a CM_HOME of their own (nbval knows no fixtures)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+HERE = Path(__file__).parent
+_running = contextlib.ExitStack()
+_homes: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start the server before the first notebook, whose kernel inherits where it is."""
+    if not _homes:
+        _homes.append(_running.enter_context(_server()))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop it after the last cell of the last notebook."""
+    if nextitem is None or HERE not in nextitem.path.parents:
+        _running.close()
+        _homes.clear()
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, CM_HOME=home):
+        for name in ("CM_URL", "CM_TOKEN"):
+            os.environ.pop(name, None)
+        command = [sys.executable, "-m", "cm_server", "--port", "0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            with process.stdout:
+                process.stdout.readline()  # it says so when it listens
+            yield home
+        finally:
+            process.terminate()
+            process.wait(10)

@@ -1,0 +1,167 @@
+"""One cell on one board, as the server sees it; and the jobs that ended lately. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .registry import Board
+
+TAIL_BYTES = 64 * 1024  # of each job's output, and of its value, that the server keeps
+MAX_RECENT = 1000  # ended jobs that are kept in memory, with their tails
+MAX_RECENT_BYTES = 16 * 1024 * 1024  # of their tails together
+
+
+class Timer(Protocol):
+    """What can be called off."""
+
+    def cancel(self) -> None:
+        """Call it off."""
+
+
+class Watcher(Protocol):
+    """A caller that follows its jobs."""
+
+    answers: bool  # whether a person is there to answer input()
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Pass on one message; a droppable one may be left out when the caller is slow."""
+
+
+class Cell(NamedTuple):
+    """What a caller wants run."""
+
+    code: bytes
+    timeout: float | None  # seconds from the write to the board
+    awaits: bool
+    fresh: bool = False  # after a soft reset of the board
+    wait: float = 0.0  # seconds that an absent board has to dial in
+
+
+class Tail:
+    """The last ``TAIL_BYTES`` of what was written."""
+
+    __slots__ = ("_bytes", "cut")
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self.cut = False  # whether something before it is gone
+
+    def add(self, data: bytes) -> None:
+        """Write some more."""
+        self._bytes += data
+        if len(self._bytes) > 2 * TAIL_BYTES:
+            self._bytes = self._bytes[-TAIL_BYTES:]
+            self.cut = True
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def text(self) -> str:
+        """Return it as text, with LF for CRLF."""
+        return self._bytes[-TAIL_BYTES:].decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+class Job:
+    """One cell on one board.
+
+    ``state`` is queued, resetting, running, adrift or settled (see dispatch.py); ``status``
+    is how it ended, None until then.
+    """
+
+    __slots__ = (
+        "asking",
+        "board",
+        "caller",
+        "cell",
+        "ended",
+        "error",
+        "id",
+        "started",
+        "state",
+        "status",
+        "tail",
+        "timer",
+        "value",
+        "watcher",
+    )
+
+    def __init__(
+        self, number: int, board: Board, cell: Cell, caller: str, watcher: Watcher | None
+    ) -> None:
+        self.id = number
+        self.board = board
+        self.cell = cell
+        self.caller = caller
+        self.watcher = watcher
+        self.state = "queued"
+        self.status: str | None = None
+        self.error = ""  # the traceback, or the server's words
+        self.started: float | None = None  # seconds since 1970, as ``ended``
+        self.ended: float | None = None
+        self.tail = Tail()
+        self.value = Tail()
+        self.timer: Timer | None = None
+        self.asking = False
+
+    def describe(self) -> dict[str, Any]:
+        """Return the job's line, as callers see it."""
+        until = self.ended or time.time()
+        return {
+            "job": self.id,
+            "board": self.board.name,
+            "caller": self.caller,
+            "state": "ended" if self.status else self.state,
+            "status": self.status,
+            "started": self.started,
+            "elapsed": until - self.started if self.started else None,
+        }
+
+    def show(self) -> dict[str, Any]:
+        """Return all that is known of it: its line, and the tails of what it said."""
+        return {
+            **self.describe(),
+            "stdout": self.tail.text(),
+            "truncated": self.tail.cut,
+            "value": self.value.text(),
+            "error": self.error,
+        }
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Tell who watches."""
+        if self.watcher is not None:
+            self.watcher.deliver(message, droppable=droppable)
+
+    def stop_timer(self) -> None:
+        """Call its timer off."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Recent:
+    """The jobs that ended lately, bounded in number and in bytes; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, job: Job) -> None:
+        """Keep a job that ended."""
+        size = len(job.tail) + len(job.value)
+        job.cell = job.cell._replace(code=b"")  # a cell's text is the notebook's to keep
+        self._jobs[job.id] = (job, size)
+        self._bytes += size
+        while len(self._jobs) > MAX_RECENT or self._bytes > MAX_RECENT_BYTES:
+            self._bytes -= self._jobs.popitem(last=False)[1][1]
+
+    def get(self, number: int) -> Job | None:
+        """Return a job that is still known."""
+        found = self._jobs.get(number)
+        return found[0] if found else None
+
+    def newest(self) -> list[Job]:
+        """Return them, newest first."""
+        return [job for job, _ in reversed(self._jobs.values())]

@@ -1,0 +1,227 @@
+"""The link: who is who, what breaks it, and how a board comes back."""
+
+import os
+import struct
+import time
+
+import pytest
+
+from .peer import ERROR, EXEC, INTERRUPTED, OK, RUNNING, Job, message
+
+LAST = {"status": OK, "error": "", "dropped": 0}
+
+
+@pytest.fixture(scope="module")
+def near(make_lab):
+    """A board whose server names a short spread: it is back at once."""
+    return make_lab(spread=0.2)
+
+
+@pytest.fixture
+def board(near):
+    link = near.link()
+    yield link
+    assert near.link().run("__cm__((6 * 7))").value == b"42"
+
+
+def test_board_says_who_and_what_it_is(near, board):
+    told = board.told
+    assert told["parts"][0] == "run"
+    assert 512 <= told["buf"] <= 4096
+    facts = told["facts"]
+    assert (facts["platform"], facts["mpy"] & 0xFF) == ("linux", 6)
+    assert facts["version"].startswith("1.")
+    assert 20_000 < facts["heap"] < 131_072
+    assert len(bytes.fromhex(told["boot"])) >= 8
+
+
+def test_board_does_not_talk_to_a_fake_server(make_lab):
+    lab = make_lab(lie=True, spread=0.2)
+    lab.peer.until(lambda peer: len(peer.refused) >= 3)
+    assert set(lab.peer.refused) == {1008}
+    assert lab.peer.links == {}
+
+
+def test_board_with_a_wrong_key_does_not_talk_either(make_lab):
+    lab = make_lab(keys={"id-1": os.urandom(32)}, spread=0.2)
+    lab.peer.until(lambda peer: len(peer.refused) >= 2)
+    assert set(lab.peer.refused) == {1008}
+
+
+def test_key_is_not_on_a_command_line_nor_in_a_log(near):
+    key = near.identities[0].key.hex()
+    pid = near.boards.pids["lab-1"]
+    for name in ("cmdline", "environ"):
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            assert key.encode() not in file.read()
+    assert key not in near.log()
+    assert key not in repr(near.identities)
+
+
+@pytest.mark.parametrize("code", [1001, 1008, 4001, 4002, 4003, 4004, 1011])
+def test_board_dials_again_after_every_close(near, board, code):
+    board.close(code)
+    again = near.link(after=board, timeout=3)
+    assert again.told["boot"] == board.told["boot"]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (bytes([0x02, 6]) + bytes(6), 1002),  # a fragment
+        (bytes([0xC2, 6]) + bytes(6), 1002),  # a reserved bit
+        (bytes([0x82, 0x86]) + bytes(10), 1002),  # masked
+        (bytes([0x81, 6]) + b"hello!", 1002),  # text
+        (bytes([0x83, 6]) + bytes(6), 1002),  # an unknown opcode
+        (bytes([0x89, 126, 0, 200]) + bytes(200), 1002),  # a long ping
+        (bytes([0x82, 3]) + bytes(3), 1002),  # shorter than a header
+        (bytes([0x82, 126]) + struct.pack(">H", 1529) + bytes(1529), 1009),  # over its buffer
+        (bytes([0x82, 127]) + struct.pack(">Q", 70_000), 1009),
+    ],
+)
+def test_board_refuses_what_breaks_the_rules(near, board, data, code):
+    board.raw(data)
+    assert board.closed.wait(5)
+    assert board.socket.close_code == code
+    near.link(after=board)
+
+
+def test_longest_message_fits(board):
+    code = b"#" * (board.told["buf"] - 14)
+    assert board.run(code).status == OK
+
+
+def test_frames_in_pieces_are_joined(board):
+    job = board.jobs[b"slow"] = Job(b"slow")
+    data = message(EXEC, b"slow", struct.pack(">II", 0, 6) + b"x = 12")
+    for byte in bytes([0x82, len(data)]) + data:
+        board.raw(bytes([byte]))
+    assert job.wait().status == OK
+
+
+def test_several_frames_at_once_are_taken_in_turn(board):
+    job = board.jobs[b"fast"] = Job(b"fast")
+    data = message(EXEC, b"fast", struct.pack(">II", 0, 6) + b"x = 12")
+    board.raw(bytes([0x89, 2, 1, 2, 0x8A, 0]) + bytes([0x82, len(data)]) + data + bytes([0x89, 0]))
+    assert job.wait().status == OK
+
+
+def test_ping_comes_back_with_its_bytes(board):
+    for size in (0, 1, 125):
+        assert board.ping(b"p" * size) < 1
+
+
+def test_cut_link_is_dialled_again_and_last_job_told(near, board):
+    board.run("x = 1", number=b"\1\2\3\4")
+    board.cut()
+    again = near.link(after=board)
+    assert again.told["last"] == {"job": "01020304", **LAST}
+
+
+def test_outcome_of_a_cell_whose_link_broke_is_told_on_return(near, board):
+    code = "import time\nfor n in range(4):\n    print('out')\n    time.sleep(0.2)\nkept = 5"
+    job = board.submit(code, number=b"cut!")
+    job.until(lambda job: job.output)
+    board.cut()
+    again = near.link(after=board)
+    last = again.told["last"]
+    assert (last["job"], last["status"]) == (b"cut!".hex(), OK)
+    assert last["dropped"] >= 8
+    assert again.run("__cm__((kept))").value == b"5"
+
+
+def test_error_of_a_cell_whose_link_broke_is_told_on_return(near, board):
+    job = board.submit("import time\nprint(1)\ntime.sleep(0.5)\nraise OSError('\\0\\x07é' * 300)")
+    job.until(lambda job: job.output)
+    board.cut()
+    last = near.link(after=board).told["last"]
+    assert last["status"] == ERROR
+    assert len(last["error"]) <= 256
+    assert last["error"].isprintable() or "\n" in last["error"]
+
+
+def test_timeout_holds_without_a_link(near, board):
+    job = board.submit("print(1)\nwhile True: pass", timeout_ms=600)
+    job.until(lambda job: job.output)
+    board.cut()
+    begun = time.monotonic()
+    assert near.link(after=board).told["last"]["status"] == 3
+    assert time.monotonic() - begun < 1.2
+
+
+def test_cell_without_a_link_ends_when_patience_does(near, board):
+    board.run("import cm.link\ncm.link.board.patience = 500")  # 60 s otherwise
+    job = board.submit("print(1)\nwhile True: pass")
+    job.until(lambda job: job.output)
+    board.cut()
+    last = near.link(after=board).told["last"]
+    assert (last["status"], "link lost" in last["error"]) == (INTERRUPTED, True)
+
+
+def test_ask_ends_with_the_link(near, board):
+    job = board.submit("try:\n    input()\nexcept EOFError:\n    ended = 1")
+    job.until(lambda job: job.prompts)
+    board.cut()
+    assert near.link(after=board).run("__cm__((ended))").value == b"1"
+
+
+def test_printing_cell_survives_the_loss_of_its_link(near, board):
+    job = board.submit("for n in range(20000):\n    print('line', n)")
+    job.until(lambda job: len(job.output) > 1000)
+    board.cut()
+    last = near.link(after=board).told["last"]
+    assert last["status"] == OK
+    assert last["dropped"] > 100_000
+
+
+def test_silent_server_is_left(make_lab):
+    lab = make_lab(beat=0.2, spread=0.2)
+    link = lab.link()
+    begun = time.monotonic()
+    lab.link(after=link)
+    assert 0.3 < time.monotonic() - begun < 2
+
+
+def test_pings_keep_a_link(make_lab):
+    lab = make_lab(beat=0.2, spread=0.2)
+    link = lab.link()
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        link.ping()
+        time.sleep(0.1)
+    assert not link.closed.is_set()
+
+
+def test_restarted_board_has_a_new_boot_and_keeps_its_flash(near, board):
+    board.run("with open('kept.txt', 'w') as f:\n    f.write('kept')")
+    near.boards.restart("lab-1")
+    again = near.link(after=board)
+    assert again.told["boot"] != board.told["boot"]
+    assert again.told["last"] is None
+    assert again.run("__cm__((open('/kept.txt').read()))").value == b"'kept'"
+
+
+def test_server_that_was_away_gets_its_boards_back(make_lab):
+    lab = make_lab(20, spread=2.0)
+    lab.peer.until(lambda peer: len(peer.links) == 20)
+    lab.peer.shut()
+    time.sleep(0.5)
+    lab.peer.open()
+    begun = time.monotonic()
+    lab.peer.until(lambda peer: len(peer.links) == 20)
+    assert time.monotonic() - begun < 3.5
+    jobs = [link.submit("__cm__((1))") for link in lab.peer.links.values()]
+    assert [job.wait().value for job in jobs] == [b"1"] * 20
+
+
+def test_board_whose_server_cannot_be_found_keeps_trying(make_lab):
+    lab = make_lab(start=False, spread=0.2)
+    lab.peer.shut()
+    lab.boards.start()
+    time.sleep(0.5)
+    lab.peer.open()
+    assert lab.link(timeout=5).run("__cm__((1))").value == b"1"
+
+
+def test_running_is_never_told(near, board):
+    assert board.told["last"] is None or board.told["last"]["status"] != RUNNING

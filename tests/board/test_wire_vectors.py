@@ -1,0 +1,108 @@
+"""The golden cells on a real MicroPython: byte for byte what it answers to the server."""
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import frames, wire
+from cloudmanager.frames import FrameReader
+from cloudmanager.virtual import Identity, VirtualBoards
+
+CELLS = json.loads((Path(__file__).parent.parent / "wire_vectors/cells.json").read_text("utf-8"))
+KEY = bytes(range(32))
+WAIT = 20.0  # seconds that a board may take for anything
+
+
+class BoardLink:
+    """The server's end of one board's link, message by message."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.reader = FrameReader(65_536, masked=True)
+        self.came = []
+        sock.settimeout(WAIT)
+
+    def send(self, message):
+        self.sock.sendall(frames.encode(message))
+
+    def receive(self):
+        """The next message; pings and pongs are left out."""
+        while not self.came:
+            data = self.sock.recv(65_536)
+            assert data, "the board hung up"
+            found = list(self.reader.feed(data))
+            assert all(frame.opcode == frames.BINARY for frame in found)
+            self.came += [frame.payload for frame in found]
+        return self.came.pop(0)
+
+    def upgrade(self):
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.sock.recv(1)
+        (key,) = [
+            line[19:] for line in head.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key: ")
+        ]
+        accept = frames.accept_key(key.decode())
+        self.sock.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept.encode() + b"\r\n\r\n"
+        )
+
+    def greet(self):
+        """Both prove themselves; returns the board's facts."""
+        hello = wire.read_hello(wire.unpack(self.receive()))
+        nonce = os.urandom(wire.NONCE_BYTES)
+        self.send(wire.pack_challenge(KEY, hello, nonce))
+        told = wire.check_proof(KEY, hello, nonce, wire.unpack(self.receive()))
+        assert told is not None
+        welcome = {"name": "golden", "beat": 60.0, "spread": 2.0}
+        self.send(wire.pack_json(wire.WELCOME, welcome))
+        return told
+
+    def receive_whole(self):
+        """The next INPUT or RESULT, with the output that a busy machine let go before it."""
+        output = b""
+        while (message := wire.unpack(self.receive())).op == wire.OUTPUT:
+            output += message.payload
+        if message.op != wire.RESULT:
+            assert output == b""
+            return wire.pack(message.op, message.payload, job=message.job, flags=message.flags)
+        ending = wire.read_result(message)
+        output += ending.output
+        rest = re.sub(rb'  File "cm/.*\n', b"", ending.rest)  # a frame of the client's own
+        payload = len(output).to_bytes(2, "big") + output + rest
+        return wire.pack(wire.RESULT, payload, job=message.job, flags=message.flags)
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(WAIT)
+        identity = Identity("golden", "0123456789abcdef", KEY)
+        folder = tmp_path_factory.mktemp("golden")
+        with VirtualBoards([identity], listening.getsockname(), folder):
+            sock, _ = listening.accept()
+            with sock:
+                link = BoardLink(sock)
+                link.upgrade()
+                link.told = link.greet()
+                yield link
+
+
+def test_board_tells_what_protocol_md_says(link):
+    assert set(link.told) == {"boot", "buf", "parts", "facts", "last"}
+    assert set(link.told["facts"]) == {"platform", "version", "mpy", "machine", "client", "heap"}
+    assert (link.told["last"], "run" in link.told["parts"]) == (None, True)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell["what"])
+def test_board_answers_a_golden_cell(link, cell):
+    for step in cell["steps"]:
+        if "to_board" in step:
+            link.send(bytes.fromhex(step["to_board"]))
+        else:
+            assert link.receive_whole().hex() == step["from_board"]

@@ -1,0 +1,728 @@
+"""What becomes of a cell: jobs that are fed messages, results that are left, and who waits."""
+
+import itertools
+import json
+import math
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloudmanager import jobs, wire
+from cloudmanager.cells import prepare
+from cloudmanager.errors import (
+    BoardError,
+    BoardOffline,
+    FleetError,
+    LinkLost,
+    NoSuchBoard,
+    PeerWireError,
+    ServerUnreachable,
+)
+from cloudmanager.jobs import JobGroup, Once, Repr, Result, Results
+from cloudmanager.wire import Message
+
+WAIT = 20.0  # seconds that a thread may take on a busy machine
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "<cell>", line 1, in <module>
+ZeroDivisionError: divide by zero
+"""
+UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it hung up")
+
+
+class Lab:
+    """A group whose cell the server has accepted; `say` is what then comes from the server."""
+
+    def __init__(self, boards=("lab-1",), code="1/0", listen=True, **accepted):
+        self.stopped, self.answered = [], []
+        self.group = JobGroup(prepare(code), listen=listen)
+        numbers = itertools.count(1)
+        body = {"jobs": [[next(numbers), board] for board in boards], **accepted}
+        self.group.accept(
+            body, self.stopped.append, lambda job, text: self.answered.append((job, text))
+        )
+
+    @property
+    def job(self):
+        return next(iter(self.group.jobs.values()))
+
+    def say(self, op, payload=b"", flags=0, board=None):
+        job = self.group.jobs[board] if board else self.job
+        self.group.take(job, Message(op, flags, job.number, payload))
+
+    def end(self, board=None, status=0, output=b"", rest=b""):
+        payload = len(output).to_bytes(2, "big") + output + rest
+        self.say(wire.RESULT, payload, status, board)
+
+    def end_by_server(self, status, **body):
+        self.say(wire.ENDED, json.dumps(body).encode(), wire.STATUSES.index(status))
+
+    def printed(self, *pieces):
+        """What stdout is, once the board printed these pieces and ended."""
+        for piece in pieces:
+            self.say(wire.OUTPUT, piece)
+        self.end()
+        return self.result.stdout
+
+    @property
+    def result(self):
+        return self.group.results(0)[self.job.board]
+
+
+def ok(text="", board="lab-1", **told):
+    return Result(board, 7, "ok", text=text, **told)
+
+
+def failed(board="lab-1", status="error", traceback=TRACEBACK, **told):
+    return Result(board, 7, status, traceback=traceback, **told)
+
+
+def results(*each, **told):
+    return Results({result.board: result for result in each}, **told)
+
+
+# A value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("42", 42),
+        ("-1.5", -1.5),
+        ("True", True),
+        ("None", None),
+        ("'é'", "é"),
+        ("b'\\x00'", b"\0"),
+        ("(1, [2, {'a': (3,)}])", (1, [2, {"a": (3,)}])),
+        ("{1, 2}", {1, 2}),
+        ("1+2j", 1 + 2j),
+        ("12345678901234567890123", 12345678901234567890123),
+    ],
+)
+def test_value_that_is_a_literal_comes_back_as_itself(text, value):
+    assert ok(text).value == value
+    assert type(ok(text).value) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("<Pin 4>", id="an object"),
+        pytest.param("nan", id="nan"),
+        pytest.param("[inf, 1]", id="inf in a list"),
+        pytest.param("bytearray(b'x')", id="a call"),
+        pytest.param("{[]: 1}", id="a key that cannot be one"),
+        pytest.param("-" * 100_000 + "1", id="very deep"),
+        pytest.param("1" + "+1" * 100_000, id="very long"),
+        pytest.param("[" * 5_000, id="brackets"),
+        pytest.param("9" * 5_000, id="a number without end"),
+        pytest.param("\0", id="a zero byte"),
+        pytest.param("1if 1else 2", id="what Python warns of"),
+    ],
+)
+def test_value_that_is_no_literal_stays_its_repr(text):
+    value = ok(text).value
+    assert type(value) is Repr
+    assert value == text
+
+
+def test_escapes_that_python_warns_of_are_read_without_a_word():
+    assert ok(r"'\d'").value == r"\d"
+
+
+def test_value_that_was_cut_off_stays_its_repr():
+    """What is left of [10, 20, ..., 300] may well be a literal, and another value."""
+    value = ok("123", cut=True).value
+    assert (type(value), value) == (Repr, "123")
+
+
+def test_repr_prints_as_it_stands_and_is_safe_to_show():
+    assert repr(Repr("<Pin 4>")) == "<Pin 4>"
+    assert repr(Repr("\x1b[2J")) == r"\x1b[2J"
+    assert str(Repr("\x1b[2J")) == "\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (failed(), BoardError),
+        (failed(status="offline", traceback="", why="it was last seen 3 s ago"), BoardOffline),
+        (failed(status="lost", traceback="", why="the board restarted"), LinkLost),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.status,
+)
+def test_value_of_a_failed_result_raises(result, kind):
+    with pytest.raises(kind):
+        _ = result.value
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("traceback", "ename", "evalue"),
+    [
+        (TRACEBACK, "ZeroDivisionError", "divide by zero"),
+        ("MemoryError: memory allocation failed, allocating 9 bytes\n", "MemoryError", "memory"),
+        ('Traceback:\n  File "x", line 1, in f\nKeyboardInterrupt: \n', "KeyboardInterrupt", ""),
+        (
+            'T:\n  File "x", line 1\n    x y\nSyntaxError: invalid syntax\n',
+            "SyntaxError",
+            "invalid",
+        ),
+        ('T:\n  File "x", line 1, in f\nValueError: one\ntwo\n', "ValueError", "one\ntwo"),
+        ('T:\n  File "x", line 1, in f\nKeyError: a: b\n', "KeyError", "a: b"),
+        ("strange", "strange", ""),
+    ],
+)
+def test_error_names_the_boards_exception(traceback, ename, evalue):
+    error = failed(traceback=traceback).error
+    assert isinstance(error, BoardError)
+    assert error.traceback == traceback
+    assert error.evalue.startswith(evalue)
+    assert error.ename == ename
+
+
+def test_error_that_only_the_server_knows_of_says_why():
+    error = failed(status="timeout", traceback="", why="it has not confirmed that it stopped").error
+    assert isinstance(error, BoardError)
+    assert (error.status, error.evalue) == ("timeout", "it has not confirmed that it stopped")
+    assert str(error).startswith("lab-1: it has not confirmed that it stopped")
+
+
+def test_lost_job_carries_its_number():
+    error = failed(status="lost", traceback="").error
+    assert isinstance(error, LinkLost)
+    assert (error.board, error.job) == ("lab-1", 7)
+
+
+def test_ok_has_no_error():
+    assert ok("1").error is None
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("1", 1),
+        ("1.5", 1.5),
+        ("'é'", "é"),
+        ("[1, 'a', None, True]", [1, "a", None, True]),
+        ("{'a': [1, {'b': 2}]}", {"a": [1, {"b": 2}]}),
+        ("nan", "nan"),
+        ("1e999", "1e999"),
+        ("[1.0, 1e999]", "[1.0, 1e999]"),
+        ("(1, 2)", "(1, 2)"),
+        ("[(1, 2)]", "[(1, 2)]"),
+        ("{1: 2}", "{1: 2}"),
+        ("{1, 2}", "{1, 2}"),
+        ("b'x'", "b'x'"),
+        ("1j", "1j"),
+        ("<Pin 4>", "<Pin 4>"),
+        ("0x" + "f" * 5000, "0x" + "f" * 5000),
+    ],
+)
+def test_json_has_the_value_or_where_it_would_change_its_repr(text, value):
+    told = ok(text, stdout="hi\n", elapsed=0.1234567).to_json()
+    assert told == {
+        "status": "ok",
+        "stdout": "hi\n",
+        "value": value,
+        "error": None,
+        "elapsed": 0.123457,
+    }
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_json_of_a_value_deeper_than_python_goes(monkeypatch):
+    def deep(_):
+        raise RecursionError
+
+    monkeypatch.setattr(jobs, "_is_json", deep)
+    assert ok("[1]").to_json()["value"] == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (failed(), TRACEBACK),
+        (failed(status="offline", traceback="", why="never seen"), "never seen"),
+        (failed(status="lost", traceback=""), "lost"),
+    ],
+    ids=lambda value: getattr(value, "status", ""),
+)
+def test_json_of_a_failure_has_its_traceback_or_what_is_known(result, error):
+    told = result.to_json()
+    assert (told["status"], told["value"], told["error"]) == (result.status, None, error)
+
+
+# Results
+
+
+def test_results_are_a_mapping_in_the_targets_order():
+    found = results(ok("1", "b"), ok("2", "a"), left_out=("c",))
+    assert list(found) == ["b", "a"]
+    assert [result.value for result in found.values()] == [1, 2]
+    assert (found["a"].value, len(found), "c" in found) == (2, 2, False)
+    assert found.left_out == ("c",)
+
+
+def test_results_say_whether_all_is_well_and_who_failed():
+    found = results(ok("1", "a"), failed("b"), failed("c"))
+    assert not found.ok
+    assert list(found.failed) == ["b", "c"]
+    assert results(ok()).ok
+    assert len(results(ok()).failed) == 0
+
+
+def test_value_of_one_board_is_its_value():
+    assert results(ok("[1, 2]")).value == [1, 2]
+
+
+@pytest.mark.parametrize("each", [[], [ok("1", "a"), ok("2", "b")]])
+def test_value_of_several_boards_is_refused(each):
+    with pytest.raises(ValueError, match=f"there are {len(each)} boards: .* to_dict"):
+        _ = results(*each).value
+
+
+def test_to_dict_has_the_values():
+    assert results(ok("1", "a"), ok("<Pin>", "b")).to_dict() == {"a": 1, "b": "<Pin>"}
+
+
+def test_to_dict_raises_what_failed():
+    with pytest.raises(BoardError):
+        results(ok("1", "a"), failed("b")).to_dict()
+
+
+def test_to_pandas_has_one_row_a_board():
+    table = results(ok("1", "a", stdout="hi", elapsed=0.5), failed("b")).to_pandas()
+    assert list(table.columns) == ["status", "value", "stdout", "elapsed"]
+    assert table.loc["a"].to_dict() == {"status": "ok", "value": 1, "stdout": "hi", "elapsed": 0.5}
+    assert table.loc["b", "status"] == "error"
+    assert math.isnan(table.loc["b", "value"])
+
+
+def test_to_pandas_of_no_boards_has_the_columns():
+    assert list(results().to_pandas().columns) == ["status", "value", "stdout", "elapsed"]
+
+
+def test_raise_for_error_returns_results_that_are_fine():
+    found = results(ok("1"))
+    assert found.raise_for_error() is found
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (failed("b"), BoardError),
+        (failed("b", "offline"), BoardOffline),
+        (failed("b", "lost"), LinkLost),
+    ],
+    ids=["error", "offline", "lost"],
+)
+def test_one_failure_is_raised_as_itself(result, kind):
+    with pytest.raises(kind) as caught:
+        results(ok("1", "a"), result).raise_for_error()
+    assert caught.value.board == "b"
+
+
+def test_several_failures_are_raised_as_one():
+    with pytest.raises(FleetError) as caught:
+        results(failed("a"), ok("1", "b"), failed("c", "offline", "")).raise_for_error()
+    assert {board: type(error) for board, error in caught.value.errors.items()} == {
+        "a": BoardError,
+        "c": BoardOffline,
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (ok("42"), "lab-1: 42"),
+        (ok(stdout="hi\nyou\n"), "lab-1: hi you"),
+        (ok(), "lab-1: ok"),
+        (ok("'\x1b[2J'"), r"lab-1: '\x1b[2J'"),
+        (ok("x" * 100), "lab-1: " + "x" * 80 + "…"),
+        (failed(), "lab-1: error (ZeroDivisionError: divide by zero)"),
+        (failed(traceback="KeyboardInterrupt: \n"), "lab-1: error (KeyboardInterrupt)"),
+        (failed(status="offline", traceback="", why="never seen"), "lab-1: offline (never seen)"),
+        (failed(status="lost", traceback=""), "lab-1: lost"),
+    ],
+)
+def test_results_show_one_line_a_board(result, line):
+    assert repr(results(result)) == line
+
+
+def test_no_results_say_so():
+    assert repr(results()) == "<no results>"
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (ok("42"), "<Result lab-1: ok 42>"),
+        (ok(), "<Result lab-1: ok>"),
+        (failed(), "<Result lab-1: error ZeroDivisionError>"),
+        (failed(status="offline", traceback="", why="\x1b"), r"<Result lab-1: offline \x1b>"),
+    ],
+)
+def test_result_shows_one_line(result, line):
+    assert repr(result) == line
+
+
+# Output
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stdout"),
+    [
+        ([b"a\r\nb\r\n"], "a\nb\n"),
+        ([b"a\r", b"\nb"], "a\nb"),
+        ([b"50%\r", b"99%\r"], "50%\r99%\r"),
+        ([b"a\r", b"\r\n"], "a\r\n"),
+        ([b"a\n\r\n"], "a\n\n"),
+        (["é".encode()[:1], "é".encode()[1:]], "é"),
+        ([bytes((byte,)) for byte in "日🐍\r\n".encode()], "日🐍\n"),
+        ([b"\xff"], "\ufffd"),
+        ([b"a\xe2\x82"], "a\ufffd"),
+        ([b""], ""),
+    ],
+)
+def test_output_is_joined_across_messages(pieces, stdout):
+    assert Lab().printed(*pieces) == stdout
+
+
+@given(st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"])), st.data())
+@settings(max_examples=60, deadline=None)
+def test_output_is_the_same_however_it_is_cut(text, data):
+    raw = text.replace("\n", "\r\n").encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    assert Lab().printed(*pieces) == text
+
+
+def test_output_in_the_result_comes_after_what_was_printed_before():
+    lab = Lab()
+    lab.say(wire.OUTPUT, b"one\r")
+    lab.end(output=b"\ntwo", rest=b"3")
+    assert (lab.result.stdout, lab.result.value) == ("one\ntwo", 3)
+
+
+def test_output_beyond_what_is_kept_leaves_its_end(monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_OUTPUT", 10)
+    lab = Lab()
+    pieces = [f"{number:04}".encode() for number in range(10)]
+    assert lab.printed(*pieces) == "06000700080009"
+    assert lab.result.truncated
+
+
+def test_output_that_the_server_left_out_is_marked():
+    lab = Lab()
+    lab.say(wire.TRUNCATED)
+    lab.end()
+    assert lab.result.truncated
+
+
+# How a job ends
+
+
+def test_value_comes_in_pieces():
+    lab = Lab()
+    lab.say(wire.VALUE, b"[1, '\xc3")
+    lab.say(wire.VALUE, b"\xa9', ")
+    lab.end(rest=b"3]")
+    assert lab.result.value == [1, "é", 3]
+
+
+def test_value_that_was_cut_is_marked():
+    lab = Lab()
+    lab.end(status=wire.CUT, rest=b"[1, 2")
+    assert (lab.result.cut, lab.result.value) == (True, "[1, 2")
+
+
+@pytest.mark.parametrize(("number", "status"), [(1, "error"), (2, "interrupted"), (3, "timeout")])
+def test_failure_has_the_boards_traceback_with_the_lines_of_the_cell(number, status):
+    lab = Lab(code="1/0")
+    lab.end(status=number, rest=TRACEBACK.replace("\n", "\r\n").encode())
+    assert lab.result.status == status
+    assert lab.result.traceback == TRACEBACK.replace("<module>\n", "<module>\n    1/0\n")
+
+
+def test_traceback_leaves_the_clients_own_frames_out():
+    client = '  File "cm/run.py", line 1, in run\r\n'
+    lab = Lab(code="")
+    lab.end(status=1, rest=f"Traceback:\r\n{client}{client}OSError: 5\r\n".encode())
+    assert lab.result.traceback == "Traceback:\nOSError: 5\n"
+
+
+@pytest.mark.parametrize("status", ["offline", "lost", "interrupted", "timeout", "error"])
+def test_server_ends_a_job_and_says_why(status):
+    lab = Lab()
+    lab.say(wire.OUTPUT, b"half a line\r")
+    lab.end_by_server(status, why="because")
+    assert (lab.result.status, lab.result.why) == (status, "because")
+    assert lab.result.stdout == "half a line\r"
+
+
+def test_server_ends_a_job_with_a_status_that_is_not_known_yet():
+    lab = Lab()
+    lab.say(wire.ENDED, b"{}", flags=99)
+    assert lab.result.status == "lost"
+
+
+def test_job_that_ended_well_without_a_link_has_lost_its_value():
+    """None would be a lie: what the cell's value was, only the board knew."""
+    lab = Lab()
+    lab.end_by_server("ok", why="", output_lost=True)
+    assert (lab.result.ok, lab.result.truncated) == (True, True)
+    assert repr(lab.result.value) == "<lost with the link>"
+
+
+def test_job_that_failed_without_a_link_has_its_error():
+    lab = Lab()
+    lab.end_by_server("error", why=TRACEBACK[20:], output_lost=True)
+    assert isinstance(lab.result.error, BoardError)
+    assert (lab.result.error.ename, lab.result.truncated) == ("ZeroDivisionError", True)
+
+
+def test_job_whose_link_to_the_server_broke_is_lost():
+    lab = Lab()
+    lab.say(wire.OUTPUT, b"so far\r")
+    lab.group.give_up(lab.job, "the link broke")
+    assert (lab.result.status, lab.result.stdout) == ("lost", "so far\r")
+
+
+def test_job_that_has_ended_is_not_given_up():
+    lab = Lab()
+    lab.end(rest=b"1")
+    lab.group.give_up(lab.job, "the link broke")
+    assert lab.result.value == 1
+
+
+def test_malformed_ending_is_the_servers_fault():
+    with pytest.raises(PeerWireError):
+        Lab().say(wire.RESULT, b"")
+
+
+def test_what_is_not_known_about_a_job_is_passed_over():
+    lab = Lab()
+    lab.say(0x7F, b"?")
+    assert not lab.group.wait(0)
+
+
+def test_elapsed_counts_from_the_write_to_the_board():
+    lab = Lab()
+    before = time.perf_counter()
+    lab.say(wire.STARTED)
+    lab.end()
+    assert 0 <= lab.result.elapsed <= time.perf_counter() - before
+
+
+# A group
+
+
+def test_group_ends_with_its_last_job():
+    lab = Lab(["a", "b"], left_out=["c"])
+    lab.end("b", rest=b"2")
+    assert not lab.group.wait(0)
+    lab.end("a", rest=b"1")
+    assert lab.group.wait(0)
+    assert lab.group.results().to_dict() == {"a": 1, "b": 2}
+    assert (lab.group.left_out, lab.group.results().left_out) == (("c",), ("c",))
+
+
+def test_results_that_are_not_there_in_time_say_how_many_are_missing():
+    lab = Lab(["a", "b", "c"])
+    lab.end("b")
+    with pytest.raises(TimeoutError, match="2 of 3 boards are not done"):
+        lab.group.results(0.01)
+
+
+def test_group_without_jobs_has_no_results():
+    assert len(Lab([]).group.results(0)) == 0
+
+
+def test_refused_group_raises_for_everybody():
+    group = JobGroup(prepare("1"), listen=True)
+    group.refuse(NoSuchBoard("lab-7"))
+    for ask in (group.accepted.get, group.results, lambda: list(group.events())):
+        with pytest.raises(NoSuchBoard):
+            ask()
+    assert group.wait(0)
+
+
+def test_several_threads_wait_for_one_group():
+    lab = Lab()
+    got = []
+    threads = [
+        threading.Thread(target=lambda: got.append(lab.group.results(WAIT).value)) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    lab.end(rest=b"7")
+    for thread in threads:
+        thread.join(WAIT)
+    assert got == [7] * 5
+
+
+def test_interrupt_names_the_jobs_that_have_not_ended():
+    lab = Lab(["a", "b", "c"])
+    lab.end("b")
+    lab.group.interrupt()
+    assert lab.stopped == [[1, 3]]
+
+
+def test_interrupt_of_a_group_that_ended_says_nothing():
+    lab = Lab()
+    lab.end()
+    lab.group.interrupt()
+    assert lab.stopped == []
+
+
+def test_interrupt_before_the_server_accepted_reaches_the_boards_too():
+    stopped = []
+    group = JobGroup(prepare("while True: pass"))
+    group.interrupt()
+    group.accept({"jobs": [[7, "a"]]}, stopped.append, lambda job, text: None)
+    assert stopped == [[7]]
+
+
+def test_interrupt_and_answer_before_there_is_a_server_do_nothing():
+    group = JobGroup(prepare("1"))
+    group.interrupt()
+    group.answer(Lab().job, "7")
+    assert not group.wait(0)
+
+
+def test_answer_goes_to_the_job_that_asked():
+    lab = Lab(["a", "b"])
+    lab.group.answer(lab.group.jobs["b"], "zwölf")
+    lab.group.answer(lab.group.jobs["a"], None)
+    assert lab.answered == [(2, "zwölf"), (1, None)]
+
+
+# Events
+
+
+def told(events):
+    return [(event.kind, event.job.board, event.text) for event in events]
+
+
+def test_events_come_in_the_order_of_happening():
+    lab = Lab(["a", "b"], queued=[2])
+    lab.say(wire.OUTPUT, b"hi\r\n", board="a")
+    lab.say(wire.INPUT, b"wie viele? ", board="a")
+    lab.say(wire.TRUNCATED, board="a")
+    lab.end("a", output=b"bye")
+    lab.say(wire.STARTED, board="b")
+    lab.end("b")
+    assert told(lab.group.events()) == [
+        ("queued", "b", ""),
+        ("output", "a", "hi\n"),
+        ("input", "a", "wie viele? "),
+        ("truncated", "a", ""),
+        ("output", "a", "bye"),
+        ("ended", "a", ""),
+        ("started", "b", ""),
+        ("ended", "b", ""),
+    ]
+
+
+def test_events_of_another_thread_are_awaited():
+    lab = Lab()
+    events = lab.group.events()
+    thread = threading.Thread(target=lab.end)
+    thread.start()
+    assert told(events) == [("ended", "lab-1", "")]
+    thread.join(WAIT)
+
+
+def test_events_tick_while_nothing_happens():
+    lab = Lab()
+    events = lab.group.events(0.001)
+    assert [next(events), next(events)] == [None, None]
+    lab.end()
+    assert [event.kind for event in events if event is not None] == ["ended"]
+
+
+@pytest.mark.parametrize("tick", [(), (0.001,)], ids=["no tick", "tick"])
+def test_reader_that_stopped_goes_on_where_it_stopped(tick):
+    lab = Lab()
+    lab.say(wire.OUTPUT, b"1")
+    events = lab.group.events(*tick)
+    assert next(events).text == "1"
+    events.close()
+    lab.say(wire.OUTPUT, b"2")
+    lab.end()
+    assert told(lab.group.events(*tick)) == [("output", "lab-1", "2"), ("ended", "lab-1", "")]
+    assert list(lab.group.events(*tick)) == []
+
+
+def test_events_need_a_group_that_listens():
+    with pytest.raises(ValueError, match="listen=True"):
+        next(Lab(listen=False).group.events())
+
+
+def test_events_are_not_gathered_where_nobody_listens():
+    lab = Lab(listen=False)
+    assert lab.printed(b"hi") == "hi"
+
+
+# Once
+
+
+def test_once_waits_for_its_value():
+    once = Once()
+    thread = threading.Thread(target=once.set, args=(7,))
+    assert (once.done, once.wait(0), once.wait(-1)) == (False, False, False)
+    thread.start()
+    assert once.get() == 7
+    assert (once.done, once.wait(), once.wait(math.inf)) == (True, True, True)
+    thread.join(WAIT)
+
+
+def test_once_raises_its_error_each_time():
+    once = Once()
+    once.fail(UNREACHABLE)
+    for _ in range(2):
+        with pytest.raises(ServerUnreachable):
+            once.get()
+    assert once.done
+
+
+def test_once_calls_who_wants_to_know_once_set_or_later():
+    called = []
+    once = Once()
+    once.then(lambda: called.append("before"))
+    assert called == []
+    once.set(7)
+    once.then(lambda: called.append("after"))
+    assert called == ["before", "after"]
+
+
+def test_failed_once_calls_who_wants_to_know():
+    called = []
+    once = Once()
+    once.then(lambda: called.append(once.done))
+    once.fail(UNREACHABLE)
+    assert called == [True]
+
+
+def test_once_is_awaited_by_who_drives_it():
+    async def ask(once):
+        return await once
+
+    once = Once()
+    asking = ask(once)
+    assert asking.send(None) is once
+    once.set(7)
+    with pytest.raises(StopIteration) as caught:
+        asking.send(None)
+    assert caught.value.value == 7

@@ -1,0 +1,321 @@
+"""The magics in a shell of this process, without a kernel: what is run, shown, kept and raised."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+from traitlets.config import Config
+
+import cm_magics
+from cloudmanager import BoardError, Fleet, FleetError, NoSuchBoard, Results, ServerUnreachable
+from cloudmanager.virtual import VirtualBoards
+
+#: `ip.complete` is what consoles still call.
+pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
+
+HEAD = "── demo-[1-2] ──────────────────────────────────\n"
+
+
+class Shell:
+    """IPython, and what it writes."""
+
+    def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+        self.ip = ip
+        self._capsys = capsys
+        self.ran: ExecutionResult
+
+    def run(self, code: str) -> str:
+        """Run a cell; return what it wrote."""
+        self._capsys.readouterr()
+        self.ran = self.ip.run_cell(code, store_history=True)
+        out, errors = self._capsys.readouterr()
+        return (out + errors).strip("\n")
+
+    def complete(self, line: str) -> list[str]:
+        return list(self.ip.complete("", line, len(line))[1])
+
+    @property
+    def error(self) -> BaseException | None:
+        return self.ran.error_in_exec or self.ran.error_before_exec
+
+
+@pytest.fixture(scope="module")
+def ip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        patch.setattr(sys, "displayhook", sys.displayhook)
+        InteractiveShell.clear_instance()
+        yield InteractiveShell.instance(config=config)
+        InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(
+    ip: InteractiveShell, boards: VirtualBoards, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Shell]:
+    ip.run_line_magic("load_ext", "cm_magics")
+    yield Shell(ip, capsys)
+    if "cm_magics" in ip.extension_manager.loaded:
+        ip.run_line_magic("unload_ext", "cm_magics")
+    ip.reset()
+
+
+# Values
+
+
+def test_cell_shows_its_value(shell: Shell):
+    assert shell.run("%%board demo-1\n6*7") == "42"
+
+
+def test_line_shows_its_value_once(shell: Shell):
+    assert shell.run("%board demo-1 6*7").count("42") == 1
+
+
+def test_assigned_results_are_shown_once(shell: Shell):
+    assert shell.run("r = %board demo-[1-2] 6*7") == f"{HEAD}42"
+    assert shell.run("r").count("42") == 1
+    assert shell.run("r['demo-1'].value") == f"Out[{shell.ran.execution_count}]: 42"
+    assert isinstance(shell.ip.user_ns["r"], Results)
+
+
+def test_results_of_a_line_are_the_value_of_its_cell(shell: Shell):
+    shell.run("%board demo-1 6*7")
+    assert isinstance(shell.ran.result, Results)
+    assert shell.run("_.value").endswith("42")
+
+
+def test_results_of_the_library_look_the_same(shell: Shell):
+    shell.run("import cm_magics\nr = cm_magics.fleet()['demo-[1-2]'].run('6*7')")
+    assert shell.run("r").endswith(f"{HEAD}42")
+
+
+def test_out_keeps_the_results(shell: Shell):
+    shell.run("%%board demo-[1-2] -o kept\n6*7")
+    assert shell.ip.user_ns["kept"].to_dict() == {"demo-1": 42, "demo-2": 42}
+
+
+def test_out_keeps_the_results_of_a_failure(shell: Shell):
+    shell.run("%%board demo-1 --out kept\n1/0")
+    assert shell.ip.user_ns["kept"]["demo-1"].status == "error"
+
+
+def test_code_of_a_line_is_not_touched(shell: Shell):
+    shell.run("y = 5\nr = %board demo-1 ('a  b', \"c\", {1: 2}, '$y {y}')")
+    assert shell.ip.user_ns["r"].value == ("a  b", "c", {1: 2}, "$y {y}")
+
+
+def test_long_output_tells_how_to_keep_it(shell: Shell):
+    told = shell.run("%%board demo-[1-2]\nfor n in range(1001): print(n)")
+    assert told.startswith(f"{HEAD}… 1 lines more, `-o r` keeps them in r['demo-1'].stdout")
+    told = shell.run("%%board demo-[1-2] -o kept\nfor n in range(1001): print(n)")
+    assert told.startswith(f"{HEAD}… 1 lines more, in kept['demo-1'].stdout")
+
+
+# Errors
+
+
+def test_error_of_one_board_is_shown_once_without_a_traceback_of_ours(shell: Shell):
+    told = shell.run("%%board demo-1\nprint('hi')\n\ndef f():\n    return 1/0\nf()")
+    assert told.split("\n") == [
+        "hi",
+        "BoardError: demo-1",
+        "Traceback (most recent call last):",
+        '  File "<cell>", line 5, in <module>',
+        "    f()",
+        '  File "<cell>", line 4, in f',
+        "    return 1/0",
+        "ZeroDivisionError: divide by zero",
+    ]
+    assert isinstance(shell.error, BoardError)
+
+
+def test_errors_of_several_boards_are_one_error(shell: Shell):
+    told = shell.run("%%board demo-[1-2]\n1/0")
+    assert told.count("Traceback") == 1
+    assert told.endswith("\nFleetError: 2 of 2 boards failed: demo-[1-2]")
+    assert isinstance(shell.error, FleetError)
+
+
+def test_error_of_one_among_several_is_told_in_one_line(shell: Shell):
+    shell.run("%board demo-2 odd = 1")
+    told = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0")
+    assert told.endswith("\nBoardError: demo-2 failed: ZeroDivisionError: divide by zero")
+
+
+def test_timeout_is_an_error(shell: Shell):
+    told = shell.run("%%board demo-1 --timeout 0.2\nwhile True: pass")
+    assert told.startswith("BoardError: demo-1 · timeout\n")
+    told = shell.run("%%board demo-[1-2] --timeout 0.2\nif 'odd' in globals():\n  while True: pass")
+    assert told.endswith("\nBoardError: demo-2 failed: timeout")
+
+
+def test_shown_errors_are_not_raised(shell: Shell):
+    told = shell.run("%%board demo-1 --on-error show\n1/0")
+    assert told.startswith("── demo-1 · error ─")
+    assert told.endswith("ZeroDivisionError: divide by zero")
+    assert shell.ran.success
+
+
+def test_ignored_errors_are_neither_shown_nor_raised(shell: Shell):
+    assert shell.run("%%board demo-1 --on-error ignore -o kept\nprint('hi')\n1/0") == "hi"
+    assert shell.ran.success
+    assert not shell.ip.user_ns["kept"].ok
+
+
+def test_syntax_error_points_into_the_cell(shell: Shell):
+    told = shell.run("%%board demo-1\n1\nx = = 3")
+    assert told.split("\n")[:3] == [
+        "CellSyntaxError: invalid syntax (line 2)",
+        "    x = = 3",
+        "        ^",
+    ]
+
+
+def test_unknown_board_is_guessed(shell: Shell):
+    told = shell.run("%board dmo-1 1")
+    assert told.startswith("NoSuchBoard: No board is called dmo-1. Did you mean demo-1?")
+    assert isinstance(shell.error, NoSuchBoard)
+
+
+def test_malformed_target_is_pointed_at(shell: Shell):
+    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is never closed.")
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("%board", "UsageError: Say on which boards"),
+        ("%board demo-1", "UsageError: Write code behind the target"),
+        ("%%board\n1", "UsageError: Say on which boards"),
+        ("%%board --timeot 5\n1", "UsageError: There is no option --timeot."),
+    ],
+)
+def test_wrong_usage_gets_one_sentence(shell: Shell, cell: str, sentence: str):
+    assert shell.run(cell).startswith(sentence)
+    assert not shell.ran.success
+
+
+def test_without_a_server_there_is_one_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    cm_magics.magics.hang_up()
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    told = shell.run("%board demo-1 1")
+    assert told.startswith("ServerUnreachable: No server at http://127.0.0.1:1 (from CM_URL)")
+    assert "\n" not in told
+    assert isinstance(shell.error, ServerUnreachable)
+    assert not [name for name in shell.complete("%board de") if name.startswith("demo")]
+    cm_magics.magics.hang_up()
+
+
+def test_raised_errors_can_be_pickled(shell: Shell):
+    shell.run("%board demo-1 1/0")
+    assert str(pickle.loads(pickle.dumps(shell.error))) == str(shell.error)
+
+
+# The fleet, and which boards are meant
+
+
+def test_boards_are_a_table(shell: Shell):
+    lines = shell.run("%boards").split("\n")
+    assert lines[0].split()[:4] == ["name", "state", "platform", "MicroPython"]
+    assert [line.split()[:2] for line in lines[2:]] == [[f"demo-{n}", "idle"] for n in (1, 2, 3)]
+    assert len(shell.run("%boards demo-2").split("\n")) == 3
+
+
+def test_chosen_boards_are_used_by_cells_that_name_none(shell: Shell):
+    assert shell.run("%board_use").startswith("No boards are chosen.")
+    told = shell.run("%board_use demo-*!demo-3")
+    assert told == "%%board without a target means demo-*!demo-3, which is demo-[1-2]."
+    assert shell.run("%board_use") == told
+    assert shell.run("%%board --timeout 5\n1") == f"{HEAD}1"
+    assert shell.run("%%board demo-3\n1") == "1"
+
+
+def test_boards_that_do_not_exist_are_not_chosen(shell: Shell):
+    assert shell.run("%board_use demo-1") == "%%board without a target means demo-1."
+    assert shell.run("%board_use dmo-2").startswith("NoSuchBoard")
+    assert shell.run("%board_use") == "%%board without a target means demo-1."
+
+
+def test_absent_board_is_told_when_it_is_chosen(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    told = [{"name": "lab-1", "connected_since": 1.0}, {"name": "lab-2", "connected_since": None}]
+    monkeypatch.setattr(Fleet, "boards", lambda _fleet, _target: told)
+    assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; not there: lab-2.")
+
+
+# Help and completion
+
+
+def test_help_tells_every_option(shell: Shell):
+    text = str(shell.ip.find_cell_magic("board").__doc__)
+    assert all(word in text for word in ("--out", "--timeout", "--on-error", "%board_use"))
+
+
+@pytest.mark.parametrize("jedi", [True, False])
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("%%board demo", ["demo-1", "demo-2", "demo-3"]),
+        ("%board demo-1,demo", ["demo-1", "demo-2", "demo-3"]),
+        ("%board_use demo-2", ["demo-2"]),
+        ("%boards demo-2", ["demo-2"]),
+        ("%board --timeout 5 demo-3", ["demo-3"]),
+        ("%%board al", ["all"]),
+        ("%%board --", ["--on-error", "--out", "--timeout"]),
+        ("%%board demo-1 --on-error s", ["show"]),
+        ("%%board -o de", []),
+    ],
+)
+def test_tab_completes(shell: Shell, jedi: bool, line: str, found: list[str]):
+    shell.ip.Completer.use_jedi = jedi
+    complete = shell.complete(line)
+    assert complete == found or (not found and "demo-1" not in complete)
+    with provisionalcompleter():
+        offered = [each.text for each in shell.ip.Completer.completions(line, len(line))]
+    assert set(found) <= set(offered)
+
+
+def test_tab_leaves_code_to_python(shell: Shell):
+    shell.ip.Completer.use_jedi = False
+    assert "print" in shell.complete("%board demo-1 pri")
+    assert "demo-1" not in shell.complete("%board demo-1 de")
+
+
+# Coming and going
+
+
+def test_extension_leaves_nothing_behind(shell: Shell):
+    shell.run("%unload_ext cm_magics")
+    assert "not found" in shell.run("%board demo-1 1")
+    assert "demo-1" not in shell.complete("%board demo")
+    shell.run("%load_ext cm_magics")
+    assert shell.run("%%board demo-1\n1") == "1"
+    shell.run("%reload_ext cm_magics")
+    assert shell.run("%%board demo-1\n1") == "1"
+
+
+def test_import_registers_nothing(ip: InteractiveShell):
+    assert cm_magics.__name__ in sys.modules
+    assert ip.find_line_magic("board") is None
+
+
+def test_person_at_a_terminal_does_not_see_an_empty_prompt(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+):
+    shell.run("1")  # so that the stream is the captured one
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert "\r\x1b[2K" in shell.run("%board demo-1 6*7")
+
+
+def test_session_has_one_fleet(home: Path):
+    assert cm_magics.fleet() is cm_magics.fleet()
+    cm_magics.magics.hang_up()
+    cm_magics.magics.hang_up()

@@ -1,0 +1,326 @@
+"""A service in this process, and strict peers for it: the `websockets` library and raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import json
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from cloudmanager import config, frames, wire
+from cm_server import app, auth
+
+T = TypeVar("T")
+
+WAIT = 5.0  # seconds that anything here may take
+FACTS = {
+    "platform": "unix",
+    "version": "1.28.0",
+    "mpy": 0x0306,
+    "machine": "fake",
+    "client": "0.1",
+    "heap": 60000,
+}
+
+
+async def within(awaitable: Awaitable[T]) -> T:
+    """Wait, but not for ever."""
+    return await asyncio.wait_for(awaitable, WAIT)
+
+
+class Service:
+    """A server in this event loop."""
+
+    def __init__(self, server: app.Server, tcp_port: int) -> None:
+        self.server = server
+        self.tcp_port = tcp_port
+        self.token = config.read_token(config.token_file(server.home)) or ""
+
+    def enrol(self, *names: str) -> list[Identity]:
+        return [Identity(told) for told in self.server.enrol(list(names))]
+
+    def add_token(self, role: str) -> str:
+        """Return a fresh token of this role."""
+        token = auth.new_token()
+        self.server.store.add_token(auth.token_hash(token), role, role)
+        self.server.tokens.update(self.server.store.tokens())
+        return token
+
+    async def until(self, true: Callable[[], object]) -> None:
+        """Return once the server has got there."""
+
+        async def look() -> None:
+            while not true():  # noqa: ASYNC110 - nothing tells when a far end has read
+                await asyncio.sleep(0.002)
+
+        await within(look())
+
+    def state(self, name: str) -> str:
+        return self.server.registry.by_name[name].state
+
+
+@contextlib.asynccontextmanager
+async def running_service(home: Path, **settings: float) -> AsyncIterator[Service]:
+    """Serve as `app.serve` does, with the server at hand."""
+    server = app.Server(home, **settings)
+    http = HTTPServer(
+        app.make_app(server),
+        idle_connection_timeout=app.HEADER_SECONDS,
+        max_header_size=app.MAX_HEADER,
+        max_body_size=app.MAX_HEADER,
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    http.add_sockets(sockets)
+    service = Service(server, sockets[0].getsockname()[1])
+    server.address = f"http://127.0.0.1:{service.tcp_port}"
+    try:
+        yield service
+    finally:
+        http.stop()
+        server.stop()
+        await http.close_all_connections()
+        await service.until(lambda: not server.callers and not server.registry.online())
+
+
+class Identity:
+    """What a board knows of itself."""
+
+    def __init__(self, told: dict[str, str]) -> None:
+        self.name, self.id, self.key = told["name"], told["id"], bytes.fromhex(told["key"])
+
+
+class Peer:
+    """One WebSocket of the `websockets` library."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    @classmethod
+    async def dial(cls, service: Service, path: str, **headers: str) -> Any:
+        uri = f"ws://127.0.0.1:{service.tcp_port}{path}"
+        pairs = {name.replace("_", "-"): value for name, value in headers.items()}
+        return cls(
+            await connect(uri, additional_headers=pairs, proxy=None, max_size=None, close_timeout=1)
+        )
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.socket.close()
+
+    async def send(self, op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> None:
+        await within(self.socket.send(wire.pack(op, payload, job=job, flags=flags)))
+
+    async def next(self) -> wire.Message:
+        data = await within(self.socket.recv())
+        assert isinstance(data, bytes)
+        return wire.unpack(data)
+
+    async def closed(self) -> tuple[int | None, str]:
+        """Wait for the end; the code and the reason that the server closed with."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await within(self.socket.recv())
+        return self.socket.close_code, self.socket.close_reason or ""
+
+
+class FakeBoard(Peer):
+    """A board's half of docs/protocol.md."""
+
+    nonce = bytes(range(16))
+    welcome: dict[str, Any]
+
+    @classmethod
+    async def join(cls, service: Service, identity: Identity, **told: Any) -> FakeBoard:
+        """Dial in and prove itself; ``told`` is what its PROOF says besides the usual."""
+        board: FakeBoard = await cls.dial(service, "/board")
+        await board.greet(identity.id)
+        await board.prove(identity, await board.next(), **told)
+        welcome = await board.next()
+        assert welcome.op == wire.WELCOME
+        board.welcome = wire.read_json(welcome.payload)
+        return board
+
+    async def greet(self, board_id: str, version: int = wire.PROTOCOL) -> None:
+        body = {"v": version, "id": board_id, "nonce": self.nonce.hex()}
+        await self.send(wire.HELLO, json.dumps(body).encode())
+
+    async def prove(self, identity: Identity, challenge: wire.Message, **told: Any) -> None:
+        """Check the server's proof, then send one's own."""
+        nonces = self.nonce + challenge.payload[:16]
+        proof, body = challenge.payload[16:48], challenge.payload[48:]
+        wanted = wire.server_proof(identity.key, nonces, identity.id, body)
+        assert hmac.compare_digest(proof, wanted)
+        facts = {"boot": "b1", "buf": 1528, "parts": ["run"], "facts": FACTS, "last": None}
+        text = json.dumps({**facts, **told}).encode()
+        mine = wire.board_proof(identity.key, nonces, identity.id, text)
+        await self.send(wire.PROOF, mine + text)
+
+    async def end(
+        self, job: int, status: str = "ok", *, output: bytes = b"", rest: bytes = b""
+    ) -> None:
+        payload = struct.pack(">H", len(output)) + output + rest
+        await self.send(wire.RESULT, payload, job=job, flags=wire.STATUSES.index(status))
+
+
+class FakeCaller(Peer):
+    """A caller's half of docs/protocol.md."""
+
+    @classmethod
+    async def join(
+        cls, service: Service, token: str | None = None, version: int = wire.PROTOCOL
+    ) -> FakeCaller:
+        caller: FakeCaller = await cls.dial(
+            service,
+            "/caller",
+            Authorization=f"Bearer {service.token if token is None else token}",
+            Cm_Protocol=str(version),
+        )
+        caller.events = deque()
+        caller.frames = 0
+        return caller
+
+    events: deque[wire.Message]
+    frames: int  # how many frames of events there were
+
+    async def submit(self, target: str, code: bytes = b"1", **head: Any) -> list[int]:
+        """Submit a cell and return its jobs' numbers."""
+        await self.socket.send(wire.pack_submit(1, {"target": target, **head}, code))
+        accepted = await self.event()
+        assert accepted.op == wire.ACCEPTED, accepted
+        return [number for number, _ in wire.read_json(accepted.payload)["jobs"]]
+
+    async def ask(self, verb: str, **body: Any) -> Any:
+        """Send a request and return the reply's body."""
+        text = json.dumps({"verb": verb, **body}).encode()
+        await self.send(wire.REQUEST, text, job=77)
+        reply = await self.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 77)
+        return wire.read_json(reply.payload)
+
+    async def event(self) -> wire.Message:
+        """Return the next thing that is said about a job."""
+        while not self.events:
+            message = await self.next()
+            assert message.op == wire.EVENTS, message
+            self.frames += 1
+            self.events.extend(wire.read_events(message.payload))
+        return self.events.popleft()
+
+    async def ending(self, job: int) -> tuple[str, str]:
+        """Skip to the ending of a job: its status, and the server's words or the rest."""
+        while True:
+            message = await self.event()
+            if message.job == job and message.op == wire.ENDED:
+                why = wire.read_json(message.payload)["why"]
+                return wire.STATUSES[message.flags], why
+            if message.job == job and message.op == wire.RESULT:
+                ending = wire.read_result(message)
+                return ending.status, ending.rest.decode()
+
+
+class RawPeer:
+    """A TCP connection that says whatever it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._frames = frames.FrameReader(64 * 1024 * 1024, masked=False)
+        self._waiting: deque[frames.Frame] = deque()
+
+    @classmethod
+    async def dial(cls, service: Service, *, receive_bytes: int = 0) -> RawPeer:
+        sock = socket.socket()
+        if receive_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", service.tcp_port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=64 * 1024))
+
+    @classmethod
+    async def upgraded(
+        cls, service: Service, path: str = "/board", *, receive_bytes: int = 0, early: bytes = b""
+    ) -> RawPeer:
+        """Dial and shake hands; ``early`` follows the handshake in the same write."""
+        peer = await cls.dial(service, receive_bytes=receive_bytes)
+        headers = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": "1"}
+        peer.say(handshake(path, **headers) + early)
+        head = await peer.head()
+        assert head.startswith("HTTP/1.1 101 "), head
+        return peer
+
+    async def __aenter__(self) -> RawPeer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    def say(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def head(self) -> str:
+        """Return the head of an HTTP answer."""
+        return (await within(self.reader.readuntil(b"\r\n\r\n"))).decode("latin-1")
+
+    async def answer(self) -> str:
+        """Return a whole HTTP answer."""
+        head = await self.head()
+        length = next(
+            int(line.partition(":")[2])
+            for line in head.split("\r\n")
+            if line.lower().startswith("content-length:")
+        )
+        return head + (await within(self.reader.readexactly(length))).decode()
+
+    async def frame(self) -> frames.Frame | None:
+        """Return the next frame, None at the end."""
+        while not self._waiting:
+            data = await within(self.reader.read(64 * 1024))
+            if not data:
+                return None
+            self._waiting.extend(self._frames.feed(data))
+        return self._waiting.popleft()
+
+    async def closed(self) -> tuple[int, str]:
+        """Skip to the close frame: its code and reason; then the connection has to end."""
+        while (frame := await self.frame()) is not None:
+            if frame.opcode == frames.CLOSE:
+                assert await within(self.reader.read()) == b""
+                return frames.close_code(frame.payload), frame.payload[2:].decode()
+        raise AssertionError("the connection ended without a close frame")
+
+    async def gone(self) -> None:
+        """Wait until the server has hung up, however it does it."""
+        with contextlib.suppress(ConnectionError):
+            while await self.frame() is not None:
+                pass
+
+
+def handshake(path: str, **more: str) -> bytes:
+    """Return a WebSocket handshake (RFC 6455, 4.1); a header of "" is left out."""
+    headers = {
+        "Host": "127.0.0.1",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+        **more,
+    }
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value]
+    return f"GET {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode("latin-1")

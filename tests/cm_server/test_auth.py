@@ -1,0 +1,107 @@
+"""Who may come in: every token that is not exactly ours stays outside."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+
+import pytest
+
+from cm_server import auth
+from cm_server.auth import Caller, find_caller
+
+TOKEN = "cm_Ab-1" + "xY_9" * 10
+OTHER = "cm_Zz-9" + "Qr_3" * 10
+TOKENS = {
+    auth.token_hash(TOKEN): ("ann", "admin"),
+    auth.token_hash(OTHER): ("bob", "viewer"),
+}
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_a_known_token_opens(scheme):
+    assert find_caller(f"{scheme} {TOKEN}", TOKENS) == Caller("ann", "admin")
+    assert find_caller(f"{scheme} {OTHER}", TOKENS) == Caller("bob", "viewer")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        " ",
+        "Bearer",
+        "Bearer ",
+        "Bearer  ",
+        TOKEN,
+        f"Token {TOKEN}",
+        f"Basic {base64.b64encode(TOKEN.encode()).decode()}",
+        f"Bearer\t{TOKEN}",
+        f"Bearer  {TOKEN}",
+        f"Bearer {TOKEN} ",
+        f"Bearer {TOKEN}\n",
+        f"Bearer {TOKEN}\0",
+        f"Bearer \0{TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}A",
+        f"Bearer {TOKEN[:-1]}\u00e9",
+        f"Bearer {TOKEN.swapcase()}",
+        f"Bearer {TOKEN} {OTHER}",
+        f"Bearer {TOKEN},{OTHER}",
+        f"Bearer {auth.token_hash(TOKEN)}",
+        "Bearer null",
+        "Bearer undefined",
+        "Bearer ***",
+        "Bearer \u202e\u0000\U0001f600",
+        "Bearer \ud800\udfff",
+        "Bearer \udc80",
+        "Bearer " + "A" * 256,
+        "Bearer " + "A" * 1024 * 1024,
+    ],
+    ids=lambda header: repr(header)[:24],
+)
+def test_any_other_header_is_nobody(header):
+    assert find_caller(header, TOKENS) is None
+
+
+def test_where_no_token_is_known_nobody_is():
+    assert find_caller(f"Bearer {TOKEN}", {}) is None
+
+
+def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
+    assert find_caller("Bearer ", {auth.token_hash(""): ("ghost", "admin")}) is None
+
+
+def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
+    compared: list[str] = []
+    real = hmac.compare_digest
+
+    def compare(known, mine):
+        compared.append(known)
+        return real(known, mine)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for token in (TOKEN, OTHER, "nonsense"):
+        find_caller(f"Bearer {token}", TOKENS)
+    assert compared == list(TOKENS) * 3
+
+
+def test_new_tokens_are_long_printable_and_differ():
+    tokens = {auth.new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    assert all(re.fullmatch(r"cm_[\w-]{43}", token) for token in tokens)
+
+
+def test_what_is_kept_of_a_token_does_not_hold_it():
+    kept = auth.token_hash(TOKEN)
+    assert re.fullmatch("[0-9a-f]{64}", kept)
+    assert TOKEN not in kept
+
+
+def test_ids_keys_and_nonces_are_fresh():
+    assert re.fullmatch("[0-9a-f]{16}", auth.new_board_id())
+    assert auth.new_board_id() != auth.new_board_id()
+    assert (len(auth.new_key()), len(auth.new_nonce())) == (32, 16)
+    assert auth.new_key() != auth.new_key()
+    assert auth.new_nonce() != auth.new_nonce()

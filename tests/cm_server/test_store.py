@@ -1,0 +1,298 @@
+"""The store: what it says it has written is in the file, whoever dies next."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.errors import ServerError
+from cm_server.store import BoardRow, JobRow, Store
+
+KEY = bytes(range(32))
+WAIT = 10.0  # seconds
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "server.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[Store]:
+    store = Store(path)
+    yield store
+    store.close()
+
+
+def ask(path: Path, query: str) -> list[Any]:
+    """What another process would find in the file."""
+    with closing(sqlite3.connect(path)) as other:
+        return list(other.execute(query))
+
+
+# Jobs
+
+
+def test_jobs_are_in_the_file_before_begin_returns(store: Store, path: Path):
+    assert list(store.begin(["id1", "id2"], "ann")) == [1, 2]
+    assert ask(path, "SELECT id, board, caller, ended, status FROM jobs") == [
+        (1, "id1", "ann", None, None),
+        (2, "id2", "ann", None, None),
+    ]
+
+
+def test_a_cell_on_no_board_writes_nothing(store: Store, path: Path):
+    assert list(store.begin([], "ann")) == []
+    assert ask(path, "SELECT * FROM jobs") == []
+
+
+def test_an_ending_waits_for_flush(store: Store, path: Path):
+    store.begin(["id1"], "ann")
+    store.end(1, "error", "ValueError: \u00e4")
+    assert ask(path, "SELECT status FROM jobs") == [(None,)]
+    before = time.time()
+    store.flush()
+    ((ended, status, error),) = ask(path, "SELECT ended, status, error FROM jobs")
+    assert isinstance(ended, float)
+    assert before - 60 < ended <= time.time()
+    assert (status, error) == ("error", "ValueError: \u00e4")
+
+
+def test_an_ending_is_in_the_file_before_the_next_job(store: Store, path: Path):
+    store.begin(["id1"], "ann")
+    store.end(1, "ok")
+    store.begin(["id1"], "ann")
+    assert ask(path, "SELECT id, status FROM jobs") == [(1, "ok"), (2, None)]
+
+
+def test_the_last_word_on_a_job_counts(store: Store):
+    store.begin(["id1"], "ann")
+    store.end(1, "lost", "the link broke")
+    store.end(1, "ok")
+    row = store.job(1)
+    assert row is not None
+    assert (row.status, row.error) == ("ok", None)
+
+
+def test_flush_with_nothing_to_write_is_free(store: Store, path: Path):
+    before = path.with_name("server.db-wal").stat().st_size
+    for _ in range(3):
+        store.flush()
+    assert path.with_name("server.db-wal").stat().st_size == before
+
+
+def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: Store, caplog):
+    store.enrol([("id1", "lab-1", KEY)])
+    store.begin(["id1"] * 2, "ann")
+    pages = pragma(store, "page_count")
+    pragma(store, f"max_page_count={pages}")
+    store.end(1, "ok")
+    store.end(2, "error", "x" * 100_000)
+    store.flush()
+    assert "the store cannot be written: database or disk is full" in caplog.text
+    with pytest.raises(ServerError, match="database or disk is full"):
+        store.begin(["id1"], "ann")
+    with pytest.raises(ServerError, match="database or disk is full"):
+        store.enrol([("id2", "lab-2", bytes(100_000))])
+    store.saw_board("id1", {"platform": "x" * 100_000})
+    assert store.boards()[0].facts == {}
+    pragma(store, "max_page_count=100000")
+    store.saw_board("id1", {"platform": "esp32"})
+    assert store.boards()[0].facts == {"platform": "esp32"}
+    (number,) = store.begin(["id1"], "ann")
+    assert [row.id for row in store.open_jobs()] == [number]
+    row = store.job(2)
+    assert row is not None
+    assert row.status == "error"
+
+
+def test_job_tells_one_line(store: Store):
+    store.begin(["id1"], "ann")
+    row = store.job(1)
+    assert isinstance(row, JobRow)
+    assert (row.id, row.board, row.caller, row.status) == (1, "id1", "ann", None)
+    assert store.job(2) is None
+
+
+def test_open_jobs_are_those_without_an_ending_oldest_first(store: Store):
+    store.begin(["id2", "id1", "id2"], "ann")
+    store.end(2, "ok")
+    assert [(row.id, row.board) for row in store.open_jobs()] == [(1, "id2"), (3, "id2")]
+
+
+def test_numbers_go_on_in_the_next_server(path: Path):
+    first = Store(path)
+    first.begin(["id1"] * 7, "ann")
+    first.close()
+    second = Store(path)
+    assert list(second.begin(["id1"], "ann")) == [8]
+    second.close()
+
+
+# Boards and tokens
+
+
+def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
+    first = Store(path)
+    first.enrol([("id1", "lab-1", KEY)])
+    first.set_labels({"id1": {"room": "r\u00f6d"}})
+    first.saw_board("id1", {"platform": "esp32", "boot": "b1"})
+    first.close()
+    second = Store(path)
+    (row,) = second.boards()
+    second.close()
+    assert row[:5] == (
+        "id1",
+        "lab-1",
+        KEY,
+        {"room": "r\u00f6d"},
+        {"platform": "esp32", "boot": "b1"},
+    )
+    assert row.last_seen is not None
+    assert row.last_seen >= row.enrolled
+
+
+def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Store):
+    store.enrol([("id1", "lab-1", KEY), ("id2", "lab-2", KEY)])
+    store.set_labels({"id1": {"room": "lab"}})
+    store.enrol([("id1", "lab-1", bytes(32))])
+    assert [(row.id, row.key, row.labels) for row in store.boards()] == [
+        ("id1", bytes(32), {"room": "lab"}),
+        ("id2", KEY, {}),
+    ]
+
+
+def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Path):
+    store.enrol([("id1", "lab-1", KEY)])
+    with pytest.raises(Exception, match="UNIQUE"):
+        store.enrol([("id3", "lab-3", KEY), ("id2", "lab-1", KEY)])
+    assert ask(path, "SELECT id FROM boards") == [("id1",)]
+    store.enrol([("id2", "lab-2", KEY)])
+    assert len(store.boards()) == 2
+
+
+def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
+    store.enrol([("id1", "lab-1", KEY)])
+    store.saw_board("id1", {"platform": "rp2"})
+    store.saw_board("id1")
+    assert store.boards()[0].facts == {"platform": "rp2"}
+
+
+def test_tokens_are_found_again(store: Store, path: Path):
+    store.add_token("abc", "ann", "viewer")
+    assert store.tokens() == {"abc": ("ann", "viewer")}
+    assert ask(path, "SELECT hash, name, role FROM tokens") == [("abc", "ann", "viewer")]
+
+
+def test_a_boards_key_is_in_no_repr(store: Store):
+    (row,) = store.enrol([("id1", "lab-1", KEY)])
+    assert repr(row) == "BoardRow(id='id1', name='lab-1')"
+    assert isinstance(row, BoardRow)
+
+
+# The file
+
+
+def test_the_file_is_in_wal_mode_and_jobs_do_not_wait_for_the_disk(store: Store, path: Path):
+    assert ask(path, "PRAGMA journal_mode") == [("wal",)]
+    assert pragma(store, "synchronous") == 1  # NORMAL
+
+
+def test_identity_waits_for_the_disk(store: Store, monkeypatch):
+    seen: list[int] = []
+    real = store._db.execute
+
+    def execute(*args, **kwargs):
+        seen.append(pragma(store, "synchronous"))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(store._db, "execute", execute)
+    store.enrol([("id1", "lab-1", KEY)])
+    store.set_labels({"id1": {"room": "lab"}})
+    store.add_token("abc", "ann", "viewer")
+    assert seen == [2, 2, 2]  # FULL
+    assert pragma(store, "synchronous") == 1
+
+
+def pragma(store: Store, name: str) -> int:
+    value = store._db.exec_driver_sql(f"PRAGMA {name}").scalar()
+    assert isinstance(value, int)
+    return value
+
+
+def test_identity_takes_endings_that_wait_along(store: Store, path: Path):
+    store.begin(["id1"], "ann")
+    store.end(1, "ok")
+    store.add_token("abc", "ann", "viewer")
+    assert ask(path, "SELECT status FROM jobs") == [("ok",)]
+
+
+def test_close_writes_what_waits(path: Path):
+    store = Store(path)
+    store.begin(["id1"], "ann")
+    store.end(1, "ok")
+    store.close()
+    assert ask(path, "SELECT status FROM jobs") == [("ok",)]
+    assert not path.with_name("server.db-wal").exists()
+
+
+def test_a_store_in_memory_leaves_no_file(tmp_path: Path):
+    store = Store(None)
+    store.begin(["id1"], "ann")
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_said_in_one_sentence(path: Path):
+    path.write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(ServerError, match=r"server\.db") as caught:
+        Store(path)
+    assert "\n" not in str(caught.value)
+    assert "sqlalche" not in str(caught.value)
+
+
+def test_a_place_without_a_folder_is_said_in_one_sentence(tmp_path: Path):
+    with pytest.raises(ServerError, match="unable to open"):
+        Store(tmp_path / "missing" / "server.db")
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from cm_server.store import Store
+store = Store(Path(sys.argv[1]))
+while True:
+    for job in store.begin(["id1", "id2", "id3"], "ann"):
+        print(job, flush=True)
+        store.end(job, "ok")
+"""
+
+
+def test_kill_9_loses_no_job_that_was_begun(path: Path):
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = [int(process.stdout.readline()) for _ in range(300)]
+        process.send_signal(signal.SIGKILL)
+        said += [int(line) for line in process.stdout if line.endswith("\n")]
+        assert process.wait(WAIT) == -signal.SIGKILL
+    assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+    rows: dict[Any, Any] = dict(ask(path, "SELECT id, status FROM jobs"))
+    assert set(said) <= set(rows)
+    assert len(rows) % 3 == 0  # one cell's jobs are written together
+    unsure = sorted(number for number, status in rows.items() if status is None)
+    assert unsure == sorted(rows)[-len(unsure) :]
+    assert len(unsure) <= 3  # the last cell's: the boards will tell
+    store = Store(path)
+    assert list(store.begin(["id1"], "ann")) == [max(rows) + 1]
+    store.close()
