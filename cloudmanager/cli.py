@@ -22,7 +22,7 @@ from .errors import (
     TargetError,
 )
 from .fleet import Fleet
-from .tables import duration, fleet_table
+from .tables import duration, fleet_table, job_table, job_text
 from .text import fold
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
@@ -113,11 +113,12 @@ def _board_execute(options: argparse.Namespace) -> int:
     code = _code(options)
     with Fleet() as fleet:
         boards = fleet[options.target]
+        given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
         if options.json:
-            results = boards.run(code, timeout=options.timeout)
+            results = boards.run(code, **given)
             _print_json({name: result.to_json() for name, result in results.items()})
         else:
-            group = boards.submit(code, timeout=options.timeout, listen=True, answers=_has_person())
+            group = boards.submit(code, **given, listen=True, answers=_has_person())
             results = follow(group)
     return OK if results.ok else FAILED
 
@@ -151,6 +152,39 @@ def _code(options: argparse.Namespace) -> str:
 
 def _has_person() -> bool:
     return sys.stdin.isatty()
+
+
+# Jobs
+
+
+def _job_list(options: argparse.Namespace) -> int:
+    with Fleet() as fleet:
+        jobs = fleet.jobs(options.target)
+    if options.json:
+        _print_json(jobs)
+    else:
+        print(job_table(jobs))
+    return OK
+
+
+def _job_show(options: argparse.Namespace) -> int:
+    with Fleet() as fleet:
+        job = fleet.job(options.job)
+    if options.json:
+        _print_json(job)
+    else:
+        print(job_text(job))
+    return OK
+
+
+def _job_interrupt(options: argparse.Namespace) -> int:
+    with Fleet() as fleet:
+        count = fleet.interrupt(options.jobs)
+    if options.json:
+        _print_json({"interrupted": count})
+    else:
+        print(f"{count} of {len(options.jobs)} had not ended and were interrupted.")
+    return OK
 
 
 # Virtual boards
@@ -231,9 +265,18 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_argument(
         "--timeout", type=_seconds, metavar="S", help="interrupt it after S seconds"
     )
+    execute.add_argument("--fresh", action="store_true", help="after a soft reset")
+    execute.add_argument("--wait", type=_seconds, default=0, metavar="S", help="for absent boards")
     label = verb("board-label", _board_label, "set labels; an empty value takes one away")
     label.add_argument("target", metavar="TARGET")
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
+
+    jobs = verb("job-list", _job_list, "list jobs: those that run, then those that ended lately")
+    jobs.add_argument("target", nargs="?", metavar="TARGET", help="of which boards; else all")
+    show = verb("job-show", _job_show, "show a job: how it ended and the end of its output")
+    show.add_argument("job", type=int, metavar="JOB")
+    stop = verb("job-interrupt", _job_interrupt, "interrupt jobs, anybody's")
+    stop.add_argument("jobs", type=int, nargs="+", metavar="JOB")
 
     virtual = verb("simulate", _simulate, "start virtual boards (real MicroPython processes)")
     virtual.add_argument("count", type=_count, nargs="?", default=1, metavar="N")

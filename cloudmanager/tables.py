@@ -10,6 +10,7 @@ from .text import clean
 
 #: A wider cell is cut, so that no board can push the others out of sight.
 MAX_CELL: Final = 40
+MAX_JOBS: Final = 20  # jobs in a table
 HEADS: Final = ("name", "state", "platform", "MicroPython", "free heap", "connected since")
 
 
@@ -34,6 +35,45 @@ def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
     if not boards:
         return "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
     return table(HEADS, fleet_rows(boards))
+
+
+def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """Return jobs as a table; one sentence where there is none."""
+    if not jobs:
+        return "No job runs, and none ended lately."
+    rows = [
+        (
+            str(job["job"]),
+            str(job["board"]),
+            str(job["status"] or job["state"]),
+            _clock(job["started"]),
+            "-" if job["elapsed"] is None else f"{job['elapsed']:.3f} s",
+            str(job["caller"]),
+        )
+        for job in jobs[:MAX_JOBS]
+    ]
+    heads = ("job", "board", "state", "started", "took", "caller")
+    shown = table(heads, [tuple(_short(cell) for cell in row) for row in rows])
+    more = len(jobs) - len(rows)
+    return f"{shown}\n… and {more:,} more; `--json` has all" if more else shown
+
+
+def job_text(job: Mapping[str, Any]) -> str:
+    """Return all that is known of one job."""
+    took = "" if job["elapsed"] is None else f", {job['elapsed']:.3f} s"
+    head = f"job {job['job']} on {job['board']}: {job['status'] or job['state']}{took}"
+    parts = [head + f", for {job['caller']}, started {_clock(job['started'])}"]
+    if job["truncated"]:
+        parts.append("… (what it printed before is not kept)")
+    parts += [str(job["stdout"]).rstrip("\n"), str(job["error"]).rstrip("\n")]
+    if job["status"] == "ok" and job["value"]:
+        parts.append(f"Out: {job['value']}")
+    return clean("\n".join(part for part in parts if part))
+
+
+def _clock(moment: float | None) -> str:
+    """Return a moment as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "-"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -63,8 +103,7 @@ def _state(board: Mapping[str, Any]) -> str:
 def _since(board: Mapping[str, Any]) -> str:
     since, seen = board.get("connected_since"), board.get("last_seen")
     if since:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-        return f"{stamp} ({duration(time.time() - since)})"
+        return f"{_clock(since)} ({duration(time.time() - since)})"
     return f"last seen {duration(time.time() - seen)} ago" if seen else "never"
 
 

@@ -34,7 +34,7 @@ class BoardSocket(RequestHandler):
 
     async def get(self) -> None:
         """Upgrade, greet, then serve until the link ends."""
-        link = Link(MAX_MESSAGE)
+        link = Link(MAX_MESSAGE, sips=True)
         conversation = BoardConversation(self._server, link)
         if await accept(self, link):
             await conversation.run()

@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.completer import provisionalcompleter
@@ -59,9 +60,7 @@ def ip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
 
 
 @pytest.fixture
-def shell(
-    ip: InteractiveShell, boards: VirtualBoards, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Shell]:
+def shell(ip: Any, boards: VirtualBoards, capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
     ip.run_line_magic("load_ext", "cm_magics")
     yield Shell(ip, capsys)
     if "cm_magics" in ip.extension_manager.loaded:
@@ -89,7 +88,8 @@ def test_assigned_results_are_shown_once(shell: Shell):
 
 def test_results_of_a_line_are_the_value_of_its_cell(shell: Shell):
     shell.run("%board demo-1 6*7")
-    assert isinstance(shell.ran.result, Results)
+    result: Any = shell.ran.result
+    assert isinstance(result, Results)
     assert shell.run("_.value").endswith("42")
 
 

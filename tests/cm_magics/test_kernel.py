@@ -1,0 +1,246 @@
+"""The magics through a real kernel: live displays, the stop button, input, and Run All."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import pytest
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from cloudmanager.virtual import VirtualBoards
+
+WAIT = 20.0  # seconds that a cell may take
+PATHS = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "server"))
+
+
+class Output(NamedTuple):
+    """One message of a cell: what kind, its text, and which display it is."""
+
+    kind: str
+    text: str
+    display: str | None
+
+
+class Kernel:
+    """A running kernel and a frontend that listens to it."""
+
+    def __init__(self, manager: KernelManager) -> None:
+        self.manager = manager
+        self.client: Any = manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(WAIT)
+
+    def run(
+        self,
+        code: str,
+        *,
+        person: bool = True,
+        answers: tuple[str, ...] = (),
+        watch: Callable[[Output], None] = lambda _: None,
+    ) -> tuple[str, list[Output]]:
+        """Run a cell; return its status and its outputs.
+
+        Args:
+            code: the cell.
+            person: whether the frontend says that somebody is there, as JupyterLab does.
+            answers: what that person types when asked.
+            watch: called with each output as it comes.
+        """
+        self.prompts: list[str] = []
+        asked = self.client.execute(code, allow_stdin=person)
+        outputs: list[Output] = []
+        deadline = time.monotonic() + WAIT
+        waiting = list(answers)
+        while (message := self._next(asked, waiting)) != "idle":
+            assert time.monotonic() < deadline, outputs
+            if isinstance(message, Output):
+                outputs.append(message)
+                watch(message)
+        status = self.client.get_shell_msg(timeout=WAIT)["content"]["status"]
+        return str(status), outputs
+
+    def _next(self, asked: str, answers: list[str]) -> Output | str | None:
+        if answers or self.prompts:
+            self._answer(answers)
+        try:
+            message = self.client.get_iopub_msg(timeout=0.05)
+        except queue.Empty:
+            return None
+        kind, content = message["msg_type"], message["content"]
+        if message["parent_header"].get("msg_id") != asked or kind == "execute_input":
+            return None
+        if kind == "status":
+            return str(content["execution_state"])
+        text = content.get("text") or content.get("data", {}).get("text/plain")
+        display = content.get("transient", {}).get("display_id")
+        return Output(kind, text or "\n".join(content.get("traceback", ())), display)
+
+    def _answer(self, answers: list[str]) -> None:
+        try:
+            request = self.client.get_stdin_msg(timeout=0.01)
+        except queue.Empty:
+            return
+        self.prompts.append(request["content"]["prompt"])
+        self.client.input(answers.pop(0))
+
+
+@pytest.fixture(scope="module")
+def kernel(
+    boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kernel]:
+    folder = str(tmp_path_factory.mktemp("ipython"))
+    environment = {**os.environ, "IPYTHONDIR": folder, "PYTHONPATH": PATHS}
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env=environment)
+    kernel = Kernel(manager)
+    assert kernel.run("%load_ext cm_magics")[0] == "ok"
+    yield kernel
+    kernel.client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def head(words: str) -> str:
+    return f"── {words} ".ljust(48, "─")
+
+
+SLOW = "import time\nfor n in range(3):\n    print(n)\n    time.sleep(0.2)"
+
+
+def test_fast_cell_is_one_display(kernel: Kernel):
+    status, outputs = kernel.run("%%board demo-[1-3]\nprint('hi')\n6*7")
+    assert status == "ok"
+    assert [(each.kind, each.text) for each in outputs] == [
+        ("display_data", f"{head('demo-[1-3]')}\nhi\nOut: 42")
+    ]
+
+
+def test_value_of_a_line_is_shown_once(kernel: Kernel):
+    assert [each.text for each in kernel.run("%board demo-1 6*7")[1]] == ["42"]
+    assert [each.text for each in kernel.run("r = %board demo-1 6*7")[1]] == ["42"]
+    assert [each[:2] for each in kernel.run("r")[1]] == [("execute_result", "42")]
+
+
+def test_silent_cell_shows_nothing(kernel: Kernel):
+    assert kernel.run("%%board demo-[1-3]\nx = 1") == ("ok", [])
+
+
+def test_output_is_live_in_one_display(kernel: Kernel):
+    outputs = kernel.run(f"%%board demo-[1-3]\n{SLOW}")[1]
+    first, *later, last = outputs
+    assert first.text.startswith(head("demo-[1-3] · running"))
+    assert (first.kind, first.display is None) == ("display_data", False)
+    assert {(each.kind, each.display) for each in [*later, last]} == {
+        ("update_display_data", first.display)
+    }
+    assert last.text == f"{head('demo-[1-3]')}\n0\n1\n2"
+
+
+@pytest.mark.parametrize("sign", ["no person", "CM_PLAIN"])
+def test_plain_mode_shows_the_final_state_alone(kernel: Kernel, sign: str):
+    if sign == "CM_PLAIN":
+        kernel.run("import os\nos.environ['CM_PLAIN'] = '1'")
+    outputs = kernel.run(f"%%board demo-[1-3]\n{SLOW}", person=sign == "CM_PLAIN")[1]
+    kernel.run("import os\nos.environ.pop('CM_PLAIN', None)")
+    assert [each[:2] for each in outputs] == [("display_data", f"{head('demo-[1-3]')}\n0\n1\n2")]
+
+
+def test_display_of_a_flood_does_not_grow(kernel: Kernel):
+    code = "%%board demo-1 --timeout 1 --on-error show\nwhile True: print('flood')"
+    outputs = kernel.run(code)[1]
+    assert len(outputs) < 15
+    assert max(len(each.text) for each in outputs) < 100_000
+
+
+def test_stop_button_interrupts_every_board(kernel: Kernel):
+    def stop(output: Output) -> None:
+        if "going" in output.text and "interrupted" not in output.text:
+            kernel.manager.interrupt_kernel()
+
+    code = "%%board demo-[1-3]\nx = 7\nprint('going')\nwhile True: pass"
+    status, outputs = kernel.run(code, watch=stop)
+    assert status == "error"
+    assert outputs[-2].text.startswith(f"{head('demo-[1-3] · interrupted')}\ngoing\nTraceback")
+    assert outputs[-1] == Output(
+        "error", "KeyboardInterrupt: the cell was stopped on demo-[1-3].", None
+    )
+    assert kernel.run("%board demo-[1-3] x")[1][-1].text.endswith("\n7")
+
+
+def test_stop_button_shows_where_one_board_was(kernel: Kernel):
+    def stop(output: Output) -> None:
+        if output.text == "going":
+            kernel.manager.interrupt_kernel()
+
+    outputs = kernel.run("%%board demo-2\nprint('going')\nwhile True: pass", watch=stop)[1]
+    assert outputs[-2].text.startswith(f"{head('demo-2 · interrupted')}\ngoing\nTraceback")
+    assert outputs[-1].text == "KeyboardInterrupt: the cell was stopped on demo-2."
+
+
+def test_person_is_asked_with_the_name_of_the_board(kernel: Kernel):
+    code = "%%board demo-[1-2]\ninput('name? ')"
+    outputs = kernel.run(code, answers=("Ada", "Ada"))[1]
+    assert sorted(kernel.prompts) == ["demo-1: name? ", "demo-2: name? "]
+    assert outputs[-1].text == f"{head('demo-[1-2]')}\n'Ada'"
+
+
+def test_without_a_person_input_raises_on_the_board(kernel: Kernel):
+    status, outputs = kernel.run("%%board demo-1\ninput('name? ')", person=False)
+    assert status == "error"
+    assert outputs[-1].text.endswith("EOFError:")
+
+
+def test_errors_have_no_traceback_of_ours(kernel: Kernel):
+    status, outputs = kernel.run("%%board demo-1\nprint('hi')\n1/0")
+    assert status == "error"
+    assert [each.text for each in outputs] == [
+        "hi",
+        "BoardError: demo-1\nTraceback (most recent call last):\n"
+        '  File "<cell>", line 2, in <module>\n    1/0\nZeroDivisionError: divide by zero',
+    ]
+
+
+def test_board_cannot_say_html(kernel: Kernel):
+    outputs = kernel.run("%%board demo-1\nprint('<script>')\n'<b>'")[1]
+    assert [each.text for each in outputs] == ["<script>\nOut: '<b>'"]
+
+
+def test_tab_names_boards(kernel: Kernel):
+    kernel.client.complete("%%board demo-[1", 12)
+    kernel.client.get_shell_msg(timeout=WAIT)
+    kernel.client.complete("%%board de", 10)
+    reply = kernel.client.get_shell_msg(timeout=WAIT)["content"]
+    assert {"demo-1", "demo-2", "demo-3"} <= set(reply["matches"])
+
+
+def notebook(*cells: str) -> Any:
+    made = nbformat.v4.new_notebook()
+    made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    return made
+
+
+def test_run_all_stops_at_a_failure(boards: VirtualBoards, home: Path):
+    made = notebook("%load_ext cm_magics", "%%board demo-[1-2]\n1/0", "print('not reached')")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
+    assert made.cells[2].outputs == []
+
+
+def test_saved_notebook_holds_the_final_state(boards: VirtualBoards, home: Path):
+    made = notebook("%load_ext cm_magics", f"%%board demo-[1-3]\n{SLOW}")
+    NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
+    (output,) = made.cells[1].outputs
+    assert output.data == {"text/plain": f"{head('demo-[1-3]')}\n0\n1\n2"}
+
+
+def test_magics_find_the_server_again_after_it_restarted(kernel: Kernel):
+    kernel.run("import cm_magics\nawaited = cm_magics.fleet()._open().close()")
+    kernel.run("cm_magics.fleet()._thread.call(awaited)")
+    assert kernel.run("%board demo-1 6*7")[1][-1].text == "42"

@@ -1,0 +1,463 @@
+"""A caller's link, on real sockets: its token, its rights, its cells, and its slowness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from cloudmanager import frames, wire
+from cm_server import auth, caller_socket
+from cm_server.caller_socket import MAX_WAITING
+from cm_server.verbs import ROLES, VERBS
+
+from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake, within
+
+BODIES = {"label": {"target": "lab-1", "labels": {"room": "lab"}}, "interrupt": {"jobs": []}}
+
+
+@pytest.fixture
+def lab(service: Service) -> Identity:
+    (identity,) = service.enrol("lab-1")
+    return identity
+
+
+# Who may come in
+
+
+async def refused(service: Service, **headers: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/caller", **{"Cm-Protocol": "1", **headers}))
+        return await peer.answer()
+
+
+def without_date(answer: str) -> list[str]:
+    return [line for line in answer.split("\r\n") if not line.startswith("Date:")]
+
+
+async def test_every_wrong_token_gets_the_same_answer(service: Service):
+    answers = [
+        await refused(service, Authorization=header)
+        for header in (
+            "",
+            "Bearer",
+            "Bearer x",
+            f"Bearer {service.token[:-1]}",
+            f"Bearer {service.token}x",
+            f"Basic {service.token}",
+            f"Bearer {auth.new_token()}",
+            f"Bearer {'A' * 7000}",
+            "Bearer \u00e9\u00ff",
+        )
+    ]
+    assert answers[0].startswith("HTTP/1.1 401 Unauthorized\r\n")
+    assert answers[0].endswith("The token is not known here.\n")
+    assert {tuple(without_date(answer)) for answer in answers} == {tuple(without_date(answers[0]))}
+
+
+async def test_a_token_of_a_megabyte_costs_its_sender_the_link(service: Service, caplog):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/caller", Authorization="Bearer " + "A" * 1024 * 1024))
+        await peer.gone()
+    async with await FakeCaller.join(service) as healthy:
+        assert "reply" in await healthy.ask("status")
+
+
+async def test_a_wrong_token_is_logged_without_the_token(service: Service, caplog):
+    await refused(service, Authorization="Bearer cm_almost-a-secret")
+    assert "wrong token" in caplog.text
+    assert "almost" not in caplog.text
+
+
+async def test_a_token_in_the_address_opens_nothing_and_is_not_logged(service: Service, caplog):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake(f"/caller?token={service.token}"))
+        assert (await peer.answer()).startswith("HTTP/1.1 401 ")
+    assert service.token not in caplog.text
+
+
+@pytest.mark.parametrize("version", ["", "0", "2", "x", "1.0"])
+async def test_another_version_is_told_which_one_is_spoken(service: Service, version):
+    headers = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": version}
+    answer = await refused(service, **headers)
+    assert answer.startswith("HTTP/1.1 409 ")
+    assert "\r\nCm-Protocol: 1\r\n" in answer
+    assert answer.endswith("This server speaks version 1 of the protocol.\n")
+
+
+async def test_the_version_is_not_told_to_a_stranger(service: Service):
+    assert "Cm-Protocol" not in await refused(service, Authorization="Bearer x")
+
+
+async def test_a_boards_key_opens_no_callers_door(service: Service, lab: Identity):
+    for secret in (lab.key.hex(), lab.id, lab.name):
+        with pytest.raises(InvalidStatus):
+            await FakeCaller.join(service, secret)
+
+
+async def test_without_an_upgrade_there_is_nothing_to_see(service: Service):
+    headers = {"Authorization": f"Bearer {service.token}", "Upgrade": ""}
+    assert (await refused(service, **headers)).startswith("HTTP/1.1 426 ")
+
+
+# What each role may
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_every_verb_by_every_role(service: Service, lab: Identity, role):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service, service.add_token(role)) as caller,
+    ):
+        for verb, needed in VERBS.items():
+            body = {"enrol": {"names": ["new-1"]}}.get(verb, BODIES.get(verb, {}))
+            told = await caller.ask(verb, **body)
+            if ROLES.index(role) >= ROLES.index(needed.role):
+                assert "reply" in told, (verb, told)
+            else:
+                assert told == {"error": "NotAllowed", "args": [needed.role]}
+        if role == "viewer":
+            await caller.socket.send(wire.pack_submit(1, {"target": "lab-1"}, b"1"))
+            reply = await caller.next()
+            assert wire.read_json(reply.payload) == {"error": "NotAllowed", "args": ["operator"]}
+            assert service.state("lab-1") == "idle"
+        else:
+            (job,) = await caller.submit("lab-1")
+            await board.next()
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+    known = "new-1" in service.server.registry.by_name
+    assert known is (role == "admin")
+
+
+async def test_the_job_is_written_with_its_callers_name(service: Service, lab: Identity):
+    async with await FakeCaller.join(service, service.add_token("operator")) as caller:
+        (job,) = await caller.submit("lab-1")
+        row = service.server.store.job(job)
+        assert row is not None
+        assert row.caller == "operator"
+
+
+# What is asked and what is answered
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"verb": None},
+        {"verb": ["status"]},
+        {"verb": "submit"},
+        {"verb": "enrol"},
+        {"verb": "enrol", "names": [[]]},
+        {"verb": "enrol", "names": [{"a": 1}]},
+        {"verb": "interrupt", "jobs": [None]},
+        {"verb": "label", "labels": 7},
+        {"verb": "label", "target": "\ud800", "labels": {"a": "b"}},
+        {"verb": "boards", "target": "x" * 100_000},
+        {"verb": "boards", "target": "a[0-999999]"},
+        {"verb": "boards", "target": "file:/etc/passwd"},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+async def test_a_request_that_makes_no_sense_is_answered_and_the_link_stays(service, body, caplog):
+    async with await FakeCaller.join(service) as caller:
+        await caller.send(wire.REQUEST, json.dumps(body).encode(), job=5)
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 5)
+        told = wire.read_json(reply.payload)
+        assert set(told) == {"error", "args"}
+        assert len(reply.payload) < 300_000
+        assert "reply" in await caller.ask("status")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x40\0\0",
+        wire.pack(wire.REQUEST),
+        wire.pack(wire.REQUEST, b"[]"),
+        wire.pack(wire.REQUEST, b"[" * 100_000),
+        wire.pack(wire.REQUEST, b"\xff"),
+        wire.pack(wire.SUBMIT),
+        wire.pack(wire.SUBMIT, b"\0\0\0\xff{}"),
+        wire.pack(wire.SUBMIT, b"\xff\xff\xff\xff{}"),
+        wire.pack(wire.HELLO, b"{}"),
+        wire.pack(wire.RESULT, b"\0\0"),
+        wire.pack(wire.EVENTS),
+        wire.pack(0xFF),
+    ],
+    ids=lambda data: repr(data)[2:30],
+)
+async def test_what_is_no_message_ends_the_link(service: Service, data, caplog):
+    async with await FakeCaller.join(service) as caller:
+        await caller.socket.send(data)
+        assert (await caller.closed())[0] == frames.PROTOCOL_ERROR
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("target", ["", "nobody", "lab-[1", "a[0-999999]", "all", "room=x"])
+async def test_a_target_without_boards_is_refused_and_nothing_runs(service, lab, target):
+    async with await FakeCaller.join(service) as caller:
+        await caller.socket.send(wire.pack_submit(9, {"target": target}, b"1"))
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 9)
+        assert wire.read_json(reply.payload)["error"] in ("TargetError", "NoSuchBoard")
+    assert service.server.store.job(1) is None
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "2", [2], float("nan"), float("inf"), 10**9], ids=str)
+async def test_a_timeout_that_is_none_is_refused(service, lab, timeout):
+    async with await FakeCaller.join(service) as caller:
+        head = {"target": "lab-1", "timeout": timeout}
+        await caller.socket.send(wire.pack_submit(9, head, b"1"))
+        told = wire.read_json((await caller.next()).payload)
+        assert told["error"] == "ServerError"
+        assert "number of seconds" in told["args"][0]
+
+
+async def test_who_is_left_out_and_who_waits_is_told(service: Service):
+    one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
+    async with (
+        await FakeBoard.join(service, one),
+        await FakeBoard.join(service, two),
+        await FakeCaller.join(service) as caller,
+    ):
+        (busy,) = await caller.submit("lab-1")
+        await caller.socket.send(wire.pack_submit(1, {"target": "lab-*"}, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert accepted["left_out"] == ["lab-3"]
+        (first, name), (second, other) = accepted["jobs"]
+        assert (name, other) == ("lab-1", "lab-2")
+        assert accepted["queued"] == [first]
+        assert busy < first < second
+
+
+async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
+    async with await FakeCaller.join(service) as caller:
+        (job,) = await caller.submit("lab-1")
+        assert await caller.ending(job) == ("offline", "it has never dialled in")
+
+
+async def test_interrupt_by_any_operator(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service, service.add_token("operator")) as other,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        assert await other.ask("interrupt", jobs=[job, 999]) == {"reply": 1}
+        message = await board.next()
+        assert (message.op, message.job) == (wire.INTERRUPT, job)
+
+
+async def test_only_the_jobs_own_caller_answers_its_input(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service) as other,
+    ):
+        (job,) = await caller.submit("lab-1", answers=True)
+        await board.next()
+        await board.send(wire.INPUT, b"name? ", job=job)
+        assert (await caller.event()).payload == b"name? "
+        await other.send(wire.ANSWER, b"mallory", job=job)
+        await other.ask("status")  # the server has heard it
+        await caller.send(wire.ANSWER, b"nobody", job=999)
+        await caller.send(wire.ANSWER, b"ann", job=job)
+        answer = await board.next()
+        assert (answer.op, answer.payload, answer.flags) == (wire.ANSWER, b"ann", 0)
+        await board.send(wire.INPUT, b"again? ", job=job)
+        assert (await caller.event()).payload == b"again? "
+        await caller.send(wire.ANSWER, job=job, flags=wire.NOBODY)
+        assert (await board.next()).flags == wire.NOBODY
+
+
+async def test_a_later_cell_that_answers_nothing_silences_no_earlier_one(service, lab):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1", answers=True)
+        await caller.submit("lab-1", answers=False)
+        await board.next()
+        await board.send(wire.INPUT, b"name? ", job=job)
+        assert (await caller.event()).payload == b"name? "
+
+
+async def test_a_caller_that_goes_leaves_its_job_running(service: Service, lab: Identity):
+    async with await FakeBoard.join(service, lab) as board:
+        async with await FakeCaller.join(service) as caller:
+            (job,) = await caller.submit("lab-1", answers=True)
+            await board.next()
+            await board.send(wire.INPUT, b"name? ", job=job)
+            await caller.event()
+        assert (await board.next()).flags == wire.NOBODY
+        assert service.state("lab-1") == "busy"
+        await board.end(job, rest=b"1")
+        await service.until(lambda: service.state("lab-1") == "idle")
+    row = service.server.store.job(job)
+    assert row is not None
+    assert row.status == "ok"
+
+
+# Many boards, slow callers
+
+
+async def test_what_many_boards_say_at_once_shares_frames(service: Service):
+    identities = service.enrol(*(f"lab-{n}" for n in range(1, 31)))
+    async with contextlib.AsyncExitStack() as stack:
+        boards = [
+            await stack.enter_async_context(await FakeBoard.join(service, identity))
+            for identity in identities
+        ]
+        caller = await stack.enter_async_context(await FakeCaller.join(service))
+        jobs = await caller.submit("all")
+        caller.frames = 0
+        await asyncio.gather(*(board.next() for board in boards))
+        await asyncio.gather(*(board.end(job) for board, job in zip(boards, jobs, strict=True)))
+        endings = [(await caller.event()).job for _ in jobs]
+    assert sorted(endings) == sorted(jobs)
+    assert caller.frames <= len(jobs) / 2
+
+
+async def test_a_short_cell_costs_its_caller_one_frame(
+    service: Service, lab: Identity, monkeypatch
+):
+    monkeypatch.setattr(caller_socket, "ACCEPT_SECONDS", 1.0)  # this machine may be slow
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        await caller.socket.send(wire.pack_submit(1, {"target": "lab-1"}, b"1"))
+        cell = await board.next()
+        await board.end(cell.job, output=b"hi\r\n", rest=b"1")
+        assert [(await caller.event()).op for _ in range(2)] == [wire.ACCEPTED, wire.RESULT]
+        assert caller.frames == 1
+
+
+class SlowCaller:
+    """A caller that submits and then does not read."""
+
+    def __init__(self, service: Service, peer: RawPeer) -> None:
+        self.peer = peer
+        (self.conversation,) = service.server.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def submit(self, code: bytes = b"1") -> None:
+        message = wire.pack_submit(1, {"target": "lab-1"}, code)
+        self.peer.say(frames.encode(message, mask=True))
+
+    @property
+    def held(self) -> int:
+        """Bytes that the server keeps for this caller."""
+        transport = self.conversation._link._transport
+        assert transport is not None, "its link was cut"
+        return sum(map(len, self.conversation._outbox)) + transport.get_write_buffer_size()
+
+    async def read(self, endings: int) -> list[wire.Message]:
+        """Read at last, until so many jobs have ended."""
+        self.peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        told: list[wire.Message] = []
+        while endings:
+            frame = await self.peer.frame()
+            assert frame is not None, "the link was cut before all was told"
+            if frame.opcode == frames.BINARY:
+                events = list(wire.read_events(frame.payload[wire.HEADER.size :]))
+                endings -= sum(event.op in wire.ENDINGS for event in events)
+                told += events
+        return told
+
+
+async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service, lab):
+    chunk = bytes(50_000)
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await board.next()).job
+        for _ in range(400):  # 20 MB
+            await board.send(wire.OUTPUT, chunk, job=job)
+            assert slow.held < 4 * MAX_WAITING + len(chunk)
+        await board.end(job, output=b"the end", rest=b"42")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        assert slow.held < 4 * MAX_WAITING
+        told = await slow.read(1)
+    assert [m.op for m in told if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
+        wire.ACCEPTED,
+        wire.RESULT,
+    ]
+    assert told[-1].op == wire.RESULT
+    assert wire.read_result(told[-1]).rest == b"42"
+    assert wire.TRUNCATED in [m.op for m in told]
+    assert sum(len(m.payload) for m in told) < 15_000_000
+
+
+async def test_a_slow_caller_stalls_neither_board_nor_other_callers(service: Service):
+    noisy, calm = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, noisy) as flood,
+        await FakeBoard.join(service, calm) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await flood.next()).job
+        async with await FakeCaller.join(service) as caller:
+            for _ in range(20):
+                for _ in range(20):
+                    await flood.send(wire.OUTPUT, bytes(50_000), job=job)
+                (mine,) = await caller.submit("lab-2")
+                await board.next()
+                await board.end(mine)
+                assert (await caller.ending(mine))[0] == "ok"
+
+
+async def test_no_ending_is_lost_however_much_waits(service: Service, lab: Identity):
+    count, rest = 250, b"x" * 60_000  # 15 MB of results
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        for _ in range(count):
+            slow.submit()
+        for _ in range(count):
+            await board.end((await board.next()).job, rest=rest)
+        await service.until(lambda: service.state("lab-1") == "idle")
+        told = await slow.read(count)
+    results = [wire.read_result(m) for m in told if m.op == wire.RESULT]
+    assert len(results) == count
+    assert all(result.rest == rest for result in results)
+
+
+async def test_a_value_with_a_hole_says_so(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await board.next()).job
+        for _ in range(400):
+            await board.send(wire.OUTPUT, bytes(50_000), job=job)
+        await board.send(wire.VALUE, b"[1, 2, ", job=job)
+        await board.end(job, rest=b"3]")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        told = await slow.read(1)
+    value = b"".join(m.payload for m in told if m.op == wire.VALUE)
+    assert value == b"[1, 2, "
+
+
+async def test_the_end_of_the_server_is_told(service: Service):
+    async with await FakeCaller.join(service) as caller:
+        service.server.stop()
+        assert await within(caller.closed()) == (frames.GOING_AWAY, "the server stops")
