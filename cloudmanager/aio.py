@@ -102,6 +102,7 @@ class AsyncFleet:
     boards = in_loop(FleetVerbs.boards)
     status = in_loop(FleetVerbs.status)
     enrol = in_loop(FleetVerbs.enrol)
+    forget = in_loop(FleetVerbs.forget)
     jobs = in_loop(FleetVerbs.jobs)
     job = in_loop(FleetVerbs.job)
     interrupt = in_loop(FleetVerbs.interrupt)

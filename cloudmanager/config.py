@@ -7,9 +7,10 @@ import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-
+from urllib.parse import urlsplit
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Address(NamedTuple):
@@ -59,13 +60,19 @@ def read_token(path: Path) -> str | None:
         return None
 
 
+def lock_file(folder: Path) -> Path:
+    """Return the file that the running server holds locked."""
+    return folder / "server.lock"
+
+
 def read_state(folder: Path) -> dict[str, Any] | None:
     """Return what the running server wrote (``url``, ``pid``); None when none runs."""
     try:
         state = json.loads(state_file(folder).read_text(encoding="utf-8"))
-        return state if isinstance(state, dict) and _alive(int(state["pid"])) else None
+        written = isinstance(state["url"], str) and type(state["pid"]) is int
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return state if written and _alive(state["pid"]) and _locked(lock_file(folder)) else None
 
 
 def find(url: str | None = None, token: str | None = None) -> Address:
@@ -80,8 +87,18 @@ def find(url: str | None = None, token: str | None = None) -> Address:
         url, source = str(state["url"]), "the local server"
     else:
         url, source = f"http://{DEFAULT_HOST}:{DEFAULT_TCP_PORT}", "the default"
-    token = token or os.environ.get("CM_TOKEN") or read_token(token_file(folder)) or ""
-    return Address(url, token, source)
+    token = token or os.environ.get("CM_TOKEN")
+    if token is None and (state is not None or is_local(url)):  # to no other machine
+        token = read_token(token_file(folder))
+    return Address(url, token or "", source)
+
+
+def is_local(url: str) -> bool:
+    """Whether a server's address is this machine's own loopback."""
+    try:
+        return (urlsplit(url if "//" in url else "//" + url).hostname or "") in LOOPBACK
+    except ValueError:
+        return False
 
 
 def write_private(path: Path, text: str) -> None:
@@ -98,8 +115,22 @@ def write_private(path: Path, text: str) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
     except PermissionError:
         return True
-    return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return pid > 0
+
+
+def _locked(path: Path) -> bool:
+    """Whether a server holds the lock: pids are used again, and a stale one may be anybody's."""
+    try:
+        import fcntl  # not on Windows, where the pid has to do
+
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, BlockingIOError):
+        return True
+    except OSError:
+        return False
+    return False

@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +25,13 @@ CELL = """\
 import sys, gc
 print("Hello from", sys.platform, "with", gc.mem_free() // 1024, "KB of free heap")
 sum(n * n for n in range(10))
+"""
+SENSOR = "readings = 0\ndef sensor():\n    global readings\n    readings += 1\n    {}\n"
+READING = """\
+import time
+print("reading the sensor ...")
+time.sleep(1)
+sensor()
 """
 LAB_SECONDS = 60.0  # until JupyterLab answers
 FIRST_TCP_PORT = 8888  # Jupyter's own default
@@ -44,6 +52,7 @@ def demo(say: Callable[[str], None], *, lab: bool) -> int:
         say(fleet_table(fleet.boards("demo-[1-3]")))
         say("A cell on all three, at once:\n\n" + _indented(CELL))
         results = follow(fleet["demo-[1-3]"].submit(CELL, timeout=10, listen=True))
+        second_act(say, fleet)
         if lab:
             stack.enter_context(_lab(say))
             with contextlib.suppress(KeyboardInterrupt):
@@ -51,6 +60,32 @@ def demo(say: Callable[[str], None], *, lab: bool) -> int:
                     time.sleep(3600)
             say("Ending JupyterLab, the boards and the server.")
         return 0 if results.ok else 1
+
+
+def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
+    """Six boards, one cell; one board raises, one hangs, one loses its power."""
+    names = names_of("greenhouse", 6)
+    boards = simulate(fleet, names)
+    try:
+        fleet["greenhouse-[1-3,6]"].run(SENSOR.format("return 21.5"))
+        fleet["greenhouse-4"].run(SENSOR.format('raise OSError("the sensor is unplugged")'))
+        fleet["greenhouse-5"].run(SENSOR.format("while True: pass"))
+        say(
+            "\nSix more boards. The sensor of one is broken, that of another hangs, and a third\n"
+            "will lose its power in the middle of the cell. They get three seconds:\n\n"
+            + _indented(READING)
+        )
+        group = fleet["greenhouse-[1-6]"].submit(READING, timeout=3, listen=True)
+        power_cut = threading.Timer(0.7, boards.kill, ["greenhouse-6"])
+        power_cut.start()
+        follow(group)
+        power_cut.join()
+        say("\nThe five that live go on, with their names:\n\n    1000 * readings")
+        follow(fleet["greenhouse-[1-5]"].submit("1000 * readings", timeout=3, listen=True))
+        say("")
+    finally:
+        boards.stop()
+        fleet.forget("greenhouse-[1-6]")
 
 
 @contextlib.contextmanager
@@ -79,6 +114,7 @@ def _boards(fleet: Fleet) -> Iterator[None]:
         yield
     finally:
         boards.stop()
+        fleet.forget(",".join(missing))
 
 
 @contextlib.contextmanager

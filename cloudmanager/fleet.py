@@ -66,6 +66,7 @@ class Fleet:
     boards = blocking(FleetVerbs.boards)
     status = blocking(FleetVerbs.status)
     enrol = blocking(FleetVerbs.enrol)
+    forget = blocking(FleetVerbs.forget)
     jobs = blocking(FleetVerbs.jobs)
     job = blocking(FleetVerbs.job)
     interrupt = blocking(FleetVerbs.interrupt)

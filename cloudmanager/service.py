@@ -14,17 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import config
-from .errors import CloudmanagerError
+from .errors import ServiceError
 
 START_SECONDS = 15.0  # a start takes half a second; a busy machine may take a few
 STOP_SECONDS = 10.0
-
-
-class ServiceError(CloudmanagerError):
-    """The local server cannot be started or stopped; the message says why."""
-
-    hint = "The server's own log is `server.log` in its folder, see `mbm server-status`."
-
 
 class Started(NamedTuple):
     """What a start found or made."""
@@ -43,7 +36,8 @@ def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PO
     if state is not None:
         return Started(str(state["url"]), already=True)
     command = [sys.executable, "-m", "cm_server", "--listen", host, "--port", str(tcp_port)]
-    with (config.make_home() / "server.err").open("wb") as errors:
+    home = config.make_home()
+    with (home / "server.err").open("wb") as errors:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -51,8 +45,11 @@ def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PO
             stderr=errors,
             start_new_session=True,  # Ctrl-C in this terminal is not meant for it
             cwd="/",
+            env={**os.environ, "CM_HOME": str(home)},  # it may have been given as a relative path
         )
-    return Started(_await_ready(process), already=False)
+    url = _await_ready(process)
+    process.returncode = 0  # it lives on by design: no warning about that; stop() reaps it
+    return Started(url, already=False)
 
 
 def stop() -> str | None:
@@ -70,8 +67,11 @@ def stop() -> str | None:
     deadline = time.monotonic() + STOP_SECONDS
     while config.read_state(config.home()) is not None:
         if time.monotonic() > deadline:
-            raise ServiceError(f"the server (process {pid}) does not stop; `kill -9 {pid}` ends it")
+            why = f"The server (process {pid}) does not stop; `kill -9 {pid}` ends it."
+            raise ServiceError(why, str(log_file()))
         time.sleep(0.02)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
     return str(state["url"])
 
 
@@ -90,7 +90,7 @@ def _await_ready(process: subprocess.Popen[bytes]) -> str:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        raise ServiceError(str(said.get("error") or _last_words()))
+        raise ServiceError(str(said.get("error") or _last_words()), str(log_file()))
     return str(said["url"])
 
 
@@ -106,5 +106,5 @@ def _last_words() -> str:
     with contextlib.suppress(OSError):
         lines = (config.home() / "server.err").read_text(errors="replace").strip().splitlines()
         if lines:
-            return f"the server did not start: {lines[-1]}"
-    return f"the server did not answer within {START_SECONDS:g} s"
+            return f"The server did not start: {lines[-1]}"
+    return f"The server did not answer within {START_SECONDS:g} s"

@@ -60,6 +60,10 @@ class FleetVerbs:
         """Give each name an identity: ``name``, ``id`` and ``key`` (hex); for admins."""
         return list(await self.exchange().request("enrol", {"names": list(names)}))
 
+    async def forget(self: Connected, target: str) -> list[str]:
+        """Unenrol boards that are not connected; return their names; for admins."""
+        return list(await self.exchange().request("forget", {"target": target}))
+
     async def jobs(self: Connected, target: str | None = None) -> list[dict[str, Any]]:
         """Return the jobs that run or wait, anybody's, then those that ended lately."""
         return list(await self.exchange().request("jobs", {"target": target}))

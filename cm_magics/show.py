@@ -142,10 +142,10 @@ def _bundle(text: str) -> dict[str, Any]:
 def _brief(error: CloudmanagerError, results: Results) -> str:
     """Say in one line who failed, for those whose tracebacks are in sight."""
     failed = results.failed
-    who = f"{len(failed):,} of {len(results):,} boards failed: {fold(failed)}"
-    if len(failed) == 1:
-        who = f"{fold(failed)} failed: {_last_line(error)}"
-    return f"{type(error).__name__}: {who}"
+    reasons = {_last_line(each.error) for each in failed.values() if each.error is not None}
+    reason = f": {reasons.pop()}" if len(reasons) == 1 else ""
+    count = f"{len(failed):,} of {len(results):,} boards"
+    return f"{type(error).__name__}: {fold(failed)} failed ({count}){reason}"
 
 
 def _whole(error: BaseException) -> str:

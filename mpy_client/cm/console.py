@@ -13,28 +13,13 @@ _AGAIN = const(250)  # ms until a cell that swallowed its interrupt gets the nex
 _TICK = const(20)  # ms: output older than this goes out
 
 
-# What values and tracebacks are printed to. MicroPython does not drop this one: it may raise.
-class Text(io.IOBase):
-    def __init__(self, port):
-        self.port = port
-
-    def write(self, b):
-        self.port.own = True
-        try:
-            self.port.board.text(b)
-        finally:
-            self.port.own = False
-        return len(b)
-
-
 # The stream that os.dupterm has. extmod/os_dupterm.c drops it at the first exception that leaves
 # it, KeyboardInterrupt included, and at a readinto of 0: both are caught and told once more.
 class Port(io.IOBase):
     def __init__(self, board):
         self.board = board
-        self.text = Text(self)
         self.user_runs = False  # code of the user's runs: only then byte 3 may go out
-        self.own = False  # our own code runs: nothing may come between
+        self.mine = False  # our own code runs: nothing may come between
         self.due = False  # an interrupt was caught in here
         self.shot = 0
         self.timer = Timer(-1)
@@ -55,8 +40,8 @@ class Port(io.IOBase):
 
     # A pending interrupt comes out at the first jump, so that none may stand before a try.
     def write(self, b):
-        own = self.own
-        self.own = True
+        own = self.mine
+        self.mine = True
         try:
             self._take(b, own)
         except KeyboardInterrupt:
@@ -67,13 +52,13 @@ class Port(io.IOBase):
                 pass
         except Exception:  # no memory: this output is lost
             pass
-        self.own = own
+        self.mine = own
         return len(b)
 
     def readinto(self, b):
         n = None
-        own = self.own
-        self.own = True
+        own = self.mine
+        self.mine = True
         try:
             if self.user_runs and not own:
                 stop = self.board.tick()
@@ -87,30 +72,37 @@ class Port(io.IOBase):
             self.due = True
         except Exception:
             pass
-        self.own = own
+        self.mine = own
         return n
+
+    # Our own code begins and ends, where MicroPython does not drop a stream for an exception.
+    def own(self):
+        self.mine = True
+
+    def back(self):
+        self.mine = False
 
     def ioctl(self, op, arg):
         return 0
 
     def input(self, prompt=""):
-        if not self.user_runs or self.own:
+        if not self.user_runs or self.mine:
             raise EOFError
         from cm.ask import ask
 
         prompt = str(prompt)
-        self.own = True
+        self.mine = True
         try:
             return ask(self.board, prompt)
         finally:
             self.shot = ticks_ms()
-            self.own = False
+            self.mine = False
 
     # A cell begins.
     def begin(self):
         kbd_intr(3)  # also if the user's code said otherwise
         builtins.input = self.input
-        self.own = self.due = False
+        self.mine = self.due = False
         self.shot = 0
         self.before = os.dupterm(self)
         self.timer.init(period=_PERIOD, mode=Timer.PERIODIC, callback=os.dupterm_notify)

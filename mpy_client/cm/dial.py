@@ -85,9 +85,7 @@ def _upgrade(link, host, tcp_port):
         b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
     ) % (host.encode(), tcp_port, key)
-    n = len(text)
-    link.mv[:n] = text
-    link.write(0, n)
+    link.io.write(text)  # short: a fresh socket takes it whole
     n = 0
     while link.mv[max(n - 4, 0) : n] != b"\r\n\r\n":
         link.fill(link.mv[n:], 1)

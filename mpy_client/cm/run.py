@@ -11,7 +11,8 @@ from micropython import const
 from struct import pack_into, unpack_from
 from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
 
-from cm.output import Output
+import cm
+from cm.link import Link
 
 _print = print  # as it was before a hook
 
@@ -21,7 +22,7 @@ _SIDE = const(1408)
 
 _TICK = const(20)  # ms: output older than this goes out
 _TAIL = const(256)  # bytes of an error that are remembered
-_RESERVE = 4096 if sys.maxsize >> 32 else 2048  # bytes: enough to compile a short cell
+_RESERVE = 4096 if sys.maxsize >> 32 else 1024  # bytes: enough to compile a short cell
 _MOST = const(1 << 20)  # bytes of a value's repr
 
 _EXEC = const(0x10)
@@ -37,9 +38,9 @@ _TIMEOUT = const(3)
 _RUNNING = const(4)
 
 
-class Board(Output):
+class Board(Link):
     def __init__(self, config):
-        Output.__init__(self, config)
+        Link.__init__(self, config)
         if hasattr(os, "dupterm"):
             from cm.console import Port
         else:
@@ -67,7 +68,11 @@ class Board(Output):
                     if not n:
                         break
                     if self.mv[at + 2 : at + 6] == self.job:
-                        self.heed(at, n)
+                        op = self.buf[at]
+                        if op == _INTERRUPT:
+                            self.stop = _INTERRUPTED
+                        elif op == _ANSWER and self.asking:
+                            self.answer = bytes(self.mv[at : at + n])
             elif ticks_diff(now, self.lost) > self.patience:
                 self.stop = _INTERRUPTED
                 self.last[2] = b"KeyboardInterrupt: link lost"
@@ -76,14 +81,6 @@ class Board(Output):
         if self.deadline is not None and not self.stop and ticks_diff(now, self.deadline) >= 0:
             self.stop = _TIMEOUT
         return self.stop
-
-    # A message for the job that runs.
-    def heed(self, at, n):
-        op = self.buf[at]
-        if op == _INTERRUPT:
-            self.stop = _INTERRUPTED
-        elif op == _ANSWER and self.asking:
-            self.answer = bytes(self.mv[at : at + n])
 
     # Takes the value of a cell's last line, as __cm__.
     def keep(self, value):
@@ -150,7 +147,7 @@ class Board(Output):
                 run(names.pop("__cm_cell__")())
             if self.value is not None:
                 self.sent = -1
-                _print((self.value,), file=port.text, end="")
+                _print((self.value,), file=self, end="")
                 self.pos -= 2
             port.user(False)
             status = _OK
@@ -176,7 +173,16 @@ class Board(Output):
             elif isinstance(error, MemoryError):
                 self.reserve = None
                 gc.collect()
-            self.fail(error)
+            self.pos = self.mark
+            self.failed = True
+            self.sent = 0
+            try:  # it may call methods of the user's
+                port.user(True)
+                sys.print_exception(error, self)
+                port.user(False)
+            except BaseException:
+                port.user(False)
+                self.put(type(error).__name__.encode(), False)
         port.end()
         last = self.last
         last[1] = status
@@ -188,34 +194,6 @@ class Board(Output):
         self.dirty = True
         if not self.reserve:
             self.collect()
-
-    # Cleans up; takes the reserve back when there is plenty.
-    def collect(self):
-        gc.collect()
-        if not self.reserve and gc.mem_free() > 4 * _RESERVE:
-            self.reserve = bytearray(_RESERVE)
-
-    # Gives up the user's names for the memory that they hold: better than a board that is gone.
-    def forget(self):
-        __main__.__dict__.clear()
-        __main__.__name__ = "__main__"
-        self.boot = hexlify(os.urandom(8)).decode()
-        self.last = None
-        self.collect()
-
-    # The traceback; it may call methods of the user's.
-    def fail(self, error):
-        port = self.port
-        self.pos = self.mark
-        self.failed = True
-        self.sent = 0
-        try:
-            port.user(True)
-            sys.print_exception(error, port.text)
-            port.user(False)
-        except BaseException:
-            port.user(False)
-            self.text(type(error).__name__.encode())
 
     # Waits for the link, or for a time; tasks go on meanwhile.
     def rest(self, ms):
@@ -231,23 +209,24 @@ class Board(Output):
             return self.wait(ms)
         sleep_ms(ms)
 
-    # The next message, and its length.
-    def next(self):
-        while True:
-            n = self.recv()
-            if n:
-                return n
-            left = self.silence - ticks_diff(ticks_ms(), self.heard)
-            if left <= 0:
-                raise OSError(1006)
-            if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
-                self.dirty = False
-                self.collect()
+    # Cleans up; takes the reserve back when there is plenty.
+    def collect(self):
+        gc.collect()
+        if not self.reserve and gc.mem_free() > 4 * _RESERVE:
+            self.reserve = bytearray(_RESERVE)
 
     # Does what the server says, until the link ends.
     def serve(self):
         while self.sock:
-            n = self.next()
+            n = self.recv()
+            if not n:
+                left = self.silence - ticks_diff(ticks_ms(), self.heard)
+                if left <= 0:
+                    raise OSError(1006)
+                if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
+                    self.dirty = False
+                    self.collect()
+                continue
             op = self.buf[_IN]
             if op == _EXEC:
                 self.begin(n)
@@ -257,3 +236,41 @@ class Board(Output):
                 elif op == _INTERRUPT:
                     self.stop = _INTERRUPTED
                     self.run()
+
+    # Dials and serves for ever.
+    def live(self):
+        path = list(sys.path)
+        ms = full = 0
+        while True:
+            try:
+                self.rest(ms)
+                theirs = sys.path[:]
+                sys.path[:] = path  # whatever the user's code did to it
+                try:
+                    from cm.dial import dial
+
+                    dial(self)
+                finally:  # needed seldom, and big
+                    sys.path[:] = theirs
+                    sys.modules.pop("cm.dial", None)
+                    cm.__dict__.pop("dial", None)
+                    dial = None
+                gc.collect()
+                full = 0
+                self.serve()
+            except MemoryError:
+                self.reserve = None
+                full += 1
+                if full > 2:  # the user's names, for a board that is not gone
+                    __main__.__dict__.clear()
+                    __main__.__name__ = "__main__"
+                    self.boot = hexlify(os.urandom(8)).decode()
+                    self.last = None
+            except Exception:  # nothing may end the client; the server sees it dial again
+                pass
+            self.drop()
+            self.collect()
+            # Full jitter: a random part of a span that doubles up to the spread.
+            ms = max(1, self.spread >> max(0, 2 - self.tries))
+            self.tries += 1
+            ms = int.from_bytes(os.urandom(4), "big") % ms

@@ -27,31 +27,9 @@ box = None  # set by virtual_boot.py, with the pipe
 pipe = None
 
 
-class Stream(io.IOBase):
-    def __init__(self, port, out):
-        self.port = port
-        self.out = out
-
-    def write(self, b):
-        port = self.port
-        port.own()
-        try:
-            if self.out:
-                port.board.put(b, True)
-            else:
-                port.board.text(b)
-        finally:
-            fire = port.back()
-        if fire:
-            raise KeyboardInterrupt
-        return len(b)
-
-
-class Port:
+class Port(io.IOBase):
     def __init__(self, board):
         self.board = board
-        self.out = Stream(self, True)
-        self.text = Stream(self, False)
         self.note = self.noted  # one bound method for life: the watcher knows its address
         pack_into("<q", box, _NOTE, id(self.note))
 
@@ -108,11 +86,19 @@ class Port:
         box[_NOTED] = 0
         self.back(False)
 
+    # The stream that print writes to.
+    def write(self, b):
+        self.own()
+        self.board.put(b, True)
+        if self.back():
+            raise KeyboardInterrupt
+        return len(b)
+
     def print(self, *args, sep=" ", end="\n", file=None):
         if (file is not None and file is not sys.stdout) or not box[_USER]:
             _print(*args, sep=sep, end=end, file=file or sys.stdout)
             return
-        _print(*args, sep=sep, end=end, file=self.out)
+        _print(*args, sep=sep, end=end, file=self)
         if ticks_diff(ticks_ms(), self.board.flushed) >= _TICK:
             self.own()
             self.board.flush()

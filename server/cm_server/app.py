@@ -154,7 +154,8 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
     with _only_one(home):
         sockets = _bind(host, tcp_port)
         server = Server(home, **settings)
-        server.address = f"http://{host}:{sockets[0].getsockname()[1]}"
+        named = f"[{host}]" if ":" in host else host  # IPv6, RFC 3986, 3.2.2
+        server.address = f"http://{named}:{sockets[0].getsockname()[1]}"
         http = HTTPServer(
             make_app(server),
             idle_connection_timeout=HEADER_SECONDS,
@@ -189,12 +190,12 @@ def _only_one(home: Path) -> Any:
     """Hold the folder's lock, so that two servers never share a store."""
     import fcntl  # not on Windows, where the store's own locks have to do
 
-    with (home / "server.lock").open("w") as lock:
+    with config.lock_file(home).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StartError(
-                f"a server runs in {home} already; `mbm server-stop` ends it"
+                f"A server runs in {home} already; `mbm server-stop` ends it"
             ) from error
         yield
 
@@ -208,7 +209,7 @@ def _bind(host: str, tcp_port: int) -> Any:
                 f"TCP port {tcp_port} of {host} is taken by another program; "
                 f"choose another with `mbm server-start --port N`"
             ) from error
-        raise StartError(f"it cannot listen on {host}:{tcp_port}: {error.strerror}") from error
+        raise StartError(f"It cannot listen on {host}:{tcp_port}: {error.strerror}") from error
 
 
 def _log_to(path: Path) -> None:

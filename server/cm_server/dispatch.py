@@ -218,14 +218,23 @@ class Dispatch:
         """End what a board that has not come back still owes."""
         if board.links != links or (board.current and board.current.state == "resetting"):
             return
-        job, board.current = board.current, None
-        if job is not None and job.state != "settled":
-            why = f"its link broke and it did not come back within {self._lost_after:g} s"
-            self._settle(job, "lost", why)
+        why = f"its link broke and it did not come back within {self._lost_after:g} s"
+        self._end_current(board, why)
         for job in list(board.queue):
             if job.timer is None:  # else its caller's own patience counts
                 board.queue.remove(job)
                 self._settle(job, "offline", _absence(board))
+
+    def abandon(self, board: Board) -> None:
+        """End all that a board still owes: it is about to be taken out."""
+        self._end_current(board, "the board was taken out of the fleet")
+        while board.queue:
+            self._settle(board.queue.popleft(), "offline", "it was taken out of the fleet")
+
+    def _end_current(self, board: Board, why: str) -> None:
+        job, board.current = board.current, None
+        if job is not None and job.state != "settled":
+            self._settle(job, "lost", why)
 
     def stop(self) -> None:
         """End what was not sent; what runs stays open, its board tells the next server."""

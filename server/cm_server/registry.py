@@ -117,6 +117,10 @@ class Registry:
         board = self.by_name[row.name] = self.by_id[row.id] = Board(row)
         return board
 
+    def remove(self, board: Board) -> None:
+        """Take out a board that is enrolled no more."""
+        del self.by_name[board.name], self.by_id[board.id]
+
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""
         return [board for board in self.by_name.values() if board.link is not None]

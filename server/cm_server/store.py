@@ -183,6 +183,12 @@ class Store:
             self._db.execute(statement, [row._asdict() for row in rows])
         return rows
 
+    def forget(self, board_ids: Sequence[str]) -> None:
+        """Take boards out; their jobs' lines stay, under ids that never come again."""
+        statement = sa.delete(_boards).where(_boards.c.id == sa.bindparam("board"))
+        with self._durably():
+            self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+
     def set_labels(self, labels: Mapping[str, dict[str, str]]) -> None:
         """Replace the labels of the boards with these ids."""
         statement = sa.update(_boards).where(_boards.c.id == sa.bindparam("board"))

@@ -144,10 +144,22 @@ def _enrol(server: Server, body: dict[str, Any]) -> list[dict[str, str]]:
     return server.enrol(list(dict.fromkeys(names)))
 
 
+def _forget(server: Server, body: dict[str, Any]) -> list[str]:
+    """Unenrol boards that are not connected: their keys open nothing any more."""
+    boards = _choose(server, body)
+    for board in boards:
+        if board.online:
+            raise ServerError(f"{board.name} is connected; end it first")
+        server.dispatch.abandon(board)
+        server.registry.remove(board)
+    server.store.forget([board.id for board in boards])
+    return [board.name for board in boards]
+
+
 def _choose(server: Server, body: dict[str, Any]) -> list[Board]:
     """Return the boards of a request's target; without one, every enrolled board."""
     boards = server.registry.by_name
-    if body.get("target") is None:
+    if body.get("target") is None and body["verb"] != "forget":
         return sorted(boards.values(), key=lambda board: natural_key(board.name))
     return [boards[name] for name in parse(str(body["target"])).resolve(boards).names]
 
@@ -167,4 +179,5 @@ VERBS = {
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "enrol": Verb("admin", _enrol),
+    "forget": Verb("admin", _forget),
 }

@@ -40,17 +40,13 @@ def look(name):
     gc.collect()
     seen[name] = gc.mem_alloc()
 settings = {"id": "id-1", "key": "00" * 32, "host": "192.168.1.1", "tcp_port": 18266}
-for name in ("start", "link", "output", "console", "dial", "run", "board", "ask"):
+for name in ("start", "link", "console", "run", "board", "ask"):
     seen[name] = 0
 look("start")
 import cm.link
 look("link")
-import cm.output
-look("output")
 import cm.console
 look("console")
-import cm.dial
-look("dial")
 import cm.run
 look("run")
 board = cm.run.Board(settings)

@@ -194,7 +194,7 @@ def test_person_is_asked_with_the_name_of_the_board(kernel: Kernel):
 def test_without_a_person_input_raises_on_the_board(kernel: Kernel):
     status, outputs = kernel.run("%%board demo-1\ninput('name? ')", person=False)
     assert status == "error"
-    assert outputs[-1].text.endswith("EOFError:")
+    assert outputs[-1].text.endswith("\nEOFError")
 
 
 def test_errors_have_no_traceback_of_ours(kernel: Kernel):
@@ -238,9 +238,3 @@ def test_saved_notebook_holds_the_final_state(boards: VirtualBoards, home: Path)
     NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
     (output,) = made.cells[1].outputs
     assert output.data == {"text/plain": f"{head('demo-[1-3]')}\n0\n1\n2"}
-
-
-def test_magics_find_the_server_again_after_it_restarted(kernel: Kernel):
-    kernel.run("import cm_magics\nawaited = cm_magics.fleet()._open().close()")
-    kernel.run("cm_magics.fleet()._thread.call(awaited)")
-    assert kernel.run("%board demo-1 6*7")[1][-1].text == "42"

@@ -141,21 +141,26 @@ def test_error_of_one_board_is_shown_once_without_a_traceback_of_ours(shell: She
 def test_errors_of_several_boards_are_one_error(shell: Shell):
     told = shell.run("%%board demo-[1-2]\n1/0")
     assert told.count("Traceback") == 1
-    assert told.endswith("\nFleetError: 2 of 2 boards failed: demo-[1-2]")
+    assert told.endswith(
+        "\nFleetError: demo-[1-2] failed (2 of 2 boards): ZeroDivisionError: divide by zero"
+    )
     assert isinstance(shell.error, FleetError)
 
 
 def test_error_of_one_among_several_is_told_in_one_line(shell: Shell):
     shell.run("%board demo-2 odd = 1")
     told = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0")
-    assert told.endswith("\nBoardError: demo-2 failed: ZeroDivisionError: divide by zero")
+    assert told.endswith(
+        "\nBoardError: demo-2 failed (1 of 2 boards): ZeroDivisionError: divide by zero"
+    )
 
 
 def test_timeout_is_an_error(shell: Shell):
     told = shell.run("%%board demo-1 --timeout 0.2\nwhile True: pass")
     assert told.startswith("BoardError: demo-1 · timeout\n")
+    shell.run("%board demo-2 odd = 1")
     told = shell.run("%%board demo-[1-2] --timeout 0.2\nif 'odd' in globals():\n  while True: pass")
-    assert told.endswith("\nBoardError: demo-2 failed: timeout")
+    assert told.endswith("\nBoardError: demo-2 failed (1 of 2 boards): timeout")
 
 
 def test_shown_errors_are_not_raised(shell: Shell):
@@ -218,6 +223,12 @@ def test_without_a_server_there_is_one_sentence(shell: Shell, monkeypatch: pytes
 def test_raised_errors_can_be_pickled(shell: Shell):
     shell.run("%board demo-1 1/0")
     assert str(pickle.loads(pickle.dumps(shell.error))) == str(shell.error)
+
+
+def test_different_failures_are_counted(shell: Shell):
+    shell.run("%board demo-2 odd = 1")
+    told = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0\nelse:\n    {}[1]")
+    assert told.endswith("\nFleetError: demo-[1-2] failed (2 of 2 boards)")
 
 
 # The fleet, and which boards are meant
