@@ -6,7 +6,10 @@ Exit status: 0 all boards fine, 1 a board (or the server) failed, 2 usage, 3 no 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     act: Callable[[argparse.Namespace], int] = options.act
     try:
         status = act(options)
+        sys.stdout.flush()
     except ServerUnreachable as error:
         status = _complain(error, NO_SERVER)
     except (TargetError, NoSuchBoard, CellSyntaxError) as error:
@@ -42,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = _complain(error, FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # `mbm … | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `mbm … | head`: what is left to be written goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     sys.exit(status)
 
@@ -141,12 +145,15 @@ def _board_label(options: argparse.Namespace) -> int:
 def _code(options: argparse.Namespace) -> str:
     if options.code is not None:
         return str(options.code)
-    if options.file is None or options.file == "-":
-        return sys.stdin.read()
+    from_stdin = options.file is None or options.file == "-"
     try:
+        if from_stdin:
+            return sys.stdin.buffer.read().decode()
         return Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        print(f"mbm: {options.file} cannot be read: {error}", file=sys.stderr)
+        name = "standard input" if from_stdin else options.file
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        print(f"mbm: {name} cannot be read: {why}.", file=sys.stderr)
         sys.exit(USAGE)
 
 
@@ -203,7 +210,7 @@ def _simulate(options: argparse.Namespace) -> int:
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
-        if not simulate.is_local(fleet.address.url):
+        if not config.is_local(fleet.address.url):
             print(
                 "mbm: virtual boards are no sandbox: cells there act as you here.", file=sys.stderr
             )
@@ -226,6 +233,8 @@ def _simulate(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .demo import demo
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends all that it began, too
+        signal.signal(number, signal.default_int_handler)
     return demo(_say, lab=options.lab)
 
 
@@ -260,8 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     boards.add_argument("target", nargs="?", metavar="TARGET", help="which ones; else all")
     execute = verb("board-execute", _board_execute, "run a cell on boards, all at once")
     execute.add_argument("target", metavar="TARGET", help="such as 'esp-[1-3]' (quote it)")
-    execute.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
-    execute.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
+    cell = execute.add_mutually_exclusive_group()
+    cell.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
+    cell.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
     execute.add_argument(
         "--timeout", type=_seconds, metavar="S", help="interrupt it after S seconds"
     )
@@ -283,8 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument(
         "--name", default="sim", metavar="PREFIX", help="names are PREFIX-1 and so on"
     )
-    virtual.add_argument("--heap", default=None, metavar="SIZE", help="such as 64k")
-    virtual.add_argument("--flash", default=None, metavar="SIZE", help="such as 1M")
+    virtual.add_argument("--heap", type=_size, metavar="SIZE", help="such as 64k")
+    virtual.add_argument("--flash", type=_size, metavar="SIZE", help="such as 1M")
     virtual.add_argument("--detach", action="store_true", help="go on in the background")
     virtual.add_argument("--stop", action="store_true", help="end those that --detach left")
     demo = verb("demo", _demo, "three virtual boards, a cell on all of them, and JupyterLab")
@@ -293,24 +303,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("seconds are a number above 0")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError("seconds are a number above 0")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 0 < value <= 1000:
-        raise argparse.ArgumentTypeError("a number from 1 to 1000")
-    return value
+    if text.isdecimal() and 0 < int(text[:5]) <= 1000:
+        return int(text)
+    raise argparse.ArgumentTypeError("how many is a number from 1 to 1000")
 
 
 def _tcp_port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError("a TCP port is a number from 0 to 65535")
-    return value
+    if text.isdecimal() and int(text[:6]) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError("a TCP port is a number from 0 to 65535")
+
+
+def _size(text: str) -> str:
+    if re.fullmatch("[1-9][0-9]{0,8}[kKmM]?", text):
+        return text
+    raise argparse.ArgumentTypeError("a size is a number of bytes, such as 64k or 1M")
 
 
 def _print_json(body: Any) -> None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Characters of a job's output that a caller keeps; of a longer one, the end.
 MAX_OUTPUT: Final = 8 * 1024 * 1024
+MAX_VALUE: Final = 2 * 1024 * 1024  # bytes of a value; a board cuts its own at half of that
 #: What stands for a value that was lost with the link, on a board that ended well without it.
 LOST_VALUE: Final = "<lost with the link>"
 #: Longest number in bits that JSON is given: Python writes no number of more than 4,300 digits.
@@ -305,7 +306,8 @@ class Job:
         self._cell = cell
         self._started = started  # by time.perf_counter(); anew where it was queued
         self._text = _TextDecoder()
-        self._value: list[bytes] = []
+        self._value = bytearray()
+        self._cut = False  # whether a piece of the value is missing
         self._stdout: list[str] = []
         self._kept = 0
         self.truncated = False
@@ -315,7 +317,8 @@ class Job:
         if message.op == wire.OUTPUT:
             yield from self._print(message.payload)
         elif message.op == wire.VALUE:
-            self._value.append(message.payload)
+            self._cut = self._cut or len(self._value) > MAX_VALUE
+            self._value += b"" if self._cut else message.payload
         elif message.op == wire.RESULT:
             yield from self._end(wire.read_result(message))
         elif message.op == wire.ENDED:
@@ -325,6 +328,8 @@ class Job:
             yield Event("started", self)
         elif message.op == wire.INPUT:
             yield Event("input", self, message.payload.decode("utf-8", "replace"))
+        elif message.op == wire.TRUNCATED and message.flags & wire.CUT:
+            self._cut = True
         elif message.op == wire.TRUNCATED:
             self.truncated = True
             yield Event("truncated", self)
@@ -348,9 +353,9 @@ class Job:
 
     def _end(self, ending: wire.Ending) -> Iterator[Event]:
         yield from self._print(ending.output, final=True)
-        rest = b"".join((*self._value, ending.rest)).decode("utf-8", "replace")
+        rest = (self._value + ending.rest).decode("utf-8", "replace")
         if ending.status == "ok":
-            yield from self._finish("ok", text=rest, cut=ending.cut)
+            yield from self._finish("ok", text=rest, cut=ending.cut or self._cut)
         else:
             yield from self._finish(ending.status, traceback=self._traceback(rest))
 

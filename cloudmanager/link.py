@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,6 +18,8 @@ from .errors import ServerUnreachable
 from .exchange import Exchange
 
 CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
+#: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
 
 
@@ -43,7 +46,6 @@ class Link:
         self._send(self.exchange.handshake())
         self._reader.start()
         self.exchange.opened.get()
-        self._socket.settimeout(None)
 
     @property
     def closed(self) -> bool:
@@ -63,10 +65,14 @@ class Link:
             self._socket.sendall(data)
 
     def _read(self) -> None:
-        reason = "it hung up"
+        reason, greeting = "it hung up", True
+        deadline = time.monotonic() + CONNECT_SECONDS
         try:
             while (data := self._socket.recv(READ_BYTES)) and self.exchange.feed(data):
-                pass
+                if greeting:  # here and not in __init__: a recv keeps the timeout it began with
+                    greeting = not self.exchange.opened.done
+                    left = max(deadline - time.monotonic(), 0.001)
+                    self._socket.settimeout(left if greeting else None)
         except OSError as error:
             reason = _reason(error)
         finally:
@@ -80,6 +86,10 @@ def _dial(url: str) -> tuple[socket.socket, str]:
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
     sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not every platform has each
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     if parts.scheme in ("https", "wss"):
         import ssl  # only here: its import takes 20 ms
 
@@ -95,4 +105,5 @@ def _reason(error: Exception) -> str:
         return "that name has no address"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return str(error) or type(error).__name__
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or str(error) or type(error).__name__

@@ -19,6 +19,7 @@ from .errors import ServiceError
 START_SECONDS = 15.0  # a start takes half a second; a busy machine may take a few
 STOP_SECONDS = 10.0
 
+
 class Started(NamedTuple):
     """What a start found or made."""
 

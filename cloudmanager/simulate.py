@@ -15,7 +15,6 @@ from .virtual import Identity, VirtualBoards
 
 JOIN_SECONDS = 30.0  # for the first board; more boards get more time
 JOIN_SECONDS_EACH = 0.3
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def names_of(prefix: str, count: int) -> list[str]:
@@ -61,11 +60,6 @@ def simulate(
 def folder() -> Path:
     """Return where virtual boards keep their flash."""
     return config.make_home() / "virtual"
-
-
-def is_local(url: str) -> bool:
-    """Whether a server's address is this machine's own loopback."""
-    return (urlsplit(url).hostname or "") in LOOPBACK
 
 
 def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:

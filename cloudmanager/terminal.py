@@ -147,16 +147,21 @@ class _Region:
         self._out = out
         self._due = time.monotonic() + TICK
         self._live: Live | None = None
+        self._drawn = ""
 
     def draw(self, _: Event | None) -> None:
         """Draw anew if it is time to."""
         now = time.monotonic()
         if now < self._due or not self._out.isatty():
             return
+        self._due = now + TICK
+        text = self._view.text(_width())
         if self._live is None:
             self._live = _open_live(self._out)
-        self._live.update(_plain(self._view.text(_width())), refresh=True)
-        self._due = now + TICK
+        elif text == self._drawn:
+            return
+        self._live.update(_plain(text), refresh=True)
+        self._drawn = text
 
     def ask(self, prompt: str) -> str | None:
         """Ask the person at the terminal; the region makes room for that."""

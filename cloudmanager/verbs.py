@@ -138,8 +138,8 @@ def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup
 
 def options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
     """Return the options of a SUBMIT; what is the default is left out."""
-    given: dict[str, Any] = {"timeout": timeout, "fresh": fresh, "wait": wait}
-    return {name: value for name, value in given.items() if value}
+    given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def blocking(

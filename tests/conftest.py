@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,12 @@ def server(home: Path) -> Iterator[Server]:
     """The server that most tests share."""
     with running_server(home) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def start_server(home: Path) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """What starts a server of one's own: `with start_server(folder) as server`."""
+    return running_server
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
 # Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
+import __main__
 import gc
 import hashlib
 import json
@@ -64,7 +65,7 @@ def _about(board):
         text = "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in last[2]])
         last = {"job": hexlify(last[0]).decode(), "status": last[1], "error": text, "dropped": last[3]}
     return {
-        "boot": board.boot,
+        "boot": hexlify(board.boot).decode(),
         "buf": board.room,
         "parts": board.parts,
         "facts": {
@@ -118,11 +119,10 @@ def _prove(link, name, key):
     told = json.loads(bytes(link.mv[at:end]))
     link.silence = int(told["beat"] * 2500)
     link.spread = int(told["spread"] * 1000)
-    link.tries = 0
+    link.tries = 1
 
 
-# Opens the link, or raises.
-def dial(link):
+def _open(link):
     host, tcp_port = link.config["host"], link.config["tcp_port"]
     place = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
     link.sock = link.io = socket.socket(place[0], place[1])
@@ -133,3 +133,29 @@ def dial(link):
     link.port.tune(link.sock)
     _upgrade(link, host, tcp_port)
     _prove(link, link.config["id"], unhexlify(link.config["key"]))
+
+
+# Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the
+# spread; only a board that has just started waits for nothing.
+def dial(board):
+    full = 0
+    while True:
+        if board.tries:
+            span = max(1, board.spread >> max(0, 3 - board.tries))
+            board.rest(int.from_bytes(os.urandom(4), "big") % span)
+        board.tries += 1
+        try:
+            _open(board)
+            return
+        except MemoryError:
+            board.reserve = None
+            full += 1
+            if full > 2:  # the user's names, for a board that is not gone
+                __main__.__dict__.clear()
+                __main__.__name__ = "__main__"
+                board.boot = os.urandom(8)
+                board.last = None
+        except Exception:
+            pass
+        board.drop()
+        gc.collect()

@@ -131,7 +131,7 @@ class Link(io.IOBase):
             if op == 0x89:
                 self.frame(0x8A, at, at + n)
             elif op == 0x88:
-                self.tries = 2  # told to go: stay away for up to the whole spread
+                self.tries = 3  # told to go: stay away for up to the whole spread
                 self.frame(0x88, at, at + min(n, 2))
                 raise OSError(1000)
             elif op != 0x8A:

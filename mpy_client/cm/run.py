@@ -6,7 +6,6 @@ import builtins
 import gc
 import os
 import sys
-from binascii import hexlify
 from micropython import const
 from struct import pack_into, unpack_from
 from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
@@ -47,7 +46,7 @@ class Board(Link):
             from cm.unix import Port
         self.parts = ["run"]
         self.room = 1528  # the longest message that an idle board can take
-        self.boot = hexlify(os.urandom(8)).decode()
+        self.boot = os.urandom(8)
         self.code = self.rest_of = None  # a cell on its way, and where its next bytes go
         self.patience = 60000  # ms that a cell may run without a link
         self.reserve = bytearray(_RESERVE)  # let go when memory is full, so that the next cell can make room
@@ -237,40 +236,27 @@ class Board(Link):
                     self.stop = _INTERRUPTED
                     self.run()
 
-    # Dials and serves for ever.
+    # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done.
     def live(self):
         path = list(sys.path)
-        ms = full = 0
         while True:
+            theirs = sys.path[:]
+            sys.path[:] = path  # whatever the user's code did to it
             try:
-                self.rest(ms)
-                theirs = sys.path[:]
-                sys.path[:] = path  # whatever the user's code did to it
-                try:
-                    from cm.dial import dial
-
-                    dial(self)
-                finally:  # needed seldom, and big
-                    sys.path[:] = theirs
-                    sys.modules.pop("cm.dial", None)
-                    cm.__dict__.pop("dial", None)
-                    dial = None
-                gc.collect()
-                full = 0
-                self.serve()
-            except MemoryError:
+                from cm.dial import dial
+            except Exception:
                 self.reserve = None
-                full += 1
-                if full > 2:  # the user's names, for a board that is not gone
-                    __main__.__dict__.clear()
-                    __main__.__name__ = "__main__"
-                    self.boot = hexlify(os.urandom(8)).decode()
-                    self.last = None
+                sleep_ms(1000)
+                continue
+            finally:
+                sys.path[:] = theirs
+                sys.modules.pop("cm.dial", None)
+                cm.__dict__.pop("dial", None)
+            dial(self)
+            dial = None
+            self.collect()
+            try:
+                self.serve()
             except Exception:  # nothing may end the client; the server sees it dial again
                 pass
             self.drop()
-            self.collect()
-            # Full jitter: a random part of a span that doubles up to the spread.
-            ms = max(1, self.spread >> max(0, 2 - self.tries))
-            self.tries += 1
-            ms = int.from_bytes(os.urandom(4), "big") % ms

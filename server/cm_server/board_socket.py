@@ -33,11 +33,11 @@ class BoardSocket(RequestHandler):
         self._server = server
 
     async def get(self) -> None:
-        """Upgrade, greet, then serve until the link ends."""
+        """Upgrade; from then on the conversation lives by itself."""
         link = Link(MAX_MESSAGE, sips=True)
         conversation = BoardConversation(self._server, link)
-        if await accept(self, link):
-            await conversation.run()
+        if await accept(self, link) and not link.gone:
+            conversation.begin()
 
 
 class BoardConversation:
@@ -53,18 +53,18 @@ class BoardConversation:
         self._nonce = b""
         self._heard = time.monotonic()
 
-    async def run(self) -> None:
-        """Serve the link until it ends."""
+    def begin(self) -> None:
+        """Give the board its time to prove itself."""
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(GREETING_SECONDS, self._refuse, NOT_PROVEN, "too slow")
+        self._link.on_end = self._on_end
+        self._deadline = loop.call_later(GREETING_SECONDS, self._refuse, NOT_PROVEN, "too slow")
         self._beat_timer = loop.call_later(self._server.beat, self._beat)
-        try:
-            await self._link.ended()
-        finally:
-            deadline.cancel()
-            self._beat_timer.cancel()
-            if self._board is not None:
-                self._server.dispatch.on_link_gone(self._board, self._link)
+
+    def _on_end(self) -> None:
+        self._deadline.cancel()
+        self._beat_timer.cancel()
+        if self._board is not None:
+            self._server.dispatch.on_link_gone(self._board, self._link)
 
     def _refuse(self, code: int, reason: str) -> None:
         if self._board is None:

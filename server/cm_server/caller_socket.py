@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ log = logging.getLogger("cm_server")
 MAX_MESSAGE = 16 * 1024 * 1024  # bytes that a caller may send in one message
 #: Output in bytes that may wait for a slow caller; what comes on top is left out.
 MAX_WAITING = 1024 * 1024
+MAX_FRAME = 1024 * 1024  # bytes, after which one frame takes no more messages
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
 MAX_TIMEOUT = 7 * 86400  # seconds
 
@@ -37,7 +39,7 @@ class CallerSocket(RequestHandler):
         self._server = server
 
     async def get(self) -> None:
-        """Check token and version, upgrade, then serve until the link ends."""
+        """Check token and version, upgrade; from then on the conversation lives by itself."""
         caller = find_caller(self.request.headers.get("Authorization"), self._server.tokens)
         if caller is None:
             log.warning("%s was refused as a caller: wrong token", self.request.remote_ip)
@@ -51,8 +53,8 @@ class CallerSocket(RequestHandler):
             return
         link = Link(MAX_MESSAGE)
         conversation = CallerConversation(self._server, caller, link)
-        if await accept(self, link):
-            await conversation.run()
+        if await accept(self, link) and not link.gone:
+            conversation.begin()
 
 
 class CallerConversation:
@@ -66,7 +68,6 @@ class CallerConversation:
     """
 
     def __init__(self, server: Server, caller: Caller, link: Link) -> None:
-        self.answers = False
         self._server = server
         self._caller = caller
         self._link = link
@@ -76,17 +77,17 @@ class CallerConversation:
         self._waiting = 0  # bytes in the outbox
         self._soon = False  # whether the outbox leaves at the end of this turn of the loop
         self._timer: asyncio.TimerHandle | None = None  # else by then
-        self._truncated: set[int] = set()
+        self._truncated: set[tuple[int, int]] = set()
         self._open = 0  # jobs that have not ended
 
-    async def run(self) -> None:
-        """Serve the link until it ends."""
+    def begin(self) -> None:
+        """Count as one of the server's callers, until the link ends."""
         self._server.callers.add(self)
-        try:
-            await self._link.ended()
-        finally:
-            self._server.callers.discard(self)
-            self._server.dispatch.forget(self)
+        self._link.on_end = self._on_end
+
+    def _on_end(self) -> None:
+        self._server.callers.discard(self)
+        self._server.dispatch.forget(self)
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, say why, and hang up."""
@@ -133,8 +134,8 @@ class CallerConversation:
             bool(head.get("awaits")),
             bool(head.get("fresh")),
             _seconds(head, "wait") or 0.0,
+            bool(head.get("answers")),
         )
-        self.answers = bool(head.get("answers"))
         resolution = parse(str(head.get("target", ""))).resolve(self._server.registry.by_name)
         boards = [self._server.registry.by_name[name] for name in resolution.names]
         jobs = self._server.dispatch.submit(boards, cell, self._caller.name, self)
@@ -159,10 +160,11 @@ class CallerConversation:
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Put one message about a job into the outbox."""
         if droppable and self._waiting > MAX_WAITING:
-            job = wire.HEADER.unpack_from(message)[2]
-            if job not in self._truncated:
-                self._truncated.add(job)
-                self._outbox.append(wire.pack(wire.TRUNCATED, job=job))
+            op, _, job = wire.HEADER.unpack_from(message)
+            flags = wire.CUT if op == wire.VALUE else 0
+            if (job, flags) not in self._truncated:
+                self._truncated.add((job, flags))
+                self._outbox.append(wire.pack(wire.TRUNCATED, job=job, flags=flags))
             return
         self._outbox.append(message)
         self._waiting += len(message)
@@ -174,17 +176,20 @@ class CallerConversation:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Send the outbox as one frame; the next one leaves when it has been read."""
+        """Send the outbox as one frame, or more than fit; the next when that has been read."""
         self._soon = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._outbox or self._link.writing:
-            return
-        messages, self._outbox = self._outbox, []
-        self._waiting = 0
-        self._truncated.clear()
-        self._link.send(wire.pack_events(messages))
+        while self._outbox and not self._link.writing:
+            messages, self._outbox = self._outbox, []
+            if self._waiting > MAX_FRAME:
+                sizes = itertools.accumulate(map(len, messages))
+                count = sum(size <= MAX_FRAME for size in sizes) or 1
+                messages, self._outbox = messages[:count], messages[count:]
+            self._waiting = sum(map(len, self._outbox))
+            self._truncated.clear()
+            self._link.send(wire.pack_events(messages))
 
 
 def _seconds(head: dict[str, Any], name: str) -> float | None:

@@ -85,13 +85,13 @@ class Dispatch:
         """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
         for job in jobs:
             board = job.board
-            if board.link is None:
+            if len(board.queue) >= MAX_QUEUED:
+                why = f"{MAX_QUEUED} jobs wait for this board already; it did not run"
+                self._settle(job, "error", why)
+            elif board.link is None:
                 self._await_board(job)
             elif board.current is None and not board.queue:
                 self._start(job)
-            elif len(board.queue) >= MAX_QUEUED:
-                why = f"{MAX_QUEUED} jobs wait for this board already; it did not run"
-                self._settle(job, "error", why)
             else:
                 board.queue.append(job)
 
@@ -168,7 +168,7 @@ class Dispatch:
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True
-        if job.watcher is not None and job.watcher.answers:
+        if job.watcher is not None and job.cell.answers:
             job.deliver(data)
         else:
             self.answer(job, b"", nobody=True)
@@ -283,13 +283,18 @@ class Dispatch:
         assert job.board.link is not None
         job.state = "resetting"
         job.board.link.send(wire.pack(wire.RESET, job=job.id))
-        job.timer = self._later(RESET_SECONDS, lambda: self._on_no_reset(job))
+        self._later(RESET_SECONDS, lambda: self._on_no_reset(job))
 
     def _on_no_reset(self, job: Job) -> None:
-        if job.state == "resetting":
+        board = job.board
+        if board.current is not job or job.started is not None:
+            return
+        if job.state == "resetting":  # else it was interrupted meanwhile
             why = f"it did not come back from its reset within {RESET_SECONDS:g} s"
             self._settle(job, "lost", why + "; the cell did not run")
-            self._release(job.board)
+        self._release(board)
+        if board.link is None:
+            self._give_up(board, board.links)
 
     def _on_deadline(self, job: Job) -> None:
         """The board should have said by now that it stopped its job."""

@@ -24,8 +24,6 @@ class Timer(Protocol):
 class Watcher(Protocol):
     """A caller that follows its jobs."""
 
-    answers: bool  # whether a person is there to answer input()
-
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Pass on one message; a droppable one may be left out when the caller is slow."""
 
@@ -38,6 +36,7 @@ class Cell(NamedTuple):
     awaits: bool
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
+    answers: bool = False  # whether a person is there to answer input()
 
 
 class Tail:

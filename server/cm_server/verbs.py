@@ -44,7 +44,10 @@ def check_role(caller: Caller, verb: str) -> None:
 
 def answer(server: Server, body: dict[str, Any]) -> Any:
     """Do what ``body`` asks and return the reply, which is JSON."""
-    return VERBS[str(body["verb"])].act(server, body)
+    verb = VERBS.get(str(body.get("verb")))
+    if verb is None:
+        raise ServerError("a cell is submitted, not requested")
+    return verb.act(server, body)
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:

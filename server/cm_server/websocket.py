@@ -45,6 +45,7 @@ class Link(asyncio.Protocol):
         on_message: takes each message; may raise PeerWireError, which ends the link.
         on_frame: called after each frame of any kind: a sign of life.
         on_drained: called when a peer that had not read has read everything.
+        on_end: called once when the link is gone.
         writing: whether bytes wait for the peer to read.
     """
 
@@ -52,16 +53,17 @@ class Link(asyncio.Protocol):
         self.sips = sips
         self.peer = "a peer"
         self.on_message: Callable[[bytes], None] = lambda _: None
-        self.on_frame: Callable[[], None] = lambda: None
-        self.on_drained: Callable[[], None] = lambda: None
+        self.on_frame: Callable[[], None] = _nothing
+        self.on_drained: Callable[[], None] = _nothing
+        self.on_end: Callable[[], None] = _nothing
         self.writing = False
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def ended(self) -> None:
-        """Wait until the link is gone."""
-        await self._ended
+    @property
+    def gone(self) -> bool:
+        """Whether the link has ended."""
+        return self._transport is None
 
     def send(self, message: bytes) -> None:
         """Send one message; nothing happens on a link that is gone."""
@@ -84,7 +86,9 @@ class Link(asyncio.Protocol):
         transport.write(data)
         if self.writing and transport.get_write_buffer_size() > MAX_UNSENT:
             log.warning("%s does not read: its link is cut", self.peer)
-            transport.abort()
+            self._transport = None
+            # Not now: we may be inside the transport's own resume_writing.
+            asyncio.get_running_loop().call_soon(transport.abort)
 
     # asyncio.Protocol
 
@@ -102,6 +106,8 @@ class Link(asyncio.Protocol):
         try:
             for frame in self._reader.feed(data):
                 self._on_frame(frame)
+                if self._transport is None or self._transport.is_closing():
+                    break  # what comes behind a close is not heard
         except PeerWireError as error:
             log.warning("%s broke the protocol: %s", self.peer, error.detail)
             self.close(getattr(error, "close_code", frames.PROTOCOL_ERROR), error.detail)
@@ -129,10 +135,13 @@ class Link(asyncio.Protocol):
         self.on_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let ``ended`` return."""
+        """Say so, once."""
         self._transport = None
-        if not self._ended.done():
-            self._ended.set_result(None)
+        self.on_end()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 async def accept(handler: RequestHandler, link: Link) -> bool:

@@ -32,6 +32,10 @@ board_os = Has()
 board_os.urandom = lambda n: bytes(n)
 board_os.dupterm = board_os.dupterm_notify = lambda *_: None
 socket = Has()
+# Names that the firmware of a board with a network has, and this build has not.
+for name in ("AF_INET SOCK_STREAM getaddrinfo setsockopt settimeout setblocking connect fileno sha1 "
+             "init deinit period mode callback unhexlify uctypes addressof bytearray_at kbd_intr mem_free").split():
+    setattr(socket, name, None)
 sys.modules.update({"machine": machine, "os": board_os, "socket": socket})
 sys.path.append("/client")
 seen = {}

@@ -326,6 +326,19 @@ def test_person_at_a_terminal_does_not_see_an_empty_prompt(
     assert "\r\x1b[2K" in shell.run("%board demo-1 6*7")
 
 
+def test_magics_find_a_server_that_started_anew(
+    shell: Shell, start_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cm_magics.magics.hang_up()
+    monkeypatch.setenv("CM_HOME", str(tmp_path))
+    with start_server(tmp_path):
+        assert shell.run("%boards").startswith("No board is enrolled yet.")
+    with start_server(tmp_path):
+        shell.run("%boards")  # the old link may be found broken only now
+        assert shell.run("%boards").startswith("No board is enrolled yet.")
+    cm_magics.magics.hang_up()
+
+
 def test_session_has_one_fleet(home: Path):
     assert cm_magics.fleet() is cm_magics.fleet()
     cm_magics.magics.hang_up()

@@ -13,7 +13,8 @@ import pytest
 from cloudmanager import wire
 from cloudmanager.errors import PeerWireError
 from cm_server import dispatch as module
-from cm_server.dispatch import CONFIRM, MAX_QUEUED, TAIL_BYTES, Cell, Dispatch, Job
+from cm_server.dispatch import CONFIRM, MAX_QUEUED, RESET_SECONDS, Dispatch
+from cm_server.jobs import Cell, Job
 from cm_server.registry import Board, Registry
 from cm_server.store import Store
 
@@ -70,8 +71,7 @@ class RecordingLink:
 class RecordingWatcher:
     """A caller that keeps what it is told."""
 
-    def __init__(self, *, answers: bool = False) -> None:
-        self.answers = answers
+    def __init__(self) -> None:
         self.told: list[wire.Message] = []
         self.droppable: list[int] = []
 
@@ -124,10 +124,11 @@ class Rig:
         self.dispatch.on_link_gone(board, board.link)
 
     def run(
-        self, *names: str, code: bytes = b"1", timeout: float | None = None, awaits: bool = False
+        self, *names: str, code: bytes = b"1", timeout: float | None = None, **more: Any
     ) -> list[Job]:
         boards = [self.board(name) for name in names or ("lab-1",)]
-        jobs = self.dispatch.submit(boards, Cell(code, timeout, awaits), "ann", self.caller)
+        cell = Cell(code, timeout, **{"awaits": False, **more})
+        jobs = self.dispatch.submit(boards, cell, "ann", self.caller)
         self.dispatch.launch(jobs)
         return jobs
 
@@ -175,7 +176,7 @@ def test_result_ends_the_job_for_caller_store_and_board(rig: Rig):
     (job,) = rig.run()
     rig.end(job, output=b"hi", rest=b"42")
     assert rig.caller.ending(job) == ("ok", "")
-    assert rig.written(job) == ("ok", None)
+    assert rig.written(job) == ("ok", "")
     assert rig.board().state == "idle"
     assert job.id not in rig.dispatch.jobs
 
@@ -299,15 +300,16 @@ def test_output_and_value_pass_on_untouched_and_may_be_left_out(rig: Rig):
     assert wire.RESULT not in rig.caller.droppable
 
 
-def test_the_tail_of_the_output_is_bounded(rig: Rig):
+def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     for number in range(200):
         rig.say(job, wire.OUTPUT, b"%4d" % number * 500)
-        assert len(job.tail) <= 2 * TAIL_BYTES
-    rig.end(job, output=b"the end")
-    assert bytes(job.tail).endswith(b" 199the end")
-    assert len(job.tail) >= TAIL_BYTES
+        rig.say(job, wire.VALUE, b"%4d" % number * 500)
+        assert len(job.tail) + len(job.value) <= 256 * 1024
+    rig.end(job, output=b"the end", rest=b"]")
+    assert job.tail.text().endswith(" 199the end")
+    assert job.value.text().endswith(" 199]")
 
 
 @pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
@@ -321,7 +323,7 @@ def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op, caplog):
     rig.dispatch.on_message(rig.board("lab-3"), forged)
     assert rig.caller.told == []
     assert (mine.state, other.state) == ("running", "running")
-    assert bytes(other.tail) == b""
+    assert other.tail.text() == ""
     assert caplog.text.count("not its own") == 2
 
 
@@ -330,7 +332,7 @@ def test_a_second_result_changes_nothing(rig: Rig):
     (job,) = rig.run()
     rig.end(job)
     rig.end(job, "error", rest=b"ValueError: late")
-    assert rig.written(job) == ("ok", None)
+    assert rig.written(job) == ("ok", "")
     assert rig.caller.ending(job) == ("ok", "")
 
 
@@ -358,8 +360,7 @@ def test_a_malformed_result_is_refused_and_ends_nothing(rig: Rig, flags, payload
 
 def test_input_is_asked_of_a_caller_that_answers(rig: Rig):
     link = rig.connect()
-    rig.caller.answers = True
-    (job,) = rig.run()
+    (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT, b"name? ")
     assert rig.caller.told[-1].payload == b"name? "
     rig.dispatch.answer(job, b"ann")
@@ -378,8 +379,7 @@ def test_input_without_an_answerer_is_refused_at_once(rig: Rig):
 
 def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
     link = rig.connect()
-    rig.caller.answers = True
-    (job,) = rig.run()
+    (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
     rig.drop()
     rig.dispatch.answer(job, b"ann")
@@ -393,7 +393,7 @@ def test_interrupt_of_a_queued_job_takes_it_out(rig: Rig):
     link = rig.connect()
     first, second = rig.run()[0], rig.run()[0]
     rig.dispatch.interrupt(second)
-    assert rig.caller.ending(second) == ("interrupted", "it was still queued and did not run")
+    assert rig.caller.ending(second) == ("interrupted", "it was not sent yet and did not run")
     rig.end(first)
     assert link.ops(second) == []
 
@@ -444,8 +444,7 @@ def test_a_timeout_that_is_not_confirmed_is_told_within_a_second_and_amended(rig
 
 def test_input_after_an_unconfirmed_timeout_is_refused(rig: Rig):
     link = rig.connect()
-    rig.caller.answers = True
-    (job,) = rig.run(timeout=1)
+    (job,) = rig.run(timeout=1, answers=True)
     rig.clock.turn(3)
     rig.say(job, wire.INPUT)
     assert link.sent[-1].flags == wire.NOBODY
@@ -498,7 +497,7 @@ def test_a_deadline_that_comes_too_late_changes_nothing(rig: Rig):
     (timer,) = rig.clock.timers
     rig.end(job)
     timer.act()
-    assert rig.written(job) == ("ok", None)
+    assert rig.written(job) == ("ok", "")
 
 
 # Links that break
@@ -719,12 +718,181 @@ def test_an_error_that_no_file_can_hold_is_written_as_it_can(rig: Rig):
     rig.connect(last=last(job, "error", "lone \ud800 surrogate, NUL \0 " + "x" * 5000))
     status, error = rig.written(job)
     assert status == "error"
-    assert error is not None
-    assert error.startswith("lone ? surrogate")
-    assert len(error) <= 1024
+    assert error == ("lone ? surrogate, NUL \0 " + "x" * 5000)[:1024]
     (after,) = rig.run()
     rig.end(after)
-    assert rig.written(after) == ("ok", None)
+    assert rig.written(after) == ("ok", "")
+
+
+# A board that is waited for
+
+
+def test_an_absent_board_is_waited_for_and_then_offline(rig: Rig):
+    (job,) = rig.run(wait=30)
+    assert job.state == "queued"
+    rig.clock.turn(29.9)
+    assert rig.caller.told == []
+    rig.clock.turn(0.1)
+    status, why = rig.caller.ending(job)
+    assert (status, why) == (
+        "offline",
+        "it did not dial in within 30 s; it has never dialled in",
+    )
+    assert not rig.board().queue
+
+
+def test_a_board_that_dials_in_in_time_gets_what_waits(rig: Rig):
+    first, second = rig.run(wait=30)[0], rig.run(code=b"2", wait=60)[0]
+    rig.clock.turn(29)
+    link = rig.connect()
+    assert rig.caller.ops(first) == [wire.STARTED]
+    rig.clock.turn(60)
+    assert (first.state, second.state) == ("running", "queued")
+    rig.end(first)
+    rig.end(second)
+    assert link.ops(second) == [wire.EXEC]
+
+
+def test_a_timeout_counts_from_the_write_and_not_from_the_wait(rig: Rig):
+    (job,) = rig.run(wait=30, timeout=1)
+    rig.clock.turn(20)
+    rig.connect()
+    rig.clock.turn(1.5)
+    assert job.state == "running"
+    rig.clock.turn(0.4)
+    assert rig.caller.ending(job)[0] == "timeout"
+
+
+def test_the_callers_patience_outlasts_the_grace(rig: Rig):
+    rig.connect()
+    (lost,) = rig.run()
+    rig.drop()
+    (patient,) = rig.run(wait=60)
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(lost)[0] == "lost"
+    assert patient.state == "queued"
+    link = rig.connect()
+    assert link.ops(patient) == [wire.EXEC]
+
+
+def test_a_job_that_waits_is_interrupted_and_its_timer_forgotten(rig: Rig):
+    (job,) = rig.run(wait=30)
+    rig.dispatch.interrupt(job)
+    rig.clock.turn(100)
+    assert rig.caller.ending(job)[0] == "interrupted"
+
+
+def test_no_more_jobs_wait_for_an_absent_board_than_for_a_busy_one(rig: Rig):
+    for _ in range(MAX_QUEUED):
+        rig.run(wait=30)
+    (job,) = rig.run(wait=30)
+    assert rig.caller.ending(job)[0] == "error"
+
+
+# A board that restarts first (--fresh)
+
+
+def test_a_fresh_cell_runs_after_the_restart(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(code=b"fresh", fresh=True)
+    assert link.ops(job) == [wire.RESET]
+    assert (job.state, rig.board().state) == ("resetting", "busy")
+    rig.drop()
+    rig.clock.turn(GRACE + 1)  # a real board's Wi-Fi takes its time
+    link = rig.connect(boot="b2", last=None)
+    assert link.ops(job) == [wire.EXEC]
+    rig.clock.turn(RESET_SECONDS)
+    assert job.state == "running"
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+
+
+def test_a_fresh_cell_waits_for_its_turn_first(rig: Rig):
+    link = rig.connect()
+    first, fresh = rig.run()[0], rig.run(fresh=True)[0]
+    assert link.ops(fresh) == []
+    rig.end(first)
+    assert link.ops(fresh) == [wire.RESET]
+
+
+def test_a_board_that_did_not_restart_runs_no_fresh_cell(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.drop()
+    link = rig.connect(boot="b1")
+    assert rig.caller.ending(job) == ("error", "the board did not restart; the cell did not run")
+    assert link.ops(job) == []
+
+
+@pytest.mark.parametrize("link_breaks", [False, True])
+def test_a_board_that_does_not_come_back_from_its_reset_is_lost_with_its_queue(rig, link_breaks):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    if link_breaks:
+        rig.drop()
+    rig.clock.turn(RESET_SECONDS)
+    status, why = rig.caller.ending(fresh)
+    assert status == "lost"
+    assert "did not come back from its reset within 20 s" in why
+    if link_breaks:
+        assert rig.caller.ending(after)[0] == "offline"
+    else:
+        assert after.state == "running"
+
+
+@pytest.mark.parametrize("link_breaks", [False, True])
+def test_a_reset_that_is_interrupted_holds_up_nobody_for_ever(rig: Rig, link_breaks):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    if link_breaks:
+        rig.drop()
+    rig.dispatch.interrupt(fresh)
+    assert rig.caller.ending(fresh)[0] == "interrupted"
+    rig.clock.turn(RESET_SECONDS)
+    if link_breaks:
+        assert rig.caller.ending(after)[0] == "offline"
+    else:
+        assert after.state == "running"
+
+
+def test_a_board_back_from_a_reset_that_was_interrupted_goes_on(rig: Rig):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    rig.drop()
+    rig.dispatch.interrupt(fresh)
+    link = rig.connect(boot="b2")
+    assert (link.ops(fresh), link.ops(after)) == ([], [wire.EXEC])
+
+
+# What is known of jobs afterwards
+
+
+def test_a_job_that_ended_is_still_known_without_its_code(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(code=b"secret = 1")
+    rig.end(job, output=b"hi\r\n", rest=b"42")
+    known = rig.dispatch.recent.get(job.id)
+    assert known is not None
+    told = known.show()
+    assert (told["state"], told["status"], told["stdout"], told["value"]) == (
+        "ended",
+        "ok",
+        "hi\n",
+        "42",
+    )
+    assert b"secret" not in repr(known.cell).encode()
+
+
+def test_what_is_known_is_amended_too(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.clock.turn(GRACE)
+    rig.connect(last=last(job, "error", "Traceback\nValueError: true"))
+    known = rig.dispatch.recent.get(job.id)
+    assert known is not None
+    assert (known.status, known.error) == ("error", "Traceback\nValueError: true")
+    assert rig.written(job) == ("error", "ValueError: true")
 
 
 # Callers and servers that go
@@ -737,14 +905,13 @@ def test_a_job_goes_on_without_its_caller(rig: Rig):
     rig.say(job, wire.OUTPUT, b"to nobody")
     rig.end(job)
     assert rig.caller.told == []
-    assert rig.written(job) == ("ok", None)
-    assert bytes(job.tail) == b"to nobody"
+    assert rig.written(job) == ("ok", "")
+    assert job.tail.text() == "to nobody"
 
 
 def test_a_caller_that_goes_while_it_is_asked_leaves_eof(rig: Rig):
     link = rig.connect()
-    rig.caller.answers = True
-    (job,) = rig.run()
+    (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
     rig.dispatch.forget(rig.caller)
     assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.NOBODY)
@@ -768,6 +935,13 @@ def test_stop_ends_what_was_not_sent_and_leaves_what_runs_open(rig: Rig):
     )
     assert rig.written(queued)[0] == "lost"
     assert rig.written(running) == (None, None)
+
+
+def test_stop_ends_a_cell_whose_board_restarts(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.dispatch.stop()
+    assert rig.written(job)[0] == "lost"
 
 
 def test_a_new_server_takes_over_each_boards_oldest_open_job(rig: Rig):

@@ -1,0 +1,52 @@
+"""What boards cost while nobody uses them: memory on the server, and everybody's processor time."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from benchmarks import ours
+from benchmarks.report import Row
+
+_BOARDS = 200
+_SECONDS = 20.0  # of idleness that are measured
+
+
+def rows() -> list[Row]:
+    """Measures 200 connected virtual boards and their server."""
+    with ours.running(1):
+        alone = _server().memory_info().rss
+    with ours.running(_BOARDS):
+        server = _server()
+        together = server.memory_info().rss
+        processes = [server, *_virtual_boards()]
+        before = sum(map(_cpu_seconds, processes))
+        time.sleep(_SECONDS)
+        used = sum(map(_cpu_seconds, processes)) - before
+    return [
+        Row("server's memory per idle board", [(together - alone) / (_BOARDS - 1)], [], 20e3, "KB"),
+        Row(
+            f"one core's time, {_BOARDS} idle boards and server, a second",
+            [used / _SECONDS],
+            [],
+            0.05,
+        ),
+    ]
+
+
+def _server() -> psutil.Process:
+    from cloudmanager import Fleet
+
+    with Fleet() as fleet:
+        return psutil.Process(fleet.status()["pid"])
+
+
+def _virtual_boards() -> list[psutil.Process]:
+    """Our own children: the supervisor and each board's process."""
+    return psutil.Process().children(recursive=True)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

@@ -1,0 +1,37 @@
+"""What a person waits for before the first cell: the server's start, the library's import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from benchmarks import ours
+from benchmarks.report import Row
+from cloudmanager import service
+
+_STARTS = 5
+_IMPORT = "import time; t = time.perf_counter(); import cloudmanager; print(time.perf_counter() - t)"
+
+
+def rows() -> list[Row]:
+    """Times `mbm server-start` as a process, and the import inside a fresh interpreter."""
+    return [
+        Row("mbm server-start, until it answers", [_start() for _ in range(_STARTS)], [], 1.0),
+        Row("import cloudmanager", [_import() for _ in range(_STARTS)], [], 0.150),
+    ]
+
+
+def _start() -> float:
+    with ours.home():
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "cloudmanager", "server-start", "--port", "0"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        took = time.perf_counter() - begun
+        service.stop()
+    return took
+
+
+def _import() -> float:
+    done = subprocess.run([sys.executable, "-c", _IMPORT], check=True, capture_output=True)
+    return float(done.stdout)

@@ -1,0 +1,5 @@
+"""``python -m cloudmanager``: the same as ``mbm``."""
+
+from .cli import main
+
+main()
