@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import service
+from . import config, service
 from .errors import CloudmanagerError
 from .fleet import Fleet
 from .simulate import names_of, simulate
@@ -91,7 +91,7 @@ def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
 @contextlib.contextmanager
 def _server(say: Callable[[str], None]) -> Iterator[None]:
     """Have a server; one that ran before is left running."""
-    started = service.start()
+    started = service.start(tcp_port=_free_tcp_port(config.DEFAULT_TCP_PORT))
     say(f"The server {'runs already' if started.already else 'listens'} at {started.url}")
     try:
         yield

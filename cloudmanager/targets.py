@@ -22,6 +22,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from .errors import NoSuchBoard, TargetError
@@ -178,6 +179,7 @@ class Target:
         return why, self.text, 0, hint
 
 
+@lru_cache(maxsize=64)  # the same target is often used again; 64 of the longest are 4 MB
 def parse(text: str) -> Target:
     """Read a target.
 

@@ -155,14 +155,17 @@ class Dispatch:
             job.deliver(data, droppable=True)
 
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Pass a result on first, then write it down: somebody waits for it."""
         ending = wire.read_result(message)
+        settled = job.state == "settled"
+        if not settled:
+            job.deliver(data)
         job.tail.add(ending.output)
         job.value.add(ending.rest)
         error = "" if ending.status == "ok" else job.value.text()
-        if job.state == "settled":
+        if settled:
             self._amend(job.board, Told(job.id, ending.status, error))
         else:
-            job.deliver(data)
             self._close(job, ending.status, error)
         self._release(job.board)
 
@@ -317,7 +320,9 @@ class Dispatch:
         del self.jobs[job.id]
         self.recent.add(job)
         self._store.end(job.id, status, _last_line(error))
-        if not self._flush_waits:
+        if not self.jobs:
+            self._store.flush()  # nobody waits for the server now
+        elif not self._flush_waits:
             self._flush_waits = True
             self._later(FLUSH_AFTER, self._flush)
 

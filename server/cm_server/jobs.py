@@ -46,14 +46,14 @@ class Tail:
 
     def __init__(self) -> None:
         self._bytes = bytearray()
-        self.cut = False  # whether something before it is gone
+        self.cut = False  # whether something before it is left out
 
     def add(self, data: bytes) -> None:
         """Write some more."""
         self._bytes += data
+        self.cut = self.cut or len(self._bytes) > TAIL_BYTES
         if len(self._bytes) > 2 * TAIL_BYTES:
             self._bytes = self._bytes[-TAIL_BYTES:]
-            self.cut = True
 
     def __len__(self) -> int:
         return len(self._bytes)

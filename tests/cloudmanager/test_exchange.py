@@ -468,7 +468,8 @@ def test_after_the_end_nothing_is_sent_and_everything_raises():
 def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
     """Either the loss finds what they wait for, or they find that the link is lost."""
     talk = Conversation()
-    groups, begun = [], threading.Barrier(5)
+    begun = threading.Barrier(5)
+    groups: list[JobGroup] = []
 
     def work():
         begun.wait(20)

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,7 +137,7 @@ def test_reader_that_stops_half_way_goes_on_with_the_next_frame():
     reader = FrameReader(MAX_SIZE, masked=False)
     taken = reader.feed(frames.encode(b"1") + frames.encode(b"2") + frames.encode(b"3"))
     assert next(taken) == Frame(BINARY, b"1")
-    taken.close()
+    del taken
     assert list(reader.feed(b"")) == [Frame(BINARY, b"2"), Frame(BINARY, b"3")]
 
 

@@ -37,7 +37,8 @@ class Lab:
     """A group whose cell the server has accepted; `say` is what then comes from the server."""
 
     def __init__(self, boards=("lab-1",), code="1/0", listen=True, **accepted):
-        self.stopped, self.answered = [], []
+        self.stopped: list[list[int]] = []
+        self.answered: list[tuple[int, str | None]] = []
         self.group = JobGroup(prepare(code), listen=listen)
         numbers = itertools.count(1)
         body = {"jobs": [[next(numbers), board] for board in boards], **accepted}
@@ -587,7 +588,7 @@ def test_interrupt_of_a_group_that_ended_says_nothing():
 
 
 def test_interrupt_before_the_server_accepted_reaches_the_boards_too():
-    stopped = []
+    stopped: list[list[int]] = []
     group = JobGroup(prepare("while True: pass"))
     group.interrupt()
     group.accept({"jobs": [[7, "a"]]}, stopped.append, lambda job, text: None)
@@ -658,7 +659,7 @@ def test_reader_that_stopped_goes_on_where_it_stopped(tick):
     lab.say(wire.OUTPUT, b"1")
     events = lab.group.events(*tick)
     assert next(events).text == "1"
-    events.close()
+    del events
     lab.say(wire.OUTPUT, b"2")
     lab.end()
     assert told(lab.group.events(*tick)) == [("output", "lab-1", "2"), ("ended", "lab-1", "")]
@@ -679,7 +680,7 @@ def test_events_are_not_gathered_where_nobody_listens():
 
 
 def test_once_waits_for_its_value():
-    once = Once()
+    once: Once[int] = Once()
     thread = threading.Thread(target=once.set, args=(7,))
     assert (once.done, once.wait(0), once.wait(-1)) == (False, False, False)
     thread.start()
@@ -689,7 +690,7 @@ def test_once_waits_for_its_value():
 
 
 def test_once_raises_its_error_each_time():
-    once = Once()
+    once: Once[int] = Once()
     once.fail(UNREACHABLE)
     for _ in range(2):
         with pytest.raises(ServerUnreachable):
@@ -699,7 +700,7 @@ def test_once_raises_its_error_each_time():
 
 def test_once_calls_who_wants_to_know_once_set_or_later():
     called = []
-    once = Once()
+    once: Once[int] = Once()
     once.then(lambda: called.append("before"))
     assert called == []
     once.set(7)
@@ -709,7 +710,7 @@ def test_once_calls_who_wants_to_know_once_set_or_later():
 
 def test_failed_once_calls_who_wants_to_know():
     called = []
-    once = Once()
+    once: Once[int] = Once()
     once.then(lambda: called.append(once.done))
     once.fail(UNREACHABLE)
     assert called == [True]
@@ -719,7 +720,7 @@ def test_once_is_awaited_by_who_drives_it():
     async def ask(once):
         return await once
 
-    once = Once()
+    once: Once[int] = Once()
     asking = ask(once)
     assert asking.send(None) is once
     once.set(7)

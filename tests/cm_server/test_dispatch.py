@@ -456,7 +456,7 @@ def test_an_unconfirmed_timeout_survives_a_break_and_is_amended(rig: Rig):
     rig.clock.turn(2)
     rig.drop()
     rig.connect(last=last(job, "timeout", "KeyboardInterrupt: "))
-    assert rig.written(job) == ("timeout", "KeyboardInterrupt: ")
+    assert rig.written(job) == ("timeout", "KeyboardInterrupt:")
     assert rig.caller.ops(job) == [wire.ENDED]
 
 
@@ -724,6 +724,32 @@ def test_an_error_that_no_file_can_hold_is_written_as_it_can(rig: Rig):
     assert rig.written(after) == ("ok", "")
 
 
+# A board that is taken out
+
+
+def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
+    rig.connect()
+    running, queued = rig.run()[0], rig.run()[0]
+    (patient,) = rig.run("lab-2", wait=60)
+    rig.dispatch.abandon(rig.board("lab-1"))
+    rig.dispatch.abandon(rig.board("lab-2"))
+    rig.drop("lab-1")
+    rig.clock.turn(100)
+    assert rig.caller.ending(running) == ("lost", "the board was taken out of the fleet")
+    assert rig.caller.ending(queued)[0] == "offline"
+    assert rig.caller.ending(patient) == ("offline", "it was taken out of the fleet")
+    assert not rig.dispatch.jobs
+
+
+def test_an_idle_board_is_taken_out_without_a_word(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.clock.turn(2)
+    rig.dispatch.abandon(rig.board())
+    rig.dispatch.abandon(rig.board("lab-3"))
+    assert rig.caller.ops(job) == [wire.ENDED]
+
+
 # A board that is waited for
 
 
@@ -959,6 +985,16 @@ def test_a_new_server_takes_over_each_boards_oldest_open_job(rig: Rig):
     assert later.written(other)[0] == "lost"
     later.connect("lab-2", last=last(other))
     assert later.written(other)[0] == "ok"
+
+
+def test_a_new_server_amends_what_the_one_before_had_to_guess(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.clock.turn(GRACE)
+    later = Rig(rig.store)
+    later.connect(last=last(job, "ok"))
+    assert later.written(job)[0] == "ok"
 
 
 def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):

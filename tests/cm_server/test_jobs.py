@@ -36,7 +36,7 @@ def test_a_tail_keeps_what_is_short():
     tail = Tail()
     tail.add(b"one\r\n")
     tail.add("zw\u00f6lf".encode())
-    assert (tail.text(), tail.cut, len(tail)) == ("one\nzw\u00f6lf", False, 10)
+    assert (tail.text(), tail.cut, len(tail)) == ("one\nzw\u00f6lf", False, 11)
 
 
 def test_a_tail_keeps_the_end_of_what_is_long():
@@ -49,11 +49,19 @@ def test_a_tail_keeps_the_end_of_what_is_long():
     assert tail.text().endswith("   99998   99999")
 
 
+@pytest.mark.parametrize(("size", "cut"), [(TAIL_BYTES, False), (TAIL_BYTES + 1, True)])
+def test_a_tail_says_whether_something_is_left_out(size, cut):
+    tail = Tail()
+    for _ in range(size):
+        tail.add(b"x")
+    assert (len(tail.text()), tail.cut) == (TAIL_BYTES, cut)
+
+
 def test_one_write_may_be_longer_than_the_tail():
     tail = Tail()
     tail.add(bytes(10 * TAIL_BYTES) + b"end")
     assert tail.text().endswith("\0end")
-    assert len(tail) == TAIL_BYTES
+    assert (len(tail), tail.cut) == (TAIL_BYTES, True)
 
 
 def test_a_tail_that_was_cut_in_a_character_is_still_text():

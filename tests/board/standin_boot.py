@@ -1,0 +1,137 @@
+# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm, os.dupterm_notify and
+# machine.Timer, which it lacks, written after the C of extmod/os_dupterm.c and extmod/modos.c:
+# an exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
+# scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises KeyboardInterrupt
+# at MicroPython's next safe point. What C does here between bytecodes, standin_host.py does.
+import builtins
+import io
+import os
+import struct
+import sys
+import uctypes
+from json import dumps, loads
+
+told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
+box = uctypes.bytearray_at(told["box"], 32)
+_TIMER, _KBD, _PERIOD, _CALLBACK = 0, 1, 2, 8
+console = print
+dropped = []  # why the stream was dropped: a test looks here
+
+
+class Os:
+    pass
+
+
+class Machine:
+    pass
+
+
+real = Os()
+for name in dir(os):
+    if name[0] != "_":
+        setattr(real, name, getattr(os, name))
+slots = [None]
+
+
+def deactivate(why):
+    slots[0] = None
+    dropped.append(why)
+    console("dupterm: dropped", why)
+
+
+def dupterm(stream, index=0):
+    before, slots[index] = slots[index], stream
+    return before
+
+
+def rx_chr():
+    if slots[0] is None:
+        return -1
+    one = bytearray(1)
+    try:
+        n = slots[0].readinto(one)
+    except BaseException as e:
+        deactivate("read " + repr(e))
+        return -1
+    if n is None:
+        return -1
+    if n == 0:
+        deactivate("end of file")
+        return -1
+    if one[0] == 3:
+        box[_KBD] = 1
+        return -2
+    return one[0]
+
+
+def dupterm_notify(_):
+    while rx_chr() >= 0:
+        pass
+
+
+class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked
+    def write(self, b):
+        if slots[0] is not None:
+            data = bytearray(bytes(b).replace(b"\n", b"\r\n"))
+            try:
+                slots[0].write(data)
+            except BaseException as e:
+                deactivate("write " + repr(e))
+        return len(b)
+
+
+class Timer:
+    PERIODIC = 1
+
+    def __init__(self, id):
+        pass
+
+    def init(self, period, mode, callback):
+        self.callback = callback
+        struct.pack_into("<q", box, _CALLBACK, id(callback))
+        box[_PERIOD] = period
+        box[_TIMER] = 1
+
+    def deinit(self):
+        box[_TIMER] = 0
+
+
+terminal = Terminal()
+
+
+def hook(*args, sep=" ", end="\n", file=None):
+    console(*args, sep=sep, end=end, file=terminal if file in (None, sys.stdout) else file)
+
+
+class Ram:
+    def __init__(self):
+        self.data = bytearray(8 * 4096)
+
+    def readblocks(self, n, buf, offset=0):
+        at = n * 4096 + offset
+        buf[:] = self.data[at : at + len(buf)]
+
+    def writeblocks(self, n, buf, offset=0):
+        at = n * 4096 + offset
+        self.data[at : at + len(buf)] = buf
+
+    def ioctl(self, op, arg):
+        return {4: 8, 5: 4096}.get(op, 0)
+
+
+host = os.VfsPosix(told["client"])
+os.umount("/")
+ram = Ram()
+os.VfsLfs2.mkfs(ram)
+os.mount(os.VfsLfs2(ram), "/")
+os.mount(host, "/host")
+with open("/cm.json", "w") as file:
+    file.write(dumps(told["config"]))
+sys.path[:] = ["", "/host", ".frozen"]
+real.dupterm, real.dupterm_notify = dupterm, dupterm_notify
+machine = Machine()
+machine.Timer = Timer
+sys.modules["os"] = real
+sys.modules["machine"] = machine
+builtins.print = hook
+builtins.dropped = dropped

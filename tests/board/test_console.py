@@ -1,0 +1,155 @@
+"""console.py, which serves real ports, against a stand-in for os.dupterm and machine.Timer.
+
+The stand-in (standin_boot.py) is no MicroPython port: it obeys the rules of extmod/os_dupterm.c.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cloudmanager.virtual import compiled_client
+
+from .peer import ERROR, INTERRUPTED, OK, TIMEOUT, Peer
+
+BUSY = [
+    "while True: pass",
+    "while True: print('x' * 40)",
+    "import time\ntime.sleep(1000)",
+    "while True: [bytearray(50) for _ in range(20)]",
+    "while True:\n try:\n  while True: print(1 // 0)\n except Exception: pass",
+    "def g():\n while True: yield 1\nfor _ in g(): pass",
+]
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory):
+    key = os.urandom(32)
+    peer = Peer({"id-1": key}, spread=0.2)
+    folder = tmp_path_factory.mktemp("client")
+    told = {
+        "client": str(compiled_client(folder)),
+        "config": {"id": "id-1", "key": key.hex(), "host": "127.0.0.1", "tcp_port": peer.tcp_port},
+    }
+    script = str(Path(__file__).with_name("standin_host.py"))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log)
+    process.stdin.write(json.dumps(told).encode() + b"\n")
+    process.stdin.flush()
+    try:
+        peer.link("id-1")
+        yield peer
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        peer.stop()
+
+
+@pytest.fixture
+def board(peer):
+    """Its link; afterwards the stream was never dropped and the board runs cells."""
+    link = peer.link("id-1")
+    yield link
+    assert peer.link("id-1").run("__cm__((dropped))").value == b"[]"
+
+
+def test_board_uses_the_console(board):
+    assert board.run("import cm.link\n__cm__((type(cm.link.board.port)))").value == (
+        b"<class 'Port'>"
+    )
+    assert board.run("import sys\n__cm__(('cm.unix' in sys.modules))").value == b"False"
+
+
+def test_output_comes_through_dupterm_as_the_terminal_writes_it(board):
+    job = board.run("print('one', 2)\nprint('three')\n__cm__(([1, 'x']))")
+    assert (job.output, job.value) == (b"one 2\r\nthree\r\n", b"[1, 'x']")
+
+
+def test_many_lines_arrive_whole(board):
+    job = board.run("for n in range(1500):\n    print('line', n)", timeout=20)
+    assert job.output == b"".join(b"line %d\r\n" % n for n in range(1500))
+
+
+def test_what_a_repr_prints_is_output_and_not_value(board):
+    code = "class R:\n    def __repr__(self):\n        print('in repr')\n        return 'R'\n"
+    job = board.run(code + "__cm__(([1, R(), 2]))")
+    assert (job.output, job.value) == (b"in repr\r\n", b"[1, R, 2]")
+
+
+def test_output_is_live(board):
+    job = board.submit("import time\nprint('a')\nprint('b')\ntime.sleep(2)")
+    job.until(lambda job: job.output == b"a\r\nb\r\n", 1)
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+
+
+def test_error_is_an_error(board):
+    assert board.run("1/0").error.endswith("ZeroDivisionError: divide by zero\n")
+
+
+@pytest.mark.parametrize("turn", range(60))
+def test_interrupt_reaches_busy_cells_and_the_stream_stays(board, turn):
+    job = board.submit(BUSY[turn % len(BUSY)])
+    time.sleep((turn % 7) / 100)
+    board.interrupt(job)
+    job.wait()
+    assert (job.status, "KeyboardInterrupt" in job.error) == (INTERRUPTED, True)
+    assert board.run("print('well')").output == b"well\r\n"
+
+
+@pytest.mark.parametrize("code", BUSY)
+def test_timeout_reaches_busy_cells(board, code):
+    assert board.run(code, timeout_ms=150).status == TIMEOUT
+
+
+def test_swallowed_interrupt_comes_again(board):
+    code = (
+        "n = 0\nwhile n < 3:\n    try:\n        while True: pass\n"
+        "    except KeyboardInterrupt:\n        n += 1\n"
+    )
+    job = board.submit(code)
+    begun = time.monotonic()
+    board.interrupt(job)
+    assert job.wait().status == OK
+    assert 0.4 < time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("turn", range(20))
+def test_late_interrupt_never_hits_the_next_cell(board, turn):
+    job = board.submit(f"import time\ntime.sleep({turn / 500})")
+    time.sleep(turn / 500)
+    board.interrupt(job)
+    after = board.submit("n = 0\nfor i in range(3000): n += 1\n__cm__((n))")
+    assert job.wait().status in (OK, INTERRUPTED)
+    assert (after.wait().status, after.value) == (OK, b"3000")
+
+
+def test_ask_asks_and_is_interrupted(board):
+    job = board.submit("__cm__((input('? ')))")
+    job.until(lambda job: job.prompts == ["? "])
+    board.answer(job, "yes")
+    assert job.wait().value == b"'yes'"
+    job = board.submit("input('? ')")
+    job.until(lambda job: job.prompts)
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+
+
+def test_busy_board_answers_pings(board):
+    job = board.submit("while True: pass")
+    assert board.ping() < 1
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+
+
+def test_lost_link_in_a_printing_cell_drops_no_stream(peer, board):
+    job = board.submit("import time\nfor n in range(30):\n    print('line', n)\n    time.sleep(0.02)\n1/0")
+    job.until(lambda job: job.output)
+    board.cut()
+    last = peer.link("id-1", after=board).told["last"]
+    assert (last["status"], last["dropped"] > 0) == (ERROR, True)
