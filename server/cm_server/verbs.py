@@ -153,6 +153,7 @@ def _forget(server: Server, body: dict[str, Any]) -> list[str]:
     for board in boards:
         if board.online:
             raise ServerError(f"{board.name} is connected; end it first")
+    for board in boards:
         server.dispatch.abandon(board)
         server.registry.remove(board)
     server.store.forget([board.id for board in boards])
@@ -160,11 +161,11 @@ def _forget(server: Server, body: dict[str, Any]) -> list[str]:
 
 
 def _choose(server: Server, body: dict[str, Any]) -> list[Board]:
-    """Return the boards of a request's target; without one, every enrolled board."""
+    """Return the boards of a request's target; to look at, without one, every enrolled board."""
     boards = server.registry.by_name
-    if body.get("target") is None and body["verb"] != "forget":
+    if body.get("target") is None and body["verb"] in ("boards", "jobs"):
         return sorted(boards.values(), key=lambda board: natural_key(board.name))
-    return [boards[name] for name in parse(str(body["target"])).resolve(boards).names]
+    return [boards[name] for name in parse(str(body.get("target") or "")).resolve(boards).names]
 
 
 def _numbers(body: dict[str, Any]) -> list[int]:

@@ -53,7 +53,8 @@ async def refusal(service: Service, identity: Identity, lie: Any = None) -> tupl
         assert challenge.op == wire.CHALLENGE
         assert wire.read_json(challenge.payload[48:]) == {"v": 1}
         await board.send(wire.PROOF, bytes(32) + json.dumps(lie or {}).encode())
-        return await board.closed()
+        code, reason = await board.closed()
+        return code, reason
 
 
 async def test_a_wrong_key_and_an_unknown_id_are_told_the_same(service: Service, lab: Identity):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.targets import parse
-from cm_server.dispatch import Cell, Job
+from cm_server.jobs import Cell, Job
 from cm_server.registry import MIN_BUFFER, Board, Registry
 from cm_server.store import BoardRow
 
@@ -36,11 +36,10 @@ def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
     return BoardRow(f"id-{name}", name, b"k" * 32, {"room": "lab"}, facts or {}, 1.0, 5.0)
 
 
-def busy(board: Board) -> Job:
+def busy(board: Board) -> None:
     job = Job(7, board, Cell(b"1", None, awaits=False), "ann", None)
     job.state, job.started = "running", time.time()
     board.current = job
-    return job
 
 
 def test_boards_are_found_by_name_and_by_id():
@@ -76,10 +75,11 @@ def test_each_link_is_counted_and_noted():
     assert (board.links, board.buffer_size) == (2, 300)
     assert board.connected_since is not None
     assert before - 60 < board.connected_since <= time.time()
+    told = board.describe()
+    assert told["last_seen"] >= before
     board.disconnect()
-    assert board.connected_since is None
-    assert board.last_seen is not None
-    assert board.last_seen >= before
+    assert board.describe()["connected_since"] is None
+    assert board.describe()["last_seen"] >= told["last_seen"]
 
 
 def test_a_board_that_was_never_here_has_the_smallest_buffer():

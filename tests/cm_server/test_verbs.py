@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,7 +21,8 @@ from cloudmanager.errors import (
 )
 from cm_server import auth, verbs
 from cm_server.auth import Caller
-from cm_server.dispatch import Cell, Dispatch
+from cm_server.dispatch import Dispatch
+from cm_server.jobs import Cell
 from cm_server.registry import Registry
 from cm_server.store import Store
 from cm_server.verbs import MAX_ENROL, ROLES, VERBS, check_role
@@ -40,9 +42,12 @@ class Link:
         pass
 
 
-class Nobody:
-    answers = False
+class Timer:
+    def cancel(self) -> None:
+        pass
 
+
+class Nobody:
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         pass
 
@@ -76,7 +81,7 @@ def server() -> FakeServer:
     store = Store(None)
     store.enrol([(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     registry = Registry(store.boards())
-    dispatch = Dispatch(store, registry, lambda _seconds, _act: Link())  # type: ignore[arg-type,return-value]
+    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
     server = FakeServer(store, registry, dispatch, started=time.time() - 5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
@@ -161,6 +166,11 @@ def test_a_label_of_null_is_taken_away(server: FakeServer):
     assert server.registry.by_name["lab-1"].labels == {}
 
 
+def test_a_label_without_a_target_is_no_label_for_all(server: FakeServer):
+    with pytest.raises(TargetError):
+        server.ask("label", labels={"room": "lab"})
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -243,6 +253,111 @@ def test_a_board_that_is_connected_keeps_its_key(server: FakeServer):
         server.ask("enrol", names=["new-1", "lab-1"])
     assert server.registry.by_name["lab-1"].key == before
     assert "new-1" not in server.registry.by_name
+
+
+def test_forget_takes_boards_out_with_all_that_they_owe(server: FakeServer):
+    board = server.registry.by_name["lab-10"]
+    cell = Cell(b"1", None, awaits=False, wait=60)
+    server.dispatch.launch(server.dispatch.submit([board], cell, "ann", Nobody()))
+    assert server.ask("forget", target="lab-10") == ["lab-10"]
+    assert "lab-10" not in server.registry.by_name
+    assert board.id not in server.registry.by_id
+    assert [row.name for row in server.store.boards()] == ["lab-2", "lab-1"]
+    assert not server.dispatch.jobs
+
+
+def test_forget_of_a_connected_board_changes_nothing_for_any(server: FakeServer):
+    with pytest.raises(ServerError, match="lab-1 is connected; end it first"):
+        server.ask("forget", target="lab-10,lab-1")
+    assert len(server.registry.by_name) == len(server.store.boards()) == 3
+
+
+@pytest.mark.parametrize("target", [{}, {"target": None}, {"target": ""}, {"target": "nobody"}])
+def test_forget_without_a_target_forgets_nobody(server: FakeServer, target):
+    with pytest.raises((TargetError, NoSuchBoard)):
+        server.ask("forget", **target)
+    assert len(server.store.boards()) == 3
+
+
+def test_a_name_that_is_used_again_sees_nothing_of_the_board_before(server: FakeServer):
+    server.ask("label", target="lab-10", labels={"room": "lab"})
+    server.ask("forget", target="lab-10")
+    (told,) = server.ask("enrol", names=["lab-10"])
+    assert told["id"] != "id10"
+    (row,) = (row for row in server.store.boards() if row.name == "lab-10")
+    assert (row.labels, row.facts, row.last_seen) == ({}, {}, None)
+
+
+# Jobs, anybody's
+
+
+def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
+    board = server.registry.by_name["lab-1"]
+    cell = Cell(b"1", None, awaits=False)
+    (job,) = server.dispatch.submit([board], cell, "ann", Nobody())
+    server.dispatch.launch([job])
+    payload = len(output).to_bytes(2, "big") + output + b"42"
+    server.dispatch.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
+    return job.id
+
+
+def test_jobs_are_those_that_run_then_those_that_ended(server: FakeServer):
+    first, second = ended_job(server), ended_job(server)
+    cell = Cell(b"1", None, awaits=False)
+    running = server.dispatch.submit([server.registry.by_name["lab-2"]], cell, "bob", Nobody())
+    server.dispatch.launch(running)
+    told = server.ask("jobs")
+    assert [(job["job"], job["state"]) for job in told] == [
+        (running[0].id, "running"),
+        (second, "ended"),
+        (first, "ended"),
+    ]
+    assert [job["job"] for job in server.ask("jobs", target="lab-2")] == [running[0].id]
+
+
+def test_a_job_is_shown_with_the_tail_of_its_output(server: FakeServer):
+    told = server.ask("job", job=ended_job(server))
+    assert (told["stdout"], told["value"], told["status"], told["caller"]) == (
+        "hi\n",
+        "42",
+        "ok",
+        "ann",
+    )
+
+
+def test_an_old_job_is_shown_as_far_as_the_store_knows_it(server: FakeServer):
+    (number,) = server.store.begin(["id2"], "ann")
+    (gone,) = server.store.begin(["id99"], "ann")
+    server.store.end(number, "error", "ValueError: old")
+    told = server.ask("job", job=number)
+    assert (told["board"], told["state"], told["status"], told["error"], told["truncated"]) == (
+        "lab-2",
+        "ended",
+        "error",
+        "ValueError: old",
+        True,
+    )
+    told = server.ask("job", job=gone)
+    assert (told["board"], told["state"], told["status"]) == ("id99", "running", None)
+
+
+@pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, 999, 2**63, 10**30, [1]], ids=str)
+def test_a_job_that_is_none_is_refused(server: FakeServer, number):
+    with pytest.raises(ServerError, match=r"named by its number|there is no job 999"):
+        server.ask("job", job=number)
+
+
+def test_every_verb_is_in_the_description_of_the_protocol():
+    described = (Path(__file__).parents[2] / "docs/protocol.md").read_text()
+    rows = {line.split("`")[1]: line for line in described.splitlines() if line.startswith("| `")}
+    assert {verb: entry.role in rows.get(verb, "") for verb, entry in VERBS.items()} == (
+        dict.fromkeys(VERBS, True)
+    )
+
+
+def test_a_cell_is_no_request(server: FakeServer):
+    with pytest.raises(ServerError, match="submitted"):
+        server.ask("submit")
 
 
 @pytest.mark.parametrize(

@@ -151,16 +151,21 @@ def head(first: int, second: int, rest: bytes = b"") -> bytes:
         pytest.param(frames.encode(STATUS), 1002, id="not masked"),
         pytest.param(masked(STATUS, 0x1), 1003, id="text"),
         pytest.param(head(0x02, MASK | 1, b"\0\0\0\0x"), 1003, id="fragment"),
-        pytest.param(head(0x80, MASK | 1, b"\0\0\0\0x"), 1003, id="continuation"),
+        pytest.param(head(0x80, MASK | 1, b"\0\0\0\0x"), 1002, id="continuation"),
         pytest.param(head(0xC2, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 1"),
         pytest.param(head(0xA2, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 2"),
         pytest.param(head(0x92, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 3"),
-        pytest.param(masked(b"x", 0x3), 1003, id="opcode 3"),
-        pytest.param(masked(b"x", 0xB), 1003, id="opcode 11"),
+        pytest.param(masked(b"x", 0x3), 1002, id="opcode 3"),
+        pytest.param(masked(b"x", 0xB), 1002, id="opcode 11"),
         pytest.param(head(0x89, MASK | 126, b"\x00\x7e"), 1002, id="long ping"),
         pytest.param(head(0x88, MASK | 127, b"\xff" * 8), 1002, id="endless close"),
         pytest.param(head(0x82, MASK | 127, b"\x80" + bytes(7)), 1009, id="2**63 bytes"),
         pytest.param(head(0x82, MASK | 127, b"\xff" * 8), 1009, id="2**64-1 bytes"),
+        pytest.param(head(0x82, MASK | 126, b"\0\x05" + bytes(9)), 1002, id="long length"),
+        pytest.param(masked(b"\x03", frames.CLOSE), 1002, id="close of one byte"),
+        pytest.param(masked(b"\0\0", frames.CLOSE), 1002, id="close 0"),
+        pytest.param(masked(b"\x03\xee", frames.CLOSE), 1002, id="close 1006"),
+        pytest.param(masked(b"\x03\xe8\xff", frames.CLOSE), 1007, id="close with no text"),
         pytest.param(b"GET /board HTTP/1.1\r\n\r\n", 1002, id="HTTP"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", 1002, id="TLS"),
     ],
@@ -197,14 +202,20 @@ async def test_a_frame_that_never_ends_is_dropped_with_its_link(service: Service
 
 
 @pytest.mark.parametrize(
-    "payload",
-    [b"", b"\x03", struct.pack(">H", 1000), struct.pack(">H", 1001) + b"bye", b"\0\0", b"\x03\xee"],
-    ids=["empty", "one byte", "1000", "1001", "0", "1006"],
+    ("payload", "answer"),
+    [
+        (b"", b""),
+        (struct.pack(">H", 1000), struct.pack(">H", 1000)),
+        (struct.pack(">H", 1001) + b"bye", struct.pack(">H", 1001)),
+        (struct.pack(">H", 4321), struct.pack(">H", 4321)),
+    ],
+    ids=["no code", "1000", "1001", "4321"],
 )
-async def test_a_close_is_answered_with_a_close_that_may_be_sent(service: Service, payload):
+async def test_a_close_is_answered_with_its_own_code(service: Service, payload, answer):
     async with await caller(service) as peer:
         peer.say(masked(payload, frames.CLOSE))
-        assert (await peer.closed())[0] in (1000, 1001)
+        assert await peer.frame() == frames.Frame(frames.CLOSE, answer)
+        assert await peer.frame() is None
 
 
 async def test_the_strict_library_agrees_with_both_ways_to_end(service: Service):

@@ -1,0 +1,336 @@
+"""The service's life: how it starts, what it serves, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cloudmanager import config
+from cloudmanager.fleet import Fleet
+from cm_server import app
+from tests.conftest import Server, running_server
+
+from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
+
+WAIT = 10.0  # seconds
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def start(home: Path, *options: str) -> tuple[int, dict[str, str], str]:
+    """Run a server that is not to start: its exit status, its line, its standard error."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "cm_server", *options],
+        env={**os.environ, "CM_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    return ran.returncode, json.loads(ran.stdout or "{}"), ran.stderr
+
+
+def token(server: Server) -> str:
+    return (server.home / "token").read_text().strip()
+
+
+def fleet(server: Server) -> Fleet:
+    return Fleet(server.url, token(server))
+
+
+# The start
+
+
+def test_a_taken_port_is_said_in_a_sentence_that_names_it_and_the_way_out(tmp_path):
+    with taken_port() as tcp_port:
+        status, said, err = start(tmp_path, "--port", str(tcp_port))
+    assert (status, err) == (1, "")
+    assert said == {
+        "error": f"TCP port {tcp_port} of 127.0.0.1 is taken by another program; "
+        "choose another with `mbm server-start --port N`"
+    }
+    assert not (tmp_path / "server.json").exists()
+
+
+def test_a_second_server_in_the_same_folder_does_not_start(tmp_path):
+    with running_server(tmp_path) as first:
+        status, said, err = start(tmp_path, "--port", "0")
+        assert (status, err) == (1, "")
+        assert "runs in" in said["error"]
+        assert "`mbm server-stop`" in said["error"]
+        state = config.read_state(tmp_path)
+        assert state is not None
+        assert state["pid"] == first.process.pid
+        with fleet(first) as caller:
+            assert caller.status()["pid"] == first.process.pid
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--port", "65536"), "65536"),
+        (("--port", "-1"), "-1"),
+        (("--listen", "192.0.2.1", "--port", "0"), "cannot listen on 192.0.2.1:0"),
+        (("--listen", "no such host", "--port", "0"), "cannot listen on no such host:0"),
+    ],
+    ids=str,
+)
+def test_an_address_that_is_none_is_said_without_a_traceback(tmp_path, options, told):
+    status, said, err = start(tmp_path, *options)
+    assert status != 0
+    assert "Traceback" not in err
+    assert told in said.get("error", err)
+
+
+def test_a_store_that_is_none_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "server.db").write_bytes(b"not a database" * 1000)
+    status, said, err = start(tmp_path, "--port", "0")
+    assert (status, err) == (1, "")
+    assert "server.db cannot be opened: file is not a database" in said["error"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_without_a_traceback(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    status, said, err = start(tmp_path / "file" / "home", "--port", "0")
+    assert status == 1
+    assert "Traceback" not in err
+    assert str(tmp_path / "file") in said.get("error", "")
+
+
+def test_secrets_and_state_are_their_owners_alone(tmp_path):
+    with running_server(tmp_path) as server:
+        for name in ("token", "server.json"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+        assert json.loads((tmp_path / "server.json").read_text()) == {
+            "url": server.url,
+            "pid": server.process.pid,
+        }
+
+
+def test_the_token_stays_the_same_and_a_lost_one_is_made_anew(tmp_path):
+    with running_server(tmp_path) as server:
+        first = token(server)
+    with running_server(tmp_path) as server:
+        assert token(server) == first
+    (tmp_path / "token").unlink()
+    with running_server(tmp_path) as server, fleet(server) as caller:
+        assert token(server) != first
+        assert caller.status()["boards"] == 0
+
+
+def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        with running_server(tmp_path, "--listen", "::1") as server:
+            assert server.url.startswith("http://[::1]:")
+            with fleet(server) as caller:
+                assert caller.status()["address"] == server.url
+        return
+    pytest.skip("this machine has no IPv6")
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_gracefully(tmp_path, number):
+    with running_server(tmp_path) as server:
+        with fleet(server) as caller:
+            caller.enrol(["lab-1"])
+            server.process.send_signal(number)
+            assert server.process.wait(WAIT) == 0
+    assert not (tmp_path / "server.json").exists()
+    assert not (tmp_path / "server.db-wal").exists()
+    log = (tmp_path / "server.log").read_text()
+    assert log.rstrip().endswith("stopped")
+    assert "Traceback" not in log
+    assert token(server) not in log
+
+
+def test_boards_and_callers_that_do_not_read_hold_up_no_end(tmp_path):
+    with running_server(tmp_path) as server, contextlib.ExitStack() as stack:
+        for path in ("/caller", "/board", "/healthz"):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.tcp_port)))
+            headers = {"Authorization": f"Bearer {token(server)}", "Cm-Protocol": "1"}
+            sock.sendall(handshake(path, **headers))
+        stack.enter_context(socket.create_connection(("127.0.0.1", server.tcp_port)))
+        server.process.terminate()
+        assert server.process.wait(WAIT) == 0
+
+
+def test_kill_9_leaves_a_folder_that_the_next_server_takes(tmp_path):
+    with running_server(tmp_path) as server:
+        with fleet(server) as caller:
+            caller.enrol(["lab-1"])
+        server.process.kill()
+        server.process.wait(WAIT)
+        assert config.read_state(tmp_path) is None  # the file is there, its process is not
+    with running_server(tmp_path) as again, fleet(again) as caller:
+        assert [board["name"] for board in caller.boards()] == ["lab-1"]
+
+
+async def test_the_end_takes_no_other_hands_than_these(tmp_path):
+    ready = asyncio.Event()
+    serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda _: ready.set()))
+    await asyncio.wait_for(ready.wait(), WAIT)
+    assert config.read_state(tmp_path) is not None
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(serving, WAIT)
+    assert config.read_state(tmp_path) is None
+
+
+# What it serves
+
+
+async def get(service: Service, text: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(text.encode())
+        return await peer.answer()
+
+
+async def test_healthz_says_that_it_answers_and_nothing_else(service: Service):
+    answer = await get(service, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 200 OK\r\n")
+    assert answer.endswith('\r\n\r\n{"status": "ok"}')
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        ("GET /", 404),
+        ("GET /server.db", 404),
+        ("GET /../token", 404),
+        ("GET /healthz/", 404),
+        ("POST /healthz", 405),
+        ("DELETE /healthz", 405),
+        ("POST /caller", 405),
+        ("POST /board", 405),
+        ("GET /board", 426),
+        ("GET /caller", 401),
+    ],
+)
+async def test_all_else_is_refused(service: Service, request_line, status):
+    answer = await get(service, f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + "x" * 100_000,
+        "GET /" + "x" * 100_000,
+        "\0\0\0\r\n\r\n",
+        "GET /healthz HTTP/9.9\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+    ],
+    ids=lambda head: repr(head)[:40],
+)
+async def test_a_broken_request_is_cut_and_others_are_served(service: Service, head, monkeypatch):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(head.encode("latin-1"))
+        peer.writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(peer.reader.read(), WAIT)
+    assert "200 OK" in await get(service, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+async def test_a_request_whose_head_is_slow_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "HEADER_SECONDS", 0.1)
+    async with running_service(tmp_path) as service, await RawPeer.dial(service) as silent:
+        async with await RawPeer.dial(service) as slow:
+            with contextlib.suppress(ConnectionError):
+                for byte in handshake("/board"):
+                    slow.say(bytes((byte,)))
+                    await asyncio.wait_for(slow.writer.drain(), WAIT)
+                    if slow.reader.at_eof():
+                        break
+                    await asyncio.sleep(0.01)
+            assert await asyncio.wait_for(slow.reader.read(), WAIT) == b""
+        assert await asyncio.wait_for(silent.reader.read(), WAIT) == b""
+
+
+async def test_many_half_open_requests_hold_up_nobody(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(200):
+            peer = await stack.enter_async_context(await RawPeer.dial(service))
+            peer.say(b"GET /board HTTP/1.1\r\nHost: ")
+        for _ in range(50):
+            await stack.enter_async_context(await RawPeer.upgraded(service))
+        async with (
+            await FakeBoard.join(service, identity) as board,
+            await FakeCaller.join(service) as caller,
+        ):
+            (job,) = await caller.submit("lab-1")
+            await board.next()
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_a_refusal_is_logged_in_one_line_without_secrets(service: Service, caplog):
+    caplog.set_level("INFO")
+    await get(service, "GET /x%0d%0aforged?token=secret HTTP/1.1\r\nHost: x\r\nX-Y: cm_z\r\n\r\n")
+    (line,) = (record.getMessage() for record in caplog.records if "404" in record.getMessage())
+    assert "secret" not in caplog.text
+    assert "cm_z" not in caplog.text
+    assert "\n" not in line
+
+
+# The grace
+
+
+@pytest.mark.parametrize(
+    ("lost_after", "boards", "grace"), [(10.0, 0, 10.0), (0.5, 0, 2.0), (3.0, 3000, 20.0)]
+)
+async def test_the_grace_is_never_below_the_spread_of_reconnects(
+    tmp_path, lost_after, boards, grace
+):
+    async with running_service(tmp_path) as service:
+        service.server.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
+    async with running_service(tmp_path, lost_after=lost_after) as service:
+        assert service.server.spread == max(2.0, boards / 150)
+        assert grace_of(service) == grace
+
+
+async def test_the_grace_grows_with_the_fleet(tmp_path):
+    async with running_service(tmp_path, lost_after=1) as service:
+        service.server.enrol([f"lab-{n}" for n in range(600)])
+        assert grace_of(service) == service.server.spread == 4.0
+
+
+def grace_of(service: Service) -> Any:
+    """How long the dispatch waits for a board whose link broke."""
+    seconds: list[float] = []
+    dispatch = service.server.dispatch
+    dispatch._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value,func-returns-value]
+    dispatch._expect(service.server.registry.by_name["lab-1"])
+    return seconds[0]
+
+
+def test_the_server_starts_in_a_second_and_stays_small(tmp_path):
+    with running_server(tmp_path) as server:
+        rss = psutil.Process(server.process.pid).memory_info().rss
+    assert rss < 100 * 1024 * 1024
