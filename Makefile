@@ -1,5 +1,6 @@
 # demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
+# soak   the stories of system tests in full size: 500 boards, 100 MB of output, some minutes
 # check  style, types, arrows, spelling
 # bench  ours beside its peers
 # clean  removes everything that make made here
@@ -20,7 +21,7 @@ ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test check bench clean
+.PHONY: demo test soak check bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -30,6 +31,9 @@ demo: $(READY_DEMO)
 # pytest comes last: its summary is the last word.
 test: check
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
+
+soak: $(READY_TEST)
+	@$(BIN)/python -m pytest -m soak $(ARGS)
 
 check: $(READY_TEST)
 	@$(BIN)/ruff check --quiet .

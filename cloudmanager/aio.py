@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from . import config, verbs
@@ -123,6 +123,7 @@ class AsyncBoards:
         self,
         code: str,
         *,
+        inputs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         fresh: bool = False,
         wait: float = 0,
@@ -139,7 +140,7 @@ class AsyncBoards:
         def tell(event: Event | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        group = JobGroup(verbs.prepare(code), tell=tell)
+        group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
         await _done(group.accepted)
         group.accepted.get()
@@ -165,6 +166,10 @@ class AsyncJobGroup:
         self.left_out = group.left_out
         self.interrupt = group.interrupt
         self.answer = group.answer
+
+    def __repr__(self) -> str:
+        """Show which jobs these are, and how far they are, in one line."""
+        return f"<Async{repr(self._group)[1:]}"
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""

@@ -12,6 +12,8 @@ A cell that awaits travels as a coroutine whose names are global. The board runs
     <tab>global x
     <tab>x = await read()
 
+What the caller assigns first stands on lines of its own before all that, which `offset` counts.
+
 `__cm__` and `__cm_cell__` are the board's part (mpy_client/cm/run.py). Nothing is run here: a cell
 is only parsed, and compiled to find what parsing alone lets through, such as a stray `return`.
 """
@@ -28,6 +30,7 @@ from typing import NoReturn
 from .errors import CellSyntaxError
 
 FILE_NAME = "<cell>"  # what a board's traceback calls the cell
+INPUTS_NAME = "<inputs>"  # what is shown instead for a line of the prelude
 VALUE_HOOK = "__cm__"  # takes the value of the trailing expression
 CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
 
@@ -54,6 +57,7 @@ class Cell:
         offset: how many lines of `code` stand before the first line of `source`.
         has_value: it ends in an expression, whose value the board hands to `__cm__`.
         awaits: `code` only defines `__cm_cell__`, which the board then runs on its loop.
+        inputs: how many of the lines before `source` are the prelude; they come first.
     """
 
     source: str
@@ -61,15 +65,17 @@ class Cell:
     offset: int
     has_value: bool
     awaits: bool
+    inputs: int = 0
 
 
-def prepare(text: str) -> Cell:
+def prepare(text: str, prelude: str = "") -> Cell:
     """Make of a cell's text what travels.
 
     A semicolon after the trailing expression silences its value, as in Jupyter.
 
     Args:
         text: the cell, with any kind of line ends.
+        prelude: assignments that come before it, one a line (see inputs.py).
 
     Raises:
         CellSyntaxError: it is not Python; or it awaits and imports `*`.
@@ -86,7 +92,9 @@ def prepare(text: str) -> Cell:
         line if number in inside else indent + _FORM_FEED.sub(b"", line)
         for number, line in enumerate(lines)
     ]
-    return Cell(text, b"\n".join(head + body), len(head), has_value, awaits)
+    first = prelude.encode().split(b"\n") if prelude else []
+    lines = [*first, *head, *body]
+    return Cell(text, b"\n".join(lines), len(first + head), has_value, awaits, len(first))
 
 
 def traceback_lines(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
@@ -107,13 +115,15 @@ def traceback_lines(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
     shown: list[str] = []
     for line in traceback.split("\n"):
         found = frame.fullmatch(line)
-        shown += _frame(found, source, cell.offset) if found else [line]
+        shown += _frame(found, source, cell) if found else [line]
     return "\n".join(shown)
 
 
-def _frame(found: re.Match[str], source: list[str], offset: int) -> list[str]:
-    number = int(found[2]) - offset
+def _frame(found: re.Match[str], source: list[str], cell: Cell) -> list[str]:
+    number = int(found[2]) - cell.offset
     where = ", in <module>" if found[3] == f", in {CELL_HOOK}" else found[3]
+    if 1 <= int(found[2]) <= cell.inputs:
+        return [f'  File "{INPUTS_NAME}", line {found[2]}{where}']
     if not 1 <= number <= len(source):
         return [found[1] + found[2] + where]
     line = source[number - 1].strip()[:_SHOWN]

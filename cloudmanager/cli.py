@@ -33,7 +33,7 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``mbm`` and exit."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     act: Callable[[argparse.Namespace], int] = options.act
     try:
         status = act(options)
@@ -245,6 +245,20 @@ def _say(paragraph: str) -> None:
 # The command line
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; FILE may come after options too, which argparse learned in Python 3.13 only."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    late = len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-"))
+    if late and getattr(options, "file", "") is None:
+        options.file, rest = rest[0], []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if getattr(options, "file", None) is not None and options.code is not None:
+        parser.error("the cell is given with -c or in FILE, not both")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mbm", description="A fleet of MicroPython boards, from the shell."
@@ -269,9 +283,8 @@ def _parser() -> argparse.ArgumentParser:
     boards.add_argument("target", nargs="?", metavar="TARGET", help="which ones; else all")
     execute = verb("board-execute", _board_execute, "run a cell on boards, all at once")
     execute.add_argument("target", metavar="TARGET", help="such as 'esp-[1-3]' (quote it)")
-    cell = execute.add_mutually_exclusive_group()
-    cell.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
-    cell.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
+    execute.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
+    execute.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
     execute.add_argument(
         "--timeout", type=_seconds, metavar="S", help="interrupt it after S seconds"
     )

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
@@ -97,9 +97,18 @@ def find(url: str | None = None, token: str | None = None) -> Address:
 def is_local(url: str) -> bool:
     """Whether a server's address is this machine's own loopback."""
     try:
-        return (urlsplit(url if "//" in url else "//" + url).hostname or "") in LOOPBACK
+        return (split(url).hostname or "") in LOOPBACK
     except ValueError:
         return False
+
+
+def split(url: str) -> SplitResult:
+    """Return the parts of a server's address, which may be written without ``http://``.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    return urlsplit(url if "//" in url else "//" + url)
 
 
 def write_private(path: Path, text: str) -> None:

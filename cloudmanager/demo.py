@@ -54,8 +54,8 @@ def demo(say: Callable[[str], None], *, lab: bool) -> int:
         results = follow(fleet["demo-[1-3]"].submit(CELL, timeout=10, listen=True))
         second_act(say, fleet)
         if lab:
-            stack.enter_context(_lab(say))
             with contextlib.suppress(KeyboardInterrupt):
+                stack.enter_context(_lab(say))
                 while True:
                     time.sleep(3600)
             say("Ending JupyterLab, the boards and the server.")
@@ -92,8 +92,8 @@ def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
 def _server(say: Callable[[str], None]) -> Iterator[None]:
     """Have a server; one that ran before is left running."""
     started = service.start(tcp_port=_free_tcp_port(config.DEFAULT_TCP_PORT))
-    say(f"The server {'runs already' if started.already else 'listens'} at {started.url}")
     try:
+        say(f"The server {'runs already' if started.already else 'listens'} at {started.url}")
         yield
     finally:
         if not started.already:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from . import config, verbs
 from .exchange import Exchange
@@ -87,6 +89,7 @@ class Boards:
         self,
         code: str,
         *,
+        inputs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         fresh: bool = False,
         wait: float = 0,
@@ -97,6 +100,8 @@ class Boards:
 
         Args:
             code: Python; a trailing expression is the value. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell: Python's literals,
+                and what has a ``tolist()``.
             timeout: seconds that it may run, from the write to the board; None: for ever.
             fresh: whether each board makes a soft reset first.
             wait: seconds that absent boards have to dial in.
@@ -105,10 +110,11 @@ class Boards:
 
         Raises:
             CellSyntaxError: it is not Python; nothing was sent.
+            TypeError, ValueError: a value of ``inputs`` cannot travel; nothing was sent.
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = JobGroup(verbs.prepare(code), listen=listen)
+        group = JobGroup(verbs.cell_of(code, inputs), listen=listen)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
         group.accepted.get()
         return group

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import collections
 import contextlib
 import queue
 import re
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, over
 from . import wire
 from .cells import Cell, traceback_lines
 from .errors import BoardError, BoardOffline, CloudmanagerError, FleetError, LinkLost
-from .text import clean
+from .text import clean, fold
 
 if TYPE_CHECKING:
     import pandas
@@ -287,8 +288,8 @@ class Results(Mapping[str, Result]):
 class Event(NamedTuple):
     """Something that happened to a job, in the order of happening.
 
-    ``kind`` is queued, started, output, input, truncated or ended; ``text`` is the output
-    or the prompt.
+    ``kind`` is queued, resetting, started, output, input, truncated or ended; ``text`` is the
+    output, the prompt, or what a queued job waits for: "behind 2", or "" for its board.
     """
 
     kind: str
@@ -297,12 +298,20 @@ class Event(NamedTuple):
 
 
 class Job:
-    """One cell on one board, while it runs; ``result`` is there once it ended."""
+    """One cell on one board, while it runs; ``result`` is there once it ended.
 
-    def __init__(self, number: int, board: str, cell: Cell, started: float) -> None:
+    ``state`` is queued, resetting, running or ended.
+    """
+
+    def __init__(
+        self, number: int, board: str, cell: Cell, started: float, *, fresh: bool = False
+    ) -> None:
         self.number = number
         self.board = board
+        self.state = "resetting" if fresh else "running"
+        self.waits = ""  # what for, if it is queued: as in its event
         self.result: Result | None = None
+        self._fresh = fresh
         self._cell = cell
         self._started = started  # by time.perf_counter(); anew where it was queued
         self._text = _TextDecoder()
@@ -325,7 +334,9 @@ class Job:
             yield from self._end_by_server(message)
         elif message.op == wire.STARTED:
             self._started = time.perf_counter()
-            yield Event("started", self)
+            resets = self._fresh and self.state == "queued"
+            self.state = "resetting" if resets else "running"
+            yield Event("resetting" if resets else "started", self)
         elif message.op == wire.INPUT:
             yield Event("input", self, message.payload.decode("utf-8", "replace"))
         elif message.op == wire.TRUNCATED and message.flags & wire.CUT:
@@ -333,6 +344,25 @@ class Job:
         elif message.op == wire.TRUNCATED:
             self.truncated = True
             yield Event("truncated", self)
+
+    def queue(self, before: int) -> Event:
+        """Take the server's word that so many jobs go first; with none, the board is not there."""
+        self.state, self.waits = "queued", f"behind {before}" if before else ""
+        return Event("queued", self, self.waits)
+
+    def elapsed(self) -> float:
+        """Return for how many seconds it has been running, or waiting."""
+        return time.perf_counter() - self._started
+
+    def read(self, place: Place | None = None) -> tuple[str, Place]:
+        """Return what was printed after ``place``, and the place to go on from; from any thread.
+
+        Where the new place is of another list than ``place``, the text is all that is kept.
+        """
+        pieces = self._stdout
+        start = place[1] if place is not None and place[0] is pieces else 0
+        new = pieces[start:]
+        return "".join(new), (pieces, start + len(new))
 
     def give_up(self, why: str) -> Iterator[Event]:
         """End the job as lost: the link to the server broke."""
@@ -345,6 +375,8 @@ class Job:
         if not text:
             return
         self._stdout.append(text)
+        if self.state == "resetting":
+            self.state = "running"
         self._kept += len(text)
         if self._kept > 2 * MAX_OUTPUT:
             self._stdout = ["".join(self._stdout)[-MAX_OUTPUT:]]
@@ -386,7 +418,12 @@ class Job:
             elapsed=elapsed,
             **told,
         )
+        self.state = "ended"
         yield Event("ended", self)
+
+
+#: How far a job's output was read: the list that it is in, and how many pieces.
+Place = tuple[list[str], int]
 
 
 class JobGroup:
@@ -396,7 +433,10 @@ class JobGroup:
         cell: what runs.
         jobs: board -> Job, once the server has accepted the cell.
         left_out: boards that the target matched but that are not connected.
+        fresh: whether the boards make a soft reset first.
     """
+
+    fresh = False
 
     def __init__(
         self,
@@ -419,6 +459,16 @@ class JobGroup:
         self._tell = tell or (self._events.put if self._events is not None else _ignore)
         self._stop: Callable[[list[int]], None] = lambda _: None
         self._answer: Callable[[int, str | None], None] = lambda _job, _text: None
+
+    def __repr__(self) -> str:
+        """Show which jobs these are, and how far they are, in one line."""
+        states = collections.Counter(
+            job.state if job.result is None else job.result.status for job in self.jobs.values()
+        )
+        told = ", ".join(f"{count:,} {state}" for state, count in states.items())
+        numbers = fold(str(job.number) for job in self.jobs.values()).strip("[]")
+        word = "job" if len(self.jobs) == 1 else "jobs"
+        return f"<JobGroup: {word} {numbers} on {fold(self.jobs)}, {told}>"
 
     # For people
 
@@ -491,13 +541,14 @@ class JobGroup:
         """Take the server's word on which jobs there are; return them by number."""
         self._stop, self._answer = stop, answer
         jobs = {
-            number: Job(number, board, self.cell, self._submitted) for number, board in body["jobs"]
+            number: Job(number, board, self.cell, self._submitted, fresh=self.fresh)
+            for number, board in body["jobs"]
         }
         self.jobs = {job.board: job for job in jobs.values()}
         self.left_out = tuple(body.get("left_out", ()))
         self._open = len(jobs)
-        for number in body.get("queued", ()):
-            self._tell(Event("queued", jobs[number]))
+        for number, before in body.get("queued", ()):
+            self._tell(jobs[number].queue(before))
         self.accepted.set(None)
         if self._unwanted:
             self.interrupt()

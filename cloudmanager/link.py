@@ -11,8 +11,8 @@ import socket
 import threading
 import time
 from typing import Final
-from urllib.parse import urlsplit
 
+from . import config
 from .config import DEFAULT_TCP_PORT, Address
 from .errors import ServerUnreachable
 from .exchange import Exchange
@@ -82,7 +82,7 @@ class Link:
 
 def _dial(url: str) -> tuple[socket.socket, str]:
     """Return a connected socket and what the Host header says."""
-    parts = urlsplit(url if "//" in url else "//" + url)
+    parts = config.split(url)
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
     sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

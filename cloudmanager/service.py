@@ -91,7 +91,8 @@ def _await_ready(process: subprocess.Popen[bytes]) -> str:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        raise ServiceError(str(said.get("error") or _last_words()), str(log_file()))
+        why = said.get("error") or _last_words(in_time=bool(ready))
+        raise ServiceError(str(why), str(log_file()))
     return str(said["url"])
 
 
@@ -103,9 +104,10 @@ def _read_line(line: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _last_words() -> str:
+def _last_words(*, in_time: bool) -> str:
     with contextlib.suppress(OSError):
         lines = (config.home() / "server.err").read_text(errors="replace").strip().splitlines()
         if lines:
             return f"The server did not start: {lines[-1]}"
-    return f"The server did not answer within {START_SECONDS:g} s"
+    late = f"The server did not answer within {START_SECONDS:g} s"
+    return "The server ended before it listened" if in_time else late

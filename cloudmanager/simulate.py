@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from . import config
-from .errors import ServerError
+from .errors import CloudmanagerError
 from .fleet import Fleet
 from .text import fold
 from .virtual import Identity, VirtualBoards
@@ -38,14 +37,15 @@ def simulate(
     you on this machine.
 
     Raises:
-        ServerError: a board of that name is connected already, or one did not join.
+        ServerError: a board of that name is connected already.
+        CloudmanagerError: a board did not join, or MicroPython's unix port is missing.
         ServerUnreachable: no server.
     """
     identities = [
         Identity(found["name"], found["id"], bytes.fromhex(found["key"]))
         for found in fleet.enrol(list(names))
     ]
-    url = urlsplit(fleet.address.url)
+    url = config.split(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
     boards = VirtualBoards(identities, address, folder(), detach=detach, **sizes)
     boards.start()
@@ -70,5 +70,7 @@ def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:
         missing -= online
         if missing and time.monotonic() > deadline:
             log = folder() / min(missing) / "board.log"
-            raise ServerError(f"{fold(sorted(missing))} did not join; see {log}")
+            error = CloudmanagerError(f"{fold(missing)} did not join the server")
+            error.hint = f"The board's own log is {log}."
+            raise error
         time.sleep(0.02)

@@ -90,7 +90,10 @@ class Supervisor:
             self.start(self.specs[order["name"]])
         elif verb == "stay":
             self.stay = True
-            Path(order["pid_file"]).write_text(str(os.getpid()))
+            pid_file = Path(order["pid_file"])
+            pid_file.write_text(str(os.getpid()))
+            with pid_file.with_suffix(".log").open("w") as log:  # else who reads mbm's waits for us
+                os.dup2(log.fileno(), 2)
         elif verb == "stop":
             self.ending = True
 

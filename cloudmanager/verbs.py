@@ -11,7 +11,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from . import cells
+from .cells import Cell
 from .exchange import Exchange
+from .inputs import prelude
 from .jobs import STOP_SECONDS, JobGroup, Once, Results
 
 P = ParamSpec("P")
@@ -88,6 +90,7 @@ class BoardsVerbs:
         self: Targeted,
         code: str,
         *,
+        inputs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         fresh: bool = False,
         wait: float = 0,
@@ -99,16 +102,19 @@ class BoardsVerbs:
 
         Args:
             code: Python; a trailing expression is the value. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell: Python's literals,
+                and what has a ``tolist()``.
             timeout: seconds that it may run, from the write to the board; None: for ever.
             fresh: whether each board makes a soft reset first.
             wait: seconds that absent boards have to dial in.
 
         Raises:
             CellSyntaxError: it is not Python; nothing was sent.
+            TypeError, ValueError: a value of ``inputs`` cannot travel; nothing was sent.
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = send(self, JobGroup(prepare(code)), options(timeout, fresh, wait))
+        group = send(self, JobGroup(cell_of(code, inputs)), options(timeout, fresh, wait))
         try:
             return await group.finished
         except KeyboardInterrupt:
@@ -130,8 +136,14 @@ class BoardsVerbs:
         return list(await self.exchange().request("label", body))
 
 
+def cell_of(code: str, inputs: Mapping[str, Any] | None) -> Cell:
+    """Prepare a cell, with what is assigned before it."""
+    return cells.prepare(code, prelude(inputs)) if inputs else prepare(code)
+
+
 def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup:
     """Send the group's cell to the boards; returns before the server has seen it."""
+    group.fresh = bool(options.get("fresh"))
     boards.exchange().submit(group, boards.target, options)
     return group
 

@@ -1,10 +1,10 @@
-"""Virtual boards: real MicroPython on this machine, with its flash in a file and a heap as small as a board's.
+"""Virtual boards: real MicroPython on this machine, its flash in a file, its heap a board's.
 
     with VirtualBoards([Identity("lab-1", "id-1", key)], ("127.0.0.1", 18266), folder) as boards:
         boards.pids  # {"lab-1": 4711}
 
-Each board is a process that dials out to the server, as a real one does, and listens nowhere. It is no
-sandbox: who may run cells on it is a user of this host's account.
+Each board is a process that dials out to the server, as a real one does, and listens nowhere.
+It is no sandbox: who may run cells on it is a user of this host's account.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from .errors import CloudmanagerError
 
@@ -131,29 +130,36 @@ class VirtualBoards:
     def start(self) -> None:
         """Start the supervisor and all boards; return when their processes are there."""
         _need_micropython()
-        client = compiled_client(self.folder / ".client")
-        root = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._client = compiled_client(self.folder / ".client")
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = [str(Path(__file__).parent.parent), *map(os.path.abspath, filter(None, given))]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.supervisor"],
+            [sys.executable, "-m", "cloudmanager.supervisor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            cwd=self.folder,  # where people work, a json.py may be meant for boards
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             start_new_session=True,  # Ctrl-C in a terminal is for us to handle
         )
         for identity in self.identities:
-            self._order(do="start", spec=self._spec(identity, client))
+            self._start(identity, self._heap, self._blocks)
         if self.detach:
             self._order(do="stay", pid_file=str(self.folder / _PID_FILE))
 
-    def _spec(self, identity: Identity, client: Path) -> dict[str, Any]:
+    def add(self, identity: Identity, *, heap: str = "", flash: str = "") -> None:
+        """Start one more board, as large as the others unless told."""
+        blocks = _size(flash) // _BLOCK_BYTES if flash else self._blocks
+        self._start(identity, _size(heap) if heap else self._heap, blocks)
+        self.identities.append(identity)
+
+    def _start(self, identity: Identity, heap: int, blocks: int) -> None:
         host, tcp_port = self.address
-        return {
+        spec = {
             "name": identity.name,
             "folder": str(self.folder / identity.name),
-            "client": str(client),
-            "heap": self._heap,
-            "blocks": self._blocks,
+            "client": str(self._client),
+            "heap": heap,
+            "blocks": blocks,
             "config": {
                 "id": identity.id,
                 "key": identity.key.hex(),
@@ -161,6 +167,7 @@ class VirtualBoards:
                 "tcp_port": tcp_port,
             },
         }
+        self._order(do="start", spec=spec)
 
     def _order(self, **order: object) -> dict[str, int]:
         """Tell the supervisor, over a pipe: no secret is on a command line."""
@@ -198,6 +205,17 @@ class VirtualBoards:
                 pipe.close()
         (self.folder / _PID_FILE).unlink(missing_ok=True)
 
+    def leave(self) -> None:
+        """Let go of detached boards, which live on; others end."""
+        process, self._process = self._process, None
+        for pipe in (process.stdin, process.stdout) if process else ():
+            if pipe is not None:
+                pipe.close()
+        if process is not None and self.detach:
+            process.returncode = 0  # not ours to wait for any more
+        elif process is not None:
+            process.wait(_ENDS)
+
     def __enter__(self) -> VirtualBoards:
         """Start them."""
         self.start()
@@ -232,7 +250,12 @@ def stop_detached(folder: Path) -> bool:
 
 
 def _is_supervisor(pid: int) -> bool:
-    """Say whether this process is one of ours: pids are used again."""
+    """Say whether this process is one of ours, and alive: pids are used again."""
     command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
+    if Path("/proc/self/cmdline").exists():  # Linux, where ps may be missing
+        try:
+            return b"cloudmanager.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
     told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return "supervisor" in told and not told.startswith("Z")
+    return "cloudmanager.supervisor" in told and not told.startswith("Z")

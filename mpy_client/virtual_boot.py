@@ -1,5 +1,6 @@
-# A virtual board's first steps, in MicroPython on the host's file system: mounts the flash, copies the client
-# onto it, hands over to it. Boards: virtual ones only; nothing of it stays in memory.
+# A virtual board, first steps: mounts the flash in a file, copies the client there, starts it.
+# Boards: virtual ones only; it runs on the host's file system, before "/" is the flash.
+# Cost: nothing that stays in memory.
 import gc
 import os
 import sys

@@ -1,6 +1,6 @@
 # input(): asks the notebook, and waits for its answer; beats and interrupts are served meanwhile.
 # Boards: all; loaded at the first input(), without it input() raises EOFError.
-# Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29 -O3 xtensawin; 32-bit MicroPython 1.27).
+# Cost: 280 bytes of .mpy, 400 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
 from micropython import const
 
 _IN = const(8)  # as in link.py

@@ -23,6 +23,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from cloudmanager import config, frames
+from cloudmanager.errors import ServerError
 
 from . import auth
 from .board_socket import BoardSocket
@@ -66,6 +67,7 @@ class Server:
         self.registry = Registry(self.store.boards())
         self.tokens = self._local_token()
         loop = asyncio.get_running_loop()
+        self._lost_after = lost_after
         grace = max(lost_after, self.spread)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
 
@@ -88,6 +90,7 @@ class Server:
                 known[row.name].key = row.key
             else:
                 self.registry.add(row)
+        self.dispatch.lost_after = max(self._lost_after, self.spread)
         return [{"name": row.name, "id": row.id, "key": row.key.hex()} for row in rows]
 
     def _local_token(self) -> dict[str, tuple[str, str]]:
@@ -149,11 +152,15 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
     """Serve until SIGTERM or SIGINT; calls ``ready(address)`` once it listens.
 
     Raises:
-        StartError: the address is taken, or the folder belongs to a running server.
+        StartError: the address is taken, the folder belongs to a running server, or its store
+            cannot be opened.
     """
     with _only_one(home):
         sockets = _bind(host, tcp_port)
-        server = Server(home, **settings)
+        try:
+            server = Server(home, **settings)
+        except ServerError as error:
+            raise StartError(error.reason) from error
         named = f"[{host}]" if ":" in host else host  # IPv6, RFC 3986, 3.2.2
         server.address = f"http://{named}:{sockets[0].getsockname()[1]}"
         http = HTTPServer(
@@ -166,10 +173,11 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
         state = config.state_file(home)
         config.write_private(state, json.dumps({"url": server.address, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
+        stop = _stop_signal()  # before anybody is told: the signal may follow at once
         ready(server.address)
         gc.freeze()  # what is there now stays: collections need not look at it
         try:
-            await _stop_signal()
+            await stop.wait()
         finally:
             http.stop()
             server.stop()
@@ -177,12 +185,13 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
             log.info("stopped")
 
 
-async def _stop_signal() -> None:
+def _stop_signal() -> asyncio.Event:
+    """Return what is set by SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 @contextlib.contextmanager
@@ -228,14 +237,24 @@ def main() -> None:
     parser.add_argument("--beat", type=float, default=BEAT, metavar="SECONDS")
     parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
     options = parser.parse_args()
-    home = config.make_home()
-    _log_to(home / "server.log")
+    if not 0 <= options.port < 65536:
+        parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
     settings = {"beat": options.beat, "lost_after": options.lost_after}
     try:
+        home = _open_home()
         asyncio.run(serve(home, options.listen, options.port, _say_ready, **settings))
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
+
+
+def _open_home() -> Path:
+    try:
+        home = config.make_home()
+        _log_to(home / "server.log")
+    except OSError as error:
+        raise StartError(f"Its folder cannot be used: {error}") from error
+    return home
 
 
 def _say_ready(address: str) -> None:

@@ -15,7 +15,7 @@ from cloudmanager.targets import parse
 
 from . import verbs
 from .auth import Caller, find_caller
-from .jobs import Cell
+from .jobs import Cell, Job
 from .websocket import Link, accept
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class CallerConversation:
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": list(resolution.left_out),
-            "queued": [job.id for job in jobs if job.state == "queued"],
+            "queued": [[job.id, _before(job)] for job in jobs if job.state == "queued"],
         }
         self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
         self._open -= 1
@@ -190,6 +190,11 @@ class CallerConversation:
             self._waiting = sum(map(len, self._outbox))
             self._truncated.clear()
             self._link.send(wire.pack_events(messages))
+
+
+def _before(job: Job) -> int:
+    """Return how many jobs its board does first; with none, it is the board that is missing."""
+    return job.board.queue.index(job) + (job.board.current is not None)
 
 
 def _seconds(head: dict[str, Any], name: str) -> float | None:

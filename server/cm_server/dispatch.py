@@ -61,7 +61,7 @@ class Dispatch:
         self._store = store
         self._registry = registry
         self._later = later
-        self._lost_after = lost_after
+        self.lost_after = lost_after
         self._flush_waits = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
         self.recent = Recent()
@@ -215,13 +215,13 @@ class Dispatch:
     def _expect(self, board: Board) -> None:
         """Give a board its grace; a link that came and went meanwhile starts it anew."""
         links = board.links
-        self._later(self._lost_after, lambda: self._give_up(board, links))
+        self._later(self.lost_after, lambda: self._give_up(board, links))
 
     def _give_up(self, board: Board, links: int) -> None:
         """End what a board that has not come back still owes."""
         if board.links != links or (board.current and board.current.state == "resetting"):
             return
-        why = f"its link broke and it did not come back within {self._lost_after:g} s"
+        why = f"its link broke and it did not come back within {self.lost_after:g} s"
         self._end_current(board, why)
         for job in list(board.queue):
             if job.timer is None:  # else its caller's own patience counts

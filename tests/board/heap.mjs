@@ -14,6 +14,7 @@ const mp = await loadMicroPython({ stdout: (line) => said.push(line), linebuffer
 mp.FS.mkdir("/client");
 mp.FS.mkdir("/client/cm");
 for (const name of fs.readdirSync(`${client}/cm`)) {
+  if (!name.endsWith(".mpy")) continue;
   mp.FS.writeFile(`/client/cm/${name}`, fs.readFileSync(`${client}/cm/${name}`));
 }
 // What this build lacks and a board has is put in its place before the first look.
@@ -44,7 +45,7 @@ def look(name):
     gc.collect()
     seen[name] = gc.mem_alloc()
 settings = {"id": "id-1", "key": "00" * 32, "host": "192.168.1.1", "tcp_port": 18266}
-for name in ("start", "link", "console", "run", "board", "ask"):
+for name in ("start", "link", "console", "run", "board", "ask", "dial"):
     seen[name] = 0
 look("start")
 import cm.link
@@ -57,6 +58,8 @@ board = cm.run.Board(settings)
 look("board")
 import cm.ask
 look("ask")
+import cm.dial
+look("dial")
 print(json.dumps([sys.implementation.version[:3], seen]))
 `);
 console.log(said.join("\n"));

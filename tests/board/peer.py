@@ -30,17 +30,18 @@ class Job:
     """What came back for one cell, as it comes."""
 
     number: bytes
-    output: bytes = b""
-    value: bytes = b""
+    output: bytearray = field(default_factory=bytearray)
+    value: bytearray = field(default_factory=bytearray)
     error: str = ""
     status: int | None = None
     cut: bool = False
     messages: int = 0
-    prompts: list = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __repr__(self):
-        return f"Job(status={self.status}, output={self.output[-80:]}, error={self.error[-300:]!r})"
+        output = bytes(self.output[-80:])
+        return f"Job(status={self.status}, output={output!r}, error={self.error[-300:]!r})"
 
     def until(self, true, timeout=10):
         with self.changed:
@@ -131,7 +132,7 @@ class Link:
                 if flags & 15 == OK:
                     job.value += payload[2 + n :]
                 else:
-                    job.value, job.error = b"", payload[2 + n :].decode()
+                    job.value, job.error = bytearray(), payload[2 + n :].decode()
                 job.cut = bool(flags & 16)
                 job.status = flags & 15
             else:

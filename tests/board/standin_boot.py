@@ -1,8 +1,8 @@
-# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm, os.dupterm_notify and
-# machine.Timer, which it lacks, written after the C of extmod/os_dupterm.c and extmod/modos.c:
-# an exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
-# scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises KeyboardInterrupt
-# at MicroPython's next safe point. What C does here between bytecodes, standin_host.py does.
+# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm, os.dupterm_notify
+# and machine.Timer, which it lacks, written after extmod/os_dupterm.c and extmod/modos.c: an
+# exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
+# scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises
+# KeyboardInterrupt at MicroPython's next safe point. What C does here, standin_host.py does.
 import builtins
 import io
 import os
@@ -13,7 +13,9 @@ from json import dumps, loads
 
 told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
 box = uctypes.bytearray_at(told["box"], 32)
-_TIMER, _KBD, _PERIOD, _CALLBACK = 0, 1, 2, 8
+_TIMER, _PERIOD, _CALLBACK = 0, 2, 8
+ask = open(told["ask"], "wb")
+answer = open(told["answer"], "rb")
 console = print
 dropped = []  # why the stream was dropped: a test looks here
 
@@ -58,15 +60,15 @@ def rx_chr():
     if n == 0:
         deactivate("end of file")
         return -1
-    if one[0] == 3:
-        box[_KBD] = 1
+    if one[0] == 3:  # no jump from here on: what is pending now comes out in the cell, as after C
+        ask.write(b"3")
+        answer.readinto(one)
         return -2
     return one[0]
 
 
 def dupterm_notify(_):
-    while rx_chr() >= 0:
-        pass
+    rx_chr()
 
 
 class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked

@@ -1,6 +1,6 @@
-"""Runs standin_boot.py: the timer and the interrupt that the unix port lacks, from a thread beside it.
+"""Runs standin_boot.py; the timer and the interrupt that the unix port lacks are threads here.
 
-The interrupt comes a moment after byte 3 was read, wherever MicroPython then is: harsher than C.
+What C does between two bytecodes, it does while the board waits for its answer in a read.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import micropython_run
 
-_TIMER, _KBD, _PERIOD, _CALLBACK = 0, 1, 2, 8
+_TIMER, _PERIOD, _CALLBACK = 0, 2, 8
 
 
 def main() -> int:
@@ -24,31 +24,31 @@ def main() -> int:
     library.mp_sched_schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     box = (ctypes.c_uint8 * 32)()
     signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, False)  # ends a sleep, not a read of an answer
     board = threading.main_thread().ident or 0
 
-    def work() -> None:
-        last = time.monotonic()
+    def tick() -> None:
         while True:
-            time.sleep(0.001)
-            kick = False
-            if box[_KBD]:
-                box[_KBD] = 0
-                library.mp_sched_keyboard_interrupt()
-                kick = True
-            if box[_TIMER] and time.monotonic() - last >= box[_PERIOD] / 1000:
-                last = time.monotonic()
-                kick = True
+            time.sleep((box[_PERIOD] or 50) / 1000)
+            if box[_TIMER]:
                 library.mp_sched_schedule(struct.unpack_from("<q", box, _CALLBACK)[0], 1)
-            if kick:
                 signal.pthread_kill(board, signal.SIGUSR1)
 
-    threading.Thread(target=work, daemon=True).start()
+    asked, told["ask"] = os.pipe()
+    told["answer"], answer = os.pipe()
+
+    def interrupt() -> None:
+        while os.read(asked, 1):
+            library.mp_sched_keyboard_interrupt()
+            os.write(answer, b"!")
+
+    threading.Thread(target=tick, daemon=True).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     threading.Thread(target=lambda: os._exit(len(sys.stdin.read())), daemon=True).start()
     told["box"] = ctypes.addressof(box)
     text = json.dumps(told).encode()
     kept = ctypes.create_string_buffer(text)
     boot = str(Path(__file__).parent / "standin_boot.py")
-    words = ["micropython", "-X", "heapsize=256k", "-i", boot]
     code = f"exec(open({boot!r}).read())\nfrom cm import link\nlink.start()"
     words = ["micropython", "-X", "heapsize=256k", "-c", code]
     words += [str(ctypes.addressof(kept)), str(len(text))]

@@ -37,7 +37,10 @@ def peer(tmp_path_factory):
     }
     script = str(Path(__file__).with_name("standin_host.py"))
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+    assert process.stdin
     process.stdin.write(json.dumps(told).encode() + b"\n")
     process.stdin.flush()
     try:
@@ -124,8 +127,8 @@ def test_late_interrupt_never_hits_the_next_cell(board, turn):
     job = board.submit(f"import time\ntime.sleep({turn / 500})")
     time.sleep(turn / 500)
     board.interrupt(job)
-    after = board.submit("n = 0\nfor i in range(3000): n += 1\n__cm__((n))")
     assert job.wait().status in (OK, INTERRUPTED)
+    after = board.submit("n = 0\nfor i in range(3000): n += 1\n__cm__((n))")
     assert (after.wait().status, after.value) == (OK, b"3000")
 
 
@@ -148,7 +151,9 @@ def test_busy_board_answers_pings(board):
 
 
 def test_lost_link_in_a_printing_cell_drops_no_stream(peer, board):
-    job = board.submit("import time\nfor n in range(30):\n    print('line', n)\n    time.sleep(0.02)\n1/0")
+    job = board.submit(
+        "import time\nfor n in range(30):\n    print('line', n)\n    time.sleep(0.02)\n1/0"
+    )
     job.until(lambda job: job.output)
     board.cut()
     last = peer.link("id-1", after=board).told["last"]

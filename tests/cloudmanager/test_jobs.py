@@ -434,6 +434,25 @@ def test_output_that_the_server_left_out_is_marked():
 # How a job ends
 
 
+def test_a_value_with_a_hole_is_no_literal():
+    lab = Lab()
+    lab.say(wire.VALUE, b"[1, ")
+    lab.say(wire.TRUNCATED, flags=wire.CUT)
+    lab.end(rest=b"3]")
+    assert isinstance(lab.result.value, Repr)
+    assert (lab.result.cut, lab.result.truncated) == (True, False)
+
+
+def test_a_value_without_end_is_cut_before_it_costs_much(monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_VALUE", 1000)
+    lab = Lab()
+    for _ in range(100):
+        lab.say(wire.VALUE, b"1" * 100)
+    lab.end(rest=b"1")
+    assert isinstance(lab.result.value, Repr)
+    assert len(lab.result.text) < 1200
+
+
 def test_value_comes_in_pieces():
     lab = Lab()
     lab.say(wire.VALUE, b"[1, '\xc3")
@@ -617,7 +636,7 @@ def told(events):
 
 
 def test_events_come_in_the_order_of_happening():
-    lab = Lab(["a", "b"], queued=[2])
+    lab = Lab(["a", "b"], queued=[[2, 1]])
     lab.say(wire.OUTPUT, b"hi\r\n", board="a")
     lab.say(wire.INPUT, b"wie viele? ", board="a")
     lab.say(wire.TRUNCATED, board="a")
@@ -625,7 +644,7 @@ def test_events_come_in_the_order_of_happening():
     lab.say(wire.STARTED, board="b")
     lab.end("b")
     assert told(lab.group.events()) == [
-        ("queued", "b", ""),
+        ("queued", "b", "behind 1"),
         ("output", "a", "hi\n"),
         ("input", "a", "wie viele? "),
         ("truncated", "a", ""),

@@ -153,11 +153,10 @@ def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_gracefully(tmp_path, number):
-    with running_server(tmp_path) as server:
-        with fleet(server) as caller:
-            caller.enrol(["lab-1"])
-            server.process.send_signal(number)
-            assert server.process.wait(WAIT) == 0
+    with running_server(tmp_path) as server, fleet(server) as caller:
+        caller.enrol(["lab-1"])
+        server.process.send_signal(number)
+        assert server.process.wait(WAIT) == 0
     assert not (tmp_path / "server.json").exists()
     assert not (tmp_path / "server.db-wal").exists()
     log = (tmp_path / "server.log").read_text()
@@ -325,7 +324,7 @@ def grace_of(service: Service) -> Any:
     """How long the dispatch waits for a board whose link broke."""
     seconds: list[float] = []
     dispatch = service.server.dispatch
-    dispatch._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value,func-returns-value]
+    dispatch._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
     dispatch._expect(service.server.registry.by_name["lab-1"])
     return seconds[0]
 

@@ -241,7 +241,7 @@ async def test_who_is_left_out_and_who_waits_is_told(service: Service):
         assert accepted["left_out"] == ["lab-3"]
         (first, name), (second, other) = accepted["jobs"]
         assert (name, other) == ("lab-1", "lab-2")
-        assert accepted["queued"] == [first]
+        assert accepted["queued"] == [[first, 1]]
         assert busy < first < second
 
 

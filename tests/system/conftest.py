@@ -1,0 +1,65 @@
+"""A lab for whole stories: a server's process and twenty real virtual boards."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cloudmanager.fleet import Fleet
+from cloudmanager.virtual import VirtualBoards
+from tests.conftest import Server, running_boards, running_server
+
+BOARDS = 20
+WAIT = 15.0  # seconds that anything here may take
+
+
+class Lab(NamedTuple):
+    """A server, a caller's link to it, and its boards lab-1 to lab-20."""
+
+    server: Server
+    fleet: Fleet
+    boards: VirtualBoards
+
+    def row(self, number: int) -> tuple[str | None, str | None]:
+        """What the store has of a job: status and error."""
+        return stored(self.server.home)[number]
+
+
+def fleet_of(server: Server) -> Fleet:
+    return Fleet(server.url, (server.home / "token").read_text().strip())
+
+
+def stored(home: Path) -> dict[int, tuple[str | None, str | None]]:
+    """Every job's status and error, as another process finds them in the file."""
+    with closing(sqlite3.connect(home / "server.db")) as file:
+        return {
+            number: (status, error)
+            for number, status, error in file.execute("SELECT id, status, error FROM jobs")
+        }
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Return once it is so; of another process, nothing else tells."""
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="package")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab that the stories share; its server waits 2 s for a lost board."""
+    home = tmp_path_factory.mktemp("lab")
+    names = [f"lab-{number}" for number in range(1, BOARDS + 1)]
+    with (
+        running_server(home, "--lost-after", "2") as server,
+        fleet_of(server) as fleet,
+        running_boards(server, fleet, names) as boards,
+    ):
+        yield Lab(server, fleet, boards)

@@ -1,0 +1,284 @@
+"""Whatever some boards, a caller or the server do: the others answer, and each outcome is true.
+
+`make soak` has the same stories in full size.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cloudmanager.errors import BoardOffline
+from cloudmanager.fleet import Fleet
+from cloudmanager.jobs import JobGroup, Result, Results
+from cloudmanager.rig import BoardsFactory, BoardsUnderTest, BoardUnderTest, wait_online
+from cloudmanager.testing import Server, running_server
+from tests.conftest import running_boards
+
+from .conftest import fleet_of, until
+
+WAIT = 30.0  # seconds that anything here may take on a busy machine
+SOAK = pytest.mark.soak, pytest.mark.timeout(300)
+
+
+def end_of(fleet: Fleet, number: int, *guesses: str) -> dict[str, Any]:
+    """The job, once the server knows how it ended, and not by one of its guesses."""
+    until(lambda: fleet.job(number)["status"] not in (None, *guesses), f"job {number} is open")
+    return fleet.job(number)
+
+
+# Two hundred boards
+
+ACTS = {
+    "raises": "def act():\n    raise OSError('the sensor is unplugged')",
+    "floods": "def act():\n    while True: print('x' * 70)",
+    "loses its power": "import time\ndef act(): time.sleep(60)",
+    "is stopped": "import time\ndef act(): time.sleep(60)",
+}
+CELL = "print('go')\nact()"
+TIMEOUT = 2.0
+
+
+class Crowd:
+    """Many boards, of which the last four have troubles of their own, by name of the trouble."""
+
+    def __init__(self, boards: BoardsUnderTest) -> None:
+        self.boards = boards
+        self.troubled = {what: boards[-n] for n, what in enumerate(ACTS, start=1)}
+        names = {board.name for board in self.troubled.values()}
+        self.well = [name for name in boards.names if name not in names]
+        boards.run("def act(): return 21.5")
+        for what, board in self.troubled.items():
+            board.run(ACTS[what])
+
+    def but(self, *troubles: str) -> str:
+        """The target of all boards but those that are in no state to answer."""
+        out = "".join(f"!{self.troubled[what].name}" for what in troubles)
+        return self.boards.target + out
+
+    def run(self, fleet: Fleet) -> tuple[JobGroup, dict[str, float]]:
+        """Run the cell, with its troubles; when each board had ended, in seconds."""
+        power, stopped = self.troubled["loses its power"], self.troubled["is stopped"]
+        began = time.monotonic()
+        ended: dict[str, float] = {}
+        group = fleet[self.boards.target].submit(CELL, timeout=TIMEOUT, listen=True)
+        for event in group.events():
+            if event.kind == "ended":
+                ended[event.job.board] = time.monotonic() - began
+            elif event.kind == "output" and event.job.board == power.name:
+                power.kill()
+            elif event.kind == "output" and event.job.board == stopped.name:
+                stopped.kill(signal.SIGSTOP)
+        return group, ended
+
+
+@pytest.mark.timeout(120)  # on a busy machine, most of it to start them
+@pytest.mark.parametrize("count", [200, pytest.param(500, marks=SOAK)])
+def test_the_others_answer_at_full_speed_and_the_troubled_end_truly(
+    cm_fleet: Fleet, cm_boards_factory: BoardsFactory, count: int
+):
+    with cm_boards_factory(count, name="many") as boards:
+        crowd = Crowd(boards)
+        calm = max(r.elapsed for r in cm_fleet[",".join(crowd.well)].run(CELL, timeout=5).values())
+        group, ended = crowd.run(cm_fleet)
+        results = group.results()
+        assert {results[name].value for name in crowd.well} == {21.5}
+        assert max(ended[name] for name in crowd.well) < min(10 * calm + 0.5, TIMEOUT)
+        assert max(ended.values()) < TIMEOUT + 1 + 1  # the last one for the machine
+        outcome = {what: results[board.name] for what, board in crowd.troubled.items()}
+        assert [(what, result.status) for what, result in outcome.items()] == [
+            ("raises", "error"),
+            ("floods", "timeout"),
+            ("loses its power", "lost"),
+            ("is stopped", "timeout"),
+        ]
+        assert "OSError: the sensor is unplugged" in outcome["raises"].traceback
+        assert outcome["floods"].stdout.startswith("go\nxxx") or outcome["floods"].truncated
+        assert "has not confirmed" in outcome["is stopped"].why
+        next_cell_works(cm_fleet[crowd.but("loses its power", "is stopped")].run(CELL[:11]))
+        truth_comes_late(cm_fleet, crowd.troubled["is stopped"], outcome["is stopped"])
+        next_cell_works(cm_fleet[crowd.but("loses its power")].run(CELL[:11]))
+        assert cm_fleet[crowd.but("loses its power")].run("callable(act)").ok
+
+
+def next_cell_works(results: Results) -> None:
+    assert {result.stdout for result in results.raise_for_error().values()} == {"go\n"}
+
+
+def truth_comes_late(fleet: Fleet, stopped: BoardUnderTest, guess: Result) -> None:
+    """The server guessed; the board wakes and tells."""
+    assert "has not confirmed" in fleet.job(guess.job)["error"]
+    stopped.kill(signal.SIGCONT)
+    until(lambda: "has not" not in fleet.job(guess.job)["error"], "nothing was amended")
+    told = fleet.job(guess.job)
+    assert (told["status"], told["error"].split()[-1]) == ("timeout", "KeyboardInterrupt:")
+
+
+# Callers and servers that die
+
+CALLER = """
+import sys
+from cloudmanager import Fleet
+group = Fleet()[sys.argv[1]].submit(sys.argv[2], listen=True)
+for event in group.events():
+    if event.kind == "output" and event.text.startswith("go"):
+        print(event.job.number, flush=True)
+"""
+
+
+@pytest.fixture
+def caller() -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
+    """What starts a caller in a process of its own; it says the job's number once that prints."""
+    begun = []
+
+    def start(target: str, code: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CALLER, target, code]
+        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        with process:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def test_job_of_a_killed_caller_goes_on_and_mbm_job_show_finds_its_result(
+    cm_fleet: Fleet, cm_board: BoardUnderTest, caller: Callable[[str, str], subprocess.Popen[str]]
+):
+    process = caller(cm_board.name, "import time\nprint('go')\ntime.sleep(1)\nprint('on')\n6 * 7")
+    number = said(process)
+    process.kill()
+    process.wait(WAIT)
+    assert cm_fleet.job(number)["state"] == "running"
+    job = end_of(cm_fleet, number)
+    assert (job["status"], job["stdout"], job["value"]) == ("ok", "go\non\n", "42")
+    command = [sys.executable, "-m", "cloudmanager", "job-show", str(number)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "ok" in shown
+    assert "go\non\n" in shown
+    assert "42" in shown
+
+
+#: What each board does while the server is away, and what the server knows in the end.
+AWAY = {
+    "away-1": ("time.sleep(0.7)", "ok", ""),
+    "away-2": ("time.sleep(0.7)\n1/0", "error", "ZeroDivisionError: divide by zero"),
+    "away-3": ("while True: pass", "timeout", "KeyboardInterrupt:"),
+    "away-4": ("time.sleep(60)", "lost", "the board restarted while it ran"),
+}
+
+
+def test_server_killed_in_mid_cell_knows_each_true_outcome_in_the_end(tmp_path: Path):
+    """The grace is over before away-3 is back: it was lost until it told."""
+    options = ("--lost-after", "0.1")  # the spread, 2 s, counts: it is more
+    with (
+        running_server(tmp_path, *options) as server,
+        fleet_of(server) as fleet,
+        running_boards(server, fleet, list(AWAY)) as boards,
+    ):
+        boards_act(fleet)
+        group = fleet["away-[1-4]"].submit("print('go')\nact()", timeout=4, listen=True)
+        heard = (event.kind for event in group.events())
+        assert [next(heard) for _ in AWAY] == ["output"] * len(AWAY)
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait(WAIT)
+        assert {result.status for result in group.results(WAIT).values()} == {"lost"}
+        boards.restart("away-4")
+        with running_server(tmp_path, *options, tcp_port=server.tcp_port):
+            wait_online(fleet, AWAY)
+            for name, (_, status, error) in AWAY.items():
+                guesses = ("lost",) if status != "lost" else ()
+                job = end_of(fleet, group.jobs[name].number, *guesses)
+                assert (name, job["board"], job["status"]) == (name, name, status)
+                assert job["error"].strip().endswith(error)
+            next_cell_works(fleet["away-[1-4]"].run("print('go')", timeout=5))
+
+
+def boards_act(fleet: Fleet) -> None:
+    for name, (code, _, _) in AWAY.items():
+        body = "".join(f"\n    {line}" for line in code.splitlines())
+        fleet[name].run(f"import time\ndef act():{body}").raise_for_error()
+
+
+# Floods
+
+FLOOD = "line = 'x' * 1023\nprint('go')\nfor n in range({}): print(line)\nprint('all')"
+CELLS = 100  # in each turn
+
+
+def median_ms(fleet: Fleet, board: BoardUnderTest) -> float:
+    """How long a short cell takes now."""
+    took = []
+    for _ in range(CELLS):
+        began = time.perf_counter()
+        assert fleet[board.name].run("1", timeout=WAIT).ok
+        took.append(time.perf_counter() - began)
+    return statistics.median(took) * 1000
+
+
+@pytest.mark.parametrize("megabytes", [20, pytest.param(100, marks=SOAK)])
+def test_flood_neither_grows_the_server_nor_delays_another_board(
+    cm_server: Server,
+    cm_fleet: Fleet,
+    cm_make_boards: Callable[..., BoardsUnderTest],
+    caller: Callable[[str, str], subprocess.Popen[str]],
+    megabytes: int,
+):
+    """One cell; in turns, its board is held and let go, so that both are measured alike."""
+    flooding, other = cm_make_boards(2)
+    memory = psutil.Process(cm_server.process.pid).memory_info
+    median_ms(cm_fleet, other)
+    before = memory().rss
+    quiet, flooded, grown = [], [], []
+    number = said(caller(flooding.name, FLOOD.format(megabytes * 1024)))
+    while cm_fleet.job(number)["status"] is None:
+        flooded.append(median_ms(cm_fleet, other))
+        grown.append(memory().rss - before)
+        flooding.kill(signal.SIGSTOP)
+        quiet.append(median_ms(cm_fleet, other))
+        flooding.kill(signal.SIGCONT)
+    job = cm_fleet.job(number)
+    assert (job["status"], job["truncated"], job["stdout"][-5:]) == ("ok", True, "\nall\n")
+    assert max(grown) < 50e6
+    ratio = statistics.median(flooded) / statistics.median(quiet)
+    print(f"{len(quiet)} turns, {ratio:.2f} times as long, {max(grown) / 1e6:.1f} MB more")
+    assert ratio < 1.5
+
+
+# Boards that are not there yet
+
+
+def test_run_waits_for_a_board_that_dials_in_later(cm_fleet: Fleet, cm_board: BoardUnderTest):
+    cm_board.kill()
+    group = cm_fleet[cm_board.name].submit("6 * 7", wait=WAIT)
+    assert cm_fleet.job(group.jobs[cm_board.name].number)["state"] == "queued"
+    assert not group.wait(0)
+    cm_board.restart()
+    assert group.results(WAIT).value == 42
+
+
+def test_run_without_wait_ends_offline_at_once(cm_fleet: Fleet, cm_board: BoardUnderTest):
+    cm_board.kill()
+    result = cm_fleet[cm_board.name].run("6 * 7", timeout=WAIT)[cm_board.name]
+    assert (result.status, type(result.error)) == ("offline", BoardOffline)
+
+
+def test_run_ends_offline_when_the_wait_is_over(cm_board: BoardUnderTest):
+    cm_board.kill()
+    result = cm_board.run("6 * 7", wait=0.3, check=False)
+    assert (result.status, "it did not dial in within 0.3 s" in result.why) == ("offline", True)
