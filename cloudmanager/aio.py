@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -49,8 +50,14 @@ async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
 async def _done(once: Once[Any]) -> None:
     """Wait until it is set, without blocking the loop."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    once.then(lambda: loop.call_soon_threadsafe(told.set))
+    once.then(lambda: _soon(loop, told.set))
     await told.wait()
+
+
+def _soon(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *args: object) -> None:
+    """Have the loop call ``act``; nothing where the program has ended its loop."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act, *args)
 
 
 class AsyncFleet:
@@ -138,7 +145,7 @@ class AsyncBoards:
         loop = asyncio.get_running_loop()
 
         def tell(event: Event | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            _soon(loop, events.put_nowait, event)
 
         group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from . import config, service
 from .errors import CloudmanagerError
 from .fleet import Fleet
-from .simulate import names_of, simulate
+from .simulate import free_tcp_port, names_of, simulate
 from .tables import fleet_table
 from .terminal import follow
 
@@ -91,7 +90,7 @@ def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
 @contextlib.contextmanager
 def _server(say: Callable[[str], None]) -> Iterator[None]:
     """Have a server; one that ran before is left running."""
-    started = service.start(tcp_port=_free_tcp_port(config.DEFAULT_TCP_PORT))
+    started = service.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
     try:
         say(f"The server {'runs already' if started.already else 'listens'} at {started.url}")
         yield
@@ -120,7 +119,7 @@ def _boards(fleet: Fleet) -> Iterator[None]:
 @contextlib.contextmanager
 def _lab(say: Callable[[str], None]) -> Iterator[None]:
     """Run JupyterLab on the tutorials; its token travels in the environment."""
-    token, tcp_port = secrets.token_hex(16), _free_tcp_port(FIRST_TCP_PORT)
+    token, tcp_port = secrets.token_hex(16), free_tcp_port(FIRST_TCP_PORT)
     folder = Path("notebooks") if Path("notebooks").is_dir() else Path()
     command = [sys.executable, "-m", "jupyterlab", str(folder)]
     command += [
@@ -152,13 +151,6 @@ def _await_lab(process: subprocess.Popen[bytes], url: str) -> None:
             return
         time.sleep(0.2)
     raise CloudmanagerError("JupyterLab did not start; `pip install 'cloudmanager[lab]'` brings it")
-
-
-def _free_tcp_port(first: int) -> int:
-    for tcp_port in range(first, first + 50):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", tcp_port)):
-            return tcp_port
-    return 0
 
 
 def _indented(text: str) -> str:

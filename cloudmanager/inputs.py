@@ -37,8 +37,8 @@ def prelude(inputs: Mapping[str, Any]) -> str:
 
 
 def _assignment(name: str, value: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{clean(str(name))!r} is no name of a variable.")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{clean(name)!r} is no name of a variable.")
     try:
         return f"{name} = {_literal(value)}"
     except _Foreign as foreign:

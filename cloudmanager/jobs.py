@@ -385,11 +385,12 @@ class Job:
 
     def _end(self, ending: wire.Ending) -> Iterator[Event]:
         yield from self._print(ending.output, final=True)
-        rest = (self._value + ending.rest).decode("utf-8", "replace")
         if ending.status == "ok":
-            yield from self._finish("ok", text=rest, cut=ending.cut or self._cut)
-        else:
-            yield from self._finish(ending.status, traceback=self._traceback(rest))
+            text = (self._value + ending.rest).decode("utf-8", "replace")
+            yield from self._finish("ok", text=text, cut=ending.cut or self._cut)
+        else:  # pieces of a value whose repr failed half-way are of no use
+            traceback = self._traceback(ending.rest.decode("utf-8", "replace"))
+            yield from self._finish(ending.status, traceback=traceback)
 
     def _traceback(self, text: str) -> str:
         """Return a board's traceback as one about the cell."""

@@ -355,4 +355,5 @@ def _tone(told: Told) -> str:
 def _spent(block: Block) -> str:
     """Say after how long boards were stopped."""
     seconds = max(told.result.elapsed for told in block.told if told.result is not None)
-    return f" after {seconds:.0f} s" if seconds >= 1 else f" after {seconds:.1f} s" if seconds else ""
+    digits = 0 if seconds >= 1 else 1
+    return f" after {seconds:.{digits}f} s" if seconds else ""

@@ -1,4 +1,4 @@
-"""What boards said, line by line in the order of its coming, each line under its board's name; pure.
+"""What boards said, line by line in the order of coming, each behind its board's name; pure.
 
     demo-1  reading the sensor
     demo-2  reading the sensor

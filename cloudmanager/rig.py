@@ -189,7 +189,9 @@ class BoardsUnderTest(_UnderTest):
         return (self[name] for name in self.names)
 
     def __getitem__(self, which: int | str) -> BoardUnderTest:
-        name = self.names[which if isinstance(which, int) else self.names.index(which)]
+        name = self.names[which] if isinstance(which, int) else which
+        if name not in self.names:
+            raise KeyError(name)
         return BoardUnderTest(self._fleet, self._machine, (name,), self.timeout)
 
     def run(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, TypedDict
+from typing import Final, NamedTuple
 
 from .jobs import Event, Job, JobGroup, Place, Results
 from .layout import LEFT_OUT, RESETTING, WAITING, Line, Page, Told, plain
@@ -33,7 +33,7 @@ GROUPED: Final = ("same", "board", "order")
 PROGRESS_AFTER: Final = 2.0  # seconds; as ipyparallel's
 
 
-class Looks(TypedDict, total=False):
+class Looks(NamedTuple):
     """How a cell's jobs are to be shown.
 
     Attributes:
@@ -41,14 +41,17 @@ class Looks(TypedDict, total=False):
             "ignore": what failing boards printed is shown, and nothing else of them.
         kept: where the whole output is, such as ``KEPT``; for the note on what is left out.
         grouped: "same": boards that told the same are one block; "board": each has a block,
-            in the target's order; "order": line by line in the order of coming.
+            in the target's order; "order": line by line, in the order of coming.
         progress_after: seconds until a live view says how many boards are done; never if negative.
     """
 
-    failures: str
-    kept: str
-    grouped: str
-    progress_after: float
+    failures: str = "show"
+    kept: str = KEPT
+    grouped: str = "same"
+    progress_after: float = PROGRESS_AFTER
+
+
+LOOKS: Final = Looks()
 
 
 class View:
@@ -63,21 +66,21 @@ class View:
     def __init__(
         self,
         group: JobGroup,
-        looks: Looks | None = None,
+        looks: Looks = LOOKS,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        looks = looks or {}
         self._group = group
-        self.failures = looks.get("failures", "show")
-        self._kept = looks.get("kept", KEPT)
-        self._grouped = looks.get("grouped", "same")
-        self._progress_after = looks.get("progress_after", -1.0)
+        self._looks = looks
         self._clock = clock
         self._born = clock()
         self._told: dict[str, Told] = {}
         self._read: dict[str, Place] = {}
-        self._record = Record(group.jobs) if self._grouped == "order" else None
+        self._record = Record(group.jobs) if looks.grouped == "order" else None
+
+    def show_failures(self) -> None:
+        """Show failures from now on: nothing will raise them."""
+        self._looks = self._looks._replace(failures="show")
 
     def take(self, event: Event) -> None:
         """Take one event of the group."""
@@ -124,13 +127,12 @@ class View:
         if self._record is None:
             lines = list(page.lines(boards, self._group.left_out))
         else:
-            lines = list(self._record.lines(final=final, kept=self._kept))
+            lines = list(self._record.lines(final=final, kept=self._looks.kept))
             lines += page.missing(self._group.left_out)
         seconds = self._clock() - self._born
-        if not final and 0 <= self._progress_after <= seconds:
-            lines += [[], page.progress(boards, seconds)] if lines else [
-                page.progress(boards, seconds)
-            ]
+        if not final and 0 <= self._looks.progress_after <= seconds:
+            lines += [[]] if lines else []
+            lines.append(page.progress(boards, seconds))
         return lines
 
     def text(self, width: int = WIDTH, *, final: bool = False) -> str:
@@ -167,7 +169,8 @@ class View:
         told.state = named.get(job.state, "running")
 
     def _page(self, width: int, final: bool) -> Page:
-        return Page(width, final, self.failures, self._kept, self._clock(), self._grouped)
+        looks = self._looks
+        return Page(width, final, looks.failures, looks.kept, self._clock(), looks.grouped)
 
     def _of(self, board: str) -> Told:
         return self._told.setdefault(board, Told(self._born))

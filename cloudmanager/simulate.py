@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import config
+from . import config, service
 from .errors import CloudmanagerError
 from .fleet import Fleet
 from .text import fold
@@ -55,6 +59,68 @@ def simulate(
         boards.stop()
         raise
     return boards
+
+
+class Demo:
+    """Boards to play with: what ``start_demo`` returns.
+
+    Attributes:
+        url: the server.
+        names: the boards, whoever started them.
+    """
+
+    def __init__(self, url: str, names: Sequence[str], boards: VirtualBoards | None) -> None:
+        self.url = url
+        self.names = list(names)
+        self._boards = boards
+        if boards is not None:
+            atexit.register(boards.stop)
+
+    def __repr__(self) -> str:
+        """Say which boards these are, and where."""
+        return f"<{fold(self.names)} at {self.url}>"
+
+    def stop(self) -> None:
+        """End the boards that were started for it; it may be called again."""
+        boards, self._boards = self._boards, None
+        if boards is None:
+            return
+        atexit.unregister(boards.stop)
+        boards.stop()
+        with Fleet(self.url) as fleet, contextlib.suppress(CloudmanagerError):
+            fleet.forget(",".join(board.name for board in boards.identities))
+
+
+def start_demo(count: int = 3, name: str = "demo") -> Demo:
+    """Have boards to play with: NAME-1, NAME-2 and so on, connected, and a server.
+
+    A server that runs is used, and so are boards that are there. Boards that are started here
+    end with this program; a server goes on until ``mbm server-stop``.
+
+    Args:
+        count: how many boards.
+        name: what their names begin with.
+
+    Raises:
+        ServiceError: the server did not start.
+        CloudmanagerError: a board did not join, or MicroPython's unix port is missing.
+    """
+    if not os.environ.get("CM_URL"):
+        service.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
+    names = names_of(name, count)
+    with Fleet() as fleet:
+        there = {board["name"] for board in fleet.boards() if board["connected_since"]}
+        missing = [name for name in names if name not in there]
+        boards = simulate(fleet, missing) if missing else None
+        return Demo(fleet.address.url, names, boards)
+
+
+def free_tcp_port(first: int) -> int:
+    """Return the first TCP port from ``first`` on where nobody listens; 0 for any."""
+    for tcp_port in range(first, first + 50):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", tcp_port)):
+            return tcp_port
+    return 0
 
 
 def folder() -> Path:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import contextlib
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from IPython.core.error import UsageError
+from IPython.core.getipython import get_ipython
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from cloudmanager.errors import CloudmanagerError
 from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import Results
-from cloudmanager.show import KEPT, results_text
+from cloudmanager.jobs import JobGroup, Results
+from cloudmanager.show import KEPT, Looks, results_text
 from cloudmanager.tables import fleet_table
-from cloudmanager.text import fold
+from cloudmanager.text import fold, nearest
 
 from . import show
+from .comment import uncomment
 from .complete import completer
 from .line import Line, split_cell_line, split_line
-from .options import board_parser
+from .options import board_parser, result_parser
 
 _NO_TARGET: Final = (
     "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
 )
 _NO_CODE: Final = "Write code behind the target, or `%%board` with the code below it."
 
+_NO_CELL: Final = "No cell was submitted with --noblock yet: `%%board --noblock TARGET` does so."
+
 _BOARD: Final = board_parser()
+_RESULT: Final = result_parser()
+_REMEMBERED: Final = 100  # cells that were submitted with --noblock
 
 _fleet: Fleet | None = None
 
@@ -66,17 +73,29 @@ class BoardMagics(Magics):
         super().__init__(shell)
         self._target = ""  # what %board_use chose
         self._seen: Results | None = None  # shown by the cell that runs now
+        self._submitted: deque[JobGroup] = deque(maxlen=_REMEMBERED)  # with --noblock
 
     @no_var_expand
     @line_cell_magic
-    def board(self, line: str, cell: str | None = None) -> Results | None:
+    def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
         """Run code on boards; the help of its options takes this place."""
         if cell is None:
             return self._board_line(split_line(_BOARD, line))
-        self._board_cell(split_cell_line(_BOARD, line), cell)
-        return None
+        done = self._board_cell(split_cell_line(_BOARD, line), cell)
+        return done if isinstance(done, JobGroup) else None  # results are shown already
 
     board.__doc__ = _BOARD.format_help()
+
+    @no_var_expand
+    @line_magic
+    def board_result(self, line: str) -> Results:
+        """Wait for a cell; the help of its options takes this place."""
+        options = split_cell_line(_RESULT, line)
+        group = self._named(options.target)
+        with _plain_errors():
+            return self._follow(group, options.options, _kept(options.options, "NAME"), late=True)
+
+    board_result.__doc__ = _RESULT.format_help()
 
     @no_var_expand
     @line_magic
@@ -111,6 +130,7 @@ class BoardMagics(Magics):
         shell.display_formatter.ipython_display_formatter.for_type(Results, self._once)
         shell.display_formatter.formatters["text/plain"].for_type(Results, _pretty)
         shell.events.register("post_execute", self._forget)
+        shell.input_transformers_cleanup.append(uncomment)
 
     def unplug(self) -> None:
         """Take back what ``plug_in`` added, and the magics."""
@@ -120,38 +140,105 @@ class BoardMagics(Magics):
         shell.display_formatter.ipython_display_formatter.type_printers.pop(Results, None)
         shell.display_formatter.formatters["text/plain"].type_printers.pop(Results, None)
         shell.events.unregister("post_execute", self._forget)
+        shell.input_transformers_cleanup.remove(uncomment)
         for kind, names in self.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)
 
-    def _board_line(self, said: Line) -> Results:
+    def _board_line(self, said: Line) -> Results | JobGroup:
         if not said.target:
             raise UsageError(_NO_TARGET)
         if not said.code:
             raise UsageError(_NO_CODE)
         return self._run(said.target, said.code, said.options, KEPT)
 
-    def _board_cell(self, said: Line, code: str) -> None:
+    def _board_cell(self, said: Line, code: str) -> Results | JobGroup:
         target = said.target or self._target
         if not target:
             raise UsageError(_NO_TARGET)
-        out = said.options.out
-        kept = KEPT.replace("r[", f"{out}[") if out else f"`-o r` keeps them {KEPT}"
-        self._run(target, code, said.options, kept)
+        return self._run(target, code, said.options, _kept(said.options, "r"))
 
-    def _run(self, target: str, code: str, options: Namespace, kept: str) -> Results:
+    def _run(self, target: str, code: str, options: Namespace, kept: str) -> Results | JobGroup:
         """Run code, show what it does, keep the results, raise what failed."""
+        inputs = self._inputs(options)
+        failed_here = None
         with _plain_errors():
-            group = fleet()[target].submit(
-                code, timeout=options.timeout, listen=True, answers=show.can_answer()
+            group = self._submit(target, code, options, inputs)
+            if options.local:
+                failed_here = show.run_here(self.shell, code)
+                if isinstance(failed_here, KeyboardInterrupt):
+                    group.interrupt()
+            if options.noblock:
+                self._submitted.append(group)
+                self._keep(options, group)
+                done: Results | JobGroup = group
+            else:
+                done = self._follow(group, options, kept)
+        if failed_here is not None and options.on_error == "raise":
+            raise failed_here
+        return done
+
+    def _submit(
+        self, target: str, code: str, options: Namespace, inputs: dict[str, Any]
+    ) -> JobGroup:
+        try:
+            return fleet()[target].submit(
+                code,
+                inputs=inputs,
+                timeout=options.timeout,
+                fresh=options.fresh,
+                wait=options.wait,
+                listen=not options.noblock,
+                answers=not options.noblock and show.can_answer(),
             )
-            results = show.follow(group, failures=options.on_error, kept=kept)
-            self._seen = results
-            if options.out and self.shell is not None:
-                self.shell.user_ns[options.out] = results
-            if options.on_error == "raise":
-                show.raise_failures(results)
-            return results
+        except (TypeError, ValueError) as error:
+            if not inputs:
+                raise
+            raise UsageError(str(error)) from None
+
+    def _follow(
+        self, group: JobGroup, options: Namespace, kept: str, *, late: bool = False
+    ) -> Results:
+        """Show what a cell does, keep the results, raise what failed."""
+        looks = Looks(options.on_error, kept, options.group_outputs, options.progress_after)
+        results = show.follow(group, looks, late=late)
+        self._seen = results
+        self._keep(options, results)
+        if options.on_error == "raise":
+            show.raise_failures(results)
+        return results
+
+    def _keep(self, options: Namespace, value: object) -> None:
+        if options.out and self.shell is not None:
+            self.shell.user_ns[options.out] = value
+
+    def _inputs(self, options: Namespace) -> dict[str, Any]:
+        """Return the variables that the boards are to have."""
+        there = self._variables()
+        names = [name for names in options.input for name in names]
+        for name in names:
+            if name not in there:
+                meant = nearest(name, (each for each in there if not each.startswith("_")))
+                guess = f" Did you mean {meant}?" if meant else ""
+                raise UsageError(f"-i: there is no variable {name} here.{guess}")
+        return {name: there[name] for name in names}
+
+    def _named(self, name: str) -> JobGroup:
+        """Return the cell that somebody asks for."""
+        if not name:
+            if not self._submitted:
+                raise UsageError(_NO_CELL)
+            return self._submitted[-1]
+        group = self._variables().get(name)
+        if name.isdecimal():
+            numbers = {job.number: each for each in self._submitted for job in each.jobs.values()}
+            group = numbers.get(int(name))
+        if not isinstance(group, JobGroup):
+            raise UsageError(f"{name} is no cell that was submitted with --noblock.")
+        return group
+
+    def _variables(self) -> dict[str, Any]:
+        return self.shell.user_ns if self.shell is not None else {}
 
     def _once(self, results: Results) -> None:
         """Show nothing as the value of a cell that has shown these results already."""
@@ -170,6 +257,13 @@ def _names() -> list[str]:
         return []  # Tab is no place to complain
 
 
+def _kept(options: Namespace, name: str) -> str:
+    """Say where the whole output of a cell is."""
+    if options.out:
+        return KEPT.replace("r[", f"{options.out}[")
+    return f"`-o {name}` keeps them {KEPT.replace('r[', f'{name}[')}"
+
+
 def _pretty(results: Results, printer: Any, _: bool) -> None:
     printer.text(results_text(results) or repr(results))
 
@@ -181,9 +275,17 @@ def _who(boards: list[dict[str, Any]]) -> str:
     return "; ".join(filter(None, (there, away and f"not there: {away}")))
 
 
+def _cells() -> list[str]:
+    """Return the names of cells that were submitted with --noblock."""
+    shell = get_ipython()
+    there = shell.user_ns if shell is not None else {}
+    return [name for name, value in there.items() if isinstance(value, JobGroup) and name[0] != "_"]
+
+
 _COMPLETERS: Final[dict[str, Callable[[Any, Any], list[str]]]] = {
     "%%board": completer(_names, _BOARD),
     "%board": completer(_names, _BOARD, code=True),
+    "%board_result": completer(_cells, _RESULT, more=()),
     "%board_use": completer(_names),
     "%boards": completer(_names),
 }

@@ -20,7 +20,8 @@ from IPython.display import DisplayHandle, display
 from cloudmanager import terminal
 from cloudmanager.errors import BoardError, CloudmanagerError
 from cloudmanager.jobs import Event, JobGroup, Results
-from cloudmanager.show import View, printable
+from cloudmanager.layout import head_text
+from cloudmanager.show import Looks, View, printable
 from cloudmanager.text import fold
 
 
@@ -33,26 +34,41 @@ def can_answer() -> bool:
     return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
-def follow(group: JobGroup, *, failures: str, kept: str) -> Results:
+def follow(group: JobGroup, looks: Looks, *, late: bool = False) -> Results:
     """Show what a cell does until all boards are done; return the results.
 
     Args:
-        group: what was submitted, with ``listen=True``.
-        failures: as ``cloudmanager.show.View`` takes it.
-        kept: likewise.
+        group: what was submitted, with ``listen=True`` unless ``late``.
+        looks: how it is to look.
+        late: the group has been running by itself.
 
     Raises:
-        KeyboardInterrupt: the stop button; the boards were interrupted, and that is shown.
+        KeyboardInterrupt: the stop button; the boards were interrupted, and that is shown. If
+            ``late``, they go on, and that is said.
     """
     try:
         if getattr(get_ipython(), "kernel", None) is None:
-            return terminal.follow(group, failures=failures, kept=kept)
-        view = View(group, failures=failures, kept=kept)
+            return terminal.follow(group, looks=looks, late=late)
+        view = View(group, looks)
         screen = _Screen(view, live=can_answer() and not os.environ.get("CM_PLAIN"))
-        return terminal.watch(group, view, screen.draw, screen.ask, screen.close)
+        return terminal.watch(group, view, screen.draw, screen.ask, screen.close, late=late)
     except KeyboardInterrupt as stop:
-        render(stop, f"KeyboardInterrupt: the cell was stopped on {fold(group.jobs)}.")
+        names = fold(group.jobs)
+        told = f"the cell goes on, on {names}" if late else f"the cell was stopped on {names}"
+        render(stop, f"KeyboardInterrupt: {told}.")
         raise
+
+
+def run_here(shell: Any, code: str) -> BaseException | None:
+    """Run a cell in this Python, below a head; return its error, which is shown already."""
+    publish(head_text("here"))
+    ran = shell.run_cell(code)
+    error: BaseException | None = ran.error_before_exec or ran.error_in_exec
+    if error is not None:
+        error._render_traceback_ = _Rendering(  # type: ignore[attr-defined]
+            f"{type(error).__name__}: the cell failed here."
+        )
+    return error
 
 
 def publish(text: str) -> None:

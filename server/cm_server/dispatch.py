@@ -161,8 +161,11 @@ class Dispatch:
         if not settled:
             job.deliver(data)
         job.tail.add(ending.output)
-        job.value.add(ending.rest)
-        error = "" if ending.status == "ok" else job.value.text()
+        if ending.status == "ok":
+            job.value.add(ending.rest)
+            error = ""
+        else:
+            error = ending.rest.decode("utf-8", "replace")
         if settled:
             self._amend(job.board, Told(job.id, ending.status, error))
         else:

@@ -36,10 +36,11 @@ UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it hung up")
 class Lab:
     """A group whose cell the server has accepted; `say` is what then comes from the server."""
 
-    def __init__(self, boards=("lab-1",), code="1/0", listen=True, **accepted):
+    def __init__(self, boards=("lab-1",), code="1/0", listen=True, fresh=False, **accepted):
         self.stopped: list[list[int]] = []
         self.answered: list[tuple[int, str | None]] = []
         self.group = JobGroup(prepare(code), listen=listen)
+        self.group.fresh = fresh
         numbers = itertools.count(1)
         body = {"jobs": [[next(numbers), board] for board in boards], **accepted}
         self.group.accept(
@@ -545,6 +546,44 @@ def test_elapsed_counts_from_the_write_to_the_board():
     assert 0 <= lab.result.elapsed <= time.perf_counter() - before
 
 
+# A job while it runs
+
+
+def test_job_says_what_it_waits_for():
+    lab = Lab(["a", "b", "c"], queued=[[1, 0], [2, 3]])
+    states = {name: (job.state, job.waits) for name, job in lab.group.jobs.items()}
+    assert states == {"a": ("queued", ""), "b": ("queued", "behind 3"), "c": ("running", "")}
+    lab.say(wire.STARTED, board="b")
+    assert lab.group.jobs["b"].state == "running"
+
+
+def test_job_after_a_reset_says_that_it_resets_until_it_prints():
+    lab = Lab(["a", "b"], fresh=True, queued=[[2, 1]])
+    lab.say(wire.STARTED, board="b")
+    assert [job.state for job in lab.group.jobs.values()] == ["resetting", "resetting"]
+    lab.say(wire.OUTPUT, b"hi", board="b")
+    assert [job.state for job in lab.group.jobs.values()] == ["resetting", "running"]
+
+
+def test_job_counts_the_time_it_has_been_running():
+    job = Lab().job
+    before = job.elapsed()
+    assert 0 <= before <= job.elapsed()
+
+
+def test_output_is_read_on_from_a_place(monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_OUTPUT", 4)
+    lab = Lab()
+    lab.say(wire.OUTPUT, b"one ")
+    text, place = lab.job.read()
+    assert text == "one "
+    lab.say(wire.OUTPUT, b"two ")
+    text, place = lab.job.read(place)
+    assert (text, lab.job.read(place)) == ("two ", ("", place))
+    lab.say(wire.OUTPUT, b"three ")  # more than is kept: what is kept starts anew
+    assert lab.job.read(place)[0] == "ree "
+
+
 # A group
 
 
@@ -563,6 +602,12 @@ def test_results_that_are_not_there_in_time_say_how_many_are_missing():
     lab.end("b")
     with pytest.raises(TimeoutError, match="2 of 3 boards are not done"):
         lab.group.results(0.01)
+
+
+def test_group_shows_how_far_it_is_in_one_line():
+    lab = Lab(["a-1", "a-2", "b"], queued=[[3, 1]])
+    lab.end("a-1")
+    assert repr(lab.group) == "<JobGroup: jobs 1-3 on a-[1-2],b, 1 ok, 1 running, 1 queued>"
 
 
 def test_group_without_jobs_has_no_results():
@@ -746,3 +791,14 @@ def test_once_is_awaited_by_who_drives_it():
     with pytest.raises(StopIteration) as caught:
         asking.send(None)
     assert caught.value.value == 7
+
+
+def test_pieces_of_a_value_whose_repr_failed_are_no_part_of_the_traceback():
+    group = JobGroup(prepare("thing"))
+    jobs = group.accept({"jobs": [[7, "lab-1"]]}, lambda _: None, lambda _job, _text: None)
+    traceback = (
+        b'Traceback (most recent call last):\n  File "<cell>", line 1, in <module>\nOSError: x'
+    )
+    group.take(jobs[7], wire.Message(wire.VALUE, 0, 7, b"Thing(1, 2, "))
+    group.take(jobs[7], wire.Message(wire.RESULT, 1, 7, b"\0\0" + traceback))
+    assert group.results()["lab-1"].traceback.startswith("Traceback (most recent call last):")

@@ -138,7 +138,7 @@ def test_boards_are_a_sequence(cm_boards: BoardsUnderTest):
     assert [board.name for board in cm_boards] == list(cm_boards.names)
     assert cm_boards[-1].name == cm_boards["board-3"].name == "board-3"
     assert repr(cm_boards[0]) == "<BoardUnderTest board-1>"
-    with pytest.raises(ValueError, match="board-9"):
+    with pytest.raises(KeyError, match="board-9"):
         cm_boards["board-9"]
 
 

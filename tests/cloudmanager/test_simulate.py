@@ -1,6 +1,7 @@
 """Virtual boards that join a server."""
 
 import os
+import socket
 import stat
 
 import pytest
@@ -112,3 +113,33 @@ def test_detached_boards_live_on_until_they_are_stopped(fleet: Fleet):
 def test_folder_is_the_users_own(server: Server):
     assert simulate.folder() == server.home / "virtual"
     assert stat.S_IMODE(server.home.stat().st_mode) & 0o077 == 0
+
+
+def test_demo_boards_are_there_until_they_are_stopped(server: Server, fleet: Fleet):
+    playing = simulate.start_demo(2, "play")
+    try:
+        assert repr(playing) == f"<play-[1-2] at {server.url}>"
+        assert fleet["play-[1-2]"].run("1").ok
+    finally:
+        playing.stop()
+    playing.stop()
+    assert not [board for board in fleet.boards() if board["name"].startswith("play")]
+
+
+def test_demo_boards_that_are_there_are_used_and_left(fleet: Fleet, boards: virtual.VirtualBoards):
+    playing = simulate.start_demo()
+    assert playing.names == ["demo-1", "demo-2", "demo-3"]
+    playing.stop()
+    assert fleet["demo-[1-3]"].run("1").ok
+
+
+def test_demo_boards_need_no_local_server_where_cm_url_names_one(server: Server, monkeypatch):
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    with pytest.raises(ServerUnreachable):
+        simulate.start_demo(1, "none")
+
+
+def test_free_tcp_port_passes_over_those_that_are_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        tcp_port = taken.getsockname()[1]
+        assert simulate.free_tcp_port(tcp_port) > tcp_port

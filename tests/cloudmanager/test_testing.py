@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cloudmanager import testing
 from cloudmanager.errors import ServiceError
 from cloudmanager.fleet import Fleet
 from cloudmanager.testing import Server, running_server
@@ -24,20 +24,23 @@ WAIT = 60.0  # seconds that a suite may take on a busy machine
 pytestmark = pytest.mark.timeout(120)
 
 
-def command(*options: str) -> Sequence[str]:
-    """Plugins that this environment happens to have are left out, ours is not."""
-    others = ("asyncio", "hypothesispytest", "nbval", "timeout", "anyio", "pytest_cov")
-    without = (f"-pno:{name}" for name in others)
-    return (sys.executable, "-m", "pytest", "-pno:cacheprovider", "-Werror", *without, *options)
+#: pytest without the plugins that this environment happens to have beside ours.
+OTHERS = ("asyncio", "hypothesispytest", "nbval", "timeout", "anyio", "pytest_cov")
+PYTEST = (
+    str(Path(sys.executable).with_name("pytest")),  # unlike `-m pytest`, it looks nowhere else
+    *("-ra", "-Werror", "-pno:cacheprovider"),
+    *(f"-pno:{name}" for name in OTHERS),
+)
 
 
 def run(folder: Path, *options: str) -> tuple[dict[str, int], str]:
     """Run the suite in ``folder``: its outcomes, and what it said."""
     ran = subprocess.run(
-        command("-ra", *options), cwd=folder, capture_output=True, text=True, timeout=WAIT
+        [*PYTEST, *options], cwd=folder, capture_output=True, text=True, timeout=WAIT
     )
-    counts = re.findall(r"(\d+) (passed|failed|errors?)", ran.stdout.splitlines()[-1])
-    return {what.rstrip("s"): int(count) for count, what in counts}, ran.stdout + ran.stderr
+    said = ran.stdout + ran.stderr
+    counts = re.findall(r"(\d+) (passed|failed|errors?)", said.strip().rpartition("\n")[2])
+    return {what.rstrip("s"): int(count) for count, what in counts}, said
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -74,7 +77,7 @@ def test_failing_board_shows_its_traceback_on_the_tests_own_line(example: Path):
     text = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
     promised = re.findall(r"^```\n(>.*?)^```$", text, flags=re.M | re.S)[0]
     assert outcome == {"failed": 1}
-    assert promised in said
+    assert promised in re.sub(r" +$", "", said, flags=re.M)
     assert "cloudmanager/" not in said
 
 
@@ -143,14 +146,8 @@ def test_what_a_test_leaves_behind_does_not_reach_the_next(tmp_path: Path):
 def test_modules_meant_for_boards_do_not_disturb_the_host(tmp_path: Path):
     """A user's json.py is in the folder where pytest runs; nothing that we start imports it."""
     folder = write(tmp_path, json="1/0", test_it="def test_it(cm_board): cm_board.run('1')")
-    ran = subprocess.run(
-        [str(Path(sys.executable).with_name("pytest")), "-q", "-pno:cacheprovider"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    outcome, said = run(folder)
+    assert outcome == {"passed": 1}, said
 
 
 def test_tests_that_want_boards_say_what_is_missing_and_others_run(tmp_path: Path):
@@ -176,7 +173,7 @@ def test_all_that_was_started_ends_when_pytest_does(tmp_path: Path, number: sign
     """With Ctrl-C in mid-cell, and where nobody can end it."""
     write(tmp_path, test_endless=ENDLESS)
     with subprocess.Popen(
-        command("-s", "--tb=short"),
+        [*PYTEST, "-s"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -217,9 +214,10 @@ print(*sorted(set(sys.modules) - before))
 
 def test_every_fixture_and_setting_is_documented(pytestconfig: pytest.Config):
     source = (ROOT / "cloudmanager/testing.py").read_text(encoding="utf-8")
-    names = set(re.findall(r"^def (cm_\w+)|addini\(\"(\w+)\"", source, flags=re.M))
+    names = set(re.findall(r"(?:^def |addini\(\")(cm_\w+)", source, flags=re.M))
     docs = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
-    assert {name for pair in names for name in pair if f"`{name}`" not in docs} == {""}
+    assert len(names) == 10  # cm_boards is both
+    assert {name for name in names if f"`{name}`" not in docs} == set()
     assert pytestconfig.getini("cm_boards") == "3"
 
 
@@ -244,3 +242,10 @@ def test_server_that_falls_over_says_its_last_words(tmp_path: Path):
         running_server(tmp_path, "--no"),
     ):
         pass
+
+
+def test_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(testing, "END_SECONDS", 0.2)
+    with pytest.raises(subprocess.TimeoutExpired), running_server(tmp_path) as server:
+        os.kill(server.process.pid, signal.SIGSTOP)
+    assert server.process.returncode == -signal.SIGKILL
