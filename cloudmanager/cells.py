@@ -12,7 +12,8 @@ A cell that awaits travels as a coroutine whose names are global. The board runs
     <tab>global x
     <tab>x = await read()
 
-What the caller assigns first stands on lines of its own before all that, which `offset` counts.
+What the caller assigns first stands before the first statement on its line, so that functions
+that later cells call know their lines; where that is no Python, on a line that `offset` counts.
 
 `__cm__` and `__cm_cell__` are the board's part (mpy_client/cm/run.py). Nothing is run here: a cell
 is only parsed, and compiled to find what parsing alone lets through, such as a stray `return`.
@@ -30,7 +31,6 @@ from typing import NoReturn
 from .errors import CellSyntaxError
 
 FILE_NAME = "<cell>"  # what a board's traceback calls the cell
-INPUTS_NAME = "<inputs>"  # what is shown instead for a line of the prelude
 VALUE_HOOK = "__cm__"  # takes the value of the trailing expression
 CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
 
@@ -57,7 +57,6 @@ class Cell:
         offset: how many lines of `code` stand before the first line of `source`.
         has_value: it ends in an expression, whose value the board hands to `__cm__`.
         awaits: `code` only defines `__cm_cell__`, which the board then runs on its loop.
-        inputs: how many of the lines before `source` are the prelude; they come first.
     """
 
     source: str
@@ -65,7 +64,6 @@ class Cell:
     offset: int
     has_value: bool
     awaits: bool
-    inputs: int = 0
 
 
 def prepare(text: str, prelude: str = "") -> Cell:
@@ -85,20 +83,27 @@ def prepare(text: str, prelude: str = "") -> Cell:
     lines = source.encode().split(b"\n")
     has_value = _wrap_value(lines, tree)
     inside = set(_inside_texts(tree))
-    head = _head(source, tree) if awaits else []
+    assigned = prelude.split("\n") if prelude else []
+    head = _head(source, tree, assigned) if awaits else []
     indent = _INDENT if awaits else b""
     # MicroPython counts a form feed as a column of indentation; Python starts counting anew there.
     body = [
         line if number in inside else indent + _FORM_FEED.sub(b"", line)
         for number, line in enumerate(lines)
     ]
-    first = prelude.encode().split(b"\n") if prelude else []
-    lines = [*first, *head, *body]
-    return Cell(text, b"\n".join(lines), len(first + head), has_value, awaits, len(first))
+    if assigned and not awaits:
+        first = ";".join(assigned).encode()
+        if _may_follow(tree, lines[0]):
+            body[0] = first + b";" + body[0]
+        else:
+            head = [first]
+    return Cell(text, b"\n".join(head + body), len(head), has_value, awaits)
 
 
 def traceback_lines(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
     """Map a board's traceback to the lines of the cell, and show these.
+
+    A function that the cell does not define is of an earlier one, whose lines are not known here.
 
     Args:
         traceback: as the board printed it; whatever it is, this raises nothing.
@@ -112,22 +117,41 @@ def traceback_lines(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
     """
     source = _unified(cell.source).split("\n")
     frame = re.compile(rf'(  File "{re.escape(name)}", line )([0-9]{{1,9}})((?:, in [^\r]*)?)\r?')
+    places = _places(cell)
     shown: list[str] = []
     for line in traceback.split("\n"):
         found = frame.fullmatch(line)
-        shown += _frame(found, source, cell) if found else [line]
+        shown += _frame(found, source, cell.offset, places) if found else [line]
     return "\n".join(shown)
 
 
-def _frame(found: re.Match[str], source: list[str], cell: Cell) -> list[str]:
-    number = int(found[2]) - cell.offset
+def _frame(
+    found: re.Match[str], source: list[str], offset: int, places: set[tuple[str, int]]
+) -> list[str]:
+    number = int(found[2]) - offset
     where = ", in <module>" if found[3] == f", in {CELL_HOOK}" else found[3]
-    if 1 <= int(found[2]) <= cell.inputs:
-        return [f'  File "{INPUTS_NAME}", line {found[2]}{where}']
-    if not 1 <= number <= len(source):
+    name = where[len(", in ") :]
+    here = name[:1] in ("", "<") or (name, number) in places
+    if not (here and 1 <= number <= len(source)):
         return [found[1] + found[2] + where]
     line = source[number - 1].strip()[:_SHOWN]
     return [f"{found[1]}{number}{where}", *([f"    {line}"] if line else [])]
+
+
+def _places(cell: Cell) -> set[tuple[str, int]]:
+    """Return the lines of each function and class that the cell defines: (name, line)."""
+    return {
+        (node.name, line)
+        for node in ast.walk(_read(_unified(cell.source))[0])
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+
+
+def _may_follow(tree: ast.Module, line: bytes) -> bool:
+    """Whether a statement and a semicolon may be put before a cell's first line."""
+    simple = not tree.body or not (set(tree.body[0]._fields) & {"body", "cases"})
+    return simple or line.strip()[:1] in (b"", b"#")
 
 
 def _unified(text: str) -> str:
@@ -200,8 +224,8 @@ def _is_text(node: ast.expr) -> bool:
     return plain or isinstance(node, _JOINED)
 
 
-def _head(source: str, tree: ast.Module) -> list[bytes]:
-    """Make the two lines before the body of a cell that awaits."""
+def _head(source: str, tree: ast.Module, assigned: list[str]) -> list[bytes]:
+    """Make the two lines before the body of a cell that awaits; the second assigns."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             why = "a cell that awaits cannot import *: put this in a cell of its own"
@@ -209,8 +233,10 @@ def _head(source: str, tree: ast.Module) -> list[bytes]:
     bound = set(_bound(tree))
     # Python takes compatible letters for the same (the micro sign is a mu), MicroPython does not.
     typed = {w for w in re.findall(r"\w+", source) if unicodedata.normalize("NFKC", w) in bound}
+    typed |= {each.partition(" = ")[0] for each in assigned}
     names = f"global {', '.join(sorted(typed))}" if typed else "pass"
-    return [f"async def {CELL_HOOK}():".encode(), _INDENT + names.encode()]
+    second = ";".join([names, *assigned])
+    return [f"async def {CELL_HOOK}():".encode(), _INDENT + second.encode()]
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:

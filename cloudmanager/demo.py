@@ -81,7 +81,6 @@ def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
         power_cut.join()
         say("\nThe five that live go on, with their names:\n\n    1000 * readings")
         follow(fleet["greenhouse-[1-5]"].submit("1000 * readings", timeout=3, listen=True))
-        say("")
     finally:
         boards.stop()
         fleet.forget("greenhouse-[1-6]")
@@ -135,7 +134,7 @@ def _lab(say: Callable[[str], None]) -> Iterator[None]:
         _await_lab(process, f"http://127.0.0.1:{tcp_port}/api")
         page = f"/tree/{FIRST_NOTEBOOK}" if (folder / FIRST_NOTEBOOK).exists() else ""
         say(
-            f"JupyterLab is at\n\n    http://127.0.0.1:{tcp_port}/lab{page}?token={token}\n\n"
+            f"\nJupyterLab is at\n\n    http://127.0.0.1:{tcp_port}/lab{page}?token={token}\n\n"
             "Ctrl-C ends everything that this demo began."
         )
         yield
@@ -154,4 +153,4 @@ def _await_lab(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())
+    return "\n".join(f"    {line}" for line in text.splitlines())

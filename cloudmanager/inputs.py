@@ -43,8 +43,8 @@ def _assignment(name: str, value: Any) -> str:
         return f"{name} = {_literal(value)}"
     except _Foreign as foreign:
         what = type(foreign.args[0]).__name__
-        holds = "is" if foreign.args[0] is value else "holds"
-        raise TypeError(f"{name} {holds} a {what}: boards take {_PLAIN}.") from None
+        holds = "is" if foreign.args[0] is value else "holds a value"
+        raise TypeError(f"{name} {holds} of type {what}: boards take {_PLAIN}.") from None
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply for a board, or holds itself.") from None
 

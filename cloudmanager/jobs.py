@@ -467,6 +467,7 @@ class JobGroup:
             job.state if job.result is None else job.result.status for job in self.jobs.values()
         )
         told = ", ".join(f"{count:,} {state}" for state, count in states.items())
+        told = next(iter(states)) if len(self.jobs) == 1 else told
         numbers = fold(str(job.number) for job in self.jobs.values()).strip("[]")
         word = "job" if len(self.jobs) == 1 else "jobs"
         return f"<JobGroup: {word} {numbers} on {fold(self.jobs)}, {told}>"

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from .jobs import Event, Job, JobGroup, Place, Results
+from .jobs import Event, Job, JobGroup, Place, Result, Results
 from .layout import LEFT_OUT, RESETTING, WAITING, Line, Page, Told, plain
 from .layout import printable as printable
 from .record import Record
@@ -97,8 +97,8 @@ class View:
             told.truncated = True
             if self._record is not None:
                 self._record.say(board, [[(LEFT_OUT, "note")]])
-        elif event.kind == "ended":
-            self._end(event.job)
+        elif event.kind == "ended" and event.job.result is not None:
+            self._end(event.job.result)
 
     def look(self) -> None:
         """Take what the jobs have told by now, from their own memory: nobody read the events."""
@@ -111,7 +111,7 @@ class View:
             self._read[board] = place
             self._print(board, self._of(board), text)
             if job.result is not None:
-                self._end(job)
+                self._end(job.result)
             else:
                 self._note(self._of(board), job)
 
@@ -152,14 +152,12 @@ class View:
         if self._record is not None:
             self._record.print(board, text)
 
-    def _end(self, job: Job) -> None:
-        if job.result is None:
-            return
-        told = self._told[job.board] = Told.of(job.result)
+    def _end(self, result: Result) -> None:
+        told = self._told[result.board] = Told.of(result)
         if self._record is not None:
             alone = len(self._group.jobs) == 1
             page = self._page(WIDTH, final=True)
-            self._record.say(job.board, page.outcome(job.board, told, alone=alone))
+            self._record.say(result.board, page.outcome(result.board, told, alone=alone))
 
     def _note(self, told: Told, job: Job) -> None:
         """Note the state of a job that has not ended."""

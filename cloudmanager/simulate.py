@@ -67,12 +67,14 @@ class Demo:
     Attributes:
         url: the server.
         names: the boards, whoever started them.
+        boards: those that were started for it, to cut their power, say; None if none was, or
+            after ``stop``.
     """
 
     def __init__(self, url: str, names: Sequence[str], boards: VirtualBoards | None) -> None:
         self.url = url
         self.names = list(names)
-        self._boards = boards
+        self.boards = boards
         if boards is not None:
             atexit.register(boards.stop)
 
@@ -82,7 +84,7 @@ class Demo:
 
     def stop(self) -> None:
         """End the boards that were started for it; it may be called again."""
-        boards, self._boards = self._boards, None
+        boards, self.boards = self.boards, None
         if boards is None:
             return
         atexit.unregister(boards.stop)

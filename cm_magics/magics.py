@@ -30,6 +30,7 @@ _NO_TARGET: Final = (
 )
 _NO_CODE: Final = "Write code behind the target, or `%%board` with the code below it."
 
+_AWAITS: Final = "--local cannot run a cell that awaits: a notebook's own loop is busy with it."
 _NO_CELL: Final = "No cell was submitted with --noblock yet: `%%board --noblock TARGET` does so."
 
 _BOARD: Final = board_parser()
@@ -162,6 +163,8 @@ class BoardMagics(Magics):
         """Run code, show what it does, keep the results, raise what failed."""
         inputs = self._inputs(options)
         failed_here = None
+        if options.local and show.must_await(self.shell, code):
+            raise UsageError(_AWAITS)
         with _plain_errors():
             group = self._submit(target, code, options, inputs)
             if options.local:

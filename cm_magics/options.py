@@ -108,7 +108,7 @@ def _add_ways(parser: Options) -> None:
     add(
         "--local",
         action="store_true",
-        help="run the cell in the notebook's own Python, too, while it runs on the boards",
+        help="run the cell in the notebook's own Python, too, after it was sent to the boards",
     )
 
 

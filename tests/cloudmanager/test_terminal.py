@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import io
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from cloudmanager import terminal, wire
 from cloudmanager.cells import prepare
 from cloudmanager.fleet import Fleet
 from cloudmanager.jobs import JobGroup
-from cloudmanager.show import View
-from cloudmanager.terminal import follow
+from cloudmanager.show import LOOKS, View
+from cloudmanager.terminal import follow, painted
 
 pytestmark = pytest.mark.usefixtures("boards")
 
@@ -72,6 +73,8 @@ class Tty:
 def tty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tty]:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     tty = Tty()
     yield tty
     tty.out.close()
@@ -79,6 +82,10 @@ def tty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tty]:
 
 def head(words: str) -> str:
     return f"── {words} ".ljust(48, "─")
+
+
+def colourless(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def run(
@@ -126,7 +133,7 @@ def test_one_board_ends_with_its_traceback(fleet: Fleet):
 def test_failure_may_be_left_to_the_exception(fleet: Fleet):
     out = io.StringIO()
     group = fleet["demo-1"].submit("print('hi')\n1/0", listen=True)
-    results = follow(group, out, failures="raise")
+    results = follow(group, out, LOOKS._replace(failures="raise"))
     assert (out.getvalue(), results.ok) == ("hi\n", False)
 
 
@@ -151,14 +158,14 @@ def test_escape_codes_of_boards_are_disarmed(fleet: Fleet):
 def test_terminal_shows_boards_live_and_then_the_final_text(fleet: Fleet, tty: Tty):
     code = "import time\nprint('hi')\ntime.sleep(0.4)\n1"
     follow(fleet["demo-[1-3]"].submit(code, listen=True), tty.out)
-    live, _, final = tty.read().rpartition(head("demo-[1-3]"))
+    live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
     assert head("demo-[1-3] · running") in live
     assert final == "\nhi\nOut: 1\n"
 
 
 def test_fast_cell_is_not_shown_live(fleet: Fleet, tty: Tty):
     follow(fleet["demo-[1-3]"].submit("1", listen=True), tty.out)
-    assert tty.read() == f"{head('demo-[1-3]')}\n1\n"
+    assert colourless(tty.read()) == f"{head('demo-[1-3]')}\n1\n"
 
 
 def test_ctrl_c_interrupts_the_boards_and_shows_how_they_ended(fleet: Fleet):
@@ -183,7 +190,7 @@ def test_several_boards_are_answered_one_after_the_other(
     monkeypatch.setattr(sys, "stdin", Keyboard("Ada\nAda\n"))
     code = "import time\ntime.sleep(0.2)\ninput('name? ')"
     follow(fleet["demo-[1-2]"].submit(code, listen=True, answers=True), tty.out)
-    assert tty.read().endswith(f"{head('demo-[1-2]')}\n'Ada'\n")
+    assert colourless(tty.read()).endswith(f"{head('demo-[1-2]')}\n'Ada'\n")
 
 
 @pytest.mark.parametrize("keyboard", [io.StringIO(), Keyboard("")], ids=["no terminal", "Ctrl-D"])
@@ -219,7 +226,7 @@ def test_board_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         follow(group, out)
     assert told == [[1, 2]]
-    assert out.getvalue().split("\n") == [
+    assert colourless(out.getvalue()).split("\n") == [
         head("demo-[1-2] · running"),
         "not there: demo-3",
         "",
@@ -263,3 +270,94 @@ def test_nobody_is_asked_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
         terminal.watch(group, view, draw, lambda _: "Ada", lambda: drawn.append("closed"))
     assert told == [[1, 2], (1, None)]
     assert drawn[-1] == "closed"
+
+
+# Colours
+
+
+FAILS = [[("── ", "bad"), ("demo-1", "bad name"), (" · error ", "bad")], [("hi", "")]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "colourful"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_failures_are_red_in_a_terminal_that_wants_colours(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], colourful: bool
+):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    text = painted(FAILS, Keyboard())
+    if colourful:
+        assert text == ("\x1b[31m── \x1b[0m\x1b[1;31mdemo-1\x1b[0m\x1b[31m · error \x1b[0m\nhi")
+    else:
+        assert text == "── demo-1 · error \nhi"
+
+
+def test_pipe_has_no_colours():
+    assert painted(FAILS, io.StringIO()) == "── demo-1 · error \nhi"
+
+
+def test_one_boards_failure_is_coloured_too(fleet: Fleet, tty: Tty):
+    follow(fleet["demo-1"].submit("1/0", listen=True), tty.out)
+    assert tty.read().startswith("\x1b[31m── \x1b[0m\x1b[1;31mdemo-1\x1b[0m\x1b[31m · error")
+
+
+# Live
+
+
+def test_live_region_shows_the_end_of_what_a_screen_has_no_room_for(fleet: Fleet, tty: Tty):
+    code = "import time\nfor n in range(50): print('line', n)\ntime.sleep(0.4)"
+    looks = LOOKS._replace(progress_after=0)
+    follow(fleet["demo-[1-3]"].submit(code, listen=True), tty.out, looks)
+    live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
+    assert "0 of 3 boards are done" in live
+    assert "line 49" in live
+    assert "line 20" not in live
+    assert "line 20" in final
+
+
+def test_one_long_line_is_shown_live_though_it_is_too_tall():
+    assert terminal._last([[("a\nb\nc", "")]], 2) == [[("a\nb\nc", "")]]
+    assert terminal._last([[("a\nb", "")], [("c", "")]], 2) == [[("c", "")]]
+
+
+def test_lines_in_the_order_of_coming(fleet: Fleet):
+    out = io.StringIO()
+    group = fleet["demo-1"].submit("print('hi')\n1", listen=True)
+    follow(group, out, LOOKS._replace(grouped="order"))
+    assert out.getvalue() == "demo-1  hi\ndemo-1  Out: 1\n"
+
+
+# A cell that nobody has followed
+
+
+def test_cell_may_be_followed_late(fleet: Fleet, tty: Tty):
+    code = "import time\nprint('hi')\ntime.sleep(0.6)\n1"
+    group = fleet["demo-[1-3]"].submit(code)
+    results = follow(group, tty.out, late=True)
+    live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
+    assert head("demo-[1-3] · running") in live
+    assert final == "\nhi\nOut: 1\n"
+    assert results.ok
+
+
+def test_cell_that_is_over_may_still_be_followed(fleet: Fleet):
+    group = fleet["demo-1"].submit("print('hi')\n1")
+    assert group.wait(5)
+    out = io.StringIO()
+    follow(group, out, late=True)
+    assert out.getvalue() == "hi\nOut: 1\n"
+
+
+def test_ctrl_c_ends_only_the_waiting_for_a_cell_that_was_not_waited_for():
+    told: list[object] = []
+    group = stubborn(told)
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        follow(group, out, late=True)
+    assert told == []
+    assert out.getvalue().startswith(head("demo-[1-2] · running"))

@@ -212,6 +212,48 @@ def test_board_cannot_say_html(kernel: Kernel):
     assert [each.text for each in outputs] == ["<script>\nOut: '<b>'"]
 
 
+def test_progress_is_shown_while_it_runs(kernel: Kernel):
+    outputs = kernel.run(f"%%board demo-[1-3] --progress-after 0\n{SLOW}")[1]
+    assert any("0 of 3 boards are done · 0 s" in each.text for each in outputs[:-1])
+    assert outputs[-1].text == f"{head('demo-[1-3]')}\n0\n1\n2"
+
+
+def test_cell_that_was_not_waited_for_is_shown_live_when_it_is(kernel: Kernel):
+    (first,) = kernel.run(f"%%board demo-[1-3] --noblock -o long\n{SLOW}")[1]
+    assert first.kind == "execute_result"
+    assert first.text.startswith("<JobGroup: jobs ")
+    outputs = kernel.run("r = %board_result long")[1]
+    assert outputs[0].text.startswith(head("demo-[1-3] · running"))
+    assert outputs[-1].text == f"{head('demo-[1-3]')}\n0\n1\n2"
+
+
+def test_stop_button_ends_only_the_waiting_for_a_cell_that_was_not_waited_for(kernel: Kernel):
+    def stop(output: Output) -> None:
+        if "running" in output.text:
+            kernel.manager.interrupt_kernel()
+
+    code = "%%board demo-[1-2] --noblock -o long\nimport time\ntime.sleep(1.5)\n6*7"
+    kernel.run(code)
+    status, outputs = kernel.run("%board_result", watch=stop)
+    assert status == "error"
+    assert outputs[-1].text == "KeyboardInterrupt: the cell goes on, on demo-[1-2]."
+    assert kernel.run("r = %board_result")[1][-1].text == f"{head('demo-[1-2]')}\n42"
+
+
+def test_cell_runs_here_too(kernel: Kernel):
+    status, outputs = kernel.run("%%board demo-1 --local\nprint('done')\n1")
+    assert status == "ok"
+    assert [each.text.strip() for each in outputs] == [head("here"), "done", "1", "done\nOut: 1"]
+
+
+def test_cell_that_awaits_cannot_run_here_too_and_runs_nowhere(kernel: Kernel):
+    code = "%%board demo-1 --local\nimport asyncio\nran = 1\nawait asyncio.sleep(0)"
+    status, outputs = kernel.run(code)
+    assert status == "error"
+    assert outputs[-1].text.startswith("UsageError: --local cannot run a cell that awaits")
+    assert kernel.run("%board demo-1 'ran' in globals()")[1][-1].text == "False"
+
+
 def test_tab_names_boards(kernel: Kernel):
     kernel.client.complete("%%board demo-[1", 12)
     kernel.client.get_shell_msg(timeout=WAIT)

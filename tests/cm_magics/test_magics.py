@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,19 @@ from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from traitlets.config import Config
 
 import cm_magics
-from cloudmanager import BoardError, Fleet, FleetError, NoSuchBoard, Results, ServerUnreachable
+from cloudmanager import (
+    BoardError,
+    Fleet,
+    FleetError,
+    JobGroup,
+    NoSuchBoard,
+    Results,
+    ServerUnreachable,
+)
+from cloudmanager.cells import prepare
 from cloudmanager.virtual import VirtualBoards
+from cm_magics.line import option_names
+from cm_magics.options import board_parser, result_parser
 
 #: `ip.complete` is what consoles still call.
 pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
@@ -231,6 +243,159 @@ def test_different_failures_are_counted(shell: Shell):
     assert told.endswith("\nFleetError: demo-[1-2] failed (2 of 2 boards)")
 
 
+# Values that are sent along
+
+
+def test_variables_travel(shell: Shell):
+    shell.run("pins, name = (2, 4), 'twelve'")
+    assert shell.run("%%board demo-1 -i pins,name\n(name, pins[1])") == "('twelve', 4)"
+    assert shell.run("r = %board -i pins --input name demo-1 name, pins[1]") == "('twelve', 4)"
+    assert shell.run("r = %board demo-1 pins") == "(2, 4)"  # they live on, as all names do
+
+
+def test_variables_travel_with_cells_that_await(shell: Shell):
+    shell.run("pause = 0.01")
+    told = shell.run("%%board demo-1 -i pause\nimport asyncio\nawait asyncio.sleep(pause)\npause")
+    assert told == "0.01"
+
+
+def test_variables_move_no_line_of_a_traceback(shell: Shell):
+    shell.run("a = b = 0")
+    told = shell.run("%%board demo-1 -i a,b\n\n1/a")
+    assert '  File "<cell>", line 2, in <module>\n    1/a\n' in told
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards take"),
+        ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: there is no variable nubmer he"),
+        ("%board -i 1x demo-1 1", "UsageError: -i/--input: '1x' is no name of a variable."),
+        ("%board --wait no demo-1 1", "UsageError: --wait: 'no' is no number of seconds above 0."),
+        ("%board --progress-after x demo-1 1", "UsageError: --progress-after: 'x' is no number"),
+        ("%board --progress-after nan demo-1 1", "UsageError: --progress-after: 'nan' is no n"),
+        (
+            "%board --group-outputs bord demo-1 1",
+            "UsageError: --group-outputs: 'bord' is not known",
+        ),
+        ("%board_result", "UsageError: No cell was submitted with --noblock yet"),
+        ("x = 1\n%board_result x", "UsageError: x is no cell that was submitted with --noblock."),
+        ("%board_result 7", "UsageError: 7 is no cell that was submitted with --noblock."),
+    ],
+)
+def test_wrong_values_get_one_sentence(shell: Shell, cell: str, sentence: str):
+    assert shell.run(cell).startswith(sentence)
+    assert not shell.ran.success
+
+
+def test_missing_variable_is_guessed(shell: Shell):
+    assert shell.run("number = 1\n%board -i nubmer demo-1 1").endswith("Did you mean number?")
+
+
+# Cells that nobody waits for
+
+
+def test_cell_without_waiting_is_one_line_with_its_jobs(shell: Shell):
+    told = shell.run("%%board demo-[1-2] --noblock\nimport time\ntime.sleep(0.3)\n6*7")
+    found = re.fullmatch(r"Out\[\d+\]: <JobGroup: jobs (\d+-\d+) on demo-\[1-2\], 2 running>", told)
+    assert found
+    for _ in range(2):  # as often as one likes
+        assert shell.run("r = %board_result") == f"{HEAD}42"
+    assert shell.run(f"r = %board_result {found[1].partition('-')[0]}") == f"{HEAD}42"
+    assert shell.run("%board_result").count("42") == 1
+    assert isinstance(shell.ran.result, Results)
+
+
+def test_cell_without_waiting_may_have_a_name(shell: Shell):
+    shell.run("%%board demo-1 -a -o first\n1")
+    shell.run("r = %board -a demo-1 2")
+    assert not isinstance(shell.ip.user_ns["r"], Results)
+    assert re.fullmatch(r"<JobGroup: job \d+ on demo-1, (running|ok)>", repr(shell.ip.user_ns["r"]))
+    assert shell.run("%board_result first -o results").startswith("1\n")
+    assert shell.ip.user_ns["results"].value == 1
+    assert shell.run("r = %board_result r") == "2"
+    assert shell.ip.user_ns["r"].to_dict() == {"demo-1": 2}
+
+
+def test_failure_of_a_cell_is_raised_by_who_waits_for_it(shell: Shell):
+    shell.run("%%board demo-1 -a\n1/0")
+    assert shell.ran.success
+    assert shell.run("%board_result").endswith("ZeroDivisionError: divide by zero")
+    assert isinstance(shell.error, BoardError)
+    assert shell.run("%board_result --on-error show").startswith("── demo-1 · error ─")
+    assert shell.ran.success
+
+
+# How it looks
+
+
+def test_outputs_may_stand_by_board(shell: Shell):
+    told = shell.run("%%board demo-[1-2] --group-outputs board\n6*7")
+    assert told.split("\n") == [
+        *("── demo-1 ".ljust(48, "─"), "42", ""),
+        *("── demo-2 ".ljust(48, "─"), "42"),
+    ]
+
+
+def test_outputs_may_stand_in_the_order_of_coming(shell: Shell):
+    told = shell.run("%%board demo-1 --group-outputs order\nprint('hi')\n6*7")
+    assert told == "demo-1  hi\ndemo-1  Out: 42"
+
+
+# More ways to run a cell
+
+
+def test_cell_may_run_here_too(shell: Shell):
+    shell.run("import sys")
+    told = shell.run("%%board demo-[1-2] --local\nimport sys\nsys.implementation.name")
+    assert told.split("\n") == [
+        "── here ".ljust(48, "─"),
+        f"Out[{shell.ran.execution_count}]: 'cpython'",
+        HEAD.strip(),
+        "'micropython'",
+    ]
+
+
+def test_failure_here_is_shown_once_and_raised_after_the_boards_are_done(shell: Shell):
+    told = shell.run("%%board demo-1 --local -o kept\nimport sys\nsys.getrecursionlimit()")
+    assert isinstance(shell.error, BoardError)  # MicroPython has none
+    told = shell.run("%%board demo-1 --local -o kept\nimport micropython\n7")
+    assert isinstance(shell.error, ModuleNotFoundError)
+    assert told.count("Traceback") == 1
+    assert told.endswith("\n7\nModuleNotFoundError: the cell failed here.")
+    assert shell.ip.user_ns["kept"].value == 7
+    told = shell.run("%%board demo-1 --local --on-error show\nimport micropython\n7")
+    assert told.endswith("\n7")
+    assert shell.ran.success
+
+
+def test_interrupt_here_interrupts_the_boards(shell: Shell):
+    code = "try:\n    import micropython\nexcept ImportError:\n    raise KeyboardInterrupt\n"
+    shell.run(f"%%board demo-1 --local -o kept\n{code}while True: pass")
+    assert shell.ip.user_ns["kept"]["demo-1"].status == "interrupted"
+
+
+def test_absent_board_is_waited_for(shell: Shell, fleet: Fleet):
+    fleet.enrol(["late-1"])
+    told = shell.run("%%board late-1 --wait 0.1\n1")
+    assert told.startswith("BoardOffline:")
+    assert "did not dial in within 0.1 s" in told
+    fleet.forget("late-1")
+
+
+def test_fresh_board_has_no_names_of_earlier_cells(shell: Shell):
+    shell.run("%board demo-3 left = 1")
+    assert shell.run("%%board demo-3 --fresh\n'left' in globals()") == "False"
+
+
+def test_comment_may_stand_for_the_magic(shell: Shell):
+    assert shell.run("# %%board demo-1\n6*7") == "42"
+    assert shell.run("\n\n#%%board demo-1 --timeout 5\n6*7") == "42"
+    assert shell.run("# about\n# %%board demo-1\n7").endswith(": 7")
+    assert shell.run("# %%boards demo-1\n7").endswith(": 7")
+    assert shell.run("") == ""
+
+
 # The fleet, and which boards are meant
 
 
@@ -268,6 +433,18 @@ def test_absent_board_is_told_when_it_is_chosen(shell: Shell, monkeypatch: pytes
 def test_help_tells_every_option(shell: Shell):
     text = str(shell.ip.find_cell_magic("board").__doc__)
     assert all(word in text for word in ("--out", "--timeout", "--on-error", "%board_use"))
+    text = str(shell.ip.find_line_magic("board_result").__doc__)
+    assert all(word in text for word in ("--out", "--on-error", "--group-outputs", "interrupt()"))
+
+
+def test_every_magic_and_option_is_in_the_docs(shell: Shell):
+    text = (Path(__file__).parents[2] / "docs/magics.md").read_text()
+    for kind, magics in cm_magics.BoardMagics.magics.items():
+        signs = {"line": "%", "cell": "%%"}[kind]
+        assert [name for name in magics if f"`{signs}{name} " not in text] == []
+    for parser in (board_parser(), result_parser()):
+        options = [name for name in option_names(parser) if f"`{name}" not in text]
+        assert options == []
 
 
 @pytest.mark.parametrize("jedi", [True, False])
@@ -280,15 +457,21 @@ def test_help_tells_every_option(shell: Shell):
         ("%boards demo-2", ["demo-2"]),
         ("%board --timeout 5 demo-3", ["demo-3"]),
         ("%%board al", ["all"]),
-        ("%%board --", ["--on-error", "--out", "--timeout"]),
+        ("%%board --o", ["--on-error", "--out"]),
+        ("%%board --group-outputs ", ["board", "order", "same"]),
+        ("%%board -i mine", ["mine_1", "mine_2"]),
+        ("%%board -i mine_1,mine_2", ["mine_2"]),
+        ("%board_result --gr", ["--group-outputs"]),
+        ("%board_result lo", ["long"]),
         ("%%board demo-1 --on-error s", ["show"]),
         ("%%board -o de", []),
     ],
 )
 def test_tab_completes(shell: Shell, jedi: bool, line: str, found: list[str]):
     shell.ip.Completer.use_jedi = jedi
+    shell.ip.user_ns.update(mine_1=1, mine_2=2, long=JobGroup(prepare("1")))
     complete = shell.complete(line)
-    assert complete == found or (not found and "demo-1" not in complete)
+    assert sorted(complete) == found or (not found and "demo-1" not in complete)
     with provisionalcompleter():
         offered = [each.text for each in shell.ip.Completer.completions(line, len(line))]
     assert set(found) <= set(offered)
@@ -311,6 +494,8 @@ def test_extension_leaves_nothing_behind(shell: Shell):
     assert shell.run("%%board demo-1\n1") == "1"
     shell.run("%reload_ext cm_magics")
     assert shell.run("%%board demo-1\n1") == "1"
+    shell.run("%unload_ext cm_magics")
+    assert shell.run("# %%board demo-1\n7").endswith(": 7")
 
 
 def test_import_registers_nothing(ip: InteractiveShell):
