@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         VersionMismatch,
     )
     from .fleet import Boards, Fleet
-    from .jobs import Event, Job, JobGroup, Repr, Result, Results
+    from .jobs import Event, Job, JobGroup
+    from .results import Repr, Result, Results
 
 __all__ = [
     "AsyncFleet",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 
-_HOMES = ("errors", "fleet", "jobs", "aio")  # asyncio last: it takes 50 ms
+_HOMES = ("errors", "fleet", "jobs", "results", "aio")  # asyncio last: it takes 50 ms
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from . import config, verbs
 from .exchange import Exchange
-from .jobs import Event, Job, JobGroup, Once, Results
+from .jobs import Event, Job, JobGroup
 from .link import Link
+from .once import Once
+from .results import Results
 from .verbs import BoardsVerbs, FleetVerbs
 
 P = ParamSpec("P")

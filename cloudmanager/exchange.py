@@ -25,7 +25,8 @@ from .errors import (
     ServerUnreachable,
     VersionMismatch,
 )
-from .jobs import Job, JobGroup, Once
+from .jobs import Job, JobGroup
+from .once import Once
 
 MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head

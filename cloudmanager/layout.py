@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from .jobs import Result
+from .results import Result
 from .text import clean, fold
 
 #: What a piece of a line is; "" is what boards said.

@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import CloudmanagerError
 from .fleet import Boards, Fleet
-from .jobs import Result, Results
+from .results import Result, Results
 from .text import clean, fold
 from .virtual import Identity, VirtualBoards
 

@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from .jobs import Event, Job, JobGroup, Place, Result, Results
+from .jobs import Event, Job, JobGroup, Place
 from .layout import LEFT_OUT, RESETTING, WAITING, Line, Page, Told, plain
 from .layout import printable as printable
 from .record import Record
+from .results import Result, Results
 
 WIDTH: Final = 80  # characters, where nobody knows better
 KEPT: Final = "in r['{board}'].stdout"  # where the whole output is

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from .jobs import STOP_SECONDS, Event, JobGroup, Results
+from .jobs import STOP_SECONDS, Event, JobGroup
 from .layout import Line, plain
+from .results import Results
 from .show import LOOKS, Looks, View, printable
 from .text import clean
 

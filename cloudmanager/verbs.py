@@ -14,7 +14,9 @@ from . import cells
 from .cells import Cell
 from .exchange import Exchange
 from .inputs import prelude
-from .jobs import STOP_SECONDS, JobGroup, Once, Results
+from .jobs import STOP_SECONDS, JobGroup
+from .once import Once
+from .results import Results
 
 P = ParamSpec("P")
 T = TypeVar("T")

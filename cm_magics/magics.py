@@ -14,7 +14,8 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from cloudmanager.errors import CloudmanagerError
 from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup, Results
+from cloudmanager.jobs import JobGroup
+from cloudmanager.results import Results
 from cloudmanager.show import KEPT, Looks, results_text
 from cloudmanager.tables import fleet_table
 from cloudmanager.text import fold, nearest

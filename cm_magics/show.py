@@ -20,8 +20,9 @@ from IPython.display import DisplayHandle, display
 
 from cloudmanager import terminal
 from cloudmanager.errors import BoardError, CloudmanagerError
-from cloudmanager.jobs import Event, JobGroup, Results
+from cloudmanager.jobs import Event, JobGroup
 from cloudmanager.layout import head_text
+from cloudmanager.results import Results
 from cloudmanager.show import Looks, View, printable
 from cloudmanager.text import fold
 

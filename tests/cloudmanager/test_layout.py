@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager.jobs import Result
 from cloudmanager.layout import RESETTING, ROLES, WAITING, Page, Told, head_text, plain, printable
+from cloudmanager.results import Result
 
 
 def page(

@@ -8,8 +8,9 @@ import pytest
 
 from cloudmanager import jobs, wire
 from cloudmanager.cells import prepare
-from cloudmanager.jobs import Event, JobGroup, Result, Results
+from cloudmanager.jobs import Event, JobGroup
 from cloudmanager.layout import RESETTING, WAITING, plain
+from cloudmanager.results import Result, Results
 from cloudmanager.show import Looks, View, results_text
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from cloudmanager import verbs
 from cloudmanager.errors import ServerError
-from cloudmanager.jobs import JobGroup, Once, Results
+from cloudmanager.jobs import JobGroup
+from cloudmanager.once import Once
+from cloudmanager.results import Results
 
 
 class RecordingExchange:
@@ -22,7 +24,7 @@ class RecordingExchange:
 
     def request(self, verb, body):
         self.requests.append((verb, body))
-        reply = Once()
+        reply: Once[list[object]] = Once()
         reply.set([])
         return reply
 
@@ -90,7 +92,7 @@ def test_a_verb_that_waits_is_woken_by_another_thread(boards):
 def test_an_interrupt_of_the_wait_interrupts_the_boards(boards):
     stopped = []
 
-    class Interrupted(Once):
+    class Interrupted(Once[Results]):
         def wait(self, timeout=None):
             if timeout is None:
                 raise KeyboardInterrupt
@@ -116,13 +118,13 @@ async def test_a_cancelled_wait_interrupts_the_boards(boards):
 
     stopped = asyncio.Event()
 
-    class Async(Boards):
+    class AsyncBoards:
+        target, talk, exchange = boards.target, boards.talk, boards.exchange
+        run = in_loop(verbs.BoardsVerbs.run)
+
         async def connect(self):
             """Is connected."""
 
-        run = in_loop(verbs.BoardsVerbs.run)
-
-    boards = Async()
     submitted = asyncio.Event()
 
     def on_submit(group):
@@ -130,7 +132,7 @@ async def test_a_cancelled_wait_interrupts_the_boards(boards):
         submitted.set()
 
     boards.talk.on_submit = on_submit
-    waiting = asyncio.ensure_future(boards.run("while True: pass"))
+    waiting = asyncio.ensure_future(AsyncBoards().run("while True: pass"))
     await submitted.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -20,7 +20,8 @@ import pytest
 
 from cloudmanager.errors import BoardOffline
 from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup, Result, Results
+from cloudmanager.jobs import JobGroup
+from cloudmanager.results import Result, Results
 from cloudmanager.rig import BoardsFactory, BoardsUnderTest, BoardUnderTest, wait_online
 from cloudmanager.testing import Server, running_server
 from tests.conftest import running_boards
