@@ -114,11 +114,6 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
     assert left == []
 
 
-@pytest.mark.xfail(
-    raises=subprocess.TimeoutExpired,
-    strict=True,
-    reason="the supervisor of detached boards keeps mbm's standard error open (virtual.py)",
-)
 def test_detached_boards_let_go_of_the_terminal(mbm: Shell, tmp_path: Path):
     mbm("server-start", "--port", "0")
     words = [sys.executable, "-c", MBM, "simulate", "1", "--detach"]
