@@ -92,7 +92,8 @@ class Supervisor:
             self.stay = True
             pid_file = Path(order["pid_file"])
             pid_file.write_text(str(os.getpid()))
-            with pid_file.with_suffix(".log").open("w") as log:  # else who reads mbm's waits for us
+            # From now on not our parent's terminal: who reads what it says would wait for us.
+            with pid_file.with_name("supervisor.log").open("a") as log:
                 os.dup2(log.fileno(), 2)
         elif verb == "stop":
             self.ending = True

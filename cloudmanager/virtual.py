@@ -9,6 +9,7 @@ It is no sandbox: who may run cells on it is a user of this host's account.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,13 +25,12 @@ from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 from .errors import CloudmanagerError
 
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 _ENDS = 10.0  # seconds that a supervisor may take to end
-_PID_FILE = "supervisor.pid"
+_PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class VirtualBoards:
         for identity in self.identities:
             self._start(identity, self._heap, self._blocks)
         if self.detach:
-            self._order(do="stay", pid_file=str(self.folder / _PID_FILE))
+            self._order(do="stay", pid_file=str(self._pid_file()))
 
     def add(self, identity: Identity, *, heap: str = "", flash: str = "") -> None:
         """Start one more board, as large as the others unless told."""
@@ -153,19 +153,14 @@ class VirtualBoards:
         self.identities.append(identity)
 
     def _start(self, identity: Identity, heap: int, blocks: int) -> None:
-        host, tcp_port = self.address
+        (host, tcp_port), key = self.address, identity.key.hex()
         spec = {
             "name": identity.name,
             "folder": str(self.folder / identity.name),
             "client": str(self._client),
             "heap": heap,
             "blocks": blocks,
-            "config": {
-                "id": identity.id,
-                "key": identity.key.hex(),
-                "host": host,
-                "tcp_port": tcp_port,
-            },
+            "config": {"id": identity.id, "key": key, "host": host, "tcp_port": tcp_port},
         }
         self._order(do="start", spec=spec)
 
@@ -195,67 +190,61 @@ class VirtualBoards:
 
     def stop(self) -> None:
         """End all boards; detached ones too."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
-        process.terminate()
-        process.wait(_ENDS)
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        (self.folder / _PID_FILE).unlink(missing_ok=True)
+        self._process.terminate()
+        self._process.wait(_ENDS)
+        self._pid_file().unlink(missing_ok=True)
+        self.leave()
 
     def leave(self) -> None:
         """Let go of detached boards, which live on; others end."""
         process, self._process = self._process, None
-        for pipe in (process.stdin, process.stdout) if process else ():
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
-        if process is not None and self.detach:
+        if self.detach and process.returncode is None:
             process.returncode = 0  # not ours to wait for any more
-        elif process is not None:
-            process.wait(_ENDS)
+        process.wait(_ENDS)
+
+    def _pid_file(self) -> Path:
+        number = self._process.pid if self._process else 0
+        return self.folder / _PID_FILES.replace("*", f"-{number}")
 
     def __enter__(self) -> VirtualBoards:
         """Start them."""
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End them."""
         self.stop()
 
 
 def stop_detached(folder: Path) -> bool:
-    """End the detached boards of `folder`; return whether there were any."""
-    pid_file = Path(folder) / _PID_FILE
-    try:
-        pid = int(pid_file.read_text())
-        if not _is_supervisor(pid):
-            raise ProcessLookupError
-        os.kill(pid, signal.SIGTERM)
-    except (OSError, ValueError):
+    """End all detached boards of `folder`; return whether there were any."""
+    ending = []
+    for pid_file in Path(folder).glob(_PID_FILES):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(pid_file.read_text())
+            if _is_supervisor(pid):
+                os.kill(pid, signal.SIGTERM)
+                ending.append(pid)
         pid_file.unlink(missing_ok=True)
-        return False
     until = time.monotonic() + _ENDS
-    while time.monotonic() < until and _is_supervisor(pid):
+    while time.monotonic() < until and any(map(_is_supervisor, ending)):
         time.sleep(0.02)
-    pid_file.unlink(missing_ok=True)
-    return True
+    return bool(ending)
 
 
 def _is_supervisor(pid: int) -> bool:
     """Say whether this process is one of ours, and alive: pids are used again."""
-    command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
     if Path("/proc/self/cmdline").exists():  # Linux, where ps may be missing
-        try:
+        with contextlib.suppress(OSError):
             return b"cloudmanager.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
+        return False
+    command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
     told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return "cloudmanager.supervisor" in told and not told.startswith("Z")

@@ -1,3 +1,3 @@
-from cm import link
+from cm import console, link
 
-link.start()
+link.start(console)

@@ -6,6 +6,7 @@ import os
 import sys
 import uctypes
 from json import dumps, loads
+from struct import pack_into
 
 _BLOCK = 4096
 
@@ -83,5 +84,6 @@ def start():
 
     unix.box = box
     unix.pipe = pipe
+    pack_into("<q", box, 8, id(unix.note))  # it lives on as the module's
     gc.collect()
-    link.start()
+    link.start(unix)

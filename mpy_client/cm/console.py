@@ -1,141 +1,143 @@
 # The console of real boards: os.dupterm brings output and byte 3, a soft timer keeps it awake.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,191 bytes of .mpy, 3,280 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
-import builtins
+# Cost: 985 bytes of .mpy, 1,312 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
 import io
 import os
 from machine import Timer
 from micropython import const, kbd_intr
 from time import ticks_diff, ticks_ms
 
+from cm import run
+
 _PERIOD = const(50)  # ms between looks at the link while a cell runs
 _AGAIN = const(250)  # ms until a cell that swallowed its interrupt gets the next
 _TICK = const(20)  # ms: output older than this goes out
+_SIDE = const(896)  # as in run.py
+
+users = False  # code of the user's runs: only then byte 3 may go out
+mine = False  # our own code runs: nothing may come between
+missed = False  # readinto was called while our own code ran
+due = False  # an interrupt was caught in here
+shot = 0
+timer = Timer(-1)
+
+
+def take(b, own):
+    if users and not own:
+        run.put(b, True)
+        if b[-1] == 10 and ticks_diff(ticks_ms(), run.ticks) >= _TICK:
+            run.flush()
 
 
 # The stream that os.dupterm has. extmod/os_dupterm.c drops it at the first exception that leaves
 # it, KeyboardInterrupt included, and at a readinto of 0: both are caught and told once more.
 class Port(io.IOBase):
-    def __init__(self, board):
-        self.board = board
-        self.user_runs = False  # code of the user's runs: only then byte 3 may go out
-        self.mine = False  # our own code runs: nothing may come between
-        self.missed = False  # readinto was called while our own code ran
-        self.due = False  # an interrupt was caught in here
-        self.shot = 0
-        self.timer = Timer(-1)
-
-    def tune(self, sock):
-        sock.setsockopt(6, 1, 1)  # TCP_NODELAY
-        try:
-            sock.setsockopt(1, 20, os.dupterm_notify)  # a message wakes a board that sleeps
-        except (OSError, ValueError, TypeError):
-            pass
-
-    def _take(self, b, own):
-        if self.user_runs and not own:
-            board = self.board
-            board.put(b, True)
-            if b[-1] == 10 and ticks_diff(ticks_ms(), board.flushed) >= _TICK:
-                board.flush()
-
     # A pending interrupt comes out at a jump, and the end of a try is one: so none stands before
     # the try, and the returns stand in it. A cell that prints without end is nearly always in here,
     # and an interrupt from the timer always comes out in here: so the last thing that a write does
     # is to let MicroPython read byte 3; after the last piece of a print it comes out in the cell.
     def write(self, b):
-        own = self.mine
-        self.mine = True
+        global due, mine, missed
+        own = mine
+        mine = True
         try:
-            self._take(b, own)
-            self.mine = own
-            if self.missed:
-                self.missed = False
+            take(b, own)
+            mine = own
+            if missed:
+                missed = False
                 os.dupterm_notify(None)
                 return len(b)
             return len(b)
         except KeyboardInterrupt:
-            self.due = True
+            due = True
             try:
-                self._take(b, own)  # it came before the first byte
+                take(b, own)  # it came before the first byte
             except BaseException:
                 pass
-            self.mine = own
+            mine = own
             os.dupterm_notify(None)
             return len(b)
         except Exception:  # no memory: this output is lost
-            self.mine = own
+            mine = own
             return len(b)
 
     def readinto(self, b):
-        own = self.mine
-        self.mine = True
+        global due, mine, missed, shot
+        own = mine
+        mine = True
         try:
             n = None
             if own:
-                self.missed = True
-            elif self.user_runs:
-                stop = self.board.tick()
+                missed = True
+            elif users:
+                stop = run.tick(_SIDE)
                 now = ticks_ms()
-                if self.due or (stop and (not self.shot or ticks_diff(now, self.shot) >= _AGAIN)):
-                    self.due = False
-                    self.shot = now
+                if due or (stop and (not shot or ticks_diff(now, shot) >= _AGAIN)):
+                    due = False
+                    shot = now
                     b[0] = 3
                     n = 1
-            self.mine = own
+            mine = own
             return n
         except KeyboardInterrupt:
-            self.due = True
+            due = True
         except Exception:
             pass
-        self.mine = own
+        mine = own
         return None
 
-    # Our own code begins and ends, where MicroPython does not drop a stream for an exception.
-    def own(self):
-        self.mine = True
 
-    def back(self):
-        self.mine = False
+port = Port()
 
-    def ioctl(self, op, arg):
-        return 0
 
-    def input(self, prompt=""):
-        if not self.user_runs or self.mine:
-            raise EOFError
-        from cm.ask import ask
+# Our own code begins or ends, where MicroPython does not drop a stream for an exception.
+def own(on):
+    global mine
+    mine = on
 
-        prompt = str(prompt)
-        self.mine = True
+
+# input() begins or ends.
+def ask(on):
+    global mine, shot
+    if on and (mine or not users):
+        raise EOFError
+    mine = on
+    shot = ticks_ms()
+
+
+# A cell begins.
+def begin():
+    global before, due, mine, missed, shot
+    kbd_intr(3)  # also if the user's code said otherwise
+    mine = due = missed = False
+    shot = 0
+    before = os.dupterm(port)
+    timer.init(period=_PERIOD, mode=Timer.PERIODIC, callback=os.dupterm_notify)
+
+
+# Code of the user's begins or ends; at its end late interrupts are caught.
+def user(on):
+    global users
+    while True:
         try:
-            return ask(self.board, prompt)
-        finally:
-            self.shot = ticks_ms()
-            self.mine = False
+            users = on
+            for _ in range(2):  # what is pending comes out at a jump
+                pass
+            return
+        except KeyboardInterrupt:
+            if on:
+                raise
 
-    # A cell begins.
-    def begin(self):
-        kbd_intr(3)  # also if the user's code said otherwise
-        builtins.input = self.input
-        self.mine = self.due = self.missed = False
-        self.shot = 0
-        self.before = os.dupterm(self)
-        self.timer.init(period=_PERIOD, mode=Timer.PERIODIC, callback=os.dupterm_notify)
 
-    # Code of the user's begins or ends; at its end late interrupts are caught.
-    def user(self, on):
-        while True:
-            try:
-                self.user_runs = on
-                for _ in range(2):  # what is pending comes out at a jump
-                    pass
-                return
-            except KeyboardInterrupt:
-                if on:
-                    raise
+# A cell has ended.
+def end():
+    timer.deinit()
+    os.dupterm(before)
 
-    # A cell has ended.
-    def end(self):
-        self.timer.deinit()
-        os.dupterm(self.before)
+
+# Restarts the interpreter. Where a user's program starts at boot, it is told here to stay out
+# this once.
+def reset():
+    from machine import soft_reset
+
+    soft_reset()

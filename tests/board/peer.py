@@ -16,7 +16,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
-EXEC, MORE, INTERRUPT, ANSWER = 0x10, 0x11, 0x12, 0x13
+EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 OUTPUT, VALUE, RESULT, INPUT = 0x20, 0x21, 0x22, 0x23
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
@@ -83,6 +83,9 @@ class Link:
 
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
+
+    def reset(self):
+        self.send(message(RESET, bytes(4)))
 
     def raw(self, data):
         """Send bytes past the library, as they are."""

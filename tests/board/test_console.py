@@ -62,9 +62,7 @@ def board(peer):
 
 
 def test_board_uses_the_console(board):
-    assert board.run("import cm.link\n__cm__((type(cm.link.board.port)))").value == (
-        b"<class 'Port'>"
-    )
+    assert board.run("import cm.run\n__cm__((cm.run.port.__name__))").value == b"'cm.console'"
     assert board.run("import sys\n__cm__(('cm.unix' in sys.modules))").value == b"False"
 
 
@@ -141,6 +139,14 @@ def test_ask_asks_and_is_interrupted(board):
     job.until(lambda job: job.prompts)
     board.interrupt(job)
     assert job.wait().status == INTERRUPTED
+
+
+def test_reset_board_comes_back_with_a_new_boot_and_no_names(peer, board):
+    board.run("gone = 1")
+    board.reset()
+    again = peer.link("id-1", after=board)
+    assert again.told["boot"] != board.told["boot"]
+    assert "NameError" in again.run("gone").error
 
 
 def test_busy_board_answers_pings(board):

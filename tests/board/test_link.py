@@ -75,7 +75,7 @@ def test_board_dials_again_after_every_close(near, board, code):
         (bytes([0x83, 6]) + bytes(6), 1002),  # an unknown opcode
         (bytes([0x89, 126, 0, 200]) + bytes(200), 1002),  # a long ping
         (bytes([0x82, 3]) + bytes(3), 1002),  # shorter than a header
-        (bytes([0x82, 126]) + struct.pack(">H", 1529) + bytes(1529), 1009),  # over its buffer
+        (bytes([0x82, 126]) + struct.pack(">H", 1017) + bytes(1017), 1009),  # over its buffer
         (bytes([0x82, 127]) + struct.pack(">Q", 70_000), 1009),
     ],
 )
@@ -150,7 +150,7 @@ def test_timeout_holds_without_a_link(near, board):
 
 
 def test_cell_without_a_link_ends_when_patience_does(near, board):
-    board.run("import cm.link\ncm.link.board.patience = 500")  # 60 s otherwise
+    board.run("import cm.run\ncm.run.limit = 500")  # 60 s otherwise
     job = board.submit("print(1)\nwhile True: pass")
     job.until(lambda job: job.output)
     board.cut()
@@ -199,6 +199,34 @@ def test_restarted_board_has_a_new_boot_and_keeps_its_flash(near, board):
     assert again.told["boot"] != board.told["boot"]
     assert again.told["last"] is None
     assert again.run("__cm__((open('/kept.txt').read()))").value == b"'kept'"
+
+
+def test_reset_board_comes_back_at_once_with_a_new_boot_no_names_and_its_flash(near, board):
+    board.run("gone = 1\nwith open('stays.txt', 'w') as f:\n    f.write('stays')")
+    begun = time.monotonic()
+    board.reset()
+    again = near.link(after=board)
+    assert time.monotonic() - begun < 1
+    assert board.socket.close_code == 1005  # a close without a code, not a broken link
+    assert again.told["boot"] != board.told["boot"]
+    assert again.told["last"] is None
+    assert "NameError" in again.run("gone").error
+    assert again.run("__cm__((open('/stays.txt').read()))").value == b"'stays'"
+
+
+def test_board_too_full_to_dial_again_starts_anew(near, board):
+    assert "MemoryError" in board.run("x = None\nwhile True:\n    x = [x]").error
+    board.cut()
+    again = near.link(after=board, timeout=15)
+    assert again.told["boot"] != board.told["boot"]
+    assert "NameError" in again.run("x").error
+
+
+def test_board_is_reset_as_often_as_one_likes(near, board):
+    for _ in range(5):
+        board.reset()
+        board = near.link(after=board)
+    assert list(near.boards.pids) == ["lab-1"]
 
 
 def test_server_that_was_away_gets_its_boards_back(make_lab):

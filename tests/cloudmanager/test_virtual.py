@@ -153,6 +153,38 @@ def test_detached_boards_stay_until_they_are_stopped(
     assert stop_detached(tmp_path) is False
 
 
+def test_all_detached_boards_of_a_folder_are_stopped(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    pids: list[int] = []
+    for identity in some(3):
+        boards = VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
+        boards.start()
+        pids += boards.pids.values()
+        boards.leave()
+    assert not any(ended(pid) for pid in pids)
+    assert stop_detached(tmp_path) is True
+    wait_ended(pids)
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+def test_stopped_boards_leave_the_detached_ones_alone(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    stays, goes = (
+        VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
+        for identity in some(2)
+    )
+    stays.start()
+    goes.start()
+    pid = stays.pids["lab-1"]
+    stays.leave()
+    goes.stop()
+    assert not ended(pid)
+    assert stop_detached(tmp_path) is True
+    wait_ended([pid])
+
+
 def test_stop_of_nothing_does_not_harm_a_stranger(tmp_path: Path) -> None:
     (tmp_path / "supervisor.pid").write_text(str(os.getpid()))
     assert stop_detached(tmp_path) is False
