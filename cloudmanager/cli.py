@@ -1,4 +1,4 @@
-"""``mbm``: parse, call the fleet, print; no logic of its own.
+"""``mbm``: the command line. What its verbs do stands in commands.py.
 
 Exit status: 0 all boards fine, 1 a board (or the server) failed, 2 usage, 3 no server.
 """
@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from . import config, service
+from . import commands, config
+from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -24,11 +23,9 @@ from .errors import (
     ServerUnreachable,
     TargetError,
 )
-from .fleet import Fleet
-from .tables import duration, fleet_table, job_table, job_text
-from .text import fold
 
-OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
+ROLES = ("viewer", "operator", "admin")
+_SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -55,191 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _complain(error: Exception, status: int) -> int:
     print(f"mbm: {error}", file=sys.stderr)
     return status
-
-
-# The server
-
-
-def _server_start(options: argparse.Namespace) -> int:
-    started = service.start(options.listen, options.port)
-    if options.json:
-        _print_json(started._asdict())
-    elif started.already:
-        print(f"The server runs already, at {started.url}")
-    else:
-        print(f"The server listens on {started.url}")
-    return OK
-
-
-def _server_stop(options: argparse.Namespace) -> int:
-    url = service.stop()
-    if options.json:
-        _print_json({"url": url})
-    elif url is None:
-        print("No local server runs.")
-    else:
-        print(f"The server at {url} has stopped.")
-    return OK if url else NO_SERVER
-
-
-def _server_status(options: argparse.Namespace) -> int:
-    with Fleet() as fleet:
-        status = fleet.status()
-    if options.json:
-        _print_json(status)
-        return OK
-    print(f"address  {status['address']}")
-    print(f"version  {status['version']}")
-    print(f"uptime   {duration(status['uptime'])}")
-    print(
-        f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
-    )
-    print(f"process  {status['pid']}")
-    return OK
-
-
-# Boards
-
-
-def _board_list(options: argparse.Namespace) -> int:
-    with Fleet() as fleet:
-        boards = fleet.boards(options.target)
-    if options.json:
-        _print_json(boards)
-    else:
-        print(fleet_table(boards))
-    return OK
-
-
-def _board_execute(options: argparse.Namespace) -> int:
-    from .terminal import follow
-
-    code = _code(options)
-    with Fleet() as fleet:
-        boards = fleet[options.target]
-        given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
-        if options.json:
-            results = boards.run(code, **given)
-            _print_json({name: result.to_json() for name, result in results.items()})
-        else:
-            group = boards.submit(code, **given, listen=True, answers=_has_person())
-            results = follow(group)
-    return OK if results.ok else FAILED
-
-
-def _board_label(options: argparse.Namespace) -> int:
-    labels = dict(pair.partition("=")[::2] for pair in options.labels)
-    if not all("=" in pair for pair in options.labels):
-        raise TargetError(
-            "a label is given as key=value", " ".join(options.labels), 0, "`key=` takes one away."
-        )
-    with Fleet() as fleet:
-        names = fleet[options.target].label(labels)
-    if options.json:
-        _print_json(names)
-    else:
-        print(f"{fold(names)}: {', '.join(options.labels)}")
-    return OK
-
-
-def _code(options: argparse.Namespace) -> str:
-    if options.code is not None:
-        return str(options.code)
-    from_stdin = options.file is None or options.file == "-"
-    try:
-        if from_stdin:
-            return sys.stdin.buffer.read().decode()
-        return Path(options.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        name = "standard input" if from_stdin else options.file
-        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        print(f"mbm: {name} cannot be read: {why}.", file=sys.stderr)
-        sys.exit(USAGE)
-
-
-def _has_person() -> bool:
-    return sys.stdin.isatty()
-
-
-# Jobs
-
-
-def _job_list(options: argparse.Namespace) -> int:
-    with Fleet() as fleet:
-        jobs = fleet.jobs(options.target)
-    if options.json:
-        _print_json(jobs)
-    else:
-        print(job_table(jobs))
-    return OK
-
-
-def _job_show(options: argparse.Namespace) -> int:
-    with Fleet() as fleet:
-        job = fleet.job(options.job)
-    if options.json:
-        _print_json(job)
-    else:
-        print(job_text(job))
-    return OK
-
-
-def _job_interrupt(options: argparse.Namespace) -> int:
-    with Fleet() as fleet:
-        count = fleet.interrupt(options.jobs)
-    if options.json:
-        _print_json({"interrupted": count})
-    else:
-        print(f"{count} of {len(options.jobs)} had not ended and were interrupted.")
-    return OK
-
-
-# Virtual boards
-
-
-def _simulate(options: argparse.Namespace) -> int:
-    from . import simulate, virtual
-
-    if options.stop:
-        stopped = virtual.stop_detached(simulate.folder())
-        print(
-            "The detached virtual boards stopped." if stopped else "No detached virtual boards run."
-        )
-        return OK
-    names = simulate.names_of(options.name, options.count)
-    sizes = {"heap": options.heap, "flash": options.flash}
-    given = {name: size for name, size in sizes.items() if size}
-    with Fleet() as fleet:
-        if not config.is_local(fleet.address.url):
-            print(
-                "mbm: virtual boards are no sandbox: cells there act as you here.", file=sys.stderr
-            )
-        boards = simulate.simulate(fleet, names, detach=options.detach, **given)
-        if options.json:
-            _print_json(boards.pids)
-        else:
-            print(f"{fold(names)} joined {fleet.address.url}", flush=True)
-    if options.detach:
-        print("They run until `mbm simulate --stop`.", file=sys.stderr)
-        return OK
-    print("Ctrl-C ends them.", file=sys.stderr)
-    try:
-        signal.pause()
-    finally:
-        boards.stop()
-    return OK
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from .demo import demo
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends all that it began, too
-        signal.signal(number, signal.default_int_handler)
-    return demo(_say, lab=options.lab)
-
-
-def _say(paragraph: str) -> None:
-    print(paragraph, end="\n\n", flush=True)
 
 
 # The command line
@@ -273,15 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print JSON, for programs")
         return made
 
-    start = verb("server-start", _server_start, "start the local server in the background")
+    start = verb("server-start", commands.server_start, "start the local server in the background")
     start.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
     start.add_argument("--port", type=_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
-    verb("server-stop", _server_stop, "stop the local server")
-    verb("server-status", _server_status, "tell how the server is")
+    verb("server-stop", commands.server_stop, "stop the local server")
+    verb("server-status", commands.server_status, "tell how the server is")
 
-    boards = verb("board-list", _board_list, "list the boards")
+    boards = verb("board-list", commands.board_list, "list the boards")
     boards.add_argument("target", nargs="?", metavar="TARGET", help="which ones; else all")
-    execute = verb("board-execute", _board_execute, "run a cell on boards, all at once")
+    execute = verb("board-execute", commands.board_execute, "run a cell on boards, all at once")
     execute.add_argument("target", metavar="TARGET", help="such as 'esp-[1-3]' (quote it)")
     execute.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
     execute.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
@@ -290,18 +102,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     execute.add_argument("--fresh", action="store_true", help="after a soft reset")
     execute.add_argument("--wait", type=_seconds, default=0, metavar="S", help="for absent boards")
-    label = verb("board-label", _board_label, "set labels; an empty value takes one away")
+    label = verb("board-label", commands.board_label, "set labels; an empty value takes one away")
     label.add_argument("target", metavar="TARGET")
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
-    jobs = verb("job-list", _job_list, "list jobs: those that run, then those that ended lately")
+    jobs = verb(
+        "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"
+    )
     jobs.add_argument("target", nargs="?", metavar="TARGET", help="of which boards; else all")
-    show = verb("job-show", _job_show, "show a job: how it ended and the end of its output")
+    show = verb("job-show", commands.job_show, "show a job: how it ended and the end of its output")
     show.add_argument("job", type=int, metavar="JOB")
-    stop = verb("job-interrupt", _job_interrupt, "interrupt jobs, anybody's")
+    stop = verb("job-interrupt", commands.job_interrupt, "interrupt jobs, anybody's")
     stop.add_argument("jobs", type=int, nargs="+", metavar="JOB")
 
-    virtual = verb("simulate", _simulate, "start virtual boards (real MicroPython processes)")
+    token = verb("token-create", commands.token_create, "make a token for somebody's programs")
+    token.add_argument("name", metavar="NAME", help="who, in lists and in the audit log")
+    token.add_argument("--role", choices=ROLES, default="operator")
+    token.add_argument("--target", default="all", metavar="TARGET", help="the boards it reaches")
+    token.add_argument("--expires", type=_span, metavar="SPAN", help="such as 30d or 12h")
+    verb("token-list", commands.token_list, "list tokens: roles, targets, and when they end")
+    revoke = verb("token-revoke", commands.token_revoke, "let a token open nothing any more")
+    revoke.add_argument("name", metavar="NAME")
+    audit = verb("audit", commands.audit, "show who did what, the newest last")
+    audit.add_argument("-n", dest="count", type=_rows, default=50, metavar="N", help="else 50")
+
+    virtual = verb(
+        "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
+    )
     virtual.add_argument("count", type=_count, nargs="?", default=1, metavar="N")
     virtual.add_argument(
         "--name", default="sim", metavar="PREFIX", help="names are PREFIX-1 and so on"
@@ -310,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("--flash", type=_size, metavar="SIZE", help="such as 1M")
     virtual.add_argument("--detach", action="store_true", help="go on in the background")
     virtual.add_argument("--stop", action="store_true", help="end those that --detach left")
-    demo = verb("demo", _demo, "three virtual boards, a cell on all of them, and JupyterLab")
+    demo = verb(
+        "demo", commands.demo, "three virtual boards, a cell on all of them, and JupyterLab"
+    )
     demo.add_argument("--no-lab", dest="lab", action="store_false", help="stop after the cell")
     return parser
 
@@ -320,6 +149,19 @@ def _seconds(text: str) -> float:
         if 0 < (value := float(text)) < float("inf"):
             return value
     raise argparse.ArgumentTypeError("seconds are a number above 0")
+
+
+def _span(text: str) -> int:
+    found = re.fullmatch("([1-9][0-9]{0,5})([mhdw])", text)
+    if found and (seconds := int(found[1]) * _SPANS[found[2]]) <= 3650 * 86400:
+        return seconds
+    raise argparse.ArgumentTypeError("a span is such as 90m, 12h, 30d or 8w, at most ten years")
+
+
+def _rows(text: str) -> int:
+    if text.isdecimal() and 0 < int(text[:6]) <= 10_000:
+        return int(text)
+    raise argparse.ArgumentTypeError("how many is a number from 1 to 10000")
 
 
 def _count(text: str) -> int:
@@ -338,7 +180,3 @@ def _size(text: str) -> str:
     if re.fullmatch("[1-9][0-9]{0,8}[kKmM]?", text):
         return text
     raise argparse.ArgumentTypeError("a size is a number of bytes, such as 64k or 1M")
-
-
-def _print_json(body: Any) -> None:
-    print(json.dumps(body, indent=2))

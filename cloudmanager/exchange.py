@@ -29,6 +29,7 @@ from .jobs import Job, JobGroup
 from .once import Once
 
 MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
+REVOKED: Final = 4004  # the close code for a token that opens nothing any more
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
 _GONE: Final = "the link to the server broke; the cell goes on, and its outcome is with the server"
 
@@ -50,6 +51,7 @@ class Exchange:
         self._send = send
         self._key = base64.b64encode(os.urandom(16)).decode()
         self._head = b""
+        self._refusal = ""  # why the server closed the link, where the token is why
         self._reader = frames.FrameReader(MAX_MESSAGE, masked=False)
         self._refs = itertools.count(1)
         self._ending = threading.Lock()  # nothing is added once the link is lost
@@ -127,7 +129,9 @@ class Exchange:
         """Tell everybody who waits that the link is gone."""
         with self._ending:
             self.closed = True
-        error = self._unreachable(reason)
+        error: CloudmanagerError = self._unreachable(reason)
+        if self._refusal:
+            error = NotAllowed("caller", self._refusal)
         if not self.opened.done:
             self.opened.fail(error)
         for reply in self._replies.values():
@@ -151,8 +155,11 @@ class Exchange:
                 raise self._unreachable("what answers there is no Cloudmanager server")
             return b""
         status, headers = _parse_head(head.decode("latin-1"))
+        why = headers.get("cm-refused", "")[:200]  # in the server's words
         if status == 401:
-            raise NotAllowed("caller", "the server does not know this token")
+            raise NotAllowed("caller", why or "the server does not know this token")
+        if why:
+            raise ServerError(why)
         if status == 409 and (theirs := _number(headers.get("cm-protocol", ""))):
             raise VersionMismatch(wire.PROTOCOL, theirs)
         accepted = headers.get("sec-websocket-accept") == frames.accept_key(self._key)
@@ -167,7 +174,10 @@ class Exchange:
         elif frame.opcode == frames.PING:
             self._send(frames.encode(frame.payload, frames.PONG, mask=True))
         elif frame.opcode == frames.CLOSE:
-            self._send(frames.encode_close(frames.close_code(frame.payload), mask=True))
+            code = frames.close_code(frame.payload)
+            if code == REVOKED:
+                self._refusal = frame.payload[2:].decode("utf-8", "replace")
+            self._send(frames.encode_close(code, mask=True))
         return frame.opcode != frames.CLOSE
 
     def _on_message(self, message: wire.Message) -> None:

@@ -10,6 +10,7 @@ from .text import clean
 
 #: A wider cell is cut, so that no board can push the others out of sight.
 MAX_CELL: Final = 40
+MAX_DETAIL: Final = 120  # characters of the last column of the audit log
 MAX_JOBS: Final = 20  # jobs in a table
 HEADS: Final = ("name", "state", "platform", "MicroPython", "free heap", "connected since")
 
@@ -46,7 +47,7 @@ def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
             str(job["job"]),
             str(job["board"]),
             str(job["status"] or job["state"]),
-            _clock(job["started"]),
+            moment(job["started"]),
             "-" if job["elapsed"] is None else f"{job['elapsed']:.3f} s",
             str(job["caller"]),
         )
@@ -62,7 +63,7 @@ def job_text(job: Mapping[str, Any]) -> str:
     """Return all that is known of one job."""
     took = "" if job["elapsed"] is None else f", {job['elapsed']:.3f} s"
     head = f"job {job['job']} on {job['board']}: {job['status'] or job['state']}{took}"
-    parts = [head + f", for {job['caller']}, started {_clock(job['started'])}"]
+    parts = [head + f", for {job['caller']}, started {moment(job['started'])}"]
     if job["truncated"]:
         parts.append("… (what it printed before is not kept)")
     parts += [str(job["stdout"]).rstrip("\n"), str(job["error"]).rstrip("\n")]
@@ -71,9 +72,57 @@ def job_text(job: Mapping[str, Any]) -> str:
     return clean("\n".join(part for part in parts if part))
 
 
-def _clock(moment: float | None) -> str:
-    """Return a moment as local date and time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "-"
+def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:
+    """Return callers' tokens as a table; never the tokens themselves."""
+    heads = ("name", "role", "target", "state", "created", "expires")
+    rows = [
+        (
+            token["name"],
+            token["role"],
+            token["target"],
+            token["state"],
+            moment(token["created"]),
+            moment(token["expires"]) if token["expires"] else "never",
+        )
+        for token in tokens
+    ]
+    return table(heads, [tuple(_short(str(cell)) for cell in row) for row in rows])
+
+
+def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the audit log as a table, the newest last; one sentence for none."""
+    if not rows:
+        return "Nobody has done anything yet."
+    heads = ("when", "who", "from", "verb", "target", "boards", "jobs", "outcome", "detail")
+    shown = [
+        (
+            moment(row["at"]),
+            row["who"] or "nobody",
+            row["address"],
+            row["verb"],
+            row["target"] or "-",
+            "-" if row["boards"] is None else row["boards"],
+            _jobs_of(row),
+            row["outcome"],
+        )
+        for row in rows
+    ]
+    details = [_short(row["detail"], MAX_DETAIL) for row in rows]
+    lines = [
+        [*(_short(str(cell)) for cell in row), detail]
+        for row, detail in zip(shown, details, strict=True)
+    ]
+    return table(heads, lines)
+
+
+def _jobs_of(row: Mapping[str, Any]) -> str:
+    first, last = row["first_job"], row["last_job"]
+    return "-" if first is None else str(first) if first == last else f"{first}-{last}"
+
+
+def moment(at: float | None) -> str:
+    """Return seconds since 1970 as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else "-"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,7 +152,7 @@ def _state(board: Mapping[str, Any]) -> str:
 def _since(board: Mapping[str, Any]) -> str:
     since, seen = board.get("connected_since"), board.get("last_seen")
     if since:
-        return f"{_clock(since)} ({duration(time.time() - since)})"
+        return f"{moment(since)} ({duration(time.time() - since)})"
     return f"last seen {duration(time.time() - seen)} ago" if seen else "never"
 
 
@@ -111,6 +160,6 @@ def _size(size_bytes: Any) -> str:
     return f"{size_bytes / 1024:.1f} KB" if isinstance(size_bytes, int) else "-"
 
 
-def _short(cell: str) -> str:
+def _short(cell: str, length: int = MAX_CELL) -> str:
     text = clean(cell).replace("\n", " ").replace("\t", " ")
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -20,9 +20,9 @@ that are there; `Resolution.left_out` tells who else matched.
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from .errors import NoSuchBoard, TargetError
@@ -95,6 +95,14 @@ class Names:
             raise NoSuchBoard(unknown[0], nearest(unknown[0], boards), unknown[1:])
         return dict.fromkeys(self.names, True)
 
+    def covers(self, name: str, board: BoardView) -> bool:
+        """Say whether the board is one of these."""
+        return name in self._set
+
+    @cached_property
+    def _set(self) -> frozenset[str]:
+        return frozenset(self.names)
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -105,18 +113,19 @@ class Matching:
 
     def pick(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
         """Map each board to False: it was not named."""
-        match = re.compile(fnmatch.translate(self.pattern)).match
-        found = [name for name, text in self._texts(boards) if match(text)]
+        found = [name for name, board in boards.items() if self.covers(name, board)]
         return dict.fromkeys(sorted(found, key=natural_key), False)
 
-    def _texts(self, boards: Mapping[str, BoardView]) -> Iterator[tuple[str, str]]:
-        for name, board in boards.items():
-            if self.key is None:
-                yield name, name
-            else:
-                pairs = board.facts if self.key in FACT_NAMES else board.labels
-                if self.key in pairs:
-                    yield name, pairs[self.key]
+    def covers(self, name: str, board: BoardView) -> bool:
+        """Say whether the board is as described, there or not."""
+        if self.key is None:
+            return self._match(name) is not None
+        pairs = board.facts if self.key in FACT_NAMES else board.labels
+        return self.key in pairs and self._match(pairs[self.key]) is not None
+
+    @cached_property
+    def _match(self) -> Callable[[str], re.Match[str] | None]:
+        return re.compile(fnmatch.translate(self.pattern)).match
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,23 @@ class Target:
             raise TargetError(*self._why_empty(len(boards), len(found), seen))
         away = [name for name, named in found.items() if not (named or boards[name].online)]
         return Resolution(names, tuple(sorted(away, key=natural_key)))
+
+    def covers(self, name: str, board: BoardView) -> bool:
+        """Say whether this target means the board, be it there or not, enrolled or not.
+
+        Where ``resolve`` finds boards to run on, this bounds what somebody may reach: names
+        that nobody has are no error, and ``state=offline`` means those that are offline.
+        """
+        before = since = False  # as in _found, for this board alone
+        for sign, term in self.steps:
+            picked = term.covers(name, board)
+            if sign == "&":
+                since = since and picked
+            elif sign == "!":
+                before, since = before and not picked, since and not picked
+            else:
+                before, since = before or since, picked
+        return before or since
 
     def _found(self, boards: Mapping[str, BoardView]) -> tuple[dict[str, bool], bool]:
         """Take the steps: the boards with whether each was named, and whether any ever matched."""

@@ -13,7 +13,7 @@ import cm
 _BUF = const(1024)  # bytes: the one buffer, for what comes and for what goes
 _IN = const(8)  # where an idle board reads: room before it for the head of a pong
 _OUT = const(16)  # where output starts: room before it for all heads
-_PATIENCE = const(4)  # times that what dials may fail to load
+_FULL = const(4)  # times in a row that there may be no memory to dial
 _STALL = const(5000)  # ms without progress in the middle of a frame: the link is lost
 
 buf = bytearray(_BUF)
@@ -161,7 +161,7 @@ def start(port):
             full = 0
         except Exception:
             full += 1
-            if full == _PATIENCE:
+            if full == _FULL:
                 port.reset()
             run.spare.clear()
             sleep_ms(1000)

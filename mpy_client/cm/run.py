@@ -43,7 +43,8 @@ _RUNNING = const(4)
 boot = os.urandom(8)
 port = None  # the console: console.py or unix.py
 limit = 60000  # ms that a cell may run without a link
-spare = []  # memory kept from what the user runs: the next cell, which may free some, needs it
+spare = []  # memory kept from what the user runs: the next cell, which may free some, needs it.
+# A board without asyncio holds it only while a cell runs.
 status = None  # how the last job ended
 trace = b""  # the end of its error
 lost = 0  # bytes of its output that were lost with a link
@@ -52,7 +53,7 @@ awaits = deadline = 0
 code = rest = None  # a cell on its way, and where its next bytes go
 value = answer = None
 ticks = 0  # when output was sent last
-count = 0  # bytes of the value that have left; -1 before its first
+count = 0  # bytes of the value that have left; -1 before its first, None: the text is an error
 # buf[_OUT:mark] is output that was not sent yet, buf[mark:end] the text (value or error) after it.
 mark = end = _OUT
 
@@ -176,6 +177,7 @@ def keep(v):
     value = v
 
 
+# What cells have as input().
 def input(prompt=""):
     from cm.ask import ask
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import ipaddress
 import json
 import logging
 import logging.handlers
@@ -14,32 +15,40 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from cloudmanager import config, frames
 from cloudmanager.errors import ServerError
 
-from . import auth
+from . import auth, limits
+from .audit import Audit, Note
 from .board_socket import BoardSocket
-from .caller_socket import CallerConversation, CallerSocket
+from .caller_socket import REVOKED, CallerConversation, CallerSocket
 from .dispatch import LOST_AFTER, Dispatch
+from .gate import Entry, Rate, Unproven
+from .pages import Health, NotFound, Page
 from .registry import Registry
+from .rows import TokenRow
 from .store import Store
+from .tokens import Tokens
 
 log = logging.getLogger("cm_server")
 
 BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 MIN_SPREAD = 2.0  # seconds over which boards come back
 BOARDS_A_SECOND = 150  # boards that may come back in one second
-HEADER_SECONDS = 10.0  # a request whose head takes longer is cut
-MAX_HEADER = 8 * 1024  # bytes
-LOG_BYTES = 1024 * 1024  # a log file's size; one older file is kept
+LOCAL_ONLY = (
+    "It listens on loopback only, not on {address}: TLS is not there yet, and without it every "
+    "token and every cell would cross the network in the clear (docs/security.md)"
+)
 
 
 class StartError(Exception):
@@ -53,9 +62,17 @@ class Server:
         home: the folder that it keeps its things in.
         beat: seconds between two pings to an idle board.
         lost_after: seconds of grace for a board whose link broke.
+        origins: the web pages, such as ``https://lab.example``, that may open a link.
     """
 
-    def __init__(self, home: Path, *, beat: float = BEAT, lost_after: float = LOST_AFTER) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        beat: float = BEAT,
+        lost_after: float = LOST_AFTER,
+        origins: Sequence[str] = (),
+    ) -> None:
         self.home = home
         self.beat = beat
         self.version = metadata.version("cloudmanager")
@@ -65,7 +82,13 @@ class Server:
         self.callers: set[CallerConversation] = set()
         self.store = Store(home / "server.db")
         self.registry = Registry(self.store.boards())
-        self.tokens = self._local_token()
+        self.audit = Audit(self.store)
+        self.tokens = Tokens(self.store)
+        self.tokens.adopt(self._local_token())
+        self.unproven = Unproven()
+        self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
+        self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
+        self.origins = frozenset(origins)
         loop = asyncio.get_running_loop()
         self._lost_after = lost_after
         grace = max(lost_after, self.spread)
@@ -76,15 +99,18 @@ class Server:
         """Return the seconds over which boards that lost the server come back."""
         return max(MIN_SPREAD, len(self.registry.by_id) / BOARDS_A_SECOND)
 
-    def enrol(self, names: list[str]) -> list[dict[str, str]]:
+    def enrol(self, names: list[str], note: Note | None = None) -> list[dict[str, str]]:
         """Return an identity for each name: ``name``, ``id``, ``key`` in hex."""
         known = self.registry.by_name
         rows = self.store.enrol(
             [
                 (known[name].id if name in known else auth.new_board_id(), name, auth.new_key())
                 for name in names
-            ]
+            ],
+            note.row() if note else None,
         )
+        if note is not None:
+            note.written = True
         for row in rows:
             if row.name in known:
                 known[row.name].key = row.key
@@ -93,16 +119,21 @@ class Server:
         self.dispatch.lost_after = max(self._lost_after, self.spread)
         return [{"name": row.name, "id": row.id, "key": row.key.hex()} for row in rows]
 
-    def _local_token(self) -> dict[str, tuple[str, str]]:
-        """See that the local user's token file opens the door; return all tokens."""
+    def shut_out(self, token: TokenRow) -> int:
+        """Close the links of a token that was revoked; return how many there were."""
+        links = [caller for caller in self.callers if caller.token.hash == token.hash]
+        for caller in links:
+            caller.close(REVOKED, self.tokens.refusal(token))
+        return len(links)
+
+    def _local_token(self) -> str:
+        """Return the local user's token; it stands in a file that is his alone."""
         path = config.token_file(self.home)
         token = config.read_token(path)
         if token is None:
             token = auth.new_token()
             config.write_private(path, token + "\n")
-        if auth.token_hash(token) not in self.store.tokens():
-            self.store.add_token(auth.token_hash(token), "local", "admin")
-        return self.store.tokens()
+        return token
 
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
@@ -115,45 +146,72 @@ class Server:
         self.store.close()
 
 
-class Health(RequestHandler):
-    """``/healthz``: says that the server answers, and nothing else."""
-
-    def get(self) -> None:
-        """Answer."""
-        self.finish({"status": "ok"})
+#: The whole URL table. What opens each is its handler's ``opened_by``.
+ROUTES: list[tuple[str, type[Page]]] = [
+    (r"/board", BoardSocket),
+    (r"/caller", CallerSocket),
+    (r"/healthz", Health),
+]
 
 
 def make_app(server: Server) -> Application:
     """Return the routes."""
+    given = {"server": server}
     return Application(
-        [
-            (r"/board", BoardSocket, {"server": server}),
-            (r"/caller", CallerSocket, {"server": server}),
-            (r"/healthz", Health),
-        ],
+        [(path, page, given) for path, page in ROUTES],
+        default_handler_class=NotFound,
+        default_handler_args=given,
         log_function=_log_request,
     )
 
 
+class Door(HTTPServer):
+    """Reads requests, one for each connection; until it is done, the connection is unproven."""
+
+    def initialize(self, server: Server) -> None:  # type: ignore[override]
+        """Take the server whose door it is."""
+        self._server = server
+        self._entries: dict[IOStream, Entry] = {}
+        super().initialize(
+            make_app(server),
+            no_keep_alive=True,
+            idle_connection_timeout=limits.HEAD_SECONDS,
+            body_timeout=limits.HEAD_SECONDS,
+            max_header_size=limits.HEAD_BYTES,
+            max_body_size=limits.HEAD_BYTES,
+        )
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Take a connection in."""
+        self._entries[stream] = self._server.unproven.enter(str(address[0]), stream.close)
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: Any) -> None:
+        """Note that a connection is gone, or that somebody else has it now."""
+        self._server.unproven.leave(self._entries.pop(server_conn.stream))
+        super().on_close(server_conn)
+
+
 def _log_request(handler: RequestHandler) -> None:
-    """Log refusals only, with what cannot hold a secret."""
-    if handler.get_status() >= 400:
-        request = handler.request
+    """Log refusals only, with what cannot hold a secret; wrong tokens have a line already."""
+    assert isinstance(handler, Page)
+    request, status = handler.request, handler.get_status()
+    if status >= 400 and status not in (401, 429) and handler.worth_a_line():
         log.info(
             "%s %.64r from %s: %d",
             request.method,
             request.path,
             request.remote_ip,
-            handler.get_status(),
+            status,
         )
 
 
-async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: float) -> None:
+async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: Any) -> None:
     """Serve until SIGTERM or SIGINT; calls ``ready(address)`` once it listens.
 
     Raises:
-        StartError: the address is taken, the folder belongs to a running server, or its store
-            cannot be opened.
+        StartError: the address is taken or not loopback, the folder belongs to a running
+            server, or its store cannot be opened.
     """
     with _only_one(home):
         sockets = _bind(host, tcp_port)
@@ -163,12 +221,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: fl
             raise StartError(error.reason) from error
         named = f"[{host}]" if ":" in host else host  # IPv6, RFC 3986, 3.2.2
         server.address = f"http://{named}:{sockets[0].getsockname()[1]}"
-        http = HTTPServer(
-            make_app(server),
-            idle_connection_timeout=HEADER_SECONDS,
-            max_header_size=MAX_HEADER,
-            max_body_size=MAX_HEADER,
-        )
+        http = Door(server)
         http.add_sockets(sockets)
         state = config.state_file(home)
         config.write_private(state, json.dumps({"url": server.address, "pid": server.pid}))
@@ -211,7 +264,7 @@ def _only_one(home: Path) -> Any:
 
 def _bind(host: str, tcp_port: int) -> Any:
     try:
-        return bind_sockets(tcp_port, host, backlog=1024)
+        sockets = bind_sockets(tcp_port, host, backlog=1024)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
@@ -219,10 +272,16 @@ def _bind(host: str, tcp_port: int) -> Any:
                 f"choose another with `mbm server-start --port N`"
             ) from error
         raise StartError(f"It cannot listen on {host}:{tcp_port}: {error.strerror}") from error
+    for address in (sock.getsockname()[0] for sock in sockets):
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            for sock in sockets:
+                sock.close()
+            raise StartError(LOCAL_ONLY.format(address=host or address))
+    return sockets
 
 
 def _log_to(path: Path) -> None:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
@@ -236,10 +295,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=config.DEFAULT_TCP_PORT, metavar="N")
     parser.add_argument("--beat", type=float, default=BEAT, metavar="SECONDS")
     parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
+    )
     options = parser.parse_args()
     if not 0 <= options.port < 65536:
         parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
-    settings = {"beat": options.beat, "lost_after": options.lost_after}
+    settings = {
+        "beat": options.beat,
+        "lost_after": options.lost_after,
+        "origins": options.allow_origin,
+    }
+    os.umask(0o077)  # whatever it writes is its user's alone
     try:
         home = _open_home()
         asyncio.run(serve(home, options.listen, options.port, _say_ready, **settings))

@@ -1,27 +1,31 @@
-"""Who may come in: callers' tokens and boards' proofs. No sockets, no SQL.
+"""What opens a door: callers' tokens and boards' keys. No sockets, no SQL.
 
-A token is random, kept only as its SHA-256, and compared in constant time. A board's
-key never crosses the wire (docs/protocol.md, "who are you").
+A token is 256 random bits, and only its SHA-256 is kept. That is right for a random secret
+and would be wrong for a password: nobody can try 2^256 of them, so that a slow hash or a
+salt would buy nothing and cost every login. A board's key never crosses the wire
+(docs/protocol.md, "who are you").
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from cloudmanager import wire
 
+from . import limits
+from .rows import TokenRow
+
 _TOKEN_BYTES = 32
-_MAX_TOKEN = 256  # characters; ours have 46
 
+#: What looks like a token: wherever people may have put one by mistake, it is not written down.
+TOKEN = re.compile(r"cm_[\w-]{24,}")
 
-class Caller(NamedTuple):
-    """Somebody with a token: its name and role (viewer, operator, admin)."""
-
-    name: str
-    role: str
+#: Roles, each with the rights of those before it.
+ROLES = ("viewer", "operator", "admin")
 
 
 def new_token() -> str:
@@ -34,16 +38,19 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find_caller(header: str | None, tokens: dict[str, tuple[str, str]]) -> Caller | None:
-    """Return who sent the ``Authorization`` header, None for nobody we know."""
+def find_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+    """Return whose token the ``Authorization`` header holds, None for none that we know.
+
+    It may have expired or been revoked. Whoever is told so has the whole token.
+    """
     scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not 0 < len(token) <= _MAX_TOKEN:
+    if scheme.lower() != "bearer" or not 0 < len(token) <= limits.TOKEN_CHARS:
         return None
     mine = token_hash(token)
     found = None
-    for known, (name, role) in tokens.items():
+    for known, row in tokens.items():
         if hmac.compare_digest(known, mine):
-            found = Caller(name, role)
+            found = row
     return found
 
 

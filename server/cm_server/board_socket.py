@@ -7,12 +7,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from tornado.web import RequestHandler
-
 from cloudmanager import frames, wire
 
-from . import auth
-from .registry import MAX_BUFFER, MIN_BUFFER, Board
+from . import auth, limits
+from .gate import Entry
+from .pages import Page
+from .registry import MIN_BUFFER, Board
 from .websocket import Link, accept
 
 if TYPE_CHECKING:
@@ -20,56 +20,66 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-MAX_MESSAGE = 64 * 1024  # bytes that a board may send in one message
-GREETING_SECONDS = 10.0  # a link that has not proven itself by then is closed
 NOT_PROVEN, WRONG_VERSION, REPLACED = 4001, 4002, 4003
 
 
-class BoardSocket(RequestHandler):
-    """One board's WebSocket."""
+class BoardSocket(Page):
+    """One board's WebSocket: its key opens it, and nothing else does."""
 
-    def initialize(self, server: Server) -> None:
-        """Take the server that it belongs to."""
-        self._server = server
+    opened_by = "key"
 
     async def get(self) -> None:
         """Upgrade; from then on the conversation lives by itself."""
-        link = Link(MAX_MESSAGE, sips=True)
-        conversation = BoardConversation(self._server, link)
-        if await accept(self, link) and not link.gone:
-            conversation.begin()
+        link = Link(limits.BOARD_MESSAGE_BYTES, sips=True)
+        conversation = BoardConversation(self._server, link, str(self.request.remote_ip))
+        link.on_start = conversation.begin
+        await accept(self, link)
 
 
 class BoardConversation:
     """What is said on one board's link."""
 
-    def __init__(self, server: Server, link: Link) -> None:
+    def __init__(self, server: Server, link: Link, address: str) -> None:
         self._server = server
         self._link = link
+        self._address = address
         link.on_message = self._on_hello
         link.on_frame = self._note_life
         self._board: Board | None = None
         self._hello: wire.Hello | None = None
         self._nonce = b""
+        self._entry: Entry | None = None  # among those that have proven nothing
         self._heard = time.monotonic()
 
     def begin(self) -> None:
         """Give the board its time to prove itself."""
         loop = asyncio.get_running_loop()
         self._link.on_end = self._on_end
-        self._deadline = loop.call_later(GREETING_SECONDS, self._refuse, NOT_PROVEN, "too slow")
+        self._entry = self._server.unproven.enter(self._address, self._link.abort)
+        seconds = limits.GREETING_SECONDS
+        self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN, "too slow")
         self._beat_timer = loop.call_later(self._server.beat, self._beat)
 
     def _on_end(self) -> None:
+        self._leave_the_door()
         self._deadline.cancel()
         self._beat_timer.cancel()
         if self._board is not None:
             self._server.dispatch.on_link_gone(self._board, self._link)
 
+    def _leave_the_door(self) -> None:
+        if self._entry is not None:
+            self._server.unproven.leave(self._entry)
+            self._entry = None
+
     def _refuse(self, code: int, reason: str) -> None:
-        if self._board is None:
-            log.warning("%s was refused as a board: %s", self._link.peer, reason)
-            self._link.close(code, reason)
+        if self._board is not None:
+            return
+        claimed = self._hello.board_id if self._hello else ""
+        said = self._server.audit.stranger(self._address, "board", claimed, reason)
+        if said is not None:
+            log.warning("%s was refused as a board: %s", self._link.peer, said)
+        self._link.close(code, reason)
 
     def _on_hello(self, data: bytes) -> None:
         hello = wire.read_hello(wire.unpack(data))
@@ -105,6 +115,7 @@ class BoardConversation:
         server.store.saw_board(board.id, {**facts, "boot": boot})
         board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
         self._board = board
+        self._leave_the_door()
         self._link.on_message = lambda data: dispatch.on_message(board, data)
         welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
@@ -133,7 +144,11 @@ class BoardConversation:
 
 def _buffer_size(body: dict[str, Any]) -> int:
     size = body.get("buf")
-    return min(max(size, MIN_BUFFER), MAX_BUFFER) if isinstance(size, int) else MIN_BUFFER
+    return (
+        min(max(size, MIN_BUFFER), limits.BOARD_BUFFER_BYTES)
+        if isinstance(size, int)
+        else MIN_BUFFER
+    )
 
 
 def _facts(body: dict[str, Any]) -> dict[str, Any]:

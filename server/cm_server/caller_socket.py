@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
-from tornado.web import RequestHandler
-
 from cloudmanager import wire
-from cloudmanager.errors import CloudmanagerError, PeerWireError, ServerError
+from cloudmanager.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
 from cloudmanager.targets import parse
 
-from . import verbs
-from .auth import Caller, find_caller
+from . import limits, reach, verbs
+from .audit import Note
+from .gate import group_of
 from .jobs import Cell, Job
+from .pages import Page
+from .rows import TokenRow
 from .websocket import Link, accept
 
 if TYPE_CHECKING:
@@ -23,38 +25,62 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-MAX_MESSAGE = 16 * 1024 * 1024  # bytes that a caller may send in one message
-#: Output in bytes that may wait for a slow caller; what comes on top is left out.
-MAX_WAITING = 1024 * 1024
-MAX_FRAME = 1024 * 1024  # bytes, after which one frame takes no more messages
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
-MAX_TIMEOUT = 7 * 86400  # seconds
+TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
+REVOKED = 4004  # the code of the close
 
 
-class CallerSocket(RequestHandler):
-    """One caller's WebSocket."""
+class CallerSocket(Page):
+    """One caller's WebSocket: a token opens it, and nothing else does."""
 
-    def initialize(self, server: Server) -> None:
-        """Take the server that it belongs to."""
-        self._server = server
+    opened_by = "token"
 
     async def get(self) -> None:
         """Check token and version, upgrade; from then on the conversation lives by itself."""
-        caller = find_caller(self.request.headers.get("Authorization"), self._server.tokens)
+        caller = self._server.tokens.find(self.request.headers.get("Authorization"))
         if caller is None:
-            log.warning("%s was refused as a caller: wrong token", self.request.remote_ip)
-            self.set_status(401)
-            self.finish("The token is not known here.\n")
+            self._refuse_stranger()
+            return
+        if why := self._server.tokens.refusal(caller):
+            self._refuse_known(caller, 401, why)
+            return
+        if why := self._why_too_many(caller):
+            self._refuse_known(caller, 503, why)
             return
         self.set_header("Cm-Protocol", str(wire.PROTOCOL))
         if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
             return
-        link = Link(MAX_MESSAGE)
+        link = Link(limits.CALLER_MESSAGE_BYTES)
         conversation = CallerConversation(self._server, caller, link)
-        if await accept(self, link) and not link.gone:
-            conversation.begin()
+        link.on_start = conversation.begin
+        await accept(self, link)
+
+    def _refuse_stranger(self) -> None:
+        """Refuse a token that nobody has; a right one behind the same address still opens."""
+        address = str(self.request.remote_ip)
+        said = self._server.audit.stranger(address, "login", "", "wrong token")
+        if said is not None:
+            log.warning("%s was refused as a caller: %s", address, said)
+        if self._server.bad_logins.allow(group_of(address)) is None:
+            self.refuse(429, "too many wrong tokens came from this address; wait a minute")
+        else:
+            self.refuse(401, "the server does not know this token")
+
+    def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
+        note = Note(caller.name, str(self.request.remote_ip), "login")
+        self._server.audit.refused(note, NotAllowed("caller", why))
+        self.refuse(status, why)
+
+    def _why_too_many(self, caller: TokenRow) -> str:
+        callers = self._server.callers
+        if len(callers) >= limits.CALLERS:
+            return f"there are {limits.CALLERS} callers already"
+        own = sum(other.token.hash == caller.hash for other in callers)
+        if own >= limits.CALLERS_PER_TOKEN:
+            return f"{limits.CALLERS_PER_TOKEN} callers use the token {caller.name!r} already"
+        return ""
 
 
 class CallerConversation:
@@ -63,13 +89,13 @@ class CallerConversation:
     A write costs more than all that is done here for a message, so messages share frames:
     that a cell was accepted waits a moment for its first answer, and what many boards say
     leaves at the end of the loop's turn. While the caller has not read the last frame,
-    they wait; output beyond ``MAX_WAITING`` is left out and the caller is told so. How
+    they wait; output beyond ``OUTBOX_BYTES`` is left out and the caller is told so. How
     jobs end is never left out.
     """
 
-    def __init__(self, server: Server, caller: Caller, link: Link) -> None:
+    def __init__(self, server: Server, token: TokenRow, link: Link) -> None:
         self._server = server
-        self._caller = caller
+        self.token = token
         self._link = link
         link.on_message = self._on_message
         link.on_drained = self._flush
@@ -79,13 +105,26 @@ class CallerConversation:
         self._timer: asyncio.TimerHandle | None = None  # else by then
         self._truncated: set[tuple[int, int]] = set()
         self._open = 0  # jobs that have not ended
+        self._look: asyncio.TimerHandle | None = None  # at the token again
 
     def begin(self) -> None:
         """Count as one of the server's callers, until the link ends."""
         self._server.callers.add(self)
         self._link.on_end = self._on_end
+        self._check_token()
+
+    def _check_token(self) -> None:
+        """Close the link of a token that opens nothing any more; look again when it expires."""
+        if why := self._server.tokens.refusal(self.token):
+            self.close(REVOKED, why)
+        elif self.token.expires is not None:
+            left = max(self.token.expires - time.time(), 0.01)
+            loop = asyncio.get_running_loop()
+            self._look = loop.call_later(min(left, TOKEN_LOOK_SECONDS), self._check_token)
 
     def _on_end(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
         self._server.callers.discard(self)
         self._server.dispatch.forget(self)
 
@@ -121,30 +160,24 @@ class CallerConversation:
 
     def _request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
-        verbs.check_role(self._caller, str(body.get("verb")))
-        reply = verbs.answer(self._server, body)
+        reply = verbs.answer(self._server, self.token, body, self._link.peer)
         self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
 
     def _submit(self, message: wire.Message) -> None:
         head, code = wire.read_submit(message)
-        verbs.check_role(self._caller, "submit")
-        cell = Cell(
-            code,
-            _seconds(head, "timeout"),
-            bool(head.get("awaits")),
-            bool(head.get("fresh")),
-            _seconds(head, "wait") or 0.0,
-            bool(head.get("answers")),
-        )
-        resolution = parse(str(head.get("target", ""))).resolve(self._server.registry.by_name)
-        boards = [self._server.registry.by_name[name] for name in resolution.names]
-        jobs = self._server.dispatch.submit(boards, cell, self._caller.name, self)
+        target = str(head.get("target", ""))
+        try:
+            jobs, left_out = self._begin(head, target, code)
+        except CloudmanagerError as error:
+            note = Note(self.token.name, self._link.peer, "submit", target)
+            self._server.audit.refused(note, error)
+            raise
         self._open += len(jobs) + 1  # one more: nothing leaves before "accepted" does
         place = len(self._outbox)
         self._server.dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
-            "left_out": list(resolution.left_out),
+            "left_out": left_out,
             "queued": [[job.id, _before(job)] for job in jobs if job.state == "queued"],
         }
         self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
@@ -155,11 +188,37 @@ class CallerConversation:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(ACCEPT_SECONDS, self._flush)
 
+    def _begin(
+        self, head: dict[str, Any], target: str, code: bytes
+    ) -> tuple[list[Job], tuple[str, ...]]:
+        """Write a cell's jobs down, on the boards that the token reaches; none has begun."""
+        verbs.check_role(self.token, "submit")
+        cell = Cell(
+            code,
+            _seconds(head, "timeout"),
+            bool(head.get("awaits")),
+            bool(head.get("fresh")),
+            _seconds(head, "wait") or 0.0,
+            bool(head.get("answers")),
+        )
+        known = reach.within(self.token, self._server.registry.by_name)
+        resolution = parse(target).resolve(known)
+        boards = [known[name] for name in resolution.names]
+        jobs = self._server.dispatch.submit(
+            boards,
+            cell,
+            self.token.name,
+            self,
+            address=self._link.peer,
+            target=target[: limits.AUDIT_CHARS],
+        )
+        return jobs, resolution.left_out
+
     # To the caller
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Put one message about a job into the outbox."""
-        if droppable and self._waiting > MAX_WAITING:
+        if droppable and self._waiting > limits.OUTBOX_BYTES:
             op, _, job = wire.HEADER.unpack_from(message)
             flags = wire.CUT if op == wire.VALUE else 0
             if (job, flags) not in self._truncated:
@@ -183,9 +242,9 @@ class CallerConversation:
             self._timer = None
         while self._outbox and not self._link.writing:
             messages, self._outbox = self._outbox, []
-            if self._waiting > MAX_FRAME:
+            if self._waiting > limits.FRAME_BYTES:
                 sizes = itertools.accumulate(map(len, messages))
-                count = sum(size <= MAX_FRAME for size in sizes) or 1
+                count = sum(size <= limits.FRAME_BYTES for size in sizes) or 1
                 messages, self._outbox = messages[:count], messages[count:]
             self._waiting = sum(map(len, self._outbox))
             self._truncated.clear()
@@ -201,6 +260,6 @@ def _seconds(head: dict[str, Any], name: str) -> float | None:
     value = head.get(name)
     if value is None:
         return None
-    if not isinstance(value, int | float) or not 0 < value <= MAX_TIMEOUT:
+    if not isinstance(value, int | float) or not 0 < value <= limits.CELL_SECONDS:
         raise ServerError(f"{name} is a number of seconds above 0 and at most a week")
     return float(value)

@@ -19,11 +19,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cloudmanager import wire
 
-from .jobs import Cell, Job, Recent, Timer, Watcher
+from . import limits
+from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
 from .registry import Board, BoardLink, Registry
 from .store import Store
 
@@ -33,8 +34,6 @@ LOST_AFTER = 10.0  # seconds that a board has to come back and tell how its job 
 CONFIRM = 0.9  # seconds past its timeout in which a board confirms; the caller is told by 1 s
 RESET_SECONDS = 20.0  # in which a board is back from a soft reset
 FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
-MAX_QUEUED = 1000  # jobs that may wait for one board
-MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 _UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
@@ -70,10 +69,13 @@ class Dispatch:
     # What callers ask
 
     def submit(
-        self, boards: Sequence[Board], cell: Cell, caller: str, watcher: Watcher
+        self, boards: Sequence[Board], cell: Cell, caller: str, watcher: Watcher, **asked: str
     ) -> list[Job]:
-        """Write one job per board down; ``launch`` lets them run."""
-        numbers = self._store.begin([board.id for board in boards], caller)
+        """Write one job per board down; ``launch`` lets them run.
+
+        ``asked`` (``address``, ``target``) is what the audit log tells of who asked.
+        """
+        numbers = self._store.begin([board.id for board in boards], caller, **asked)
         jobs = [
             Job(number, board, cell, caller, watcher)
             for number, board in zip(numbers, boards, strict=True)
@@ -85,8 +87,7 @@ class Dispatch:
         """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
         for job in jobs:
             board = job.board
-            if len(board.queue) >= MAX_QUEUED:
-                why = f"{MAX_QUEUED} jobs wait for this board already; it did not run"
+            if board.queue and (why := _too_long(board.queue, job)):
                 self._settle(job, "error", why)
             elif board.link is None:
                 self._await_board(job)
@@ -184,8 +185,9 @@ class Dispatch:
     def on_link(self, board: Board, *, same_boot: bool, last: dict[str, Any] | None) -> None:
         """Take a board in that has just proven itself, and what it tells of its last job."""
         job, board.current = board.current, None
-        told = _read_last(last)
+        told = read_last(last)
         if job is not None and job.state == "resetting" and not same_boot:
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
             self._start(job)
             return
         if job is not None and job.state != "settled":
@@ -362,25 +364,15 @@ class Dispatch:
         self._store.flush()
 
 
-class Told(NamedTuple):
-    """What a board says of how a job ended."""
-
-    job: int
-    status: str
-    error: str
-
-
-def _read_last(last: dict[str, Any] | None) -> Told | None:
-    """Return what PROOF's ``last`` says; None where it says nothing of use."""
-    try:
-        assert last is not None
-        status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
-    except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
-        return None
-    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
-        return None
-    error = str(last.get("error") or "")[:1024]
-    return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+def _too_long(queue: Sequence[Job], job: Job) -> str:
+    """Say why a job may not wait behind the others; "" where it may."""
+    if len(queue) >= limits.QUEUED_JOBS:
+        return f"{limits.QUEUED_JOBS} jobs wait for this board already; it did not run"
+    size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
+    if size > limits.QUEUED_BYTES:
+        mib = limits.QUEUED_BYTES // limits.MIB
+        return f"cells of {mib} MiB wait for this board already; it did not run"
+    return ""
 
 
 def _milliseconds(timeout: float | None) -> int:

@@ -6,12 +6,14 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from cloudmanager import wire
+
+from . import limits
+
 if TYPE_CHECKING:
     from .registry import Board
 
-TAIL_BYTES = 64 * 1024  # of each job's output, and of its value, that the server keeps
-MAX_RECENT = 1000  # ended jobs that are kept in memory, with their tails
-MAX_RECENT_BYTES = 16 * 1024 * 1024  # of their tails together
+MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
 
 
 class Timer(Protocol):
@@ -40,7 +42,7 @@ class Cell(NamedTuple):
 
 
 class Tail:
-    """The last ``TAIL_BYTES`` of what was written."""
+    """The last ``limits.TAIL_BYTES`` of what was written."""
 
     __slots__ = ("_bytes", "cut")
 
@@ -51,16 +53,16 @@ class Tail:
     def add(self, data: bytes) -> None:
         """Write some more."""
         self._bytes += data
-        self.cut = self.cut or len(self._bytes) > TAIL_BYTES
-        if len(self._bytes) > 2 * TAIL_BYTES:
-            self._bytes = self._bytes[-TAIL_BYTES:]
+        self.cut = self.cut or len(self._bytes) > limits.TAIL_BYTES
+        if len(self._bytes) > 2 * limits.TAIL_BYTES:
+            self._bytes = self._bytes[-limits.TAIL_BYTES :]
 
     def __len__(self) -> int:
         return len(self._bytes)
 
     def text(self) -> str:
         """Return it as text, with LF for CRLF."""
-        return self._bytes[-TAIL_BYTES:].decode("utf-8", "replace").replace("\r\n", "\n")
+        return self._bytes[-limits.TAIL_BYTES :].decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 class Job:
@@ -153,7 +155,7 @@ class Recent:
         job.cell = job.cell._replace(code=b"")  # a cell's text is the notebook's to keep
         self._jobs[job.id] = (job, size)
         self._bytes += size
-        while len(self._jobs) > MAX_RECENT or self._bytes > MAX_RECENT_BYTES:
+        while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:
             self._bytes -= self._jobs.popitem(last=False)[1][1]
 
     def get(self, number: int) -> Job | None:
@@ -164,3 +166,24 @@ class Recent:
     def newest(self) -> list[Job]:
         """Return them, newest first."""
         return [job for job, _ in reversed(self._jobs.values())]
+
+
+class Told(NamedTuple):
+    """What a board says of how a job ended."""
+
+    job: int
+    status: str
+    error: str
+
+
+def read_last(last: dict[str, Any] | None) -> Told | None:
+    """Return what PROOF's ``last`` says; None where it says nothing of use."""
+    try:
+        assert last is not None
+        status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
+    except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
+        return None
+    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
+        return None
+    error = str(last.get("error") or "")[:1024]
+    return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates

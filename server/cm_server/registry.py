@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .jobs import Job
-    from .store import BoardRow
+    from .rows import BoardRow
 
 #: Shortest buffer of a board that can still be served, in bytes (a header, a head, some code).
 MIN_BUFFER = 64
-MAX_BUFFER = 64 * 1024
 
 
 class BoardLink(Protocol):

@@ -1,10 +1,11 @@
 """What the server must not forget, in SQL; the only file that knows SQL.
 
-Boards with their keys and labels, callers' tokens (hashed), one row per job. Jobs are
-committed before their first byte leaves (SQLite: WAL, synchronous NORMAL: survives
+Boards with their keys and labels, callers' tokens (hashed), one row per job, the audit log.
+Jobs are committed before their first byte leaves (SQLite: WAL, synchronous NORMAL: survives
 ``kill -9``); how they ended is written in batches, and always before the same board's
 next job, so that a board's memory of its last job covers what a crash can lose.
-Identity and tokens are fsynced (synchronous FULL).
+Identity, tokens and what is privileged are fsynced (synchronous FULL). What is done and its
+row in the audit log are one transaction; triggers forbid to change or delete such a row.
 
 Call from the server's one thread.
 """
@@ -17,12 +18,14 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from cloudmanager.errors import ServerError
+
+from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
@@ -46,7 +49,12 @@ _tokens = sa.Table(
     sa.Column("hash", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("role", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),  # the boards that it reaches
     sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float),
+    sa.Column("revoked", sa.Float),
+    # A name is one token's at a time; the revoked ones stay, to be refused by name.
+    sa.Index("tokens_name", "name", unique=True, sqlite_where=sa.text("revoked IS NULL")),
 )
 
 _jobs = sa.Table(
@@ -62,6 +70,31 @@ _jobs = sa.Table(
     sa.Index("jobs_open", "board", sqlite_where=sa.text("ended IS NULL")),
 )
 
+_audit = sa.Table(
+    "audit",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),  # a token's name; "" for nobody we know
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("verb", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("boards", sa.Integer),
+    sa.Column("first_job", sa.Integer),
+    sa.Column("last_job", sa.Integer),
+    sa.Column("outcome", sa.Text, nullable=False),
+)
+for _act in ("UPDATE", "DELETE"):  # of SQLite; PostgreSQL's come with it
+    _trigger = sa.DDL(  # type: ignore[no-untyped-call]
+        f"CREATE TRIGGER audit_no_{_act.lower()} BEFORE {_act} ON audit "
+        "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+    )
+    sa.event.listen(_audit, "after_create", _trigger.execute_if(dialect="sqlite"))
+
+#: The tables' version, in PRAGMA user_version. Alembic comes with the first change of it.
+SCHEMA = 1
+
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(_jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
 _END_JOB = (
@@ -69,34 +102,9 @@ _END_JOB = (
     .where(_jobs.c.id == sa.bindparam("job"))
     .values(ended=sa.bindparam("at"), status=sa.bindparam("how"), error=sa.bindparam("why"))
 )
-
-
-class BoardRow(NamedTuple):
-    """One enrolled board."""
-
-    id: str
-    name: str
-    key: bytes
-    labels: dict[str, str]
-    facts: dict[str, Any]
-    enrolled: float
-    last_seen: float | None
-
-    def __repr__(self) -> str:
-        """Leave the key out."""
-        return f"BoardRow(id={self.id!r}, name={self.name!r})"
-
-
-class JobRow(NamedTuple):
-    """One job's line."""
-
-    id: int
-    board: str
-    caller: str
-    created: float
-    ended: float | None
-    status: str | None
-    error: str | None
+_INSERT_AUDIT = sa.insert(_audit).values(
+    {column.name: sa.bindparam(column.name) for column in _audit.c if column.name != "id"}
+)
 
 
 class Store:
@@ -106,30 +114,49 @@ class Store:
         path: the SQLite file; None keeps all in memory (for tests).
 
     Raises:
-        ServerError: the file cannot be opened, or is something else.
+        ServerError: the file cannot be opened, is something else, or of another version.
     """
 
     def __init__(self, path: Path | None) -> None:
+        if path is not None:
+            _make_private(path)
         self._engine = sa.create_engine(
             f"sqlite:///{path}" if path else "sqlite://", poolclass=sa.StaticPool
         )
         try:
             self._db = self._engine.connect()
+            self._pragma("busy_timeout=5000")
+            self._create(path)
             self._pragma("journal_mode=WAL")
             self._pragma("synchronous=NORMAL")
-            self._pragma("busy_timeout=5000")
-            _meta.create_all(self._db)
-            self._db.commit()
-        except sa.exc.DBAPIError as error:
+            self._pragma("recursive_triggers=ON")  # else INSERT OR REPLACE deletes unseen
+        except (sa.exc.DBAPIError, ServerError) as error:
             self._engine.dispose()
+            if isinstance(error, ServerError):
+                raise
             raise ServerError(f"its store {path} cannot be opened: {error.orig}") from error
         self._next_job = (self._db.scalar(sa.select(sa.func.max(_jobs.c.id))) or 0) + 1
         self._endings: list[tuple[float, str, str | None, int]] = []
-        # Every cell waits for these two: compiled once and given to the driver itself, they
+        # Every cell waits for these: compiled once and given to the driver itself, they
         # cost a third.
         self._insert_job = str(_INSERT_JOB.compile(self._engine))
         self._end_job = str(_END_JOB.compile(self._engine))
+        self._insert_audit = str(_INSERT_AUDIT.compile(self._engine))
         self._driver: Any = self._db.connection.driver_connection
+        self._db.commit()
+
+    def _create(self, path: Path | None) -> None:
+        """Make the tables in an empty file, all or none; refuse those of another version."""
+        version = self._db.exec_driver_sql("PRAGMA user_version").scalar()
+        known = sa.inspect(self._db).get_table_names()
+        self._db.commit()
+        if version == SCHEMA:
+            return
+        if known or version:
+            raise ServerError(_other_version(path, version or 0))
+        self._db.exec_driver_sql("BEGIN IMMEDIATE")  # the driver does not begin one by itself
+        _meta.create_all(self._db)
+        self._db.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
         self._db.commit()
 
     def close(self) -> None:
@@ -143,14 +170,17 @@ class Store:
         self._db.commit()
 
     @contextlib.contextmanager
-    def _durably(self) -> Iterator[None]:
-        """Commit what is done inside with an fsync."""
+    def _durably(self, note: AuditRow | None = None) -> Iterator[None]:
+        """Commit what is done inside, and its row in the audit log, with an fsync."""
         self.flush()
         self._pragma("synchronous=FULL")
         try:
             with self._written():
                 yield
+                if note is not None:
+                    self._driver.execute(self._insert_audit, note)
                 self._db.commit()
+                self._driver.commit()  # where nothing was done but the note
         finally:
             self._pragma("synchronous=NORMAL")
 
@@ -172,28 +202,32 @@ class Store:
         """Return every enrolled board."""
         return [BoardRow(*row) for row in self._db.execute(sa.select(_boards))]
 
-    def enrol(self, boards: Sequence[tuple[str, str, bytes]]) -> list[BoardRow]:
+    def enrol(
+        self, boards: Sequence[tuple[str, str, bytes]], note: AuditRow | None = None
+    ) -> list[BoardRow]:
         """Write (id, name, key) of each board; a known id gets the new key."""
         rows = [BoardRow(*board, {}, {}, time.time(), None) for board in boards]
         statement = sqlite_insert(_boards)
         statement = statement.on_conflict_do_update(
             index_elements=["id"], set_={"key": statement.excluded.key}
         )
-        with self._durably():
+        with self._durably(note):
             self._db.execute(statement, [row._asdict() for row in rows])
         return rows
 
-    def forget(self, board_ids: Sequence[str]) -> None:
+    def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
         """Take boards out; their jobs' lines stay, under ids that never come again."""
         statement = sa.delete(_boards).where(_boards.c.id == sa.bindparam("board"))
-        with self._durably():
+        with self._durably(note):
             self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
 
-    def set_labels(self, labels: Mapping[str, dict[str, str]]) -> None:
+    def set_labels(
+        self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
+    ) -> None:
         """Replace the labels of the boards with these ids."""
         statement = sa.update(_boards).where(_boards.c.id == sa.bindparam("board"))
         rows = [{"board": board_id, "new": new} for board_id, new in labels.items()]
-        with self._durably():
+        with self._durably(note):
             self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
 
     def saw_board(self, board_id: str, facts: dict[str, Any] | None = None) -> None:
@@ -207,27 +241,58 @@ class Store:
 
     # Tokens
 
-    def add_token(self, token_hash: str, name: str, role: str) -> None:
-        """Let the bearer of the token with ``token_hash`` act as ``role``."""
-        values = {"hash": token_hash, "name": name, "role": role, "created": time.time()}
-        with self._durably():
-            self._db.execute(sa.insert(_tokens), values)
+    def add_token(self, token: TokenRow, note: AuditRow | None = None) -> None:
+        """Let the bearer of a token in; its name is nobody else's who is not revoked."""
+        with self._durably(note):
+            self._db.execute(sa.insert(_tokens), token._asdict())
 
-    def tokens(self) -> dict[str, tuple[str, str]]:
-        """Return (name, role) by hash, for every token."""
-        rows = self._db.execute(sa.select(_tokens.c.hash, _tokens.c.name, _tokens.c.role))
-        return {row.hash: (row.name, row.role) for row in rows}
+    def revoke_token(self, token_hash: str, at: float, note: AuditRow | None = None) -> None:
+        """Shut the bearer of a token out; its row stays."""
+        statement = sa.update(_tokens).where(_tokens.c.hash == token_hash)
+        with self._durably(note):
+            self._db.execute(statement.values(revoked=at))
+
+    def tokens(self) -> list[TokenRow]:
+        """Return every token, in the order in which they were made."""
+        query = sa.select(_tokens).order_by(_tokens.c.created)
+        return [TokenRow(*row) for row in self._db.execute(query)]
+
+    # The audit log
+
+    def note(self, row: AuditRow, *, durable: bool = False) -> None:
+        """Write a row of the audit log; ``durable`` waits for the disk.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        if durable:
+            with self._durably(row):
+                pass
+        else:
+            self._write([], row)
+
+    def audit(self, count: int) -> list[AuditRow]:
+        """Return the newest rows of the audit log, the newest last."""
+        query = sa.select(*list(_audit.c)[1:]).order_by(_audit.c.id.desc()).limit(count)
+        rows = [AuditRow(*row) for row in self._db.execute(query)]
+        self._db.commit()
+        return rows[::-1]
 
     # Jobs
 
-    def begin(self, board_ids: Sequence[str], caller: str) -> range:
+    def begin(
+        self, board_ids: Sequence[str], caller: str, *, address: str = "", target: str = ""
+    ) -> range:
         """Write one open job per board, in one transaction, and return their numbers.
 
-        What ended before is written first: see the module's docstring.
+        What ended before is written first: see the module's docstring. The cell's row in the
+        audit log is part of the same transaction.
 
         Raises:
             ServerError: they cannot be written.
         """
+        if not board_ids:
+            return range(0)
         first = self._next_job
         self._next_job += len(board_ids)
         numbers = range(first, self._next_job)
@@ -236,7 +301,10 @@ class Store:
             (number, board_id, caller, now)
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
-        self._write(rows)
+        cell = AuditRow(
+            now, caller, address, "submit", target, "", len(rows), first, numbers[-1], "done"
+        )
+        self._write(rows, cell)
         return numbers
 
     def end(self, job: int, status: str, error: str | None = None) -> None:
@@ -249,13 +317,15 @@ class Store:
             with contextlib.suppress(ServerError):
                 self._write([])
 
-    def _write(self, jobs: list[tuple[int, str, str, float]]) -> None:
-        """Write the endings that wait, then new jobs, in one transaction."""
+    def _write(self, jobs: list[tuple[int, str, str, float]], note: AuditRow | None = None) -> None:
+        """Write the endings that wait, then new jobs and who wants them, in one transaction."""
         with self._written():
             if self._endings:
                 self._driver.executemany(self._end_job, self._endings)
             if jobs:
                 self._driver.executemany(self._insert_job, jobs)
+            if note is not None:
+                self._driver.execute(self._insert_audit, note)
             self._driver.commit()
             self._endings = []
 
@@ -273,3 +343,18 @@ class Store:
         rows = [JobRow(*row) for row in self._db.execute(query)]
         self._db.commit()
         return rows
+
+
+def _make_private(path: Path) -> None:
+    """See that nobody else reads it: it holds the boards' keys. What fails is told later."""
+    with contextlib.suppress(OSError):
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+
+
+def _other_version(path: Path | None, version: int) -> str:
+    if version > SCHEMA:
+        what = f"was written by a newer Cloudmanager (schema {version}, this one knows {SCHEMA})"
+        return f"its store {path} {what}; update this one with `pip install --upgrade cloudmanager`"
+    what = f"was written by an older Cloudmanager (schema {version}, this one needs {SCHEMA})"
+    return f"its store {path} {what} and cannot be carried over; move it away and enrol anew"

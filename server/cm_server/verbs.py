@@ -3,36 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
-from cloudmanager.targets import check_label, check_name, natural_key, parse
+from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
 
-from .auth import Caller
+from . import limits, reach
+from .audit import Note
+from .auth import ROLES
+from .jobs import MAX_JOB, Job
 from .registry import Board
+from .rows import TokenRow
 
 if TYPE_CHECKING:
     from .app import Server
 
-#: Roles, each with the rights of those before it.
-ROLES = ("viewer", "operator", "admin")
-MAX_JOBS = 1000  # jobs in one reply
-MAX_ENROL = 10_000  # boards enrolled by one request
+
+class Call(NamedTuple):
+    """What somebody asks for.
+
+    Attributes:
+        caller: the token that he came in with.
+        boards: those that the token reaches: for this call, there are no others.
+        body: what he said.
+        note: what becomes the call's row in the audit log.
+    """
+
+    server: Server
+    caller: TokenRow
+    boards: Mapping[str, Board]
+    body: dict[str, Any]
+    note: Note
 
 
 class Verb(NamedTuple):
-    """One thing that callers may ask for."""
+    """One thing that callers may ask for; ``everywhere``: only with a token for all boards."""
 
     role: str
-    act: Callable[[Server, dict[str, Any]], Any]
+    act: Callable[[Call], Any]
+    everywhere: bool = False
 
 
-def check_role(caller: Caller, verb: str) -> None:
+def check_role(caller: TokenRow, verb: str) -> None:
     """Refuse what the caller's role does not cover.
 
     Raises:
-        NotAllowed: the role is too low.
+        NotAllowed: the role is too low, or the token reaches some boards only.
         ServerError: there is no such verb.
     """
     needed = "operator" if verb == "submit" else VERBS[verb].role if verb in VERBS else None
@@ -40,14 +57,32 @@ def check_role(caller: Caller, verb: str) -> None:
         raise ServerError(f"it knows no request called {verb[:64]!r}")
     if ROLES.index(caller.role) < ROLES.index(needed):
         raise NotAllowed(needed)
+    if verb in VERBS and VERBS[verb].everywhere and not reach.reaches_all(caller):
+        raise NotAllowed(f"{needed} on all boards")
 
 
-def answer(server: Server, body: dict[str, Any]) -> Any:
-    """Do what ``body`` asks and return the reply, which is JSON."""
-    verb = VERBS.get(str(body.get("verb")))
-    if verb is None:
-        raise ServerError("a cell is submitted, not requested")
-    return verb.act(server, body)
+def answer(server: Server, caller: TokenRow, body: dict[str, Any], address: str = "") -> Any:
+    """Do what ``body`` asks and return the reply, which is JSON; the audit log gets its row.
+
+    Raises:
+        CloudmanagerError: it was refused.
+    """
+    name = str(body.get("verb"))
+    boards = reach.within(caller, server.registry.by_name)
+    call = Call(server, caller, boards, body, Note(caller.name, address, name, _target(body)))
+    try:
+        check_role(caller, name)
+        if name not in VERBS:
+            raise ServerError("a cell is submitted, not requested")
+        reply = VERBS[name].act(call)
+    except CloudmanagerError as error:
+        server.audit.refused(call.note, error)
+        raise
+    if VERBS[name].role == ROLES[0]:
+        server.audit.read(call.note)
+    else:
+        server.audit.done(call.note)
+    return reply
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
@@ -55,8 +90,8 @@ def pack_error(error: CloudmanagerError) -> dict[str, Any]:
     return {"error": type(error).__name__, "args": list(error.args)}
 
 
-def _status(server: Server, _: dict[str, Any]) -> dict[str, Any]:
-    boards = server.registry.by_name.values()
+def _status(call: Call) -> dict[str, Any]:
+    server, boards = call.server, call.boards.values()
     return {
         "version": server.version,
         "address": server.address,
@@ -69,54 +104,67 @@ def _status(server: Server, _: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _boards(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
-    return [board.describe() for board in _choose(server, body)]
+def _boards(call: Call) -> list[dict[str, Any]]:
+    return [board.describe() for board in _choose(call)]
 
 
-def _label(server: Server, body: dict[str, Any]) -> list[str]:
-    changes = body.get("labels")
+def _label(call: Call) -> list[str]:
+    changes = call.body.get("labels")
     if not isinstance(changes, dict) or not changes:
         raise ServerError("labels are given as key=value")
     for key, value in changes.items():
         check_label(str(key), str(value or "x"))  # an empty one, or null, takes the label away
-    boards = _choose(server, body)
+    boards = _choose(call)
+    call.note.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
     for board in boards:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
         board.labels = {key: value for key, value in merged.items() if value}
-    server.store.set_labels({board.id: dict(board.labels) for board in boards})
+    labels = {board.id: dict(board.labels) for board in boards}
+    call.server.store.set_labels(labels, call.note.row())
+    call.note.written = True
     return [board.name for board in boards]
 
 
-def _interrupt(server: Server, body: dict[str, Any]) -> int:
-    jobs = server.dispatch.jobs
-    found = [jobs[number] for number in _numbers(body) if number in jobs]
+def _interrupt(call: Call) -> int:
+    numbers, jobs = _numbers(call.body), call.server.dispatch.jobs
+    call.note.detail = fold(str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB)
+    found = [jobs[number] for number in numbers if number in jobs and _reaches(call, jobs[number])]
+    call.note.boards = len({job.board.id for job in found})
     for job in found:
-        server.dispatch.interrupt(job)
+        call.server.dispatch.interrupt(job)
     return len(found)
 
 
-def _jobs(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
+def _reaches(call: Call, job: Job) -> bool:
+    """Whether a job is on a board that the caller reaches; a name may be another board's now."""
+    return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
+
+
+def _jobs(call: Call) -> list[dict[str, Any]]:
     """Return the jobs that have not ended, then those that ended lately, newest first."""
-    running = sorted(server.dispatch.jobs.values(), key=lambda job: -job.id)
-    jobs = [*running, *server.dispatch.recent.newest()]
-    if body.get("target") is not None:
-        chosen = set(_choose(server, body))
+    dispatch = call.server.dispatch
+    running = sorted(dispatch.jobs.values(), key=lambda job: -job.id)
+    jobs = [job for job in (*running, *dispatch.recent.newest()) if _reaches(call, job)]
+    if call.body.get("target") is not None:
+        chosen = set(_choose(call))
         jobs = [job for job in jobs if job.board in chosen]
-    return [job.describe() for job in jobs[:MAX_JOBS]]
+    return [job.describe() for job in jobs[: limits.REPLY_JOBS]]
 
 
-def _job(server: Server, body: dict[str, Any]) -> dict[str, Any]:
+def _job(call: Call) -> dict[str, Any]:
     """Return one job with its output's tail; of an older one, its line in the store."""
-    number = body.get("job")
+    server, number = call.server, call.body.get("job")
     if not isinstance(number, int) or not 0 < number < 2**63:
         raise ServerError("a job is named by its number")
+    call.note.detail = str(number)
     job = server.dispatch.jobs.get(number) or server.dispatch.recent.get(number)
-    if job is not None:
+    if job is not None and _reaches(call, job):
         return job.show()
-    row = server.store.job(number)
-    if row is None:
+    row = server.store.job(number) if job is None else None
+    board = server.registry.by_id.get(row.board) if row else None
+    reached = call.boards.get(board.name) is board if board else reach.reaches_all(call.caller)
+    if row is None or not reached:
         raise ServerError(f"there is no job {number}")
-    board = server.registry.by_id.get(row.board)
     return {
         "job": row.id,
         "board": board.name if board else row.board,
@@ -132,40 +180,79 @@ def _job(server: Server, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _enrol(server: Server, body: dict[str, Any]) -> list[dict[str, str]]:
+def _enrol(call: Call) -> list[dict[str, str]]:
     """Give each name an identity and a fresh key; its old key opens nothing any more."""
-    names = body.get("names")
-    if not isinstance(names, list) or not 0 < len(names) <= MAX_ENROL:
-        raise ServerError(f"1 to {MAX_ENROL} names are enrolled at once")
+    names, boards = call.body.get("names"), call.server.registry.by_name
+    if not isinstance(names, list) or not 0 < len(names) <= limits.ENROL_NAMES:
+        raise ServerError(f"1 to {limits.ENROL_NAMES} names are enrolled at once")
     for name in names:
         if not isinstance(name, str):
             raise ServerError("names are text")
         check_name(name)
-        board = server.registry.by_name.get(name)
-        if board is not None and board.online:
+        if not reach.may_enrol(call.caller, name, boards):
+            raise NotAllowed(f"admin on {name}")
+        if name in boards and boards[name].online:
             raise ServerError(f"a board called {name} is connected already; choose another name")
-    return server.enrol(list(dict.fromkeys(names)))
+    names = list(dict.fromkeys(names))
+    call.note.target, call.note.boards = fold(names), len(names)
+    return call.server.enrol(names, call.note)
 
 
-def _forget(server: Server, body: dict[str, Any]) -> list[str]:
+def _forget(call: Call) -> list[str]:
     """Unenrol boards that are not connected: their keys open nothing any more."""
-    boards = _choose(server, body)
+    server, boards = call.server, _choose(call)
     for board in boards:
         if board.online:
             raise ServerError(f"{board.name} is connected; end it first")
     for board in boards:
         server.dispatch.abandon(board)
         server.registry.remove(board)
-    server.store.forget([board.id for board in boards])
+    server.store.forget([board.id for board in boards], call.note.row())
+    call.note.written = True
     return [board.name for board in boards]
 
 
-def _choose(server: Server, body: dict[str, Any]) -> list[Board]:
-    """Return the boards of a request's target; to look at, without one, every enrolled board."""
-    boards = server.registry.by_name
-    if body.get("target") is None and body["verb"] in ("boards", "jobs"):
+def _token_create(call: Call) -> dict[str, Any]:
+    """Make a token; this reply is the only place where it ever stands."""
+    asked: dict[str, Any] = {"role": "operator", "target": reach.EVERYWHERE}
+    asked.update({key: value for key, value in call.body.items() if value is not None})
+    token = call.server.tokens.create(
+        asked.get("name"), asked["role"], asked["target"], asked.get("expires"), call.note
+    )
+    return {**call.server.tokens.describe()[-1], "token": token}
+
+
+def _token_list(call: Call) -> list[dict[str, Any]]:
+    return call.server.tokens.describe()
+
+
+def _token_revoke(call: Call) -> dict[str, Any]:
+    """Let a token open nothing any more, and close its links; what runs goes on."""
+    row = call.server.tokens.revoke(call.body.get("name"), call.note)
+    return {"name": row.name, "closed": call.server.shut_out(row)}
+
+
+def _audit(call: Call) -> list[dict[str, Any]]:
+    count = call.body.get("count") or limits.REPLY_AUDIT_ROWS
+    if not isinstance(count, int) or not 0 < count <= limits.REPLY_AUDIT_ROWS:
+        raise ServerError(f"rows are 1 to {limits.REPLY_AUDIT_ROWS} at once")
+    return [row._asdict() for row in call.server.store.audit(count)]
+
+
+def _choose(call: Call) -> list[Board]:
+    """Return the boards of a request's target; to look at, without one, every one in reach."""
+    boards, target = call.boards, call.body.get("target")
+    if target is None and call.body["verb"] in ("boards", "jobs"):
         return sorted(boards.values(), key=lambda board: natural_key(board.name))
-    return [boards[name] for name in parse(str(body.get("target") or "")).resolve(boards).names]
+    chosen = [boards[name] for name in parse(str(target or "")).resolve(boards).names]
+    call.note.boards = len(chosen)
+    return chosen
+
+
+def _target(body: dict[str, Any]) -> str:
+    """Return what stands in the audit log for a request's target."""
+    target = body.get("target")
+    return target if isinstance(target, str) else ""
 
 
 def _numbers(body: dict[str, Any]) -> list[int]:
@@ -184,4 +271,8 @@ VERBS = {
     "job": Verb("viewer", _job),
     "enrol": Verb("admin", _enrol),
     "forget": Verb("admin", _forget),
+    "token-create": Verb("admin", _token_create, everywhere=True),
+    "token-list": Verb("admin", _token_list, everywhere=True),
+    "token-revoke": Verb("admin", _token_revoke, everywhere=True),
+    "audit": Verb("admin", _audit, everywhere=True),
 }

@@ -20,15 +20,11 @@ from tornado.web import RequestHandler
 from cloudmanager import frames
 from cloudmanager.errors import PeerWireError
 
+from . import limits
+
 log = logging.getLogger("cm_server")
 
 READ_BYTES = 64 * 1024
-#: Bytes that may wait for a peer that does not read; with more, its link is cut.
-MAX_UNSENT = 8 * 1024 * 1024
-#: A peer that floods is read in sips: so many bytes, then a pause in seconds in which
-#: others are served. 6 MB a second, for a few percent of the server's time.
-SIP_BYTES = 64 * 1024
-SIP_PAUSE = 0.01
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 USER_TIMEOUT_MS = 15_000  # what was sent and is not acknowledged by then breaks the link
 
@@ -45,6 +41,7 @@ class Link(asyncio.Protocol):
         on_message: takes each message; may raise PeerWireError, which ends the link.
         on_frame: called after each frame of any kind: a sign of life.
         on_drained: called when a peer that had not read has read everything.
+        on_start: called once when the link is open, before its first message.
         on_end: called once when the link is gone.
         writing: whether bytes wait for the peer to read.
     """
@@ -55,6 +52,7 @@ class Link(asyncio.Protocol):
         self.on_message: Callable[[bytes], None] = lambda _: None
         self.on_frame: Callable[[], None] = _nothing
         self.on_drained: Callable[[], None] = _nothing
+        self.on_start: Callable[[], None] = _nothing
         self.on_end: Callable[[], None] = _nothing
         self.writing = False
         self._reader = frames.FrameReader(max_size, masked=True)
@@ -74,17 +72,26 @@ class Link(asyncio.Protocol):
         self._write(frames.encode(b"", frames.PING))
 
     def close(self, code: int, reason: str = "") -> None:
-        """Say why, and hang up once that has left."""
+        """Say why, and hang up once that has left; who does not read is not waited for."""
         self._write(frames.encode_close(code, reason))
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.close()
+            if transport.get_write_buffer_size():
+                loop = asyncio.get_running_loop()
+                loop.call_later(limits.CLOSE_SECONDS, transport.abort)
+
+    def abort(self) -> None:
+        """Hang up at once, without a word."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     def _write(self, data: bytes) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         transport.write(data)
-        if self.writing and transport.get_write_buffer_size() > MAX_UNSENT:
+        if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:
             log.warning("%s does not read: its link is cut", self.peer)
             self._transport = None
             # Not now: we may be inside the transport's own resume_writing.
@@ -97,12 +104,13 @@ class Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=0)
+        self.on_start()
 
     def data_received(self, data: bytes) -> None:
         """Handle the frames in ``data``; a broken rule closes the link with its reason."""
-        if len(data) >= SIP_BYTES // 2 and self.sips and self._transport is not None:
+        if len(data) >= limits.SIP_BYTES // 2 and self.sips and self._transport is not None:
             self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(SIP_PAUSE, self._read_on)
+            asyncio.get_running_loop().call_later(limits.SIP_PAUSE_SECONDS, self._read_on)
         try:
             for frame in self._reader.feed(data):
                 self._on_frame(frame)
@@ -183,7 +191,9 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
     stream.close()
     _tune(sock)
     if link.sips:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SIP_BYTES // 2)  # Linux doubles it
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, limits.SIP_BYTES // 2
+        )  # Linux doubles it
     link.peer = _peer_name(sock)
     await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
     if data:

@@ -145,6 +145,33 @@ def test_token_that_the_server_does_not_know_is_not_allowed():
     assert str(error).startswith("Not allowed: the server does not know this token. ")
 
 
+def test_token_that_ended_is_refused_in_the_servers_words():
+    talk = Conversation(opened=False)
+    head = b"HTTP/1.1 401 Unauthorized\r\nCm-Refused: the token 'lab' expired\x1b[2J\r\n\r\n"
+    error = refused(talk, head)
+    assert isinstance(error, NotAllowed)
+    assert str(error).startswith("Not allowed: the token 'lab' expired\\x1b[2J. Ask ")
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests", "503 Busy"])
+def test_server_that_refuses_says_why(status):
+    talk = Conversation(opened=False)
+    error = refused(talk, f"HTTP/1.1 {status}\r\nCm-Refused: no{'o' * 999}\r\n\r\n".encode())
+    assert isinstance(error, ServerError)
+    assert error.reason == "no" + "o" * 198
+
+
+def test_token_that_is_revoked_ends_the_link_by_name():
+    talk = Conversation()
+    group, reply = talk.submit(), talk.exchange.request("status", {})
+    reason = "the token 'lab' was revoked"
+    assert talk.exchange.feed(frames.encode_close(4004, reason)) is False
+    talk.exchange.lose("it hung up")
+    for waiting in (reply, group.accepted):
+        with pytest.raises(NotAllowed, match="the token 'lab' was revoked"):
+            waiting.get()
+
+
 def test_server_of_another_version_says_which():
     talk = Conversation(opened=False)
     error = refused(talk, b"HTTP/1.1 409 Other Protocol Version\r\ncm-protocol: 2\r\n\r\n")

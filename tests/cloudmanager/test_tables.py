@@ -1,6 +1,7 @@
 """Tables as people read them."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -8,12 +9,15 @@ from cloudmanager.tables import (
     HEADS,
     MAX_CELL,
     MAX_JOBS,
+    audit_table,
     duration,
     fleet_rows,
     fleet_table,
     job_table,
     job_text,
+    moment,
     table,
+    token_table,
 )
 
 BOARD = {
@@ -181,3 +185,55 @@ def test_no_jobs_say_so():
 )
 def test_job_tells_all_that_is_known_of_it(told, text):
     assert job_text({**JOB, **told}) == text
+
+
+# Tokens and the audit log
+
+TOKEN: dict[str, Any] = {
+    "name": "lab-notebook",
+    "role": "operator",
+    "target": "lab-*",
+    "state": "valid",
+    "created": 1_700_000_000.0,
+    "expires": None,
+}
+AUDIT = {
+    "at": 1_700_000_000.0,
+    "who": "ann",
+    "address": "192.0.2.1:5",
+    "verb": "submit",
+    "target": "lab-*",
+    "detail": "",
+    "boards": 3,
+    "first_job": 7,
+    "last_job": 9,
+    "outcome": "done",
+}
+
+
+def test_tokens_have_a_line_each():
+    ends = {**TOKEN, "expires": 1_800_000_000.0}
+    first, second = token_table([TOKEN, ends]).splitlines()[2:]
+    assert first.split()[:4] == ["lab-notebook", "operator", "lab-*", "valid"]
+    assert first.endswith(f"{moment(TOKEN['created'])}  never")
+    assert second.endswith(moment(1_800_000_000.0))
+
+
+def test_audit_log_has_a_line_each_the_newest_last():
+    one = {**AUDIT, "at": 1_700_000_001.0, "who": "", "boards": None, "first_job": None}
+    other = {**AUDIT, "last_job": 7, "target": ""}
+    first, second, third = audit_table([AUDIT, one, other]).splitlines()[2:]
+    assert first.split()[2:] == ["ann", "192.0.2.1:5", "submit", "lab-*", "3", "7-9", "done"]
+    assert second.split()[2:] == ["nobody", "192.0.2.1:5", "submit", "lab-*", "-", "-", "done"]
+    assert third.split()[2:] == ["ann", "192.0.2.1:5", "submit", "-", "3", "7", "done"]
+    assert audit_table([]) == "Nobody has done anything yet."
+
+
+@pytest.mark.parametrize("field", ["who", "address", "verb", "target", "detail"])
+def test_what_strangers_wrote_into_the_audit_log_forges_no_line(field):
+    evil = "x\x1b[2J\r\n2023-11-14 22:13:20  ann\u202e" + "y" * 999
+    shown = audit_table([{**AUDIT, field: evil}])
+    assert len(shown.splitlines()) == 3
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert max(map(len, shown.splitlines())) < 300

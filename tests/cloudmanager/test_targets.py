@@ -114,6 +114,43 @@ def test_named_boards_that_are_absent_are_kept_and_matched_ones_left_out():
     assert parse("lab-1").resolve(FLEET).left_out == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "covered"),
+    [
+        ("all", "bare esp-1 esp-2 esp-3 lab-1 lab-10 lab-2 lab-3 lab-4"),
+        ("lab-1,lab-4,nobody", "lab-1 lab-4"),
+        ("lab-[3-9]", "lab-3 lab-4"),
+        ("esp-*", "esp-1 esp-2 esp-3"),
+        ("state=offline", "esp-3 lab-4"),
+        ("state=idle & platform=rp2", "lab-2"),
+        ("room=attic", "esp-3"),
+        ("colour=red", ""),
+        ("!lab-*", "bare esp-1 esp-2 esp-3"),
+        ("lab-*!lab-3 & platform=esp32", "lab-1 lab-10 lab-4"),
+        ("bare,lab-* & platform=rp2", "bare lab-2"),
+        ("lab-1,all!lab-1!esp-*!platform=rp2", "bare lab-10 lab-3 lab-4"),
+        ("lab-1!lab-1,lab-1", "lab-1"),
+        ("lab-4 & all", "lab-4"),
+    ],
+)
+def test_target_covers_boards_that_are_there_or_not(text, covered):
+    target = parse(text)
+    assert " ".join(sorted(n for n in FLEET if target.covers(n, FLEET[n]))) == covered
+
+
+def test_target_covers_by_name_who_is_yet_to_be_enrolled():
+    assert parse("new-*!new-3").covers("new-1", Board())
+    assert not parse("new-*!new-3").covers("new-3", Board())
+    assert not parse("room=lab").covers("new-1", Board())
+
+
+def test_hundred_thousand_names_cover_fast():
+    target = parse(f"b-[1-{MAX_NAMES}]")
+    start = time.perf_counter()
+    assert sum(target.covers(f"b-{number}", Board()) for number in range(10_000)) == 9_999
+    assert time.perf_counter() - start < 0.5
+
+
 def test_target_keeps_its_text_and_equals_its_like():
     assert parse("lab-1,esp-*").text == "lab-1,esp-*"
     assert parse("lab-1") == parse("lab-1") != parse("lab-2")
@@ -258,6 +295,21 @@ def test_parse_raises_nothing_but_target_error(text):
     if isinstance(read, TargetError):
         assert 0 <= read.position <= len(text)
         assert re.search(r"^\s+\^$", str(read), re.MULTILINE)
+
+
+TERMS = st.sampled_from(["all", "lab-*", "esp-1", "lab-[1-4]", "room=lab", "platform=rp2", "bare"])
+
+
+@given(st.lists(st.tuples(st.sampled_from(",&!"), TERMS), min_size=1, max_size=8))
+@settings(max_examples=200)
+def test_covering_agrees_with_resolving_where_all_are_there(steps):
+    here = {name: board._replace(online=True) for name, board in FLEET.items()}
+    target = parse("".join(sign + term for sign, term in steps).lstrip(",&"))
+    try:
+        resolved = set(target.resolve(here).names)
+    except TargetError:
+        resolved = set()
+    assert {name for name in here if target.covers(name, here[name])} == resolved
 
 
 NAMES = st.from_regex(NAME_PATTERN, fullmatch=True)

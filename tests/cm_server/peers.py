@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from cloudmanager import config, frames, wire
-from cm_server import app, auth
+from cm_server import app
+from cm_server.audit import Note
+from cm_server.rows import AuditRow
 
 T = TypeVar("T")
 
@@ -52,12 +53,18 @@ class Service:
     def enrol(self, *names: str) -> list[Identity]:
         return [Identity(told) for told in self.server.enrol(list(names))]
 
-    def add_token(self, role: str) -> str:
+    def add_token(
+        self, role: str, target: str = "all", *, name: str = "", expires: float | None = None
+    ) -> str:
         """Return a fresh token of this role."""
-        token = auth.new_token()
-        self.server.store.add_token(auth.token_hash(token), role, role)
-        self.server.tokens.update(self.server.store.tokens())
-        return token
+        note = Note("test", "", "token-create")
+        return self.server.tokens.create(name or role, role, target, expires, note)
+
+    def audited(self) -> list[AuditRow]:
+        """The audit log's rows, but for the first: the local user's token."""
+        first, *rows = self.server.store.audit(1000)
+        assert (first.who, first.verb, first.target) == ("local", "token-create", "local")
+        return rows
 
     async def until(self, true: Callable[[], object]) -> None:
         """Return once the server has got there."""
@@ -73,15 +80,10 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running_service(home: Path, **settings: float) -> AsyncIterator[Service]:
+async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve as `app.serve` does, with the server at hand."""
     server = app.Server(home, **settings)
-    http = HTTPServer(
-        app.make_app(server),
-        idle_connection_timeout=app.HEADER_SECONDS,
-        max_header_size=app.MAX_HEADER,
-        max_body_size=app.MAX_HEADER,
-    )
+    http = app.Door(server)
     sockets = bind_sockets(0, "127.0.0.1")
     http.add_sockets(sockets)
     service = Service(server, sockets[0].getsockname()[1])
@@ -253,11 +255,17 @@ class RawPeer:
 
     @classmethod
     async def upgraded(
-        cls, service: Service, path: str = "/board", *, receive_bytes: int = 0, early: bytes = b""
+        cls,
+        service: Service,
+        path: str = "/board",
+        *,
+        token: str = "",
+        receive_bytes: int = 0,
+        early: bytes = b"",
     ) -> RawPeer:
         """Dial and shake hands; ``early`` follows the handshake in the same write."""
         peer = await cls.dial(service, receive_bytes=receive_bytes)
-        headers = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": "1"}
+        headers = {"Authorization": f"Bearer {token or service.token}", "Cm-Protocol": "1"}
         peer.say(handshake(path, **headers) + early)
         head = await peer.head()
         assert head.startswith("HTTP/1.1 101 "), head

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from cloudmanager import config
+from cloudmanager.errors import NotAllowed
 from cloudmanager.fleet import Fleet
-from cm_server import app
+from cm_server import app, limits
 from tests.conftest import Server, running_server
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
@@ -151,6 +152,70 @@ def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
 # The end
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", ""])
+def test_it_listens_on_nothing_but_loopback_without_tls(tmp_path, address):
+    if address == "::":
+        try:
+            socket.create_server(("::", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    status, said, err = start(tmp_path, "--listen", address, "--port", "0")
+    assert (status, err) == (1, "")
+    assert said["error"].startswith("It listens on loopback only, not on ")
+    assert "TLS is not there yet" in said["error"]
+    assert "docs/security.md" in said["error"]
+    assert not (tmp_path / "server.json").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_every_name_of_loopback_is_one_to_listen_on(tmp_path, address):
+    with running_server(tmp_path, "--listen", address) as server:
+        assert server.url.startswith(f"http://{address}:")
+        with fleet(server) as caller:
+            assert caller.status()["boards"] == 0
+
+
+def test_a_token_that_was_lost_opens_nothing_any_more(tmp_path):
+    with running_server(tmp_path) as server:
+        old = token(server)
+    (tmp_path / "token").unlink()
+    with running_server(tmp_path) as server:
+        assert token(server) != old
+        with (
+            Fleet(server.url, old) as caller,
+            pytest.raises(NotAllowed, match="the token 'local' was revoked on 2"),
+        ):
+            caller.status()
+        with fleet(server) as caller:
+            told = [(row["name"], row["state"]) for row in caller.request("token-list")]
+    assert told == [("local", "revoked"), ("local", "valid")]
+
+
+def test_all_that_it_keeps_is_its_owners_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        with running_server(tmp_path) as server, fleet(server) as caller:
+            caller.enrol(["lab-1"])
+            modes = {
+                path.name: stat.S_IMODE(path.stat().st_mode)
+                for path in tmp_path.iterdir()
+                if path.name != "server.err"  # whoever starts it made this
+            }
+    finally:
+        os.umask(before)
+    assert modes.keys() >= {"token", "server.db", "server.log", "server.json"}
+    assert set(modes.values()) == {0o600}, modes
+
+
+def test_an_origin_may_be_allowed_at_the_start(tmp_path):
+    with (
+        running_server(tmp_path, "--allow-origin", "https://lab.example") as server,
+        socket.create_connection(("127.0.0.1", server.tcp_port), WAIT) as sock,
+    ):
+        sock.sendall(handshake("/board", Origin="https://lab.example"))
+        assert sock.recv(1000).startswith(b"HTTP/1.1 101 ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_gracefully(tmp_path, number):
     with running_server(tmp_path) as server, fleet(server) as caller:
@@ -207,7 +272,7 @@ async def get(service: Service, text: str) -> str:
 
 
 async def test_healthz_says_that_it_answers_and_nothing_else(service: Service):
-    answer = await get(service, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = await get(service, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert answer.startswith("HTTP/1.1 200 OK\r\n")
     assert answer.endswith('\r\n\r\n{"status": "ok"}')
 
@@ -228,7 +293,9 @@ async def test_healthz_says_that_it_answers_and_nothing_else(service: Service):
     ],
 )
 async def test_all_else_is_refused(service: Service, request_line, status):
-    answer = await get(service, f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    answer = await get(
+        service, f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    )
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert "Traceback" not in answer
 
@@ -236,13 +303,13 @@ async def test_all_else_is_refused(service: Service, request_line, status):
 @pytest.mark.parametrize(
     "head",
     [
-        "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + "x" * 100_000,
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 100_000,
         "GET /" + "x" * 100_000,
         "\0\0\0\r\n\r\n",
         "GET /healthz HTTP/9.9\r\n\r\n",
-        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n",
-        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        "POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
     ],
     ids=lambda head: repr(head)[:40],
@@ -253,11 +320,11 @@ async def test_a_broken_request_is_cut_and_others_are_served(service: Service, h
         peer.writer.write_eof()
         with contextlib.suppress(ConnectionError):
             await asyncio.wait_for(peer.reader.read(), WAIT)
-    assert "200 OK" in await get(service, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert "200 OK" in await get(service, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
 async def test_a_request_whose_head_is_slow_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as silent:
         async with await RawPeer.dial(service) as slow:
             with contextlib.suppress(ConnectionError):
@@ -269,6 +336,50 @@ async def test_a_request_whose_head_is_slow_is_cut(tmp_path, monkeypatch):
                     await asyncio.sleep(0.01)
             assert await asyncio.wait_for(slow.reader.read(), WAIT) == b""
         assert await asyncio.wait_for(silent.reader.read(), WAIT) == b""
+
+
+async def test_a_request_whose_body_is_slow_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
+    async with running_service(tmp_path) as service, await RawPeer.dial(service) as slow:
+        slow.say(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\nx")
+        await asyncio.wait_for(slow.reader.read(), WAIT)
+        await service.until(lambda: service.server.unproven.count == 0)
+
+
+async def test_a_flood_of_connections_is_bounded_and_lets_the_healthy_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 20)
+    async with running_service(tmp_path) as service, contextlib.AsyncExitStack() as stack:
+        (identity,) = service.enrol("lab-1")
+        for number in range(100):
+            peer = await stack.enter_async_context(await RawPeer.dial(service))
+            if number % 2:
+                peer.say(handshake("/board"))
+                await asyncio.sleep(0)
+            assert service.server.unproven.count <= 21
+        await service.until(lambda: service.server.unproven.cut >= 80)
+        async with (
+            await FakeBoard.join(service, identity) as board,
+            await FakeCaller.join(service) as caller,
+        ):
+            await service.until(lambda: service.server.unproven.count <= 20)
+            for _ in range(50):  # nor are they cut, once they are proven
+                await stack.enter_async_context(await RawPeer.dial(service))
+            (job,) = await caller.submit("lab-1")
+            await board.next()
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+    assert service.server.unproven.count == 0
+
+
+async def test_connections_that_come_and_go_leave_nothing_behind(service: Service):
+    for _ in range(5):
+        peers = [await RawPeer.dial(service) for _ in range(100)]
+        for number, peer in enumerate(peers):
+            peer.say((b"", b"GET /board", handshake("/board"), handshake("/caller"))[number % 4])
+        for peer in peers:
+            peer.writer.transport.abort()
+    await service.until(lambda: service.server.unproven.count == 0)
+    assert service.server.unproven._groups == {}
 
 
 async def test_many_half_open_requests_hold_up_nobody(service: Service):
@@ -291,11 +402,20 @@ async def test_many_half_open_requests_hold_up_nobody(service: Service):
 
 async def test_a_refusal_is_logged_in_one_line_without_secrets(service: Service, caplog):
     caplog.set_level("INFO")
-    await get(service, "GET /x%0d%0aforged?token=secret HTTP/1.1\r\nHost: x\r\nX-Y: cm_z\r\n\r\n")
+    await get(
+        service, "GET /x%0d%0aforged?token=secret HTTP/1.1\r\nHost: localhost\r\nX-Y: cm_z\r\n\r\n"
+    )
     (line,) = (record.getMessage() for record in caplog.records if "404" in record.getMessage())
     assert "secret" not in caplog.text
     assert "cm_z" not in caplog.text
     assert "\n" not in line
+
+
+async def test_a_flood_of_bad_requests_fills_no_log(service: Service, caplog):
+    caplog.set_level("INFO")
+    for _ in range(limits.STRANGER_ROWS_PER_MINUTE + 20):
+        await get(service, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert caplog.text.count("GET '/nothing'") == limits.STRANGER_ROWS_PER_MINUTE
 
 
 # The grace

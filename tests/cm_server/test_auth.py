@@ -9,20 +9,20 @@ import re
 import pytest
 
 from cm_server import auth
-from cm_server.auth import Caller, find_caller
+from cm_server.auth import find_token
+from cm_server.rows import TokenRow
 
 TOKEN = "cm_Ab-1" + "xY_9" * 10
 OTHER = "cm_Zz-9" + "Qr_3" * 10
-TOKENS = {
-    auth.token_hash(TOKEN): ("ann", "admin"),
-    auth.token_hash(OTHER): ("bob", "viewer"),
-}
+ANN = TokenRow(auth.token_hash(TOKEN), "ann", "admin")
+BOB = TokenRow(auth.token_hash(OTHER), "bob", "viewer")
+TOKENS = {row.hash: row for row in (ANN, BOB)}
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_known_token_opens(scheme):
-    assert find_caller(f"{scheme} {TOKEN}", TOKENS) == Caller("ann", "admin")
-    assert find_caller(f"{scheme} {OTHER}", TOKENS) == Caller("bob", "viewer")
+    assert find_token(f"{scheme} {TOKEN}", TOKENS) == ANN
+    assert find_token(f"{scheme} {OTHER}", TOKENS) == BOB
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,20 @@ def test_a_known_token_opens(scheme):
     ids=lambda header: repr(header)[:24],
 )
 def test_any_other_header_is_nobody(header):
-    assert find_caller(header, TOKENS) is None
+    assert find_token(header, TOKENS) is None
 
 
 def test_where_no_token_is_known_nobody_is():
-    assert find_caller(f"Bearer {TOKEN}", {}) is None
+    assert find_token(f"Bearer {TOKEN}", {}) is None
 
 
 def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
-    assert find_caller("Bearer ", {auth.token_hash(""): ("ghost", "admin")}) is None
+    assert (
+        find_token(
+            "Bearer ", {auth.token_hash(""): TokenRow(auth.token_hash(""), "ghost", "admin")}
+        )
+        is None
+    )
 
 
 def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
@@ -83,7 +88,7 @@ def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in (TOKEN, OTHER, "nonsense"):
-        find_caller(f"Bearer {token}", TOKENS)
+        find_token(f"Bearer {token}", TOKENS)
     assert compared == list(TOKENS) * 3
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloudmanager import frames, wire
-from cm_server import board_socket
+from cm_server import board_socket, limits
 
 from .peers import FACTS, FakeBoard, FakeCaller, Identity, RawPeer, Service, running_service
 
@@ -118,6 +118,46 @@ async def test_another_version_is_told_so(service: Service, lab: Identity, versi
         assert reason == f"protocol {version} is not spoken here"
 
 
+async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
+    service: Service, lab: Identity, caplog
+):
+    for _ in range(limits.STRANGER_ROWS_PER_MINUTE + 5):
+        await refusal(service, lab)
+    rows = [row for row in service.audited() if row.verb == "board"]
+    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert rows[0][1:] == (
+        "",
+        "127.0.0.1",
+        "board",
+        lab.id,
+        "not proven",
+        None,
+        None,
+        None,
+        "refused",
+    )
+    assert caplog.text.count("was refused as a board") == len(rows)
+    async with await FakeBoard.join(service, lab):  # behind the same address
+        assert service.state("lab-1") == "idle"
+
+
+async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, lab: Identity):
+    unproven = service.server.unproven
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        challenge = await board.next()
+        assert unproven.count == 1
+        await board.prove(lab, challenge)
+        await board.next()
+        assert unproven.count == 0
+    async with await FakeBoard.dial(service, "/board") as silent:
+        await silent.greet(lab.id)
+        await silent.next()
+        assert unproven.count == 1
+    await service.until(lambda: unproven.count == 0)
+    assert unproven.cut == 0
+
+
 HELLO = {"v": 1, "id": "00" * 8, "nonce": "00" * 16}
 
 
@@ -173,7 +213,7 @@ async def test_a_hello_in_place_of_a_proof_ends_the_link(service: Service, lab: 
 
 
 async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypatch):
-    monkeypatch.setattr(board_socket, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
     async with await FakeBoard.dial(service, "/board") as silent:
         assert await silent.closed() == (board_socket.NOT_PROVEN, "too slow")
     async with await FakeBoard.dial(service, "/board") as half:
@@ -183,7 +223,7 @@ async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypat
 
 
 async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity, monkeypatch):
-    monkeypatch.setattr(board_socket, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
     async with await FakeBoard.join(service, lab) as board:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(board.socket.recv(), 0.1)
@@ -345,7 +385,7 @@ async def test_a_broken_rule_in_mid_job_loses_the_link_not_the_job(service: Serv
 
 async def test_an_oversize_message_is_refused_before_it_is_read(service: Service):
     async with await RawPeer.upgraded(service) as peer:
-        peer.say(frames.frame_head(frames.BINARY, board_socket.MAX_MESSAGE + 1, mask=True))
+        peer.say(frames.frame_head(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
         assert (await peer.closed())[0] == frames.TOO_BIG
 
 
@@ -357,7 +397,7 @@ async def test_the_largest_message_is_taken(service: Service, lab: Identity):
         (job,) = await caller.submit("lab-1")
         await board.next()
         output = bytes(range(256)) * 256
-        output = output[: board_socket.MAX_MESSAGE - wire.HEADER.size]
+        output = output[: limits.BOARD_MESSAGE_BYTES - wire.HEADER.size]
         await board.send(wire.OUTPUT, output, job=job)
         assert (await caller.event()).payload == output
 

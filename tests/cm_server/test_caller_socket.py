@@ -5,24 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager import frames, wire
-from cm_server import auth, caller_socket, websocket
-from cm_server.caller_socket import MAX_WAITING
-from cm_server.verbs import ROLES, VERBS
+from cm_server import auth, caller_socket, limits, websocket
+from cm_server.audit import Note
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake, within
-
-BODIES: dict[str, dict[str, object]] = {
-    "label": {"target": "lab-1", "labels": {"room": "lab"}},
-    "interrupt": {"jobs": []},
-    "job": {"job": 1},
-    "enrol": {"names": ["new-1"]},
-    "forget": {"target": "lab-2"},
-}
 
 
 @pytest.fixture
@@ -60,7 +52,7 @@ async def test_every_wrong_token_gets_the_same_answer(service: Service):
         )
     ]
     assert answers[0].startswith("HTTP/1.1 401 Unauthorized\r\n")
-    assert answers[0].endswith("The token is not known here.\n")
+    assert answers[0].endswith("The server does not know this token.\n")
     assert {tuple(without_date(answer)) for answer in answers} == {tuple(without_date(answers[0]))}
 
 
@@ -109,35 +101,131 @@ async def test_without_an_upgrade_there_is_nothing_to_see(service: Service):
     assert (await refused(service, **headers)).startswith("HTTP/1.1 426 ")
 
 
-# What each role may
+# Tokens that end, and wrong ones
 
 
-@pytest.mark.parametrize("role", ROLES)
-async def test_every_verb_by_every_role(service: Service, lab: Identity, role):
-    service.enrol("lab-2")
-    service.server.store.begin([lab.id], "ann")
+async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Service):
+    token = service.add_token("viewer", name="lab-notebook")
+    async with (
+        await FakeCaller.join(service) as admin,
+        await FakeCaller.join(service, token) as first,
+        await RawPeer.upgraded(service, "/caller", token=token, receive_bytes=4096) as deaf,
+    ):
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for caller in service.server.callers:
+            if caller.token.name == "lab-notebook":
+                caller._link.send(bytes(4 * 1024 * 1024))  # waits for it to read
+        began = time.monotonic()
+        assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
+        await first.next()
+        code, reason = await first.closed()
+        assert code == caller_socket.REVOKED
+        assert reason.startswith("the token 'lab-notebook' was revoked on 2")
+        await service.until(lambda: len(service.server.callers) == 1)
+        assert time.monotonic() - began < 2
+        assert "reply" in await admin.ask("status")
+    answer = await refused(service, Authorization=f"Bearer {token}")
+    assert answer.startswith("HTTP/1.1 401 ")
+    assert "\r\nCm-Refused: the token 'lab-notebook' was revoked on 2" in answer
+
+
+async def test_what_a_revoked_token_began_goes_on_and_what_it_asks_is_not_heard(service, lab):
+    token = service.add_token("operator", name="lab-notebook")
     async with (
         await FakeBoard.join(service, lab) as board,
-        await FakeCaller.join(service, service.add_token(role)) as caller,
+        await FakeCaller.join(service) as admin,
+        await FakeCaller.join(service, token) as caller,
     ):
-        for verb, needed in VERBS.items():
-            told = await caller.ask(verb, **BODIES.get(verb, {}))
-            if ROLES.index(role) >= ROLES.index(needed.role):
-                assert "reply" in told, (verb, told)
-            else:
-                assert (told["error"], told["args"][0]) == ("NotAllowed", needed.role)
-        if role == "viewer":
-            await caller.socket.send(wire.pack_submit(1, {"target": "lab-1"}, b"1"))
-            told = wire.read_json((await caller.next()).payload)
-            assert (told["error"], told["args"][0]) == ("NotAllowed", "operator")
-            assert service.state("lab-1") == "idle"
-        else:
-            (job,) = await caller.submit("lab-1")
-            await board.next()
-            await board.end(job)
-            assert (await caller.ending(job))[0] == "ok"
-    known = set(service.server.registry.by_name)
-    assert known == ({"lab-1", "new-1"} if role == "admin" else {"lab-1", "lab-2"})
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        await admin.ask("token-revoke", name="lab-notebook")
+        with contextlib.suppress(ConnectionClosed):
+            await caller.socket.send(wire.pack_submit(2, {"target": "lab-1"}, b"2"))
+        await caller.closed()
+        await board.end(job, rest=b"1")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        row = service.server.store.job(job)
+        assert row is not None
+        assert row.status == "ok"
+        assert service.server.store.job(job + 1) is None
+
+
+async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, monkeypatch):
+    token = service.add_token("viewer", name="lab-notebook")
+    real = websocket.accept
+
+    async def accept(handler, link):
+        service.server.tokens.revoke("lab-notebook", Note("test", "", "token-revoke"))
+        return await real(handler, link)
+
+    monkeypatch.setattr(caller_socket, "accept", accept)
+    caller = await FakeCaller.join(service, token)
+    assert (await caller.closed())[0] == caller_socket.REVOKED
+
+
+async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service):
+    token = service.add_token("viewer", name="lab-notebook", expires=0.3)
+    async with await FakeCaller.join(service, token) as caller:
+        assert "reply" in await caller.ask("status")
+        code, reason = await caller.closed()
+        assert code == caller_socket.REVOKED
+        assert reason.startswith("the token 'lab-notebook' expired on 2")
+    answer = await refused(service, Authorization=f"Bearer {token}")
+    assert "Cm-Refused: the token 'lab-notebook' expired on 2" in answer
+    assert [row.who for row in service.audited() if row.verb == "login"] == ["lab-notebook"]
+
+
+async def test_a_token_that_expires_later_is_looked_at_again(service: Service, monkeypatch):
+    monkeypatch.setattr(caller_socket, "TOKEN_LOOK_SECONDS", 0.01)
+    token = service.add_token("viewer", name="lab-notebook", expires=3600)
+    async with await FakeCaller.join(service, token) as caller:
+        await asyncio.sleep(0.05)
+        assert "reply" in await caller.ask("status")
+
+
+async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address(service):
+    (lab,) = service.enrol("lab-1")
+    old = service.add_token("viewer", name="old", expires=1e-6)
+    answers = [
+        (await refused(service, Authorization=f"Bearer {auth.new_token()}")).split()[1]
+        for _ in range(limits.BAD_LOGINS_PER_MINUTE + 30)
+    ]
+    assert answers == ["401"] * limits.BAD_LOGINS_PER_MINUTE + ["429"] * 30
+    async with await FakeCaller.join(service) as caller, await FakeBoard.join(service, lab):
+        assert "reply" in await caller.ask("status")
+    assert "'old' expired" in await refused(service, Authorization=f"Bearer {old}")
+
+
+async def test_a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log(service: Service, caplog):
+    for _ in range(3 * limits.STRANGER_ROWS_PER_MINUTE):
+        await refused(service, Authorization="Bearer cm_almost-a-secret-that-was-guessed")
+    rows = [row for row in service.audited() if row.verb == "login"]
+    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert {(row.who, row.address, row.outcome, row.detail) for row in rows} == {
+        ("", "127.0.0.1", "refused", "wrong token")
+    }
+    assert caplog.text.count("was refused as a caller") == limits.STRANGER_ROWS_PER_MINUTE
+    assert "almost" not in repr(rows)
+
+
+async def test_callers_are_bounded_as_a_whole_and_for_each_token(service: Service, monkeypatch):
+    monkeypatch.setattr(limits, "CALLERS", 3)
+    monkeypatch.setattr(limits, "CALLERS_PER_TOKEN", 2)
+    token = service.add_token("viewer", name="lab-notebook")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(await FakeCaller.join(service, token))
+        await service.until(lambda: len(service.server.callers) == 2)
+        answer = await refused(service, Authorization=f"Bearer {token}")
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "Cm-Refused: 2 callers use the token 'lab-notebook' already" in answer
+        await stack.enter_async_context(await FakeCaller.join(service))
+        await service.until(lambda: len(service.server.callers) == 3)
+        answer = await refused(service, Authorization=f"Bearer {service.token}")
+        assert "Cm-Refused: there are 3 callers already" in answer
+    await service.until(lambda: not service.server.callers)
+    async with await FakeCaller.join(service, token) as again:
+        assert "reply" in await again.ask("status")
 
 
 async def test_the_job_is_written_with_its_callers_name(service: Service, lab: Identity):
@@ -352,7 +440,7 @@ async def test_a_short_cell_costs_its_caller_one_frame(
 @pytest.fixture
 def big_sips(monkeypatch):
     """A flood that is read as fast as it comes: these tests are about what becomes of it."""
-    monkeypatch.setattr(websocket, "SIP_PAUSE", 0)
+    monkeypatch.setattr(limits, "SIP_PAUSE_SECONDS", 0)
 
 
 class SlowCaller:
@@ -400,10 +488,10 @@ async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service
         job = (await board.next()).job
         for _ in range(240):  # 12 MB
             await board.send(wire.OUTPUT, chunk, job=job)
-            assert slow.held < 4 * MAX_WAITING + len(chunk)
+            assert slow.held < 4 * limits.OUTBOX_BYTES + len(chunk)
         await board.end(job, output=b"the end", rest=b"42")
         await service.until(lambda: service.state("lab-1") == "idle")
-        assert slow.held < 4 * MAX_WAITING
+        assert slow.held < 4 * limits.OUTBOX_BYTES
         told = await slow.read(1)
     assert [m.op for m in told if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
         wire.ACCEPTED,

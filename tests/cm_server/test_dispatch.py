@@ -13,7 +13,8 @@ import pytest
 from cloudmanager import wire
 from cloudmanager.errors import PeerWireError
 from cm_server import dispatch as module
-from cm_server.dispatch import CONFIRM, MAX_QUEUED, RESET_SECONDS, Dispatch
+from cm_server import limits
+from cm_server.dispatch import CONFIRM, RESET_SECONDS, Dispatch
 from cm_server.jobs import Cell, Job
 from cm_server.registry import Board, Registry
 from cm_server.store import Store
@@ -261,12 +262,28 @@ def test_one_cell_on_several_boards_is_one_job_each(rig: Rig):
 
 def test_too_long_a_queue_refuses_and_says_so(rig: Rig):
     rig.connect()
-    for _ in range(MAX_QUEUED + 1):
+    for _ in range(limits.QUEUED_JOBS + 1):
         rig.run()
     (job,) = rig.run()
     assert rig.caller.ending(job)[0] == "error"
     assert "did not run" in rig.caller.ending(job)[1]
-    assert len(rig.board().queue) == MAX_QUEUED
+    assert len(rig.board().queue) == limits.QUEUED_JOBS
+
+
+def test_cells_of_too_many_bytes_do_not_wait_and_a_single_one_may(rig: Rig, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUED_BYTES", 3 * limits.MIB)
+    link = rig.connect()
+    (running,) = rig.run()
+    big = bytes(limits.MIB + limits.MIB // 2)
+    waiting = [rig.run(code=big)[0] for _ in range(2)]
+    (refused,) = rig.run(code=b"one more")
+    told = "cells of 3 MiB wait for this board already; it did not run"
+    assert rig.caller.ending(refused) == ("error", told)
+    assert list(rig.board().queue) == waiting
+    rig.dispatch.interrupt(waiting[0])
+    (later,) = rig.run(code=b"one more")
+    assert list(rig.board().queue) == [waiting[1], later]
+    assert link.ops(running) == [wire.EXEC]
 
 
 @pytest.mark.parametrize(
@@ -809,7 +826,7 @@ def test_a_job_that_waits_is_interrupted_and_its_timer_forgotten(rig: Rig):
 
 
 def test_no_more_jobs_wait_for_an_absent_board_than_for_a_busy_one(rig: Rig):
-    for _ in range(MAX_QUEUED):
+    for _ in range(limits.QUEUED_JOBS):
         rig.run(wait=30)
     (job,) = rig.run(wait=30)
     assert rig.caller.ending(job)[0] == "error"

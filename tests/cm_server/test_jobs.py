@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from cm_server.jobs import MAX_RECENT, MAX_RECENT_BYTES, TAIL_BYTES, Cell, Job, Recent, Tail
+from cm_server.jobs import Cell, Job, Recent, Tail
+from cm_server.limits import RECENT_BYTES, RECENT_JOBS, TAIL_BYTES
 from cm_server.registry import Board
-from cm_server.store import BoardRow
+from cm_server.rows import BoardRow
 
 
 class Timer:
@@ -130,9 +131,9 @@ def test_recent_jobs_are_found_and_told_newest_first():
 
 def test_recent_jobs_are_bounded_in_number():
     recent = Recent()
-    for number in range(MAX_RECENT + 5):
+    for number in range(RECENT_JOBS + 5):
         recent.add(job(number))
-    assert len(recent.newest()) == MAX_RECENT
+    assert len(recent.newest()) == RECENT_JOBS
     assert recent.get(4) is None
     assert recent.get(5) is not None
 
@@ -144,6 +145,6 @@ def test_recent_jobs_are_bounded_in_bytes():
         loud.tail.add(bytes(100_000))
         recent.add(loud)
     kept = recent.newest()
-    assert sum(len(known.tail) for known in kept) <= MAX_RECENT_BYTES
-    assert len(kept) == MAX_RECENT_BYTES // 100_000
+    assert sum(len(known.tail) for known in kept) <= RECENT_BYTES
+    assert len(kept) == RECENT_BYTES // 100_000
     assert kept[0].id == 299

@@ -11,7 +11,7 @@ import pytest
 from cloudmanager.targets import parse
 from cm_server.jobs import Cell, Job
 from cm_server.registry import MIN_BUFFER, Board, Registry
-from cm_server.store import BoardRow
+from cm_server.rows import BoardRow
 
 FACTS = {
     "platform": "esp32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 
 from cloudmanager.errors import ServerError
-from cm_server.store import BoardRow, JobRow, Store
+from cm_server.rows import AuditRow, BoardRow, JobRow, TokenRow
+from cm_server.store import SCHEMA, Store
 
 KEY = bytes(range(32))
 WAIT = 10.0  # seconds
+ANN = TokenRow("abc", "ann", "viewer")
+NOTE = AuditRow(7.0, "ann", "here", "label", "lab-*", "room=lab", 3, None, None, "done")
 
 
 @pytest.fixture
@@ -188,18 +192,165 @@ def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
 
 
 def test_tokens_are_found_again(store: Store, path: Path):
-    store.add_token("abc", "ann", "viewer")
-    assert store.tokens() == {"abc": ("ann", "viewer")}
-    assert ask(path, "SELECT hash, name, role FROM tokens") == [("abc", "ann", "viewer")]
+    store.add_token(ANN)
+    assert store.tokens() == [ANN]
+    assert ask(path, "SELECT * FROM tokens") == [("abc", "ann", "viewer", "all", 0.0, None, None)]
 
 
-def test_a_boards_key_is_in_no_repr(store: Store):
+def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
+    store.add_token(ANN)
+    with pytest.raises(ServerError, match="UNIQUE"):
+        store.add_token(ANN._replace(hash="def"))
+    store.revoke_token("abc", 8.0)
+    store.add_token(ANN._replace(hash="def", created=9.0))
+    assert [(row.hash, row.revoked) for row in store.tokens()] == [("abc", 8.0), ("def", None)]
+
+
+def test_what_is_enrolled_is_told(store: Store):
     (row,) = store.enrol([("id1", "lab-1", KEY)])
-    assert repr(row) == "BoardRow(id='id1', name='lab-1')"
     assert isinstance(row, BoardRow)
+    assert row[:3] == ("id1", "lab-1", KEY)
+
+
+# The audit log
+
+
+def test_a_cell_and_its_row_are_one_transaction(store: Store, path: Path):
+    store.begin(["id1", "id2"], "ann", address="192.0.2.1:5", target="lab-*")
+    ((_, at, *row),) = ask(path, "SELECT * FROM audit")
+    assert at > 1e9
+    assert row == ["ann", "192.0.2.1:5", "submit", "lab-*", "", 2, 1, 2, "done"]
+
+
+def test_a_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monkeypatch):
+    monkeypatch.setattr(store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
+    with pytest.raises(ServerError, match="cannot be written"):
+        store.begin(["id1"], "ann")
+    assert ask(path, "SELECT * FROM jobs") == []
+
+
+def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, monkeypatch):
+    said: list[str] = []
+    store._driver.set_trace_callback(said.append)
+    store.begin(["id1", "id2"], "ann")
+    store._driver.set_trace_callback(None)
+    assert [text.split()[0] for text in said] == ["BEGIN", *["INSERT"] * 3, "COMMIT"]
+    assert pragma(store, "synchronous") == 1
+
+
+def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: Store, path: Path):
+    said: list[str] = []
+    store._driver.set_trace_callback(said.append)
+    store.enrol([("id1", "lab-1", KEY)], NOTE)
+    store.set_labels({"id1": {"room": "lab"}}, NOTE)
+    store.forget(["id1"], NOTE)
+    store.add_token(ANN, NOTE)
+    store.revoke_token("abc", 8.0, NOTE)
+    store.note(NOTE, durable=True)
+    store._driver.set_trace_callback(None)
+    assert said.count("PRAGMA synchronous=FULL") == said.count("COMMIT") == 6
+    assert "".join(text[0] for text in said if text[:3] in ("PRA", "BEG", "COM")) == "PBCP" * 6
+    assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
+    assert store.audit(9) == [NOTE] * 6
+
+
+def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path: Path):
+    store.enrol([("id1", "lab-1", KEY)])
+    with pytest.raises(ServerError, match="UNIQUE"):
+        store.enrol([("id2", "lab-1", KEY)], NOTE)
+    assert ask(path, "SELECT * FROM audit") == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit SET who = 'bob'",
+        "UPDATE audit SET who = who WHERE id = 1",
+        "DELETE FROM audit",
+        "DELETE FROM audit WHERE id = 1",
+        "INSERT OR REPLACE INTO audit SELECT 1, at, 'bob', address, verb, target, detail, boards,"
+        " first_job, last_job, outcome FROM audit",
+        "REPLACE INTO audit SELECT * FROM audit",
+    ],
+)
+def test_no_row_is_changed_or_taken_out(store: Store, path: Path, statement):
+    store.note(NOTE)
+    store.note(NOTE)
+    with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
+        store._driver.execute(statement)
+    store._driver.rollback()
+    assert store.audit(9) == [NOTE] * 2
+
+
+def test_the_newest_rows_are_told_the_newest_last(store: Store):
+    for number in range(5):
+        store.note(NOTE._replace(at=float(number)))
+    assert [row.at for row in store.audit(3)] == [2.0, 3.0, 4.0]
+
+
+def test_kill_9_loses_no_row_of_what_was_done(path: Path):
+    program = _WRITER.replace(
+        'store.begin(["id1", "id2", "id3"], "ann")', 'store.begin(["id1"] * 3, "ann")'
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(100):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()
+        assert process.wait(WAIT) == -signal.SIGKILL
+    jobs = {number for (number,) in ask(path, "SELECT id FROM jobs")}
+    ranges = ask(path, "SELECT first_job, last_job FROM audit")
+    assert jobs == {number for first, last in ranges for number in range(first, last + 1)}
 
 
 # The file
+
+
+def test_the_file_is_its_owners_alone_and_becomes_so(path: Path):
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    store = Store(path)
+    store.begin(["id1"], "ann")
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    store.close()
+    assert modes == {0o600}
+
+
+def test_a_file_says_which_version_its_tables_are(path: Path):
+    Store(path).close()
+    assert ask(path, "PRAGMA user_version") == [(SCHEMA,)]
+    Store(path).close()
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (SCHEMA + 1, "written by a newer Cloudmanager (schema 2, this one knows 1); update"),
+        (0, "written by an older Cloudmanager (schema 0, this one needs 1)"),
+        (-1, "written by an older Cloudmanager (schema -1, this one needs 1)"),
+    ],
+)
+def test_another_version_is_refused_in_one_sentence_and_not_touched(path: Path, version, told):
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"PRAGMA user_version={version}")
+    before = path.read_bytes()
+    with pytest.raises(ServerError) as caught:
+        Store(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_tables_that_were_begun_and_not_finished_are_not_there(path: Path, monkeypatch):
+    monkeypatch.setattr("cm_server.store.SCHEMA", "nonsense(")
+    with pytest.raises(ServerError, match="cannot be opened"):
+        Store(path)
+    monkeypatch.undo()
+    Store(path).close()
 
 
 def test_the_file_is_in_wal_mode_and_jobs_do_not_wait_for_the_disk(store: Store, path: Path):
@@ -218,7 +369,7 @@ def test_identity_waits_for_the_disk(store: Store, monkeypatch):
     monkeypatch.setattr(store._db, "execute", execute)
     store.enrol([("id1", "lab-1", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
-    store.add_token("abc", "ann", "viewer")
+    store.add_token(ANN)
     assert seen == [2, 2, 2]  # FULL
     assert pragma(store, "synchronous") == 1
 
@@ -232,7 +383,7 @@ def pragma(store: Store, name: str) -> int:
 def test_identity_takes_endings_that_wait_along(store: Store, path: Path):
     store.begin(["id1"], "ann")
     store.end(1, "ok")
-    store.add_token("abc", "ann", "viewer")
+    store.add_token(ANN)
     assert ask(path, "SELECT status FROM jobs") == [("ok",)]
 
 

@@ -19,15 +19,20 @@ from cloudmanager.errors import (
     ServerError,
     TargetError,
 )
-from cm_server import auth, verbs
-from cm_server.auth import Caller
+from cm_server import auth, limits, verbs
+from cm_server.audit import Audit, Note
+from cm_server.auth import ROLES
 from cm_server.dispatch import Dispatch
 from cm_server.jobs import Cell
+from cm_server.limits import ENROL_NAMES
 from cm_server.registry import Registry
+from cm_server.rows import TokenRow
 from cm_server.store import Store
-from cm_server.verbs import MAX_ENROL, ROLES, VERBS, check_role
+from cm_server.tokens import Tokens
+from cm_server.verbs import VERBS, check_role
 
 NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
+ADMIN = TokenRow("a" * 64, "ann", "admin")
 NO_WORDS = ("", "None", "__class__", "Submit", "status ", "x" * 9999, "\ud800")
 
 
@@ -58,21 +63,27 @@ class FakeServer(NamedTuple):
     store: Store
     registry: Registry
     dispatch: Dispatch
+    audit: Audit
+    tokens: Tokens
     version: str = "0.1"
     address: str = "http://127.0.0.1:1"
     started: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
 
-    def enrol(self, names: list[str]) -> list[dict[str, str]]:
+    def enrol(self, names: list[str], note: Note) -> list[dict[str, str]]:
         rows = self.store.enrol([(auth.new_board_id(), name, auth.new_key()) for name in names])
         for row in rows:
             self.registry.add(row)
         return [{"name": row.name, "id": row.id, "key": row.key.hex()} for row in rows]
 
-    def ask(self, verb: str, **body: Any) -> Any:
+    def shut_out(self, token: TokenRow) -> int:
+        return 0
+
+    def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
         """What a caller gets, by way of JSON."""
-        reply = verbs.answer(self, {"verb": verb, **body})  # type: ignore[arg-type]
+        body = {"verb": verb, **body}
+        reply = verbs.answer(self, caller, body, "here")  # type: ignore[arg-type]
         return json.loads(json.dumps(reply))
 
 
@@ -82,7 +93,8 @@ def server() -> FakeServer:
     store.enrol([(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     registry = Registry(store.boards())
     dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
-    server = FakeServer(store, registry, dispatch, started=time.time() - 5)
+    tools = (store, registry, dispatch, Audit(store), Tokens(store))
+    server = FakeServer(*tools, started=time.time() - 5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
     return server
@@ -95,10 +107,10 @@ def server() -> FakeServer:
 def test_each_role_may_do_what_is_its_own_and_what_is_below(role, verb):
     allowed = ROLES.index(role) >= ROLES.index(NEEDED[verb])
     if allowed:
-        check_role(Caller("ann", role), verb)
+        check_role(TokenRow("", "ann", role), verb)
     else:
         with pytest.raises(NotAllowed, match=NEEDED[verb]):
-            check_role(Caller("ann", role), verb)
+            check_role(TokenRow("", "ann", role), verb)
 
 
 def test_what_changes_something_is_no_viewers():
@@ -114,7 +126,7 @@ def test_what_changes_something_is_no_viewers():
 @pytest.mark.parametrize("verb", NO_WORDS)
 def test_an_unknown_verb_is_refused_for_all(verb):
     with pytest.raises(ServerError, match="no request called") as caught:
-        check_role(Caller("ann", "admin"), verb)
+        check_role(ADMIN, verb)
     assert len(str(caught.value)) < 300
 
 
@@ -226,7 +238,7 @@ def test_enrol_gives_each_name_an_identity(server: FakeServer):
         [],
         "lab-9",
         {"lab-9": 1},
-        ["lab-9"] * (MAX_ENROL + 1),
+        ["lab-9"] * (ENROL_NAMES + 1),
         ["all"],
         ["lab 9"],
         ["../../etc/passwd"],
@@ -353,6 +365,35 @@ def test_every_verb_is_in_the_description_of_the_protocol():
     assert {verb: entry.role in rows.get(verb, "") for verb, entry in VERBS.items()} == (
         dict.fromkeys(VERBS, True)
     )
+
+
+@pytest.mark.parametrize("count", [0, -1, "all", 1.5, limits.REPLY_AUDIT_ROWS + 1, [1]], ids=str)
+def test_rows_of_the_audit_log_are_asked_for_by_number(server: FakeServer, count):
+    if count != 0:
+        with pytest.raises(ServerError, match="rows are 1 to"):
+            server.ask("audit", count=count)
+    server.ask("label", target="lab-1", labels={"a": "b"})
+    server.ask("forget", target="lab-10")
+    rows = server.ask("audit", count=2)
+    assert [(row["verb"], row["outcome"]) for row in rows] == [
+        ("label", "done"),
+        ("forget", "done"),
+    ]
+    assert len(server.ask("audit")) >= 3
+
+
+def test_a_token_is_made_with_what_is_usual(server: FakeServer):
+    made = server.ask("token-create", name="lab-notebook", role=None, target=None, expires=None)
+    assert made.pop("token").startswith("cm_")
+    (listed,) = server.ask("token-list")
+    assert made == listed
+    assert (listed["role"], listed["target"], listed["expires"]) == ("operator", "all", None)
+
+
+def test_of_very_many_numbers_the_audit_log_tells_some(server: FakeServer):
+    server.ask("interrupt", jobs=[10**400, -5, *range(1, 5000)])
+    (row,) = server.ask("audit", count=1)
+    assert row["detail"] == f"[1-{limits.REPLY_JOBS - 2}]"
 
 
 def test_a_cell_is_no_request(server: FakeServer):

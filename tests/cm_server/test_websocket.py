@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from cloudmanager import frames, wire
-from cm_server import websocket
+from cm_server import limits, websocket
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
 
@@ -257,7 +257,7 @@ async def test_a_long_reason_is_cut_to_what_a_close_holds(service: Service):
 async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
     service: Service, monkeypatch, caplog
 ):
-    monkeypatch.setattr(websocket, "MAX_UNSENT", 256 * 1024)
+    monkeypatch.setattr(limits, "UNSENT_BYTES", 256 * 1024)
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (conversation,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -274,6 +274,17 @@ async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
         assert "reply" in await healthy.ask("status")
 
 
+async def test_a_peer_that_does_not_read_its_close_is_not_waited_for(service, monkeypatch):
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (conversation,) = service.server.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        conversation._link.send(bytes(4 * 1024 * 1024))
+        conversation._link.close(4004, "revoked")
+        conversation._link.close(4004, "revoked")
+        await service.until(lambda: conversation._link.gone)
+
+
 async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity):
@@ -282,3 +293,11 @@ async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     assert link is not None
     link.send(b"nobody hears this")
     link.close(1000)
+    assert isinstance(link, websocket.Link)
+    link.abort()
+    link._read_on()  # the end of a sip
+
+
+def test_a_socket_whose_peer_is_gone_has_no_name():
+    with socket.socket() as sock:
+        assert websocket._peer_name(sock) == "a peer that is gone"

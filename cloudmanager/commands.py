@@ -1,0 +1,274 @@
+"""What each verb of ``mbm`` does: call the fleet, print; no logic of its own.
+
+Each takes the options that cli.py parsed, and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import config, service
+from .errors import TargetError
+from .fleet import Fleet
+from .tables import audit_table, duration, fleet_table, job_table, job_text, moment, token_table
+from .text import fold
+
+OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
+
+
+# The server
+
+
+def server_start(options: argparse.Namespace) -> int:
+    """Start the local server."""
+    started = service.start(options.listen, options.port)
+    if options.json:
+        _print_json(started._asdict())
+    elif started.already:
+        print(f"The server runs already, at {started.url}")
+    else:
+        print(f"The server listens on {started.url}")
+    return OK
+
+
+def server_stop(options: argparse.Namespace) -> int:
+    """Stop the local server."""
+    url = service.stop()
+    if options.json:
+        _print_json({"url": url})
+    elif url is None:
+        print("No local server runs.")
+    else:
+        print(f"The server at {url} has stopped.")
+    return OK if url else NO_SERVER
+
+
+def server_status(options: argparse.Namespace) -> int:
+    """Tell how the server is."""
+    with Fleet() as fleet:
+        status = fleet.status()
+    if options.json:
+        _print_json(status)
+        return OK
+    print(f"address  {status['address']}")
+    print(f"version  {status['version']}")
+    print(f"uptime   {duration(status['uptime'])}")
+    print(
+        f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
+    )
+    print(f"process  {status['pid']}")
+    return OK
+
+
+# Boards
+
+
+def board_list(options: argparse.Namespace) -> int:
+    """List boards."""
+    with Fleet() as fleet:
+        boards = fleet.boards(options.target)
+    if options.json:
+        _print_json(boards)
+    else:
+        print(fleet_table(boards))
+    return OK
+
+
+def board_execute(options: argparse.Namespace) -> int:
+    """Run a cell on boards."""
+    from .terminal import follow
+
+    code = _code(options)
+    with Fleet() as fleet:
+        boards = fleet[options.target]
+        given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
+        if options.json:
+            results = boards.run(code, **given)
+            _print_json({name: result.to_json() for name, result in results.items()})
+        else:
+            group = boards.submit(code, **given, listen=True, answers=_has_person())
+            results = follow(group)
+    return OK if results.ok else FAILED
+
+
+def board_label(options: argparse.Namespace) -> int:
+    """Set labels on boards."""
+    labels = dict(pair.partition("=")[::2] for pair in options.labels)
+    if not all("=" in pair for pair in options.labels):
+        raise TargetError(
+            "a label is given as key=value", " ".join(options.labels), 0, "`key=` takes one away."
+        )
+    with Fleet() as fleet:
+        names = fleet[options.target].label(labels)
+    if options.json:
+        _print_json(names)
+    else:
+        print(f"{fold(names)}: {', '.join(options.labels)}")
+    return OK
+
+
+def _code(options: argparse.Namespace) -> str:
+    if options.code is not None:
+        return str(options.code)
+    from_stdin = options.file is None or options.file == "-"
+    try:
+        if from_stdin:
+            return sys.stdin.buffer.read().decode()
+        return Path(options.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        name = "standard input" if from_stdin else options.file
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        print(f"mbm: {name} cannot be read: {why}.", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def _has_person() -> bool:
+    return sys.stdin.isatty()
+
+
+# Jobs
+
+
+def job_list(options: argparse.Namespace) -> int:
+    """List jobs."""
+    with Fleet() as fleet:
+        jobs = fleet.jobs(options.target)
+    if options.json:
+        _print_json(jobs)
+    else:
+        print(job_table(jobs))
+    return OK
+
+
+def job_show(options: argparse.Namespace) -> int:
+    """Show one job."""
+    with Fleet() as fleet:
+        job = fleet.job(options.job)
+    if options.json:
+        _print_json(job)
+    else:
+        print(job_text(job))
+    return OK
+
+
+def job_interrupt(options: argparse.Namespace) -> int:
+    """Interrupt jobs."""
+    with Fleet() as fleet:
+        count = fleet.interrupt(options.jobs)
+    if options.json:
+        _print_json({"interrupted": count})
+    else:
+        print(f"{count} of {len(options.jobs)} had not ended and were interrupted.")
+    return OK
+
+
+# Tokens and the audit log
+
+
+def token_create(options: argparse.Namespace) -> int:
+    """Make a token; this is the only time that it is shown."""
+    body = {"role": options.role, "target": options.target, "expires": options.expires}
+    with Fleet() as fleet:
+        made = fleet.request("token-create", name=options.name, **body)
+    if options.json:
+        _print_json(made)
+        return OK
+    print(made["token"])
+    until = f"until {moment(made['expires'])}" if made["expires"] else "until it is revoked"
+    told = f"{made['name']}: {made['role']} on {made['target']}, {until}."
+    print(f"{told} It is shown this once: set CM_TOKEN to it.", file=sys.stderr)
+    return OK
+
+
+def token_list(options: argparse.Namespace) -> int:
+    """List tokens, those that open nothing any more, too."""
+    with Fleet() as fleet:
+        tokens = fleet.request("token-list")
+    if options.json:
+        _print_json(tokens)
+    else:
+        print(token_table(tokens))
+    return OK
+
+
+def token_revoke(options: argparse.Namespace) -> int:
+    """Let a token open nothing any more."""
+    with Fleet() as fleet:
+        done = fleet.request("token-revoke", name=options.name)
+    if options.json:
+        _print_json(done)
+    else:
+        links = "1 link was" if done["closed"] == 1 else f"{done['closed']} links were"
+        print(f"The token {done['name']!r} opens nothing any more; {links} closed.")
+    return OK
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Show who did what, the newest last."""
+    with Fleet() as fleet:
+        rows = fleet.request("audit", count=options.count)
+    if options.json:
+        _print_json(rows)
+    else:
+        print(audit_table(rows))
+    return OK
+
+
+# Virtual boards
+
+
+def simulate(options: argparse.Namespace) -> int:
+    """Have virtual boards, or end those that were detached."""
+    from . import simulate as virtual_boards
+    from . import virtual
+
+    if options.stop:
+        stopped = virtual.stop_detached(virtual_boards.folder())
+        print(
+            "The detached virtual boards stopped." if stopped else "No detached virtual boards run."
+        )
+        return OK
+    names = virtual_boards.names_of(options.name, options.count)
+    sizes = {"heap": options.heap, "flash": options.flash}
+    given = {name: size for name, size in sizes.items() if size}
+    with Fleet() as fleet:
+        if not config.is_local(fleet.address.url):
+            print(
+                "mbm: virtual boards are no sandbox: cells there act as you here.", file=sys.stderr
+            )
+        boards = virtual_boards.simulate(fleet, names, detach=options.detach, **given)
+        if options.json:
+            _print_json(boards.pids)
+        else:
+            print(f"{fold(names)} joined {fleet.address.url}", flush=True)
+    if options.detach:
+        print("They run until `mbm simulate --stop`.", file=sys.stderr)
+        return OK
+    print("Ctrl-C ends them.", file=sys.stderr)
+    try:
+        signal.pause()
+    finally:
+        boards.stop()
+    return OK
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Show it all."""
+    from .demo import demo as show
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends all that it began, too
+        signal.signal(number, signal.default_int_handler)
+    return show(_say, lab=options.lab)
+
+
+def _say(paragraph: str) -> None:
+    print(paragraph, end="\n\n", flush=True)
+
+
+def _print_json(body: Any) -> None:
+    print(json.dumps(body, indent=2))

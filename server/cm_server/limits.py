@@ -1,0 +1,59 @@
+"""Every limit of the service, by name; docs/security.md says what happens beyond each.
+
+A limit is what keeps one peer from costing the others their service: there is none that
+grows with what a peer says. Sizes are in bytes, times in seconds. The modules read them
+here at each use, so that a test can lower one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Who has not proven itself yet: no token, no board's key.
+HEAD_BYTES = 8 * KIB  # of an HTTP request, and of a body, of which none is needed
+HEAD_SECONDS = 10.0  # for a whole request
+GREETING_SECONDS = 10.0  # for a board's proof, once its link is upgraded
+#: Connections that have not proven themselves: of all addresses, and of one. The oldest is
+#: cut, not the newest refused: a peer that can prove itself takes milliseconds for it.
+UNPROVEN = 1024
+UNPROVEN_PER_ADDRESS = 512  # a proxy or a building's router is one address, too
+BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
+ADDRESSES = 1024  # whose bad logins are counted at once
+TOKEN_CHARS = 256  # of a token that is looked at; ours have 46
+
+# Callers.
+CALLERS = 1000  # links at once
+CALLERS_PER_TOKEN = 250
+CALLER_MESSAGE_BYTES = 16 * MIB  # a cell and its target
+OUTBOX_BYTES = MIB  # output that waits for a caller that does not read; endings always wait
+FRAME_BYTES = MIB  # after which one frame takes no more messages
+UNSENT_BYTES = 8 * MIB  # that wait in a link of any kind; with more it is cut
+CLOSE_SECONDS = 1.0  # that a peer has to read why its link is closed
+CELL_SECONDS = 7 * 86400.0  # of `timeout` and of `wait`
+REPLY_JOBS = 1000  # in one reply
+REPLY_AUDIT_ROWS = 10_000
+ENROL_NAMES = 10_000  # in one request
+TOKENS = 1000  # that open something; of those that did once, the newest so many are named
+TOKEN_SECONDS = 10 * 366 * 86400.0  # until a token that expires has expired
+
+# Boards.
+BOARD_MESSAGE_BYTES = 64 * KIB
+BOARD_BUFFER_BYTES = 64 * KIB  # that a board may claim to have
+SIP_BYTES = 64 * KIB  # of a flood that is read at once
+SIP_PAUSE_SECONDS = 0.01  # then, in which others are served: 6 MB a second
+QUEUED_JOBS = 1000  # that wait for one board
+QUEUED_BYTES = 32 * MIB  # of their cells
+TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server keeps
+RECENT_JOBS = 1000  # ended jobs that are kept in memory, with their tails
+RECENT_BYTES = 16 * MIB  # of their tails together
+
+# What is written down.
+LOG_BYTES = MIB  # of server.log; one older file is kept
+STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
+STRANGERS_ROWS_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
+REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token
+READ_ROWS_PER_MINUTE = 1  # in the audit log, for one token and each verb that only reads
+AUDIT_CHARS = 500  # of a target and of a detail

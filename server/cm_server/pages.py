@@ -1,0 +1,98 @@
+"""What every page and every socket's handshake refuses, and the plain pages.
+
+A browser is the one caller that other people's pages can steer. So no page of ours sets or
+reads a cookie, lets another origin read it (no CORS), may be framed, or answers to a name that
+is not the server's own; and a WebSocket that a browser opens, which always names its Origin, is
+refused unless that origin was allowed by name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import HTTPError, RequestHandler
+
+from .gate import group_of
+
+if TYPE_CHECKING:
+    from .app import Server
+
+#: What a server on loopback is called. Any other name led here by DNS: rebinding.
+_LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+#: Where a refusal's sentence stands, besides the page: a caller reads only the head.
+WHY = "Cm-Refused"
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Type": "text/plain; charset=utf-8",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Page(RequestHandler):
+    """One page, or one socket's handshake.
+
+    Attributes:
+        opened_by: what opens it: nothing, a caller's token, or a board's key.
+    """
+
+    opened_by = "nothing"
+
+    def initialize(self, server: Server) -> None:
+        """Take the server that it belongs to."""
+        self._server = server
+
+    def set_default_headers(self) -> None:
+        """Tell browsers to be careful, and nobody what we are made of."""
+        self.clear_header("Server")
+        for name, value in _HEADERS.items():
+            self.set_header(name, value)
+
+    def prepare(self) -> None:
+        """Refuse what other people's web pages could send."""
+        if not _LOOPBACK.fullmatch(self.request.headers.get("Host", "")):
+            self.refuse(403, "this server is called localhost, 127.0.0.1 or [::1]")
+            return
+        origin = self.request.headers.get("Origin")
+        foreign = origin is not None and origin not in self._server.origins
+        if foreign and self.opened_by != "nothing":
+            self.refuse(403, "web pages may not open this")
+
+    def refuse(self, status: int, why: str) -> None:
+        """Answer with a sentence."""
+        self.set_status(status)
+        if status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")  # RFC 9110, 15.5.2
+        self.set_header(WHY, why)
+        self.finish(f"{why[0].upper()}{why[1:]}.\n")
+
+    def worth_a_line(self) -> bool:
+        """Say whether a refusal is to be logged: not where one address has had very many."""
+        address = group_of(str(self.request.remote_ip))
+        return self._server.bad_requests.allow(address) is not None
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        """Answer in plain text what went wrong."""
+        self.finish(f"{status_code} {self._reason}\n")
+
+
+class Health(Page):
+    """``/healthz``: says that the server answers, and nothing else."""
+
+    def get(self) -> None:
+        """Answer."""
+        self.finish({"status": "ok"})
+
+
+class NotFound(Page):
+    """All other addresses."""
+
+    def prepare(self) -> None:
+        """Refuse."""
+        super().prepare()
+        if not self._finished:
+            raise HTTPError(404)

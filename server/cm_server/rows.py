@@ -1,0 +1,60 @@
+"""What the store gives and takes, row by row; no SQL."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class BoardRow(NamedTuple):
+    """One enrolled board."""
+
+    id: str
+    name: str
+    key: bytes
+    labels: dict[str, str]
+    facts: dict[str, Any]
+    enrolled: float
+    last_seen: float | None
+
+    def __repr__(self) -> str:
+        """Leave the key out."""
+        return f"BoardRow(id={self.id!r}, name={self.name!r})"
+
+
+class TokenRow(NamedTuple):
+    """One caller's token; of the token itself only its hash is known."""
+
+    hash: str
+    name: str
+    role: str
+    target: str = "all"  # the boards that it reaches
+    created: float = 0.0
+    expires: float | None = None
+    revoked: float | None = None
+
+
+class AuditRow(NamedTuple):
+    """One row of the audit log."""
+
+    at: float
+    who: str
+    address: str
+    verb: str
+    target: str
+    detail: str
+    boards: int | None
+    first_job: int | None
+    last_job: int | None
+    outcome: str
+
+
+class JobRow(NamedTuple):
+    """One job's line."""
+
+    id: int
+    board: str
+    caller: str
+    created: float
+    ended: float | None
+    status: str | None
+    error: str | None

@@ -1,0 +1,78 @@
+"""`mbm`, in this process and in one of its own; and what it finds where."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import cli, config, service
+
+WAIT = 25.0  # seconds that anything here may take on a busy machine
+MBM = str(Path(sys.executable).parent / "mbm")
+
+
+class Run:
+    """How one `mbm` went."""
+
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+        assert "Traceback" not in err
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def mbm(capsys):
+    """Run `mbm` in this process."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(arguments))
+        out, err = capsys.readouterr()
+        return Run(caught.value.code, out, err)
+
+    return run
+
+
+def process(*arguments, **more):
+    """Run `mbm` as its users do."""
+    command = [MBM, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, **more)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def background(*arguments):
+    """An `mbm` that goes on; it is ended with the test."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([MBM, *arguments], text=True, stdout=pipe, stderr=pipe) as begun:
+        try:
+            yield begun
+        finally:
+            if begun.poll() is None:
+                begun.kill()
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    """A CM_HOME without a server; none is left in it."""
+    monkeypatch.setenv("CM_HOME", str(tmp_path))
+    yield tmp_path
+    service.stop()
+
+
+@pytest.fixture
+def nobody(own_home, monkeypatch):
+    """No server anywhere: not at the default address either, whoever may listen there."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        tcp_port = closed.getsockname()[1]
+    monkeypatch.setattr(config, "DEFAULT_TCP_PORT", tcp_port)
+    return f"http://127.0.0.1:{tcp_port}"

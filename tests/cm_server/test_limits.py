@@ -1,0 +1,44 @@
+"""Every limit stands in docs/security.md, with the value that it has; and none stands elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cm_server import limits
+
+ROOT = Path(__file__).parents[2]
+NAMES = [name for name in vars(limits) if name.isupper() and name not in ("KIB", "MIB")]
+
+
+def shown(name: str) -> str:
+    """A limit's value as people read it."""
+    value = getattr(limits, name)
+    if name.endswith("_BYTES"):
+        mib = value % limits.MIB == 0
+        return f"{value // limits.MIB} MiB" if mib else f"{value // limits.KIB} KiB"
+    if name.endswith("_SECONDS"):
+        return f"{value / 86400:,.0f} days" if value >= 86400 else f"{value:g} s"
+    return f"{value:,}"
+
+
+def documented() -> dict[str, str]:
+    text = (ROOT / "docs/security.md").read_text()
+    return dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \| [^|]+ \| [^|]+ \|$", text, flags=re.M))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limit_is_documented_with_its_value(name):
+    assert documented().get(name) == shown(name)
+
+
+def test_no_limit_is_documented_that_there_is_not():
+    assert set(documented()) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limit_is_one_that_something_keeps_to(name):
+    sources = (ROOT / "server/cm_server").glob("*.py")
+    assert any(f"limits.{name}" in path.read_text() for path in sources)

@@ -1,0 +1,360 @@
+"""Every route and every verb, by every credential and every role: generated from the tables.
+
+A route or a verb that is added without a place here fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from cloudmanager import wire
+from cm_server import auth
+from cm_server.app import ROUTES
+from cm_server.audit import Note
+from cm_server.auth import ROLES
+from cm_server.rows import AuditRow
+from cm_server.verbs import VERBS
+
+from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
+
+#: What each verb is asked with; lab-1 is connected, lab-2 is not, job 1 is lab-2's.
+BODIES: dict[str, dict[str, Any]] = {
+    "status": {},
+    "boards": {"target": "lab-[1-2]"},
+    "label": {"target": "lab-1", "labels": {"room": "lab"}},
+    "interrupt": {"jobs": [1]},
+    "jobs": {},
+    "job": {"job": 1},
+    "enrol": {"names": ["lab-9"]},
+    "forget": {"target": "lab-2"},
+    "token-create": {"name": "new", "role": "viewer"},
+    "token-list": {},
+    "token-revoke": {"name": "victim"},
+    "audit": {},
+}
+#: What somebody without reach may try on `{board}`, which is enrolled or was never, and on job
+#: `{job}`; verbs that are for all boards or for none in particular have nothing to try.
+OUTSIDE: dict[str, list[dict[str, Any]]] = {
+    "status": [],
+    "boards": [{"target": "{board}"}, {"target": "lab-1,{board}"}, {"target": "{board}*"}],
+    "label": [{"target": "{board}", "labels": {"a": "b"}}],
+    "interrupt": [{"jobs": ["{job}"]}],
+    "jobs": [{"target": "{board}"}],
+    "job": [{"job": "{job}"}],
+    "enrol": [{"names": ["{board}"]}],
+    "forget": [{"target": "{board}"}],
+}
+
+
+class Lab(NamedTuple):
+    service: Service
+    boards: dict[str, Identity]
+    link: FakeBoard
+
+    def audited(self, *whose: str) -> list[AuditRow]:
+        return [row for row in self.service.audited() if row.who in whose]
+
+
+@pytest.fixture
+async def lab(service: Service) -> AsyncIterator[Lab]:
+    boards = {board.name: board for board in service.enrol("lab-1", "lab-2", "vault-1")}
+    service.add_token("viewer", name="victim")
+    service.server.store.begin([boards["lab-2"].id], "ann")
+    service.server.store.end(1, "ok")
+    async with await FakeBoard.join(service, boards["lab-1"]) as link:
+        yield Lab(service, boards, link)
+
+
+# Routes
+
+
+def expired(lab: Lab) -> str:
+    return lab.service.add_token("admin", name="old", expires=1e-6)
+
+
+def revoked(lab: Lab) -> str:
+    token = lab.service.add_token("admin", name="dead")
+    lab.service.server.tokens.revoke("dead", Note("test", "here", "token-revoke"))
+    return token
+
+
+def of_role(lab: Lab, role: str) -> str:
+    return f"Bearer {lab.service.add_token(role)}"
+
+
+CREDENTIALS: dict[str, tuple[bool, Callable[[Lab], str]]] = {
+    "none": (False, lambda _: ""),
+    "empty": (False, lambda _: "Bearer"),
+    "wrong": (False, lambda _: f"Bearer {auth.new_token()}"),
+    "almost": (False, lambda lab: f"Bearer {lab.service.token[:-1]}"),
+    "other scheme": (False, lambda lab: f"Basic {lab.service.token}"),
+    "hash": (False, lambda lab: f"Bearer {auth.token_hash(lab.service.token)}"),
+    "a board's key": (False, lambda lab: f"Bearer {lab.boards['lab-1'].key.hex()}"),
+    "a board's id": (False, lambda lab: f"Bearer {lab.boards['lab-1'].id}"),
+    "expired": (False, lambda lab: f"Bearer {expired(lab)}"),
+    "revoked": (False, lambda lab: f"Bearer {revoked(lab)}"),
+    "local": (True, lambda lab: f"Bearer {lab.service.token}"),
+    **{role: (True, functools.partial(of_role, role=role)) for role in ROLES},
+}
+
+
+@pytest.mark.parametrize("credential", CREDENTIALS)
+@pytest.mark.parametrize(("path", "page"), ROUTES)
+async def test_every_route_by_every_credential(lab: Lab, path, page, credential):
+    opens, make = CREDENTIALS[credential]
+    headers = {"Authorization": make(lab), "Cm-Protocol": "1"}
+    async with await RawPeer.dial(lab.service) as peer:
+        peer.say(handshake(path, **headers))
+        status = int((await peer.head()).split()[1])
+    assert (
+        status
+        == {
+            "nothing": 200,
+            "token": 101 if opens else 401,
+            "key": 101,  # a board proves itself on its link: below
+        }[page.opened_by]
+    )
+
+
+async def test_every_route_says_what_opens_it_and_the_rest_opens_nothing(lab: Lab):
+    assert {page.opened_by for _, page in ROUTES} == {"nothing", "token", "key"}
+    headers = {"Authorization": f"Bearer {lab.service.token}", "Cm-Protocol": "1"}
+    for path in ("/", "/boards", "/callers", "/caller/", "//caller", "/Caller", "/board/lab-1"):
+        async with await RawPeer.dial(lab.service) as peer:
+            peer.say(handshake(path, **headers))
+            assert (await peer.answer()).startswith("HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_no_callers_token_proves_a_board(lab: Lab, role):
+    """Not as its key, not as the key's hash, and not in the handshake's header."""
+    token, board = lab.service.add_token(role), lab.boards["lab-2"]
+    for secret in (token.encode()[:32], hashlib.sha256(token.encode()).digest(), bytes(32)):
+        header = {"Authorization": f"Bearer {token}"}
+        async with await FakeBoard.dial(lab.service, "/board", **header) as peer:
+            await peer.greet(board.id)
+            nonces = peer.nonce + (await peer.next()).payload[:16]
+            proof = wire.board_proof(secret, nonces, board.id, b"{}")
+            await peer.send(wire.PROOF, proof + b"{}")
+            assert (await peer.closed())[0] == 4001
+    assert lab.service.state("lab-2") == "offline"
+
+
+@pytest.mark.parametrize("op", [wire.REQUEST, wire.SUBMIT, wire.ANSWER])
+async def test_a_proven_board_asks_for_nothing_that_callers_may(lab: Lab, op):
+    await lab.link.send(op, b'{"verb": "boards"}')
+    assert (await lab.link.closed())[0] == 1002
+
+
+# Verbs
+
+
+def test_every_verb_has_its_place_here():
+    assert set(BODIES) == set(VERBS)
+    assert set(OUTSIDE) == {verb for verb, entry in VERBS.items() if not entry.everywhere}
+
+
+async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
+    """Ask for a verb, or submit a cell; the reply's body."""
+    async with await FakeCaller.join(lab.service, token) as caller:
+        if verb != "submit":
+            told: dict[str, Any] = await caller.ask(verb, **BODIES[verb])
+            return told
+        await caller.socket.send(wire.pack_submit(5, {"target": "lab-1"}, b"1"))
+        message = await caller.next()
+        if message.op == wire.REPLY:
+            return wire.read_json(message.payload)
+        (accepted,) = wire.read_events(message.payload)
+        return {"reply": wire.read_json(accepted.payload)}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("verb", [*VERBS, "submit"])
+async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, role):
+    needed = VERBS[verb].role if verb in VERBS else "operator"
+    allowed = ROLES.index(role) >= ROLES.index(needed)
+    before = json.dumps([*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs])
+    told = await ask(lab, lab.service.add_token(role, name="somebody"), verb)
+    (row,) = lab.audited("somebody")
+    assert (row.verb, row.outcome) == (verb, "done" if allowed else "refused")
+    assert row.address.startswith("127.0.0.1:")
+    if allowed:
+        assert "reply" in told, told
+    else:
+        assert (told["error"], told["args"][0]) == ("NotAllowed", needed)
+        now = [*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs]
+        assert json.dumps(now) == before
+
+
+@pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.everywhere])
+async def test_an_administrator_of_some_boards_is_none_of_all(lab: Lab, verb):
+    told = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)
+    assert (told["error"], told["args"][0]) == ("NotAllowed", "admin on all boards")
+    assert [row.outcome for row in lab.audited("some")] == ["refused"]
+
+
+async def test_what_a_row_tells_of_each_verb(lab: Lab):
+    token = lab.service.add_token("admin", name="eve")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        await caller.ask("label", target="lab-*,lab-2", labels={"room": "lab", "row": ""})
+        await caller.ask("enrol", names=["new-1", "new-2"])
+        await caller.ask("forget", target="new-[1-2]")
+        await caller.ask("interrupt", jobs=[4, 5, 7, -1, 10**30])
+        (job,) = await caller.submit("lab-1 & room=lab", b"secret = 'in the cell'")
+        await caller.ask("interrupt", jobs=[job])
+        await caller.ask("nonsense", target="lab-1")
+    rows = [row[3:] for row in lab.audited("eve")]
+    assert rows == [
+        ("label", "lab-*,lab-2", "room=lab row=", 2, None, None, "done"),
+        ("enrol", "new-[1-2]", "", 2, None, None, "done"),
+        ("forget", "new-[1-2]", "", 2, None, None, "done"),
+        ("interrupt", "", "[4-5,7]", 0, None, None, "done"),
+        ("submit", "lab-1 & room=lab", "", 1, job, job, "done"),
+        ("interrupt", "", str(job), 1, None, None, "done"),
+        (
+            "nonsense",
+            "lab-1",
+            "The server refused: it knows no request called 'nonsense'.",
+            None,
+            None,
+            None,
+            "refused",
+        ),
+    ]
+
+
+async def test_no_secret_and_no_cell_is_in_the_audit_log(lab: Lab):
+    token = lab.service.add_token("admin", name="ann")
+    async with await FakeCaller.join(lab.service, token) as caller:
+        for verb, body in BODIES.items():
+            await caller.ask(verb, **body)
+        told = (await caller.ask("token-create", name="another"))["reply"]
+        enrolled = (await caller.ask("enrol", names=["new-1"]))["reply"]
+        await caller.ask("boards", target=token)
+        await caller.ask("token-revoke", name=told["token"])
+        await caller.submit("lab-1", b"password = 'hunter2'")
+    with contextlib.suppress(Exception):
+        await FakeCaller.join(lab.service, token[:-1])
+    text = repr(lab.service.server.store.audit(1000))
+    for secret in (token, token[:-1], told["token"], enrolled[0]["key"], "hunter2"):
+        assert secret not in text
+        assert secret[3:30] not in text or secret == "hunter2"
+    assert auth.token_hash(token) not in text
+
+
+# Reach
+
+
+def filled(body: Any, board: str, job: int) -> Any:
+    text = json.dumps(body).replace("{board}", board).replace('"{job}"', str(job))
+    return json.loads(text)
+
+
+TRIES = [(verb, body) for verb, bodies in OUTSIDE.items() for body in bodies]
+
+
+@pytest.mark.parametrize(("verb", "body"), TRIES, ids=str)
+async def test_a_board_out_of_reach_is_as_if_it_were_not_enrolled(lab: Lab, verb, body):
+    vault = lab.boards["vault-1"]
+    async with (
+        await FakeBoard.join(lab.service, vault),
+        await FakeCaller.join(lab.service) as owner,
+        await FakeCaller.join(lab.service, lab.service.add_token("admin", "lab-*")) as caller,
+    ):
+        (job,) = await owner.submit("vault-1", b"while True: pass")
+        outside = await caller.ask(verb, **filled(body, "vault-1", job))
+        never = await caller.ask(verb, **filled(body, "vault-7", 999_999))
+        text = json.dumps(outside).replace("vault-1", "vault-7").replace(str(job), "999999")
+        assert json.loads(text) == json.loads(json.dumps(never).replace(str(job), "999999"))
+        assert lab.service.state("vault-1") == "busy"
+        assert lab.service.server.registry.by_name["vault-1"].labels == {}
+        assert lab.service.server.registry.by_name["vault-1"].key == vault.key
+
+
+async def test_lists_show_only_what_is_within_reach(lab: Lab):
+    async with (
+        await FakeBoard.join(lab.service, lab.boards["vault-1"]),
+        await FakeCaller.join(lab.service) as owner,
+        await FakeCaller.join(lab.service, lab.service.add_token("admin", "lab-*")) as caller,
+    ):
+        await owner.submit("vault-1")
+        (mine,) = await owner.submit("lab-1")
+        boards = (await caller.ask("boards"))["reply"]
+        assert [board["name"] for board in boards] == ["lab-1", "lab-2"]
+        assert [job["job"] for job in (await caller.ask("jobs"))["reply"]] == [mine]
+        status = (await caller.ask("status"))["reply"]
+        assert (status["boards"], status["online"], status["busy"]) == (2, 1, 1)
+        assert len((await owner.ask("jobs"))["reply"]) == 2
+
+
+async def test_a_job_of_a_board_within_reach_is_shown_and_interruptible(lab: Lab):
+    token = lab.service.add_token("operator", "lab-*")
+    async with (
+        await FakeCaller.join(lab.service) as owner,
+        await FakeCaller.join(lab.service, token) as caller,
+    ):
+        (job,) = await owner.submit("lab-1")
+        assert (await caller.ask("job", job=job))["reply"]["job"] == job
+        assert (await caller.ask("job", job=1))["reply"]["board"] == "lab-2"
+        assert await caller.ask("interrupt", jobs=[job]) == {"reply": 1}
+
+
+async def test_the_jobs_of_a_board_that_is_gone_are_not_its_namesakes(lab: Lab):
+    async with await FakeCaller.join(lab.service) as owner:
+        (job,) = await owner.submit("lab-2")
+        await owner.ending(job)
+        await owner.ask("forget", target="lab-2")
+        await owner.ask("enrol", names=["lab-2"])
+        assert (await owner.ask("job", job=job))["reply"]["board"] == "lab-2"
+        token = lab.service.add_token("admin", "lab-*")
+        async with await FakeCaller.join(lab.service, token) as caller:
+            assert "error" in await caller.ask("job", job=job)
+            assert "error" in await caller.ask("job", job=1)
+            assert (await caller.ask("jobs"))["reply"] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("vault-1", ("NoSuchBoard", "vault-1")),
+        ("lab-1,vault-1", ("NoSuchBoard", "vault-1")),
+        ("vault-*", ("TargetError", "No board matches.")),
+        ("all!lab-*", ("TargetError", "All that matched is taken away again.")),
+    ],
+)
+async def test_a_cell_for_boards_out_of_reach_is_refused_as_for_boards_that_are_none(
+    lab: Lab, target, told
+):
+    async with (
+        await FakeBoard.join(lab.service, lab.boards["vault-1"]),
+        await FakeCaller.join(lab.service, lab.service.add_token("operator", "lab-*")) as caller,
+    ):
+        await caller.socket.send(wire.pack_submit(9, {"target": target}, b"1"))
+        error = wire.read_json((await caller.next()).payload)
+        assert (error["error"], error["args"][0]) == told
+        assert "vault" not in json.dumps(error["args"][1:]).replace(target, "")
+        jobs = await caller.submit("all")
+        assert len(jobs) == 1
+        assert lab.service.state("vault-1") == "idle"
+    assert [row.outcome for row in lab.audited("operator")] == ["refused", "done"]
+
+
+async def test_a_label_taken_away_takes_the_reach_away_from_a_live_link(lab: Lab):
+    async with (
+        await FakeCaller.join(lab.service) as owner,
+        await FakeCaller.join(lab.service, lab.service.add_token("operator", "room=lab")) as caller,
+    ):
+        assert (await caller.ask("boards"))["reply"] == []
+        await owner.ask("label", target="lab-1", labels={"room": "lab"})
+        assert [board["name"] for board in (await caller.ask("boards"))["reply"]] == ["lab-1"]
+        (job,) = await caller.submit("lab-1")
+        await owner.ask("label", target="lab-1", labels={"room": ""})
+        assert await caller.ask("interrupt", jobs=[job]) == {"reply": 0}
+        assert (await caller.ask("boards"))["reply"] == []

@@ -1,0 +1,204 @@
+"""What a web page can send from its visitor's browser, and what comes of it: nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from cm_server.app import ROUTES
+
+from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
+
+FOREIGN = [
+    "https://evil.example",
+    "http://localhost",
+    "http://localhost:8888",  # a sibling port: another program's pages
+    "http://127.0.0.1:{port}",  # our own address: no page of ours opens a link
+    "https://lab.example:443",
+    "https://lab.example.evil.example",
+    "HTTPS://LAB.EXAMPLE",
+    "null",
+    "file://",
+    "",
+]
+SOCKETS = [path for path, page in ROUTES if page.opened_by != "nothing"]
+
+
+async def answer(service: Service, path: str, **headers: str) -> str:
+    """The answer to a WebSocket handshake that would be taken but for these headers."""
+    given = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": "1", **headers}
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake(path, **given))
+        head = await peer.head()
+        return head if head.startswith("HTTP/1.1 101") else head
+
+
+async def say(service: Service, text: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(text.encode("latin-1"))
+        return await peer.answer()
+
+
+# Cross-site WebSocket hijacking
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_a_foreign_page_opens_no_link(service: Service, path, origin):
+    origin = origin.format(port=service.tcp_port)
+    text = handshake(path, Authorization=f"Bearer {service.token}", **{"Cm-Protocol": "1"})
+    said = await say(service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n"))
+    assert said.startswith("HTTP/1.1 403 ")
+    assert "Cm-Refused: web pages may not open this\r\n" in said
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_who_is_no_browser_names_no_origin_and_is_let_in(service: Service, path):
+    assert (await answer(service, path)).startswith("HTTP/1.1 101 ")
+
+
+async def test_only_an_origin_that_was_allowed_is_let_in_and_needs_a_token_all_the_same(tmp_path):
+    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+        for path in SOCKETS:
+            said = await answer(service, path, Origin="https://lab.example")
+            assert said.startswith("HTTP/1.1 101 ")
+            for origin in FOREIGN[:-1]:
+                told = await answer(service, path, Origin=origin.format(port=service.tcp_port))
+                assert told.startswith("HTTP/1.1 403 "), origin
+        said = await answer(service, "/caller", Origin="https://lab.example", Authorization="")
+        assert said.startswith("HTTP/1.1 401 ")
+
+
+async def test_two_origins_are_not_one_that_was_allowed(tmp_path):
+    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+        origins = "Origin: https://lab.example\r\nOrigin: https://evil.example\r\n\r\n"
+        text = handshake("/caller", Authorization=f"Bearer {service.token}").decode()
+        said = await say(service, text.replace("\r\n\r\n", "\r\n" + origins))
+        assert said.startswith("HTTP/1.1 403 ")
+
+
+# DNS rebinding
+
+HOSTS = [
+    "evil.example",
+    "evil.example:{port}",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example:{port}",
+    "localhost.",
+    "evil@localhost",
+    "localhost:evil",
+    "localhost:{port}:1",
+    "127.0.0.1:",
+    "127.0.0",
+    "0.0.0.0",
+    "[::]",
+    "::1",
+    "[::1",
+    "[::2]",
+    "[::ffff:192.0.2.1]",
+    "192.168.1.2:{port}",
+    "127.0.0.1,evil.example",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
+async def test_a_name_that_was_rebound_to_loopback_reaches_nothing(service: Service, path, host):
+    said = await answer(service, path, Host=host.format(port=service.tcp_port))
+    assert said.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))
+
+
+async def test_without_a_host_nothing_is_reached(service: Service):
+    for version in ("1.1", "1.0"):
+        said = await answer_to(service, f"GET /healthz HTTP/{version}\r\n\r\n")
+        assert " 200 " not in said.partition("\r\n")[0]
+
+
+async def answer_to(service: Service, text: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(text.encode())
+        return (await peer.reader.read()).decode()
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "127.1.2.3:{port}", "[::1]:{port}"]
+)
+async def test_loopback_by_any_of_its_names_is_served(service: Service, host):
+    host = host.format(port=service.tcp_port)
+    said = await say(service, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    assert said.startswith("HTTP/1.1 200 ")
+
+
+async def test_a_port_that_ssh_forwards_is_served(service: Service):
+    assert (await answer(service, "/caller", Host="localhost:9999")).startswith("HTTP/1.1 101 ")
+
+
+# Cross-site requests, reading across origins, framing, sniffing
+
+
+@pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
+@pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "PATCH", "DELETE", "HEAD", "GET"])
+async def test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it(
+    service: Service, method, path
+):
+    for more in ("", "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n"):
+        said = await answer_to(
+            service, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nCookie: a=b\r\n{more}\r\n"
+        )
+        head = said.partition("\r\n\r\n")[0].lower()
+        assert "access-control-" not in head
+        assert "set-cookie" not in head
+        assert "tornado" not in said.lower()
+        assert "\r\nx-content-type-options: nosniff" in head
+        assert "\r\nx-frame-options: deny" in head
+        assert "\r\ncache-control: no-store" in head
+        assert "\r\ncontent-security-policy: default-src 'none'" in head
+        assert "text/html" not in head
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(("path", "_page"), ROUTES)
+async def test_a_form_that_a_foreign_page_posts_changes_nothing(
+    service: Service, path, _page, kind
+):
+    body = '{"verb": "enrol", "names": ["evil"]}'
+    said = await say(
+        service,
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}",
+    )
+    assert said.startswith("HTTP/1.1 405 ")
+    assert not service.server.registry.by_name
+
+
+async def test_a_cookie_is_no_token(service: Service):
+    said = await answer(service, "/caller", Authorization="", Cookie=f"token={service.token}")
+    assert said.startswith("HTTP/1.1 401 ")
+
+
+async def test_what_a_page_is_told_of_an_error_is_plain_and_names_nothing(service: Service):
+    said = await say(service, "GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert said.endswith("\r\n\r\n404 Not Found\n")
+    assert "script" not in said
+
+
+async def test_one_request_is_one_connection(service: Service):
+    """So that nobody who proved nothing stays: pipelining included."""
+    text = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
+    said = await answer_to(service, text * 50)
+    assert said.count("HTTP/1.1 200 ") == 1
+    await service.until(lambda: service.server.unproven.count == 0)
+
+
+# Those who mean well
+
+
+async def test_boards_and_callers_are_no_browsers_and_come_in(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        await board.end(job)
+        assert (await caller.ending(job))[0] == "ok"
