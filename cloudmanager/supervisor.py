@@ -123,7 +123,7 @@ class Supervisor:
                     os.write(1, answer)
                 if not data:
                     watched.remove(0)
-                    self.ending = not self.stay
+                    self.ending = self.ending or not self.stay
         for name in list(self.pids):
             self.end(name)
 

@@ -23,7 +23,7 @@ _SIDE = const(896)  # where a busy board reads, behind the output that it gather
 _TICK = const(20)  # ms: output older than this goes out
 _TAIL = const(256)  # bytes of an error that are kept: of its end, when its middle is cut out
 _MOST = const(1 << 20)  # bytes of a value's repr
-_SPARE = const(256)  # words: enough to compile a short cell
+_SPARE = const(384)  # words: 288 are enough to compile a short cell
 
 _EXEC = const(0x10)
 _MORE = const(0x11)

@@ -136,9 +136,14 @@ def test_memory_error_is_an_error(board):
     assert "MemoryError" in job.error
 
 
-def test_full_memory_can_be_freed_by_the_next_cell(board):
-    assert "MemoryError" in board.run("x = None\nwhile True:\n    x = [x]").error
-    assert board.run("x = None").status == OK
+@pytest.mark.parametrize("eater", ["x = [x]", "x = [x, None, 'and', 3]", "x = (x, bytes(200))"])
+@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize(
+    "free", ["x = None", "del x", "import gc\nx = None\ngc.collect()", "globals().clear()"]
+)
+def test_full_memory_can_be_freed_by_the_next_cell(board, free, turn, eater):
+    assert "MemoryError" in board.run(f"x = None\nwhile True:\n    {eater}").error
+    assert board.run(free).status == OK
     assert board.run("import gc\ngc.collect()\n__cm__((gc.mem_free() > 40000))").value == b"True"
 
 

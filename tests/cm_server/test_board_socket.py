@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -13,7 +14,16 @@ import pytest
 from cloudmanager import frames, wire
 from cm_server import board_socket, limits
 
-from .peers import FACTS, FakeBoard, FakeCaller, Identity, RawPeer, Service, running_service
+from .peers import (
+    FACTS,
+    FakeBoard,
+    FakeCaller,
+    Identity,
+    RawPeer,
+    Service,
+    running_service,
+    within,
+)
 
 STRANGER = Identity({"name": "x", "id": "00" * 8, "key": "11" * 32})
 
@@ -156,6 +166,18 @@ async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, l
         assert unproven.count == 1
     await service.until(lambda: unproven.count == 0)
     assert unproven.cut == 0
+
+
+async def test_the_oldest_link_that_proved_nothing_is_cut_for_a_newer_one(
+    service: Service, monkeypatch
+):
+    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 3)
+    async with contextlib.AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(await RawPeer.upgraded(service)) for _ in range(5)]
+        await within(links[0].gone())
+        await within(links[1].gone())
+        assert service.server.unproven.count <= 3
+        assert not links[4].reader.at_eof()
 
 
 HELLO = {"v": 1, "id": "00" * 8, "nonce": "00" * 16}
