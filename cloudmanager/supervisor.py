@@ -123,7 +123,8 @@ class Supervisor:
                     os.write(1, answer)
                 if not data:
                     watched.remove(0)
-                    self.ending = self.ending or not self.stay
+                    if not self.stay:  # a SIGTERM of the same moment stays noted
+                        self.ending = True
         for name in list(self.pids):
             self.end(name)
 
