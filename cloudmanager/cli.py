@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from . import commands, config
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     start = verb("server-start", commands.server_start, "start the local server in the background")
     start.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
     start.add_argument("--port", type=_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
+    start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
+    start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
+    start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
     verb("server-stop", commands.server_stop, "stop the local server")
     verb("server-status", commands.server_status, "tell how the server is")
 
@@ -142,6 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--no-lab", dest="lab", action="store_false", help="stop after the cell")
     return parser
+
+
+def _file(text: str) -> str:
+    return str(Path(text).absolute())  # the server works in another folder
 
 
 def _seconds(text: str) -> float:

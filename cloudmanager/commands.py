@@ -26,13 +26,15 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
-    started = service.start(options.listen, options.port)
+    given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
+    more = [text for name, value in given.items() if value for text in (name, value)]
+    started = service.start(options.listen, options.port, more)
     if options.json:
         _print_json(started._asdict())
     elif started.already:
         print(f"The server runs already, at {started.url}")
     else:
-        print(f"The server listens on {started.url}")
+        print(f"The server listens on {started.listens}")
     return OK
 
 

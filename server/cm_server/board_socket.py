@@ -31,7 +31,7 @@ class BoardSocket(Page):
     async def get(self) -> None:
         """Upgrade; from then on the conversation lives by itself."""
         link = Link(limits.BOARD_MESSAGE_BYTES, sips=True)
-        conversation = BoardConversation(self._server, link, str(self.request.remote_ip))
+        conversation = BoardConversation(self._server, link, self.address)
         link.on_start = conversation.begin
         await accept(self, link)
 

@@ -59,7 +59,7 @@ class CallerSocket(Page):
 
     def _refuse_stranger(self) -> None:
         """Refuse a token that nobody has; a right one behind the same address still opens."""
-        address = str(self.request.remote_ip)
+        address = self.address
         said = self._server.audit.stranger(address, "login", "", "wrong token")
         if said is not None:
             log.warning("%s was refused as a caller: %s", address, said)
@@ -69,7 +69,7 @@ class CallerSocket(Page):
             self.refuse(401, "the server does not know this token")
 
     def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
-        note = Note(caller.name, str(self.request.remote_ip), "login")
+        note = Note(caller.name, self.address, "login")
         self._server.audit.refused(note, NotAllowed("caller", why))
         self.refuse(status, why)
 

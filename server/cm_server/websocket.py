@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 
 from tornado.iostream import IOStream, StreamClosedError
@@ -21,10 +22,10 @@ from cloudmanager import frames
 from cloudmanager.errors import PeerWireError
 
 from . import limits
+from .transport import READ_BYTES, TlsTransport
 
 log = logging.getLogger("cm_server")
 
-READ_BYTES = 64 * 1024
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 USER_TIMEOUT_MS = 15_000  # what was sent and is not acknowledged by then breaks the link
 
@@ -187,15 +188,19 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
     early = asyncio.ensure_future(stream.read_bytes(READ_BYTES, partial=True))
     early.add_done_callback(lambda future: future.exception())  # closing ends it: expected
     data = early.result() if early.done() else b""
-    sock = stream.socket.dup()
-    stream.close()
+    sock = stream.socket
+    stream.io_loop.remove_handler(sock)  # as IOStream.start_tls lets go of its socket
+    stream.socket = None  # type: ignore[assignment]
     _tune(sock)
     if link.sips:
         sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVBUF, limits.SIP_BYTES // 2
         )  # Linux doubles it
     link.peer = _peer_name(sock)
-    await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
+    if isinstance(sock, ssl.SSLSocket):
+        TlsTransport(sock, link)
+    else:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
     if data:
         link.data_received(data)
 

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudmanager import config, frames, wire
 from cm_server import app
 from cm_server.audit import Note
+from cm_server.door import Door
 from cm_server.rows import AuditRow
 
 T = TypeVar("T")
@@ -83,17 +84,17 @@ class Service:
 async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve as `app.serve` does, with the server at hand."""
     server = app.Server(home, **settings)
-    http = app.Door(server)
+    door = Door(server, app.make_app(server))
     sockets = bind_sockets(0, "127.0.0.1")
-    http.add_sockets(sockets)
+    door.open(sockets)
     service = Service(server, sockets[0].getsockname()[1])
     server.address = f"http://127.0.0.1:{service.tcp_port}"
     try:
         yield service
     finally:
-        http.stop()
+        door.shut()
         server.stop()
-        await http.close_all_connections()
+        await door.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())
 
 
