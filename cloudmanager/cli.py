@@ -140,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("--heap", type=_size, metavar="SIZE", help="such as 64k")
     virtual.add_argument("--flash", type=_size, metavar="SIZE", help="such as 1M")
     virtual.add_argument("--detach", action="store_true", help="go on in the background")
+    virtual.add_argument(
+        "--allow-remote", action="store_true", help="join a server that others can reach"
+    )
     virtual.add_argument("--stop", action="store_true", help="end those that --detach left")
     demo = verb(
         "demo", commands.demo, "three virtual boards, a cell on all of them, and JupyterLab"

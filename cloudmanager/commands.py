@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import config, service
+from . import service
 from .errors import TargetError
 from .fleet import Fleet
 from .tables import audit_table, duration, fleet_table, job_table, job_text, moment, token_table
@@ -239,11 +239,9 @@ def simulate(options: argparse.Namespace) -> int:
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
-        if not config.is_local(fleet.address.url):
-            print(
-                "mbm: virtual boards are no sandbox: cells there act as you here.", file=sys.stderr
-            )
-        boards = virtual_boards.simulate(fleet, names, detach=options.detach, **given)
+        boards = virtual_boards.simulate(
+            fleet, names, detach=options.detach, allow_remote=options.allow_remote, **given
+        )
         if options.json:
             _print_json(boards.pids)
         else:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
@@ -35,11 +35,23 @@ _PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a board is: what people call it, and what it proves itself with."""
+    """Who a board is: what people call it, what it proves itself with, and the server with.
+
+    Attributes:
+        ca: the authority that the server is verified by, base64; "" where it dials in the
+            clear, on loopback.
+    """
 
     name: str
     id: str
     key: bytes = field(repr=False)
+    ca: str = ""
+
+    @classmethod
+    def of(cls, told: Mapping[str, str], url: str) -> Identity:
+        """Return the identity that a server at ``url`` gave a board."""
+        ca = told["ca"] if url.startswith("https:") else ""
+        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), ca)
 
 
 def _size(text: str) -> int:
@@ -154,13 +166,14 @@ class VirtualBoards:
 
     def _start(self, identity: Identity, heap: int, blocks: int) -> None:
         (host, tcp_port), key = self.address, identity.key.hex()
+        config = {"id": identity.id, "key": key, "host": host, "tcp_port": tcp_port}
         spec = {
             "name": identity.name,
             "folder": str(self.folder / identity.name),
             "client": str(self._client),
             "heap": heap,
             "blocks": blocks,
-            "config": {"id": identity.id, "key": key, "host": host, "tcp_port": tcp_port},
+            "config": {**config, "ca": identity.ca} if identity.ca else config,
         }
         self._order(do="start", spec=spec)
 

@@ -76,7 +76,14 @@ def start():
     _mkdir("/lib/cm")
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
-    _write("/cm.json", dumps(told["config"]).encode())
+    config = told["config"]
+    try:  # a key that it was given since it was enrolled is the one that counts
+        own = loads(_read("/cm.json"))
+        if own["id"] == config["id"]:
+            config["key"], config["gen"] = own["key"], own["gen"]
+    except (KeyError, TypeError, ValueError):
+        pass
+    _write("/cm.json", dumps(config).encode())
     box = uctypes.bytearray_at(told["box"], 32)
     del told, parts
     del sys.modules["virtual_boot"]

@@ -25,11 +25,12 @@ from cloudmanager import config, frames
 from cloudmanager.errors import ServerError
 
 from . import auth, certificates, limits
-from .audit import Audit, Note
+from .audit import Audit
 from .board_socket import BoardSocket
-from .caller_socket import REVOKED, CallerConversation, CallerSocket
+from .caller_socket import CallerConversation, CallerSocket
 from .dispatch import LOST_AFTER, Dispatch
 from .door import Door, bind, on_loopback
+from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
 from .pages import Authority, Health, NotFound, Page
 from .registry import Registry
@@ -104,6 +105,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._lost_after = lost_after
         grace = max(lost_after, self.spread)
+        self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
 
     @property
@@ -111,25 +113,9 @@ class Server:
         """Return the seconds over which boards that lost the server come back."""
         return max(MIN_SPREAD, len(self.registry.by_id) / BOARDS_A_SECOND)
 
-    def enrol(self, names: list[str], note: Note | None = None) -> list[dict[str, str]]:
-        """Return an identity for each name: ``name``, ``id``, ``key`` in hex."""
-        known = self.registry.by_name
-        rows = self.store.enrol(
-            [
-                (known[name].id if name in known else auth.new_board_id(), name, auth.new_key())
-                for name in names
-            ],
-            note.row() if note else None,
-        )
-        if note is not None:
-            note.written = True
-        for row in rows:
-            if row.name in known:
-                known[row.name].key = row.key
-            else:
-                self.registry.add(row)
+    def spread_changed(self) -> None:
+        """Keep the grace of lost boards above the spread over which they come back."""
         self.dispatch.lost_after = max(self._lost_after, self.spread)
-        return [{"name": row.name, "id": row.id, "key": row.key.hex()} for row in rows]
 
     def shut_out(self, token: TokenRow) -> int:
         """Close the links of a token that was revoked; return how many there were."""

@@ -14,6 +14,7 @@ from cloudmanager.targets import parse
 
 from . import limits, reach, verbs
 from .audit import Note
+from .enrolment import REVOKED
 from .gate import group_of
 from .jobs import Cell, Job
 from .pages import Page
@@ -27,7 +28,6 @@ log = logging.getLogger("cm_server")
 
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
 TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
-REVOKED = 4004  # the code of the close
 
 
 class CallerSocket(Page):

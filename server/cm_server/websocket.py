@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import RequestHandler
 
-from cloudmanager import frames
+from cloudmanager import frames, wire
 from cloudmanager.errors import PeerWireError
 
 from . import limits
@@ -45,6 +45,7 @@ class Link(asyncio.Protocol):
         on_start: called once when the link is open, before its first message.
         on_end: called once when the link is gone.
         writing: whether bytes wait for the peer to read.
+        mac: what seals messages and opens them, on a board's plain link.
     """
 
     def __init__(self, max_size: int, *, sips: bool = False) -> None:
@@ -56,6 +57,7 @@ class Link(asyncio.Protocol):
         self.on_start: Callable[[], None] = _nothing
         self.on_end: Callable[[], None] = _nothing
         self.writing = False
+        self.mac: wire.Mac | None = None
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
 
@@ -66,6 +68,8 @@ class Link(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Send one message; nothing happens on a link that is gone."""
+        if self.mac is not None:
+            message = self.mac.seal(message)
         self._write(frames.encode(message))
 
     def ping(self) -> None:
@@ -127,7 +131,7 @@ class Link(asyncio.Protocol):
 
     def _on_frame(self, frame: frames.Frame) -> None:
         if frame.opcode == frames.BINARY:
-            self.on_message(frame.payload)
+            self.on_message(self.mac.open(frame.payload) if self.mac else frame.payload)
         elif frame.opcode == frames.PING:
             self._write(frames.encode(frame.payload, frames.PONG))
         elif frame.opcode == frames.CLOSE:

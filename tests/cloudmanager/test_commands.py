@@ -141,7 +141,7 @@ def test_board_that_is_absent_is_status_1(boards, fleet: Fleet, mbm):
     try:
         done = mbm("board-execute", "away-1,demo-1", "-c", "1", "--json")
     finally:
-        fleet.forget("away-1")
+        fleet.revoke("away-1")
     told = done.json
     assert (done.status, told["away-1"]["status"], told["demo-1"]["value"]) == (1, "offline", 1)
     assert "never dialled in" in told["away-1"]["error"]

@@ -52,7 +52,7 @@ class Service:
         self.token = config.read_token(config.token_file(server.home)) or ""
 
     def enrol(self, *names: str) -> list[Identity]:
-        return [Identity(told) for told in self.server.enrol(list(names))]
+        return [Identity(told) for told in self.server.enrolment.enrol(list(names))]
 
     def add_token(
         self, role: str, target: str = "all", *, name: str = "", expires: float | None = None

@@ -428,7 +428,7 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
     tmp_path, lost_after, boards, grace
 ):
     async with running_service(tmp_path) as service:
-        service.server.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
+        service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
     async with running_service(tmp_path, lost_after=lost_after) as service:
         assert service.server.spread == max(2.0, boards / 150)
         assert grace_of(service) == grace
@@ -436,7 +436,7 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
 
 async def test_the_grace_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
-        service.server.enrol([f"lab-{n}" for n in range(600)])
+        service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
         assert grace_of(service) == service.server.spread == 4.0
 
 
