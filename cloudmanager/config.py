@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -101,16 +102,18 @@ def find(url: str | None = None, token: str | None = None) -> Address:
     if token is None and (state is not None or is_local(url)):  # to no other machine
         token = read_token(token_file(folder))
     token, _, pin = (token or "").partition(".")
-    local = ca_file(folder) if not pin and is_local(url) else None
-    return Address(url, token, source, local, pin)
+    ca = ca_file(folder)
+    known = not pin and is_local(url) and ca.exists()
+    return Address(url, token, source, ca if known else None, pin)
 
 
 def is_local(url: str) -> bool:
     """Whether a server's address is this machine's own loopback."""
     try:
-        return (split(url).hostname or "") in LOOPBACK
+        host = split(url).hostname or ""
     except ValueError:
         return False
+    return host in LOOPBACK or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
 
 
 def split(url: str) -> SplitResult:

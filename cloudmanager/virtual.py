@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .errors import CloudmanagerError
 
@@ -38,20 +39,28 @@ class Identity:
     """Who a board is: what people call it, what it proves itself with, and the server with.
 
     Attributes:
-        ca: the authority that the server is verified by, base64; "" where it dials in the
-            clear, on loopback.
+        more: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
     """
 
     name: str
     id: str
     key: bytes = field(repr=False)
-    ca: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, told: Mapping[str, str], url: str) -> Identity:
-        """Return the identity that a server at ``url`` gave a board."""
-        ca = told["ca"] if url.startswith("https:") else ""
-        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), ca)
+    def of(cls, told: Mapping[str, Any], url: str) -> Identity:
+        """Return the identity that a server at ``url`` gave a board.
+
+        On a server that only this machine can reach, it dials in the clear.
+        """
+        wanted = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
+        more = {name: told[name] for name in wanted if name in told}
+        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), more)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what it knows of itself and of whom it trusts."""
+        own = {"id": self.id, "key": self.key.hex()}
+        return {**{name: value for name, value in own.items() if value}, **self.more}
 
 
 def _size(text: str) -> int:
@@ -165,15 +174,14 @@ class VirtualBoards:
         self.identities.append(identity)
 
     def _start(self, identity: Identity, heap: int, blocks: int) -> None:
-        (host, tcp_port), key = self.address, identity.key.hex()
-        config = {"id": identity.id, "key": key, "host": host, "tcp_port": tcp_port}
+        host, tcp_port = self.address
         spec = {
             "name": identity.name,
             "folder": str(self.folder / identity.name),
             "client": str(self._client),
             "heap": heap,
             "blocks": blocks,
-            "config": {**config, "ca": identity.ca} if identity.ca else config,
+            "config": {"host": host, "tcp_port": tcp_port, **identity.settings()},
         }
         self._order(do="start", spec=spec)
 

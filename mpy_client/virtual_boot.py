@@ -77,10 +77,13 @@ def start():
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
     config = told["config"]
-    try:  # a key that it was given since it was enrolled is the one that counts
+    try:  # an identity or a key that it was given since is the one that counts
         own = loads(_read("/cm.json"))
-        if own["id"] == config["id"]:
-            config["key"], config["gen"] = own["key"], own["gen"]
+        newer = own.get("gen", 0) > config.get("gen", 0)
+        if "id" not in config or (own["id"] == config["id"] and newer):
+            config.update({name: own[name] for name in ("id", "key", "gen") if name in own})
+            if "id" in own:
+                config.pop("token", None)
     except (KeyError, TypeError, ValueError):
         pass
     _write("/cm.json", dumps(config).encode())

@@ -39,7 +39,13 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find_token(token: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+def find_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+    """Return whose token the ``Authorization`` header holds, None for none that we know."""
+    scheme, _, token = (header or "").partition(" ")
+    return match_token(token, tokens) if scheme.lower() == "bearer" else None
+
+
+def match_token(token: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
     """Return whose token it is, None for none that we know.
 
     It may have expired or been revoked. Whoever is told so has the whole token. The

@@ -339,7 +339,7 @@ class Dispatch:
         board.current = None
         if board.queue:
             self._store.flush()  # its last ending is written before its next job starts
-            self._next(board)
+        self._next(board)
 
     def rekey(self, board: Board) -> None:
         """Ask an idle board to take its next key; a busy one is asked when it is idle."""

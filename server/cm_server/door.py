@@ -93,6 +93,7 @@ class _Knock:
         address: str,
         let_in: Callable[[socket.socket], None],
     ) -> None:
+        sock.setblocking(False)
         self._server = server
         self._sock = sock
         self._let_in = let_in

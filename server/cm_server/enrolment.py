@@ -60,22 +60,20 @@ class Enrolment:
         Returns:
             What each board has to know (``/cm.json``), and its name.
         """
-        known = self._server.registry.by_name
-        rows = [
-            new_board(
-                known[name].id if name in known else auth.new_board_id(),
-                name,
-                auth.new_key(),
-                plain=plain,
-            )
-            for name in names
-        ]
+        rows = [self._row(name, plain=plain) for name in names]
         self._server.store.enrol(rows, note.row() if note else None)
         if note is not None:
             note.written = True
         for row in rows:
             self._take_in(row)
         return [self._told(row) for row in rows]
+
+    def _row(self, name: str, *, plain: bool) -> BoardRow:
+        """Return a new identity, or a known one with a key that is newer than all of its own."""
+        board = self._server.registry.by_name.get(name)
+        if board is None:
+            return new_board(auth.new_board_id(), name, auth.new_key(), plain=plain)
+        return new_board(board.id, name, auth.new_key(), gen=board.gen + 2, plain=plain)
 
     def _take_in(self, row: BoardRow) -> None:
         board = self._server.registry.by_name.get(row.name)
@@ -88,6 +86,8 @@ class Enrolment:
 
     def _told(self, row: BoardRow) -> dict[str, Any]:
         told: dict[str, Any] = {"name": row.name, "id": row.id, "key": row.key.hex()}
+        if row.gen:
+            told["gen"] = row.gen
         return {**told, "mac": True} if row.plain else {**told, "ca": self.authority}
 
     @property

@@ -27,10 +27,10 @@ class BoardRow(NamedTuple):
 
 
 def new_board(
-    board_id: str, name: str, key: bytes, *, plain: bool = False, token: str = ""
+    board_id: str, name: str, key: bytes, *, gen: int = 0, plain: bool = False, token: str = ""
 ) -> BoardRow:
     """Return the row of a board that is enrolled now."""
-    return BoardRow(board_id, name, key, {}, {}, time.time(), None, 0, None, plain, token)
+    return BoardRow(board_id, name, key, {}, {}, time.time(), None, gen, None, plain, token)
 
 
 class TokenRow(NamedTuple):

@@ -41,13 +41,12 @@ class Tokens:
 
     def find(self, header: str | None) -> TokenRow | None:
         """Return the caller whose token an ``Authorization`` header holds; see ``refusal``."""
-        scheme, _, token = (header or "").partition(" ")
-        row = auth.find_token(token, self._rows) if scheme.lower() == "bearer" else None
+        row = auth.find_token(header, self._rows)
         return row if row is not None and row.uses is None else None
 
     def find_enrolment(self, token: str) -> TokenRow | None:
         """Return the row of a token that enrols boards; see ``refusal``."""
-        row = auth.find_token(token, self._rows)
+        row = auth.match_token(token, self._rows)
         return row if row is not None and row.uses is not None else None
 
     def use(self, row: TokenRow) -> None:

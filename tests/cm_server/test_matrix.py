@@ -33,6 +33,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "jobs": {},
     "job": {"job": 1},
     "enrol": {"names": ["lab-9"]},
+    "enrol-token": {"target": "new-*"},
+    "rename": {"target": "lab-2", "name": "lab-8"},
+    "rotate": {"target": "lab-1"},
     "revoke": {"target": "lab-2"},
     "token-create": {"name": "new", "role": "viewer"},
     "token-list": {},
@@ -49,6 +52,8 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "jobs": [{"target": "{board}"}],
     "job": [{"job": "{job}"}],
     "enrol": [{"names": ["{board}"]}],
+    "rename": [{"target": "{board}", "name": "lab-7"}, {"target": "lab-2", "name": "{board}"}],
+    "rotate": [{"target": "{board}"}],
     "revoke": [{"target": "{board}"}],
 }
 
@@ -137,7 +142,7 @@ async def test_no_callers_token_proves_a_board(lab: Lab, role):
     """Not as its key, not as the key's hash, and not in the handshake's header."""
     token, board = lab.service.add_token(role), lab.boards["lab-2"]
     for secret in (token.encode()[:32], hashlib.sha256(token.encode()).digest(), bytes(32)):
-        header = {"Authorization": f"Bearer {token}"}
+        header: dict[str, Any] = {"Authorization": f"Bearer {token}"}
         async with await FakeBoard.dial(lab.service, "/board", **header) as peer:
             await peer.greet(board.id)
             nonces = peer.nonce + (await peer.next()).payload[:16]

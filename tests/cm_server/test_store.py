@@ -194,7 +194,9 @@ def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
 def test_tokens_are_found_again(store: Store, path: Path):
     store.add_token(ANN)
     assert store.tokens() == [ANN]
-    assert ask(path, "SELECT * FROM tokens") == [("abc", "ann", "viewer", "all", 0.0, None, None)]
+    assert ask(path, "SELECT * FROM tokens") == [
+        ("abc", "ann", "viewer", "all", 0.0, None, None, None)
+    ]
 
 
 def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
@@ -329,9 +331,9 @@ def test_a_file_says_which_version_its_tables_are(path: Path):
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        (SCHEMA + 1, "written by a newer Cloudmanager (schema 2, this one knows 1); update"),
-        (0, "written by an older Cloudmanager (schema 0, this one needs 1)"),
-        (-1, "written by an older Cloudmanager (schema -1, this one needs 1)"),
+        (SCHEMA + 1, "written by a newer Cloudmanager (schema 3, this one knows 2); update"),
+        (0, "written by an older Cloudmanager (schema 0, this one needs 2)"),
+        (-1, "written by an older Cloudmanager (schema -1, this one needs 2)"),
     ],
 )
 def test_another_version_is_refused_in_one_sentence_and_not_touched(path: Path, version, told):

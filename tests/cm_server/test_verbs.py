@@ -283,12 +283,6 @@ def test_revoke_takes_boards_out_with_all_that_they_owe(server: FakeServer):
     assert not server.dispatch.jobs
 
 
-def test_forget_of_a_connected_board_changes_nothing_for_any(server: FakeServer):
-    with pytest.raises(ServerError, match="lab-1 is connected; end it first"):
-        server.ask("revoke", target="lab-10,lab-1")
-    assert len(server.registry.by_name) == len(server.store.boards()) == 3
-
-
 @pytest.mark.parametrize("target", [{}, {"target": None}, {"target": ""}, {"target": "nobody"}])
 def test_revoke_without_a_target_revokes_nobody(server: FakeServer, target):
     with pytest.raises((TargetError, NoSuchBoard)):
