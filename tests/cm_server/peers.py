@@ -226,6 +226,7 @@ class FakeCaller(Peer):
         version: int = wire.PROTOCOL,
         *,
         tls: bool = False,
+        **headers: Any,
     ) -> FakeCaller:
         caller: FakeCaller = await cls.dial(
             service,
@@ -233,6 +234,7 @@ class FakeCaller(Peer):
             tls=tls,
             Authorization=f"Bearer {service.token if token is None else token}",
             Cm_Protocol=str(version),
+            **headers,
         )
         caller.events = deque()
         caller.frames = 0
