@@ -12,9 +12,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from . import commands, config
+from . import admin, commands, config
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -23,9 +24,6 @@ from .errors import (
     ServerUnreachable,
     TargetError,
 )
-
-ROLES = ("viewer", "operator", "admin")
-_SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -66,6 +64,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.file, rest = rest[0], []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if getattr(options, "token", None) is False and options.name is None:
+        parser.error("a board is enrolled by its NAME, or with --token")
     if getattr(options, "file", None) is not None and options.code is not None:
         parser.error("the cell is given with -c or in FILE, not both")
     return options
@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     start = verb("server-start", commands.server_start, "start the local server in the background")
     start.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
     start.add_argument("--port", type=_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
+    start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
+    start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
+    start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
     verb("server-stop", commands.server_stop, "stop the local server")
     verb("server-status", commands.server_status, "tell how the server is")
 
@@ -106,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("target", metavar="TARGET")
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
+    admin.add_verbs(verb)
+
     jobs = verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"
     )
@@ -114,17 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("job", type=int, metavar="JOB")
     stop = verb("job-interrupt", commands.job_interrupt, "interrupt jobs, anybody's")
     stop.add_argument("jobs", type=int, nargs="+", metavar="JOB")
-
-    token = verb("token-create", commands.token_create, "make a token for somebody's programs")
-    token.add_argument("name", metavar="NAME", help="who, in lists and in the audit log")
-    token.add_argument("--role", choices=ROLES, default="operator")
-    token.add_argument("--target", default="all", metavar="TARGET", help="the boards it reaches")
-    token.add_argument("--expires", type=_span, metavar="SPAN", help="such as 30d or 12h")
-    verb("token-list", commands.token_list, "list tokens: roles, targets, and when they end")
-    revoke = verb("token-revoke", commands.token_revoke, "let a token open nothing any more")
-    revoke.add_argument("name", metavar="NAME")
-    audit = verb("audit", commands.audit, "show who did what, the newest last")
-    audit.add_argument("-n", dest="count", type=_rows, default=50, metavar="N", help="else 50")
 
     virtual = verb(
         "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
@@ -136,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     virtual.add_argument("--heap", type=_size, metavar="SIZE", help="such as 64k")
     virtual.add_argument("--flash", type=_size, metavar="SIZE", help="such as 1M")
     virtual.add_argument("--detach", action="store_true", help="go on in the background")
+    virtual.add_argument(
+        "--allow-remote", action="store_true", help="join a server that others can reach"
+    )
     virtual.add_argument("--stop", action="store_true", help="end those that --detach left")
     demo = verb(
         "demo", commands.demo, "three virtual boards, a cell on all of them, and JupyterLab"
@@ -144,24 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _file(text: str) -> str:
+    return str(Path(text).absolute())  # the server works in another folder
+
+
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < (value := float(text)) < float("inf"):
             return value
     raise argparse.ArgumentTypeError("seconds are a number above 0")
-
-
-def _span(text: str) -> int:
-    found = re.fullmatch("([1-9][0-9]{0,5})([mhdw])", text)
-    if found and (seconds := int(found[1]) * _SPANS[found[2]]) <= 3650 * 86400:
-        return seconds
-    raise argparse.ArgumentTypeError("a span is such as 90m, 12h, 30d or 8w, at most ten years")
-
-
-def _rows(text: str) -> int:
-    if text.isdecimal() and 0 < int(text[:6]) <= 10_000:
-        return int(text)
-    raise argparse.ArgumentTypeError("how many is a number from 1 to 10000")
 
 
 def _count(text: str) -> int:

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import config, service
+from . import service
 from .errors import TargetError
 from .fleet import Fleet
-from .tables import audit_table, duration, fleet_table, job_table, job_text, moment, token_table
+from .tables import duration, fleet_table, job_table, job_text
 from .text import fold
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
@@ -26,13 +26,15 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
-    started = service.start(options.listen, options.port)
+    given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
+    more = [text for name, value in given.items() if value for text in (name, value)]
+    started = service.start(options.listen, options.port, more)
     if options.json:
-        _print_json(started._asdict())
+        print_json(started._asdict())
     elif started.already:
         print(f"The server runs already, at {started.url}")
     else:
-        print(f"The server listens on {started.url}")
+        print(f"The server listens on {started.listens}")
     return OK
 
 
@@ -40,7 +42,7 @@ def server_stop(options: argparse.Namespace) -> int:
     """Stop the local server."""
     url = service.stop()
     if options.json:
-        _print_json({"url": url})
+        print_json({"url": url})
     elif url is None:
         print("No local server runs.")
     else:
@@ -53,7 +55,7 @@ def server_status(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         status = fleet.status()
     if options.json:
-        _print_json(status)
+        print_json(status)
         return OK
     print(f"address  {status['address']}")
     print(f"version  {status['version']}")
@@ -73,7 +75,7 @@ def board_list(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         boards = fleet.boards(options.target)
     if options.json:
-        _print_json(boards)
+        print_json(boards)
     else:
         print(fleet_table(boards))
     return OK
@@ -89,7 +91,7 @@ def board_execute(options: argparse.Namespace) -> int:
         given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
         if options.json:
             results = boards.run(code, **given)
-            _print_json({name: result.to_json() for name, result in results.items()})
+            print_json({name: result.to_json() for name, result in results.items()})
         else:
             group = boards.submit(code, **given, listen=True, answers=_has_person())
             results = follow(group)
@@ -106,7 +108,7 @@ def board_label(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         names = fleet[options.target].label(labels)
     if options.json:
-        _print_json(names)
+        print_json(names)
     else:
         print(f"{fold(names)}: {', '.join(options.labels)}")
     return OK
@@ -139,7 +141,7 @@ def job_list(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         jobs = fleet.jobs(options.target)
     if options.json:
-        _print_json(jobs)
+        print_json(jobs)
     else:
         print(job_table(jobs))
     return OK
@@ -150,7 +152,7 @@ def job_show(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         job = fleet.job(options.job)
     if options.json:
-        _print_json(job)
+        print_json(job)
     else:
         print(job_text(job))
     return OK
@@ -161,61 +163,9 @@ def job_interrupt(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
     if options.json:
-        _print_json({"interrupted": count})
+        print_json({"interrupted": count})
     else:
         print(f"{count} of {len(options.jobs)} had not ended and were interrupted.")
-    return OK
-
-
-# Tokens and the audit log
-
-
-def token_create(options: argparse.Namespace) -> int:
-    """Make a token; this is the only time that it is shown."""
-    body = {"role": options.role, "target": options.target, "expires": options.expires}
-    with Fleet() as fleet:
-        made = fleet.request("token-create", name=options.name, **body)
-    if options.json:
-        _print_json(made)
-        return OK
-    print(made["token"])
-    until = f"until {moment(made['expires'])}" if made["expires"] else "until it is revoked"
-    told = f"{made['name']}: {made['role']} on {made['target']}, {until}."
-    print(f"{told} It is shown this once: set CM_TOKEN to it.", file=sys.stderr)
-    return OK
-
-
-def token_list(options: argparse.Namespace) -> int:
-    """List tokens, those that open nothing any more, too."""
-    with Fleet() as fleet:
-        tokens = fleet.request("token-list")
-    if options.json:
-        _print_json(tokens)
-    else:
-        print(token_table(tokens))
-    return OK
-
-
-def token_revoke(options: argparse.Namespace) -> int:
-    """Let a token open nothing any more."""
-    with Fleet() as fleet:
-        done = fleet.request("token-revoke", name=options.name)
-    if options.json:
-        _print_json(done)
-    else:
-        links = "1 link was" if done["closed"] == 1 else f"{done['closed']} links were"
-        print(f"The token {done['name']!r} opens nothing any more; {links} closed.")
-    return OK
-
-
-def audit(options: argparse.Namespace) -> int:
-    """Show who did what, the newest last."""
-    with Fleet() as fleet:
-        rows = fleet.request("audit", count=options.count)
-    if options.json:
-        _print_json(rows)
-    else:
-        print(audit_table(rows))
     return OK
 
 
@@ -237,13 +187,11 @@ def simulate(options: argparse.Namespace) -> int:
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
-        if not config.is_local(fleet.address.url):
-            print(
-                "mbm: virtual boards are no sandbox: cells there act as you here.", file=sys.stderr
-            )
-        boards = virtual_boards.simulate(fleet, names, detach=options.detach, **given)
+        boards = virtual_boards.simulate(
+            fleet, names, detach=options.detach, allow_remote=options.allow_remote, **given
+        )
         if options.json:
-            _print_json(boards.pids)
+            print_json(boards.pids)
         else:
             print(f"{fold(names)} joined {fleet.address.url}", flush=True)
     if options.detach:
@@ -270,5 +218,6 @@ def _say(paragraph: str) -> None:
     print(paragraph, end="\n\n", flush=True)
 
 
-def _print_json(body: Any) -> None:
+def print_json(body: Any) -> None:
+    """Print what `--json` asks for."""
     print(json.dumps(body, indent=2))

@@ -5,21 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
+#: The one name in a server's own certificate: addresses change, and boards know no others.
+TLS_NAME = "cloudmanager"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Address(NamedTuple):
-    """A server: where it is, what opens it, and who said so."""
+    """A server: where it is, what opens it, who said so, and what it is verified by."""
 
     url: str
     token: str
     source: str
+    ca: Path | None = None  # the file with its certificate authority
+    pin: str = ""  # else that authority's fingerprint
 
     def __repr__(self) -> str:
         """Leave the token out."""
@@ -46,6 +51,11 @@ def make_home() -> Path:
 def token_file(folder: Path) -> Path:
     """Return where the local user's token is."""
     return folder / "token"
+
+
+def ca_file(folder: Path) -> Path:
+    """Return where the certificate is that the local server is verified by."""
+    return folder / "ca.pem"
 
 
 def state_file(folder: Path) -> Path:
@@ -91,24 +101,33 @@ def find(url: str | None = None, token: str | None = None) -> Address:
     token = token or os.environ.get("CM_TOKEN")
     if token is None and (state is not None or is_local(url)):  # to no other machine
         token = read_token(token_file(folder))
-    return Address(url, token or "", source)
+    token, _, pin = (token or "").partition(".")
+    ca = ca_file(folder)
+    known = not pin and is_local(url) and ca.exists()
+    return Address(url, token, source, ca if known else None, pin)
 
 
 def is_local(url: str) -> bool:
     """Whether a server's address is this machine's own loopback."""
     try:
-        return (split(url).hostname or "") in LOOPBACK
+        host = split(url).hostname or ""
     except ValueError:
         return False
+    return host in LOOPBACK or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
 
 
 def split(url: str) -> SplitResult:
-    """Return the parts of a server's address, which may be written without ``http://``.
+    """Return the parts of a server's address.
+
+    Without a scheme it means ``https://``; on this machine's own loopback, ``http://``.
 
     Raises:
         ValueError: it is no address.
     """
-    return urlsplit(url if "//" in url else "//" + url)
+    parts = urlsplit(url if "//" in url else "//" + url)
+    if parts.scheme:
+        return parts
+    return parts._replace(scheme="http" if parts.hostname in LOOPBACK else "https")
 
 
 def write_private(path: Path, text: str) -> None:

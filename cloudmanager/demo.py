@@ -83,7 +83,7 @@ def second_act(say: Callable[[str], None], fleet: Fleet) -> None:
         follow(fleet["greenhouse-[1-5]"].submit("1000 * readings", timeout=3, listen=True))
     finally:
         boards.stop()
-        fleet.forget("greenhouse-[1-6]")
+        fleet.revoke("greenhouse-[1-6]")
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def _boards(fleet: Fleet) -> Iterator[None]:
         yield
     finally:
         boards.stop()
-        fleet.forget(",".join(missing))
+        fleet.revoke(",".join(missing))
 
 
 @contextlib.contextmanager

@@ -10,12 +10,15 @@ import contextlib
 import socket
 import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import config
 from .config import DEFAULT_TCP_PORT, Address
 from .errors import ServerUnreachable
 from .exchange import Exchange
+
+if TYPE_CHECKING:
+    from .tls import Tls
 
 CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
 #: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
@@ -37,7 +40,7 @@ class Link:
 
     def __init__(self, address: Address) -> None:
         try:
-            self._socket, host = _dial(address.url)
+            self._socket, host = _dial(address)
         except (OSError, ValueError) as error:
             raise ServerUnreachable(address.url, address.source, _reason(error)) from error
         self._writing = threading.Lock()
@@ -80,21 +83,28 @@ class Link:
             self._socket.close()
 
 
-def _dial(url: str) -> tuple[socket.socket, str]:
+def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
     """Return a connected socket and what the Host header says."""
-    parts = config.split(url)
+    parts = config.split(address.url)
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
+    is_tls = parts.scheme in ("https", "wss")
+    if not is_tls and not config.is_local(address.url):
+        raise ValueError("the token would cross the network in the clear; write https://")
     sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):  # not every platform has each
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if parts.scheme in ("https", "wss"):
-        import ssl  # only here: its import takes 20 ms
+    if not is_tls:
+        return sock, parts.netloc
+    from .tls import secure
 
-        sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
-    return sock, parts.netloc
+    try:
+        return secure(sock, host, address), parts.netloc
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _reason(error: Exception) -> str:
@@ -105,5 +115,9 @@ def _reason(error: Exception) -> str:
         return "that name has no address"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if (untrusted := getattr(error, "verify_message", "")) != "":
+        return f"its certificate cannot be trusted ({untrusted})"
+    if getattr(error, "reason", "") == "WRONG_VERSION_NUMBER":  # ssl.SSLError's
+        return "it does not speak TLS there"
     told = error.strerror if isinstance(error, OSError) else None
     return told or str(error) or type(error).__name__

@@ -260,7 +260,7 @@ class BoardsFactory:
 
     def _start(self, names: tuple[str, ...], heap: str, flash: str) -> None:
         for row in self._fleet.enrol(names):
-            identity = Identity(row["name"], row["id"], bytes.fromhex(row["key"]))
+            identity = Identity.of(row, self._fleet.address.url)
             self._machine.add(identity, heap=heap, flash=flash)
         wait_online(self._fleet, names)
 
@@ -272,4 +272,4 @@ class BoardsFactory:
         left = [name for name in names if name in known]  # a test may have taken one out
         if left:
             _wait_offline(self._fleet, left)
-            self._fleet.forget(",".join(left))
+            self._fleet.revoke(",".join(left))

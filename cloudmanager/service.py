@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,22 @@ STOP_SECONDS = 10.0
 class Started(NamedTuple):
     """What a start found or made."""
 
-    url: str
+    url: str  # what this machine dials
     already: bool  # whether the server ran before
+    listens: str = ""  # where it listens, if it was started now
 
 
-def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PORT) -> Started:
+def start(
+    host: str = config.DEFAULT_HOST,
+    tcp_port: int = config.DEFAULT_TCP_PORT,
+    options: Sequence[str] = (),
+) -> Started:
     """Start the local server in the background, unless it runs; return when it answers.
+
+    Args:
+        host: the address that it listens on.
+        tcp_port: where there.
+        options: more options of ``python -m cm_server``.
 
     Raises:
         ServiceError: it did not start: the TCP port is taken, for example.
@@ -37,6 +48,7 @@ def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PO
     if state is not None:
         return Started(str(state["url"]), already=True)
     command = [sys.executable, "-m", "cm_server", "--listen", host, "--port", str(tcp_port)]
+    command += options
     home = config.make_home()
     with (home / "server.err").open("wb") as errors:
         process = subprocess.Popen(
@@ -48,9 +60,9 @@ def start(host: str = config.DEFAULT_HOST, tcp_port: int = config.DEFAULT_TCP_PO
             cwd="/",
             env={**os.environ, "CM_HOME": str(home)},  # it may have been given as a relative path
         )
-    url = _await_ready(process)
+    said = _await_ready(process)
     process.returncode = 0  # it lives on by design: no warning about that; stop() reaps it
-    return Started(url, already=False)
+    return Started(str(said["url"]), already=False, listens=str(said["listens"]))
 
 
 def stop() -> str | None:
@@ -81,8 +93,8 @@ def log_file() -> Path:
     return config.home() / "server.log"
 
 
-def _await_ready(process: subprocess.Popen[bytes]) -> str:
-    """Return the address that the new process says it listens on."""
+def _await_ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Return what the new process says: the addresses that it listens on."""
     assert process.stdout is not None
     with process.stdout as pipe:
         ready, _, _ = select.select([pipe], [], [], START_SECONDS)
@@ -93,7 +105,7 @@ def _await_ready(process: subprocess.Popen[bytes]) -> str:
         process.wait()
         why = said.get("error") or _last_words(in_time=bool(ready))
         raise ServiceError(str(why), str(log_file()))
-    return str(said["url"])
+    return said
 
 
 def _read_line(line: bytes) -> dict[str, Any]:

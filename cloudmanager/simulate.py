@@ -30,11 +30,13 @@ def simulate(
     names: Sequence[str],
     *,
     detach: bool = False,
+    allow_remote: bool = False,
     **sizes: str,
 ) -> VirtualBoards:
     """Start virtual boards and return once all of them are connected.
 
-    ``sizes`` are ``heap`` and ``flash``, see ``VirtualBoards``.
+    ``sizes`` are ``heap`` and ``flash``, see ``VirtualBoards``; ``allow_remote`` says that the
+    server may be one that others can reach.
 
     Each is a real MicroPython process with its flash in a file below the user's folder: it
     is found again the next time. It is no sandbox: whoever may run cells on it can act as
@@ -42,13 +44,13 @@ def simulate(
 
     Raises:
         ServerError: a board of that name is connected already.
-        CloudmanagerError: a board did not join, or MicroPython's unix port is missing.
+        CloudmanagerError: a board did not join, others can reach the server, or
+            MicroPython's unix port is missing.
         ServerUnreachable: no server.
     """
-    identities = [
-        Identity(found["name"], found["id"], bytes.fromhex(found["key"]))
-        for found in fleet.enrol(list(names))
-    ]
+    if not allow_remote:
+        _check_local(fleet)
+    identities = [Identity.of(told, fleet.address.url) for told in fleet.enrol(list(names))]
     url = config.split(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
     boards = VirtualBoards(identities, address, folder(), detach=detach, **sizes)
@@ -90,7 +92,7 @@ class Demo:
         atexit.unregister(boards.stop)
         boards.stop()
         with Fleet(self.url) as fleet, contextlib.suppress(CloudmanagerError):
-            fleet.forget(",".join(board.name for board in boards.identities))
+            fleet.revoke(",".join(board.name for board in boards.identities))
 
 
 def start_demo(count: int = 3, name: str = "demo") -> Demo:
@@ -123,6 +125,16 @@ def free_tcp_port(first: int) -> int:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", tcp_port)):
             return tcp_port
     return 0
+
+
+def _check_local(fleet: Fleet) -> None:
+    """Refuse a server that others can reach: their cells would act as this user."""
+    listens = str(fleet.status()["address"])
+    if not (config.is_local(listens) and config.is_local(fleet.address.url)):
+        why = f"Others can reach the server at {listens}, and virtual boards are no sandbox"
+        error = CloudmanagerError(why)
+        error.hint = "With --allow-remote, whoever may run cells there can act as you here."
+        raise error
 
 
 def folder() -> Path:

@@ -174,6 +174,17 @@ class Target:
                 before, since = before or since, picked
         return before or since
 
+    def candidates(self, uid: str, other: str) -> Iterator[str]:
+        """Yield names that a new board might get; ``covers`` has to judge each.
+
+        Names and ranges are themselves, a pattern has ``uid`` for its star, ``all`` is ``other``.
+        """
+        for _, term in self.steps:
+            if isinstance(term, Names):
+                yield from term.names
+            elif term.key is None and "?" not in term.pattern:
+                yield other if term.pattern == "*" else term.pattern.replace("*", uid, 1)
+
     def _found(self, boards: Mapping[str, BoardView]) -> tuple[dict[str, bool], bool]:
         """Take the steps: the boards with whether each was named, and whether any ever matched."""
         before: dict[str, bool] = {}  # what stands before the last ","

@@ -60,13 +60,55 @@ class FleetVerbs:
         """Return how the server is: version, address, uptime (seconds), boards, online, busy."""
         return dict(await self.exchange().request("status", {}))
 
-    async def enrol(self: Connected, names: Sequence[str]) -> list[dict[str, str]]:
-        """Give each name an identity: ``name``, ``id`` and ``key`` (hex); for admins."""
-        return list(await self.exchange().request("enrol", {"names": list(names)}))
+    async def enrol(
+        self: Connected, names: Sequence[str], *, plain: bool = False
+    ) -> list[dict[str, Any]]:
+        """Give each name an identity; for admins.
 
-    async def forget(self: Connected, target: str) -> list[str]:
-        """Unenrol boards that are not connected; return their names; for admins."""
-        return list(await self.exchange().request("forget", {"target": target}))
+        Args:
+            names: of new boards, or of boards that get another key.
+            plain: whether they cannot verify a certificate (ESP8266): each of their messages
+                carries a MAC instead; it is authentic, and not secret.
+
+        Returns:
+            For each ``name``, ``id``, ``key`` (hex), and ``ca`` (base64) or ``mac``: all but the
+            name belong into the board's ``/cm.json``.
+        """
+        body = {"names": list(names), "plain": plain}
+        return list(await self.exchange().request("enrol", body))
+
+    async def enrol_token(
+        self: Connected, target: str, *, uses: int = 1, expires: float | None = None
+    ) -> dict[str, Any]:
+        """Make a token that boards enrol themselves with; for admins.
+
+        Args:
+            target: the names that they may get: a name, a range, a pattern.
+            uses: how many boards.
+            expires: seconds until it opens nothing any more; an hour, unless told.
+        """
+        body = {"target": target, "uses": uses, "expires": expires}
+        return dict(await self.exchange().request("enrol-token", body))
+
+    async def revoke(self: Connected, target: str) -> list[str]:
+        """Take boards out of the fleet; return their names; for admins.
+
+        Their keys open nothing from now on, their links are closed, and what waits for them ends.
+        """
+        return list(await self.exchange().request("revoke", {"target": target}))
+
+    async def rename(self: Connected, board: str, name: str) -> str:
+        """Give a board another name and return it; for admins."""
+        return str(await self.exchange().request("rename", {"target": board, "name": name}))
+
+    async def rotate(self: Connected, target: str) -> dict[str, str]:
+        """Give boards new keys; for admins.
+
+        Returns:
+            For each board, ``asked``, or ``waits`` where it is busy or not there. The old key
+            opens until the new one was used.
+        """
+        return dict(await self.exchange().request("rotate", {"target": target}))
 
     async def jobs(self: Connected, target: str | None = None) -> list[dict[str, Any]]:
         """Return the jobs that run or wait, anybody's, then those that ended lately."""

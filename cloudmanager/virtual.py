@@ -20,11 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .errors import CloudmanagerError
 
@@ -35,11 +36,31 @@ _PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a board is: what people call it, and what it proves itself with."""
+    """Who a board is: what people call it, what it proves itself with, and the server with.
+
+    Attributes:
+        more: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
+    """
 
     name: str
     id: str
     key: bytes = field(repr=False)
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], url: str) -> Identity:
+        """Return the identity that a server at ``url`` gave a board.
+
+        On a server that only this machine can reach, it dials in the clear.
+        """
+        wanted = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
+        more = {name: told[name] for name in wanted if name in told}
+        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), more)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what it knows of itself and of whom it trusts."""
+        own = {"id": self.id, "key": self.key.hex()}
+        return {**{name: value for name, value in own.items() if value}, **self.more}
 
 
 def _size(text: str) -> int:
@@ -153,14 +174,14 @@ class VirtualBoards:
         self.identities.append(identity)
 
     def _start(self, identity: Identity, heap: int, blocks: int) -> None:
-        (host, tcp_port), key = self.address, identity.key.hex()
+        host, tcp_port = self.address
         spec = {
             "name": identity.name,
             "folder": str(self.folder / identity.name),
             "client": str(self._client),
             "heap": heap,
             "blocks": blocks,
-            "config": {"id": identity.id, "key": key, "host": host, "tcp_port": tcp_port},
+            "config": {"host": host, "tcp_port": tcp_port, **identity.settings()},
         }
         self._order(do="start", spec=spec)
 

@@ -3,7 +3,8 @@
 docs/protocol.md is the description, this the host's half of it. What a board may send
 in each state of its link is ``FROM_BOARD``; anything else closes the link::
 
-    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT──▶ open
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT, REKEYED──▶ open
+     └─ENROL──▶ new
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ HELLO: Final = 0x01
 CHALLENGE: Final = 0x02
 PROOF: Final = 0x03
 WELCOME: Final = 0x04
+ENROL: Final = 0x05
+ENROLLED: Final = 0x06
 EXEC: Final = 0x10
 MORE: Final = 0x11
 INTERRUPT: Final = 0x12
 ANSWER: Final = 0x13
 RESET: Final = 0x14
+REKEY: Final = 0x15
 OUTPUT: Final = 0x20
 VALUE: Final = 0x21
 RESULT: Final = 0x22
 INPUT: Final = 0x23
+REKEYED: Final = 0x25
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -55,10 +60,12 @@ RUNNING: Final = STATUSES.index("running")
 NONCE_BYTES: Final = 16
 KEY_BYTES: Final = 32
 PROOF_BYTES: Final = 32  # HMAC-SHA256
+TAG_BYTES: Final = 16  # of a message's MAC, on a plain link
 HEADER: Final = struct.Struct(">BBI")  # op, flags, job
 _EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
+_U64: Final = struct.Struct(">Q")
 _to_json: Final = json.JSONEncoder(
     separators=(",", ":")
 ).encode  # made once: it is used for each cell
@@ -67,9 +74,9 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 
 #: What a board may send, by the state of its link.
 FROM_BOARD: Final = {
-    "new": frozenset((HELLO,)),
+    "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, REKEYED)),
 }
 
 
@@ -142,12 +149,75 @@ def board_proof(key: bytes, nonces: bytes, board_id: str, body: bytes) -> bytes:
     return hmac.digest(key, b"cm1 board" + nonces + board_id.encode() + body, hashlib.sha256)
 
 
+def session_key(key: bytes, nonces: bytes, board_id: str) -> bytes:
+    """Return what the MACs of one link are made with."""
+    return hmac.digest(key, b"cm1 session" + nonces + board_id.encode(), hashlib.sha256)
+
+
+def next_key(key: bytes, gen: int, nonce: bytes) -> bytes:
+    """Return the key that follows ``key``: both sides derive it, and it crosses no wire."""
+    return hmac.digest(key, b"cm1 rekey" + _U32.pack(gen) + nonce, hashlib.sha256)
+
+
+def rekey_proof(key: bytes, gen: int, nonce: bytes) -> bytes:
+    """Return the proof that a board has the new key, as REKEYED carries it."""
+    return hmac.digest(key, b"cm1 rekeyed" + _U32.pack(gen) + nonce, hashlib.sha256)
+
+
+def pack_rekey(gen: int, nonce: bytes) -> bytes:
+    """Return the REKEY that asks for key number ``gen``."""
+    return pack(REKEY, _U32.pack(gen) + nonce)
+
+
+class Mac:
+    """The MACs of one link: on each message, over its direction, its number and its bytes.
+
+    What is forged, changed, replayed, reordered or left out breaks the link.
+
+    Args:
+        key: the session's, see ``session_key``.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._sent = self._got = 0
+
+    def seal(self, message: bytes) -> bytes:
+        """Return a message of the server's with its tag."""
+        self._sent += 1
+        return message + self._tag(b"s", self._sent - 1, message)
+
+    def open(self, data: bytes) -> bytes:
+        """Return the board's message in ``data``.
+
+        Raises:
+            PeerWireError: its tag is not right.
+        """
+        message = data[:-TAG_BYTES]
+        wanted = self._tag(b"b", self._got, message)
+        if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):
+            raise PeerWireError("a message's MAC is wrong")
+        self._got += 1
+        return message
+
+    def _tag(self, who: bytes, number: int, message: bytes) -> bytes:
+        text = who + _U64.pack(number) + message
+        return hmac.digest(self._key, text, hashlib.sha256)[:TAG_BYTES]
+
+
 class Hello(NamedTuple):
-    """A board's first message."""
+    """A board's first message.
+
+    Attributes:
+        gen: the number of the key that it has.
+        mac: whether each message carries a MAC from WELCOME on.
+    """
 
     version: int
     board_id: str
     nonce: bytes
+    gen: int = 0
+    mac: bool = False
 
 
 def read_hello(message: Message) -> Hello:
@@ -157,6 +227,8 @@ def read_hello(message: Message) -> Hello:
         PeerWireError: it is another message, or malformed.
     """
     check_op("new", message)
+    if message.op != HELLO:
+        raise PeerWireError("a board says who it is by HELLO")
     body = read_json(message.payload)
     version, board_id, nonce = body.get("v"), body.get("id"), body.get("nonce")
     if not (isinstance(version, int) and isinstance(board_id, str) and isinstance(nonce, str)):
@@ -167,7 +239,10 @@ def read_hello(message: Message) -> Hello:
         raw = b""
     if len(raw) != NONCE_BYTES or not 0 < len(board_id) <= 64 or not board_id.isascii():
         raise PeerWireError("HELLO's id or nonce is malformed")
-    return Hello(version, board_id, raw)
+    gen = body.get("gen", 0)
+    if type(gen) is not int or not 0 <= gen < 2**32:
+        raise PeerWireError("HELLO's gen is malformed")
+    return Hello(version, board_id, raw, gen, bool(body.get("mac")))
 
 
 def pack_challenge(key: bytes, hello: Hello, nonce: bytes) -> bytes:

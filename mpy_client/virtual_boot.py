@@ -76,7 +76,17 @@ def start():
     _mkdir("/lib/cm")
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
-    _write("/cm.json", dumps(told["config"]).encode())
+    config = told["config"]
+    try:  # an identity or a key that it was given since is the one that counts
+        own = loads(_read("/cm.json"))
+        newer = own.get("gen", 0) > config.get("gen", 0)
+        if "id" not in config or (own["id"] == config["id"] and newer):
+            config.update({name: own[name] for name in ("id", "key", "gen") if name in own})
+            if "id" in own:
+                config.pop("token", None)
+    except (KeyError, TypeError, ValueError):
+        pass
+    _write("/cm.json", dumps(config).encode())
     box = uctypes.bytearray_at(told["box"], 32)
     del told, parts
     del sys.modules["virtual_boot"]

@@ -23,10 +23,7 @@ __all__ = ["Server", "running_boards", "running_server", "wait_online"]
 @contextlib.contextmanager
 def running_boards(server: Server, fleet: Fleet, names: list[str]) -> Iterator[VirtualBoards]:
     """Virtual boards of one's own, all of them connected."""
-    identities = [
-        Identity(board["name"], board["id"], bytes.fromhex(board["key"]))
-        for board in fleet.enrol(names)
-    ]
+    identities = [Identity.of(told, server.url) for told in fleet.enrol(names)]
     folder = server.home / "virtual"
     with VirtualBoards(identities, ("127.0.0.1", server.tcp_port), folder) as boards:
         wait_online(fleet, names)

@@ -1,16 +1,18 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,611 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 3,023 bytes of .mpy, 3,232 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
-import hashlib
 import json
 import os
 import select
 import socket
 import sys
-from binascii import b2a_base64, hexlify, unhexlify
+from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
+from hashlib import sha1
 from micropython import const
 from time import ticks_diff, ticks_ms
+
+from cm import mac
 
 VERSION = "0.1"
 
@@ -26,14 +28,6 @@ _WELCOME = const(0x04)
 
 _ACCEPT = b"sec-websocket-accept:"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-
-
-# HMAC-SHA256 of the parts; keys have 32 bytes.
-def _mac(key, *parts):
-    inner = hashlib.sha256(bytes([b ^ 0x36 for b in key]) + b"\x36" * 32)
-    for part in parts:
-        inner.update(part)
-    return hashlib.sha256(bytes([b ^ 0x5C for b in key]) + b"\x5c" * 32 + inner.digest()).digest()
 
 
 def _say(link, op, data):
@@ -57,7 +51,7 @@ def _hear(link, op):
 
 # Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
 # must fit in a frame.
-def _about(run, job):
+def _about(run, job, room):
     gc.collect()
     us = sys.implementation
     last = None
@@ -70,7 +64,7 @@ def _about(run, job):
         }
     return {
         "boot": hexlify(run.boot).decode(),
-        "buf": _ROOM,
+        "buf": room,
         "parts": ["run"],
         "facts": {
             "platform": sys.platform,
@@ -98,39 +92,34 @@ def _upgrade(link, host, tcp_port):
     text = bytes(link.mv[:n])
     at = text.lower().find(_ACCEPT)
     accept = text[at + len(_ACCEPT) :].split(b"\r\n", 1)[0].strip()
-    if (
-        text[:12] != b"HTTP/1.1 101"
-        or accept != b2a_base64(hashlib.sha1(key + _GUID).digest()).strip()
-    ):
+    if text[:12] != b"HTTP/1.1 101" or accept != b2a_base64(sha1(key + _GUID).digest()).strip():
         raise OSError(1002)
 
 
 # The server proves itself first: a stranger learns nothing but the id and a nonce.
-def _prove(link, run, name, key):
+def _prove(link, run, job, config):
+    name = config["id"]
+    key = unhexlify(config["key"])
+    sealed = config.get("mac", False)
     nonce = os.urandom(16)
-    text = json.dumps({"v": 1, "id": name, "nonce": hexlify(nonce).decode()}).encode()
-    job = bytes(link.job)
-    link.job[:] = b"\0\0\0\0"
-    try:
-        _say(link, _HELLO, text)
-        end = _hear(link, _CHALLENGE)
-        at = _IN + 6
-        head = nonce + link.mv[at : at + 16] + name.encode()
-        mac = _mac(key, b"cm1 server", head, link.mv[at + 48 : end])
-        wrong = end - at < 48
-        for i in range(32):
-            wrong |= mac[i] ^ link.buf[at + 16 + i]
-        if wrong:
-            link.refuse(1008, _IN)
-        text = json.dumps(_about(run, job)).encode()
-        _say(link, _PROOF, _mac(key, b"cm1 board", head, text) + text)
-        end = _hear(link, _WELCOME)
-    finally:
-        link.job[:] = job
-    told = json.loads(bytes(link.mv[at:end]))
-    link.timeout = int(told["beat"] * 2500)
-    link.span = int(told["spread"] * 1000)
-    link.tries = 1
+    hello = {"v": 1, "id": name, "nonce": hexlify(nonce).decode()}
+    if sealed:
+        hello["mac"] = 1
+    if "gen" in config:
+        hello["gen"] = config["gen"]
+    _say(link, _HELLO, json.dumps(hello).encode())
+    end = _hear(link, _CHALLENGE)
+    at = _IN + 6
+    head = nonce + link.mv[at : at + 16] + name.encode()
+    proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
+    if end - at < 48 or not mac.same(link.mv[at + 16 : at + 48], proof):
+        link.refuse(1008, _IN)
+    text = json.dumps(_about(run, job, _ROOM - 16 if sealed else _ROOM)).encode()
+    _say(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
+    if sealed:
+        mac.begin(mac.hmac(key, b"cm1 session", head))
+        link.mac = mac
+    return json.loads(bytes(link.mv[at : _hear(link, _WELCOME)]))
 
 
 # What a socket is told: no waiting for more (TCP_NODELAY); on a board, that a message wakes it;
@@ -147,6 +136,21 @@ def _tune(sock):
             sock.setsockopt(level, option, value)
 
 
+# TLS, verified by the server's own authority for the one name in its certificate; else MACs. In
+# the clear a board dials itself only.
+def _secure(link, config):
+    host = config["host"]
+    if "ca" in config:
+        import tls
+
+        context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
+        context.verify_mode = tls.CERT_REQUIRED
+        context.load_verify_locations(a2b_base64(config["ca"]))
+        link.io = context.wrap_socket(link.socket, server_hostname="cloudmanager")
+    elif "mac" not in config and host[:4] != "127." and host not in ("localhost", "::1"):
+        raise OSError(1008)
+
+
 def _open(link, run):
     with open("/cm.json") as file:
         config = json.load(file)
@@ -156,10 +160,24 @@ def _open(link, run):
     link.poller.register(link.socket, select.POLLIN)
     link.socket.settimeout(_PATIENCE // 1000)
     link.socket.connect(place[-1])
+    _secure(link, config)
     link.socket.setblocking(False)
     _tune(link.socket)
-    _upgrade(link, host, tcp_port)
-    _prove(link, run, config["id"], unhexlify(config["key"]))
+    job = bytes(link.job)
+    link.job[:] = b"\0\0\0\0"
+    try:
+        _upgrade(link, host, tcp_port)
+        if "token" in config:
+            from cm.identity import enrol
+
+            link.drop("identity")
+            enrol(link, config, _say, _hear)
+        told = _prove(link, run, job, config)
+    finally:
+        link.job[:] = job
+    link.timeout = int(told["beat"] * 2500)
+    link.span = int(told["spread"] * 1000)
+    link.tries = 1
 
 
 # Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the

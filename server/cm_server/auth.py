@@ -26,6 +26,7 @@ TOKEN = re.compile(r"cm_[\w-]{24,}")
 
 #: Roles, each with the rights of those before it.
 ROLES = ("viewer", "operator", "admin")
+BOARD = "board"  # the role of a token that boards enrol themselves with: it opens no caller's door
 
 
 def new_token() -> str:
@@ -39,12 +40,19 @@ def token_hash(token: str) -> str:
 
 
 def find_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
-    """Return whose token the ``Authorization`` header holds, None for none that we know.
-
-    It may have expired or been revoked. Whoever is told so has the whole token.
-    """
+    """Return whose token the ``Authorization`` header holds, None for none that we know."""
     scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not 0 < len(token) <= limits.TOKEN_CHARS:
+    return match_token(token, tokens) if scheme.lower() == "bearer" else None
+
+
+def match_token(token: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+    """Return whose token it is, None for none that we know.
+
+    It may have expired or been revoked. Whoever is told so has the whole token. The
+    fingerprint of our authority, which stands behind a token's dot, is its bearer's to use.
+    """
+    token = token[: limits.TOKEN_CHARS + 1].partition(".")[0]
+    if not 0 < len(token) <= limits.TOKEN_CHARS:
         return None
     mine = token_hash(token)
     found = None
@@ -65,5 +73,5 @@ def new_key() -> bytes:
 
 
 def new_nonce() -> bytes:
-    """Return the server's half of a link's freshness."""
+    """Return the server's half of a link's freshness, or of a next key's."""
     return secrets.token_bytes(wire.NONCE_BYTES)

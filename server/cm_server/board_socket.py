@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager import frames, wire
+from cloudmanager.errors import CloudmanagerError, ServerError
 
 from . import auth, limits
 from .gate import Entry
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-NOT_PROVEN, WRONG_VERSION, REPLACED = 4001, 4002, 4003
+_REKEYED = bytes((wire.REKEYED,))
+NOT_PROVEN, WRONG_VERSION, REPLACED, NOT_SECURE = 4001, 4002, 4003, 4005
 
 
 class BoardSocket(Page):
@@ -31,23 +33,31 @@ class BoardSocket(Page):
     async def get(self) -> None:
         """Upgrade; from then on the conversation lives by itself."""
         link = Link(limits.BOARD_MESSAGE_BYTES, sips=True)
-        conversation = BoardConversation(self._server, link, str(self.request.remote_ip))
+        conversation = BoardConversation(self._server, link, self.address, secure=self.secure)
         link.on_start = conversation.begin
         await accept(self, link)
 
 
 class BoardConversation:
-    """What is said on one board's link."""
+    """What is said on one board's link.
 
-    def __init__(self, server: Server, link: Link, address: str) -> None:
+    Args:
+        server: that it dialled.
+        link: its link.
+        address: where it comes from.
+        secure: whether nobody on the way can read or change what is said.
+    """
+
+    def __init__(self, server: Server, link: Link, address: str, *, secure: bool) -> None:
         self._server = server
         self._link = link
         self._address = address
+        self._secure = secure
         link.on_message = self._on_hello
         link.on_frame = self._note_life
         self._board: Board | None = None
         self._hello: wire.Hello | None = None
-        self._nonce = b""
+        self._nonce = self._key = b""
         self._entry: Entry | None = None  # among those that have proven nothing
         self._heard = time.monotonic()
 
@@ -82,23 +92,46 @@ class BoardConversation:
         self._link.close(code, reason)
 
     def _on_hello(self, data: bytes) -> None:
-        hello = wire.read_hello(wire.unpack(data))
+        message = wire.unpack(data)
+        wire.check_op("new", message)
+        if message.op == wire.ENROL:
+            self._enrol(wire.read_json(message.payload))
+            return
+        hello = wire.read_hello(message)
         if hello.version != wire.PROTOCOL:
             self._refuse(WRONG_VERSION, f"protocol {hello.version} is not spoken here")
             return
-        board = self._server.registry.by_id.get(hello.board_id)
         self._hello, self._nonce = hello, auth.new_nonce()
-        key = board.key if board else auth.new_key()  # a stranger learns no ids
-        self._link.send(wire.pack_challenge(key, hello, self._nonce))
+        self._key = self._key_of(hello) or auth.new_key()  # a stranger learns no ids
+        self._link.send(wire.pack_challenge(self._key, hello, self._nonce))
         self._link.on_message = self._on_proof
+
+    def _enrol(self, body: dict[str, Any]) -> None:
+        """Take in a board that has a token; it says its hello next."""
+        try:
+            if not self._secure:
+                raise ServerError("a board enrols itself over TLS only")
+            row = self._server.enrolment.admit(body, self._address)
+        except CloudmanagerError as error:
+            self._refuse(NOT_PROVEN, getattr(error, "reason", error.detail))
+        else:
+            told = {"id": row.id, "name": row.name}
+            self._link.send(wire.pack_json(wire.ENROLLED, told))
+
+    def _key_of(self, hello: wire.Hello) -> bytes | None:
+        board = self._server.registry.by_id.get(hello.board_id)
+        return board.key_of(hello.gen) if board else None
 
     def _on_proof(self, data: bytes) -> None:
         assert self._hello is not None
-        board = self._server.registry.by_id.get(self._hello.board_id)
-        key = board.key if board else auth.new_key()
-        body = wire.check_proof(key, self._hello, self._nonce, wire.unpack(data))
-        if board is None or body is None:
+        hello = self._hello
+        body = wire.check_proof(self._key, hello, self._nonce, wire.unpack(data))
+        board = self._server.registry.by_id.get(hello.board_id)
+        if board is None or body is None or self._key_of(hello) != self._key:
             self._refuse(NOT_PROVEN, "not proven")
+        elif not (self._secure or (hello.mac and board.plain)):
+            how = f"`mbm board-enrol {board.name}` says what it needs"
+            self._refuse(NOT_SECURE, f"{board.name} dialled without TLS; {how}")
         else:
             self._open(board, body)
 
@@ -115,13 +148,26 @@ class BoardConversation:
         server.store.saw_board(board.id, {**facts, "boot": boot})
         board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
         self._board = board
+        if self._hello is not None:
+            server.enrolment.used(board, self._hello.gen)
         self._leave_the_door()
-        self._link.on_message = lambda data: dispatch.on_message(board, data)
+        self._link.on_message = self._on_work
+        if self._hello is not None and self._hello.mac:
+            nonces = self._hello.nonce + self._nonce
+            self._link.mac = wire.Mac(wire.session_key(self._key, nonces, board.id))
         welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
         dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
         log.info("%s is here, from %s", board.name, self._link.peer)
+
+    def _on_work(self, data: bytes) -> None:
+        assert self._board is not None
+        if data[:1] == _REKEYED:
+            proof = wire.unpack(data).payload
+            self._server.enrolment.on_rekeyed(self._board, proof)
+        else:
+            self._server.dispatch.on_message(self._board, data)
 
     def _note_life(self) -> None:
         self._heard = time.monotonic()

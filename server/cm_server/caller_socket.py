@@ -14,6 +14,7 @@ from cloudmanager.targets import parse
 
 from . import limits, reach, verbs
 from .audit import Note
+from .enrolment import REVOKED
 from .gate import group_of
 from .jobs import Cell, Job
 from .pages import Page
@@ -27,7 +28,6 @@ log = logging.getLogger("cm_server")
 
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
 TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
-REVOKED = 4004  # the code of the close
 
 
 class CallerSocket(Page):
@@ -59,7 +59,7 @@ class CallerSocket(Page):
 
     def _refuse_stranger(self) -> None:
         """Refuse a token that nobody has; a right one behind the same address still opens."""
-        address = str(self.request.remote_ip)
+        address = self.address
         said = self._server.audit.stranger(address, "login", "", "wrong token")
         if said is not None:
             log.warning("%s was refused as a caller: %s", address, said)
@@ -69,7 +69,7 @@ class CallerSocket(Page):
             self.refuse(401, "the server does not know this token")
 
     def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
-        note = Note(caller.name, str(self.request.remote_ip), "login")
+        note = Note(caller.name, self.address, "login")
         self._server.audit.refused(note, NotAllowed("caller", why))
         self.refuse(status, why)
 

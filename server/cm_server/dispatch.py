@@ -339,9 +339,15 @@ class Dispatch:
         board.current = None
         if board.queue:
             self._store.flush()  # its last ending is written before its next job starts
-            self._next(board)
+        self._next(board)
+
+    def rekey(self, board: Board) -> None:
+        """Ask an idle board to take its next key; a busy one is asked when it is idle."""
+        if board.nonce is not None and board.link is not None and board.current is None:
+            board.link.send(wire.pack_rekey(board.gen + 1, board.nonce))
 
     def _next(self, board: Board) -> None:
+        self.rekey(board)
         if board.queue and board.link is not None:
             job = board.queue.popleft()
             job.deliver(wire.pack(wire.STARTED, job=job.id))

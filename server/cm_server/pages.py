@@ -3,12 +3,15 @@
 A browser is the one caller that other people's pages can steer. So no page of ours sets or
 reads a cookie, lets another origin read it (no CORS), may be framed, or answers to a name that
 is not the server's own; and a WebSocket that a browser opens, which always names its Origin, is
-refused unless that origin was allowed by name.
+refused unless that origin was allowed by name. A server that others can reach answers by TLS
+only; there a page that another name led here (DNS rebinding) is stopped by the certificate.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, RequestHandler
@@ -52,9 +55,39 @@ class Page(RequestHandler):
         for name, value in _HEADERS.items():
             self.set_header(name, value)
 
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether it comes through a proxy that ended its TLS."""
+        return self._is_proxy(str(self.request.remote_ip))
+
+    @property
+    def secure(self) -> bool:
+        """Whether nobody on the way could read or change it."""
+        return self._server.local or self.request.protocol == "https" or self.behind_proxy
+
+    @property
+    def address(self) -> str:
+        """Where it comes from; behind a proxy, what the nearest proxy says."""
+        direct = str(self.request.remote_ip)
+        if not self.behind_proxy:
+            return direct
+        named = self.request.headers.get("X-Forwarded-For", "").split(",")
+        return next((name.strip() for name in reversed(named) if not self._is_proxy(name)), direct)
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            read = ipaddress.ip_address(address.strip().partition("%")[0])
+        except ValueError:
+            return False
+        return any(read in network for network in self._server.proxies)
+
     def prepare(self) -> None:
-        """Refuse what other people's web pages could send."""
-        if not _LOOPBACK.fullmatch(self.request.headers.get("Host", "")):
+        """Refuse what crosses the network in the clear, and what foreign web pages send."""
+        if not self.secure and self.opened_by != "key":  # a board's messages may carry MACs
+            self.refuse(403, "this server speaks TLS: use https:// in its address")
+            return
+        plain = self.request.protocol == "http" and not self.behind_proxy
+        if plain and self.secure and not _LOOPBACK.fullmatch(self.request.headers.get("Host", "")):
             self.refuse(403, "this server is called localhost, 127.0.0.1 or [::1]")
             return
         origin = self.request.headers.get("Origin")
@@ -72,7 +105,7 @@ class Page(RequestHandler):
 
     def worth_a_line(self) -> bool:
         """Say whether a refusal is to be logged: not where one address has had very many."""
-        address = group_of(str(self.request.remote_ip))
+        address = group_of(self.address)
         return self._server.bad_requests.allow(address) is not None
 
     def write_error(self, status_code: int, **_: Any) -> None:
@@ -86,6 +119,18 @@ class Health(Page):
     def get(self) -> None:
         """Answer."""
         self.finish({"status": "ok"})
+
+
+class Authority(Page):
+    """``/ca.pem``: the certificate that boards and callers verify this server by.
+
+    It is no secret. Who fetches it must know its fingerprint from elsewhere: tokens carry it.
+    """
+
+    def get(self) -> None:
+        """Answer."""
+        self.set_header("Content-Type", "application/x-pem-file")
+        self.finish(ssl.DER_cert_to_PEM_cert(self._server.certificates.ca))
 
 
 class NotFound(Page):

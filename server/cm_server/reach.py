@@ -42,7 +42,7 @@ class Within(Mapping[str, Board]):
         return sum(1 for _ in self)
 
 
-class _NewBoard:
+class NewBoard:
     """A board that is yet to be enrolled: it has only its name."""
 
     online = False
@@ -54,4 +54,4 @@ def may_enrol(token: TokenRow, name: str, boards: Mapping[str, Board]) -> bool:
     """Whether a name is within a token's reach, be there a board of that name or not."""
     if reaches_all(token):
         return True
-    return parse(token.target).covers(name, boards.get(name, _NewBoard()))
+    return parse(token.target).covers(name, boards.get(name, NewBoard()))

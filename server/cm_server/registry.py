@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cloudmanager import wire
+
 if TYPE_CHECKING:
     from .jobs import Job
     from .rows import BoardRow
@@ -32,6 +34,10 @@ class Board:
         self.id = row.id
         self.name = row.name
         self.key = row.key
+        self.gen = row.gen
+        self.nonce = row.nonce
+        self.plain = row.plain
+        self.token = row.token
         self.labels: Mapping[str, str] = row.labels
         self.told: dict[str, Any] = row.facts  # what it said of itself, untrusted
         self.last_seen = row.last_seen
@@ -41,6 +47,15 @@ class Board:
         self.buffer_size = MIN_BUFFER
         self.current: Job | None = None
         self.queue: deque[Job] = deque()
+
+    @property
+    def next_key(self) -> bytes | None:
+        """The key that a rotation gives it, which is open until that key is used."""
+        return wire.next_key(self.key, self.gen + 1, self.nonce) if self.nonce else None
+
+    def key_of(self, gen: int) -> bytes | None:
+        """Return its key of this number: the one that counts, or the next; else None."""
+        return self.key if gen == self.gen else self.next_key if gen == self.gen + 1 else None
 
     @property
     def online(self) -> bool:
@@ -119,6 +134,12 @@ class Registry:
     def remove(self, board: Board) -> None:
         """Take out a board that is enrolled no more."""
         del self.by_name[board.name], self.by_id[board.id]
+
+    def rename(self, board: Board, name: str) -> None:
+        """Give a board another name, which nobody has."""
+        del self.by_name[board.name]
+        board.name = name
+        self.by_name[name] = board
 
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 
@@ -15,10 +16,21 @@ class BoardRow(NamedTuple):
     facts: dict[str, Any]
     enrolled: float
     last_seen: float | None
+    gen: int = 0  # the key's number: each rotation counts one
+    nonce: bytes | None = None  # what the next key is derived with, while a rotation is open
+    plain: bool = False  # whether it cannot verify a certificate, and may dial with MACs
+    token: str = ""  # the hash of the token that it enrolled itself with
 
     def __repr__(self) -> str:
         """Leave the key out."""
         return f"BoardRow(id={self.id!r}, name={self.name!r})"
+
+
+def new_board(
+    board_id: str, name: str, key: bytes, *, gen: int = 0, plain: bool = False, token: str = ""
+) -> BoardRow:
+    """Return the row of a board that is enrolled now."""
+    return BoardRow(board_id, name, key, {}, {}, time.time(), None, gen, None, plain, token)
 
 
 class TokenRow(NamedTuple):
@@ -31,6 +43,7 @@ class TokenRow(NamedTuple):
     created: float = 0.0
     expires: float | None = None
     revoked: float | None = None
+    uses: int | None = None  # boards that it may still enrol; None: it is a caller's
 
 
 class AuditRow(NamedTuple):

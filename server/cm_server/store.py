@@ -41,6 +41,10 @@ _boards = sa.Table(
     sa.Column("facts", sa.JSON, nullable=False),
     sa.Column("enrolled", sa.Float, nullable=False),  # seconds since the epoch, as all times here
     sa.Column("last_seen", sa.Float),
+    sa.Column("gen", sa.Integer, nullable=False),
+    sa.Column("nonce", sa.LargeBinary),
+    sa.Column("plain", sa.Boolean, nullable=False),
+    sa.Column("token", sa.Text, nullable=False),
 )
 
 _tokens = sa.Table(
@@ -53,6 +57,7 @@ _tokens = sa.Table(
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("expires", sa.Float),
     sa.Column("revoked", sa.Float),
+    sa.Column("uses", sa.Integer),
     # A name is one token's at a time; the revoked ones stay, to be refused by name.
     sa.Index("tokens_name", "name", unique=True, sqlite_where=sa.text("revoked IS NULL")),
 )
@@ -93,7 +98,7 @@ for _act in ("UPDATE", "DELETE"):  # of SQLite; PostgreSQL's come with it
     sa.event.listen(_audit, "after_create", _trigger.execute_if(dialect="sqlite"))
 
 #: The tables' version, in PRAGMA user_version. Alembic comes with the first change of it.
-SCHEMA = 1
+SCHEMA = 2
 
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(_jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
@@ -202,18 +207,38 @@ class Store:
         """Return every enrolled board."""
         return [BoardRow(*row) for row in self._db.execute(sa.select(_boards))]
 
-    def enrol(
-        self, boards: Sequence[tuple[str, str, bytes]], note: AuditRow | None = None
-    ) -> list[BoardRow]:
-        """Write (id, name, key) of each board; a known id gets the new key."""
-        rows = [BoardRow(*board, {}, {}, time.time(), None) for board in boards]
-        statement = sqlite_insert(_boards)
-        statement = statement.on_conflict_do_update(
-            index_elements=["id"], set_={"key": statement.excluded.key}
-        )
+    def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
+        """Write the identity of each board; a known id gets the new key, and is numbered anew."""
         with self._durably(note):
-            self._db.execute(statement, [row._asdict() for row in rows])
-        return rows
+            self._enrol(boards)
+
+    def _enrol(self, boards: Sequence[BoardRow]) -> None:
+        statement = sqlite_insert(_boards)
+        given = ("key", "gen", "nonce", "plain", "token")
+        statement = statement.on_conflict_do_update(
+            index_elements=["id"], set_={name: statement.excluded[name] for name in given}
+        )
+        self._db.execute(statement, [row._asdict() for row in boards])
+
+    def enrol_by(self, token: TokenRow, board: BoardRow, note: AuditRow) -> None:
+        """Write a board that enrolled itself, and that its token has one use less."""
+        statement = sa.update(_tokens).where(_tokens.c.hash == token.hash)
+        with self._durably(note):
+            self._enrol([board])
+            self._db.execute(statement.values(uses=_tokens.c.uses - 1))
+
+    def set_board(self, board_id: str, note: AuditRow | None = None, **values: Any) -> None:
+        """Change what a board is called, or its keys: ``name``, ``key``, ``gen``, ``nonce``."""
+        statement = sa.update(_boards).where(_boards.c.id == board_id)
+        with self._durably(note):
+            self._db.execute(statement.values(**values))
+
+    def open_rotation(self, nonces: Mapping[str, bytes], note: AuditRow) -> None:
+        """Note what the next keys of the boards with these ids are derived with."""
+        statement = sa.update(_boards).where(_boards.c.id == sa.bindparam("board"))
+        rows = [{"board": board_id, "new": nonce} for board_id, nonce in nonces.items()]
+        with self._durably(note):
+            self._db.execute(statement.values(nonce=sa.bindparam("new")), rows)
 
     def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
         """Take boards out; their jobs' lines stay, under ids that never come again."""

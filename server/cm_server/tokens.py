@@ -40,8 +40,18 @@ class Tokens:
         self._rows = {row.hash: row for row in (*dead, *live)}
 
     def find(self, header: str | None) -> TokenRow | None:
-        """Return whose token an ``Authorization`` header holds; see ``refusal``."""
-        return auth.find_token(header, self._rows)
+        """Return the caller whose token an ``Authorization`` header holds; see ``refusal``."""
+        row = auth.find_token(header, self._rows)
+        return row if row is not None and row.uses is None else None
+
+    def find_enrolment(self, token: str) -> TokenRow | None:
+        """Return the row of a token that enrols boards; see ``refusal``."""
+        row = auth.match_token(token, self._rows)
+        return row if row is not None and row.uses is not None else None
+
+    def use(self, row: TokenRow) -> None:
+        """Note that it has enrolled a board; the store knows already."""
+        self._rows[row.hash] = row._replace(uses=(row.uses or 1) - 1)
 
     def refusal(self, token: TokenRow) -> str:
         """Say why a token opens nothing now; "" where it does."""
@@ -66,7 +76,9 @@ class Tokens:
         self._store.add_token(row, note.row())
         self._rows[row.hash] = row
 
-    def create(self, name: Any, role: Any, target: Any, seconds: Any, note: Note) -> str:
+    def create(
+        self, name: Any, role: Any, target: Any, seconds: Any, note: Note, *, uses: Any = None
+    ) -> str:
         """Make a token and return it; from now on only its bearer knows it.
 
         Args:
@@ -75,12 +87,13 @@ class Tokens:
             target: the boards that it reaches.
             seconds: after which it opens nothing any more; None for never.
             note: the row that the audit log gets.
+            uses: how many boards may enrol themselves with it; its role is ``board`` then.
 
         Raises:
             TargetError: the name or the target is none.
             ServerError: the role or the time is none, or the name is taken.
         """
-        row = self._new_row(name, role, target, seconds)
+        row = self._new_row(name, role, target, seconds)._replace(uses=_uses(role, uses))
         until = f", expires {_day(row.expires)}" if row.expires else ""
         note.target, note.detail = row.name, f"{row.role} on {row.target}{until}"
         token = auth.new_token()
@@ -97,7 +110,7 @@ class Tokens:
         if self._named(name) or name == LOCAL:
             why = f"there is a token called {name} already"
             raise ServerError(f"{why}; revoke it, or choose another name")
-        if role not in auth.ROLES:
+        if role not in (*auth.ROLES, auth.BOARD):
             raise ServerError(f"a role is one of {', '.join(auth.ROLES)}")
         if sum(not self._why_dead(row) for row in self._rows.values()) >= limits.TOKENS:
             raise ServerError(f"there are {limits.TOKENS} tokens already; revoke some")
@@ -142,10 +155,19 @@ class Tokens:
                 "created": row.created,
                 "expires": row.expires,
                 "revoked": row.revoked,
+                "uses": row.uses,
                 "state": _state(row, self._why_dead(row)),
             }
             for row in self._rows.values()
         ]
+
+
+def _uses(role: str, uses: Any) -> int | None:
+    if role != auth.BOARD:
+        return None
+    if type(uses) is not int or not 0 < uses <= limits.ENROL_NAMES:
+        raise ServerError(f"a token enrols 1 to {limits.ENROL_NAMES} boards")
+    return uses
 
 
 def _state(row: TokenRow, why_dead: str) -> str:

@@ -11,13 +11,16 @@ from cloudmanager.targets import check_label, check_name, fold, natural_key, par
 
 from . import limits, reach
 from .audit import Note
-from .auth import ROLES
+from .auth import BOARD, ROLES
 from .jobs import MAX_JOB, Job
 from .registry import Board
 from .rows import TokenRow
 
 if TYPE_CHECKING:
     from .app import Server
+
+
+ENROL_SECONDS = 3600.0  # that a token for boards lasts, unless told
 
 
 class Call(NamedTuple):
@@ -180,36 +183,64 @@ def _job(call: Call) -> dict[str, Any]:
     }
 
 
-def _enrol(call: Call) -> list[dict[str, str]]:
+def _enrol(call: Call) -> list[dict[str, Any]]:
     """Give each name an identity and a fresh key; its old key opens nothing any more."""
     names, boards = call.body.get("names"), call.server.registry.by_name
     if not isinstance(names, list) or not 0 < len(names) <= limits.ENROL_NAMES:
         raise ServerError(f"1 to {limits.ENROL_NAMES} names are enrolled at once")
     for name in names:
-        if not isinstance(name, str):
-            raise ServerError("names are text")
-        check_name(name)
-        if not reach.may_enrol(call.caller, name, boards):
-            raise NotAllowed(f"admin on {name}")
+        _check_new_name(call, name)
         if name in boards and boards[name].online:
             raise ServerError(f"a board called {name} is connected already; choose another name")
     names = list(dict.fromkeys(names))
     call.note.target, call.note.boards = fold(names), len(names)
-    return call.server.enrol(names, call.note)
+    return call.server.enrolment.enrol(names, call.note, plain=bool(call.body.get("plain")))
 
 
-def _forget(call: Call) -> list[str]:
-    """Unenrol boards that are not connected: their keys open nothing any more."""
-    server, boards = call.server, _choose(call)
-    for board in boards:
-        if board.online:
-            raise ServerError(f"{board.name} is connected; end it first")
-    for board in boards:
-        server.dispatch.abandon(board)
-        server.registry.remove(board)
-    server.store.forget([board.id for board in boards], call.note.row())
-    call.note.written = True
+def _check_new_name(call: Call, name: Any) -> None:
+    if not isinstance(name, str):
+        raise ServerError("names are text")
+    check_name(name)
+    if not reach.may_enrol(call.caller, name, call.server.registry.by_name):
+        raise NotAllowed(f"admin on {name}")
+
+
+def _enrol_token(call: Call) -> dict[str, Any]:
+    """Make a token that boards enrol themselves with; this reply is the only place with it."""
+    asked: dict[str, Any] = {"target": reach.EVERYWHERE, "uses": 1, "expires": ENROL_SECONDS}
+    asked.update({key: value for key, value in call.body.items() if value is not None})
+    number = sum(row["role"] == BOARD for row in call.server.tokens.describe()) + 1
+    name = f"enrol-{number}"
+    token = call.server.tokens.create(
+        name, BOARD, asked["target"], asked["expires"], call.note, uses=asked["uses"]
+    )
+    made = call.server.tokens.describe()[-1]
+    return {**made, "token": token, "ca": call.server.enrolment.authority}
+
+
+def _revoke(call: Call) -> list[str]:
+    """Take boards out of the fleet: from now on their keys open nothing."""
+    boards = _choose(call)
+    call.server.enrolment.revoke(boards, call.note)
     return [board.name for board in boards]
+
+
+def _rename(call: Call) -> str:
+    """Give one board another name; its jobs, labels and key go with it."""
+    boards, name = _choose(call), call.body.get("name")
+    if len(boards) != 1:
+        raise ServerError("one board is renamed at a time")
+    _check_new_name(call, name)
+    call.note.detail = f"to {name}"
+    call.server.enrolment.rename(boards[0], str(name), call.note)
+    return boards[0].name
+
+
+def _rotate(call: Call) -> dict[str, str]:
+    """Give boards new keys; says of each whether it was asked now or is yet to be."""
+    boards = _choose(call)
+    call.server.enrolment.rotate(boards, call.note)
+    return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
 
 def _token_create(call: Call) -> dict[str, Any]:
@@ -219,7 +250,8 @@ def _token_create(call: Call) -> dict[str, Any]:
     token = call.server.tokens.create(
         asked.get("name"), asked["role"], asked["target"], asked.get("expires"), call.note
     )
-    return {**call.server.tokens.describe()[-1], "token": token}
+    pin = call.server.certificates.pin
+    return {**call.server.tokens.describe()[-1], "token": f"{token}.{pin}"}
 
 
 def _token_list(call: Call) -> list[dict[str, Any]]:
@@ -270,7 +302,10 @@ VERBS = {
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "enrol": Verb("admin", _enrol),
-    "forget": Verb("admin", _forget),
+    "enrol-token": Verb("admin", _enrol_token, everywhere=True),
+    "revoke": Verb("admin", _revoke),
+    "rename": Verb("admin", _rename),
+    "rotate": Verb("admin", _rotate),
     "token-create": Verb("admin", _token_create, everywhere=True),
     "token-list": Verb("admin", _token_list, everywhere=True),
     "token-revoke": Verb("admin", _token_revoke, everywhere=True),

@@ -12,19 +12,20 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import RequestHandler
 
-from cloudmanager import frames
+from cloudmanager import frames, wire
 from cloudmanager.errors import PeerWireError
 
 from . import limits
+from .transport import READ_BYTES, TlsTransport
 
 log = logging.getLogger("cm_server")
 
-READ_BYTES = 64 * 1024
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 USER_TIMEOUT_MS = 15_000  # what was sent and is not acknowledged by then breaks the link
 
@@ -44,6 +45,7 @@ class Link(asyncio.Protocol):
         on_start: called once when the link is open, before its first message.
         on_end: called once when the link is gone.
         writing: whether bytes wait for the peer to read.
+        mac: what seals messages and opens them, on a board's plain link.
     """
 
     def __init__(self, max_size: int, *, sips: bool = False) -> None:
@@ -55,6 +57,7 @@ class Link(asyncio.Protocol):
         self.on_start: Callable[[], None] = _nothing
         self.on_end: Callable[[], None] = _nothing
         self.writing = False
+        self.mac: wire.Mac | None = None
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
 
@@ -65,6 +68,8 @@ class Link(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Send one message; nothing happens on a link that is gone."""
+        if self.mac is not None:
+            message = self.mac.seal(message)
         self._write(frames.encode(message))
 
     def ping(self) -> None:
@@ -126,7 +131,7 @@ class Link(asyncio.Protocol):
 
     def _on_frame(self, frame: frames.Frame) -> None:
         if frame.opcode == frames.BINARY:
-            self.on_message(frame.payload)
+            self.on_message(self.mac.open(frame.payload) if self.mac else frame.payload)
         elif frame.opcode == frames.PING:
             self._write(frames.encode(frame.payload, frames.PONG))
         elif frame.opcode == frames.CLOSE:
@@ -187,15 +192,19 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
     early = asyncio.ensure_future(stream.read_bytes(READ_BYTES, partial=True))
     early.add_done_callback(lambda future: future.exception())  # closing ends it: expected
     data = early.result() if early.done() else b""
-    sock = stream.socket.dup()
-    stream.close()
+    sock = stream.socket
+    stream.io_loop.remove_handler(sock)  # as IOStream.start_tls lets go of its socket
+    stream.socket = None  # type: ignore[assignment]
     _tune(sock)
     if link.sips:
         sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVBUF, limits.SIP_BYTES // 2
         )  # Linux doubles it
     link.peer = _peer_name(sock)
-    await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
+    if isinstance(sock, ssl.SSLSocket):
+        TlsTransport(sock, link)
+    else:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
     if data:
         link.data_received(data)
 

@@ -174,7 +174,7 @@ def test_absent_board_is_offline_and_the_others_run(fleet: Fleet):
         with pytest.raises(BoardOffline, match="it has never dialled in"):
             results.raise_for_error()
     finally:
-        fleet.forget("absent-1")
+        fleet.revoke("absent-1")
 
 
 def test_connected_board_cannot_be_enrolled_again(fleet: Fleet):

@@ -167,7 +167,7 @@ def test_boards_are_gone_in_the_end_with_their_flash(
     with cm_boards_factory(2, name="gone") as boards:
         assert (cm_home / "virtual/gone-1/flash.img").exists()
         boards[0].kill()
-        cm_fleet.forget("gone-1")  # the test may have done it itself
+        cm_fleet.revoke("gone-1")  # the test may have done it itself
     assert not [board for board in cm_fleet.boards() if board["name"].startswith("gone")]
     assert not (cm_home / "virtual/gone-1").exists()
     with cm_boards_factory(2, name="gone") as boards:

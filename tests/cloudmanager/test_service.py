@@ -51,7 +51,7 @@ def test_what_it_leaves_is_its_owners_alone(home):
 
 def test_second_start_finds_the_first(home):
     begun = started()
-    assert service.start(tcp_port=1) == (begun.url, True)
+    assert service.start(tcp_port=1) == service.Started(begun.url, already=True)
 
 
 def test_stop_says_what_it_stopped_and_leaves_no_process(home):
@@ -151,7 +151,7 @@ def test_server_that_lost_its_state_is_told(home):
     config.state_file(home).unlink()
     assert refused("127.0.0.1", 0).startswith(f"A server runs in {home} already;")
     config.write_private(config.state_file(home), state)
-    assert service.start() == (begun.url, True)
+    assert service.start() == service.Started(begun.url, already=True)
 
 
 def test_server_that_dies_at_once_says_its_last_words(home, monkeypatch):

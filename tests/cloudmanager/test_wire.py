@@ -113,7 +113,8 @@ def test_header_is_that_of_the_golden_vector(vector):
 @vectors("HELLO")
 def test_golden_hello(vector):
     told = vector["means"]
-    assert wire.read_hello(message(vector)) == (told["v"], told["id"], bytes.fromhex(told["nonce"]))
+    wanted = wire.Hello(told["v"], told["id"], bytes.fromhex(told["nonce"]))
+    assert wire.read_hello(message(vector)) == wanted
 
 
 @vectors("CHALLENGE")

@@ -380,7 +380,7 @@ def test_absent_board_is_waited_for(shell: Shell, fleet: Fleet):
     told = shell.run("%%board late-1 --wait 0.1\n1")
     assert told.startswith("BoardOffline:")
     assert "did not dial in within 0.1 s" in told
-    fleet.forget("late-1")
+    fleet.revoke("late-1")
 
 
 def test_fresh_board_has_no_names_of_earlier_cells(shell: Shell):

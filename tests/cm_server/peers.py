@@ -9,6 +9,7 @@ import hmac
 import json
 import os
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudmanager import config, frames, wire
 from cm_server import app
 from cm_server.audit import Note
+from cm_server.door import Door
 from cm_server.rows import AuditRow
 
 T = TypeVar("T")
@@ -45,13 +47,20 @@ async def within(awaitable: Awaitable[T]) -> T:
 class Service:
     """A server in this event loop."""
 
-    def __init__(self, server: app.Server, tcp_port: int) -> None:
+    def __init__(self, server: app.Server, door: Door, tcp_port: int) -> None:
         self.server = server
+        self.door = door
         self.tcp_port = tcp_port
         self.token = config.read_token(config.token_file(server.home)) or ""
 
-    def enrol(self, *names: str) -> list[Identity]:
-        return [Identity(told) for told in self.server.enrol(list(names))]
+    def enrol(self, *names: str, plain: bool = False) -> list[Identity]:
+        told = self.server.enrolment.enrol(list(names), plain=plain)
+        return [Identity(one) for one in told]
+
+    def trust(self) -> ssl.SSLContext:
+        """What a peer verifies this server by."""
+        pem = ssl.DER_cert_to_PEM_cert(self.server.certificates.ca)
+        return ssl.create_default_context(cadata=pem)
 
     def add_token(
         self, role: str, target: str = "all", *, name: str = "", expires: float | None = None
@@ -83,25 +92,33 @@ class Service:
 async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve as `app.serve` does, with the server at hand."""
     server = app.Server(home, **settings)
-    http = app.Door(server)
+    door = Door(server, app.make_app(server))
     sockets = bind_sockets(0, "127.0.0.1")
-    http.add_sockets(sockets)
-    service = Service(server, sockets[0].getsockname()[1])
+    door.open(sockets)
+    service = Service(server, door, sockets[0].getsockname()[1])
     server.address = f"http://127.0.0.1:{service.tcp_port}"
     try:
         yield service
     finally:
-        http.stop()
+        door.shut()
         server.stop()
-        await http.close_all_connections()
+        await door.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())
 
 
 class Identity:
     """What a board knows of itself."""
 
-    def __init__(self, told: dict[str, str]) -> None:
+    def __init__(self, told: dict[str, Any]) -> None:
         self.name, self.id, self.key = told["name"], told["id"], bytes.fromhex(told["key"])
+        self.gen = int(told.get("gen", 0))
+
+
+class BoardMac(wire.Mac):
+    """The board's end of the MACs."""
+
+    def _tag(self, who: bytes, number: int, message: bytes) -> bytes:
+        return super()._tag({b"s": b"b", b"b": b"s"}[who], number, message)
 
 
 class Peer:
@@ -109,13 +126,19 @@ class Peer:
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
+        self.mac: BoardMac | None = None
 
     @classmethod
-    async def dial(cls, service: Service, path: str, **headers: str) -> Any:
-        uri = f"ws://127.0.0.1:{service.tcp_port}{path}"
-        pairs = {name.replace("_", "-"): value for name, value in headers.items()}
+    async def dial(cls, service: Service, path: str, *, tls: bool = False, **headers: Any) -> Any:
+        uri = f"{'wss' if tls else 'ws'}://127.0.0.1:{service.tcp_port}{path}"
+        more: dict[str, Any] = (
+            {"ssl": service.trust(), "server_hostname": config.TLS_NAME} if tls else {}
+        )
+        pairs = {name.replace("_", "-"): str(value) for name, value in headers.items()}
         return cls(
-            await connect(uri, additional_headers=pairs, proxy=None, max_size=None, close_timeout=1)
+            await connect(
+                uri, additional_headers=pairs, proxy=None, max_size=None, close_timeout=1, **more
+            )
         )
 
     async def __aenter__(self) -> Any:
@@ -125,12 +148,13 @@ class Peer:
         await self.socket.close()
 
     async def send(self, op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> None:
-        await within(self.socket.send(wire.pack(op, payload, job=job, flags=flags)))
+        data = wire.pack(op, payload, job=job, flags=flags)
+        await within(self.socket.send(self.mac.seal(data) if self.mac else data))
 
     async def next(self) -> wire.Message:
         data = await within(self.socket.recv())
         assert isinstance(data, bytes)
-        return wire.unpack(data)
+        return wire.unpack(self.mac.open(data) if self.mac else data)
 
     async def closed(self) -> tuple[int | None, str]:
         """Wait for the end; the code and the reason that the server closed with."""
@@ -147,18 +171,30 @@ class FakeBoard(Peer):
     welcome: dict[str, Any]
 
     @classmethod
-    async def join(cls, service: Service, identity: Identity, **told: Any) -> FakeBoard:
+    async def join(
+        cls,
+        service: Service,
+        identity: Identity,
+        *,
+        tls: bool = False,
+        mac: bool = False,
+        **told: Any,
+    ) -> FakeBoard:
         """Dial in and prove itself; ``told`` is what its PROOF says besides the usual."""
-        board: FakeBoard = await cls.dial(service, "/board")
-        await board.greet(identity.id)
-        await board.prove(identity, await board.next(), **told)
+        board: FakeBoard = await cls.dial(service, "/board", tls=tls)
+        await board.greet(identity.id, gen=identity.gen, **({"mac": 1} if mac else {}))
+        challenge = await board.next()
+        await board.prove(identity, challenge, **told)
+        if mac:
+            nonces = board.nonce + challenge.payload[:16]
+            board.mac = BoardMac(wire.session_key(identity.key, nonces, identity.id))
         welcome = await board.next()
         assert welcome.op == wire.WELCOME
         board.welcome = wire.read_json(welcome.payload)
         return board
 
-    async def greet(self, board_id: str, version: int = wire.PROTOCOL) -> None:
-        body = {"v": version, "id": board_id, "nonce": self.nonce.hex()}
+    async def greet(self, board_id: str, version: int = wire.PROTOCOL, **more: int) -> None:
+        body = {"v": version, "id": board_id, "nonce": self.nonce.hex(), **more}
         await self.send(wire.HELLO, json.dumps(body).encode())
 
     async def prove(self, identity: Identity, challenge: wire.Message, **told: Any) -> None:
@@ -184,13 +220,21 @@ class FakeCaller(Peer):
 
     @classmethod
     async def join(
-        cls, service: Service, token: str | None = None, version: int = wire.PROTOCOL
+        cls,
+        service: Service,
+        token: str | None = None,
+        version: int = wire.PROTOCOL,
+        *,
+        tls: bool = False,
+        **headers: Any,
     ) -> FakeCaller:
         caller: FakeCaller = await cls.dial(
             service,
             "/caller",
+            tls=tls,
             Authorization=f"Bearer {service.token if token is None else token}",
             Cm_Protocol=str(version),
+            **headers,
         )
         caller.events = deque()
         caller.frames = 0

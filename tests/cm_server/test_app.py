@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from cloudmanager import config
-from cloudmanager.errors import NotAllowed
+from cloudmanager.errors import NotAllowed, ServerError
 from cloudmanager.fleet import Fleet
-from cm_server import app, limits
+from cm_server import app, certificates, limits
 from tests.conftest import Server, running_server
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
@@ -48,6 +48,11 @@ def start(home: Path, *options: str) -> tuple[int, dict[str, str], str]:
         check=False,
     )
     return ran.returncode, json.loads(ran.stdout or "{}"), ran.stderr
+
+
+def pin(home):
+    """The fingerprint of a server's authority, as tokens carry it."""
+    return "." + certificates.load(home).pin
 
 
 def token(server: Server) -> str:
@@ -153,18 +158,20 @@ def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", ""])
-def test_it_listens_on_nothing_but_loopback_without_tls(tmp_path, address):
+def test_whoever_others_can_reach_speaks_tls_and_nothing_else(tmp_path, address):
     if address == "::":
         try:
             socket.create_server(("::", 0), family=socket.AF_INET6).close()
         except OSError:
             pytest.skip("this machine has no IPv6")
-    status, said, err = start(tmp_path, "--listen", address, "--port", "0")
-    assert (status, err) == (1, "")
-    assert said["error"].startswith("It listens on loopback only, not on ")
-    assert "TLS is not there yet" in said["error"]
-    assert "docs/security.md" in said["error"]
-    assert not (tmp_path / "server.json").exists()
+    with running_server(tmp_path, "--listen", address) as server:
+        assert server.url.startswith(("https://127.0.0.1:", "https://[::1]:"))
+        with Fleet(server.url, token(server) + pin(tmp_path)) as caller:
+            listens = caller.status()["address"]
+        assert listens.startswith("https://")
+        with pytest.raises(ServerError, match="speaks TLS: use https://"):
+            Fleet(server.url.replace("https:", "http:"), token(server)).status()
+    assert "403" in (tmp_path / "server.log").read_text()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "localhost"])
@@ -254,7 +261,7 @@ def test_kill_9_leaves_a_folder_that_the_next_server_takes(tmp_path):
 
 async def test_the_end_takes_no_other_hands_than_these(tmp_path):
     ready = asyncio.Event()
-    serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda _: ready.set()))
+    serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda *_: ready.set()))
     await asyncio.wait_for(ready.wait(), WAIT)
     assert config.read_state(tmp_path) is not None
     os.kill(os.getpid(), signal.SIGTERM)
@@ -428,7 +435,7 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
     tmp_path, lost_after, boards, grace
 ):
     async with running_service(tmp_path) as service:
-        service.server.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
+        service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
     async with running_service(tmp_path, lost_after=lost_after) as service:
         assert service.server.spread == max(2.0, boards / 150)
         assert grace_of(service) == grace
@@ -436,7 +443,7 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
 
 async def test_the_grace_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
-        service.server.enrol([f"lab-{n}" for n in range(600)])
+        service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
         assert grace_of(service) == service.server.spread == 4.0
 
 

@@ -253,7 +253,7 @@ async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity,
 
 
 async def test_a_token_opens_no_boards_door(service: Service, lab: Identity):
-    header = {"Authorization": f"Bearer {service.token}"}
+    header: dict[str, Any] = {"Authorization": f"Bearer {service.token}"}
     async with await FakeBoard.dial(service, "/board", **header) as board:
         await board.send(wire.REQUEST, b'{"verb": "boards"}')
         assert (await board.closed())[0] == frames.PROTOCOL_ERROR

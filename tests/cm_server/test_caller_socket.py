@@ -11,7 +11,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager import frames, wire
-from cm_server import auth, caller_socket, limits, websocket
+from cm_server import auth, caller_socket, enrolment, limits, websocket
 from cm_server.audit import Note
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake, within
@@ -119,7 +119,7 @@ async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Ser
         assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
         await first.next()
         code, reason = await first.closed()
-        assert code == caller_socket.REVOKED
+        assert code == enrolment.REVOKED
         assert reason.startswith("the token 'lab-notebook' was revoked on 2")
         await service.until(lambda: len(service.server.callers) == 1)
         assert time.monotonic() - began < 2
@@ -160,7 +160,7 @@ async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, 
 
     monkeypatch.setattr(caller_socket, "accept", accept)
     caller = await FakeCaller.join(service, token)
-    assert (await caller.closed())[0] == caller_socket.REVOKED
+    assert (await caller.closed())[0] == enrolment.REVOKED
 
 
 async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service):
@@ -168,7 +168,7 @@ async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service
     async with await FakeCaller.join(service, token) as caller:
         assert "reply" in await caller.ask("status")
         code, reason = await caller.closed()
-        assert code == caller_socket.REVOKED
+        assert code == enrolment.REVOKED
         assert reason.startswith("the token 'lab-notebook' expired on 2")
     answer = await refused(service, Authorization=f"Bearer {token}")
     assert "Cm-Refused: the token 'lab-notebook' expired on 2" in answer

@@ -17,6 +17,7 @@ from cm_server import limits
 from cm_server.dispatch import CONFIRM, RESET_SECONDS, Dispatch
 from cm_server.jobs import Cell, Job
 from cm_server.registry import Board, Registry
+from cm_server.rows import new_board
 from cm_server.store import Store
 
 GRACE = 10.0
@@ -98,7 +99,7 @@ class Rig:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store(None)
         if not self.store.boards():
-            self.store.enrol([(f"id{n}", f"lab-{n}", bytes(32)) for n in (1, 2, 3)])
+            self.store.enrol([new_board(f"id{n}", f"lab-{n}", bytes(32)) for n in (1, 2, 3)])
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
         self.dispatch = Dispatch(self.store, self.registry, self.clock.later, lost_after=GRACE)

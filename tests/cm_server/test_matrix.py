@@ -33,7 +33,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "jobs": {},
     "job": {"job": 1},
     "enrol": {"names": ["lab-9"]},
-    "forget": {"target": "lab-2"},
+    "enrol-token": {"target": "new-*"},
+    "rename": {"target": "lab-2", "name": "lab-8"},
+    "rotate": {"target": "lab-1"},
+    "revoke": {"target": "lab-2"},
     "token-create": {"name": "new", "role": "viewer"},
     "token-list": {},
     "token-revoke": {"name": "victim"},
@@ -49,7 +52,9 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "jobs": [{"target": "{board}"}],
     "job": [{"job": "{job}"}],
     "enrol": [{"names": ["{board}"]}],
-    "forget": [{"target": "{board}"}],
+    "rename": [{"target": "{board}", "name": "lab-7"}, {"target": "lab-2", "name": "{board}"}],
+    "rotate": [{"target": "{board}"}],
+    "revoke": [{"target": "{board}"}],
 }
 
 
@@ -137,7 +142,7 @@ async def test_no_callers_token_proves_a_board(lab: Lab, role):
     """Not as its key, not as the key's hash, and not in the handshake's header."""
     token, board = lab.service.add_token(role), lab.boards["lab-2"]
     for secret in (token.encode()[:32], hashlib.sha256(token.encode()).digest(), bytes(32)):
-        header = {"Authorization": f"Bearer {token}"}
+        header: dict[str, Any] = {"Authorization": f"Bearer {token}"}
         async with await FakeBoard.dial(lab.service, "/board", **header) as peer:
             await peer.greet(board.id)
             nonces = peer.nonce + (await peer.next()).payload[:16]
@@ -205,7 +210,7 @@ async def test_what_a_row_tells_of_each_verb(lab: Lab):
     async with await FakeCaller.join(lab.service, token) as caller:
         await caller.ask("label", target="lab-*,lab-2", labels={"room": "lab", "row": ""})
         await caller.ask("enrol", names=["new-1", "new-2"])
-        await caller.ask("forget", target="new-[1-2]")
+        await caller.ask("revoke", target="new-[1-2]")
         await caller.ask("interrupt", jobs=[4, 5, 7, -1, 10**30])
         (job,) = await caller.submit("lab-1 & room=lab", b"secret = 'in the cell'")
         await caller.ask("interrupt", jobs=[job])
@@ -214,7 +219,7 @@ async def test_what_a_row_tells_of_each_verb(lab: Lab):
     assert rows == [
         ("label", "lab-*,lab-2", "room=lab row=", 2, None, None, "done"),
         ("enrol", "new-[1-2]", "", 2, None, None, "done"),
-        ("forget", "new-[1-2]", "", 2, None, None, "done"),
+        ("revoke", "new-[1-2]", "", 2, None, None, "done"),
         ("interrupt", "", "[4-5,7]", 0, None, None, "done"),
         ("submit", "lab-1 & room=lab", "", 1, job, job, "done"),
         ("interrupt", "", str(job), 1, None, None, "done"),
@@ -310,7 +315,7 @@ async def test_the_jobs_of_a_board_that_is_gone_are_not_its_namesakes(lab: Lab):
     async with await FakeCaller.join(lab.service) as owner:
         (job,) = await owner.submit("lab-2")
         await owner.ending(job)
-        await owner.ask("forget", target="lab-2")
+        await owner.ask("revoke", target="lab-2")
         await owner.ask("enrol", names=["lab-2"])
         assert (await owner.ask("job", job=job))["reply"]["board"] == "lab-2"
         token = lab.service.add_token("admin", "lab-*")

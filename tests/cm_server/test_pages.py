@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+
 import pytest
 
 from cm_server.app import ROUTES
 
-from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
+from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service, within
 
 FOREIGN = [
     "https://evil.example",
@@ -202,3 +205,62 @@ async def test_boards_and_callers_are_no_browsers_and_come_in(service: Service):
         await board.next()
         await board.end(job)
         assert (await caller.ending(job))[0] == "ok"
+
+
+# A server that others can reach
+
+
+PLAIN = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/caller", "/ca.pem", "/nothing"])
+async def test_in_the_clear_a_server_for_all_answers_nothing(tmp_path, path):
+    async with running_service(tmp_path, local=False) as service:
+        said = await say(service, PLAIN.format(path=path))
+        assert said.startswith("HTTP/1.1 403 ")
+        assert "Cm-Refused: this server speaks TLS: use https:// in its address\r\n" in said
+
+
+@pytest.mark.parametrize("host", ["192.168.1.2:18266", "lab.example", "evil.example"])
+async def test_by_tls_the_certificate_stands_for_the_name(tmp_path, host):
+    """A page that DNS led here got a certificate for `cloudmanager`, and its browser stopped."""
+    async with running_service(tmp_path, local=False) as service:
+        reader, writer = await within(
+            asyncio.open_connection(
+                "127.0.0.1", service.tcp_port, ssl=service.trust(), server_hostname="cloudmanager"
+            )
+        )
+        writer.write(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (await within(reader.readline())) == b"HTTP/1.1 200 OK\r\n"
+        writer.transport.abort()
+
+
+async def test_the_authority_is_there_for_everybody(service: Service):
+    said = await say(service, PLAIN.format(path="/ca.pem"))
+    assert said.startswith("HTTP/1.1 200 ")
+    assert "-----BEGIN CERTIFICATE-----" in said
+    assert "PRIVATE" not in said
+
+
+@pytest.mark.parametrize(
+    ("network", "forwarded", "status", "address"),
+    [
+        ("127.0.0.0/8", "203.0.113.9", "200", "203.0.113.9"),
+        ("127.0.0.0/8", "198.51.100.1, 203.0.113.9, 127.0.0.7", "200", "203.0.113.9"),
+        ("127.0.0.0/8", "", "200", ""),
+        ("10.0.0.0/8", "203.0.113.9", "403", ""),
+    ],
+)
+async def test_a_proxy_that_ends_tls_is_believed_and_nobody_else_is(
+    tmp_path, network, forwarded, status, address
+):
+    proxies = [ipaddress.ip_network(network)]
+    async with running_service(tmp_path, local=False, proxies=proxies) as service:
+        text = f"GET /healthz HTTP/1.1\r\nHost: lab.example\r\nX-Forwarded-For: {forwarded}\r\n\r\n"
+        assert (await say(service, text)).startswith(f"HTTP/1.1 {status} ")
+        if status == "200" and address:
+            await answer(
+                service, "/caller", Authorization="Bearer no", **{"X-Forwarded-For": forwarded}
+            )
+            row = service.audited()[-1]
+            assert (row.verb, row.address) == ("login", address)

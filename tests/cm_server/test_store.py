@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.errors import ServerError
-from cm_server.rows import AuditRow, BoardRow, JobRow, TokenRow
+from cm_server.rows import AuditRow, BoardRow, JobRow, TokenRow, new_board
 from cm_server.store import SCHEMA, Store
 
 KEY = bytes(range(32))
@@ -95,7 +95,7 @@ def test_flush_with_nothing_to_write_is_free(store: Store, path: Path):
 
 
 def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: Store, caplog):
-    store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
     store.begin(["id1"] * 2, "ann")
     pages = pragma(store, "page_count")
     pragma(store, f"max_page_count={pages}")
@@ -106,7 +106,7 @@ def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: 
     with pytest.raises(ServerError, match="database or disk is full"):
         store.begin(["id1"], "ann")
     with pytest.raises(ServerError, match="database or disk is full"):
-        store.enrol([("id2", "lab-2", bytes(100_000))])
+        store.enrol([new_board("id2", "lab-2", bytes(100_000))])
     store.saw_board("id1", {"platform": "x" * 100_000})
     assert store.boards()[0].facts == {}
     pragma(store, "max_page_count=100000")
@@ -147,7 +147,7 @@ def test_numbers_go_on_in_the_next_server(path: Path):
 
 def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
     first = Store(path)
-    first.enrol([("id1", "lab-1", KEY)])
+    first.enrol([new_board("id1", "lab-1", KEY)])
     first.set_labels({"id1": {"room": "r\u00f6d"}})
     first.saw_board("id1", {"platform": "esp32", "boot": "b1"})
     first.close()
@@ -166,9 +166,9 @@ def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
 
 
 def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Store):
-    store.enrol([("id1", "lab-1", KEY), ("id2", "lab-2", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY), new_board("id2", "lab-2", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
-    store.enrol([("id1", "lab-1", bytes(32))])
+    store.enrol([new_board("id1", "lab-1", bytes(32))])
     assert [(row.id, row.key, row.labels) for row in store.boards()] == [
         ("id1", bytes(32), {"room": "lab"}),
         ("id2", KEY, {}),
@@ -176,16 +176,16 @@ def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Sto
 
 
 def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Path):
-    store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
     with pytest.raises(Exception, match="UNIQUE"):
-        store.enrol([("id3", "lab-3", KEY), ("id2", "lab-1", KEY)])
+        store.enrol([new_board("id3", "lab-3", KEY), new_board("id2", "lab-1", KEY)])
     assert ask(path, "SELECT id FROM boards") == [("id1",)]
-    store.enrol([("id2", "lab-2", KEY)])
+    store.enrol([new_board("id2", "lab-2", KEY)])
     assert len(store.boards()) == 2
 
 
 def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
-    store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
     store.saw_board("id1", {"platform": "rp2"})
     store.saw_board("id1")
     assert store.boards()[0].facts == {"platform": "rp2"}
@@ -194,7 +194,9 @@ def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
 def test_tokens_are_found_again(store: Store, path: Path):
     store.add_token(ANN)
     assert store.tokens() == [ANN]
-    assert ask(path, "SELECT * FROM tokens") == [("abc", "ann", "viewer", "all", 0.0, None, None)]
+    assert ask(path, "SELECT * FROM tokens") == [
+        ("abc", "ann", "viewer", "all", 0.0, None, None, None)
+    ]
 
 
 def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
@@ -207,7 +209,8 @@ def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
 
 
 def test_what_is_enrolled_is_told(store: Store):
-    (row,) = store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
+    (row,) = store.boards()
     assert isinstance(row, BoardRow)
     assert row[:3] == ("id1", "lab-1", KEY)
 
@@ -241,7 +244,7 @@ def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, 
 def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: Store, path: Path):
     said: list[str] = []
     store._driver.set_trace_callback(said.append)
-    store.enrol([("id1", "lab-1", KEY)], NOTE)
+    store.enrol([new_board("id1", "lab-1", KEY)], NOTE)
     store.set_labels({"id1": {"room": "lab"}}, NOTE)
     store.forget(["id1"], NOTE)
     store.add_token(ANN, NOTE)
@@ -255,9 +258,9 @@ def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: S
 
 
 def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path: Path):
-    store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
     with pytest.raises(ServerError, match="UNIQUE"):
-        store.enrol([("id2", "lab-1", KEY)], NOTE)
+        store.enrol([new_board("id2", "lab-1", KEY)], NOTE)
     assert ask(path, "SELECT * FROM audit") == []
 
 
@@ -328,9 +331,9 @@ def test_a_file_says_which_version_its_tables_are(path: Path):
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        (SCHEMA + 1, "written by a newer Cloudmanager (schema 2, this one knows 1); update"),
-        (0, "written by an older Cloudmanager (schema 0, this one needs 1)"),
-        (-1, "written by an older Cloudmanager (schema -1, this one needs 1)"),
+        (SCHEMA + 1, "written by a newer Cloudmanager (schema 3, this one knows 2); update"),
+        (0, "written by an older Cloudmanager (schema 0, this one needs 2)"),
+        (-1, "written by an older Cloudmanager (schema -1, this one needs 2)"),
     ],
 )
 def test_another_version_is_refused_in_one_sentence_and_not_touched(path: Path, version, told):
@@ -367,7 +370,7 @@ def test_identity_waits_for_the_disk(store: Store, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(store._db, "execute", execute)
-    store.enrol([("id1", "lab-1", KEY)])
+    store.enrol([new_board("id1", "lab-1", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
     store.add_token(ANN)
     assert seen == [2, 2, 2]  # FULL

@@ -54,7 +54,7 @@ def desk() -> Desk:
 def test_a_token_opens_with_its_name_role_and_target(desk):
     token = desk.create("lab-notebook", "viewer", " lab-* ")
     row = desk.tokens.find(f"Bearer {token}")
-    assert row[1:] == ("lab-notebook", "viewer", "lab-*", desk.clock.now, None, None)
+    assert row[1:] == ("lab-notebook", "viewer", "lab-*", desk.clock.now, None, None, None)
     assert desk.tokens.refusal(row) == ""
 
 
