@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloudmanager import Boards, Fleet, service
+from cloudmanager import Boards, Fleet, config, service
 from cloudmanager.simulate import names_of, simulate
 
 
@@ -27,12 +27,15 @@ def home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(boards: int = 1) -> Iterator[Boards]:
-    """Gives all of `boards` virtual boards, connected to a server that nobody else uses."""
+def running(boards: int = 1, host: str = config.DEFAULT_HOST) -> Iterator[Boards]:
+    """Gives all of `boards` virtual boards, connected to a server that nobody else uses.
+
+    On another `host` than loopback, all links speak TLS.
+    """
     with home(), Fleet() as fleet:
-        service.start(tcp_port=0)
+        service.start(host, tcp_port=0)
         try:
-            virtual = simulate(fleet, names_of("bench", boards))
+            virtual = simulate(fleet, names_of("bench", boards), allow_remote=True)
             try:
                 yield fleet[f"bench-[1-{boards}]"]
             finally:

@@ -75,7 +75,8 @@ class Tls:
         while True:
             with self._touching:
                 try:
-                    return self._tls.read(READ_BYTES)
+                    if self._came.pending or self._came.eof or self._tls.pending():
+                        return self._tls.read(READ_BYTES)
                 except ssl.SSLWantReadError:
                     pass
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):

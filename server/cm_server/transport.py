@@ -13,6 +13,7 @@ import ssl
 
 READ_BYTES = 64 * 1024  # handed on at once: what a read of a plain socket takes
 _RECORD = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
+_SHORT = 512  # bytes: a shorter record is a message on its own; to look for another costs a tenth
 
 
 class TlsTransport(asyncio.Transport):
@@ -39,21 +40,30 @@ class TlsTransport(asyncio.Transport):
     def _read(self) -> None:
         if self._paused or self._lost:
             return
-        data, open_still = bytearray(), True
-        try:
-            while len(data) < READ_BYTES and (piece := self._sock.recv(_RECORD)):
-                data += piece
-            open_still = len(data) >= READ_BYTES
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        except OSError:
-            open_still = False
+        data, open_still = self._pieces()
         if data and not self._closing:
             self._protocol.data_received(bytes(data))
         if not open_still:
             self.abort()
         elif self._sock.pending():
             self._loop.call_soon(self._read)
+
+    def _pieces(self) -> tuple[bytearray, bool]:
+        """Return what is there, and whether more may come."""
+        data = bytearray()
+        try:
+            while len(data) < READ_BYTES:
+                piece = self._sock.recv(_RECORD)
+                data += piece
+                if not piece:
+                    return data, False
+                if len(piece) < _SHORT and not self._sock.pending():
+                    break
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            return data, False
+        return data, True
 
     def pause_reading(self) -> None:
         """Leave what comes in the socket."""
