@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .paths import check_plain
 
 _NOISE: Final = frozenset({"pax_global_header"})
@@ -102,7 +102,11 @@ def _zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
                 raise PackageError(f"{entry.orig_filename!r:.100} in the archive is no plain path")
             if entry.is_dir():
                 continue
-            if mode >> 12 not in (0, 0o10) or entry.flag_bits & 1 or entry.compress_type not in _KINDS:
+            if (
+                mode >> 12 not in (0, 0o10)
+                or entry.flag_bits & 1
+                or entry.compress_type not in _KINDS
+            ):
                 raise PackageError(f"{entry.filename!r:.100} in the archive is no plain file")
             with archive.open(entry) as stream:  # refuses a name that differs from its header's
                 content = stream.read(left + 1)

@@ -17,7 +17,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from .. import limits
+from cm_server import limits
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .. import limits
+from cm_server import limits
+
 from .cache import Cache, sha256
 
 #: Where a compiler of a bytecode version is, the best first; each brings its own binary.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .archives import unpack
 from .cache import Cache, sha256
 from .pypi import stripped
@@ -40,6 +39,7 @@ class Contents:
         web: fetches.
         cache: keeps.
         own: says which configured source, if any, a release's URL belongs to.
+        archive: brings a release's archive from its index.
         sent: what the caller sent along.
     """
 
@@ -48,11 +48,13 @@ class Contents:
         web: Web,
         cache: Cache,
         own: Callable[[Release, str], str],
+        archive: Callable[[Release], Awaitable[bytes]],
         sent: Mapping[str, Mapping[str, bytes]],
     ) -> None:
         self._web = web
         self._cache = cache
         self._own = own
+        self._archive = archive
         self._sent = sent
 
     async def bring(self, release: Release) -> Release:
@@ -78,7 +80,7 @@ class Contents:
             reply = await self._web.get(part.url, limit=limits.PACKAGE_FILE_BYTES, own=own)
             content = _sound(reply.body, reply.content_type, f"{release}: {part.path}")
         elif release.archive:
-            content = (await self._archive(release)).get(part.path, b"")
+            content = (await self._unpacked(release)).get(part.path, b"")
         else:
             content = self._from_caller(release, part)
         promised = part.sha256 or part.short
@@ -89,21 +91,15 @@ class Contents:
             )
         return content
 
-    async def _archive(self, release: Release) -> dict[str, bytes]:
+    async def _unpacked(self, release: Release) -> dict[str, bytes]:
         """Return what is in a locked release's archive."""
         raw = await asyncio.to_thread(self._cache.get, release.archive_sha256)
         if raw is None:
-            own = self._own(release, release.archive)
-            reply = await self._web.get(
-                release.archive, limit=limits.PACKAGE_ARCHIVE_BYTES, own=own
-            )
-            raw = reply.body
+            raw = await self._archive(release)
             if sha256(raw) != release.archive_sha256:
                 raise PackageError(f"{release}: its archive is not the one that was locked")
-            await asyncio.to_thread(self._cache.put, raw)
-        name = urlsplit(release.archive).path.rpartition("/")[2]
-        members = await asyncio.to_thread(unpack, raw, name)
-        return stripped(members, name)
+        members = await asyncio.to_thread(unpack, raw, release.archive)
+        return stripped(members, release.archive)
 
     def _from_caller(self, release: Release, part: Part) -> bytes:
         for content in self._sent.get(release.wish.name, {}).values():

@@ -11,8 +11,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.errors import PackageError
-
-from .. import limits
+from cm_server import limits
 
 _SHORT = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits
 _DEEP: Final = 8  # brackets in brackets: these documents need three
@@ -162,7 +161,9 @@ def read_refs(raw: bytes, whose: str) -> dict[str, str]:
         commit, _, name = line.partition(b"\0")[0].strip().partition(b" ")
         if not name or len(commit) not in (40, 64):
             continue  # "# service=git-upload-pack"
-        refs[name.decode("utf-8", "replace").removesuffix("^{}")] = commit.decode("ascii", "replace")
+        refs[name.decode("utf-8", "replace").removesuffix("^{}")] = commit.decode(
+            "ascii", "replace"
+        )
     if not refs:
         raise PackageError(f"{whose} has no branch and no tag")
     return refs

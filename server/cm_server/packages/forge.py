@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .documents import read_document, read_refs
 from .needs import needs_of
 from .release import Part, Release

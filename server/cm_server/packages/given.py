@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .cache import Cache, sha256
 from .documents import Document, read_document
 from .forge import Forges

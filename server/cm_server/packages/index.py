@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urljoin
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .documents import Document, load_json, read_document
 from .needs import needs_of
 from .release import Part, Release
@@ -65,9 +65,7 @@ class Index:
         """Return a version as the index describes it."""
         document, url = await self._document(wish, version)
         if document.version not in ("", version):
-            raise PackageError(
-                f"{wish}: its index gives version {document.version} for {version}"
-            )
+            raise PackageError(f"{wish}: its index gives version {document.version} for {version}")
         base = self.url(wish)
         parts = [Part(path, f"{base}/file/{h[:2]}/{h}", h) for path, h in document.hashes]
         parts += [Part(path, _joined(url, where, wish)) for path, where in document.urls]
@@ -80,7 +78,10 @@ class Index:
             url = f"{base}/package/{form}/{wish.name}/{version}.json"
             try:
                 reply = await self._web.get(
-                    url, limit=limits.PACKAGE_DOCUMENT_BYTES, own=self.own(wish), accept="application/json"
+                    url,
+                    limit=limits.PACKAGE_DOCUMENT_BYTES,
+                    own=self.own(wish),
+                    accept="application/json",
                 )
             except NotFound:
                 continue

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .documents import load_json
 from .paths import check_plain
 from .release import Part, Release
@@ -58,7 +58,7 @@ def _told(release: Release) -> dict[str, Any]:
     if release.ref:
         told["ref"] = release.ref
     if release.archive:
-        told["archive"] = {"url": release.archive, "sha256": release.archive_sha256}
+        told["archive"] = {"name": release.archive, "sha256": release.archive_sha256}
     return told
 
 
@@ -79,7 +79,9 @@ def load(text: str) -> Lock:
         wanted = tuple(str(text) for text in said["wanted"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"the lock is not whole: {error!r:.100}") from error
-    if len(releases) > limits.PACKAGES or len({release.key for release in releases}) < len(releases):
+    if len(releases) > limits.PACKAGES or len({release.key for release in releases}) < len(
+        releases
+    ):
         raise PackageError("the lock has too many packages, or one twice")
     return Lock(wanted, releases)
 
@@ -88,15 +90,15 @@ def _read(row: dict[str, Any]) -> Release:
     local = frozenset([row["package"]] if row.get("local") else [])
     wish = parse(row["package"], local)
     parts = tuple(_part(part) for part in row["files"])
-    archive = row.get("archive", {"url": "", "sha256": ""})
-    _check_sha256(archive["sha256"], empty=not archive["url"])
+    archive = row.get("archive", {"name": "", "sha256": ""})
+    _check_sha256(archive["sha256"], empty=not archive["name"])
     return Release(
         replace(wish, version=""),
         str(row["version"]),
         parts,
         tuple(parse(need) for need in row["needs"]),
         str(row.get("ref", "")),
-        str(archive["url"]),
+        str(archive["name"]),
         archive["sha256"],
     )
 

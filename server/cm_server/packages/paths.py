@@ -25,10 +25,10 @@ _OWNERS = re.compile(
 )
 #: MicroPython's own modules that the client needs: a file of that name in front of one of
 #: them, and the board never dials again.
-BUILTIN: Final = frozenset(
-    "array binascii builtins cmath cryptolib deflate framebuf gc hashlib io json machine math "
-    "micropython network os platform random re select socket ssl struct sys time tls uctypes vfs "
-    "websocket _thread".split()
+BUILTIN: Final = re.compile(
+    "array|binascii|builtins|cmath|cryptolib|deflate|framebuf|gc|hashlib|io|json|machine|math|"
+    "micropython|network|os|platform|random|re|select|socket|ssl|struct|sys|time|tls|uctypes|"
+    "vfs|websocket|_thread"
 )
 
 
@@ -83,7 +83,7 @@ def place(folder: str, path: str, *, force: bool = False) -> str:
     full = f"{folder}/{check_plain(path)}"
     if _OWNERS.fullmatch(full):
         raise PackageError(f"no package may write {full}: it is the board's own")
-    if not force and folder in ("", TARGET_DIR) and top(path) in BUILTIN:
+    if not force and folder in ("", TARGET_DIR) and BUILTIN.fullmatch(top(path)):
         raise PackageError(
             f"{full} would hide MicroPython's own module {top(path)!r}, which the client needs"
         )

@@ -1,4 +1,4 @@
-"""A plan: which packages, which files for which board, what goes; and what speaks against it; pure."""
+"""A plan: packages, files for each kind of board, what goes, what speaks against it; pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .paths import clash, place, twin
 from .release import Release
 
@@ -128,6 +128,4 @@ def check_clash(found: Mapping[str, File]) -> None:
     if pair := clash(found):
         one, other = (found.get(path) for path in pair)
         whose = sorted({file.package for file in (one, other) if file})
-        raise PackageError(
-            f"{' and '.join(whose)}: {pair[0]} and {pair[1]} cannot both be there"
-        )
+        raise PackageError(f"{' and '.join(whose)}: {pair[0]} and {pair[1]} cannot both be there")

@@ -1,9 +1,9 @@
 """Plans of installs, and the contents they name: what the rest of the server calls.
 
-    packages = Packages(home / "packages")
-    plan = await packages.plan(["logging@0.6.1"], mpys=[0x2806])
-    for file in plan.files[0x2806]:
-        content = await packages.content(file.sha256)
+packages = Packages(home / "packages")
+plan = await packages.plan(["logging@0.6.1"], mpys=[0x2806])
+for file in plan.files[0x2806]:
+content = await packages.content(file.sha256)
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from . import lock as locks
 from .cache import Cache
 from .compiler import Bytecode, Compiler, NotCompiled
@@ -28,7 +28,7 @@ from .paths import TARGET_DIR, check_dir, twin
 from .plan import File, Plan, check_clash, check_sizes, placed
 from .pypi import Pip, PyPI, configured
 from .release import Release
-from .requirement import FORGES, Requirement, parse
+from .requirement import FORGES, parse
 from .resolve import Known, Unknown, frontier, resolve
 from .settings import Settings
 from .web import Web
@@ -137,15 +137,13 @@ class _Planning:
         self._addresses = Addresses(web, self._forges)
         self._given = Sent(wishes.sent, packages.cache, self._forges)
         self._pypi: PyPI | None = None
-        self._contents = Contents(web, packages.cache, self._own, wishes.sent)
+        self._contents = Contents(web, packages.cache, self._own, self._archive, wishes.sent)
         self._notes: list[str] = []
 
     async def plan(self) -> Plan:
         lock = locks.load(self._wishes.lock) if self._wishes.lock else None
         if self._wishes.locked:
             releases = self._locked(lock)
-            if any(release.wish.source == "pypi" for release in releases):
-                await self._source("pypi")
         else:
             releases = await self._resolved()
         releases = await side_by_side([self._contents.bring(release) for release in releases])
@@ -199,7 +197,7 @@ class _Planning:
             if self._pypi is None:
                 pip = await self._packages.pip()
                 web = Web(pip.cert) if pip.cert else self._packages.web
-                self._pypi = PyPI(web, self._packages.cache, pip.index)
+                self._pypi = PyPI(web, self._packages.cache, pip.url)
             return self._pypi
         known = {"index": self._index, "url": self._addresses, "local": self._given}
         return known.get(name, self._forges)
@@ -210,9 +208,11 @@ class _Planning:
             return self._index.own(release.wish)
         if release.wish.source in FORGES:
             return self._forges.own(release.wish, url)
-        if release.wish.source == "pypi" and self._pypi:
-            return self._pypi.index
         return ""
+
+    async def _archive(self, release: Release) -> bytes:
+        pypi: PyPI = await self._source("pypi")
+        return await pypi.archive(release.wish, release.version)
 
     async def _built(self, sources: list[File], board: Bytecode) -> tuple[File, ...]:
         """Return the files for one kind of board: bytecode where it can be had."""

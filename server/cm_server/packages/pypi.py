@@ -16,8 +16,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .archives import unpack
 from .cache import Cache, sha256
 from .documents import is_dummy, read_metadata, read_requires
@@ -43,9 +43,9 @@ _PREFIX: Final = "micropython-"
 
 
 class Pip(NamedTuple):
-    """What pip is configured with: the index, and its certificates ("" for the system's)."""
+    """What pip is configured with: the index's URL, and certificates ("" for the system's)."""
 
-    index: str
+    url: str
     cert: str
 
 
@@ -109,7 +109,7 @@ class PyPI:
     async def load(self, wish: Requirement, version: str) -> Release:
         """Return a version as its archive describes it."""
         file = (await self._files(wish))[version]
-        raw = await self._archive(file, wish)
+        raw = await self.archive(wish, version)
         digest = sha256(raw)
         members = await asyncio.to_thread(unpack, raw, file.filename)
         files = stripped(members, file.filename)
@@ -121,18 +121,26 @@ class PyPI:
         needs, notes = _needs(requires, wish)
         if dummy or not any(part.size for part in parts):
             notes += (f"{wish.key} {version} is a dummy: it keeps the name, and has no code",)
-        return Release(
-            wish, version, tuple(parts), needs, "", file.url, digest, notes
-        )
+        return Release(wish, version, tuple(parts), needs, "", file.filename, digest, notes)
 
-    async def _archive(self, file: Any, wish: Requirement) -> bytes:
+    async def archive(self, wish: Requirement, version: str) -> bytes:
+        """Return a version's archive, as its index promises it.
+
+        Raises:
+            PackageError: there is none, or another one than was promised.
+        """
+        file = (await self._files(wish)).get(version)
+        if file is None:
+            raise NotFound(f"{wish}: there is no {wish.name} {version} in its index any more")
         promised = (file.digests or {}).get("sha256", "")
         raw = await asyncio.to_thread(self._cache.get, promised)
         if raw is not None:
             return raw
-        reply = await self._web.get(
-            file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, own=self.index
-        )
+        # An index that is itself inside may keep its archives at another place inside; one
+        # that is public never leads there.
+        inside = await self._web.is_inside(self.index)
+        own = file.url if inside else self.index
+        reply = await self._web.get(file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, own=own)
         if promised and sha256(reply.body) != promised:
             raise PackageError(f"{wish}: {file.filename} is not what its index promised (SHA-256)")
         await asyncio.to_thread(self._cache.put, reply.body)
@@ -230,9 +238,8 @@ def _needs(
     for text in requires:
         need = parse(f"pypi:{text}")
         module = re.split("[-.]", need.name.removeprefix(_PREFIX))[0]
-        if module in BUILTIN:
+        if BUILTIN.fullmatch(module):
             notes.append(f"{wish.key} needs {need.name}: MicroPython brings its own {module}")
         else:
             needs.append(need)
     return tuple(needs), tuple(notes)
-

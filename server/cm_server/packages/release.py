@@ -36,7 +36,7 @@ class Release:
         ref: a forge's ref in full, such as refs/tags/v1, that led to the commit; "" for none.
         needs: what it requires.
         parts: its files.
-        archive: the URL of the archive that they are in, "" for none.
+        archive: the file name of the archive that they are in, "" for none.
         archive_sha256: the archive's own.
         notes: what a person should know, each a sentence.
     """

@@ -32,7 +32,7 @@ _PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]{0,99}")  # of a path in a forg
 _SPECIFIER = re.compile(r"(?:(?:==|!=|<=|>=|~=|<|>)[A-Za-z0-9.*+!_-]{1,64},?)+")
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\s*(.*)", re.DOTALL)
 _LATEST: Final = ("", "latest", "*")
-_HOW: Final = "a package is named NAME[@VERSION], github:OWNER/REPO[/PATH][@REF], pypi:NAME or a URL"
+_HOW: Final = "it is written NAME[@VERSION], github:OWNER/REPO[/PATH][@REF], pypi:NAME or a URL"
 
 
 @dataclass(frozen=True, order=True)

@@ -14,8 +14,8 @@ from typing import Any
 import resolvelib
 
 from cloudmanager.errors import PackageError
+from cm_server import limits
 
-from .. import limits
 from .release import Release
 from .requirement import Requirement
 

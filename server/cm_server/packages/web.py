@@ -22,8 +22,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from cloudmanager.errors import PackageError
-
-from .. import limits
+from cm_server import limits
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address stands at its end
@@ -146,6 +145,16 @@ class Web:
                 raise Unreachable(
                     f"{shown(url)} takes longer than {limits.FETCH_SECONDS:g} s"
                 ) from None
+
+    async def is_inside(self, url: str) -> bool:
+        """Say whether a URL's host has a private address."""
+        _, host, tcp_port = origin_of(url)
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, tcp_port, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        return not all(is_public(str(address[0])) for *_, address in found)
 
     async def _follow(self, url: str, limit: int, own: str, accept: str) -> Reply:
         first = origin_of(url)
