@@ -8,7 +8,7 @@ sys.path.insert(0, sys.argv[1])  # where cm/switch is
 TORN = sys.argv[2] == "torn"  # the block at which the power goes is half written
 BROKEN = sys.argv[2] == "naive"  # without a journal: files are moved one by one
 
-from cm import switch  # noqa: I001 - its folder is known only now
+from cm import switch
 
 SIZE = 512
 BLOCKS = 256

@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPInputError
+from tornado.iostream import UnsatisfiableReadError
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
@@ -27,6 +28,13 @@ from cm_server import limits
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address stands at its end
 _AGENT: Final = "cloudmanager"
+_FAILURES: Final = (
+    HTTPClientError,
+    HTTPInputError,
+    HTTPStreamClosedError,
+    HTTPTimeoutError,
+    UnsatisfiableReadError,
+)
 
 
 class Reply(NamedTuple):
@@ -179,7 +187,7 @@ class Web:
         )
         try:
             return await client.fetch(self._request(url, accept, login), raise_error=False)
-        except (HTTPClientError, HTTPStreamClosedError, HTTPTimeoutError) as error:
+        except _FAILURES as error:
             raise Unreachable(f"{shown(url)} gives no answer: {error}"[:300]) from error
         except Private:
             raise PackageError(
