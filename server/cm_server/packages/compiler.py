@@ -33,6 +33,8 @@ _ARCHES: Final = (
     "xtensawin", "rv32imc", "rv64imc",
 )  # fmt: skip
 _NATIVE = re.compile(rb"micropython\s*\.\s*(native|viper|asm_\w+)")
+_HEAP: Final = "heapsize=64m"  # its own is 2 MiB: too little for a source of 100 KB
+_TOLD: Final = "told.txt"  # what the compiler says
 #: A shell sets the limits and becomes the compiler: no code of ours runs between fork and exec,
 #: where a process with threads may do little. Units: KiB, seconds, blocks of 512 bytes.
 _LIMITED: Final = 'ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec "$0" "$@"'
@@ -147,52 +149,48 @@ async def _run(binary: str, flags: list[str], source: bytes, path: str) -> bytes
     """Run a compiler on a source, in a folder that is gone afterwards."""
     with _folder() as folder:
         (folder / "in.py").write_bytes(source)
-        command = [binary, *flags, "-s", path, "-o", "out.mpy", "in.py"]
-        code, told = await _limited(command, folder)
-        if code == 0:
-            return (folder / "out.mpy").read_bytes()
-    if code < 0 or code >= 128:
+        command = [binary, *flags, "-X", _HEAP, "-s", path, "-o", "out.mpy", "in.py"]
+        code = await _limited(command, folder)
+        out = folder / "out.mpy"
+        content = out.read_bytes() if code == 0 and out.is_file() else b""
+        told = _last_line(folder / _TOLD)
+    if content.startswith(b"M"):
+        return content
+    if code <= 0 or code >= 128:  # a signal: its own, or for what it took
         raise NotCompiled("makes the compiler fail: too long, too big, or worse")
-    last = told.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
-    raise NotCompiled(f"does not compile: {last[0][:200]}")
+    raise NotCompiled(f"does not compile: {told}")
 
 
-async def _limited(command: list[str], folder: Path) -> tuple[int, bytes]:
-    """Run a command within the limits; return its code and the end of what it said."""
+async def _limited(command: list[str], folder: Path) -> int:
+    """Run a command within the limits; return its code. What it says is in a file, and bounded."""
     limited = _LIMITED % (
         limits.COMPILE_BYTES // 1024,
         int(limits.COMPILE_SECONDS + 0.999),
         limits.COMPILED_BYTES // 512,
     )
-    process = await asyncio.create_subprocess_exec(
-        "/bin/sh",
-        "-c",
-        limited,
-        *command,
-        cwd=folder,
-        env={},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
+    with (folder / _TOLD).open("wb") as told:
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", limited, *command),
+            cwd=folder,
+            env={},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
     try:
-        told = await asyncio.wait_for(_tail(process.stderr), limits.COMPILE_SECONDS)
-        code = await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
+        return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
     except asyncio.TimeoutError:
-        return -signal.SIGKILL, b""
+        return -signal.SIGKILL
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    return code, told
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it may have left behind, too
+        await process.wait()
 
 
-async def _tail(stream: asyncio.StreamReader) -> bytes:
-    """Read to the end and keep the last bit: whatever is said, it takes no memory."""
-    tail = b""
-    while piece := await stream.read(65536):
-        tail = (tail + piece)[-4096:]
-    return tail
+def _last_line(path: Path) -> str:
+    """Return the end of what a compiler said."""
+    with path.open("rb") as file:
+        file.seek(-min(4096, path.stat().st_size), os.SEEK_END)
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no reason given"

@@ -72,7 +72,7 @@ class Contents:
         name = await asyncio.to_thread(self._cache.put, content)
         if fixed:
             await asyncio.to_thread(self._cache.remember, part.url, name)
-        return replace(part, sha256=name, size=len(content))
+        return replace(part, short="", sha256=name, size=len(content))
 
     async def _fetch(self, release: Release, part: Part) -> bytes:
         if part.url:

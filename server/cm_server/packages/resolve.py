@@ -159,8 +159,8 @@ class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
 
 def _explained(causes: Iterable[Any]) -> str:
     """Say in one sentence who wants what."""
-    told = []
-    for cause in sorted(causes, key=lambda cause: (str(cause.parent and cause.parent.wish), cause)):
+    told: list[str] = []
+    for cause in sorted(causes, key=_order):
         parent = cause.parent
         who = "you want" if parent is None else f"{_named(parent)} needs"
         what = f"{who} {cause.requirement}"
@@ -169,6 +169,10 @@ def _explained(causes: Iterable[Any]) -> str:
     more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     key = next((cause.requirement.key for cause in causes), "")
     return f"no version of {key} fits: {', '.join(told[:_SHOWN])}{more}"
+
+
+def _order(cause: Any) -> tuple[str, str]:
+    return (_named(cause.parent) if cause.parent else "", str(cause.requirement))
 
 
 def _named(candidate: _Candidate) -> str:
