@@ -85,7 +85,7 @@ def place(folder: str, path: str, *, force: bool = False) -> str:
         raise PackageError(f"no package may write {full}: it is the board's own")
     if not force and folder in ("", TARGET_DIR) and BUILTIN.fullmatch(top(path)):
         raise PackageError(
-            f"{full} would hide MicroPython's own module {top(path)!r}, which the client needs"
+            f"{full} would hide MicroPython's own module {top(path)!r}; --force installs it"
         )
     return full
 

@@ -33,7 +33,7 @@ _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 6
 _KINDS: Final = (".tar.gz", ".whl", ".zip")
 #: What belongs to the way a distribution is made, not to what it is (a sdist's root; a wheel's).
 _MAKING = re.compile(
-    r"(setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
+    r"(__init__\.py|setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
     r"|PKG-INFO|(README|LICEN[CS]E|COPYING|CHANGE|AUTHORS|HISTORY|INSTALL|Makefile|tox\.ini"
     r"|requirements)[^/]*|(tests?|docs?|examples?|scripts?|\.[^/]*|[^/]*\.(egg-info|dist-info|data"
     r"))/.*|\.[^/]*|.*\.(pth|pyc|so|pyd|dll|exe))",
@@ -236,7 +236,10 @@ def _needs(
     """Return what is needed, less what MicroPython brings by itself, and a note for that."""
     needs, notes = [], []
     for text in requires:
-        need = parse(f"pypi:{text}")
+        try:
+            need = parse(f"pypi:{text}")
+        except PackageError as error:
+            raise PackageError(f"{wish} needs something odd: {error.args[0]}") from error
         module = re.split("[-.]", need.name.removeprefix(_PREFIX))[0]
         if BUILTIN.fullmatch(module):
             notes.append(f"{wish.key} needs {need.name}: MicroPython brings its own {module}")

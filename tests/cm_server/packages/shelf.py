@@ -1,4 +1,4 @@
-"""A web server on loopback whose pages a test writes: an index, a forge, a registry; and a rogue."""
+"""A web server on loopback whose pages a test writes: an index, a forge, a registry, a rogue."""
 
 from __future__ import annotations
 

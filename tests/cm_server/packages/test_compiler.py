@@ -1,4 +1,4 @@
-"""Compiling what somebody else wrote; FIELD 5, group 33. Real compilers; rogue ones where needed."""
+"""Compiling what somebody else wrote; FIELD 5, group 33. Real compilers, and rogue ones."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ async def compiled(compiler, cache, source: bytes, board: Bytecode = V6, path: s
     return content
 
 
+def micropython(program: str) -> str:
+    """All that a real MicroPython says to a program."""
+    command = [Path(sys.executable).parent / "micropython", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
 def left_over() -> list[str]:
     return [child.name() for child in psutil.Process().children(recursive=True)]
 
@@ -50,11 +57,9 @@ def test_bytecode_is_read_from_what_a_board_tells(mpy, board):
 async def test_bytecode_runs_in_micropython_and_names_its_source(compiler, cache, tmp_path):
     source = b"def f():\n    raise ValueError(6 * 7)\n"
     (tmp_path / "a.mpy").write_bytes(await compiled(compiler, cache, source))
-    program = f"import sys; sys.path.append({str(tmp_path)!r}); import a; a.f()"
-    micropython = Path(sys.executable).parent / "micropython"
-    done = subprocess.run([micropython, "-c", program], capture_output=True, text=True, check=False)
-    assert 'File "/lib/a.py", line 2, in f' in done.stderr + done.stdout
-    assert "ValueError: 42" in done.stderr + done.stdout
+    told = micropython(f"import sys; sys.path.append({str(tmp_path)!r}); import a; a.f()")
+    assert 'File "/lib/a.py", line 2, in f' in told
+    assert "ValueError: 42" in told
 
 
 async def test_each_version_of_bytecode_gets_its_own(compiler, cache):

