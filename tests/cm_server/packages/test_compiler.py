@@ -38,7 +38,7 @@ async def compiled(compiler, cache, source: bytes, board: Bytecode = V6, path: s
 
 def micropython(program: str) -> str:
     """All that a real MicroPython says to a program."""
-    command = [Path(sys.executable).parent / "micropython", "-c", program]
+    command = [str(Path(sys.executable).parent / "micropython"), "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
