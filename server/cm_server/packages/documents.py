@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from cloudmanager.errors import PackageError
 from cm_server import limits
 
 _SHORT = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits
-_DEEP: Final = 8  # brackets in brackets: these documents need three
 _DUMMY = re.compile(r"^Summary: Dummy ", re.MULTILINE)
 
 
@@ -42,20 +41,9 @@ def load_json(raw: bytes, whose: str) -> Any:
     """
     try:
         text = raw.decode("utf-8-sig")
-        if _depth(text) > _DEEP:
-            raise ValueError("it nests too deep")
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise PackageError(f"{whose} is not the JSON that it should be: {error}") from error
-
-
-def _depth(text: str) -> int:
-    """Count brackets in brackets, those in strings too: whoever has so many is refused."""
-    deepest = depth = 0
-    for bracket in re.findall(r"[\[{\]}]", text):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

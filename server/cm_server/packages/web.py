@@ -165,9 +165,10 @@ class Web:
         return not all(is_public(str(address[0])) for *_, address in found)
 
     async def _follow(self, url: str, limit: int, own: str, accept: str) -> Reply:
-        first = origin_of(url)
+        first, login = origin_of(url), _login(url)
         for _ in range(limits.FETCH_REDIRECTS + 1):
-            response = await self._ask(url, limit, own, accept, login=origin_of(url) == first)
+            ours = login if origin_of(url) == first else ""
+            response = await self._ask(url, limit, own, accept, ours)
             if response.code not in _REDIRECTS:
                 return _checked(response, url)
             onward = urljoin(url, response.headers.get("Location", ""))
@@ -176,7 +177,7 @@ class Web:
             url = onward
         raise Unreachable(f"{shown(url)} leads on and on")
 
-    async def _ask(self, url: str, limit: int, own: str, accept: str, login: bool) -> HTTPResponse:
+    async def _ask(self, url: str, limit: int, own: str, accept: str, login: str) -> HTTPResponse:
         """Ask one server once; no redirect is followed, whatever it says."""
         private = bool(own) and origin_of(url) == origin_of(own)
         client = SimpleAsyncHTTPClient(
@@ -200,12 +201,10 @@ class Web:
         finally:
             client.close()
 
-    def _request(self, url: str, accept: str, login: bool) -> HTTPRequest:
+    def _request(self, url: str, accept: str, login: str) -> HTTPRequest:
         headers = HTTPHeaders({"Accept": accept})
-        parts = urlsplit(url)
-        if login and parts.username is not None:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        if login:
+            headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         return HTTPRequest(
             shown(url),
             headers=headers,
@@ -215,6 +214,14 @@ class Web:
             user_agent=_AGENT,
             ca_certs=self.ca_file,
         )
+
+
+def _login(url: str) -> str:
+    """Return the user and password that stand in a URL, "" for none."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return ""
+    return f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 
 def _checked(response: HTTPResponse, url: str) -> Reply:

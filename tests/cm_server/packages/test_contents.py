@@ -8,6 +8,7 @@ import pytest
 
 from cloudmanager.errors import PackageError
 from cm_server.packages.contents import side_by_side
+from cm_server.packages.lock import dump
 
 from .test_index import sources
 
@@ -46,10 +47,19 @@ async def test_fetches_go_side_by_side(shelf, packages):
     assert len(await sources(packages, "log")) == 8
 
 
+async def test_cache_does_not_answer_for_another_hash_than_the_locks(shelf, packages):
+    """The address is known, with its content; the lock promises another one."""
+    shelf.refs("o/r", HEAD="a")
+    shelf.commit("o/r", "a", {"m.py": "M = 1\n"})
+    plan = await packages.plan(["github:o/r/m.py"])
+    text = dump(plan.wanted, plan.packages)
+    sha256 = plan.packages[0].parts[0].sha256
+    with pytest.raises(PackageError, match="not what was promised"):
+        await packages.plan([], lock=text.replace(sha256, "0" * 64), locked=True)
+
+
 async def test_hash_that_is_right_with_another_length_cannot_be(shelf, packages):
     """The whole hash binds the length; a lock that says another one is refused."""
-    from cm_server.packages.lock import dump
-
     shelf.publish("log")
     plan = await packages.plan(["log"])
     text = dump(plan.wanted, plan.packages)

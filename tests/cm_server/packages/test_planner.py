@@ -172,7 +172,8 @@ async def test_content_that_is_another_one_than_the_locks_is_refused(
     else:
         short = digest(b"V = 1\n")[:8]
         shelf.put(f"/pi/file/{short[:2]}/{short}", evil)
-    with pytest.raises(PackageError, match="not what was promised|not the one that was locked"):
+    why = "not the one that was locked" if which.endswith("gz") else "not what was promised"
+    with pytest.raises(PackageError, match=why):
         await locked(shelf.packages(tmp_path / "empty"), text)
 
 

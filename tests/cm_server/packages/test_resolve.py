@@ -127,6 +127,13 @@ def test_chain_without_an_end_is_refused(monkeypatch):
         frontier([parse("a0")], about)
 
 
+def test_more_packages_than_a_plan_may_have_are_refused(monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGES", 10)
+    about = known(**{f"a{n}": {"1": [f"a{n + 1}"]} for n in range(14)}, a14={"1": []})
+    with pytest.raises(PackageError, match="more than 10 packages"):
+        solve(about, "a0")
+
+
 def test_search_that_leads_nowhere_ends(monkeypatch):
     """Many versions of many packages, none of which fit: the steps are bounded."""
     monkeypatch.setattr(limits, "RESOLVE_ROUNDS", 50)

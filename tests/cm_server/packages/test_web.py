@@ -197,6 +197,11 @@ async def test_password_is_for_its_origin_only_and_never_shown(web, shelf, monke
         assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[0]
         assert "Authorization" not in other.heads[0]
         assert "pa" not in str(raised.value).replace("package", "")
+        assert "Authorization" not in other.heads[0]
+        shelf.redirect("/a", "/b")
+        shelf.put("/b", b"here")
+        await web.get(f"{with_login}/a", limit=MIB, own=shelf.url)
+        assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[-1], "its own origin is told"
     assert shown(with_login + "/x?y") == f"{shelf.url}/x?y"
 
 
@@ -264,6 +269,18 @@ async def test_slow_answer_is_given_up(web, shelf, page, monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.3)
     shelf.pages["/x"] = page
     with pytest.raises(Unreachable):
+        await get(web, shelf)
+
+
+async def test_redirects_share_one_fetchs_time(web, shelf, monkeypatch):
+    monkeypatch.setattr(limits, "FETCH_SECONDS", 0.4)
+
+    async def later(writer):
+        await asyncio.sleep(0.15)
+        writer.write(reply(b"", 302, Location="/x"))
+
+    shelf.pages["/x"] = later
+    with pytest.raises(Unreachable, match="takes longer than 0.4 s"):
         await get(web, shelf)
 
 
