@@ -1,6 +1,6 @@
 # Finishes an install: moves staged files to their places, as a journal says, however often.
 # Boards: all; safe against power cuts on littlefs. Imported where a journal is, then dropped.
-# Cost: 463 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 451 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 #
 # Whoever installs puts the files into /.cm/new, and their names last into /.cm/journal, by a
 # rename: from that moment the install has happened, even if the power goes. Each line is one of

@@ -53,3 +53,27 @@ def test_nothing_to_finish_costs_nothing(folder):
     program += "switch.finish()\nprint('fine')"
     done = subprocess.run([MICROPYTHON, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+STAGED = """
+import os
+os.mkdir("/.cm"); os.mkdir("/.cm/new")
+with open("/.cm/new/0", "w") as f: f.write("V = 42")
+with open("/.cm/journal", "w") as f: f.write("+0 /lib/pack/__init__.py\\n")
+"""
+LOOK = """
+import os, pack
+__cm__((pack.V, os.listdir("/.cm")))
+"""
+
+
+def test_board_that_lost_its_power_finishes_the_install_when_it_starts(lab):
+    assert lab.link().run(STAGED).status == 0
+    lab.boards.restart("lab-1")
+    assert lab.link().run(LOOK).value == b"(42, [])"
+
+
+def test_board_dials_in_though_its_journal_cannot_be_done(lab):
+    assert lab.link().run("with open('/.cm/journal', 'w') as f: f.write('+x')").status == 0
+    lab.boards.restart("lab-1")
+    assert lab.link().run("import os; __cm__((os.listdir('/.cm')))").value == b"['journal']"
