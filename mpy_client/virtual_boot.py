@@ -87,6 +87,13 @@ def start():
     except (KeyError, TypeError, ValueError):
         pass
     _write("/cm.json", dumps(config).encode())
+    try:
+        os.stat("/.cm/journal")  # an install lost its power: it comes to its end before all else
+        from cm import switch
+
+        switch.finish()
+    except Exception:  # whatever happens, the board dials in, so that it can be mended
+        pass
     box = uctypes.bytearray_at(told["box"], 32)
     del told, parts
     del sys.modules["virtual_boot"]

@@ -50,6 +50,23 @@ TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server
 RECENT_JOBS = 1000  # ended jobs that are kept in memory, with their tails
 RECENT_BYTES = 16 * MIB  # of their tails together
 
+# Packages: what a source, an archive or a compiler may cost. One plan's add up.
+FETCHES = 8  # at once
+FETCH_SECONDS = 60.0  # for one, with all its redirects
+FETCH_REDIRECTS = 5
+PACKAGES = 200  # in one plan, dependencies included
+PACKAGE_FILES = 1000  # in a package, an archive, or a plan
+PACKAGE_DOCUMENT_BYTES = 8 * MIB  # an index's page, a repository's refs
+PACKAGE_FILE_BYTES = 4 * MIB
+PACKAGE_ARCHIVE_BYTES = 16 * MIB
+PACKAGE_UNPACKED_BYTES = 32 * MIB  # of an archive, or of a plan
+PACKAGE_CACHE_BYTES = 512 * MIB  # the oldest go
+PLAN_SECONDS = 300.0
+RESOLVE_ROUNDS = 10_000  # steps of the resolver
+COMPILE_SECONDS = 10.0  # of one file; of the processor's time and of the clock's
+COMPILE_BYTES = 256 * MIB  # of memory
+COMPILED_BYTES = 4 * MIB  # that may come out
+
 # What is written down.
 LOG_BYTES = MIB  # of server.log; one older file is kept
 STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
