@@ -64,8 +64,14 @@ class Kernel:
             if isinstance(message, Output):
                 outputs.append(message)
                 watch(message)
-        status = self.client.get_shell_msg(timeout=WAIT)["content"]["status"]
-        return str(status), outputs
+        return self._status(asked), outputs
+
+    def _status(self, asked: str) -> str:
+        """How the cell ended; an older cell's reply may still be on its way."""
+        while True:
+            reply = self.client.get_shell_msg(timeout=WAIT)
+            if reply["parent_header"].get("msg_id") == asked:
+                return str(reply["content"]["status"])
 
     def _next(self, asked: str, answers: list[str]) -> Output | str | None:
         if answers or self.prompts:
