@@ -83,7 +83,7 @@ class Result:
             return Repr(self.text)
 
     @property
-    def error(self) -> CloudmanagerError | None:
+    def error(self) -> Exception | None:
         """What ``raise_for_error`` raises for this board; None if ok."""
         if self.status == "ok":
             return None

@@ -117,16 +117,7 @@ class BoardsVerbs:
             ServerUnreachable: no server.
         """
         group = send(self, JobGroup(cell_of(code, inputs)), options(timeout, fresh, wait))
-        try:
-            return await group.finished
-        except KeyboardInterrupt:
-            group.interrupt()
-            group.wait(STOP_SECONDS)
-            raise
-        except BaseException:
-            if not group.finished.done:
-                group.interrupt()
-            raise
+        return await ending(group)
 
     async def info(self: Targeted) -> list[dict[str, Any]]:
         """Return what the server knows of each of the boards."""
@@ -148,6 +139,20 @@ def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup
     group.fresh = bool(options.get("fresh"))
     boards.exchange().submit(group, boards.target, options)
     return group
+
+
+async def ending(group: JobGroup) -> Results:
+    """Wait for a group; who stops waiting interrupts it."""
+    try:
+        return await group.finished
+    except KeyboardInterrupt:
+        group.interrupt()
+        group.wait(STOP_SECONDS)
+        raise
+    except BaseException:
+        if not group.finished.done:
+            group.interrupt()
+        raise
 
 
 def options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:

@@ -29,6 +29,6 @@ def ask(port, prompt):
                 link.wait(50)  # how late a timeout may be
     finally:
         port.ask(False)
-    if run.answer[1] & 1:
+    if link.buf[_IN + 1] & 1:
         raise EOFError
-    return run.answer[6:].decode()
+    return bytes(link.mv[_IN + 6 : _IN + run.answer]).decode()

@@ -55,9 +55,17 @@ def _hear(link, op):
     raise OSError(1006)
 
 
+# Which files of the client are there: a part is there if its file is. Frozen, all of them are.
+def _parts(link):
+    try:
+        return [name.split(".")[0] for name in os.listdir(link.cm.__path__)]
+    except OSError:
+        return ["run", "files", "ask", "loop"]
+
+
 # Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
 # must fit in a frame.
-def _about(run, job):
+def _about(link, run, job):
     gc.collect()
     us = sys.implementation
     last = None
@@ -71,7 +79,7 @@ def _about(run, job):
     return {
         "boot": hexlify(run.boot).decode(),
         "buf": _ROOM,
-        "parts": ["run"],
+        "parts": _parts(link),
         "facts": {
             "platform": sys.platform,
             "version": ".".join([str(v) for v in us.version[:3]]),
@@ -122,7 +130,7 @@ def _prove(link, run, name, key):
             wrong |= mac[i] ^ link.buf[at + 16 + i]
         if wrong:
             link.refuse(1008, _IN)
-        text = json.dumps(_about(run, job)).encode()
+        text = json.dumps(_about(link, run, job)).encode()
         _say(link, _PROOF, _mac(key, b"cm1 board", head, text) + text)
         end = _hear(link, _WELCOME)
     finally:

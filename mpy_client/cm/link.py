@@ -145,6 +145,12 @@ def idle(ms):
     return wait(ms) if socket else sleep_ms(ms)
 
 
+# Forgets a part of the client that is needed seldom.
+def drop(part):
+    sys.modules.pop("cm." + part, None)
+    cm.__dict__.pop(part, None)
+
+
 # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done. A board
 # whose memory is too full for it, and stays so, starts anew: else it would be gone.
 def start(port):
@@ -167,8 +173,7 @@ def start(port):
             sleep_ms(1000)
         finally:
             dial = None
-            sys.modules.pop("cm.dial", None)
-            cm.__dict__.pop("dial", None)
+            drop("dial")
             gc.collect()
         try:
             run.serve()

@@ -30,6 +30,7 @@ _MORE = const(0x11)
 _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
 _RESET = const(0x14)
+_FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
@@ -49,7 +50,7 @@ status = None  # how the last job ended
 trace = b""  # the end of its error
 lost = 0  # bytes of its output that were lost with a link
 stop = 0  # why the cell shall end
-awaits = deadline = 0
+awaits = deadline = 0  # awaits: 1, or _FILE where it is no cell but acts on files
 code = rest = None  # a cell on its way, and where its next bytes go
 value = answer = None
 ticks = 0  # when output was sent last
@@ -59,7 +60,7 @@ mark = end = _OUT
 
 
 # What a busy board owes its link, done between two steps of the cell; gives the reason to
-# end it, or 0.
+# end it, or 0. Who waits for a message (at _IN) finds its length in answer.
 def tick(at):
     global answer, stop, trace
     now = ticks_ms()
@@ -74,8 +75,9 @@ def tick(at):
                 if mv[at + 2 : at + 6] == job:
                     if buf[at] == _INTERRUPT:
                         stop = _INTERRUPTED
-                    elif buf[at] == _ANSWER and at == _IN:
-                        answer = bytes(mv[at : at + n])
+                    elif at == _IN:
+                        answer = n
+                        break
         elif ticks_diff(now, link.lost) > limit:
             stop = _INTERRUPTED
             trace = b"KeyboardInterrupt: link lost"
@@ -196,11 +198,12 @@ def serve():
                 return
             if not link.idle(min(n, 1000) if dirty else n) and dirty:
                 dirty = False
+                link.drop("files")
                 gc.collect()
             continue
         dirty = True
         op = buf[_IN]
-        if op == _EXEC:
+        if op == _EXEC or op == _FILE:
             begin(n)
         elif op == _RESET:
             link.frame(0x88, _IN, _IN)  # a close without a code
@@ -218,7 +221,7 @@ def serve():
 def begin(n):
     global awaits, code, deadline, lost, rest, status, stop, trace
     deadline, size = unpack_from(">II", buf, _IN + 6)
-    awaits = buf[_IN + 1] & 1
+    awaits = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & 1
     job[:] = mv[_IN + 2 : _IN + 6]
     status = _RUNNING
     trace = b""
@@ -270,14 +273,20 @@ def run():
             raise KeyboardInterrupt
         if source is None:
             raise MemoryError
-        source = compile(source, "<cell>", "exec")
-        try:
-            spare = spare or [0] * _SPARE
-        except MemoryError:
-            pass
-        port.user(True)
-        exec(source, names)
-        if awaits:
+        if awaits == _FILE:
+            from cm.files import do
+
+            value = do(source)
+        else:
+            link.drop("files")
+            source = compile(source, "<cell>", "exec")
+            try:
+                spare = spare or [0] * _SPARE
+            except MemoryError:
+                pass
+            port.user(True)
+            exec(source, names)
+        if awaits == 1:
             from cm import loop
 
             loop.run(names.pop("__cm_cell__")())

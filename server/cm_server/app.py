@@ -32,6 +32,7 @@ from . import auth, limits
 from .audit import Audit, Note
 from .board_socket import BoardSocket
 from .caller_socket import REVOKED, CallerConversation, CallerSocket
+from .contents import Contents
 from .dispatch import LOST_AFTER, Dispatch
 from .gate import Entry, Rate, Unproven
 from .pages import Health, NotFound, Page
@@ -85,6 +86,7 @@ class Server:
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
         self.tokens.adopt(self._local_token())
+        self.contents = Contents(home)
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)

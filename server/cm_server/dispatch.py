@@ -27,6 +27,7 @@ from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
 from .registry import Board, BoardLink, Registry
 from .store import Store
+from .transfers import Transfer
 
 log = logging.getLogger("cm_server")
 
@@ -128,11 +129,22 @@ class Dispatch:
             job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
 
     def forget(self, watcher: Watcher) -> None:
-        """Go on without a caller that went away; its jobs stay."""
+        """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
+        unwanted: list[Job] = []
         for job in self.jobs.values():
             if job.watcher is watcher:
                 job.watcher = None
                 self.answer(job, b"", nobody=True)
+                if job.cell.files is not None and job.cell.files.gets:
+                    unwanted.append(job)
+        for job in unwanted:
+            self.interrupt(job)
+
+    def left(self, number: int, size: int) -> None:
+        """Note that bytes of a board's file have left for the caller."""
+        job = self.jobs.get(number)
+        if job is not None and job.state == "running" and job.transfer is not None:
+            job.transfer.on_left(size)
 
     # What boards say
 
@@ -151,6 +163,8 @@ class Dispatch:
             self._on_result(job, message, data)
         elif message.op == wire.INPUT:
             self._on_input(job, data)
+        elif message.op == wire.CHUNK:
+            self._on_chunk(job, message, data)
         else:
             (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
@@ -172,6 +186,12 @@ class Dispatch:
         else:
             self._close(job, ending.status, error)
         self._release(job.board)
+
+    def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
+        if job.transfer is not None:  # else it is settled, and the board does not know it yet
+            job.transfer.on_chunk(message)
+            job.deliver(data)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True
@@ -269,17 +289,24 @@ class Dispatch:
     def _start(self, job: Job) -> None:
         board, cell = job.board, job.cell
         assert board.link is not None
+        if cell.files is not None and "files" not in board.parts:
+            self._settle(job, "error", "its client lacks the part for files (files.mpy)")
+            self._next(board)
+            return
         board.current = job
         job.stop_timer()
         if cell.fresh and job.state == "queued":
             self._reset(job)
             return
         job.state, job.started = "running", time.time()
+        if cell.files is not None:
+            job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
         for message in wire.exec_messages(
             job.id,
             cell.code,
             timeout_ms=_milliseconds(cell.timeout),
             awaits=cell.awaits,
+            op=wire.EXEC if cell.files is None else wire.FILE,
             buffer_size=board.buffer_size,
         ):
             board.link.send(message)
@@ -320,7 +347,7 @@ class Dispatch:
 
     def _close(self, job: Job, status: str, error: str) -> None:
         job.stop_timer()
-        job.state, job.watcher = "settled", None
+        job.state, job.watcher, job.transfer = "settled", None, None
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
         self.recent.add(job)

@@ -1,4 +1,4 @@
-"""One cell on one board, as the server sees it; and the jobs that ended lately. No I/O."""
+"""One cell, or acts on files, on one board, as the server sees it; and the jobs that ended lately. No I/O."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from cloudmanager import wire
 
 from . import limits
+from .transfers import Files, Transfer
 
 if TYPE_CHECKING:
     from .registry import Board
@@ -39,6 +40,7 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
+    files: Files | None = None  # then the code is acts on files, in JSON
 
 
 class Tail:
@@ -85,6 +87,7 @@ class Job:
         "status",
         "tail",
         "timer",
+        "transfer",
         "value",
         "watcher",
     )
@@ -106,6 +109,7 @@ class Job:
         self.value = Tail()
         self.timer: Timer | None = None
         self.asking = False
+        self.transfer: Transfer | None = None  # while it moves files
 
     def describe(self) -> dict[str, Any]:
         """Return the job's line, as callers see it."""
@@ -152,7 +156,7 @@ class Recent:
     def add(self, job: Job) -> None:
         """Keep a job that ended."""
         size = len(job.tail) + len(job.value)
-        job.cell = job.cell._replace(code=b"")  # a cell's text is the notebook's to keep
+        job.cell = job.cell._replace(code=b"", files=None)  # a cell's text is the notebook's
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:

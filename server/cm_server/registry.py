@@ -39,6 +39,7 @@ class Board:
         self.links = 0  # how many there have been since the server started
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
+        self.parts: frozenset[str] = frozenset()  # of the client, that it has
         self.current: Job | None = None
         self.queue: deque[Job] = deque()
 
@@ -73,12 +74,19 @@ class Board:
             return ""
         return f"{number & 0xFF}.{number >> 8 & 3}"
 
-    def connect(self, link: BoardLink, facts: dict[str, Any], buffer_size: int) -> None:
+    def connect(
+        self,
+        link: BoardLink,
+        facts: dict[str, Any],
+        buffer_size: int,
+        parts: Iterable[str] = (),
+    ) -> None:
         """Note that its link is open and proven."""
         self.link = link
         self.links += 1
         self.told = facts
         self.buffer_size = buffer_size
+        self.parts = frozenset(parts)
         self.connected_since = self.last_seen = time.time()
 
     def disconnect(self) -> None:
