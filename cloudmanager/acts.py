@@ -25,7 +25,7 @@ ACTS: Final[dict[str, tuple[type, ...]]] = {
     "stat": (),
     "statvfs": (),
 }
-CHANGING: Final = frozenset(("makedirs", "mkdir", "put", "rename", "rm", "rmdir"))
+CHANGING: Final = frozenset(("put", "rename", "rm", "rmdir"))
 #: Without these a board is gone from the fleet; its client is replaced by flashing.
 OWN: Final = ("/cm.json", "/lib/cm")
 
@@ -48,8 +48,8 @@ def check(acts: object, *, most: int, path_bytes: int) -> list[list[Any]]:
         paths = [act[1], act[2]] if name == "rename" else [act[1]]
         for path in paths:
             _check_path(path, path_bytes)
-            if name in CHANGING and name not in ("mkdir", "makedirs"):
-                _check_own(path)
+            if name in CHANGING:
+                _check_own(path, above=name in ("rename", "rm"))
     return acts
 
 
@@ -59,9 +59,10 @@ def _check_path(path: str, most: int) -> None:
         raise ServerError(f"{path[:64]!r} is no path on a board")
 
 
-def _check_own(path: str) -> None:
-    """Refuse what Cloudmanager itself lives on, and the folders that it lives in."""
+def _check_own(path: str, *, above: bool) -> None:
+    """Refuse what Cloudmanager itself lives on; ``above``: and the folders that it is in."""
     name = path.lower().removesuffix(".part").rstrip("/")  # FAT tells no case
     for own in OWN:
-        if name == own or name.startswith(own + "/") or own.startswith(name + "/"):
+        within = name == own or name.startswith(own + "/")
+        if within or (above and own.startswith(name + "/")):
             raise ServerError(f"{path} is what the board's client lives on: it would be gone")

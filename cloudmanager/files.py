@@ -120,6 +120,26 @@ class FileResult(Result):
         return self.failure or _os_error(self.board, self.traceback) or super().error
 
 
+    def with_value(self, value: Any, elapsed: float = 0.0) -> FileResult:
+        """Return the same ending with another value; ``elapsed`` is what went before it."""
+        return FileResult(
+            self.board,
+            self.job,
+            self.status,
+            read=lambda _: value,
+            failure=self.failure,
+            text=self.text,
+            traceback=self.traceback,
+            why=self.why,
+            elapsed=self.elapsed + elapsed,
+        )
+
+
+def failed(board: str, error: Exception) -> FileResult:
+    """Return what is left of work that failed here, on this machine."""
+    return FileResult(board, 0, "error", failure=error)
+
+
 def _os_error(board: str, traceback: str) -> OSError | None:
     """Return the error that a board's traceback ends with, if it is of the system."""
     found = _OSERROR.search(traceback)
@@ -139,8 +159,8 @@ class Sink(Protocol):
         """Take some of it."""
 
 
-#: board, bytes that were moved for it so far
-Progress = Callable[[str, int], None]
+#: Takes a board and the bytes that a job has moved for it so far.
+Moved = Callable[[str, int], None]
 
 
 class FileJob(Job):
@@ -170,7 +190,7 @@ class FileGroup(JobGroup):
         acts: what is to be done, in this order; the first that fails is the last.
         read: answers -> what the verb returns.
         sink: takes the bytes of files that boards send.
-        progress: is told how far each board is.
+        moved: is told how far each board is.
     """
 
     def __init__(
@@ -179,14 +199,14 @@ class FileGroup(JobGroup):
         *,
         read: Callable[[list[Any]], Any] = list,
         sink: Sink | None = None,
-        progress: Progress | None = None,
+        moved: Moved | None = None,
     ) -> None:
         super().__init__(_NO_CELL)
         self.acts = acts
         self.read = read
         self.failures: dict[str, Exception] = {}
         self._sink = sink
-        self._progress = progress
+        self._on_moved = moved
         self._moved: dict[str, int] = {}
 
     def _make_job(self, number: int, board: str) -> Job:
@@ -214,5 +234,5 @@ class FileGroup(JobGroup):
 
     def _tell_moved(self, board: str, moved: int) -> None:
         self._moved[board] = moved
-        if self._progress is not None:
-            self._progress(board, moved)
+        if self._on_moved is not None:
+            self._on_moved(board, moved)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from . import files, paths, sources
-from .acts import Act
-from .exchange import Exchange
-from .files import FileGroup, FileResult, Progress, Sink
-from .results import Result, Results
-from .sources import Source
-from .text import fold
-from .verbs import Targeted, ending, options
-
-#: A board holds a job's acts in memory, as text and taken apart: so many bytes of text, no more.
-ACTS_BYTES: Final = 1500
-AHEAD: Final = 8  # pieces of a content that travel to the server before it has confirmed the first
-
-PathLike = str | os.PathLike[str]
+from . import downloads, files, paths, syncing, uploads
+from .filejobs import Progress, act
+from .results import Results
+from .sources import Origin, PathLike
+from .verbs import Targeted
 
 
 class FileVerbs:
@@ -64,86 +53,84 @@ class FileVerbs:
 
     async def put(
         self: Targeted,
-        source: PathLike | bytes | Sequence[PathLike],
+        source: Origin | Sequence[PathLike],
         dest: str = ":/",
         *,
         progress: Progress | None = None,
     ) -> Results:
         """Copy files, folders or bytes to the boards; what is there and equal stays as it is.
 
-        A path that ends in ``/``, or a folder that is there, gets it below its own name. The
-        folders that are needed are made. An upload that broke off goes on where it stopped.
+        A path that ends in ``/``, or a folder that is there, gets them below their own names.
+        The folders that are needed are made. An upload that broke off goes on where it stopped.
 
         Args:
             source: a file, a folder, several of them, or the bytes of one file.
             dest: where it goes, such as ``:lib/``.
-            progress: called with a board and the bytes that were moved for it, from the link's
-                thread.
+            progress: called with a board, the bytes that were moved for it and how many there
+                are in all; from the link's thread.
 
         Returns:
             For each board how many bytes were written.
 
         Raises:
-            OSError: a source cannot be read.
+            OSError: a source cannot be read; nothing was sent.
         """
-        results = await _put(self, source, dest, progress)
-        return results
+        return await uploads.put(self, source, dest, progress)
 
+    async def get(
+        self: Targeted,
+        path: str,
+        folder: PathLike = ".",
+        *,
+        progress: Progress | None = None,
+    ) -> Results:
+        """Copy a file or a folder from the boards; of several boards, into a folder of each.
 
-async def act(
-    boards: Targeted,
-    acts: Sequence[Act],
-    *,
-    read: Callable[[list[Any]], Any] = list,
-    sink: Sink | None = None,
-    progress: Progress | None = None,
-    target: str = "",
-) -> Results:
-    """Have the same acts done on all boards of a target, in one job of each."""
-    group = FileGroup(acts, read=read, sink=sink, progress=progress)
-    given = {**options(None, False, 0), "acts": acts}
-    boards.exchange().submit(group, target or boards.target, given)
-    return await ending(group)
+        No name that a board tells chooses a place here: one that is no plain name fails.
 
+        Args:
+            path: what to copy, such as ``:log.txt``.
+            folder: where to; it is made.
+            progress: as ``put`` takes it.
 
-async def send(exchange: Exchange, source: Source) -> None:
-    """Have the server hold a content; what it has already does not travel."""
-    upload = await exchange.request("offer", {"sha256": source.digest, "size": source.size})
-    if not upload:
-        return
-    ahead = deque()
-    for piece in source.pieces():
-        ahead.append(exchange.send_content(upload, piece))
-        if len(ahead) >= AHEAD:
-            await ahead.popleft()
-    for reply in ahead:
-        await reply
+        Returns:
+            For each board the ``Path`` of the file here; of a folder, a list of them.
+        """
+        return await downloads.get(self, path, Path(folder), progress)
 
+    async def sync(
+        self: Targeted,
+        folder: PathLike,
+        dest: str = ":/",
+        *,
+        delete: bool = False,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> Results:
+        """Make a folder on the boards equal to one here; only what differs travels.
 
-async def _put(boards, source, dest, progress):
-    path = paths.on_board(dest)
-    into = dest.endswith(("/", ":"))
-    if isinstance(source, bytes):
-        item = sources.of_bytes(source)
-    else:
-        item = sources.of_file(Path(source))
-        if into:
-            path = paths.joined(path, Path(source).name)
-    await send(boards.exchange(), item)
-    acts = []
-    if parent := path.rpartition("/")[0]:
-        acts.append(["makedirs", parent])
-    acts.append(["put", path, item.digest])
-    return await act(boards, acts, read=_last, progress=progress)
+        ``.mbmignore`` in the folder names what stays out, as ``.gitignore`` would; with
+        ``delete`` that is left on the boards, too, and all that Cloudmanager lives on.
+
+        Args:
+            folder: the folder here; links out of it are not followed.
+            dest: the folder on the boards.
+            delete: whether files go that are not here.
+            dry_run: only find out what would be done.
+            progress: as ``put`` takes it.
+
+        Returns:
+            For each board a ``Plan``: put, delete, same, size_bytes.
+
+        Raises:
+            OSError: a file here cannot be read.
+        """
+        return await syncing.sync(self, Path(folder), dest, delete, dry_run, progress)
 
 
 def _first(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:
     return lambda answers: read(answers[0])
 
 
-def _last(answers):
-    return answers[-1]
-
-
 def _nothing(_: list[Any]) -> None:
-    return None
+    """Return nothing: that it went well is all there is to say."""

@@ -124,6 +124,8 @@ class Boards:
     info = blocking(BoardsVerbs.info)
     label = blocking(BoardsVerbs.label)
     put = blocking(FileVerbs.put)
+    get = blocking(FileVerbs.get)
+    sync = blocking(FileVerbs.sync)
     ls = blocking(FileVerbs.ls)
     stat = blocking(FileVerbs.stat)
     df = blocking(FileVerbs.df)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+PathLike = str | os.PathLike[str]
+Origin = PathLike | bytes
+
 PIECE_BYTES: Final = 64 * 1024  # that are read at once
 
 
