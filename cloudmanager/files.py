@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from . import wire
 from .acts import Act
 from .cells import prepare
-from .errors import CloudmanagerError
+from .errors import CloudmanagerError, PeerWireError
 from .jobs import Event, Job, JobGroup
 from .results import Result
 
@@ -75,8 +75,10 @@ def space(told: Any) -> Space:
 class FileResult(Result):
     """How one job with files ended.
 
-    Its ``error`` is of the ``OSError`` family where the board's was; ``value`` is what the verb
-    makes of the acts' answers.
+    Its ``error`` is of the ``OSError`` family where the board's was.
+
+    Attributes:
+        answers: what each act gave, as the board told it.
     """
 
     def __init__(
@@ -89,19 +91,21 @@ class FileResult(Result):
         failure: Exception | None = None,
         **told: Any,
     ) -> None:
-        super().__init__(board, job, status, **told)
-        self._read = read
-        self.failure = failure  # of this machine, such as a full disk
-
-    @property
-    def ok(self) -> bool:
-        """Whether all of it was done."""
-        return self.status == "ok" and self.failure is None
-
-    @property
-    def answers(self) -> list[Any]:
-        """What each act gave, as the board told it."""
-        return list(ast.literal_eval(self.text)) if self.text else []
+        self.answers: list[Any] = []
+        self._value: Any = None
+        self._failure = failure
+        if status == "ok" and failure is None:
+            try:
+                self.answers = list(ast.literal_eval(told.pop("text")))
+                self._value = read(self.answers)
+            except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
+                self._failure = PeerWireError("what the board answers about its files is no answer")
+        told["text"] = "" if self._value is None else repr(self._value)
+        super().__init__(board, job, "error" if self._failure else status, **told)
+        if self._failure is None:
+            self._failure = _os_error(board, self.traceback)
+        if self._failure is not None:
+            self.traceback = _words(board, self._failure)
 
     @property
     def value(self) -> Any:
@@ -112,27 +116,27 @@ class FileResult(Result):
         """
         if self.error is not None:
             raise self.error
-        return self._read(self.answers)
+        return self._value
 
     @property
     def error(self) -> Exception | None:
         """What ``raise_for_error`` raises for this board; None if ok."""
-        return self.failure or _os_error(self.board, self.traceback) or super().error
+        return self._failure or super().error
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        told = super().to_json()
+        return {**told, "value": _to_json(self._value)}
 
     def with_value(self, value: Any, elapsed: float = 0.0) -> FileResult:
         """Return the same ending with another value; ``elapsed`` is what went before it."""
-        return FileResult(
-            self.board,
-            self.job,
-            self.status,
-            read=lambda _: value,
-            failure=self.failure,
-            text=self.text,
-            traceback=self.traceback,
-            why=self.why,
-            elapsed=self.elapsed + elapsed,
-        )
+        copy = FileResult.__new__(FileResult)
+        copy.__dict__.update(self.__dict__)
+        if self.ok:
+            copy._value = value
+            copy.text = "" if value is None else repr(value)
+        copy.elapsed = self.elapsed + elapsed
+        return copy
 
 
 def failed(board: str, error: Exception) -> FileResult:
@@ -147,6 +151,21 @@ def _os_error(board: str, traceback: str) -> OSError | None:
         return None
     number, path = int(found[1] or found[3]), found[2] or found[4] or ""
     return OSError(number, os.strerror(number), f"{board}:{path}")
+
+
+def _words(board: str, error: Exception) -> str:
+    """Return an error in one line, the same for each board."""
+    name = type(error).__name__
+    return f"{name}: {error}".replace(f"'{board}:", "':")
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can say it: tuples with names as objects."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _to_json(each) for name, each in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(each) for each in value]
+    return str(value) if isinstance(value, os.PathLike) else value
 
 
 class Sink(Protocol):

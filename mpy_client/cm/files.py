@@ -170,7 +170,8 @@ def get(path):
 
 # Does one act after the other; gives what each gave. They are functions of this module or of os.
 def do(text):
-    global step
+    global moved, step, told
+    moved = told = 0
     step, acts = json.loads(text)
     answers = []
     for name, path, *more in acts:
