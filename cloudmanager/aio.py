@@ -161,6 +161,7 @@ class AsyncBoards:
     label = in_loop(BoardsVerbs.label)
     put = in_loop(FileVerbs.put)
     get = in_loop(FileVerbs.get)
+    read = in_loop(FileVerbs.read)
     sync = in_loop(FileVerbs.sync)
     ls = in_loop(FileVerbs.ls)
     stat = in_loop(FileVerbs.stat)

@@ -17,6 +17,7 @@ from .results import Result, Results
 from .text import fold
 from .verbs import Targeted
 
+READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
 _UNFIT: Final = "its name is no file's name here; it stays on the board"
 
 
@@ -28,18 +29,14 @@ class Wanted(NamedTuple):
     size: int
 
 
-async def get(
-    boards: Targeted, path: str, folder: Path, progress: Progress | None
-) -> Results:
+async def get(boards: Targeted, path: str, folder: Path, progress: Progress | None) -> Results:
     """Copy from the boards: see ``FileVerbs.get``."""
     place = paths.on_board(path)
     looks = await act(boards, [["stat", place]], read=lambda answers: files.stat(answers[0]))
     found = {name: result.value for name, result in looks.items() if result.ok}
     name = place.rpartition("/")[2]
-    plans = {
-        board: (Wanted(place, name, stat.size),)
-        for board, stat in found.items()
-        if not stat.is_dir
+    plans: dict[str, tuple[Wanted, ...]] = {
+        board: (Wanted(place, name, stat.size),) for board, stat in found.items() if not stat.is_dir
     }
     folders = [board for board, stat in found.items() if stat.is_dir]
     lists = await _lists(boards, folders, place)
@@ -55,8 +52,37 @@ async def get(
         results.update(part)
     for board in plans:
         if board not in folders and results[board].ok:
-            results[board] = results_of(results)[board].with_value(results[board].value[0])  # type: ignore[arg-type]
+            results[board] = results_of(results)[board].with_value(results[board].value[0])
     return Results(results, looks.left_out)
+
+
+async def read(boards: Targeted, path: str) -> Results:
+    """Return what a file holds: see ``FileVerbs.read``."""
+    kept = _Memory()
+    results = await act(boards, [["get", paths.on_board(path)]], sink=kept)
+    return Results(
+        {
+            name: result.with_value(bytes(kept.of.get(name, b"")))
+            for name, result in results_of(results).items()
+        },
+        results.left_out,
+    )
+
+
+class _Memory:
+    """Keeps what boards send."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, bytearray] = {}
+
+    def begin(self, board: str) -> None:
+        self.of[board] = bytearray()
+
+    def write(self, board: str, data: bytes) -> None:
+        kept = self.of[board]
+        kept += data
+        if len(kept) > READ_BYTES:
+            raise OSError(errno.EFBIG, "too long to be read: use get", f"{board}:")
 
 
 async def _lists(
@@ -107,9 +133,7 @@ async def _fetch(
         if not (well := [name for name in part if results[name].ok]):
             break
         target = fold(well)
-    return {
-        board: result.with_value(downloads.places(board)) for board, result in results.items()
-    }
+    return {board: result.with_value(downloads.places(board)) for board, result in results.items()}
 
 
 class Downloads:

@@ -11,7 +11,7 @@ from .acts import Act
 from .exchange import Exchange
 from .files import FileGroup, FileResult, Moved, Sink
 from .once import Once
-from .results import Results
+from .results import Result, Results
 from .sources import Source
 from .text import fold
 from .verbs import Targeted, ending
@@ -93,7 +93,7 @@ def batches(acts: Iterable[Act]) -> Iterator[list[Act]]:
         yield batch
 
 
-def results_of(results: Results) -> dict[str, FileResult]:
+def results_of(results: Mapping[str, Result]) -> dict[str, FileResult]:
     """Return the results of a job with files, by board."""
     return cast("dict[str, FileResult]", dict(results))
 

@@ -197,9 +197,7 @@ class FileJob(Job):
     def _make_result(self, status: str, **told: Any) -> Result:
         group = self.group
         failure = group.failures.get(self.board)
-        return FileResult(
-            self.board, self.number, status, read=group.read, failure=failure, **told
-        )
+        return FileResult(self.board, self.number, status, read=group.read, failure=failure, **told)
 
 
 class FileGroup(JobGroup):

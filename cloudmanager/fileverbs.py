@@ -22,7 +22,9 @@ class FileVerbs:
 
     async def ls(self: Targeted, path: str = ":/", *, recursive: bool = False) -> Results:
         """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size)."""
-        return await act(self, [["ls", paths.on_board(path), recursive]], read=_first(files.entries))
+        return await act(
+            self, [["ls", paths.on_board(path), recursive]], read=_first(files.entries)
+        )
 
     async def stat(self: Targeted, path: str) -> Results:
         """Look at a path; each board's value is a ``Stat`` (is_dir, size, mtime)."""
@@ -97,6 +99,10 @@ class FileVerbs:
             For each board the ``Path`` of the file here; of a folder, a list of them.
         """
         return await downloads.get(self, path, Path(folder), progress)
+
+    async def read(self: Targeted, path: str) -> Results:
+        """Return what a file holds: each board's value is its ``bytes``."""
+        return await downloads.read(self, path)
 
     async def sync(
         self: Targeted,

@@ -125,6 +125,7 @@ class Boards:
     label = blocking(BoardsVerbs.label)
     put = blocking(FileVerbs.put)
     get = blocking(FileVerbs.get)
+    read = blocking(FileVerbs.read)
     sync = blocking(FileVerbs.sync)
     ls = blocking(FileVerbs.ls)
     stat = blocking(FileVerbs.stat)

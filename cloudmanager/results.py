@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import BoardError, BoardOffline, CloudmanagerError, FleetError, LinkLost
+from .errors import BoardError, BoardOffline, FleetError, LinkLost
 from .text import clean
 
 if TYPE_CHECKING:

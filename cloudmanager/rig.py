@@ -24,19 +24,6 @@ from .virtual import Identity, VirtualBoards
 JOIN_SECONDS = 30.0  # that boards may take to join, however busy the machine is
 JOIN_SECONDS_EACH = 0.3
 _FIRST_LOOK, _LAST_LOOK = 0.005, 0.1  # seconds between two looks at who is there, rising
-_CHUNK = 1024  # bytes of a file that travel in one cell: a board has to hold them twice
-#: Runs on a board, with names of its own: `path`, `mode` and `data`.
-_WRITE = """
-import os
-for end in range(len(path)):
-    if path[end] == "/" and end:
-        try:
-            os.mkdir(path[:end])
-        except OSError:
-            pass
-with open(path, mode) as file:
-    file.write(data)
-"""
 
 
 def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> None:
@@ -126,11 +113,7 @@ class _UnderTest:
         path = dest.removeprefix(":")
         if not path or path.endswith("/"):
             path += Path(source).name
-        data = Path(source).read_bytes()
-        for start in range(0, len(data) or 1, _CHUNK):
-            piece = data[start : start + _CHUNK]
-            told = {"path": path, "mode": "ab" if start else "wb", "data": piece}
-            self._run(f"exec({_WRITE!r}, {told!r})", None, True, {})
+        self._boards.put(source, f":{path}").raise_for_error()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Cut the power; ``restart`` brings it back. SIGSTOP, SIGCONT: hang, and go on."""

@@ -64,7 +64,7 @@ async def sync(
     ]
     asked: list[Act] = [["hash", item.path, item.source.size] for item in items]
     told = await ask(boards, asked or [["stat", "/"]])
-    results: dict[str, Result] = dict(told)
+    results = results_of(told)
     extra = await _extra(boards, told, base, items, ignored) if delete else {}
     plans = {
         name: _plan(items, result.value, extra.get(name, ()))
@@ -72,10 +72,10 @@ async def sync(
         if result.ok
     }
     if not dry_run:
-        results.update(await _apply(boards, plans, items, progress))
+        results.update(results_of(await _apply(boards, plans, items, progress)))
     done = {
         name: result.with_value(plans[name]) if result.ok else result
-        for name, result in results_of(results).items()
+        for name, result in results.items()
     }
     return Results(done, told.left_out)
 
@@ -95,9 +95,7 @@ def ignore(folder: Path) -> GitIgnoreSpec:
 
 def _plan(items: Sequence[Item], hashes: Sequence[Any], extra: Sequence[str]) -> Plan:
     needed = [
-        item
-        for item, there in zip(items, hashes, strict=False)
-        if there != item.source.digest
+        item for item, there in zip(items, hashes, strict=False) if there != item.source.digest
     ]
     return Plan(
         tuple(item.path for item in needed),

@@ -37,7 +37,9 @@ async def put(
     if isinstance(source, bytes):
         if into:
             raise ValueError(f"bytes need a file's name behind {dest}")
-        return await deliver(boards, boards.target, [Item(sources.of_bytes(source), place)], progress)
+        return await deliver(
+            boards, boards.target, [Item(sources.of_bytes(source), place)], progress
+        )
     if isinstance(source, str | os.PathLike):
         origins = [Path(source)]
     else:

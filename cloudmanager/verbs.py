@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from . import cells
 from .cells import Cell
@@ -20,6 +20,8 @@ from .results import Results
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+TICK: Final = 0.12  # seconds between two pictures of what lasts
 
 prepare = functools.lru_cache(maxsize=64)(cells.prepare)  # the same cell is often run again
 
@@ -173,13 +175,20 @@ def blocking(
     return call
 
 
-def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a verb to its end; an interrupt is raised inside of it."""
+def drive(coroutine: Coroutine[Any, Any, T], tick: Callable[[], object] | None = None) -> T:
+    """Run a verb to its end; an interrupt is raised inside of it.
+
+    Args:
+        coroutine: the verb.
+        tick: called in this thread every ``TICK`` seconds meanwhile.
+    """
     try:
         awaited: Once[Any] = coroutine.send(None)
         while True:
             try:
-                awaited.wait()
+                while not awaited.wait(TICK if tick else None):
+                    if tick:
+                        tick()
             except BaseException as error:
                 awaited = coroutine.throw(error)
             else:

@@ -102,7 +102,7 @@ def raise_failures(results: Results) -> None:
     """
     try:
         results.raise_for_error()
-    except CloudmanagerError as error:
+    except (CloudmanagerError, OSError) as error:
         render(error, _brief(error, results) if len(results) > 1 else "")
         raise
 
@@ -167,7 +167,7 @@ def _bundle(text: str) -> dict[str, Any]:
     return {"text/plain": text}
 
 
-def _brief(error: CloudmanagerError, results: Results) -> str:
+def _brief(error: Exception, results: Results) -> str:
     """Say in one line who failed, for those whose tracebacks are in sight."""
     failed = results.failed
     reasons = {_last_line(each.error) for each in failed.values() if each.error is not None}
@@ -184,9 +184,9 @@ def _whole(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _last_line(error: CloudmanagerError) -> str:
+def _last_line(error: Exception) -> str:
     """Say in one line what is wrong."""
-    told = error.told()
+    told = error.told() if isinstance(error, CloudmanagerError) else str(error)
     if isinstance(error, BoardError):
         words = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
         told = words if error.status == "error" else error.status

@@ -203,7 +203,7 @@ def serve():
             continue
         dirty = True
         op = buf[_IN]
-        if op == _EXEC or op == _FILE:
+        if op in (_EXEC, _FILE):
             begin(n)
         elif op == _RESET:
             link.frame(0x88, _IN, _IN)  # a close without a code

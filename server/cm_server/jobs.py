@@ -1,4 +1,4 @@
-"""One cell, or acts on files, on one board, as the server sees it; and the jobs that ended lately. No I/O."""
+"""One cell, or acts on files, on one board; and the jobs that ended lately. No I/O."""
 
 from __future__ import annotations
 

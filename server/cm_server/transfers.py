@@ -10,7 +10,7 @@ no chunk waits for the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cloudmanager import wire
@@ -110,5 +110,3 @@ class Transfer:
         if self._sent - self._confirmed >= self._step:
             self._confirmed = self._sent
             self._send(wire.pack_count(wire.DATA, self._sent, job=self._job))
-
-

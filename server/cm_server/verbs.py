@@ -77,7 +77,9 @@ def answer(
     """
     name = str(body.get("verb"))
     boards = reach.within(caller, server.registry.by_name)
-    call = Call(server, caller, boards, body, Note(caller.name, address, name, _target(body)), owner)
+    call = Call(
+        server, caller, boards, body, Note(caller.name, address, name, _target(body)), owner
+    )
     try:
         check_role(caller, name)
         if name not in VERBS:

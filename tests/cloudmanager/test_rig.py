@@ -76,7 +76,7 @@ def test_cell_that_does_not_end_is_ended(cm_board: BoardUnderTest):
         cm_board.run("while True: pass", timeout=0.2)
 
 
-@pytest.mark.parametrize("size", [0, 1, rig._CHUNK, 5 * rig._CHUNK + 1])
+@pytest.mark.parametrize("size", [0, 1, 1010, 5 * 4096 + 1])
 def test_put_copies_every_byte(cm_board: BoardUnderTest, tmp_path: Path, size: int):
     data = bytes(n * 7 % 256 for n in range(size))
     (tmp_path / "data.bin").write_bytes(data)
