@@ -47,7 +47,7 @@ UPLOADS = 250  # that callers have begun and not ended
 PIECE_BYTES = 64 * KIB  # of a file that is read at once
 ACTS = 500  # on files, in one job
 ACTS_BYTES = 64 * KIB  # of their names and paths
-PATH_BYTES = 512  # of one path
+PATH_BYTES = KIB  # of one path
 #: On their way to or from one board, unconfirmed; and to all boards of a job, as far as each has
 #: the least.
 WINDOW_BYTES = 64 * KIB
