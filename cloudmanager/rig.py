@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -121,6 +122,32 @@ class _UnderTest:
             self._machine.kill(name, number)
         if number == signal.SIGKILL:
             _wait_offline(self._fleet, self.names)
+
+    def cut_power(self, writes: int, act: Callable[[], object]) -> bool:
+        """Do something, and cut the power in the middle of the write to flash after so many.
+
+        Args:
+            writes: how many writes to flash each board makes before that.
+            act: what to do; it need not be done by then.
+
+        Returns:
+            Whether it came to that; the boards are back then, with what their flash holds.
+        """
+        flash = "__import__('cm').unix.flash"
+        self._run(f"{flash}.left = {int(writes)}", None, True, {})
+        worker = threading.Thread(target=act, daemon=True)
+        worker.start()
+        cut: set[str] = set()
+        begun = time.time()
+        while worker.is_alive():
+            worker.join(_FIRST_LOOK)
+            off = set(self.names) - set(self._machine.pids)
+            for name in off:
+                self._machine.restart(name)
+            cut |= off
+        wait_online(self._fleet, cut, since=begun)
+        self._run(f"{flash}.left = None", None, True, {})
+        return bool(cut)
 
     def restart(self) -> None:
         """Cut the power and switch it on again: names are gone, files are there."""
