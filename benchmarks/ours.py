@@ -29,12 +29,12 @@ def home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(boards: int = 1, **sizes: str) -> Iterator[Boards]:
+def running(boards: int = 1, flash: str = "1M") -> Iterator[Boards]:
     """Gives all of `boards` virtual boards, connected to a server that nobody else uses."""
     with home(), Fleet() as fleet:
         service.start(tcp_port=0)
         try:
-            virtual = simulate(fleet, names_of("bench", boards), **sizes)
+            virtual = simulate(fleet, names_of("bench", boards), flash=flash)
             try:
                 yield fleet[f"bench-[1-{boards}]"]
             finally:
