@@ -118,7 +118,7 @@ async def _fetch(
     """Copy the same files from some boards."""
     total = sum(each.size for each in wanted)
     target, done = fold(names), dict.fromkeys(names, 0)
-    results: dict[str, FileResult] = {}
+    results = {name: files.nothing(name) for name in names}
 
     def moved(board: str, so_far: int) -> None:
         if progress is not None:

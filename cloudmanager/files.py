@@ -62,7 +62,8 @@ def entries(told: Any) -> list[Entry]:
 
 def stat(told: Any) -> Stat:
     """Return what a ``stat`` gave."""
-    return Stat(bool(told[0] & _FOLDER), int(told[6]), int(told[8]))
+    is_dir = bool(told[0] & _FOLDER)  # whose size is what littlefs finds in memory
+    return Stat(is_dir, 0 if is_dir else int(told[6]), int(told[8]))
 
 
 def space(told: Any) -> Space:
@@ -137,6 +138,11 @@ class FileResult(Result):
             copy.text = "" if value is None else repr(value)
         copy.elapsed = self.elapsed + elapsed
         return copy
+
+
+def nothing(board: str) -> FileResult:
+    """Return what is left where there was nothing to do."""
+    return FileResult(board, 0, "ok", text="[]")
 
 
 def failed(board: str, error: Exception) -> FileResult:
