@@ -105,7 +105,7 @@ MACROS: Final[dict[str, Macro]] = {
     "mem_free": Macro(
         (),
         "bytes of free heap",
-        lambda boards: boards.run("__import__('gc').collect() or __import__('gc').mem_free()"),
+        lambda boards: boards.run("(__import__('gc').collect(), __import__('gc').mem_free())[1]"),
     ),
     "uname": Macro(
         (),

@@ -104,15 +104,15 @@ class _UnderTest:
             failure = error
         raise failure.with_traceback(None)
 
-    def put(self, source: str | Path, dest: str = "") -> None:
-        """Copy a file onto each board, with the folders that it needs.
+    def put(self, source: str | Path | bytes, dest: str = "") -> None:
+        """Copy a file, or a folder, onto each board, with the folders that it needs.
 
         Args:
-            source: a file of this machine.
+            source: a file or folder of this machine, or the bytes of a file.
             dest: its path on the boards, such as ``:lib/blink.py``; else its own name.
         """
         path = dest.removeprefix(":")
-        if not path or path.endswith("/"):
+        if not isinstance(source, bytes) and (not path or path.endswith("/")):
             path += Path(source).name
         self._boards.put(source, f":{path}").raise_for_error()
 

@@ -211,7 +211,9 @@ def put_begun(board, path):
 
 def test_hash_tells_what_is_there(board):
     put(board, "/a.bin", b"12345")
-    job = board.files(["hash", "/a.bin", 5], ["hash", "/a.bin", 4], ["hash", "/no", 5], ["hash", "/lib", 0])
+    job = board.files(
+        ["hash", "/a.bin", 5], ["hash", "/a.bin", 4], ["hash", "/no", 5], ["hash", "/lib", 0]
+    )
     assert answers(job.wait()) == [sha(b"12345"), None, None, False]
 
 

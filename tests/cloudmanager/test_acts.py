@@ -34,7 +34,9 @@ def test_what_the_client_lives_on_is_not_touched(path, act):
         sound([name, path, *rest])
 
 
-@pytest.mark.parametrize("path", ["/lib/cmx.py", "/cm.json.txt", "/lib/x/cm", "/main.py", "/boot.py"])
+@pytest.mark.parametrize(
+    "path", ["/lib/cmx.py", "/cm.json.txt", "/lib/x/cm", "/main.py", "/boot.py"]
+)
 def test_what_only_looks_like_it_may_be_touched(path):
     assert sound(["rm", path, True])
 

@@ -28,7 +28,9 @@ def test_folder_comes_whole_from_each_board_its_own(two: Boards, fleet: Fleet, t
     got = two.get(":d/log", tmp_path / "out")
     assert len(got["demo-1"].value) == 2
     assert len(got["demo-2"].value) == 3
-    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.txt"))
+    found = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.txt")
+    )
     assert found == [
         "demo-1/log/a.txt",
         "demo-1/log/sub/b.txt",

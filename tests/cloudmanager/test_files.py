@@ -6,9 +6,19 @@ import pytest
 
 from cloudmanager import Results, wire
 from cloudmanager.errors import BoardError, BoardOffline, FleetError, PeerWireError
-from cloudmanager.files import Entry, FileGroup, FileResult, Space, Stat, entries, failed, space, stat
+from cloudmanager.files import (
+    Entry,
+    FileGroup,
+    FileResult,
+    Space,
+    Stat,
+    entries,
+    failed,
+    space,
+    stat,
+)
 
-TRACE = 'Traceback (most recent call last):\n{}\n'
+TRACE = "Traceback (most recent call last):\n{}\n"
 
 
 def error(line, board="lab-1"):
@@ -46,10 +56,17 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_boards_that_fail_alike_are_one_block():
-    results = Results({n: FileResult(n, 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a")) for n in ("lab-1", "lab-2")})
+    results = Results(
+        {
+            n: FileResult(n, 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a"))
+            for n in ("lab-1", "lab-2")
+        }
+    )
     with pytest.raises(FleetError) as raised:
         results.raise_for_error()
-    assert "lab-[1-2]:\n  FileNotFoundError: [Errno 2] No such file or directory: ':/a'" in str(raised.value)
+    assert "lab-[1-2]:\n  FileNotFoundError: [Errno 2] No such file or directory: ':/a'" in str(
+        raised.value
+    )
 
 
 @pytest.mark.parametrize(

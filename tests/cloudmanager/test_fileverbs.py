@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager import AsyncFleet, Boards, BoardOffline, Fleet, NoSuchBoard
+from cloudmanager import AsyncFleet, BoardOffline, Boards, Fleet, NoSuchBoard
 from cloudmanager.files import Entry
 from cloudmanager.fileverbs import FileVerbs
 from cloudmanager.virtual import VirtualBoards
@@ -68,7 +68,12 @@ def test_stat_df_mkdir_rmdir_mv(three: Boards):
 
 
 def test_errors_are_pythons_own_with_board_and_path(three, fleet: Fleet):
-    for verb in (fleet["demo-1"].rm, fleet["demo-1"].stat, fleet["demo-1"].read, fleet["demo-1"].get):
+    for verb in (
+        fleet["demo-1"].rm,
+        fleet["demo-1"].stat,
+        fleet["demo-1"].read,
+        fleet["demo-1"].get,
+    ):
         with pytest.raises(FileNotFoundError, match=r"'demo-1:/t/no'"):
             verb(":t/no").raise_for_error()
     with pytest.raises(IsADirectoryError):
@@ -136,4 +141,6 @@ def test_both_faces_have_every_verb():
     assert len(verbs) == 11
     for face in (Boards, AsyncBoards):
         assert [name for name in verbs if not hasattr(face, name)] == []
-        assert all(getattr(face, name).__doc__ == getattr(FileVerbs, name).__doc__ for name in verbs)
+        assert all(
+            getattr(face, name).__doc__ == getattr(FileVerbs, name).__doc__ for name in verbs
+        )

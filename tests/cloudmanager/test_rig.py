@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -181,3 +183,20 @@ def test_board_that_does_not_come_is_named(
     monkeypatch.setattr(rig, "JOIN_SECONDS_EACH", 0.0)
     with pytest.raises(TimeoutError, match=r"not connected: ghost-\[1-2\]"):
         wait_online(cm_fleet, ["ghost-1", "ghost-2"])
+
+
+def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUnderTest):
+    """Each write to flash of a put, torn in its middle: `put` is what it promises to be."""
+    old, new = os.urandom(9_000), os.urandom(11_000)
+    cuts = 0
+    for writes in itertools.count(0, 3):
+        cm_board.put(old, ":x.bin")
+        if not cm_board.cut_power(writes, lambda: cm_board._boards.put(new, ":x.bin")):
+            break
+        cuts += 1
+        assert cm_board.read(":x.bin").value in (old, new)
+        cm_board.put(new, ":x.bin")  # and the next try completes it
+        assert cm_board.read(":x.bin").value == new
+        assert [entry.name for entry in cm_board.ls().value if entry.name.endswith(".part")] == []
+    assert cuts > 20
+    assert cm_board.read(":x.bin").value == new

@@ -50,7 +50,9 @@ async def lab(service: Service):
 async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
     service, board, caller = lab
     await give(caller, DATA)
-    (job,) = await caller.submit("lab-1", b"", acts=[["makedirs", "/lib"], ["put", "/lib/a.py", SHA]])
+    (job,) = await caller.submit(
+        "lab-1", b"", acts=[["makedirs", "/lib"], ["put", "/lib/a.py", SHA]]
+    )
     order = await board.next()
     assert (order.op, order.job) == (wire.FILE, job)
     step, acts = json.loads(order.payload[8:])
