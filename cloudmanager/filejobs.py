@@ -132,7 +132,7 @@ def _advance(
         done[number] = end.value
 
 
-def _first(onces: Iterable[Once[Any]]) -> Once[None]:
+def _first(several: Iterable[Once[Any]]) -> Once[None]:
     """Return what is set as soon as one of them is."""
     first = Once[None]()
 
@@ -140,7 +140,7 @@ def _first(onces: Iterable[Once[Any]]) -> Once[None]:
         if not first.done:
             first.set(None)
 
-    for once in list(onces):
+    for once in list(several):
         once.then(settle)
     return first
 

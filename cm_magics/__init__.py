@@ -10,7 +10,13 @@ from .magics import BoardMagics, fleet, hang_up
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["BoardMagics", "fleet", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "BoardMagics",
+    "FileMagics",
+    "fleet",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -21,8 +21,8 @@ def test_boards_with_the_same_plan_are_together():
     assert alike({"a": (1,), "b": (2,), "c": (1,)}) == [(["a", "c"], (1,)), (["b"], (2,))]
 
 
-async def waits(*onces):
-    return [await once for once in onces]
+async def waits(*several):
+    return [await once for once in several]
 
 
 def test_together_takes_them_as_they_come_and_gives_them_in_order():

@@ -56,17 +56,13 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_boards_that_fail_alike_are_one_block():
-    results = Results(
-        {
-            n: FileResult(n, 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a"))
-            for n in ("lab-1", "lab-2")
-        }
-    )
+    trace = TRACE.format("OSError: [Errno 2] ENOENT: /a")
+    names = ("lab-1", "lab-2")
+    results = Results({n: FileResult(n, 1, "error", traceback=trace) for n in names})
     with pytest.raises(FleetError) as raised:
         results.raise_for_error()
-    assert "lab-[1-2]:\n  FileNotFoundError: [Errno 2] No such file or directory: ':/a'" in str(
-        raised.value
-    )
+    said = "lab-[1-2]:\n  FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
+    assert said in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,8 @@ class Sink:
 
 
 def started(**more):
-    group, stopped = FileGroup([["get", "/a"]], **more), []
+    stopped: list[int] = []
+    group = FileGroup([["get", "/a"]], **more)
     group.accept({"jobs": [[7, "lab-1"]]}, stopped.extend, lambda *_: None)
     return group, group.jobs["lab-1"], stopped
 

@@ -110,11 +110,11 @@ def test_the_oldest_go_but_not_from_those_that_use_them(contents: Contents, monk
 
 def test_files_are_closed_with_their_last_user(contents: Contents, monkeypatch):
     monkeypatch.setattr(limits, "CONTENTS", 1)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for n in range(50):
         held(contents, b"%d" % n)
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
 def test_full_disk_is_said(contents: Contents, monkeypatch):
