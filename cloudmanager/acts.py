@@ -55,7 +55,8 @@ def check(acts: object, *, most: int, path_bytes: int) -> list[list[Any]]:
 
 def _check_path(path: str, most: int) -> None:
     whole = path.startswith("/") and path == posixpath.normpath(path) and path[:2] != "//"
-    if not whole or "\0" in path or len(path.encode("utf-8", "replace")) > most:
+    told = path.encode("utf-8", "ignore")
+    if not whole or "\0" in path or len(told) > most or told.decode() != path:
         raise ServerError(f"{path[:64]!r} is no path on a board")
 
 

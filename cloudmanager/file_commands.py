@@ -22,7 +22,7 @@ def add_to(verb: Verb) -> None:
     """Add these verbs to the parser of ``mbm``."""
     up = verb("board-upload", upload, "copy files or folders to boards")
     up.add_argument("target", metavar="TARGET")
-    up.add_argument("sources", nargs="+", metavar="FILE", help="and, last, where to: :PATH")
+    up.add_argument("sources", nargs="+", metavar="FILE", help="and, last, where to, such as :lib/")
     down = verb("board-download", download, "copy a file or folder from boards")
     down.add_argument("target", metavar="TARGET")
     down.add_argument("path", metavar=":PATH")
@@ -46,12 +46,12 @@ def add_to(verb: Verb) -> None:
 def upload(options: argparse.Namespace) -> int:
     """Copy to boards."""
     *sources, dest = options.sources
-    if not sources or not _is_board_path(dest):
+    if not sources or not (_is_board_path(dest) or not Path(dest).exists()):
         sources, dest = options.sources, ":/"
     one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
-        results = meter.follow(lambda tell: FileVerbs.put(boards, one, dest, progress=tell), bar)
+        results = meter.follow(lambda tell: FileVerbs.put(boards, one, _board_path(dest), progress=tell), bar)
     return _tell(results, options)
 
 

@@ -247,7 +247,8 @@ def read_result(message: Message) -> Ending:
 
 def pack_acts(step: int, acts: Sequence[Sequence[Any]]) -> bytes:
     """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes."""
-    return _to_json([step, acts]).encode()
+    text = json.dumps([step, acts], separators=(",", ":"), ensure_ascii=False)
+    return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
 
 
 class Have(NamedTuple):

@@ -56,8 +56,8 @@ class Content:
 
     def begins_with(self, size: int, digest: bytes) -> bool:
         """Whether its first ``size`` bytes have this SHA-256."""
-        if size > self.size:
-            return False
+        if size >= self.size:
+            return size == self.size and digest.hex() == self.digest
         begun = hashlib.sha256()
         for at in range(0, size, limits.PIECE_BYTES):
             begun.update(self.read(at, min(limits.PIECE_BYTES, size - at)))

@@ -29,6 +29,8 @@ def test_upload_and_download(mbm, work: Path):
     assert (ran.status, "5 bytes written" in ran.out) == (0, True)
     (work / "b.py").write_text("b = 1")
     assert mbm("board-upload", "demo-1", "a.py", "b.py", ":c/").status == 0
+    assert mbm("board-upload", "demo-1", "a.py", "c/named.py").status == 0
+    assert mbm("board", "demo-1", "cat", "c/named.py").out == "a = 1\n"
     ran = mbm("board-download", "demo-1", ":c/a.py", "out", "--json")
     assert ran.json["demo-1"]["value"] == "out/a.py"
     assert (work / "out/a.py").read_text() == "a = 1"

@@ -83,6 +83,7 @@ async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
         ([["stat", "//a"]], "no path on a board"),
         ([["stat", "/a/"]], "no path on a board"),
         ([["stat", "/a\0b"]], "no path on a board"),
+        ([["stat", "/a\ud800"]], "no path on a board"),
         ([["stat", "/" + "a" * 2000]], "no path on a board"),
         ([["put", "/a", SHA]], "was not sent"),
         ([["get", "/a" + "b" * 900]] * 80, "at most 65536 bytes"),
