@@ -186,10 +186,10 @@ def test_board_that_does_not_come_is_named(
 
 
 def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUnderTest):
-    """Each write to flash of a put, torn in its middle: `put` is what it promises to be."""
-    old, new = os.urandom(9_000), os.urandom(11_000)
+    """Writes to flash of a put, torn in their middle; some of it is on the flash by then."""
+    old, new = os.urandom(9_000), os.urandom(40_000)
     cuts = 0
-    for writes in itertools.count(0, 3):
+    for writes in itertools.count(0, 11):
         cm_board.put(old, ":x.bin")
         if not cm_board.cut_power(writes, lambda: cm_board._boards.put(new, ":x.bin")):
             break
@@ -200,3 +200,10 @@ def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUn
         assert [entry.name for entry in cm_board.ls().value if entry.name.endswith(".part")] == []
     assert cuts > 20
     assert cm_board.read(":x.bin").value == new
+
+
+def test_upload_goes_on_where_the_power_was_cut(cm_board: BoardUnderTest):
+    data = os.urandom(200_000)
+    assert cm_board.cut_power(1_000, lambda: cm_board._boards.put(data, ":big.bin"))
+    assert 0 < cm_board._boards.put(data, ":big.bin")[cm_board.name].value < len(data) - 50_000
+    assert cm_board.read(":big.bin").value == data
