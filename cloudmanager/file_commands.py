@@ -51,7 +51,9 @@ def upload(options: argparse.Namespace) -> int:
     one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
-        results = meter.follow(lambda tell: FileVerbs.put(boards, one, _board_path(dest), progress=tell), bar)
+        results = meter.follow(
+            lambda tell: FileVerbs.put(boards, one, _board_path(dest), progress=tell), bar
+        )
     return _tell(results, options)
 
 

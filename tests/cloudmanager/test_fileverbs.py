@@ -70,7 +70,7 @@ def test_stat_df_mkdir_rmdir_mv(three: Boards):
 
 
 def test_names_of_any_language_go_there_and_back(three: Boards, tmp_path: Path):
-    for name in ("é b.txt", "日本.py", "🐍.py", "it's \"q\".txt"):
+    for name in ("é b.txt", "日本.py", "🐍.py", 'it\'s "q".txt'):
         assert three.put(name.encode(), f":t/{name}").ok
         assert three.read(f":t/{name}")["demo-1"].value == name.encode()
         assert f"/t/{name}" in paths(three.ls(":t")["demo-1"])
