@@ -45,6 +45,9 @@ async def put(
     else:
         origins, into = [Path(each) for each in source], True
     inside = _items(origins, place, below=True)
+    if not inside:  # folders without a file
+        acts = [["makedirs", paths.joined(place, each.resolve().name)] for each in origins]
+        return await act(boards, acts if into else [["makedirs", place]], read=_written)
     if into:
         return await deliver(boards, boards.target, inside, progress)
     items = _items(origins, place, below=False)

@@ -13,7 +13,7 @@ from cloudmanager.errors import CloudmanagerError, NotAllowed, PeerWireError, Se
 from cloudmanager.targets import parse
 
 from . import limits, orders, reach, verbs
-from .audit import Note
+from .audit import Note, shorten
 from .gate import group_of
 from .jobs import Cell, Job
 from .pages import Page
@@ -224,7 +224,7 @@ class CallerConversation:
             self,
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
-            detail=orders.describe(head["acts"]) if files else "",
+            detail=shorten(orders.describe(head["acts"])) if files else "",
         )
         return jobs, resolution.left_out
 

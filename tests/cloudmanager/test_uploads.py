@@ -50,6 +50,13 @@ def test_folder_goes_whole(two: Boards, src: Path, dest, below):
     assert files(two) == [f"{below}a.py", f"{below}sub/b.py"]
 
 
+def test_folder_without_a_file_is_made(two: Boards, tmp_path: Path):
+    (tmp_path / "none").mkdir()
+    assert two.put(tmp_path / "none", ":u/").to_dict() == {"demo-1": 0, "demo-2": 0}
+    assert two.put(tmp_path / "none", ":u/other").ok
+    assert [entry.name for entry in two.ls(":u")["demo-1"].value] == ["none", "other"]
+
+
 def test_several_go_into_a_folder(two: Boards, src: Path):
     assert two.put([src / "a.py", src / "sub"], ":u/n").ok
     assert files(two) == ["n/a.py", "n/sub/b.py"]

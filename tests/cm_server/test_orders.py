@@ -101,6 +101,13 @@ async def test_unsound_acts_are_refused(lab, acts, why):
     assert why in await refusal(caller, acts)
 
 
+async def test_row_of_very_long_paths_is_short(lab):
+    service, _, caller = lab
+    await caller.submit("lab-1", b"", acts=[["stat", "/" + "x" * 900]] * 20)
+    row = next(row for row in service.audited() if row.verb == "submit")
+    assert len(row.detail) <= limits.AUDIT_CHARS
+
+
 async def test_a_job_puts_or_gets(lab):
     _, _, caller = lab
     await give(caller, DATA)

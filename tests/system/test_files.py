@@ -17,7 +17,8 @@ def test_one_hung_board_holds_up_no_other(lab: Lab):
     data = os.urandom(400_000)
     boards = lab.fleet["lab-[1-4]"]
     lab.boards.kill("lab-1", 19)  # SIGSTOP: its socket stays open
-    begun, ended = time.monotonic(), {}
+    begun = time.monotonic()
+    ended: dict[str, float] = {}
     results: dict[str, object] = {}
 
     def note(board: str, moved: int, total: int) -> None:
