@@ -35,7 +35,6 @@ LOST_AFTER = 10.0  # seconds that a board has to come back and tell how its job 
 CONFIRM = 0.9  # seconds past its timeout in which a board confirms; the caller is told by 1 s
 RESET_SECONDS = 20.0  # in which a board is back from a soft reset
 FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
-MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 _UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
 
@@ -100,7 +99,7 @@ class Dispatch:
     def _await_board(self, job: Job) -> None:
         """Give an absent board the time that the caller grants it."""
         if job.cell.wait <= 0:
-            self._settle(job, "offline", _absence(job.board))
+            self._settle(job, "offline", job.board.absence)
             return
         job.board.queue.append(job)
         job.timer = self._later(job.cell.wait, lambda: self._on_waited(job))
@@ -109,7 +108,7 @@ class Dispatch:
         job.timer = None
         if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            why = f"it did not dial in within {job.cell.wait:g} s; {_absence(job.board)}"
+            why = f"it did not dial in within {job.cell.wait:g} s; {job.board.absence}"
             self._settle(job, "offline", why)
 
     def interrupt(self, job: Job) -> None:
@@ -251,7 +250,7 @@ class Dispatch:
         for job in list(board.queue):
             if job.timer is None:  # else its caller's own patience counts
                 board.queue.remove(job)
-                self._settle(job, "offline", _absence(board))
+                self._settle(job, "offline", board.absence)
 
     def abandon(self, board: Board) -> None:
         """End all that a board still owes: it is about to be taken out."""
@@ -301,14 +300,7 @@ class Dispatch:
         job.state, job.started = "running", time.time()
         if cell.files is not None:
             job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
-        for message in wire.exec_messages(
-            job.id,
-            cell.code,
-            timeout_ms=_milliseconds(cell.timeout),
-            awaits=cell.awaits,
-            op=wire.EXEC if cell.files is None else wire.FILE,
-            buffer_size=board.buffer_size,
-        ):
+        for message in job.messages():
             board.link.send(message)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
@@ -400,25 +392,6 @@ def _too_long(queue: Sequence[Job], job: Job) -> str:
         mib = limits.QUEUED_BYTES // limits.MIB
         return f"cells of {mib} MiB wait for this board already; it did not run"
     return ""
-
-
-def _milliseconds(timeout: float | None) -> int:
-    """Return a timeout as it travels; 0 for none."""
-    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)
-
-
-def _absence(board: Board) -> str:
-    if board.last_seen is None:
-        return "it has never dialled in"
-    return f"it was last seen {_ago(time.time() - board.last_seen)} ago"
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{max(int(seconds), 0)} s"
 
 
 def _last_line(error: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager import wire
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .registry import Board
 
 MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 
 class Timer(Protocol):
@@ -111,6 +113,17 @@ class Job:
         self.asking = False
         self.transfer: Transfer | None = None  # while it moves files
 
+    def messages(self) -> Iterator[bytes]:
+        """Yield what brings it to its board."""
+        return wire.exec_messages(
+            self.id,
+            self.cell.code,
+            timeout_ms=_milliseconds(self.cell.timeout),
+            awaits=self.cell.awaits,
+            op=wire.EXEC if self.cell.files is None else wire.FILE,
+            buffer_size=self.board.buffer_size,
+        )
+
     def describe(self) -> dict[str, Any]:
         """Return the job's line, as callers see it."""
         until = self.ended or time.time()
@@ -191,3 +204,8 @@ def read_last(last: dict[str, Any] | None) -> Told | None:
         return None
     error = str(last.get("error") or "")[:1024]
     return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """Return a timeout as it travels; 0 for none."""
+    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)

@@ -67,6 +67,13 @@ class Board:
         }
 
     @property
+    def absence(self) -> str:
+        """Say since when it has not been there."""
+        if self.last_seen is None:
+            return "it has never dialled in"
+        return f"it was last seen {_ago(time.time() - self.last_seen)} ago"
+
+    @property
     def mpy(self) -> str:
         """Return its bytecode version as MicroPython writes it, such as 6.3; else ""."""
         number = self.told.get("mpy")
@@ -131,3 +138,11 @@ class Registry:
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""
         return [board for board in self.by_name.values() if board.link is not None]
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"
