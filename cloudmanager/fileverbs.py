@@ -69,7 +69,7 @@ class FileVerbs:
             source: a file, a folder, several of them, or the bytes of one file.
             dest: where it goes, such as ``:lib/``.
             progress: called with a board, the bytes that were moved for it and how many there
-                are in all; from the link's thread.
+                are in all; from the link's thread, so it must not ask the fleet for anything.
 
         Returns:
             For each board how many bytes were written.
