@@ -39,6 +39,21 @@ ENROL_NAMES = 10_000  # in one request
 TOKENS = 1000  # that open something; of those that did once, the newest so many are named
 TOKEN_SECONDS = 10 * 366 * 86400.0  # until a token that expires has expired
 
+# Files.
+CONTENT_BYTES = 64 * MIB  # of one file for boards
+CONTENTS_BYTES = 256 * MIB  # of files that are kept, on disk, in case they are wanted again
+CONTENTS = 1000  # such files
+UPLOADS = 250  # that callers have begun and not ended
+PIECE_BYTES = 64 * KIB  # of a file that is read at once
+ACTS = 500  # on files, in one job
+ACTS_BYTES = 64 * KIB  # of their names and paths
+PATH_BYTES = KIB  # of one path
+#: On their way to or from one board, unconfirmed; and to all boards of a job, as far as each has
+#: the least.
+WINDOW_BYTES = 64 * KIB
+WINDOW_LEAST_BYTES = 4 * KIB
+WINDOWS_BYTES = 16 * MIB
+
 # Boards.
 BOARD_MESSAGE_BYTES = 64 * KIB
 BOARD_BUFFER_BYTES = 64 * KIB  # that a board may claim to have
