@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cloudmanager import Boards, Fleet, config, service
+from cloudmanager.rig import wait_online
 from cloudmanager.simulate import names_of, simulate
+from cloudmanager.virtual import Identity, VirtualBoards
 
 
 @contextlib.contextmanager
@@ -27,7 +29,9 @@ def home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(boards: int = 1, host: str = config.DEFAULT_HOST) -> Iterator[Boards]:
+def running(
+    boards: int = 1, host: str = config.DEFAULT_HOST, flash: str = "1M"
+) -> Iterator[Boards]:
     """Gives all of `boards` virtual boards, connected to a server that nobody else uses.
 
     On another `host` than loopback, all links speak TLS.
@@ -35,10 +39,28 @@ def running(boards: int = 1, host: str = config.DEFAULT_HOST) -> Iterator[Boards
     with home(), Fleet() as fleet:
         service.start(host, tcp_port=0)
         try:
-            virtual = simulate(fleet, names_of("bench", boards), allow_remote=True)
+            virtual = simulate(fleet, names_of("bench", boards), allow_remote=True, flash=flash)
             try:
                 yield fleet[f"bench-[1-{boards}]"]
             finally:
                 virtual.stop()
+        finally:
+            service.stop()
+
+
+@contextlib.contextmanager
+def behind(throttle: Callable[[int], contextlib.AbstractContextManager[int]]) -> Iterator[Boards]:
+    """Gives one board that dials through `throttle`, which takes and gives a TCP port."""
+    with home() as folder, Fleet() as fleet:
+        service.start(tcp_port=0)
+        try:
+            (told,) = fleet.enrol(["bench-1"])
+            identity = Identity(told["name"], told["id"], bytes.fromhex(told["key"]))
+            tcp_port = config.split(fleet.address.url).port or 0
+            with throttle(tcp_port) as narrow:
+                address = ("127.0.0.1", narrow)
+                with VirtualBoards([identity], address, folder / "virtual", flash="4M"):
+                    wait_online(fleet, ["bench-1"])
+                    yield fleet["bench-1"]
         finally:
             service.stop()

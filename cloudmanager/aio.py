@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from . import config, verbs
 from .exchange import Exchange
+from .fileverbs import FileVerbs
 from .jobs import Event, Job, JobGroup
 from .link import Link
 from .once import Once
@@ -161,6 +162,17 @@ class AsyncBoards:
     run = in_loop(BoardsVerbs.run)
     info = in_loop(BoardsVerbs.info)
     label = in_loop(BoardsVerbs.label)
+    put = in_loop(FileVerbs.put)
+    get = in_loop(FileVerbs.get)
+    read = in_loop(FileVerbs.read)
+    sync = in_loop(FileVerbs.sync)
+    ls = in_loop(FileVerbs.ls)
+    stat = in_loop(FileVerbs.stat)
+    df = in_loop(FileVerbs.df)
+    mkdir = in_loop(FileVerbs.mkdir)
+    rmdir = in_loop(FileVerbs.rmdir)
+    rm = in_loop(FileVerbs.rm)
+    mv = in_loop(FileVerbs.mv)
 
 
 class AsyncJobGroup:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import admin, commands, config
+from . import admin, commands, config, file_commands
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = _complain(error, NO_SERVER)
     except (TargetError, NoSuchBoard, CellSyntaxError) as error:
         status = _complain(error, USAGE)
-    except CloudmanagerError as error:
-        status = _complain(error, FAILED)
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
     except BrokenPipeError:  # `mbm … | head`: what is left to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
+    except (CloudmanagerError, OSError) as error:
+        status = _complain(error, FAILED)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
     admin.add_verbs(verb)
+    file_commands.add_to(verb)
 
     jobs = verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"

@@ -217,7 +217,7 @@ class FleetError(CloudmanagerError):
 
     hint = "Each board's own error is in `.errors`."
 
-    def __init__(self, errors: Mapping[str, CloudmanagerError]) -> None:
+    def __init__(self, errors: Mapping[str, Exception]) -> None:
         head = f"{_boards(len(errors))} failed."
         super().__init__(errors, detail="\n".join([head, *_blocks(errors)]))
         self.errors = dict(errors)
@@ -272,11 +272,19 @@ def _seen(last_seen: float | None) -> str:
         return f"it was last seen at {last_seen!r}"
 
 
-def _blocks(errors: Mapping[str, CloudmanagerError]) -> list[str]:
+def _told(error: Exception, board: str) -> str:
+    """Return an error's words without the board's name, which an OSError has before its path."""
+    if isinstance(error, CloudmanagerError):
+        return error.told()
+    name = type(error).__name__
+    return clean(f"{name}: {error}".replace(f"'{board}:", "':"))
+
+
+def _blocks(errors: Mapping[str, Exception]) -> list[str]:
     """Fold boards whose errors read the same under one head; show a few, count the rest."""
     alike: dict[str, list[str]] = {}
     for board, error in errors.items():
-        alike.setdefault(error.told(), []).append(board)
+        alike.setdefault(_told(error, board), []).append(board)
     shown = list(alike.items())[:_SHOWN]
     rest = len(errors) - sum(len(boards) for _, boards in shown)
     blocks = [f"{fold(boards)}:\n{textwrap.indent(told, '  ')}" for told, boards in shown]

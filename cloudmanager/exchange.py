@@ -88,8 +88,16 @@ class Exchange:
 
     def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:
         """Ask for something that is not a cell (sends REQUEST); return what becomes the reply."""
-        ref, reply = next(self._refs), Once[Any]()
-        message = wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
+        ref = next(self._refs)
+        return self._ask(ref, wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref))
+
+    def send_content(self, upload: int, piece: bytes) -> Once[Any]:
+        """Send a piece of a file that was offered (sends CONTENT); the reply: it has been read."""
+        ref = next(self._refs)
+        return self._ask(ref, wire.pack_content(ref, upload, piece))
+
+    def _ask(self, ref: int, message: bytes) -> Once[Any]:
+        reply = Once[Any]()
         with self._ending:
             lost = self.closed
             if not lost:

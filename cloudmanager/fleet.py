@@ -8,6 +8,7 @@ from typing import Any
 
 from . import config, verbs
 from .exchange import Exchange
+from .fileverbs import FileVerbs
 from .jobs import JobGroup
 from .link import Link
 from .verbs import BoardsVerbs, FleetVerbs, blocking
@@ -125,3 +126,14 @@ class Boards:
     run = blocking(BoardsVerbs.run)
     info = blocking(BoardsVerbs.info)
     label = blocking(BoardsVerbs.label)
+    put = blocking(FileVerbs.put)
+    get = blocking(FileVerbs.get)
+    read = blocking(FileVerbs.read)
+    sync = blocking(FileVerbs.sync)
+    ls = blocking(FileVerbs.ls)
+    stat = blocking(FileVerbs.stat)
+    df = blocking(FileVerbs.df)
+    mkdir = blocking(FileVerbs.mkdir)
+    rmdir = blocking(FileVerbs.rmdir)
+    rm = blocking(FileVerbs.rm)
+    mv = blocking(FileVerbs.mv)

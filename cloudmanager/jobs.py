@@ -157,17 +157,14 @@ class Job:
     def _finish(self, status: str, **told: Any) -> Iterator[Event]:
         elapsed = time.perf_counter() - self._started
         stdout, truncated = "".join(self._stdout), self.truncated
-        self.result = Result(
-            self.board,
-            self.number,
-            status,
-            stdout=stdout,
-            truncated=truncated,
-            elapsed=elapsed,
-            **told,
+        self.result = self._make_result(
+            status, stdout=stdout, truncated=truncated, elapsed=elapsed, **told
         )
         self.state = "ended"
         yield Event("ended", self)
+
+    def _make_result(self, status: str, **told: Any) -> Result:
+        return Result(self.board, self.number, status, **told)
 
 
 #: How far a job's output was read: the list that it is in, and how many pieces.
@@ -289,10 +286,7 @@ class JobGroup:
     ) -> dict[int, Job]:
         """Take the server's word on which jobs there are; return them by number."""
         self._stop, self._answer = stop, answer
-        jobs = {
-            number: Job(number, board, self.cell, self._submitted, fresh=self.fresh)
-            for number, board in body["jobs"]
-        }
+        jobs = {number: self._make_job(number, board) for number, board in body["jobs"]}
         self.jobs = {job.board: job for job in jobs.values()}
         self.left_out = tuple(body.get("left_out", ()))
         self._open = len(jobs)
@@ -304,6 +298,9 @@ class JobGroup:
         if not jobs:
             self._finish()
         return jobs
+
+    def _make_job(self, number: int, board: str) -> Job:
+        return Job(number, board, self.cell, self._submitted, fresh=self.fresh)
 
     def refuse(self, error: CloudmanagerError) -> None:
         """Take the server's no."""

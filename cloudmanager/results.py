@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import BoardError, BoardOffline, CloudmanagerError, FleetError, LinkLost
+from .errors import BoardError, BoardOffline, FleetError, LinkLost
 from .text import clean
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Result:
             return Repr(self.text)
 
     @property
-    def error(self) -> CloudmanagerError | None:
+    def error(self) -> Exception | None:
         """What ``raise_for_error`` raises for this board; None if ok."""
         if self.status == "ok":
             return None

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,19 +25,6 @@ from .virtual import Identity, VirtualBoards
 JOIN_SECONDS = 30.0  # that boards may take to join, however busy the machine is
 JOIN_SECONDS_EACH = 0.3
 _FIRST_LOOK, _LAST_LOOK = 0.005, 0.1  # seconds between two looks at who is there, rising
-_CHUNK = 1024  # bytes of a file that travel in one cell: a board has to hold them twice
-#: Runs on a board, with names of its own: `path`, `mode` and `data`.
-_WRITE = """
-import os
-for end in range(len(path)):
-    if path[end] == "/" and end:
-        try:
-            os.mkdir(path[:end])
-        except OSError:
-            pass
-with open(path, mode) as file:
-    file.write(data)
-"""
 
 
 def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> None:
@@ -116,21 +104,17 @@ class _UnderTest:
             failure = error
         raise failure.with_traceback(None)
 
-    def put(self, source: str | Path, dest: str = "") -> None:
-        """Copy a file onto each board, with the folders that it needs.
+    def put(self, source: str | Path | bytes, dest: str = "") -> None:
+        """Copy a file, or a folder, onto each board, with the folders that it needs.
 
         Args:
-            source: a file of this machine.
+            source: a file or folder of this machine, or the bytes of a file.
             dest: its path on the boards, such as ``:lib/blink.py``; else its own name.
         """
         path = dest.removeprefix(":")
-        if not path or path.endswith("/"):
+        if not isinstance(source, bytes) and (not path or path.endswith("/")):
             path += Path(source).name
-        data = Path(source).read_bytes()
-        for start in range(0, len(data) or 1, _CHUNK):
-            piece = data[start : start + _CHUNK]
-            told = {"path": path, "mode": "ab" if start else "wb", "data": piece}
-            self._run(f"exec({_WRITE!r}, {told!r})", None, True, {})
+        self._boards.put(source, f":{path}").raise_for_error()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Cut the power; ``restart`` brings it back. SIGSTOP, SIGCONT: hang, and go on."""
@@ -138,6 +122,32 @@ class _UnderTest:
             self._machine.kill(name, number)
         if number == signal.SIGKILL:
             _wait_offline(self._fleet, self.names)
+
+    def cut_power(self, writes: int, act: Callable[[], object]) -> bool:
+        """Do something, and cut the power in the middle of the write to flash after so many.
+
+        Args:
+            writes: how many writes to flash each board makes before that.
+            act: what to do; it need not be done by then.
+
+        Returns:
+            Whether it came to that; the boards are back then, with what their flash holds.
+        """
+        flash = "__import__('cm').unix.flash"
+        self._run(f"{flash}.left = {int(writes)}", None, True, {})
+        worker = threading.Thread(target=act, daemon=True)
+        worker.start()
+        cut: set[str] = set()
+        begun = time.time()
+        while worker.is_alive():
+            worker.join(_FIRST_LOOK)
+            off = set(self.names) - set(self._machine.pids)
+            for name in off:
+                self._machine.restart(name)
+            cut |= off
+        wait_online(self._fleet, cut, since=begun)
+        self._run(f"{flash}.left = None", None, True, {})
+        return bool(cut)
 
     def restart(self) -> None:
         """Cut the power and switch it on again: names are gone, files are there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from . import cells
 from .cells import Cell
@@ -20,6 +20,8 @@ from .results import Results
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+TICK: Final = 0.12  # seconds between two pictures of what lasts
 
 prepare = functools.lru_cache(maxsize=64)(cells.prepare)  # the same cell is often run again
 
@@ -159,16 +161,7 @@ class BoardsVerbs:
             ServerUnreachable: no server.
         """
         group = send(self, JobGroup(cell_of(code, inputs)), options(timeout, fresh, wait))
-        try:
-            return await group.finished
-        except KeyboardInterrupt:
-            group.interrupt()
-            group.wait(STOP_SECONDS)
-            raise
-        except BaseException:
-            if not group.finished.done:
-                group.interrupt()
-            raise
+        return await ending(group)
 
     async def info(self: Targeted) -> list[dict[str, Any]]:
         """Return what the server knows of each of the boards."""
@@ -192,6 +185,20 @@ def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup
     return group
 
 
+async def ending(group: JobGroup) -> Results:
+    """Wait for a group; who stops waiting interrupts it."""
+    try:
+        return await group.finished
+    except KeyboardInterrupt:
+        group.interrupt()
+        group.wait(STOP_SECONDS)
+        raise
+    except BaseException:
+        if not group.finished.done:
+            group.interrupt()
+        raise
+
+
 def options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
     """Return the options of a SUBMIT; what is the default is left out."""
     given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
@@ -210,13 +217,20 @@ def blocking(
     return call
 
 
-def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a verb to its end; an interrupt is raised inside of it."""
+def drive(coroutine: Coroutine[Any, Any, T], tick: Callable[[], object] | None = None) -> T:
+    """Run a verb to its end; an interrupt is raised inside of it.
+
+    Args:
+        coroutine: the verb.
+        tick: called in this thread every ``TICK`` seconds meanwhile.
+    """
     try:
         awaited: Once[Any] = coroutine.send(None)
         while True:
             try:
-                awaited.wait()
+                while not awaited.wait(TICK if tick else None):
+                    if tick:
+                        tick()
             except BaseException as error:
                 awaited = coroutine.throw(error)
             else:

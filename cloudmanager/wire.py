@@ -3,7 +3,7 @@
 docs/protocol.md is the description, this the host's half of it. What a board may send
 in each state of its link is ``FROM_BOARD``; anything else closes the link::
 
-    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT, REKEYED──▶ open
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, RESULT, REKEYED──▶ open
      └─ENROL──▶ new
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from .errors import PeerWireError
@@ -33,10 +33,13 @@ INTERRUPT: Final = 0x12
 ANSWER: Final = 0x13
 RESET: Final = 0x14
 REKEY: Final = 0x15
+FILE: Final = 0x16
+DATA: Final = 0x17
 OUTPUT: Final = 0x20
 VALUE: Final = 0x21
 RESULT: Final = 0x22
 INPUT: Final = 0x23
+CHUNK: Final = 0x24
 REKEYED: Final = 0x25
 
 # A caller's link.
@@ -48,10 +51,13 @@ EVENTS: Final = 0x44
 STARTED: Final = 0x45
 ENDED: Final = 0x46
 TRUNCATED: Final = 0x47
+CONTENT: Final = 0x48
 
 AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
 NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
+FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
+HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
 
 #: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -63,6 +69,7 @@ PROOF_BYTES: Final = 32  # HMAC-SHA256
 TAG_BYTES: Final = 16  # of a message's MAC, on a plain link
 HEADER: Final = struct.Struct(">BBI")  # op, flags, job
 _EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
+_HAVE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
@@ -76,7 +83,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, REKEYED)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED)),
 }
 
 
@@ -268,12 +275,21 @@ def check_proof(key: bytes, hello: Hello, nonce: bytes, message: Message) -> dic
 
 
 def exec_messages(
-    job: int, code: bytes, *, timeout_ms: int, awaits: bool, buffer_size: int
+    job: int,
+    code: bytes,
+    *,
+    timeout_ms: int,
+    buffer_size: int,
+    awaits: bool = False,
+    op: int = EXEC,
 ) -> Iterator[bytes]:
-    """Yield the messages that bring a cell to a board whose buffer is ``buffer_size`` bytes."""
+    """Yield the messages that bring a cell, or acts on files (``op`` is FILE), to a board.
+
+    No message is longer than ``buffer_size`` bytes.
+    """
     head = _EXEC.pack(timeout_ms, len(code))
     room = buffer_size - HEADER.size - _EXEC.size
-    yield pack(EXEC, head + code[:room], job=job, flags=AWAITS if awaits else 0)
+    yield pack(op, head + code[:room], job=job, flags=AWAITS if awaits else 0)
     step = buffer_size - HEADER.size
     for start in range(room, len(code), step):
         yield pack(MORE, code[start : start + step], job=job)
@@ -304,7 +320,63 @@ def read_result(message: Message) -> Ending:
     return Ending(STATUSES[status], output, rest, bool(message.flags & CUT))
 
 
+def pack_acts(step: int, acts: Sequence[Sequence[Any]]) -> bytes:
+    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes."""
+    text = json.dumps([step, acts], separators=(",", ":"), ensure_ascii=False)
+    return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
+
+
+class Have(NamedTuple):
+    """What a board has of a file from an earlier try: so many bytes, with this SHA-256."""
+
+    size: int
+    digest: bytes
+
+
+def read_have(message: Message) -> Have:
+    """Return what a CHUNK with the flag HAVE says.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _HAVE.size:
+        raise PeerWireError("CHUNK is malformed")
+    return Have(*_HAVE.unpack(message.payload))
+
+
+def read_count(message: Message) -> int:
+    """Return how many bytes of a job a CHUNK says to be written, or a caller to be taken.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _U32.size:
+        raise PeerWireError("CHUNK is malformed")
+    return int(_U32.unpack(message.payload)[0])
+
+
+def pack_count(op: int, count: int, *, job: int) -> bytes:
+    """Return a message that says how many bytes of a job have come through."""
+    return pack(op, _U32.pack(count), job=job)
+
+
 # Callers
+
+
+def pack_content(ref: int, upload: int, piece: bytes) -> bytes:
+    """Return a piece of a content that the server is to hold."""
+    return pack(CONTENT, _U32.pack(upload) + piece, job=ref)
+
+
+def read_content(message: Message) -> tuple[int, bytes]:
+    """Return which upload the CONTENT in ``message`` is of, and its piece.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) < _U32.size:
+        raise PeerWireError("CONTENT is malformed")
+    return int(_U32.unpack_from(message.payload)[0]), message.payload[_U32.size :]
 
 
 def pack_submit(ref: int, head: dict[str, Any], code: bytes) -> bytes:

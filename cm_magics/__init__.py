@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .files import FileMagics
 from .magics import BoardMagics, fleet, hang_up
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["BoardMagics", "fleet", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "BoardMagics",
+    "FileMagics",
+    "fleet",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
@@ -17,11 +24,15 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = BoardMagics(shell)
     shell.register_magics(magics)
     magics.plug_in()
+    files = FileMagics(shell, magics)
+    shell.register_magics(files)
+    files.plug_in()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything back; boards go on with what they run."""
-    magics = shell.magics_manager.registry.pop(BoardMagics.__name__, None)
-    if isinstance(magics, BoardMagics):
-        magics.unplug()
+    for kind in (BoardMagics, FileMagics):
+        magics = shell.magics_manager.registry.pop(kind.__name__, None)
+        if isinstance(magics, kind):
+            magics.unplug()
     hang_up()

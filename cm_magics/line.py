@@ -63,6 +63,34 @@ def split_cell_line(parser: ArgumentParser, line: str) -> Line:
     return Line(parser.parse_args(argv), " ".join(words), "")
 
 
+class Words(NamedTuple):
+    """What a line of words says."""
+
+    options: Namespace
+    target: str
+    words: list[str]
+
+
+def split_words(parser: ArgumentParser, line: str) -> Words:
+    """Split a line of a target and words; options may stand anywhere.
+
+    Raises:
+        UsageError: an option is unknown, or its value is no good.
+    """
+    argv, rest = _options(parser, line)
+    found = _TARGET.match(rest)
+    target = _unquoted(found[1]).strip() if found else ""
+    rest = rest[found.end() :] if found else ""
+    words: list[str] = []
+    while rest.strip():
+        more, rest = _options(parser, rest)
+        argv += more
+        if found := _WORD.match(rest):
+            words.append(_unquoted(found[1]))
+            rest = rest[found.end() :]
+    return Words(parser.parse_args(argv), target, words)
+
+
 def takes_value(parser: ArgumentParser, word: str) -> bool:
     """Whether ``word`` is an option that the next word belongs to."""
     action = parser._option_string_actions.get(word)

@@ -26,7 +26,7 @@ from .complete import completer
 from .line import Line, split_cell_line, split_line
 from .options import board_parser, result_parser
 
-_NO_TARGET: Final = (
+NO_TARGET: Final = (
     "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
 )
 _NO_CODE: Final = "Write code behind the target, or `%%board` with the code below it."
@@ -124,6 +124,15 @@ class BoardMagics(Magics):
         now = f", which is {who}" if who != target else ""
         show.publish(f"%%board without a target means {target}{now}.")
 
+    @property
+    def target(self) -> str:
+        """The boards that `%board_use` chose; "" for none."""
+        return self._target
+
+    def note_shown(self, results: Results) -> None:
+        """Take it that these results are shown already, in the cell that runs now."""
+        self._seen = results
+
     def plug_in(self) -> None:
         """Add completion, and how results look."""
         shell: Any = self.shell
@@ -149,7 +158,7 @@ class BoardMagics(Magics):
 
     def _board_line(self, said: Line) -> Results | JobGroup:
         if not said.target:
-            raise UsageError(_NO_TARGET)
+            raise UsageError(NO_TARGET)
         if not said.code:
             raise UsageError(_NO_CODE)
         return self._run(said.target, said.code, said.options, KEPT)
@@ -157,7 +166,7 @@ class BoardMagics(Magics):
     def _board_cell(self, said: Line, code: str) -> Results | JobGroup:
         target = said.target or self._target
         if not target:
-            raise UsageError(_NO_TARGET)
+            raise UsageError(NO_TARGET)
         return self._run(target, code, said.options, _kept(said.options, "r"))
 
     def _run(self, target: str, code: str, options: Namespace, kept: str) -> Results | JobGroup:
@@ -254,7 +263,8 @@ class BoardMagics(Magics):
         self._seen = None
 
 
-def _names() -> list[str]:
+def board_names() -> list[str]:
+    """Return all boards' names, for completion."""
     try:
         return [board["name"] for board in fleet().boards()]
     except CloudmanagerError:
@@ -287,9 +297,9 @@ def _cells() -> list[str]:
 
 
 _COMPLETERS: Final[dict[str, Callable[[Any, Any], list[str]]]] = {
-    "%%board": completer(_names, _BOARD),
-    "%board": completer(_names, _BOARD, code=True),
+    "%%board": completer(board_names, _BOARD),
+    "%board": completer(board_names, _BOARD, code=True),
     "%board_result": completer(_cells, _RESULT, more=()),
-    "%board_use": completer(_names),
-    "%boards": completer(_names),
+    "%board_use": completer(board_names),
+    "%boards": completer(board_names),
 }

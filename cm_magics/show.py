@@ -18,11 +18,13 @@ from IPython.core.error import StdinNotImplementedError
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
-from cloudmanager import terminal
+from cloudmanager import meter, terminal
 from cloudmanager.errors import BoardError, CloudmanagerError
+from cloudmanager.filetext import files_text
 from cloudmanager.jobs import Event, JobGroup
 from cloudmanager.layout import head_text
-from cloudmanager.results import Results
+from cloudmanager.meter import Work
+from cloudmanager.results import Result, Results
 from cloudmanager.show import Looks, View, printable
 from cloudmanager.text import fold
 
@@ -59,6 +61,43 @@ def follow(group: JobGroup, looks: Looks, *, late: bool = False) -> Results:
         told = f"the cell goes on, on {names}" if late else f"the cell was stopped on {names}"
         render(stop, f"KeyboardInterrupt: {told}.")
         raise
+
+
+def follow_files(work: Work) -> Results:
+    """Do what is done with files, show how far it is, and what came of it.
+
+    Raises:
+        CloudmanagerError, OSError: nothing was begun, or not all could be.
+    """
+    if getattr(get_ipython(), "kernel", None) is None:
+        with meter.Bar() as bar:
+            results = meter.follow(work, bar)
+        handle = None
+    else:
+        line = _MeterLine(live=can_answer() and not os.environ.get("CM_PLAIN"))
+        results = meter.follow(work, line.draw)
+        handle = line.handle
+    text = files_text(results)
+    if handle is not None:
+        handle.update(_bundle(text), raw=True)
+    elif text and (results.ok or len(results) > 1):
+        publish(text)
+    return results
+
+
+class _MeterLine:
+    """One line in a notebook that says how far a transfer is."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._live = live
+        self.handle: DisplayHandle | None = None
+
+    def draw(self, now: meter.Meter) -> None:
+        """Show it."""
+        if self.handle is not None:
+            self.handle.update(_bundle(now.text()), raw=True)
+        elif self._live:
+            self.handle = display(_bundle(now.text()), raw=True, display_id=True)
 
 
 def must_await(shell: Any, code: str) -> bool:
@@ -102,7 +141,7 @@ def raise_failures(results: Results) -> None:
     """
     try:
         results.raise_for_error()
-    except CloudmanagerError as error:
+    except (CloudmanagerError, OSError) as error:
         render(error, _brief(error, results) if len(results) > 1 else "")
         raise
 
@@ -167,10 +206,10 @@ def _bundle(text: str) -> dict[str, Any]:
     return {"text/plain": text}
 
 
-def _brief(error: CloudmanagerError, results: Results) -> str:
+def _brief(error: Exception, results: Results) -> str:
     """Say in one line who failed, for those whose tracebacks are in sight."""
     failed = results.failed
-    reasons = {_last_line(each.error) for each in failed.values() if each.error is not None}
+    reasons = {_last_line(each) for each in failed.values()}
     reason = f": {reasons.pop()}" if len(reasons) == 1 else ""
     count = f"{len(failed):,} of {len(results):,} boards"
     return f"{type(error).__name__}: {fold(failed)} failed ({count}){reason}"
@@ -184,9 +223,10 @@ def _whole(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _last_line(error: CloudmanagerError) -> str:
-    """Say in one line what is wrong."""
-    told = error.told()
+def _last_line(result: Result) -> str:
+    """Say in one line what is wrong, the same for each board."""
+    error = result.error
+    told = error.told() if isinstance(error, CloudmanagerError) else result.traceback
     if isinstance(error, BoardError):
         words = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
         told = words if error.status == "error" else error.status

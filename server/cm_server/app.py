@@ -28,6 +28,7 @@ from . import auth, certificates, limits
 from .audit import Audit
 from .board_socket import BoardSocket
 from .caller_socket import CallerConversation, CallerSocket
+from .contents import Contents
 from .dispatch import LOST_AFTER, Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
@@ -97,6 +98,7 @@ class Server:
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
         self.tokens.adopt(self._local_token())
+        self.contents = Contents(home)
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)

@@ -146,7 +146,7 @@ class BoardConversation:
         facts, boot = _facts(body), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.told.get("boot")
         server.store.saw_board(board.id, {**facts, "boot": boot})
-        board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
+        board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body), _parts(body))
         self._board = board
         if self._hello is not None:
             server.enrolment.used(board, self._hello.gen)
@@ -195,6 +195,12 @@ def _buffer_size(body: dict[str, Any]) -> int:
         if isinstance(size, int)
         else MIN_BUFFER
     )
+
+
+def _parts(body: dict[str, Any]) -> list[str]:
+    """Return which parts of the client it says to have, bounded."""
+    told = body.get("parts")
+    return [str(part)[:32] for part in told[:32]] if isinstance(told, list) else []
 
 
 def _facts(body: dict[str, Any]) -> dict[str, Any]:

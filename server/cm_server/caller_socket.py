@@ -12,8 +12,8 @@ from cloudmanager import wire
 from cloudmanager.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
 from cloudmanager.targets import parse
 
-from . import limits, reach, verbs
-from .audit import Note
+from . import limits, orders, reach, verbs
+from .audit import Note, shorten
 from .enrolment import REVOKED
 from .gate import group_of
 from .jobs import Cell, Job
@@ -126,6 +126,7 @@ class CallerConversation:
         if self._look is not None:
             self._look.cancel()
         self._server.callers.discard(self)
+        self._server.contents.forget(self)
         self._server.dispatch.forget(self)
 
     def close(self, code: int, reason: str) -> None:
@@ -141,6 +142,8 @@ class CallerConversation:
             self._reply_to(message, self._submit)
         elif message.op == wire.REQUEST:
             self._reply_to(message, self._request)
+        elif message.op == wire.CONTENT:
+            self._reply_to(message, self._take_content)
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
             if job is not None and job.watcher is self:
@@ -160,8 +163,14 @@ class CallerConversation:
 
     def _request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
-        reply = verbs.answer(self._server, self.token, body, self._link.peer)
+        reply = verbs.answer(self._server, self.token, body, self._link.peer, self)
         self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+
+    def _take_content(self, message: wire.Message) -> None:
+        """Take a piece of a file; the reply is how much of it is there."""
+        number, piece = wire.read_content(message)
+        taken = self._server.contents.write(self, number, piece)
+        self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
 
     def _submit(self, message: wire.Message) -> None:
         head, code = wire.read_submit(message)
@@ -193,6 +202,12 @@ class CallerConversation:
     ) -> tuple[list[Job], tuple[str, ...]]:
         """Write a cell's jobs down, on the boards that the token reaches; none has begun."""
         verbs.check_role(self.token, "submit")
+        known = reach.within(self.token, self._server.registry.by_name)
+        resolution = parse(target).resolve(known)
+        boards = [known[name] for name in resolution.names]
+        files = None
+        if "acts" in head:
+            code, files = orders.files_of(self._server, head["acts"], len(boards))
         cell = Cell(
             code,
             _seconds(head, "timeout"),
@@ -200,10 +215,8 @@ class CallerConversation:
             bool(head.get("fresh")),
             _seconds(head, "wait") or 0.0,
             bool(head.get("answers")),
+            files,
         )
-        known = reach.within(self.token, self._server.registry.by_name)
-        resolution = parse(target).resolve(known)
-        boards = [known[name] for name in resolution.names]
         jobs = self._server.dispatch.submit(
             boards,
             cell,
@@ -211,6 +224,7 @@ class CallerConversation:
             self,
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
+            detail=shorten(orders.describe(head["acts"])) if files else "",
         )
         return jobs, resolution.left_out
 
@@ -249,6 +263,17 @@ class CallerConversation:
             self._waiting = sum(map(len, self._outbox))
             self._truncated.clear()
             self._link.send(wire.pack_events(messages))
+            self._note_left(messages)
+
+    def _note_left(self, messages: list[bytes]) -> None:
+        """Let boards send more of their files for what of them has left now."""
+        left: dict[int, int] = {}
+        for message in messages:
+            if message[0] == wire.CHUNK:
+                job = wire.HEADER.unpack_from(message)[2]
+                left[job] = left.get(job, 0) + len(message) - wire.HEADER.size
+        for job, size in left.items():
+            self._server.dispatch.left(job, size)
 
 
 def _before(job: Job) -> int:

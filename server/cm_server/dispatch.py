@@ -27,6 +27,7 @@ from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
 from .registry import Board, BoardLink, Registry
 from .store import Store
+from .transfers import Transfer
 
 log = logging.getLogger("cm_server")
 
@@ -34,7 +35,6 @@ LOST_AFTER = 10.0  # seconds that a board has to come back and tell how its job 
 CONFIRM = 0.9  # seconds past its timeout in which a board confirms; the caller is told by 1 s
 RESET_SECONDS = 20.0  # in which a board is back from a soft reset
 FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
-MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 _UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
 
@@ -99,7 +99,7 @@ class Dispatch:
     def _await_board(self, job: Job) -> None:
         """Give an absent board the time that the caller grants it."""
         if job.cell.wait <= 0:
-            self._settle(job, "offline", _absence(job.board))
+            self._settle(job, "offline", job.board.absence)
             return
         job.board.queue.append(job)
         job.timer = self._later(job.cell.wait, lambda: self._on_waited(job))
@@ -108,7 +108,7 @@ class Dispatch:
         job.timer = None
         if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            why = f"it did not dial in within {job.cell.wait:g} s; {_absence(job.board)}"
+            why = f"it did not dial in within {job.cell.wait:g} s; {job.board.absence}"
             self._settle(job, "offline", why)
 
     def interrupt(self, job: Job) -> None:
@@ -128,11 +128,22 @@ class Dispatch:
             job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
 
     def forget(self, watcher: Watcher) -> None:
-        """Go on without a caller that went away; its jobs stay."""
+        """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
+        unwanted: list[Job] = []
         for job in self.jobs.values():
             if job.watcher is watcher:
                 job.watcher = None
                 self.answer(job, b"", nobody=True)
+                if job.cell.files is not None and job.cell.files.gets:
+                    unwanted.append(job)
+        for job in unwanted:
+            self.interrupt(job)
+
+    def left(self, number: int, size: int) -> None:
+        """Note that bytes of a board's file have left for the caller."""
+        job = self.jobs.get(number)
+        if job is not None and job.state == "running" and job.transfer is not None:
+            job.transfer.on_left(size)
 
     # What boards say
 
@@ -151,6 +162,8 @@ class Dispatch:
             self._on_result(job, message, data)
         elif message.op == wire.INPUT:
             self._on_input(job, data)
+        elif message.op == wire.CHUNK:
+            self._on_chunk(job, message, data)
         else:
             (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
@@ -172,6 +185,12 @@ class Dispatch:
         else:
             self._close(job, ending.status, error)
         self._release(job.board)
+
+    def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
+        if job.transfer is not None:  # else it is settled, and the board does not know it yet
+            job.transfer.on_chunk(message)
+            job.deliver(data)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True
@@ -231,7 +250,7 @@ class Dispatch:
         for job in list(board.queue):
             if job.timer is None:  # else its caller's own patience counts
                 board.queue.remove(job)
-                self._settle(job, "offline", _absence(board))
+                self._settle(job, "offline", board.absence)
 
     def abandon(self, board: Board) -> None:
         """End all that a board still owes: it is about to be taken out."""
@@ -269,19 +288,19 @@ class Dispatch:
     def _start(self, job: Job) -> None:
         board, cell = job.board, job.cell
         assert board.link is not None
+        if cell.files is not None and "files" not in board.parts:
+            self._settle(job, "error", "its client lacks the part for files (files.mpy)")
+            self._next(board)
+            return
         board.current = job
         job.stop_timer()
         if cell.fresh and job.state == "queued":
             self._reset(job)
             return
         job.state, job.started = "running", time.time()
-        for message in wire.exec_messages(
-            job.id,
-            cell.code,
-            timeout_ms=_milliseconds(cell.timeout),
-            awaits=cell.awaits,
-            buffer_size=board.buffer_size,
-        ):
+        if cell.files is not None:
+            job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
+        for message in job.messages():
             board.link.send(message)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
@@ -320,7 +339,7 @@ class Dispatch:
 
     def _close(self, job: Job, status: str, error: str) -> None:
         job.stop_timer()
-        job.state, job.watcher = "settled", None
+        job.state, job.watcher, job.transfer = "settled", None, None
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
         self.recent.add(job)
@@ -379,25 +398,6 @@ def _too_long(queue: Sequence[Job], job: Job) -> str:
         mib = limits.QUEUED_BYTES // limits.MIB
         return f"cells of {mib} MiB wait for this board already; it did not run"
     return ""
-
-
-def _milliseconds(timeout: float | None) -> int:
-    """Return a timeout as it travels; 0 for none."""
-    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)
-
-
-def _absence(board: Board) -> str:
-    if board.last_seen is None:
-        return "it has never dialled in"
-    return f"it was last seen {_ago(time.time() - board.last_seen)} ago"
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            count = int(seconds // size)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{max(int(seconds), 0)} s"
 
 
 def _last_line(error: str) -> str:

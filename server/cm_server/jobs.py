@@ -1,19 +1,22 @@
-"""One cell on one board, as the server sees it; and the jobs that ended lately. No I/O."""
+"""One cell, or acts on files, on one board; and the jobs that ended lately. No I/O."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager import wire
 
 from . import limits
+from .transfers import Files, Transfer
 
 if TYPE_CHECKING:
     from .registry import Board
 
 MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 
 class Timer(Protocol):
@@ -39,6 +42,7 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
+    files: Files | None = None  # then the code is acts on files, in JSON
 
 
 class Tail:
@@ -85,6 +89,7 @@ class Job:
         "status",
         "tail",
         "timer",
+        "transfer",
         "value",
         "watcher",
     )
@@ -106,6 +111,18 @@ class Job:
         self.value = Tail()
         self.timer: Timer | None = None
         self.asking = False
+        self.transfer: Transfer | None = None  # while it moves files
+
+    def messages(self) -> Iterator[bytes]:
+        """Yield what brings it to its board."""
+        return wire.exec_messages(
+            self.id,
+            self.cell.code,
+            timeout_ms=_milliseconds(self.cell.timeout),
+            awaits=self.cell.awaits,
+            op=wire.EXEC if self.cell.files is None else wire.FILE,
+            buffer_size=self.board.buffer_size,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return the job's line, as callers see it."""
@@ -152,7 +169,7 @@ class Recent:
     def add(self, job: Job) -> None:
         """Keep a job that ended."""
         size = len(job.tail) + len(job.value)
-        job.cell = job.cell._replace(code=b"")  # a cell's text is the notebook's to keep
+        job.cell = job.cell._replace(code=b"", files=None)  # a cell's text is the notebook's
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:
@@ -187,3 +204,8 @@ def read_last(last: dict[str, Any] | None) -> Told | None:
         return None
     error = str(last.get("error") or "")[:1024]
     return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """Return a timeout as it travels; 0 for none."""
+    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)

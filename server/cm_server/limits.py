@@ -39,6 +39,21 @@ ENROL_NAMES = 10_000  # in one request
 TOKENS = 1000  # that open something; of those that did once, the newest so many are named
 TOKEN_SECONDS = 10 * 366 * 86400.0  # until a token that expires has expired
 
+# Files.
+CONTENT_BYTES = 64 * MIB  # of one file for boards
+CONTENTS_BYTES = 256 * MIB  # of files that are kept, on disk, in case they are wanted again
+CONTENTS = 1000  # such files
+UPLOADS = 250  # that callers have begun and not ended
+PIECE_BYTES = 64 * KIB  # of a file that is read at once
+ACTS = 500  # on files, in one job
+ACTS_BYTES = 64 * KIB  # of their names and paths
+PATH_BYTES = KIB  # of one path
+#: On their way to or from one board, unconfirmed; and to all boards of a job, as far as each has
+#: the least.
+WINDOW_BYTES = 64 * KIB
+WINDOW_LEAST_BYTES = 4 * KIB
+WINDOWS_BYTES = 16 * MIB
+
 # Boards.
 BOARD_MESSAGE_BYTES = 64 * KIB
 BOARD_BUFFER_BYTES = 64 * KIB  # that a board may claim to have
@@ -49,6 +64,23 @@ QUEUED_BYTES = 32 * MIB  # of their cells
 TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server keeps
 RECENT_JOBS = 1000  # ended jobs that are kept in memory, with their tails
 RECENT_BYTES = 16 * MIB  # of their tails together
+
+# Packages: what a source, an archive or a compiler may cost. One plan's add up.
+FETCHES = 8  # at once
+FETCH_SECONDS = 60.0  # for one, with all its redirects
+FETCH_REDIRECTS = 5
+PACKAGES = 200  # in one plan, dependencies included
+PACKAGE_FILES = 1000  # in a package, an archive, or a plan
+PACKAGE_DOCUMENT_BYTES = 8 * MIB  # an index's page, a repository's refs
+PACKAGE_FILE_BYTES = 4 * MIB
+PACKAGE_ARCHIVE_BYTES = 16 * MIB
+PACKAGE_UNPACKED_BYTES = 32 * MIB  # of an archive, or of a plan
+PACKAGE_CACHE_BYTES = 512 * MIB  # the oldest go
+PLAN_SECONDS = 300.0
+RESOLVE_ROUNDS = 10_000  # steps of the resolver
+COMPILE_SECONDS = 10.0  # of one file; of the processor's time and of the clock's
+COMPILE_BYTES = 256 * MIB  # of memory
+COMPILED_BYTES = 4 * MIB  # that may come out
 
 # What is written down.
 LOG_BYTES = MIB  # of server.log; one older file is kept

@@ -45,6 +45,7 @@ class Board:
         self.links = 0  # how many there have been since the server started
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
+        self.parts: frozenset[str] = frozenset()  # of the client, that it has
         self.current: Job | None = None
         self.queue: deque[Job] = deque()
 
@@ -81,6 +82,13 @@ class Board:
         }
 
     @property
+    def absence(self) -> str:
+        """Say since when it has not been there."""
+        if self.last_seen is None:
+            return "it has never dialled in"
+        return f"it was last seen {_ago(time.time() - self.last_seen)} ago"
+
+    @property
     def mpy(self) -> str:
         """Return its bytecode version as MicroPython writes it, such as 6.3; else ""."""
         number = self.told.get("mpy")
@@ -88,12 +96,19 @@ class Board:
             return ""
         return f"{number & 0xFF}.{number >> 8 & 3}"
 
-    def connect(self, link: BoardLink, facts: dict[str, Any], buffer_size: int) -> None:
+    def connect(
+        self,
+        link: BoardLink,
+        facts: dict[str, Any],
+        buffer_size: int,
+        parts: Iterable[str] = (),
+    ) -> None:
         """Note that its link is open and proven."""
         self.link = link
         self.links += 1
         self.told = facts
         self.buffer_size = buffer_size
+        self.parts = frozenset(parts)
         self.connected_since = self.last_seen = time.time()
 
     def disconnect(self) -> None:
@@ -144,3 +159,11 @@ class Registry:
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""
         return [board for board in self.by_name.values() if board.link is not None]
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(int(seconds), 0)} s"

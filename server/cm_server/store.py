@@ -306,7 +306,13 @@ class Store:
     # Jobs
 
     def begin(
-        self, board_ids: Sequence[str], caller: str, *, address: str = "", target: str = ""
+        self,
+        board_ids: Sequence[str],
+        caller: str,
+        *,
+        address: str = "",
+        target: str = "",
+        detail: str = "",
     ) -> range:
         """Write one open job per board, in one transaction, and return their numbers.
 
@@ -327,7 +333,7 @@ class Store:
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         cell = AuditRow(
-            now, caller, address, "submit", target, "", len(rows), first, numbers[-1], "done"
+            now, caller, address, "submit", target, detail, len(rows), first, numbers[-1], "done"
         )
         self._write(rows, cell)
         return numbers

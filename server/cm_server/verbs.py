@@ -31,6 +31,7 @@ class Call(NamedTuple):
         boards: those that the token reaches: for this call, there are no others.
         body: what he said.
         note: what becomes the call's row in the audit log.
+        owner: the conversation that it is part of.
     """
 
     server: Server
@@ -38,6 +39,7 @@ class Call(NamedTuple):
     boards: Mapping[str, Board]
     body: dict[str, Any]
     note: Note
+    owner: object = None
 
 
 class Verb(NamedTuple):
@@ -64,7 +66,13 @@ def check_role(caller: TokenRow, verb: str) -> None:
         raise NotAllowed(f"{needed} on all boards")
 
 
-def answer(server: Server, caller: TokenRow, body: dict[str, Any], address: str = "") -> Any:
+def answer(
+    server: Server,
+    caller: TokenRow,
+    body: dict[str, Any],
+    address: str = "",
+    owner: object = None,
+) -> Any:
     """Do what ``body`` asks and return the reply, which is JSON; the audit log gets its row.
 
     Raises:
@@ -72,7 +80,9 @@ def answer(server: Server, caller: TokenRow, body: dict[str, Any], address: str 
     """
     name = str(body.get("verb"))
     boards = reach.within(caller, server.registry.by_name)
-    call = Call(server, caller, boards, body, Note(caller.name, address, name, _target(body)))
+    call = Call(
+        server, caller, boards, body, Note(caller.name, address, name, _target(body)), owner
+    )
     try:
         check_role(caller, name)
         if name not in VERBS:
@@ -81,7 +91,7 @@ def answer(server: Server, caller: TokenRow, body: dict[str, Any], address: str 
     except CloudmanagerError as error:
         server.audit.refused(call.note, error)
         raise
-    if VERBS[name].role == ROLES[0]:
+    if VERBS[name].role == ROLES[0] or name == "offer":  # its row is the job's that puts it there
         server.audit.read(call.note)
     else:
         server.audit.done(call.note)
@@ -141,6 +151,12 @@ def _interrupt(call: Call) -> int:
 def _reaches(call: Call, job: Job) -> bool:
     """Whether a job is on a board that the caller reaches; a name may be another board's now."""
     return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
+
+
+def _offer(call: Call) -> int:
+    """Take a file in that boards are to get; the reply is its upload's number, 0 if it is there."""
+    call.note.detail = str(call.body.get("sha256"))
+    return call.server.contents.offer(call.owner, call.body.get("sha256"), call.body.get("size"))
 
 
 def _jobs(call: Call) -> list[dict[str, Any]]:
@@ -299,6 +315,7 @@ VERBS = {
     "boards": Verb("viewer", _boards),
     "label": Verb("operator", _label),
     "interrupt": Verb("operator", _interrupt),
+    "offer": Verb("operator", _offer),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "enrol": Verb("admin", _enrol),

@@ -137,7 +137,9 @@ config = {"id": "0123456789abcdef", "key": "00" * 32, "host": "192.168.1.1", "tc
 config["ca"] = "MIIB" * 118  # as long as the server's; what TLS itself needs is not counted
 with open("/cm.json", "w") as file:
     json.dump(config, file)
-seen = dict.fromkeys(("start", "link", "run", "console", "idle", "ran", "ask", "mac", "dial"))
+seen = dict.fromkeys(
+    ("start", "link", "run", "console", "idle", "ran", "ask", "mac", "dial", "files")
+)
 # ---
 seen["start"] = gc.mem_alloc()
 import cm.link
@@ -178,4 +180,8 @@ import cm.dial
 
 # ---
 seen["dial"] = gc.mem_alloc()
+import cm.files
+
+# ---
+seen["files"] = gc.mem_alloc()
 print(json.dumps([sys.implementation.version[:3], seen, bytes(answer[:length])[-2:].decode()]))

@@ -17,7 +17,8 @@ from websockets.exceptions import ConnectionClosed
 
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
-OUTPUT, VALUE, RESULT, INPUT = 0x20, 0x21, 0x22, 0x23
+FILE, DATA = 0x16, 0x17
+OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -37,6 +38,7 @@ class Job:
     cut: bool = False
     messages: int = 0
     prompts: list[str] = field(default_factory=list)
+    chunks: list[tuple[int, bytes]] = field(default_factory=list)  # flags and bytes of files
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __repr__(self):
@@ -63,13 +65,26 @@ class Link:
     def send(self, data):
         self.peer.call(self.socket.send(data))
 
-    def submit(self, code, timeout_ms=0, awaits=False, number=None):
+    def files(self, *acts, step=16384, **more):
+        """Begin a job with files."""
+        return self.submit(json.dumps([step, acts]), op=FILE, **more)
+
+    def data(self, job, data, flags=0):
+        self.send(message(DATA, job.number, data, flags))
+
+    def put(self, job, data, at=0):
+        """Send a file's bytes as the board asked for them, without a window."""
+        step = self.told["buf"] - 6
+        for start in range(at, len(data) or 1, step):
+            self.data(job, data[start : start + step], int(start == 0))
+
+    def submit(self, code, timeout_ms=0, awaits=False, number=None, op=EXEC):
         code = code.encode() if isinstance(code, str) else code
         job = Job(number or os.urandom(4))
         self.jobs[job.number] = job
         room = self.told["buf"] - 14
         head = struct.pack(">II", timeout_ms, len(code))
-        self.send(message(EXEC, job.number, head + code[:room], int(awaits)))
+        self.send(message(op, job.number, head + code[:room], int(awaits)))
         room += 8
         for at in range(room - 8, len(code), room):
             self.send(message(MORE, job.number, code[at : at + room]))
@@ -127,6 +142,8 @@ class Link:
                 job.output += payload
             elif op == VALUE:
                 job.value += payload
+            elif op == CHUNK:
+                job.chunks.append((flags, payload))
             elif op == INPUT:
                 job.prompts.append(payload.decode())
             elif op == RESULT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +78,7 @@ def test_cell_that_does_not_end_is_ended(cm_board: BoardUnderTest):
         cm_board.run("while True: pass", timeout=0.2)
 
 
-@pytest.mark.parametrize("size", [0, 1, rig._CHUNK, 5 * rig._CHUNK + 1])
+@pytest.mark.parametrize("size", [0, 1, 1010, 5 * 4096 + 1])
 def test_put_copies_every_byte(cm_board: BoardUnderTest, tmp_path: Path, size: int):
     data = bytes(n * 7 % 256 for n in range(size))
     (tmp_path / "data.bin").write_bytes(data)
@@ -181,3 +183,27 @@ def test_board_that_does_not_come_is_named(
     monkeypatch.setattr(rig, "JOIN_SECONDS_EACH", 0.0)
     with pytest.raises(TimeoutError, match=r"not connected: ghost-\[1-2\]"):
         wait_online(cm_fleet, ["ghost-1", "ghost-2"])
+
+
+def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUnderTest):
+    """Writes to flash of a put, torn in their middle; some of it is on the flash by then."""
+    old, new = os.urandom(9_000), os.urandom(40_000)
+    cuts = 0
+    for writes in itertools.count(0, 11):
+        cm_board.put(old, ":x.bin")
+        if not cm_board.cut_power(writes, lambda: cm_board._boards.put(new, ":x.bin")):
+            break
+        cuts += 1
+        assert cm_board.read(":x.bin").value in (old, new)
+        cm_board.put(new, ":x.bin")  # and the next try completes it
+        assert cm_board.read(":x.bin").value == new
+        assert [entry.name for entry in cm_board.ls().value if entry.name.endswith(".part")] == []
+    assert cuts > 20
+    assert cm_board.read(":x.bin").value == new
+
+
+def test_upload_goes_on_where_the_power_was_cut(cm_board: BoardUnderTest):
+    data = os.urandom(200_000)
+    assert cm_board.cut_power(1_000, lambda: cm_board._boards.put(data, ":big.bin"))
+    assert 0 < cm_board._boards.put(data, ":big.bin")[cm_board.name].value < len(data) - 50_000
+    assert cm_board.read(":big.bin").value == data

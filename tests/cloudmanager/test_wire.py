@@ -188,6 +188,38 @@ def test_golden_submit(vector):
     assert wire.pack_submit(vector["job"], head, code).hex() == vector["hex"]
 
 
+@vectors("FILE")
+def test_golden_file(vector):
+    means = vector["means"]
+    text = wire.pack_acts(means["step"], means["acts"])
+    told = {"timeout_ms": means["timeout_ms"], "buffer_size": means["buffer_size"]}
+    (made,) = wire.exec_messages(vector["job"], text, op=wire.FILE, **told)
+    assert made.hex() == vector["hex"]
+
+
+@vectors("DATA", "CHUNK", "CONTENT")
+def test_golden_bytes_of_files(vector):
+    means, found = vector["means"], message(vector)
+    if "count" in means:
+        assert wire.read_count(found) == means["count"]
+        made = wire.pack_count(vector["op"], means["count"], job=vector["job"])
+        assert made.hex() == vector["hex"]
+    elif "sha256" in means:
+        assert wire.read_have(found) == (means["size"], bytes.fromhex(means["sha256"]))
+    elif "upload" in means:
+        data = bytes.fromhex(means["data"])
+        assert wire.read_content(found) == (means["upload"], data)
+        assert wire.pack_content(vector["job"], means["upload"], data).hex() == vector["hex"]
+    else:
+        assert (found.flags, found.payload) == (wire.FRESH, bytes.fromhex(means["data"]))
+
+
+@pytest.mark.parametrize("read", [wire.read_have, wire.read_count, wire.read_content])
+def test_malformed_bytes_of_files_are_refused(read):
+    with pytest.raises(PeerWireError, match="is malformed"):
+        read(Message(wire.CHUNK, 0, 1, b"abc"))
+
+
 @vectors("EVENTS")
 def test_golden_events(vector):
     parts = [bytes.fromhex(part) for part in vector["means"]["messages"]]

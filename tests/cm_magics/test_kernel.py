@@ -64,8 +64,14 @@ class Kernel:
             if isinstance(message, Output):
                 outputs.append(message)
                 watch(message)
-        status = self.client.get_shell_msg(timeout=WAIT)["content"]["status"]
-        return str(status), outputs
+        return self._status(asked), outputs
+
+    def _status(self, asked: str) -> str:
+        """How the cell ended; an older cell's reply may still be on its way."""
+        while True:
+            reply = self.client.get_shell_msg(timeout=WAIT)
+            if reply["parent_header"].get("msg_id") == asked:
+                return str(reply["content"]["status"])
 
     def _next(self, asked: str, answers: list[str]) -> Output | str | None:
         if answers or self.prompts:
@@ -126,6 +132,23 @@ def test_value_of_a_line_is_shown_once(kernel: Kernel):
     assert [each.text for each in kernel.run("%board demo-1 6*7")[1]] == ["42"]
     assert [each.text for each in kernel.run("r = %board demo-1 6*7")[1]] == ["42"]
     assert [each[:2] for each in kernel.run("r")[1]] == [("execute_result", "42")]
+
+
+def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
+    kernel: Kernel, tmp_path: Path
+):
+    place = tmp_path / "big.bin"
+    place.write_bytes(os.urandom(300_000))
+    kernel.run("from cloudmanager import meter\nmeter.AFTER, after = 0.0, meter.AFTER")
+    kernel.run("from cloudmanager import verbs\nverbs.TICK, tick = 0.01, verbs.TICK")
+    status, outputs = kernel.run(f"%board_cp demo-[1-3] {place} :big.bin")
+    kernel.run("meter.AFTER, verbs.TICK = after, tick")
+    kernel.run("%board_rm demo-[1-3] :big.bin")
+    first, *_, last = outputs
+    assert status == "ok"
+    assert "% of 0." in first.text
+    assert last.text == f"{head('demo-[1-3]')}\n300,000 bytes written"
+    assert {each.display for each in outputs} == {first.display}
 
 
 def test_silent_cell_shows_nothing(kernel: Kernel):

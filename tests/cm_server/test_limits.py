@@ -40,5 +40,5 @@ def test_no_limit_is_documented_that_there_is_not():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_limit_is_one_that_something_keeps_to(name):
-    sources = (ROOT / "server/cm_server").glob("*.py")
+    sources = (ROOT / "server/cm_server").rglob("*.py")
     assert any(f"limits.{name}" in path.read_text() for path in sources)

@@ -1,0 +1,46 @@
+"""1 MB to one board: ours beside mpremote's fs_writefile over a pty; and over a slow link."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+
+from benchmarks import ours
+from benchmarks.peers import mpremote_put
+from benchmarks.report import Row
+from benchmarks.throttle import throttled
+from benchmarks.timing import timed
+from cloudmanager import Boards
+
+_SIZE = 1_000_000  # bytes
+_TIMES = 5  # ours; mpremote takes seconds
+_RATE = 100_000.0  # bytes a second
+_DELAY = 0.05  # seconds
+
+
+def rows() -> list[Row]:
+    """Times whole uploads: hashed, sent, written, verified, renamed."""
+    data = os.urandom(_SIZE)
+    with ours.running(1, flash="4M") as boards, mpremote_put.running(data) as theirs:
+        mine = timed(functools.partial(_put, boards, itertools.count()), _TIMES, warm_up=1)
+        peer = timed(theirs, 2, warm_up=0)
+    narrow = functools.partial(throttled, rate=_RATE, delay=_DELAY)
+    with ours.behind(narrow) as boards:
+        slow = timed(functools.partial(_put, boards, itertools.count()), 1, warm_up=0)
+    return [
+        Row("1 MB to one board, beside mpremote over a pty", mine, peer, budget=1 / 20),
+        Row(
+            "1 MB over 100 KB/s with 50 ms, beside the link alone",
+            slow,
+            [_SIZE / _RATE],
+            budget=1 / 0.9,
+            unit="s",
+        ),
+    ]
+
+
+def _put(boards: Boards, numbers: itertools.count[int]) -> None:
+    """Put another content each time, in the same place."""
+    data = next(numbers).to_bytes(4, "big") + os.urandom(_SIZE - 4)
+    boards.put(data, ":/data.bin").raise_for_error()

@@ -1,0 +1,70 @@
+"""How the outcomes of verbs for files read: boards that say the same are one block; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .files import Entry, FileResult, Space, Stat
+from .layout import head_text, printable
+from .results import Result, Results
+from .syncing import Plan
+from .text import fold
+
+
+def files_text(results: Results) -> str:
+    """Return results as text; of one board, without its name."""
+    alike: dict[str, list[str]] = {}
+    for name, result in results.items():
+        alike.setdefault(_outcome(result), []).append(name)
+    left_out = [f"not there: {fold(results.left_out)}"] if results.left_out else []
+    if len(results) == 1:
+        return "\n".join([*filter(None, alike), *left_out])
+    blocks = [f"{head_text(fold(names))}\n{text or 'done'}" for text, names in alike.items()]
+    return "\n".join([*blocks, *left_out])
+
+
+def _outcome(result: Result) -> str:
+    if not result.ok:
+        return printable(result.traceback or result.why or result.status).rstrip()
+    if isinstance(result, FileResult):
+        return printable(value_text(result.value))
+    return printable((result.stdout + result.text).rstrip())  # a cell's
+
+
+def value_text(value: Any) -> str:
+    """Return what a verb gave, as a person reads it; "" for nothing."""
+    if isinstance(value, Plan):
+        return _plan_text(value)
+    if isinstance(value, Stat):
+        return "folder" if value.is_dir else _size(value.size)
+    if isinstance(value, Space):
+        return f"{_size(value.free)} free of {_size(value.total)}"
+    if isinstance(value, list):
+        return "\n".join(_lines(value))
+    if isinstance(value, int):
+        return f"{_size(value)} written" if value else "it is there already"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def _lines(values: Iterable[Any]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, Entry):
+            yield f"{value.size:>12,} {value.path}{'/' if value.is_dir else ''}"
+        else:
+            yield str(value) if isinstance(value, Path) else value_text(value)
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [*(f"+ {path}" for path in plan.put), *(f"- {path}" for path in plan.delete)]
+    equal = f"{plan.same} equal"
+    moved = f"{len(plan.put)} to put ({_size(plan.size_bytes)}), " if plan.put else ""
+    gone = f"{len(plan.delete)} to delete, " if plan.delete else ""
+    return "\n".join([*lines, f"{moved}{gone}{equal}"])
+
+
+def _size(size: int) -> str:
+    return f"{size:,} bytes"

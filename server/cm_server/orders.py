@@ -1,0 +1,47 @@
+"""What a caller wants done with boards' files -> what goes to a board. No sockets, no SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager import acts, wire
+from cloudmanager.errors import ServerError
+
+from . import limits
+from .contents import Content
+from .transfers import Files, step_for
+
+if TYPE_CHECKING:
+    from .app import Server
+
+
+def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
+    """Return acts as a board reads them, and what of files they move.
+
+    Raises:
+        ServerError: an act is unsound, or a content that it needs is not here.
+    """
+    checked = acts.check(asked, most=limits.ACTS, path_bytes=limits.PATH_BYTES)
+    contents: list[Content] = []
+    told = []
+    for act in checked:
+        if act[0] == "put":
+            content = server.contents.get(act[2])
+            if content is None:
+                raise ServerError(f"the content for {act[1]} was not sent to it")
+            contents.append(content)
+            act = ["put", act[1], content.size, content.digest]
+        told.append(act)
+    names = {act[0] for act in checked}
+    if {"put", "get"} <= names:
+        raise ServerError("a job either puts or gets files")
+    step = step_for(boards)
+    code = wire.pack_acts(step, told)
+    if len(code) > limits.ACTS_BYTES:
+        raise ServerError(f"acts on files have at most {limits.ACTS_BYTES} bytes in one job")
+    return code, Files(step, tuple(contents), "get" in names)
+
+
+def describe(asked: list[list[Any]]) -> str:
+    """Return what stands in the audit log: the acts and their paths, no contents."""
+    return "; ".join(" ".join(str(each) for each in act[:2]) for act in asked[:20])

@@ -1,0 +1,1 @@
+"""Packages: what people name, resolved, fetched, verified and compiled on the server."""

@@ -1,0 +1,116 @@
+"""Archives, read in memory: nothing is unpacked to a disk, nothing in them is ever run.
+
+What is no plain file refuses the whole archive: links, devices, sparse files, paths that leave,
+one name twice. Sizes are counted while it is inflated, not believed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+from cloudmanager.errors import PackageError
+from cm_server import limits
+
+from .paths import check_plain
+
+_NOISE: Final = frozenset({"pax_global_header"})
+#: Only these can be inflated so far and no further.
+_KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_BROKEN: Final = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError,
+    NotImplementedError, RuntimeError, struct.error, OverflowError, UnicodeError, RecursionError,
+)  # fmt: skip
+
+
+def unpack(raw: bytes, name: str) -> dict[str, bytes]:
+    """Return the files in an archive, by their paths.
+
+    Args:
+        raw: its content.
+        name: its file name, which tells its kind: ``.tar.gz``, ``.zip`` or ``.whl``.
+
+    Raises:
+        PackageError: it is no such archive, holds what no package needs, or is too big.
+    """
+    if len(raw) > limits.PACKAGE_ARCHIVE_BYTES:
+        raise PackageError(f"{name} is too big: {len(raw)} bytes")
+    try:
+        members = _zip(raw) if name.endswith((".zip", ".whl")) else _tar(raw)
+        return _collect(members, name)
+    except _BROKEN as error:
+        raise PackageError(f"{name} is no sound archive: {error}"[:300]) from error
+
+
+def _collect(members: Iterator[tuple[str, bytes]], name: str) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    spellings: set[str] = set()
+    for path, content in members:
+        check_plain(path)
+        if path.casefold() in spellings:
+            raise PackageError(f"{name} holds {path!r} twice")
+        spellings.add(path.casefold())
+        found[path] = content
+    return found
+
+
+def _tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Give a tar's files. It is inflated first, so far as it may grow: no seeking in a bomb."""
+    inflated = _inflate(raw)
+    with tarfile.open(fileobj=io.BytesIO(inflated), mode="r:") as tar:
+        count = 0
+        while (member := tar.next()) is not None:
+            count += 1
+            if count > limits.PACKAGE_FILES:
+                raise PackageError("the archive has too many members")
+            tar.members.clear()  # type: ignore[attr-defined]  # else it remembers each
+            if member.isdir() or member.name in _NOISE:
+                continue
+            if not member.isreg() or member.issparse():
+                raise PackageError(f"{member.name!r:.100} in the archive is no plain file")
+            stream = tar.extractfile(member)
+            yield member.name.removeprefix("./"), stream.read() if stream else b""
+
+
+def _inflate(raw: bytes) -> bytes:
+    if raw[:2] != b"\x1f\x8b":
+        raise PackageError("the archive is no .tar.gz")
+    inflater = zlib.decompressobj(31)
+    inflated = inflater.decompress(raw, limits.PACKAGE_UNPACKED_BYTES + 1)
+    if len(inflated) > limits.PACKAGE_UNPACKED_BYTES:
+        raise PackageError("the archive grows too big when it is unpacked")
+    if not inflater.eof:
+        raise PackageError("the archive is cut off")
+    return inflated
+
+
+def _zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Give a zip's files, each as its own header and the directory at the end agree on it."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        entries = archive.infolist()
+        if len(entries) > limits.PACKAGE_FILES:
+            raise PackageError("the archive has too many members")
+        left = limits.PACKAGE_UNPACKED_BYTES
+        for entry in entries:
+            mode = entry.external_attr >> 16
+            if entry.orig_filename != entry.filename or "\\" in entry.orig_filename:
+                raise PackageError(f"{entry.orig_filename!r:.100} in the archive is no plain path")
+            if entry.is_dir():
+                continue
+            if (
+                mode >> 12 not in (0, 0o10)
+                or entry.flag_bits & 1
+                or entry.compress_type not in _KINDS
+            ):
+                raise PackageError(f"{entry.filename!r:.100} in the archive is no plain file")
+            with archive.open(entry) as stream:  # refuses a name that differs from its header's
+                content = stream.read(left + 1)
+            left -= len(content)
+            if left < 0:
+                raise PackageError("the archive grows too big when it is unpacked")
+            yield entry.filename, content

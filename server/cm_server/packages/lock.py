@@ -1,0 +1,183 @@
+"""The lock file: what was installed, to the last byte, so that it can be had again; pure.
+
+It is JSON, the same for the same plan, with one fact to a line: a difference can be read. Who
+brings one may have written it himself: it is read as strictly as anything from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from cloudmanager.errors import PackageError
+from cm_server import limits
+
+from .documents import load_json
+from .paths import check_plain
+from .release import Part, Release
+from .requirement import FORGES, Requirement, parse
+
+FORMAT: Final = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_WHOSE: Final = "the lock"
+
+
+class Lock(NamedTuple):
+    """What a lock file says: the wishes it was made for, and what they led to."""
+
+    wanted: tuple[str, ...]
+    releases: tuple[Release, ...]
+
+
+def dump(wanted: Iterable[str], releases: Iterable[Release]) -> str:
+    """Return a lock file's text."""
+    told = {
+        "format": FORMAT,
+        "wanted": sorted(wanted),
+        "packages": [_told(release) for release in releases],
+    }
+    return json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _told(release: Release) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "package": release.key,
+        "version": release.version,
+        "needs": sorted(map(str, release.needs)),
+        "files": [
+            {"path": part.path, "sha256": part.sha256, "size": part.size}
+            | ({"url": part.url} if part.url else {})
+            for part in release.parts
+        ],
+    }
+    if release.wish.source == "local":
+        told["local"] = True
+    if release.ref:
+        told["ref"] = release.ref
+    if release.archive:
+        told["archive"] = {"name": release.archive, "sha256": release.archive_sha256}
+    return told
+
+
+def load(text: str) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        PackageError: it is none.
+    """
+    raw = text.encode()
+    if len(raw) > limits.PACKAGE_DOCUMENT_BYTES:
+        raise PackageError("the lock is too big")
+    said = load_json(raw, _WHOSE)
+    try:
+        if said["format"] != FORMAT:
+            raise PackageError(f"the lock is of format {said['format']!r:.20}; make it anew")
+        releases = tuple(_read(row) for row in said["packages"])
+        wanted = tuple(str(text) for text in said["wanted"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackageError(f"the lock is not whole: {error!r:.100}") from error
+    if len(releases) > limits.PACKAGES or len({release.key for release in releases}) < len(
+        releases
+    ):
+        raise PackageError("the lock has too many packages, or one twice")
+    return Lock(wanted, releases)
+
+
+def _read(row: dict[str, Any]) -> Release:
+    local = frozenset([row["package"]] if row.get("local") else [])
+    wish = parse(row["package"], local)
+    parts = tuple(_part(part) for part in row["files"])
+    archive = row.get("archive", {"name": "", "sha256": ""})
+    _check_sha256(archive["sha256"], empty=not archive["name"])
+    return Release(
+        replace(wish, version=""),
+        str(row["version"]),
+        parts,
+        tuple(parse(need) for need in row["needs"]),
+        str(row.get("ref", "")),
+        str(archive["name"]),
+        archive["sha256"],
+    )
+
+
+def _part(row: dict[str, Any]) -> Part:
+    _check_sha256(row["sha256"])
+    if not isinstance(row["size"], int) or not 0 <= row["size"] <= limits.PACKAGE_FILE_BYTES:
+        raise ValueError("a size")
+    return Part(check_plain(row["path"]), str(row.get("url", "")), "", row["sha256"], row["size"])
+
+
+def _check_sha256(text: Any, empty: bool = False) -> None:
+    if not (isinstance(text, str) and (_SHA256.fullmatch(text) or (empty and not text))):
+        raise ValueError("a SHA-256")
+
+
+def compare(old: Sequence[Release], new: Sequence[Release], named: Collection[str]) -> list[str]:
+    """Hold what a source says now against what it said when it was locked.
+
+    Args:
+        old: the lock's.
+        new: what was found now.
+        named: keys of the packages for which somebody named a version or a ref himself.
+
+    Returns:
+        What moved as it may, each a sentence: a branch.
+
+    Raises:
+        PackageError: what must not change did: a version's content, a tag, the newest version
+            to an older one.
+    """
+    before = {release.key: release for release in old}
+    notes = []
+    for release in new:
+        was = before.get(release.key)
+        if was is None:
+            continue
+        if release.wish.source in FORGES:
+            notes += _moved(was, release)
+        elif was.version == release.version:
+            _check_same(was, release)
+        elif release.key not in named and _numbers(release.version) < _numbers(was.version):
+            raise PackageError(
+                f"{release.key}: its source says that {release.version} is the newest, but the "
+                f"lock has {was.version} already; if that is right, name the version"
+            )
+    return notes
+
+
+def _moved(was: Release, release: Release) -> list[str]:
+    if was.version == release.version:
+        _check_same(was, release)
+        return []
+    if not was.ref or was.ref != release.ref:
+        return []
+    told = (
+        f"{release.key}: {was.ref} was {was.version[:12]} in the lock, "
+        f"and is {release.version[:12]} now"
+    )
+    if was.ref.startswith("refs/tags/"):
+        raise PackageError(f"{told}: a tag does not move; if that is right, make the lock anew")
+    return [told]
+
+
+def _check_same(was: Release, release: Release) -> None:
+    locked = {part.path: part.sha256 for part in was.parts}
+    found = {part.path: part.sha256 for part in release.parts}
+    if locked != found and release.wish.source != "local":
+        path = min(locked.items() ^ found.items())[0]
+        raise PackageError(
+            f"{release}: its {path} is another one than the lock has, under the same version"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n[:9]) for n in re.findall(r"\d+", version.partition("+")[0])[:8])
+
+
+def named(wanted: Iterable[Requirement], releases: Iterable[Release]) -> set[str]:
+    """Return the keys for which a person or a package named a version."""
+    wishes = [*wanted, *(need for release in releases for need in release.needs)]
+    return {wish.key for wish in wishes if wish.version}

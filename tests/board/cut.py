@@ -1,0 +1,186 @@
+# Runs on MicroPython: installs onto a littlefs whose power goes at the k-th block write, for every
+# k, and says what a board would find after it starts again. Printed: one line of JSON.
+import os
+import sys
+from json import dumps
+
+sys.path.insert(0, sys.argv[1])  # where cm/switch is
+TORN = sys.argv[2] == "torn"  # the block at which the power goes is half written
+BROKEN = sys.argv[2] == "naive"  # without a journal: files are moved one by one
+
+from cm import switch
+
+SIZE = 512
+BLOCKS = 256
+
+
+class Flash:
+    data = memoryview(bytearray(SIZE * BLOCKS))  # one for all: allocating costs the most here
+
+    def __init__(self):
+        self.left = -1  # writes until the power goes; never
+
+    def readblocks(self, n, buf, offset=0):
+        at = n * SIZE + offset
+        buf[:] = self.data[at : at + len(buf)]
+
+    def writeblocks(self, n, buf, offset=0):
+        buf = memoryview(buf)
+        at = n * SIZE + offset
+        if self.left == 0:
+            raise OSError(5)
+        self.left -= 1
+        if self.left == 0:
+            if TORN:
+                half = len(buf) // 2
+                self.data[at : at + half] = buf[:half]
+            raise OSError(5)
+        self.data[at : at + len(buf)] = buf
+
+    def ioctl(self, op, arg):
+        if op == 4:
+            return BLOCKS
+        if op == 5:
+            return SIZE
+        return 0
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def mkdir(path):
+    try:
+        os.mkdir(path)
+    except OSError:
+        pass
+
+
+# As whoever installs does it: staged files first, the journal's name last.
+def install(moves, gone):
+    switch.finish()
+    mkdir("/.cm")
+    mkdir("/.cm/new")
+    lines = []
+    for number, (path, text) in enumerate(moves):
+        write("/.cm/new/%d" % number, text)
+        lines.append("+%d %s\n" % (number, path))
+    lines += gone
+    if BROKEN:
+        switch_without(moves, gone)
+        return
+    write("/.cm/journal.new", "".join(lines))
+    os.rename("/.cm/journal.new", "/.cm/journal")
+    switch.finish()
+
+
+def switch_without(moves, gone):
+    for number, (path, _) in enumerate(moves):
+        switch._move("/.cm/new/%d" % number, path)
+    for line in gone:
+        switch._do(os.remove if line[0] == "-" else os.rmdir, line[1:-1])
+    os.rmdir("/.cm/new")
+
+
+# The power is on until `left` writes were made; -1: it stays on.
+def power_on(left=-1):
+    flash = Flash()
+    flash.left = left
+    os.mount(os.VfsLfs2(flash, readsize=32, progsize=32, lookahead=32), "/")
+    return flash
+
+
+# A file that was open then may write when it is collected: to a flash without power.
+def power_off(flash):
+    os.umount("/")
+    flash.left = 0
+
+
+# The files of a package: long enough to take blocks of their own.
+def files(version):
+    body = "V = %d\n" % version + "# %d " % version * 150
+    return [
+        ("/lib/pack/__init__.mpy", body),
+        ("/lib/pack/part.mpy", body),
+        ("/lib/pack/deep/inner.mpy", body),
+        ("/lib/helper%d.mpy" % version, body),
+        ("/.cm/packages", "pack %d" % version),
+    ]
+
+
+OLD = files(1) + [("/lib/shadow.py", "old source"), ("/lib/gone/x.mpy", "goes")]
+NEW = files(2) + [("/lib/shadow.mpy", "new bytecode")]
+GONE = ["-/lib/helper1.mpy\n", "-/lib/shadow.py\n", "-/lib/gone/x.mpy\n", "_/lib/gone\n"]
+ALL = sorted({path for path, _ in OLD + NEW})
+
+
+def state(before, after):
+    found = [(path, read(path)) for path in ALL]
+    for name, wanted in (("old", before), ("new", after)):
+        wanted = dict(wanted)
+        if all(wanted.get(path) == text for path, text in found):
+            return name
+    return "mixture"
+
+
+def fresh(installed):
+    os.VfsLfs2.mkfs(Flash(), readsize=32, progsize=32, lookahead=32)
+    flash = power_on()
+    mkdir("/lib")
+    write("/lib/theirs.py", "the user's own")
+    if installed:
+        install(OLD, [])
+    power_off(flash)
+    return bytes(Flash.data)
+
+
+# One cut at the k-th write of an install; then the board starts again. None: it has no k-th.
+def cut(image, k, before, gone):
+    Flash.data[:] = image
+    flash = power_on(k)
+    try:
+        install(NEW, gone)
+        return None
+    except OSError:
+        pass
+    finally:
+        power_off(flash)
+    for again in (1, 2, 3, -1):  # the power may go while it starts, too
+        flash = power_on(again)
+        try:
+            switch.finish()
+        except OSError:
+            pass
+        power_off(flash)
+    flash = power_on()
+    told = state(before, NEW)
+    if read("/lib/theirs.py") != "the user's own":
+        told = "the user's file is gone"
+    install(NEW, gone)
+    if state(before, NEW) != "new" or set(os.listdir("/.cm")) != {"packages"}:
+        told = "the next install does not complete it"
+    power_off(flash)
+    return told
+
+
+os.umount("/")
+seen = {}
+for name, before, gone in (("install", [], []), ("upgrade", OLD, GONE)):
+    image = fresh(bool(before))
+    told = []
+    while True:
+        outcome = cut(image, len(told) + 1, before, gone)
+        if outcome is None:
+            break
+        told.append(outcome)
+    seen[name] = told
+print(dumps(seen))

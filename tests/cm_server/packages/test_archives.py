@@ -1,0 +1,211 @@
+"""Hostile archives; FIELD 5, group 25. Nothing is ever written to a disk or run."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import tarfile
+import time
+import tracemalloc
+import warnings
+import zipfile
+
+import pytest
+
+from cloudmanager.errors import PackageError
+from cm_server import limits
+from cm_server.packages.archives import unpack
+
+from .shelf import bomb, sdist, wheel
+
+BAD_PATHS = [
+    "../boot.py",
+    "a/../../boot.py",
+    "/etc/passwd",
+    "C:/x.py",
+    "C:x.py",
+    "a\\b.py",
+    "..\\b.py",
+    "a.py.",
+    "a.py ",
+    "dir /a.py",
+    "x\n.py",
+]
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes], pax: bool = True) -> bytes:
+    raw = io.BytesIO()
+    kind = tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT
+    with tarfile.open(fileobj=raw, mode="w:gz", format=kind) as tar:
+        for member, content in members:
+            member.size = len(content) if member.isreg() else member.size
+            tar.addfile(member, io.BytesIO(content))
+    return raw.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def refuses(raw: bytes, why: str = ".", name: str = "p-1.tar.gz") -> None:
+    with pytest.raises(PackageError, match=why):
+        unpack(raw, name)
+
+
+def test_plain_archives_are_read():
+    files = {"p/a.py": b"1", "p/b/c.py": b"2"}
+    assert unpack(sdist("p", {"a.py": b"1", "b/c.py": b"2"}), "p.tar.gz") == files
+    assert unpack(wheel(files), "p.whl") == unpack(wheel(files), "p.zip") == files
+
+
+def test_folders_and_a_pax_comment_are_passed_over():
+    raw = tar_of((member("p", tarfile.DIRTYPE), b""), (member("./p/a.py"), b"1"))
+    assert unpack(raw, "p.tar.gz") == {"p/a.py": b"1"}
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_member_that_is_not_plain_refuses_the_tar(path):
+    refuses(tar_of((member("p/a.py"), b"1"), (member(path), b"2")))
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_member_that_is_not_plain_refuses_the_zip(path):
+    refuses(wheel({"p/a.py": "1", path: "2"}), name="p.whl")
+
+
+def test_name_with_a_nul_refuses_the_zip():
+    raw = wheel({"p/a.pyZ.txt": "2"}).replace(b"p/a.pyZ.txt", b"p/a.py\0.txt")
+    refuses(raw, name="p.whl")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CONTTYPE,
+        tarfile.GNUTYPE_SPARSE,
+        b"Z",
+    ],
+)
+def test_link_device_or_sparse_file_refuses_the_tar(kind):
+    odd = member("p/x", kind, "/etc")
+    raw = tar_of((odd, b""), (member("p/x/passwd"), b"written through"), pax=False)
+    if kind == tarfile.CONTTYPE:  # a plain file, by POSIX
+        assert unpack(raw, "p.tar.gz")["p/x"] == b""
+    else:
+        refuses(raw, "no plain file|no sound archive")
+
+
+def test_symbolic_link_refuses_the_zip():
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        info = zipfile.ZipInfo("p/x")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    refuses(raw.getvalue(), "no plain file", "p.zip")
+
+
+def test_names_that_differ_in_case_only_refuse_the_archive():
+    refuses(sdist("p", {"a.py": "1", "A.py": "2"}), "twice")
+    refuses(wheel({"a.py": "1", "A.PY": "2"}), "twice", "p.whl")
+
+
+def test_one_name_twice_refuses_the_archive():
+    refuses(tar_of((member("p/a.py"), b"1"), (member("p/a.py"), b"2")), "twice")
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a.py", "1")
+        archive.writestr("a.py", "2")
+    refuses(raw.getvalue(), "twice", "p.zip")
+
+
+def test_pax_header_that_overrides_a_path_is_seen_through():
+    info = member("p/harmless.py")
+    info.pax_headers = {"path": "../../boot.py"}
+    refuses(tar_of((info, b"1")), "is refused")
+
+
+def test_loop_of_gnu_long_names_ends():
+    header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    header.size = 0
+    block = header.tobuf(tarfile.GNU_FORMAT)
+    refuses(gzip.compress(block * 20_000 + b"\0" * 1024), "no sound archive")
+
+
+def inflated_within(raw: bytes, name: str, seconds: float) -> int:
+    """Refuse it quickly; return the most memory that it took."""
+    tracemalloc.start()
+    try:
+        since = time.process_time()
+        refuses(raw, name=name)
+        assert time.process_time() - since < seconds
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_gigabytes_from_kilobytes_are_refused_before_they_are_there(monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGE_UNPACKED_BYTES", 1024**2)
+    raw = bomb()
+    zipped = wheel({"p/a.py": b"\0" * 64 * 1024**2})
+    for packed, name in ((raw, "p.tar.gz"), (zipped, "p.whl")):
+        assert len(packed) < 1024**2
+        assert inflated_within(packed, name, 5) < 8 * 1024**2
+
+
+def test_zip_that_lies_about_its_sizes_is_refused():
+    content = b"\0" * 100_000
+    raw = wheel({"p/a.py": content})
+    lying = raw.replace(struct.pack("<L", 100_000), struct.pack("<L", 10))
+    refuses(lying, name="p.zip")
+
+
+def test_zip_whose_headers_disagree_is_refused():
+    raw = wheel({"p/good.py": "1"})
+    refuses(raw.replace(b"p/good.py", b"p/evil.py", 1), "no sound archive", "p.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zip_packed_in_a_way_that_cannot_be_bounded_is_refused(method):
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", method) as archive:
+        archive.writestr("p/a.py", "1")
+    refuses(raw.getvalue(), "no plain file", "p.zip")
+
+
+def test_too_many_members_are_refused(monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGE_FILES", 10)
+    files = {f"a{n}.py": "" for n in range(11)}
+    refuses(sdist("p", files), "too many")
+    refuses(wheel(files), "too many", "p.whl")
+
+
+@pytest.mark.timeout(20)
+def test_a_million_members_are_refused_quickly():
+    block = member("p/a.py").tobuf()
+    refuses(gzip.compress(block * 60_000, 1), "too many|twice|too big")
+
+
+def test_archive_that_is_too_big_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGE_ARCHIVE_BYTES", 10)
+    refuses(sdist("p", {"a.py": "1"}), "too big")
+
+
+def test_archive_in_an_archive_stays_one_file():
+    inner = sdist("q", {"evil.py": "1"})
+    assert unpack(sdist("p", {"inner.tar.gz": inner}), "p.tar.gz") == {"p/inner.tar.gz": inner}
+
+
+@pytest.mark.parametrize("name", ["p.tar.gz", "p.whl", "p.zip"])
+def test_what_is_no_archive_or_cut_off_is_refused(name):
+    whole = sdist("p", {"a.py": "1" * 5000}) if name == "p.tar.gz" else wheel({"a.py": "1" * 5000})
+    for raw in (b"", b"<html>", b"\x1f\x8b", b"PK\3\4", whole[: len(whole) // 2], b"\0" * 1000):
+        refuses(raw, name=name)

@@ -1,0 +1,75 @@
+"""The cache: what is in it is what it says; FIELD 5, group 30."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cm_server import limits
+from cm_server.packages.cache import Cache, sha256
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path)
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_content_is_found_by_its_hash(cache):
+    name = cache.put(b"one")
+    assert (name, cache.get(name)) == (sha256(b"one"), b"one")
+    assert cache.get(sha256(b"two")) is None
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a" * 63, "A" * 64, "/etc/passwd"])
+def test_what_is_no_hash_names_nothing(cache, name):
+    assert cache.get(name) is None
+
+
+def test_content_that_changed_on_the_disk_is_gone_and_not_given(cache, tmp_path):
+    name = cache.put(b"one")
+    (path,) = files(tmp_path)
+    path.write_bytes(b"two")
+    assert cache.get(name) is None
+    assert not path.exists()
+    cache.put(b"one")
+    assert cache.get(name) == b"one"
+
+
+def test_write_that_fails_half_way_leaves_nothing(cache, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        patch.setattr("pathlib.Path.replace", full)
+        with pytest.raises(OSError, match="No space"):
+            cache.put(b"one")
+    assert files(tmp_path) == []
+    assert cache.get(cache.put(b"one")) == b"one"
+
+
+def test_address_is_remembered_with_its_content(cache, tmp_path):
+    cache.remember("https://a.example/x", cache.put(b"one"))
+    assert cache.recall("https://a.example/x") == b"one"
+    assert cache.recall("https://a.example/y") is None
+    assert Cache(tmp_path).recall("https://a.example/x") == b"one"
+
+
+def test_oldest_contents_go_when_it_is_full(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGE_CACHE_BYTES", 1000)
+    names = []
+    for n in range(12):
+        names.append(cache.put(bytes([n]) * 100))
+        path = next(path for path in files(tmp_path) if path.name == names[-1])
+        os.utime(path, (n, n))
+        cache.get(names[0])  # is used all the time
+    kept = [cache.get(name) is not None for name in names]
+    assert kept[0]
+    assert kept[-1]
+    assert not kept[1]
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 1000

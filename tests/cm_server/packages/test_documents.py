@@ -1,0 +1,110 @@
+"""Documents from outside: read strictly; FIELD 5, groups 24, 28 and 30."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cloudmanager.errors import PackageError
+from cm_server import limits
+from cm_server.packages import documents
+from cm_server.packages.documents import read_document, read_metadata, read_refs, read_requires
+
+
+def read(**said):
+    return read_document(json.dumps(said).encode(), "it")
+
+
+def test_document_of_a_mip_index_is_read():
+    found = read(v=1, version="0.6.1", hashes=[["logging.py", "0123abcd"]])
+    assert found == ("0.6.1", [("logging.py", "0123abcd")], [], [])
+
+
+def test_fields_that_are_missing_are_empty_and_others_are_passed_over():
+    assert read(author="x", extra={"a": 1}) == ("", [], [], [])
+    assert read(version=None, urls=None, deps=None) == ("", [], [], [])
+
+
+def test_dependency_without_a_version_is_fine():
+    assert read(deps=[["a"], "b", ["c", "1"], ["d", None]]).deps == [
+        ("a", ""),
+        ("b", ""),
+        ("c", "1"),
+        ("d", ""),
+    ]
+
+
+def test_version_that_is_a_number_is_its_text():
+    assert read(version=0.1).version == "0.1"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>not found</html>",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"a": 1, "a": 2}',
+        b'{"version": NaN}',
+        b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"version": [1]}',
+        b'{"version": true}',
+        b'{"version": "' + b"1" * 100 + b'"}',
+        b'{"version": "1\\n2"}',
+        b'{"v": 99}',
+        b'{"hashes": "x"}',
+        b'{"hashes": [["a.py"]]}',
+        b'{"hashes": [["a.py", 1]]}',
+        b'{"hashes": [[1, "0123abcd"]]}',
+        b'{"hashes": [["a.py", "0123"]]}',
+        b'{"hashes": [["a.py", "../../xx"]]}',
+        b'{"urls": [["a.py", "b", "c"]]}',
+        b'{"urls": [{"a": 1}]}',
+        b'{"deps": [[["a"], "1"]]}',
+        b'{"deps": [["a", 1]]}',
+    ],
+    ids=lambda raw: repr(raw[:24]),
+)
+def test_document_of_another_kind_is_refused(raw):
+    with pytest.raises(PackageError):
+        read_document(raw, "it")
+
+
+def test_document_with_too_many_files_or_deps_is_refused():
+    for field in ("hashes", "urls", "deps"):
+        rows = [[f"a{n}", "0123abcd"] for n in range(limits.PACKAGE_FILES + 1)]
+        with pytest.raises(PackageError, match="too long"):
+            read(**{field: rows})
+
+
+def test_requires_are_read_without_extras_and_markers():
+    raw = b"micropython-os\nmicropython-b (>=1.0)\n# no\nc[x]; python_version<'3'\n\n[extra]\nd\n"
+    assert read_requires(raw) == ["micropython-os", "micropython-b>=1.0", "c"]
+
+
+def test_metadata_is_read_without_extras_and_description():
+    raw = b"Name: x\nRequires-Dist: a (==1)\nRequires-Dist: b; extra == 'c'\n\nRequires-Dist: d\n"
+    assert read_metadata(raw) == ["a==1"]
+
+
+def test_dummy_is_known_by_its_summary():
+    assert documents.is_dummy(b"Name: x\nSummary: Dummy abc module for MicroPython\n")
+    assert not documents.is_dummy(b"Summary: no Dummy\n")
+
+
+def test_refs_are_read_and_a_tag_is_the_commit_that_it_stands_for():
+    one, two = b"1" * 40, b"2" * 40
+    lines = [one + b" HEAD\0caps\n", one + b" refs/tags/v1\n", two + b" refs/tags/v1^{}\n"]
+    raw = b"001e# service=git-upload-pack\n0000"
+    raw += b"".join(b"%04x" % (len(line) + 4) + line for line in lines) + b"0000"
+    assert read_refs(raw, "it") == {"HEAD": "1" * 40, "refs/tags/v1": "2" * 40}
+
+
+@pytest.mark.parametrize("raw", [b"", b"<html>", b"00", b"0001", b"ffff", b"0000", b"-001abc"])
+def test_answer_that_is_no_git_servers_is_refused(raw):
+    with pytest.raises(PackageError):
+        read_refs(raw, "it")

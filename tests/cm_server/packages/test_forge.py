@@ -1,0 +1,135 @@
+"""Packages in repositories; FIELD 5, group 32, and FIELD 6's leaking refs."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudmanager.errors import PackageError
+from cm_server.packages.lock import dump
+from cm_server.packages.web import NotFound
+
+from .shelf import COMMITS
+from .test_index import sources
+
+
+def document(**urls: str) -> dict[str, object]:
+    return {
+        "urls": [[name.replace("_", "."), where] for name, where in urls.items()],
+        "version": "1",
+    }
+
+
+async def test_package_is_read_at_the_commit_of_its_ref(shelf, packages):
+    shelf.refs("o/r", HEAD="a", heads_main="a", tags_v1="b")
+    shelf.commit("o/r", "a", {"package.json": document(m_py="src/m.py"), "src/m.py": "A = 1\n"})
+    shelf.commit("o/r", "b", {"package.json": document(m_py="m.py"), "m.py": "B = 1\n"})
+    assert await sources(packages, "github:o/r") == {"/lib/m.py": b"A = 1\n"}
+    assert await sources(packages, "gitlab:o/r@v1") == {"/lib/m.py": b"B = 1\n"}
+    assert await sources(packages, f"codeberg:o/r@{COMMITS['a']}") == {"/lib/m.py": b"A = 1\n"}
+
+
+async def test_folder_file_and_document_are_named_by_their_paths(shelf, packages):
+    shelf.refs("o/r", HEAD="a")
+    files = {
+        "p/package.json": document(m_py="m.py"),
+        "p/m.py": "M = 1\n",
+        "x.json": document(n_py="p/m.py"),
+    }
+    shelf.commit("o/r", "a", files)
+    assert list(await sources(packages, "github:o/r/p")) == ["/lib/m.py"]
+    assert list(await sources(packages, "github:o/r/p/m.py")) == ["/lib/m.py"]
+    assert list(await sources(packages, "github:o/r/x.json")) == ["/lib/n.py"]
+
+
+async def test_commit_is_pinned_in_the_lock(shelf, packages):
+    shelf.refs("o/r", HEAD="a", tags_v1="b")
+    shelf.commit("o/r", "b", {"package.json": document(m_py="m.py"), "m.py": "B = 1\n"})
+    plan = await packages.plan(["github:o/r@v1"])
+    assert plan.packages[0].version == COMMITS["b"]
+    assert plan.packages[0].ref == "refs/tags/v1"
+    assert COMMITS["b"] in dump(plan.wanted, plan.packages)
+
+
+async def test_ref_does_not_leak_into_files_of_another_repository(shelf, packages):
+    shelf.refs("o/r", HEAD="a", heads_dev="b")
+    shelf.refs("other/lib", HEAD="c")
+    shelf.commit(
+        "o/r", "b", {"package.json": document(m_py="github:other/lib/m.py", n_py="github:o/r/n.py")}
+    )
+    shelf.commit("o/r", "b", {"n.py": "same repository, same ref\n"})
+    shelf.commit("other/lib", "c", {"m.py": "its own head\n"})
+    assert await sources(packages, "github:o/r@dev") == {
+        "/lib/m.py": b"its own head\n",
+        "/lib/n.py": b"same repository, same ref\n",
+    }
+
+
+async def test_ref_does_not_leak_into_dependencies_of_another_repository(shelf, packages):
+    shelf.refs("o/r", HEAD="a", heads_dev="b")
+    shelf.refs("other/lib", HEAD="c")
+    deps = {"urls": [], "deps": [["github:other/lib", ""], ["github:o/r/part", ""]]}
+    shelf.commit("o/r", "b", {"package.json": deps, "part/package.json": document(p_py="part.py")})
+    shelf.commit("o/r", "b", {"part/part.py": "at dev\n"})
+    shelf.commit("other/lib", "c", {"package.json": document(m_py="m.py"), "m.py": "head\n"})
+    found = await sources(packages, "github:o/r@dev")
+    assert found == {"/lib/m.py": b"head\n", "/lib/p.py": b"at dev\n"}
+
+
+async def test_refs_are_asked_for_once_however_many_want_them(shelf, packages):
+    shelf.refs("o/r", HEAD="a")
+    files = {f"{n}/package.json": document(**{f"m{n}_py": "m.py"}) for n in range(5)}
+    shelf.commit("o/r", "a", {**files, **{f"{n}/m.py": f"{n}\n" for n in range(5)}})
+    await packages.plan([f"github:o/r/{n}" for n in range(5)])
+    assert len([path for path in shelf.asked if "info/refs" in path]) == 1
+
+
+@pytest.mark.parametrize("ref", ["nope", "abc1234"])
+async def test_unknown_ref_is_told(shelf, packages, ref):
+    shelf.refs("o/r", HEAD="a")
+    with pytest.raises(NotFound, match="no branch and no tag"):
+        await packages.plan([f"github:o/r@{ref}"])
+
+
+async def test_unknown_repository_and_missing_document_are_told(shelf, packages):
+    with pytest.raises(NotFound, match="no repository github:o/none"):
+        await packages.plan(["github:o/none"])
+    shelf.refs("o/r", HEAD="a")
+    with pytest.raises(NotFound, match=r"has no p/package.json at commit"):
+        await packages.plan(["github:o/r/p"])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "../../../other/repo/HEAD/x.py",
+        "a/../../x.py",
+        "github:o/r/../../x",
+        "github:o/r",
+        "file:///etc/passwd",
+        "http://127.0.0.1:1/x.py",
+        "http://169.254.169.254/x.py",
+        "//a.example/x.py",
+        "",
+    ],
+)
+async def test_file_outside_of_the_repository_is_refused(shelf, packages, where):
+    shelf.refs("o/r", HEAD="a")
+    shelf.commit("o/r", "a", {"package.json": document(m_py=where)})
+    with pytest.raises(PackageError):
+        await packages.plan(["github:o/r"])
+    assert not [path for path in shelf.asked if "other/repo" in path]
+
+
+async def test_hashes_are_an_indexes_own(shelf, packages):
+    shelf.refs("o/r", HEAD="a")
+    shelf.commit("o/r", "a", {"package.json": {"hashes": [["a.py", "01234567"]]}})
+    with pytest.raises(PackageError, match="only an index keeps files by them"):
+        await packages.plan(["github:o/r"])
+
+
+async def test_file_that_is_kept_in_git_lfs_is_told(shelf, packages):
+    shelf.refs("o/r", HEAD="a")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    shelf.commit("o/r", "a", {"m.py": pointer})
+    with pytest.raises(PackageError, match="Git LFS"):
+        await packages.plan(["github:o/r/m.py"])

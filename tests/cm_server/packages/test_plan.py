@@ -1,0 +1,74 @@
+"""Plans as data: places, clashes, what has to go."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cloudmanager.errors import PackageError
+from cm_server import limits
+from cm_server.packages.plan import File, Plan, check_sizes, placed
+from cm_server.packages.release import Part, Release
+from cm_server.packages.requirement import parse
+
+
+def release(name: str, *files: str, content: str = "x") -> Release:
+    return Release(parse(name), "1", tuple(Part(path, sha256=content + path) for path in files))
+
+
+def test_files_are_placed_in_order_with_their_package():
+    found = placed([release("b", "b.py"), release("a", "a.py")], "/lib")
+    assert [(file.path, file.package) for file in found] == [("/lib/a.py", "a"), ("/lib/b.py", "b")]
+
+
+def test_same_file_of_two_packages_is_one():
+    found = placed([release("a", "x.py"), release("b", "x.py")], "/lib")
+    assert len(found) == 1
+
+
+def test_two_packages_with_different_files_at_one_place_are_told():
+    with pytest.raises(PackageError, match="^a and b both have a /lib/x.py"):
+        placed([release("a", "x.py"), release("b", "x.py", content="y")], "/lib")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("x.py", "x.mpy"), ("x.py", "x/y.py"), ("x.py", "X.py")]
+)
+def test_two_packages_whose_modules_hide_each_other_are_told(one, other):
+    with pytest.raises(PackageError, match="^a and b: .* cannot both be there"):
+        placed([release("a", one), release("b", other)], "/lib")
+
+
+def test_refused_path_is_told_with_its_package():
+    with pytest.raises(PackageError, match="^a@1: the path '../x.py' is refused"):
+        placed([release("a", "../x.py")], "/lib")
+
+
+def plan(*paths: str) -> Plan:
+    files = tuple(File(path, "0" * 64, 10, "a") for path in paths)
+    return Plan(("a",), "/lib", (release("a", "x.py"),), {6: files}, ("a note",))
+
+
+def test_source_that_would_hide_bytecode_goes_and_the_reverse():
+    assert plan("/lib/a.mpy", "/lib/b.py", "/lib/c.json").removed(6) == ("/lib/a.py", "/lib/b.mpy")
+
+
+def test_plan_is_described_as_json():
+    told = json.loads(json.dumps(plan("/lib/a.mpy").describe()))
+    assert told["packages"] == [{"name": "a", "version": "1", "from": "a@1", "needs": []}]
+    assert told["boards"]["6"] == {
+        "files": [["/lib/a.mpy", 10, "a"]],
+        "removed": ["/lib/a.py"],
+        "bytes": 10,
+    }
+    assert told["notes"] == ["a note"]
+
+
+def test_too_many_files_and_bytes_together_are_refused(monkeypatch):
+    monkeypatch.setattr(limits, "PACKAGE_FILES", 2)
+    with pytest.raises(PackageError, match="more than 2 files"):
+        check_sizes([release("a", "1", "2"), release("b", "3")])
+    big = Release(parse("a"), "1", (Part("a", size=limits.PACKAGE_UNPACKED_BYTES + 1),))
+    with pytest.raises(PackageError, match="too big"):
+        check_sizes([big])

@@ -1,0 +1,202 @@
+"""Acts on files, through a server: what is refused, what reaches the board, who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from cloudmanager import wire
+from cm_server import limits
+
+from .peers import FakeBoard, FakeCaller, Service
+
+DATA = b"print(1)"
+SHA = hashlib.sha256(DATA).hexdigest()
+PARTS = ["run", "files"]
+
+
+async def give(caller: FakeCaller, data: bytes) -> None:
+    """Have the server hold a content."""
+    told = await caller.ask("offer", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    for at in range(0, len(data), 1000):
+        piece = told["reply"].to_bytes(4, "big") + data[at : at + 1000]
+        await caller.send(wire.CONTENT, piece, job=5)
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 5)
+        assert wire.read_json(reply.payload) == {"reply": min(at + 1000, len(data))}
+
+
+async def refusal(caller: FakeCaller, acts: Any) -> str:
+    await caller.socket.send(wire.pack_submit(1, {"target": "lab-1", "acts": acts}, b""))
+    reply = await caller.next()
+    assert reply.op == wire.REPLY
+    return str(wire.read_json(reply.payload)["args"][0])
+
+
+@pytest.fixture
+async def lab(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity, parts=PARTS) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        yield service, board, caller
+
+
+async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
+    service, board, caller = lab
+    await give(caller, DATA)
+    (job,) = await caller.submit(
+        "lab-1", b"", acts=[["makedirs", "/lib"], ["put", "/lib/a.py", SHA]]
+    )
+    order = await board.next()
+    assert (order.op, order.job) == (wire.FILE, job)
+    step, acts = json.loads(order.payload[8:])
+    assert 4 * step == limits.WINDOW_BYTES
+    assert acts == [["makedirs", "/lib"], ["put", "/lib/a.py", len(DATA), SHA]]
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+    assert await board.next() == (wire.DATA, wire.FRESH, job, DATA)
+    await board.end(job, rest=b"[None, 8]")
+    assert await caller.ending(job) == ("ok", "[None, 8]")
+    assert (await caller.ask("offer", sha256=SHA, size=len(DATA)))["reply"] == 0
+    row = next(row for row in service.audited() if row.verb == "submit")
+    assert row.detail == "makedirs /lib; put /lib/a.py"
+
+
+@pytest.mark.parametrize(
+    ("acts", "why"),
+    [
+        (None, "1 to 500 acts"),
+        ([], "1 to 500 acts"),
+        ([["ls", "/", True]] * 501, "1 to 500 acts"),
+        (["ls"], "no such act"),
+        ([["system", "/", "rm"]], "no such act"),
+        ([["ls", "/"]], "no such act"),
+        ([["ls", "/", 1]], "no such act"),
+        ([["put", "/a", 3]], "no such act"),
+        ([["stat", "a"]], "no path on a board"),
+        ([["stat", "/a/../b"]], "no path on a board"),
+        ([["stat", "//a"]], "no path on a board"),
+        ([["stat", "/a/"]], "no path on a board"),
+        ([["stat", "/a\0b"]], "no path on a board"),
+        ([["stat", "/a\ud800"]], "no path on a board"),
+        ([["stat", "/" + "a" * 2000]], "no path on a board"),
+        ([["put", "/a", SHA]], "was not sent"),
+        ([["get", "/a" + "b" * 900]] * 80, "at most 65536 bytes"),
+        ([["put", "/cm.json", SHA]], "would be gone"),
+        ([["put", "/CM.json", SHA]], "would be gone"),
+        ([["put", "/lib/cm/link.mpy", SHA]], "would be gone"),
+        ([["rm", "/", True]], "would be gone"),
+        ([["rm", "/lib", True]], "would be gone"),
+        ([["rename", "/lib", "/old"]], "would be gone"),
+        ([["rename", "/x", "/cm.json"]], "would be gone"),
+    ],
+)
+async def test_unsound_acts_are_refused(lab, acts, why):
+    _, _, caller = lab
+    assert why in await refusal(caller, acts)
+
+
+async def test_row_of_very_long_paths_is_short(lab):
+    service, _, caller = lab
+    await caller.submit("lab-1", b"", acts=[["stat", "/" + "x" * 900]] * 20)
+    row = next(row for row in service.audited() if row.verb == "submit")
+    assert len(row.detail) <= limits.AUDIT_CHARS
+
+
+async def test_a_job_puts_or_gets(lab):
+    _, _, caller = lab
+    await give(caller, DATA)
+    assert "either puts or gets" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
+
+
+async def test_viewer_may_not_look_into_a_flash(service: Service):
+    service.enrol("lab-1")
+    async with await FakeCaller.join(service, service.add_token("viewer")) as caller:
+        assert await refusal(caller, [["ls", "/", False]]) == "operator"
+
+
+async def test_board_without_the_part_gets_no_file_job(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1", b"", acts=[["stat", "/"]])
+        assert await caller.ending(job) == (
+            "error",
+            "its client lacks the part for files (files.mpy)",
+        )
+        (job,) = await caller.submit("lab-1")  # and it goes on with cells
+        assert (await board.next()).op == wire.EXEC
+
+
+async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
+    _, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
+    await board.next()
+    await board.send(wire.CHUNK, job=job, flags=wire.HAVE)
+    for _ in range(20):
+        await board.send(wire.CHUNK, bytes(1000), job=job)
+    came = 0
+    while came < 20_000:
+        event = await caller.event()
+        assert event.op == wire.CHUNK
+        came += len(event.payload)
+    told = await board.next()
+    assert told.op == wire.DATA
+    assert wire.read_count(told) >= limits.WINDOW_BYTES // 4
+    await board.end(job, rest=b"[]")
+    assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_who_goes_away_does_not_want_his_file_any_more(lab):
+    service, board, _ = lab
+    async with await FakeCaller.join(service) as other:
+        (job,) = await other.submit("lab-1", b"", acts=[["get", "/a"]])
+        await board.next()
+    assert await board.next() == (wire.INTERRUPT, 0, job, b"")
+
+
+async def test_put_goes_on_when_its_caller_goes_away(lab):
+    service, board, _ = lab
+    async with await FakeCaller.join(service) as other:
+        await give(other, DATA)
+        (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
+        await board.next()
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+    assert (await board.next()).payload == DATA
+
+
+async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
+    """A get whose caller does not read stops at the window; a cell of somebody else runs."""
+    one, two = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, one, parts=PARTS) as board,
+        await FakeBoard.join(service, two) as other,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service) as brisk,
+    ):
+        (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
+        await board.next()
+        caller.socket.transport.pause_reading()
+        granted = sent = 0
+        while sent - granted <= limits.WINDOW_BYTES:  # as a board does
+            await board.send(wire.CHUNK, bytes(1000), job=job)
+            sent += 1000
+            if sent - granted > limits.WINDOW_BYTES // 2 and sent < 30_000_000:
+                try:
+                    granted = wire.read_count(await asyncio.wait_for(board.next(), 0.2))
+                except asyncio.TimeoutError:
+                    break
+        (cell,) = await brisk.submit("lab-2")
+        await other.next()
+        await other.end(cell, rest=b"1")
+        assert await brisk.ending(cell) == ("ok", "1")
+        (conversation,) = [each for each in service.server.callers if each._waiting > 1000]
+        assert conversation._waiting <= 2 * limits.WINDOW_BYTES
+        caller.socket.transport.resume_reading()

@@ -1,0 +1,66 @@
+"""Files while the rest goes on: a slow board, many boards, cells of others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from cloudmanager.rig import wait_online
+from cloudmanager.virtual import Identity, VirtualBoards
+
+from .conftest import WAIT, Lab, until
+
+
+def test_one_hung_board_holds_up_no_other(lab: Lab):
+    """A board that reads nothing more gets a window of bytes; the rest is done meanwhile."""
+    data = os.urandom(400_000)
+    boards = lab.fleet["lab-[1-4]"]
+    lab.boards.kill("lab-1", 19)  # SIGSTOP: its socket stays open
+    begun = time.monotonic()
+    ended: dict[str, float] = {}
+    results: dict[str, object] = {}
+
+    def note(board: str, moved: int, total: int) -> None:
+        if moved > total - 20_000:
+            ended.setdefault(board, time.monotonic() - begun)
+
+    work = threading.Thread(
+        target=lambda: results.update(boards.put(data, ":f.bin", progress=note))
+    )
+    work.start()
+    until(lambda: len(ended) == 3, "three boards have the file")
+    assert lab.fleet["lab-5"].run("6 * 7", timeout=5).value == 42
+    assert "lab-1" not in ended
+    lab.boards.kill("lab-1", 18)
+    work.join(WAIT)
+    assert not work.is_alive()
+    assert lab.fleet["lab-[1-4]"].stat(":f.bin").ok
+    assert lab.fleet["lab-[1-4]"].rm(":f.bin").ok
+
+
+def test_twenty_boards_get_a_folder_and_give_it_back(lab: Lab, tmp_path):
+    (tmp_path / "src").mkdir()
+    for n in range(20):
+        (tmp_path / f"src/{n}.bin").write_bytes(os.urandom(1_000 + 100 * n))
+    boards = lab.fleet["lab-[1-20]"]
+    assert boards.sync(tmp_path / "src", ":all").ok
+    plan = boards.sync(tmp_path / "src", ":all")["lab-20"].value
+    assert (plan.put, plan.same) == ((), 20)
+    assert boards.get(":all", tmp_path / "back").ok
+    for board in boards.stat(":all"):
+        for n in range(20):
+            there = tmp_path / "back" / board / "all" / f"{n}.bin"
+            assert there.read_bytes() == (tmp_path / f"src/{n}.bin").read_bytes()
+    assert boards.rm(":all", recursive=True).ok
+
+
+def test_small_heap_takes_a_file_much_larger_than_it(lab: Lab):
+    (told,) = lab.fleet.enrol(["small-1"])
+    identity = Identity(told["name"], told["id"], bytes.fromhex(told["key"]))
+    address, folder = ("127.0.0.1", lab.server.tcp_port), lab.server.home / "small"
+    with VirtualBoards([identity], address, folder, heap="48k", flash="1M"):
+        wait_online(lab.fleet, ["small-1"])
+        data = os.urandom(500_000)
+        assert lab.fleet["small-1"].put(data, ":big.bin").value == len(data)
+        assert lab.fleet["small-1"].read(":big.bin").value == data
