@@ -24,7 +24,7 @@ VERSIONS = ("1.23.0", "1.29.0-6")  # the oldest that we support, and the newest 
 LINK_AND_RUN = 4_400  # bytes of .mpy; the design allows 6 KB
 #: What every chip has; the other parts are there for what somebody wants of it (files, packages,
 #: an identity of its own making), are loaded for that, and cost flash, of which 2 MB are the least.
-CORE = "about ask console dial link loop mac run".split()
+CORE = ["about", "ask", "console", "dial", "link", "loop", "mac", "run"]
 CORE_BYTES = 10_250  # of .mpy; the design allows 12 KB
 ALL = 13_100  # bytes of .mpy of all parts that a chip can have
 FILE = 3_072  # bytes of .mpy of any file
