@@ -217,6 +217,8 @@ def serve():
 # A cell, or the beginning of a long one: all its memory is taken now.
 def begin(n):
     global awaits, code, deadline, lost, rest, status, stop, trace
+    if mv[_IN + 2 : _IN + 6] == job:  # it was here already: never twice
+        link.refuse(1002, _IN)
     deadline, size = unpack_from(">II", buf, _IN + 6)
     awaits = buf[_IN + 1] & 1
     job[:] = mv[_IN + 2 : _IN + 6]
