@@ -100,6 +100,10 @@ class Exchange:
             self._send(frames.encode(message, mask=True))
         return reply
 
+    def ping(self) -> bytes:
+        """Return what asks the server for a sign of life."""
+        return frames.encode(b"", frames.PING, mask=True)
+
     def _stop(self, numbers: list[int]) -> None:
         message = wire.pack_json(wire.REQUEST, {"verb": "interrupt", "jobs": numbers})
         self._send(frames.encode(message, mask=True))

@@ -296,6 +296,25 @@ def test_server_that_breaks_the_rules_is_told_so(stranger):
     assert told == [frames.encode_close(1003, mask=True)]
 
 
+def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
+    monkeypatch.setattr(link, "BEAT_SECONDS", 0.1)
+    asked = []
+
+    def act(_, sock):
+        accept(sock)
+        sock.recv(1000)  # the request
+        asked.append(sock.recv(100))
+        sock.sendall(frames.encode(b"", frames.PONG))
+        asked.append(sock.recv(100))
+        asked.append(sock.recv(100))  # until the end: nobody answers
+
+    made = Link(stranger(act).address)
+    with pytest.raises(ServerUnreachable, match="no answer in time"):
+        made.exchange.request("status", {}).get()
+    made.close()
+    assert asked == [made.exchange.ping(), made.exchange.ping(), b""]
+
+
 # Over TLS
 
 

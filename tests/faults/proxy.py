@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 SECONDS: Final = 10.0  # that a call into the proxy's thread may take
 DELAY: Final = 0.3  # seconds
-TRICKLE: Final = 0.001  # seconds between two bytes
+TRICKLE: Final = 0.001  # seconds between two pieces
+PIECE: Final = 4  # bytes
 READ_BYTES: Final = 64 * 1024
 
 
@@ -34,8 +35,7 @@ class Strike(NamedTuple):
         at: the unit that it strikes (units.py), such as "EXEC"; "" for the next of any name.
         nth: which of that name, from 1; of TLS, which record of data.
         up: whether it strikes what goes to the server; only for units that have no name.
-        bit: which bit of the unit "flip" turns over, from the beginning of its body; before
-            it where negative.
+        bit: which bit "flip" turns over, from the beginning of the unit's body.
     """
 
     fault: str
@@ -87,6 +87,7 @@ class Proxy:
         tcp_port: where it listens.
         struck: set once the fault has struck.
         go: what a unit that is held waits for.
+        shut: whether it hangs up on whoever dials.
         links: how many there have been.
     """
 
@@ -95,6 +96,7 @@ class Proxy:
         self.tls = tls
         self.struck = threading.Event()
         self.go = threading.Event()
+        self.shut = False
         self.links = 0
         self.now: Strike | None = None
         self.left = 0  # units until it strikes
@@ -132,21 +134,22 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._live.add(task)
-        self.links += 1
         try:
-            theirs = await asyncio.open_connection("127.0.0.1", self.server_port)
-        except OSError:
-            writer.transport.abort()
-            self._live.discard(task)
-            return
-        try:
-            await Conversation(self, (reader, writer), theirs).run()
-        except asyncio.CancelledError:
-            pass  # hang_up: this is the whole task
+            if not self.shut:
+                self.links += 1
+                await self._talk(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # nobody there; or hang_up: this is the whole task
         finally:
             self._live.discard(task)
-            for each in (writer, theirs[1]):
-                each.transport.abort()
+            writer.transport.abort()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs = await asyncio.open_connection("127.0.0.1", self.server_port)
+        try:
+            await Conversation(self, (reader, writer), theirs).run()
+        finally:
+            theirs[1].transport.abort()
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -231,7 +234,8 @@ class Pipe:
     async def send(self, data: bytes) -> None:
         """Pass bytes on, as fast as this pipe is, and what was held back behind them."""
         data, self.late = data + self.late, b""
-        pieces = [data[at : at + 1] for at in range(len(data))] if self.slow else [data]
+        size = PIECE if self.slow else len(data) or 1
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
         for piece in pieces:
             self.writer.write(piece)
             await self.writer.drain()
@@ -276,6 +280,11 @@ async def _flip(pipe: Pipe, unit: Unit, strike: Strike) -> None:
     await pipe.send(bytes(data))
 
 
+async def _flip_head(pipe: Pipe, unit: Unit, strike: Strike) -> None:
+    """Turn over a bit of the first byte: of a frame, one that is reserved."""
+    await pipe.send(bytes((unit.data[0] ^ 0x10,)) + unit.data[1:])
+
+
 async def _half_open(pipe: Pipe, unit: Unit, strike: Strike) -> None:
     pipe.talk.deaf = True
 
@@ -301,6 +310,7 @@ FAULTS: Final[dict[str, Callable[[Pipe, Unit, Strike], Awaitable[None]]]] = {
     "duplicate": _duplicate,
     "reorder": _reorder,
     "flip": _flip,
+    "flip head": _flip_head,
     "half-open": _half_open,
     "trickle": _trickle,
     "hold": _hold,

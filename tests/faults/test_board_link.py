@@ -28,12 +28,13 @@ def act(desk: Desk, row: Row) -> Row:
     """Let a row's fault strike while its cell is on the way; return what came of it."""
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
-    desk.proxy.strike(row.strike)
     if row in GREETING:
-        desk.proxy.hang_up()
+        send_away(desk)
+    desk.proxy.strike(row.strike)
     fresh, code = row.cell == FRESH, TALKS if row.cell == FRESH else row.cell
     seconds = 15 if row.strike.fault == "half-open" and row.cell != SPINS else 2
     group = board.submit(code, timeout=seconds, wait=WAIT, fresh=fresh, listen=True)
+    desk.proxy.shut = False
     kinds = []
     deadline = time.monotonic() + WAIT
     for event in group.events(tick=1):
@@ -50,6 +51,15 @@ def act(desk: Desk, row: Row) -> Row:
     why = result.why or (result.traceback or "")
     return row._replace(
         status=result.status, runs=counted.value, why=why, said=result.stdout, record=record
+    )
+
+
+def send_away(desk: Desk) -> None:
+    """Cut the board's link; it comes back once ``shut`` is over."""
+    desk.proxy.shut = True
+    desk.proxy.hang_up()
+    until(
+        lambda: not desk.fleet.boards(desk.name)[0]["connected_since"], "the board did not leave"
     )
 
 
