@@ -1,0 +1,437 @@
+"""Every defence, as a place in the code, what takes it out, and the tests that must notice.
+
+``make attacks`` takes each out of a copy, one at a time, and runs its tests (``__main__.py``).
+A text that is not in its file any more is an error: a defence that moved has to be found again.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Defence(NamedTuple):
+    """One defence.
+
+    Attributes:
+        name: what it keeps out.
+        file: where it is.
+        text: what stands there, exactly once.
+        out: what stands there when it is taken out.
+        tests: what must fail then, as pytest names it; with a parameter where one is enough.
+    """
+
+    name: str
+    file: str
+    text: str
+    out: str
+    tests: tuple[str, ...]
+
+
+SERVER: Final = "server/cm_server/"
+LIBRARY: Final = "cloudmanager/"
+BOARD: Final = "mpy_client/cm/"
+ROUTES: Final = "cm_server/test_matrix.py::test_every_route_by_every_credential"
+VERBS: Final = "cm_server/test_matrix.py::test_every_verb_by_every_role_leaves_exactly_one_row"
+
+
+def defence(name: str, file: str, text: str, out: str, *tests: str) -> Defence:
+    """Return a row; ``tests`` are below tests/."""
+    return Defence(name, file, text, out, tuple(f"tests/{test}" for test in tests))
+
+
+DEFENCES: Final = [
+    # Identity and handshake
+    defence(
+        "a board proves that it has its key",
+        LIBRARY + "wire.py",
+        "return read_json(body) if hmac.compare_digest(wanted, proof) else None",
+        "return read_json(body)",
+        "cm_server/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
+        "cm_server/test_board_socket.py::test_one_flipped_bit_of_the_facts_is_noticed",
+    ),
+    defence(
+        "each challenge is fresh",
+        SERVER + "auth.py",
+        "return secrets.token_bytes(wire.NONCE_BYTES)",
+        "return bytes(wire.NONCE_BYTES)",
+        "cm_server/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
+        "cm_server/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
+    ),
+    defence(
+        "a stranger learns no ids",
+        SERVER + "board_socket.py",
+        "key = board.key if board else auth.new_key()  # a stranger learns no ids",
+        "key = board.key if board else self._refuse(NOT_PROVEN, 'unknown') or b''",
+        "cm_server/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
+    ),
+    defence(
+        "the server proves itself to the board first",
+        BOARD + "dial.py",
+        "        if wrong:\n",
+        "        if False:\n",
+        "board/test_link.py::test_board_does_not_talk_to_a_fake_server",
+    ),
+    defence(
+        "a board says only what the state of its link allows",
+        LIBRARY + "wire.py",
+        "if message.op not in FROM_BOARD[state]:",
+        "if False:",
+        "cm_server/test_dispatch.py::test_what_no_board_may_say_is_refused",
+        "cm_server/test_matrix.py::test_a_proven_board_asks_for_nothing_that_callers_may",
+    ),
+    defence(
+        "a link that proves nothing has a deadline",
+        SERVER + "board_socket.py",
+        "self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN",
+        "self._deadline = loop.call_later(seconds + 999, self._refuse, NOT_PROVEN",
+        "cm_server/test_board_socket.py::test_a_slow_greeting_is_cut",
+    ),
+    defence(
+        "the newest link of a board takes over, the older is closed",
+        SERVER + "board_socket.py",
+        'old.close(REPLACED, "a newer link took over")',
+        "pass",
+        "cm_server/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
+    ),
+    defence(
+        "tokens are compared in constant time",
+        SERVER + "auth.py",
+        "        if hmac.compare_digest(known, mine):\n            found = row\n",
+        "        if known == mine:\n            return row\n",
+        "cm_server/test_auth.py::test_every_known_token_is_compared_whichever_it_is",
+    ),
+    defence(
+        "a token of any length is not looked at",
+        SERVER + "auth.py",
+        "not 0 < len(token) <= limits.TOKEN_CHARS",
+        "False",
+        "cm_server/test_auth.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
+    ),
+    defence(
+        "a token that expired opens nothing",
+        SERVER + "tokens.py",
+        "if row.expires is not None and row.expires <= self._clock():",
+        "if False:",
+        "cm_server/test_tokens.py::test_an_expired_token_is_refused_by_name",
+        ROUTES + "[/caller-CallerSocket-expired]",
+    ),
+    defence(
+        "a token that was revoked opens nothing",
+        SERVER + "tokens.py",
+        "        if row.revoked is not None:\n            return",
+        "        if False:\n            return",
+        "cm_server/test_tokens.py::test_a_revoked_token_is_refused_by_name",
+        ROUTES + "[/caller-CallerSocket-revoked]",
+    ),
+    defence(
+        "the links of a revoked token are closed",
+        SERVER + "app.py",
+        "caller.close(REVOKED, self.tokens.refusal(token))",
+        "pass",
+        "cm_server/test_caller_socket.py::"
+        "test_a_revoked_tokens_links_are_closed_within_two_seconds",
+    ),
+    defence(
+        "wrong tokens are slowed down",
+        SERVER + "caller_socket.py",
+        "if self._server.bad_logins.allow(group_of(address)) is None:",
+        "if False:",
+        "cm_server/test_caller_socket.py::"
+        "test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address",
+    ),
+    # At most once
+    defence(
+        "a cell that comes to its board twice runs once",
+        BOARD + "run.py",
+        "    if mv[_IN + 2 : _IN + 6] == job:  # it came before: never twice\n",
+        "    if False:\n",
+        "board/test_link.py::test_cell_that_comes_twice_runs_once",
+    ),
+    defence(
+        "a cell that comes to the server twice runs once",
+        SERVER + "caller_socket.py",
+        "if message.job in self._refs:",
+        "if False:",
+        "cm_server/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
+    ),
+    defence(
+        "a board that owes its word too long is asked anew",
+        SERVER + "dispatch.py",
+        "self._later(self.lost_after, lambda: self._ask_anew(job))",
+        "pass",
+        "cm_server/test_dispatch.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
+    ),
+    defence(
+        "a caller notices that the server fell silent",
+        LIBRARY + "link.py",
+        "                if silent > 1:\n",
+        "                if False:\n",
+        "cloudmanager/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
+    ),
+    defence(
+        "a board speaks of its own job only",
+        SERVER + "dispatch.py",
+        "if job is None or job.id != message.job:",
+        "if job is None:",
+        "cm_server/test_dispatch.py::test_what_a_board_says_of_another_job_is_ignored",
+    ),
+    defence(
+        "a board amends its own job only",
+        SERVER + "dispatch.py",
+        "if row is None or row.board != board.id:",
+        "if row is None:",
+        "cm_server/test_dispatch.py::test_a_board_cannot_change_another_boards_outcome",
+    ),
+    defence(
+        "a board amends a guess only",
+        SERVER + "dispatch.py",
+        'if row.status not in (None, "lost") and row.error != _UNCONFIRMED:',
+        "if False:",
+        "cm_server/test_dispatch.py::test_a_board_cannot_change_an_outcome_that_is_known",
+    ),
+    defence(
+        "a job is in the file before its cell leaves",
+        SERVER + "dispatch.py",
+        "numbers = self._store.begin([board.id for board in boards], caller, **asked)",
+        "numbers = [len(self.jobs) + n + 1 for n, _ in enumerate(boards)]",
+        "cm_server/test_dispatch.py::test_result_ends_the_job_for_caller_store_and_board",
+    ),
+    # Transport abuse
+    defence(
+        "a client that does not mask is refused",
+        LIBRARY + "frames.py",
+        "if bool(second & _MASKED) is not self._masked:",
+        "if False:",
+        "cloudmanager/test_frames.py::test_client_that_does_not_mask_is_refused",
+    ),
+    defence(
+        "reserved bits are refused",
+        LIBRARY + "frames.py",
+        "if first & 0x70:",
+        "if False:",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "a control frame is short and whole",
+        LIBRARY + "frames.py",
+        "if opcode & _CONTROL and (size > _SHORT_MAX or not first & _FIN):",
+        "if False:",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "fragments without end are refused",
+        LIBRARY + "frames.py",
+        "        if not first & _FIN:\n",
+        "        if False:\n",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "a length of 2^63 is refused before it is read",
+        LIBRARY + "frames.py",
+        "        if size > self.max_size:\n",
+        "        if False:\n",
+        "cloudmanager/test_frames.py::"
+        "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
+        "cm_server/test_board_socket.py::test_an_oversize_message_is_refused_before_it_is_read",
+    ),
+    defence(
+        "a peer that does not read is cut",
+        SERVER + "websocket.py",
+        "if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:",
+        "if False:",
+        "cm_server/test_websocket.py::test_a_peer_that_does_not_read_is_cut_before_it_costs_much",
+    ),
+    defence(
+        "a caller that does not read loses output, not memory",
+        SERVER + "caller_socket.py",
+        "if droppable and self._waiting > limits.OUTBOX_BYTES:",
+        "if False:",
+        "cm_server/test_caller_socket.py::"
+        "test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending",
+    ),
+    defence(
+        "connections that prove nothing are bounded for each address",
+        SERVER + "gate.py",
+        "if len(group) > limits.UNPROVEN_PER_ADDRESS:",
+        "if False:",
+        "cm_server/test_gate.py::test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in",
+    ),
+    defence(
+        "connections that prove nothing are bounded as a whole",
+        SERVER + "gate.py",
+        "elif self.count > limits.UNPROVEN:",
+        "elif False:",
+        "cm_server/test_gate.py::"
+        "test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+    ),
+    defence(
+        "a slow head is cut",
+        SERVER + "app.py",
+        "idle_connection_timeout=limits.HEAD_SECONDS",
+        "idle_connection_timeout=999",
+        "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
+    ),
+    defence(
+        "a slow body is cut",
+        SERVER + "app.py",
+        "body_timeout=limits.HEAD_SECONDS",
+        "body_timeout=999",
+        "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",
+    ),
+    defence(
+        "callers are bounded for each token",
+        SERVER + "caller_socket.py",
+        "if own >= limits.CALLERS_PER_TOKEN:",
+        "if False:",
+        "cm_server/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
+    ),
+    defence(
+        "a queue is bounded",
+        SERVER + "dispatch.py",
+        "if len(queue) >= limits.QUEUED_JOBS:",
+        "if False:",
+        "cm_server/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
+    ),
+    defence(
+        "a tail of output is bounded",
+        SERVER + "jobs.py",
+        "if len(self._bytes) > 2 * limits.TAIL_BYTES:",
+        "if False:",
+        "cm_server/test_dispatch.py::test_the_tails_of_output_and_value_are_bounded",
+    ),
+    # Browsers
+    defence(
+        "a name that was rebound to loopback reaches nothing",
+        SERVER + "pages.py",
+        'if not _LOOPBACK.fullmatch(self.request.headers.get("Host", "")):',
+        "if False:",
+        "cm_server/test_pages.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
+    ),
+    defence(
+        "a foreign page opens no link",
+        SERVER + "pages.py",
+        'if foreign and self.opened_by != "nothing":',
+        "if False:",
+        "cm_server/test_pages.py::test_a_foreign_page_opens_no_link",
+    ),
+    defence(
+        "no page may be framed",
+        SERVER + "pages.py",
+        '    "X-Frame-Options": "DENY",\n',
+        "",
+        "cm_server/test_pages.py::"
+        "test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
+    ),
+    defence(
+        "each verb needs its role",
+        SERVER + "verbs.py",
+        "if ROLES.index(caller.role) < ROLES.index(needed):",
+        "if False:",
+        VERBS + "[viewer-label]",
+    ),
+    defence(
+        "what is for all boards needs a token for all boards",
+        SERVER + "verbs.py",
+        "if verb in VERBS and VERBS[verb].everywhere and not reach.reaches_all(caller):",
+        "if False:",
+        "cm_server/test_matrix.py::test_an_administrator_of_some_boards_is_none_of_all",
+    ),
+    defence(
+        "a token reaches the boards of its target",
+        SERVER + "reach.py",
+        "        if not self._covers(name, board):\n",
+        "        if False:\n",
+        "cm_server/test_matrix.py::test_a_board_out_of_reach_is_as_if_it_were_not_enrolled",
+    ),
+    defence(
+        "private files are their owner's alone",
+        LIBRARY + "config.py",
+        "os.O_EXCL, 0o600)",
+        "os.O_EXCL, 0o644)",
+        "cloudmanager/test_config.py::"
+        "test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it",
+    ),
+    # Hostile boards
+    defence(
+        "control characters of boards are shown, not obeyed",
+        LIBRARY + "text.py",
+        "    return _UNSAFE.sub(_escape, text)\n",
+        "    return text\n",
+        "cloudmanager/test_text.py::test_clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/test_terminal.py::test_escape_codes_of_boards_are_disarmed",
+        "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
+    ),
+    defence(
+        "what a board says of itself is bounded",
+        SERVER + "board_socket.py",
+        'facts[name] = str(told.get(name, ""))[:128]',
+        'facts[name] = str(told.get(name, ""))',
+        "cm_server/test_board_socket.py::test_nonsense_in_a_true_proof_is_bounded_and_harmless",
+    ),
+    defence(
+        "JSON of any depth is refused",
+        LIBRARY + "wire.py",
+        "except (ValueError, RecursionError) as error:",
+        "except ValueError as error:",
+        "cloudmanager/test_wire.py::test_what_is_no_json_object_is_refused",
+    ),
+    defence(
+        "a cell's events show nothing but text",
+        "cm_magics/show.py",
+        "    display(_bundle(text), raw=True)\n",
+        '    display({"text/plain": text, "text/html": text}, raw=True)\n',
+        "attacks/test_hostile_output.py::test_what_a_board_says_is_plain_text_in_the_notebook",
+    ),
+    # Operations
+    defence(
+        "a refusal leaves its row in the audit log",
+        SERVER + "verbs.py",
+        "        server.audit.refused(call.note, error)\n",
+        "        pass\n",
+        VERBS + "[viewer-label]",
+    ),
+    defence(
+        "no token stands in the audit log",
+        SERVER + "audit.py",
+        'clean = auth.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])',
+        "clean = text[: 4 * limits.AUDIT_CHARS]",
+        "cm_server/test_audit.py::"
+        "test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written",
+        "cm_server/test_matrix.py::test_no_secret_and_no_cell_is_in_the_audit_log",
+    ),
+    defence(
+        "no row of the audit log is changed",
+        SERVER + "store.py",
+        'for _act in ("UPDATE", "DELETE"):',
+        "for _act in ():",
+        "cm_server/test_store.py::test_no_row_is_changed_or_taken_out",
+    ),
+    defence(
+        "a board's key is in no repr",
+        SERVER + "rows.py",
+        'return f"BoardRow(id={self.id!r}, name={self.name!r})"',
+        'return f"BoardRow(id={self.id!r}, name={self.name!r}, key={self.key!r})"',
+        "cm_server/test_rows.py::test_a_boards_key_is_in_no_repr",
+    ),
+    defence(
+        "a range is bounded before it is expanded",
+        LIBRARY + "names.py",
+        "    if count > room:\n",
+        "    if count > 2 * room:\n",
+        "cloudmanager/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",
+    ),
+    defence(
+        "the local user's token is sent to this machine alone",
+        LIBRARY + "config.py",
+        "if token is None and (state is not None or is_local(url)):  # to no other machine",
+        "if token is None:",
+        "cloudmanager/test_config.py::test_local_token_is_sent_to_this_machine_alone",
+    ),
+    defence(
+        "it listens on loopback only",
+        SERVER + "app.py",
+        'if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:',
+        "if False:",
+        "cm_server/test_app.py::test_it_listens_on_nothing_but_loopback_without_tls",
+    ),
+]
