@@ -327,7 +327,7 @@ DEFENCES: Final = [
         SERVER + "verbs.py",
         "if ROLES.index(caller.role) < ROLES.index(needed):",
         "if False:",
-        VERBS + "[viewer-label]",
+        VERBS + "[label-viewer]",
     ),
     defence(
         "what is for all boards needs a token for all boards",
@@ -388,7 +388,7 @@ DEFENCES: Final = [
         SERVER + "verbs.py",
         "        server.audit.refused(call.note, error)\n",
         "        pass\n",
-        VERBS + "[viewer-label]",
+        VERBS + "[label-viewer]",
     ),
     defence(
         "no token stands in the audit log",
