@@ -197,7 +197,7 @@ class Pipe:
 
     async def run(self) -> None:
         """Pass on what comes, until it ends."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # the other pipe may have ended it
             while data := await self._reader.read(READ_BYTES):
                 for unit in self._units.feed(data):
                     await self._pass(unit)

@@ -197,7 +197,7 @@ class Soak:
     def _break(self) -> None:
         """Let a fault strike some link, again and again."""
         dice = random.Random(f"{self.seed} faults")
-        while not self._over.wait(dice.uniform(0.05, 0.25)):
+        while not self._over.wait(dice.uniform(0.03, 0.15)):
             fault = dice.choices(FAULTS, WEIGHTS)[0]
             if dice.random() < 0.8:
                 proxy, place = dice.choice(self.board_proxies), dice.choice(BOARD_PLACES)
