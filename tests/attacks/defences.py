@@ -261,8 +261,7 @@ DEFENCES: Final = [
         SERVER + "gate.py",
         "elif self.count > limits.UNPROVEN:",
         "elif False:",
-        "cm_server/test_gate.py::"
-        "test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+        "cm_server/test_gate.py::test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
     ),
     defence(
         "a slow head is cut",
@@ -319,8 +318,7 @@ DEFENCES: Final = [
         SERVER + "pages.py",
         '    "X-Frame-Options": "DENY",\n',
         "",
-        "cm_server/test_pages.py::"
-        "test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
+        "cm_server/test_pages.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
     ),
     defence(
         "each verb needs its role",

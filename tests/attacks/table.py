@@ -116,10 +116,8 @@ ATTACKS: Final = [
         "cm_server/test_caller_socket.py: "
         "wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address "
         "a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log",
-        "system/test_attacks.py: "
-        "a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
-        "cm_server/test_board_socket.py: "
-        "a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
+        "system/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
+        "cm_server/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
     ),
     attack(
         11,
@@ -181,8 +179,7 @@ ATTACKS: Final = [
         "forged requests, cookies, tokens in addresses",
         "cm_server/test_pages.py: a_form_that_a_foreign_page_posts_changes_nothing "
         "a_cookie_is_no_token no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
-        "cm_server/test_caller_socket.py: "
-        "a_token_in_the_address_opens_nothing_and_is_not_logged",
+        "cm_server/test_caller_socket.py: a_token_in_the_address_opens_nothing_and_is_not_logged",
         not_here="there is no REST call that changes anything: all that does is said on a link",
     ),
     attack(

@@ -1,4 +1,4 @@
-"""A board that was taken over: whatever it says stays text, in the notebook, the shell and the logs."""
+"""A board that was taken over: what it says stays text in the notebook, the shell and the logs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Taken(NamedTuple):
 
 def told(text: str) -> dict[str, Any]:
     """What a board says of itself that says this wherever it can."""
-    facts = {name: text for name in FACTS}
+    facts = dict.fromkeys(FACTS, text)
     last = {"job": "00000001", "status": 1, "error": text}
     return {"facts": {**facts, "mpy": text, "heap": text}, "last": last, "boot": text}
 

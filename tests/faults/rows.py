@@ -116,10 +116,7 @@ WORK: Final = [
     row("delay", "INTERRUPT", "interrupted", 1, said="go\n", cell=SPINS),
     row("drop", "INTERRUPT", "timeout", 1, said="go\n", cell=SPINS),
     row("duplicate", "INTERRUPT", "interrupted", 1, said="go\n", cell=SPINS),
-    row(
-        *("half-open", "INTERRUPT", "timeout", 1),
-        **{"why": UNCONFIRMED, "said": "go\n", "cell": SPINS},
-    ),
+    row("half-open", "INTERRUPT", "timeout", 1, why=UNCONFIRMED, said="go\n", cell=SPINS),
     # It waits for a reset, which may be lost, too.
     row("cut before", "RESET", "error", 0, why="did not restart", said="", cell=FRESH),
     row("cut after", "RESET", "ok", 1, cell=FRESH),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 
@@ -19,12 +20,12 @@ def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
     rows = Rows(bench)
     for row in chosen(request, "row"):
         assert isinstance(row, Row)
-        rows.begin(str(row), lambda desk, row=row: act(desk, row))
+        rows.begin(str(row), functools.partial(act, row))
     yield rows
     rows.end()
 
 
-def act(desk: Desk, row: Row) -> Row:
+def act(row: Row, desk: Desk) -> Row:
     """Let a row's fault strike while its cell is on the way; return what came of it."""
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
@@ -58,9 +59,7 @@ def send_away(desk: Desk) -> None:
     """Cut the board's link; it comes back once ``shut`` is over."""
     desk.proxy.shut = True
     desk.proxy.hang_up()
-    until(
-        lambda: not desk.fleet.boards(desk.name)[0]["connected_since"], "the board did not leave"
-    )
+    until(lambda: not desk.fleet.boards(desk.name)[0]["connected_since"], "the board did not leave")
 
 
 def told(row: Row) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -26,12 +27,12 @@ def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
         patch.setattr(link, "BEAT_SECONDS", 1.5)
         for row in chosen(request, "row"):
             assert isinstance(row, CallerRow)
-            rows.begin(str(row), lambda desk, row=row: act(bench, desk, row))
+            rows.begin(str(row), functools.partial(act, bench, row))
         yield rows
         rows.end()
 
 
-def act(bench: Bench, desk: Desk, row: CallerRow) -> CallerRow:
+def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
     """Let a fault strike between the server and a caller of one's own."""
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
