@@ -36,6 +36,11 @@ PACKAGES: Final = {
     "cm_magics": "cm_magics",
     "cm_board": "mpy_client",
 }
+#: Of pytest; the others of this environment would take longer to import than tests to run.
+PLUGINS: Final = (
+    *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+    *("-p", "cloudmanager.testing"),
+)
 
 
 class Copy:
@@ -61,18 +66,10 @@ class Copy:
 
     def run(self, tests: Iterable[str], seconds: float) -> tuple[int, str]:
         """Run tests; return pytest's status, and what it said: FAILED and a name, line by line."""
-        options = [
-            "-q",
-            "--tb=no",
-            "-rf",
-            "-p",
-            "no:cacheprovider",
-            "--timeout=10",
-            "-W",
-            "default",
-        ]
+        options = ["-q", "--tb=no", "-rf", "--timeout=10", "-W", "default", *PLUGINS]
         command = [sys.executable, "-B", "-m", "pytest", *options, *dict.fromkeys(tests)]
         environment = {**os.environ, "PYTHONPATH": self._path, "TMPDIR": str(self.folder)}
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         try:
             ran = subprocess.run(
                 command,
