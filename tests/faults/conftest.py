@@ -19,6 +19,8 @@ from .proxy import Loop, Proxy
 
 T = TypeVar("T")
 
+#: Kinds of links that the rows run over: "tls" and "mac" once a server and a board speak them.
+LINKS = ("plain",)
 BOARDS = 12  # rows that run at once; most of their time they wait
 WAIT = 30.0  # seconds that anything here may take, on a busy machine
 BEAT = 2.0  # seconds: a board that heard nothing for 5 dials again
@@ -34,8 +36,9 @@ class Desk(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """A server, and desks that are free."""
+    """A server, and desks that are free; ``kind`` is one of ``LINKS``."""
 
+    kind: str
     server: Server
     loop: Loop
     fleet: Fleet
@@ -58,9 +61,12 @@ def until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="package")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="package", params=LINKS)
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
     """The bench that the rows share: each takes one of its desks."""
+    kind = request.param
     home = tmp_path_factory.mktemp("bench")
     options = ("--beat", str(BEAT), "--lost-after", str(GRACE))
     free: queue.SimpleQueue[Desk] = queue.SimpleQueue()
@@ -72,12 +78,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     ):
         names = [f"desk-{number}" for number in range(1, BOARDS + 1)]
         for row in fleet.enrol(names):
-            proxy = loop.proxy(server.tcp_port)
+            proxy = loop.proxy(server.tcp_port, tls=kind == "tls")
             machine.address = ("127.0.0.1", proxy.tcp_port)
             machine.add(Identity(row["name"], row["id"], bytes.fromhex(row["key"])))
             free.put(Desk(row["name"], proxy, fleet))
         wait_online(fleet, names)
-        yield Bench(server, loop, fleet, free)
+        yield Bench(kind, server, loop, fleet, free)
 
 
 class Rows:

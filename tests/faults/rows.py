@@ -1,9 +1,9 @@
 """What goes wrong on a link, where, and exactly what comes of it.
 
-Each row becomes a test (test_board_link.py, test_caller_link.py). ``PLAIN`` links carry nothing
-that could tell a changed byte, so that there a fault may garble what a cell says or does; but a
-cell never has two outcomes, and nobody hangs. On links with TLS or a MAC all that is not a delay
-ends the link.
+Each row becomes a test (test_board_link.py, test_caller_link.py). The rows tell of links in the
+clear: nothing there could tell a changed byte, so that a fault may garble what a cell says or
+does; but a cell never has two outcomes, and nobody hangs. ``guarded`` tells what comes of a row
+where TLS or a MAC guards the link.
 """
 
 from __future__ import annotations
@@ -61,6 +61,41 @@ def row(fault: str, at: str, status: str, runs: int, **more: object) -> Row:
     """Return a row; ``nth`` and ``bit`` are the strike's."""
     place = {name: more.pop(name) for name in ("nth", "bit") if name in more}
     return Row(Strike(fault, at, **place), status, runs, **more)  # type: ignore[arg-type]
+
+
+#: Faults that TCP itself knows: they look alike on every kind of link.
+_TCP: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
+#: Of TLS only records of data are seen: whether they go up, and which one it is in these cells.
+_RECORDS: Final = {
+    **{"EXEC": (False, 1), "MORE": (False, 2), "INTERRUPT": (False, 2), "RESET": (False, 1)},
+    **{"OUTPUT": (True, 1), "VALUE": (True, 2), "RESULT": (True, 3)},
+}
+
+
+def guarded(row: Row) -> Row:
+    """Return what comes of it where TLS or a MAC guards the link: a changed byte ends it.
+
+    What was not executed by then never is; what was, the board tells when it is back.
+    """
+    strike = row.strike
+    if strike.fault in _TCP:
+        return row
+    if strike.at in ("EXEC", "MORE", "RESET") and strike.fault != "duplicate":
+        return row._replace(status="lost", runs=0, why=NEVER, said="", record="")
+    if strike.at == "INTERRUPT" and strike.fault != "duplicate":
+        return row._replace(status="timeout", record="")
+    status = "interrupted" if strike.at == "INTERRUPT" else "ok"
+    heard = strike.at == "RESULT" or (strike.at, strike.fault) == ("OUTPUT", "duplicate")
+    said = {"RESULT": "go\non\n", "OUTPUT": "go\n", "INTERRUPT": "go\n"}.get(strike.at, "")
+    return row._replace(
+        status=status, why="", record="", said=said if heard or strike.at == "INTERRUPT" else ""
+    )
+
+
+def in_records(strike: Strike) -> Strike:
+    """Return the same strike as one of TLS's records, counted from when it is armed."""
+    up, first = _RECORDS[strike.at]
+    return strike._replace(nth=first + strike.nth - 1, up=up)
 
 
 #: Between a board and the server, while a cell is on its way, runs, and ends.
