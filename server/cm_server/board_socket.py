@@ -110,6 +110,9 @@ class BoardConversation:
             old = board.link
             dispatch.on_link_gone(board, old)
             old.close(REPLACED, "a newer link took over")
+            board.rivals += 1
+        else:
+            board.rivals = 0
         facts, boot = _facts(body), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.told.get("boot")
         server.store.saw_board(board.id, {**facts, "boot": boot})
@@ -117,11 +120,18 @@ class BoardConversation:
         self._board = board
         self._leave_the_door()
         self._link.on_message = lambda data: dispatch.on_message(board, data)
-        welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
+        welcome = {"name": board.name, "beat": server.beat, "spread": self._spread(board)}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
         dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
         log.info("%s is here, from %s", board.name, self._link.peer)
+
+    def _spread(self, board: Board) -> float:
+        """Return the seconds over which it may come back: two with one key would take turns."""
+        spread = self._server.spread
+        if board.rivals > 1:
+            spread = min(spread * 2.0**board.rivals, max(spread, limits.RIVAL_SECONDS))
+        return spread
 
     def _note_life(self) -> None:
         self._heard = time.monotonic()

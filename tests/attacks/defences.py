@@ -94,6 +94,14 @@ DEFENCES: Final = [
         "cm_server/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
     ),
     defence(
+        "two boards with one key take no turns all day",
+        SERVER + "board_socket.py",
+        "        if board.rivals > 1:\n",
+        "        if False:\n",
+        "cm_server/test_board_socket.py::"
+        "test_two_boards_with_one_key_do_not_push_each_other_out_all_day",
+    ),
+    defence(
         "tokens are compared in constant time",
         SERVER + "auth.py",
         "        if hmac.compare_digest(known, mine):\n            found = row\n",

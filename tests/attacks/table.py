@@ -92,6 +92,7 @@ ATTACKS: Final = [
         "a board that plays another, or plays itself twice",
         "cm_server/test_board_socket.py: a_board_cannot_end_another_boards_job "
         "the_newest_link_wins_and_the_older_is_told "
+        "two_boards_with_one_key_do_not_push_each_other_out_all_day "
         "a_second_link_without_the_key_takes_nothing_over",
         "cm_server/test_dispatch.py: what_a_board_says_of_another_job_is_ignored "
         "a_board_cannot_change_another_boards_outcome",

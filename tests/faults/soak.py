@@ -34,6 +34,7 @@ from cloudmanager.testing import Server, running_server
 from cloudmanager.virtual import Identity, VirtualBoards
 
 from .proxy import Loop, Proxy, Strike
+from .rows import NEVER
 
 CALLERS: Final = 20  # threads, each with a link of its own; every fourth through a proxy
 HANG: Final = 60.0  # seconds after which somebody hangs
@@ -66,6 +67,7 @@ class Told(NamedTuple):
     job: int
     status: str
     wanted: str
+    why: str = ""
 
 
 class Soak:
@@ -180,7 +182,7 @@ class Soak:
             (result,) = group.results().values()
         except CloudmanagerError as error:
             return Told(tag, board, 0, type(error).__name__, wanted)
-        return Told(tag, board, result.job, result.status, wanted)
+        return Told(tag, board, result.job, result.status, wanted, result.why)
 
     def _await_server(self, fleet: Fleet) -> None:
         """Return when a server answers."""
@@ -272,15 +274,15 @@ class Soak:
             "integrity": whole,
         }
 
-    def _check(self, told: Told, times: int, status: str | None) -> None:
-        if told.status in ("ok", "error", "timeout", "interrupted") and told.job:
-            ends = (told.wanted, "timeout") if told.wanted == "interrupted" else (told.wanted,)
-            truth = status == told.status or told.status == "timeout"
-            assert told.status in (*ends, "error", "timeout"), told
-            assert truth, (told, status)
-        if told.status in ("ok",):
+    def _check(self, told: Told, times: int, stored: str | None) -> None:
+        """Hold one outcome against the board's count and the store."""
+        mayhap = ("lost", "offline", "timeout") if told.job else (told.status,)
+        assert told.status in (told.wanted, *mayhap), told
+        if told.job and told.status in ("ok", "error", "interrupted"):
+            assert stored == told.status, (told, stored)
+        if told.status in ("ok", "error"):
             assert times == 1, (told, times)
-        if told.status == "offline":
+        if told.status == "offline" or told.why == NEVER:
             assert times == 0, (told, times)
 
     def _stored(self) -> tuple[dict[int, str | None], str]:
