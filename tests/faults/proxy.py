@@ -24,6 +24,7 @@ SECONDS: Final = 10.0  # that a call into the proxy's thread may take
 DELAY: Final = 0.3  # seconds
 TRICKLE: Final = 0.001  # seconds between two pieces
 PIECE: Final = 4  # bytes
+TRICKLE_BYTES: Final = 2048  # of one direction; then it flows again
 READ_BYTES: Final = 64 * 1024
 
 
@@ -193,7 +194,7 @@ class Pipe:
         self._up = up
         self._units = Records() if talk.proxy.tls else Frames("request" if up else "answer")
         self.late = b""  # what "reorder" holds back until something has passed it
-        self.slow = False
+        self.slow = 0  # bytes that are still to trickle
 
     async def run(self) -> None:
         """Pass on what comes, until it ends."""
@@ -234,13 +235,13 @@ class Pipe:
     async def send(self, data: bytes) -> None:
         """Pass bytes on, as fast as this pipe is, and what was held back behind them."""
         data, self.late = data + self.late, b""
-        size = PIECE if self.slow else len(data) or 1
-        pieces = [data[at : at + size] for at in range(0, len(data), size)]
-        for piece in pieces:
-            self.writer.write(piece)
-            await self.writer.drain()
-            if self.slow:
-                await asyncio.sleep(TRICKLE)
+        slow = min(self.slow, len(data))
+        self.slow -= slow
+        for at in range(0, slow, PIECE):
+            self.writer.write(data[at : min(at + PIECE, slow)])
+            await asyncio.sleep(TRICKLE)
+        self.writer.write(data[slow:])
+        await self.writer.drain()
 
 
 async def _cut_before(pipe: Pipe, unit: Unit, strike: Strike) -> None:
@@ -290,7 +291,7 @@ async def _half_open(pipe: Pipe, unit: Unit, strike: Strike) -> None:
 
 
 async def _trickle(pipe: Pipe, unit: Unit, strike: Strike) -> None:
-    pipe.slow = True
+    pipe.slow = TRICKLE_BYTES
     await pipe.send(unit.data)
 
 

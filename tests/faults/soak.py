@@ -178,7 +178,8 @@ class Soak:
             if wanted == "interrupted":
                 group.interrupt()
             if not group.wait(HANG):
-                raise TimeoutError(f"{group} hangs: {fleet.jobs(board)}")
+                (job,) = group.jobs.values()
+                raise TimeoutError(f"{group} hangs for {fleet!r}: {fleet.job(job.number)}")
             (result,) = group.results().values()
         except CloudmanagerError as error:
             return Told(tag, board, 0, type(error).__name__, wanted)
