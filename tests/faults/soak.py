@@ -101,6 +101,8 @@ class Soak:
     def run(self) -> dict[str, Any]:
         """Run all of it; return the figures."""
         with contextlib.ExitStack() as stack:
+            before, threading.excepthook = threading.excepthook, self._on_dead_thread
+            stack.callback(setattr, threading, "excepthook", before)
             servers = Servers(self.home)
             stack.callback(servers.end)
             loop = stack.enter_context(Loop())
@@ -110,6 +112,8 @@ class Soak:
             self._all(servers, machine)
             seconds = time.monotonic() - began
             counts = self._counted(servers)
+            if self.troubles:
+                raise self.troubles[0]
             return self._judge(counts, seconds, servers.deaths)
 
     @contextlib.contextmanager
@@ -147,6 +151,10 @@ class Soak:
             thread.join()
         if self.troubles:
             raise self.troubles[0]
+
+    def _on_dead_thread(self, told: Any) -> None:
+        """A thread of the library's died: that is no way to end."""
+        self.troubles.append(told.exc_value or RuntimeError("a thread died"))
 
     def _guarded(self, act: Any, *args: Any) -> None:
         try:
