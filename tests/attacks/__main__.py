@@ -23,7 +23,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .defences import DEFENCES, Defence
+from .defence import Defence
+from .defences import DEFENCES
 
 ROOT: Final = Path(__file__).parent.parent.parent
 COPIES: Final = os.cpu_count() or 1  # that are attacked at the same time

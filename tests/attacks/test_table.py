@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .defences import DEFENCES, Defence
+from .defence import Defence
+from .defences import DEFENCES
 from .table import ATTACKS, Attack
 
 TESTS = Path(__file__).parent.parent

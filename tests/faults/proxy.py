@@ -238,6 +238,8 @@ class Pipe:
         slow = min(self.slow, len(data))
         self.slow -= slow
         for at in range(0, slow, PIECE):
+            if self.writer.is_closing():
+                return
             self.writer.write(data[at : min(at + PIECE, slow)])
             await asyncio.sleep(TRICKLE)
         self.writer.write(data[slow:])
