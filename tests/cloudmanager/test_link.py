@@ -297,7 +297,7 @@ def test_server_that_breaks_the_rules_is_told_so(stranger):
 
 
 def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
-    monkeypatch.setattr(link, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(link, "BEAT_SECONDS", 0.5)
     asked = []
 
     def act(_, sock):
