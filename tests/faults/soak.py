@@ -41,7 +41,14 @@ HANG: Final = 60.0  # seconds after which somebody hangs
 GRACE: Final = "6"  # seconds that the server waits for a board
 BEAT: Final = "2"  # seconds
 GROWTH: Final = 24 * 1024 * 1024  # bytes that a server may grow by, once it is warm
-MARK: Final = "with open('/ran', 'a') as file: file.write('{}\\n')\n"
+#: What each cell does first: a line in a file of this host, which no power cut of a board's
+#: takes back.
+MARK: Final = (
+    "import os, vfs\n"
+    "try: os.stat('/host')\n"
+    "except OSError: vfs.mount(vfs.VfsPosix({folder!r}), '/host')\n"
+    "with open('/host/{board}', 'a') as file: file.write('{tag}\\n')\n"
+)
 #: What cells do, how they end where nothing goes wrong, and how often they are drawn.
 CELLS: Final = [
     ("'a value'", "ok", 8),
@@ -89,6 +96,7 @@ class Soak:
 
     def __init__(self, home: Path, jobs: int, boards: int, seed: int, deaths: int) -> None:
         self.home = home
+        self.marks = home / "marks"
         self.jobs = jobs
         self.names = [f"soak-{number}" for number in range(1, boards + 1)]
         self.seed = seed
@@ -100,6 +108,7 @@ class Soak:
         self.board_proxies: list[Proxy] = []
         self.caller_proxies: list[Proxy] = []
         self.memory: list[int] = []
+        self.counts: dict[str, collections.Counter[int]] = {}
         self.doubles = 0  # jobs that two deaths struck at once
         self.accepted = 0  # cells that the server took, as far as callers know
         self._tags = itertools.count()  # each cell's own: one operation, which is whole
@@ -110,6 +119,7 @@ class Soak:
         with contextlib.ExitStack() as stack:
             before, threading.excepthook = threading.excepthook, self._on_dead_thread
             stack.callback(setattr, threading, "excepthook", before)
+            self.marks.mkdir(parents=True)
             servers = Servers(self.home)
             stack.callback(servers.end)
             loop = stack.enter_context(Loop())
@@ -118,7 +128,7 @@ class Soak:
             began = time.monotonic()
             self._all(servers, machine)
             seconds = time.monotonic() - began
-            counts = self._counted(servers)
+            self.counts = counts = self._counted(servers)
             if self.troubles:
                 raise self.troubles[0]
             return self._judge(counts, seconds, servers.deaths)
@@ -189,7 +199,7 @@ class Soak:
         code, wanted, _ = dice.choices(CELLS, [weight for *_, weight in CELLS])[0]
         timeout = 0.1 if wanted == "timeout" else 5
         try:
-            group = fleet[board].submit(MARK.format(tag) + code, timeout=timeout, wait=20)
+            group = fleet[board].submit(self._mark(board, tag) + code, timeout=timeout, wait=20)
             if wanted == "interrupted":
                 group.interrupt()
             if not group.wait(HANG):
@@ -246,19 +256,20 @@ class Soak:
 
     # The end
 
+    def _mark(self, board: str, tag: int) -> str:
+        return MARK.format(folder=str(self.marks), board=board, tag=tag)
+
     def _counted(self, servers: Servers) -> dict[str, collections.Counter[int]]:
-        """How often each cell ran, as the boards wrote it down."""
+        """How often each cell ran, as the boards wrote it down; and all of them are well again."""
+        for proxy in self.board_proxies:
+            proxy.now = None
         with fleet_of(servers.server.url, self.home) as fleet:
-            for proxy in self.board_proxies:
-                proxy.now = None
-            group = fleet[",".join(self.names)].submit(
-                "for line in open('/ran'): print(line, end='')", wait=HANG, timeout=HANG
-            )
-            results = group.results(2 * HANG).raise_for_error()
-        return {
-            name: collections.Counter(map(int, result.stdout.split()))
-            for name, result in results.items()
-        }
+            results = fleet[",".join(self.names)].submit("6 * 7", wait=HANG, timeout=HANG)
+            assert set(results.results(2 * HANG).to_dict().values()) == {42}
+        counts = {name: collections.Counter[int]() for name in self.names}
+        for path in self.marks.iterdir():
+            counts[path.name].update(map(int, path.read_text().split()))
+        return counts
 
     def _judge(
         self, counts: dict[str, collections.Counter[int]], seconds: float, deaths: int
@@ -300,9 +311,15 @@ class Soak:
             assert stored[0] == told.status or stored == DOUBLE, (told, stored)
             self.doubles += stored == DOUBLE
         if told.status in ("ok", "error"):
-            assert times == 1, (told, times)
+            assert times == 1, (told, times, self._missing(told.board))
         if told.status == "offline" or told.why == NEVER:
             assert times == 0, (told, times)
+
+    def _missing(self, board: str) -> list[tuple[int, int, str, bool]]:
+        """Which of a board's cells it does not know of, by tag, job and outcome."""
+        known = self.counts[board]
+        mine = sorted(told for told in self.told if told.board == board)
+        return [(t.tag, t.job, t.status, t.tag in known) for t in mine if t.tag not in known]
 
     def _stored(self) -> tuple[dict[int, Line], str]:
         with contextlib.closing(sqlite3.connect(self.home / "server.db")) as file:
