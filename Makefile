@@ -1,6 +1,8 @@
 # demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
-# soak   the stories of system tests in full size: 500 boards, 100 MB of output, some minutes
+# soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
+#        while links break and servers die; some minutes (JOBS=100000 for longer, SEED=2)
+# attacks  takes each defence out of a copy of the code and shows that its tests notice
 # check  style, types, arrows, spelling
 # bench  ours beside its peers
 # clean  removes everything that make made here
@@ -10,6 +12,8 @@
 PYTHON ?= python3
 LAB    ?= 1
 ARGS   ?=
+JOBS   ?= 10000
+SEED   ?= 1
 
 VENV       := .venv
 BIN        := $(VENV)/bin
@@ -21,7 +25,7 @@ ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test soak check bench clean
+.PHONY: demo test soak attacks check bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,6 +38,10 @@ test: check
 
 soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
+
+attacks: $(READY_TEST)
+	@$(BIN)/python -m tests.attacks $(ARGS)
 
 check: $(READY_TEST)
 	@$(BIN)/ruff check --quiet .
