@@ -1,0 +1,61 @@
+"""The boards' half of the kernel: cells on the magics' boards, with the kernel's own messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from cloudmanager.errors import CloudmanagerError
+from cloudmanager.jobs import JobGroup
+from cloudmanager.text import fold
+from cm_magics import BoardMagics, fleet
+from cm_magics.show import render
+
+from .follow import InLoop
+
+if TYPE_CHECKING:
+    from .kernel import BoardKernel
+
+_MAGICS: Final = "cm_magics"
+
+
+class BoardCells:
+    """Runs cells on boards; what ``cells.transform`` calls."""
+
+    def __init__(self, kernel: BoardKernel) -> None:
+        self._kernel = kernel
+        shell: Any = kernel.shell
+        self.magics = BoardMagics(shell)
+        shell.register_magics(self.magics)
+        self.magics.plug_in()
+        shell.extension_manager.loaded.add(_MAGICS)  # %load_ext in a tutorial changes nothing
+
+    async def run(self, code: str, line: str | None) -> JobGroup | None:
+        """Run a cell on the boards that its line names, or on those of ``%board_use``."""
+        if not (line or self.magics.target):
+            self._refuse()
+        way = InLoop(self._kernel, headed=not line)
+        return await self.magics.board_cell(line or "", code, way)
+
+    def _refuse(self) -> None:
+        """Say what is missing.
+
+        Raises:
+            CloudmanagerError: always.
+        """
+        try:
+            there = fleet().boards()
+        except CloudmanagerError as error:
+            render(error)
+            raise
+        error = _no_boards(fold(board["name"] for board in there if board["connected_since"]))
+        render(error)
+        raise error
+
+
+def _no_boards(names: str) -> CloudmanagerError:
+    """Make the error of a cell that means no boards; ``names`` are those that are there."""
+    told = f"{names} are there." if names else "There are none: no board has dialled in."
+    error = CloudmanagerError(detail=f"No boards are chosen for this cell. {told}")
+    choose = f"Choose with `%board_use {names}`, or write `%%board TARGET` above the cell."
+    error.hint = choose if names else "`!mbm simulate 3 --detach` makes three virtual ones."
+    return error

@@ -1,0 +1,101 @@
+"""The kernel: ``do_*`` alone. Cells are the magics', boards the library's, the rest IPython's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from typing import Any
+
+from ipykernel.ipkernel import IPythonKernel
+from traitlets import Type
+
+from .boards import BoardCells
+from .interrupts import Interrupts
+from .shell import BoardShell
+
+
+class BoardKernel(IPythonKernel):
+    """Runs cells on boards."""
+
+    implementation = "cm_kernel"
+    implementation_version = version("cloudmanager")
+    language_info = {
+        "name": "micropython",
+        "version": "",
+        "mimetype": "text/x-python",
+        "file_extension": ".py",
+        "pygments_lexer": "python3",
+        "codemirror_mode": {"name": "python", "version": 3},
+        "nbconvert_exporter": "python",
+    }
+    banner = "MicroPython on the boards of your fleet. %board_use TARGET chooses them."
+    shell_class = Type(BoardShell)
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.interrupts = Interrupts()
+        super().__init__(**kwargs)
+        self.boards = BoardCells(self)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        super().start()
+        self.interrupts.install()
+
+    def pre_handler_hook(self) -> None:
+        """Leave SIGINT to ``interrupts``: ipykernel's own handler may end the kernel."""
+
+    def post_handler_hook(self) -> None:
+        """Leave it there."""
+
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: dict[str, str] | None = None,
+        allow_stdin: bool = False,
+        *,
+        cell_meta: dict[str, Any] | None = None,
+        cell_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
+        try:
+            with self.interrupts.serving():
+                reply: dict[str, Any] = await super().do_execute(
+                    code,
+                    silent,
+                    store_history,
+                    user_expressions,
+                    allow_stdin,
+                    cell_meta=cell_meta,
+                    cell_id=cell_id,
+                )
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            return self._failed(error)
+        return reply
+
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        """Tell of an error that IPython did not catch."""
+        told = {
+            "ename": type(error).__name__,
+            "evalue": str(error),
+            "traceback": [f"{type(error).__name__}: {error}"],
+        }
+        self.send_response(self.iopub_socket, "error", told, ident=self._topic("error"))
+        return {
+            "status": "error",
+            "execution_count": self.execution_count - 1,
+            "user_expressions": {},
+            "payload": [],
+            **told,
+        }
+
+    async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
+        self._send_interrupt_children()
+        self.session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)
