@@ -11,6 +11,7 @@ from cm_magics import BoardMagics, fleet
 from cm_magics.show import render
 
 from .follow import InLoop
+from .interrupts import WAITS
 
 if TYPE_CHECKING:
     from .kernel import BoardKernel
@@ -34,7 +35,8 @@ class BoardCells:
         if not (line or self.magics.target):
             self._refuse()
         way = InLoop(self._kernel, headed=not line)
-        return await self.magics.board_cell(line or "", code, way)
+        with self._kernel.interrupts.only(WAITS):  # nothing is half sent
+            return await self.magics.board_cell(line or "", code, way)
 
     def _refuse(self) -> None:
         """Say what is missing.

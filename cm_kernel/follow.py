@@ -21,6 +21,8 @@ from cloudmanager.terminal import TICK
 from cloudmanager.text import clean
 from cm_magics.show import Screen, is_live, render_stop
 
+from .interrupts import STEPS
+
 if TYPE_CHECKING:
     from .kernel import BoardKernel
 
@@ -91,7 +93,8 @@ class InLoop:
             view.take(event)
             shown.take(event)
             if event.kind == "input":
-                answer = shown.ask(clean(f"{event.job.board}: {event.text}"))
+                with self._kernel.interrupts.only(STEPS):  # it blocks
+                    answer = shown.ask(clean(f"{event.job.board}: {event.text}"))
                 group.answer(event.job, answer)
 
     async def _stop(self, group: JobGroup, view: View, shown: Shown) -> None:

@@ -41,7 +41,7 @@ class BoardKernel(IPythonKernel):
     def start(self) -> None:
         """Begin to serve."""
         super().start()
-        self.interrupts.install()
+        self.interrupts.install(self.io_loop.asyncio_loop)
 
     def pre_handler_hook(self) -> None:
         """Leave SIGINT to ``interrupts``: ipykernel's own handler may end the kernel."""
@@ -51,6 +51,12 @@ class BoardKernel(IPythonKernel):
 
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    def set_parent(self, ident: Any, parent: dict[str, Any], channel: str = "shell") -> None:
+        """Turn to a request; if it is to run a cell, the stop button means that from here on."""
+        if channel == "shell":
+            self.interrupts.expect(parent["header"]["msg_type"] == "execute_request")
+        super().set_parent(ident, parent, channel)
 
     async def do_execute(
         self,
@@ -65,16 +71,15 @@ class BoardKernel(IPythonKernel):
     ) -> dict[str, Any]:
         """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
         try:
-            with self.interrupts.serving():
-                reply: dict[str, Any] = await super().do_execute(
-                    code,
-                    silent,
-                    store_history,
-                    user_expressions,
-                    allow_stdin,
-                    cell_meta=cell_meta,
-                    cell_id=cell_id,
-                )
+            reply: dict[str, Any] = await super().do_execute(
+                code,
+                silent,
+                store_history,
+                user_expressions,
+                allow_stdin,
+                cell_meta=cell_meta,
+                cell_id=cell_id,
+            )
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             return self._failed(error)
         return reply
@@ -98,4 +103,5 @@ class BoardKernel(IPythonKernel):
     async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
         self._send_interrupt_children()
+        self.interrupts.wake()
         self.session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)

@@ -8,6 +8,7 @@ from typing import Any
 from ipykernel.zmqshell import ZMQInteractiveShell
 
 from .cells import transform
+from .interrupts import NEVER
 
 
 class BoardShell(ZMQInteractiveShell):
@@ -24,3 +25,8 @@ class BoardShell(ZMQInteractiveShell):
         """Run code that the stop button may interrupt."""
         with self.kernel.interrupts.running():
             return bool(await super().run_code(code_obj, result, async_=async_))
+
+    def showtraceback(self, *args: Any, **named: Any) -> None:
+        """Show an error; an impatient second press of the button does not spoil it."""
+        with self.kernel.interrupts.only(NEVER):
+            super().showtraceback(*args, **named)

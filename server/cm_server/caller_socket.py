@@ -203,7 +203,10 @@ class CallerConversation:
         )
         known = reach.within(self.token, self._server.registry.by_name)
         resolution = parse(target).resolve(known)
-        boards = [known[name] for name in resolution.names]
+        boards, left_out = [known[name] for name in resolution.names], resolution.left_out
+        if head.get("idle"):
+            left_out += tuple(board.name for board in boards if board.state != "idle")
+            boards = [board for board in boards if board.state == "idle"]
         jobs = self._server.dispatch.submit(
             boards,
             cell,
@@ -212,7 +215,7 @@ class CallerConversation:
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
         )
-        return jobs, resolution.left_out
+        return jobs, left_out
 
     # To the caller
 
