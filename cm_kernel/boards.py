@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager.errors import CloudmanagerError
@@ -10,6 +11,8 @@ from cloudmanager.text import fold
 from cm_magics import BoardMagics, fleet
 from cm_magics.show import render
 
+from .cells import split
+from .complete import about
 from .follow import InLoop
 from .interrupts import WAITS
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from .kernel import BoardKernel
 
 _MAGICS: Final = "cm_magics"
+_REMEMBERED: Final = 500  # cells, whose definitions Shift-Tab knows
 
 
 class BoardCells:
@@ -24,6 +28,7 @@ class BoardCells:
 
     def __init__(self, kernel: BoardKernel) -> None:
         self._kernel = kernel
+        self.cells: deque[str] = deque(maxlen=_REMEMBERED)  # that ran
         shell: Any = kernel.shell
         self.magics = BoardMagics(shell)
         shell.register_magics(self.magics)
@@ -34,9 +39,28 @@ class BoardCells:
         """Run a cell on the boards that its line names, or on those of ``%board_use``."""
         if not (line or self.magics.target):
             self._refuse()
+        self.cells.append(code)
         way = InLoop(self._kernel, headed=not line)
         with self._kernel.interrupts.only(WAITS):  # nothing is half sent
             return await self.magics.board_cell(line or "", code, way)
+
+    async def help(self, name: str) -> None:
+        """Show what a name is, as `name?` does everywhere."""
+        told = await about(name, "", self.magics.target, self.cells, detail=1)
+        shell: Any = self._kernel.shell
+        page = {"text/plain": told or f"Nothing is known of {name}."}
+        shell.payload_manager.write_payload({"source": "page", "data": page, "start": 0})
+
+    def target_at(self, code: str, cursor: int) -> str | None:
+        """Return the boards that the text at a cursor is for; None where it is the notebook's."""
+        typed = code[:cursor].rpartition("\n")[2]
+        _own, part = split(code)
+        if typed.startswith(("%", "!", "?")) or (part is not None and part.kind == "host"):
+            return None
+        return self._target_of(part.line if part else None)
+
+    def _target_of(self, line: str | None) -> str:
+        return (self.magics.target_of(line) if line else "") or self.magics.target
 
     def _refuse(self) -> None:
         """Say what is missing.

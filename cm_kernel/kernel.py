@@ -9,9 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
+from IPython.utils.tokenutil import token_at_cursor
 from traitlets import Type
 
 from .boards import BoardCells
+from .complete import about, matches, reply
 from .interrupts import Interrupts
 from .shell import BoardShell
 
@@ -83,6 +85,26 @@ class BoardKernel(IPythonKernel):
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             return self._failed(error)
         return reply
+
+    async def do_complete(self, code: str, cursor_pos: int | None) -> dict[str, Any]:
+        """Offer what boards have; IPython completes what is the notebook's own."""
+        cursor = len(code) if cursor_pos is None else cursor_pos
+        if (target := self.boards.target_at(code, cursor)) is None:
+            return dict(super().do_complete(code, cursor))
+        start, offered = await matches(code, cursor, target, self.boards.cells)
+        return reply(cursor, start, offered)
+
+    async def do_inspect(
+        self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
+    ) -> dict[str, Any]:
+        """Tell what a name is on the boards; IPython inspects what is the notebook's own."""
+        if (target := self.boards.target_at(code, cursor_pos)) is None:
+            told: dict[str, Any] = super().do_inspect(code, cursor_pos, detail_level, omit_sections)
+            return told
+        name = token_at_cursor(code, cursor_pos)
+        text = await about(name, code, target, self.boards.cells, detail_level) if name else ""
+        data = {"text/plain": text} if text else {}
+        return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Tell of an error that IPython did not catch."""

@@ -89,6 +89,13 @@ class BoardMagics(Magics):
 
     board.__doc__ = _BOARD.format_help()
 
+    def target_of(self, line: str) -> str:
+        """Return the target of a `%%board` line that may be half typed; "" for none."""
+        try:
+            return split_cell_line(_BOARD, line).target
+        except UsageError:
+            return ""
+
     async def board_cell(self, line: str, cell: str, way: Way = BLOCKING) -> JobGroup | None:
         """Run the cell below a `%%board` line; a kernel has a way of its own to follow it."""
         done = await self._board_cell(split_cell_line(_BOARD, line), cell, way)
