@@ -73,9 +73,9 @@ class BoardCells:
         except CloudmanagerError as error:
             render(error)
             raise
-        error = _no_boards(fold(board["name"] for board in there if board["connected_since"]))
-        render(error)
-        raise error
+        missing = _no_boards(fold(board["name"] for board in there if board["connected_since"]))
+        render(missing)
+        raise missing
 
 
 def _no_boards(names: str) -> CloudmanagerError:

@@ -28,7 +28,8 @@ async def matches(
     """Return what may stand at the cursor.
 
     Args:
-        code: the cell's text; ``cursor`` counts its characters.
+        code: the cell's text.
+        cursor: the place in it, counted in characters.
         target: the boards that it is for; "" where none are chosen.
         before: the texts of cells that ran.
 

@@ -19,6 +19,7 @@ from cloudmanager.results import Result, Results
 from cloudmanager.show import Looks, View, printable
 from cloudmanager.terminal import TICK
 from cloudmanager.text import clean
+from cm_magics import rich
 from cm_magics.show import Screen, is_live, render_stop
 
 from .interrupts import STEPS
@@ -216,7 +217,7 @@ class _Stream:
             if self._headed:
                 self._head(result.board)
             self._send()
-            self._result({"text/plain": printable(result.text)})
+            self._result(rich.bundle(result))
 
     def _result(self, data: dict[str, Any]) -> None:
         shell: Any = self._kernel.shell

@@ -39,6 +39,11 @@ class Interrupts:
         self._loop = loop
         signal.signal(signal.SIGINT, self._on_signal)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a cell's code runs."""
+        return self._task is not None
+
     def expect(self, cell: bool) -> None:
         """Take it that an interrupt means a cell from here on, though it does not run yet."""
         self._expected, self._early = cell, False

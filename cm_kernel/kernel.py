@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -43,7 +43,26 @@ class BoardKernel(IPythonKernel):
     def start(self) -> None:
         """Begin to serve."""
         super().start()
-        self.interrupts.install(self.io_loop.asyncio_loop)
+        loop: Any = self.io_loop  # tornado's, around asyncio's
+        self.interrupts.install(loop.asyncio_loop)
+
+    async def shell_main(self, subshell_id: str | None, msg: Any) -> None:
+        """Serve Tab and Shift-Tab while a cell waits for its boards, as ipykernel serves widgets."""
+        if subshell_id is not None or not self._main_asyncio_lock.locked() or not self._asks(msg):
+            await super().shell_main(subshell_id, msg)
+            return
+        ident, parent = self._parent_ident["shell"], self.get_parent("shell")
+        try:
+            await asyncio.create_task(self.dispatch_shell(msg, concurrent=True))
+        finally:
+            self.set_parent(ident, parent)
+
+    def _asks(self, msg: Any) -> bool:
+        """Whether a message asks about names."""
+        session: Any = self.session
+        _, frames = session.feed_identities(msg, copy=False)
+        header = session.unpack(frames[1].bytes)
+        return header.get("msg_type") in ("complete_request", "inspect_request")
 
     def pre_handler_hook(self) -> None:
         """Leave SIGINT to ``interrupts``: ipykernel's own handler may end the kernel."""
@@ -51,12 +70,13 @@ class BoardKernel(IPythonKernel):
     def post_handler_hook(self) -> None:
         """Leave it there."""
 
-    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        yield
 
     def set_parent(self, ident: Any, parent: dict[str, Any], channel: str = "shell") -> None:
         """Turn to a request; if it is to run a cell, the stop button means that from here on."""
-        if channel == "shell":
+        if channel == "shell" and not self.interrupts.busy:
             self.interrupts.expect(parent["header"]["msg_type"] == "execute_request")
         super().set_parent(ident, parent, channel)
 
@@ -126,4 +146,5 @@ class BoardKernel(IPythonKernel):
         """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
         self._send_interrupt_children()
         self.interrupts.wake()
-        self.session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)
+        session: Any = self.session
+        session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Final
 
 from cloudmanager import verbs
@@ -46,10 +47,9 @@ async def about(target: str, path: str) -> dict[str, tuple[str, str, str]]:
 async def _ask(target: str, call: str) -> dict[str, Any]:
     """Return what each board answered within the time; nothing where there is no server."""
     group = JobGroup(verbs.prepare(_CALL + call))
-    try:
+    # Tab is no place to complain.
+    with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_answered(target, group), SECONDS)
-    except (CloudmanagerError, asyncio.TimeoutError):
-        pass  # Tab is no place to complain
     results = {board: job.result for board, job in group.jobs.items() if job.result is not None}
     return {board: result.value for board, result in results.items() if result.ok}
 

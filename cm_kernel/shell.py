@@ -1,4 +1,4 @@
-"""IPython's shell, as this kernel has it: cells go to boards, and only their code is interrupted."""
+"""IPython's shell, as this kernel has it: cells go to boards, and only code is interrupted."""
 
 from __future__ import annotations
 
