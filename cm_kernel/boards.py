@@ -9,9 +9,10 @@ from cloudmanager.errors import CloudmanagerError
 from cloudmanager.jobs import JobGroup
 from cloudmanager.text import fold
 from cm_magics import BoardMagics, fleet
+from cm_magics.comment import uncomment
 from cm_magics.show import render
 
-from .cells import split
+from .cells import split, transform
 from .complete import about
 from .follow import InLoop
 from .interrupts import WAITS
@@ -33,6 +34,7 @@ class BoardCells:
         self.magics = BoardMagics(shell)
         shell.register_magics(self.magics)
         self.magics.plug_in()
+        shell.input_transformers_cleanup.append(transform)
         shell.extension_manager.loaded.add(_MAGICS)  # %load_ext in a tutorial changes nothing
 
     async def run(self, code: str, line: str | None) -> JobGroup | None:
@@ -54,7 +56,7 @@ class BoardCells:
     def target_at(self, code: str, cursor: int) -> str | None:
         """Return the boards that the text at a cursor is for; None where it is the notebook's."""
         typed = code[:cursor].rpartition("\n")[2]
-        _own, part = split(code)
+        _own, part = split("".join(uncomment(code.splitlines(keepends=True))))
         if typed.startswith(("%", "!", "?")) or (part is not None and part.kind == "host"):
             return None
         return self._target_of(part.line if part else None)

@@ -47,7 +47,7 @@ class BoardKernel(IPythonKernel):
         self.interrupts.install(loop.asyncio_loop)
 
     async def shell_main(self, subshell_id: str | None, msg: Any) -> None:
-        """Serve Tab and Shift-Tab while a cell waits for its boards, as ipykernel serves widgets."""
+        """Serve Tab and Shift-Tab while a cell waits, as ipykernel serves widgets."""
         if subshell_id is not None or not self._main_asyncio_lock.locked() or not self._asks(msg):
             await super().shell_main(subshell_id, msg)
             return

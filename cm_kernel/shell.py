@@ -1,4 +1,4 @@
-"""IPython's shell, as this kernel has it: cells go to boards, and only code is interrupted."""
+"""IPython's shell, as this kernel has it: only the code of cells is interrupted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from typing import Any
 
 from ipykernel.zmqshell import ZMQInteractiveShell
 
-from .cells import transform
 from .interrupts import NEVER
 
 
 class BoardShell(ZMQInteractiveShell):
-    """Runs what ``cells.transform`` makes of a cell."""
-
-    def init_instance_attrs(self) -> None:
-        """Add the transformer; IPython's own come after it."""
-        super().init_instance_attrs()
-        self.input_transformers_cleanup.append(transform)
+    """Says which part of its work the stop button may interrupt."""
 
     async def run_code(
         self, code_obj: CodeType, result: Any = None, *, async_: bool = False
