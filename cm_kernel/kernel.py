@@ -126,6 +126,14 @@ class BoardKernel(IPythonKernel):
         data = {"text/plain": text} if text else {}
         return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
+    async def do_history(self, *args: Any, **named: Any) -> dict[str, Any]:
+        """Return cells as they were typed; this session by its number, which IPython calls 0."""
+        told: dict[str, Any] = super().do_history(*args, **named)
+        shell: Any = self.shell
+        number = shell.history_manager.session_number
+        told["history"] = [(session or number, *rest) for session, *rest in told["history"]]
+        return told
+
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Tell of an error that IPython did not catch."""
         told = {
