@@ -32,6 +32,7 @@ class BoardCells:
         self.cells: deque[str] = deque(maxlen=_REMEMBERED)  # that ran
         shell: Any = kernel.shell
         self.magics = BoardMagics(shell)
+        self.magics.uses = "Cells run on"
         shell.register_magics(self.magics)
         self.magics.plug_in()
         shell.input_transformers_cleanup.append(transform)

@@ -76,6 +76,7 @@ class BoardMagics(Magics):
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
         self.target = ""  # what %board_use chose
+        self.uses = "%%board without a target means"  # it, as %board_use tells
         self._seen: Results | None = None  # shown by the cell that runs now
         self._submitted: deque[JobGroup] = deque(maxlen=_REMEMBERED)  # with --noblock
 
@@ -136,7 +137,7 @@ class BoardMagics(Magics):
         self.target = target
         who = _who(found)
         now = f", which is {who}" if who != target else ""
-        show.publish(f"%%board without a target means {target}{now}.")
+        show.publish(f"{self.uses} {target}{now}.")
 
     def plug_in(self) -> None:
         """Add completion, and how results look."""

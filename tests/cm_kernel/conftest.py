@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 from jupyter_client.manager import KernelManager
 
-from cm_kernel.install import install
 from cloudmanager.virtual import VirtualBoards
+from cm_kernel.install import install
 
 WAIT = 20.0  # seconds that a cell may take
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,8 @@ class Kernel:
         """
         self.prompts = []
         asked = self.client.execute(code, allow_stdin=person, stop_on_error=False)
-        outputs, waiting, deadline = [], list(answers), time.monotonic() + WAIT
+        outputs: list[Output] = []
+        waiting, deadline = list(answers), time.monotonic() + WAIT
         while (message := self._next(asked, waiting)) != "idle":
             assert time.monotonic() < deadline, outputs
             if message == "busy":

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from cloudmanager.fleet import Fleet
-from cloudmanager.virtual import VirtualBoards
 from tests.conftest import Server, running_boards
 
 from .conftest import Kernel, Output, running_kernel

@@ -65,21 +65,21 @@ class TestConformance(jupyter_kernel_test.KernelTests):
     code_clear_output = "%%host\nfrom IPython.display import clear_output\nclear_output()"
     code_page_something = "print?"
     code_generate_error = "1/0"
-    code_execute_result = [  # noqa: RUF012 - the suite's own
+    code_execute_result = [
         {"code": "6*7", "result": "42"},
         {"code": "import sys; sys.implementation.name", "result": "'micropython'"},
         {"code": f"{PNG} + bytes(16)", "mime": "image/png"},
     ]
-    code_display_data = [  # noqa: RUF012
+    code_display_data = [
         {"code": "%%board demo-[1-2]\nprint('both')", "mime": "text/plain"}
     ]
-    completion_samples = [  # noqa: RUF012
+    completion_samples = [
         {"text": "zi", "matches": {"zip"}},
         {"text": "import sys\nsys.implemen", "matches": {"implementation"}},
     ]
-    complete_code_samples = ["6*7", "print('hello, world')", "%boards"]  # noqa: RUF012
-    incomplete_code_samples = ["for n in range(3):", "def f(a,"]  # noqa: RUF012
-    invalid_code_samples = ["import = 7q", "x = = 1"]  # noqa: RUF012
+    complete_code_samples = ["6*7", "print('hello, world')", "%boards"]
+    incomplete_code_samples = ["for n in range(3):", "def f(a,"]
+    invalid_code_samples = ["import = 7q", "x = = 1"]
     code_history_pattern = "6?7*"
     supported_history_operations = ("tail", "range", "search")
     code_inspect_sample = "print"
