@@ -10,7 +10,7 @@ from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 from IPython.utils.tokenutil import token_at_cursor
-from traitlets import Type
+from traitlets import List, Type
 
 from .boards import BoardCells
 from .complete import about, matches, reply
@@ -35,10 +35,24 @@ class BoardKernel(IPythonKernel):
     banner = "MicroPython on the boards of your fleet. %board_use TARGET chooses them."
     shell_class = Type(BoardShell)
 
+    help_links = List(
+        [
+            {"text": "MicroPython", "url": "https://docs.micropython.org/en/latest/"},
+            {"text": "Python", "url": "https://docs.python.org/3/"},
+        ]
+    )
+
     def __init__(self, **kwargs: Any) -> None:
         self.interrupts = Interrupts()
         super().__init__(**kwargs)
         self.boards = BoardCells(self)
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        """What a frontend is told first; ipykernel's debugger would see no board."""
+        told: dict[str, Any] = super().kernel_info
+        features = [each for each in told["supported_features"] if each != "debugger"]
+        return {**told, "supported_features": features}
 
     def start(self) -> None:
         """Begin to serve."""

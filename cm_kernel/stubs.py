@@ -28,13 +28,14 @@ class About(NamedTuple):
 
 def names(path: str) -> dict[str, str]:
     """Return the public names in a module or a class, each with its kind."""
-    nodes = _find(path)
-    return {name: _kind(each[0]) for name, each in _members(nodes).items() if name[:1] != "_"}
+    nodes, module = _find(path)
+    found = _members(nodes, module)
+    return {name: _kind(each[0]) for name, each in found.items() if name[:1] != "_"}
 
 
 def about(path: str) -> About | None:
     """Return what is known of a path such as ``machine.Pin.value``."""
-    nodes = _find(path)
+    nodes, _ = _find(path)
     return describe(path.rpartition(".")[2], nodes) if nodes else None
 
 
@@ -75,16 +76,20 @@ def _module(name: str) -> ast.Module | None:
     return None
 
 
-def _find(path: str) -> list[ast.AST]:
-    """Return the nodes that define what is at a path; several for an overloaded function."""
+def _find(path: str) -> tuple[list[ast.AST], str]:
+    """Return the nodes that define what is at a path, and the module that they are in.
+
+    An overloaded function has several.
+    """
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
-        if all(parts) and (module := _module(".".join(parts[:end]))) is not None:
-            nodes: list[ast.AST] = [module]
+        module = ".".join(parts[:end])
+        if all(parts) and (tree := _module(module)) is not None:
+            nodes: list[ast.AST] = [tree]
             for name in parts[end:]:
-                nodes = _members(nodes, ".".join(parts[:end])).get(name, [])
-            return nodes
-    return []
+                nodes = _members(nodes, module).get(name, [])
+            return nodes, module
+    return [], ""
 
 
 def _members(nodes: list[ast.AST], module: str = "", depth: int = 0) -> dict[str, list[ast.AST]]:

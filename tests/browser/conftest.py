@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -61,9 +62,8 @@ class Notebook:
         self.wait_idle()
 
     def wait_idle(self) -> None:
-        """Wait until the kernel has nothing to do."""
-        idle = self.area.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        idle.wait_for(timeout=WAIT)
+        """Wait until there is a kernel, and it has nothing to do."""
+        self.page.get_by_text(re.compile(r"[^|]+ \| Idle$")).wait_for(timeout=WAIT)
 
     def run_all(self) -> None:
         """Choose Run All Cells, and wait for the last."""
@@ -128,15 +128,18 @@ class Lab:
     def open(
         self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
     ) -> Notebook:
-        """Open a notebook: a tutorial by its name, or a new one with these cells."""
+        """Open a notebook: a tutorial, without its outputs, or a new one with these cells."""
         if cells is None:
-            shutil.copy(ROOT / "notebooks" / name, self._folder / name)
+            made: Any = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+            for cell in made.cells:
+                if cell.cell_type == "code":
+                    cell.outputs, cell.execution_count = [], None
         else:
-            made: Any = nbformat.v4.new_notebook()
+            made = nbformat.v4.new_notebook()
             made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
             made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
-            nbformat.write(made, self._folder / name)
-        page = self._browser.new_page(viewport={"width": 1280, "height": 1600})
+        nbformat.write(made, self._folder / name)
+        page = self._browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(WAIT)
         page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
         return Notebook(page)

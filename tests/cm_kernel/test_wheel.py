@@ -70,9 +70,7 @@ class TestConformance(jupyter_kernel_test.KernelTests):
         {"code": "import sys; sys.implementation.name", "result": "'micropython'"},
         {"code": f"{PNG} + bytes(16)", "mime": "image/png"},
     ]
-    code_display_data = [
-        {"code": "%%board demo-[1-2]\nprint('both')", "mime": "text/plain"}
-    ]
+    code_display_data = [{"code": "%%board demo-[1-2]\nprint('both')", "mime": "text/plain"}]
     completion_samples = [
         {"text": "zi", "matches": {"zip"}},
         {"text": "import sys\nsys.implemen", "matches": {"implementation"}},
