@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .kernel import BoardKernel
 
 _MAGICS: Final = "cm_magics"
+_UNWRITTEN: Final = 25  # cells of the history that may wait in memory
 _REMEMBERED: Final = 500  # cells, whose definitions Shift-Tab knows
 
 
@@ -36,10 +38,20 @@ class BoardCells:
         shell.register_magics(self.magics)
         self.magics.plug_in()
         shell.input_transformers_cleanup.append(transform)
+        # A thread that writes to disk just when the cell is sent costs it 1 ms, or 3.
+        shell.history_manager.db_cache_size = _UNWRITTEN
         shell.extension_manager.loaded.add(_MAGICS)  # %load_ext in a tutorial changes nothing
 
-    async def run(self, code: str, line: str | None) -> JobGroup | None:
-        """Run a cell on the boards that its line names, or on those of ``%board_use``."""
+    async def run(self, code: str, line: str | None, *, below: bool = False) -> JobGroup | None:
+        """Run a cell on the boards that its line names, or on those of ``%board_use``.
+
+        Args:
+            code: the cell.
+            line: what stands behind its ``%%board``; None where it is not marked.
+            below: whether lines of the notebook's own stand above it.
+        """
+        if below:
+            sys.stdout.flush()  # what they printed comes first
         if not (line or self.magics.target):
             self._refuse()
         self.cells.append(code)

@@ -70,7 +70,7 @@ def transform(lines: list[str]) -> list[str]:
         return [*own, *part.text.splitlines(keepends=True)]
     call = f"help({part.text!r})"
     if part.kind == "board":
-        call = f"run({part.text!r}, {part.line!r})"
+        call = f"run({part.text!r}, {part.line!r}{', below=True' if own else ''})"
     return [*own, f"await get_ipython().kernel.boards.{call}\n"]
 
 

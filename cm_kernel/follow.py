@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -153,7 +152,6 @@ class _Stream:
         self._fresh = True  # whether the cursor is at the start of a line
         self._left = 0  # characters that had no room
         self._job: Job | None = None
-        sys.stdout.flush()  # what the notebook's own lines of the cell printed
 
     def take(self, event: Event) -> None:
         self._job = event.job

@@ -33,7 +33,7 @@ def running() -> Iterator[Callable[[], object]]:
     """
     from mpremote.transport_serial import SerialTransport
 
-    with _repl() as device:
+    with repl() as device:
         transport = SerialTransport(device)
         transport.enter_raw_repl(soft_reset=False)
         if transport.exec("print(1)").strip() != _ANSWER:
@@ -45,7 +45,7 @@ def running() -> Iterator[Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def _repl() -> Iterator[str]:
+def repl() -> Iterator[str]:
     """Starts a MicroPython REPL on the far end of a pty and gives the near end's name."""
     board, cable = pty.openpty()
     tty.setraw(cable)

@@ -29,8 +29,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from cm_kernel.install import install
 from cloudmanager.virtual import VirtualBoards
+from cm_kernel.install import install
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build/screenshots"

@@ -39,7 +39,7 @@ def test_transform_of_a_cell_for_boards():
     lines = ["%boards\n", "x = 1\n"]
     assert transform(lines) == [
         "%boards\n",
-        "await get_ipython().kernel.boards.run('x = 1\\n', None)\n",
+        "await get_ipython().kernel.boards.run('x = 1\\n', None, below=True)\n",
     ]
 
 
