@@ -13,8 +13,8 @@ from cm_magics import BoardMagics, fleet
 from cm_magics.comment import uncomment
 from cm_magics.show import render
 
-from .cells import split, transform
-from .complete import about
+from . import cells, complete
+from .cells import Part
 from .follow import InLoop
 from .interrupts import WAITS
 
@@ -37,7 +37,7 @@ class BoardCells:
         self.magics.uses = "Cells run on"
         shell.register_magics(self.magics)
         self.magics.plug_in()
-        shell.input_transformers_cleanup.append(transform)
+        shell.input_transformers_cleanup.append(cells.transform)
         # A thread that writes to disk just when the cell is sent costs it 1 ms, or 3.
         shell.history_manager.db_cache_size = _UNWRITTEN
         shell.extension_manager.loaded.add(_MAGICS)  # %load_ext in a tutorial changes nothing
@@ -61,15 +61,28 @@ class BoardCells:
 
     async def help(self, name: str) -> None:
         """Show what a name is, as `name?` does everywhere."""
-        told = await about(name, "", self.magics.target, self.cells, detail=1)
+        told = await self.about(name, "", self.magics.target, detail=1)
         shell: Any = self._kernel.shell
         page = {"text/plain": told or f"Nothing is known of {name}."}
         shell.payload_manager.write_payload({"source": "page", "data": page, "start": 0})
 
+    async def complete(self, code: str, cursor: int, target: str) -> dict[str, Any]:
+        """Return the reply to Tab in a cell for boards."""
+        start, offered = await complete.matches(code, cursor, target, self.cells)
+        return complete.reply(cursor, start, offered)
+
+    async def about(self, name: str, code: str, target: str, detail: int) -> str:
+        """Return all that is known of a name; "" for nothing."""
+        return await complete.about(name, code, target, self.cells, detail)
+
+    def split(self, code: str) -> tuple[list[str], Part | None]:
+        """Return the notebook's own lines at the top of a cell, and what comes after them."""
+        return cells.split("".join(uncomment(code.splitlines(keepends=True))))
+
     def target_at(self, code: str, cursor: int) -> str | None:
         """Return the boards that the text at a cursor is for; None where it is the notebook's."""
         typed = code[:cursor].rpartition("\n")[2]
-        _own, part = split("".join(uncomment(code.splitlines(keepends=True))))
+        _own, part = self.split(code)
         if typed.startswith(("%", "!", "?")) or (part is not None and part.kind == "host"):
             return None
         return self._target_of(part.line if part else None)

@@ -218,7 +218,6 @@ class _Stream:
             self._result(rich.bundle(result))
 
     def _result(self, data: dict[str, Any]) -> None:
-        shell: Any = self._kernel.shell
-        count = shell.displayhook.prompt_count
+        count = self._kernel.execution_count - 1
         told = {"execution_count": count, "data": data, "metadata": {}}
         self._kernel.send_response(self._kernel.iopub_socket, "execute_result", told)

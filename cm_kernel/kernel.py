@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipykernel.ipkernel import IPythonKernel
 from IPython.utils.tokenutil import token_at_cursor
 from traitlets import List, Type
 
-from .boards import BoardCells
-from .complete import about, matches, reply
 from .interrupts import Interrupts
 from .shell import BoardShell
+
+if TYPE_CHECKING:
+    from .boards import BoardCells
+    from .cells import Part
 
 
 class BoardKernel(IPythonKernel):
@@ -45,7 +48,13 @@ class BoardKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         self.interrupts = Interrupts()
         super().__init__(**kwargs)
-        self.boards = BoardCells(self)
+
+    @cached_property
+    def boards(self) -> BoardCells:
+        """Cells on boards, from the first one on: a kernel answers before it loads them."""
+        from .boards import BoardCells
+
+        return BoardCells(self)
 
     @property
     def kernel_info(self) -> dict[str, Any]:
@@ -107,6 +116,11 @@ class BoardKernel(IPythonKernel):
     ) -> dict[str, Any]:
         """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
         try:
+            own, part = self.boards.split(code)
+            if part is not None and part.kind == "board" and not own:
+                return await self._on_boards(
+                    part, code, store_history and not silent, user_expressions, allow_stdin
+                )
             reply: dict[str, Any] = await super().do_execute(
                 code,
                 silent,
@@ -120,13 +134,40 @@ class BoardKernel(IPythonKernel):
             return self._failed(error)
         return reply
 
+    async def _on_boards(
+        self,
+        part: Part,
+        code: str,
+        store_history: bool,
+        user_expressions: dict[str, str] | None,
+        allow_stdin: bool,
+    ) -> dict[str, Any]:
+        """Run a cell that is the boards' alone: IPython's own way takes 1 ms longer."""
+        shell: Any = self.shell
+        count = shell.execution_count
+        if store_history:
+            shell.history_manager.store_inputs(count, code, code)
+            shell.execution_count += 1
+        self._forward_input(allow_stdin)
+        try:
+            with self.interrupts.running():
+                value = await self.boards.run(part.text, part.line)
+            shell.displayhook(value)
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            shell.showtraceback()
+            return self._error(error, shell._last_traceback or [])
+        finally:
+            self._restore_input()
+            shell.events.trigger("post_execute")
+        told = shell.user_expressions(user_expressions or {})
+        return {"status": "ok", "execution_count": count, "user_expressions": told, "payload": []}
+
     async def do_complete(self, code: str, cursor_pos: int | None) -> dict[str, Any]:
         """Offer what boards have; IPython completes what is the notebook's own."""
         cursor = len(code) if cursor_pos is None else cursor_pos
         if (target := self.boards.target_at(code, cursor)) is None:
             return dict(super().do_complete(code, cursor))
-        start, offered = await matches(code, cursor, target, self.boards.cells)
-        return reply(cursor, start, offered)
+        return await self.boards.complete(code, cursor, target)
 
     async def do_inspect(
         self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
@@ -136,7 +177,7 @@ class BoardKernel(IPythonKernel):
             told: dict[str, Any] = super().do_inspect(code, cursor_pos, detail_level, omit_sections)
             return told
         name = token_at_cursor(code, cursor_pos)
-        text = await about(name, code, target, self.boards.cells, detail_level) if name else ""
+        text = await self.boards.about(name, code, target, detail_level) if name else ""
         data = {"text/plain": text} if text else {}
         return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
@@ -150,18 +191,20 @@ class BoardKernel(IPythonKernel):
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Tell of an error that IPython did not catch."""
-        told = {
-            "ename": type(error).__name__,
-            "evalue": str(error),
-            "traceback": [f"{type(error).__name__}: {error}"],
-        }
+        reply = self._error(error, [f"{type(error).__name__}: {error}"])
+        told = {key: reply[key] for key in ("ename", "evalue", "traceback")}
         self.send_response(self.iopub_socket, "error", told, ident=self._topic("error"))
+        return reply
+
+    def _error(self, error: BaseException, traceback: list[str]) -> dict[str, Any]:
         return {
             "status": "error",
             "execution_count": self.execution_count - 1,
             "user_expressions": {},
             "payload": [],
-            **told,
+            "ename": type(error).__name__,
+            "evalue": str(error),
+            "traceback": traceback,
         }
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
