@@ -14,7 +14,7 @@ CELLS = {
     "boards": "print('going')\nwhile True: pass",
     "a board that sleeps": "%%board demo-1\nimport time\nprint('going')\nwhile True: time.sleep(1)",
     "the notebook": "%%host\nprint('going', flush=True)\nwhile True: pass",
-    "a waiting notebook": "%%host\nimport asyncio\nprint('going', flush=True)\nawait asyncio.sleep(9)",
+    "a waiting notebook": "%%host\nimport asyncio\nprint('going')\nawait asyncio.sleep(9)",
     "a line": "%board demo-1 print('going'); exec('while True: pass')",
 }
 

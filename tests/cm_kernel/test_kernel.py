@@ -192,7 +192,7 @@ shell.run_cell_async = broken
 
 def test_exception_that_ipython_does_not_catch_is_a_reply(kernel: Kernel):
     kernel.run(BROKEN)
-    status, (error,) = kernel.run("6*7")
+    status, (error,) = kernel.run("%%host\nimport asyncio\nawait asyncio.sleep(0)")
     assert (status, error.text) == ("error", "RuntimeError: broken")
     assert kernel.run("6*7")[0] == "ok"
 
