@@ -35,7 +35,7 @@ from cm_kernel.install import install
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build/screenshots"
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
-WAIT = 30_000  # ms that anything may take
+WAIT = 60_000  # ms that anything may take: the first page of a busy machine takes 40 s
 #: Without them Chromium asks for hosts that a closed network refuses.
 FLAGS = (
     "--no-sandbox",

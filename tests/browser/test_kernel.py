@@ -6,7 +6,7 @@ import pytest
 
 from .conftest import WAIT, Lab, Notebook
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
