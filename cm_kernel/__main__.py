@@ -13,4 +13,4 @@ from ipykernel.kernelapp import IPKernelApp
 
 from .kernel import BoardKernel
 
-IPKernelApp.launch_instance(kernel_class=BoardKernel)
+IPKernelApp.launch_instance(kernel_class=BoardKernel, outstream_class="cm_kernel.streams.Stream")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ipykernel.ipkernel import IPythonKernel
 from IPython.utils.tokenutil import token_at_cursor
@@ -19,6 +19,8 @@ from .shell import BoardShell
 if TYPE_CHECKING:
     from .boards import BoardCells
     from .cells import Part
+
+_ARRIVE: Final = 0.002  # seconds in which the cells of a Run All arrive, which an error stops
 
 
 class BoardKernel(IPythonKernel):
@@ -37,6 +39,7 @@ class BoardKernel(IPythonKernel):
     }
     banner = "MicroPython on the boards of your fleet. %board_use TARGET chooses them."
     shell_class = Type(BoardShell)
+    _execute_sleep = 0.0  # s; all output is on its way before a reply is
 
     help_links = List(
         [
@@ -115,23 +118,18 @@ class BoardKernel(IPythonKernel):
         cell_id: str | None = None,
     ) -> dict[str, Any]:
         """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
+        asked = code, silent, store_history, user_expressions, allow_stdin
         try:
             own, part = self.boards.split(code)
             if part is not None and part.kind == "board" and not own:
-                return await self._on_boards(
-                    part, code, store_history and not silent, user_expressions, allow_stdin
-                )
-            reply: dict[str, Any] = await super().do_execute(
-                code,
-                silent,
-                store_history,
-                user_expressions,
-                allow_stdin,
-                cell_meta=cell_meta,
-                cell_id=cell_id,
-            )
+                history = store_history and not silent
+                reply = await self._on_boards(part, code, history, user_expressions, allow_stdin)
+            else:
+                reply = await super().do_execute(*asked, cell_meta=cell_meta, cell_id=cell_id)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
-            return self._failed(error)
+            reply = self._failed(error)
+        if reply["status"] == "error":
+            await asyncio.sleep(_ARRIVE)
         return reply
 
     async def _on_boards(
