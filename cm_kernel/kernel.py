@@ -129,7 +129,8 @@ class BoardKernel(IPythonKernel):
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             reply = self._failed(error)
         if reply["status"] == "error":
-            await asyncio.sleep(_ARRIVE)
+            with contextlib.suppress(asyncio.CancelledError):  # a second press that came late
+                await asyncio.sleep(_ARRIVE)
         return reply
 
     async def _on_boards(
