@@ -20,12 +20,15 @@ BIN        := $(VENV)/bin
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
 
+# An editable install carries no kernelspec.
+KERNELSPEC := $(BIN)/python -m cm_kernel install --sys-prefix >/dev/null
+
 # An environment whose Python has gone, after an upgrade say, is made anew.
 ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test soak attacks check bench clean
+.PHONY: demo test soak attacks check bench browser clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -33,7 +36,7 @@ demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
 # pytest comes last: its summary is the last word.
-test: check
+test: check browser
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
 
 soak: $(READY_TEST)
@@ -51,6 +54,18 @@ check: $(READY_TEST)
 	@$(BIN)/codespell
 	@echo "check: style, types, arrows and spelling are fine"
 
+# The tests that look at JupyterLab want a browser; without one they are left out, and say so.
+browser:
+	@if ! command -v chromium google-chrome >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing chromium"; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null \
+				|| echo "Chromium could not be installed: the tests in a browser are left out." >&2; \
+		else \
+			echo "Chromium is missing: the tests in a browser are left out. On Debian: sudo apt-get install chromium" >&2; \
+		fi; \
+	fi
+
 bench: $(READY_TEST)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -63,11 +78,13 @@ clean:
 $(READY_DEMO): setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing Cloudmanager with JupyterLab and virtual boards into $(VENV)"
 	@$(BIN)/python -m pip install -qq -e '.[lab,virtual]'
+	@$(KERNELSPEC)
 	@touch $@
 
 $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing Cloudmanager with what its tests need into $(VENV)"
 	@$(BIN)/python -m pip install -qq -e '.[all,test,dev]'
+	@$(KERNELSPEC)
 	@touch $(READY_DEMO) $@
 
 # Debian keeps ensurepip in a package of its own, python3-venv.

@@ -210,7 +210,10 @@ class CallerConversation:
         verbs.check_role(self.token, "submit")
         known = reach.within(self.token, self._server.registry.by_name)
         resolution = parse(target).resolve(known)
-        boards = [known[name] for name in resolution.names]
+        boards, left_out = [known[name] for name in resolution.names], resolution.left_out
+        if head.get("idle"):
+            left_out += tuple(board.name for board in boards if board.state != "idle")
+            boards = [board for board in boards if board.state == "idle"]
         files = None
         if "acts" in head:
             code, files = orders.files_of(self._server, head["acts"], len(boards))
@@ -232,7 +235,7 @@ class CallerConversation:
             target=target[: limits.AUDIT_CHARS],
             detail=shorten(orders.describe(head["acts"])) if files else "",
         )
-        return jobs, resolution.left_out
+        return jobs, left_out
 
     # To the caller
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -331,6 +332,26 @@ async def test_who_is_left_out_and_who_waits_is_told(service: Service):
         assert (name, other) == ("lab-1", "lab-2")
         assert accepted["queued"] == [[first, 1]]
         assert busy < first < second
+
+
+async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
+    one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
+    async with (
+        await FakeBoard.join(service, one),
+        await FakeBoard.join(service, two),
+        await FakeCaller.join(service) as caller,
+    ):
+        (busy,) = await caller.submit("lab-1")
+        head = {"target": "lab-[1-3]", "idle": True}
+        await caller.socket.send(wire.pack_submit(11, head, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert [name for _, name in accepted["jobs"]] == ["lab-2"]
+        assert accepted["left_out"] == ["lab-1", "lab-3"]
+        assert accepted["queued"] == []
+        assert service.server.dispatch.jobs[busy].board.queue == deque()
+        await caller.socket.send(wire.pack_submit(12, {**head, "target": "lab-1"}, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert (accepted["jobs"], accepted["left_out"]) == ([], ["lab-1"])
 
 
 async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
