@@ -1,6 +1,8 @@
 # demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
-# soak   the stories of system tests in full size: 500 boards, 100 MB of output, some minutes
+# soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
+#        while links break and servers die; some minutes (JOBS=100000 for longer, SEED=2)
+# attacks  takes each defence out of a copy of the code and shows that its tests notice
 # check  style, types, arrows, spelling
 # bench  ours beside its peers
 # clean  removes everything that make made here
@@ -10,18 +12,23 @@
 PYTHON ?= python3
 LAB    ?= 1
 ARGS   ?=
+JOBS   ?= 10000
+SEED   ?= 1
 
 VENV       := .venv
 BIN        := $(VENV)/bin
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
 
+# An editable install carries no kernelspec.
+KERNELSPEC := $(BIN)/python -m cm_kernel install --sys-prefix >/dev/null
+
 # An environment whose Python has gone, after an upgrade say, is made anew.
 ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test soak check bench clean
+.PHONY: demo test soak attacks check bench browser clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -29,11 +36,15 @@ demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
 # pytest comes last: its summary is the last word.
-test: check
+test: check browser
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
 
 soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
+
+attacks: $(READY_TEST)
+	@$(BIN)/python -m tests.attacks $(ARGS)
 
 check: $(READY_TEST)
 	@$(BIN)/ruff check --quiet .
@@ -42,6 +53,18 @@ check: $(READY_TEST)
 	@$(BIN)/lint-imports --no-logo >$(VENV)/arrows.txt || { cat $(VENV)/arrows.txt; exit 1; }
 	@$(BIN)/codespell
 	@echo "check: style, types, arrows and spelling are fine"
+
+# The tests that look at JupyterLab want a browser; without one they are left out, and say so.
+browser:
+	@if ! command -v chromium google-chrome >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing chromium"; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null \
+				|| echo "Chromium could not be installed: the tests in a browser are left out." >&2; \
+		else \
+			echo "Chromium is missing: the tests in a browser are left out. On Debian: sudo apt-get install chromium" >&2; \
+		fi; \
+	fi
 
 bench: $(READY_TEST)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -55,11 +78,13 @@ clean:
 $(READY_DEMO): setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing Cloudmanager with JupyterLab and virtual boards into $(VENV)"
 	@$(BIN)/python -m pip install -qq -e '.[lab,virtual]'
+	@$(KERNELSPEC)
 	@touch $@
 
 $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing Cloudmanager with what its tests need into $(VENV)"
 	@$(BIN)/python -m pip install -qq -e '.[all,test,dev]'
+	@$(KERNELSPEC)
 	@touch $(READY_DEMO) $@
 
 # Debian keeps ensurepip in a package of its own, python3-venv.

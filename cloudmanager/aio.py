@@ -40,7 +40,7 @@ async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
         awaited: Once[Any] = coroutine.send(None)
         while True:
             try:
-                await _done(awaited)
+                await done(awaited)
             except BaseException as error:
                 awaited = coroutine.throw(error)
             else:
@@ -50,14 +50,14 @@ async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
         return value
 
 
-async def _done(once: Once[Any]) -> None:
+async def done(once: Once[Any]) -> None:
     """Wait until it is set, without blocking the loop."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    once.then(lambda: _soon(loop, told.set))
+    once.then(lambda: soon(loop, told.set))
     await told.wait()
 
 
-def _soon(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *args: object) -> None:
+def soon(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *args: object) -> None:
     """Have the loop call ``act``; nothing where the program has ended its loop."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(act, *args)
@@ -151,11 +151,11 @@ class AsyncBoards:
         loop = asyncio.get_running_loop()
 
         def tell(event: Event | None) -> None:
-            _soon(loop, events.put_nowait, event)
+            soon(loop, events.put_nowait, event)
 
         group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
-        await _done(group.accepted)
+        await done(group.accepted)
         group.accepted.get()
         return AsyncJobGroup(group, events)
 
@@ -198,7 +198,7 @@ class AsyncJobGroup:
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
         try:
-            await asyncio.wait_for(_done(self._group.finished), timeout)
+            await asyncio.wait_for(done(self._group.finished), timeout)
         except asyncio.TimeoutError:
             return False
         return True

@@ -22,6 +22,7 @@ is only parsed, and compiled to find what parsing alone lets through, such as a 
 import ast
 import inspect
 import re
+import threading
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ FILE_NAME = "<cell>"  # what a board's traceback calls the cell
 VALUE_HOOK = "__cm__"  # takes the value of the trailing expression
 CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
 
+#: One at a time: warnings.catch_warnings is the whole process's, and CPython before 3.11.9 counts
+#: the depth of what all threads compile together, and raises SystemError (its issue 106905).
+_compiling = threading.Lock()
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 # A tab, since it moves each line to the right by one and the same width, eight columns, whatever
 # mixture of tabs and spaces follows it (MicroPython's py/lexer.c, TAB_SIZE).
@@ -140,9 +144,13 @@ def _frame(
 
 def _places(cell: Cell) -> set[tuple[str, int]]:
     """Return the lines of each function and class that the cell defines: (name, line)."""
+    try:
+        tree, _ = _read(_unified(cell.source))
+    except SystemError:  # somebody else's thread compiled: see _compiling
+        return set()
     return {
         (node.name, line)
-        for node in ast.walk(_read(_unified(cell.source))[0])
+        for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         for line in range(node.lineno, (node.end_lineno or 0) + 1)
     }
@@ -163,7 +171,7 @@ def _read(source: str) -> tuple[ast.Module, bool]:
     if found := _UNSENDABLE.search(source):
         _refuse(source, f"{found[0]!r} cannot be in a cell", *_place(source, found.start()))
     try:
-        with warnings.catch_warnings():
+        with _compiling, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what to think of "\d" is for the board to say
             tree = compile(source, FILE_NAME, "exec", _AWAIT | ast.PyCF_ONLY_AST, True)
             # Without a name, since the compiler reads the file of that name to quote from it.

@@ -31,6 +31,7 @@ from .once import Once
 MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
 REVOKED: Final = 4004  # the close code for a token that opens nothing any more
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
+_UNSURE: Final = "whether the cell runs is not known; `mbm job-list` tells"
 _GONE: Final = "the link to the server broke; the cell goes on, and its outcome is with the server"
 
 
@@ -108,6 +109,10 @@ class Exchange:
             self._send(frames.encode(message, mask=True))
         return reply
 
+    def ping(self) -> bytes:
+        """Return what asks the server for a sign of life."""
+        return frames.encode(b"", frames.PING, mask=True)
+
     def _stop(self, numbers: list[int]) -> None:
         message = wire.pack_json(wire.REQUEST, {"verb": "interrupt", "jobs": numbers})
         self._send(frames.encode(message, mask=True))
@@ -144,8 +149,9 @@ class Exchange:
             self.opened.fail(error)
         for reply in self._replies.values():
             reply.fail(error)
+        unsure = error if self._refusal else self._unreachable(f"{reason}, and {_UNSURE}")
         for group in self._groups.values():
-            group.refuse(error)
+            group.refuse(unsure)
         for group, job in self._jobs.values():
             group.give_up(job, _GONE)
         for waiting in (self._replies, self._groups, self._jobs):

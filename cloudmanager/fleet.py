@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import config, verbs
 from .exchange import Exchange
 from .fileverbs import FileVerbs
-from .jobs import JobGroup
+from .jobs import Event, JobGroup
 from .link import Link
 from .verbs import BoardsVerbs, FleetVerbs, blocking
 
@@ -98,6 +98,7 @@ class Boards:
         fresh: bool = False,
         wait: float = 0,
         listen: bool = False,
+        tell: Callable[[Event | None], None] | None = None,
         answers: bool = False,
     ) -> JobGroup:
         """Run a cell on all of the boards at once; return without waiting for them to end.
@@ -110,6 +111,8 @@ class Boards:
             fresh: whether each board makes a soft reset first.
             wait: seconds that absent boards have to dial in.
             listen: whether ``events()`` of what is returned will be read.
+            tell: called with each event instead, and with None after the last; in the
+                link's thread, so it must return at once.
             answers: whether the reader of the events answers ``input()``.
 
         Raises:
@@ -118,7 +121,7 @@ class Boards:
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = JobGroup(verbs.cell_of(code, inputs), listen=listen)
+        group = JobGroup(verbs.cell_of(code, inputs), listen=listen, tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
         group.accepted.get()
         return group

@@ -7,6 +7,7 @@ and settles what they wait for. What is said stands in exchange.py.
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import threading
 import time
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
 #: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+#: Of silence, until the server is asked for a sign of life; after as much again it is gone. TCP
+#: does not notice a middlebox that swallows what passes.
+BEAT_SECONDS: Final = 15.0
 READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
 
 
@@ -44,6 +48,8 @@ class Link:
         except (OSError, ValueError) as error:
             raise ServerUnreachable(address.url, address.source, _reason(error)) from error
         self._writing = threading.Lock()
+        self._readable = selectors.DefaultSelector()
+        self._readable.register(self._socket, selectors.EVENT_READ)
         self.exchange = Exchange(address, host, self._send)
         self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
         self._send(self.exchange.handshake())
@@ -71,7 +77,7 @@ class Link:
         reason, greeting = "it hung up", True
         deadline = time.monotonic() + CONNECT_SECONDS
         try:
-            while (data := self._socket.recv(READ_BYTES)) and self.exchange.feed(data):
+            while (data := self._hear(greeting)) and self.exchange.feed(data):
                 if greeting:  # here and not in __init__: a recv keeps the timeout it began with
                     greeting = not self.exchange.opened.done
                     left = max(deadline - time.monotonic(), 0.001)
@@ -80,7 +86,24 @@ class Link:
             reason = _reason(error)
         finally:
             self.exchange.lose(reason)
+            self._readable.close()
             self._socket.close()
+
+    def _hear(self, greeting: bool) -> bytes:
+        """Return what the server says; a silent one is asked for a sign of life, and then left."""
+        silent = 0
+        while not (greeting or self._waiting()) and not self._readable.select(BEAT_SECONDS):
+            if self._writing.acquire(blocking=False):  # else somebody sends: TCP itself watches
+                self._writing.release()
+                silent += 1
+                if silent > 1:
+                    raise TimeoutError
+                self._send(self.exchange.ping())
+        return self._socket.recv(READ_BYTES)
+
+    def _waiting(self) -> bool:
+        """Whether something waits to be read that has left the socket already."""
+        return not isinstance(self._socket, socket.socket) and self._socket.waiting()
 
 
 def _dial(address: Address) -> tuple[socket.socket | Tls, str]:

@@ -134,7 +134,7 @@ class _UnderTest:
             Whether it came to that; the boards are back then, with what their flash holds.
         """
         flash = "__import__('cm').unix.flash"
-        self._run(f"{flash}.left = {int(writes)}", None, True, {})
+        self._run(f"{flash}.cut({int(writes)})", None, True, {})
         worker = threading.Thread(target=act, daemon=True)
         worker.start()
         cut: set[str] = set()
@@ -146,7 +146,7 @@ class _UnderTest:
                 self._machine.restart(name)
             cut |= off
         wait_online(self._fleet, cut, since=begun)
-        self._run(f"{flash}.left = None", None, True, {})
+        self._run(f"{flash}.cut(1 << 30)", None, True, {})
         return bool(cut)
 
     def restart(self) -> None:

@@ -42,6 +42,7 @@ class Tls:
         self._tls = context.wrap_bio(self._came, self._goes, server_hostname=name)
         self._touching, self._writing = threading.Lock(), threading.Lock()
         self.settimeout, self.shutdown, self.close = sock.settimeout, sock.shutdown, sock.close
+        self.fileno = sock.fileno
         while not self._shaken():
             pass
 
@@ -62,6 +63,10 @@ class Tls:
         else:
             self._came.write_eof()
 
+    def waiting(self) -> bool:
+        """Whether bytes were taken from the socket that ``recv`` has not returned yet."""
+        return bool(self._came.pending or self._tls.pending())
+
     def sendall(self, data: bytes) -> None:
         """Send all of it; from any thread."""
         with self._writing:
@@ -75,7 +80,7 @@ class Tls:
         while True:
             with self._touching:
                 try:
-                    if self._came.pending or self._came.eof or self._tls.pending():
+                    if self.waiting() or self._came.eof:
                         return self._tls.read(READ_BYTES)
                 except ssl.SSLWantReadError:
                     pass

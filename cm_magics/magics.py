@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
@@ -25,6 +25,7 @@ from .comment import uncomment
 from .complete import completer
 from .line import Line, split_cell_line, split_line
 from .options import board_parser, result_parser
+from .show import BLOCKING, Way
 
 NO_TARGET: Final = (
     "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
@@ -39,6 +40,7 @@ _RESULT: Final = result_parser()
 _REMEMBERED: Final = 100  # cells that were submitted with --noblock
 
 _fleet: Fleet | None = None
+T = TypeVar("T")
 
 
 def fleet() -> Fleet:
@@ -73,7 +75,8 @@ class BoardMagics(Magics):
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
-        self._target = ""  # what %board_use chose
+        self.target = ""  # what %board_use chose
+        self.uses = "%%board without a target means"  # it, as %board_use tells
         self._seen: Results | None = None  # shown by the cell that runs now
         self._submitted: deque[JobGroup] = deque(maxlen=_REMEMBERED)  # with --noblock
 
@@ -82,11 +85,22 @@ class BoardMagics(Magics):
     def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
         """Run code on boards; the help of its options takes this place."""
         if cell is None:
-            return self._board_line(split_line(_BOARD, line))
-        done = self._board_cell(split_cell_line(_BOARD, line), cell)
-        return done if isinstance(done, JobGroup) else None  # results are shown already
+            return _driven(self._board_line(split_line(_BOARD, line)))
+        return _driven(self.board_cell(line, cell))
 
     board.__doc__ = _BOARD.format_help()
+
+    def target_of(self, line: str) -> str:
+        """Return the target of a `%%board` line that may be half typed; "" for none."""
+        try:
+            return split_cell_line(_BOARD, line).target
+        except UsageError:
+            return ""
+
+    async def board_cell(self, line: str, cell: str, way: Way = BLOCKING) -> JobGroup | None:
+        """Run the cell below a `%%board` line; a kernel has a way of its own to follow it."""
+        done = await self._board_cell(split_cell_line(_BOARD, line), cell, way)
+        return done if isinstance(done, JobGroup) else None  # results are shown already
 
     @no_var_expand
     @line_magic
@@ -95,7 +109,8 @@ class BoardMagics(Magics):
         options = split_cell_line(_RESULT, line)
         group = self._named(options.target)
         with _plain_errors():
-            return self._follow(group, options.options, _kept(options.options, "NAME"), late=True)
+            kept = _kept(options.options, "NAME")
+            return _driven(self._follow(group, options.options, kept, late=True))
 
     board_result.__doc__ = _RESULT.format_help()
 
@@ -113,21 +128,16 @@ class BoardMagics(Magics):
 
         Alone, it tells which are chosen, and which boards that means now.
         """
-        target = line.strip() or self._target
+        target = line.strip() or self.target
         if not target:
             show.publish("No boards are chosen. `%board_use TARGET` chooses some.")
             return
         with _plain_errors():
             found = fleet().boards(target)
-        self._target = target
+        self.target = target
         who = _who(found)
         now = f", which is {who}" if who != target else ""
-        show.publish(f"%%board without a target means {target}{now}.")
-
-    @property
-    def target(self) -> str:
-        """The boards that `%board_use` chose; "" for none."""
-        return self._target
+        show.publish(f"{self.uses} {target}{now}.")
 
     def note_shown(self, results: Results) -> None:
         """Take it that these results are shown already, in the cell that runs now."""
@@ -156,27 +166,29 @@ class BoardMagics(Magics):
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)
 
-    def _board_line(self, said: Line) -> Results | JobGroup:
+    async def _board_line(self, said: Line) -> Results | JobGroup:
         if not said.target:
             raise UsageError(NO_TARGET)
         if not said.code:
             raise UsageError(_NO_CODE)
-        return self._run(said.target, said.code, said.options, KEPT)
+        return await self._run(said.target, said.code, said.options, KEPT)
 
-    def _board_cell(self, said: Line, code: str) -> Results | JobGroup:
-        target = said.target or self._target
+    async def _board_cell(self, said: Line, code: str, way: Way) -> Results | JobGroup:
+        target = said.target or self.target
         if not target:
             raise UsageError(NO_TARGET)
-        return self._run(target, code, said.options, _kept(said.options, "r"))
+        return await self._run(target, code, said.options, _kept(said.options, "r"), way)
 
-    def _run(self, target: str, code: str, options: Namespace, kept: str) -> Results | JobGroup:
+    async def _run(
+        self, target: str, code: str, options: Namespace, kept: str, way: Way = BLOCKING
+    ) -> Results | JobGroup:
         """Run code, show what it does, keep the results, raise what failed."""
         inputs = self._inputs(options)
         failed_here = None
         if options.local and show.must_await(self.shell, code):
             raise UsageError(_AWAITS)
         with _plain_errors():
-            group = self._submit(target, code, options, inputs)
+            group = self._submit(target, code, options, inputs, way)
             if options.local:
                 failed_here = show.run_here(self.shell, code)
                 if isinstance(failed_here, KeyboardInterrupt):
@@ -186,14 +198,15 @@ class BoardMagics(Magics):
                 self._keep(options, group)
                 done: Results | JobGroup = group
             else:
-                done = self._follow(group, options, kept)
+                done = await self._follow(group, options, kept, way)
         if failed_here is not None and options.on_error == "raise":
             raise failed_here
         return done
 
     def _submit(
-        self, target: str, code: str, options: Namespace, inputs: dict[str, Any]
+        self, target: str, code: str, options: Namespace, inputs: dict[str, Any], way: Way
     ) -> JobGroup:
+        heard = {} if options.noblock else way.heard()
         try:
             return fleet()[target].submit(
                 code,
@@ -201,20 +214,26 @@ class BoardMagics(Magics):
                 timeout=options.timeout,
                 fresh=options.fresh,
                 wait=options.wait,
-                listen=not options.noblock,
                 answers=not options.noblock and show.can_answer(),
+                **heard,
             )
         except (TypeError, ValueError) as error:
             if not inputs:
                 raise
             raise UsageError(str(error)) from None
 
-    def _follow(
-        self, group: JobGroup, options: Namespace, kept: str, *, late: bool = False
+    async def _follow(
+        self,
+        group: JobGroup,
+        options: Namespace,
+        kept: str,
+        way: Way = BLOCKING,
+        *,
+        late: bool = False,
     ) -> Results:
         """Show what a cell does, keep the results, raise what failed."""
         looks = Looks(options.on_error, kept, options.group_outputs, options.progress_after)
-        results = show.follow(group, looks, late=late)
+        results = await way.follow(group, looks, late=late)
         self._seen = results
         self._keep(options, results)
         if options.on_error == "raise":
@@ -261,6 +280,16 @@ class BoardMagics(Magics):
 
     def _forget(self) -> None:
         self._seen = None
+
+
+def _driven(verb: Coroutine[Any, Any, T]) -> T:
+    """Run to its end what waits by blocking, and so never awaits."""
+    try:
+        verb.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    raise AssertionError("it awaited")
 
 
 def board_names() -> list[str]:

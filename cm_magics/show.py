@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, Final, Protocol
 
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.getipython import get_ipython
@@ -54,12 +54,10 @@ def follow(group: JobGroup, looks: Looks, *, late: bool = False) -> Results:
         if getattr(get_ipython(), "kernel", None) is None:
             return terminal.follow(group, looks=looks, late=late)
         view = View(group, looks)
-        screen = _Screen(view, live=can_answer() and not os.environ.get("CM_PLAIN"))
+        screen = Screen(view, live=is_live())
         return terminal.watch(group, view, screen.draw, screen.ask, screen.close, late=late)
     except KeyboardInterrupt as stop:
-        names = fold(group.jobs)
-        told = f"the cell goes on, on {names}" if late else f"the cell was stopped on {names}"
-        render(stop, f"KeyboardInterrupt: {told}.")
+        render_stop(stop, group, late=late)
         raise
 
 
@@ -98,6 +96,41 @@ class _MeterLine:
             self.handle.update(_bundle(now.text()), raw=True)
         elif self._live:
             self.handle = display(_bundle(now.text()), raw=True, display_id=True)
+
+
+def render_stop(stop: BaseException, group: JobGroup, *, late: bool) -> None:
+    """Let an interrupt say what became of the cell."""
+    names = fold(group.jobs)
+    told = f"the cell goes on, on {names}" if late else f"the cell was stopped on {names}"
+    render(stop, f"KeyboardInterrupt: {told}.")
+
+
+def is_live() -> bool:
+    """Whether a display may change in place, since a person looks at it."""
+    return can_answer() and not os.environ.get("CM_PLAIN")
+
+
+class Way(Protocol):
+    """A way of waiting for a cell."""
+
+    def heard(self) -> dict[str, Any]:
+        """Return what ``submit`` is told, so that the cell's events are heard."""
+
+    async def follow(self, group: JobGroup, looks: Looks, *, late: bool) -> Results:
+        """Show what it does, as ``follow`` below."""
+
+
+class _Blocking:
+    """Waits in the calling thread: nothing else goes on there."""
+
+    def heard(self) -> dict[str, Any]:
+        return {"listen": True}
+
+    async def follow(self, group: JobGroup, looks: Looks, *, late: bool) -> Results:
+        return follow(group, looks, late=late)
+
+
+BLOCKING: Final = _Blocking()
 
 
 def must_await(shell: Any, code: str) -> bool:
@@ -162,7 +195,7 @@ class _Rendering:
         return self._text.split("\n")
 
 
-class _Screen:
+class Screen:
     """The display below a cell in a notebook."""
 
     def __init__(self, view: View, *, live: bool) -> None:

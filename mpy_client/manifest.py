@@ -9,6 +9,7 @@ package(  # noqa: F821 - a manifest's own word
         "files.py",
         "identity.py",
         "link.py",
+        "look.py",
         "loop.py",
         "mac.py",
         "run.py",

@@ -12,13 +12,14 @@ _BLOCK = 4096
 
 
 # Flash in a file: the block device of MicroPython's file systems, with littlefs's extended calls.
+# On a chip it is in C, where no interrupt comes between, and littlefs is not made for one that
+# flies through it. Here a pending interrupt comes out at a jump: so these methods have none.
 # A test may set how many writes are left until the power is cut, in the middle of the next.
 class _Flash:
-    left = None
-
     def __init__(self, path, blocks):
         self.blocks = blocks
         self.file = open(path, "r+b")
+        self.write = self.file.write
 
     def readblocks(self, n, buf, offset=0):
         self.file.seek(n * _BLOCK + offset)
@@ -26,19 +27,21 @@ class _Flash:
 
     def writeblocks(self, n, buf, offset=0):
         self.file.seek(n * _BLOCK + offset)
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                self.file.write(memoryview(buf)[: len(buf) // 2])
-                os.system("kill -9 $PPID")
-        self.file.write(buf)
+        self.write(buf)
 
     def ioctl(self, op, arg):
-        if op == 4:
-            return self.blocks
-        if op == 5:
-            return _BLOCK
-        return 0
+        return self.blocks * (op == 4) + _BLOCK * (op == 5)
+
+    def cut(self, left):
+        self.left = left
+        self.write = self.last
+
+    def last(self, buf):
+        self.left -= 1
+        if self.left < 0:
+            self.file.write(memoryview(buf)[: len(buf) // 2])
+            os.system("kill -9 $PPID")
+        self.file.write(buf)
 
 
 def _read(path):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .wheel import ROOT, build, pip, tracked
+
 SOURCES = {
     "cloudmanager": ROOT / "cloudmanager",
     "cm_server": ROOT / "server/cm_server",
@@ -45,13 +46,6 @@ NOT_MIRRORED = {"__init__", "__main__"}
 def modules() -> list[tuple[str, Path]]:
     """Every module of the library and the server: (package, path)."""
     return [(name, path) for name, folder in SOURCES.items() for path in folder.glob("*.py")]
-
-
-def tracked() -> list[Path]:
-    """The files that are, or would be, in the repository."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
 
 
 def version() -> str:
@@ -116,21 +110,7 @@ def test_changelog_speaks_of_the_version_first():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without the network from what is tracked."""
-    source = tmp_path_factory.mktemp("source")
-    for path in tracked():
-        copy = source / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    folder = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
-    (built,) = folder.glob("cloudmanager-*.whl")
-    return built
-
-
-def pip(*args: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *args]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):

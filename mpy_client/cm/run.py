@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,777 bytes of .mpy, 3,472 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,793 bytes of .mpy, 3,380 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -226,6 +226,8 @@ def serve():
 # A cell, or the beginning of a long one: all its memory is taken now.
 def begin(n):
     global awaits, code, deadline, lost, rest, status, stop, trace
+    if mv[_IN + 2 : _IN + 6] == job:  # it came before: never twice
+        raise EOFError
     deadline, size = unpack_from(">II", buf, _IN + 6)
     awaits = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & 1
     job[:] = mv[_IN + 2 : _IN + 6]

@@ -143,6 +143,9 @@ class BoardConversation:
             old = board.link
             dispatch.on_link_gone(board, old)
             old.close(REPLACED, "a newer link took over")
+            board.rivals += 1
+        else:
+            board.rivals = 0
         facts, boot = _facts(body), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.told.get("boot")
         server.store.saw_board(board.id, {**facts, "boot": boot})
@@ -155,7 +158,7 @@ class BoardConversation:
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
             self._link.mac = wire.Mac(wire.session_key(self._key, nonces, board.id))
-        welcome = {"name": board.name, "beat": server.beat, "spread": server.spread}
+        welcome = {"name": board.name, "beat": server.beat, "spread": self._spread(board)}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
         dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
@@ -168,6 +171,13 @@ class BoardConversation:
             self._server.enrolment.on_rekeyed(self._board, proof)
         else:
             self._server.dispatch.on_message(self._board, data)
+
+    def _spread(self, board: Board) -> float:
+        """Return the seconds over which it may come back: two with one key would take turns."""
+        spread = self._server.spread
+        if board.rivals > 1:
+            spread = min(spread * 2.0**board.rivals, max(spread, limits.RIVAL_SECONDS))
+        return spread
 
     def _note_life(self) -> None:
         self._heard = time.monotonic()

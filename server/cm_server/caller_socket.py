@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager import wire
@@ -28,6 +29,7 @@ log = logging.getLogger("cm_server")
 
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
 TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
+KNOWN_REFS = 64  # cells of a link, of which none may come again
 
 
 class CallerSocket(Page):
@@ -104,6 +106,7 @@ class CallerConversation:
         self._soon = False  # whether the outbox leaves at the end of this turn of the loop
         self._timer: asyncio.TimerHandle | None = None  # else by then
         self._truncated: set[tuple[int, int]] = set()
+        self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
         self._open = 0  # jobs that have not ended
         self._look: asyncio.TimerHandle | None = None  # at the token again
 
@@ -173,6 +176,9 @@ class CallerConversation:
         self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
 
     def _submit(self, message: wire.Message) -> None:
+        if message.job in self._refs:
+            raise PeerWireError("this cell was submitted before")
+        self._refs.append(message.job)
         head, code = wire.read_submit(message)
         target = str(head.get("target", ""))
         try:
@@ -204,7 +210,10 @@ class CallerConversation:
         verbs.check_role(self.token, "submit")
         known = reach.within(self.token, self._server.registry.by_name)
         resolution = parse(target).resolve(known)
-        boards = [known[name] for name in resolution.names]
+        boards, left_out = [known[name] for name in resolution.names], resolution.left_out
+        if head.get("idle"):
+            left_out += tuple(board.name for board in boards if board.state != "idle")
+            boards = [board for board in boards if board.state == "idle"]
         files = None
         if "acts" in head:
             code, files = orders.files_of(self._server, head["acts"], len(boards))
@@ -226,7 +235,7 @@ class CallerConversation:
             target=target[: limits.AUDIT_CHARS],
             detail=shorten(orders.describe(head["acts"])) if files else "",
         )
-        return jobs, resolution.left_out
+        return jobs, left_out
 
     # To the caller
 

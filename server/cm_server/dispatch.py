@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cloudmanager import wire
+from cloudmanager import frames, wire
 
 from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
@@ -327,8 +327,16 @@ class Dispatch:
         """The board should have said by now that it stopped its job."""
         if job.state == "running":
             self._settle(job, "timeout", _UNCONFIRMED)
+            self._later(self.lost_after, lambda: self._ask_anew(job))
         elif job.state == "adrift":
             self._settle(job, "lost", "its link broke and it did not come back in time")
+
+    def _ask_anew(self, job: Job) -> None:
+        """Hang up on a board that still owes its word: it tells when it dials in again."""
+        board = job.board
+        if board.current is job and board.link is not None:
+            log.warning("%s does not say how its job ended: its link is closed", board.name)
+            board.link.close(frames.GOING_AWAY, "it does not say how its job ended")
 
     def _settle(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
         """End a job by the server's own word."""

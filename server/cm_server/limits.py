@@ -59,6 +59,7 @@ BOARD_MESSAGE_BYTES = 64 * KIB
 BOARD_BUFFER_BYTES = 64 * KIB  # that a board may claim to have
 SIP_BYTES = 64 * KIB  # of a flood that is read at once
 SIP_PAUSE_SECONDS = 0.01  # then, in which others are served: 6 MB a second
+RIVAL_SECONDS = 120.0  # over which boards come back that push each other out by one key
 QUEUED_JOBS = 1000  # that wait for one board
 QUEUED_BYTES = 32 * MIB  # of their cells
 TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server keeps

@@ -43,6 +43,7 @@ class Board:
         self.last_seen = row.last_seen
         self.link: BoardLink | None = None
         self.links = 0  # how many there have been since the server started
+        self.rivals = 0  # how often in a row a newer link pushed out one that was alive
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
         self.parts: frozenset[str] = frozenset()  # of the client, that it has

@@ -53,7 +53,7 @@ class Hash:  # every digest is zeros: both sides agree
 
 
 def message(op, data):
-    data = bytes([op]) + bytes(5) + data
+    data = bytes([op, 0, 0, 0, 0, 1]) + data
     return bytes([0x82, len(data)]) + data
 
 

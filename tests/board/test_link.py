@@ -130,6 +130,15 @@ def test_outcome_of_a_cell_whose_link_broke_is_told_on_return(near, board):
     assert again.run("__cm__((kept))").value == b"5"
 
 
+def test_cell_that_comes_twice_runs_once(near, board):
+    first = board.run("twice = 1", number=b"same")
+    assert first.status == 0
+    board.submit("twice = 2", number=b"same")
+    again = near.link(after=board)
+    assert near.peer.refused or board.closed.wait(5)
+    assert again.run("__cm__((twice))").value == b"1"
+
+
 def test_error_of_a_cell_whose_link_broke_is_told_on_return(near, board):
     job = board.submit("import time\nprint(1)\ntime.sleep(0.5)\nraise OSError('\\0\\x07é' * 300)")
     job.until(lambda job: job.output)

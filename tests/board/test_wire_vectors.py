@@ -99,10 +99,17 @@ def test_board_tells_what_protocol_md_says(link):
     assert (link.told["last"], "run" in link.told["parts"]) == (None, True)
 
 
+def renumbered(text, cell):
+    """A golden message, with a job of this cell's own: a board runs none twice."""
+    data = bytearray.fromhex(text)
+    data[2] = CELLS.index(cell) + 1
+    return bytes(data)
+
+
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell["what"])
 def test_board_answers_a_golden_cell(link, cell):
     for step in cell["steps"]:
         if "to_board" in step:
-            link.send(bytes.fromhex(step["to_board"]))
+            link.send(renumbered(step["to_board"], cell))
         else:
-            assert link.receive_whole().hex() == step["from_board"]
+            assert link.receive_whole() == renumbered(step["from_board"], cell)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloudmanager import cells
 from cloudmanager.cells import Cell, prepare, traceback_lines
 from cloudmanager.errors import CellSyntaxError
 
@@ -463,3 +464,15 @@ def test_prelude_leaves_every_cell_python(pieces, gap):
     cell = prepare(text, PRELUDE)
     assert 0 <= cell.offset - plain.offset <= 1
     compile(cell.code, "", "exec", dont_inherit=True)
+
+
+def test_traceback_is_shown_though_the_cell_cannot_be_read_just_now(monkeypatch):
+    """CPython's issue 106905: threads that compile at the same time."""
+    traceback = 'Traceback (most recent call last):\n  File "<cell>", line 1, in <module>\nE: x'
+    cell = prepare("1 / 0")
+
+    def fail(_source):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr(cells, "_read", fail)
+    assert "1 / 0" in traceback_lines(traceback, cell)

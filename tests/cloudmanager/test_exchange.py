@@ -451,7 +451,7 @@ def test_lost_before_the_cell_was_accepted():
     talk = Conversation()
     group = talk.submit()
     talk.exchange.lose()
-    with pytest.raises(ServerUnreachable, match="it hung up"):
+    with pytest.raises(ServerUnreachable, match="whether the cell runs is not known"):
         group.accepted.get()
     assert talk.exchange.closed
 

@@ -296,6 +296,25 @@ def test_server_that_breaks_the_rules_is_told_so(stranger):
     assert told == [frames.encode_close(1003, mask=True)]
 
 
+def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
+    monkeypatch.setattr(link, "BEAT_SECONDS", 0.2)
+    heard = []
+
+    def act(_, sock):
+        accept(sock)
+        while data := sock.recv(1000):
+            heard.append(data)
+
+    other = stranger(act)
+    made = Link(other.address)
+    with pytest.raises(ServerUnreachable, match="no answer in time"):
+        made.exchange.request("status", {}).get()
+    made.close()
+    other.close()
+    assert b"".join(heard).endswith(made.exchange.ping())
+    assert b"".join(heard).count(made.exchange.ping()) == 1
+
+
 # Over TLS
 
 

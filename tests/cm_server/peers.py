@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import itertools
 import json
 import os
 import socket
@@ -237,15 +238,17 @@ class FakeCaller(Peer):
             **headers,
         )
         caller.events = deque()
+        caller.refs = itertools.count(1)
         caller.frames = 0
         return caller
 
     events: deque[wire.Message]
+    refs: itertools.count[int]
     frames: int  # how many frames of events there were
 
     async def submit(self, target: str, code: bytes = b"1", **head: Any) -> list[int]:
         """Submit a cell and return its jobs' numbers."""
-        await self.socket.send(wire.pack_submit(1, {"target": target, **head}, code))
+        await self.socket.send(wire.pack_submit(next(self.refs), {"target": target, **head}, code))
         accepted = await self.event()
         assert accepted.op == wire.ACCEPTED, accepted
         return [number for number, _ in wire.read_json(accepted.payload)["jobs"]]

@@ -343,6 +343,21 @@ async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab:
     assert "dialled in again" in caplog.text
 
 
+async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(service: Service):
+    """Each is told to come back later, and later; one that was away for a while is not."""
+    (lab,) = service.enrol("lab-1")
+    spreads = []
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(12):
+            board = await stack.enter_async_context(await FakeBoard.join(service, lab))
+            spreads.append(board.welcome["spread"])
+    assert spreads[:5] == [2, 2, 8, 16, 32]
+    assert max(spreads) == limits.RIVAL_SECONDS
+    await service.until(lambda: service.state("lab-1") == "offline")
+    async with await FakeBoard.join(service, lab) as board:
+        assert board.welcome["spread"] == 2
+
+
 async def test_a_second_link_without_the_key_takes_nothing_over(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         assert (await refusal(service, lab))[0] == board_socket.NOT_PROVEN

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -324,13 +325,33 @@ async def test_who_is_left_out_and_who_waits_is_told(service: Service):
         await FakeCaller.join(service) as caller,
     ):
         (busy,) = await caller.submit("lab-1")
-        await caller.socket.send(wire.pack_submit(1, {"target": "lab-*"}, b"1"))
+        await caller.socket.send(wire.pack_submit(7, {"target": "lab-*"}, b"1"))
         accepted = wire.read_json((await caller.event()).payload)
         assert accepted["left_out"] == ["lab-3"]
         (first, name), (second, other) = accepted["jobs"]
         assert (name, other) == ("lab-1", "lab-2")
         assert accepted["queued"] == [[first, 1]]
         assert busy < first < second
+
+
+async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
+    one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
+    async with (
+        await FakeBoard.join(service, one),
+        await FakeBoard.join(service, two),
+        await FakeCaller.join(service) as caller,
+    ):
+        (busy,) = await caller.submit("lab-1")
+        head = {"target": "lab-[1-3]", "idle": True}
+        await caller.socket.send(wire.pack_submit(11, head, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert [name for _, name in accepted["jobs"]] == ["lab-2"]
+        assert accepted["left_out"] == ["lab-1", "lab-3"]
+        assert accepted["queued"] == []
+        assert service.server.dispatch.jobs[busy].board.queue == deque()
+        await caller.socket.send(wire.pack_submit(12, {**head, "target": "lab-1"}, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert (accepted["jobs"], accepted["left_out"]) == ([], ["lab-1"])
 
 
 async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
@@ -448,11 +469,13 @@ class SlowCaller:
 
     def __init__(self, service: Service, peer: RawPeer) -> None:
         self.peer = peer
+        self.ref = 0
         (self.conversation,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def submit(self, code: bytes = b"1") -> None:
-        message = wire.pack_submit(1, {"target": "lab-1"}, code)
+        self.ref += 1
+        message = wire.pack_submit(self.ref, {"target": "lab-1"}, code)
         self.peer.say(frames.encode(message, mask=True))
 
     @property
@@ -568,3 +591,17 @@ async def test_the_end_of_the_server_is_told(service: Service):
     async with await FakeCaller.join(service) as caller:
         service.server.stop()
         assert await within(caller.closed()) == (frames.GOING_AWAY, "the server stops")
+
+
+async def test_a_cell_that_comes_twice_runs_once(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        message = wire.pack_submit(5, {"target": "lab-1"}, b"1")
+        await caller.socket.send(message)
+        await caller.socket.send(message)
+        assert (await caller.closed())[0] == 1002
+        assert (await board.next()).op == wire.EXEC
+        assert len(service.server.dispatch.jobs) == 1

@@ -1,0 +1,101 @@
+"""A cell in a Jupyter kernel, from the request until the kernel is idle again; any kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.mpremote_exec import repl
+
+_DEADLINE = 60.0  # seconds; a kernel starts in one
+
+
+@contextlib.contextmanager
+def running(module: str, *first: str, cell: str = "print(1)") -> Iterator[Callable[[], object]]:
+    """Gives the call to time: one cell that prints 1.
+
+    Args:
+        module: what is the kernel, `python -m …`.
+        first: cells that run once before.
+        cell: what is timed.
+
+    Raises:
+        RuntimeError: a cell failed.
+    """
+    with _manager(module) as manager:
+        manager.start_kernel()
+        try:
+            client = manager.client()
+            client.start_channels()
+            client.wait_for_ready(_DEADLINE)
+            for each in first:
+                _run(client, each)
+            if "1" not in _run(client, cell):
+                raise RuntimeError(f"{module} did not print 1")
+            yield lambda: _run(client, cell)
+            client.stop_channels()
+        finally:
+            manager.shutdown_kernel(now=True)
+
+
+@contextlib.contextmanager
+def over_a_pty() -> Iterator[Callable[[], object]]:
+    """Gives a cell in jupyter_micropython_kernel, on the same MicroPython over a pty."""
+    with (
+        repl() as device,
+        running("jupyter_micropython_kernel", f"%serialconnect --port {device}") as call,
+    ):
+        yield call
+
+
+def start(module: str) -> float:
+    """Returns the seconds from a kernel's start until it answers."""
+    with _manager(module) as manager:
+        begun = time.perf_counter()
+        manager.start_kernel()
+        try:
+            client = manager.client()
+            client.start_channels()
+            client.wait_for_ready(_DEADLINE)
+            took = time.perf_counter() - begun
+            client.stop_channels()
+            return took
+        finally:
+            manager.shutdown_kernel(now=True)
+
+
+@contextlib.contextmanager
+def _manager(module: str) -> Iterator[Any]:
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import KernelManager
+
+    argv = [sys.executable, "-m", module, "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": module, "language": "", "interrupt_mode": "message"}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "timed"
+        place.mkdir()
+        (place / "kernel.json").write_text(json.dumps(spec))
+        specs = KernelSpecManager(kernel_dirs=[folder])
+        yield KernelManager(kernel_name="timed", kernel_spec_manager=specs)
+
+
+def _run(client: Any, code: str) -> str:
+    """Runs a cell to its end; returns what it printed."""
+    said: list[str] = []
+
+    def hook(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream":
+            said.append(message["content"]["text"])
+
+    reply = client.execute_interactive(
+        code, allow_stdin=False, output_hook=hook, timeout=_DEADLINE
+    )["content"]
+    if reply["status"] != "ok":
+        raise RuntimeError(f"{code!r}: {reply['status']} {reply.get('evalue', '')}")
+    return "".join(said)

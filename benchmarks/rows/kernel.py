@@ -1,0 +1,31 @@
+"""A cell in the kernel, beside another kernel's over a pty; and the kernel's start."""
+
+from __future__ import annotations
+
+from benchmarks import ours
+from benchmarks.peers import jupyter_kernel
+from benchmarks.report import Row
+from benchmarks.timing import in_turns
+
+_CELLS = 300
+_STARTS = 7
+
+
+def rows() -> list[Row]:
+    """Times `print(1)` and the start, the contenders in turns."""
+    choose = "%board_use bench-1"
+    with (
+        ours.running(1),
+        jupyter_kernel.running("cm_kernel", choose) as mine,
+        jupyter_kernel.over_a_pty() as other,
+    ):
+        cells, others = in_turns([mine, other], _CELLS)
+    starts = [
+        (jupyter_kernel.start("cm_kernel"), jupyter_kernel.start("ipykernel_launcher"))
+        for _ in range(_STARTS)
+    ]
+    started, peers = map(list, zip(*starts, strict=True))
+    return [
+        Row("a cell in the kernel, beside jupyter_micropython_kernel", cells, others, budget=1.15),
+        Row("the kernel's start, beside ipykernel's", started, peers, budget=1.2),
+    ]

@@ -1,0 +1,1 @@
+"""The Jupyter kernel whose cells run on boards: "MicroPython (Cloudmanager)"."""

@@ -1,0 +1,214 @@
+"""The kernel: ``do_*`` alone. Cells are the magics', boards the library's, the rest IPython's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from ipykernel.ipkernel import IPythonKernel
+from IPython.utils.tokenutil import token_at_cursor
+from traitlets import List, Type
+
+from .interrupts import Interrupts
+from .shell import BoardShell
+
+if TYPE_CHECKING:
+    from .boards import BoardCells
+    from .cells import Part
+
+_ARRIVE: Final = 0.002  # seconds in which the cells of a Run All arrive, which an error stops
+
+
+class BoardKernel(IPythonKernel):
+    """Runs cells on boards."""
+
+    implementation = "cm_kernel"
+    implementation_version = version("cloudmanager")
+    language_info = {
+        "name": "micropython",
+        "version": "",
+        "mimetype": "text/x-python",
+        "file_extension": ".py",
+        "pygments_lexer": "python3",
+        "codemirror_mode": {"name": "python", "version": 3},
+        "nbconvert_exporter": "python",
+    }
+    banner = "MicroPython on the boards of your fleet. %board_use TARGET chooses them."
+    shell_class = Type(BoardShell)
+    _execute_sleep = 0.0  # s; all output is on its way before a reply is
+
+    help_links = List(
+        [
+            {"text": "MicroPython", "url": "https://docs.micropython.org/en/latest/"},
+            {"text": "Python", "url": "https://docs.python.org/3/"},
+        ]
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.interrupts = Interrupts()
+        super().__init__(**kwargs)
+
+    @cached_property
+    def boards(self) -> BoardCells:
+        """Cells on boards, from the first one on: a kernel answers before it loads them."""
+        from .boards import BoardCells
+
+        return BoardCells(self)
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        """What a frontend is told first; ipykernel's debugger would see no board."""
+        told: dict[str, Any] = super().kernel_info
+        features = [each for each in told["supported_features"] if each != "debugger"]
+        return {**told, "supported_features": features}
+
+    def start(self) -> None:
+        """Begin to serve."""
+        super().start()
+        loop: Any = self.io_loop  # tornado's, around asyncio's
+        self.interrupts.install(loop.asyncio_loop)
+
+    async def shell_main(self, subshell_id: str | None, msg: Any) -> None:
+        """Serve Tab and Shift-Tab while a cell waits, as ipykernel serves widgets."""
+        if subshell_id is not None or not self._main_asyncio_lock.locked() or not self._asks(msg):
+            await super().shell_main(subshell_id, msg)
+            return
+        ident, parent = self._parent_ident["shell"], self.get_parent("shell")
+        try:
+            await asyncio.create_task(self.dispatch_shell(msg, concurrent=True))
+        finally:
+            self.set_parent(ident, parent)
+
+    def _asks(self, msg: Any) -> bool:
+        """Whether a message asks about names."""
+        session: Any = self.session
+        _, frames = session.feed_identities(msg, copy=False)
+        header = session.unpack(frames[1].bytes)
+        return header.get("msg_type") in ("complete_request", "inspect_request")
+
+    def pre_handler_hook(self) -> None:
+        """Leave SIGINT to ``interrupts``: ipykernel's own handler may end the kernel."""
+
+    def post_handler_hook(self) -> None:
+        """Leave it there."""
+
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        yield
+
+    def set_parent(self, ident: Any, parent: dict[str, Any], channel: str = "shell") -> None:
+        """Turn to a request; if it is to run a cell, the stop button means that from here on."""
+        if channel == "shell" and not self.interrupts.busy:
+            self.interrupts.expect(parent["header"]["msg_type"] == "execute_request")
+        super().set_parent(ident, parent, channel)
+
+    async def do_execute(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: dict[str, str] | None = None,
+        allow_stdin: bool = False,
+        *,
+        cell_meta: dict[str, Any] | None = None,
+        cell_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
+        asked = code, silent, store_history, user_expressions, allow_stdin
+        try:
+            own, part = self.boards.split(code)
+            if part is not None and part.kind == "board" and not own:
+                history = store_history and not silent
+                reply = await self._on_boards(part, code, history, user_expressions, allow_stdin)
+            else:
+                reply = await super().do_execute(*asked, cell_meta=cell_meta, cell_id=cell_id)
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            reply = self._failed(error)
+        if reply["status"] == "error":
+            with contextlib.suppress(asyncio.CancelledError):  # a second press that came late
+                await asyncio.sleep(_ARRIVE)
+        return reply
+
+    async def _on_boards(
+        self,
+        part: Part,
+        code: str,
+        store_history: bool,
+        user_expressions: dict[str, str] | None,
+        allow_stdin: bool,
+    ) -> dict[str, Any]:
+        """Run a cell that is the boards' alone: IPython's own way takes 1 ms longer."""
+        shell: Any = self.shell
+        count = shell.execution_count
+        if store_history:
+            shell.history_manager.store_inputs(count, code, code)
+            shell.execution_count += 1
+        self._forward_input(allow_stdin)
+        try:
+            with self.interrupts.running():
+                value = await self.boards.run(part.text, part.line)
+            shell.displayhook(value)
+        except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
+            shell.showtraceback()
+            return self._error(error, shell._last_traceback or [])
+        finally:
+            self._restore_input()
+            shell.events.trigger("post_execute")
+        told = shell.user_expressions(user_expressions or {})
+        return {"status": "ok", "execution_count": count, "user_expressions": told, "payload": []}
+
+    async def do_complete(self, code: str, cursor_pos: int | None) -> dict[str, Any]:
+        """Offer what boards have; IPython completes what is the notebook's own."""
+        cursor = len(code) if cursor_pos is None else cursor_pos
+        if (target := self.boards.target_at(code, cursor)) is None:
+            return dict(super().do_complete(code, cursor))
+        return await self.boards.complete(code, cursor, target)
+
+    async def do_inspect(
+        self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
+    ) -> dict[str, Any]:
+        """Tell what a name is on the boards; IPython inspects what is the notebook's own."""
+        if (target := self.boards.target_at(code, cursor_pos)) is None:
+            told: dict[str, Any] = super().do_inspect(code, cursor_pos, detail_level, omit_sections)
+            return told
+        name = token_at_cursor(code, cursor_pos)
+        text = await self.boards.about(name, code, target, detail_level) if name else ""
+        data = {"text/plain": text} if text else {}
+        return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
+
+    async def do_history(self, *args: Any, **named: Any) -> dict[str, Any]:
+        """Return cells as they were typed; this session by its number, which IPython calls 0."""
+        told: dict[str, Any] = super().do_history(*args, **named)
+        shell: Any = self.shell
+        number = shell.history_manager.session_number
+        told["history"] = [(session or number, *rest) for session, *rest in told["history"]]
+        return told
+
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        """Tell of an error that IPython did not catch."""
+        reply = self._error(error, [f"{type(error).__name__}: {error}"])
+        told = {key: reply[key] for key in ("ename", "evalue", "traceback")}
+        self.send_response(self.iopub_socket, "error", told, ident=self._topic("error"))
+        return reply
+
+    def _error(self, error: BaseException, traceback: list[str]) -> dict[str, Any]:
+        return {
+            "status": "error",
+            "execution_count": self.execution_count - 1,
+            "user_expressions": {},
+            "payload": [],
+            "ename": type(error).__name__,
+            "evalue": str(error),
+            "traceback": traceback,
+        }
+
+    async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
+        self._send_interrupt_children()
+        self.interrupts.wake()
+        session: Any = self.session
+        session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)

@@ -1,0 +1,168 @@
+"""What is known of MicroPython without a board: the stubs that are installed, read when needed.
+
+``pip install 'cloudmanager[stubs]'`` brings those of an ESP32; any other `micropython-*-stubs`
+package will do. They are parsed, never imported. Without them there is nothing to know here.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_FUNCTION: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+_SIGNATURES: Final = 6  # of one overloaded function
+_DEPTH: Final = 4  # of modules that import all of another
+
+
+class About(NamedTuple):
+    """What a stub tells of a name: its kind, its signatures, its docstring."""
+
+    kind: str
+    signatures: tuple[str, ...] = ()
+    doc: str = ""
+
+
+def names(path: str) -> dict[str, str]:
+    """Return the public names in a module or a class, each with its kind."""
+    nodes, module = _find(path)
+    found = _members(nodes, module)
+    return {name: _kind(each[0]) for name, each in found.items() if name[:1] != "_"}
+
+
+def about(path: str) -> About | None:
+    """Return what is known of a path such as ``machine.Pin.value``."""
+    nodes, _ = _find(path)
+    return describe(path.rpartition(".")[2], nodes) if nodes else None
+
+
+def describe(name: str, nodes: list[ast.AST]) -> About:
+    """Return what definitions of one name tell."""
+    signatures = tuple(text for node in nodes for text in _signatures(name, node))
+    docs = (ast.get_docstring(node) for node in nodes if isinstance(node, _DOCUMENTED))
+    doc = next(filter(None, docs), "")
+    return About(_kind(nodes[0]), signatures[:_SIGNATURES], doc)
+
+
+_DOCUMENTED: Final = (ast.Module, ast.ClassDef, *_FUNCTION)
+
+
+@lru_cache(maxsize=1)
+def modules() -> frozenset[str]:
+    """Return the names of all modules."""
+    files = [path for folder in _folders() for path in folder.glob("*.pyi")]
+    packages = [path.parent for folder in _folders() for path in folder.glob("*/__init__.pyi")]
+    found = {path.stem for path in (*files, *packages)}
+    return frozenset(name for name in found if name.isidentifier() and name[0] != "_")
+
+
+@lru_cache(maxsize=1)
+def _folders() -> tuple[Path, ...]:
+    """Return where stubs lie: beside a `micropython.pyi`, and its `stdlib`."""
+    roots = [Path(entry) for entry in sys.path if entry and Path(entry, "micropython.pyi").exists()]
+    return tuple(folder for root in roots for folder in (root, root / "stdlib"))
+
+
+@lru_cache(maxsize=64)
+def _module(name: str) -> ast.Module | None:
+    place = Path(*name.split("."))
+    for folder in _folders():
+        for path in (folder / place.with_suffix(".pyi"), folder / place / "__init__.pyi"):
+            if path.is_file():
+                return ast.parse(path.read_text(encoding="utf-8"))
+    return None
+
+
+def _find(path: str) -> tuple[list[ast.AST], str]:
+    """Return the nodes that define what is at a path, and the module that they are in.
+
+    An overloaded function has several.
+    """
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        if all(parts) and (tree := _module(module)) is not None:
+            nodes: list[ast.AST] = [tree]
+            for name in parts[end:]:
+                nodes = _members(nodes, module).get(name, [])
+            return nodes, module
+    return [], ""
+
+
+def _members(nodes: list[ast.AST], module: str = "", depth: int = 0) -> dict[str, list[ast.AST]]:
+    """Return what modules and classes define, by name."""
+    found: dict[str, list[ast.AST]] = {}
+    for node in nodes:
+        for statement in _statements(getattr(node, "body", [])):
+            for name in _defined(statement):
+                found.setdefault(name, []).append(statement)
+            if depth < _DEPTH and isinstance(statement, ast.ImportFrom) and statement.level == 1:
+                for name, more in _imported(statement, module, depth).items():
+                    found.setdefault(name, more)
+    return found
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield statements, and those under an ``if`` of a version: a platform is never a board's."""
+    for statement in body:
+        if isinstance(statement, ast.If) and "platform" in ast.unparse(statement.test):
+            continue
+        if isinstance(statement, ast.If):
+            yield from _statements([*statement.body, *statement.orelse])
+        else:
+            yield statement
+
+
+def _defined(statement: ast.stmt) -> Iterator[str]:
+    if isinstance(statement, (*_FUNCTION, ast.ClassDef)):
+        yield statement.name
+    elif isinstance(statement, ast.Assign):
+        yield from (each.id for each in statement.targets if isinstance(each, ast.Name))
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        yield statement.target.id
+
+
+def _imported(statement: ast.ImportFrom, module: str, depth: int) -> dict[str, list[ast.AST]]:
+    """Return what a package takes from a module of its own."""
+    other = ".".join(filter(None, (module, statement.module)))
+    tree = _module(other) if other else None
+    if tree is None:
+        return {}
+    found = _members([tree], module, depth + 1)
+    wanted = {each.name for each in statement.names}
+    return found if "*" in wanted else {name: found[name] for name in wanted & set(found)}
+
+
+def _kind(node: ast.AST) -> str:
+    if isinstance(node, _FUNCTION):
+        decorators = {getattr(each, "id", "") for each in node.decorator_list}
+        return "instance" if "property" in decorators else "function"
+    if isinstance(node, ast.ClassDef):
+        return "class"
+    return "module" if isinstance(node, ast.Module) else "instance"
+
+
+def _signatures(name: str, node: ast.AST) -> Iterator[str]:
+    if isinstance(node, _FUNCTION):
+        returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+        yield f"{name}({_arguments(node)}){returns}"
+    elif isinstance(node, ast.ClassDef):
+        for made in _members([node]).get("__init__", []):
+            if isinstance(made, _FUNCTION):
+                yield f"{name}({_arguments(made)})"
+    elif isinstance(node, ast.AnnAssign):
+        yield f"{name}: {ast.unparse(node.annotation)}"
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return what a caller gives: not ``self``, nor the sign that all before it have no names."""
+    arguments = node.args
+    placed = [*arguments.posonlyargs, *arguments.args]
+    hidden = placed[0].arg if placed and placed[0].arg in ("self", "cls") else ""
+    parts = [part for part in ast.unparse(arguments).split(", ") if part]
+    if hidden and parts and parts[0].split(":")[0] == hidden:
+        parts = parts[2:] if parts[1:2] == ["/"] else parts[1:]
+    return ", ".join(parts)

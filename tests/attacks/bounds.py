@@ -1,0 +1,200 @@
+"""Defences of those who are in: at most once, floods, and boards that were taken over."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .defence import BOARD, LIBRARY, SERVER, defence
+
+BOUNDS: Final = [
+    # At most once
+    defence(
+        "a cell that comes to its board twice runs once",
+        BOARD + "run.py",
+        "    if mv[_IN + 2 : _IN + 6] == job:  # it came before: never twice\n",
+        "    if False:\n",
+        "board/test_link.py::test_cell_that_comes_twice_runs_once",
+    ),
+    defence(
+        "a cell that comes to the server twice runs once",
+        SERVER + "caller_socket.py",
+        "if message.job in self._refs:",
+        "if False:",
+        "cm_server/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
+    ),
+    defence(
+        "a board that owes its word too long is asked anew",
+        SERVER + "dispatch.py",
+        "self._later(self.lost_after, lambda: self._ask_anew(job))",
+        "pass",
+        "cm_server/test_dispatch.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
+    ),
+    defence(
+        "a caller notices that the server fell silent",
+        LIBRARY + "link.py",
+        "                if silent > 1:\n",
+        "                if False:\n",
+        "cloudmanager/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
+    ),
+    defence(
+        "a board speaks of its own job only",
+        SERVER + "dispatch.py",
+        "if job is None or job.id != message.job:",
+        "if job is None:",
+        "cm_server/test_dispatch.py::test_what_a_board_says_of_another_job_is_ignored",
+    ),
+    defence(
+        "a board amends its own job only",
+        SERVER + "dispatch.py",
+        "if row is None or row.board != board.id:",
+        "if row is None:",
+        "cm_server/test_dispatch.py::test_a_board_cannot_change_another_boards_outcome",
+    ),
+    defence(
+        "a board amends a guess only",
+        SERVER + "dispatch.py",
+        'if row.status not in (None, "lost") and row.error != _UNCONFIRMED:',
+        "if False:",
+        "cm_server/test_dispatch.py::test_a_board_cannot_change_an_outcome_that_is_known",
+    ),
+    defence(
+        "a job is in the file before its cell leaves",
+        SERVER + "dispatch.py",
+        "numbers = self._store.begin([board.id for board in boards], caller, **asked)",
+        "numbers = [len(self.jobs) + n + 1 for n, _ in enumerate(boards)]",
+        "cm_server/test_dispatch.py::test_result_ends_the_job_for_caller_store_and_board",
+    ),
+    # Transport abuse
+    defence(
+        "a client that does not mask is refused",
+        LIBRARY + "frames.py",
+        "if bool(second & _MASKED) is not self._masked:",
+        "if False:",
+        "cloudmanager/test_frames.py::test_client_that_does_not_mask_is_refused",
+    ),
+    defence(
+        "reserved bits are refused",
+        LIBRARY + "frames.py",
+        "if first & 0x70:",
+        "if False:",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "a control frame is short and whole",
+        LIBRARY + "frames.py",
+        "if opcode & _CONTROL and (size > _SHORT_MAX or not first & _FIN):",
+        "if False:",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "fragments without end are refused",
+        LIBRARY + "frames.py",
+        "        if not first & _FIN:\n",
+        "        if False:\n",
+        "cloudmanager/test_frames.py::test_refused_with_its_close_code",
+    ),
+    defence(
+        "a length of 2^63 is refused before it is read",
+        LIBRARY + "frames.py",
+        "        if size > self.max_size:\n",
+        "        if False:\n",
+        "cloudmanager/test_frames.py::"
+        "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
+        "cm_server/test_board_socket.py::test_an_oversize_message_is_refused_before_it_is_read",
+    ),
+    defence(
+        "a peer that does not read is cut",
+        SERVER + "websocket.py",
+        "if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:",
+        "if False:",
+        "cm_server/test_websocket.py::test_a_peer_that_does_not_read_is_cut_before_it_costs_much",
+    ),
+    defence(
+        "a caller that does not read loses output, not memory",
+        SERVER + "caller_socket.py",
+        "if droppable and self._waiting > limits.OUTBOX_BYTES:",
+        "if False:",
+        "cm_server/test_caller_socket.py::"
+        "test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending",
+    ),
+    defence(
+        "connections that prove nothing are bounded for each address",
+        SERVER + "gate.py",
+        "if len(group) > limits.UNPROVEN_PER_ADDRESS:",
+        "if False:",
+        "cm_server/test_gate.py::test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in",
+    ),
+    defence(
+        "connections that prove nothing are bounded as a whole",
+        SERVER + "gate.py",
+        "elif self.count > limits.UNPROVEN:",
+        "elif False:",
+        "cm_server/test_gate.py::test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+    ),
+    defence(
+        "a slow head is cut",
+        SERVER + "app.py",
+        "idle_connection_timeout=limits.HEAD_SECONDS",
+        "idle_connection_timeout=999",
+        "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
+    ),
+    defence(
+        "a slow body is cut",
+        SERVER + "app.py",
+        "body_timeout=limits.HEAD_SECONDS",
+        "body_timeout=999",
+        "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",
+    ),
+    defence(
+        "callers are bounded for each token",
+        SERVER + "caller_socket.py",
+        "if own >= limits.CALLERS_PER_TOKEN:",
+        "if False:",
+        "cm_server/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
+    ),
+    defence(
+        "a queue is bounded",
+        SERVER + "dispatch.py",
+        "if len(queue) >= limits.QUEUED_JOBS:",
+        "if False:",
+        "cm_server/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
+    ),
+    defence(
+        "a tail of output is bounded",
+        SERVER + "jobs.py",
+        "if len(self._bytes) > 2 * limits.TAIL_BYTES:",
+        "if False:",
+        "cm_server/test_dispatch.py::test_the_tails_of_output_and_value_are_bounded",
+    ),
+    # Hostile boards
+    defence(
+        "control characters of boards are shown, not obeyed",
+        LIBRARY + "text.py",
+        "    return _UNSAFE.sub(_escape, text)\n",
+        "    return text\n",
+        "cloudmanager/test_text.py::test_clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/test_terminal.py::test_escape_codes_of_boards_are_disarmed",
+        "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
+    ),
+    defence(
+        "what a board says of itself is bounded",
+        SERVER + "board_socket.py",
+        'facts[name] = str(told.get(name, ""))[:128]',
+        'facts[name] = str(told.get(name, ""))',
+        "cm_server/test_board_socket.py::test_nonsense_in_a_true_proof_is_bounded_and_harmless",
+    ),
+    defence(
+        "JSON of any depth is refused",
+        LIBRARY + "wire.py",
+        "except (ValueError, RecursionError) as error:",
+        "except ValueError as error:",
+        "cloudmanager/test_wire.py::test_what_is_no_json_object_is_refused",
+    ),
+    defence(
+        "a cell's events show nothing but text",
+        "cm_magics/show.py",
+        "    display(_bundle(text), raw=True)\n",
+        '    display({"text/plain": text, "text/html": text}, raw=True)\n',
+        "attacks/test_hostile_output.py::test_what_a_board_says_is_plain_text_in_the_notebook",
+    ),
+]

@@ -1,0 +1,293 @@
+"""Every attack that is known, by its number, and the tests that are named after it.
+
+The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
+to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, and
+several servers, 39, have tests of their own.) What does not apply says why; what is yet to come
+says with what. test_table.py holds that every test exists and every number is here.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Attack(NamedTuple):
+    """One group of attacks.
+
+    Attributes:
+        number: in the list.
+        what: in a few words.
+        tests: those that try it, by file below tests/ and name.
+        not_here: what of it does not apply, and why; or what it comes with.
+    """
+
+    number: int
+    what: str
+    tests: tuple[str, ...]
+    not_here: str = ""
+
+
+def attack(number: int, what: str, *tests: str, not_here: str = "") -> Attack:
+    """Return a row; "file.py: one two" stands for file.py::test_one and file.py::test_two."""
+    names = []
+    for line in tests:
+        file, _, words = line.partition(": ")
+        names += [f"{file}::test_{word}" for word in words.split()]
+    return Attack(number, what, tuple(names), not_here)
+
+
+ATTACKS: Final = [
+    attack(
+        1,
+        "tokens that are none: empty, cut, wrong, very long, in other clothes",
+        "cm_server/test_auth.py: any_other_header_is_nobody "
+        "an_empty_token_is_nobody_even_if_its_hash_was_written "
+        "every_known_token_is_compared_whichever_it_is",
+        "cm_server/test_caller_socket.py: every_wrong_token_gets_the_same_answer "
+        "a_token_of_a_megabyte_costs_its_sender_the_link",
+        "cm_server/test_matrix.py: every_route_by_every_credential",
+        "cloudmanager/test_exchange.py: token_cannot_smuggle_a_header_in",
+    ),
+    attack(
+        2,
+        "enrolment tokens: expired, used, of another scope, raced for",
+        not_here="trust: it comes with enrolment tokens",
+    ),
+    attack(
+        3,
+        "replay: of a handshake, of a frame, in another session, direction, or to another board",
+        "cm_server/test_board_socket.py: a_recorded_proof_opens_nothing_later "
+        "a_stranger_meets_a_fresh_challenge_each_time "
+        "the_servers_own_proof_sent_back_opens_nothing",
+        "board/test_link.py: cell_that_comes_twice_runs_once",
+        "cm_server/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
+        not_here="trust: of frames in the same and in another session it comes with the MAC",
+    ),
+    attack(
+        4,
+        "who stands between flips a bit, drops, reorders, doubles, cuts",
+        "faults/test_board_link.py: fault_in_a_job fault_in_the_greeting",
+        "faults/test_caller_link.py: fault_between_caller_and_server",
+        "cm_server/test_board_socket.py: one_flipped_bit_of_the_facts_is_noticed",
+        not_here="trust: on links in the clear nothing tells a changed byte; with TLS and the "
+        "MAC each of these rows ends the link",
+    ),
+    attack(
+        5,
+        "a fake server: it learns nothing and runs nothing",
+        "board/test_link.py: board_does_not_talk_to_a_fake_server "
+        "board_with_a_wrong_key_does_not_talk_either",
+    ),
+    attack(
+        6,
+        "downgrade: another version, TLS or MAC stripped",
+        "cm_server/test_board_socket.py: another_version_is_told_so",
+        "cm_server/test_caller_socket.py: another_version_is_told_which_one_is_spoken "
+        "the_version_is_not_told_to_a_stranger",
+        "cloudmanager/test_link.py: server_of_another_version",
+        not_here="trust: of TLS and MAC it comes with them",
+    ),
+    attack(
+        7,
+        "a board that plays another, or plays itself twice",
+        "cm_server/test_board_socket.py: a_board_cannot_end_another_boards_job "
+        "the_newest_link_wins_and_the_older_is_told "
+        "two_boards_with_one_key_do_not_push_each_other_out_all_day "
+        "a_second_link_without_the_key_takes_nothing_over",
+        "cm_server/test_dispatch.py: what_a_board_says_of_another_job_is_ignored "
+        "a_board_cannot_change_another_boards_outcome",
+        not_here="files, names: a board never says whose file or name it speaks of; the server "
+        "takes the board from the link",
+    ),
+    attack(
+        8,
+        "a stolen key: revoked, rotated, with the acknowledgement lost",
+        "cm_server/test_board_socket.py: a_new_key_shuts_the_old_one_out",
+        not_here="trust: it comes with board-revoke and rotation",
+    ),
+    attack(
+        9,
+        "a name that is used again sees nothing of its predecessor",
+        "cm_server/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
+        "cm_server/test_matrix.py: the_jobs_of_a_board_that_is_gone_are_not_its_namesakes",
+    ),
+    attack(
+        10,
+        "brute force, which locks out nobody behind the same address",
+        "cm_server/test_caller_socket.py: "
+        "wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address "
+        "a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log",
+        "system/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
+        "cm_server/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
+    ),
+    attack(
+        11,
+        "slowloris: a byte now and then, in heads, bodies and frames, on 2,000 connections",
+        "system/test_attacks.py: "
+        "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
+        "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
+        "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
+        "cm_server/test_board_socket.py: a_slow_greeting_is_cut",
+        not_here="trust: of TLS's own hello it comes with TLS",
+    ),
+    attack(
+        12,
+        "frames of any length, fragments, control frames, floods of pings, who does not read",
+        "cloudmanager/test_frames.py: refused_with_its_close_code "
+        "client_that_does_not_mask_is_refused "
+        "frame_that_is_too_long_is_refused_before_its_payload_is_awaited "
+        "no_bytes_do_anything_but_frames_or_a_refusal",
+        "cm_server/test_websocket.py: a_broken_rule_closes_with_the_code_of_the_rfc "
+        "a_frame_that_never_ends_is_dropped_with_its_link garbage_ends_one_link_and_no_other "
+        "a_peer_that_does_not_read_is_cut_before_it_costs_much",
+        "cm_server/test_board_socket.py: an_oversize_message_is_refused_before_it_is_read",
+        "attacks/test_transport.py: a_flood_of_pings_holds_up_nobody",
+        "board/test_link.py: board_refuses_what_breaks_the_rules",
+    ),
+    attack(
+        13,
+        "very many connections that prove nothing",
+        "cm_server/test_app.py: a_flood_of_connections_is_bounded_and_lets_the_healthy_in "
+        "connections_that_come_and_go_leave_nothing_behind",
+        "cm_server/test_gate.py: the_oldest_of_an_address_is_cut_and_the_newest_comes_in "
+        "another_address_is_not_disturbed_by_a_flood_of_one "
+        "many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+    ),
+    attack(
+        14,
+        "a storm of boards that come back",
+        "board/test_link.py: server_that_was_away_gets_its_boards_back",
+        "cm_server/test_app.py: the_grace_is_never_below_the_spread_of_reconnects "
+        "the_grace_grows_with_the_fleet",
+        "system/test_restart.py: "
+        "a_server_killed_in_mid_cell_finds_its_boards_and_the_true_outcomes",
+    ),
+    attack(
+        15,
+        "compression that is offered",
+        "cm_server/test_websocket.py: compression_that_is_offered_is_not_taken",
+    ),
+    attack(
+        16,
+        "links from foreign pages, with any Origin and any Host",
+        "cm_server/test_pages.py: a_foreign_page_opens_no_link "
+        "a_name_that_was_rebound_to_loopback_reaches_nothing "
+        "two_origins_are_not_one_that_was_allowed without_a_host_nothing_is_reached "
+        "loopback_by_any_of_its_names_is_served",
+    ),
+    attack(
+        17,
+        "forged requests, cookies, tokens in addresses",
+        "cm_server/test_pages.py: a_form_that_a_foreign_page_posts_changes_nothing "
+        "a_cookie_is_no_token no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
+        "cm_server/test_caller_socket.py: a_token_in_the_address_opens_nothing_and_is_not_logged",
+        not_here="there is no REST call that changes anything: all that does is said on a link",
+    ),
+    attack(
+        18,
+        "a board's key at a caller's door, and the reverse; every route by every role",
+        "cm_server/test_matrix.py: every_route_by_every_credential "
+        "every_route_says_what_opens_it_and_the_rest_opens_nothing "
+        "no_callers_token_proves_a_board a_proven_board_asks_for_nothing_that_callers_may "
+        "every_verb_by_every_role_leaves_exactly_one_row "
+        "a_board_out_of_reach_is_as_if_it_were_not_enrolled",
+        "cm_server/test_caller_socket.py: a_boards_key_opens_no_callers_door",
+        "cm_server/test_board_socket.py: a_token_opens_no_boards_door",
+    ),
+    attack(
+        19,
+        "an address for everybody without TLS; files for everybody",
+        "cm_server/test_app.py: it_listens_on_nothing_but_loopback_without_tls "
+        "secrets_and_state_are_their_owners_alone "
+        "all_that_it_keeps_is_its_owners_alone_whatever_the_umask",
+        "cm_server/test_store.py: the_file_is_its_owners_alone_and_becomes_so",
+        "cloudmanager/test_config.py: "
+        "private_file_is_its_owners_alone_and_nothing_is_left_beside_it "
+        "private_file_does_not_follow_a_link_that_was_laid_for_it",
+        "cloudmanager/test_virtual.py: flash_and_log_are_the_owner_s_alone",
+    ),
+    attack(
+        20,
+        "HTML, script, Markdown and MIME from a board",
+        "attacks/test_hostile_output.py: what_a_board_says_is_plain_text_in_the_notebook "
+        "nothing_of_a_board_has_another_face_than_text no_source_of_ours_shows_html",
+        "cm_magics/test_kernel.py: board_cannot_say_html",
+        not_here="dash: of the dashboard's widgets it comes with them",
+    ),
+    attack(
+        21,
+        "escape sequences, overwriting, bidi and NUL from a board",
+        "attacks/test_hostile_output.py: what_a_board_says_of_itself_is_text_in_the_shell "
+        "what_a_board_prints_is_text_in_the_shell "
+        "what_a_board_says_is_a_line_of_its_own_in_no_log",
+        "cloudmanager/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/test_terminal.py: escape_codes_of_boards_are_disarmed",
+        "cloudmanager/test_record.py: what_boards_say_is_made_safe",
+    ),
+    attack(
+        22,
+        "floods of output, lines without end, output after the end, another's ending",
+        "system/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
+        "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
+        "cloudmanager/test_record.py: line_without_end_is_cut_into_several",
+        "cm_server/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "
+        "one_write_may_be_longer_than_the_tail",
+        "cm_server/test_dispatch.py: a_second_result_changes_nothing "
+        "a_malformed_result_is_refused_and_ends_nothing "
+        "the_tails_of_output_and_value_are_bounded",
+        "cm_server/test_caller_socket.py: a_slow_caller_stalls_neither_board_nor_other_callers",
+    ),
+    attack(
+        23,
+        "names of files that lead out of their place; formulas in tables",
+        not_here="files: it comes with the file verbs. A table of results is the caller's own "
+        "(`to_pandas`); no CSV is written",
+    ),
+    attack(
+        24,
+        "forged lines, JSON of any depth, doubled keys, NaN, numbers of any size",
+        "attacks/test_json.py: json_that_is_a_bomb_ends_one_link_and_no_other "
+        "numbers_that_are_none_are_refused",
+        "cm_server/test_board_socket.py: it_cannot_forge_a_line_of_the_log "
+        "nonsense_in_a_true_proof_is_bounded_and_harmless",
+        "cm_server/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
+        "cloudmanager/test_wire.py: what_is_no_json_object_is_refused",
+        not_here="there are no metrics, and so no labels of them",
+    ),
+    attack(
+        35,
+        "quotes and newlines in a Wi-Fi password, a name, a path",
+        "cloudmanager/test_names.py: check_name_points_at_what_is_illegal",
+        "cloudmanager/test_inputs.py: boards_read_what_python_writes",
+        not_here="flash, files: of passwords and paths it comes with them",
+    ),
+    attack(
+        36,
+        "secrets in process lists, logs, errors, notebooks, audit rows",
+        "attacks/test_secrets.py: no_secret_is_anywhere_but_in_its_own_file",
+        "board/test_link.py: key_is_not_on_a_command_line_nor_in_a_log",
+        "cm_server/test_matrix.py: no_secret_and_no_cell_is_in_the_audit_log",
+        "cm_server/test_rows.py: a_boards_key_is_in_no_repr",
+        "cm_server/test_app.py: a_refusal_is_logged_in_one_line_without_secrets",
+        "cm_server/test_registry.py: describe_is_json_and_holds_no_key",
+        "cloudmanager/test_config.py: address_does_not_show_its_token",
+        "cloudmanager/test_virtual.py: identity_does_not_show_its_key",
+    ),
+    attack(
+        37,
+        "a privileged call without its row, a row that is changed",
+        "cm_server/test_matrix.py: every_verb_by_every_role_leaves_exactly_one_row "
+        "what_a_row_tells_of_each_verb",
+        "cm_server/test_store.py: no_row_is_changed_or_taken_out "
+        "what_is_privileged_and_its_row_are_one_transaction_on_the_disk "
+        "a_cell_that_cannot_be_audited_does_not_run kill_9_loses_no_row_of_what_was_done",
+    ),
+    attack(
+        38,
+        "targets that read files, ask for names, or are very many",
+        "cloudmanager/test_targets.py: huge_range_is_refused_before_it_is_expanded "
+        "hostile_text_is_refused_fast parse_raises_nothing_but_target_error "
+        "documented_example_is_exactly_seven_names malformed_target_points_at_the_place",
+        "cloudmanager/test_names.py: expand_points_at_what_is_malformed",
+    ),
+]

@@ -1,0 +1,168 @@
+"""A board that was taken over: what it says stays text in the notebook, the shell and the logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cloudmanager import wire
+from cloudmanager.fleet import Boards, Fleet
+from cloudmanager.jobs import Job, JobGroup
+from cloudmanager.results import Result, Results
+from cm_magics import show
+from tests.cm_server.peers import FakeBoard, Service
+
+#: What could do harm where it is shown, by what it would do.
+HOSTILE = {
+    "script": "<script>alert(1)</script><img src=x onerror=alert(1)></pre><svg onload=alert(1)>",
+    "markdown": "[click](javascript:alert(1)) $\\href{javascript:alert(1)}{x}$ `x`",
+    "mime": '{"text/html": "<b>", "application/javascript": "alert(1)"}',
+    "colours": "\x1b[31mred\x1b[0m\x1b[2J\x1b[H",
+    "title": "\x1b]0;title\x07\x1b]2;title\x1b\\",
+    "clipboard": "\x1b]52;c;bWFsaWNl\x07",
+    "link": "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",
+    "paste": "\x1b[201~rm -rf /\r",
+    "overwrite": "all is bad\rall is well",
+    "bidi": "\u202eok\u2066 \u2069 \u200f",
+    "nul": "a\0b\x7f\x9b31m\x85",
+    "forged line": "x\n2026-01-01 00:00:00,000 INFO safe-1 is here, from 10.0.0.1:1",
+    "separators": "a\u2028b\u2029c",
+    "surrogate": "\ud800",
+    "formula": "=cmd|'/c calc'!A1",
+    "long": "x" * 5_000,
+}
+FACTS = ("platform", "version", "machine", "client")
+
+
+class Taken(NamedTuple):
+    """A service in this loop, and boards on it that each say one thing wherever they can."""
+
+    service: Service
+    boards: list[FakeBoard]
+
+    async def mbm(self, *words: str, script: bytes = b"") -> tuple[int, str, str]:
+        """Type `mbm …`, as somebody does while the first board answers his cell with ``script``."""
+        token = self.service.token
+        environment = {**os.environ, "CM_URL": self.service.server.address, "CM_TOKEN": token}
+        mbm = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cloudmanager", *words),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**environment, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
+        )
+        if script:
+            board = self.boards[0]
+            cell = await board.next()
+            assert cell.op == wire.EXEC
+            await board.send(wire.OUTPUT, script, job=cell.job)
+            await board.send(wire.RESULT, struct.pack(">H", 0) + script, job=cell.job, flags=1)
+        out, err = await asyncio.wait_for(mbm.communicate(), 20)
+        return mbm.returncode or 0, out.decode(), err.decode()
+
+
+def told(text: str) -> dict[str, Any]:
+    """What a board says of itself that says this wherever it can."""
+    facts = dict.fromkeys(FACTS, text)
+    last = {"job": "00000001", "status": 1, "error": text}
+    return {"facts": {**facts, "mpy": text, "heap": text}, "last": last, "boot": text}
+
+
+@pytest.fixture
+async def taken(service: Service) -> AsyncIterator[Taken]:
+    names = [f"taken-{number}" for number, _ in enumerate(HOSTILE, start=1)]
+    async with contextlib.AsyncExitStack() as stack:
+        boards = [
+            await stack.enter_async_context(await FakeBoard.join(service, identity, **told(text)))
+            for identity, text in zip(service.enrol(*names), HOSTILE.values(), strict=True)
+        ]
+        yield Taken(service, boards)
+
+
+def is_text(shown: str) -> bool:
+    """Whether nothing in it does anything but stand there."""
+    return all(char.isprintable() or char in "\n\t" for char in shown)
+
+
+async def test_what_a_board_says_of_itself_is_text_in_the_shell(taken: Taken):
+    status, out, err = await taken.mbm("board-list")
+    assert status == 0
+    assert is_text(out + err), repr(out)
+    rows = [line for line in out.splitlines() if line.strip().startswith("taken-")]
+    assert len(rows) == len(HOSTILE)
+    status, out, _ = await taken.mbm("board-list", "--json")
+    assert out.isascii()
+    boards = json.loads(out)
+    assert len(boards) == len(HOSTILE)
+    assert all(len(board[name]) <= 128 for name in FACTS for board in boards)
+    assert {(board["heap"], board["mpy"]) for board in boards} == {(None, "")}
+
+
+async def test_what_a_board_prints_is_text_in_the_shell(taken: Taken):
+    script = "\n".join(HOSTILE.values()).encode("utf-8", "surrogatepass") + b"\xff\n"
+    words = ("board-execute", "taken-1", "-c", "1")
+    status, out, err = await taken.mbm(*words, script=script)
+    assert status == 1
+    assert is_text(out + err), repr(out + err)
+    for more in (("job-list",), ("job-show", "1")):
+        status, out, err = await taken.mbm(*more)
+        assert is_text(out + err), repr(out)
+    status, out, _ = await taken.mbm(*words, "--json", script=script)
+    assert out.isascii()
+    assert json.loads(out)["taken-1"]["status"] == "error"
+
+
+async def test_what_a_board_says_is_a_line_of_its_own_in_no_log(
+    taken: Taken, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    names = range(len(HOSTILE))
+    for text, identity in zip(HOSTILE.values(), taken.service.enrol(*map(str, names)), strict=True):
+        async with await FakeBoard.join(taken.service, identity, **told(text)) as board:
+            await board.send(0x7F, text.encode("utf-8", "replace"))
+            await board.closed()
+    async with await FakeBoard.dial(taken.service, "/board") as stranger:
+        hello = {"v": 7, "id": "x\n" * 9, "nonce": "00" * 16}
+        await stranger.send(wire.HELLO, json.dumps(hello).encode())
+        await stranger.closed()
+    assert len(caplog.messages) > len(taken.boards)
+    for message in caplog.messages:
+        assert is_text(message), repr(message)
+        assert "\n" not in message
+        assert len(message) < 500
+
+
+# In the notebook
+
+
+@pytest.mark.parametrize("kind", [Result, Results, Job, JobGroup, Boards, Fleet])
+def test_nothing_of_a_board_has_another_face_than_text(kind: type):
+    """IPython shows what has one of these as it says, and so would a saved notebook."""
+    rich = [name for name in dir(kind) if name.startswith("_repr_") or "mimebundle" in name]
+    assert rich == []
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_what_a_board_says_is_plain_text_in_the_notebook(text: str, monkeypatch):
+    shown: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(show, "display", lambda bundle, **how: shown.append((bundle, how)))
+    show.publish(text)
+    assert shown == [({"text/plain": text}, {"raw": True})]
+
+
+def test_no_source_of_ours_shows_html():
+    """The dashboard builds its own page, from text (tests of its own)."""
+    folder = Path(show.__file__).parent
+    for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").glob("*.py")]:
+        source = path.read_text(encoding="utf-8")
+        for kind in ("text/html", "application/javascript", "text/markdown", "text/latex"):
+            assert kind not in source, path

@@ -1,0 +1,26 @@
+"""Floods that follow the rules, while another board works."""
+
+from __future__ import annotations
+
+import time
+
+from cloudmanager import frames
+from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service
+
+PINGS = 20_000
+
+
+async def test_a_flood_of_pings_holds_up_nobody(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+        await RawPeer.upgraded(service, "/caller") as flood,
+    ):
+        flood.say(frames.encode(b"x" * 100, frames.PING, mask=True) * PINGS)
+        began = time.monotonic()
+        (job,) = await caller.submit("lab-1")
+        cell = await board.next()
+        await board.end(cell.job)
+        assert (await caller.ending(job))[0] == "ok"
+        assert time.monotonic() - began < 2

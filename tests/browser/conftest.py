@@ -1,0 +1,219 @@
+"""JupyterLab in a browser, as a person has it; for every test that clicks and types.
+
+    def test_it_adds(lab: Lab):
+        page = lab.open("sums.ipynb", ["1 + 1"])
+        page.run_all()
+        assert page.outputs(0) == ["2"]
+        page.picture("sums")          # build/screenshots/sums.png, to be looked at
+
+JupyterLab runs on a free TCP port of loopback, on copies of notebooks in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from cloudmanager.virtual import VirtualBoards
+from cm_kernel.install import install
+
+ROOT = Path(__file__).parents[2]
+PICTURES = ROOT / "build/screenshots"
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
+WAIT = 60_000  # ms that anything may take: the first page of a busy machine takes 40 s
+#: Without them Chromium asks for hosts that a closed network refuses.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
+}
+
+
+class Notebook:
+    """A notebook that is open in the browser."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.area = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        self.cells: Locator = self.area.locator(".jp-CodeCell")
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        """Wait until there is a kernel, and it has nothing to do."""
+        self.page.get_by_text(re.compile(r"[^|]+ \| Idle$")).wait_for(timeout=WAIT)
+
+    def run_all(self) -> None:
+        """Choose Run All Cells, and wait for the last."""
+        self.menu("Run", "Run All Cells")
+        self.page.wait_for_timeout(200)  # until the first cell is with the kernel
+        self.wait_idle()
+
+    def menu(self, name: str, item: str) -> None:
+        """Choose from the menu."""
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+
+    def type(self, cell: int, text: str) -> None:
+        """Type into a code cell, in place of what is there."""
+        self.cells.nth(cell).locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.press("Delete")
+        self.page.keyboard.insert_text(text)
+
+    def press(self, keys: str) -> None:
+        """Press keys, such as Shift+Tab."""
+        self.page.keyboard.press(keys)
+
+    def run(self, cell: int, text: str) -> None:
+        """Type a code cell and run it; does not wait."""
+        self.type(cell, text)
+        self.press("Control+Enter")
+
+    def stop(self) -> None:
+        """Press the stop button."""
+        self.area.locator('[data-jp-item-name="interrupt"]').click()
+
+    def source(self, cell: int) -> str:
+        """Return what stands in a code cell."""
+        return "\n".join(self.cells.nth(cell).locator(".cm-line").all_inner_texts())
+
+    def outputs(self, cell: int) -> list[str]:
+        """Return the outputs of a code cell, as they are read."""
+        found = self.cells.nth(cell).locator(".jp-OutputArea-output")
+        return [text.rstrip("\n") for text in found.all_inner_texts()]
+
+    def wait_output(self, cell: int, text: str) -> None:
+        """Wait until a code cell's outputs say something."""
+        outputs = self.cells.nth(cell).locator(".jp-OutputArea-output", has_text=text)
+        outputs.first.wait_for(timeout=WAIT)
+
+    def picture(self, name: str) -> Path:
+        """Keep a picture of the page, for people to look at."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        path = PICTURES / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+
+class Lab:
+    """A running JupyterLab, and a browser."""
+
+    def __init__(self, folder: Path, url: str, token: str, browser: Browser) -> None:
+        self._folder, self._url, self._token = folder, url, token
+        self._browser = browser
+
+    def open(
+        self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
+    ) -> Notebook:
+        """Open a notebook: a tutorial, without its outputs, or a new one with these cells."""
+        if cells is None:
+            made: Any = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+            for cell in made.cells:
+                if cell.cell_type == "code":
+                    cell.outputs, cell.execution_count = [], None
+        else:
+            made = nbformat.v4.new_notebook()
+            made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+            made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
+        nbformat.write(made, self._folder / name)
+        page = self._browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(WAIT)
+        page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
+        return Notebook(page)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: `apt-get install chromium`, which `make test` does for root")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(
+    browser: Browser, boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    """JupyterLab, whose kernels find the shared server and demo-1 to demo-3."""
+    folder, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
+    install(prefix=str(folder))
+    token, tcp_port = secrets.token_hex(16), _free_tcp_port()
+    url = f"http://127.0.0.1:{tcp_port}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            f"--ServerApp.port={tcp_port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={notebooks}",
+            "--Application.log_level=ERROR",
+        ],
+        env={**os.environ, **_environment(folder), "JUPYTER_TOKEN": token},
+        cwd=notebooks,
+    )
+    try:
+        _await(process, f"{url}/api")
+        yield Lab(notebooks, url, token, browser)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What JupyterLab and its kernels find, and keep, below a folder."""
+    for name, settings in SETTINGS.items():
+        path = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    return {
+        "JUPYTER_PATH": str(folder / "share/jupyter"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONPATH": PATHS,
+    }
+
+
+def _free_tcp_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+def _await(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + WAIT / 1000
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("JupyterLab did not start")

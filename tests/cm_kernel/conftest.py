@@ -1,0 +1,161 @@
+"""A real kernel and a frontend that listens to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from cloudmanager.virtual import VirtualBoards
+from cm_kernel.install import install
+
+WAIT = 20.0  # seconds that a cell may take
+ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
+
+
+class Output(NamedTuple):
+    """One message of a cell: its kind and its content."""
+
+    kind: str
+    content: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What a person reads."""
+        data = self.content.get("data", {})
+        told = self.content.get("text") or data.get("text/plain")
+        return str(told or "\n".join(self.content.get("traceback", ())))
+
+
+class Kernel:
+    """A running kernel and a frontend that listens to it."""
+
+    def __init__(self, manager: KernelManager) -> None:
+        self.manager = manager
+        self.client: Any = manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(WAIT)
+        self.prompts: list[str] = []
+        self._replies: dict[str, dict[str, Any]] = {}
+        self._pressed = 0
+
+    def run(
+        self,
+        code: str,
+        *,
+        person: bool = False,
+        answers: tuple[str, ...] = (),
+        begun: Callable[[], None] = lambda: None,
+        watch: Callable[[Output], None] = lambda _: None,
+    ) -> tuple[str, list[Output]]:
+        """Run a cell; return its status and its outputs.
+
+        Args:
+            code: the cell.
+            person: whether the frontend says that somebody is there, as JupyterLab does.
+            answers: what that person types when asked.
+            begun: called when the kernel is busy with it.
+            watch: called with each output as it comes.
+        """
+        self.prompts = []
+        asked = self.client.execute(code, allow_stdin=person, stop_on_error=False)
+        outputs: list[Output] = []
+        waiting, deadline = list(answers), time.monotonic() + WAIT
+        while (message := self._next(asked, waiting)) != "idle":
+            assert time.monotonic() < deadline, outputs
+            if message == "busy":
+                begun()
+            elif isinstance(message, Output):
+                outputs.append(message)
+                watch(message)
+        return str(self.reply(asked)["status"]), outputs
+
+    def reply(self, asked: str) -> dict[str, Any]:
+        """Return the answer to a request."""
+        while asked not in self._replies:
+            message = self.client.get_shell_msg(timeout=WAIT)
+            self._replies[message["parent_header"]["msg_id"]] = dict(message["content"])
+        return self._replies.pop(asked)
+
+    def complete(self, code: str, cursor: int | None = None) -> dict[str, Any]:
+        """Press Tab."""
+        return self.reply(self.client.complete(code, cursor))
+
+    def inspect(self, code: str, cursor: int | None = None) -> str:
+        """Press Shift-Tab; return the text, or "" for nothing found."""
+        told = self.reply(self.client.inspect(code, cursor))
+        return str(told["data"]["text/plain"]) if told["found"] else ""
+
+    def interrupt(self) -> None:
+        """Press the stop button."""
+        self.client.control_channel.send(self.client.session.msg("interrupt_request", {}))
+        self._pressed += 1
+
+    def settle(self) -> None:
+        """Wait until each press was taken."""
+        while self._pressed:
+            self.client.get_control_msg(timeout=WAIT)
+            self._pressed -= 1
+
+    def _next(self, asked: str, answers: list[str]) -> Output | str | None:
+        with contextlib.suppress(queue.Empty):
+            request = self.client.get_stdin_msg(timeout=0) if answers else None
+            if request is not None:
+                self.prompts.append(request["content"]["prompt"])
+                self.client.input(answers.pop(0))
+        try:
+            message = self.client.get_iopub_msg(timeout=0.05)
+        except queue.Empty:
+            return None
+        kind = message["msg_type"]
+        if message["parent_header"].get("msg_id") != asked:
+            return None
+        if kind == "status":
+            return str(message["content"]["execution_state"])
+        return None if kind == "execute_input" else Output(kind, message["content"])
+
+
+@contextlib.contextmanager
+def running_kernel(folder: Path, **environment: str) -> Iterator[Kernel]:
+    """A kernel of one's own, installed below a folder."""
+    install(prefix=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder / "share/jupyter"))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        patch.setenv("PYTHONPATH", PATHS)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        manager = KernelManager(kernel_name="cm_kernel")
+        manager.start_kernel(env=dict(os.environ))
+    try:
+        kernel = Kernel(manager)
+        try:
+            yield kernel
+        finally:
+            kernel.client.stop_channels()
+    finally:
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="package")
+def shared(
+    boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kernel]:
+    """The kernel that most tests share."""
+    with running_kernel(tmp_path_factory.mktemp("kernel")) as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def kernel(shared: Kernel) -> Kernel:
+    """The shared kernel, with all three boards chosen."""
+    assert shared.run("%board_use demo-[1-3]")[0] == "ok"
+    return shared

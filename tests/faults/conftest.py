@@ -1,0 +1,119 @@
+"""A bench for faults: one server, and boards that dial it through a proxy each."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import pytest
+
+from cloudmanager.fleet import Fleet
+from cloudmanager.rig import wait_online
+from cloudmanager.testing import Server, running_server
+from cloudmanager.virtual import Identity, VirtualBoards
+
+from .proxy import Loop, Proxy
+
+T = TypeVar("T")
+
+#: Kinds of links that the rows run over: "tls" and "mac" once a server and a board speak them.
+LINKS = ("plain",)
+BOARDS = 12  # rows that run at once; most of their time they wait
+WAIT = 30.0  # seconds that anything here may take, on a busy machine
+BEAT = 2.0  # seconds: a board that heard nothing for 5 dials again
+GRACE = 6.0  # seconds that the server waits for a board: more than it takes to come back
+
+
+class Desk(NamedTuple):
+    """One board behind its proxy, and a link of a caller's own to the server."""
+
+    name: str
+    proxy: Proxy
+    fleet: Fleet
+
+
+class Bench(NamedTuple):
+    """A server, and desks that are free; ``kind`` is one of ``LINKS``."""
+
+    kind: str
+    server: Server
+    loop: Loop
+    fleet: Fleet
+    free: queue.SimpleQueue[Desk]
+
+    def at_a_desk(self, act: Callable[[Desk], T]) -> T:
+        """Do something at a desk that is free."""
+        desk = self.free.get(timeout=10 * WAIT)
+        try:
+            return act(desk)
+        finally:
+            self.free.put(desk)
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Return once it is so; of another process, nothing else tells."""
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="package", params=LINKS)
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    """The bench that the rows share: each takes one of its desks."""
+    kind = request.param
+    home = tmp_path_factory.mktemp("bench")
+    options = ("--beat", str(BEAT), "--lost-after", str(GRACE))
+    free: queue.SimpleQueue[Desk] = queue.SimpleQueue()
+    with (
+        running_server(home, *options) as server,
+        Fleet(server.url, (home / "token").read_text().strip()) as fleet,
+        Loop() as loop,
+        VirtualBoards([], ("127.0.0.1", 0), home / "virtual") as machine,
+    ):
+        names = [f"desk-{number}" for number in range(1, BOARDS + 1)]
+        for row in fleet.enrol(names):
+            proxy = loop.proxy(server.tcp_port, tls=kind == "tls")
+            machine.address = ("127.0.0.1", proxy.tcp_port)
+            machine.add(Identity(row["name"], row["id"], bytes.fromhex(row["key"])))
+            free.put(Desk(row["name"], proxy, fleet))
+        wait_online(fleet, names)
+        yield Bench(kind, server, loop, fleet, free)
+
+
+class Rows:
+    """Rows that run side by side, each at a desk; a test waits for its own."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._pool = ThreadPoolExecutor(BOARDS)
+        self._begun: dict[str, Future[object]] = {}
+
+    def begin(self, name: str, act: Callable[[Desk], object]) -> None:
+        """Let a row begin."""
+        self._begun[name] = self._pool.submit(self._bench.at_a_desk, act)
+
+    def outcome(self, name: str) -> object:
+        """Wait for a row; what went wrong in it is raised."""
+        return self._begun[name].result(5 * WAIT)
+
+    def end(self) -> None:
+        """Begin no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def chosen(request: pytest.FixtureRequest, argument: str) -> list[object]:
+    """Return the values of a parameter in the tests that were selected to run."""
+    return [
+        item.callspec.params[argument]
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and item.module is request.module
+        and hasattr(item, "callspec")
+        and argument in item.callspec.params
+    ]

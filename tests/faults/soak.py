@@ -1,0 +1,382 @@
+"""Ten thousand jobs on twenty boards, while links break, boards lose their power and servers die.
+
+    python -m tests.faults.soak --jobs 10000 --boards 20 --seed 1
+
+Every job has exactly one outcome, none runs twice by the boards' own count, nobody hangs, the
+server's memory stays flat, and its database is whole. The dice are seeded; what happens at the
+same moment is the machine's to say. Links in the clear get the faults that TCP knows: cuts,
+delays, silence. (What only TLS could tell is in rows.py, fault by fault.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import random
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psutil
+
+from cloudmanager.errors import CloudmanagerError
+from cloudmanager.fleet import Fleet
+from cloudmanager.rig import wait_online
+from cloudmanager.testing import Server, running_server
+from cloudmanager.virtual import Identity, VirtualBoards
+
+from .proxy import Loop, Proxy, Strike
+from .rows import NEVER
+
+CALLERS: Final = 20  # threads, each with a link of its own; every fourth through a proxy
+HANG: Final = 60.0  # seconds after which somebody hangs
+GRACE: Final = "6"  # seconds that the server waits for a board
+BEAT: Final = "2"  # seconds
+GROWTH: Final = 24 * 1024 * 1024  # bytes that a server may grow by, once it is warm
+#: What each cell does first: a line in a file of this host, which no power cut of a board's
+#: takes back.
+MARK: Final = (
+    "import os, vfs\n"
+    "try: os.stat('/host')\n"
+    "except OSError: vfs.mount(vfs.VfsPosix({folder!r}), '/host')\n"
+    "with open('/host/{board}', 'a') as file: file.write('{tag}\\n')\n"
+)
+#: What cells do, how they end where nothing goes wrong, and how often they are drawn.
+CELLS: Final = [
+    ("'a value'", "ok", 8),
+    ("for n in range(20): print(n, 'x' * n)", "ok", 4),
+    ("'-' * 1500", "ok", 2),
+    ("# " + "." * 1500 + "\n1", "ok", 2),
+    ("import time\ntime.sleep(0.1)", "ok", 2),
+    ("1 // 0", "error", 2),
+    ("while True: pass", "timeout", 1),
+    ("while True: print('on and on')", "interrupted", 1),
+]
+FAULTS: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
+WEIGHTS: Final = (8, 8, 8, 6, 4, 1)
+BOARD_PLACES: Final = ("EXEC", "OUTPUT", "VALUE", "RESULT", "HELLO", "PROOF", "WELCOME")
+CALLER_PLACES: Final = ("SUBMIT", "ACCEPTED", "OUTPUT", "RESULT")
+
+
+#: What the store has of a job that two deaths struck at once: the server's, between the result that
+#: it passed on and the commit 50 ms later, and then the board's, which could have told.
+DOUBLE: Final = ("lost", "the board restarted while it ran")
+Line = tuple[str | None, str | None]  # a job's status and error, as they are stored
+
+
+class Told(NamedTuple):
+    """What a caller knows of one cell: its tag, its board, its job (0: none), and its outcome."""
+
+    tag: int
+    board: str
+    job: int
+    status: str
+    wanted: str
+    why: str = ""
+
+
+class Soak:
+    """One run of it.
+
+    Args:
+        home: the folder that the server and the boards keep their things in.
+        jobs: how many cells are submitted.
+        boards: how many boards there are.
+        seed: of all dice.
+        deaths: how often the server dies, all of them in the first third.
+    """
+
+    def __init__(self, home: Path, jobs: int, boards: int, seed: int, deaths: int) -> None:
+        self.home = home
+        self.marks = home / "marks"
+        self.jobs = jobs
+        self.names = [f"soak-{number}" for number in range(1, boards + 1)]
+        self.seed = seed
+        self.deaths = deaths
+        self.told: list[Told] = []
+        self.troubles: list[BaseException] = []
+        self.faults: collections.Counter[str] = collections.Counter()
+        self.proxies: dict[str, Proxy] = {}
+        self.board_proxies: list[Proxy] = []
+        self.caller_proxies: list[Proxy] = []
+        self.memory: list[int] = []
+        self.counts: dict[str, collections.Counter[int]] = {}
+        self.doubles = 0  # jobs that two deaths struck at once
+        self.accepted = 0  # cells that the server took, as far as callers know
+        self._tags = itertools.count()  # each cell's own: one operation, which is whole
+        self._over = threading.Event()
+
+    def run(self) -> dict[str, Any]:
+        """Run all of it; return the figures."""
+        with contextlib.ExitStack() as stack:
+            before, threading.excepthook = threading.excepthook, self._on_dead_thread
+            stack.callback(setattr, threading, "excepthook", before)
+            self.marks.mkdir(parents=True)
+            servers = Servers(self.home)
+            stack.callback(servers.end)
+            loop = stack.enter_context(Loop())
+            machine = stack.enter_context(self._machine(servers.server, loop))
+            self.caller_proxies = [loop.proxy(servers.server.tcp_port) for _ in range(CALLERS // 4)]
+            began = time.monotonic()
+            self._all(servers, machine)
+            seconds = time.monotonic() - began
+            self.counts = counts = self._counted(servers)
+            if self.troubles:
+                raise self.troubles[0]
+            return self._judge(counts, seconds, servers.deaths)
+
+    @contextlib.contextmanager
+    def _machine(self, server: Server, loop: Loop) -> Iterator[VirtualBoards]:
+        """The boards, each behind a proxy of its own."""
+        with (
+            VirtualBoards([], ("127.0.0.1", 0), self.home / "virtual") as machine,
+            fleet_of(server.url, self.home) as fleet,
+        ):
+            for row in fleet.enrol(self.names):
+                proxy = loop.proxy(server.tcp_port)
+                machine.address = ("127.0.0.1", proxy.tcp_port)
+                machine.add(Identity(row["name"], row["id"], bytes.fromhex(row["key"])))
+                self.board_proxies.append(proxy)
+            wait_online(fleet, self.names)
+            yield machine
+
+    def _all(self, servers: Servers, machine: VirtualBoards) -> None:
+        """Let callers and troubles loose; return when every cell has ended."""
+        callers = [
+            threading.Thread(target=self._guarded, args=(self._call, number, servers.server.url))
+            for number in range(CALLERS)
+        ]
+        others = [
+            threading.Thread(target=self._guarded, args=(self._break,)),
+            threading.Thread(target=self._guarded, args=(self._kill_boards, machine)),
+            threading.Thread(target=self._guarded, args=(self._kill_servers, servers)),
+        ]
+        for thread in (*callers, *others):
+            thread.start()
+        for thread in callers:
+            thread.join()
+        self._over.set()
+        for thread in others:
+            thread.join()
+        if self.troubles:
+            raise self.troubles[0]
+
+    def _on_dead_thread(self, told: Any) -> None:
+        """A thread of the library's died: that is no way to end."""
+        self.troubles.append(told.exc_value or RuntimeError("a thread died"))
+
+    def _guarded(self, act: Any, *args: Any) -> None:
+        try:
+            act(*args)
+        except BaseException as error:
+            self.troubles.append(error)
+
+    # Callers
+
+    def _call(self, number: int, url: str) -> None:
+        dice = random.Random(f"{self.seed} caller {number}")
+        if number % 4 == 0:
+            url = f"http://127.0.0.1:{self.caller_proxies[number // 4].tcp_port}"
+        with fleet_of(url, self.home) as fleet:
+            while not self.troubles and self.accepted < self.jobs:
+                told = self._one(fleet, dice, next(self._tags))
+                self.told.append(told)
+                self.accepted += told.job > 0
+                if not told.job:
+                    self._await_server(fleet)
+
+    def _one(self, fleet: Fleet, dice: random.Random, tag: int) -> Told:
+        """Run one cell; whatever happens, it has one outcome in time."""
+        board = dice.choice(self.names)
+        code, wanted, _ = dice.choices(CELLS, [weight for *_, weight in CELLS])[0]
+        timeout = 0.1 if wanted == "timeout" else 5
+        try:
+            group = fleet[board].submit(self._mark(board, tag) + code, timeout=timeout, wait=20)
+            if wanted == "interrupted":
+                group.interrupt()
+            if not group.wait(HANG):
+                (job,) = group.jobs.values()
+                raise TimeoutError(f"{group} hangs for {fleet!r}: {fleet.job(job.number)}")
+            (result,) = group.results().values()
+        except CloudmanagerError as error:
+            return Told(tag, board, 0, type(error).__name__, wanted)
+        return Told(tag, board, result.job, result.status, wanted, result.why)
+
+    def _await_server(self, fleet: Fleet) -> None:
+        """Return when a server answers."""
+        deadline = time.monotonic() + HANG
+        while time.monotonic() < deadline:
+            with contextlib.suppress(CloudmanagerError):
+                fleet.status()
+                return
+            time.sleep(0.05)
+        raise TimeoutError("no server came back")
+
+    # Troubles
+
+    def _break(self) -> None:
+        """Let a fault strike some link, again and again."""
+        dice = random.Random(f"{self.seed} faults")
+        while not self._over.wait(dice.uniform(0.03, 0.15)):
+            fault = dice.choices(FAULTS, WEIGHTS)[0]
+            if dice.random() < 0.8:
+                proxy, place = dice.choice(self.board_proxies), dice.choice(BOARD_PLACES)
+            else:
+                proxy, place = dice.choice(self.caller_proxies), dice.choice(CALLER_PLACES)
+            if proxy.now is None:
+                proxy.strike(Strike(fault, place))
+                self.faults[fault] += 1
+
+    def _kill_boards(self, machine: VirtualBoards) -> None:
+        dice = random.Random(f"{self.seed} boards")
+        while not self._over.wait(dice.uniform(1, 3)):
+            machine.restart(dice.choice(self.names))
+            self.faults["board's kill -9"] += 1
+
+    def _kill_servers(self, servers: Servers) -> None:
+        """Let the server die some times, then see that its memory stays flat."""
+        share = self.jobs // (3 * self.deaths + 1)
+        for death in range(1, self.deaths + 1):
+            while self.accepted < share * death and not self._over.wait(0.05):
+                pass
+            if not self._over.is_set():
+                servers.die()
+                self.faults["server's kill -9"] += 1
+        while not self._over.wait(1):
+            if self.accepted > self.jobs // 2:
+                self.memory.append(servers.memory())
+
+    # The end
+
+    def _mark(self, board: str, tag: int) -> str:
+        return MARK.format(folder=str(self.marks), board=board, tag=tag)
+
+    def _counted(self, servers: Servers) -> dict[str, collections.Counter[int]]:
+        """How often each cell ran, as the boards wrote it down; and all of them are well again."""
+        for proxy in self.board_proxies:
+            proxy.now = None
+        with fleet_of(servers.server.url, self.home) as fleet:
+            results = fleet[",".join(self.names)].submit("6 * 7", wait=HANG, timeout=HANG)
+            assert set(results.results(2 * HANG).to_dict().values()) == {42}
+        counts = {name: collections.Counter[int]() for name in self.names}
+        for path in self.marks.iterdir():
+            counts[path.name].update(map(int, path.read_text().split()))
+        return counts
+
+    def _judge(
+        self, counts: dict[str, collections.Counter[int]], seconds: float, deaths: int
+    ) -> dict[str, Any]:
+        """Hold what callers were told against the boards and the store."""
+        stored, whole = self._stored()
+        assert whole == "ok", whole
+        assert self.accepted >= self.jobs
+        ran = collections.Counter[int]()
+        for counter in counts.values():
+            ran.update(counter)
+        assert not [tag for tag, times in ran.items() if times > 1], "a cell ran twice"
+        assert not [job for job, (status, _) in stored.items() if status is None], "a job is open"
+        for told in self.told:
+            self._check(told, counts[told.board][told.tag], stored.get(told.job))
+        log = (self.home / "server.log").read_text()
+        assert "Traceback" not in log + (self.home / "server.err").read_text()
+        growth = (max(self.memory) - self.memory[0]) if self.memory else 0
+        assert growth < GROWTH, f"the server grew by {growth} bytes"
+        statuses = collections.Counter(told.status for told in self.told)
+        return {
+            "cells": len(self.told),
+            "jobs": len(stored),
+            "seconds": round(seconds, 1),
+            "outcomes": dict(statuses.most_common()),
+            "ran": sum(ran.values()),
+            "faults": dict(self.faults.most_common()),
+            "struck by two deaths at once": self.doubles,
+            "server grew by KiB": growth // 1024,
+            "integrity": whole,
+        }
+
+    def _check(self, told: Told, times: int, stored: Line | None) -> None:
+        """Hold one outcome against the board's count and the store."""
+        mayhap = ("lost", "offline", "timeout") if told.job else (told.status,)
+        assert told.status in (told.wanted, *mayhap), told
+        if told.job and told.status in ("ok", "error", "interrupted"):
+            assert stored is not None, told
+            assert stored[0] == told.status or stored == DOUBLE, (told, stored)
+            self.doubles += stored == DOUBLE
+        if told.status in ("ok", "error"):
+            assert times == 1, (told, times, self._missing(told.board))
+        if told.status == "offline" or told.why == NEVER:
+            assert times == 0, (told, times)
+
+    def _missing(self, board: str) -> list[tuple[int, int, str, bool]]:
+        """Which of a board's cells it does not know of, by tag, job and outcome."""
+        known = self.counts[board]
+        mine = sorted(told for told in self.told if told.board == board)
+        return [(t.tag, t.job, t.status, t.tag in known) for t in mine if t.tag not in known]
+
+    def _stored(self) -> tuple[dict[int, Line], str]:
+        with contextlib.closing(sqlite3.connect(self.home / "server.db")) as file:
+            rows = file.execute("SELECT id, status, error FROM jobs").fetchall()
+            stored = {number: (status, error) for number, status, error in rows}
+            (whole,) = file.execute("PRAGMA integrity_check").fetchone()
+        return stored, whole
+
+
+class Servers:
+    """The server, which may die; another one takes over its folder and its port."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._stack = contextlib.ExitStack()
+        self.deaths = 0
+        self.server = self._start(0)
+
+    def _start(self, tcp_port: int) -> Server:
+        options = ("--beat", BEAT, "--lost-after", GRACE)
+        context = running_server(self._home, *options, tcp_port=tcp_port)
+        return self._stack.enter_context(context)
+
+    def die(self) -> None:
+        """Kill it and start the next."""
+        self.server.process.kill()
+        self.server.process.wait(HANG)
+        self.deaths += 1
+        self.server = self._start(self.server.tcp_port)
+
+    def memory(self) -> int:
+        """Return the bytes that it holds."""
+        return int(psutil.Process(self.server.process.pid).memory_info().rss)
+
+    def end(self) -> None:
+        """End all of them."""
+        self._stack.close()
+
+
+def fleet_of(url: str, home: Path) -> Fleet:
+    """A caller's link of one's own."""
+    return Fleet(url, (home / "token").read_text().strip())
+
+
+def main() -> None:
+    """Run it from a shell; print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak")
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--boards", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--deaths", type=int, default=3, help="how often the server dies")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), given.jobs, given.boards, given.seed, given.deaths)
+        json.dump(soak.run(), sys.stdout, indent=1)
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Between a board and the server: every fault of rows.py, at every step of a job."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .conftest import WAIT, Bench, Desk, Rows, chosen, until
+from .rows import FRESH, GREETING, SPINS, TALKS, WORK, Row, guarded, in_records
+
+pytestmark = pytest.mark.timeout(240)  # the first one waits for its turn with all others
+
+
+@pytest.fixture(scope="module")
+def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
+    """All rows that were chosen, begun."""
+    rows = Rows(bench)
+    for row in chosen(request, "row"):
+        assert isinstance(row, Row)
+        rows.begin(str(row), functools.partial(act, bench.kind, row))
+    yield rows
+    rows.end()
+
+
+def act(kind: str, row: Row, desk: Desk) -> Row:
+    """Let a row's fault strike while its cell is on the way; return what came of it."""
+    board = desk.fleet[desk.name]
+    board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
+    if row in GREETING:
+        send_away(desk)
+    desk.proxy.strike(in_records(row.strike) if kind == "tls" else row.strike)
+    fresh, code = row.cell == FRESH, TALKS if row.cell == FRESH else row.cell
+    late = row.strike.fault == "half-open" or kind != "plain"  # a silence has to be noticed first
+    seconds = 15 if late and row.cell != SPINS else 2
+    group = board.submit(code, timeout=seconds, wait=WAIT, fresh=fresh, listen=True)
+    desk.proxy.shut = False
+    kinds = []
+    deadline = time.monotonic() + WAIT
+    for event in group.events(tick=1):
+        assert time.monotonic() < deadline, "somebody hangs"
+        kinds.append(event.kind if event else "")
+        if row.cell == SPINS and event and event.kind == "output":
+            group.interrupt()
+    assert kinds.count("ended") == 1
+    assert desk.proxy.struck.wait(WAIT), "the fault had nothing to strike"
+    (result,) = group.results().values()
+    counted = board.submit("len(open('/runs').read())", wait=WAIT).results(WAIT)
+    status = desk.fleet.job(result.job)["status"]
+    record = "" if status == result.status else status
+    why = result.why or (result.traceback or "")
+    return row._replace(
+        status=result.status, runs=counted.value, why=why, said=result.stdout, record=record
+    )
+
+
+def send_away(desk: Desk) -> None:
+    """Cut the board's link; it comes back once ``shut`` is over."""
+    desk.proxy.shut = True
+    desk.proxy.hang_up()
+    until(lambda: not desk.fleet.boards(desk.name)[0]["connected_since"], "the board did not leave")
+
+
+def told(row: Row) -> tuple[object, ...]:
+    return row.status, row.runs, row.said, row.record
+
+
+@pytest.mark.parametrize("row", WORK, ids=str)
+def test_fault_in_a_job(bench: Bench, rows: Rows, row: Row):
+    row = row if bench.kind == "plain" else guarded(row)
+    found = rows.outcome(str(row))
+    assert isinstance(found, Row)
+    assert told(found) == told(row)
+    assert row.why in found.why
+
+
+@pytest.mark.parametrize("row", GREETING, ids=str)
+def test_fault_in_the_greeting(rows: Rows, row: Row):
+    found = rows.outcome(str(row))
+    assert isinstance(found, Row)
+    assert told(found) == told(row)

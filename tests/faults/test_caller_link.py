@@ -1,0 +1,77 @@
+"""Between a caller and the server: every fault of rows.py, at every step of a job."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+
+from cloudmanager import link, verbs
+from cloudmanager.errors import CloudmanagerError
+from cloudmanager.fleet import Fleet
+from cloudmanager.jobs import JobGroup
+
+from .conftest import WAIT, Bench, Desk, Rows, chosen, until
+from .rows import CALLER, TALKS, WAITS, CallerRow
+
+pytestmark = pytest.mark.timeout(240)  # the first one waits for its turn with all others
+SOME = 3.0  # seconds after which a caller that waits is believed to wait
+
+
+@pytest.fixture(scope="module")
+def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
+    """All rows that were chosen, begun."""
+    rows = Rows(bench)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(link, "BEAT_SECONDS", 1.5)
+        for row in chosen(request, "row"):
+            assert isinstance(row, CallerRow)
+            rows.begin(str(row), functools.partial(act, bench, row))
+        yield rows
+        rows.end()
+
+
+def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
+    """Let a fault strike between the server and a caller of one's own."""
+    board = desk.fleet[desk.name]
+    board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
+    before = newest(desk)
+    proxy = bench.loop.proxy(bench.server.tcp_port)
+    proxy.strike(row.strike)
+    token = (bench.server.home / "token").read_text().strip()
+    with Fleet(f"http://127.0.0.1:{proxy.tcp_port}", token) as fleet:
+        told, said = what_is_told(fleet, desk.name, SOME if row.told == WAITS else WAIT)
+    assert proxy.struck.wait(WAIT), "the fault had nothing to strike"
+    if row.record:
+        until(lambda: newest(desk) != before, "the cell never came")
+    until(lambda: not any(job["status"] is None for job in desk.fleet.jobs(desk.name)), "it runs")
+    job = desk.fleet.jobs(desk.name)[0]
+    record = "" if job["job"] == before else job["status"]
+    counted = board.submit("len(open('/runs').read())", wait=WAIT).results(WAIT)
+    return CallerRow(row.strike, told, record, counted.value, said)
+
+
+def newest(desk: Desk) -> int:
+    number: int = desk.fleet.jobs(desk.name)[0]["job"]
+    return number
+
+
+def what_is_told(fleet: Fleet, board: str, seconds: float) -> tuple[str, str]:
+    """Run the cell: how it ended for the caller, and what he has of its output."""
+    group = JobGroup(verbs.cell_of(TALKS, None))
+    try:
+        verbs.send(fleet[board], group, {"timeout": 5})
+        if not group.wait(seconds):
+            fleet.close()  # nobody waits for ever: the link's end ends it
+            assert group.finished.done
+            return WAITS, "".join(job.read()[0] for job in group.jobs.values())
+        (result,) = group.results(0).values()
+    except CloudmanagerError as error:
+        return type(error).__name__, ""
+    return result.status, result.stdout
+
+
+@pytest.mark.parametrize("row", CALLER, ids=str)
+def test_fault_between_caller_and_server(rows: Rows, row: CallerRow):
+    assert rows.outcome(str(row)) == row
