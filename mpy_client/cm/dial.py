@@ -79,9 +79,20 @@ def _about(run, job):
             "machine": getattr(us, "_machine", ""),
             "client": VERSION,
             "heap": gc.mem_free(),
+            "rssi": _rssi(),
         },
         "last": last,
     }
+
+
+# How well a board hears its Wi-Fi, in dBm; None without.
+def _rssi():
+    try:
+        import network
+
+        return network.WLAN(0).status("rssi")
+    except Exception:
+        return None
 
 
 def _upgrade(link, host, tcp_port):

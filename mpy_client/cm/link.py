@@ -145,6 +145,17 @@ def idle(ms):
     return wait(ms) if socket else sleep_ms(ms)
 
 
+# What cells have as cm.emit, until its first use brings the real one.
+def emit(**values):
+    from cm.samples import emit
+
+    cm.emit = emit
+    return emit(**values)
+
+
+cm.emit = emit
+
+
 # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done. A board
 # whose memory is too full for it, and stays so, starts anew: else it would be gone.
 def start(port):

@@ -323,3 +323,4 @@ def run():
         trace = bytes(mv[max(mark, end - _TAIL) : end])
     pack_into(">H", buf, _OUT - 2, mark - _OUT)
     tell(_RESULT, state | cut, _OUT - 2, end)
+    mark = end = _OUT

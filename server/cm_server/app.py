@@ -37,8 +37,10 @@ from .gate import Entry, Rate, Unproven
 from .pages import Health, NotFound, Page
 from .registry import Registry
 from .rows import TokenRow
+from .samples import Samples
 from .store import Store
 from .tokens import Tokens
+from .watches import Watches
 
 log = logging.getLogger("cm_server")
 
@@ -63,6 +65,7 @@ class Server:
         beat: seconds between two pings to an idle board.
         lost_after: seconds of grace for a board whose link broke.
         origins: the web pages, such as ``https://lab.example``, that may open a link.
+        samples: how many values are kept of those that a board emitted.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Server:
         beat: float = BEAT,
         lost_after: float = LOST_AFTER,
         origins: Sequence[str] = (),
+        samples: int = limits.SAMPLES,
     ) -> None:
         self.home = home
         self.beat = beat
@@ -93,6 +97,8 @@ class Server:
         self._lost_after = lost_after
         grace = max(lost_after, self.spread)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
+        self.watches = Watches(self.registry, loop.call_later)
+        self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
 
     @property
     def spread(self) -> float:
@@ -298,13 +304,17 @@ def main() -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
     )
+    parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
     options = parser.parse_args()
+    if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
+        parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
     if not 0 <= options.port < 65536:
         parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
     settings = {
         "beat": options.beat,
         "lost_after": options.lost_after,
         "origins": options.allow_origin,
+        "samples": options.samples,
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:

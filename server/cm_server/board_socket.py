@@ -112,8 +112,10 @@ class BoardConversation:
             old.close(REPLACED, "a newer link took over")
         facts, boot = _facts(body), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.told.get("boot")
-        server.store.saw_board(board.id, {**facts, "boot": boot})
-        board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body))
+        booted = board.told.get("booted") if same_boot else time.time()
+        facts |= {"boot": boot, "booted": booted}
+        server.store.saw_board(board.id, facts)
+        board.connect(self._link, facts, _buffer_size(body))
         self._board = board
         self._leave_the_door()
         self._link.on_message = lambda data: dispatch.on_message(board, data)
@@ -161,4 +163,6 @@ def _facts(body: dict[str, Any]) -> dict[str, Any]:
         for name in ("mpy", "heap"):
             value = told.get(name)
             facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
+        rssi = told.get("rssi")
+        facts["rssi"] = rssi if isinstance(rssi, int) and -200 <= rssi <= 100 else None  # dBm
     return facts

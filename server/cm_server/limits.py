@@ -50,6 +50,18 @@ TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server
 RECENT_JOBS = 1000  # ended jobs that are kept in memory, with their tails
 RECENT_BYTES = 16 * MIB  # of their tails together
 
+# What boards emit, and who watches.
+SAMPLE_BYTES = 520  # of what is emitted at once; a board's own limit is 512 of JSON
+SAMPLES_PER_SECOND = 100.0  # of one board, and as many at once after a pause; a board's own is 50
+SAMPLES = 1000  # that are kept of one board, at most; `--samples` says how many
+SAMPLES_IN_ALL = 100_000  # that are kept of all boards, shared by those that emit
+REPLY_SAMPLES = 100_000  # in one reply
+WATCH_SECONDS = 0.25  # between two updates for who watches
+WATCHES = 200  # of all callers
+WATCHES_PER_LINK = 16
+WATCH_BOARDS = 2000  # in one update; the others are in the next
+WATCH_SAMPLES = 10_000  # that wait for one who watches and does not read
+
 # What is written down.
 LOG_BYTES = MIB  # of server.log; one older file is kept
 STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address

@@ -121,7 +121,7 @@ sys.path.append("/client")
 config = {"id": "0123456789abcdef", "key": "00" * 32, "host": "192.168.1.1", "tcp_port": 18266}
 with open("/cm.json", "w") as file:
     json.dump(config, file)
-seen = dict.fromkeys(("start", "link", "run", "console", "idle", "ran", "ask", "dial"))
+seen = dict.fromkeys(("start", "link", "run", "console", "idle", "ran", "ask", "dial", "samples"))
 # ---
 seen["start"] = gc.mem_alloc()
 import cm.link
@@ -158,4 +158,8 @@ import cm.dial
 
 # ---
 seen["dial"] = gc.mem_alloc()
+import cm.samples
+
+# ---
+seen["samples"] = gc.mem_alloc()
 print(json.dumps([sys.implementation.version[:3], seen, bytes(answer[:length])[-2:].decode()]))

@@ -29,7 +29,7 @@ SMALL_HEAP = "24K"  # that importing the client must do with, on a 64-bit board
 FETCH = 240  # seconds that npm may take
 CLOSE = 0.03  # how far a number in a file's first lines may be from the truth
 
-STEPS = ("start link", "link run", "run console", "ran ask", "ask dial")
+STEPS = ("start link", "link run", "run console", "ran ask", "ask dial", "dial samples")
 FILES = sorted(path.name for path in CLIENT.glob("cm/*.py"))
 STATED = re.compile(r"([\d,]+) bytes of (\.mpy|heap)")
 
