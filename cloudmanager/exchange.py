@@ -102,7 +102,11 @@ class Exchange:
         return reply
 
     def watch(
-        self, target: str, samples: bool, tell: Callable[[wire.Message | CloudmanagerError], None]
+        self,
+        target: str,
+        *,
+        samples: bool,
+        tell: Callable[[wire.Message | CloudmanagerError], None],
     ) -> int:
         """Follow boards (sends WATCH); return the number for ``unwatch``.
 

@@ -92,7 +92,7 @@ class Watch(Iterator[Update]):
         while not self._closed.wait(wait):
             try:
                 exchange = self._dial()
-                ref = exchange.watch(self._target, self._samples, self._inbox.put)
+                ref = exchange.watch(self._target, samples=self._samples, tell=self._inbox.put)
                 for update in self._until_lost():
                     wait = 0.0
                     yield update

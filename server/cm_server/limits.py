@@ -51,8 +51,8 @@ RECENT_JOBS = 1000  # ended jobs that are kept in memory, with their tails
 RECENT_BYTES = 16 * MIB  # of their tails together
 
 # What boards emit, and who watches.
-SAMPLE_BYTES = 520  # of what is emitted at once; a board's own limit is 512 of JSON
-SAMPLES_PER_SECOND = 100.0  # of one board, and as many at once after a pause; a board's own is 50
+SAMPLE_BYTES = KIB  # of what is emitted at once; a board's own limit is 512 bytes of JSON
+SAMPLES_PER_SECOND = 100  # of one board, and as many at once after a pause; a board's own is 50
 SAMPLES = 1000  # that are kept of one board, at most; `--samples` says how many
 SAMPLES_IN_ALL = 100_000  # that are kept of all boards, shared by those that emit
 REPLY_SAMPLES = 100_000  # in one reply
