@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import pytest
 
@@ -516,7 +517,7 @@ def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
 
 
 def watched(conversation, target="lab-*"):
-    told: list = []
+    told: list[Any] = []
     ref = conversation.exchange.watch(target, samples=True, tell=told.append)
     (message,) = conversation.messages()
     assert (message.op, message.job) == (wire.WATCH, ref)
@@ -551,6 +552,6 @@ def test_the_end_of_the_link_ends_watches():
     conversation = Conversation()
     _, told = watched(conversation)
     conversation.exchange.lose("it hung up")
-    later: list = []
+    later: list[Any] = []
     conversation.exchange.watch("all", samples=False, tell=later.append)
     assert [type(error) for error in (*told, *later)] == [ServerUnreachable] * 2
