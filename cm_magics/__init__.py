@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .magics import BoardMagics, fleet, hang_up
+from .magics import BoardMagics, dashboard, fleet, hang_up
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["BoardMagics", "fleet", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "BoardMagics",
+    "dashboard",
+    "fleet",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
