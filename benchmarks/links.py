@@ -55,6 +55,7 @@ class Link:
     def __init__(self, board: dict[str, str], number: int) -> None:
         self.name, self.id, self.key = board["name"], board["id"], bytes.fromhex(board["key"])
         self.number = number
+        self.facts = json.loads(board.get("facts", "{}"))  # in place of the usual ones
         self._frames = frames.FrameReader(1 << 20, masked=False)
         self._waiting: list[frames.Frame] = []
 
@@ -98,6 +99,7 @@ class Link:
             "platform": _PLATFORMS[self.number % len(_PLATFORMS)],
             "heap": random.randrange(20_000, 120_000),
             "rssi": -random.randrange(40, 90),
+            **self.facts,
         }
         boot = os.urandom(8).hex()
         return {"boot": boot, "buf": 1016, "parts": ["run"], "facts": facts, "last": None}

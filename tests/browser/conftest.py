@@ -1,26 +1,41 @@
-"""JupyterLab in headless Chromium, as a person sees it: a real kernel, server and boards."""
+"""JupyterLab in a browser, as a person has it; for every test that clicks and types.
+
+    def test_it_adds(lab: Lab):
+        page = lab.open("sums.ipynb", ["1 + 1"])
+        page.run_all()
+        assert page.outputs(0) == ["2"]
+        page.picture("sums")          # build/screenshots/sums.png, to be looked at
+
+JupyterLab runs on a free TCP port of loopback, on copies of notebooks in a folder of its own.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 import pytest
+from cm_kernel.install import install
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-WAIT = 60.0  # seconds that anything here may take on a busy machine
-START_SECONDS = 60.0
-TOKEN = "for-tests"
-#: Without these, Chromium looks for the network at every start.
+from cloudmanager.virtual import VirtualBoards
+
+ROOT = Path(__file__).parents[2]
+PICTURES = ROOT / "build/screenshots"
+PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
+WAIT = 30_000  # ms that anything may take
+#: Without them Chromium asks for hosts that a closed network refuses.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -30,76 +45,10 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-#: No help from afar: news, announcements, and questions before a kernel is shut down.
 SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {
-        "fetchNews": "false",
-        "checkForUpdates": False,
-        "doNotDisturbMode": True,
-    },
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # all cells in the page
-    "@jupyterlab/apputils-extension/themes": {"theme": "JupyterLab Light"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
 }
-
-
-class Lab(NamedTuple):
-    """A running JupyterLab."""
-
-    url: str
-    folder: Path  # the notebooks
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """Debian's Chromium: the tests bring no browser of their own."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def jupyter(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Lab]:
-    """A JupyterLab whose kernels find the tests' server by CM_HOME."""
-    folder, own = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    for name, value in SETTINGS.items():
-        package, _, plugin = name.rpartition("/")
-        path = own / "lab/user-settings" / package / f"{plugin}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
-    env = {
-        **os.environ,
-        "CM_HOME": str(home),
-        "JUPYTER_CONFIG_DIR": str(own),
-        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "IPYTHONDIR": str(own / "ipython"),
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
-    command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={TOKEN}"]
-    command += ["--ServerApp.port_retries=0", "--expose-app-in-browser"]
-    with (own / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=folder)
-    try:
-        yield Lab(_address(process, own), folder)
-    finally:
-        process.terminate()
-        process.wait(WAIT)
-
-
-def _address(process: subprocess.Popen[bytes], own: Path) -> str:
-    """Wait for the file in which JupyterLab says where it listens."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        for path in (own / "runtime").glob("jpserver-*.json"):
-            with contextlib.suppress(ValueError):
-                return str(json.loads(path.read_text())["url"])
-        assert process.poll() is None, (own / "log").read_text()[-2000:]
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start")
 
 
 class Notebook:
@@ -107,64 +56,161 @@ class Notebook:
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        self.area = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        self.cells: Locator = self.area.locator(".jp-CodeCell")
+        self.wait_idle()
 
-    def cell(self, number: int) -> Locator:
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
-
-    def output(self, number: int) -> Locator:
-        return self.cell(number).locator(".jp-OutputArea")
-
-    def run(self, number: int, *, wait: bool = True) -> None:
-        """Run a cell, as a person does it."""
-        self.cell(number).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        if wait:
-            self.done(number)
-
-    def prompt(self, number: int) -> str:
-        return self.cell(number).locator(".jp-InputArea-prompt").inner_text()
-
-    def done(self, number: int, timeout: float = WAIT) -> None:
-        """Wait until a cell has its number."""
-        number_only = r"^\[\d+\]:?$"
-        self.page.wait_for_function(
-            "([at, text]) => new RegExp(text).test(document.querySelectorAll("
-            "'.jp-Notebook .jp-Cell')[at].querySelector('.jp-InputArea-prompt').innerText)",
-            arg=[number, number_only],
-            timeout=timeout * 1000,
-        )
+    def wait_idle(self) -> None:
+        """Wait until the kernel has nothing to do."""
+        idle = self.area.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        idle.wait_for(timeout=WAIT)
 
     def run_all(self) -> None:
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        """Choose Run All Cells, and wait for the last."""
+        self.menu("Run", "Run All Cells")
+        self.page.wait_for_timeout(200)  # until the first cell is with the kernel
+        self.wait_idle()
+
+    def menu(self, name: str, item: str) -> None:
+        """Choose from the menu."""
+        self.page.get_by_role("menuitem", name=name, exact=True).click()
+        self.page.get_by_role("menuitem", name=item, exact=True).click()
+
+    def type(self, cell: int, text: str) -> None:
+        """Type into a code cell, in place of what is there."""
+        self.cells.nth(cell).locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.press("Delete")
+        self.page.keyboard.insert_text(text)
+
+    def press(self, keys: str) -> None:
+        """Press keys, such as Shift+Tab."""
+        self.page.keyboard.press(keys)
+
+    def run(self, cell: int, text: str) -> None:
+        """Type a code cell and run it; does not wait."""
+        self.type(cell, text)
+        self.press("Control+Enter")
+
+    def stop(self) -> None:
+        """Press the stop button."""
+        self.area.locator('[data-jp-item-name="interrupt"]').click()
+
+    def source(self, cell: int) -> str:
+        """Return what stands in a code cell."""
+        return "\n".join(self.cells.nth(cell).locator(".cm-line").all_inner_texts())
+
+    def outputs(self, cell: int) -> list[str]:
+        """Return the outputs of a code cell, as they are read."""
+        found = self.cells.nth(cell).locator(".jp-OutputArea-output")
+        return [text.rstrip("\n") for text in found.all_inner_texts()]
+
+    def wait_output(self, cell: int, text: str) -> None:
+        """Wait until a code cell's outputs say something."""
+        outputs = self.cells.nth(cell).locator(".jp-OutputArea-output", has_text=text)
+        outputs.first.wait_for(timeout=WAIT)
+
+    def picture(self, name: str) -> Path:
+        """Keep a picture of the page, for people to look at."""
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        path = PICTURES / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
 
 
-@pytest.fixture
-def open_notebook(jupyter: Lab, chromium: Browser) -> Iterator[Any]:
-    """What opens a notebook: of cells, or of a file that is there."""
-    with contextlib.ExitStack() as stack:
+class Lab:
+    """A running JupyterLab, and a browser."""
 
-        def open_it(cells: list[str] | Path, *, dark: bool = False, name: str = "") -> Notebook:
-            context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-            stack.callback(context.close)
-            page = context.new_page()
-            path = jupyter.folder / (name or f"test{time.monotonic_ns()}.ipynb")
-            if isinstance(cells, Path):
-                shutil.copy(cells, path)
-            else:
-                notebook = nbformat.v4.new_notebook()
-                notebook.cells = [nbformat.v4.new_code_cell(text) for text in cells]
-                notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-                nbformat.write(notebook, path)
-            page.goto(f"{jupyter.url}lab/tree/{path.name}?token={TOKEN}&reset")
-            page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=WAIT * 1000)
-            page.get_by_text("(ipykernel) | Idle").wait_for(timeout=WAIT * 1000)
-            if dark:
-                page.evaluate(
-                    "document.body.dataset.jpThemeLight === 'true' && "
-                    "window.jupyterapp?.commands.execute('apputils:change-theme', "
-                    "{theme: 'JupyterLab Dark'})"
-                )
-            return Notebook(page)
+    def __init__(self, folder: Path, url: str, token: str, browser: Browser) -> None:
+        self._folder, self._url, self._token = folder, url, token
+        self._browser = browser
 
-        yield open_it
+    def open(
+        self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
+    ) -> Notebook:
+        """Open a notebook: a tutorial by its name, or a new one with these cells."""
+        if cells is None:
+            shutil.copy(ROOT / "notebooks" / name, self._folder / name)
+        else:
+            made: Any = nbformat.v4.new_notebook()
+            made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+            made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
+            nbformat.write(made, self._folder / name)
+        page = self._browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.set_default_timeout(WAIT)
+        page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
+        return Notebook(page)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: `apt-get install chromium`, which `make test` does for root")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(
+    browser: Browser, boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lab]:
+    """JupyterLab, whose kernels find the shared server and demo-1 to demo-3."""
+    folder, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
+    install(prefix=str(folder))
+    token, tcp_port = secrets.token_hex(16), _free_tcp_port()
+    url = f"http://127.0.0.1:{tcp_port}"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            f"--ServerApp.port={tcp_port}",
+            "--ServerApp.port_retries=0",
+            f"--ServerApp.root_dir={notebooks}",
+            "--Application.log_level=ERROR",
+        ],
+        env={**os.environ, **_environment(folder), "JUPYTER_TOKEN": token},
+        cwd=notebooks,
+    )
+    try:
+        _await(process, f"{url}/api")
+        yield Lab(notebooks, url, token, browser)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What JupyterLab and its kernels find, and keep, below a folder."""
+    for name, settings in SETTINGS.items():
+        path = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    return {
+        "JUPYTER_PATH": str(folder / "share/jupyter"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONPATH": PATHS,
+    }
+
+
+def _free_tcp_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+def _await(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + WAIT / 1000
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("JupyterLab did not start")
