@@ -18,6 +18,7 @@ from cloudmanager.jobs import JobGroup
 from cloudmanager.results import Results
 from cloudmanager.show import KEPT, Looks, results_text
 from cloudmanager.tables import fleet_table
+from cloudmanager.targets import parse
 from cloudmanager.text import fold, nearest
 
 from . import show
@@ -62,10 +63,17 @@ def hang_up() -> None:
 
 
 def dashboard(target: str = "") -> Dashboard:
-    """Return the fleet as a live table, for a notebook to show; ``target`` filters it."""
+    """Return the fleet as a live table, for a notebook to show.
+
+    Args:
+        target: what its filter begins with.
+
+    Raises:
+        TargetError: that is malformed.
+    """
     from .widget import Dashboard
 
-    return Dashboard(fleet(), target)
+    return Dashboard(fleet(), parse(target) if target else None)
 
 
 @contextlib.contextmanager
@@ -144,7 +152,8 @@ class BoardMagics(Magics):
         click, or Enter, opens a board's page. It lives while cells run. In Python it is
         `cm_magics.dashboard()`.
         """
-        return dashboard(line.strip())
+        with _plain_errors():
+            return dashboard(line.strip())
 
     @no_var_expand
     @line_magic

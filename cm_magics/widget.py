@@ -42,13 +42,13 @@ class Dashboard(Live):
 
     begins = traitlets.Unicode().tag(sync=True)  # with this target in its filter
 
-    def __init__(self, fleet: Fleet, target: str = "") -> None:
+    def __init__(self, fleet: Fleet, target: Target | None = None) -> None:
         self._boards: dict[str, dict[str, Any]] = {}
         self._time = 0.0  # the server's clock
         self._lost = ""
-        self._filter: Target | None = parse(target) if target else None
+        self._filter = target
         self._page: str | None = None  # the board whose page is open
-        super().__init__(fleet, "all", begins=target)
+        super().__init__(fleet, "all", begins=target.text if target else "")
 
     def take(self, update: Update) -> None:
         """Show what changed."""

@@ -1,4 +1,4 @@
-"""The dashboard as a person uses it, in JupyterLab: also while a cell runs, and with 1,000 boards."""
+"""The dashboard as a person uses it, in JupyterLab: while a cell runs, and with 1,000 boards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ MANY = 1000
 RECORD = """() => {
   window.cmInputs = [];
   window.cmUpdates = [];
-  const told = (list) => list.getEntries().forEach((entry) => cmInputs.push([entry.name, entry.duration]));
-  new PerformanceObserver(told).observe({ type: "event", durationThreshold: 16 });
+  const told = (entry) => cmInputs.push([entry.name, entry.duration]);
+  new PerformanceObserver((list) => list.getEntries().forEach(told)).observe({
+    type: "event", durationThreshold: 16 });
   const look = () => cmUpdates.push(performance.now());
   const space = document.querySelector(".cm-space");
-  new MutationObserver(look).observe(space, { subtree: true, characterData: true, childList: true });
+  const all = { subtree: true, characterData: true, childList: true };
+  new MutationObserver(look).observe(space, all);
 }"""
 EVIL = "<img src=x onerror='window.cmEvil=1'><script>window.cmEvil=2</script>\u202e\x1b[2J"
 
@@ -63,9 +65,9 @@ class Fleets:
     def button(self, name: str) -> Locator:
         return self.node.get_by_role("button", name=name)
 
-    def busy(self) -> bool:
-        """Whether the notebook's own kernel runs a cell."""
-        return self.page.get_by_text("| Busy").count() == 1
+    def busy(self, cell: int = 1) -> bool:
+        """Whether a cell runs; the status line forgets it when a widget's message was heard."""
+        return self.notebook.cells.nth(cell).locator(".jp-InputPrompt").inner_text() == "[*]:"
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def rack(server: Server, fleet: Fleet, tmp_path_factory: Any) -> Iterator[Any]:
         yield boards
 
 
-LONG = "import time\nfor _ in range(600):\n    time.sleep(0.1)"
+LONG = "import time\nfor _ in range(1200):\n    time.sleep(0.1)"
 SENSOR = "import cm, time\nfor n in range(600):\n    cm.emit(temp=20 + n / 10)\n    time.sleep(0.1)"
 
 
@@ -98,7 +100,7 @@ def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet:
     expect(seen.count).to_contain_text("3 of ")
     seen.start(2)
     seen.start(1)
-    expect(seen.page.get_by_text("| Busy")).to_be_visible()
+    expect(seen.notebook.cells.nth(1).locator(".jp-InputPrompt")).to_have_text("[*]:")
 
     # Filters.
     seen.target.fill("rack-[2-3]")
@@ -146,7 +148,7 @@ def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet:
 
     assert seen.busy(), "all of it while the cell ran"
     seen.notebook.stop()
-    seen.notebook.wait_idle()
+    expect(seen.notebook.cells.nth(1).locator(".jp-InputPrompt")).not_to_have_text("[*]:")
 
 
 def test_a_boards_page_has_facts_jobs_their_output_and_a_plot(show, rack, fleet: Fleet):
@@ -206,7 +208,7 @@ def test_survives_a_restart_of_the_server_and_says_that_it_is_gone(show, tmp_pat
             expect(seen.row("solo-1")).to_contain_text("idle")
             server.process.terminate()
             server.process.wait(10)
-            expect(seen.node.locator(".cm-lost")).to_contain_text("nothing listens there")
+            expect(seen.node.locator(".cm-lost")).to_contain_text("No server at")
             seen.notebook.picture("dashboard-lost")
             with running_server(tmp_path, tcp_port=tcp_port):
                 expect(seen.node.locator(".cm-lost")).to_be_hidden()
@@ -263,7 +265,7 @@ def test_what_hostile_boards_say_does_nothing_in_the_page(show, server: Server, 
 import cm
 evil = {EVIL!r}
 print(evil)
-cm.emit(**{{evil: 5, "javascript:alert(1)": 6, "text": evil}})
+cm.emit(**{{evil[:60]: 5, "javascript:alert(1)": 6, "text": evil}})
 evil
 """
     facts = dict.fromkeys(("platform", "version", "machine", "client"), EVIL)
