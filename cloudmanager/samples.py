@@ -75,7 +75,8 @@ class Samples(Sequence[Sample]):
         if not boards:
             return "<no samples>"
         names = clean(", ".join(self.names[:8])).replace("\n", " ")
-        return f"<{len(self):,} samples of {boards}: {names}>"
+        count = f"{len(self):,} sample{'' if len(self) == 1 else 's'}"
+        return f"<{count} of {boards}: {names}>"
 
 
 def _unlike(values: dict[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,7 @@ class Table {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     const at = this.place?.get(this.cursor);
     if (event.key in steps && this.list.length) {
-      const to = at === undefined ? 0 : Math.min(Math.max(at + steps[event.key], 0), this.list.length - 1);
+      const to = Math.min(Math.max((at ?? -1) + steps[event.key], 0), this.list.length - 1);
       if (event.shiftKey) this.range(this.list[to].name);
       this.moveTo(this.list[to].name, event.shiftKey);
     } else if (event.key === " " && at !== undefined) {

@@ -107,6 +107,8 @@ class Live(anywidget.AnyWidget):
             self._views.discard(str(message.get("view")))
             if not self._views:
                 self.end()
+        elif message.get("do") == "here":
+            self.send({"kind": "here"})  # from now on we speak from where the page is heard
         else:
             self.hear(message)
 

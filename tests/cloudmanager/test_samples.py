@@ -27,7 +27,7 @@ def test_samples_are_a_sequence():
     [
         (SAMPLES, "<3 samples of lab-[1-2]: temp, door>"),
         (Samples([]), "<no samples>"),
-        (Samples([Sample("a", 1, 1, 0, {"\x1b[2J": 1})]), "<1 samples of a: \\x1b[2J>"),
+        (Samples([Sample("a", 1, 1, 0, {"\x1b[2J": 1})]), "<1 sample of a: \\x1b[2J>"),
     ],
 )
 def test_repr_says_how_many_of_what(samples, shown):

@@ -88,15 +88,19 @@ def test_a_page_that_opens_is_told_all_then_what_changes(page: Page, dashboard: 
     page.until("boards", lambda message: row_of(message, "demo-1").get("state") == "idle")
 
 
+def follows(live: Live) -> bool:
+    return live._watch is not None
+
+
 def test_nobody_looks_nothing_is_followed(page: Page, dashboard: Dashboard):
     for view in ("v1", "v2"):
         page.say(dashboard, do="open", view=view)
     page.say(dashboard, do="close", view="v1")
-    assert dashboard._watch
+    assert follows(dashboard)
     page.say(dashboard, do="close", view="v2")
-    watched = dashboard._watch
+    assert not follows(dashboard)
     page.say(dashboard, do="open", view="v3")
-    assert watched is None
+    assert follows(dashboard)
     page.until("boards", lambda message: message["whole"])
 
 
