@@ -29,7 +29,7 @@ function doing(row, now) {
 // The columns: `text` is shown, `order` is sorted by.
 const STATES = ["busy", "idle", "lost", "offline"];
 const COLUMNS = [
-  { key: "name", title: "Name", text: (row) => row.name },
+  { key: "name", title: "Name", text: (row) => row.name, order: (row) => row.rank },
   { key: "state", title: "State", text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
   { key: "platform", title: "Platform", text: (row) => row.platform },
   { key: "version", title: "Version", text: (row) => row.version },
@@ -57,7 +57,7 @@ function compare(column, turn) {
     const missing = (a == null || a === "") - (b == null || b === "");
     if (missing) return missing; // what has no value comes last, either way
     const by = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a ?? "", b ?? "");
-    return (by || 0) * turn || collator.compare(one.name, two.name);
+    return (by || 0) * turn || one.rank - two.rank;
   };
 }
 
@@ -234,12 +234,26 @@ class Table {
   }
 
   take({ rows, gone, whole, now }) {
+    const known = this.rows.size;
     if (whole) this.rows.clear();
     for (const name of gone) this.rows.delete(name);
-    for (const row of rows) this.rows.set(row.name, row);
+    for (const row of rows) {
+      const old = this.rows.get(row.name);
+      if (old) Object.assign(old, row); // in its place: a list of a thousand names is not sorted anew
+      else this.rows.set(row.name, row);
+    }
     for (const name of this.chosen) if (!this.rows.has(name)) this.chosen.delete(name);
     this.skew = now - Date.now() / 1000;
-    this.refresh();
+    const others = whole || gone.length > 0 || this.rows.size !== known;
+    if (others) this.number();
+    if (others || this.sort.column !== COLUMNS[0]) this.stale = true;
+    else this.changed();
+    this.draw();
+  }
+
+  number() {
+    const names = [...this.rows.keys()].sort(collator.compare);
+    names.forEach((name, rank) => (this.rows.get(name).rank = rank));
   }
 
   names() {
@@ -272,8 +286,10 @@ class Pane {
   say({ title, text, state }) {
     this.board = null;
     setText(this.title, title);
+    const focused = this.node.contains(document.activeElement);
     this.content.replaceChildren(el("pre", { "data-state": state }, text));
     this.node.hidden = false;
+    if (focused) this.content.focus({ preventScroll: true });
   }
 
   page({ board, sections, samples }) {

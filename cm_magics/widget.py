@@ -169,6 +169,7 @@ class Dashboard(Live):
 
 def _row(board: Mapping[str, Any]) -> dict[str, Any]:
     """Return a board as its row in the page; what it said of itself is cleaned and cut."""
+    job = board["job"]
     return {
         "name": board["name"],
         "state": board["state"],
@@ -179,7 +180,7 @@ def _row(board: Mapping[str, Any]) -> dict[str, Any]:
         "booted": board["booted"],
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],
-        "job": board["job"],
+        "job": job and {key: job[key] for key in ("job", "caller", "started")},
         "queued": board["queued"],
     }
 

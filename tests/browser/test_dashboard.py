@@ -227,6 +227,7 @@ def test_a_thousand_boards_update_and_the_page_stays_quick(show, server: Server,
         expect(seen.count).to_contain_text("1,000 of ")
         seen.start(1)
         with at_work(fleet, "farm-*"):
+            expect(seen.count).to_contain_text("busy")
             seen.page.evaluate(RECORD)
             seen.target.click()
             for char in "farm-[1-999]":
@@ -251,11 +252,11 @@ def test_a_thousand_boards_update_and_the_page_stays_quick(show, server: Server,
 
 @contextlib.contextmanager
 def at_work(fleet: Fleet, target: str) -> Iterator[None]:
-    """Have boards run one short cell after the other: all of them change, again and again."""
+    """Have boards run a short cell twice a second: all of them change, again and again."""
     ended = threading.Event()
 
     def work() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.5):
             fleet[target].run("1")
 
     worker = threading.Thread(target=work)
