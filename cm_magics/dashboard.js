@@ -80,7 +80,8 @@ class Table {
     this.head = el("div", { class: "cm-head", role: "row" }, el("span", { role: "columnheader" }));
     for (const column of COLUMNS) this.head.append(this.header(column));
     this.space = el("div", { class: "cm-space" });
-    this.body = el("div", { class: "cm-body", role: "presentation" }, this.space);
+    this.empty = el("div", { class: "cm-empty" });
+    this.body = el("div", { class: "cm-body", role: "presentation" }, this.empty, this.space);
     this.node = el(
       "div",
       { class: "cm-table", role: "grid", tabindex: "0", "aria-multiselectable": "true", "aria-label": "Boards" },
@@ -129,6 +130,8 @@ class Table {
     });
     this.node.setAttribute("aria-rowcount", String(this.list.length));
     this.space.style.height = `${this.list.length * ROW}px`;
+    this.empty.hidden = this.list.length > 0;
+    setText(this.empty, this.rows.size ? "No board matches." : "No board is enrolled yet.");
     const room = Math.min(Math.max(this.rows.size, FEWEST), MOST);
     if (room !== this.room) this.body.style.height = `${room * ROW}px`;
     this.room = room;
@@ -214,7 +217,9 @@ class Table {
     const page = Math.max(1, Math.floor(this.body.clientHeight / ROW) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
     const at = this.place?.get(this.cursor);
-    if (event.key in steps && this.list.length) {
+    if (event.key in steps && !this.list.length) {
+      event.preventDefault();
+    } else if (event.key in steps) {
       const to = Math.min(Math.max((at ?? -1) + steps[event.key], 0), this.list.length - 1);
       if (event.shiftKey) this.range(this.list[to].name);
       this.moveTo(this.list[to].name, event.shiftKey);

@@ -107,6 +107,8 @@ def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet:
     # Filters.
     seen.target.fill("rack-[2-3]")
     expect(seen.count).to_contain_text("2 of ")
+    seen.target.fill("nobody-*")
+    expect(seen.table).to_contain_text("No board matches.")
     seen.target.fill("rack-[2-")
     expect(seen.node.locator(".cm-complaint")).to_contain_text("never closed")
     seen.target.fill("rack-*")
@@ -229,10 +231,11 @@ def test_a_thousand_boards_update_and_the_page_stays_quick(show, server: Server,
         with at_work(fleet, "farm-*"):
             expect(seen.count).to_contain_text("busy")
             seen.page.evaluate(RECORD)
-            seen.target.click()
+            seen.target.press("ControlOrMeta+a")
             for char in "farm-[1-999]":
                 seen.page.keyboard.press(char)
                 seen.page.wait_for_timeout(200)
+            expect(seen.count).to_contain_text("999 of ")
             seen.table.focus()
             for _ in range(20):
                 seen.page.keyboard.press("PageDown")

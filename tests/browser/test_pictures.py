@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -36,8 +37,9 @@ def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
     notebook.page.keyboard.press("ControlOrMeta+b")  # without the list of files
     if dark:
         notebook.page.get_by_role("menuitem", name="Settings", exact=True).click()
-        notebook.page.get_by_role("menuitem", name="Theme", exact=True).hover()
-        notebook.page.get_by_role("menuitem", name="JupyterLab Dark", exact=True).click()
+        notebook.page.locator(".lm-Menu-item", has_text="Theme").first.hover()
+        dark_only = re.compile("JupyterLab Dark$")
+        notebook.page.locator(".lm-Menu-item").filter(has_text=dark_only).click()
     seen = Fleets(notebook)
     seen.start(1)
     with at_work(farm, "greenhouse-[3-5,9]"):
