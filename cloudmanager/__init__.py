@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .fleet import Boards, Fleet
     from .jobs import Event, Job, JobGroup
     from .results import Repr, Result, Results
+    from .samples import Sample, Samples
+    from .watch import Update, Watch
 
 __all__ = [
     "AsyncFleet",
@@ -43,14 +45,26 @@ __all__ = [
     "Repr",
     "Result",
     "Results",
+    "Sample",
+    "Samples",
     "ServerError",
     "ServerUnreachable",
     "TargetError",
+    "Update",
     "VersionMismatch",
+    "Watch",
 ]
 
 
-_HOMES = ("errors", "fleet", "jobs", "results", "aio")  # asyncio last: it takes 50 ms
+_HOMES = (
+    "errors",
+    "fleet",
+    "jobs",
+    "results",
+    "samples",
+    "watch",
+    "aio",
+)  # asyncio last: it takes 50 ms
 
 
 def __getattr__(name: str) -> Any:

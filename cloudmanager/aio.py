@@ -16,6 +16,7 @@ from .link import Link
 from .once import Once
 from .results import Results
 from .verbs import BoardsVerbs, FleetVerbs
+from .watch import Update, Watch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,6 +109,16 @@ class AsyncFleet:
         assert self._link is not None
         return self._link.exchange
 
+    def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
+        """Follow boards with ``async for``; as ``Fleet.watch``. A cancelled task closes it."""
+        loop = asyncio.get_running_loop()
+
+        def dial() -> Exchange:  # in the thread that waits
+            asyncio.run_coroutine_threadsafe(self.connect(), loop).result()
+            return self.exchange()
+
+        return AsyncWatch(Watch(dial, target, samples=samples))
+
     request = in_loop(FleetVerbs.request)
     boards = in_loop(FleetVerbs.boards)
     status = in_loop(FleetVerbs.status)
@@ -119,6 +130,7 @@ class AsyncFleet:
     jobs = in_loop(FleetVerbs.jobs)
     job = in_loop(FleetVerbs.job)
     interrupt = in_loop(FleetVerbs.interrupt)
+    samples = in_loop(FleetVerbs.samples)
 
 
 class AsyncBoards:
@@ -216,3 +228,31 @@ class AsyncJobGroup:
         """Yield what happens, as it happens, until all jobs ended; for one reader."""
         while (event := await self._events.get()) is not None:
             yield event
+
+
+class AsyncWatch:
+    """``Watch`` for asyncio: ``async for``, and ``close``; a task that is cancelled closes it."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.close = watch.close
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Update:
+        """Wait for the next update; as ``Watch``."""
+        try:
+            update = await asyncio.to_thread(next, self._watch, None)
+        except BaseException:
+            self.close()
+            raise
+        if update is None:
+            raise StopAsyncIteration
+        return update

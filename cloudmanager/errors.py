@@ -60,6 +60,10 @@ class CloudmanagerError(Exception):
         gap = "\n" if "\n" in told else " "
         return f"{clean(self.head)}:{gap}{told}" if self.head else told
 
+    def _render_traceback_(self) -> list[str]:
+        """Have IPython show these words, and not thirty lines of ours around them."""
+        return f"{type(self).__name__}: {self}".split("\n")
+
 
 class ServerUnreachable(CloudmanagerError):
     """No server answers at `url`, which was configured in `where`, such as "CM_URL"."""

@@ -59,6 +59,7 @@ class Exchange:
         self._replies: dict[int, Once[Any]] = {}
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
+        self._watches: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
 
     # What people ask
 
@@ -113,6 +114,35 @@ class Exchange:
         """Return what asks the server for a sign of life."""
         return frames.encode(b"", frames.PING, mask=True)
 
+    def watch(
+        self,
+        target: str,
+        *,
+        samples: bool,
+        tell: Callable[[wire.Message | CloudmanagerError], None],
+    ) -> int:
+        """Follow boards (sends WATCH); return the number for ``unwatch``.
+
+        ``tell`` gets each CHANGES, in the link's thread, and an error as the last word: the
+        server's no, or that the link broke.
+        """
+        ref = next(self._refs)
+        message = wire.pack_json(wire.WATCH, {"target": target, "samples": samples}, job=ref)
+        with self._ending:
+            lost = self.closed
+            if not lost:
+                self._watches[ref] = tell
+        if lost:
+            tell(self._unreachable("the link broke"))
+        else:
+            self._send(frames.encode(message, mask=True))
+        return ref
+
+    def unwatch(self, ref: int) -> None:
+        """Follow no more (sends UNWATCH)."""
+        if self._watches.pop(ref, None) is not None:
+            self._send(frames.encode(wire.pack(wire.UNWATCH, job=ref), mask=True))
+
     def _stop(self, numbers: list[int]) -> None:
         message = wire.pack_json(wire.REQUEST, {"verb": "interrupt", "jobs": numbers})
         self._send(frames.encode(message, mask=True))
@@ -154,7 +184,9 @@ class Exchange:
             group.refuse(unsure)
         for group, job in self._jobs.values():
             group.give_up(job, _GONE)
-        for waiting in (self._replies, self._groups, self._jobs):
+        for tell in list(self._watches.values()):
+            tell(error)
+        for waiting in (self._replies, self._groups, self._jobs, self._watches):
             waiting.clear()
 
     def _unreachable(self, reason: str) -> ServerUnreachable:
@@ -200,6 +232,8 @@ class Exchange:
                 self._on_event(event)
         elif message.op == wire.REPLY:
             self._on_reply(message.job, wire.read_json(message.payload))
+        elif message.op == wire.CHANGES:
+            self._watches.get(message.job, _ignore)(message)
         else:
             raise PeerWireError(f"the server sent op 0x{message.op:02x}")
 
@@ -224,13 +258,19 @@ class Exchange:
 
     def _on_reply(self, ref: int, body: dict[str, Any]) -> None:
         group, reply = self._groups.pop(ref, None), self._replies.pop(ref, None)
+        watching = self._watches.pop(ref, _ignore)
         error = _read_error(body) if "error" in body else None
+        watching(error or ServerError("it answered with something else"))
         if group is not None:
             group.refuse(error or ServerError("it answered with something else"))
         elif reply is not None and error is not None:
             reply.fail(error)
         elif reply is not None:
             reply.set(body.get("reply"))
+
+
+def _ignore(_: wire.Message | CloudmanagerError) -> None:
+    """Follow nothing: it was said before the server knew of an UNWATCH."""
 
 
 def _read_error(body: dict[str, Any]) -> CloudmanagerError:

@@ -12,6 +12,7 @@ from .fileverbs import FileVerbs
 from .jobs import Event, JobGroup
 from .link import Link
 from .verbs import BoardsVerbs, FleetVerbs, blocking
+from .watch import Watch
 
 
 class Fleet:
@@ -65,6 +66,18 @@ class Fleet:
                 self._link = Link(self.address)
             return self._link.exchange
 
+    def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
+        """Follow boards: iterate over what happens to them, and ``close()`` it.
+
+        It outlives the server's restarts, and says so (``Update.lost``). Nothing is sent until
+        the first update is waited for.
+
+        Args:
+            target: the boards, there or not; chosen anew at each change.
+            samples: whether what they emit is wanted, too.
+        """
+        return Watch(self.exchange, target, samples=samples)
+
     request = blocking(FleetVerbs.request)
     boards = blocking(FleetVerbs.boards)
     status = blocking(FleetVerbs.status)
@@ -76,6 +89,7 @@ class Fleet:
     jobs = blocking(FleetVerbs.jobs)
     job = blocking(FleetVerbs.job)
     interrupt = blocking(FleetVerbs.interrupt)
+    samples = blocking(FleetVerbs.samples)
 
 
 class Boards:

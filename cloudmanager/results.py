@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .errors import BoardError, BoardOffline, FleetError, LinkLost
+from .html import results_html
 from .text import clean
 
 if TYPE_CHECKING:
@@ -196,6 +197,10 @@ class Results(Mapping[str, Result]):
         if errors:
             raise FleetError(errors)
         return self
+
+    def _repr_html_(self) -> str | None:
+        """Show values as a table, where every board has one; what boards say is escaped."""
+        return results_html(self, self.left_out)
 
     def __repr__(self) -> str:
         """Show one line a board."""

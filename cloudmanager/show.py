@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from .html import results_html
 from .jobs import Event, Job, JobGroup, Place
 from .layout import LEFT_OUT, RESETTING, WAITING, Line, Page, Told, plain
 from .layout import printable as printable
@@ -139,6 +140,14 @@ class View:
     def text(self, width: int = WIDTH, *, final: bool = False) -> str:
         """Return the same as one text without a newline at its end; "" for nothing to show."""
         return plain(self.lines(width, final=final))
+
+    def html(self) -> str | None:
+        """Return the values as a table, once all boards have one; None where text is better."""
+        if self._record is not None or self._looks.grouped != "same":
+            return None
+        results = {name: job.result for name, job in self._group.jobs.items() if job.result}
+        whole = len(results) == len(self._group.jobs)
+        return results_html(results, self._group.left_out) if whole else None
 
     def ending(self, board: str, width: int = WIDTH) -> list[Line]:
         """Return what comes after the output of a board that ended: value or traceback."""

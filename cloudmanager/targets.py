@@ -157,6 +157,14 @@ class Target:
         away = [name for name, named in found.items() if not (named or boards[name].online)]
         return Resolution(names, tuple(sorted(away, key=natural_key)))
 
+    def matches(self, boards: Mapping[str, BoardView]) -> list[str]:
+        """Return the names of the boards that this target means, there or not; maybe none.
+
+        Raises:
+            NoSuchBoard: a name, or one of a range, is not enrolled.
+        """
+        return list(self._found(boards)[0])
+
     def covers(self, name: str, board: BoardView) -> bool:
         """Say whether this target means the board, be it there or not, enrolled or not.
 

@@ -17,6 +17,7 @@ from .inputs import prelude
 from .jobs import STOP_SECONDS, JobGroup
 from .once import Once
 from .results import Results
+from .samples import Sample, Samples
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,6 +124,19 @@ class FleetVerbs:
             ServerError: there is no such job.
         """
         return dict(await self.exchange().request("job", {"job": number}))
+
+    async def samples(self: Connected, target: str = "all", count: int | None = None) -> Samples:
+        """Return what boards emitted lately (``cm.emit`` there), the newest last.
+
+        Args:
+            target: whose; boards that are not there count, too.
+            count: how many at most, of all together; None: all that the server keeps.
+
+        Raises:
+            TargetError, NoSuchBoard: ``target`` means no boards.
+        """
+        body = {"target": target, "count": count}
+        return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
 
     async def interrupt(self: Connected, numbers: Sequence[int]) -> int:
         """Interrupt jobs, anybody's; return how many of them had not ended."""

@@ -3,7 +3,7 @@
 docs/protocol.md is the description, this the host's half of it. What a board may send
 in each state of its link is ``FROM_BOARD``; anything else closes the link::
 
-    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, RESULT, REKEYED──▶ open
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT, REKEYED
      └─ENROL──▶ new
 """
 
@@ -41,6 +41,7 @@ RESULT: Final = 0x22
 INPUT: Final = 0x23
 CHUNK: Final = 0x24
 REKEYED: Final = 0x25
+EMIT: Final = 0x26
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -52,12 +53,16 @@ STARTED: Final = 0x45
 ENDED: Final = 0x46
 TRUNCATED: Final = 0x47
 CONTENT: Final = 0x48
+WATCH: Final = 0x4C
+CHANGES: Final = 0x4D
+UNWATCH: Final = 0x4E
 
 AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
 NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
 FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
 HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
+WHOLE: Final = 0x01  # CHANGES: these are all boards; what was told before is void
 
 #: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -73,6 +78,8 @@ _HAVE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
+_SAMPLE_NAME_CHARS: Final = 64
+_PLAIN: Final = (str, int, float)  # a bool is an int
 _to_json: Final = json.JSONEncoder(
     separators=(",", ":")
 ).encode  # made once: it is used for each cell
@@ -83,7 +90,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT)),
 }
 
 
@@ -358,6 +365,36 @@ def read_count(message: Message) -> int:
 def pack_count(op: int, count: int, *, job: int) -> bytes:
     """Return a message that says how many bytes of a job have come through."""
     return pack(op, _U32.pack(count), job=job)
+
+
+class Emitted(NamedTuple):
+    """What an EMIT says: ``values`` is JSON, in ASCII and in order."""
+
+    ticks: int  # ms of the board's own clock
+    missed: int  # how many the board left out before this one, at most 255
+    values: str
+
+
+def read_emit(message: Message) -> Emitted:
+    """Return what the EMIT in ``message`` says; whatever it says is safe to pass on.
+
+    Raises:
+        PeerWireError: it is malformed, or holds more than numbers, strings, bools and null.
+    """
+    if len(message.payload) < _U64.size:
+        raise PeerWireError("EMIT is malformed")
+    values = read_json(message.payload[_U64.size :])
+    plain = all(
+        0 < len(name) <= _SAMPLE_NAME_CHARS and (value is None or isinstance(value, _PLAIN))
+        for name, value in values.items()
+    )
+    if not plain or not values:
+        raise PeerWireError("EMIT holds what is no plain value")
+    try:
+        text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise PeerWireError("EMIT holds what is no number") from error
+    return Emitted(_U64.unpack_from(message.payload)[0], message.flags, text)
 
 
 # Callers

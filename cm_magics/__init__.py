@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .files import FileMagics
-from .magics import BoardMagics, fleet, hang_up
+from .magics import BoardMagics, dashboard, fleet, hang_up
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BoardMagics",
     "FileMagics",
+    "dashboard",
     "fleet",
     "load_ipython_extension",
     "unload_ipython_extension",

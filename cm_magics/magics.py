@@ -6,7 +6,7 @@ import contextlib
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
@@ -18,14 +18,18 @@ from cloudmanager.jobs import JobGroup
 from cloudmanager.results import Results
 from cloudmanager.show import KEPT, Looks, results_text
 from cloudmanager.tables import fleet_table
+from cloudmanager.targets import parse
 from cloudmanager.text import fold, nearest
 
 from . import show
 from .comment import uncomment
 from .complete import completer
 from .line import Line, split_cell_line, split_line
-from .options import board_parser, result_parser
+from .options import Options, board_parser, result_parser
 from .show import BLOCKING, Way
+
+if TYPE_CHECKING:
+    from .widget import Dashboard
 
 NO_TARGET: Final = (
     "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
@@ -36,6 +40,7 @@ _AWAITS: Final = "--local cannot run a cell that awaits: a notebook's own loop i
 _NO_CELL: Final = "No cell was submitted with --noblock yet: `%%board --noblock TARGET` does so."
 
 _BOARD: Final = board_parser()
+_PLOT: Final = Options("board_plot")
 _RESULT: Final = result_parser()
 _REMEMBERED: Final = 100  # cells that were submitted with --noblock
 
@@ -57,6 +62,20 @@ def hang_up() -> None:
     held, _fleet = _fleet, None
     if held is not None:
         held.close()
+
+
+def dashboard(target: str = "") -> Dashboard:
+    """Return the fleet as a live table, for a notebook to show.
+
+    Args:
+        target: what its filter begins with.
+
+    Raises:
+        TargetError: that is malformed.
+    """
+    from .widget import Dashboard
+
+    return Dashboard(fleet(), parse(target) if target else None)
 
 
 @contextlib.contextmanager
@@ -142,6 +161,34 @@ class BoardMagics(Magics):
     def note_shown(self, results: Results) -> None:
         """Take it that these results are shown already, in the cell that runs now."""
         self._seen = results
+
+    @no_var_expand
+    @line_magic
+    def fleet(self, line: str) -> object:
+        """Show the fleet as a live table: `%fleet`, or some of it: `%fleet TARGET`.
+
+        Sort, filter, select; run a cell on the selection, interrupt, reset, label it. A double
+        click, or Enter, opens a board's page. It lives while cells run. In Python it is
+        `cm_magics.dashboard()`.
+        """
+        with _plain_errors():
+            return dashboard(line.strip())
+
+    @no_var_expand
+    @line_magic
+    def board_plot(self, line: str) -> object:
+        """Plot what boards emit, as it comes: `%board_plot TARGET [NAME…]`.
+
+        Boards emit by `cm.emit(temp=21.5)`. Without a name, all numbers are plotted.
+        """
+        said = split_line(_PLOT, line)
+        if not said.target:
+            raise UsageError("Say of which boards: `%board_plot TARGET [NAME…]`.")
+        with _plain_errors():
+            fleet().samples(said.target, 1)  # who is not there is an error here, and not below
+        from .plot import Plot
+
+        return Plot(fleet(), said.target, said.code.split())
 
     def plug_in(self) -> None:
         """Add completion, and how results look."""
@@ -329,6 +376,8 @@ _COMPLETERS: Final[dict[str, Callable[[Any, Any], list[str]]]] = {
     "%%board": completer(board_names, _BOARD),
     "%board": completer(board_names, _BOARD, code=True),
     "%board_result": completer(_cells, _RESULT, more=()),
+    "%board_plot": completer(board_names),
     "%board_use": completer(board_names),
+    "%fleet": completer(board_names),
     "%boards": completer(board_names),
 }

@@ -181,8 +181,8 @@ def raise_failures(results: Results) -> None:
 
 def render(error: BaseException, text: str = "") -> None:
     """See that IPython shows an error as its own words, without a traceback of ours."""
-    if not hasattr(error, "_render_traceback_"):
-        error._render_traceback_ = _Rendering(text or _whole(error))  # type: ignore[attr-defined]
+    if "_render_traceback_" not in vars(error):
+        vars(error)["_render_traceback_"] = _Rendering(text or _whole(error))
 
 
 class _Rendering:
@@ -221,22 +221,22 @@ class Screen:
             return None
 
     def close(self) -> None:
-        """Leave the final state."""
-        self._show(self._view.text(final=True))
+        """Leave the final state; values that differ are a table, too."""
+        self._show(self._view.text(final=True), self._view.html())
 
-    def _show(self, text: str) -> None:
-        if text == self._shown:
+    def _show(self, text: str, html: str | None = None) -> None:
+        if text == self._shown and html is None:
             return
         self._shown = text
         if self._handle is None:
-            self._handle = display(_bundle(text), raw=True, display_id=True)
+            self._handle = display(_bundle(text, html), raw=True, display_id=True)
         else:
-            self._handle.update(_bundle(text), raw=True)
+            self._handle.update(_bundle(text, html), raw=True)
 
 
-def _bundle(text: str) -> dict[str, Any]:
-    """Plain text only: what boards say never becomes HTML."""
-    return {"text/plain": text}
+def _bundle(text: str, html: str | None = None) -> dict[str, Any]:
+    """Make what is shown; HTML comes from cloudmanager/html.py only, where all is escaped."""
+    return {"text/plain": text} | ({"text/html": html} if html is not None else {})
 
 
 def _brief(error: Exception, results: Results) -> str:

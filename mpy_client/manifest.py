@@ -13,6 +13,7 @@ package(  # noqa: F821 - a manifest's own word
         "loop.py",
         "mac.py",
         "run.py",
+        "samples.py",
         "switch.py",
     ),
     opt=3,

@@ -1,6 +1,6 @@
 # The console of real boards: os.dupterm brings output and byte 3, a soft timer keeps it awake.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 985 bytes of .mpy, 1,536 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 985 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import io
 import os
 from machine import Timer

@@ -1,6 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,530 bytes of .mpy, 3,360 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,530 bytes of .mpy, 3,424 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import json
 import os

@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,793 bytes of .mpy, 3,380 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,799 bytes of .mpy, 3,520 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -340,3 +340,4 @@ def run():
         trace = bytes(mv[max(mark, end - _TAIL) : end])
     pack_into(">H", buf, _OUT - 2, mark - _OUT)
     tell(_RESULT, state | cut, _OUT - 2, end)
+    mark = end = _OUT

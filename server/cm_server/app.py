@@ -36,8 +36,10 @@ from .gate import Rate, Unproven
 from .pages import Authority, Health, NotFound, Page
 from .registry import Registry
 from .rows import TokenRow
+from .samples import Samples
 from .store import Store
 from .tokens import Tokens
+from .watches import Watches
 
 log = logging.getLogger("cm_server")
 
@@ -70,6 +72,7 @@ class Server:
 
     Raises:
         ServerError: its store or a certificate cannot be used.
+        samples: how many values are kept of those that a board emitted.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Server:
         proxies: Sequence[Network] = (),
         cert: Path | None = None,
         key: Path | None = None,
+        samples: int = limits.SAMPLES,
     ) -> None:
         self.home = home
         self.local = local
@@ -109,6 +113,8 @@ class Server:
         grace = max(lost_after, self.spread)
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
+        self.watches = Watches(self.registry, loop.call_later)
+        self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
 
     @property
     def spread(self) -> float:
@@ -272,7 +278,10 @@ def main() -> None:
         metavar="CIDR",
         help="where proxies stand that end TLS",
     )
+    parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
     options = parser.parse_args()
+    if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
+        parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
     if not 0 <= options.port < 65536:
         parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
     settings = {
@@ -282,6 +291,7 @@ def main() -> None:
         "proxies": options.behind_proxy,
         "cert": options.cert,
         "key": options.key,
+        "samples": options.samples,
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:

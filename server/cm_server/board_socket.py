@@ -148,8 +148,10 @@ class BoardConversation:
             board.rivals = 0
         facts, boot = _facts(body), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.told.get("boot")
-        server.store.saw_board(board.id, {**facts, "boot": boot})
-        board.connect(self._link, {**facts, "boot": boot}, _buffer_size(body), _parts(body))
+        booted = board.told.get("booted") if same_boot else time.time()
+        facts |= {"boot": boot, "booted": booted}
+        server.store.saw_board(board.id, facts)
+        board.connect(self._link, facts, _buffer_size(body), _parts(body))
         self._board = board
         if self._hello is not None:
             server.enrolment.used(board, self._hello.gen)
@@ -223,4 +225,6 @@ def _facts(body: dict[str, Any]) -> dict[str, Any]:
         for name in ("mpy", "heap"):
             value = told.get(name)
             facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
+        rssi = told.get("rssi")
+        facts["rssi"] = rssi if isinstance(rssi, int) and -200 <= rssi <= 100 else None  # dBm
     return facts

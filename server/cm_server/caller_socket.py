@@ -20,6 +20,7 @@ from .gate import group_of
 from .jobs import Cell, Job
 from .pages import Page
 from .rows import TokenRow
+from .watches import Watch
 from .websocket import Link, accept
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class CallerConversation:
         self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
         self._open = 0  # jobs that have not ended
         self._look: asyncio.TimerHandle | None = None  # at the token again
+        self._watches: dict[int, Watch] = {}  # by the caller's own number
 
     def begin(self) -> None:
         """Count as one of the server's callers, until the link ends."""
@@ -131,6 +133,8 @@ class CallerConversation:
         self._server.callers.discard(self)
         self._server.contents.forget(self)
         self._server.dispatch.forget(self)
+        for ref in list(self._watches):
+            self._unwatch(ref)
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, say why, and hang up."""
@@ -147,6 +151,10 @@ class CallerConversation:
             self._reply_to(message, self._request)
         elif message.op == wire.CONTENT:
             self._reply_to(message, self._take_content)
+        elif message.op == wire.WATCH:
+            self._reply_to(message, self._watch)
+        elif message.op == wire.UNWATCH:
+            self._unwatch(message.job)
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
             if job is not None and job.watcher is self:
@@ -174,6 +182,45 @@ class CallerConversation:
         number, piece = wire.read_content(message)
         taken = self._server.contents.write(self, number, piece)
         self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
+
+    def _watch(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        target = str(body.get("target", ""))
+        note = Note(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
+        try:
+            verbs.check_role(self.token, "watch")
+            if why := self._why_no_watch(message.job):
+                raise ServerError(why)
+            known = reach.within(self.token, self._server.registry.by_name)
+            parse(target).matches(known)  # a name that nobody has is an error
+            watch = Watch(
+                message.job,
+                parse(target),
+                reach=known,  # chosen anew at each look
+                send=self._link.send,
+                ready=lambda: not self._link.writing,
+                samples=bool(body.get("samples", True)),
+            )
+        except CloudmanagerError as error:
+            self._server.audit.refused(note, error)
+            raise
+        self._server.audit.read(note)
+        self._watches[message.job] = watch
+        self._server.watches.begin(watch)
+
+    def _why_no_watch(self, ref: int) -> str:
+        if ref in self._watches:
+            return "a watch of that number is there already"
+        if len(self._watches) >= limits.WATCHES_PER_LINK:
+            return f"a link watches {limits.WATCHES_PER_LINK} targets at most"
+        if len(self._server.watches) >= limits.WATCHES:
+            return f"{limits.WATCHES} targets are watched already"
+        return ""
+
+    def _unwatch(self, ref: int) -> None:
+        watch = self._watches.pop(ref, None)
+        if watch is not None:
+            self._server.watches.end(watch)
 
     def _submit(self, message: wire.Message) -> None:
         if message.job in self._refs:

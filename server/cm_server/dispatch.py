@@ -61,6 +61,7 @@ class Dispatch:
         self._registry = registry
         self._later = later
         self.lost_after = lost_after
+        self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self._flush_waits = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
         self.recent = Recent()
@@ -95,6 +96,7 @@ class Dispatch:
                 self._start(job)
             else:
                 board.queue.append(job)
+            board.touch()
 
     def _await_board(self, job: Job) -> None:
         """Give an absent board the time that the caller grants it."""
@@ -156,7 +158,9 @@ class Dispatch:
         message = wire.unpack(data)
         wire.check_op("open", message)
         job = board.current
-        if job is None or job.id != message.job:
+        if message.op == wire.EMIT:
+            self.on_emit(board, message)
+        elif job is None or job.id != message.job:
             log.warning("%s spoke of job %d, which is not its own", board.name, message.job)
         elif message.op == wire.RESULT:
             self._on_result(job, message, data)
@@ -351,6 +355,7 @@ class Dispatch:
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
         self.recent.add(job)
+        job.board.touch()
         self._store.end(job.id, status, _last_line(error))
         if not self.jobs:
             self._store.flush()  # nobody waits for the server now

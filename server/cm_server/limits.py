@@ -82,6 +82,17 @@ RESOLVE_ROUNDS = 10_000  # steps of the resolver
 COMPILE_SECONDS = 10.0  # of one file; of the processor's time and of the clock's
 COMPILE_BYTES = 256 * MIB  # of memory
 COMPILED_BYTES = 4 * MIB  # that may come out
+# What boards emit, and who watches.
+SAMPLE_BYTES = KIB  # of what is emitted at once; a board's own limit is 512 bytes of JSON
+SAMPLES_PER_SECOND = 100  # of one board, and as many at once after a pause; a board's own is 50
+SAMPLES = 1000  # that are kept of one board, at most; `--samples` says how many
+SAMPLES_IN_ALL = 100_000  # that are kept of all boards, shared by those that emit
+REPLY_SAMPLES = 100_000  # in one reply
+WATCH_SECONDS = 0.25  # between two updates for who watches
+WATCHES = 200  # of all callers
+WATCHES_PER_LINK = 16
+WATCH_BOARDS = 2000  # in one update; the others are in the next
+WATCH_SAMPLES = 10_000  # that wait for one who watches and does not read
 
 # What is written down.
 LOG_BYTES = MIB  # of server.log; one older file is kept

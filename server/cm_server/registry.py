@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudmanager import wire
+
+from .samples import Ring
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -28,9 +30,15 @@ class BoardLink(Protocol):
 
 
 class Board:
-    """One enrolled board and, while it is connected, its link."""
+    """One enrolled board and, while it is connected, its link.
 
-    def __init__(self, row: BoardRow) -> None:
+    Args:
+        row: what the store knows of it.
+        touch: called with it after each change that callers can see.
+    """
+
+    def __init__(self, row: BoardRow, touch: Callable[[Board], None] | None = None) -> None:
+        self._touch = touch
         self.id = row.id
         self.name = row.name
         self.key = row.key
@@ -38,7 +46,7 @@ class Board:
         self.nonce = row.nonce
         self.plain = row.plain
         self.token = row.token
-        self.labels: Mapping[str, str] = row.labels
+        self._labels: Mapping[str, str] = row.labels
         self.told: dict[str, Any] = row.facts  # what it said of itself, untrusted
         self.last_seen = row.last_seen
         self.link: BoardLink | None = None
@@ -47,8 +55,34 @@ class Board:
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
         self.parts: frozenset[str] = frozenset()  # of the client, that it has
-        self.current: Job | None = None
+        self._current: Job | None = None
         self.queue: deque[Job] = deque()
+        self.samples = Ring()
+
+    def touch(self) -> None:
+        """Let those who watch know that something about it changed."""
+        if self._touch is not None:
+            self._touch(self)
+
+    @property
+    def current(self) -> Job | None:
+        """The job that it runs."""
+        return self._current
+
+    @current.setter
+    def current(self, job: Job | None) -> None:
+        self._current = job
+        self.touch()
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What people attached to it."""
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self.touch()
 
     @property
     def next_key(self) -> bytes | None:
@@ -111,12 +145,14 @@ class Board:
         self.buffer_size = buffer_size
         self.parts = frozenset(parts)
         self.connected_since = self.last_seen = time.time()
+        self.touch()
 
     def disconnect(self) -> None:
         """Note that its link is gone."""
         self.link = None
         self.connected_since = None
         self.last_seen = time.time()
+        self.touch()
 
     def describe(self) -> dict[str, Any]:
         """Return the board as callers see it."""
@@ -125,6 +161,8 @@ class Board:
             "id": self.id,
             **self.facts,
             "heap": self.told.get("heap"),
+            "rssi": self.told.get("rssi"),
+            "booted": self.told.get("booted"),
             "labels": dict(self.labels),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,
@@ -137,6 +175,7 @@ class Registry:
     """Every enrolled board, by name and by id."""
 
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
+        self.on_change: Callable[[Board], None] | None = None  # what watches.py listens by
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
@@ -144,12 +183,18 @@ class Registry:
 
     def add(self, row: BoardRow) -> Board:
         """Take in a board that was enrolled."""
-        board = self.by_name[row.name] = self.by_id[row.id] = Board(row)
+        board = self.by_name[row.name] = self.by_id[row.id] = Board(row, self._on_touch)
+        board.touch()
         return board
 
     def remove(self, board: Board) -> None:
         """Take out a board that is enrolled no more."""
         del self.by_name[board.name], self.by_id[board.id]
+        board.touch()
+
+    def _on_touch(self, board: Board) -> None:
+        if self.on_change is not None:
+            self.on_change(board)
 
     def rename(self, board: Board, name: str) -> None:
         """Give a board another name, which nobody has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +58,7 @@ def check_role(caller: TokenRow, verb: str) -> None:
         NotAllowed: the role is too low, or the token reaches some boards only.
         ServerError: there is no such verb.
     """
-    needed = "operator" if verb == "submit" else VERBS[verb].role if verb in VERBS else None
+    needed = VERBS[verb].role if verb in VERBS else MESSAGES.get(verb)
     if needed is None:
         raise ServerError(f"it knows no request called {verb[:64]!r}")
     if ROLES.index(caller.role) < ROLES.index(needed):
@@ -86,7 +87,7 @@ def answer(
     try:
         check_role(caller, name)
         if name not in VERBS:
-            raise ServerError("a cell is submitted, not requested")
+            raise ServerError(f"{name!r} is a message of its own, and not requested")
         reply = VERBS[name].act(call)
     except CloudmanagerError as error:
         server.audit.refused(call.note, error)
@@ -197,6 +198,18 @@ def _job(call: Call) -> dict[str, Any]:
         "value": "",
         "error": row.error or "",
     }
+
+
+def _samples(call: Call) -> list[list[Any]]:
+    """Return what boards emitted lately, there or not, the newest last."""
+    count = call.body.get("count") or limits.REPLY_SAMPLES
+    if not isinstance(count, int) or not 0 < count <= limits.REPLY_SAMPLES:
+        raise ServerError(f"values are 1 to {limits.REPLY_SAMPLES} at once")
+    names = parse(str(call.body.get("target") or "all")).matches(call.boards)
+    kept = [(sample, name) for name in names for sample in call.boards[name].samples.kept]
+    call.note.boards = len(names)
+    kept.sort()
+    return [[name, *sample[:3], json.loads(sample.values)] for sample, name in kept[-count:]]
 
 
 def _enrol(call: Call) -> list[dict[str, Any]]:
@@ -310,6 +323,9 @@ def _numbers(body: dict[str, Any]) -> list[int]:
     return numbers
 
 
+#: What is a message of its own, and the role that it needs.
+MESSAGES = {"submit": "operator", "watch": "viewer"}
+
 VERBS = {
     "status": Verb("viewer", _status),
     "boards": Verb("viewer", _boards),
@@ -318,6 +334,7 @@ VERBS = {
     "offer": Verb("operator", _offer),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
+    "samples": Verb("viewer", _samples),
     "enrol": Verb("admin", _enrol),
     "enrol-token": Verb("admin", _enrol_token, everywhere=True),
     "revoke": Verb("admin", _revoke),

@@ -138,7 +138,7 @@ config["ca"] = "MIIB" * 118  # as long as the server's; what TLS itself needs is
 with open("/cm.json", "w") as file:
     json.dump(config, file)
 seen = dict.fromkeys(
-    ("start", "link", "run", "console", "idle", "ran", "ask", "mac", "dial", "files")
+    ("start", "link", "run", "console", "idle", "ran", "ask", "mac", "dial", "files", "samples")
 )
 # ---
 seen["start"] = gc.mem_alloc()
@@ -184,4 +184,8 @@ import cm.files
 
 # ---
 seen["files"] = gc.mem_alloc()
+import cm.samples
+
+# ---
+seen["samples"] = gc.mem_alloc()
 print(json.dumps([sys.implementation.version[:3], seen, bytes(answer[:length])[-2:].decode()]))

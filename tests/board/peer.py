@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
-OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
+OUTPUT, VALUE, RESULT, INPUT, CHUNK, EMIT = 0x20, 0x21, 0x22, 0x23, 0x24, 0x26
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -60,6 +60,7 @@ class Link:
     def __init__(self, peer, socket, name, told):
         self.peer, self.socket, self.name, self.told = peer, socket, name, told
         self.jobs = {}
+        self.samples = []  # (ticks in ms, how many were lost before it, values)
         self.closed = threading.Event()
 
     def send(self, data):
@@ -135,6 +136,12 @@ class Link:
     def take(self, data):
         assert isinstance(data, bytes), "only binary messages"
         op, flags, number = struct.unpack_from(">BB4s", data)
+        if op == EMIT:
+            with self.peer.changed:
+                (ticks,) = struct.unpack_from(">Q", data, 6)
+                self.samples.append((ticks, flags, json.loads(data[14:])))
+                self.peer.changed.notify_all()
+            return
         job, payload = self.jobs[number], data[6:]
         with job.changed:
             job.messages += 1

@@ -164,3 +164,18 @@ def test_lost_link_in_a_printing_cell_drops_no_stream(peer, board):
     board.cut()
     last = peer.link("id-1", after=board).told["last"]
     assert (last["status"], last["dropped"] > 0) == (ERROR, True)
+
+
+def test_emit_leaves_between_two_lines(board):
+    board.samples.clear()
+    code = "import cm\nfor n in range(30):\n    print('x' * n)\n    cm.emit(n=n)\n"
+    assert board.run(code).output == b"".join(b"x" * n + b"\r\n" for n in range(30))
+    assert [values for _, _, values in board.samples] == [{"n": n} for n in range(30)]
+
+
+@pytest.mark.parametrize("turn", range(20))
+def test_interrupt_reaches_a_cell_that_only_emits(board, turn):
+    job = board.submit("while True: cm.emit(n=1)")
+    time.sleep(turn / 200)
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED

@@ -111,3 +111,27 @@ def test_both_faces_offer_the_same(blocking, asynchronous):
 
 def test_verbs_of_the_asynchronous_face_are_coroutines():
     assert inspect.iscoroutinefunction(AsyncBoards.run)
+
+
+async def test_watch_tells_what_happens_until_it_is_closed(async_fleet):
+    async with async_fleet.watch("demo-1") as watch:
+        first = await asyncio.wait_for(anext(watch), WAIT)
+        assert [board["name"] for board in first.boards] == ["demo-1"]
+        await async_fleet["demo-1"].run("import cm; cm.emit(n=3)")
+        async for update in watch:
+            if update.samples:
+                assert update.samples[0].values == {"n": 3}
+                break
+    assert [update async for update in watch] == []
+    assert (await async_fleet.samples("demo-1"))[-1].values == {"n": 3}
+
+
+async def test_a_cancelled_watch_leaves_no_thread_behind(async_fleet):
+    watch = async_fleet.watch("demo-1")
+    await anext(watch)
+    waiting = asyncio.ensure_future(anext(watch))
+    await asyncio.wait([waiting], timeout=0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [update async for update in watch] == []

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import pytest
 
@@ -510,3 +511,47 @@ def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
     for thread in threads:
         thread.join(20)
     assert [group.wait(0) for group in groups] == [True] * 200
+
+
+# Watching
+
+
+def watched(conversation, target="lab-*"):
+    told: list[Any] = []
+    ref = conversation.exchange.watch(target, samples=True, tell=told.append)
+    (message,) = conversation.messages()
+    assert (message.op, message.job) == (wire.WATCH, ref)
+    assert wire.read_json(message.payload) == {"target": target, "samples": True}
+    return ref, told
+
+
+def test_changes_go_to_the_watch_that_they_are_for():
+    conversation = Conversation()
+    (_, first), (two, second) = watched(conversation, "a"), watched(conversation, "b")
+    conversation.say(wire.pack(wire.CHANGES, b"{}", job=two))
+    conversation.say(wire.pack(wire.CHANGES, b"{}", job=999))
+    assert ([message.job for message in second], first) == ([two], [])
+    conversation.exchange.unwatch(two)
+    conversation.exchange.unwatch(two)
+    (message,) = conversation.messages()
+    assert (message.op, message.job) == (wire.UNWATCH, two)
+    assert conversation.say(wire.pack(wire.CHANGES, b"{}", job=two)), "it crossed the UNWATCH"
+    assert len(second) == 1
+
+
+def test_a_refused_watch_is_told_and_ended():
+    conversation = Conversation()
+    ref, told = watched(conversation)
+    conversation.reply(ref, error="TargetError", args=["No.", "lab-*", 0, ""])
+    assert [type(error) for error in told] == [TargetError]
+    conversation.exchange.lose()
+    assert len(told) == 1
+
+
+def test_the_end_of_the_link_ends_watches():
+    conversation = Conversation()
+    _, told = watched(conversation)
+    conversation.exchange.lose("it hung up")
+    later: list[Any] = []
+    conversation.exchange.watch("all", samples=False, tell=later.append)
+    assert [type(error) for error in (*told, *later)] == [ServerUnreachable] * 2

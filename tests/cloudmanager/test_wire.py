@@ -135,10 +135,11 @@ def test_golden_proof(vector):
     assert told == means["json"]
 
 
-@vectors("WELCOME", "REQUEST", "REPLY", "ACCEPTED")
+@vectors("WELCOME", "REQUEST", "REPLY", "ACCEPTED", "WATCH", "CHANGES")
 def test_golden_json(vector):
     assert wire.read_json(message(vector).payload) == vector["means"]
-    assert pack_json(vector["op"], vector["means"], job=vector["job"]).hex() == vector["hex"]
+    made = pack_json(vector["op"], vector["means"], job=vector["job"], flags=vector["flags"])
+    assert made.hex() == vector["hex"]
 
 
 @vectors("ENDED")
@@ -167,7 +168,7 @@ def test_golden_text(vector):
     assert bool(vector["flags"] & wire.NOBODY) == means.get("nobody", False)
 
 
-@vectors("INTERRUPT", "RESET", "STARTED", "TRUNCATED")
+@vectors("INTERRUPT", "RESET", "STARTED", "TRUNCATED", "UNWATCH")
 def test_golden_message_is_a_header_alone(vector):
     assert message(vector).payload == b""
 
@@ -179,6 +180,13 @@ def test_golden_result(vector):
     assert found.status == means["status"]
     assert (found.output.decode(), found.rest.decode()) == (means["output"], means["rest"])
     assert found.cut is means["cut"]
+
+
+@vectors("EMIT")
+def test_golden_emit(vector):
+    ticks, missed, values = wire.read_emit(message(vector))
+    assert {"ticks": ticks, "missed": missed, "values": json.loads(values)} == vector["means"]
+    assert values.isascii()
 
 
 @vectors("SUBMIT")
@@ -460,3 +468,42 @@ def test_events_that_are_packed_are_read(messages):
 def test_malformed_events_are_refused(payload):
     with pytest.raises(PeerWireError):
         list(wire.read_events(payload))
+
+
+# What boards emit
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"1234567",
+        b"12345678",
+        b"12345678[]",
+        b"12345678{}",
+        b'12345678{"a":[1]}',
+        b'12345678{"a":{"b":1}}',
+        b'12345678{"":1}',
+        b'12345678{"' + b"n" * 65 + b'":1}',
+        b'12345678{"a":NaN}',
+        b'12345678{"a":nan}',
+        b'12345678{"a":Infinity}',
+        b'12345678{"a":1e999}',
+        b'12345678{"a":' + b"9" * 5000 + b"}",
+        b'12345678{"a":\xff}',
+        b"12345678" + b'{"a":' * 3000,
+    ],
+)
+def test_malformed_emit_is_refused(payload):
+    with pytest.raises(PeerWireError):
+        wire.read_emit(Message(wire.EMIT, 0, 0, payload))
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=8), PLAIN | st.text(max_size=8), min_size=1))
+def test_emit_passes_on_what_was_emitted(values):
+    payload = bytes(8) + json.dumps(values).encode()
+    told = wire.read_emit(Message(wire.EMIT, 3, 0, payload))
+    assert (told.ticks, told.missed, json.loads(told.values)) == (0, 3, values)

@@ -20,7 +20,7 @@ from cm_server.app import ROUTES
 from cm_server.audit import Note
 from cm_server.auth import ROLES
 from cm_server.rows import AuditRow
-from cm_server.verbs import VERBS
+from cm_server.verbs import MESSAGES, VERBS
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
 
@@ -33,6 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "offer": {"sha256": hashlib.sha256(b"1").hexdigest(), "size": 1},
     "jobs": {},
     "job": {"job": 1},
+    "samples": {"target": "lab-[1-2]"},
     "enrol": {"names": ["lab-9"]},
     "enrol-token": {"target": "new-*"},
     "rename": {"target": "lab-2", "name": "lab-8"},
@@ -53,6 +54,7 @@ OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "offer": [],
     "jobs": [{"target": "{board}"}],
     "job": [{"job": "{job}"}],
+    "samples": [{"target": "{board}"}, {"target": "{board}*"}],
     "enrol": [{"names": ["{board}"]}],
     "rename": [{"target": "{board}", "name": "lab-7"}, {"target": "lab-2", "name": "{board}"}],
     "rotate": [{"target": "{board}"}],
@@ -154,7 +156,7 @@ async def test_no_callers_token_proves_a_board(lab: Lab, role):
     assert lab.service.state("lab-2") == "offline"
 
 
-@pytest.mark.parametrize("op", [wire.REQUEST, wire.SUBMIT, wire.ANSWER])
+@pytest.mark.parametrize("op", [wire.REQUEST, wire.SUBMIT, wire.ANSWER, wire.WATCH])
 async def test_a_proven_board_asks_for_nothing_that_callers_may(lab: Lab, op):
     await lab.link.send(op, b'{"verb": "boards"}')
     assert (await lab.link.closed())[0] == 1002
@@ -171,6 +173,10 @@ def test_every_verb_has_its_place_here():
 async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
     """Ask for a verb, or submit a cell; the reply's body."""
     async with await FakeCaller.join(lab.service, token) as caller:
+        if verb == "watch":
+            await caller.send(wire.WATCH, b'{"target": "lab-1"}', job=5)
+            message = await caller.next()
+            return wire.read_json(message.payload) | {"reply": message.op == wire.CHANGES}
         if verb != "submit":
             told: dict[str, Any] = await caller.ask(verb, **BODIES[verb])
             return told
@@ -183,9 +189,9 @@ async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("verb", [*VERBS, "submit"])
+@pytest.mark.parametrize("verb", [*VERBS, *MESSAGES])
 async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, role):
-    needed = VERBS[verb].role if verb in VERBS else "operator"
+    needed = VERBS[verb].role if verb in VERBS else MESSAGES[verb]
     allowed = ROLES.index(role) >= ROLES.index(needed)
     before = json.dumps([*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs])
     told = await ask(lab, lab.service.add_token(role, name="somebody"), verb)

@@ -128,3 +128,24 @@ def test_describe_tells_when_an_absent_board_was_seen():
     board = Board(row())
     board.connect(Link(), FACTS, 1500)
     assert board.describe()["last_seen"] >= board.connected_since
+
+
+def test_who_listens_is_told_of_each_change():
+    registry = Registry([row()])
+    told: list[Board] = []
+    registry.on_change = told.append
+    board = registry.by_name["lab-1"]
+    changes = [
+        lambda: board.connect(Link(), FACTS, 1000),
+        lambda: busy(board),
+        lambda: setattr(board, "current", None),
+        lambda: setattr(board, "labels", {"room": "attic"}),
+        board.disconnect,
+        lambda: registry.remove(board),
+        lambda: registry.add(row("lab-2")),
+    ]
+    for change in changes:
+        told.clear()
+        change()
+        assert told, change
+    assert told == [registry.by_name["lab-2"]]

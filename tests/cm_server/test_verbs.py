@@ -124,6 +124,7 @@ def test_what_changes_something_is_no_viewers():
         "boards",
         "jobs",
         "job",
+        "samples",
     }
     assert NEEDED["enrol"] == "admin"
 
@@ -396,7 +397,7 @@ def test_of_very_many_numbers_the_audit_log_tells_some(server: FakeServer):
 
 
 def test_a_cell_is_no_request(server: FakeServer):
-    with pytest.raises(ServerError, match="submitted"):
+    with pytest.raises(ServerError, match="a message of its own"):
         server.ask("submit")
 
 

@@ -1,0 +1,144 @@
+"""Simulated boards: links that speak the real protocol with real proofs, and run nothing.
+
+`python -m benchmarks.links URL SECONDS`, with the identities (`fleet.enrol`'s JSON) on standard
+input, opens a link for each. Each emits a value every SECONDS and answers each cell with its own
+name after a moment, until standard input ends. For what a thousand MicroPythons would not fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from cloudmanager import frames, wire
+
+_FACTS = {"version": "1.28.0", "mpy": 0x0306, "machine": "simulated", "client": "0.1"}
+_PLATFORMS = ("esp32", "rp2", "esp8266")
+_AT_ONCE = 50  # that dial at the same time
+_PAUSE = 0.2  # seconds that a cell takes
+
+
+@contextlib.contextmanager
+def linked(url: str, boards: list[dict[str, str]], seconds: float) -> Iterator[None]:
+    """Keep a link for each board for the length of a `with`, in a process of their own.
+
+    Args:
+        url: the server.
+        boards: what `fleet.enrol` returned.
+        seconds: between two values that a board emits.
+    """
+    command = [sys.executable, "-m", "benchmarks.links", url, str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(boards).encode() + b"\n")
+        process.stdin.flush()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
+class Link:
+    """One simulated board."""
+
+    def __init__(self, board: dict[str, str], number: int) -> None:
+        self.name, self.id, self.key = board["name"], board["id"], bytes.fromhex(board["key"])
+        self.number = number
+        self.facts = json.loads(board.get("facts", "{}"))  # in place of the usual ones
+        self._frames = frames.FrameReader(1 << 20, masked=False)
+        self._waiting: list[frames.Frame] = []
+
+    def say(self, op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> None:
+        """Send a message."""
+        message = wire.pack(op, payload, job=job, flags=flags)
+        self._writer.write(frames.encode(message, mask=True))
+
+    async def hear(self) -> wire.Message:
+        """Return the next message; pings are answered."""
+        while True:
+            while not self._waiting:
+                self._waiting += self._frames.feed(await self._reader.read(1 << 16))
+            frame = self._waiting.pop(0)
+            if frame.opcode == frames.BINARY:
+                return wire.unpack(frame.payload)
+            if frame.opcode == frames.PING:
+                self._writer.write(frames.encode(frame.payload, frames.PONG, mask=True))
+
+    async def open(self, host: str, tcp_port: int) -> None:
+        """Dial in and prove oneself."""
+        self._reader, self._writer = await asyncio.open_connection(host, tcp_port)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self._writer.write(
+            f"GET /board HTTP/1.1\r\nHost: {host}:{tcp_port}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        await self._reader.readuntil(b"\r\n\r\n")
+        nonce = os.urandom(16)
+        hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": nonce.hex()}
+        self.say(wire.HELLO, json.dumps(hello).encode())
+        nonces = nonce + (await self.hear()).payload[:16]
+        text = json.dumps(self._about()).encode()
+        self.say(wire.PROOF, wire.board_proof(self.key, nonces, self.id, text) + text)
+        await self.hear()
+
+    def _about(self) -> dict[str, Any]:
+        facts = {
+            **_FACTS,
+            "platform": _PLATFORMS[self.number % len(_PLATFORMS)],
+            "heap": random.randrange(20_000, 120_000),
+            "rssi": -random.randrange(40, 90),
+            **self.facts,
+        }
+        boot = os.urandom(8).hex()
+        return {"boot": boot, "buf": 1016, "parts": ["run"], "facts": facts, "last": None}
+
+    async def emit(self, seconds: float) -> None:
+        """Emit values until the link ends."""
+        await asyncio.sleep(random.random() * seconds)
+        while True:
+            now = time.monotonic()
+            values = {"temp": round(21 + 3 * math.sin(now / 10 + self.number), 2)}
+            self.say(wire.EMIT, int(now * 1000).to_bytes(8, "big") + json.dumps(values).encode())
+            await asyncio.sleep(seconds)
+
+    async def serve(self) -> None:
+        """Answer cells."""
+        while True:
+            message = await self.hear()
+            if message.op == wire.EXEC:
+                await asyncio.sleep(_PAUSE)
+                self.say(wire.RESULT, b"\0\0" + repr(self.name).encode(), job=message.job)
+
+
+async def _main(url: str, seconds: float) -> None:
+    boards = json.loads(sys.stdin.buffer.readline())
+    host, tcp_port = urlsplit(url).hostname or "", urlsplit(url).port or 0
+    few = asyncio.Semaphore(_AT_ONCE)
+
+    async def live(link: Link) -> None:
+        async with few:
+            await link.open(host, tcp_port)
+        await asyncio.gather(link.emit(seconds), link.serve())
+
+    for number, board in enumerate(boards):
+        task = asyncio.ensure_future(live(Link(board, number)))
+        _tasks.add(task)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+
+
+_tasks: set[asyncio.Future[None]] = set()
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], float(sys.argv[2])))

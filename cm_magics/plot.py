@@ -1,0 +1,154 @@
+"""A live plot of what boards emit; as an SVG image and as text where there are no widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+import traitlets
+
+from cloudmanager.errors import CloudmanagerError
+from cloudmanager.fleet import Fleet
+from cloudmanager.samples import Sample
+from cloudmanager.text import clean
+from cloudmanager.watch import Update
+
+from .live import Live, in_thread, module
+
+_HISTORY: Final = 20_000  # samples that a plot begins with
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+_WIDE: Final = 40  # characters of a line of blocks
+_COLOURS: Final = ("#1f9ed1", "#e8833a", "#45a85b", "#c75bb0", "#d4b106", "#7d7bd6")
+_LINES: Final = 24  # as in plot.js
+_SIZE: Final = (640, 200)  # of the image, in pixels
+
+Lines = dict[tuple[str, str], list[tuple[float, float]]]
+
+
+class Plot(Live):
+    """Values of some boards over time, as they come; see ``%board_plot``."""
+
+    _esm = module("Plot", "plot.js")
+    values: traitlets.List[str] = traitlets.List(allow_none=True).tag(sync=True)
+
+    def __init__(self, fleet: Fleet, target: str, values: Sequence[str] = ()) -> None:
+        super().__init__(fleet, target, values=list(values) or None)
+
+    def take(self, update: Update) -> None:
+        """Draw what came."""
+        if update.lost:
+            self.send({"kind": "lost", "why": clean(update.lost)})
+        elif update.samples or update.whole:
+            self._draw(update.samples)
+
+    def greet(self) -> None:
+        """Begin with what there is already."""
+        in_thread(self._tell_history)
+
+    def _tell_history(self) -> None:
+        try:
+            self._draw(self._history())
+        except CloudmanagerError as error:
+            self.send({"kind": "lost", "why": clean(str(error))})
+
+    def _history(self) -> Sequence[Sample]:
+        return self._fleet.samples(self._target, _HISTORY)
+
+    def _draw(self, samples: Sequence[Sample]) -> None:
+        told = [(sample.board, sample.at, numbers(sample)) for sample in samples]
+        self.send({"kind": "samples", "samples": told})
+
+    def _repr_mimebundle_(self, **given: Any) -> Any:
+        """Add what there is now, as an image and as text."""
+        bundle = super()._repr_mimebundle_(**given)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        try:
+            lines = lines_of(self._history(), self.values)
+            told = {"text/plain": lines_text(lines), "image/svg+xml": lines_svg(lines)}
+        except CloudmanagerError as error:
+            told = {"text/plain": str(error)}
+        return {**(data or {}), **told}, metadata
+
+
+def numbers(sample: Sample) -> dict[str, float]:
+    """Return the numbers of a sample, under names that are safe to show."""
+    return {
+        clean(name): value
+        for name, value in sample.values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def lines_of(samples: Sequence[Sample], names: Sequence[str] | None) -> Lines:
+    """Return what is drawn: (board, name) -> times and values."""
+    lines: Lines = {}
+    for sample in samples:
+        for name, value in numbers(sample).items():
+            if names and name not in names:
+                continue
+            if (sample.board, name) in lines or len(lines) < _LINES:
+                lines.setdefault((sample.board, name), []).append((sample.at, value))
+    return lines
+
+
+def lines_text(lines: Lines) -> str:
+    """Return lines as text: the last values of each as blocks, and the last one."""
+    if not lines:
+        return "Nothing was emitted yet: `cm.emit(temp=21.5)` on a board."
+    heads = [f"{board} {name}" for board, name in lines]
+    wide = max(map(len, heads))
+    rows = zip(heads, lines.values(), strict=True)
+    return "\n".join(
+        f"{head:<{wide}}  {_blocks(points)}  {points[-1][1]:g}" for head, points in rows
+    )
+
+
+def _blocks(points: Sequence[tuple[float, float]]) -> str:
+    values = [value for _, value in points[-_WIDE:]]
+    low, high = min(values), max(values)
+    steps = (high - low) or 1.0
+    return "".join(_BLOCKS[int((value - low) / steps * (len(_BLOCKS) - 1))] for value in values)
+
+
+def lines_svg(lines: Lines) -> str:
+    """Return lines as an image: what a notebook shows that was saved."""
+    wide, high = _SIZE
+    points = [point for line in lines.values() for point in line]
+    ends = (_ends([at for at, _ in points]), _ends([value for _, value in points]))
+    drawn = [
+        f'<polyline fill="none" stroke="{_COLOURS[at % len(_COLOURS)]}" stroke-width="1.5" '
+        f'points="{_path(line, ends)}"/>{_legend(at, key)}'
+        for at, (key, line) in enumerate(lines.items())
+    ]
+    low, most = ends[1]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high + 18 * len(lines)}" '
+        f'width="{wide}" font-family="sans-serif" font-size="11" fill="#888">'
+        f'<text x="4" y="20">{most:g}</text><text x="4" y="{high - 10}">{low:g}</text>'
+        f'<path d="M52 10V{high - 14}H{wide - 8}" stroke="#888" fill="none"/>{"".join(drawn)}</svg>'
+    )
+
+
+def _ends(numbers: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis, which are never the same."""
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def _path(line: Sequence[tuple[float, float]], ends: Any) -> str:
+    (start, end), (low, most) = ends
+    wide, high = _SIZE
+    return " ".join(
+        f"{52 + (at - start) / (end - start) * (wide - 60):.1f},"
+        f"{10 + (most - value) / (most - low) * (high - 24):.1f}"
+        for at, value in line
+    )
+
+
+def _legend(at: int, key: tuple[str, str]) -> str:
+    y, colour = _SIZE[1] + 18 * at + 6, _COLOURS[at % len(_COLOURS)]
+    return (
+        f'<path d="M52 {y - 4}h16" stroke="{colour}" stroke-width="3"/>'
+        f'<text x="76" y="{y}">{escape(" ".join(key))}</text>'
+    )

@@ -1,0 +1,109 @@
+"""cm.emit on a real board: in cells, between them, too fast, too long, and interrupted."""
+
+import time
+
+import pytest
+
+from .peer import ERROR, INTERRUPTED, OK
+
+
+@pytest.fixture(autouse=True)
+def _rested(board):
+    """Nothing that was emitted before counts."""
+    board.samples.clear()
+    board.run("import cm.samples\ncm.samples.due = cm.samples.lost = 0")
+
+
+def values(board):
+    return [values for _, _, values in board.samples]
+
+
+def test_emit_sends_its_values_with_the_boards_clock(board):
+    job = board.run(
+        "import cm, time\n__cm__((time.ticks_ms(), cm.emit(temp=21.5, on=True, s='é')))"
+    )
+    assert job.status == OK, job
+    now, left = eval(job.value)
+    ((ticks, lost, told),) = board.samples
+    assert (left, lost, told) == (True, 0, {"temp": 21.5, "on": True, "s": "é"})
+    assert 0 <= ticks - now < 1000
+
+
+def test_emit_keeps_its_place_in_the_output(board):
+    """No frame begins inside of another, and none of the output is lost or doubled."""
+    code = "for n in range(40):\n    print('x' * n)\n    cm.emit(n=n)\n__cm__(('v' * 2000))"
+    job = board.run(code)
+    assert job.output == b"".join(b"x" * n + b"\n" for n in range(40))
+    assert job.value == b"'" + b"v" * 2000 + b"'"
+    assert values(board) == [{"n": n} for n in range(40)]
+
+
+def test_emit_inside_of_a_repr_leaves_the_value_whole(board):
+    code = "class R:\n    def __repr__(self):\n        cm.emit(r=1)\n        return 'R' * 300\n"
+    job = board.run(code + "__cm__(([R(), R(), R(), R()]))")
+    assert job.value == b"[" + b", ".join([b"R" * 300] * 4) + b"]"
+    assert values(board)
+    assert set(map(str, values(board))) == {"{'r': 1}"}
+
+
+def test_task_between_cells_emits(board):
+    code = (
+        "import asyncio\nasync def work():\n    for n in range(3):\n"
+        "        await asyncio.sleep(0.05)\n        cm.emit(n=n)\nasyncio.create_task(work())\n"
+    )
+    job = board.run(code + "print('left')")
+    assert (job.status, job.output) == (OK, b"left\n")
+    board.peer.until(lambda _: len(board.samples) == 3)
+    assert values(board) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert job.messages == 1, "nothing of the cell is said twice"
+
+
+def test_who_emits_too_fast_is_told_and_dropped(board):
+    code = "left = [cm.emit(n=n) for n in range(500)]\n"
+    code += "import time\ntime.sleep(1)\n__cm__((sum(left), left[0], left[-1], cm.emit(n=-1)))"
+    left, first, last, after = eval(board.run(code).value)
+    assert (first, last, after) == (True, False, True)
+    assert 50 <= left <= 80
+    assert len(board.samples) == left + 1
+    assert board.samples[-1] == (board.samples[-1][0], 255, {"n": -1})  # as many as fit in a byte
+
+
+def test_a_pause_of_a_week_is_a_pause(board):
+    """Ticks wrap: what was emitted last may seem to be in the future."""
+    code = "cm.samples.due = time.ticks_add(time.ticks_ms(), 1 << 28)\n__cm__((cm.emit(n=1)))"
+    assert board.run("import time\n" + code).value == b"True"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("emit(pin=object())", "TypeError: pin"),
+        ("emit(rows=[1, 2])", "TypeError: rows"),
+        ("emit(text='x' * 600)", "ValueError"),
+    ],
+)
+def test_what_cannot_travel_is_an_error_and_nothing_is_sent(board, call, error):
+    job = board.run(f"cm.{call}")
+    assert (job.status, error in job.error, board.samples) == (ERROR, True, [])
+
+
+def test_what_is_no_number_is_none(board):
+    board.run("inf = float('inf')\ncm.emit(a=inf, b=-inf, c=inf - inf, d=1e30)")
+    assert values(board) == [{"a": None, "b": None, "c": None, "d": 1e30}]
+
+
+@pytest.mark.parametrize("turn", range(20))
+def test_interrupt_reaches_a_cell_that_only_emits_and_the_link_stays(board, turn):
+    job = board.submit("while True: cm.emit(n=1)")
+    time.sleep(turn / 200)
+    board.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+    assert not board.closed.is_set()
+
+
+def test_board_without_the_part_says_so(board):
+    board.run("import sys\nsys.path[:], kept = [''], sys.path[:]\nsys.modules.pop('cm.samples')")
+    board.run("import cm\nkept_emit = cm.emit\ncm.emit = cm.link.emit")
+    job = board.run("cm.__path__, old = '/none', cm.__path__\ncm.emit(n=1)")
+    board.run("cm.__path__ = old\nsys.path[:] = kept\ncm.emit = kept_emit\nimport cm.samples")
+    assert (job.status, "ImportError" in job.error) == (ERROR, True)
