@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import commands, config
+from . import cable_cli, commands, config
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     revoke.add_argument("name", metavar="NAME")
     audit = verb("audit", commands.audit, "show who did what, the newest last")
     audit.add_argument("-n", dest="count", type=_rows, default=50, metavar="N", help="else 50")
+
+    cable_cli.add_verbs(verb)
 
     virtual = verb(
         "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
