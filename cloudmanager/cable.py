@@ -11,9 +11,9 @@ import ast
 import contextlib
 import errno
 import hashlib
-import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import CableError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BAUD = 115_200  # of every MicroPython REPL
 CELL_SECONDS = 10.0  # that a cell of ours may run on a board
+READ_SECONDS = 1  # that mpremote waits for a byte which has to come
 _LOOK_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
 _PIECE = 256  # bytes of a file that travel at once: small boards hold a piece three times
 _ETC = "Look at `mbm board-scan`, and run this again: that is always safe."
@@ -114,7 +115,7 @@ def _group_of(port: str) -> str:
     try:
         import grp
 
-        return grp.getgrgid(os.stat(port).st_gid).gr_name
+        return grp.getgrgid(Path(port).stat().st_gid).gr_name
     except (ImportError, OSError, KeyError):
         return "dialout"
 
@@ -136,7 +137,7 @@ class Repl:
 
         self.port = port
         try:
-            self.transport: SerialTransport = SerialTransport(port, BAUD, timeout=1)
+            self.transport: SerialTransport = SerialTransport(port, BAUD, timeout=READ_SECONDS)
         except TransportError as error:
             raise _refused(port, error) from error
         self.ran = False  # whether a program was interrupted to get here
@@ -166,9 +167,12 @@ class Repl:
             self.ran = not self._hears(b">>> ")
             while not self._interrupt():
                 if time.monotonic() > deadline:
-                    hint = "Press RESET and run this again; without MicroPython, leave out --no-flash."
+                    hint = (
+                        "Press RESET and run this again; without MicroPython, leave out --no-flash."
+                    )
                     raise CableError(self.port, f"No REPL answers within {seconds:g} s", hint)
             self.transport.enter_raw_repl(soft_reset=False, timeout_overall=5)
+            self.transport.exec_raw("pass")  # a Ctrl-C that comes late ends this, and no cell
 
     def _interrupt(self) -> bool:
         """Type Ctrl-C twice; a client in the middle of a message needs it."""
@@ -176,8 +180,14 @@ class Repl:
         return self._hears(b">>> ")
 
     def _hears(self, what: bytes) -> bool:
-        heard = self.transport.read_until(1, what, timeout=_LOOK_SECONDS, timeout_overall=3)
-        return bool(heard.endswith(what))
+        """Read until the board says this and no more; it may print without end."""
+        deadline, heard = time.monotonic() + _LOOK_SECONDS, b""
+        while (left := deadline - time.monotonic()) > 0 and not heard.endswith(what):
+            self.transport.serial.timeout = left
+            heard += self.transport.serial.read(1)
+            heard += self.transport.serial.read(self.transport.serial.in_waiting)
+        self.transport.serial.timeout = READ_SECONDS
+        return heard.endswith(what)
 
     def run(self, code: str) -> str:
         """Run a cell of ours and return what it printed.
@@ -257,6 +267,7 @@ class Repl:
                 self.transport.serial.timeout = left
                 heard += self.transport.serial.read(1)
                 heard += self.transport.serial.read(self.transport.serial.in_waiting)
+        self.transport.serial.timeout = READ_SECONDS
         return heard.decode(errors="replace")
 
     @contextlib.contextmanager

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import getpass
 import json
-import os
 import socket
 import sys
 import threading
@@ -114,7 +113,7 @@ def _ports(options: argparse.Namespace) -> list[str]:
         raise CableError("", "No board is on a cable", hint)
     if options.all or len(found) == 1:
         return [port.device for port in found]
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not sys.stdin.isatty():
         devices = ", ".join(port.device for port in found)
         raise CableError("", f"Several boards are on cables: {devices}", "Use --port or --all.")
     return [_chosen(found)]
@@ -156,7 +155,7 @@ def _password(ssid: str) -> str:
 
         if (kept := keyring.get_password(KEYRING, ssid)) is not None:
             return str(kept)
-    if not (sys.stdin.isatty() or os.environ.get("CM_ASK")):
+    if not sys.stdin.isatty():
         hint = f"Run this in a terminal, or keep it: `keyring set {KEYRING!r} SSID`."
         raise CableError("", f"Nobody is here to give the password of {ssid!r}", hint)
     return getpass.getpass(f"Password of {clean(ssid)}: ")

@@ -7,6 +7,7 @@ to do, progress by a call, nothing on standard output. Import it in a function: 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ ATTEMPTS = 4  # resets that are tried until a chip answers: one second each
 FAST_BAUD = 460_800  # what cheap USB bridges manage
 Progress = Callable[[float], None]
 
+_quieting = threading.Lock()
 _local = threading.local()  # of each board's thread: where its progress goes
 
 
@@ -105,7 +107,8 @@ def open_chip(port: str) -> Iterator[Chip]:
     """
     lines = cable.check(port)
     _need_esptool()
-    _be_quiet()
+    with _quieting:
+        _be_quiet()
     with told(port, "No chip's loader answers", _HOLD):
         loader = _detect(port, lines)
     chip = Chip(port, loader, lines)
@@ -128,8 +131,8 @@ _HOLD = (
     "A board that is no ESP8266 or ESP32 has no such loader."
 )
 _AGAIN = (
-    "The chip has no working firmware now; run this again: its loader stays. If it fails at the same "
-    "place, try another cable or USB port."
+    "The chip has no working firmware now; run this again: its loader stays. If it fails at the "
+    "same place, try another cable or USB port."
 )
 
 
@@ -155,11 +158,15 @@ def _need_esptool() -> None:
         raise error from None
 
 
+@functools.cache
 def _be_quiet() -> None:
-    """Give esptool a logger that says nothing and passes progress on (its documented way)."""
+    """Give esptool a logger that says nothing and passes progress on (its documented way).
+
+    It takes one once: what comes back from ``set_logger`` takes no other.
+    """
     from esptool.logger import TemplateLogger, log
 
-    class Quiet(TemplateLogger):
+    class Quiet(TemplateLogger):  # type: ignore[misc]  # esptool has no types
         """Nothing is printed; each thread hears of its own board."""
 
         def print(self, *_: Any, **__: Any) -> None:

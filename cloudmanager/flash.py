@@ -1,4 +1,4 @@
-"""From a blank chip to a board that has run a cell: the steps, in order, each of them safe to repeat.
+"""From a blank chip to a board that has run a cell: steps in order, each safe to repeat.
 
 ```
 chip ─▶ firmware ─▶ write ─▶ repl ─▶ enrol ─▶ copy ─▶ join
@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from . import cable, config, firmware, virtual
-from .cable import Repl
+from . import config, firmware, virtual
+from .cable import Repl, serial_ports
 from .chip import open_chip
 from .errors import CableError, CloudmanagerError
 from .firmware import Firmware
 from .fleet import Fleet
 
 REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start
+PORT_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
 JOIN_SECONDS: Final = 60.0  # Wi-Fi, an address, the server: seldom above 10 s
 HANG_UP_SECONDS: Final = 5.0  # until the server has seen that a board's old link is gone
 CELL_SECONDS: Final = 10.0
@@ -45,7 +46,6 @@ import sys
 l = sys.modules.get('cm.link')
 l and l.close()
 """
-Tell = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ class Flashing:
             else:
                 self._step("write", "erasing and writing")
                 chip.write(image.data, self._progress)
-                self._tell(self.port, "write", "written and verified" if chip.by_stub else "written")
+                self._tell(
+                    self.port, "write", "written and verified" if chip.by_stub else "written"
+                )
             if not chip.start():
                 self._tell(self.port, "write", "press RESET on the board now")
 
@@ -213,7 +215,7 @@ class Flashing:
         image = self._find("RP2")
         if self.wish.dry_run:
             return
-        before = {port.device for port in cable.serial_ports()}
+        before = {port.device for port in serial_ports()}
         self._step("write", "copying")
         try:
             (drive / "firmware.uf2").write_bytes(image.data)
@@ -225,7 +227,7 @@ class Flashing:
     def _new_port(self, before: set[str]) -> str:
         deadline = time.monotonic() + REPL_SECONDS
         while time.monotonic() < deadline:
-            new = [port.device for port in cable.serial_ports() if port.device not in before]
+            new = [port.device for port in serial_ports() if port.device not in before]
             if new:
                 return new[0]
             time.sleep(0.1)
@@ -256,16 +258,17 @@ class Flashing:
     @contextlib.contextmanager
     def _repl(self) -> Iterator[Repl]:
         """Open the port; a chip whose USB is its own takes it away while it restarts."""
-        deadline = time.monotonic() + REPL_SECONDS
+        deadline = time.monotonic() + (PORT_SECONDS if self.wish.flash else 1)
         while True:
             try:
-                with Repl(self.port) as repl:
-                    yield repl
-                    return
-            except CableError as error:
-                if "no such port" not in error.what or time.monotonic() > deadline:
+                repl = Repl(self.port)
+                break
+            except CableError:
+                if time.monotonic() > deadline:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.1)
+        with repl:
+            yield repl
 
     def _client(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
         """Return path -> content of the client, compiled for this firmware."""

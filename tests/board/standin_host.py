@@ -63,7 +63,7 @@ def board(told: dict[str, Any]) -> int:
     text = json.dumps(told).encode()
     kept = ctypes.create_string_buffer(text)
     boot = str(Path(__file__).parent / "standin_boot.py")
-    code = f"exec(open({boot!r}).read())"
+    code = f"exec(open({boot!r}).read(), {{'__name__': 'standin'}})"
     if "flash" not in told:
         code += "\nfrom cm import console as port, link\nlink.start(port)"
     words = ["micropython", "-X", "heapsize=256k", "-i", "-c", code]

@@ -1,9 +1,9 @@
 """A chip on a cable, for tests: a pty with a ROM loader behind it, and MicroPython after it.
 
-The loader is emulated (rom.py). What the chip "boots" into is a real MicroPython, its unix port with
-stand-ins for what chips have (tests/board/standin_boot.py): a flash of its own, boot.py and main.py,
-a REPL. The image that was written is compared, not run: no Xtensa here. A pty has no RTS and DTR:
-``hold_boot`` and ``press_reset`` are a person's fingers.
+The loader is emulated (rom.py). What the chip "boots" into is a real MicroPython, its unix port
+with stand-ins for what chips have (tests/board/standin_boot.py): a flash of its own, boot.py and
+main.py, a REPL. The image that was written is compared, not run: no Xtensa here. A pty has no RTS
+and DTR: ``hold_boot`` and ``press_reset`` are a person's fingers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from .rom import FLASH_BYTES, Loader
 
+UNREAD_BYTES = 64 * 1024  # that the driver of a USB bridge may hold
 STANDIN = Path(__file__).parent.parent / "board" / "standin_host.py"
 
 
@@ -42,12 +43,15 @@ class Chip:
         self.said = bytearray()  # all that MicroPython has printed
         self.loader: Loader | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._sent = bytearray()  # bytes that the cable has not taken yet
         self._cable, self._cable_end = self._pty()
+        os.set_blocking(self._cable, False)
         self._uart, self._uart_end = self._pty()
         self.port = os.ttyname(self._cable_end)
         self._wake, self._waker = os.pipe()
         self._orders: list[str] = []
         self._done = threading.Event()
+        self._heard = threading.Condition()
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
 
@@ -74,6 +78,11 @@ class Chip:
         os.write(self._waker, b"!")
         assert self._done.wait(10)
 
+    def hear(self, what: bytes, timeout: float = 10) -> None:
+        """Wait until the board has said this."""
+        with self._heard:
+            assert self._heard.wait_for(lambda: what in self.said, timeout), bytes(self.said[-500:])
+
     def stop(self) -> None:
         """Take it off the cable."""
         self._order("end")
@@ -87,14 +96,19 @@ class Chip:
 
     def _work(self) -> None:
         while True:
-            ready, _, _ = select.select([self._cable, self._uart, self._wake], [], [])
+            ends = [self._cable] if self._sent else []
+            ready, free, _ = select.select([self._cable, self._uart, self._wake], ends, [])
+            if free:
+                del self._sent[: os.write(self._cable, self._sent)]
             if self._wake in ready and self._obey():
                 return
             if self._cable in ready:
                 self._take(os.read(self._cable, 65536))
             if self._uart in ready:
                 data = os.read(self._uart, 65536)
-                self.said += data
+                with self._heard:
+                    self.said += data
+                    self._heard.notify_all()
                 self._answer(data)
 
     def _obey(self) -> bool:
@@ -129,8 +143,9 @@ class Chip:
                 os.write(self._uart, byte)
 
     def _answer(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._cable, data) :]
+        """Send it; a cable waits for nobody: what is not taken is lost."""
+        self._sent += data
+        del self._sent[:-UNREAD_BYTES]
 
     def _boot(self) -> None:
         self._halt()

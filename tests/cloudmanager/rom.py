@@ -57,7 +57,7 @@ class Loader:
     Args:
         chip: "esp8266" or "esp32".
         flash: what is in its flash; it is changed in place.
-        faults: command -> what goes wrong with it once: "silent", "refused" or "corrupt".
+        faults: command -> what goes wrong with it: "silent", "refused" or "corrupt".
     """
 
     def __init__(self, chip: str, flash: bytearray, faults: dict[int, str] | None = None) -> None:
@@ -93,7 +93,7 @@ class Loader:
         _, op, size, check = struct.unpack_from("<BBHI", packet)
         body = packet[8:]
         self.seen.append(op)
-        fault = self.faults.pop(op, "")
+        fault = self.faults.get(op, "")
         if fault == "silent":
             return b""
         if op not in self._known():  # answered eight times, under another op (loader.py: command)
