@@ -162,7 +162,7 @@ class Repl:
             CableError: no REPL within ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        with self._told("No REPL answers"):
+        with self.failing("No REPL answers"):
             self.transport.serial.write(b"\r\x02\r")
             self.ran = not self._hears(b">>> ")
             while not self._interrupt():
@@ -195,7 +195,7 @@ class Repl:
         Raises:
             CableError: it failed, or the cable did.
         """
-        with self._told("The board did not do what it was told"):
+        with self.failing("The board did not do what it was told"):
             output, error = self.transport.exec_raw(code, timeout=CELL_SECONDS)
         if error:
             why = error.decode(errors="replace").strip().rpartition("\n")[2]
@@ -204,16 +204,17 @@ class Repl:
 
     def facts(self) -> dict[str, Any]:
         """Return platform, version, mpy (of bytecode, 0 where unknown) and machine."""
-        platform, version, mpy, machine = self._tuple(_FACTS, 4)
+        platform, version, mpy, machine = self.told(_FACTS, 4)
         dotted = ".".join(str(part) for part in version)
         return {"platform": str(platform), "version": dotted, "mpy": mpy, "machine": str(machine)}
 
     def identity(self) -> tuple[str | None, str | None]:
         """Return the board's id and name in the fleet that it was flashed for."""
-        board_id, name = self._tuple(_IDENTITY, 2)
+        board_id, name = self.told(_IDENTITY, 2)
         return board_id, name
 
-    def _tuple(self, code: str, size: int) -> tuple[Any, ...]:
+    def told(self, code: str, size: int) -> tuple[Any, ...]:
+        """Run a cell that prints a tuple of this size, and return it."""
         printed = self.run(code).strip().rpartition("\n")[2]
         try:
             told = ast.literal_eval(printed)
@@ -229,7 +230,7 @@ class Repl:
         Raises:
             CableError: it could not be written, or is not on the board as it was sent.
         """
-        with self._told(f"{path} could not be written"):
+        with self.failing(f"{path} could not be written"):
             if self._hash(path) == hashlib.sha256(data).digest():
                 return False
             folder = path.rpartition("/")[0]
@@ -249,7 +250,7 @@ class Repl:
 
     def restart(self) -> None:
         """Have the board start anew, as after RESET; do not wait for it."""
-        with self._told("The board was not restarted"):
+        with self.failing("The board was not restarted"):
             self.transport.exec_raw_no_follow("import machine\nmachine.reset()")
 
     def leave(self) -> None:
@@ -262,7 +263,7 @@ class Repl:
     def listen(self, seconds: float) -> str:
         """Return what the board says by itself meanwhile."""
         deadline, heard = time.monotonic() + seconds, b""
-        with self._told("The board cannot be heard"):
+        with self.failing("The board cannot be heard"):
             while (left := deadline - time.monotonic()) > 0:
                 self.transport.serial.timeout = left
                 heard += self.transport.serial.read(1)
@@ -271,7 +272,7 @@ class Repl:
         return heard.decode(errors="replace")
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def failing(self, what: str) -> Iterator[None]:
         """Raise what mpremote or the driver raise as a sentence of ours; its prints go nowhere."""
         from mpremote.transport import TransportError
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import getpass
 import json
+import signal
 import socket
 import sys
 import threading
@@ -44,6 +45,9 @@ def add_verbs(verb: Verb) -> None:
     made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
     scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
     scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
+    bridge = verb("bridge", bridge_boards, "have boards on a cable in the fleet, by this network")
+    bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
+    bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -209,3 +213,21 @@ def _known() -> dict[str, str]:
     with contextlib.suppress(CloudmanagerError), Fleet() as fleet:
         return {board["id"]: board["name"] for board in fleet.boards()}
     return {}
+
+
+def bridge_boards(options: argparse.Namespace) -> int:
+    """Serve boards on cables until Ctrl-C."""
+    from .bridge import Bridge
+
+    cable.need_tools()
+    names = expand(options.name, options.name, 0) if options.name else ()
+    with Fleet() as fleet:
+        fleet.status()
+        with Bridge(fleet, options.port, names, _tell_bridged):
+            print("Ctrl-C ends it.", file=sys.stderr)
+            signal.pause()
+    return OK
+
+
+def _tell_bridged(port: str, what: str) -> None:
+    print(f"{clean(port)}  {clean(what)}", flush=True)
