@@ -158,6 +158,7 @@ class AsyncBoards:
     run = in_loop(BoardsVerbs.run)
     info = in_loop(BoardsVerbs.info)
     label = in_loop(BoardsVerbs.label)
+    stop = in_loop(BoardsVerbs.stop)
 
 
 class AsyncJobGroup:

@@ -96,6 +96,17 @@ def board_execute(options: argparse.Namespace) -> int:
     return OK if results.ok else FAILED
 
 
+def board(options: argparse.Namespace) -> int:
+    """End the programs of boards."""
+    with Fleet() as fleet:
+        names = fleet[options.target].stop()
+    if options.json:
+        _print_json(names)
+    else:
+        print(f"{fold(names)}: told to stop" if names else "None of them is connected.")
+    return OK if names else FAILED
+
+
 def board_label(options: argparse.Namespace) -> int:
     """Set labels on boards."""
     labels = dict(pair.partition("=")[::2] for pair in options.labels)

@@ -122,3 +122,4 @@ class Boards:
     run = blocking(BoardsVerbs.run)
     info = blocking(BoardsVerbs.info)
     label = blocking(BoardsVerbs.label)
+    stop = blocking(BoardsVerbs.stop)

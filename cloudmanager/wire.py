@@ -3,7 +3,7 @@
 docs/protocol.md is the description, this the host's half of it. What a board may send
 in each state of its link is ``FROM_BOARD``; anything else closes the link::
 
-    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT──▶ open
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, RESULT, PROGRAM──▶ open
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ OUTPUT: Final = 0x20
 VALUE: Final = 0x21
 RESULT: Final = 0x22
 INPUT: Final = 0x23
+PROGRAM: Final = 0x27
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -47,6 +48,7 @@ TRUNCATED: Final = 0x47
 AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
 NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
+BLOCKS: Final = 0x01  # PROGRAM: it keeps the board busy
 
 #: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -69,7 +71,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO,)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, PROGRAM)),
 }
 
 

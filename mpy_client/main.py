@@ -1,3 +1,3 @@
-from cm import console, link
+from cm import link
 
-link.start(console)
+link.start()

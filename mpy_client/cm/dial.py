@@ -1,6 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,611 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 2,728 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
 import gc
 import hashlib
 import json
@@ -79,6 +79,7 @@ def _about(run, job):
             "machine": getattr(us, "_machine", ""),
             "client": VERSION,
             "heap": gc.mem_free(),
+            "program": run.link.told,
         },
         "last": last,
     }
@@ -150,6 +151,14 @@ def _tune(sock):
 def _open(link, run):
     with open("/cm.json") as file:
         config = json.load(file)
+    if config.get("wifi") or config.get("lan"):
+        try:
+            from cm import net
+
+            net.up(config)
+        finally:
+            net = None
+            link.drop("net")
     host, tcp_port = config["host"], config["tcp_port"]
     place = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
     link.socket = link.io = socket.socket(place[0], place[1])

@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,629 bytes of .mpy, 4,544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 2,739 bytes of .mpy, 4,544 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-23).
 import __main__
 import builtins
 import gc
@@ -205,6 +205,8 @@ def serve():
         elif op == _RESET:
             link.frame(0x88, _IN, _IN)  # a close without a code
             close()
+            if link.told:
+                open("/cm.skip", "w").close()  # app.py stays out this once
             port.reset()
         elif rest and mv[_IN + 2 : _IN + 6] == job:
             if op == _MORE:
@@ -212,6 +214,11 @@ def serve():
             elif op == _INTERRUPT:
                 stop = _INTERRUPTED
                 run()
+        elif op == _INTERRUPT and link.task:
+            from cm import loop
+
+            loop.core.cur_task = None  # else asyncio may believe that it cancels itself
+            link.task.cancel()
 
 
 # A cell, or the beginning of a long one: all its memory is taken now.

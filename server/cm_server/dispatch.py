@@ -91,7 +91,7 @@ class Dispatch:
                 self._settle(job, "error", why)
             elif board.link is None:
                 self._await_board(job)
-            elif board.current is None and not board.queue:
+            elif board.current is None and not board.queue and not board.blocked:
                 self._start(job)
             else:
                 board.queue.append(job)
@@ -145,7 +145,11 @@ class Dispatch:
         message = wire.unpack(data)
         wire.check_op("open", message)
         job = board.current
-        if job is None or job.id != message.job:
+        if message.op == wire.PROGRAM:
+            self._on_program(board, message)
+        elif not message.job:  # what its own program prints: nobody asked for it
+            pass
+        elif job is None or job.id != message.job:
             log.warning("%s spoke of job %d, which is not its own", board.name, message.job)
         elif message.op == wire.RESULT:
             self._on_result(job, message, data)
@@ -172,6 +176,21 @@ class Dispatch:
         else:
             self._close(job, ending.status, error)
         self._release(job.board)
+
+    def _on_program(self, board: Board, message: wire.Message) -> None:
+        """Note what a board's own program does; while it blocks the board, cells wait."""
+        told = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
+        board.told = {**board.told, "program": told}
+        board.blocked = bool(message.flags & wire.BLOCKS)
+        if board.current is None:
+            self._next(board)
+
+    def stop_program(self, board: Board) -> bool:
+        """Ask a board to end its own program; return whether the board is there."""
+        if board.link is None:
+            return False
+        board.link.send(wire.pack(wire.INTERRUPT))
+        return True
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True
@@ -342,7 +361,7 @@ class Dispatch:
             self._next(board)
 
     def _next(self, board: Board) -> None:
-        if board.queue and board.link is not None:
+        if board.queue and board.link is not None and not board.blocked:
             job = board.queue.popleft()
             job.deliver(wire.pack(wire.STARTED, job=job.id))
             self._start(job)

@@ -41,6 +41,7 @@ class Board:
         self.buffer_size = MIN_BUFFER
         self.current: Job | None = None
         self.queue: deque[Job] = deque()
+        self.blocked = False  # whether its own program keeps it busy: cells wait
 
     @property
     def online(self) -> bool:
@@ -52,7 +53,7 @@ class Board:
         """Return offline, idle, busy, or lost (its link broke while a job ran)."""
         if self.link is None:
             return "lost" if self.current else "offline"
-        return "busy" if self.current else "idle"
+        return "busy" if self.current or self.blocked else "idle"
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -77,6 +78,7 @@ class Board:
         """Note that its link is open and proven."""
         self.link = link
         self.links += 1
+        self.blocked = False
         self.told = facts
         self.buffer_size = buffer_size
         self.connected_since = self.last_seen = time.time()
@@ -94,6 +96,7 @@ class Board:
             "id": self.id,
             **self.facts,
             "heap": self.told.get("heap"),
+            "program": self.told.get("program", ""),
             "labels": dict(self.labels),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
-OUTPUT, VALUE, RESULT, INPUT = 0x20, 0x21, 0x22, 0x23
+OUTPUT, VALUE, RESULT, INPUT, PROGRAM = 0x20, 0x21, 0x22, 0x23, 0x27
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -58,6 +58,7 @@ class Link:
     def __init__(self, peer, socket, name, told):
         self.peer, self.socket, self.name, self.told = peer, socket, name, told
         self.jobs = {}
+        self.programs = []  # what it said of its own program
         self.closed = threading.Event()
 
     def send(self, data):
@@ -83,6 +84,14 @@ class Link:
 
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
+
+    def program(self, *wanted, timeout=10):
+        """Wait until it said this of its own program: (flags, text)."""
+        self.peer.until(lambda _: wanted in self.programs, timeout)
+
+    def stop(self):
+        """End its own program."""
+        self.send(message(INTERRUPT, bytes(4)))
 
     def reset(self):
         self.send(message(RESET, bytes(4)))
@@ -120,6 +129,12 @@ class Link:
     def take(self, data):
         assert isinstance(data, bytes), "only binary messages"
         op, flags, number = struct.unpack_from(">BB4s", data)
+        if number == bytes(4):  # the board's own program
+            if op == PROGRAM:
+                with self.peer.changed:
+                    self.programs.append((flags, data[6:].decode()))
+                    self.peer.changed.notify_all()
+            return
         job, payload = self.jobs[number], data[6:]
         with job.changed:
             job.messages += 1

@@ -88,12 +88,14 @@ class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked
 
 
 class Timer:
-    PERIODIC = 1
+    ONE_SHOT, PERIODIC = 0, 1
 
     def __init__(self, id):
         pass
 
     def init(self, period, mode, callback):
+        if mode == self.ONE_SHOT:  # seldom; the stand-in's one thread has the periodic one
+            return
         self.callback = callback
         struct.pack_into("<q", box, _CALLBACK, id(callback))
         box[_PERIOD] = period
@@ -143,6 +145,44 @@ class Flash(Ram):
         self.file.write(buf)
 
 
+# A STAND-IN for a Wi-Fi station: what esp32 and esp8266 say in network.WLAN. "air" in the settings
+# says which networks there are, with their passwords.
+class Network:
+    STA_IF = 0
+    STAT_IDLE, STAT_CONNECTING, STAT_GOT_IP = 1000, 1001, 1010
+    STAT_NO_AP_FOUND, STAT_WRONG_PASSWORD = 201, 202
+
+    def __init__(self):
+        self.state = self.STAT_IDLE
+        self.tried = []
+
+    def WLAN(self, interface):
+        return self
+
+    def active(self, on=None):
+        return True
+
+    def connect(self, name, password):
+        with open("/tried", "a") as file:
+            file.write(name + "\n")
+        air = told["air"]
+        if name not in air:
+            self.state = self.STAT_NO_AP_FOUND
+        elif air[name] != password:
+            self.state = self.STAT_WRONG_PASSWORD
+        else:
+            self.state = self.STAT_GOT_IP
+
+    def disconnect(self):
+        self.state = self.STAT_IDLE
+
+    def isconnected(self):
+        return self.state == self.STAT_GOT_IP
+
+    def status(self):
+        return self.state
+
+
 # The chip starts anew, whatever runs.
 def restart():
     ask.write(b"R")
@@ -174,6 +214,8 @@ machine.Timer = Timer
 machine.soft_reset = machine.reset = restart
 sys.modules["os"] = real
 sys.modules["machine"] = machine
+if "air" in told:
+    sys.modules["network"] = Network()
 builtins.print = hook
 builtins.dropped = dropped
 

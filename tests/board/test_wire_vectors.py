@@ -95,7 +95,8 @@ def link(tmp_path_factory):
 
 def test_board_tells_what_protocol_md_says(link):
     assert set(link.told) == {"boot", "buf", "parts", "facts", "last"}
-    assert set(link.told["facts"]) == {"platform", "version", "mpy", "machine", "client", "heap"}
+    facts = {"platform", "version", "mpy", "machine", "client", "heap", "program"}
+    assert set(link.told["facts"]) == facts
     assert (link.told["last"], "run" in link.told["parts"]) == (None, True)
 
 

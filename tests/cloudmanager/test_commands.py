@@ -15,6 +15,7 @@ import pytest
 from cloudmanager import config
 from cloudmanager.errors import NotAllowed, ServerError
 from cloudmanager.fleet import Fleet
+from tests.conftest import Server, running_boards
 
 from .conftest import MBM, WAIT, background, process
 
@@ -377,3 +378,28 @@ def test_simulate_warns_where_the_server_is_somebody_elses(boards, mbm, monkeypa
         "mbm: virtual boards are no sandbox: cells there act as you here."
     )
     assert "demo-1 is connected already" in done.err
+
+
+def test_board_stop_ends_a_program_that_keeps_the_board_busy(mbm, fleet: Fleet, server: Server):
+    with running_boards(server, fleet, ["busy-1"]) as boards:
+        fleet["busy-1"].run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')")
+        boards.restart("busy-1")
+        state = until(lambda: mbm("board-list", "busy-1").out, "busy: app.py")
+        group = fleet["busy-1"].submit("6 * 7", listen=True)
+        waits = next(event for event in group.events() if event.kind == "queued")
+        assert waits.text == "behind 1"
+        done = mbm("board", "busy-1", "stop")
+        assert (done.status, done.out) == (0, "busy-1: told to stop\n")
+        assert group.results(10)["busy-1"].value == 42
+        assert "idle: app.py ended" in until(lambda: mbm("board-list", "busy-1").out, "ended")
+        assert state
+    fleet.forget("busy-1")
+
+
+def until(look, what):
+    """Look until it is there."""
+    deadline = time.monotonic() + 10
+    while what not in (seen := look()):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+    return seen

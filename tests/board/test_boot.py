@@ -1,0 +1,323 @@
+"""The boot: network, program, safe mode, on a chip that is a real MicroPython with stand-ins.
+
+Each story has the flash that the chip boots from, and what the fleet, the flash and the serial
+port show then. The stand-ins (standin_boot.py) are for machine, network and os.dupterm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from littlefs import LittleFS
+
+from cloudmanager.cable import Repl
+from cloudmanager.flash import client_files
+from tests.cloudmanager.chip import Chip
+
+from .peer import INTERRUPTED, OK, Peer
+
+BLOCKS = 256
+TICKING = """
+import asyncio, time
+late = []
+async def main():
+    while True:
+        began = time.ticks_ms()
+        await asyncio.sleep_ms(100)
+        late.append(time.ticks_diff(time.ticks_ms(), began) - 100)
+"""
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CM_HOME", str(tmp_path_factory.mktemp("home")))
+        return client_files()
+
+
+class Flash:
+    """The file system of a chip that is switched off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _open(self) -> LittleFS:
+        fs = LittleFS(block_size=4096, block_count=BLOCKS, mount=False)
+        if self.path.exists():
+            fs.context.buffer = bytearray(self.path.read_bytes())
+        else:
+            fs.format()
+        fs.mount()
+        return fs
+
+    def write(self, files: dict[str, bytes]) -> None:
+        fs = self._open()
+        for path, data in files.items():
+            fs.makedirs(os.path.dirname(path), exist_ok=True)
+            with fs.open(path, "wb") as file:
+                file.write(data)
+        fs.unmount()
+        self.path.write_bytes(bytes(fs.context.buffer))
+
+    def read(self, path: str) -> str:
+        fs = self._open()  # littlefs-python crashes where this goes before its files
+        try:
+            with fs.open(path, "rb") as file:
+                return file.read().decode()
+        except FileNotFoundError:
+            return ""
+        finally:
+            fs.unmount()
+
+
+class Lab:
+    """A chip, what is on its flash, and the server that it dials."""
+
+    def __init__(self, folder: Path, client: dict[str, bytes]) -> None:
+        self.key = os.urandom(32)
+        self.peer = Peer({"id-1": self.key}, spread=0.2)
+        self.flash = Flash(folder / "files.img")
+        self.folder, self.client = folder, client
+        self.chip: Chip | None = None
+
+    def boot(self, app="", air=None, **settings):
+        told = {"id": "id-1", "key": self.key.hex(), "host": "127.0.0.1"}
+        told |= {"tcp_port": self.peer.tcp_port, **settings}
+        files = {**self.client, "/cm.json": json.dumps(told).encode()}
+        if app:
+            files["/app.py"] = app.encode()
+        self.flash.write(files)
+        self.chip = Chip(self.folder, **({} if air is None else {"air": air}))
+        self.chip.flash[0] = 0xE9
+        self.chip.press_reset()
+        return self
+
+    def link(self, **more):
+        return self.peer.link("id-1", **more)
+
+    def starts(self) -> list[str]:
+        """What its program wrote down, once it is off."""
+        assert self.chip
+        self.chip.power_off()
+        return self.flash.read("/starts").split()
+
+
+@pytest.fixture
+def lab(tmp_path, client):
+    lab = Lab(tmp_path, client)
+    yield lab
+    if lab.chip:
+        lab.chip.stop()
+    lab.peer.stop()
+
+
+# The network
+
+
+def test_board_without_wifi_settings_dials_as_it_is(lab):
+    assert lab.boot().link().run("__cm__((6 * 7))").value == b"42"
+
+
+def test_first_network_that_lets_it_in_is_taken(lab):
+    air = {"home": "right", "work": "secret"}
+    wifi = [["gone", "x"], ["home", "wrong"], ["work", "secret"], ["home", "right"]]
+    lab.boot(air=air, wifi=wifi).link()
+    lab.chip.hear(b"Wi-Fi gone: not found")
+    lab.chip.hear(b"Wi-Fi home: wrong password")
+    lab.chip.power_off()
+    assert lab.flash.read("/tried").split() == ["gone", "home", "work"]
+
+
+def test_without_wifi_it_says_why_and_goes_on_trying(lab):
+    lab.boot(air={}, wifi=[["home", "x"]])
+    lab.chip.hear(b"Wi-Fi home: not found")
+    lab.chip.said.clear()
+    lab.chip.hear(b"Wi-Fi home: not found")
+    assert not lab.peer.links
+
+
+def test_wifi_parts_are_gone_when_it_is_connected(lab):
+    link = lab.boot(air={"home": "x"}, wifi=[["home", "x"]]).link()
+    code = "import sys\n__cm__(([n for n in sys.modules if n in ('cm.net', 'cm.boot', 'cm.dial')]))"
+    assert link.run(code).value == b"[]"
+
+
+# The program
+
+
+def test_async_program_runs_beside_cells_and_keeps_its_tick(lab):
+    link = lab.boot(TICKING).link()
+    link.program(0, "app.py")
+    code = "import app\nn = len(app.late)\n__cm__((n))"
+    until = time.monotonic() + 3
+    while int(link.run(code).value) < 12:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    late = sorted(json.loads(link.run("import app\n__cm__((app.late))").value))
+    assert late[len(late) * 8 // 10] <= 20, late  # a busy machine may delay one by itself
+
+
+def test_async_program_is_stopped(lab):
+    link = lab.boot(TICKING).link()
+    link.program(0, "app.py")
+    link.stop()
+    link.program(0, "app.py ended")
+    count = "import app\n__cm__((len(app.late)))"
+    first = link.run(count).value
+    time.sleep(0.3)
+    assert link.run(count).value == first
+
+
+def test_blocking_program_keeps_the_board_busy_until_it_is_stopped(lab):
+    link = lab.boot("while True:\n    pass").link()
+    link.program(1, "app.py")
+    assert link.ping() < 1
+    link.stop()
+    link.program(0, "app.py ended")
+    assert link.run("__cm__((6 * 7))").value == b"42"
+
+
+def test_blocking_program_that_prints_harms_nothing(lab):
+    link = lab.boot("while True:\n    print('x' * 50)").link()
+    link.program(1, "app.py")
+    link.stop()
+    link.program(0, "app.py ended")
+    assert link.run("print('fine')").output == b"fine\r\n"
+
+
+def test_program_that_ends_leaves_the_board_to_cells(lab):
+    link = lab.boot("x = 7").link()
+    link.program(0, "app.py ended")
+    assert link.run("import app\n__cm__((app.x))").value == b"7"
+    lab.chip.power_off()
+    assert lab.flash.read("/cm.boot").startswith("0 ")
+
+
+def test_program_starts_without_a_server(lab):
+    lab.peer.shut()
+    lab.boot("print('started')")
+    lab.chip.hear(b"started", timeout=20)
+    lab.peer.open()
+    assert lab.link(timeout=20).run("import app\n__cm__((1))").status == OK
+
+
+def test_blocking_program_gives_way_when_the_link_is_gone_for_long(lab):
+    """The limit is a minute: here it is set to a second."""
+    code = "import cm.run, time\ncm.run.limit = 1000\nprint('began')\nwhile True: pass"
+    link = lab.boot(code).link()
+    link.program(1, "app.py")
+    link.cut()
+    again = lab.link(after=link)
+    again.program(1, "app.py")  # it was started anew, now that there is a link
+
+
+def test_fresh_leaves_the_program_out_this_once(lab):
+    link = lab.boot(TICKING).link()
+    link.program(0, "app.py")
+    link.reset()
+    again = lab.link(after=link)
+    assert again.told["facts"]["program"] == "app.py was left out this once"
+    again.reset()
+    third = lab.link(after=again)
+    assert third.told["boot"] != again.told["boot"]
+
+
+# Crashes, and safe mode
+
+CRASHES = {
+    "at import": "raise ValueError('at import')",
+    "at once": "async def main():\n    raise ValueError('at once')",
+    "after a while": "import asyncio\nasync def main():\n    await asyncio.sleep(0.05)\n    1/0",
+}
+
+
+@pytest.mark.parametrize("app", CRASHES.values(), ids=CRASHES)
+def test_program_that_crashes_is_told_with_its_error_and_cells_run(lab, app):
+    link = lab.boot(app).link()
+    lab.peer.until(lambda _: any("ended: " in text for _, text in link.programs))
+    (told,) = [text for _, text in link.programs if "ended: " in text]
+    assert told.startswith(("app.py ended: ValueError: at", "app.py ended: ZeroDivisionError"))
+    assert link.run("__cm__((6 * 7))").value == b"42"
+    lab.chip.power_off()
+    count, kept = lab.flash.read("/cm.boot").split("\n", 1)
+    assert count.startswith("1 ")
+    assert 'File "app.py", line' in kept
+
+
+@pytest.mark.parametrize("app", CRASHES.values(), ids=CRASHES)
+def test_three_bad_starts_are_followed_by_safe_mode(lab, app):
+    lab.boot(app)
+    link = None
+    for _ in range(3):
+        link = lab.link(after=link)
+        lab.peer.until(lambda _, link=link: any("ended: " in text for _, text in link.programs))
+        lab.chip.press_reset()
+    safe = lab.link(after=link)
+    assert safe.told["facts"]["program"].startswith("safe mode, without app.py: ")
+    assert safe.run("import sys\n__cm__(('app' in sys.modules))").value == b"False"
+
+
+def test_program_that_resets_the_board_ends_in_safe_mode(lab):
+    app = "import machine\nwith open('/starts', 'a') as f:\n    f.write('x ')\nmachine.reset()"
+    lab.boot(app)
+    lab.peer.until(
+        lambda peer: any(
+            "safe mode" in link.told["facts"]["program"] for link in peer.links.values()
+        ),
+        timeout=25,
+    )
+    assert lab.link().told["facts"]["program"] == "safe mode: app.py reset the board"
+    assert lab.starts() == ["x"] * 3
+
+
+def test_another_program_gets_its_own_three_starts(lab):
+    lab.boot(CRASHES["at import"])
+    link = None
+    for _ in range(3):
+        link = lab.link(after=link)
+        lab.peer.until(lambda _, link=link: any("ended: " in text for _, text in link.programs))
+        lab.chip.press_reset()
+    safe = lab.link(after=link)
+    safe.run("with open('/app.py', 'w') as f:\n    f.write('print(1)')")
+    lab.chip.press_reset()
+    lab.link(after=safe).program(0, "app.py ended")
+
+
+def test_boots_without_wifi_never_count(lab):
+    lab.boot(CRASHES["at import"], air={}, wifi=[["home", "x"]])
+    for _ in range(4):
+        lab.chip.hear(b"not found")
+        lab.chip.power_off()
+        lab.chip.said.clear()
+        lab.chip.press_reset()
+    lab.chip.power_off()
+    # no link, and the program had not been started: it is not to blame
+    assert lab.flash.read("/cm.boot").split(" ")[0] in ("", "0")
+
+
+# The cable
+
+
+@pytest.mark.parametrize("app", ["", TICKING, "while True:\n    pass"])
+def test_ctrl_c_on_the_cable_leaves_for_the_repl(lab, app):
+    link = lab.boot(app).link()
+    if app:
+        link.program(1, "app.py")
+    with Repl(lab.chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.run("print(6 * 7)").strip() == "42"
+
+
+def test_interrupt_over_the_link_ends_only_the_cell(lab):
+    link = lab.boot(TICKING).link()
+    link.program(0, "app.py")
+    job = link.submit("while True: pass")
+    link.interrupt(job)
+    assert job.wait().status == INTERRUPTED
+    before = int(link.run("import app\n__cm__((len(app.late)))").value)
+    time.sleep(0.4)
+    assert int(link.run("import app\n__cm__((len(app.late)))").value) > before
