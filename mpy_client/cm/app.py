@@ -1,6 +1,6 @@
 # The user's program, app.py: beside cells where it has `async def main()`, else in their place.
 # Boards: all; imported where there is an app.py, and kept while it is needed.
-# Cost: 1,710 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,731 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 #
 # /cm.boot holds how many starts in a row ended badly, of which app.py, and the last traceback.
 import io
@@ -150,9 +150,10 @@ def go():
     run.mark = run.end = _OUT
     run.limit = 60000
     if hasattr(main, "send") and not error:
-        from asyncio import create_task
+        from cm import loop
 
-        link.task = create_task(_main(main))
+        link.task = loop.core.create_task(_main(main))
+        loop.rest(None, 0)  # a task that never ran would not notice that it is cancelled
         say()
     elif isinstance(error, KeyboardInterrupt):
         if not run.stop:
