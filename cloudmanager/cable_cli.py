@@ -20,12 +20,16 @@ from urllib.parse import urlsplit
 from . import cable, config
 from .cable import Repl, SerialPort
 from .errors import CableError, CloudmanagerError, TargetError
-from .flash import Outcome, Wish, flash
+from .flash import Outcome, Wish, configure_by_cable, configure_by_link, flash
 from .fleet import Fleet
 from .names import expand
 from .text import clean
 
 OK, FAILED = 0, 1
+WATCHDOG_SECONDS = 30  # at least: a board that dials may stand still for 20
+_LONGER = (
+    f"Give {WATCHDOG_SECONDS} or more: a board that dials a server which is gone stands still."
+)
 SCAN_SECONDS = 5.0  # that a board may take to show its REPL
 KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
 Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
@@ -45,6 +49,11 @@ def add_verbs(verb: Verb) -> None:
     made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
     scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
     scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
+    settings = verb("board-config", board_config, "change Wi-Fi, server or watchdog of boards")
+    settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
+    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help="in order")
+    settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
+    settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
     bridge = verb("bridge", bridge_boards, "have boards on a cable in the fleet, by this network")
     bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
     bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
@@ -213,6 +222,44 @@ def _known() -> dict[str, str]:
     with contextlib.suppress(CloudmanagerError), Fleet() as fleet:
         return {board["id"]: board["name"] for board in fleet.boards()}
     return {}
+
+
+def board_config(options: argparse.Namespace) -> int:
+    """Change settings; a board goes back to its old ones where the new ones do not work."""
+    new = _settings(options)
+    on_cable = "/" in options.board or options.board.upper().startswith("COM")
+    if on_cable:
+        configure_by_cable(options.board, new)
+        status = OK
+    else:
+        with Fleet() as fleet:
+            done = configure_by_link(fleet[options.board], new)
+        status = OK if done.ok else FAILED
+        for name, result in done.items():
+            if not result.ok:
+                print(f"mbm: {name}: {clean(str(result.error))}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(sorted(new)))
+    elif status == OK:
+        print(f"{clean(options.board)} restarts; settings that do not work are taken back.")
+    return status
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is to change of cm.json."""
+    new: dict[str, Any] = {}
+    if options.wifi:
+        new["wifi"] = [[ssid, _password(ssid)] for ssid in options.wifi]
+    if options.server:
+        parts = urlsplit(f"//{options.server}")
+        new |= {"host": parts.hostname or "", "tcp_port": parts.port or config.DEFAULT_TCP_PORT}
+    if options.watchdog is not None:
+        if 0 < options.watchdog < WATCHDOG_SECONDS:
+            raise CableError("", f"A watchdog of {options.watchdog} s is too short", _LONGER)
+        new["watchdog"] = options.watchdog
+    if not new:
+        raise CableError("", "Nothing is to be changed", "Give --wifi, --server or --watchdog.")
+    return new
 
 
 def bridge_boards(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,728 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 2,909 bytes of .mpy, 3,040 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-23).
 import gc
 import hashlib
 import json
@@ -18,6 +18,7 @@ _IN = const(8)  # as in link.py
 _OUT = const(16)
 _ROOM = const(1016)  # bytes of the longest message that an idle board can take
 _PATIENCE = const(10000)  # ms for each step
+_TRIALS = const(6)  # tries to dial that new settings have
 
 _HELLO = const(0x01)
 _CHALLENGE = const(0x02)
@@ -148,8 +149,22 @@ def _tune(sock):
             sock.setsockopt(level, option, value)
 
 
+# New settings (mbm board-config) are kept once they have worked; else the old ones hold on.
+def _settings(link):
+    try:
+        open("/cm.new").close()
+    except OSError:
+        return "/cm.json"
+    if link.tries <= _TRIALS:
+        return "/cm.new"
+    os.remove("/cm.new")
+    print("The new settings do not work: the old ones are back.")
+    return "/cm.json"
+
+
 def _open(link, run):
-    with open("/cm.json") as file:
+    name = _settings(link)
+    with open(name) as file:
         config = json.load(file)
     if config.get("wifi") or config.get("lan"):
         try:
@@ -169,6 +184,8 @@ def _open(link, run):
     _tune(link.socket)
     _upgrade(link, host, tcp_port)
     _prove(link, run, config["id"], unhexlify(config["key"]))
+    if name == "/cm.new":
+        os.rename(name, "/cm.json")
 
 
 # Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the

@@ -16,7 +16,7 @@ from typing import Any
 
 import micropython_run
 
-_TIMER, _STARTED, _PERIOD, _CALLBACK = 0, 1, 2, 8
+_TIMER, _STARTED, _PERIOD, _TIMER_2, _CALLBACK, _CALLBACK_2 = 0, 1, 2, 3, 8, 16
 RESTART = 77  # exit code of a board that starts anew
 
 
@@ -34,6 +34,13 @@ def board(told: dict[str, Any]) -> int:
             time.sleep((box[_PERIOD] or 50) / 1000)
             if box[_TIMER]:
                 library.mp_sched_schedule(struct.unpack_from("<q", box, _CALLBACK)[0], 1)
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    def tick_2() -> None:
+        while True:
+            time.sleep(0.1)
+            if box[_TIMER_2]:
+                library.mp_sched_schedule(struct.unpack_from("<q", box, _CALLBACK_2)[0], 1)
                 signal.pthread_kill(main, signal.SIGUSR1)
 
     asked, told["ask"] = os.pipe()
@@ -55,7 +62,7 @@ def board(told: dict[str, Any]) -> int:
                 signal.pthread_kill(main, signal.SIGUSR1)
         os._exit(1)
 
-    for work in (tick, interrupt, obey):
+    for work in (tick, tick_2, interrupt, obey):
         threading.Thread(target=work, daemon=True).start()
     if "tty" in told:
         take_terminal(told["tty"])

@@ -146,6 +146,38 @@ def test_wifi_parts_are_gone_when_it_is_connected(lab):
     assert link.run(code).value == b"[]"
 
 
+def test_new_settings_that_work_are_kept(lab):
+    link = lab.boot().link()
+    told = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
+    new = json.dumps({**told, "name": "new"})
+    link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
+    lab.chip.press_reset()
+    assert lab.link(after=link).run("__cm__((1))").value == b"1"
+    lab.chip.power_off()
+    assert json.loads(lab.flash.read("/cm.json"))["name"] == "new"
+    assert lab.flash.read("/cm.new") == ""
+
+
+def test_new_settings_that_do_not_work_are_taken_back(lab):
+    link = lab.boot().link()
+    told = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
+    new = json.dumps({**told, "tcp_port": 1})
+    link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
+    lab.chip.press_reset()
+    lab.link(after=link, timeout=25)
+    lab.chip.hear(b"The new settings do not work: the old ones are back.")
+    assert lab.flash.read("/cm.new") == ""
+
+
+def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
+    link = lab.boot(watchdog=30).link()
+    assert link.run("import machine\n__cm__((machine.dogs[0].timeout))").value == b"30000"
+    until = time.monotonic() + 10
+    while link.run("import machine\n__cm__((machine.dogs[0].fed))").value == b"0":
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 # The program
 
 

@@ -91,8 +91,8 @@ def settings(chip):
 
 
 def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet):
-    chip = make_chip()
     wifi = [("home 'n' \"work\"", SECRET)]
+    chip = make_chip(air=dict(wifi))
     done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"})
     assert (done.error, done.step, done.chip, done.name) == ("", "join", "ESP8266", "flashed-1")
     image = images.esp8266().read_bytes()
@@ -255,6 +255,16 @@ def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
     assert f"reaches 127.0.0.1:{nowhere[1]}, then run this again with --no-flash" in done.error
     monkeypatch.undo()
     again(go, chip, flash=False)
+
+
+def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monkeypatch):
+    monkeypatch.setattr(flashing, "JOIN_SECONDS", 2)
+    chip = make_chip(air={"home": "right"})
+    done = go(chip, names=["wifi-1"], wifi=[("home", "wrong")])
+    assert "did not dial in within 2 s: the board says 'Wi-Fi home: wrong password'" in done.error
+    assert "wrong'" not in done.error.replace("wrong password", "")
+    monkeypatch.undo()
+    again(go, chip, flash=False, wifi=[("home", "right")])
 
 
 def test_old_micropython_is_refused(make_chip, go, monkeypatch):
