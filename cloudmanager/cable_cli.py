@@ -23,7 +23,7 @@ from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, configure_by_cable, configure_by_link, flash
 from .fleet import Fleet
 from .names import expand
-from .text import clean
+from .text import clean, fold
 
 OK, FAILED = 0, 1
 WATCHDOG_SECONDS = 30  # at least: a board that dials may stand still for 20
@@ -54,6 +54,8 @@ def add_verbs(verb: Verb) -> None:
     settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help="in order")
     settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
     settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
+    anew = verb("board-upgrade-client", upgrade_client, "give boards this version's client")
+    anew.add_argument("target", metavar="TARGET")
     bridge = verb("bridge", bridge_boards, "have boards on a cable in the fleet, by this network")
     bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
     bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
@@ -243,6 +245,26 @@ def board_config(options: argparse.Namespace) -> int:
     elif status == OK:
         print(f"{clean(options.board)} restarts; settings that do not work are taken back.")
     return status
+
+
+def upgrade_client(options: argparse.Namespace) -> int:
+    """Give boards a new client, over the air."""
+    from .upgrade import Upgrade
+
+    with Fleet() as fleet:
+        upgrade = Upgrade(fleet, options.target, lambda what: print(what, file=sys.stderr))
+        done = upgrade.run()
+    if options.json:
+        told = {**dict.fromkeys(done, ""), **upgrade.failed}
+        statuses = {
+            name: {"status": "error" if why else "ok", "error": why} for name, why in told.items()
+        }
+        print(json.dumps(statuses, indent=2))
+    elif done:
+        print(f"{fold(done)}: the new client runs")
+    for name, why in upgrade.failed.items():
+        print(f"mbm: {name}: {clean(why)}.", file=sys.stderr)
+    return FAILED if upgrade.failed else OK
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

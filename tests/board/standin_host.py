@@ -105,6 +105,7 @@ def main() -> int:
         if not pid:
             os._exit(board(told))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        told.pop("cut", None)
     return code
 
 
