@@ -13,7 +13,6 @@ between cells is interrupted, since the REPL is what the bridge needs. For Linux
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import select
@@ -27,8 +26,8 @@ from . import config, wire
 from .boardlink import BoardLink
 from .cable import Repl, serial_ports
 from .errors import CableError, CloudmanagerError, LinkLost, NotAllowed, PeerWireError
-from .flash import NameBook
 from .fleet import Fleet
+from .members import Members
 from .virtual import Identity
 from .wire import Message
 
@@ -72,39 +71,6 @@ except ImportError:
 print((h,u))
 """
 Tell = Callable[[str, str], None]
-
-
-class Members:
-    """Who the bridged boards are: their identities, kept in the user's folder.
-
-    Args:
-        fleet: enrols new ones; for administrators.
-        names: what new ones may be called; empty: by platform.
-    """
-
-    def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
-        self._fleet = fleet
-        self._book = NameBook(fleet, names)
-        self._file = config.make_home() / "bridge.json"
-        self._lock = threading.Lock()
-
-    def identity(self, hardware: str, platform: str) -> Identity:
-        """Return who the board with this hardware id is; a new one is enrolled."""
-        with self._lock:
-            known = self._read()
-            row = known.get(hardware)
-            if row is None or row["id"] not in {board["id"] for board in self._fleet.boards()}:
-                name = row["name"] if row else self._book.take(platform)
-                (row,) = self._fleet.enrol([name])
-                config.write_private(self._file, json.dumps({**known, hardware: row}))
-            return Identity(row["name"], row["id"], bytes.fromhex(row["key"]))
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
 
 
 class Bridge:

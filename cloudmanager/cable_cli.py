@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from . import cable, config
+from . import cable, config, reconfigure
 from .cable import Repl, SerialPort
 from .errors import CableError, CloudmanagerError, TargetError
-from .flash import Outcome, Wish, configure_by_cable, configure_by_link, flash
+from .flash import Outcome, Wish, flash
 from .fleet import Fleet
 from .names import expand
 from .text import clean, fold
@@ -231,11 +231,11 @@ def board_config(options: argparse.Namespace) -> int:
     new = _settings(options)
     on_cable = "/" in options.board or options.board.upper().startswith("COM")
     if on_cable:
-        configure_by_cable(options.board, new)
+        reconfigure.by_cable(options.board, new)
         status = OK
     else:
         with Fleet() as fleet:
-            done = configure_by_link(fleet[options.board], new)
+            done = reconfigure.by_link(fleet[options.board], new)
         status = OK if done.ok else FAILED
         for name, result in done.items():
             if not result.ok:

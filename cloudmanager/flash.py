@@ -24,8 +24,7 @@ from .cable import Repl, serial_ports
 from .chip import open_chip
 from .errors import CableError, CloudmanagerError
 from .firmware import Firmware
-from .fleet import Boards, Fleet
-from .results import Results
+from .fleet import Fleet
 
 REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start
 PORT_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
@@ -354,44 +353,6 @@ class Flashing:
         if self.wish.labels:
             boards.label(self.wish.labels)
         self._tell(self.port, "join", f"{self.outcome.name} is in the fleet and ran a cell")
-
-
-#: Runs on a board, with `new`: what is to change. dial.py takes /cm.new over once it has worked.
-_CONFIGURE: Final = """
-import json
-with open('/cm.json') as f:
-    c = json.load(f)
-c.update(new)
-with open('/cm.new', 'w') as f:
-    f.write(json.dumps(c))
-"""
-
-
-def configure_by_cable(port: str, new: Mapping[str, Any]) -> None:
-    """Give a board on a cable other settings; it goes back to the old ones if they do not work.
-
-    Args:
-        port: the serial port.
-        new: of cm.json, what is to change: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
-
-    Raises:
-        CableError: the board is no member of a fleet, or does not answer.
-    """
-    with Repl(port) as repl:
-        repl.await_prompt(REPL_SECONDS)
-        if not repl.identity()[0]:
-            hint = "Make it one: `mbm flash --no-flash`."
-            raise CableError(port, "The board is no member of a fleet", hint)
-        repl.run(f"new = {dict(new)!r}\n{_CONFIGURE}")
-        repl.restart()
-
-
-def configure_by_link(boards: Boards, new: Mapping[str, Any]) -> Results:
-    """Give boards that are connected other settings, and restart them; see above."""
-    done = boards.run(_CONFIGURE.strip(), inputs={"new": dict(new)}, timeout=CELL_SECONDS)
-    if done.ok:
-        boards.submit("import machine\nmachine.reset()")
-    return done
 
 
 def client_files() -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -228,20 +227,6 @@ def test_board_that_lost_its_power_is_lost_and_comes_back(make_chip, fleet: Flee
         wait_online(fleet, ["power-1"])
         (result,) = fleet["power-1"].run("6 * 7", wait=20, timeout=10).values()
         assert result.value == 42
-
-
-def test_identity_is_kept(make_chip, fleet: Fleet, server: Server):
-    chip = make_chip()
-    names = ("kept-1", "kept-2")
-    ids = []
-    for _ in range(2):
-        with Bridge(fleet, [chip.port], names, lambda *_: None):
-            wait_online(fleet, ["kept-1"])
-            ids.append(fleet["kept-1"].info()[0]["id"])
-    assert ids[0] == ids[1]
-    kept = server.home / "bridge.json"
-    assert kept.stat().st_mode & 0o777 == 0o600
-    assert json.loads(kept.read_text())[chip.port]["name"] == "kept-1"
 
 
 def test_link_that_breaks_in_a_cell_tells_the_outcome_afterwards(
