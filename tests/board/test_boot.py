@@ -7,20 +7,14 @@ port show then. The stand-ins (standin_boot.py) are for machine, network and os.
 from __future__ import annotations
 
 import json
-import os
 import time
-from pathlib import Path
 
 import pytest
-from littlefs import LittleFS
 
 from cloudmanager.cable import Repl
-from cloudmanager.flash import client_files
-from tests.cloudmanager.chip import Chip
 
-from .peer import INTERRUPTED, OK, Peer
+from .peer import INTERRUPTED, OK
 
-BLOCKS = 256
 TICKING = """
 import asyncio, time
 late = []
@@ -32,88 +26,9 @@ async def main():
 """
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CM_HOME", str(tmp_path_factory.mktemp("home")))
-        return client_files()
-
-
-class Flash:
-    """The file system of a chip that is switched off."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _open(self) -> LittleFS:
-        fs = LittleFS(block_size=4096, block_count=BLOCKS, mount=False)
-        if self.path.exists():
-            fs.context.buffer = bytearray(self.path.read_bytes())
-        else:
-            fs.format()
-        fs.mount()
-        return fs
-
-    def write(self, files: dict[str, bytes]) -> None:
-        fs = self._open()
-        for path, data in files.items():
-            fs.makedirs(os.path.dirname(path), exist_ok=True)
-            with fs.open(path, "wb") as file:
-                file.write(data)
-        fs.unmount()
-        self.path.write_bytes(bytes(fs.context.buffer))
-
-    def read(self, path: str) -> str:
-        fs = self._open()  # littlefs-python crashes where this goes before its files
-        try:
-            with fs.open(path, "rb") as file:
-                return file.read().decode()
-        except FileNotFoundError:
-            return ""
-        finally:
-            fs.unmount()
-
-
-class Lab:
-    """A chip, what is on its flash, and the server that it dials."""
-
-    def __init__(self, folder: Path, client: dict[str, bytes]) -> None:
-        self.key = os.urandom(32)
-        self.peer = Peer({"id-1": self.key}, spread=0.2)
-        self.flash = Flash(folder / "files.img")
-        self.folder, self.client = folder, client
-        self.chip: Chip | None = None
-
-    def boot(self, app="", air=None, told=None, **settings):
-        more = {**(told or {}), **({} if air is None else {"air": air})}
-        told = {"id": "id-1", "key": self.key.hex(), "host": "127.0.0.1"}
-        told |= {"tcp_port": self.peer.tcp_port, **settings}
-        files = {**self.client, "/cm.json": json.dumps(told).encode()}
-        if app:
-            files["/app.py"] = app.encode()
-        self.flash.write(files)
-        self.chip = Chip(self.folder, **more)
-        self.chip.flash[0] = 0xE9
-        self.chip.press_reset()
-        return self
-
-    def link(self, **more):
-        return self.peer.link("id-1", **more)
-
-    def starts(self) -> list[str]:
-        """What its program wrote down, once it is off."""
-        assert self.chip
-        self.chip.power_off()
-        return self.flash.read("/starts").split()
-
-
 @pytest.fixture
-def lab(tmp_path, client):
-    lab = Lab(tmp_path, client)
-    yield lab
-    if lab.chip:
-        lab.chip.stop()
-    lab.peer.stop()
+def lab(boot_lab):
+    return boot_lab
 
 
 # The network
@@ -177,61 +92,6 @@ def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
     while link.run("import machine\n__cm__((machine.dogs[0].fed))").value == b"0":
         assert time.monotonic() < until
         time.sleep(0.1)
-
-
-# A new client
-
-
-def staged(client, *, broken=False):
-    """Files of a new client, whole; the old one is there, too. Each says which it is."""
-    files = {"/lib/cm/who.py": b"name = 'old'"}
-    for path, data in client.items():
-        if path.startswith("/lib/cm/"):
-            files[path.replace("/lib/cm/", "/lib/cm.new/")] = data
-    files["/lib/cm.new/who.py"] = b"name = 'new'"
-    if broken:
-        files["/lib/cm.new/link.py"] = b"1 / 0"  # it is found before link.mpy
-    return {**files, "/lib/cm.new/ok": b""}
-
-
-WHO = "from cm import who\n__cm__((who.name))"
-CONFIRM = "import cm_start, os\nos.remove('/lib/cm/trial')\ncm_start.remove('/lib/cm.old')"
-
-
-def test_new_client_is_kept_once_it_is_confirmed(lab, client):
-    lab.flash.write(staged(client))
-    link = lab.boot().link()
-    assert link.run(WHO).value == b"'new'"
-    assert link.run(CONFIRM).status == OK
-    lab.chip.press_reset()
-    assert lab.link(after=link).run(WHO).value == b"'new'"
-
-
-def test_new_client_that_nobody_confirmed_is_taken_back(lab, client):
-    lab.flash.write(staged(client))
-    link = lab.boot().link()
-    assert link.run(WHO).value == b"'new'"
-    lab.chip.press_reset()
-    again = lab.link(after=link)
-    assert again.run(WHO).value == b"'old'"
-    lab.chip.press_reset()
-    assert lab.link(after=again).run(WHO).value == b"'old'"
-
-
-def test_new_client_that_does_not_start_is_taken_back_by_itself(lab, client):
-    lab.flash.write(staged(client, broken=True))
-    assert lab.boot().link().run(WHO).value == b"'old'"
-
-
-@pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
-@pytest.mark.parametrize("cut", range(1, 17))
-def test_power_cut_at_each_write_of_an_upgrade_leaves_a_client(lab, client, cut, broken):
-    lab.flash.write(staged(client, broken=broken))
-    link = lab.boot(told={"cut": cut}).link()
-    who = link.run(WHO).value
-    assert who in ((b"'old'",) if broken else (b"'old'", b"'new'"))
-    lab.chip.press_reset()
-    assert lab.link(after=link).run(WHO).value == b"'old'"  # nobody confirmed the new one
 
 
 # The program
