@@ -15,6 +15,9 @@ ARGS   ?=
 JOBS   ?= 10000
 SEED   ?= 1
 
+# Debian's packages that tests want beside what pip brings; without them those tests are left out.
+PACKAGES := qemu-system-arm firmware-microbit-micropython
+
 VENV       := .venv
 BIN        := $(VENV)/bin
 READY_DEMO := $(VENV)/.ready-demo
@@ -85,6 +88,15 @@ $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 	@echo "installing Cloudmanager with what its tests need into $(VENV)"
 	@$(BIN)/python -m pip install -qq -e '.[all,test,dev]'
 	@$(KERNELSPEC)
+	@if command -v dpkg >/dev/null && ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+		if [ "$$(id -u)" = 0 ]; then \
+			echo "installing $(PACKAGES)"; \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+				apt-get -qq -o DPkg::Lock::Timeout=300 install -y $(PACKAGES) >/dev/null; \
+		else \
+			echo "some tests are left out without: sudo apt-get install $(PACKAGES)" >&2; \
+		fi; \
+	fi
 	@touch $(READY_DEMO) $@
 
 # Debian keeps ensurepip in a package of its own, python3-venv.

@@ -185,6 +185,7 @@ class AsyncBoards:
     rmdir = in_loop(FileVerbs.rmdir)
     rm = in_loop(FileVerbs.rm)
     mv = in_loop(FileVerbs.mv)
+    stop = in_loop(BoardsVerbs.stop)
 
 
 class AsyncJobGroup:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import admin, commands, config, file_commands
+from . import admin, cable_cli, commands, config, file_commands
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
     admin.add_verbs(verb)
+    cable_cli.add_verbs(verb)
     file_commands.add_to(verb)
 
     jobs = verb(

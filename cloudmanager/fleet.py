@@ -154,3 +154,4 @@ class Boards:
     rmdir = blocking(FileVerbs.rmdir)
     rm = blocking(FileVerbs.rm)
     mv = blocking(FileVerbs.mv)
+    stop = blocking(BoardsVerbs.stop)

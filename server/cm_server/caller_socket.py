@@ -334,7 +334,8 @@ class CallerConversation:
 
 def _before(job: Job) -> int:
     """Return how many jobs its board does first; with none, it is the board that is missing."""
-    return job.board.queue.index(job) + (job.board.current is not None)
+    board = job.board
+    return board.queue.index(job) + (board.current is not None or board.blocked)
 
 
 def _seconds(head: dict[str, Any], name: str) -> float | None:

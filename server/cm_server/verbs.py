@@ -149,6 +149,12 @@ def _interrupt(call: Call) -> int:
     return len(found)
 
 
+def _stop(call: Call) -> list[str]:
+    """Ask boards to end their own programs; return the names of those that are there."""
+    dispatch = call.server.dispatch
+    return [board.name for board in _choose(call) if dispatch.stop_program(board)]
+
+
 def _reaches(call: Call, job: Job) -> bool:
     """Whether a job is on a board that the caller reaches; a name may be another board's now."""
     return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
@@ -332,6 +338,7 @@ VERBS = {
     "label": Verb("operator", _label),
     "interrupt": Verb("operator", _interrupt),
     "offer": Verb("operator", _offer),
+    "stop": Verb("operator", _stop),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "samples": Verb("viewer", _samples),
