@@ -125,3 +125,12 @@ def test_forbidden_port_names_the_group():
 
 def test_pty_has_no_lines(chip):
     assert cable.check(chip.port) is False
+
+
+def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
+    write = repl.transport.fs_writefile
+    monkeypatch.setattr(
+        repl.transport, "fs_writefile", lambda path, data, **more: write(path, data[:-1], **more)
+    )
+    with pytest.raises(CableError, match="/cut.bin arrived with other bytes than were sent"):
+        repl.put("/cut.bin", b"12345")
