@@ -124,6 +124,8 @@ def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
     board = {f"cm_board/cm/{path.name}" for path in (ROOT / "mpy_client/cm").glob("*.py")}
     server = {f"cm_server/{path.name}" for path in SOURCES["cm_server"].glob("*.py")}
     assert board | server <= names
+    pages = {f"cm_magics/{name}" for name in ("dashboard.js", "dashboard.css", "plot.js")}
+    assert pages <= names
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
     scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")
