@@ -104,6 +104,11 @@ def test_nobody_looks_nothing_is_followed(page: Page, dashboard: Dashboard):
     page.until("boards", lambda message: message["whole"])
 
 
+def test_unloading_the_magics_ends_what_is_followed(page: Page, dashboard: Dashboard):
+    cm_magics.magics.hang_up()
+    assert not follows(dashboard)
+
+
 def test_filter_takes_targets_and_says_what_is_wrong(page: Page, dashboard: Dashboard, fleet):
     page.say(dashboard, do="filter", text="demo-[1-2]")
     assert page.until("shown")["names"] == ["demo-1", "demo-2"]
