@@ -13,9 +13,10 @@ from cloudmanager.fleet import Fleet
 from cloudmanager.jobs import JobGroup
 
 from .conftest import WAIT, Bench, Desk, Rows, chosen, until
-from .rows import CALLER, TALKS, WAITS, CallerRow
+from .rows import CALLER, TALKS, WAITS, CallerRow, guarded_caller, in_callers_records
 
 pytestmark = pytest.mark.timeout(240)  # the first one waits for its turn with all others
+WORDS = ("SUBMIT", "ACCEPTED", "OUTPUT", "RESULT")
 SOME = 3.0  # seconds after which a caller that waits is believed to wait
 
 
@@ -25,7 +26,7 @@ def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
     rows = Rows(bench)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "BEAT_SECONDS", 1.5)
-        for row in chosen(request, "row"):
+        for row in chosen(request, bench.kind):
             assert isinstance(row, CallerRow)
             rows.begin(str(row), functools.partial(act, bench, row))
         yield rows
@@ -37,11 +38,15 @@ def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
     before = newest(desk)
-    proxy = bench.loop.proxy(bench.server.tcp_port)
-    proxy.strike(row.strike)
-    token = (bench.server.home / "token").read_text().strip()
-    with Fleet(f"http://127.0.0.1:{proxy.tcp_port}", token) as fleet:
-        told, said = what_is_told(fleet, desk.name, SOME if row.told == WAITS else WAIT)
+    secure = bench.kind == "tls"
+    proxy = bench.loop.proxy(bench.server.tcp_port, tls=secure)
+    with Fleet(f"http{'s' * secure}://127.0.0.1:{proxy.tcp_port}", bench.token) as fleet:
+        if secure:
+            fleet.status()  # TLS's own greeting is test_handshake.py's
+        proxy.strike(in_callers_records(row.strike) if secure else row.strike)
+        told, said = what_is_told(
+            fleet, desk.name, SOME if row.told == WAITS and not secure else WAIT
+        )
     assert proxy.struck.wait(WAIT), "the fault had nothing to strike"
     if row.record:
         until(lambda: newest(desk) != before, "the cell never came")
@@ -72,6 +77,13 @@ def what_is_told(fleet: Fleet, board: str, seconds: float) -> tuple[str, str]:
     return result.status, result.stdout
 
 
+@pytest.mark.parametrize("bench", ["plain"], indirect=True)
 @pytest.mark.parametrize("row", CALLER, ids=str)
-def test_fault_between_caller_and_server(rows: Rows, row: CallerRow):
+def test_fault_between_caller_and_server(bench: Bench, rows: Rows, row: CallerRow):
     assert rows.outcome(str(row)) == row
+
+
+@pytest.mark.parametrize("bench", ["tls"], indirect=True)
+@pytest.mark.parametrize("row", [row for row in CALLER if row.strike.at in WORDS], ids=str)
+def test_fault_between_caller_and_server_over_tls(bench: Bench, rows: Rows, row: CallerRow):
+    assert rows.outcome(str(row)) == guarded_caller(row)
