@@ -7,6 +7,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -18,6 +19,7 @@ from cloudmanager.virtual import Identity, VirtualBoards
 from cm_server import certificates
 
 from .proxy import Loop, Proxy
+from .rows import TCP
 
 T = TypeVar("T")
 
@@ -27,6 +29,19 @@ BOARDS = 12  # rows that run at once; most of their time they wait
 WAIT = 30.0  # seconds that anything here may take, on a busy machine
 BEAT = 2.0  # seconds: a board that heard nothing for 5 dials again
 GRACE = 6.0  # seconds that the server waits for a board: more than it takes to come back
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make soak` what is alike on every kind of link, and what has to wait long."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("bench", "plain") == "plain" or "row" not in params:
+            continue
+        fault, at = params["row"].strike[:2]
+        waits = (fault, at) in (("drop", "EXEC"), ("drop", "handshake"))
+        if waits or fault in TCP:
+            item.add_marker(pytest.mark.soak)
 
 
 class Desk(NamedTuple):
@@ -65,7 +80,7 @@ def until(true: Callable[[], object], what: str) -> None:
 
 
 @contextlib.contextmanager
-def serving(home: Path, public: bool, *options: str) -> Iterator[tuple[Server, str]]:
+def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[Server, str]]:
     """A server and its own token, with its fingerprint where others can reach it."""
     listen = ("--listen", "0.0.0.0") if public else ()
     with running_server(home, *listen, *options) as server:
@@ -83,7 +98,7 @@ def bench(
     options = ("--beat", str(BEAT), "--lost-after", str(GRACE))
     free: queue.SimpleQueue[Desk] = queue.SimpleQueue()
     with (
-        serving(home, kind != "plain", *options) as (server, token),
+        serving(home, *options, public=kind != "plain") as (server, token),
         Fleet(server.url, token) as fleet,
         Loop() as loop,
         VirtualBoards([], ("127.0.0.1", 0), home / "virtual") as machine,

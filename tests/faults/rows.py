@@ -53,8 +53,10 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         """Name the test."""
         strike = self.strike
-        place = f"bit {strike.bit} of " if strike.fault == "flip" else ""
-        return f"{strike.fault} {place}{strike.at}".replace(" ", "-")
+        bit = f"bit {strike.bit} of " if strike.fault == "flip" else ""
+        nth = f" {strike.nth}" if strike.nth > 1 else ""
+        way = "" if strike.up else " down"
+        return f"{strike.fault} {bit}{strike.at}{nth}{way}".replace(" ", "-")
 
 
 def row(fault: str, at: str, status: str, runs: int, **more: object) -> Row:
@@ -64,7 +66,7 @@ def row(fault: str, at: str, status: str, runs: int, **more: object) -> Row:
 
 
 #: Faults that TCP itself knows: they look alike on every kind of link.
-_TCP: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
+TCP: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
 #: Of TLS only records of messages are seen: whether they go up, and which one it is from when the
 #: strike is armed: at work, or while the board dials.
 _RECORDS: Final = {
@@ -85,7 +87,7 @@ def guarded(row: Row, kind: str) -> Row:
     What was not executed by then never is; what was, the board tells when it is back.
     """
     fault, at = row.strike.fault, row.strike.at
-    if fault in _TCP or (fault, at) == ("duplicate", "RESET"):  # it is gone by the second
+    if fault in TCP or (fault, at) == ("duplicate", "RESET"):  # it is gone by the second
         return row
     if (fault, kind) == ("drop", "mac") and at in ("EXEC", "RESULT", "INTERRUPT"):
         return row  # nothing follows that could tell
@@ -109,6 +111,8 @@ def guarded_greeting(row: Row) -> Row:
 
 def in_records(strike: Strike) -> Strike:
     """Return the same strike as one of TLS's records, counted from when it is armed."""
+    if strike.at == "handshake":
+        return strike
     up, first = _RECORDS[strike.at]
     return strike._replace(nth=first + strike.nth - 1, up=up)
 
@@ -200,6 +204,15 @@ GREETING: Final = [
 ]
 
 
+#: As GREETING, in the handshake of TLS: how many records a board and a server say there.
+HANDSHAKE: Final = [
+    Row(Strike(fault, "handshake", nth, up, bit=6), "ok", 1)
+    for up, records in ((True, 4), (False, 6))
+    for nth in range(1, records + 1)
+    for fault in ("flip", "drop", "duplicate", "cut within")
+]
+
+
 class CallerRow(NamedTuple):
     """One fault between a caller and the server, and what comes of it.
 
@@ -281,7 +294,7 @@ CALLER: Final = [
 def guarded_caller(row: CallerRow) -> CallerRow:
     """Return what comes of a caller's row where TLS guards the link: a changed byte ends it."""
     fault, at = row.strike.fault, row.strike.at
-    if fault in _TCP:
+    if fault in TCP:
         return row
     arrived = fault == "duplicate"
     if at == "SUBMIT":

@@ -12,6 +12,7 @@ from .conftest import WAIT, Bench, Desk, Rows, chosen, until
 from .rows import (
     FRESH,
     GREETING,
+    HANDSHAKE,
     NEVER,
     SPINS,
     TALKS,
@@ -40,7 +41,7 @@ def act(kind: str, row: Row, desk: Desk) -> Row:
     """Let a row's fault strike while its cell is on the way; return what came of it."""
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
-    if row in GREETING:
+    if row in GREETING or row in HANDSHAKE:
         send_away(desk)
     desk.proxy.strike(in_records(row.strike) if kind == "tls" else row.strike)
     fresh, code = row.cell == FRESH, TALKS if row.cell == FRESH else row.cell
@@ -98,6 +99,14 @@ def test_fault_in_a_job(bench: Bench, rows: Rows, row: Row):
 @pytest.mark.parametrize("row", GREETING, ids=str)
 def test_fault_in_the_greeting(bench: Bench, rows: Rows, row: Row):
     row = row if bench.kind == "plain" else guarded_greeting(row)
+    found = rows.outcome(str(row))
+    assert isinstance(found, Row)
+    assert told(found) == told(row)
+
+
+@pytest.mark.parametrize("bench", ["tls"], indirect=True)
+@pytest.mark.parametrize("row", HANDSHAKE, ids=str)
+def test_fault_in_the_handshake_of_tls(bench: Bench, rows: Rows, row: Row):
     found = rows.outcome(str(row))
     assert isinstance(found, Row)
     assert told(found) == told(row)

@@ -79,20 +79,25 @@ class Records:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Unit]:
-        """Take bytes and yield the records that are whole; only messages are called "record"."""
+        """Take bytes and yield the records that are whole; see ``_name``."""
         self._rest += data
         while len(self._rest) >= _RECORD_HEAD:
             size = _RECORD_HEAD + int.from_bytes(self._rest[3:_RECORD_HEAD], "big")
             if len(self._rest) < size:
                 return
             unit, self._rest = self._rest[:size], self._rest[size:]
-            counts = unit[0] == _APPLICATION and size > _RECORD_HEAD + _BEAT_BYTES
-            names = frozenset(("record",)) if counts else frozenset[str]()
-            yield Unit(unit, names, _RECORD_HEAD)
+            yield Unit(unit, frozenset((_name(unit),)), _RECORD_HEAD)
 
     def rest(self) -> bytes:
         """Return what was begun and has not come to its end."""
         return self._rest
+
+
+def _name(record: bytes) -> str:
+    """Return what a record is called: "handshake", "record" of a message, else "beat"."""
+    if record[0] != _APPLICATION:
+        return "handshake"
+    return "record" if len(record) > _RECORD_HEAD + _BEAT_BYTES else "beat"
 
 
 def _measure(data: bytes) -> tuple[int, int] | None:
