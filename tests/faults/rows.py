@@ -75,10 +75,6 @@ _RECORDS: Final = {
     **{"request": (True, 1), "HELLO": (True, 2), "PROOF": (True, 3)},
     **{"answer": (False, 1), "CHALLENGE": (False, 2), "WELCOME": (False, 3)},
 }
-#: As `_RECORDS`, of a caller's link.
-_CALLERS_RECORDS: Final = {
-    **{"SUBMIT": (True, 1), "ACCEPTED": (False, 1), "OUTPUT": (False, 2), "RESULT": (False, 4)}
-}
 
 
 def guarded(row: Row, kind: str) -> Row:
@@ -304,9 +300,3 @@ def guarded_caller(row: CallerRow) -> CallerRow:
     if at == "OUTPUT":
         return row._replace(told="lost", said="go\n" if arrived else "")
     return row if arrived else row._replace(told="lost")
-
-
-def in_callers_records(strike: Strike) -> Strike:
-    """Return the same strike as one of the records of a caller's link."""
-    up, nth = _CALLERS_RECORDS[strike.at]
-    return strike._replace(nth=nth, up=up)
