@@ -45,6 +45,7 @@ test: check browser
 soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
+	@$(BIN)/python -m tests.faults.soak --jobs $$(($(JOBS) / 5)) --seed $(SEED) --tls
 
 attacks: $(READY_TEST)
 	@$(BIN)/python -m tests.attacks $(ARGS)
