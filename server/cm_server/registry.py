@@ -204,6 +204,7 @@ class Registry:
         del self.by_name[board.name]
         board.name = name
         self.by_name[name] = board
+        board.touch()
 
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""
