@@ -160,6 +160,17 @@ def test_a_running_action_is_shown_while_it_runs_and_what_is_wrong_is_said(page,
     assert act(page, dashboard, "run", "1", ["nobody-9"])["state"] == "failed"
 
 
+def test_files_are_copied_and_one_board_is_renamed(page: Page, dashboard, fleet, tmp_path):
+    (tmp_path / "hello.txt").write_text("hi")
+    told = act(page, dashboard, "upload", f"{tmp_path / 'hello.txt'} :/up/hello.txt")
+    assert (told["state"], told["text"]) == ("done", f"demo-1: {tmp_path / 'hello.txt'} is there")
+    assert fleet["demo-1"].run("open('/up/hello.txt').read()").value == "hi"
+    assert act(page, dashboard, "upload", "/no/such/file")["state"] == "failed"
+    assert act(page, dashboard, "rename", "x", ["demo-1", "demo-2"])["state"] == "failed"
+    assert act(page, dashboard, "rename", "demo-9", ["demo-1"])["text"] == "it is called demo-9 now"
+    assert act(page, dashboard, "rename", "demo-1", ["demo-9"])["state"] == "done"
+
+
 def test_messages_that_make_no_sense_are_passed_over(page: Page, dashboard: Dashboard):
     for message in (
         {},

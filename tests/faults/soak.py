@@ -77,10 +77,11 @@ CALLER_PLACES: Final[Sequence[str]] = ("SUBMIT", "ACCEPTED", "OUTPUT", "RESULT")
 TLS_FAULTS: Final = (*FAULTS, "flip", "drop", "duplicate", "reorder")
 TLS_WEIGHTS: Final = (*WEIGHTS, 6, 6, 6, 6)
 TLS_PLACES: Final = ("record", "record", "record", "handshake")
-#: What the store has of a job that two deaths struck: the server's, in the 50 ms between the result
-#: that it passed on and the commit of its ending (dispatch.FLUSH_AFTER), and then the board's, which
-#: alone knew and would have told the next server. Where only one of them dies, the truth is kept
-#: (test_kill.py); to commit before the result is passed on would cost every cell that wait.
+#: What the store has of a job that two deaths struck: the server's, in the 50 ms between the
+#: result that it passed on and the commit of its ending (dispatch.FLUSH_AFTER), and then the
+#: board's, which alone knew and would have told the next server. Where only one of them dies, the
+#: truth is kept (test_kill.py); to commit before the result is passed on would cost every cell
+#: that wait.
 DOUBLE: Final = ("lost", "the board restarted while it ran")
 Line = tuple[str | None, str | None]  # a job's status and error, as they are stored
 
