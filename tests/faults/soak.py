@@ -25,22 +25,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psutil
-
 from cloudmanager.errors import CloudmanagerError
 from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server, running_server
+from cloudmanager.testing import Server
 from cloudmanager.virtual import Identity, VirtualBoards
-from cm_server import certificates
 
 from .proxy import Loop, Proxy, Strike
 from .rows import NEVER
+from .servers import Servers, fleet_of
 
 CALLERS: Final = 20  # threads, each with a link of its own; every fourth through a proxy
 HANG: Final = 60.0  # seconds after which somebody hangs
-GRACE: Final = "6"  # seconds that the server waits for a board
-BEAT: Final = "2"  # seconds
 GROWTH: Final = 24 * 1024 * 1024  # bytes that a server may grow by, once it is warm
 #: What each cell does first: a line in a file of this host, which no power cut of a board's
 #: takes back.
@@ -77,11 +73,10 @@ CALLER_PLACES: Final[Sequence[str]] = ("SUBMIT", "ACCEPTED", "OUTPUT", "RESULT")
 TLS_FAULTS: Final = (*FAULTS, "flip", "drop", "duplicate", "reorder")
 TLS_WEIGHTS: Final = (*WEIGHTS, 6, 6, 6, 6)
 TLS_PLACES: Final = ("record", "record", "record", "handshake")
-#: What the store has of a job that two deaths struck: the server's, in the 50 ms between the
-#: result that it passed on and the commit of its ending (dispatch.FLUSH_AFTER), and then the
-#: board's, which alone knew and would have told the next server. Where only one of them dies, the
-#: truth is kept (test_kill.py); to commit before the result is passed on would cost every cell
-#: that wait.
+#: What the store has of a job that two deaths struck: the server's, in the 50 ms between passing on
+#: a result and the commit of its ending (dispatch.FLUSH_AFTER), and then the board's, which alone
+#: knew and would have told the next server. Where only one dies, the truth is kept (test_kill.py).
+#: To commit first would make each cell wait for the disk.
 DOUBLE: Final = ("lost", "the board restarted while it ran")
 Line = tuple[str | None, str | None]  # a job's status and error, as they are stored
 
@@ -349,43 +344,6 @@ class Soak:
             stored = {number: (status, error) for number, status, error in rows}
             (whole,) = file.execute("PRAGMA integrity_check").fetchone()
         return stored, whole
-
-
-class Servers:
-    """The server, which may die; another one takes over its folder and its port."""
-
-    def __init__(self, home: Path, *, public: bool) -> None:
-        self._home = home
-        self._listen = ("--listen", "0.0.0.0") if public else ()
-        self._stack = contextlib.ExitStack()
-        self.deaths = 0
-        self.server = self._start(0)
-
-    def _start(self, tcp_port: int) -> Server:
-        options = ("--beat", BEAT, "--lost-after", GRACE, *self._listen)
-        context = running_server(self._home, *options, tcp_port=tcp_port)
-        return self._stack.enter_context(context)
-
-    def die(self) -> None:
-        """Kill it and start the next."""
-        self.server.process.kill()
-        self.server.process.wait(HANG)
-        self.deaths += 1
-        self.server = self._start(self.server.tcp_port)
-
-    def memory(self) -> int:
-        """Return the bytes that it holds."""
-        return int(psutil.Process(self.server.process.pid).memory_info().rss)
-
-    def end(self) -> None:
-        """End all of them."""
-        self._stack.close()
-
-
-def fleet_of(url: str, home: Path) -> Fleet:
-    """A caller's link of one's own."""
-    pin = f".{certificates.load(home).pin}" if url.startswith("https:") else ""
-    return Fleet(url, (home / "token").read_text().strip() + pin)
 
 
 def main() -> None:
