@@ -1,7 +1,8 @@
 # demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
 # soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
-#        while links break and servers die; some minutes (JOBS=100000 for longer, SEED=2)
+#        while links break and servers die, a fifth of them over TLS anew; some minutes (JOBS=100000
+#        for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
 # check  style, types, arrows, spelling
 # bench  ours beside its peers

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if params.get("bench", "plain") == "plain" or "row" not in params:
             continue
         fault, at = params["row"].strike[:2]
-        waits = (fault, at) in (("drop", "EXEC"), ("drop", "handshake"))
+        waits = fault == "drop" and at in ("EXEC", "RESULT", "handshake")
         if waits or fault in TCP:
             item.add_marker(pytest.mark.soak)
 

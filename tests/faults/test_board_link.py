@@ -10,6 +10,7 @@ import pytest
 
 from .conftest import WAIT, Bench, Desk, Rows, chosen, until
 from .rows import (
+    ALL,
     FRESH,
     GREETING,
     HANDSHAKE,
@@ -83,30 +84,29 @@ def send_away(desk: Desk) -> None:
     until(lambda: not desk.fleet.boards(desk.name)[0]["connected_since"], "the board did not leave")
 
 
-def told(row: Row) -> tuple[object, ...]:
-    return row.status, row.runs, row.said, row.record
+def check(found: object, row: Row) -> None:
+    """Hold what came of a row against what should."""
+    assert isinstance(found, Row)
+    if row.said is None and found.said is not None and ALL.startswith(found.said):
+        found = found._replace(said=None)
+    told = (found.status, found.runs, found.said, found.record)
+    assert told == (row.status, row.runs, row.said, row.record)
+    assert row.why in found.why
 
 
 @pytest.mark.parametrize("row", WORK, ids=str)
 def test_fault_in_a_job(bench: Bench, rows: Rows, row: Row):
     row = row if bench.kind == "plain" else guarded(row, bench.kind)
-    found = rows.outcome(str(row))
-    assert isinstance(found, Row)
-    assert told(found) == told(row)
-    assert row.why in found.why
+    check(rows.outcome(str(row)), row)
 
 
 @pytest.mark.parametrize("row", GREETING, ids=str)
 def test_fault_in_the_greeting(bench: Bench, rows: Rows, row: Row):
     row = row if bench.kind == "plain" else guarded_greeting(row)
-    found = rows.outcome(str(row))
-    assert isinstance(found, Row)
-    assert told(found) == told(row)
+    check(rows.outcome(str(row)), row)
 
 
 @pytest.mark.parametrize("bench", ["tls"], indirect=True)
 @pytest.mark.parametrize("row", HANDSHAKE, ids=str)
 def test_fault_in_the_handshake_of_tls(bench: Bench, rows: Rows, row: Row):
-    found = rows.outcome(str(row))
-    assert isinstance(found, Row)
-    assert told(found) == told(row)
+    check(rows.outcome(str(row)), row)
