@@ -249,9 +249,11 @@ ATTACKS: Final = [
         20,
         "HTML, script, Markdown and MIME from a board",
         "attacks/test_hostile_output.py: what_a_board_says_is_plain_text_in_the_notebook "
-        "nothing_of_a_board_has_another_face_than_text no_source_of_ours_shows_html",
+        "nothing_of_a_board_has_another_face_than_text html_is_made_in_one_place "
+        "a_table_of_values_has_our_own_tags_and_no_others",
         "cm_magics/test_kernel.py: board_cannot_say_html",
-        not_here="dash: of the dashboard's widgets it comes with them",
+        "cm_magics/test_dashboard.py: what_boards_say_is_cleaned_on_its_way",
+        "browser/test_dashboard.py: what_hostile_boards_say_does_nothing_in_the_page",
     ),
     attack(
         21,

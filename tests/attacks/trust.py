@@ -205,8 +205,8 @@ TRUST: Final = [
     defence(
         "a board keeps its old key until the new one is written",
         BOARD + "identity.py",
-        '    with open("/cm.new", "w") as file:\n',
-        '    import os\n    os.remove("/cm.json")\n    with open("/cm.new", "w") as file:\n',
+        '    with open("/cm.tmp", "w") as file:\n',
+        '    import os\n    os.remove("/cm.json")\n    with open("/cm.tmp", "w") as file:\n',
         SITE + "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
     ),
     # Files of boards
