@@ -308,7 +308,8 @@ ATTACKS: Final = [
         "cloudmanager/test_inputs.py: boards_read_what_python_writes",
         "cloudmanager/test_fileverbs.py: names_of_any_language_go_there_and_back",
         "cloudmanager/test_paths.py: what_is_no_path_on_boards_is_said",
-        not_here="flash: of Wi-Fi passwords it comes with it",
+        "cloudmanager/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
+        "cloudmanager/test_cable_cli.py: password_is_asked_for_and_shown_nowhere",
     ),
     attack(
         36,
