@@ -35,7 +35,7 @@ def plans(results) -> set[Plan]:
 
 
 def newest_job(boards: Boards) -> int:
-    return max(job["job"] for job in boards._fleet.jobs())
+    return max(int(job["job"]) for job in boards._fleet.jobs())
 
 
 def test_first_time_all_second_time_nothing(two: Boards, src: Path):
