@@ -11,6 +11,7 @@ from .exchange import Exchange
 from .fileverbs import FileVerbs
 from .jobs import JobGroup
 from .link import Link
+from .packageverbs import PackageVerbs
 from .verbs import BoardsVerbs, FleetVerbs, blocking
 
 
@@ -137,3 +138,7 @@ class Boards:
     rmdir = blocking(FileVerbs.rmdir)
     rm = blocking(FileVerbs.rm)
     mv = blocking(FileVerbs.mv)
+    install = blocking(PackageVerbs.install)
+    uninstall = blocking(PackageVerbs.uninstall)
+    packages = blocking(PackageVerbs.packages)
+    upgrade = blocking(PackageVerbs.upgrade)
