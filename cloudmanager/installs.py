@@ -24,6 +24,7 @@ from .packages import (
     change,
     read_record,
     removal,
+    write_record,
 )
 from .results import Result, Results
 from .syncing import ignore
@@ -77,20 +78,24 @@ def is_local(text: str) -> bool:
 
 
 async def _send_local(boards: Targeted, path: Path) -> dict[str, str]:
-    """Send files of this machine to the server; a module's folder keeps its name."""
+    """Send files of this machine to the server."""
+    found = _local(path)
+    for source in found.values():
+        await send(boards.exchange(), source)
+    return {name: source.digest for name, source in found.items()}
+
+
+def _local(path: Path) -> dict[str, sources.Source]:
+    """Return a file, or the files of a folder, by their paths; a module's folder keeps its name."""
     if path.is_dir():
         ignored = ignore(path)
         before = f"{path.resolve().name}/" if (path / "__init__.py").exists() else ""
-        found = {
+        return {
             before + str(inner): sources.of_file(file)
             for inner, file in sources.walk(path)
             if not ignored.match_file(str(inner))
         }
-    else:
-        found = {path.name: sources.of_file(path)}
-    for source in found.values():
-        await send(boards.exchange(), source)
-    return {name: source.digest for name, source in found.items()}
+    return {path.name: sources.of_file(path)}
 
 
 async def finish(boards: Targeted, target: str) -> Results:
@@ -135,25 +140,21 @@ async def _install_kind(
     for name, (there, free, failure) in looked.items():
         record = have.get(name, {})
         try:
-            if failure is not None or isinstance(record, Exception):
-                raise failure or record
+            if failure is not None:
+                raise failure
+            if isinstance(record, Exception):
+                raise record
             planned = change(told["plan"], wanted, there, record, removed=removed, force=force)
             _check_space(name, planned, free)
         except Exception as error:
             results[name] = files.failed(name, error)
             continue
-        if not planned.put and not planned.removed and planned.record == _text(record):
+        if not planned.put and not planned.removed and planned.record == write_record(record):
             results[name] = files.nothing(name).with_value(_installed(told["plan"], planned))
         else:
             changes[name] = planned
     versions = {one["name"]: one["version"] for one in told["plan"]["packages"]}
     return {**results, **await apply(boards, changes, versions, dry_run, progress)}
-
-
-def _text(record: Record) -> str:
-    from .packages import write_record
-
-    return write_record(record)
 
 
 def _installed(plan: Mapping[str, Any], planned: Change) -> Installed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from . import meter
 from .commands import FAILED, OK
@@ -60,7 +61,7 @@ def add_change_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
 
 
-def install_options(options: argparse.Namespace) -> dict[str, object]:
+def install_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return options of the shell, or of a magic, as the library takes them."""
     names = ("file", "lock", "locked", "no_mpy", "target_dir", "force", "dry_run")
     return {**{name: getattr(options, name) for name in names}, "indexes": _indexes(options)}

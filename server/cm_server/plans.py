@@ -1,4 +1,4 @@
-"""What a caller wants installed -> a plan for his boards, its contents ready for jobs with files."""
+"""What a caller wants installed -> a plan for his boards, its contents ready to be sent."""
 
 from __future__ import annotations
 
