@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import admin, cable_cli, commands, config, file_commands
+from . import admin, cable_cli, commands, config, file_commands, package_commands
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     admin.add_verbs(verb)
     cable_cli.add_verbs(verb)
     file_commands.add_to(verb)
+    package_commands.add_to(verb)
 
     jobs = verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"

@@ -11,6 +11,7 @@ from .exchange import Exchange
 from .fileverbs import FileVerbs
 from .jobs import Event, JobGroup
 from .link import Link
+from .packageverbs import PackageVerbs
 from .verbs import BoardsVerbs, FleetVerbs, blocking
 from .watch import Watch
 
@@ -155,3 +156,7 @@ class Boards:
     rm = blocking(FileVerbs.rm)
     mv = blocking(FileVerbs.mv)
     stop = blocking(BoardsVerbs.stop)
+    install = blocking(PackageVerbs.install)
+    uninstall = blocking(PackageVerbs.uninstall)
+    packages = blocking(PackageVerbs.packages)
+    upgrade = blocking(PackageVerbs.upgrade)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
 from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
 
-from . import limits, reach
+from . import limits, plans, reach
 from .audit import Note
 from .auth import BOARD, ROLES
 from .jobs import MAX_JOB, Job
@@ -164,6 +164,13 @@ def _offer(call: Call) -> int:
     """Take a file in that boards are to get; the reply is its upload's number, 0 if it is there."""
     call.note.detail = str(call.body.get("sha256"))
     return call.server.contents.offer(call.owner, call.body.get("sha256"), call.body.get("size"))
+
+
+def _plan(call: Call) -> Any:
+    """Make the plan of an install; the reply comes when it is made."""
+    boards = _choose(call)
+    call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
+    return plans.plan_for(call.server, boards, call.body)
 
 
 def _jobs(call: Call) -> list[dict[str, Any]]:
@@ -339,6 +346,7 @@ VERBS = {
     "interrupt": Verb("operator", _interrupt),
     "offer": Verb("operator", _offer),
     "stop": Verb("operator", _stop),
+    "plan": Verb("operator", _plan),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "samples": Verb("viewer", _samples),
