@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if getattr(options, "token", None) is False and options.name is None:
         parser.error("a board is enrolled by its NAME, or with --token")
-    if getattr(options, "file", None) is not None and options.code is not None:
+    if getattr(options, "file", None) is not None and getattr(options, "code", None) is not None:
         parser.error("the cell is given with -c or in FILE, not both")
     return options
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cloudmanager import errors
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
 from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
 
@@ -100,8 +101,9 @@ def answer(
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
-    """Return an error as it crosses to the caller, who raises the same one."""
-    return {"error": type(error).__name__, "args": list(error.args)}
+    """Return an error as it crosses to the caller, who raises the same one, or its base."""
+    known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return {"error": known.__name__, "args": list(error.args)}
 
 
 def _status(call: Call) -> dict[str, Any]:
