@@ -27,7 +27,7 @@ ACTS: Final[dict[str, tuple[type, ...]]] = {
 }
 CHANGING: Final = frozenset(("put", "rename", "rm", "rmdir"))
 #: Without these a board is gone from the fleet; its client is replaced by flashing.
-OWN: Final = ("/cm.json", "/lib/cm")
+OWN: Final = ("/cm.json", "/lib/cm", "/lib/cm_start.mpy")
 
 Act = Sequence[Any]
 

@@ -14,6 +14,7 @@ from .fileverbs import FileVerbs
 from .jobs import Event, Job, JobGroup
 from .link import Link
 from .once import Once
+from .packageverbs import PackageVerbs
 from .results import Results
 from .verbs import BoardsVerbs, FleetVerbs
 from .watch import Update, Watch
@@ -185,6 +186,11 @@ class AsyncBoards:
     rmdir = in_loop(FileVerbs.rmdir)
     rm = in_loop(FileVerbs.rm)
     mv = in_loop(FileVerbs.mv)
+    stop = in_loop(BoardsVerbs.stop)
+    install = in_loop(PackageVerbs.install)
+    uninstall = in_loop(PackageVerbs.uninstall)
+    packages = in_loop(PackageVerbs.packages)
+    upgrade = in_loop(PackageVerbs.upgrade)
 
 
 class AsyncJobGroup:

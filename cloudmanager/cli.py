@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import admin, commands, config, file_commands
+from . import admin, cable_cli, commands, config, file_commands, package_commands
 from .commands import FAILED, NO_SERVER, USAGE
 from .errors import (
     CellSyntaxError,
@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if getattr(options, "token", None) is False and options.name is None:
         parser.error("a board is enrolled by its NAME, or with --token")
-    if getattr(options, "file", None) is not None and options.code is not None:
+    if getattr(options, "file", None) is not None and getattr(options, "code", None) is not None:
         parser.error("the cell is given with -c or in FILE, not both")
     return options
 
@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
     admin.add_verbs(verb)
+    cable_cli.add_verbs(verb)
     file_commands.add_to(verb)
+    package_commands.add_to(verb)
 
     jobs = verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"

@@ -56,10 +56,10 @@ async def get(boards: Targeted, path: str, folder: Path, progress: Progress | No
     return Results(results, looks.left_out)
 
 
-async def read(boards: Targeted, path: str) -> Results:
+async def read(boards: Targeted, path: str, target: str = "") -> Results:
     """Return what a file holds: see ``FileVerbs.read``."""
     kept = _Memory()
-    results = await act(boards, [["get", paths.on_board(path)]], sink=kept)
+    results = await act(boards, [["get", paths.on_board(path)]], target=target, sink=kept)
     return Results(
         {
             name: result.with_value(bytes(kept.of.get(name, b"")))

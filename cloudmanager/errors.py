@@ -14,6 +14,7 @@ CloudmanagerError
   FleetError               several boards; shows four, counts the rest
   ServerError              the server refused a request, and says why
   ServiceError             the local server cannot be started or stopped; says why
+  CableError               a board on a cable: says which port, what happened and what to try
   WireError                bytes that break the protocol
     LocalWireError         we were about to send them: our bug
     PeerWireError          the other side sent them
@@ -242,6 +243,21 @@ class ServiceError(CloudmanagerError):
         super().__init__(reason, log, detail=f"{reason.rstrip('.')}.")
         self.reason, self.log = reason, log
         self.hint = f"The server's own log is {log}." if log else self.hint
+
+
+class CableError(CloudmanagerError):
+    """Something failed with a board on a cable.
+
+    Attributes:
+        port: the serial port; empty where it is about none.
+        what: what happened.
+        step: of flashing, the step that failed.
+    """
+
+    def __init__(self, port: str, what: str, hint: str = "", step: str = "") -> None:
+        super().__init__(port, what, hint, step, detail=f"{what.rstrip('.')}.")
+        self.port = self.head = port
+        self.what, self.hint, self.step = what, hint, step
 
 
 class WireError(CloudmanagerError):

@@ -8,6 +8,7 @@ from typing import Any
 
 from .files import Entry, FileResult, Space, Stat
 from .layout import head_text, printable
+from .packages import Installed
 from .results import Result, Results
 from .syncing import Plan
 from .text import fold
@@ -33,10 +34,24 @@ def _outcome(result: Result) -> str:
     return printable((result.stdout + result.text).rstrip())  # a cell's
 
 
+def _installed_text(done: Installed) -> str:
+    """Return what an install, an uninstall or its dry run came to."""
+    lines = [f"{name} {version}" for name, version in done.packages.items()]
+    lines += [f"  {path}" for path in done.put]
+    lines += [f"  {path} goes" for path in done.removed]
+    files = len(done.put)
+    said = f"{files} {'file' if files == 1 else 'files'}, {_size(done.size_bytes)}"
+    return "\n".join([*lines, said if files else "nothing to send: all of it is there"])
+
+
 def value_text(value: Any) -> str:
     """Return what a verb gave, as a person reads it; "" for nothing."""
     if isinstance(value, Plan):
         return _plan_text(value)
+    if isinstance(value, Installed):
+        return _installed_text(value)
+    if isinstance(value, dict):
+        return "\n".join(f"{name} {version}" for name, version in value.items()) or "no packages"
     if isinstance(value, Stat):
         return "folder" if value.is_dir else _size(value.size)
     if isinstance(value, Space):

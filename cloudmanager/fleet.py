@@ -11,6 +11,7 @@ from .exchange import Exchange
 from .fileverbs import FileVerbs
 from .jobs import Event, JobGroup
 from .link import Link
+from .packageverbs import PackageVerbs
 from .verbs import BoardsVerbs, FleetVerbs, blocking
 from .watch import Watch
 
@@ -154,3 +155,8 @@ class Boards:
     rmdir = blocking(FileVerbs.rmdir)
     rm = blocking(FileVerbs.rm)
     mv = blocking(FileVerbs.mv)
+    stop = blocking(BoardsVerbs.stop)
+    install = blocking(PackageVerbs.install)
+    uninstall = blocking(PackageVerbs.uninstall)
+    packages = blocking(PackageVerbs.packages)
+    upgrade = blocking(PackageVerbs.upgrade)

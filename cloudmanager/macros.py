@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from .files import nothing
 from .fleet import Boards
 from .paths import on_board
 from .results import Results
@@ -50,6 +51,11 @@ def _path(text: str) -> str:
 
 def _echo(boards: Boards, text: str) -> Results:
     return boards.run(f"print({text!r})")
+
+
+def _stop(boards: Boards) -> Results:
+    told = boards.stop()
+    return Results({name: nothing(name) for name in told}, ())
 
 
 def _settings(boards: Boards) -> Results:
@@ -112,6 +118,7 @@ MACROS: Final[dict[str, Macro]] = {
         "what it is",
         lambda boards: boards.run("__import__('sys').platform, __import__('sys').version"),
     ),
+    "stop": Macro((), "end their own programs (app.py)", _stop),
     "settings": Macro((), f"show {SETTINGS[1:]}", _settings),
     "set": Macro(("KEY", "VALUE"), f"change a setting in {SETTINGS[1:]}", _set),
 }

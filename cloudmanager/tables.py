@@ -145,8 +145,10 @@ def duration(seconds: float) -> str:
 
 
 def _state(board: Mapping[str, Any]) -> str:
-    queued = board.get("queued") or 0
-    return f"{board['state']}, {queued} queued" if queued else str(board["state"])
+    state, queued, program = board["state"], board.get("queued") or 0, board.get("program")
+    if program and board.get("connected_since"):
+        state = f"{state}: {program}" if not board.get("job") else f"{state}; {program}"
+    return f"{state}, {queued} queued" if queued else str(state)
 
 
 def _since(board: Mapping[str, Any]) -> str:

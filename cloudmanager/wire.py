@@ -3,8 +3,8 @@
 docs/protocol.md is the description, this the host's half of it. What a board may send
 in each state of its link is ``FROM_BOARD``; anything else closes the link::
 
-    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT, REKEYED
-     └─ENROL──▶ new
+    new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
+     └─ENROL──▶ new                             REKEYED, PROGRAM
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ INPUT: Final = 0x23
 CHUNK: Final = 0x24
 REKEYED: Final = 0x25
 EMIT: Final = 0x26
+PROGRAM: Final = 0x27
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -63,6 +64,7 @@ CUT: Final = 0x10  # RESULT: the value was cut off
 FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
 HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
 WHOLE: Final = 0x01  # CHANGES: these are all boards; what was told before is void
+BLOCKS: Final = 0x01  # PROGRAM: it keeps the board busy
 
 #: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -90,7 +92,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM)),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cloudmanager import terminal
@@ -79,11 +80,25 @@ def _label(fleet: Fleet, target: str, text: str, __: Say) -> str:
     return f"{fold(names)}: {key}={value}" if value else f"{fold(names)}: {key} taken away"
 
 
+def _upload(fleet: Fleet, target: str, text: str, __: Say) -> str:
+    source, _, dest = text.strip().partition(" ")
+    results = fleet[target].put(Path(source).expanduser(), dest.strip() or ":/")
+    well = fold(name for name, result in results.items() if result.ok)
+    failed = [f"{name}: {result.error}" for name, result in results.failed.items()]
+    return "\n".join([f"{well}: {source} is there" if well else "", *failed]).strip()
+
+
+def _rename(fleet: Fleet, target: str, name: str, __: Say) -> str:
+    return f"it is called {fleet.rename(target, name.strip())} now"
+
+
 ACTIONS: Final = (
     Action("run", "Run…", _run, "Code for the selected boards", 4),
     Action("interrupt", "Interrupt", _interrupt),
     Action("reset", "Reset", _reset),
     Action("label", "Label…", _label, "room=greenhouse"),
+    Action("upload", "Upload…", _upload, "A file of this machine, and perhaps where to: app.py :/"),
+    Action("rename", "Rename…", _rename, "Another name for the one board that is selected"),
 )
 
 

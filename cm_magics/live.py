@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cloudmanager.fleet import Fleet
 from cloudmanager.text import clean
 from cloudmanager.watch import Update, Watch
 
+_living: weakref.WeakSet[Live] = weakref.WeakSet()
 _HERE = Path(__file__).parent
 CSS = (_HERE / "dashboard.css").read_text(encoding="utf-8")
 
@@ -49,6 +51,7 @@ class Live(anywidget.AnyWidget):
         self._heard: contextvars.Context | None = None
         self._lock = threading.RLock()  # what is sent leaves in the order in which it became so
         self.on_msg(self._on_message)
+        _living.add(self)
         self.look()
 
     def send(self, content: Any, buffers: Any = None) -> None:
@@ -111,6 +114,12 @@ class Live(anywidget.AnyWidget):
             self.send({"kind": "here"})  # from now on we speak from where the page is heard
         else:
             self.hear(message)
+
+
+def end_all() -> None:
+    """Have no widget follow boards any more; one that is looked at again begins anew."""
+    for live in list(_living):
+        live.end()
 
 
 def in_thread(act: Callable[..., object], *args: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
@@ -59,6 +60,8 @@ def fleet() -> Fleet:
 def hang_up() -> None:
     """Close the session's Fleet, if there is one; what runs goes on on the boards."""
     global _fleet
+    if live := sys.modules.get("cm_magics.live"):  # else no widget was ever made
+        live.end_all()
     held, _fleet = _fleet, None
     if held is not None:
         held.close()

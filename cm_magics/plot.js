@@ -45,17 +45,20 @@ class Chart {
   }
 
   add(samples) {
+    const late = new Set();
     for (const [board, at, values] of samples) {
       for (const [name, value] of Object.entries(values)) {
         if (!isNumber(value) || (this.only && !this.only.includes(name))) continue;
         const key = JSON.stringify([board, name]);
         if (!this.lines.has(key) && this.lines.size < MOST_LINES) this.lines.set(key, { board, name, points: [] });
-        const points = this.lines.get(key)?.points;
-        if (!points || at <= (points.at(-1)?.[0] ?? -Infinity)) continue; // history and news may overlap
-        points.push([at, value]);
-        if (points.length > MOST_POINTS) points.splice(0, points.length - MOST_POINTS);
+        const line = this.lines.get(key);
+        if (!line) continue;
+        if (at <= (line.points.at(-1)?.[0] ?? -Infinity)) late.add(line);
+        line.points.push([at, value]);
       }
     }
+    for (const line of late) line.points = inOrder(line.points);
+    for (const { points } of this.lines.values()) points.splice(0, points.length - MOST_POINTS);
     this.draw();
   }
 
@@ -135,6 +138,12 @@ class Chart {
   end() {
     this.watch.disconnect();
   }
+}
+
+// History comes after the first news, and overlaps with it.
+function inOrder(points) {
+  points.sort((one, two) => one[0] - two[0]);
+  return points.filter(([at, value], index) => at !== points[index - 1]?.[0] || value !== points[index - 1][1]);
 }
 
 function extent(numbers, least) {

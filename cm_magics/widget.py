@@ -125,7 +125,7 @@ class Dashboard(Live):
         say("…")
         try:
             say(clean(action.act(self._fleet, target, text, say)), "done")
-        except CloudmanagerError as error:
+        except (CloudmanagerError, OSError) as error:  # OSError: a file, here or there
             say(clean(str(error)), "failed")
 
     def _open_page(self, name: str, history: int = _HISTORY) -> None:

@@ -3,7 +3,9 @@ package(  # noqa: F821 - a manifest's own word
     "cm",
     files=(
         "about.py",
+        "app.py",
         "ask.py",
+        "boot.py",
         "console.py",
         "dial.py",
         "files.py",
@@ -12,6 +14,7 @@ package(  # noqa: F821 - a manifest's own word
         "look.py",
         "loop.py",
         "mac.py",
+        "net.py",
         "run.py",
         "samples.py",
         "switch.py",

@@ -115,4 +115,8 @@ def start():
     unix.flash = flash
     pack_into("<q", box, 8, id(unix.note))  # it lives on as the module's
     gc.collect()
+    if "app.py" in os.listdir("/"):
+        from cm import app
+
+        app.begin()
     link.start(unix)

@@ -1,6 +1,6 @@
 # What a board tells of itself when it dials: facts, parts, how its last job ended.
 # Boards: all; loaded to dial, and dropped.
-# Cost: 805 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 826 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import os
 import sys
@@ -42,6 +42,7 @@ def about(link, run, job, room):
             "client": VERSION,
             "heap": gc.mem_free(),
             "rssi": _rssi(),
+            "program": link.told,
         },
         "last": last,
     }

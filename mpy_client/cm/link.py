@@ -1,6 +1,6 @@
 # The link to the server: frames messages (RFC 6455), waits for them, redials for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,663 bytes of .mpy, 4,256 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,760 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import select
 import sys
@@ -29,6 +29,9 @@ heard = lost = 0  # when: the last word, the end of the last link
 timeout = 60000  # ms without a word until an idle board dials again
 span = 2000  # ms over which boards dial again; the server names it
 tries = 0  # to dial, since the last link
+program = task = None  # app.py: what idle() calls once, and its task (app.py of ours)
+told = ""  # what the fleet shall know of it
+_ALONE = const(4)  # tries to dial until a board's program starts without a link
 
 
 def close():
@@ -141,8 +144,10 @@ def recv(at):
             refuse(1002, at)
 
 
-# Waits for the link, or for a time; tasks go on meanwhile.
+# Waits for the link, or for a time; tasks go on meanwhile. The user's program begins here.
 def idle(ms):
+    if program and (socket or tries > _ALONE):
+        return program()
     if "asyncio" in sys.modules:
         try:
             from cm import loop
@@ -173,9 +178,15 @@ cm.emit = emit
 
 # Dials and serves for ever. What dials is needed seldom and big: it goes when it is done. A board
 # whose memory is too full for it, and stays so, starts anew: else it would be gone.
-def start(port):
+def start(port=None):
     from cm import run
 
+    if not port:
+        from cm import boot
+
+        port = boot.begin()
+        boot = None
+        drop("boot")
     run.port = port
     full = 0
     while True:

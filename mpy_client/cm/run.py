@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,799 bytes of .mpy, 3,520 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,911 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -209,6 +209,8 @@ def serve():
         elif op == _RESET:
             link.frame(0x88, _IN, _IN)  # a close without a code
             close()
+            if link.told:
+                open("/cm.skip", "w").close()  # app.py stays out this once
             port.reset()
         elif op == _REKEY:
             from cm.identity import rekey
@@ -221,6 +223,11 @@ def serve():
             elif op == _INTERRUPT:
                 stop = _INTERRUPTED
                 run()
+        elif op == _INTERRUPT and link.task:
+            from cm import loop
+
+            loop.core.cur_task = None  # else asyncio may believe that it cancels itself
+            link.task.cancel()
 
 
 # A cell, or the beginning of a long one: all its memory is taken now.

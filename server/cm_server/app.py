@@ -33,6 +33,7 @@ from .dispatch import LOST_AFTER, Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
+from .packages.planner import Packages
 from .pages import Authority, Health, NotFound, Page
 from .registry import Registry
 from .rows import TokenRow
@@ -103,6 +104,7 @@ class Server:
         self.tokens = Tokens(self.store)
         self.tokens.adopt(self._local_token())
         self.contents = Contents(home)
+        self.packages = Packages(home / "packages")
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)

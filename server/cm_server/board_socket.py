@@ -220,7 +220,7 @@ def _facts(body: dict[str, Any]) -> dict[str, Any]:
     told = body.get("facts")
     facts: dict[str, Any] = {}
     if isinstance(told, dict):
-        for name in ("platform", "version", "machine", "client"):
+        for name in ("platform", "version", "machine", "client", "program"):
             facts[name] = str(told.get(name, ""))[:128]
         for name in ("mpy", "heap"):
             value = told.get(name)

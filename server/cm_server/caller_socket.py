@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager import wire
@@ -111,6 +112,7 @@ class CallerConversation:
         self._open = 0  # jobs that have not ended
         self._look: asyncio.TimerHandle | None = None  # at the token again
         self._watches: dict[int, Watch] = {}  # by the caller's own number
+        self._later: set[asyncio.Task[None]] = set()  # replies that take their time
 
     def begin(self) -> None:
         """Count as one of the server's callers, until the link ends."""
@@ -130,6 +132,8 @@ class CallerConversation:
     def _on_end(self) -> None:
         if self._look is not None:
             self._look.cancel()
+        for task in self._later:
+            task.cancel()
         self._server.callers.discard(self)
         self._server.contents.forget(self)
         self._server.dispatch.forget(self)
@@ -175,7 +179,23 @@ class CallerConversation:
     def _request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         reply = verbs.answer(self._server, self.token, body, self._link.peer, self)
-        self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+        if asyncio.iscoroutine(reply):
+            task = asyncio.ensure_future(self._reply_later(message.job, reply))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        else:
+            self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+
+    async def _reply_later(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
+        """Send a reply that takes its time: the link and the loop go on meanwhile."""
+        try:
+            body = {"reply": await reply}
+        except CloudmanagerError as error:
+            body = verbs.pack_error(error)
+        except Exception:
+            log.exception("a request failed")
+            body = verbs.pack_error(ServerError("it failed at this; its log says why"))
+        self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
 
     def _take_content(self, message: wire.Message) -> None:
         """Take a piece of a file; the reply is how much of it is there."""
@@ -334,7 +354,8 @@ class CallerConversation:
 
 def _before(job: Job) -> int:
     """Return how many jobs its board does first; with none, it is the board that is missing."""
-    return job.board.queue.index(job) + (job.board.current is not None)
+    board = job.board
+    return board.queue.index(job) + (board.current is not None or board.blocked)
 
 
 def _seconds(head: dict[str, Any], name: str) -> float | None:

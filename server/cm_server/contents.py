@@ -127,6 +127,14 @@ class Contents:
             self.hold(content)
         return content.written
 
+    def keep(self, data: bytes) -> None:
+        """Keep bytes that the server itself has for boards."""
+        digest = hashlib.sha256(data).hexdigest()
+        if self.get(digest) is None:
+            content = Content(digest, len(data), self._folder)
+            content.write(data)
+            self.hold(content)
+
     def hold(self, content: Content) -> None:
         """Keep a whole content until newer ones need its place."""
         self._held[content.digest] = content

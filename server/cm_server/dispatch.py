@@ -92,7 +92,7 @@ class Dispatch:
                 self._settle(job, "error", why)
             elif board.link is None:
                 self._await_board(job)
-            elif board.current is None and not board.queue:
+            elif board.current is None and not board.queue and not board.blocked:
                 self._start(job)
             else:
                 board.queue.append(job)
@@ -160,6 +160,10 @@ class Dispatch:
         job = board.current
         if message.op == wire.EMIT:
             self.on_emit(board, message)
+        elif message.op == wire.PROGRAM:
+            self._on_program(board, message)
+        elif not message.job:  # what its own program prints: nobody asked for it
+            pass
         elif job is None or job.id != message.job:
             log.warning("%s spoke of job %d, which is not its own", board.name, message.job)
         elif message.op == wire.RESULT:
@@ -189,6 +193,22 @@ class Dispatch:
         else:
             self._close(job, ending.status, error)
         self._release(job.board)
+
+    def _on_program(self, board: Board, message: wire.Message) -> None:
+        """Note what a board's own program does; while it blocks the board, cells wait."""
+        told = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
+        board.told = {**board.told, "program": told}
+        board.blocked = bool(message.flags & wire.BLOCKS)
+        board.touch()
+        if board.current is None:
+            self._next(board)
+
+    def stop_program(self, board: Board) -> bool:
+        """Ask a board to end its own program; return whether the board is there."""
+        if board.link is None:
+            return False
+        board.link.send(wire.pack(wire.INTERRUPT))
+        return True
 
     def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
@@ -375,12 +395,13 @@ class Dispatch:
 
     def rekey(self, board: Board) -> None:
         """Ask an idle board to take its next key; a busy one is asked when it is idle."""
-        if board.nonce is not None and board.link is not None and board.current is None:
+        free = board.current is None and not board.blocked
+        if board.nonce is not None and board.link is not None and free:
             board.link.send(wire.pack_rekey(board.gen + 1, board.nonce))
 
     def _next(self, board: Board) -> None:
         self.rekey(board)
-        if board.queue and board.link is not None:
+        if board.queue and board.link is not None and not board.blocked:
             job = board.queue.popleft()
             job.deliver(wire.pack(wire.STARTED, job=job.id))
             self._start(job)

@@ -100,4 +100,5 @@ STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one add
 STRANGERS_ROWS_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
 REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token
 READ_ROWS_PER_MINUTE = 1  # in the audit log, for one token and each verb that only reads
+PROGRAM_CHARS = 128  # of what a board says of its own program
 AUDIT_CHARS = 500  # of a target and of a detail

@@ -58,6 +58,7 @@ class Board:
         self._current: Job | None = None
         self.queue: deque[Job] = deque()
         self.samples = Ring()
+        self.blocked = False  # whether its own program keeps it busy: cells wait
 
     def touch(self) -> None:
         """Let those who watch know that something about it changed."""
@@ -103,7 +104,7 @@ class Board:
         """Return offline, idle, busy, or lost (its link broke while a job ran)."""
         if self.link is None:
             return "lost" if self.current else "offline"
-        return "busy" if self.current else "idle"
+        return "busy" if self.current or self.blocked else "idle"
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -141,6 +142,7 @@ class Board:
         """Note that its link is open and proven."""
         self.link = link
         self.links += 1
+        self.blocked = False
         self.told = facts
         self.buffer_size = buffer_size
         self.parts = frozenset(parts)
@@ -163,6 +165,7 @@ class Board:
             "heap": self.told.get("heap"),
             "rssi": self.told.get("rssi"),
             "booted": self.told.get("booted"),
+            "program": self.told.get("program", ""),
             "labels": dict(self.labels),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,
@@ -201,6 +204,7 @@ class Registry:
         del self.by_name[board.name]
         board.name = name
         self.by_name[name] = board
+        board.touch()
 
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
     def text(self, board: str) -> str:
         """Return it as callers get it: JSON, with the board's name."""
-        return f'["{board}",{self.at:.3f},{self.ticks},{self.missed},{self.values}]'
+        return f'["{board}",{self.at:.6f},{self.ticks},{self.missed},{self.values}]'
 
 
 class Ring:
@@ -72,7 +72,8 @@ class Samples:
         except PeerWireError:
             ring.missed += 1
             return
-        sample = Sample(time.time(), told.ticks, told.missed + ring.missed, told.values)
+        now = round(time.time(), 6)  # as it travels
+        sample = Sample(now, told.ticks, told.missed + ring.missed, told.values)
         ring.missed = 0
         self._boards += not ring.kept
         ring.kept.append(sample)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cloudmanager import errors
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
 from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
 
-from . import limits, reach
+from . import limits, plans, reach
 from .audit import Note
 from .auth import BOARD, ROLES
 from .jobs import MAX_JOB, Job
@@ -100,8 +101,9 @@ def answer(
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
-    """Return an error as it crosses to the caller, who raises the same one."""
-    return {"error": type(error).__name__, "args": list(error.args)}
+    """Return an error as it crosses to the caller, who raises the same one, or its base."""
+    known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    return {"error": known.__name__, "args": list(error.args)}
 
 
 def _status(call: Call) -> dict[str, Any]:
@@ -149,6 +151,12 @@ def _interrupt(call: Call) -> int:
     return len(found)
 
 
+def _stop(call: Call) -> list[str]:
+    """Ask boards to end their own programs; return the names of those that are there."""
+    dispatch = call.server.dispatch
+    return [board.name for board in _choose(call) if dispatch.stop_program(board)]
+
+
 def _reaches(call: Call, job: Job) -> bool:
     """Whether a job is on a board that the caller reaches; a name may be another board's now."""
     return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
@@ -158,6 +166,13 @@ def _offer(call: Call) -> int:
     """Take a file in that boards are to get; the reply is its upload's number, 0 if it is there."""
     call.note.detail = str(call.body.get("sha256"))
     return call.server.contents.offer(call.owner, call.body.get("sha256"), call.body.get("size"))
+
+
+def _plan(call: Call) -> Any:
+    """Make the plan of an install; the reply comes when it is made."""
+    boards = _choose(call)
+    call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
+    return plans.plan_for(call.server, boards, call.body)
 
 
 def _jobs(call: Call) -> list[dict[str, Any]]:
@@ -332,6 +347,8 @@ VERBS = {
     "label": Verb("operator", _label),
     "interrupt": Verb("operator", _interrupt),
     "offer": Verb("operator", _offer),
+    "stop": Verb("operator", _stop),
+    "plan": Verb("operator", _plan),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "samples": Verb("viewer", _samples),

@@ -133,14 +133,14 @@ BOUNDS: Final = [
     ),
     defence(
         "a slow head is cut",
-        SERVER + "app.py",
+        SERVER + "door.py",
         "idle_connection_timeout=limits.HEAD_SECONDS",
         "idle_connection_timeout=999",
         "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
     ),
     defence(
         "a slow body is cut",
-        SERVER + "app.py",
+        SERVER + "door.py",
         "body_timeout=limits.HEAD_SECONDS",
         "body_timeout=999",
         "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",

@@ -7,5 +7,6 @@ from typing import Final
 from .bounds import BOUNDS
 from .defence import Defence
 from .doors import DOORS
+from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *BOUNDS]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS]

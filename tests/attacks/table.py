@@ -51,7 +51,15 @@ ATTACKS: Final = [
     attack(
         2,
         "enrolment tokens: expired, used, of another scope, raced for",
-        not_here="trust: it comes with enrolment tokens",
+        "cm_server/test_enrolment.py: "
+        "expired_and_revoked_enrolment_tokens_are_refused_by_name "
+        "used_enrolment_token_opens_nothing_for_another_board "
+        "wrong_scope_enrolment_token_is_refused_by_a_sentence "
+        "two_boards_that_race_one_token_exactly_one_wins "
+        "malformed_enrolment_tokens_are_all_refused_alike "
+        "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door "
+        "in_the_clear_nobody_enrols_where_others_listen",
+        "system/test_trust.py: a_board_enrols_itself_by_a_token_and_is_known_from_then_on",
     ),
     attack(
         3,
@@ -61,22 +69,35 @@ ATTACKS: Final = [
         "the_servers_own_proof_sent_back_opens_nothing",
         "board/test_link.py: cell_that_comes_twice_runs_once",
         "cm_server/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
-        not_here="trust: of frames in the same and in another session it comes with the MAC",
+        "cm_server/test_enrolment.py: "
+        "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
+        "attacks/test_replay.py: a_recorded_link_that_is_replayed_opens_nothing",
     ),
     attack(
         4,
         "who stands between flips a bit, drops, reorders, doubles, cuts",
         "faults/test_board_link.py: fault_in_a_job fault_in_the_greeting",
         "faults/test_caller_link.py: fault_between_caller_and_server",
+        "faults/test_board_link.py: fault_in_the_handshake_of_tls",
+        "faults/test_caller_link.py: fault_between_caller_and_server_over_tls",
         "cm_server/test_board_socket.py: one_flipped_bit_of_the_facts_is_noticed",
-        not_here="trust: on links in the clear nothing tells a changed byte; with TLS and the "
-        "MAC each of these rows ends the link",
+        "cm_server/test_enrolment.py: "
+        "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
+        not_here="links in the clear, which only this machine's own loopback has: nothing tells a "
+        "changed byte there",
     ),
     attack(
         5,
         "a fake server: it learns nothing and runs nothing",
         "board/test_link.py: board_does_not_talk_to_a_fake_server "
         "board_with_a_wrong_key_does_not_talk_either",
+        "system/test_trust.py: a_fake_server_is_refused_by_its_certificate "
+        "a_caller_verifies_the_server_by_the_tokens_fingerprint "
+        "a_caller_without_a_fingerprint_asks_this_machines_authorities",
+        "cloudmanager/test_tls.py: another_name_and_another_authority_are_refused "
+        "another_fingerprint_is_another_server what_is_no_authority_is_no_server_of_ours",
+        "cm_server/test_certificates.py: the_server_is_verified_by_its_authority_for_one_name "
+        "another_servers_authority_is_another",
     ),
     attack(
         6,
@@ -85,7 +106,12 @@ ATTACKS: Final = [
         "cm_server/test_caller_socket.py: another_version_is_told_which_one_is_spoken "
         "the_version_is_not_told_to_a_stranger",
         "cloudmanager/test_link.py: server_of_another_version",
-        not_here="trust: of TLS and MAC it comes with them",
+        "cm_server/test_enrolment.py: stripped_tls_is_refused_with_a_sentence_in_the_log "
+        "stripped_macs_are_refused in_the_clear_nobody_enrols_where_others_listen",
+        "cm_server/test_certificates.py: old_versions_of_tls_are_not_spoken",
+        "system/test_trust.py: a_board_in_the_clear_is_refused_by_both_sides "
+        "a_token_never_crosses_the_network_in_the_clear "
+        "a_caller_in_the_clear_is_told_what_to_write",
     ),
     attack(
         7,
@@ -103,13 +129,24 @@ ATTACKS: Final = [
         8,
         "a stolen key: revoked, rotated, with the acknowledgement lost",
         "cm_server/test_board_socket.py: a_new_key_shuts_the_old_one_out",
-        not_here="trust: it comes with board-revoke and rotation",
+        "cm_server/test_enrolment.py: "
+        "revoke_while_connected_closes_the_link_and_withholds_what_waits "
+        "rotation_asks_an_idle_board_and_believes_its_proof "
+        "rotation_with_a_lost_answer_locks_nobody_out a_rotation_outlives_the_server "
+        "a_new_key_without_proof_is_not_believed a_key_number_that_never_was_is_as_a_stranger "
+        "enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own",
+        "cm_server/test_verbs.py: revoke_takes_boards_out_with_all_that_they_owe",
+        "system/test_trust.py: a_revoked_board_is_out_within_two_seconds "
+        "a_key_is_changed_on_the_board_and_on_the_server "
+        "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
     ),
     attack(
         9,
         "a name that is used again sees nothing of its predecessor",
         "cm_server/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
         "cm_server/test_matrix.py: the_jobs_of_a_board_that_is_gone_are_not_its_namesakes",
+        "cm_server/test_enrolment.py: a_name_that_is_used_again_sees_nothing_of_its_predecessor "
+        "rename_moves_everything_that_is_the_boards_own rename_takes_nobodys_name",
     ),
     attack(
         10,
@@ -128,7 +165,9 @@ ATTACKS: Final = [
         "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
         "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
         "cm_server/test_board_socket.py: a_slow_greeting_is_cut",
-        not_here="trust: of TLS's own hello it comes with TLS",
+        "cm_server/test_door.py: who_does_not_go_on_is_cut_in_time "
+        "who_knocks_counts_as_unproven_and_the_oldest_is_cut "
+        "what_is_no_handshake_ends_the_connection_and_nothing_else",
     ),
     attack(
         12,
@@ -197,7 +236,7 @@ ATTACKS: Final = [
     attack(
         19,
         "an address for everybody without TLS; files for everybody",
-        "cm_server/test_app.py: it_listens_on_nothing_but_loopback_without_tls "
+        "cm_server/test_app.py: whoever_others_can_reach_speaks_tls_and_nothing_else "
         "secrets_and_state_are_their_owners_alone "
         "all_that_it_keeps_is_its_owners_alone_whatever_the_umask",
         "cm_server/test_store.py: the_file_is_its_owners_alone_and_becomes_so",
@@ -210,9 +249,11 @@ ATTACKS: Final = [
         20,
         "HTML, script, Markdown and MIME from a board",
         "attacks/test_hostile_output.py: what_a_board_says_is_plain_text_in_the_notebook "
-        "nothing_of_a_board_has_another_face_than_text no_source_of_ours_shows_html",
+        "nothing_of_a_board_has_another_face_than_text html_is_made_in_one_place "
+        "a_table_of_values_has_our_own_tags_and_no_others",
         "cm_magics/test_kernel.py: board_cannot_say_html",
-        not_here="dash: of the dashboard's widgets it comes with them",
+        "cm_magics/test_dashboard.py: what_boards_say_is_cleaned_on_its_way",
+        "browser/test_dashboard.py: what_hostile_boards_say_does_nothing_in_the_page",
     ),
     attack(
         21,
@@ -240,8 +281,14 @@ ATTACKS: Final = [
     attack(
         23,
         "names of files that lead out of their place; formulas in tables",
-        not_here="files: it comes with the file verbs. A table of results is the caller's own "
-        "(`to_pandas`); no CSV is written",
+        "cloudmanager/test_downloads.py: hostile_names_write_nothing "
+        "names_that_are_one_on_some_system_do_not_overwrite_each_other "
+        "more_files_than_were_asked_for_are_refused what_is_read_into_memory_is_bounded",
+        "cloudmanager/test_paths.py: hostile_names_are_refused "
+        "windows_devices_are_known_by_their_whole_name",
+        "cloudmanager/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
+        "cloudmanager/test_filetext.py: what_boards_say_moves_no_cursor",
+        not_here="a table of results is the caller's own (`to_pandas`); no CSV is written",
     ),
     attack(
         24,
@@ -259,7 +306,10 @@ ATTACKS: Final = [
         "quotes and newlines in a Wi-Fi password, a name, a path",
         "cloudmanager/test_names.py: check_name_points_at_what_is_illegal",
         "cloudmanager/test_inputs.py: boards_read_what_python_writes",
-        not_here="flash, files: of passwords and paths it comes with them",
+        "cloudmanager/test_fileverbs.py: names_of_any_language_go_there_and_back",
+        "cloudmanager/test_paths.py: what_is_no_path_on_boards_is_said",
+        "cloudmanager/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
+        "cloudmanager/test_cable_cli.py: password_is_asked_for_and_shown_nowhere",
     ),
     attack(
         36,

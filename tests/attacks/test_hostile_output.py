@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 from collections.abc import AsyncIterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ import pytest
 
 from cloudmanager import wire
 from cloudmanager.fleet import Boards, Fleet
+from cloudmanager.html import results_html
 from cloudmanager.jobs import Job, JobGroup
-from cloudmanager.results import Result, Results
+from cloudmanager.results import Result
 from cm_magics import show
 from tests.cm_server.peers import FakeBoard, Service
 
@@ -144,7 +146,7 @@ async def test_what_a_board_says_is_a_line_of_its_own_in_no_log(
 # In the notebook
 
 
-@pytest.mark.parametrize("kind", [Result, Results, Job, JobGroup, Boards, Fleet])
+@pytest.mark.parametrize("kind", [Result, Job, JobGroup, Boards, Fleet])
 def test_nothing_of_a_board_has_another_face_than_text(kind: type):
     """IPython shows what has one of these as it says, and so would a saved notebook."""
     rich = [name for name in dir(kind) if name.startswith("_repr_") or "mimebundle" in name]
@@ -159,10 +161,40 @@ def test_what_a_board_says_is_plain_text_in_the_notebook(text: str, monkeypatch)
     assert shown == [({"text/plain": text}, {"raw": True})]
 
 
-def test_no_source_of_ours_shows_html():
+class Tags(HTMLParser):
+    """The tags and attributes that a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen |= {tag, *(f"{tag} {name}" for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_table_of_values_has_our_own_tags_and_no_others(text: str):
+    values = {"lab-1": {text[:50]: text[:50]}, text: [text[:50]]}
+    results = {name: Result(name, 1, "ok", text=repr(value)) for name, value in values.items()}
+    made = results_html(results, (text,))
+    assert made is not None
+    shown = Tags()
+    shown.feed(made)
+    assert not [tag for tag in shown.seen if tag.split()[0] in ("script", "img", "svg", "a", "pre")]
+    assert not [tag for tag in shown.seen if " on" in tag or " href" in tag or " src" in tag]
+
+
+def test_html_is_made_in_one_place():
     """The dashboard builds its own page, from text (tests of its own)."""
     folder = Path(show.__file__).parent
+    makes = set()
     for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").glob("*.py")]:
         source = path.read_text(encoding="utf-8")
-        for kind in ("text/html", "application/javascript", "text/markdown", "text/latex"):
+        makes |= {path.name} if "text/html" in source else set()
+        for kind in ("application/javascript", "text/markdown", "text/latex"):
             assert kind not in source, path
+    assert makes == {"show.py"}

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from cloudmanager.flash import client_files
 from cloudmanager.virtual import Identity, VirtualBoards
 
+from .bootlab import Lab as BootLab
 from .peer import Peer
 
 
@@ -53,3 +55,21 @@ def board(lab):
     link = lab.link()
     yield link
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory):
+    """What `mbm flash` copies onto a board: path -> bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CM_HOME", str(tmp_path_factory.mktemp("home")))
+        return client_files()
+
+
+@pytest.fixture
+def boot_lab(tmp_path, client):
+    """A chip that has not been switched on yet, with the client on its flash."""
+    lab = BootLab(tmp_path, client)
+    yield lab
+    if lab.chip:
+        lab.chip.stop()
+    lab.peer.stop()

@@ -18,7 +18,8 @@ from websockets.exceptions import ConnectionClosed
 HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
-OUTPUT, VALUE, RESULT, INPUT, CHUNK, EMIT = 0x20, 0x21, 0x22, 0x23, 0x24, 0x26
+OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
+EMIT, PROGRAM = 0x26, 0x27
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -61,6 +62,7 @@ class Link:
         self.peer, self.socket, self.name, self.told = peer, socket, name, told
         self.jobs = {}
         self.samples = []  # (ticks in ms, how many were lost before it, values)
+        self.programs = []  # what it said of its own program
         self.closed = threading.Event()
 
     def send(self, data):
@@ -99,6 +101,14 @@ class Link:
 
     def answer(self, job, text, flags=0):
         self.send(message(ANSWER, job.number, text.encode(), flags))
+
+    def program(self, *wanted, timeout=10):
+        """Wait until it said this of its own program: (flags, text)."""
+        self.peer.until(lambda _: wanted in self.programs, timeout)
+
+    def stop(self):
+        """End its own program."""
+        self.send(message(INTERRUPT, bytes(4)))
 
     def reset(self):
         self.send(message(RESET, bytes(4)))
@@ -141,6 +151,12 @@ class Link:
                 (ticks,) = struct.unpack_from(">Q", data, 6)
                 self.samples.append((ticks, flags, json.loads(data[14:])))
                 self.peer.changed.notify_all()
+            return
+        if number == bytes(4):  # the board's own program
+            if op == PROGRAM:
+                with self.peer.changed:
+                    self.programs.append((flags, data[6:].decode()))
+                    self.peer.changed.notify_all()
             return
         job, payload = self.jobs[number], data[6:]
         with job.changed:

@@ -3,6 +3,9 @@
 # exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
 # scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises
 # KeyboardInterrupt at MicroPython's next safe point. What C does here, standin_host.py does.
+# With "flash" in its settings it is a whole chip: its flash is in a file, its terminal a serial
+# port, and it runs what is on its flash, then a REPL (tests/cloudmanager/chip.py).
+import __main__
 import builtins
 import io
 import os
@@ -13,7 +16,7 @@ from json import dumps, loads
 
 told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
 box = uctypes.bytearray_at(told["box"], 32)
-_TIMER, _PERIOD, _CALLBACK = 0, 2, 8
+_TIMER, _STARTED, _PERIOD, _TIMER_2, _CALLBACK, _CALLBACK_2 = 0, 1, 2, 3, 8, 16
 ask = open(told["ask"], "wb")
 answer = open(told["answer"], "rb")
 console = print
@@ -79,16 +82,25 @@ class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked
                 slots[0].write(data)
             except BaseException as e:
                 deactivate("write " + repr(e))
+        if "flash" in told:
+            sys.stdout.write(b)  # the UART
         return len(b)
 
 
 class Timer:
-    PERIODIC = 1
+    ONE_SHOT, PERIODIC = 0, 1
 
     def __init__(self, id):
         pass
 
     def init(self, period, mode, callback):
+        if mode == self.ONE_SHOT:  # a minute and longer: no test waits for that
+            return
+        if callback is not dupterm_notify:  # another than the console's: each 100 ms
+            self.callback = callback
+            struct.pack_into("<q", box, _CALLBACK_2, id(callback))
+            box[_TIMER_2] = 1
+            return
         self.callback = callback
         struct.pack_into("<q", box, _CALLBACK, id(callback))
         box[_PERIOD] = period
@@ -96,6 +108,17 @@ class Timer:
 
     def deinit(self):
         box[_TIMER] = 0
+
+
+# A STAND-IN for machine.WDT, which bites nobody; dogs[0] tells a test how it is.
+class WDT:
+    def __init__(self, timeout):
+        self.timeout = timeout
+        self.fed = 0
+        machine.dogs.append(self)
+
+    def feed(self):
+        self.fed += 1
 
 
 terminal = Terminal()
@@ -106,8 +129,10 @@ def hook(*args, sep=" ", end="\n", file=None):
 
 
 class Ram:
+    blocks = 8
+
     def __init__(self):
-        self.data = bytearray(8 * 4096)
+        self.data = bytearray(self.blocks * 4096)
 
     def readblocks(self, n, buf, offset=0):
         at = n * 4096 + offset
@@ -118,23 +143,120 @@ class Ram:
         self.data[at : at + len(buf)] = buf
 
     def ioctl(self, op, arg):
-        return {4: 8, 5: 4096}.get(op, 0)
+        return {4: self.blocks, 5: 4096}.get(op, 0)
 
 
-host = os.VfsPosix(told["client"])
-os.umount("/")
-ram = Ram()
-os.VfsLfs2.mkfs(ram)
-os.mount(os.VfsLfs2(ram), "/")
-os.mount(host, "/host")
-with open("/cm.json", "w") as file:
-    file.write(dumps(told["config"]))
-sys.path[:] = ["", "/host", ".frozen"]
+class Flash(Ram):
+    blocks = 256
+    writes = 0
+
+    def __init__(self, path):
+        self.file = open(path, "r+b")
+
+    def readblocks(self, n, buf, offset=0):
+        self.file.seek(n * 4096 + offset)
+        self.file.readinto(buf)
+
+    def writeblocks(self, n, buf, offset=0):
+        self.writes += 1
+        if self.writes == told.get("cut"):  # the power goes, this once
+            restart()
+        self.file.seek(n * 4096 + offset)
+        self.file.write(buf)
+
+
+# A STAND-IN for a Wi-Fi station: what esp32 and esp8266 say in network.WLAN. "air" in the settings
+# says which networks there are, with their passwords.
+class Network:
+    STA_IF = 0
+    STAT_IDLE, STAT_CONNECTING, STAT_GOT_IP = 1000, 1001, 1010
+    STAT_NO_AP_FOUND, STAT_WRONG_PASSWORD = 201, 202
+
+    def __init__(self):
+        self.state = self.STAT_IDLE
+        self.tried = []
+
+    def WLAN(self, interface):
+        return self
+
+    def active(self, on=None):
+        return True
+
+    def connect(self, name, password):
+        with open("/tried", "a") as file:
+            file.write(name + "\n")
+        air = told["air"]
+        if name not in air:
+            self.state = self.STAT_NO_AP_FOUND
+        elif air[name] != password:
+            self.state = self.STAT_WRONG_PASSWORD
+        else:
+            self.state = self.STAT_GOT_IP
+
+    def disconnect(self):
+        self.state = self.STAT_IDLE
+
+    def isconnected(self):
+        return self.state == self.STAT_GOT_IP
+
+    def status(self):
+        return self.state
+
+
+# The chip starts anew, whatever runs.
+def restart():
+    ask.write(b"R")
+    answer.readinto(bytearray(1))
+
+
+def mount(device):
+    os.umount("/")
+    try:
+        fs = os.VfsLfs2(device)
+    except OSError:
+        os.VfsLfs2.mkfs(device)
+        fs = os.VfsLfs2(device)
+    os.mount(fs, "/")
+    os.chdir("/")
+
+
+host = os.VfsPosix(told["client"]) if "client" in told else None
+mount(Flash(told["flash"]) if "flash" in told else Ram())
+sys.path[:] = ["", "/lib", ".frozen"]
+if host:
+    os.mount(host, "/host")
+    sys.path.append("/host")
+    with open("/cm.json", "w") as file:
+        file.write(dumps(told["config"]))
 real.dupterm, real.dupterm_notify = dupterm, dupterm_notify
 machine = Machine()
 machine.Timer = Timer
-machine.soft_reset = lambda: sys.exit(77)
+machine.WDT = WDT
+machine.dogs = []
+machine.soft_reset = machine.reset = restart
 sys.modules["os"] = real
 sys.modules["machine"] = machine
+if "air" in told:
+    sys.modules["network"] = Network()
 builtins.print = hook
 builtins.dropped = dropped
+
+
+# What a chip does after its file system is there (shared/runtime/pyexec.c, main.c of each port).
+def run_file(name):
+    try:
+        file = open(name)
+    except OSError:
+        return
+    with file:
+        text = file.read()
+    try:
+        exec(compile(text, name, "exec"), __main__.__dict__)
+    except BaseException as e:
+        sys.print_exception(e)
+
+
+if "flash" in told:
+    box[_STARTED] = 1
+    run_file("boot.py")
+    run_file("main.py")

@@ -38,6 +38,12 @@ def test_emit_keeps_its_place_in_the_output(board):
     assert values(board) == [{"n": n} for n in range(40)]
 
 
+def test_output_that_waits_makes_room_for_it(board):
+    job = board.run("print('x' * 860, end='')\n__cm__((cm.emit(s='y' * 400)))")
+    assert (job.output, job.value) == (b"x" * 860, b"True")
+    assert values(board) == [{"s": "y" * 400}]
+
+
 def test_emit_inside_of_a_repr_leaves_the_value_whole(board):
     code = "class R:\n    def __repr__(self):\n        cm.emit(r=1)\n        return 'R' * 300\n"
     job = board.run(code + "__cm__(([R(), R(), R(), R()]))")

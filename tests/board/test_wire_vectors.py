@@ -95,7 +95,7 @@ def link(tmp_path_factory):
 
 def test_board_tells_what_protocol_md_says(link):
     assert set(link.told) == {"boot", "buf", "parts", "facts", "last"}
-    facts = {"platform", "version", "mpy", "machine", "client", "heap", "rssi"}
+    facts = {"platform", "version", "mpy", "machine", "client", "heap", "rssi", "program"}
     assert set(link.told["facts"]) == facts
     assert (link.told["last"], "run" in link.told["parts"]) == (None, True)
 

@@ -6,18 +6,23 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import ViewportSize, expect
+from playwright.sync_api import expect
 
 from benchmarks.links import linked
 from cloudmanager.fleet import Fleet
-from tests.conftest import Server
+from tests.conftest import Server, running_boards
 
 from .conftest import WAIT, Lab
 from .test_dashboard import Fleets, at_work
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.soak]
 
-SIZE: ViewportSize = {"width": 1280, "height": 920}
+SIZE: Any = {"width": 1280, "height": 920}
+CELLS = (
+    "%load_ext cm_magics",
+    "%%board lab-[1-6]\nprint('reading the sensor')\nread()",
+    "%board lab-[1-3,5-6] {'temp': read(), 'door': 'closed'}",
+)
 
 
 @pytest.fixture
@@ -28,11 +33,29 @@ def farm(server: Server, fleet: Fleet) -> Any:
         yield fleet
 
 
+def test_notebook(lab: Lab, server: Server, fleet: Fleet):
+    with running_boards(server, fleet, [f"lab-{number}" for number in range(1, 7)]):
+        fleet["lab-[1-6]"].run("def read():\n    return 21.5").raise_for_error()
+        fleet["lab-2"].run("def read():\n    return 85.0").raise_for_error()
+        broken = "def read():\n    raise OSError('the sensor is unplugged')"
+        fleet["lab-4"].run(broken).raise_for_error()
+        notebook = lab.open("cells.ipynb", CELLS, kernel="python3")
+        notebook.page.set_viewport_size({"width": 1000, "height": 740})
+        notebook.page.keyboard.press("ControlOrMeta+b")
+        notebook.page.get_by_text("| Idle").wait_for()
+        for number in range(len(CELLS)):
+            notebook.cells.nth(number).locator(".cm-content").click()
+            notebook.page.keyboard.press("Control+Enter")
+            notebook.page.wait_for_timeout(1000)
+        notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("notebook"))
+        notebook.page.close()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
     expect.set_options(timeout=WAIT)
     cells = ["%load_ext cm_magics\n%fleet greenhouse-*", "%board_plot greenhouse-[1-6] temp"]
-    notebook = lab.open("greenhouses.ipynb", cells, kernel="python3")
+    notebook = lab.open(f"greenhouses{dark:d}.ipynb", cells, kernel="python3")
     notebook.page.set_viewport_size(SIZE)
     notebook.page.keyboard.press("ControlOrMeta+b")  # without the list of files
     if dark:
@@ -42,7 +65,8 @@ def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
         notebook.page.locator(".lm-Menu-item").filter(has_text=dark_only).click()
     seen = Fleets(notebook)
     seen.start(1)
-    with at_work(farm, "greenhouse-[3-5,9]"):
+    some = "greenhouse-[3-5,9]"
+    with at_work(farm, some), at_work(farm, some), at_work(farm, some), at_work(farm, some):
         seen.row("greenhouse-3").locator(".cm-check").click()
         seen.row("greenhouse-5").locator(".cm-check").click(modifiers=["Shift"])
         notebook.page.wait_for_timeout(8000)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from cloudmanager.fleet import Fleet
+from tests.conftest import Server, running_boards
 
 from .conftest import MBM, WAIT, background, process
 
@@ -299,3 +300,27 @@ def test_simulate_joins_a_server_that_others_can_reach_only_if_told_to(own_home,
         f"mbm: Others can reach the server at {listens}, and virtual boards are no sandbox. "
         "With --allow-remote, whoever may run cells there can act as you here.\n"
     )
+
+
+def test_board_stop_ends_a_program_that_keeps_the_board_busy(mbm, fleet: Fleet, server: Server):
+    with running_boards(server, fleet, ["busy-1"]) as boards:
+        fleet["busy-1"].run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')")
+        boards.restart("busy-1")
+        state = until(lambda: mbm("board-list", "busy-1").out, "busy: app.py")
+        group = fleet["busy-1"].submit("6 * 7", listen=True)
+        waits = next(event for event in group.events() if event.kind == "queued")
+        assert waits.text == "behind 1"
+        assert mbm("board", "busy-1", "stop").status == 0
+        assert group.results(10)["busy-1"].value == 42
+        assert "idle: app.py ended" in until(lambda: mbm("board-list", "busy-1").out, "ended")
+        assert state
+    fleet.revoke("busy-1")
+
+
+def until(look, what):
+    """Look until it is there."""
+    deadline = time.monotonic() + 10
+    while what not in (seen := look()):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+    return seen

@@ -11,6 +11,7 @@ from cloudmanager import errors
 from cloudmanager.errors import (
     BoardError,
     BoardOffline,
+    CableError,
     CellSyntaxError,
     CloudmanagerError,
     FleetError,
@@ -47,6 +48,7 @@ ONE_OF_EACH = [
     FleetError({"lab-1": BoardOffline("lab-1"), "lab-2": LinkLost("lab-2")}),
     ServerError("the queue of lab-1 is full"),
     ServiceError("TCP port 18266 is taken", "/home/me/cm/server.log"),
+    CableError("/dev/ttyUSB0", "No chip's loader answers", "Hold BOOT.", "chip"),
     WireError("the header is short"),
     LocalWireError("the job's number is negative"),
     PeerWireError("the header is short"),

@@ -104,6 +104,11 @@ def test_nobody_looks_nothing_is_followed(page: Page, dashboard: Dashboard):
     page.until("boards", lambda message: message["whole"])
 
 
+def test_unloading_the_magics_ends_what_is_followed(page: Page, dashboard: Dashboard):
+    cm_magics.magics.hang_up()
+    assert not follows(dashboard)
+
+
 def test_filter_takes_targets_and_says_what_is_wrong(page: Page, dashboard: Dashboard, fleet):
     page.say(dashboard, do="filter", text="demo-[1-2]")
     assert page.until("shown")["names"] == ["demo-1", "demo-2"]
@@ -153,6 +158,17 @@ def test_a_running_action_is_shown_while_it_runs_and_what_is_wrong_is_said(page,
     ]:
         assert wrong in act(page, dashboard, name, text)["text"]
     assert act(page, dashboard, "run", "1", ["nobody-9"])["state"] == "failed"
+
+
+def test_files_are_copied_and_one_board_is_renamed(page: Page, dashboard, fleet, tmp_path):
+    (tmp_path / "hello.txt").write_text("hi")
+    told = act(page, dashboard, "upload", f"{tmp_path / 'hello.txt'} :/up/hello.txt")
+    assert (told["state"], told["text"]) == ("done", f"demo-1: {tmp_path / 'hello.txt'} is there")
+    assert fleet["demo-1"].run("open('/up/hello.txt').read()").value == "hi"
+    assert act(page, dashboard, "upload", "/no/such/file")["state"] == "failed"
+    assert act(page, dashboard, "rename", "x", ["demo-1", "demo-2"])["state"] == "failed"
+    assert act(page, dashboard, "rename", "demo-9", ["demo-1"])["text"] == "it is called demo-9 now"
+    assert act(page, dashboard, "rename", "demo-1", ["demo-9"])["state"] == "done"
 
 
 def test_messages_that_make_no_sense_are_passed_over(page: Page, dashboard: Dashboard):
@@ -239,9 +255,7 @@ def test_plot_begins_with_what_there_is_and_goes_on(page: Page, fleet: Fleet, bo
     told = page.until("samples", lambda message: message["samples"])
     assert told["samples"][-1][0] == "demo-3"
     fleet["demo-3"].run("cm.emit(level=7)")
-    page.until(
-        "samples", lambda message: [each[2] for each in message["samples"]] == [{"level": 7}]
-    )
+    page.until("samples", lambda m: bool(m["samples"]) and m["samples"][-1][2] == {"level": 7})
     bundle = shown._repr_mimebundle_()[0]
     assert bundle["text/plain"].startswith("demo-3 level  ")
     assert bundle["text/plain"].endswith("  7")

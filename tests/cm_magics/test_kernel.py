@@ -14,6 +14,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 from cloudmanager.virtual import VirtualBoards
 
@@ -303,3 +304,43 @@ def test_saved_notebook_holds_the_final_state(boards: VirtualBoards, home: Path)
     NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
     (output,) = made.cells[1].outputs
     assert output.data == {"text/plain": f"{head('demo-[1-3]')}\n0\n1\n2"}
+
+
+def test_values_that_differ_are_a_table_in_the_notebook_and_in_its_html(
+    boards: VirtualBoards, home: Path
+):
+    made = notebook(
+        "%load_ext cm_magics",
+        "%board demo-[1,3] here = 'a<b>'",
+        "%board demo-2 here = '<script>1</script>'",
+        "%%board demo-[1-3] -o r\nhere",
+        "r",
+        "%%board demo-[1-3] --on-error raise\nassert here == 'a<b>'",
+    )
+    made.cells[5].metadata["tags"] = ["raises-exception"]
+    NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
+    (shown,), (kept,) = made.cells[3].outputs, made.cells[4].outputs
+    assert shown.data["text/html"] == kept.data["text/html"]
+    assert "demo-[1,3]" in shown.data["text/plain"]
+    html = HTMLExporter().from_notebook_node(made)[0]
+    assert "&lt;script&gt;1&lt;/script&gt;" in html
+    assert "<script>1" not in html
+    assert "BoardError: demo-2 failed (1 of 3 boards)" in html
+
+
+def test_errors_of_ours_are_one_block_without_magics_too(kernel: Kernel):
+    code = "import cm_magics\ncm_magics.fleet()['demo-[1-3]'].run('1/0').raise_for_error()"
+    status, outputs = kernel.run(code)
+    assert status == "error"
+    assert outputs[-1].text.startswith("FleetError: 3 boards failed.\ndemo-[1-3]:\n  Traceback")
+    assert "fleet.py" not in outputs[-1].text
+
+
+def test_widgets_have_text_for_where_there_are_none(boards: VirtualBoards, home: Path):
+    emits = "%board demo-1 import cm; cm.emit(t=5)"
+    made = notebook("%load_ext cm_magics", "%fleet", emits, "%board_plot demo-1 t")
+    NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
+    table, chart = made.cells[1].outputs[0].data, made.cells[3].outputs[0].data
+    assert "demo-1" in table["text/plain"]
+    assert chart["text/plain"].startswith("demo-1 t  ")
+    assert chart["image/svg+xml"].startswith("<svg ")

@@ -528,3 +528,13 @@ def test_session_has_one_fleet(home: Path):
     assert cm_magics.fleet() is cm_magics.fleet()
     cm_magics.magics.hang_up()
     cm_magics.magics.hang_up()
+
+
+def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
+    assert "demo-1" in shell.run("%fleet demo-1")
+    shell.run("%board demo-2 import cm; cm.emit(level=4)")
+    assert shell.run("%board_plot demo-2 level").startswith("Out[")
+    shell.run("%board_plot demo-9")
+    assert isinstance(shell.error, NoSuchBoard)
+    assert "Say of which boards" in shell.run("%board_plot")
+    assert "never closed" in shell.run("%fleet demo-[")

@@ -331,6 +331,34 @@ def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
     assert job.value.text().endswith(" 199]")
 
 
+def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
+    link = rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    assert (rig.board().state, rig.board().describe()["program"]) == ("busy", "app.py")
+    (job,) = rig.run("lab-1")
+    assert (job.state, link.ops(job)) == ("queued", [])
+    assert rig.dispatch.stop_program(rig.board())
+    assert [(m.op, m.job) for m in link.sent] == [(wire.INTERRUPT, 0)]
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py ended"))
+    assert (job.state, link.ops(job)) == ("running", [wire.EXEC])
+    assert rig.board().describe()["program"] == "app.py ended"
+
+
+def test_program_that_blocks_is_forgotten_with_its_link(rig: Rig):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    rig.drop("lab-1")
+    assert not rig.dispatch.stop_program(rig.board())
+    rig.connect("lab-1", boot="b2")
+    assert rig.board().state == "idle"
+
+
+def test_what_a_program_prints_is_nobodys(rig: Rig, caplog):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
+    assert (rig.caller.told, caplog.text) == ([], "")
+
+
 @pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
 def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op, caplog):
     rig.connect("lab-1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -14,17 +16,32 @@ from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online
 from cloudmanager.testing import Server, running_server
 from cloudmanager.virtual import Identity, VirtualBoards
+from cm_server import certificates
 
 from .proxy import Loop, Proxy
+from .rows import TCP
 
 T = TypeVar("T")
 
-#: Kinds of links that the rows run over: "tls" and "mac" once a server and a board speak them.
-LINKS = ("plain",)
+#: Kinds of links that rows run over.
+LINKS = ("plain", "tls", "mac")
 BOARDS = 12  # rows that run at once; most of their time they wait
 WAIT = 30.0  # seconds that anything here may take, on a busy machine
 BEAT = 2.0  # seconds: a board that heard nothing for 5 dials again
 GRACE = 6.0  # seconds that the server waits for a board: more than it takes to come back
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make soak` what is alike on every kind of link, and what has to wait long."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("bench", "plain") == "plain" or "row" not in params:
+            continue
+        fault, at = params["row"].strike[:2]
+        waits = fault == "drop" and at in ("EXEC", "RESULT", "handshake")
+        if waits or fault in TCP:
+            item.add_marker(pytest.mark.soak)
 
 
 class Desk(NamedTuple):
@@ -42,6 +59,7 @@ class Bench(NamedTuple):
     server: Server
     loop: Loop
     fleet: Fleet
+    token: str
     free: queue.SimpleQueue[Desk]
 
     def at_a_desk(self, act: Callable[[Desk], T]) -> T:
@@ -61,6 +79,15 @@ def until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[Server, str]]:
+    """A server and its own token, with its fingerprint where others can reach it."""
+    listen = ("--listen", "0.0.0.0") if public else ()
+    with running_server(home, *listen, *options) as server:
+        pin = f".{certificates.load(home).pin}" if public else ""
+        yield server, (home / "token").read_text().strip() + pin
+
+
 @pytest.fixture(scope="package", params=LINKS)
 def bench(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -71,19 +98,19 @@ def bench(
     options = ("--beat", str(BEAT), "--lost-after", str(GRACE))
     free: queue.SimpleQueue[Desk] = queue.SimpleQueue()
     with (
-        running_server(home, *options) as server,
-        Fleet(server.url, (home / "token").read_text().strip()) as fleet,
+        serving(home, *options, public=kind != "plain") as (server, token),
+        Fleet(server.url, token) as fleet,
         Loop() as loop,
         VirtualBoards([], ("127.0.0.1", 0), home / "virtual") as machine,
     ):
         names = [f"desk-{number}" for number in range(1, BOARDS + 1)]
-        for row in fleet.enrol(names):
+        for row in fleet.enrol(names, plain=kind == "mac"):
             proxy = loop.proxy(server.tcp_port, tls=kind == "tls")
             machine.address = ("127.0.0.1", proxy.tcp_port)
-            machine.add(Identity(row["name"], row["id"], bytes.fromhex(row["key"])))
+            machine.add(Identity.of(row, server.url))
             free.put(Desk(row["name"], proxy, fleet))
         wait_online(fleet, names)
-        yield Bench(kind, server, loop, fleet, free)
+        yield Bench(kind, server, loop, fleet, token, free)
 
 
 class Rows:
@@ -107,13 +134,13 @@ class Rows:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def chosen(request: pytest.FixtureRequest, argument: str) -> list[object]:
-    """Return the values of a parameter in the tests that were selected to run."""
-    return [
-        item.callspec.params[argument]
+def chosen(request: pytest.FixtureRequest, kind: str) -> list[object]:
+    """Return the rows over this kind of link, of those that were selected to run."""
+    given = [
+        item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function)
         and item.module is request.module
         and hasattr(item, "callspec")
-        and argument in item.callspec.params
     ]
+    return [params["row"] for params in given if params["bench"] == kind]

@@ -33,8 +33,9 @@ class Strike(NamedTuple):
 
     Attributes:
         fault: a name in ``FAULTS``.
-        at: the unit that it strikes (units.py), such as "EXEC"; "" for the next of any name.
-        nth: which of that name, from 1; of TLS, which record of data.
+        at: the unit that it strikes (units.py), such as "EXEC"; "" for the next of any name; of
+            TLS, "handshake", else a record of data.
+        nth: which of that name, from 1.
         up: whether it strikes what goes to the server; only for units that have no name.
         bit: which bit "flip" turns over, from the beginning of the unit's body.
     """
@@ -229,7 +230,8 @@ class Pipe:
 
     def _means(self, strike: Strike, unit: Unit) -> bool:
         if self.talk.proxy.tls:
-            return "record" in unit.names and strike.up is self._up
+            name = "handshake" if strike.at == "handshake" else "record"
+            return name in unit.names and strike.up is self._up
         return strike.at in unit.names or (not strike.at and strike.up is self._up)
 
     async def send(self, data: bytes) -> None:

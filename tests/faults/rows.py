@@ -37,7 +37,7 @@ class Row(NamedTuple):
         status: what the caller is told, the only outcome that it ever gets.
         runs: how often the cell ran, by the board's own count.
         why: in the server's words, or the traceback's.
-        said: what the caller has of its output.
+        said: what the caller has of its output; None for a beginning of it.
         record: what the store says in the end, where the truth came later than ``status``.
         cell: what runs.
     """
@@ -53,8 +53,10 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         """Name the test."""
         strike = self.strike
-        place = f"bit {strike.bit} of " if strike.fault == "flip" else ""
-        return f"{strike.fault} {place}{strike.at}".replace(" ", "-")
+        bit = f"bit {strike.bit} of " if strike.fault == "flip" else ""
+        nth = f" {strike.nth}" if strike.nth > 1 else ""
+        way = "" if strike.up else " down"
+        return f"{strike.fault} {bit}{strike.at}{nth}{way}".replace(" ", "-")
 
 
 def row(fault: str, at: str, status: str, runs: int, **more: object) -> Row:
@@ -64,36 +66,51 @@ def row(fault: str, at: str, status: str, runs: int, **more: object) -> Row:
 
 
 #: Faults that TCP itself knows: they look alike on every kind of link.
-_TCP: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
-#: Of TLS only records of data are seen: whether they go up, and which one it is in these cells.
+TCP: Final = ("cut before", "cut within", "cut after", "delay", "trickle", "half-open")
+#: Of TLS only records of messages are seen: whether they go up, and which one it is from when the
+#: strike is armed: at work, or while the board dials.
 _RECORDS: Final = {
     **{"EXEC": (False, 1), "MORE": (False, 2), "INTERRUPT": (False, 2), "RESET": (False, 1)},
     **{"OUTPUT": (True, 1), "VALUE": (True, 2), "RESULT": (True, 3)},
+    **{"request": (True, 1), "HELLO": (True, 2), "PROOF": (True, 3)},
+    **{"answer": (False, 1), "CHALLENGE": (False, 2), "WELCOME": (False, 3)},
 }
 
 
-def guarded(row: Row) -> Row:
+def guarded(row: Row, kind: str) -> Row:
     """Return what comes of it where TLS or a MAC guards the link: a changed byte ends it.
 
     What was not executed by then never is; what was, the board tells when it is back.
     """
-    strike = row.strike
-    if strike.fault in _TCP:
+    fault, at = row.strike.fault, row.strike.at
+    if fault in TCP or (fault, at) == ("duplicate", "RESET"):  # it is gone by the second
         return row
-    if strike.at in ("EXEC", "MORE", "RESET") and strike.fault != "duplicate":
+    if (fault, kind) == ("drop", "mac") and at in ("EXEC", "RESULT", "INTERRUPT"):
+        return row  # nothing follows that could tell
+    if at in ("EXEC", "MORE", "RESET") and fault != "duplicate":
         return row._replace(status="lost", runs=0, why=NEVER, said="", record="")
-    if strike.at == "INTERRUPT" and strike.fault != "duplicate":
+    if at == "INTERRUPT" and fault != "duplicate":
         return row._replace(status="timeout", record="")
-    status = "interrupted" if strike.at == "INTERRUPT" else "ok"
-    heard = strike.at == "RESULT" or (strike.at, strike.fault) == ("OUTPUT", "duplicate")
-    said = {"RESULT": "go\non\n", "OUTPUT": "go\n", "INTERRUPT": "go\n"}.get(strike.at, "")
-    return row._replace(
-        status=status, why="", record="", said=said if heard or strike.at == "INTERRUPT" else ""
-    )
+    status = "interrupted" if at == "INTERRUPT" else "ok"
+    said = {"RESULT": "go\non\n", "INTERRUPT": "go\n"}.get(at, "")
+    if (fault, at) == ("duplicate", "OUTPUT"):
+        said = "go\n"
+    if (fault, at) == ("duplicate", "EXEC"):  # the board reads the second when it has time
+        return row._replace(status=status, why="", said=None)
+    return row._replace(status=status, why="", record="", said=said)
+
+
+def guarded_greeting(row: Row) -> Row:
+    """Return what comes of a row of the greeting where TLS or a MAC guards the link."""
+    if (row.strike.fault, row.strike.at) == ("duplicate", "WELCOME"):  # the cell is behind it
+        return row._replace(status="lost", runs=0, why=NEVER, said="")
+    return row
 
 
 def in_records(strike: Strike) -> Strike:
     """Return the same strike as one of TLS's records, counted from when it is armed."""
+    if strike.at == "handshake":
+        return strike
     up, first = _RECORDS[strike.at]
     return strike._replace(nth=first + strike.nth - 1, up=up)
 
@@ -185,6 +202,15 @@ GREETING: Final = [
 ]
 
 
+#: As GREETING, in the handshake of TLS: how many records a board and a server say there.
+HANDSHAKE: Final = [
+    Row(Strike(fault, "handshake", nth, up, bit=6), "ok", 1)
+    for up, records in ((True, 4), (False, 6))
+    for nth in range(1, records + 1)
+    for fault in ("flip", "drop", "duplicate", "cut within")
+]
+
+
 class CallerRow(NamedTuple):
     """One fault between a caller and the server, and what comes of it.
 
@@ -261,3 +287,18 @@ CALLER: Final = [
     caller_row("duplicate", "RESULT", "ok", "ok", 1, ALL),
     *(caller_row(fault, "RESULT", "ok", "ok", 1, ALL) for fault in ("delay", "trickle")),
 ]
+
+
+def guarded_caller(row: CallerRow) -> CallerRow:
+    """Return what comes of a caller's row where TLS guards the link: a changed byte ends it."""
+    fault, at = row.strike.fault, row.strike.at
+    if fault in TCP:
+        return row
+    arrived = fault == "duplicate"
+    if at == "SUBMIT":
+        return row if arrived else row._replace(told=GONE, record="", runs=0)
+    if at == "ACCEPTED":
+        return row._replace(told="lost" if arrived else GONE)
+    if at == "OUTPUT":
+        return row._replace(told="lost", said="go\n" if arrived else "")
+    return row if arrived else row._replace(told="lost")

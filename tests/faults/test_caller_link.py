@@ -13,9 +13,13 @@ from cloudmanager.fleet import Fleet
 from cloudmanager.jobs import JobGroup
 
 from .conftest import WAIT, Bench, Desk, Rows, chosen, until
-from .rows import CALLER, TALKS, WAITS, CallerRow
+from .proxy import Proxy, Strike
+from .rows import ALL, CALLER, TALKS, WAITS, CallerRow, guarded_caller, in_records
 
 pytestmark = pytest.mark.timeout(240)  # the first one waits for its turn with all others
+#: Before which of the board's messages the caller's is, and what he has of the output by then.
+BEHIND = {"SUBMIT": "", "ACCEPTED": "OUTPUT", "OUTPUT": "OUTPUT", "RESULT": "RESULT"}
+HAS = {"OUTPUT": "", "RESULT": ALL}
 SOME = 3.0  # seconds after which a caller that waits is believed to wait
 
 
@@ -25,7 +29,7 @@ def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
     rows = Rows(bench)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "BEAT_SECONDS", 1.5)
-        for row in chosen(request, "row"):
+        for row in chosen(request, bench.kind):
             assert isinstance(row, CallerRow)
             rows.begin(str(row), functools.partial(act, bench, row))
         yield rows
@@ -37,11 +41,16 @@ def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
     board = desk.fleet[desk.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
     before = newest(desk)
-    proxy = bench.loop.proxy(bench.server.tcp_port)
-    proxy.strike(row.strike)
-    token = (bench.server.home / "token").read_text().strip()
-    with Fleet(f"http://127.0.0.1:{proxy.tcp_port}", token) as fleet:
-        told, said = what_is_told(fleet, desk.name, SOME if row.told == WAITS else WAIT)
+    if bench.kind == "plain":
+        proxy = bench.loop.proxy(bench.server.tcp_port)
+        proxy.strike(row.strike)
+        with Fleet(f"http://127.0.0.1:{proxy.tcp_port}", bench.token) as fleet:
+            told, said = what_is_told(fleet, desk.name, SOME if row.told == WAITS else WAIT)
+    else:
+        proxy = bench.loop.proxy(bench.server.tcp_port, tls=True)
+        with Fleet(f"https://127.0.0.1:{proxy.tcp_port}", bench.token) as fleet:
+            fleet.status()  # the link is open: what comes next is the row's
+            told, said = what_is_told(fleet, desk.name, WAIT, ByTurns(row, desk, proxy))
     assert proxy.struck.wait(WAIT), "the fault had nothing to strike"
     if row.record:
         until(lambda: newest(desk) != before, "the cell never came")
@@ -52,16 +61,47 @@ def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
     return CallerRow(row.strike, told, record, counted.value, said)
 
 
+class ByTurns:
+    """Lets one record pass after the other, so that it is known which one the fault strikes.
+
+    What the board says at that step is held until the caller has all that comes before.
+    """
+
+    def __init__(self, row: CallerRow, desk: Desk, proxy: Proxy) -> None:
+        self._at, self._desk, self._proxy = row.strike.at, desk, proxy
+        self._strike = row.strike._replace(nth=1, up=self._at == "SUBMIT")
+        if self._at != "SUBMIT":
+            desk.proxy.strike(in_records(Strike("hold", BEHIND[self._at])))
+        if self._at in ("SUBMIT", "ACCEPTED"):
+            proxy.strike(self._strike)
+
+    def release(self, group: JobGroup) -> None:
+        """Have the fault strike what comes next."""
+        if self._at == "SUBMIT":
+            return
+        assert self._desk.proxy.struck.wait(WAIT)
+        if self._at != "ACCEPTED":
+            until(lambda: group.jobs, "it was not accepted")
+            (job,) = group.jobs.values()
+            until(lambda: job.read()[0] == HAS[self._at], "its output did not come")
+            self._proxy.strike(self._strike)
+        self._desk.proxy.go.set()
+
+
 def newest(desk: Desk) -> int:
     number: int = desk.fleet.jobs(desk.name)[0]["job"]
     return number
 
 
-def what_is_told(fleet: Fleet, board: str, seconds: float) -> tuple[str, str]:
+def what_is_told(
+    fleet: Fleet, board: str, seconds: float, turns: ByTurns | None = None
+) -> tuple[str, str]:
     """Run the cell: how it ended for the caller, and what he has of its output."""
     group = JobGroup(verbs.cell_of(TALKS, None))
     try:
         verbs.send(fleet[board], group, {"timeout": 5})
+        if turns is not None:
+            turns.release(group)
         if not group.wait(seconds):
             fleet.close()  # nobody waits for ever: the link's end ends it
             assert group.finished.done
@@ -72,6 +112,13 @@ def what_is_told(fleet: Fleet, board: str, seconds: float) -> tuple[str, str]:
     return result.status, result.stdout
 
 
+@pytest.mark.parametrize("bench", ["plain"], indirect=True)
 @pytest.mark.parametrize("row", CALLER, ids=str)
-def test_fault_between_caller_and_server(rows: Rows, row: CallerRow):
+def test_fault_between_caller_and_server(bench: Bench, rows: Rows, row: CallerRow):
     assert rows.outcome(str(row)) == row
+
+
+@pytest.mark.parametrize("bench", ["tls"], indirect=True)
+@pytest.mark.parametrize("row", [row for row in CALLER if row.strike.at in BEHIND], ids=str)
+def test_fault_between_caller_and_server_over_tls(bench: Bench, rows: Rows, row: CallerRow):
+    assert rows.outcome(str(row)) == guarded_caller(row)

@@ -139,16 +139,19 @@ def test_units_have_the_names_of_what_is_in_them():
         assert cutter.rest() == b""
 
 
-def test_of_tls_records_of_data_are_counted():
-    hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x04data"
+def test_of_tls_records_are_counted_by_what_they_carry():
+    hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x28" + b"d" * 40
+    beat = b"\x17\x03\x03\x00\x1a" + b"b" * 26
     cutter = Records()
-    units = [unit for byte in hello + data + data[:3] for unit in cutter.feed(bytes((byte,)))]
-    assert [(unit.data, sorted(unit.names)) for unit in units] == [(hello, []), (data, ["record"])]
+    said = hello + beat + data + data[:3]
+    units = [unit for byte in said for unit in cutter.feed(bytes((byte,)))]
+    assert [unit.data for unit in units] == [hello, beat, data]
+    assert [sorted(unit.names) for unit in units] == [["handshake"], ["beat"], ["record"]]
     assert cutter.rest() == data[:3]
 
 
 def test_fault_strikes_a_record_of_tls(far: Far):
-    hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x04data"
+    hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x28" + b"d" * 40
     with Loop() as loop:
         proxy = loop.proxy(far.tcp_port, tls=True)
         proxy.strike(Strike("flip", "RESULT", nth=2, up=True))

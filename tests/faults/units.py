@@ -21,6 +21,7 @@ _BY_NUMBER: Final = {getattr(wire, name): name for name in OPS}
 _CONTROL: Final = {frames.PING: "ping", frames.PONG: "pong", frames.CLOSE: "close"}
 _RECORD_HEAD: Final = 5  # bytes: type, version, length (RFC 8446, 5.1)
 _APPLICATION: Final = 23  # the type of a record with data, once the handshake is over
+_BEAT_BYTES: Final = 30  # of a record with a ping or a pong, at most: no message is so short
 
 
 class Unit(NamedTuple):
@@ -78,19 +79,25 @@ class Records:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Unit]:
-        """Take bytes and yield the records that are whole; only data is called "record"."""
+        """Take bytes and yield the records that are whole; see ``_name``."""
         self._rest += data
         while len(self._rest) >= _RECORD_HEAD:
             size = _RECORD_HEAD + int.from_bytes(self._rest[3:_RECORD_HEAD], "big")
             if len(self._rest) < size:
                 return
             unit, self._rest = self._rest[:size], self._rest[size:]
-            names = frozenset(("record",)) if unit[0] == _APPLICATION else frozenset[str]()
-            yield Unit(unit, names, _RECORD_HEAD)
+            yield Unit(unit, frozenset((_name(unit),)), _RECORD_HEAD)
 
     def rest(self) -> bytes:
         """Return what was begun and has not come to its end."""
         return self._rest
+
+
+def _name(record: bytes) -> str:
+    """Return what a record is called: "handshake", "record" of a message, else "beat"."""
+    if record[0] != _APPLICATION:
+        return "handshake"
+    return "record" if len(record) > _RECORD_HEAD + _BEAT_BYTES else "beat"
 
 
 def _measure(data: bytes) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ import pytest
 from cloudmanager import config
 from cloudmanager.errors import ServerError, ServerUnreachable
 from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
+from cloudmanager.rig import BoardUnderTest, wait_online
 from cloudmanager.virtual import Identity, VirtualBoards
 from cm_server import certificates
 from tests.conftest import Server, running_server
@@ -166,6 +166,36 @@ def test_a_rotation_that_the_board_never_finished_locks_it_out_of_nothing(site: 
         site.machine.restart("cut-1")
         wait_online(site.fleet, ["cut-1"], since=since)
         assert site.fleet["cut-1"].run("1", wait=WAIT).ok
+
+
+def gen_of(site: Site, name: str) -> int | None:
+    """The number of the key that a board keeps; None where its power went meanwhile."""
+    code = "import json; json.load(open('/cm.json')).get('gen', 0)"
+    result = site.fleet[name].run(code, wait=WAIT)[name]
+    return result.value if result.status == "ok" else None
+
+
+@pytest.mark.timeout(120)
+def test_power_cut_at_every_write_of_a_rotation_locks_no_board_out(site: Site):
+    (told,) = site.fleet.enrol(["torn-1"])
+    site.machine.add(Identity.of(told, site.server.url))
+    wait_online(site.fleet, ["torn-1"])
+    board = BoardUnderTest(site.fleet, site.machine, ("torn-1",), WAIT)
+
+    def rotate() -> None:
+        before = gen_of(site, "torn-1")
+        assert before is not None
+        site.fleet.rotate("torn-1")
+        until(
+            lambda: gen_of(site, "torn-1") == before + 1,
+            "the key was not changed",
+        )
+
+    writes = 0
+    while board.cut_power(writes, rotate):
+        writes += 1
+        assert gen_of(site, "torn-1") == writes
+    assert writes > 2  # so that there was something to cut
 
 
 def test_a_revoked_board_is_out_within_two_seconds(site: Site):

@@ -1,0 +1,302 @@
+"""``mbm flash``, ``board-scan``, ``board-config``: the verbs for boards on a cable.
+
+What they do stands in flash.py and cable.py; this parses, asks and prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import json
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from . import cable, config, reconfigure
+from .cable import Repl, SerialPort
+from .errors import CableError, CloudmanagerError, TargetError
+from .flash import Outcome, Wish, flash
+from .fleet import Fleet
+from .names import expand
+from .text import clean, fold
+
+OK, FAILED = 0, 1
+WATCHDOG_SECONDS = 30  # at least: a board that dials may stand still for 20
+_LONGER = (
+    f"Give {WATCHDOG_SECONDS} or more: a board that dials a server which is gone stands still."
+)
+SCAN_SECONDS = 5.0  # that a board may take to show its REPL
+KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
+Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def add_verbs(verb: Verb) -> None:
+    """Tell the command line of ``mbm`` what there is."""
+    made = verb("flash", flash_boards, "make boards on a cable members of the fleet, chip and all")
+    made.add_argument("--port", action="append", metavar="PORT", help="which one; may be repeated")
+    made.add_argument("--all", action="store_true", help="every connected board, side by side")
+    made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest release")
+    made.add_argument("--no-flash", action="store_true", help="it has MicroPython already")
+    made.add_argument("--name", metavar="NAME|RANGE", help="such as lab-7 or 'lab-[1-40]'")
+    made.add_argument("--wifi", action="append", default=[], metavar="SSID", help="may be repeated")
+    made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
+    made.add_argument("--server", metavar="HOST[:PORT]", help="what the boards dial")
+    made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
+    scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
+    scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
+    settings = verb("board-config", board_config, "change Wi-Fi, server or watchdog of boards")
+    settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
+    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help="in order")
+    settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
+    settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
+    anew = verb("board-upgrade-client", upgrade_client, "give boards this version's client")
+    anew.add_argument("target", metavar="TARGET")
+    bridge = verb("bridge", bridge_boards, "have boards on a cable in the fleet, by this network")
+    bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
+    bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run ``mbm-flash``: the same as ``mbm flash``."""
+    from .cli import main as mbm
+
+    mbm(["flash", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def flash_boards(options: argparse.Namespace) -> int:
+    """Flash boards and make them members of the fleet."""
+    with Fleet() as fleet:
+        fleet.status()  # no server: say so before anything is touched
+        wish = Wish(
+            server=_server(options, fleet),
+            firmware=options.firmware,
+            flash=not options.no_flash,
+            names=expand(options.name, options.name, 0) if options.name else (),
+            wifi=[(ssid, _password(ssid)) for ssid in options.wifi],
+            labels=_labels(options.label),
+            dry_run=options.dry_run,
+        )
+        tell = _Teller(quiet=options.json)
+        outcomes = flash(_ports(options), wish, fleet, tell)
+    for outcome in outcomes:
+        if outcome.error and not options.json:
+            print(f"mbm: {clean(outcome.port)}: {clean(outcome.error)}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({outcome.port: outcome.to_json() for outcome in outcomes}, indent=2))
+    else:
+        _sum_up(outcomes, options.dry_run)
+    return FAILED if any(outcome.error for outcome in outcomes) else OK
+
+
+def _sum_up(outcomes: Sequence[Outcome], dry_run: bool) -> None:
+    for outcome in outcomes:
+        if not outcome.error:
+            done = "would be flashed" if dry_run else f"is {outcome.name}: it ran a cell"
+            print(f"{clean(outcome.port)} {done}.")
+
+
+class _Teller:
+    """Prints what is new, a line for each step; a percentage stays on its line in a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self._last: dict[str, str] = {}
+
+    def __call__(self, port: str, step: str, what: str) -> None:
+        """Print a line; of percentages every tenth."""
+        if what.endswith("% written"):
+            what = f"{int(what.split('%')[0]) // 20 * 20}% written"
+        with self._lock:
+            if not self._quiet and self._last.get(port) != what:
+                self._last[port] = what
+                print(f"{clean(port)}  {step:<8}  {clean(what)}", file=sys.stderr, flush=True)
+
+
+def _ports(options: argparse.Namespace) -> list[str]:
+    """Return the ports that are meant; ask where it is not clear."""
+    if options.port:
+        return list(dict.fromkeys(options.port))
+    found = cable.serial_ports()
+    if not found:
+        hint = "Plug one in; some cables only charge. --port names a port that was not found."
+        raise CableError("", "No board is on a cable", hint)
+    if options.all or len(found) == 1:
+        return [port.device for port in found]
+    if not sys.stdin.isatty():
+        devices = ", ".join(port.device for port in found)
+        raise CableError("", f"Several boards are on cables: {devices}", "Use --port or --all.")
+    return [_chosen(found)]
+
+
+def _chosen(found: Sequence[SerialPort]) -> str:
+    for number, port in enumerate(found, 1):
+        print(f"{number:>3}  {clean(port.device)}  {clean(port.what)}", file=sys.stderr)
+    while True:
+        answer = input("Which one? ")
+        if answer.isdecimal() and 0 < int(answer) <= len(found):
+            return found[int(answer) - 1].device
+
+
+def _server(options: argparse.Namespace, fleet: Fleet) -> tuple[str, int]:
+    """Return what boards dial: as told, else the server in use, by an address that they reach."""
+    parts = urlsplit(f"//{options.server}" if options.server else fleet.address.url)
+    host, tcp_port = parts.hostname or "", parts.port or config.DEFAULT_TCP_PORT
+    if options.server and parts.port is None:
+        tcp_port = urlsplit(fleet.address.url).port or config.DEFAULT_TCP_PORT
+    if options.wifi and host in config.LOOPBACK and not options.server:
+        host = _own_address()
+    return host, tcp_port
+
+
+def _own_address() -> str:
+    """Return this machine's address in its network: no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's address
+        return str(probe.getsockname()[0])
+    hint = "Say by --server what the boards shall dial."
+    raise CableError("", "This machine has no address that a board could dial", hint)
+
+
+def _password(ssid: str) -> str:
+    """Return a network's password: from the keyring where there is one, else ask."""
+    with contextlib.suppress(Exception):  # a keyring without its desktop raises what it likes
+        import keyring
+
+        if (kept := keyring.get_password(KEYRING, ssid)) is not None:
+            return str(kept)
+    if not sys.stdin.isatty():
+        hint = f"Run this in a terminal, or keep it: `keyring set {KEYRING!r} SSID`."
+        raise CableError("", f"Nobody is here to give the password of {ssid!r}", hint)
+    return getpass.getpass(f"Password of {clean(ssid)}: ")
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise TargetError("a label is given as key=value", pair, 0, "Such as room=lab.")
+    return dict(pair.partition("=")[::2] for pair in pairs)
+
+
+# What is there
+
+
+def board_scan(options: argparse.Namespace) -> int:
+    """List the boards on cables."""
+    ports = [SerialPort(port, "") for port in options.port] or cable.serial_ports()
+    known = _known()
+    rows = [_scan(port, known) for port in ports]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return OK
+    for row in rows:
+        runs = f"MicroPython {row['version']} on {row['platform']}" if row["version"] else ""
+        told = [row["port"], row["what"], runs or row["error"], row["name"] and f"is {row['name']}"]
+        print("  ".join(clean(str(word)) for word in told if word))
+    if not rows:
+        print("No board is on a cable. Some cables only charge.")
+    return OK
+
+
+def _scan(port: SerialPort, known: dict[str, str]) -> dict[str, Any]:
+    """Look at one board; a program that was interrupted for that is started again."""
+    row = {"port": port.device, "what": port.what, "platform": "", "version": "", "machine": ""}
+    row |= {"name": "", "error": ""}
+    try:
+        with Repl(port.device) as repl:
+            repl.await_prompt(SCAN_SECONDS)
+            facts = repl.facts()
+            board_id, _ = repl.identity()
+            repl.leave()
+    except CableError as error:
+        return row | {"error": error.detail}
+    told = {key: facts[key] for key in ("platform", "version", "machine")}
+    return row | told | {"name": known.get(board_id or "", "")}
+
+
+def _known() -> dict[str, str]:
+    """Return id -> name of the fleet's boards; nothing where there is no server."""
+    with contextlib.suppress(CloudmanagerError), Fleet() as fleet:
+        return {board["id"]: board["name"] for board in fleet.boards()}
+    return {}
+
+
+def board_config(options: argparse.Namespace) -> int:
+    """Change settings; a board goes back to its old ones where the new ones do not work."""
+    new = _settings(options)
+    on_cable = "/" in options.board or options.board.upper().startswith("COM")
+    if on_cable:
+        reconfigure.by_cable(options.board, new)
+        status = OK
+    else:
+        with Fleet() as fleet:
+            done = reconfigure.by_link(fleet[options.board], new)
+        status = OK if done.ok else FAILED
+        for name, result in done.items():
+            if not result.ok:
+                print(f"mbm: {name}: {clean(str(result.error))}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(sorted(new)))
+    elif status == OK:
+        print(f"{clean(options.board)} restarts; settings that do not work are taken back.")
+    return status
+
+
+def upgrade_client(options: argparse.Namespace) -> int:
+    """Give boards a new client, over the air."""
+    from .upgrade import Upgrade
+
+    with Fleet() as fleet:
+        upgrade = Upgrade(fleet, options.target, lambda what: print(what, file=sys.stderr))
+        done = upgrade.run()
+    if options.json:
+        told = {**dict.fromkeys(done, ""), **upgrade.failed}
+        statuses = {
+            name: {"status": "error" if why else "ok", "error": why} for name, why in told.items()
+        }
+        print(json.dumps(statuses, indent=2))
+    elif done:
+        print(f"{fold(done)}: the new client runs")
+    for name, why in upgrade.failed.items():
+        print(f"mbm: {name}: {clean(why)}.", file=sys.stderr)
+    return FAILED if upgrade.failed else OK
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is to change of cm.json."""
+    new: dict[str, Any] = {}
+    if options.wifi:
+        new["wifi"] = [[ssid, _password(ssid)] for ssid in options.wifi]
+    if options.server:
+        parts = urlsplit(f"//{options.server}")
+        new |= {"host": parts.hostname or "", "tcp_port": parts.port or config.DEFAULT_TCP_PORT}
+    if options.watchdog is not None:
+        if 0 < options.watchdog < WATCHDOG_SECONDS:
+            raise CableError("", f"A watchdog of {options.watchdog} s is too short", _LONGER)
+        new["watchdog"] = options.watchdog
+    if not new:
+        raise CableError("", "Nothing is to be changed", "Give --wifi, --server or --watchdog.")
+    return new
+
+
+def bridge_boards(options: argparse.Namespace) -> int:
+    """Serve boards on cables until Ctrl-C."""
+    from .bridge import Bridge
+
+    cable.need_tools()
+    names = expand(options.name, options.name, 0) if options.name else ()
+    with Fleet() as fleet:
+        fleet.status()
+        with Bridge(fleet, options.port, names, _tell_bridged):
+            print("Ctrl-C ends it.", file=sys.stderr)
+            signal.pause()
+    return OK
+
+
+def _tell_bridged(port: str, what: str) -> None:
+    print(f"{clean(port)}  {clean(what)}", flush=True)

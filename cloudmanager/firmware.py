@@ -1,0 +1,210 @@
+"""The firmware that goes onto a chip: a file, a URL or a version; cached, and checked by its hash.
+
+A version is looked up on MicroPython's download pages (or those at CM_FIRMWARE), which give no
+hashes: the first download is trusted, over TLS, and remembered. ``URL#sha256=HEX`` trusts nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+from . import config
+from .errors import CableError
+
+PAGES: Final = "https://micropython.org/download/"
+FETCH_SECONDS: Final = 60.0
+MOST_BYTES: Final = 16 * 1024 * 1024  # the largest flash of these chips
+#: Chip as esptool calls it -> MicroPython's own name of its generic board.
+BOARDS: Final = {
+    "ESP8266": "ESP8266_GENERIC",
+    "ESP32": "ESP32_GENERIC",
+    "ESP32-S2": "ESP32_GENERIC_S2",
+    "ESP32-S3": "ESP32_GENERIC_S3",
+    "ESP32-C3": "ESP32_GENERIC_C3",
+    "ESP32-C6": "ESP32_GENERIC_C6",
+    "RP2": "RPI_PICO_W",
+}
+#: Chip's number in an image's extended header (ESP-IDF, esp_app_format.h) -> its name.
+_CHIP_IDS: Final = {0: "ESP32", 2: "ESP32-S2", 5: "ESP32-C3", 9: "ESP32-S3", 13: "ESP32-C6"}
+_VERSION = re.compile(r"v?(\d+(?:\.\d+){1,2}(?:-preview[\w.]*)?)")
+_IMAGE_MAGIC: Final = 0xE9
+_UF2_MAGIC: Final = b"UF2\n"
+_HINT: Final = "Give --firmware a FILE, a URL or a VERSION such as 1.28.0."
+
+
+class Firmware(NamedTuple):
+    """An image: where it came from, its bytes and their SHA-256 in hex."""
+
+    source: str
+    data: bytes
+    sha256: str
+
+    @property
+    def chip(self) -> str | None:
+        """The chip that it is for, as esptool calls it; None where it does not say."""
+        return chip_of(self.data)
+
+
+def chip_of(image: bytes) -> str | None:
+    """Return the chip that an image is made for, by its header; None: no image that we know."""
+    if image[:4] == _UF2_MAGIC:
+        return "RP2"
+    if len(image) < 24 or image[0] != _IMAGE_MAGIC:
+        return None
+    # The ESP8266's header ends after eight bytes; others' reserve eight and say whether a
+    # hash follows (esptool's image_info looks at the same).
+    if image[23] in (0, 1) and not any(image[15:23]):
+        number = int.from_bytes(image[12:14], "little")
+        return _CHIP_IDS.get(number, f"an unknown chip ({number})")
+    return "ESP8266"
+
+
+def find(given: str | None, chip: str) -> Firmware:
+    """Return the firmware that somebody named, for this chip.
+
+    Args:
+        given: a file's path, a URL, a version, or None: the newest.
+        chip: as esptool calls it, or "RP2".
+
+    Raises:
+        CableError: there is none, it cannot be had, or it is for another chip.
+    """
+    if given is None or _VERSION.fullmatch(given):
+        found = _by_version(given.removeprefix("v") if given else "", chip)
+    elif "://" in given:
+        found = _by_url(given)
+    else:
+        found = _by_path(given)
+    if found.chip != chip:
+        what = f"for {found.chip}" if found.chip else "no firmware image"
+        raise CableError("", f"{found.source} is {what}, but the chip is {chip}", _HINT)
+    return found
+
+
+def _by_path(path: str) -> Firmware:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CableError("", f"{path} cannot be read: {why}", _HINT) from error
+    return Firmware(path, data, hashlib.sha256(data).hexdigest())
+
+
+def _by_url(url: str, key: str = "") -> Firmware:
+    """Return what is at a URL, by itself or from the cache."""
+    plain, fragment = urldefrag(url)
+    wanted = fragment.removeprefix("sha256=").lower() if fragment else ""
+    cache = Cache(config.make_home() / "firmware")
+    key = key or plain
+    data = cache.get(key, wanted)
+    if data is None:
+        local = (urlsplit(plain).hostname or "") in config.LOOPBACK
+        if urlsplit(plain).scheme != "https" and not wanted and not local:
+            hint = "Use https, or add #sha256= and the hash to the URL."
+            raise CableError("", f"{plain} can be changed on its way here", hint)
+        data = fetch(plain)
+        if wanted and hashlib.sha256(data).hexdigest() != wanted:
+            hint = "Do not flash it: ask whoever gave you the URL and the hash."
+            raise CableError("", f"{plain} has another SHA-256 than it should", hint)
+        cache.put(key, data)
+    return Firmware(plain, data, hashlib.sha256(data).hexdigest())
+
+
+def _by_version(version: str, chip: str) -> Firmware:
+    """Look a version up; "" is the newest release."""
+    if chip not in BOARDS:
+        raise CableError("", f"No version is known for {chip}", "Give --firmware a FILE or a URL.")
+    board = BOARDS[chip]
+    pages = os.environ.get("CM_FIRMWARE", PAGES)
+    cache = Cache(config.make_home() / "firmware")
+    key = f"{board} {version} {pages}"
+    if version and (data := cache.get(key)) is not None:
+        return Firmware(f"MicroPython {version}", data, hashlib.sha256(data).hexdigest())
+    page = urljoin(pages, f"{board}/")
+    links = read_page(fetch(page).decode(errors="replace"), board)
+    if not version and links:
+        version = max(links, key=_order)
+    if version not in links:
+        known = ", ".join(sorted(links, key=_order, reverse=True)[:5]) or "none"
+        raise CableError("", f"{page} has no {board} {version}; it has: {known}", _HINT)
+    url = urljoin(page, links[version])
+    found = _by_url(url, f"{board} {version} {pages}")
+    return found._replace(source=f"MicroPython {version}")
+
+
+def read_page(page: str, board: str) -> dict[str, str]:
+    """Return version -> link of a download page; previews are left out."""
+    name = rf'href="([^"]*/{re.escape(board)}-\d{{8}}-v(\d+(?:\.\d+){{1,2}})\.(?:bin|uf2))"'
+    return {version: link for link, version in re.findall(name, page)}
+
+
+def _order(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def fetch(url: str) -> bytes:
+    """Return what is at a URL.
+
+    Raises:
+        CableError: nothing is, or it is too big.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as reply:
+            data: bytes = reply.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+        why = getattr(error, "reason", None) or error
+        hint = "Give --firmware a FILE that you have, or try again with a network."
+        raise CableError("", f"{url} cannot be had: {why}", hint) from error
+    if len(data) > MOST_BYTES:
+        raise CableError("", f"{url} is larger than any flash", _HINT)
+    return data
+
+
+class Cache:
+    """Images that were downloaded: each under its SHA-256, and an index of what they are.
+
+    Args:
+        folder: where they are kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._index = folder / "index.json"
+
+    def get(self, key: str, wanted: str = "") -> bytes | None:
+        """Return an image whose bytes are still what they were; None where there is none."""
+        digest = wanted or self._known().get(key)
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            return None
+        try:
+            data = (self._folder / f"{digest}.bin").read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep an image."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(data).hexdigest()
+        for path, content in (
+            (self._folder / f"{digest}.bin", data),
+            (self._index, json.dumps({**self._known(), key: digest}).encode()),
+        ):
+            beside = path.with_name(f"{path.name}.{os.getpid()}")
+            beside.write_bytes(content)
+            beside.replace(path)
+
+    def _known(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._index.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}

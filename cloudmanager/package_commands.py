@@ -1,0 +1,126 @@
+"""The verbs of ``mbm`` about boards' packages: parse, call the fleet, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from . import meter
+from .commands import FAILED, OK
+from .file_commands import Verb
+from .filetext import files_text
+from .fleet import Fleet
+from .packageverbs import PackageVerbs
+from .results import Results
+
+#: Of an installing verb, in the shell and in a notebook.
+NAME_HELP = "such as logging@0.6.1, github:OWNER/REPO, pypi:NAME, a URL, ./FOLDER"
+
+
+def add_to(verb: Verb) -> None:
+    """Add these verbs to the parser of ``mbm``."""
+    made = verb("board-install", install, "install packages, and what they need, on boards")
+    made.add_argument("target", metavar="TARGET")
+    add_install_options(made)
+    gone = verb("board-uninstall", uninstall, "take packages off boards")
+    gone.add_argument("target", metavar="TARGET")
+    gone.add_argument("names", nargs="+", metavar="NAME")
+    add_change_options(gone)
+    have = verb("board-packages", packages, "tell which packages boards have")
+    have.add_argument("target", metavar="TARGET")
+    newer = verb("board-upgrade", upgrade, "install the newest of what boards have")
+    newer.add_argument("target", metavar="TARGET")
+    newer.add_argument("names", nargs="*", metavar="NAME", help="else all")
+    add_change_options(newer)
+
+
+def add_install_options(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
+    """Add what an install takes; ``names``: the requirements, too."""
+    if names:
+        parser.add_argument("names", nargs="*", metavar="NAME", help=NAME_HELP)
+    parser.add_argument("-r", dest="file", metavar="FILE", help="names, one to a line")
+    parser.add_argument("--lock", metavar="FILE", help="write down what was installed")
+    parser.add_argument("--locked", action="store_true", help="install what --lock FILE says")
+    parser.add_argument("--no-mpy", action="store_true", help="sources; compile nothing")
+    parser.add_argument("--target", dest="target_dir", default="", metavar="DIR", help="else /lib")
+    parser.add_argument(
+        "--index",
+        dest="indexes",
+        action="append",
+        default=[],
+        metavar="[ALIAS=]URL",
+        help="a mip index; without ALIAS in place of the default one",
+    )
+    add_change_options(parser)
+
+
+def add_change_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all changes take."""
+    parser.add_argument("--force", action="store_true", help="whatever is in the way")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+
+
+def install_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return options of the shell, or of a magic, as the library takes them."""
+    names = ("file", "lock", "locked", "no_mpy", "target_dir", "force", "dry_run")
+    return {**{name: getattr(options, name) for name in names}, "indexes": _indexes(options)}
+
+
+def _indexes(options: argparse.Namespace) -> dict[str, str]:
+    pairs = (text.partition("=") for text in options.indexes)
+    return {
+        alias if url and "://" not in alias else "": url if url and "://" not in alias else whole
+        for (alias, _, url), whole in zip(pairs, options.indexes, strict=True)
+    }
+
+
+def install(options: argparse.Namespace) -> int:
+    """Install."""
+    given = install_options(options)
+    with Fleet() as fleet, meter.Bar() as bar:
+        boards = fleet[options.target]
+        results = meter.follow(
+            lambda tell: PackageVerbs.install(boards, *options.names, progress=tell, **given), bar
+        )
+    return _tell(results, options)
+
+
+def uninstall(options: argparse.Namespace) -> int:
+    """Take off."""
+    with Fleet() as fleet:
+        results = fleet[options.target].uninstall(
+            *options.names, force=options.force, dry_run=options.dry_run
+        )
+    return _tell(results, options)
+
+
+def packages(options: argparse.Namespace) -> int:
+    """Tell what there is."""
+    with Fleet() as fleet:
+        return _tell(fleet[options.target].packages(), options)
+
+
+def upgrade(options: argparse.Namespace) -> int:
+    """Install the newest."""
+    with Fleet() as fleet, meter.Bar() as bar:
+        boards = fleet[options.target]
+        results = meter.follow(
+            lambda tell: PackageVerbs.upgrade(
+                boards,
+                *options.names,
+                force=options.force,
+                dry_run=options.dry_run,
+                progress=tell,
+            ),
+            bar,
+        )
+    return _tell(results, options)
+
+
+def _tell(results: Results, options: argparse.Namespace) -> int:
+    if options.json:
+        print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
+    elif text := files_text(results):
+        print(text, flush=True)
+    return OK if results.ok else FAILED

@@ -1,0 +1,53 @@
+"""Other settings for boards that are members: over the cable or over the air.
+
+A board keeps its old settings until the new ones have worked (mpy_client/cm/dial.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .cable import Repl
+from .errors import CableError
+from .fleet import Boards
+from .results import Results
+
+PROMPT_SECONDS: Final = 10.0  # that a board may take to show its REPL
+CELL_SECONDS: Final = 10.0
+#: Runs on a board, with `new`: what is to change. dial.py takes /cm.new over once it has worked.
+_CONFIGURE: Final = """
+import json
+with open('/cm.json') as f:
+    c = json.load(f)
+c.update(new)
+with open('/cm.new', 'w') as f:
+    f.write(json.dumps(c))
+"""
+
+
+def by_cable(port: str, new: Mapping[str, Any]) -> None:
+    """Give a board on a cable other settings; it goes back to the old ones if they do not work.
+
+    Args:
+        port: the serial port.
+        new: of cm.json, what is to change: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
+
+    Raises:
+        CableError: the board is no member of a fleet, or does not answer.
+    """
+    with Repl(port) as repl:
+        repl.await_prompt(PROMPT_SECONDS)
+        if not repl.identity()[0]:
+            hint = "Make it one: `mbm flash --no-flash`."
+            raise CableError(port, "The board is no member of a fleet", hint)
+        repl.run(f"new = {dict(new)!r}\n{_CONFIGURE}")
+        repl.restart()
+
+
+def by_link(boards: Boards, new: Mapping[str, Any]) -> Results:
+    """Give boards that are connected other settings, and restart them; see above."""
+    done = boards.run(_CONFIGURE.strip(), inputs={"new": dict(new)}, timeout=CELL_SECONDS)
+    if done.ok:
+        boards.submit("import machine\nmachine.reset()")
+    return done

@@ -1,0 +1,74 @@
+"""Everything that a board ever said on a link, said again: nothing opens, nothing happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
+
+
+class Recorder:
+    """Passes one connection on to a service, and keeps what the peer said."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.heard = b""
+
+    @contextlib.asynccontextmanager
+    async def between(self) -> AsyncIterator[Service]:
+        """The service, as one dials it through the recorder."""
+        listener = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        async with listener:
+            tcp_port = listener.sockets[0].getsockname()[1]
+            yield Service(self._service.server, self._service.door, tcp_port)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far = await asyncio.open_connection("127.0.0.1", self._service.tcp_port)
+
+        async def up() -> None:
+            while data := await reader.read(65536):
+                self.heard += data
+                far[1].write(data)
+            far[1].close()
+
+        async def down() -> None:
+            while data := await far[0].read(65536):
+                writer.write(data)
+            writer.close()
+
+        with contextlib.suppress(OSError):
+            await asyncio.gather(up(), down())
+
+
+@pytest.mark.parametrize("kind", ["tls", "mac"])
+async def test_a_recorded_link_that_is_replayed_opens_nothing(tmp_path: Path, kind: str):
+    async with running_service(tmp_path, local=False) as service:
+        (identity,) = service.enrol("lab-1", plain=kind == "mac")
+        recorder = Recorder(service)
+        async with (
+            recorder.between() as through,
+            await FakeCaller.join(service, tls=True) as caller,
+        ):
+            how = {kind: True}
+            async with await FakeBoard.join(through, identity, **how) as board:
+                (job,) = await caller.submit("lab-1")
+                await board.next()
+                await board.end(job, output=b"once")
+                assert (await caller.ending(job))[0] == "ok"
+            await service.until(lambda: service.state("lab-1") == "offline")
+            for size in (len(recorder.heard), len(recorder.heard) - 1):
+                links = service.server.registry.by_name["lab-1"].links
+                async with await RawPeer.dial(service) as thief:
+                    thief.say(recorder.heard[:size])
+                    with contextlib.suppress(ConnectionResetError):
+                        await within(thief.reader.read(-1))
+                assert service.server.registry.by_name["lab-1"].links == links
+                assert service.state("lab-1") == "offline"
+            assert service.server.dispatch.jobs == {}
+            async with await FakeBoard.join(service, identity, **how):  # it is well meanwhile
+                assert service.state("lab-1") == "idle"

@@ -1,0 +1,175 @@
+"""``mbm flash`` and ``board-scan``, as people type them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+
+import pytest
+
+from cloudmanager import cable, cable_cli
+from cloudmanager.cable import Repl, SerialPort
+from cloudmanager.flash import Wish
+from cloudmanager.fleet import Fleet
+from tests.conftest import Server
+
+from . import images
+from .chip import Chip
+from .conftest import process
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Server):
+    """The shared server's folder is CM_HOME."""
+
+
+@pytest.fixture
+def chip(tmp_path):
+    chip = Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'})
+    chip.hold_boot()
+    yield chip
+    chip.stop()
+
+
+@pytest.fixture
+def no_ports(monkeypatch):
+    monkeypatch.setattr(cable, "serial_ports", list)
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Somebody in front of a terminal, who types these lines."""
+    lines: list[str] = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(getpass, "getpass", lambda _: lines.pop(0))
+    monkeypatch.setattr("builtins.input", lambda _: lines.pop(0))
+    return lines
+
+
+def record(monkeypatch):
+    """Flash nothing: keep what was asked for."""
+    seen: list[tuple[list[str], Wish]] = []
+
+    def flash(ports, wish, *_):
+        seen.append((ports, wish))
+        return []
+
+    monkeypatch.setattr(cable_cli, "flash", flash)
+    return seen
+
+
+def test_flash_from_box_to_first_cell(chip, server: Server, fleet: Fleet, tmp_path):
+    done = process(
+        *["flash", "--port", chip.port, "--firmware", str(images.esp8266())],
+        *["--name", "shelf-[1-9]", "--label", "room=lab"],
+    )
+    assert done.status == 0, done.err
+    assert done.out == f"{chip.port} is shelf-1: it ran a cell.\n"
+    assert f"{chip.port}  firmware  the chip is ESP8266\n" in done.err
+    assert f"{chip.port}  write     written and verified\n" in done.err
+    assert done.err.endswith("shelf-1 is in the fleet and ran a cell\n")
+    assert fleet["shelf-1 & room=lab"].run("6 * 7").value == 42
+    scan = process("board-scan", chip.port, "--json")
+    (row,) = scan.json
+    assert (row["name"], row["platform"], row["error"]) == ("shelf-1", "linux", "")
+    chip.stop = lambda: None  # it is gone below: nobody may be connected when it is forgotten
+    Chip.stop(chip)
+
+
+def test_json_says_what_failed_and_status_is_1(chip, mbm, tmp_path):
+    wrong = tmp_path / "fw.bin"
+    wrong.write_bytes(images.esp32())
+    done = mbm("flash", "--port", chip.port, "--firmware", str(wrong), "--json")
+    assert (done.status, done.err) == (1, "")
+    told = done.json[chip.port]
+    assert (told["status"], told["step"], told["chip"]) == ("error", "firmware", "ESP8266")
+
+
+def test_failure_is_a_sentence_behind_the_port(mbm):
+    done = mbm("flash", "--port", "/dev/ttyUSB99", "--no-flash")
+    assert (done.status, done.out) == (1, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("mbm: /dev/ttyUSB99: There is no such port.")
+
+
+def test_password_is_asked_for_and_shown_nowhere(chip, mbm, person, monkeypatch):
+    seen = record(monkeypatch)
+    person.append("it's secret")
+    done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert done.status == 0
+    wish = seen[0][1]
+    assert (wish.wifi, wish.server[0]) == ([("home", "it's secret")], "10.0.0.7")
+    assert "secret" not in repr(wish) + done.out + done.err
+
+
+def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert done.status == 1
+    assert "Nobody is here to give the password of 'home'" in done.err
+
+
+def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
+    done = mbm("flash")
+    assert done.status == 1
+    assert "No board is on a cable. Plug one in; some cables only charge." in done.err
+    assert "only charge" in mbm("board-scan").out
+
+
+def test_several_boards_need_a_choice(mbm, monkeypatch, person):
+    ports = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
+    monkeypatch.setattr(cable, "serial_ports", lambda: ports)
+    seen = record(monkeypatch)
+    person += ["0", "x", "2"]
+    assert "/dev/ttyUSB1  CH340" in mbm("flash").err
+    mbm("flash", "--all")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert "Several boards are on cables: /dev/ttyUSB0, /dev/ttyUSB1" in mbm("flash").err
+    assert [ports for ports, _ in seen] == [["/dev/ttyUSB1"], ["/dev/ttyUSB0", "/dev/ttyUSB1"]]
+
+
+def test_board_on_wifi_is_not_sent_to_its_own_loopback(server: Server, person, mbm, monkeypatch):
+    seen = record(monkeypatch)
+    monkeypatch.setattr(cable_cli, "_own_address", lambda: "192.0.2.9")
+    person += ["x"]
+    mbm("flash", "--port", "p", "--wifi", "home")
+    mbm("flash", "--port", "p")
+    assert [wish.server for _, wish in seen] == [
+        ("192.0.2.9", server.tcp_port),
+        ("127.0.0.1", server.tcp_port),
+    ]
+
+
+def test_scan_leaves_a_running_program_running(chip, mbm):
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        repl.put("/main.py", b"print('begun')\nwhile True: pass")
+        chip.said.clear()
+        repl.restart()
+        chip.hear(b"begun")
+    chip.said.clear()
+    done = mbm("board-scan", chip.port)
+    assert f"{chip.port}  MicroPython 1." in done.out
+    chip.hear(b"begun")
+
+
+def test_scan_tells_a_blank_board(chip, mbm, monkeypatch):
+    monkeypatch.setattr(cable_cli, "SCAN_SECONDS", 0.5)
+    assert "No REPL answers" in mbm("board-scan", chip.port).out
+
+
+def test_without_the_libraries_it_says_what_to_install(mbm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpremote", None)
+    done = mbm("board-scan")
+    assert done.status == 1
+    assert "pip install 'cloudmanager[flash]'" in done.err
+
+
+def test_mbm_flash_is_a_command_of_its_own(nobody, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cable_cli.main(["--port", os.devnull])
+    assert caught.value.code == 3
+    assert "No server at" in capsys.readouterr().err
