@@ -66,7 +66,7 @@ class Fleets:
         return self.node.get_by_role("row").filter(has=self.page.get_by_text(name, exact=True))
 
     def button(self, name: str) -> Locator:
-        return self.node.get_by_role("button", name=name)
+        return self.node.get_by_role("button", name=re.compile(f"^{re.escape(name)}"))
 
     def busy(self, cell: int = 1) -> bool:
         """Whether a cell runs; the status line forgets it when a widget's message was heard."""
