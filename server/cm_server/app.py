@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
 from .packages.planner import Packages
+from .packages.settings import DEFAULT_INDEX, Settings
 from .pages import Authority, Health, NotFound, Page
+from .plans import Plans
 from .registry import Registry
 from .rows import TokenRow
 from .samples import Samples
@@ -51,6 +53,7 @@ BOARDS_A_SECOND = 150  # boards that may come back in one second
 
 #: How this machine dials a server that listens on all of its addresses.
 _NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+_DEFAULT_INDEX = {"": DEFAULT_INDEX}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -74,6 +77,7 @@ class Server:
     Raises:
         ServerError: its store or a certificate cannot be used.
         samples: how many values are kept of those that a board emitted.
+        indexes: URLs of mip indexes by their alias; "" takes the default one's place.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Server:
         cert: Path | None = None,
         key: Path | None = None,
         samples: int = limits.SAMPLES,
+        indexes: Mapping[str, str] | None = None,
     ) -> None:
         self.home = home
         self.local = local
@@ -104,7 +109,8 @@ class Server:
         self.tokens = Tokens(self.store)
         self.tokens.adopt(self._local_token())
         self.contents = Contents(home)
-        self.packages = Packages(home / "packages")
+        self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
+        self.plans = Plans()
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
@@ -281,6 +287,9 @@ def main() -> None:
         help="where proxies stand that end TLS",
     )
     parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
+    parser.add_argument(
+        "--index", type=config.index, action="append", default=[], metavar="[ALIAS=]URL"
+    )
     options = parser.parse_args()
     if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
         parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
@@ -294,6 +303,7 @@ def main() -> None:
         "cert": options.cert,
         "key": options.key,
         "samples": options.samples,
+        "indexes": dict(options.index),
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:

@@ -26,8 +26,8 @@ from cloudmanager import frames, wire
 from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
 from .registry import Board, BoardLink, Registry
+from .steps import Refused
 from .store import Store
-from .transfers import Transfer
 
 log = logging.getLogger("cm_server")
 
@@ -212,9 +212,13 @@ class Dispatch:
 
     def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
-        if job.transfer is not None:  # else it is settled, and the board does not know it yet
-            job.transfer.on_chunk(message)
-            job.deliver(data)
+        if job.transfer is None:  # it is settled, and the board does not know it yet
+            return
+        try:
+            if job.transfer.on_chunk(message):
+                job.deliver(data)
+        except Refused as error:
+            self._settle(job, "error", error.why)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True
@@ -323,7 +327,7 @@ class Dispatch:
             return
         job.state, job.started = "running", time.time()
         if cell.files is not None:
-            job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
+            job.transfer = cell.files.begin(job, board.link.send)
         for message in job.messages():
             board.link.send(message)
         if cell.timeout is not None:

@@ -78,6 +78,7 @@ PACKAGE_ARCHIVE_BYTES = 16 * MIB
 PACKAGE_UNPACKED_BYTES = 32 * MIB  # of an archive, or of a plan
 PACKAGE_CACHE_BYTES = 512 * MIB  # the oldest go
 PLAN_SECONDS = 300.0
+PLANS_PER_LINK = 16  # that wait to be made good; the oldest go
 RESOLVE_ROUNDS = 10_000  # steps of the resolver
 COMPILE_SECONDS = 10.0  # of one file; of the processor's time and of the clock's
 COMPILE_BYTES = 256 * MIB  # of memory

@@ -25,11 +25,12 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from cloudmanager.errors import ServerError
 
+from .installed import META, Installed
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
-_meta = sa.MetaData()
+_meta = META
 
 _boards = sa.Table(
     "boards",
@@ -98,7 +99,7 @@ for _act in ("UPDATE", "DELETE"):  # of SQLite; PostgreSQL's come with it
     sa.event.listen(_audit, "after_create", _trigger.execute_if(dialect="sqlite"))
 
 #: The tables' version, in PRAGMA user_version. Alembic comes with the first change of it.
-SCHEMA = 2
+SCHEMA = 3
 
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(_jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
@@ -149,6 +150,7 @@ class Store:
         self._insert_audit = str(_INSERT_AUDIT.compile(self._engine))
         self._driver: Any = self._db.connection.driver_connection
         self._db.commit()
+        self.installed = Installed(self._db, self._written)
 
     def _create(self, path: Path | None) -> None:
         """Make the tables in an empty file, all or none; refuse those of another version."""
@@ -245,6 +247,8 @@ class Store:
         statement = sa.delete(_boards).where(_boards.c.id == sa.bindparam("board"))
         with self._durably(note):
             self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+            for board_id in board_ids:
+                self.installed.forget(board_id)
 
     def set_labels(
         self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
@@ -313,6 +317,7 @@ class Store:
         address: str = "",
         target: str = "",
         detail: str = "",
+        verb: str = "submit",
     ) -> range:
         """Write one open job per board, in one transaction, and return their numbers.
 
@@ -333,7 +338,7 @@ class Store:
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         cell = AuditRow(
-            now, caller, address, "submit", target, detail, len(rows), first, numbers[-1], "done"
+            now, caller, address, verb, target, detail, len(rows), first, numbers[-1], "done"
         )
         self._write(rows, cell)
         return numbers

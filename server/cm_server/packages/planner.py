@@ -31,7 +31,7 @@ from .release import Release
 from .requirement import FORGES, parse
 from .resolve import Known, Unknown, frontier, resolve
 from .settings import Settings
-from .web import Web
+from .web import Web, shown
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,16 @@ class _Planning:
         files = {mpy: await self._built(sources, board) for mpy, board in self._boards.items()}
         notes = tuple(dict.fromkeys(self._notes))
         wanted = lock.wanted if lock and self._wishes.locked else tuple(self._wishes.wanted)
-        return Plan(wanted, self._folder, tuple(releases), files, notes)
+        origins = {release.key: self._origin(release) for release in releases}
+        return Plan(wanted, self._folder, tuple(releases), files, notes, origins)
+
+    def _origin(self, release: Release) -> str:
+        """Say where a release comes from, for a person; without what opens it."""
+        wish = release.wish
+        if wish.source == "index":
+            return shown(self._index.url(wish)) if self._index.knows(wish) else "the lock"
+        named = {"local": "files that were sent along", "pypi": "the index that pip is set to"}
+        return named.get(wish.source, str(release))
 
     def _locked(self, lock: locks.Lock | None) -> list[Release]:
         if lock is None:
