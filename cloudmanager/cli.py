@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
     start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
     start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
+    start.add_argument(
+        "--index",
+        type=config.index,
+        action="append",
+        default=[],
+        metavar="[ALIAS=]URL",
+        help="a mip index; without ALIAS in place of the default one",
+    )
     verb("server-stop", commands.server_stop, "stop the local server")
     verb("server-status", commands.server_status, "tell how the server is")
 

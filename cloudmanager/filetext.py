@@ -20,6 +20,7 @@ def files_text(results: Results) -> str:
     alike: dict[str, list[str]] = {}
     for name, result in results.items():
         alike.setdefault(_outcome(result), []).append(name)
+    alike = {text + _room(results, names): names for text, names in alike.items()}
     left_out = [f"not there: {fold(results.left_out)}"] if results.left_out else []
     if len(results) == 1:
         return "\n".join([*filter(None, alike), *left_out])
@@ -49,6 +50,16 @@ def _installed_text(done: Installed) -> str:
     if files or not done.removed:
         lines.append(said if files else "nothing to send: all of it is there")
     return "\n".join(filter(None, [*lines, *(f"note: {note}" for note in done.notes)]))
+
+
+def _room(results: Results, names: Iterable[str]) -> str:
+    """Return how much room there is on boards for which a dry run comes to the same."""
+    values = [results[name].value for name in names if results[name].ok]
+    free = sorted(v.free_bytes for v in values if isinstance(v, Installed) and v.dry_run)
+    if not free:
+        return ""
+    least = f"{free[0]:,} to " if free[0] < free[-1] else ""
+    return f"\n{least}{_size(free[-1])} free; nothing was done"
 
 
 def _packages_text(have: Packages) -> str:

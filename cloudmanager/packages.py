@@ -17,6 +17,7 @@ class Installed(NamedTuple):
         free_bytes: how much room there was before.
         origins: name -> where the package comes from.
         notes: what a person should know, each a sentence.
+        dry_run: whether nothing was done.
     """
 
     packages: dict[str, str]
@@ -26,6 +27,7 @@ class Installed(NamedTuple):
     free_bytes: int = 0
     origins: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
+    dry_run: bool = False
 
     @classmethod
     def read(cls, answers: list[Any]) -> Installed:
@@ -39,6 +41,7 @@ class Installed(NamedTuple):
             int(told["free_bytes"]),
             dict(told.get("origins", {})),
             tuple(told["notes"]),
+            bool(told["dry_run"]),
         )
 
     def joined(self, other: Installed) -> Installed:
@@ -51,6 +54,7 @@ class Installed(NamedTuple):
             self.free_bytes,
             {**self.origins, **other.origins},
             tuple(dict.fromkeys(self.notes + other.notes)),
+            other.dry_run,
         )
 
 

@@ -165,8 +165,8 @@ def install(planned: Planned, mpy: int, side: Side, *, force: bool, dry_run: boo
     return {
         "packages": {each.key: each.version for each in plan.packages},
         "origins": dict(plan.origins),
-        **_done(change, found),
-        "notes": list(plan.notes) + [_FAT] * found.fat,
+        **_done(change, found, dry_run=dry_run),
+        "notes": [*plan.notes, *[_FAT] * found.fat],
     }
 
 
@@ -177,7 +177,7 @@ def uninstall(names: Sequence[str], side: Side, *, force: bool, dry_run: bool) -
     if not dry_run:
         yield from _apply(change, {}, side.keep, staged=found.staged)
         side.confirm(change.record)
-    return {**_done(change, found), "notes": [_FAT] * found.fat}
+    return {**_done(change, found, dry_run=dry_run), "notes": [_FAT] * found.fat}
 
 
 def look(known: Record) -> Doing:
@@ -201,12 +201,13 @@ def _asked(told: Mapping[str, Any]) -> dict[str, Any]:
     return {name: told[name] for name in ("wanted", "how", "local") if name in told}
 
 
-def _done(change: Change, found: Found) -> dict[str, Any]:
+def _done(change: Change, found: Found, *, dry_run: bool) -> dict[str, Any]:
     return {
         "put": [file.path for file in change.put],
         "removed": list(change.removed),
         "size_bytes": sum(file.size for file in change.put),
         "free_bytes": found.free,
+        "dry_run": dry_run,
     }
 
 

@@ -61,9 +61,16 @@ class Plans:
 
 
 async def plan_for(
-    server: Server, owner: object, boards: Sequence[Board], body: dict[str, Any]
+    server: Server, owner: object, boards: Sequence[Board], body: dict[str, Any], *, trusted: bool
 ) -> dict[str, Any]:
     """Resolve, fetch and compile once for all boards, by their kinds of bytecode.
+
+    Args:
+        server: that makes it.
+        owner: whose it is.
+        boards: that it is for.
+        body: what was asked.
+        trusted: whether the indexes that it names may be private.
 
     Raises:
         PackageError: there is no such plan.
@@ -72,7 +79,7 @@ async def plan_for(
     options = _options(body)
     kinds = {kind_of(board) for board in boards}
     sent = {str(name): _sent(server, files) for name, files in body.get("sent", {}).items()}
-    plan = await server.packages.plan(mpys=kinds, sent=sent, **options)
+    plan = await server.packages.plan(mpys=kinds, sent=sent, trusted=trusted, **options)
     digests = {file.sha256 for files in plan.files.values() for file in files}
     contents = {name: server.contents.keep(await server.packages.content(name)) for name in digests}
     number = server.plans.hold(owner, Planned(plan, contents, _how(options)))

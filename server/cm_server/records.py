@@ -50,7 +50,7 @@ def read_record(text: bytes) -> Record:
         PackageError: it is none.
     """
     try:
-        packages = dict(json.loads(text)["packages"])
+        packages: Record = json.loads(text)["packages"]
         for told in packages.values():
             list(told["needs"]), str(told["version"])
             for path, digest in told["files"].items():

@@ -172,7 +172,8 @@ def _plan(call: Call) -> Any:
     """Make the plan of an install; the reply comes when it is made."""
     boards = _choose(call)
     call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
-    return plans.plan_for(call.server, call.owner, boards, call.body)
+    trusted = call.caller.role == ROLES[-1] and reach.reaches_all(call.caller)
+    return plans.plan_for(call.server, call.owner, boards, call.body, trusted=trusted)
 
 
 def _installed(call: Call) -> dict[str, Any]:

@@ -331,9 +331,9 @@ def test_a_file_says_which_version_its_tables_are(path: Path):
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        (SCHEMA + 1, "written by a newer Cloudmanager (schema 3, this one knows 2); update"),
-        (0, "written by an older Cloudmanager (schema 0, this one needs 2)"),
-        (-1, "written by an older Cloudmanager (schema -1, this one needs 2)"),
+        (SCHEMA + 1, "written by a newer Cloudmanager (schema 4, this one knows 3); update"),
+        (0, "written by an older Cloudmanager (schema 0, this one needs 3)"),
+        (-1, "written by an older Cloudmanager (schema -1, this one needs 3)"),
     ],
 )
 def test_another_version_is_refused_in_one_sentence_and_not_touched(path: Path, version, told):

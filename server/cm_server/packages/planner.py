@@ -48,6 +48,7 @@ class Wishes:
         lock: a lock file's text: what was installed before.
         locked: install that, and nothing else.
         force: let files hide MicroPython's own modules.
+        trusted: whether `indexes` may be private, since an administrator named them.
     """
 
     wanted: Sequence[str]
@@ -59,6 +60,7 @@ class Wishes:
     lock: str | None = None
     locked: bool = False
     force: bool = False
+    trusted: bool = False
 
 
 class Packages:
@@ -130,7 +132,8 @@ class _Planning:
         self._index = Index(
             web,
             {**settings.indexes, **wishes.indexes},
-            frozenset(settings.indexes.values()),
+            frozenset(settings.indexes.values())
+            | frozenset(wishes.indexes.values() if wishes.trusted else ()),
             {board.major for board in self._boards.values() if board.major},
         )
         self._forges = Forges(web, settings.forges)
