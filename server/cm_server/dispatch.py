@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 
 from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
@@ -397,7 +397,7 @@ class Dispatch:
         """Ask an idle board to take its next key; a busy one is asked when it is idle."""
         free = board.current is None and not board.blocked
         if board.nonce is not None and board.link is not None and free:
-            board.link.send(wire.pack_rekey(board.gen + 1, board.nonce))
+            board.link.send(proofs.pack_rekey(board.gen + 1, board.nonce))
 
     def _next(self, board: Board) -> None:
         self.rekey(board)
