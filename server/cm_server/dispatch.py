@@ -27,6 +27,7 @@ from . import limits
 from .jobs import Cell, Job, Recent, Timer, Told, Watcher, read_last
 from .registry import Board, BoardLink, Registry
 from .store import Store
+from .tally import Tally
 from .transfers import Transfer
 
 log = logging.getLogger("cm_server")
@@ -62,6 +63,7 @@ class Dispatch:
         self._later = later
         self.lost_after = lost_after
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        self.tally = Tally()
         self._flush_waits = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
         self.recent = Recent()
@@ -82,6 +84,7 @@ class Dispatch:
             for number, board in zip(numbers, boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
+        self.tally.submitted(jobs, caller, asked.get("target", ""))
         return jobs
 
     def launch(self, jobs: Sequence[Job]) -> None:
@@ -326,6 +329,7 @@ class Dispatch:
             job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
         for message in job.messages():
             board.link.send(message)
+        self.tally.started(job)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
 
@@ -374,6 +378,7 @@ class Dispatch:
         job.state, job.watcher, job.transfer = "settled", None, None
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
+        self.tally.closed(job)
         self.recent.add(job)
         job.board.touch()
         self._store.end(job.id, status, _last_line(error))
@@ -415,7 +420,8 @@ class Dispatch:
             return
         if row.status not in (None, "lost") and row.error != _UNCONFIRMED:
             return
-        log.info("%s: job %d was %s after all", board.name, told.job, told.status)
+        why = {"event": "amended", "job": told.job, "board": board.name, "status": told.status}
+        log.info("%s: job %d was %s after all", board.name, told.job, told.status, extra=why)
         known = self.recent.get(told.job)
         if known is not None:
             known.status, known.error = told.status, told.error
