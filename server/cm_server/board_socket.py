@@ -85,6 +85,7 @@ class BoardConversation:
     def _refuse(self, code: int, reason: str) -> None:
         if self._board is not None:
             return
+        self._server.dispatch.tally.refused["board"] += 1
         claimed = self._hello.board_id if self._hello else ""
         said = self._server.audit.stranger(self._address, "board", claimed, reason)
         if said is not None:
@@ -151,6 +152,7 @@ class BoardConversation:
         booted = board.told.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
         server.store.saw_board(board.id, facts)
+        dispatch.tally.links += 1
         board.connect(self._link, facts, _buffer_size(body), _parts(body))
         self._board = board
         if self._hello is not None:
@@ -193,6 +195,7 @@ class BoardConversation:
             log.warning(
                 "%s fell silent: its link is closed", board.name if board else self._link.peer
             )
+            self._server.dispatch.tally.silent += 1
             self._link.close(frames.GOING_AWAY, "silent")
             return
         self._link.ping()

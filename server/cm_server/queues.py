@@ -65,6 +65,7 @@ class Queues:
             job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
         for message in job.messages():
             board.link.send(message)
+        self._endings.tally.started(job)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
 

@@ -105,7 +105,7 @@ for _name, _when in _AUDIT_RULES.items():
         "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END".replace("%", "%%")
     )
     sa.event.listen(_audit, "after_create", _trigger.execute_if(dialect="sqlite"))
-schema.add_version_table(_meta)
+_version = schema.add_version_table(_meta)
 
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(_jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
@@ -147,6 +147,7 @@ class Store:
             if isinstance(error, ServerError):
                 raise
             raise ServerError(f"its store {path} cannot be opened: {error.orig}") from error
+        self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._db.scalar(sa.select(sa.func.max(_jobs.c.id))) or 0) + 1
         self._endings: list[tuple[float, str, str | None, int]] = []
         # Every cell waits for these: compiled once and given to the driver itself, they
@@ -191,8 +192,18 @@ class Store:
             self._db.rollback()
             self._driver.rollback()
             reason = getattr(error, "orig", error)
+            why = f"its store cannot be written: {reason}"
+            if not isinstance(reason, sqlite3.IntegrityError):  # else it is what was to be written
+                self.failure = why
             log.error("the store cannot be written: %s", reason)
-            raise ServerError(f"its store cannot be written: {reason}") from error
+            raise ServerError(why) from error
+        self.failure = ""
+
+    def probe(self) -> None:
+        """See whether it can be written by now."""
+        with contextlib.suppress(ServerError), self._written():
+            self._db.execute(sa.update(_version).values(version_num=_version.c.version_num))
+            self._db.commit()
 
     # Boards
 
