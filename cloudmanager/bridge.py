@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from . import config, wire
+from . import config, proofs, wire
 from .boardlink import BoardLink
 from .cable import Repl, serial_ports
 from .errors import CableError, CloudmanagerError, LinkLost, NotAllowed
@@ -187,9 +187,9 @@ class Member:
         """Take another key; it is kept before the server hears of it."""
         (gen,), nonce = _REKEY.unpack_from(message.payload), message.payload[_REKEY.size :]
         if gen == self._identity.more.get("gen", 0) + 1:
-            key = wire.next_key(self._identity.key, gen, nonce)
+            key = proofs.next_key(self._identity.key, gen, nonce)
             self._identity = self._members.rekey(self._hardware, key, gen)
-            jobs.send(wire.REKEYED, wire.rekey_proof(key, gen, nonce))
+            jobs.send(wire.REKEYED, proofs.rekey_proof(key, gen, nonce))
 
     def _reset(self) -> None:
         """Restart the interpreter; in the raw REPL no program of the user's is started."""
