@@ -29,6 +29,7 @@ def server_start(options: argparse.Namespace) -> int:
     given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
     more = [text for name, value in given.items() if value for text in (name, value)]
     more += [text for alias, url in options.index for text in ("--index", f"{alias}={url}")]
+    more += ["--log-json"] if options.log_json else []
     started = service.start(options.listen, options.port, more)
     if options.json:
         print_json(started._asdict())
