@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from . import config, meter
 from .file_commands import Verb, refuse, tell
@@ -12,6 +12,8 @@ from .packageverbs import PackageVerbs
 
 #: Of an installing verb, in the shell and in a notebook.
 NAME_HELP = "such as logging@0.6.1, github:OWNER/REPO, pypi:NAME, a URL, ./FOLDER"
+#: What an install does before it moves bytes.
+PLANNING: Final = "resolving, fetching and compiling"
 
 
 def add_to(verb: Verb) -> None:
@@ -81,7 +83,9 @@ def install(options: argparse.Namespace) -> int:
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
         results = meter.follow(
-            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **given), bar
+            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **given),
+            bar,
+            PLANNING,
         )
     return tell(results, options)
 
@@ -114,5 +118,6 @@ def upgrade(options: argparse.Namespace) -> int:
                 progress=moved,
             ),
             bar,
+            PLANNING,
         )
     return tell(results, options)
