@@ -23,12 +23,12 @@ def rows() -> list[Row]:
     """Times installs of new versions, and of the one that is there, in turns with plain copies."""
     installs: list[float] = []
     copies: list[float] = []
-    agains: list[float] = []
+    repeats: list[float] = []
     with shelf() as index, ours.running(_BOARDS) as boards:
         for number in range(_TIMES):
             publish(index, number)
             installs.append(_timed(lambda: _install(boards, index)))
-            agains.append(_timed(lambda: _install(boards, index)))
+            repeats.append(_timed(lambda: _install(boards, index)))
             copies.append(_copy(boards, number))
             boards.uninstall("pack", "one", "two").raise_for_error()
             boards.rm(":/copy", recursive=True).raise_for_error()
@@ -39,7 +39,7 @@ def rows() -> list[Row]:
             copies,
             budget=1.5,
         ),
-        Row("the same once more: nothing is sent", agains, copies, budget=1.0),
+        Row("the same once more: nothing is sent", repeats, copies, budget=1.0),
     ]
 
 

@@ -30,8 +30,8 @@ def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, 
     publish(index, 1)
     boards = lab.fleet["lab-[1-20]"]
     lab.fleet["lab-7"].put(b"MINE = 1", ":/lib/one.mpy").raise_for_error()
-    named = {"indexes": {"": index.url}}
-    first = boards.install("pack", **named)
+    urls = {"": index.url}
+    first = boards.install("pack", indexes=urls)
     assert {name for name, result in first.items() if not result.ok} == {"lab-7"}
     assert isinstance(first["lab-7"].error, PackageError)
     assert {len(result.value.put) for result in first.values() if result.ok} == {20}
@@ -39,11 +39,11 @@ def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, 
     assert (len(files), set(files.values())) == (20, {1})
     before = kept(lab)
     lab.fleet["lab-7"].rm(":/lib/one.mpy").raise_for_error()
-    again = boards.install("pack", **named).raise_for_error()
+    again = boards.install("pack", indexes=urls).raise_for_error()
     sent = {name for name, result in again.items() if result.value.size_bytes}
     assert sent == {"lab-7"}
     assert kept(lab) == before, "nothing was fetched or compiled anew"
-    third = boards.install("pack", **named).raise_for_error()
+    third = boards.install("pack", indexes=urls).raise_for_error()
     assert {(result.value.put, result.value.size_bytes) for result in third.values()} == {((), 0)}
     assert set(boards.run("import pack, one; pack.VERSION").to_dict().values()) == {1}
     boards.uninstall("pack", "one", "two").raise_for_error()
