@@ -44,9 +44,9 @@ PATHS = [f"/lib/zzz/{name}.mpy" for name in ("__init__", "b", "old", "new")]
 class Recorded(NamedTuple):
     """What was written, and what was there before it."""
 
+    client: Path
     image: Path
     writes: Path
-    client: Path
 
 
 def write(folder: Path, files: dict[str, str]) -> str:
@@ -66,13 +66,13 @@ def recorded(board: BoardUnderTest, folder: Path, name: str, wish: str) -> Recor
     shutil.copy(flash, image)
     board.install(wish).raise_for_error()
     board.run(STOP)
-    return Recorded(image, folder / f"{name}.writes", client)
+    return Recorded(client, image, folder / f"{name}.writes")
 
 
 def states(told: Recorded) -> list[list[str | None]]:
     """What is at PATHS and in the record, once a board starts, after each number of writes."""
-    args = [told.client, told.image, told.writes, ",".join([*PATHS, RECORD_PATH])]
-    command = [MICROPYTHON, "-X", "heapsize=16M", REPLAY, *args]
+    command = [MICROPYTHON, "-X", "heapsize=16M", str(REPLAY), *map(str, told)]
+    command.append(",".join([*PATHS, RECORD_PATH]))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     seen: list[list[str | None]] = json.loads(done.stdout.splitlines()[-1])
@@ -89,7 +89,9 @@ def test_power_cut_at_every_write_leaves_all_old_or_all_new(
         assert len(seen) > 30, "enough writes to be cut at"
         before, after = seen[0], seen[-1]
         assert before != after
-        kinds = ["old" if state == before else "new" if state == after else state for state in seen]
+        kinds = [
+            "old" if state == before else "new" if state == after else "mixture" for state in seen
+        ]
         assert set(kinds) == {"old", "new"}, "there is no mixture"
         assert kinds == sorted(kinds, reverse=True), "once it is new, it stays new"
     assert cm_board.run("import zzz; zzz.A", fresh=True).value == 2
