@@ -39,9 +39,16 @@ endif
 demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
-# pytest comes last: its summary is the last word.
+# Two files at a time, the pure ones first; then, alone, what keeps the machine busy by itself or compares times.
+# With ARGS everything that they choose, one after the other.
+ALONE := tests/system/test_attacks.py tests/system/test_fleet_of_many.py notebooks tests/browser
 test: check
+ifeq ($(ARGS),)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
+	@$(BIN)/python -m pytest --nbval-lax $(ALONE)
+else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
+endif
 
 soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
