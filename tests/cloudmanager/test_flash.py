@@ -265,6 +265,8 @@ def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monk
     assert "wrong'" not in done.error.replace("wrong password", "")
     monkeypatch.undo()
     again(go, chip, flash=False, wifi=[("home", "right")])
+    again(go, chip, flash=False)
+    assert settings(chip)["wifi"] == [["home", "right"]]  # it is kept where none is given
 
 
 def test_old_micropython_is_refused(make_chip, go, monkeypatch):
