@@ -41,18 +41,8 @@ def about(link, run, job, room):
             "machine": getattr(us, "_machine", ""),
             "client": VERSION,
             "heap": gc.mem_free(),
-            "rssi": _rssi(),
+            "rssi": link.rssi() or None,
             "program": link.told,
         },
         "last": last,
     }
-
-
-# How well a board hears its Wi-Fi, in dBm; None without.
-def _rssi():
-    try:
-        import network
-
-        return network.WLAN(0).status("rssi")
-    except Exception:
-        return None

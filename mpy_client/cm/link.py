@@ -165,6 +165,16 @@ def drop(part):
     cm.__dict__.pop(part, None)
 
 
+# How well the board hears its Wi-Fi, in dBm; 0 without.
+def rssi():
+    try:
+        import network
+
+        return network.WLAN(0).status("rssi")
+    except Exception:
+        return 0
+
+
 # What cells have as cm.emit, until its first use brings the real one.
 def emit(**values):
     from cm.samples import emit
