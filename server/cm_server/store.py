@@ -25,6 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from cloudmanager.errors import ServerError
 
+from . import schema
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
@@ -90,15 +91,21 @@ _audit = sa.Table(
     sa.Column("last_job", sa.Integer),
     sa.Column("outcome", sa.Text, nullable=False),
 )
-for _act in ("UPDATE", "DELETE"):  # of SQLite; PostgreSQL's come with it
+#: Its rows stay as they are. What is a month old may go, the oldest first: see ``prune``.
+_AUDIT_RULES = {  # of SQLite; PostgreSQL's come with it
+    "update": "BEFORE UPDATE ON audit",
+    "delete": "BEFORE DELETE ON audit "
+    "WHEN OLD.at > CAST(strftime('%s', 'now') AS INTEGER) - 2592000 "
+    "OR EXISTS (SELECT 1 FROM audit WHERE id < OLD.id)",
+    "replace": "BEFORE INSERT ON audit WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)",
+}
+for _name, _when in _AUDIT_RULES.items():
     _trigger = sa.DDL(  # type: ignore[no-untyped-call]
-        f"CREATE TRIGGER audit_no_{_act.lower()} BEFORE {_act} ON audit "
-        "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+        f"CREATE TRIGGER audit_no_{_name} {_when} "
+        "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END".replace("%", "%%")
     )
     sa.event.listen(_audit, "after_create", _trigger.execute_if(dialect="sqlite"))
-
-#: The tables' version, in PRAGMA user_version. Alembic comes with the first change of it.
-SCHEMA = 2
+_version = schema.add_version_table(_meta)
 
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(_jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
@@ -124,14 +131,14 @@ class Store:
 
     def __init__(self, path: Path | None) -> None:
         if path is not None:
-            _make_private(path)
+            schema.make_private(path)
         self._engine = sa.create_engine(
             f"sqlite:///{path}" if path else "sqlite://", poolclass=sa.StaticPool
         )
         try:
             self._db = self._engine.connect()
             self._pragma("busy_timeout=5000")
-            self._create(path)
+            schema.prepare(self._db, _meta)
             self._pragma("journal_mode=WAL")
             self._pragma("synchronous=NORMAL")
             self._pragma("recursive_triggers=ON")  # else INSERT OR REPLACE deletes unseen
@@ -140,6 +147,7 @@ class Store:
             if isinstance(error, ServerError):
                 raise
             raise ServerError(f"its store {path} cannot be opened: {error.orig}") from error
+        self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._db.scalar(sa.select(sa.func.max(_jobs.c.id))) or 0) + 1
         self._endings: list[tuple[float, str, str | None, int]] = []
         # Every cell waits for these: compiled once and given to the driver itself, they
@@ -148,20 +156,6 @@ class Store:
         self._end_job = str(_END_JOB.compile(self._engine))
         self._insert_audit = str(_INSERT_AUDIT.compile(self._engine))
         self._driver: Any = self._db.connection.driver_connection
-        self._db.commit()
-
-    def _create(self, path: Path | None) -> None:
-        """Make the tables in an empty file, all or none; refuse those of another version."""
-        version = self._db.exec_driver_sql("PRAGMA user_version").scalar()
-        known = sa.inspect(self._db).get_table_names()
-        self._db.commit()
-        if version == SCHEMA:
-            return
-        if known or version:
-            raise ServerError(_other_version(path, version or 0))
-        self._db.exec_driver_sql("BEGIN IMMEDIATE")  # the driver does not begin one by itself
-        _meta.create_all(self._db)
-        self._db.exec_driver_sql(f"PRAGMA user_version={SCHEMA}")
         self._db.commit()
 
     def close(self) -> None:
@@ -198,8 +192,18 @@ class Store:
             self._db.rollback()
             self._driver.rollback()
             reason = getattr(error, "orig", error)
+            why = f"its store cannot be written: {reason}"
+            if not isinstance(reason, sqlite3.IntegrityError):  # else it is what was to be written
+                self.failure = why
             log.error("the store cannot be written: %s", reason)
-            raise ServerError(f"its store cannot be written: {reason}") from error
+            raise ServerError(why) from error
+        self.failure = ""
+
+    def probe(self) -> None:
+        """See whether it can be written by now."""
+        with contextlib.suppress(ServerError), self._written():
+            self._db.execute(sa.update(_version).values(version_num=_version.c.version_num))
+            self._db.commit()
 
     # Boards
 
@@ -374,18 +378,3 @@ class Store:
         rows = [JobRow(*row) for row in self._db.execute(query)]
         self._db.commit()
         return rows
-
-
-def _make_private(path: Path) -> None:
-    """See that nobody else reads it: it holds the boards' keys. What fails is told later."""
-    with contextlib.suppress(OSError):
-        path.touch(mode=0o600)
-        path.chmod(0o600)
-
-
-def _other_version(path: Path | None, version: int) -> str:
-    if version > SCHEMA:
-        what = f"was written by a newer Cloudmanager (schema {version}, this one knows {SCHEMA})"
-        return f"its store {path} {what}; update this one with `pip install --upgrade cloudmanager`"
-    what = f"was written by an older Cloudmanager (schema {version}, this one needs {SCHEMA})"
-    return f"its store {path} {what} and cannot be carried over; move it away and enrol anew"

@@ -1,0 +1,1 @@
+"""What carries older databases over; run by Alembic, see ``schema``."""

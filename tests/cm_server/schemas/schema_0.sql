@@ -1,0 +1,37 @@
+PRAGMA user_version=0;
+BEGIN TRANSACTION;
+CREATE TABLE boards (
+	id TEXT NOT NULL, 
+	name TEXT NOT NULL, 
+	"key" BLOB NOT NULL, 
+	labels JSON NOT NULL, 
+	facts JSON NOT NULL, 
+	enrolled FLOAT NOT NULL, 
+	last_seen FLOAT, 
+	PRIMARY KEY (id), 
+	UNIQUE (name)
+);
+INSERT INTO "boards" VALUES('id1','lab-1',X'000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F','{"room": "lab"}','{}',1790000001.0,NULL);
+INSERT INTO "boards" VALUES('id2','lab-2',X'1F1E1D1C1B1A191817161514131211100F0E0D0C0B0A09080706050403020100','{}','{"platform": "esp32"}',1790000002.0,1790000004.0);
+CREATE TABLE jobs (
+	id INTEGER NOT NULL, 
+	board TEXT NOT NULL, 
+	caller TEXT NOT NULL, 
+	created FLOAT NOT NULL, 
+	ended FLOAT, 
+	status TEXT, 
+	error TEXT, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "jobs" VALUES(1,'id1','ann',1790000005.0,1790000006.0,'error','ValueError: ä');
+INSERT INTO "jobs" VALUES(2,'id2','ann',1790000005.0,NULL,NULL,NULL);
+CREATE TABLE tokens (
+	hash TEXT NOT NULL, 
+	name TEXT NOT NULL, 
+	role TEXT NOT NULL, 
+	created FLOAT NOT NULL, 
+	PRIMARY KEY (hash)
+);
+INSERT INTO "tokens" VALUES('abc','ann','operator',1790000003.0);
+CREATE INDEX jobs_open ON jobs (board) WHERE ended IS NULL;
+COMMIT;
