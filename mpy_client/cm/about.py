@@ -1,6 +1,6 @@
 # What a board tells of itself when it dials: facts, parts, how its last job ended.
 # Boards: all; loaded to dial, and dropped.
-# Cost: 826 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 766 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import os
 import sys
