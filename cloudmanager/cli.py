@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[ALIAS=]URL",
         help="a mip index; without ALIAS in place of the default one",
     )
+    start.add_argument("--samples", metavar="N", help="values kept of each board; else 1,000")
     start.add_argument("--log-json", action="store_true", help="server.log for programs")
     verb("server-stop", commands.server_stop, "stop the local server")
     verb("server-status", commands.server_status, "tell how the server is")

@@ -26,7 +26,12 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
-    given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
+    given = {
+        "--cert": options.cert,
+        "--key": options.key,
+        "--behind-proxy": options.proxy,
+        "--samples": options.samples,
+    }
     more = [text for name, value in given.items() if value for text in (name, value)]
     more += [text for alias, url in options.index for text in ("--index", f"{alias}={url}")]
     more += ["--log-json"] if options.log_json else []

@@ -169,6 +169,9 @@ class Dispatch:
             self.on_emit(board, message)
         elif message.op == wire.PROGRAM:
             self._on_program(board, message)
+        elif message.op == wire.FACTS:
+            board.told = {**board.told, **wire.read_facts(message)}
+            board.touch()
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
         elif job is None or job.id != message.job:

@@ -78,6 +78,12 @@ def test_tcp_port_that_is_taken_is_told(own_home, mbm):
     assert done.err.count("\n") == 1
 
 
+def test_samples_that_the_server_shall_keep_reach_it(own_home, mbm):
+    done = mbm("server-start", "--port", "0", "--samples", "0")
+    assert (done.status, done.out) == (1, "")
+    assert "1 to 100000 values are kept of a board" in done.err
+
+
 # Boards
 
 
