@@ -28,7 +28,7 @@ from .audit import Audit
 from .board_socket import BoardSocket
 from .caller_socket import CallerConversation, CallerSocket
 from .contents import Contents
-from .dispatch import LOST_AFTER, Dispatch
+from .dispatch import Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
@@ -36,6 +36,7 @@ from .logs import log_to
 from .packages.planner import Packages
 from .pages import Authority, Health, Metrics, NotFound, Page
 from .pulse import Pulse
+from .queues import LOST_AFTER
 from .registry import Registry
 from .rows import TokenRow
 from .samples import Samples

@@ -24,10 +24,10 @@ BOUNDS: Final = [
     ),
     defence(
         "a board that owes its word too long is asked anew",
-        SERVER + "dispatch.py",
+        SERVER + "queues.py",
         "self._later(self.lost_after, lambda: self._ask_anew(job))",
         "pass",
-        "cm_server/test_dispatch.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
+        "cm_server/test_queues.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
     ),
     defence(
         "a caller notices that the server fell silent",
@@ -45,17 +45,17 @@ BOUNDS: Final = [
     ),
     defence(
         "a board amends its own job only",
-        SERVER + "dispatch.py",
+        SERVER + "endings.py",
         "if row is None or row.board != board.id:",
         "if row is None:",
-        "cm_server/test_dispatch.py::test_a_board_cannot_change_another_boards_outcome",
+        "cm_server/test_endings.py::test_a_board_cannot_change_another_boards_outcome",
     ),
     defence(
         "a board amends a guess only",
-        SERVER + "dispatch.py",
-        'if row.status not in (None, "lost") and row.error != _UNCONFIRMED:',
+        SERVER + "endings.py",
+        'if row.status not in (None, "lost") and row.error != UNCONFIRMED:',
         "if False:",
-        "cm_server/test_dispatch.py::test_a_board_cannot_change_an_outcome_that_is_known",
+        "cm_server/test_endings.py::test_a_board_cannot_change_an_outcome_that_is_known",
     ),
     defence(
         "a job is in the file before its cell leaves",

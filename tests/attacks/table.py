@@ -120,8 +120,8 @@ ATTACKS: Final = [
         "the_newest_link_wins_and_the_older_is_told "
         "two_boards_with_one_key_do_not_push_each_other_out_all_day "
         "a_second_link_without_the_key_takes_nothing_over",
-        "cm_server/test_dispatch.py: what_a_board_says_of_another_job_is_ignored "
-        "a_board_cannot_change_another_boards_outcome",
+        "cm_server/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
+        "cm_server/test_endings.py: a_board_cannot_change_another_boards_outcome",
         not_here="files, names: a board never says whose file or name it speaks of; the server "
         "takes the board from the link",
     ),

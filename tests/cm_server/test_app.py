@@ -451,8 +451,8 @@ def grace_of(service: Service) -> Any:
     """How long the dispatch waits for a board whose link broke."""
     seconds: list[float] = []
     dispatch = service.server.dispatch
-    dispatch._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
-    dispatch._expect(service.server.registry.by_name["lab-1"])
+    dispatch._queues._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
+    dispatch._queues.expect(service.server.registry.by_name["lab-1"])
     return seconds[0]
 
 

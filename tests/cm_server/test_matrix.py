@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cloudmanager import wire
+from cloudmanager import proofs, wire
 from cm_server import auth
 from cm_server.app import ROUTES
 from cm_server.audit import Note
@@ -155,7 +155,7 @@ async def test_no_callers_token_proves_a_board(lab: Lab, role):
         async with await FakeBoard.dial(lab.service, "/board", **header) as peer:
             await peer.greet(board.id)
             nonces = peer.nonce + (await peer.next()).payload[:16]
-            proof = wire.board_proof(secret, nonces, board.id, b"{}")
+            proof = proofs.board_proof(secret, nonces, board.id, b"{}")
             await peer.send(wire.PROOF, proof + b"{}")
             assert (await peer.closed())[0] == 4001
     assert lab.service.state("lab-2") == "offline"

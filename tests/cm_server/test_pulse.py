@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cm_server.pulse import Pulse
 
-from .test_dispatch import Clock
+from .dispatching import Clock
 
 
 def test_a_loop_that_is_held_up_is_late_and_then_no_more():

@@ -6,7 +6,7 @@ import logging
 
 from cm_server.tally import BOUNDS, STATUSES
 
-from .test_dispatch import Rig
+from .dispatching import Rig
 
 
 def test_jobs_are_counted_by_how_they_ended_and_how_long_they_ran():

@@ -74,7 +74,7 @@ TLS_FAULTS: Final = (*FAULTS, "flip", "drop", "duplicate", "reorder")
 TLS_WEIGHTS: Final = (*WEIGHTS, 6, 6, 6, 6)
 TLS_PLACES: Final = ("record", "record", "record", "handshake")
 #: What the store has of a job that two deaths struck: the server's, in the 50 ms between passing on
-#: a result and the commit of its ending (dispatch.FLUSH_AFTER), and then the board's, which alone
+#: a result and the commit of its ending (endings.FLUSH_AFTER), and then the board's, which alone
 #: knew and would have told the next server. Where only one dies, the truth is kept (test_kill.py).
 #: To commit first would make each cell wait for the disk.
 DOUBLE: Final = ("lost", "the board restarted while it ran")

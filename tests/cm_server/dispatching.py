@@ -1,0 +1,149 @@
+"""A dispatch without a socket, with a clock turned by hand: for the tests of a job's ways."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from cloudmanager import wire
+from cm_server.dispatch import Dispatch
+from cm_server.jobs import Cell, Job
+from cm_server.registry import Board, Registry
+from cm_server.rows import new_board
+from cm_server.store import Store
+
+GRACE = 10.0
+
+
+class RecordedTimer:
+    def __init__(self, at: float, act: Callable[[], None]) -> None:
+        self.at, self.act, self.cancelled = at, act, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Clock:
+    """Time that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[RecordedTimer] = []
+
+    def later(self, seconds: float, act: Callable[[], None]) -> RecordedTimer:
+        timer = RecordedTimer(self.now + seconds, act)
+        self.timers.append(timer)
+        return timer
+
+    def turn(self, seconds: float) -> None:
+        """Go on by so many seconds; what is due happens in its order."""
+        until = self.now + seconds
+        while due := [t for t in self.timers if not t.cancelled and t.at <= until]:
+            timer = min(due, key=lambda t: t.at)
+            self.timers.remove(timer)
+            self.now = timer.at
+            timer.act()
+        self.now = until
+
+
+class RecordingLink:
+    """A board's link that keeps what the server says."""
+
+    def __init__(self) -> None:
+        self.sent: list[wire.Message] = []
+        self.closed: list[int] = []
+
+    def send(self, message: bytes) -> None:
+        self.sent.append(wire.unpack(message))
+
+    def close(self, code: int, reason: str = "") -> None:
+        self.closed.append(code)
+
+    def ops(self, job: Job) -> list[int]:
+        return [message.op for message in self.sent if message.job == job.id]
+
+
+class RecordingWatcher:
+    """A caller that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[wire.Message] = []
+        self.droppable: list[int] = []
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        self.told.append(wire.unpack(message))
+        if droppable:
+            self.droppable.append(message[0])
+
+    def ops(self, job: Job) -> list[int]:
+        return [message.op for message in self.told if message.job == job.id]
+
+    def ending(self, job: Job) -> tuple[str, str]:
+        """How the job ended, and the server's words for it; a job ends once."""
+        (end,) = (m for m in self.told if m.job == job.id and m.op in wire.ENDINGS)
+        if end.op == wire.RESULT:
+            return wire.read_result(end).status, ""
+        return wire.STATUSES[end.flags], wire.read_json(end.payload)["why"]
+
+
+class Rig:
+    """A dispatch with boards lab-1 to lab-3, and the hands to play board, caller and time."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store or Store(None)
+        if not self.store.boards():
+            self.store.enrol([new_board(f"id{n}", f"lab-{n}", bytes(32)) for n in (1, 2, 3)])
+        self.clock = Clock()
+        self.registry = Registry(self.store.boards())
+        self.dispatch = Dispatch(self.store, self.registry, self.clock.later, lost_after=GRACE)
+        self.caller = RecordingWatcher()
+
+    def board(self, name: str = "lab-1") -> Board:
+        return self.registry.by_name[name]
+
+    def connect(
+        self, name: str = "lab-1", *, boot: str = "b1", last: Any = None, buffer_size: int = 1500
+    ) -> RecordingLink:
+        """Dial in as the board, as board_socket.py does it."""
+        board, link = self.board(name), RecordingLink()
+        if board.link is not None:
+            self.dispatch.on_link_gone(board, board.link)
+        same_boot = boot == board.told.get("boot")
+        board.connect(link, {"boot": boot}, buffer_size)
+        self.dispatch.on_link(board, same_boot=same_boot, last=last)
+        return link
+
+    def drop(self, name: str = "lab-1") -> None:
+        board = self.board(name)
+        assert board.link is not None
+        self.dispatch.on_link_gone(board, board.link)
+
+    def run(
+        self, *names: str, code: bytes = b"1", timeout: float | None = None, **more: Any
+    ) -> list[Job]:
+        boards = [self.board(name) for name in names or ("lab-1",)]
+        cell = Cell(code, timeout, **{"awaits": False, **more})
+        jobs = self.dispatch.submit(boards, cell, "ann", self.caller)
+        self.dispatch.launch(jobs)
+        return jobs
+
+    def say(self, job: Job, op: int, payload: bytes = b"", flags: int = 0) -> None:
+        """Speak as the job's board."""
+        self.dispatch.on_message(job.board, wire.pack(op, payload, job=job.id, flags=flags))
+
+    def end(self, job: Job, status: str = "ok", output: bytes = b"", rest: bytes = b"") -> None:
+        payload = struct.pack(">H", len(output)) + output + rest
+        self.say(job, wire.RESULT, payload, wire.STATUSES.index(status))
+
+    def written(self, job: Job) -> tuple[str | None, str | None]:
+        """What the store has of the job: status and error."""
+        row = self.store.job(job.id)
+        assert row is not None
+        return row.status, row.error
+
+
+def last(job: Job, status: str = "ok", error: str = "") -> dict[str, Any]:
+    """What a board tells of its last job when it dials in."""
+    number = wire.STATUSES.index(status)
+    return {"job": f"{job.id:08x}", "status": number, "error": error, "dropped": 0}
