@@ -103,3 +103,7 @@ REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token
 READ_ROWS_PER_MINUTE = 1  # in the audit log, for one token and each verb that only reads
 PROGRAM_CHARS = 128  # of what a board says of its own program
 AUDIT_CHARS = 500  # of a target and of a detail
+KEEP_JOBS_DAYS = 90  # that a job's line is kept once it has ended (`--keep-jobs`)
+KEEP_AUDIT_DAYS = 400  # that a row of the audit log is kept (`--keep-audit`)
+KEEP_AUDIT_LEAST_DAYS = 31  # the database itself refuses to let go of what is younger than 30
+PRUNE_ROWS = 500  # that are taken out at once: a few milliseconds
