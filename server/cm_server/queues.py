@@ -15,6 +15,7 @@ from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
 from .registry import Board
 from .store import Store
+from .transfers import Files
 
 log = logging.getLogger("cm_server")
 
@@ -159,8 +160,7 @@ def _unfit(job: Job) -> str:
         return ""
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
-    if (
-        files.starter and "boot" in parts and "unix" not in parts
-    ):  # virtual boards boot by themselves
+    starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
+    if starts and isinstance(files, Files) and files.starter:
         return "its /main.py starts its client; a program of yours is started as /app.py"
     return ""
