@@ -39,12 +39,13 @@ endif
 demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
-# Two files at a time, the pure ones first; then, alone, what keeps the machine busy by itself or compares times.
+# The pure ones first, two files at a time; then, alone, what compares times or keeps the machine busy by itself.
 # With ARGS everything that they choose, one after the other.
-ALONE := tests/system/test_attacks.py tests/system/test_fleet_of_many.py notebooks tests/browser
+TOGETHER := tests/test_project.py $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
+ALONE := tests/load notebooks tests/browser
 test: check
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TOGETHER)
 	@$(BIN)/python -m pytest --nbval-lax $(ALONE)
 else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
