@@ -43,6 +43,16 @@ try:
 except (OSError, ValueError, ImportError):
     print((None, None))
 """
+#: What of a board's settings is a person's: flashing it again does not ask for them anew.
+_KEPT = """
+try:
+    import json
+    with open('/cm.json') as f:
+        c = json.load(f)
+    print((c.get('wifi'), c.get('lan'), c.get('watchdog')))
+except (OSError, ValueError, ImportError):
+    print((None, None, None))
+"""
 
 
 class SerialPort(NamedTuple):
@@ -212,6 +222,11 @@ class Repl:
         """Return the board's id and name in the fleet that it was flashed for."""
         board_id, name = self.told(_IDENTITY, 2)
         return board_id, name
+
+    def kept(self) -> dict[str, Any]:
+        """Return the networks and the watchdog that the board was given before."""
+        told = zip(("wifi", "lan", "watchdog"), self.told(_KEPT, 3), strict=True)
+        return {name: value for name, value in told if value}
 
     def told(self, code: str, size: int) -> tuple[Any, ...]:
         """Run a cell that prints a tuple of this size, and return it."""

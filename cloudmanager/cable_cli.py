@@ -10,7 +10,6 @@ import contextlib
 import getpass
 import json
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
 from .names import expand
+from .settings import place_of
 from .text import clean, fold
 
 OK, FAILED = 0, 1
@@ -145,22 +145,12 @@ def _chosen(found: Sequence[SerialPort]) -> str:
 
 def _server(options: argparse.Namespace, fleet: Fleet) -> tuple[str, int]:
     """Return what boards dial: as told, else the server in use, by an address that they reach."""
-    parts = urlsplit(f"//{options.server}" if options.server else fleet.address.url)
-    host, tcp_port = parts.hostname or "", parts.port or config.DEFAULT_TCP_PORT
-    if options.server and parts.port is None:
-        tcp_port = urlsplit(fleet.address.url).port or config.DEFAULT_TCP_PORT
-    if options.wifi and host in config.LOOPBACK and not options.server:
-        host = _own_address()
-    return host, tcp_port
-
-
-def _own_address() -> str:
-    """Return this machine's address in its network: no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's address
-        return str(probe.getsockname()[0])
-    hint = "Say by --server what the boards shall dial."
-    raise CableError("", "This machine has no address that a board could dial", hint)
+    place = place_of(fleet, options.server)
+    if options.wifi and not options.server and not place.reachable:
+        what = "The server listens on this machine only: no board reaches it by Wi-Fi"
+        hint = "Start it anew: `mbm server-stop`, then `mbm server-start --listen 0.0.0.0`."
+        raise CableError("", what, hint)
+    return place.host, place.tcp_port
 
 
 def _password(ssid: str) -> str:

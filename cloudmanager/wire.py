@@ -62,6 +62,9 @@ NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
 FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
 HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
+GAVE: Final = 0x02  # CHUNK: what an act gave, in JSON
+NEXT: Final = 0x02  # DATA: the acts that come next
+TOTAL: Final = 0x04  # CHUNK, to a caller: how many bytes there are to come
 WHOLE: Final = 0x01  # CHANGES: these are all boards; what was told before is void
 BLOCKS: Final = 0x01  # PROGRAM: it keeps the board busy
 
@@ -197,9 +200,13 @@ def read_result(message: Message) -> Ending:
     return Ending(STATUSES[status], output, rest, bool(message.flags & CUT))
 
 
-def pack_acts(step: int, acts: Sequence[Sequence[Any]]) -> bytes:
-    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes."""
-    text = json.dumps([step, acts], separators=(",", ":"), ensure_ascii=False)
+def pack_acts(step: int, acts: Sequence[Sequence[Any]], *, more: bool = False) -> bytes:
+    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes.
+
+    With ``more`` it tells what each gave, and waits for what comes next.
+    """
+    told = [step, acts, 1] if more else [step, acts]
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
     return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
 
 
@@ -232,9 +239,9 @@ def read_count(message: Message) -> int:
     return int(_U32.unpack(message.payload)[0])
 
 
-def pack_count(op: int, count: int, *, job: int) -> bytes:
+def pack_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
     """Return a message that says how many bytes of a job have come through."""
-    return pack(op, _U32.pack(count), job=job)
+    return pack(op, _U32.pack(count), job=job, flags=flags)
 
 
 def read_facts(message: Message) -> dict[str, int | None]:

@@ -27,6 +27,7 @@ from .endings import Endings
 from .jobs import Cell, Job, Timer, Told, Watcher, read_last
 from .queues import LOST_AFTER, Queues
 from .registry import Board, BoardLink, Registry
+from .steps import Refused
 from .store import Store
 
 log = logging.getLogger("cm_server")
@@ -221,9 +222,13 @@ class Dispatch:
 
     def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
-        if job.transfer is not None:  # else it is settled, and the board does not know it yet
-            job.transfer.on_chunk(message)
-            job.deliver(data)
+        if job.transfer is None:  # it is settled, and the board does not know it yet
+            return
+        try:
+            if job.transfer.on_chunk(message):
+                job.deliver(data)
+        except Refused as error:
+            self._endings.settle(job, "error", error.why)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True

@@ -192,8 +192,9 @@ class Link:
 class Peer:
     """The server: knows boards by id, keeps their newest links."""
 
-    def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False):
+    def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False, tls=None):
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
+        self.tls = tls
         self.links, self.seen, self.refused = {}, [], []
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
@@ -214,6 +215,7 @@ class Peer:
                 compression=None,
                 max_size=65536,
                 ping_interval=None,
+                ssl=self.tls,
             )
 
         self.server = self.call(start())

@@ -90,7 +90,7 @@ def settings(chip):
         return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
 
 
-def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet):
+def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet, tmp_path):
     wifi = [("home 'n' \"work\"", SECRET)]
     chip = make_chip(air=dict(wifi))
     done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"})
@@ -101,6 +101,11 @@ def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fle
     (board,) = fleet["flashed-1"].info()
     assert (board["labels"], board["platform"]) == ({"room": "lab"}, "linux")
     assert fleet["flashed-1"].run("import cm.run\ncm.run.port.__name__").value == "cm.console"
+    (refused,) = fleet["flashed-1"].put(b"print(1)", ":main.py").values()
+    assert "its /main.py starts its client" in str(refused.error)
+    (tmp_path / "src").mkdir()
+    (plan,) = fleet["flashed-1"].sync(tmp_path / "src", delete=True).values()
+    assert plan.value.delete == ("/tried",)  # the stand-in's own, and not /main.py
     told = settings(chip)
     assert (told["wifi"], told["name"]) == ([list(wifi[0])], "flashed-1")
     assert SECRET not in repr(TOLD)
@@ -265,6 +270,8 @@ def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monk
     assert "wrong'" not in done.error.replace("wrong password", "")
     monkeypatch.undo()
     again(go, chip, flash=False, wifi=[("home", "right")])
+    again(go, chip, flash=False)
+    assert settings(chip)["wifi"] == [["home", "right"]]  # it is kept where none is given
 
 
 def test_old_micropython_is_refused(make_chip, go, monkeypatch):
