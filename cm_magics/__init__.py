@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .files import FileMagics
 from .magics import BoardMagics, dashboard, fleet, hang_up
+from .packages import PackageMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BoardMagics",
     "FileMagics",
+    "PackageMagics",
     "dashboard",
     "fleet",
     "load_ipython_extension",
@@ -25,14 +27,15 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = BoardMagics(shell)
     shell.register_magics(magics)
     magics.plug_in()
-    files = FileMagics(shell, magics)
-    shell.register_magics(files)
-    files.plug_in()
+    for kind in (FileMagics, PackageMagics):
+        more = kind(shell, magics)
+        shell.register_magics(more)
+        more.plug_in()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything back; boards go on with what they run."""
-    for kind in (BoardMagics, FileMagics):
+    for kind in (BoardMagics, FileMagics, PackageMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
             magics.unplug()

@@ -27,6 +27,7 @@ from .endings import Endings
 from .jobs import Cell, Job, Timer, Told, Watcher, read_last
 from .queues import LOST_AFTER, Queues
 from .registry import Board, BoardLink, Registry
+from .steps import Refused
 from .store import Store
 
 log = logging.getLogger("cm_server")
@@ -168,6 +169,9 @@ class Dispatch:
             self.on_emit(board, message)
         elif message.op == wire.PROGRAM:
             self._on_program(board, message)
+        elif message.op == wire.FACTS:
+            board.told = {**board.told, **wire.read_facts(message)}
+            board.touch()
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
         elif job is None or job.id != message.job:
@@ -218,9 +222,13 @@ class Dispatch:
 
     def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
-        if job.transfer is not None:  # else it is settled, and the board does not know it yet
-            job.transfer.on_chunk(message)
-            job.deliver(data)
+        if job.transfer is None:  # it is settled, and the board does not know it yet
+            return
+        try:
+            if job.transfer.on_chunk(message):
+                job.deliver(data)
+        except Refused as error:
+            self._endings.settle(job, "error", error.why)
 
     def _on_input(self, job: Job, data: bytes) -> None:
         job.asking = True

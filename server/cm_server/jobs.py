@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from cloudmanager import wire
 
 from . import limits
+from .steps import Steps, Work
 from .transfers import Files, Transfer
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
-    files: Files | None = None  # then the code is acts on files, in JSON
+    files: Files | Work | None = None  # then the code is acts on files, in JSON
 
 
 class Tail:
@@ -111,7 +112,7 @@ class Job:
         self.value = Tail()
         self.timer: Timer | None = None
         self.asking = False
-        self.transfer: Transfer | None = None  # while it moves files
+        self.transfer: Transfer | Steps | None = None  # while it moves files
 
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""

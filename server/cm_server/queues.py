@@ -15,7 +15,7 @@ from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
 from .registry import Board
 from .store import Store
-from .transfers import Transfer
+from .transfers import Files
 
 log = logging.getLogger("cm_server")
 
@@ -62,7 +62,7 @@ class Queues:
             return
         job.state, job.started = "running", time.time()
         if cell.files is not None:
-            job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
+            job.transfer = cell.files.begin(job, board.link.send)
         for message in job.messages():
             board.link.send(message)
         self._endings.tally.started(job)
@@ -160,8 +160,7 @@ def _unfit(job: Job) -> str:
         return ""
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
-    if (
-        files.starter and "boot" in parts and "unix" not in parts
-    ):  # virtual boards boot by themselves
+    starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
+    if starts and isinstance(files, Files) and files.starter:
         return "its /main.py starts its client; a program of yours is started as /app.py"
     return ""

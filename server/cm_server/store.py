@@ -13,6 +13,7 @@ Call from the server's one thread.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sqlite3
 import time
@@ -25,12 +26,13 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from cloudmanager.errors import ServerError
 
-from . import schema
+from . import limits, schema
+from .installed import META, Installed
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
-_meta = sa.MetaData()
+_meta = META
 
 _boards = sa.Table(
     "boards",
@@ -157,6 +159,7 @@ class Store:
         self._insert_audit = str(_INSERT_AUDIT.compile(self._engine))
         self._driver: Any = self._db.connection.driver_connection
         self._db.commit()
+        self.installed = Installed(self._db, self._written)
 
     def close(self) -> None:
         """Write what is waiting and close."""
@@ -249,6 +252,8 @@ class Store:
         statement = sa.delete(_boards).where(_boards.c.id == sa.bindparam("board"))
         with self._durably(note):
             self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+            for board_id in board_ids:
+                self.installed.forget(board_id)
 
     def set_labels(
         self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
@@ -317,6 +322,7 @@ class Store:
         address: str = "",
         target: str = "",
         detail: str = "",
+        verb: str = "submit",
     ) -> range:
         """Write one open job per board, in one transaction, and return their numbers.
 
@@ -337,7 +343,7 @@ class Store:
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         cell = AuditRow(
-            now, caller, address, "submit", target, detail, len(rows), first, numbers[-1], "done"
+            now, caller, address, verb, target, detail, len(rows), first, numbers[-1], "done"
         )
         self._write(rows, cell)
         return numbers
@@ -370,6 +376,37 @@ class Store:
         row = self._db.execute(sa.select(_jobs).where(_jobs.c.id == number)).first()
         self._db.commit()
         return JobRow(*row) if row else None
+
+    def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
+        """Take out some jobs that ended long ago; the newest stays: numbers go on behind it.
+
+        Args:
+            before: seconds since 1970; younger ones stay.
+            after: the number behind which to look.
+
+        Returns:
+            How many went, and how far it has looked: ``after`` where there is no older one.
+        """
+        query = sa.select(_jobs.c.id, _jobs.c.created, _jobs.c.ended).where(_jobs.c.id > after)
+        rows = self._db.execute(query.order_by(_jobs.c.id).limit(limits.PRUNE_ROWS)).all()
+        old = [row for row in rows if row.created < before and row.id < self._next_job - 1]
+        gone = [row.id for row in old if row.ended is not None]
+        self._prune(sa.delete(_jobs).where(_jobs.c.id.in_(gone)), gone)
+        return len(gone), old[-1].id if old else after
+
+    def prune_audit(self, before: float) -> int:
+        """Take out some of the oldest rows of the audit log; return how many."""
+        query = sa.select(_audit.c.id, _audit.c.at).order_by(_audit.c.id).limit(limits.PRUNE_ROWS)
+        old = itertools.takewhile(lambda row: row.at < before, self._db.execute(query).all())
+        gone = [row.id for row in old]
+        self._prune(sa.delete(_audit).where(_audit.c.id <= max(gone, default=0)), gone)
+        return len(gone)
+
+    def _prune(self, statement: sa.Delete, gone: list[int]) -> None:
+        if gone:
+            with contextlib.suppress(ServerError), self._written():
+                self._db.execute(statement)
+        self._db.commit()
 
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""

@@ -93,7 +93,7 @@ def answer(
     except CloudmanagerError as error:
         server.audit.refused(call.note, error)
         raise
-    if VERBS[name].role == ROLES[0] or name == "offer":  # its row is the job's that puts it there
+    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # their rows are their jobs'
         server.audit.read(call.note)
     else:
         server.audit.done(call.note)
@@ -172,7 +172,25 @@ def _plan(call: Call) -> Any:
     """Make the plan of an install; the reply comes when it is made."""
     boards = _choose(call)
     call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
-    return plans.plan_for(call.server, boards, call.body)
+    trusted = call.caller.role == ROLES[-1] and reach.reaches_all(call.caller)
+    return plans.plan_for(call.server, call.owner, boards, call.body, trusted=trusted)
+
+
+def _installed(call: Call) -> dict[str, Any]:
+    """Return what boards have confirmed to have, there or not, and when."""
+    names = parse(str(call.body.get("target") or "all")).matches(call.boards)
+    call.note.boards = len(names)
+    return {name: _recorded(call.server, call.boards[name]) for name in names}
+
+
+def _recorded(server: Server, board: Board) -> dict[str, Any]:
+    installed = server.store.installed
+    return {
+        "online": board.online,
+        "absence": board.absence,
+        "confirmed": installed.at(board.id),
+        "packages": installed.of(board.id),
+    }
 
 
 def _jobs(call: Call) -> list[dict[str, Any]]:
@@ -349,6 +367,7 @@ VERBS = {
     "offer": Verb("operator", _offer),
     "stop": Verb("operator", _stop),
     "plan": Verb("operator", _plan),
+    "installed": Verb("viewer", _installed),
     "jobs": Verb("viewer", _jobs),
     "job": Verb("viewer", _job),
     "samples": Verb("viewer", _samples),

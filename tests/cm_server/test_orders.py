@@ -234,3 +234,52 @@ async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
         (conversation,) = [each for each in service.server.callers if each._waiting > 1000]
         assert conversation._waiting <= 2 * limits.WINDOW_BYTES
         caller.socket.transport.resume_reading()
+
+
+async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
+    for answer in answers:
+        payload = json.dumps(answer).encode()
+        await board.send(wire.CHUNK, payload, job=job, flags=wire.GAVE)
+
+
+async def test_a_job_about_packages_is_one_job_in_steps(lab):
+    service, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={})
+    order = await board.next()
+    step, acts, more = json.loads(order.payload[8:])
+    assert (order.op, acts[0], more) == (wire.FILE, ["statvfs", "/"], 1)
+    await give_answers(board, job, [4096, 4096, 9, 9], None, None, None)
+    assert json.loads((await board.next()).payload)[1] == [["statvfs", "/"]]
+    await give_answers(board, job, [4096, 4096, 9, 9])
+    assert json.loads((await board.next()).payload) == [step, []]
+    await board.end(job)
+    value = await caller.event()
+    assert (value.op, b"'packages': {}" in value.payload) == (wire.VALUE, True)
+    assert await caller.ending(job) == ("ok", "")
+    row = service.audited()[-1]
+    assert (row.verb, row.first_job, row.last_job) == ("packages", job, job)
+
+
+async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
+    _, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
+    assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
+    await give_answers(board, job, None, [4096, 4096, 9, 9], None, None, None)
+    assert await caller.ending(job) == ("error", "PackageError: it has no package nope")
+    assert json.loads((await board.next()).payload)[1] == []
+    (behind,) = await caller.submit("lab-1", b"2")
+    await board.end(job)
+    assert (await board.next()).job == behind
+    await board.end(behind)
+    assert await caller.ending(behind) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    "asked", [None, [], {"plan": 1}, {"plan": "1"}, {"remove": []}, {"remove": [1]}], ids=repr
+)
+async def test_a_job_about_packages_that_is_none_is_refused(lab, asked):
+    _, _, caller = lab
+    head = {"target": "lab-1", "packages": asked}
+    await caller.socket.send(wire.pack_submit(1, head, b""))
+    reply = await caller.next()
+    assert (reply.op, wire.read_json(reply.payload)["error"]) == (wire.REPLY, "ServerError")

@@ -125,6 +125,7 @@ def test_what_changes_something_is_no_viewers():
         "jobs",
         "job",
         "samples",
+        "installed",
     }
     assert NEEDED["enrol"] == "admin"
 
