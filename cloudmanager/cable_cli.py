@@ -106,7 +106,7 @@ def flash_boards(options: argparse.Namespace) -> int:
 def _sum_up(outcomes: Sequence[Outcome], dry_run: bool) -> None:
     for outcome in outcomes:
         if not outcome.error:
-            done = "would be flashed" if dry_run else f"is {outcome.name}: it ran a cell"
+            done = "would join the fleet" if dry_run else f"is {outcome.name}: it ran a cell"
             print(f"{clean(outcome.port)} {done}.")
 
 
