@@ -149,6 +149,20 @@ def test_board_with_micropython_needs_no_chip(make_chip, go, fleet: Fleet):
     assert (first.chip, first.firmware) == ("", "")
 
 
+def test_chip_that_cannot_verify_a_certificate_links_by_macs(
+    make_chip, go, fleet: Fleet, monkeypatch
+):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    facts = Repl.facts
+    monkeypatch.setattr(Repl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
+    done = go(chip, flash=False, names=["plain-1"])
+    assert (done.error, done.name) == ("", "plain-1")
+    told = settings(chip)
+    assert (told["mac"], "ca" in told) == (True, False)
+
+
 def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):
     chip = make_chip()
     before = bytes(chip.flash)
