@@ -106,7 +106,7 @@ def flash_boards(options: argparse.Namespace) -> int:
 def _sum_up(outcomes: Sequence[Outcome], dry_run: bool) -> None:
     for outcome in outcomes:
         if not outcome.error:
-            done = "would be flashed" if dry_run else f"is {outcome.name}: it ran a cell"
+            done = "would join the fleet" if dry_run else f"is {outcome.name}: it ran a cell"
             print(f"{clean(outcome.port)} {done}.")
 
 
@@ -309,7 +309,8 @@ def bridge_boards(options: argparse.Namespace) -> int:
     names = expand(options.name, options.name, 0) if options.name else ()
     with Fleet() as fleet:
         fleet.status()
-        with Bridge(fleet, options.port, names, _tell_bridged):
+        tell = _tell_bridged_as_json if options.json else _tell_bridged
+        with Bridge(fleet, options.port, names, tell):
             print("Ctrl-C ends it.", file=sys.stderr)
             signal.pause()
     return OK
@@ -317,3 +318,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
 
 def _tell_bridged(port: str, what: str) -> None:
     print(f"{clean(port)}  {clean(what)}", flush=True)
+
+
+def _tell_bridged_as_json(port: str, what: str) -> None:
+    print(json.dumps({"port": port, "says": what}), flush=True)
