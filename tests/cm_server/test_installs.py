@@ -83,7 +83,8 @@ class FakeBoard:
         for name in [name for name in self.files if name.startswith(path)]:
             del self.files[name]
 
-    def put(self, path: str, content: Content) -> int:
+    def put(self, path: str, content: Content, staged: int = 0) -> int:
+        assert staged == path.startswith("/.cm/new/"), "a rename is for what is in use"
         self.files[path] = content.read(0, content.size)
         return content.size
 
