@@ -56,11 +56,13 @@ def _complain(error: Exception, status: int) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; FILE may come after options too, which argparse learned in Python 3.13 only."""
+    """Parse; FILE and NAMEs may come after options too, as argparse alone does not have it."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    late = len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-"))
-    if late and getattr(options, "file", "") is None:
+    plain = all(text == "-" or not text.startswith("-") for text in rest)
+    if plain and isinstance(getattr(options, "names", None), list):
+        options.names, rest = [*options.names, *rest], []
+    elif plain and len(rest) == 1 and getattr(options, "file", "") is None:
         options.file, rest = rest[0], []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

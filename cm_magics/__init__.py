@@ -18,6 +18,7 @@ __all__ = [
     "dashboard",
     "fleet",
     "load_ipython_extension",
+    "load_words",
     "unload_ipython_extension",
 ]
 
@@ -27,10 +28,15 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = BoardMagics(shell)
     shell.register_magics(magics)
     magics.plug_in()
+    load_words(shell, magics)
+
+
+def load_words(shell: InteractiveShell, boards: BoardMagics) -> None:
+    """Register the magics for files and packages; ``boards`` knows which were chosen."""
     for kind in (FileMagics, PackageMagics):
-        more = kind(shell, magics)
-        shell.register_magics(more)
-        more.plug_in()
+        magics = kind(shell, boards)
+        shell.register_magics(magics)
+        magics.plug_in()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:

@@ -61,7 +61,7 @@ def record(monkeypatch):
 
 def test_flash_from_box_to_first_cell(chip, server: Server, fleet: Fleet, tmp_path):
     done = process(
-        *["flash", "--port", chip.port, "--firmware", str(images.esp8266())],
+        *["flash", "--port", chip.port, "--firmware", str(images.small(tmp_path))],
         *["--name", "shelf-[1-9]", "--label", "room=lab"],
     )
     assert done.status == 0, done.err

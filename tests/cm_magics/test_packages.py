@@ -35,7 +35,7 @@ def index() -> Iterator[Shelf]:
 
 def test_install_packages_upgrade_uninstall(shell: Shell, index: Shelf):  # noqa: F811
     plan = shell.run(f"%board_install demo-[1-2] here:mmm --index here={index.url} --dry-run")
-    assert plan.endswith("bytes free; nothing was done")
+    assert "bytes free; nothing was done" in plan
     shown = shell.run(f"r = %board_install demo-[1-2] here:mmm --index here={index.url}")
     assert shown.splitlines()[0].startswith("── demo-[1-2] ")
     assert f"here:mmm 1.0  from {index.url}\n  /lib/mmm.mpy\n1 file, " in shown
