@@ -1,4 +1,4 @@
-"""The load tool: its boards prove themselves, answer, and come back; small, so that it stays true."""
+"""The load tool: its boards prove themselves, answer, come back; small, so that it stays true."""
 
 from __future__ import annotations
 
