@@ -4,7 +4,7 @@ docs/protocol.md is the description, this the host's half of it; proofs.py has w
 What a board may send in each state of its link is ``FROM_BOARD``; anything else closes it::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
-     └─ENROL──▶ new                             REKEYED, PROGRAM
+     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CHUNK: Final = 0x24
 REKEYED: Final = 0x25
 EMIT: Final = 0x26
 PROGRAM: Final = 0x27
+FACTS: Final = 0x28
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -77,6 +78,7 @@ _HAVE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
+_FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
 _PLAIN: Final = (str, int, float)  # a bool is an int
 _to_json: Final = json.JSONEncoder(
@@ -89,7 +91,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS)),
 }
 
 
@@ -240,6 +242,18 @@ def read_count(message: Message) -> int:
 def pack_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
     """Return a message that says how many bytes of a job have come through."""
     return pack(op, _U32.pack(count), job=job, flags=flags)
+
+
+def read_facts(message: Message) -> dict[str, int | None]:
+    """Return what a FACTS says: the free heap in bytes, and RSSI in dBm or None.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _FACTS.size:
+        raise PeerWireError("FACTS is malformed")
+    heap, rssi = _FACTS.unpack(message.payload)
+    return {"heap": heap, "rssi": rssi or None}
 
 
 class Emitted(NamedTuple):

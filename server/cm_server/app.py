@@ -27,11 +27,13 @@ from . import auth, certificates, limits
 from .audit import Audit
 from .board_socket import BoardSocket
 from .caller_socket import CallerConversation, CallerSocket
+from .claim import only_one
 from .contents import Contents
 from .dispatch import Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
+from .housekeeping import Housekeeper
 from .logs import log_to
 from .packages.planner import Packages
 from .packages.settings import DEFAULT_INDEX, Settings
@@ -80,6 +82,8 @@ class Server:
         ServerError: its store or a certificate cannot be used.
         samples: how many values are kept of those that a board emitted.
         indexes: URLs of mip indexes by their alias; "" takes the default one's place.
+        keep_jobs: days that a job's line is kept once it has ended.
+        keep_audit: days that a row of the audit log is kept.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class Server:
         key: Path | None = None,
         samples: int = limits.SAMPLES,
         indexes: Mapping[str, str] | None = None,
+        keep_jobs: int = limits.KEEP_JOBS_DAYS,
+        keep_audit: int = limits.KEEP_AUDIT_DAYS,
     ) -> None:
         self.home = home
         self.local = local
@@ -124,6 +130,9 @@ class Server:
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
+        self.housekeeper = Housekeeper(
+            self.store, loop.call_later, keep_jobs=keep_jobs, keep_audit=keep_audit
+        )
         self.pulse = Pulse(loop.call_later, loop.time)
         self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
 
@@ -159,6 +168,7 @@ class Server:
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
         self.pulse.stop()
+        self.housekeeper.stop()
         self.dispatch.stop()
         for caller in list(self.callers):
             caller.close(frames.GOING_AWAY, "the server stops")
@@ -212,8 +222,9 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
         StartError: the address is taken, the folder belongs to a running server, or its
             store or a certificate cannot be used.
     """
-    with _only_one(home):
+    with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(only_one(home))
             sockets = bind(host, tcp_port)
             server = Server(home, local=on_loopback(sockets), **settings)
         except ServerError as error:
@@ -252,21 +263,6 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-@contextlib.contextmanager
-def _only_one(home: Path) -> Any:
-    """Hold the folder's lock, so that two servers never share a store."""
-    import fcntl  # not on Windows, where the store's own locks have to do
-
-    with config.lock_file(home).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StartError(
-                f"A server runs in {home} already; `mbm server-stop` ends it"
-            ) from error
-        yield
-
-
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
     parser = argparse.ArgumentParser(
@@ -294,7 +290,12 @@ def main() -> None:
     parser.add_argument(
         "--index", type=config.index, action="append", default=[], metavar="[ALIAS=]URL"
     )
+    for what, days in (("jobs", limits.KEEP_JOBS_DAYS), ("audit", limits.KEEP_AUDIT_DAYS)):
+        parser.add_argument(f"--keep-{what}", type=int, default=days, metavar="DAYS")
     options = parser.parse_args()
+    if options.keep_jobs < 1 or options.keep_audit < limits.KEEP_AUDIT_LEAST_DAYS:
+        least = limits.KEEP_AUDIT_LEAST_DAYS
+        parser.error(f"jobs are kept for 1 day at least, the audit log for {least}")
     if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
         parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
     if not 0 <= options.port < 65536:
@@ -308,7 +309,10 @@ def main() -> None:
         "key": options.key,
         "samples": options.samples,
         "indexes": dict(options.index),
+        "keep_jobs": options.keep_jobs,
+        "keep_audit": options.keep_audit,
     }
+    _raise_file_limit()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
         home = _open_home(log_json=options.log_json)
@@ -316,6 +320,14 @@ def main() -> None:
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Take all the files that the system lets us have: a shell gives 1,024, each link is one."""
+    import resource  # not on Windows
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _network(text: str) -> Network:

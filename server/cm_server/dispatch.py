@@ -60,6 +60,7 @@ class Dispatch:
         self.jobs = self._endings.jobs
         self.recent = self._endings.recent
         self.tally = self._endings.tally
+        self.write_soon = self._endings.write_soon
         self.rekey = self._queues.rekey
         self.abandon = self._queues.abandon
         self._restore()
@@ -169,6 +170,9 @@ class Dispatch:
             self.on_emit(board, message)
         elif message.op == wire.PROGRAM:
             self._on_program(board, message)
+        elif message.op == wire.FACTS:
+            board.told = {**board.told, **wire.read_facts(message)}
+            board.touch()
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
         elif job is None or job.id != message.job:

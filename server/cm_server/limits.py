@@ -20,6 +20,10 @@ GREETING_SECONDS = 10.0  # for a board's proof, once its link is upgraded
 #: cut, not the newest refused: a peer that can prove itself takes milliseconds for it.
 UNPROVEN = 1024
 UNPROVEN_PER_ADDRESS = 512  # a proxy or a building's router is one address, too
+#: Taken from the kernel in one turn of the loop. A busy loop turns slowly: so a crowd that comes
+#: at once waits in the kernel, where it costs nothing, instead of being cut half-way.
+ACCEPTED_AT_ONCE = 16
+FULL_SECONDS = 1.0  # until the next try, where there are no more files
 BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
 ADDRESSES = 1024  # whose bad logins are counted at once
 TOKEN_CHARS = 256  # of a token that is looked at; ours have 46
@@ -103,3 +107,7 @@ REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token
 READ_ROWS_PER_MINUTE = 1  # in the audit log, for one token and each verb that only reads
 PROGRAM_CHARS = 128  # of what a board says of its own program
 AUDIT_CHARS = 500  # of a target and of a detail
+KEEP_JOBS_DAYS = 90  # that a job's line is kept once it has ended (`--keep-jobs`)
+KEEP_AUDIT_DAYS = 400  # that a row of the audit log is kept (`--keep-audit`)
+KEEP_AUDIT_LEAST_DAYS = 31  # the database itself refuses to let go of what is younger than 30
+PRUNE_ROWS = 500  # that are taken out at once: a few milliseconds

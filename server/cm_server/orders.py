@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager import acts, wire
+from cloudmanager.acts import STARTER_MARK
 from cloudmanager.errors import ServerError
 
 from . import installs, limits
@@ -14,6 +15,8 @@ from .transfers import Files, step_for
 
 if TYPE_CHECKING:
     from .app import Server
+
+_LOOKED = 4096  # bytes of another starter in which it has to start the client
 
 
 class Order(NamedTuple):
@@ -56,6 +59,7 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
     """
     checked = acts.check(asked, most=limits.ACTS, path_bytes=limits.PATH_BYTES)
     contents: list[Content] = []
+    starter = False
     told = []
     for act in checked:
         if act[0] == "put":
@@ -63,7 +67,10 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
             if content is None:
                 raise ServerError(f"the content for {act[1]} was not sent to it")
             contents.append(content)
+            starter |= acts.touches_starter(act) and STARTER_MARK not in content.read(0, _LOOKED)
             act = ["put", act[1], content.size, content.digest]
+        else:
+            starter |= acts.touches_starter(act)
         told.append(act)
     names = {act[0] for act in checked}
     if {"put", "get"} <= names:
@@ -72,7 +79,7 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
     code = wire.pack_acts(step, told)
     if len(code) > limits.ACTS_BYTES:
         raise ServerError(f"acts on files have at most {limits.ACTS_BYTES} bytes in one job")
-    return code, Files(step, tuple(contents), "get" in names)
+    return code, Files(step, tuple(contents), "get" in names, starter)
 
 
 def describe(asked: list[list[Any]]) -> str:

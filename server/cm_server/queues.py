@@ -15,6 +15,7 @@ from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
 from .registry import Board
 from .store import Store
+from .transfers import Files
 
 log = logging.getLogger("cm_server")
 
@@ -50,8 +51,8 @@ class Queues:
         """Send a job to its board, which is idle; one for a fresh board lets it restart first."""
         board, cell = job.board, job.cell
         assert board.link is not None
-        if cell.files is not None and "files" not in board.parts:
-            self._endings.settle(job, "error", "its client lacks the part for files (files.mpy)")
+        if why := _unfit(job):
+            self._endings.settle(job, "error", why)
             self.next(board)
             return
         board.current = job
@@ -150,3 +151,16 @@ class Queues:
         job, board.current = board.current, None
         if job is not None and job.state != "settled":
             self._endings.settle(job, "lost", why)
+
+
+def _unfit(job: Job) -> str:
+    """Return why a board cannot do what a job does with files; empty: it can."""
+    files, parts = job.cell.files, job.board.parts
+    if files is None:
+        return ""
+    if "files" not in parts:
+        return "its client lacks the part for files (files.mpy)"
+    starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
+    if starts and isinstance(files, Files) and files.starter:
+        return "its /main.py starts its client; a program of yours is started as /app.py"
+    return ""

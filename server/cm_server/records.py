@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.errors import PackageError
+from cloudmanager.names import installed
 
 from .packages.paths import check_own
 from .packages.plan import File, Plan
@@ -167,8 +168,7 @@ def removal(names: Sequence[str], record: Record, *, force: bool) -> Change:
     Raises:
         PackageError: it has no such package, or another one needs it.
     """
-    if missing := [name for name in names if name not in record]:
-        raise PackageError(f"it has no package {missing[0]}")
+    names = [installed(name, record) for name in names]
     after = {key: told for key, told in record.items() if key not in names}
     for key, told in after.items():
         needed = {parse(need).key for need in told["needs"]}.intersection(names)

@@ -32,11 +32,13 @@ class Files(NamedTuple):
         step: bytes after which a board tells how far it is; the window is ``STEPS`` of them.
         contents: what its puts write, in their order.
         gets: whether bytes come from the board.
+        starter: whether they replace what a flashed board starts its client by.
     """
 
     step: int
     contents: tuple[Content, ...]
     gets: bool
+    starter: bool = False
 
     def begin(self, job: Job, send: Callable[[bytes], object]) -> Transfer:
         """Return what moves them for one of the boards."""

@@ -6,13 +6,12 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from benchmarks.links import linked
 from cloudmanager.fleet import Fleet
 from tests.conftest import Server, running_boards
 
-from .conftest import WAIT, Lab
+from .conftest import Lab
 from .test_dashboard import Fleets, at_work
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.soak]
@@ -23,6 +22,26 @@ CELLS = (
     "%%board lab-[1-6]\nprint('reading the sensor')\nread()",
     "%board lab-[1-3,5-6] {'temp': read(), 'door': 'closed'}",
 )
+
+
+SENSOR = """
+class Sensor:
+    "A thermometer."
+    def __init__(self, offset):
+        self.offset = offset
+    def read(self, digits=1):
+        "Degrees Celsius."
+        return round(21.5 + self.offset, digits)
+
+sensor = Sensor(%d)
+"""
+SCREEN = """%board_use lab-1
+import framebuf
+screen = bytearray(64 * 16 // 8)
+canvas = framebuf.FrameBuffer(screen, 64, 16, framebuf.MONO_VLSB)
+canvas.text(f"{sensor.read()} C", 8, 4)
+{"framebuf": screen, "width": 64, "height": 16, "format": framebuf.MONO_VLSB}"""
+KERNEL_CELLS = ("%board_use lab-[1-6]", "print('reading the sensor')\nsensor.read()", SCREEN, "")
 
 
 @pytest.fixture
@@ -48,12 +67,30 @@ def test_notebook(lab: Lab, server: Server, fleet: Fleet):
             notebook.page.keyboard.press("Control+Enter")
             notebook.page.wait_for_timeout(1000)
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("notebook"))
-        notebook.page.close()
+        lab.close(notebook)
+
+
+def test_kernel(lab: Lab, server: Server, fleet: Fleet):
+    with running_boards(server, fleet, [f"lab-{number}" for number in range(1, 7)]):
+        fleet["lab-[1-6]"].run(SENSOR % 0).raise_for_error()
+        fleet["lab-4"].run("sensor.offset = 63.5").raise_for_error()
+        notebook = lab.open("kernel.ipynb", KERNEL_CELLS)
+        notebook.page.set_viewport_size({"width": 1000, "height": 740})
+        notebook.page.keyboard.press("ControlOrMeta+b")
+        for number, told in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
+            notebook.cells.nth(number).locator(".cm-content").click()
+            notebook.page.keyboard.press("Control+Enter")
+            notebook.wait_output(number, told)
+        notebook.wait_idle()
+        notebook.type(3, "sensor.")
+        notebook.press("Tab")
+        notebook.page.locator(".jp-Completer-item").first.wait_for()
+        notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("kernel"))
+        lab.close(notebook)
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
-    expect.set_options(timeout=WAIT)
     cells = ["%load_ext cm_magics\n%fleet greenhouse-*", "%board_plot greenhouse-[1-6] temp"]
     notebook = lab.open(f"greenhouses{dark:d}.ipynb", cells, kernel="python3")
     notebook.page.set_viewport_size(SIZE)
@@ -71,7 +108,7 @@ def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
         seen.row("greenhouse-5").locator(".cm-check").click(modifiers=["Shift"])
         notebook.page.wait_for_timeout(8000)
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=picture(notebook, dark))
-    notebook.page.close()
+    lab.close(notebook)
 
 
 def picture(notebook: Any, dark: bool) -> Any:

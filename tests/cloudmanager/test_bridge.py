@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from cloudmanager import bridge as bridging
 from cloudmanager import rawrepl
 from cloudmanager.bridge import Bridge
@@ -56,7 +58,7 @@ def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypa
 
 
 def test_board_that_lost_its_power_is_lost_and_comes_back(chips, fleet: Fleet, monkeypatch):
-    monkeypatch.setattr(bridging, "PROMPT_SECONDS", 0.5)
+    monkeypatch.setattr(bridging, "PROMPT_SECONDS", 1)
     monkeypatch.setattr(rawrepl, "DEAF_SECONDS", 1)
     chip = chips()
     with bridged(fleet, [chip.port], "power-1"):
@@ -118,11 +120,16 @@ def test_link_is_tls_where_the_servers_is_and_takes_another_key(
         assert new["key"] != old["key"]
 
 
-def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: Server):
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["words", "json"])
+def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: Server, options):
     chip = chips()
-    with background("bridge", chip.port, "--name", "shell-1") as process:
+    with background("bridge", chip.port, "--name", "shell-1", *options) as process:
         assert process.stdout
-        assert process.stdout.readline() == f"{chip.port}  shell-1 is in the fleet\n"
+        said = process.stdout.readline()
+        if options:
+            assert json.loads(said) == {"port": chip.port, "says": "shell-1 is in the fleet"}
+        else:
+            assert said == f"{chip.port}  shell-1 is in the fleet\n"
         assert fleet["shell-1"].run("6 * 7").value == 42
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130

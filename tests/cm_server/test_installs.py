@@ -305,7 +305,7 @@ def test_uninstall_takes_it_off(lab: Lab):
     told = board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
     assert (told["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
     assert "/lib/pack/a.mpy" not in board.files
-    with pytest.raises(PackageError, match="no package pack"):
+    with pytest.raises(PackageError, match="no package is called pack"):
         board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
 
 

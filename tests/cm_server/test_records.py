@@ -118,7 +118,7 @@ def test_removal_takes_its_files_and_folders_and_minds_who_needs_it():
         removal(["yyy"], needy, force=False)
     assert removal(["yyy"], needy, force=True).removed == ("/lib/yyy.mpy",)
     assert removal(["yyy", "zzz"], needy, force=False).record == {}
-    with pytest.raises(PackageError, match="it has no package nope"):
+    with pytest.raises(PackageError, match="no package is called nope"):
         removal(["nope"], OLD, force=False)
 
 
