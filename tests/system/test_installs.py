@@ -10,6 +10,8 @@ import pytest
 from benchmarks.rows.install import publish
 from benchmarks.shelf import Shelf, shelf
 from cloudmanager.errors import PackageError
+from cloudmanager.rig import wait_online
+from cloudmanager.virtual import Identity, VirtualBoards
 
 from .conftest import Lab
 
@@ -47,3 +49,19 @@ def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, 
     assert {(result.value.put, result.value.size_bytes) for result in third.values()} == {((), 0)}
     assert set(boards.run("import pack, one; pack.VERSION").to_dict().values()) == {1}
     boards.uninstall("pack", "one", "two").raise_for_error()
+
+
+def test_a_board_with_macs_installs_and_its_files_are_read(lab: Lab, tmp_path: Path):
+    """Each message is a tag longer there: the longest ones still have to fit in its buffer."""
+    (told,) = lab.fleet.enrol(["mac-1"], plain=True)
+    key = bytes.fromhex(told["key"])
+    identity = Identity(told["name"], told["id"], key, {"mac": told["mac"]})
+    (tmp_path / "long.py").write_text("".join(f"V{n} = {n}\n" for n in range(600)))
+    address = ("127.0.0.1", lab.server.tcp_port)
+    with VirtualBoards([identity], address, tmp_path / "virtual"):
+        wait_online(lab.fleet, ["mac-1"])
+        board = lab.fleet["mac-1"]
+        assert board.install(str(tmp_path / "long.py"), no_mpy=True).value.put == ("/lib/long.py",)
+        assert board.read(":/lib/long.py").value == (tmp_path / "long.py").read_bytes()
+        assert list(board.packages().value) == ["long"]
+    lab.fleet.revoke("mac-1")
