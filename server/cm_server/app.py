@@ -312,6 +312,7 @@ def main() -> None:
         "keep_jobs": options.keep_jobs,
         "keep_audit": options.keep_audit,
     }
+    _raise_file_limit()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
         home = _open_home(log_json=options.log_json)
@@ -319,6 +320,14 @@ def main() -> None:
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Take all the files that the system lets us have: a shell gives 1,024, each link is one."""
+    import resource  # not on Windows
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _network(text: str) -> Network:

@@ -152,6 +152,7 @@ class BoardConversation:
         booted = board.told.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
         server.store.saw_board(board.id, facts)
+        dispatch.write_soon()
         dispatch.tally.links += 1
         board.connect(self._link, facts, _buffer_size(body), _parts(body))
         self._board = board

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import sqlite3
 import time
@@ -116,6 +117,11 @@ _END_JOB = (
     .where(_jobs.c.id == sa.bindparam("job"))
     .values(ended=sa.bindparam("at"), status=sa.bindparam("how"), error=sa.bindparam("why"))
 )
+_SEE_BOARD = (
+    sa.update(_boards)
+    .where(_boards.c.id == sa.bindparam("board"))
+    .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
+)
 _INSERT_AUDIT = sa.insert(_audit).values(
     {column.name: sa.bindparam(column.name) for column in _audit.c if column.name != "id"}
 )
@@ -152,10 +158,12 @@ class Store:
         self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._db.scalar(sa.select(sa.func.max(_jobs.c.id))) or 0) + 1
         self._endings: list[tuple[float, str, str | None, int]] = []
+        self._seen: dict[str, tuple[str, float, str]] = {}  # facts first, as in the table
         # Every cell waits for these: compiled once and given to the driver itself, they
         # cost a third.
         self._insert_job = str(_INSERT_JOB.compile(self._engine))
         self._end_job = str(_END_JOB.compile(self._engine))
+        self._see_board = str(_SEE_BOARD.compile(self._engine))
         self._insert_audit = str(_INSERT_AUDIT.compile(self._engine))
         self._driver: Any = self._db.connection.driver_connection
         self._db.commit()
@@ -212,6 +220,7 @@ class Store:
 
     def boards(self) -> list[BoardRow]:
         """Return every enrolled board."""
+        self.flush()
         return [BoardRow(*row) for row in self._db.execute(sa.select(_boards))]
 
     def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
@@ -264,14 +273,13 @@ class Store:
         with self._durably(note):
             self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
 
-    def saw_board(self, board_id: str, facts: dict[str, Any] | None = None) -> None:
-        """Note that a board was here just now, and what it said of itself; it may be left out."""
-        values: dict[str, Any] = {"last_seen": time.time()}
-        if facts is not None:
-            values["facts"] = facts
-        with contextlib.suppress(ServerError), self._written():
-            self._db.execute(sa.update(_boards).where(_boards.c.id == board_id).values(**values))
-            self._db.commit()
+    def saw_board(self, board_id: str, facts: dict[str, Any]) -> None:
+        """Note that a board was here just now, and what it said of itself.
+
+        ``flush``, or the next ``begin``, writes it: when very many boards dial in at once, a
+        commit for each would cost a quarter of it all.
+        """
+        self._seen[board_id] = (json.dumps(facts), time.time(), board_id)
 
     # Tokens
 
@@ -353,14 +361,16 @@ class Store:
         self._endings.append((time.time(), status, error, job))
 
     def flush(self) -> None:
-        """Write the endings that wait; where they cannot be written they go on waiting."""
-        if self._endings:
+        """Write what waits, endings and boards; where it cannot be written it goes on waiting."""
+        if self._endings or self._seen:
             with contextlib.suppress(ServerError):
                 self._write([])
 
     def _write(self, jobs: list[tuple[int, str, str, float]], note: AuditRow | None = None) -> None:
-        """Write the endings that wait, then new jobs and who wants them, in one transaction."""
+        """Write what waits, then new jobs and who wants them, in one transaction."""
         with self._written():
+            if self._seen:
+                self._driver.executemany(self._see_board, self._seen.values())
             if self._endings:
                 self._driver.executemany(self._end_job, self._endings)
             if jobs:
@@ -368,7 +378,7 @@ class Store:
             if note is not None:
                 self._driver.execute(self._insert_audit, note)
             self._driver.commit()
-            self._endings = []
+            self._endings, self._seen = [], {}
 
     def job(self, number: int) -> JobRow | None:
         """Return a job's line, None where there is none."""

@@ -91,7 +91,7 @@ def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tm
         board.install(str(source), str(tmp_path / "zzz.py"))
     (result,) = board.uninstall("nope").values()
     assert isinstance(result.error, PackageError)
-    assert "no package nope" in str(result.error)
+    assert "no package is called nope" in str(result.error)
 
 
 def test_a_full_board_says_so_before_anything_is_sent(board, source):

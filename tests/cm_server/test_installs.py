@@ -83,7 +83,8 @@ class FakeBoard:
         for name in [name for name in self.files if name.startswith(path)]:
             del self.files[name]
 
-    def put(self, path: str, content: Content) -> int:
+    def put(self, path: str, content: Content, staged: int = 0) -> int:
+        assert staged == path.startswith("/.cm/new/"), "a rename is for what is in use"
         self.files[path] = content.read(0, content.size)
         return content.size
 
@@ -304,7 +305,7 @@ def test_uninstall_takes_it_off(lab: Lab):
     told = board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
     assert (told["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
     assert "/lib/pack/a.mpy" not in board.files
-    with pytest.raises(PackageError, match="no package pack"):
+    with pytest.raises(PackageError, match="no package is called pack"):
         board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
 
 
