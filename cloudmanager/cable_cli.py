@@ -12,12 +12,13 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from . import cable, config, reconfigure
 from .cable import Repl, SerialPort
+from .commands import Verb
 from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
@@ -36,7 +37,6 @@ KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords
 _WIFI = "a network, whose password is asked for; repeated: in order"
 _LABEL = "what the fleet shall know of it, such as room=lab"
 _DIALS = "what the boards dial, where this machine's own address is not it"
-Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def add_verbs(verb: Verb) -> None:

@@ -21,6 +21,7 @@ from .packages.requirement import parse
 RECORD: Final = "/.cm/packages.json"
 JOURNAL: Final = "/.cm/journal"
 STAGED: Final = "/.cm/new"
+_PER_FOLDER: Final = 8  # files; a folder has two blocks
 
 #: Package -> version, source, needs, files (path -> SHA-256); of what was asked for: wanted, how.
 Record = dict[str, dict[str, Any]]
@@ -39,9 +40,25 @@ class Change(NamedTuple):
     def journal(self) -> str:
         """Return what switch.py does: staged files go to their places, the record last."""
         paths = [*(file.path for file in self.put), RECORD]
-        lines = [f"+{number} {path}" for number, path in enumerate(paths)]
-        lines += [f"-{path}" for path in self.removed] + [f"_{path}" for path in self.folders]
+        staged = [staged_as(number) for number in range(len(paths))]
+        lines = [f"+{name} {path}" for name, path in zip(staged, paths, strict=True)]
+        lines += [f"-{path}" for path in self.removed]
+        lines += [f"_{path}" for path in (*self.folders, *staging_folders(len(paths))[1:])]
         return "".join(line + "\n" for line in lines)
+
+
+def staged_as(number: int) -> str:
+    """Return how a change's file is called below the folder where it is staged.
+
+    A rename costs littlefs the square of what is in the file's folder: a few share one.
+    """
+    group = number // _PER_FOLDER
+    return f"d{group}/{number}" if group else str(number)
+
+
+def staging_folders(files: int) -> list[str]:
+    """Return the folders that so many files are staged in."""
+    return [STAGED, *(f"{STAGED}/d{group}" for group in range(1, -(-files // _PER_FOLDER)))]
 
 
 def read_record(text: bytes) -> Record:

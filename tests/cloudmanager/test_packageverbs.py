@@ -26,7 +26,7 @@ def test_dry_run_changes_nothing(board, source, tmp_path):
     lock = tmp_path / "lock.json"
     told = board.install(str(source), dry_run=True, lock=lock).value
     assert told.put == ("/lib/zzz/__init__.mpy",)
-    assert told.origins == {"zzz": "files that were sent along"}
+    assert told.origins == {"zzz": "the caller's own files"}
     assert told.free_bytes > 100_000
     assert (board.packages().value, lock.exists()) == ({}, False)
     assert not board.stat(":/lib/zzz").ok
