@@ -96,9 +96,9 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
         mine = sorted((f["boards"], f[panel.key] * panel.scale) for f in figures if f["tls"] is tls)
         points = [place(boards, value) for boards, value in mine]
         if len(mine) > 1:
-            x = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2 * tls
+            side = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2 * tls
             told = f"as boards to the {_slope(mine):.2f}"
-            at = f'x="{x}" y="{_TOP - 6}" style="font-size:9px"'
+            at = f'x="{side}" y="{_TOP - 6}" style="font-size:9px"'
             yield f'<text {at} fill="{colour}">{told}</text>'
         yield f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>'
         for point in points:
