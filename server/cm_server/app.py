@@ -263,8 +263,7 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def main() -> None:
-    """Run in the foreground; one line of JSON on standard output says how the start went."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cm_server", description="The Cloudmanager service."
     )
@@ -292,6 +291,12 @@ def main() -> None:
     )
     for what, days in (("jobs", limits.KEEP_JOBS_DAYS), ("audit", limits.KEEP_AUDIT_DAYS)):
         parser.add_argument(f"--keep-{what}", type=int, default=days, metavar="DAYS")
+    return parser
+
+
+def main() -> None:
+    """Run in the foreground; one line of JSON on standard output says how the start went."""
+    parser = _parser()
     options = parser.parse_args()
     if options.keep_jobs < 1 or options.keep_audit < limits.KEEP_AUDIT_LEAST_DAYS:
         least = limits.KEEP_AUDIT_LEAST_DAYS
