@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 
 _FACTS = {"version": "1.28.0", "mpy": 0x0306, "machine": "simulated", "client": "0.1"}
 _PLATFORMS = ("esp32", "rp2", "esp8266")
@@ -90,7 +90,7 @@ class Link:
         self.say(wire.HELLO, json.dumps(hello).encode())
         nonces = nonce + (await self.hear()).payload[:16]
         text = json.dumps(self._about()).encode()
-        self.say(wire.PROOF, wire.board_proof(self.key, nonces, self.id, text) + text)
+        self.say(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
         await self.hear()
 
     def _about(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from . import config, wire
+from . import config, proofs, wire
 from .errors import LinkLost, NotAllowed, PeerWireError, ServerUnreachable
 from .frames import (
     BINARY,
@@ -127,18 +127,18 @@ class BoardLink:
 
     def _prove(self, identity: Identity, about: dict[str, Any]) -> dict[str, Any]:
         """Have the server prove itself, then prove who we are; return WELCOME's JSON."""
-        nonce = os.urandom(wire.NONCE_BYTES)
+        nonce = os.urandom(proofs.NONCE_BYTES)
         gen = identity.more.get("gen", 0)
         hello = {"v": wire.PROTOCOL, "id": identity.id, "nonce": nonce.hex(), "gen": gen}
         self.send(wire.pack_json(wire.HELLO, hello))
         payload = self._await(wire.CHALLENGE)
-        at = wire.NONCE_BYTES + wire.PROOF_BYTES
-        nonces, body = nonce + payload[: wire.NONCE_BYTES], payload[at:]
-        wanted = wire.server_proof(identity.key, nonces, identity.id, body)
-        if not hmac.compare_digest(wanted, payload[wire.NONCE_BYTES : at]):
+        at = proofs.NONCE_BYTES + proofs.PROOF_BYTES
+        nonces, body = nonce + payload[: proofs.NONCE_BYTES], payload[at:]
+        wanted = proofs.server_proof(identity.key, nonces, identity.id, body)
+        if not hmac.compare_digest(wanted, payload[proofs.NONCE_BYTES : at]):
             raise NotAllowed("", f"the server does not prove that it knows {identity.name}")
         text = json.dumps(about).encode()
-        proof = wire.board_proof(identity.key, nonces, identity.id, text)
+        proof = proofs.board_proof(identity.key, nonces, identity.id, text)
         self.send(wire.pack(wire.PROOF, proof + text))
         return wire.read_json(self._await(wire.WELCOME))
 

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
     start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
     start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
+    start.add_argument("--log-json", action="store_true", help="server.log for programs")
     verb("server-stop", commands.server_stop, "stop the local server")
     verb("server-status", commands.server_status, "tell how the server is")
 

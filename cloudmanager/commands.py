@@ -28,6 +28,7 @@ def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
     given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
     more = [text for name, value in given.items() if value for text in (name, value)]
+    more += ["--log-json"] if options.log_json else []
     started = service.start(options.listen, options.port, more)
     if options.json:
         print_json(started._asdict())

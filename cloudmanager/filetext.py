@@ -40,7 +40,7 @@ def _installed_text(done: Installed) -> str:
     lines += [f"  {path}" for path in done.put]
     lines += [f"  {path} goes" for path in done.removed]
     files = len(done.put)
-    said = f"{files} {'file' if files == 1 else 'files'}, {_size(done.size_bytes)}"
+    said = f"{files} {'file' if files == 1 else 'files'}, {size_text(done.size_bytes)}"
     return "\n".join([*lines, said if files else "nothing to send: all of it is there"])
 
 
@@ -53,13 +53,13 @@ def value_text(value: Any) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{name} {version}" for name, version in value.items()) or "no packages"
     if isinstance(value, Stat):
-        return "folder" if value.is_dir else _size(value.size)
+        return "folder" if value.is_dir else size_text(value.size)
     if isinstance(value, Space):
-        return f"{_size(value.free)} free of {_size(value.total)}"
+        return f"{size_text(value.free)} free of {size_text(value.total)}"
     if isinstance(value, list):
         return "\n".join(_lines(value))
     if isinstance(value, int):
-        return f"{_size(value)} written" if value else "it is there already"
+        return f"{size_text(value)} written" if value else "it is there already"
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return "" if value is None else str(value)
@@ -76,10 +76,11 @@ def _lines(values: Iterable[Any]) -> Iterable[str]:
 def _plan_text(plan: Plan) -> str:
     lines = [*(f"+ {path}" for path in plan.put), *(f"- {path}" for path in plan.delete)]
     equal = f"{plan.same} equal"
-    moved = f"{len(plan.put)} to put ({_size(plan.size_bytes)}), " if plan.put else ""
+    moved = f"{len(plan.put)} to put ({size_text(plan.size_bytes)}), " if plan.put else ""
     gone = f"{len(plan.delete)} to delete, " if plan.delete else ""
     return "\n".join([*lines, f"{moved}{gone}{equal}"])
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return a size in bytes as a person reads it."""
     return f"{size:,} bytes"

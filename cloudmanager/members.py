@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from . import config
 from .flash import NameBook
@@ -34,10 +35,20 @@ class Members:
             if row is None or row["id"] not in {board["id"] for board in self._fleet.boards()}:
                 name = row["name"] if row else self._book.take(platform)
                 (row,) = self._fleet.enrol([name])
-                config.write_private(self._file, json.dumps({**known, hardware: row}))
+                self._keep(hardware, row)
             return Identity.of(row, self._fleet.address.url)
 
-    def _read(self) -> dict[str, dict[str, str]]:
+    def rekey(self, hardware: str, key: bytes, gen: int) -> Identity:
+        """Give the board with this hardware id another key, number ``gen``."""
+        with self._lock:
+            row = {**self._read()[hardware], "key": key.hex(), "gen": gen}
+            self._keep(hardware, row)
+            return Identity.of(row, self._fleet.address.url)
+
+    def _keep(self, hardware: str, row: dict[str, Any]) -> None:
+        config.write_private(self._file, json.dumps({**self._read(), hardware: row}))
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

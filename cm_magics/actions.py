@@ -1,7 +1,7 @@
 """What may be done with the boards that are selected in the dashboard: the table ``ACTIONS``.
 
 Another action is another row. It gets the boards as a target, what was typed, and ``say``, which
-shows how far it is; it returns what is to be said in the end.
+shows how far it is; it returns what is to be said in the end, or raises ``Failed`` with it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cloudmanager import terminal
+from cloudmanager import meter, terminal
 from cloudmanager.errors import TargetError
+from cloudmanager.filetext import files_text
+from cloudmanager.fileverbs import FileVerbs
 from cloudmanager.fleet import Fleet
 from cloudmanager.jobs import Event
+from cloudmanager.packageverbs import PackageVerbs
+from cloudmanager.results import Results
 from cloudmanager.show import Looks, View
 from cloudmanager.text import fold
 
@@ -22,6 +26,10 @@ RESET_SECONDS: Final = 30.0  # that boards have to come back
 _TICK: Final = 0.25  # seconds between two looks at a running cell
 
 Say = Callable[[str], None]
+
+
+class Failed(Exception):
+    """It did not go well on all boards; says how it went on each."""
 
 
 class Action(NamedTuple):
@@ -54,7 +62,13 @@ def _run(fleet: Fleet, target: str, code: str, say: Say) -> str:
             say(view.text())
 
     terminal.watch(group, view, draw, lambda _: None, lambda: None)
-    return view.text(final=True) or "done"
+    return _outcome(group.results(), view.text(final=True) or "done")
+
+
+def _outcome(results: Results, text: str) -> str:
+    if not results.ok:
+        raise Failed(text)
+    return text
 
 
 def _interrupt(fleet: Fleet, target: str, _: str, __: Say) -> str:
@@ -69,7 +83,7 @@ def _reset(fleet: Fleet, target: str, _: str, __: Say) -> str:
     results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS)
     well = fold(name for name, result in results.items() if result.ok)
     failed = [f"{name}: {result.error}" for name, result in results.failed.items()]
-    return "\n".join([f"{well} restarted" if well else "", *failed]).strip()
+    return _outcome(results, "\n".join([f"{well} restarted" if well else "", *failed]).strip())
 
 
 def _label(fleet: Fleet, target: str, text: str, __: Say) -> str:
@@ -80,12 +94,22 @@ def _label(fleet: Fleet, target: str, text: str, __: Say) -> str:
     return f"{fold(names)}: {key}={value}" if value else f"{fold(names)}: {key} taken away"
 
 
-def _upload(fleet: Fleet, target: str, text: str, __: Say) -> str:
+def _upload(fleet: Fleet, target: str, text: str, say: Say) -> str:
+    boards = fleet[target]
     source, _, dest = text.strip().partition(" ")
-    results = fleet[target].put(Path(source).expanduser(), dest.strip() or ":/")
-    well = fold(name for name, result in results.items() if result.ok)
-    failed = [f"{name}: {result.error}" for name, result in results.failed.items()]
-    return "\n".join([f"{well}: {source} is there" if well else "", *failed]).strip()
+    path, place = Path(source).expanduser(), dest.strip() or ":/"
+    return _move(lambda tell: FileVerbs.put(boards, path, place, progress=tell), say)
+
+
+def _install(fleet: Fleet, target: str, text: str, say: Say) -> str:
+    boards, wanted = fleet[target], text.split()
+    return _move(lambda tell: PackageVerbs.install(boards, *wanted, progress=tell), say)
+
+
+def _move(work: meter.Work, say: Say) -> str:
+    """Do what moves bytes to boards, and say how far it is."""
+    results = meter.follow(work, lambda moved: say(moved.text()))
+    return _outcome(results, files_text(results) or "done")
 
 
 def _rename(fleet: Fleet, target: str, name: str, __: Say) -> str:
@@ -97,6 +121,7 @@ ACTIONS: Final = (
     Action("interrupt", "Interrupt", _interrupt),
     Action("reset", "Reset", _reset),
     Action("label", "Label…", _label, "room=greenhouse"),
+    Action("install", "Install…", _install, "Packages: logging pypi:NAME github:OWNER/REPO"),
     Action("upload", "Upload…", _upload, "A file of this machine, and perhaps where to: app.py :/"),
     Action("rename", "Rename…", _rename, "Another name for the one board that is selected"),
 )

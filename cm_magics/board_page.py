@@ -7,20 +7,31 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.errors import CloudmanagerError
+from cloudmanager.files import Entry
+from cloudmanager.filetext import size_text, value_text
 from cloudmanager.fleet import Fleet
 from cloudmanager.tables import duration, moment
 from cloudmanager.text import clean
 
 _JOBS: Final = 12  # that are listed
+_FILES: Final = 200
+_CLIENT: Final = "/lib/cm/"  # a folder of ours
 
 Board = Mapping[str, Any]
 
 
 class Section(NamedTuple):
-    """A part of the page; ``make`` returns its ``pairs``, ``jobs`` or ``text``."""
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        make: returns its ``pairs``, ``jobs`` or ``text``.
+        asked: whether it waits until somebody asks for it, since the board works for it.
+    """
 
     title: str
     make: Callable[[Fleet, Board], dict[str, Any]]
+    asked: bool = False
 
 
 def _facts(_: Fleet, board: Board) -> dict[str, Any]:
@@ -33,6 +44,7 @@ def _facts(_: Fleet, board: Board) -> dict[str, Any]:
         "machine": board["machine"],
         "client": board["client"],
         "id": board["id"],
+        "program": board["program"],
         "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
         "connected": f"{moment(since)} ({duration(time.time() - since)})" if since else "no",
         "last seen": moment(board["last_seen"]),
@@ -49,22 +61,54 @@ def _jobs(fleet: Fleet, board: Board) -> dict[str, Any]:
 
 
 def _line(job: Board) -> str:
-    took = f" · {job['elapsed']:.1f} s" if job["status"] and job["elapsed"] else ""
+    took = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
     return f"{job['job']} · {job['status'] or job['state']}{took} · for {job['caller']}"
+
+
+def _files(fleet: Fleet, board: Board) -> dict[str, Any]:
+    boards = fleet[board["name"]]
+    found: list[Entry] = boards.ls(":/", recursive=True).value
+    shown = [entry for entry in found if not entry.path.startswith(_CLIENT)]
+    pairs = [
+        (clean(entry.path), "folder" if entry.is_dir else size_text(entry.size))
+        for entry in sorted(shown)[:_FILES]
+    ]
+    more = len(shown) - len(pairs)
+    left = value_text(boards.df().value)
+    return {"pairs": pairs, "text": f"… and {more:,} more\n{left}" if more else left}
+
+
+def _packages(fleet: Fleet, board: Board) -> dict[str, Any]:
+    found: dict[str, str] = fleet[board["name"]].packages().value
+    pairs = [(clean(name), clean(version)) for name, version in found.items()]
+    return {"pairs": pairs} if pairs else {"text": "none"}
 
 
 SECTIONS: Final = (
     Section("Facts", _facts),
     Section("Recent jobs", _jobs),
+    Section("Files", _files, asked=True),
+    Section("Packages", _packages, asked=True),
 )
 
 
 def sections(fleet: Fleet, board: Board) -> list[dict[str, Any]]:
-    """Return the page of a board; what cannot be had says why."""
-    made = []
-    for title, make in SECTIONS:
-        try:
-            made.append({"title": title, **make(fleet, board)})
-        except CloudmanagerError as error:
-            made.append({"title": title, "text": clean(str(error))})
-    return made
+    """Return the page of a board; of what has to be asked for, the titles."""
+    return [
+        {"title": each.title, "asked": True} if each.asked else _made(each, fleet, board)
+        for each in SECTIONS
+    ]
+
+
+def section(fleet: Fleet, board: Board, title: str) -> dict[str, Any] | None:
+    """Return one part of the page; None where there is no such part."""
+    found = (each for each in SECTIONS if each.title == title)
+    return next((_made(each, fleet, board) for each in found), None)
+
+
+def _made(part: Section, fleet: Fleet, board: Board) -> dict[str, Any]:
+    """Make a part; one that cannot be had says why."""
+    try:
+        return {"title": part.title, **part.make(fleet, board)}
+    except (CloudmanagerError, OSError) as error:  # OSError: the board's file system
+        return {"title": part.title, "text": clean(str(error))}

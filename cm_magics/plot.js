@@ -25,6 +25,27 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// Says that the server is gone, and why; "" when it is there.
+function lostBanner() {
+  return el("div", { class: "cm-lost", role: "alert", hidden: "" });
+}
+
+function tellLost(banner, why = "") {
+  banner.hidden = !why;
+  setText(banner, why);
+}
+
+// However often it is called, the act happens once, before the next picture.
+function onFrame(act) {
+  let frame = null;
+  return () => {
+    frame ??= requestAnimationFrame(() => {
+      frame = null;
+      act();
+    });
+  };
+}
+
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 // Lines over time, on a canvas.
@@ -35,6 +56,7 @@ class Chart {
     this.canvas = el("canvas", { role: "img", "aria-label": "Plot" });
     this.legend = el("div", { class: "cm-legend" });
     this.node = el("div", { class: "cm-chart" }, this.canvas, this.legend);
+    this.draw = onFrame(() => this.drawNow());
     this.watch = new ResizeObserver(() => this.draw());
     this.watch.observe(this.node);
   }
@@ -60,14 +82,6 @@ class Chart {
     for (const line of late) line.points = inOrder(line.points);
     for (const { points } of this.lines.values()) points.splice(0, points.length - MOST_POINTS);
     this.draw();
-  }
-
-  draw() {
-    if (this.frame) return;
-    this.frame = requestAnimationFrame(() => {
-      this.frame = null;
-      this.drawNow();
-    });
   }
 
   names() {
@@ -168,16 +182,14 @@ function ticks(low, high, count) {
 class Plot {
   constructor(model) {
     this.chart = new Chart(model.get("values"));
-    this.lost = el("div", { class: "cm-lost", role: "alert" });
-    this.lost.hidden = true;
+    this.lost = lostBanner();
     this.node = el("div", { class: "cm-fleet" }, this.lost, this.chart.node);
     this.chart.draw();
   }
 
   take({ kind, samples, why }) {
     if (kind === "samples") this.chart.add(samples);
-    this.lost.hidden = kind !== "lost";
-    setText(this.lost, why ?? "");
+    tellLost(this.lost, why);
   }
 
   end() {

@@ -17,8 +17,8 @@ from cloudmanager.targets import Target, parse
 from cloudmanager.text import clean, fold
 from cloudmanager.watch import Update
 
-from .actions import ACTIONS, Action, buttons
-from .board_page import sections
+from .actions import ACTIONS, Action, Failed, buttons
+from .board_page import section, sections
 from .live import Live, in_thread, module
 from .plot import numbers
 
@@ -37,7 +37,7 @@ class _Seen(NamedTuple):
 class Dashboard(Live):
     """The fleet as a live table, with a page for each board; see ``cm_magics.dashboard``."""
 
-    _esm = module("Dashboard", "plot.js", "dashboard.js")
+    _esm = module("Dashboard", "plot.js", "table.js", "dashboard.js")
     actions = traitlets.List(buttons()).tag(sync=True)
 
     begins = traitlets.Unicode().tag(sync=True)  # with this target in its filter
@@ -89,6 +89,8 @@ class Dashboard(Live):
             self._page = message.get("board")
             if self._page is not None:
                 in_thread(self._open_page, self._page)
+        elif kind == "section":
+            in_thread(self._show_section, message.get("board"), message.get("title"))
         elif kind == "job":
             in_thread(self._show_job, message.get("number"))
 
@@ -125,7 +127,7 @@ class Dashboard(Live):
         say("…")
         try:
             say(clean(action.act(self._fleet, target, text, say)), "done")
-        except (CloudmanagerError, OSError) as error:  # OSError: a file, here or there
+        except (CloudmanagerError, Failed, OSError) as error:  # OSError: a file, here or there
             say(clean(str(error)), "failed")
 
     def _open_page(self, name: str, history: int = _HISTORY) -> None:
@@ -147,14 +149,17 @@ class Dashboard(Live):
         if any(board["name"] == self._page for board in update.boards):
             in_thread(self._open_page, self._page, 1)
 
+    def _show_section(self, name: Any, title: Any) -> None:
+        board = self._boards.get(name)
+        if board is not None and (made := section(self._fleet, board, title)):
+            self.send({"kind": "section", "board": name, "section": made})
+
     def _show_job(self, number: Any) -> None:
         try:
-            job = self._fleet.job(number)
-            told = {"title": f"{job['board']}: job {number}", "text": job_text(job)}
+            text = job_text(self._fleet.job(number))
         except CloudmanagerError as error:
-            told = {"title": f"job {number}", "text": clean(str(error))}
-        self._page = None
-        self.send({"kind": "say", "state": "done", **told})
+            text = clean(str(error))
+        self.send({"kind": "job", "number": number, "text": text})
 
     def _repr_mimebundle_(self, **given: Any) -> Any:
         """Add the table as text, for where there are no widgets."""
@@ -180,6 +185,7 @@ def _row(board: Mapping[str, Any]) -> dict[str, Any]:
         "booted": board["booted"],
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],
+        "program": clean(str(board["program"]))[:_TEXT],
         "job": job and {key: job[key] for key in ("job", "caller", "started")},
         "queued": board["queued"],
     }

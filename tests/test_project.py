@@ -121,8 +121,8 @@ def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
         for path in SOURCES["cm_server"].rglob("*.py")
     }
     assert board | server <= names
-    pages = {f"cm_magics/{name}" for name in ("dashboard.js", "dashboard.css", "plot.js")}
-    assert pages <= names
+    page = ("dashboard.js", "dashboard.css", "plot.js", "table.js")
+    assert {f"cm_magics/{name}" for name in page} <= names
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
     scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")

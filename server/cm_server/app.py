@@ -9,7 +9,6 @@ import gc
 import ipaddress
 import json
 import logging
-import logging.handlers
 import os
 import signal
 import sys
@@ -33,8 +32,10 @@ from .dispatch import Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
+from .logs import log_to
 from .packages.planner import Packages
-from .pages import Authority, Health, NotFound, Page
+from .pages import Authority, Health, Metrics, NotFound, Page
+from .pulse import Pulse
 from .queues import LOST_AFTER
 from .registry import Registry
 from .rows import TokenRow
@@ -117,6 +118,7 @@ class Server:
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
+        self.pulse = Pulse(loop.call_later, loop.time)
         self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
 
     @property
@@ -135,6 +137,10 @@ class Server:
             caller.close(REVOKED, self.tokens.refusal(token))
         return len(links)
 
+    def problems(self) -> list[str]:
+        """Return what keeps the service from its work, a sentence each."""
+        return [self.store.failure] if self.store.failure else []
+
     def _local_token(self) -> str:
         """Return the local user's token; it stands in a file that is his alone."""
         path = config.token_file(self.home)
@@ -146,6 +152,7 @@ class Server:
 
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
+        self.pulse.stop()
         self.dispatch.stop()
         for caller in list(self.callers):
             caller.close(frames.GOING_AWAY, "the server stops")
@@ -160,6 +167,7 @@ ROUTES: list[tuple[str, type[Page]]] = [
     (r"/board", BoardSocket),
     (r"/caller", CallerSocket),
     (r"/healthz", Health),
+    (r"/metrics", Metrics),
     (r"/ca.pem", Authority),
 ]
 
@@ -253,12 +261,6 @@ def _only_one(home: Path) -> Any:
         yield
 
 
-def _log_to(path: Path) -> None:
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
     parser = argparse.ArgumentParser(
@@ -281,6 +283,7 @@ def main() -> None:
         metavar="CIDR",
         help="where proxies stand that end TLS",
     )
+    parser.add_argument("--log-json", action="store_true", help="server.log for programs")
     parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
     options = parser.parse_args()
     if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
@@ -298,7 +301,7 @@ def main() -> None:
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
-        home = _open_home()
+        home = _open_home(log_json=options.log_json)
         asyncio.run(serve(home, options.listen, options.port, _say_ready, **settings))
     except StartError as error:
         _say({"error": str(error)})
@@ -312,10 +315,10 @@ def _network(text: str) -> Network:
         raise argparse.ArgumentTypeError(f"a network is such as 10.0.0.0/8: {error}") from error
 
 
-def _open_home() -> Path:
+def _open_home(*, log_json: bool) -> Path:
     try:
         home = config.make_home()
-        _log_to(home / "server.log")
+        log_to(home / "server.log", as_json=log_json)
     except OSError as error:
         raise StartError(f"Its folder cannot be used: {error}") from error
     return home

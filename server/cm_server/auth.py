@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from cloudmanager import wire
+from cloudmanager import proofs
 
 from . import limits
 from .rows import TokenRow
@@ -69,9 +69,9 @@ def new_board_id() -> str:
 
 def new_key() -> bytes:
     """Return a fresh key for a board."""
-    return secrets.token_bytes(wire.KEY_BYTES)
+    return secrets.token_bytes(proofs.KEY_BYTES)
 
 
 def new_nonce() -> bytes:
     """Return the server's half of a link's freshness, or of a next key's."""
-    return secrets.token_bytes(wire.NONCE_BYTES)
+    return secrets.token_bytes(proofs.NONCE_BYTES)

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 from cloudmanager.errors import CloudmanagerError, ServerError
 
 from . import auth, limits
@@ -56,7 +56,7 @@ class BoardConversation:
         link.on_message = self._on_hello
         link.on_frame = self._note_life
         self._board: Board | None = None
-        self._hello: wire.Hello | None = None
+        self._hello: proofs.Hello | None = None
         self._nonce = self._key = b""
         self._entry: Entry | None = None  # among those that have proven nothing
         self._heard = time.monotonic()
@@ -85,6 +85,7 @@ class BoardConversation:
     def _refuse(self, code: int, reason: str) -> None:
         if self._board is not None:
             return
+        self._server.dispatch.tally.refused["board"] += 1
         claimed = self._hello.board_id if self._hello else ""
         said = self._server.audit.stranger(self._address, "board", claimed, reason)
         if said is not None:
@@ -97,13 +98,13 @@ class BoardConversation:
         if message.op == wire.ENROL:
             self._enrol(wire.read_json(message.payload))
             return
-        hello = wire.read_hello(message)
+        hello = proofs.read_hello(message)
         if hello.version != wire.PROTOCOL:
             self._refuse(WRONG_VERSION, f"protocol {hello.version} is not spoken here")
             return
         self._hello, self._nonce = hello, auth.new_nonce()
         self._key = self._key_of(hello) or auth.new_key()  # a stranger learns no ids
-        self._link.send(wire.pack_challenge(self._key, hello, self._nonce))
+        self._link.send(proofs.pack_challenge(self._key, hello, self._nonce))
         self._link.on_message = self._on_proof
 
     def _enrol(self, body: dict[str, Any]) -> None:
@@ -118,14 +119,14 @@ class BoardConversation:
             told = {"id": row.id, "name": row.name}
             self._link.send(wire.pack_json(wire.ENROLLED, told))
 
-    def _key_of(self, hello: wire.Hello) -> bytes | None:
+    def _key_of(self, hello: proofs.Hello) -> bytes | None:
         board = self._server.registry.by_id.get(hello.board_id)
         return board.key_of(hello.gen) if board else None
 
     def _on_proof(self, data: bytes) -> None:
         assert self._hello is not None
         hello = self._hello
-        body = wire.check_proof(self._key, hello, self._nonce, wire.unpack(data))
+        body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
         board = self._server.registry.by_id.get(hello.board_id)
         if board is None or body is None or self._key_of(hello) != self._key:
             self._refuse(NOT_PROVEN, "not proven")
@@ -151,6 +152,7 @@ class BoardConversation:
         booted = board.told.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
         server.store.saw_board(board.id, facts)
+        dispatch.tally.links += 1
         board.connect(self._link, facts, _buffer_size(body), _parts(body))
         self._board = board
         if self._hello is not None:
@@ -159,7 +161,7 @@ class BoardConversation:
         self._link.on_message = self._on_work
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
-            self._link.mac = wire.Mac(wire.session_key(self._key, nonces, board.id))
+            self._link.mac = proofs.Mac(proofs.session_key(self._key, nonces, board.id))
         welcome = {"name": board.name, "beat": server.beat, "spread": self._spread(board)}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
@@ -193,6 +195,7 @@ class BoardConversation:
             log.warning(
                 "%s fell silent: its link is closed", board.name if board else self._link.peer
             )
+            self._server.dispatch.tally.silent += 1
             self._link.close(frames.GOING_AWAY, "silent")
             return
         self._link.ping()

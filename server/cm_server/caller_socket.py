@@ -63,6 +63,7 @@ class CallerSocket(Page):
 
     def _refuse_stranger(self) -> None:
         """Refuse a token that nobody has; a right one behind the same address still opens."""
+        self._server.dispatch.tally.refused["caller"] += 1
         address = self.address
         said = self._server.audit.stranger(address, "login", "", "wrong token")
         if said is not None:
@@ -73,6 +74,7 @@ class CallerSocket(Page):
             self.refuse(401, "the server does not know this token")
 
     def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
+        self._server.dispatch.tally.refused["caller"] += 1
         note = Note(caller.name, self.address, "login")
         self._server.audit.refused(note, NotAllowed("caller", why))
         self.refuse(status, why)

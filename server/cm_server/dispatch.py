@@ -58,6 +58,7 @@ class Dispatch:
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.jobs = self._endings.jobs
         self.recent = self._endings.recent
+        self.tally = self._endings.tally
         self.rekey = self._queues.rekey
         self.abandon = self._queues.abandon
         self._restore()
@@ -86,6 +87,7 @@ class Dispatch:
             for number, board in zip(numbers, boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
+        self.tally.submitted(jobs, caller, asked.get("target", ""))
         return jobs
 
     def launch(self, jobs: Sequence[Job]) -> None:

@@ -15,6 +15,7 @@ from cloudmanager import wire
 from .jobs import Job, Recent, Timer, Told
 from .registry import Board
 from .store import Store
+from .tally import Tally
 
 log = logging.getLogger("cm_server")
 
@@ -36,6 +37,7 @@ class Endings:
         self._flush_waits = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
         self.recent = Recent()
+        self.tally = Tally()
 
     def settle(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
         """End a job by the server's own word."""
@@ -50,6 +52,7 @@ class Endings:
         job.state, job.watcher, job.transfer = "settled", None, None
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
+        self.tally.closed(job)
         self.recent.add(job)
         job.board.touch()
         self._store.end(job.id, status, _last_line(error))
@@ -70,7 +73,8 @@ class Endings:
             return
         if row.status not in (None, "lost") and row.error != UNCONFIRMED:
             return
-        log.info("%s: job %d was %s after all", board.name, told.job, told.status)
+        why = {"event": "amended", "job": told.job, "board": board.name, "status": told.status}
+        log.info("%s: job %d was %s after all", board.name, told.job, told.status, extra=why)
         known = self.recent.get(told.job)
         if known is not None:
             known.status, known.error = told.status, told.error

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from cloudmanager import wire
+from cloudmanager import proofs
 from cloudmanager.errors import ServerError
 from cloudmanager.targets import check_name, parse
 
@@ -196,7 +196,7 @@ class Enrolment:
         gen, key = board.gen + 1, board.next_key
         if key is None or board.nonce is None:
             return
-        if hmac.compare_digest(wire.rekey_proof(key, gen, board.nonce), proof):
+        if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):
             self.used(board, gen)
         else:
             log.warning("%s did not prove its new key; the old one goes on", board.name)

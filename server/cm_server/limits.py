@@ -95,7 +95,7 @@ WATCH_BOARDS = 2000  # in one update; the others are in the next
 WATCH_SAMPLES = 10_000  # that wait for one who watches and does not read
 
 # What is written down.
-LOG_BYTES = MIB  # of server.log; one older file is kept
+LOG_BYTES = 8 * MIB  # of server.log; one older file is kept
 STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
 STRANGERS_ROWS_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
 REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token

@@ -74,6 +74,14 @@ class Page(RequestHandler):
         named = self.request.headers.get("X-Forwarded-For", "").split(",")
         return next((name.strip() for name in reversed(named) if not self._is_proxy(name)), direct)
 
+    @property
+    def near(self) -> bool:
+        """Whether it comes from this machine, by no proxy that says whence."""
+        try:
+            return ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
+
     def _is_proxy(self, address: str) -> bool:
         try:
             read = ipaddress.ip_address(address.strip().partition("%")[0])
@@ -114,11 +122,38 @@ class Page(RequestHandler):
 
 
 class Health(Page):
-    """``/healthz``: says that the server answers, and nothing else."""
+    """``/healthz``: whether the service can do its work, for whoever asks."""
 
     def get(self) -> None:
-        """Answer."""
-        self.finish({"status": "ok"})
+        """Answer: 503 says what is wrong."""
+        problems = self._server.problems()
+        self.set_status(503 if problems else 200)
+        self.finish({"status": "failing", "problems": problems} if problems else {"status": "ok"})
+
+
+class Metrics(Page):
+    """``/metrics``: for this machine, and for tokens that reach all boards."""
+
+    opened_by = "loopback"
+
+    def get(self) -> None:
+        """Answer, or refuse."""
+        if not self.near and (why := self._why_not()):
+            self.refuse(401, why)
+            return
+        from . import metrics  # the library behind it takes a tenth of a second to import
+
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
+        self.finish(metrics.render(self._server))
+
+    def _why_not(self) -> str:
+        tokens = self._server.tokens
+        token = tokens.find(self.request.headers.get("Authorization"))
+        if token is None:
+            return "metrics are for this machine, and for callers with a token"
+        if token.target != "all":
+            return "metrics are for tokens that reach all boards"
+        return tokens.refusal(token)
 
 
 class Authority(Page):

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 
 from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
@@ -65,6 +65,7 @@ class Queues:
             job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
         for message in job.messages():
             board.link.send(message)
+        self._endings.tally.started(job)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
 
@@ -120,7 +121,7 @@ class Queues:
         """Ask an idle board to take its next key; a busy one is asked when it is idle."""
         free = board.current is None and not board.blocked
         if board.nonce is not None and board.link is not None and free:
-            board.link.send(wire.pack_rekey(board.gen + 1, board.nonce))
+            board.link.send(proofs.pack_rekey(board.gen + 1, board.nonce))
 
     # Boards that went away
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cloudmanager import wire
+from cloudmanager import proofs
 
 from .samples import Ring
 
@@ -88,7 +88,7 @@ class Board:
     @property
     def next_key(self) -> bytes | None:
         """The key that a rotation gives it, which is open until that key is used."""
-        return wire.next_key(self.key, self.gen + 1, self.nonce) if self.nonce else None
+        return proofs.next_key(self.key, self.gen + 1, self.nonce) if self.nonce else None
 
     def key_of(self, gen: int) -> bytes | None:
         """Return its key of this number: the one that counts, or the next; else None."""

@@ -28,11 +28,11 @@ SCHEMA = 4
 _OLDEST_TABLES = {"boards", "jobs", "tokens"}  # of version 0, which said nowhere what it is
 
 
-def add_version_table(meta: sa.MetaData) -> None:
+def add_version_table(meta: sa.MetaData) -> sa.Table:
     """Declare the table that Alembic keeps the version in, as Alembic makes it."""
     column = sa.Column("version_num", sa.String(32), nullable=False)
     key = sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc")
-    sa.Table("alembic_version", meta, column, key)
+    return sa.Table("alembic_version", meta, column, key)
 
 
 def make_private(path: Path) -> None:

@@ -30,6 +30,8 @@ from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
+#: Errors, of SQLite and of PostgreSQL, that are about what was to be written.
+_OURS = ("IntegrityError", "UniqueViolation")
 _NEW_JOB = ("id", "board", "caller", "created")
 _INSERT_JOB = sa.insert(tables.jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
 _HOW_IT_ENDED: dict[str, Any] = {
@@ -57,6 +59,7 @@ class Store:
     def __init__(self, where: Path | str | None) -> None:
         self.database = open_database(where)
         self._db = self.database.core
+        self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._one(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
         self._endings: list[tuple[Any, ...]] = []  # as _END_JOB takes them
         # Every cell waits for these: compiled once and given to the driver itself, they
@@ -87,9 +90,21 @@ class Store:
             yield
         except self.database.errors as error:
             self.database.rollback()
-            reason = str(getattr(error, "orig", error)).strip()
+            cause = getattr(error, "orig", error)
+            reason = str(cause).strip()
+            why = f"its store cannot be written: {reason}"
+            if type(cause).__name__ not in _OURS:
+                self.failure = why
             log.error("the store cannot be written: %s", reason)
-            raise ServerError(f"its store cannot be written: {reason}") from error
+            raise ServerError(why) from error
+        self.failure = ""
+
+    def probe(self) -> None:
+        """See whether it can be written by now."""
+        version = tables.version
+        with contextlib.suppress(ServerError), self._written():
+            self._db.execute(sa.update(version).values(version_num=version.c.version_num))
+            self._db.commit()
 
     def _rows(self, query: Any) -> Sequence[Any]:
         """Return what is there.

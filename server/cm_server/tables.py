@@ -132,4 +132,4 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("next", _Big, nullable=False),
 )
-schema.add_version_table(meta)
+version = schema.add_version_table(meta)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import RequestHandler
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs
 from cloudmanager.errors import PeerWireError
 
 from . import limits
@@ -57,7 +57,7 @@ class Link(asyncio.Protocol):
         self.on_start: Callable[[], None] = _nothing
         self.on_end: Callable[[], None] = _nothing
         self.writing = False
-        self.mac: wire.Mac | None = None
+        self.mac: proofs.Mac | None = None
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
 

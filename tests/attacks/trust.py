@@ -65,7 +65,7 @@ TRUST: Final = [
     # MACs
     defence(
         "a message's MAC is looked at",
-        LIBRARY + "wire.py",
+        LIBRARY + "proofs.py",
         "if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):",
         "if False:",
         TAMPERED + "[flip]",
@@ -73,14 +73,14 @@ TRUST: Final = [
     ),
     defence(
         "a message is not taken twice",
-        LIBRARY + "wire.py",
+        LIBRARY + "proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = who + message",
         TAMPERED + "[replay]",
     ),
     defence(
         "a message of the server's is none of the board's",
-        LIBRARY + "wire.py",
+        LIBRARY + "proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = _U64.pack(number) + message",
         TAMPERED + "[other direction]",
@@ -198,7 +198,7 @@ TRUST: Final = [
     defence(
         "a new key is believed when it is proven",
         SERVER + "enrolment.py",
-        "if hmac.compare_digest(wire.rekey_proof(key, gen, board.nonce), proof):",
+        "if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):",
         "if True:",
         ENROLMENT + "a_new_key_without_proof_is_not_believed",
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 from cloudmanager.frames import FrameReader
 from cloudmanager.virtual import Identity, VirtualBoards
 
@@ -54,10 +54,10 @@ class BoardLink:
 
     def greet(self):
         """Both prove themselves; returns the board's facts."""
-        hello = wire.read_hello(wire.unpack(self.receive()))
-        nonce = os.urandom(wire.NONCE_BYTES)
-        self.send(wire.pack_challenge(KEY, hello, nonce))
-        told = wire.check_proof(KEY, hello, nonce, wire.unpack(self.receive()))
+        hello = proofs.read_hello(wire.unpack(self.receive()))
+        nonce = os.urandom(proofs.NONCE_BYTES)
+        self.send(proofs.pack_challenge(KEY, hello, nonce))
+        told = proofs.check_proof(KEY, hello, nonce, wire.unpack(self.receive()))
         assert told is not None
         welcome = {"name": "golden", "beat": 60.0, "spread": 2.0}
         self.send(wire.pack_json(wire.WELCOME, welcome))

@@ -164,9 +164,20 @@ def test_a_boards_page_has_facts_jobs_their_output_and_a_plot(show, rack, fleet:
     seen.page.keyboard.press("Enter")
     for told in ("rack-3", "MicroPython", "1.", "level  6", "ok"):
         expect(seen.pane).to_contain_text(told)
-    seen.notebook.picture("dashboard-page")
     seen.pane.locator(".cm-job").first.click()
     expect(seen.pane).to_contain_text("kept output")
+
+    # What is asked for stays while the rest of the page goes on, and asks no more by itself.
+    seen.button("Packages of").click()
+    expect(seen.pane).to_contain_text("none")
+    seen.button("Files of").click()
+    expect(seen.pane).to_contain_text("/cm.json")
+    jobs = len(fleet.jobs("rack-3"))
+    fleet["rack-3"].run("cm.emit(level=7)")
+    expect(seen.pane).to_contain_text("level  7")
+    expect(seen.pane).to_contain_text("/cm.json")
+    assert len(fleet.jobs("rack-3")) == jobs + 1
+    seen.notebook.picture("dashboard-page")
     seen.page.keyboard.press("Escape")
     expect(seen.pane).to_be_hidden()
 

@@ -13,6 +13,10 @@ import pytest
 
 from cloudmanager import cli, config, service
 
+from .bridges import bridged_board, bridged_microbit, bridged_unix, chips
+
+__all__ = ["bridged_board", "bridged_microbit", "bridged_unix", "chips"]
+
 WAIT = 25.0  # seconds that anything here may take on a busy machine
 MBM = str(Path(sys.executable).parent / "mbm")
 

@@ -150,25 +150,55 @@ def test_a_running_action_is_shown_while_it_runs_and_what_is_wrong_is_said(page,
     page.say(dashboard, do="act", action="run", boards=["demo-1"], text=endless)
     page.until("say", lambda message: "going" in message["text"])
     page.say(dashboard, do="act", action="interrupt", boards=["demo-1"])
-    page.until("say", lambda m: "KeyboardInterrupt" in m["text"] and m["state"] == "done")
+    page.until("say", lambda m: "KeyboardInterrupt" in m["text"] and m["state"] == "failed")
     for name, text, wrong in [
         ("run", "1 +", "invalid syntax"),
         ("run", "1/0", "ZeroDivisionError"),
         ("label", "nonsense", "key=value"),
     ]:
-        assert wrong in act(page, dashboard, name, text)["text"]
+        told = act(page, dashboard, name, text)
+        assert (wrong in told["text"], told["state"]) == (True, "failed"), told
     assert act(page, dashboard, "run", "1", ["nobody-9"])["state"] == "failed"
 
 
 def test_files_are_copied_and_one_board_is_renamed(page: Page, dashboard, fleet, tmp_path):
     (tmp_path / "hello.txt").write_text("hi")
     told = act(page, dashboard, "upload", f"{tmp_path / 'hello.txt'} :/up/hello.txt")
-    assert (told["state"], told["text"]) == ("done", f"demo-1: {tmp_path / 'hello.txt'} is there")
+    assert (told["state"], told["text"]) == ("done", "2 bytes written")
     assert fleet["demo-1"].run("open('/up/hello.txt').read()").value == "hi"
     assert act(page, dashboard, "upload", "/no/such/file")["state"] == "failed"
     assert act(page, dashboard, "rename", "x", ["demo-1", "demo-2"])["state"] == "failed"
     assert act(page, dashboard, "rename", "demo-9", ["demo-1"])["text"] == "it is called demo-9 now"
     assert act(page, dashboard, "rename", "demo-1", ["demo-9"])["state"] == "done"
+
+
+def test_packages_are_installed_and_are_on_a_boards_page(page: Page, dashboard, fleet, tmp_path):
+    (tmp_path / "blinker.py").write_text("RATE = 7\n")
+    on = ["demo-1", "demo-2"]
+    told = act(page, dashboard, "install", f"{tmp_path / 'blinker.py'}", on)
+    assert told["title"] == "Install: demo-[1-2]"
+    assert (told["state"], "blinker" in told["text"]) == ("done", True), told
+    assert fleet["demo-2"].run("import blinker; blinker.RATE").value == 7
+    assert "/no/such.py" in act(page, dashboard, "install", "/no/such.py")["text"]
+    assert act(page, dashboard, "install", "")["state"] == "failed"
+
+    def section(title: str, board: str = "demo-1") -> Any:
+        page.say(dashboard, do="section", board=board, title=title)
+        return page.until("section")["section"]
+
+    ((package, _),) = section("Packages")["pairs"]
+    assert "blinker" in package
+    files = section("Files")
+    assert [pair[0] for pair in files["pairs"] if "blinker" in pair[0]], files
+    assert not [pair for pair in files["pairs"] if pair[0].startswith("/lib/cm/")]
+    assert " free of " in files["text"]
+    fleet["demo-1"].uninstall(package).raise_for_error()
+    assert section("Packages") == {"title": "Packages", "text": "none"}
+    page.say(dashboard, do="section", board="demo-1", title="nonsense")
+    fleet.enrol(["gone-1"])
+    page.until("boards", lambda message: row_of(message, "gone-1"))
+    assert "gone-1" in section("Files", "gone-1")["text"]
+    fleet.revoke("gone-1")
 
 
 def test_messages_that_make_no_sense_are_passed_over(page: Page, dashboard: Dashboard):
@@ -182,20 +212,19 @@ def test_messages_that_make_no_sense_are_passed_over(page: Page, dashboard: Dash
     page.say(dashboard, do="act", action="format", boards=["demo-1"])
     page.say(dashboard, do="page", board="nobody-9")
     page.say(dashboard, do="job", number="x")
-    assert "a job is named by its number" in page.until("say")["text"]
+    assert "a job is named by its number" in page.until("job")["text"]
 
 
 def test_page_of_a_board_has_facts_jobs_and_samples_and_keeps_up(page: Page, dashboard, fleet):
     fleet["demo-2"].run("import cm; cm.emit(temp=3, on=True, s='x'); print('kept')")
     page.say(dashboard, do="page", board="demo-2")
     told = page.until("page")
-    facts, jobs = told["sections"]
+    facts, jobs, *asked = told["sections"]
+    assert [part["title"] for part in asked if part["asked"]] == ["Files", "Packages"]
     assert ["platform", "linux"] in facts["pairs"]
     assert told["samples"][-1][2] == {"temp": 3}
     page.say(dashboard, do="job", number=jobs["jobs"][0]["number"])
-    assert "kept" in page.until("say")["text"]
-    page.say(dashboard, do="page", board="demo-2")
-    page.until("page")
+    assert "kept" in page.until("job")["text"]
     fleet["demo-2"].run("cm.emit(temp=4)")
     assert page.until("samples")["samples"][-1][2] == {"temp": 4}
     page.say(dashboard, do="page", board=None)

@@ -21,7 +21,7 @@ from tornado.netutil import bind_sockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from cloudmanager import config, frames, wire
+from cloudmanager import config, frames, proofs, wire
 from cm_server import app
 from cm_server.audit import Note
 from cm_server.door import Door
@@ -115,7 +115,7 @@ class Identity:
         self.gen = int(told.get("gen", 0))
 
 
-class BoardMac(wire.Mac):
+class BoardMac(proofs.Mac):
     """The board's end of the MACs."""
 
     def _tag(self, who: bytes, number: int, message: bytes) -> bytes:
@@ -188,7 +188,7 @@ class FakeBoard(Peer):
         await board.prove(identity, challenge, **told)
         if mac:
             nonces = board.nonce + challenge.payload[:16]
-            board.mac = BoardMac(wire.session_key(identity.key, nonces, identity.id))
+            board.mac = BoardMac(proofs.session_key(identity.key, nonces, identity.id))
         welcome = await board.next()
         assert welcome.op == wire.WELCOME
         board.welcome = wire.read_json(welcome.payload)
@@ -202,11 +202,11 @@ class FakeBoard(Peer):
         """Check the server's proof, then send one's own."""
         nonces = self.nonce + challenge.payload[:16]
         proof, body = challenge.payload[16:48], challenge.payload[48:]
-        wanted = wire.server_proof(identity.key, nonces, identity.id, body)
+        wanted = proofs.server_proof(identity.key, nonces, identity.id, body)
         assert hmac.compare_digest(proof, wanted)
         facts = {"boot": "b1", "buf": 1528, "parts": ["run"], "facts": FACTS, "last": None}
         text = json.dumps({**facts, **told}).encode()
-        mine = wire.board_proof(identity.key, nonces, identity.id, text)
+        mine = proofs.board_proof(identity.key, nonces, identity.id, text)
         await self.send(wire.PROOF, mine + text)
 
     async def end(

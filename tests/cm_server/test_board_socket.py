@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager import frames, wire
+from cloudmanager import frames, proofs, wire
 from cm_server import board_socket, limits
 
 from .peers import (
@@ -106,7 +106,7 @@ async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Id
         await board.greet(lab.id)
         nonces = board.nonce + (await board.next()).payload[:16]
         text = b'{"boot": "b1", "buf": 1528}'
-        proof = wire.board_proof(lab.key, nonces, lab.id, text)
+        proof = proofs.board_proof(lab.key, nonces, lab.id, text)
         await board.send(wire.PROOF, proof + text.replace(b"8", b"9"))
         assert (await board.closed())[0] == board_socket.NOT_PROVEN
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager import wire
+from cloudmanager import proofs, wire
 from cm_server import auth
 from cm_server.audit import Note
 from cm_server.enrolment import REVOKED
@@ -236,7 +236,7 @@ async def test_a_message_that_was_tampered_with_ends_the_link_and_does_nothing(
             elif fault == "no tag":
                 forged = result
             else:
-                key = wire.session_key(identity.key, bytes(32), identity.id)
+                key = proofs.session_key(identity.key, bytes(32), identity.id)
                 forged = type(board.mac)(key).seal(result)
             await board.socket.send(forged)
             code, reason = await board.closed()
@@ -332,7 +332,7 @@ async def test_rename_takes_nobodys_name(service: Service):
 def next_of(identity: Identity, message: wire.Message) -> Identity:
     """Who the board is after this REKEY."""
     gen, nonce = int.from_bytes(message.payload[:4], "big"), message.payload[4:]
-    key = wire.next_key(identity.key, gen, nonce)
+    key = proofs.next_key(identity.key, gen, nonce)
     return Identity({"name": identity.name, "id": identity.id, "key": key.hex(), "gen": gen})
 
 
@@ -346,7 +346,7 @@ async def test_rotation_asks_an_idle_board_and_believes_its_proof(service: Servi
         asked = await board.next()
         assert asked.op == wire.REKEY
         new = next_of(old, asked)
-        await board.send(wire.REKEYED, wire.rekey_proof(new.key, 1, asked.payload[4:]))
+        await board.send(wire.REKEYED, proofs.rekey_proof(new.key, 1, asked.payload[4:]))
         await service.until(lambda: service.server.registry.by_name["lab-1"].gen == 1)
     assert new.key.hex() not in str(service.audited())
     (row,) = service.server.store.boards()

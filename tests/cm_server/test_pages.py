@@ -7,7 +7,11 @@ import ipaddress
 
 import pytest
 
+from cloudmanager.errors import ServerError
+from cm_server import auth
 from cm_server.app import ROUTES
+from cm_server.audit import Note
+from cm_server.rows import new_board
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service, within
 
@@ -23,7 +27,7 @@ FOREIGN = [
     "file://",
     "",
 ]
-SOCKETS = [path for path, page in ROUTES if page.opened_by != "nothing"]
+SOCKETS = [path for path, page in ROUTES if page.opened_by in ("token", "key")]
 
 
 async def answer(service: Service, path: str, **headers: str) -> str:
@@ -39,6 +43,54 @@ async def say(service: Service, text: str) -> str:
     async with await RawPeer.dial(service) as peer:
         peer.say(text.encode("latin-1"))
         return await peer.answer()
+
+
+# Health and metrics
+
+
+async def get(service: Service, path: str, **headers: str) -> str:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return await say(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
+
+
+async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
+    assert (await get(service, "/healthz")).endswith('{"status": "ok"}')
+    store = service.server.store
+    store._db.exec_driver_sql("PRAGMA query_only=ON")
+    with pytest.raises(ServerError, match="cannot be written"):
+        store.begin(["id1"], "ann")
+    said = await get(service, "/healthz")
+    assert said.startswith("HTTP/1.1 503 ")
+    assert "its store cannot be written: attempt to write a readonly database" in said
+    store._db.exec_driver_sql("PRAGMA query_only=OFF")
+    store.probe()
+    assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_what_a_caller_asks_wrong_makes_no_server_ill(service: Service):
+    service.enrol("lab-1")
+    with pytest.raises(ServerError, match="UNIQUE"):
+        service.server.store.enrol([new_board("id2", "lab-1", bytes(32))])
+    assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_metrics_are_for_this_machine_and_for_tokens_that_reach_all(tmp_path):
+    proxies = [ipaddress.ip_network("127.0.0.0/8")]
+    async with running_service(tmp_path, proxies=proxies) as service:
+        some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
+        service.server.tokens.revoke("dead", Note("test", "here", "token-revoke"))
+        tries = {"": 401, auth.new_token(): 401, some: 401, dead: 401, service.token: 200}
+        tries[service.add_token("viewer", name="ann")] = 200
+        far = {"X-Forwarded-For": "203.0.113.9"}
+        for token, status in tries.items():
+            said = await get(service, "/metrics", Authorization=f"Bearer {token}", **far)
+            assert said.startswith(f"HTTP/1.1 {status} "), token
+            assert ("cm_boards" in said) == (status == 200)
+        assert (await get(service, "/metrics", **{"X-Forwarded-For": "::1"})).startswith(
+            "HTTP/1.1 200"
+        )
+        said = await get(service, "/metrics", Origin="https://evil.example")
+        assert said.startswith("HTTP/1.1 403 ")
 
 
 # Cross-site WebSocket hijacking

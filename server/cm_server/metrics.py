@@ -1,0 +1,95 @@
+"""How the service is, in numbers, as Prometheus reads them from ``/metrics``.
+
+A label is one of a few words that stand in our code: never a name, an address or anything else
+that a peer chose, so that nobody can make it grow. docs/metrics.md lists each metric. This
+module is imported when somebody first asks: a start must not wait for prometheus-client.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+
+from .tally import BOUNDS, Tally
+
+if TYPE_CHECKING:
+    from .app import Server
+
+_Labelled = GaugeMetricFamily | CounterMetricFamily
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+BOARD_STATES = ("offline", "idle", "busy", "lost")
+JOB_STATES = ("queued", "resetting", "running", "adrift")
+
+
+def render(server: Server) -> bytes:
+    """Return all metrics as text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(server))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Collector:
+    """Looks at the server when it is asked."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric."""
+        server, tally = self._server, self._server.dispatch.tally
+        boards = dict.fromkeys(BOARD_STATES, 0) | Counter(
+            board.state for board in server.registry.by_id.values()
+        )
+        jobs = dict.fromkeys(JOB_STATES, 0) | Counter(
+            job.state for job in server.dispatch.jobs.values()
+        )
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        yield InfoMetricFamily("cm", "which server it is", {"version": server.version})
+        yield gauge("cm_start_seconds", "when it started, since 1970", server.started)
+        yield gauge("cm_healthy", "whether /healthz finds nothing wrong", not server.problems())
+        yield gauge("cm_loop_lag_seconds", "how late its loop was", server.pulse.lag)
+        yield _labelled(gauge, "cm_boards", "enrolled boards", "state", boards)
+        yield counter("cm_board_links", "links of boards that proved themselves", tally.links)
+        yield counter("cm_boards_silent", "links of boards that fell silent", tally.silent)
+        yield gauge("cm_callers", "callers' links", len(server.callers))
+        yield gauge("cm_watches", "targets that callers watch", len(server.watches))
+        yield gauge(
+            "cm_unproven", "connections that have proven nothing yet", server.unproven.count
+        )
+        yield counter("cm_unproven_cut", "those that were cut as too many", server.unproven.cut)
+        yield _labelled(counter, "cm_refused", "who was not let in", "who", tally.refused)
+        yield _labelled(gauge, "cm_jobs_open", "jobs that have not ended", "state", jobs)
+        yield _labelled(counter, "cm_jobs_ended", "jobs that ended", "status", tally.ended)
+        yield _histogram("cm_job_seconds", "how long jobs ran", tally)
+
+
+def _labelled(
+    family: type[_Labelled], name: str, text: str, label: str, counts: Mapping[str, float]
+) -> Metric:
+    made = family(name, text, labels=[label])
+    for value, count in counts.items():
+        made.add_metric([value], count)
+    return made
+
+
+def _histogram(name: str, text: str, tally: Tally) -> Metric:
+    sums = itertools.accumulate(tally.durations)
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    return HistogramMetricFamily(name, text, list(zip(bounds, sums, strict=True)), tally.seconds)

@@ -1,0 +1,76 @@
+"""Bridged boards that tests share: a unix-port REPL on a pty, and a micro:bit under QEMU."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cloudmanager.bridge import Bridge
+from cloudmanager.fleet import Fleet
+from cloudmanager.rig import wait_online
+from tests.conftest import Server
+
+from .chip import Chip
+from .microbit import Microbit
+
+
+@contextlib.contextmanager
+def bridged(fleet: Fleet, ports: list[str], *names: str) -> Iterator[list[tuple[str, str]]]:
+    """A bridge whose boards are there; afterwards they are out of the fleet."""
+    told: list[tuple[str, str]] = []
+    try:
+        with Bridge(fleet, ports, names, lambda *what: told.append(what)):
+            wait_online(fleet, names[: len(ports)])
+            yield told
+    finally:
+        deadline = time.monotonic() + 5
+        while any(b["connected_since"] for b in fleet.boards() if b["name"] in names):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        known = {board["name"] for board in fleet.boards()}
+        for name in set(names) & known:
+            fleet.revoke(name)
+
+
+@pytest.fixture(scope="session")
+def chips(tmp_path_factory):
+    made = []
+
+    def make() -> Chip:
+        chip = Chip(tmp_path_factory.mktemp("chip"))
+        made.append(chip)
+        chip.flash[0] = 0xE9
+        chip.press_reset()
+        return chip
+
+    yield make
+    for chip in made:
+        chip.stop()
+
+
+@pytest.fixture(scope="session")
+def bridged_unix(chips, fleet: Fleet):
+    chip = chips()
+    with bridged(fleet, [chip.port], "unix-1"):
+        yield fleet["unix-1"]
+
+
+@pytest.fixture(scope="session")
+def bridged_microbit(server: Server, fleet: Fleet):
+    board = Microbit()
+    try:
+        with bridged(fleet, [board.port], "micro-1"):
+            yield fleet["micro-1"]
+    finally:
+        board.stop()
+
+
+@pytest.fixture(params=["unix", "microbit"])
+def bridged_board(request):
+    """One bridged board after the other; afterwards it still runs cells."""
+    boards = request.getfixturevalue(f"bridged_{request.param}")
+    yield boards
+    assert boards.run("6 * 7", timeout=10).value == 42

@@ -1,0 +1,81 @@
+"""The log: lines for people, or one line of JSON for one event."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloudmanager.fleet import Fleet
+from cm_server.logs import FIELDS, JsonLines, log_to
+from tests.conftest import running_boards, running_server
+
+HOSTILE = 'x\n{"level": "forged"}\u2028\x1b[31m\udc80'
+
+
+@contextlib.contextmanager
+def logging_to(path: Path, **more: bool) -> Iterator[None]:
+    """Log there, and leave the loggers as they were."""
+    root, jobs = logging.getLogger(), logging.getLogger("cm_server.jobs")
+    level, kept, jobs_level = root.level, root.handlers[:], jobs.level
+    root.handlers.clear()
+    log_to(path, **more)
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = kept
+    root.setLevel(level)
+    jobs.setLevel(jobs_level)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_event_is_one_line_whatever_a_peer_says(tmp_path: Path):
+    with logging_to(tmp_path / "log", as_json=True):
+        log = logging.getLogger("cm_server")
+        log.info("%s spoke", HOSTILE, extra={"job": 7, "board": HOSTILE, "secret": "no"})
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            log.exception("it failed")
+    first, second = lines(tmp_path / "log")
+    assert first.pop("at").endswith("+00:00")
+    assert first == {"level": "info", "message": f"{HOSTILE} spoke", "job": 7, "board": HOSTILE}
+    assert second["level"] == "error"
+    assert "ValueError: x" in second["traceback"]
+
+
+def test_for_people_it_is_a_line_of_text_without_jobs(tmp_path: Path):
+    with logging_to(tmp_path / "log"):
+        logging.getLogger("cm_server.jobs").info("a job ended")
+        logging.getLogger("cm_server").info("lab-1 is here")
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith(" INFO lab-1 is here")
+
+
+def test_every_field_is_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    assert not [name for name in FIELDS if f"| `{name}` |" not in text]
+    assert JsonLines().format(logging.makeLogRecord({"msg": "x"})).count("\n") == 0
+
+
+def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
+    with (
+        running_server(tmp_path, "--log-json") as server,
+        Fleet(server.url, (tmp_path / "token").read_text().strip()) as fleet,
+        running_boards(server, fleet, ["lab-1"]),
+    ):
+        number = fleet["lab-1"].run("1/0")["lab-1"].job
+    told = [line for line in lines(tmp_path / "server.log") if number in line.get("jobs", [])]
+    told += [line for line in lines(tmp_path / "server.log") if line.get("job") == number]
+    assert [line["event"] for line in told] == ["submitted", "started", "ended"]
+    assert told[0]["caller"] == told[2]["caller"] == "local"
+    assert told[1]["board"] == told[2]["board"] == "lab-1"
+    assert told[2]["status"] == "error"
+    here = [line["message"] for line in lines(tmp_path / "server.log") if "event" not in line]
+    assert any(message.startswith("lab-1 is here, from ") for message in here)

@@ -1,0 +1,97 @@
+"""Metrics: each is in the docs, none is labelled by what a peer chose, and they count."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cm_server.app import Server
+from cm_server.metrics import render
+
+from .peers import FakeBoard, FakeCaller, Service
+
+DOCS = Path(__file__).parents[2] / "docs/metrics.md"
+ROW = r"^\| `(cm_\w+|process_\w+)` \| (\w+) \| (?:`(\w+)`: ([^|]+))?\| [^|]+ \|$"
+
+
+def families(server: Server) -> dict[str, Any]:
+    """Every metric, by the name under which Prometheus knows it."""
+    read = text_string_to_metric_families(render(server).decode())
+    ends = {"counter": "_total", "info": "_info"}
+    return {metric.name + ends.get(metric.type, ""): metric for metric in read}
+
+
+def value(server: Server, name: str, **labels: str) -> float:
+    for metric in families(server).values():
+        for sample in metric.samples:
+            if (sample.name, sample.labels) == (name, labels):
+                return float(sample.value)
+    raise AssertionError(f"{name} {labels} is not there")
+
+
+async def test_the_docs_list_each_metric_with_its_labels_and_no_others(service: Service):
+    documented = {
+        name: (kind, {label} - {""}, set(re.findall(r"`(\w+)`", words)))
+        for name, kind, label, words in re.findall(ROW, DOCS.read_text(), flags=re.M)
+    }
+    there = {}
+    for name, metric in families(service.server).items():
+        labels = {key for sample in metric.samples for key in sample.labels} - {"le", "version"}
+        words = {sample.labels[key] for sample in metric.samples for key in labels}
+        kind = "gauge" if metric.type == "info" else metric.type
+        there[name] = (kind, labels, words)
+    assert there == documented
+
+
+async def test_no_label_is_chosen_by_a_peer_and_their_number_does_not_grow(service: Service):
+    before = render(service.server).count(b"\n")
+    (identity,) = service.enrol("a-name-to-look-for")
+    token = service.add_token("operator", name="somebody-to-look-for")
+    async with (
+        await FakeBoard.join(service, identity, facts={"platform": "evil"}) as board,
+        await FakeCaller.join(service, token) as caller,
+    ):
+        (job,) = await caller.submit("all")
+        await board.next()
+        await board.end(job)
+        await caller.ending(job)
+        text = render(service.server)
+    assert text.count(b"\n") == before
+    assert b"to-look-for" not in text
+    assert b"evil" not in text
+
+
+async def test_they_count(service: Service):
+    server = service.server
+    known, _ = service.enrol("lab-1", "lab-2")
+    async with await FakeBoard.join(service, known) as board:
+        assert value(server, "cm_boards", state="idle") == 1
+        assert value(server, "cm_boards", state="offline") == 1
+        assert value(server, "cm_board_links_total") == 1
+        async with await FakeCaller.join(service) as caller:
+            (job,) = await caller.submit("lab-1")
+            assert value(server, "cm_callers") == 1
+            assert value(server, "cm_jobs_open", state="running") == 1
+            assert value(server, "cm_boards", state="busy") == 1
+            await board.next()
+            await board.end(job, "error", rest=b"ValueError")
+            await caller.ending(job)
+        assert value(server, "cm_jobs_open", state="running") == 0
+        assert value(server, "cm_jobs_ended_total", status="error") == 1
+        assert value(server, "cm_job_seconds_count") == 1
+        assert value(server, "cm_job_seconds_bucket", le="1000.0") == 1
+    stranger = await FakeBoard.dial(service, "/board")
+    async with stranger:
+        await stranger.greet("nobody")
+        challenge = await stranger.next()
+        known.key = bytes(32)
+        await stranger.send(3, bytes(32) + b"{}")
+        await stranger.closed()
+    assert challenge.payload
+    assert value(server, "cm_refused_total", who="board") == 1
+    assert value(server, "cm_healthy") == 1
+    server.store.failure = "its store cannot be written: disk full"
+    assert value(server, "cm_healthy") == 0
