@@ -17,7 +17,7 @@ JOBS   ?= 10000
 SEED   ?= 1
 
 # Debian's packages that tests want beside what pip brings; without them those tests are left out.
-PACKAGES := chromium qemu-system-arm firmware-microbit-micropython
+PACKAGES := chromium qemu-system-arm firmware-microbit-micropython postgresql
 
 VENV       := .venv
 BIN        := $(VENV)/bin
