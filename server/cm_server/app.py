@@ -26,6 +26,7 @@ from cloudmanager.errors import ServerError
 from . import auth, certificates, limits
 from .audit import Audit
 from .board_socket import BoardSocket
+from .bus import Bus, Hub, NatsBus
 from .caller_socket import CallerConversation, CallerSocket
 from .contents import Contents
 from .dispatch import Dispatch
@@ -33,15 +34,17 @@ from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
 from .logs import log_to
+from .others import Others, new_server_id
 from .packages.planner import Packages
 from .pages import Authority, Health, Metrics, NotFound, Page
 from .pulse import Pulse
 from .queues import LOST_AFTER
-from .registry import Registry
+from .registry import Board, Registry
 from .rows import TokenRow
-from .samples import Samples
+from .samples import Sample, Samples
+from .shared_store import SharedStore
 from .store import Store
-from .tokens import Tokens
+from .tokens import LOCAL, Tokens
 from .watches import Watches
 
 log = logging.getLogger("cm_server")
@@ -76,6 +79,8 @@ class Server:
     Raises:
         ServerError: its store or a certificate cannot be used.
         samples: how many values are kept of those that a board emitted.
+        store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
+        bus: ``nats://…``, by which they reach each other.
     """
 
     def __init__(
@@ -90,9 +95,14 @@ class Server:
         cert: Path | None = None,
         key: Path | None = None,
         samples: int = limits.SAMPLES,
+        store: str | None = None,
+        bus: str | Bus | None = None,
     ) -> None:
         self.home = home
         self.local = local
+        self.store = Store(home / "server.db") if store is None else SharedStore(store)
+        if isinstance(self.store, SharedStore):
+            certificates.share(home, self.store.share)
         self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
@@ -100,11 +110,10 @@ class Server:
         self.pid = os.getpid()
         self.address = ""
         self.callers: set[CallerConversation] = set()
-        self.store = Store(home / "server.db")
         self.registry = Registry(self.store.boards())
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
-        self.tokens.adopt(self._local_token())
+        self.tokens.adopt(self._local_token(), self._local_name())
         self.contents = Contents(home)
         self.packages = Packages(home / "packages")
         self.unproven = Unproven()
@@ -119,7 +128,33 @@ class Server:
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
         self.pulse = Pulse(loop.call_later, loop.time)
-        self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
+        self.samples = Samples(samples, self._on_sample)
+        self.dispatch.on_emit = self.samples.take
+        self.others: Others | None = None
+        if isinstance(self.store, SharedStore):
+            bus = NatsBus(bus) if isinstance(bus, str) else bus or Hub().bus()
+            self.others = Others(self, self.store, bus, lost_after, loop)
+
+    def open(self) -> None:
+        """Be one of the fleet's servers, where there are others."""
+        if self.others is not None:
+            self.others.open()
+
+    def saw(self, board: Board, facts: dict[str, Any]) -> None:
+        """Note that a board has proven itself.
+
+        Raises:
+            ServerError: it cannot be taken in now.
+        """
+        if self.others is not None:
+            self.others.presence.hold(board, facts)
+        else:
+            self.store.saw_board(board.id, facts)
+
+    def _on_sample(self, board: Board, sample: Sample) -> None:
+        self.watches.on_sample(board, sample)
+        if self.others is not None and board.link is not None:
+            self.others.presence.on_sample(board, sample)
 
     @property
     def spread(self) -> float:
@@ -137,6 +172,18 @@ class Server:
             caller.close(REVOKED, self.tokens.refusal(token))
         return len(links)
 
+    def reload_tokens(self) -> None:
+        """Read anew which tokens there are; close the links of those that open nothing now."""
+        self.tokens.reload()
+        for caller in list(self.callers):
+            if why := self.tokens.refusal(caller.token):
+                caller.close(REVOKED, why)
+
+    def drop_all(self) -> None:
+        """Hang up on everybody, and forget what was under way: it is other servers' now."""
+        self.dispatch.drop_all()
+        self._hang_up("this server stood still for too long; dial again")
+
     def problems(self) -> list[str]:
         """Return what keeps the service from its work, a sentence each."""
         return [self.store.failure] if self.store.failure else []
@@ -150,16 +197,28 @@ class Server:
             config.write_private(path, token + "\n")
         return token
 
+    def _local_name(self) -> str:
+        """Return what the local user's token is called; of several servers each has its own."""
+        if not isinstance(self.store, SharedStore):
+            return LOCAL
+        path = self.home / "server.id"
+        if not path.exists():
+            config.write_private(path, new_server_id()[:8])
+        return f"{LOCAL}-{path.read_text().strip()}"
+
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
         self.pulse.stop()
         self.dispatch.stop()
-        for caller in list(self.callers):
-            caller.close(frames.GOING_AWAY, "the server stops")
-        for board in self.registry.online():
-            if board.link is not None:
-                board.link.close(frames.GOING_AWAY, "the server stops")
+        self._hang_up("the server stops")
         self.store.close()
+
+    def _hang_up(self, why: str) -> None:
+        for caller in list(self.callers):
+            caller.close(frames.GOING_AWAY, why)
+        for board in self.registry.by_id.values():
+            if board.link is not None:
+                board.link.close(frames.GOING_AWAY, why)
 
 
 #: The whole URL table. What opens each is its handler's ``opened_by``.
@@ -216,6 +275,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
         server.address = f"{scheme}://{_named(host)}:{tcp_port}"
         near = f"{scheme}://{_named(_NEAR.get(host, host))}:{tcp_port}"
         door = Door(server, make_app(server))
+        server.open()
         door.open(sockets)
         state = config.state_file(home)
         config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
@@ -227,6 +287,8 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
             await stop.wait()
         finally:
             door.shut()
+            if server.others is not None:
+                await server.others.close()
             server.stop()
             state.unlink(missing_ok=True)
             log.info("stopped")
@@ -285,7 +347,11 @@ def main() -> None:
     )
     parser.add_argument("--log-json", action="store_true", help="server.log for programs")
     parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
+    parser.add_argument("--store", default=os.environ.get("CM_STORE"), help="postgresql://…")
+    parser.add_argument("--bus", default=os.environ.get("CM_BUS"), help="nats://…")
     options = parser.parse_args()
+    if options.bus and not options.store:
+        parser.error("servers that share a bus share a store: --store postgresql://…")
     if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
         parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
     if not 0 <= options.port < 65536:
@@ -298,6 +364,8 @@ def main() -> None:
         "cert": options.cert,
         "key": options.key,
         "samples": options.samples,
+        "store": options.store,
+        "bus": options.bus,
     }
     os.umask(0o077)  # whatever it writes is its user's alone
     try:

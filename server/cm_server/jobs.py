@@ -78,6 +78,7 @@ class Job:
 
     __slots__ = (
         "asking",
+        "away",
         "board",
         "caller",
         "cell",
@@ -112,6 +113,7 @@ class Job:
         self.timer: Timer | None = None
         self.asking = False
         self.transfer: Transfer | None = None  # while it moves files
+        self.away = ""  # the other server that has it; "?" where the store alone knows
 
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""

@@ -11,15 +11,19 @@ Whether a server is there is judged by the database's clock alone.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from cloudmanager.errors import ServerError
+
 from . import tables
-from .rows import BoardRow, JobRow
+from .rows import AuditRow, BoardRow, JobRow, TokenRow
 from .store import _BOARD, _END_JOB, _HOW_IT_ENDED, _INSERT_JOB, _JOB, Store
 
 log = logging.getLogger("cm_server")
@@ -50,13 +54,14 @@ class SharedStore(Store):
 
     Args:
         where: see ``Store``.
-        server: its id, of which there is one for each start.
+        server: its id, of 16 hex digits; each start has a new one.
     """
 
-    def __init__(self, where: Any, server: str) -> None:
+    def __init__(self, where: Any, server: str = "") -> None:
         super().__init__(where)
-        self.server = server
+        self.server = server or secrets.token_hex(8)
         self.epoch_for: Callable[[str], int | None] = lambda _board_id: None
+        self.on_change: Callable[..., None] = lambda *_ids, **_what: None  # the others are told
         self.refused = 0  # writes, since the job or the board was another server's
         self._mine: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
         self._free = range(0)
@@ -67,6 +72,13 @@ class SharedStore(Store):
         more: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
         self._insert_job = self.database.compile(_INSERT_JOB.values(more))
         self._end_job = self.database.compile(_END_JOB.where(*is_mine).values(_HOW_IT_ENDED))
+
+    def begin_anew(self, server: str) -> None:
+        """Be another server: what the one before had is not ours."""
+        self.flush()
+        self.server = server
+        self._mine.clear()
+        self._endings.clear()
 
     # Jobs
 
@@ -105,7 +117,7 @@ class SharedStore(Store):
         held = sa.exists().where(_boards.c.id == board_id, _boards.c.holder == self.server)
         statement = sa.update(_jobs).where(_jobs.c.id == job, _jobs.c.board == board_id, held)
         values = {"ended": time.time(), "status": status, "error": error, "server": self.server}
-        with self._written():
+        with contextlib.suppress(ServerError), self._written():
             self._db.execute(statement.values(values))
             self._db.commit()
 
@@ -156,12 +168,30 @@ class SharedStore(Store):
         self._mine.update(taken)
         return set(taken)
 
-    def take_back(self, jobs: Iterable[int], server: str) -> set[int]:
-        """Make jobs this server's again that were to be another's; return those that are not."""
-        numbers = set(jobs)
+    def withdraw(self, jobs: Iterable[int], status: str, error: str) -> set[int]:
+        """End those of these jobs that no other server has taken; return which.
+
+        Raises:
+            ServerError: the store is away.
+        """
         own = (_jobs.c.server == self.server, _jobs.c.epoch.is_(None), _OPEN)
-        query = sa.select(_jobs.c.id).where(_jobs.c.id.in_(numbers), *own)
-        return numbers - {row[0] for row in self._rows(query)}
+        ended = {"ended": time.time(), "status": status, "error": error}
+        statement = sa.update(_jobs).where(_jobs.c.id.in_(sorted(jobs)), *own).values(ended)
+        with self._written():
+            rows = self._db.execute(statement.returning(_jobs.c.id)).all()
+            self._db.commit()
+        return {row[0] for row in rows}
+
+    def open_jobs(self) -> list[JobRow]:
+        """Return this server's own jobs that have not ended, oldest first."""
+        query = sa.select(*_JOB).where(_jobs.c.server == self.server, _OPEN)
+        return [JobRow(*row) for row in self._rows(query.order_by(_jobs.c.id))]
+
+    def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
+        """Return those of these jobs that are open, each with its board and the server it is with."""
+        query = sa.select(_jobs.c.id, _jobs.c.board, _jobs.c.server)
+        rows = self._rows(query.where(_jobs.c.id.in_(list(jobs)), _OPEN))
+        return [(row[0], row[1], row[2]) for row in rows]
 
     def let_go(self, job: int) -> None:
         """Leave a job's end to another server."""
@@ -204,15 +234,21 @@ class SharedStore(Store):
         self._mine.update((job.id, epoch) for job in jobs)
         return Held(BoardRow(*told), epoch, jobs)
 
-    def release(self, board_id: str, epoch: int) -> bool:
-        """Note that a board's link is gone; say whether it was still this server's to note."""
-        its = (_boards.c.id == board_id, _boards.c.holder == self.server, _boards.c.epoch == epoch)
-        statement = sa.update(_boards).where(*its).values(holder=None, last_seen=time.time())
+    def release(self, boards: Mapping[str, int]) -> int:
+        """Note that the links of boards, held in these epochs, are gone.
+
+        Returns:
+            How many of them were still this server's to note.
+        """
+        its = (_boards.c.id == sa.bindparam("its"), _boards.c.epoch == sa.bindparam("in_epoch"))
+        statement = sa.update(_boards).where(*its, _boards.c.holder == self.server)
+        statement = statement.values(holder=None, last_seen=time.time())
+        rows = [{"its": board_id, "in_epoch": epoch} for board_id, epoch in boards.items()]
         with self._written():
-            changed = self._db.execute(statement).rowcount
+            changed = self._db.execute(statement, rows).rowcount
             self._db.commit()
-        self.refused += not changed
-        return bool(changed)
+        self.refused += len(rows) - changed
+        return int(changed)
 
     def some_boards(self, ids: Sequence[str]) -> list[BoardRow]:
         """Return those of these boards that are enrolled."""
@@ -224,6 +260,50 @@ class SharedStore(Store):
         query = sa.select(_boards.c.id, _boards.c.holder, _boards.c.epoch)
         query = query.where(_boards.c.holder.in_(sa.select(_servers.c.id)))
         return {row[0]: (row[1], row[2]) for row in self._rows(query)}
+
+    # What other servers have to read anew
+
+    def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
+        """Write the identity of each board."""
+        super().enrol(boards, note)
+        self.on_change([row.id for row in boards])
+
+    def enrol_by(self, token: TokenRow, board: BoardRow, note: AuditRow) -> None:
+        """Write a board that enrolled itself."""
+        super().enrol_by(token, board, note)
+        self.on_change([board.id], tokens=True)
+
+    def set_board(self, board_id: str, note: AuditRow | None = None, **values: Any) -> None:
+        """Change what a board is called, or its keys."""
+        super().set_board(board_id, note, **values)
+        self.on_change([board_id])
+
+    def open_rotation(self, nonces: Mapping[str, bytes], note: AuditRow) -> None:
+        """Note what the next keys of boards are derived with."""
+        super().open_rotation(nonces, note)
+        self.on_change(list(nonces))
+
+    def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
+        """Take boards out."""
+        super().forget(board_ids, note)
+        self.on_change(board_ids)
+
+    def set_labels(
+        self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
+    ) -> None:
+        """Replace the labels of boards."""
+        super().set_labels(labels, note)
+        self.on_change(list(labels))
+
+    def add_token(self, token: TokenRow, note: AuditRow | None = None) -> None:
+        """Let the bearer of a token in."""
+        super().add_token(token, note)
+        self.on_change(tokens=True)
+
+    def revoke_token(self, token_hash: str, at: float, note: AuditRow | None = None) -> None:
+        """Shut the bearer of a token out."""
+        super().revoke_token(token_hash, at, note)
+        self.on_change(tokens=True)
 
     # Servers
 

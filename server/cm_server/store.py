@@ -278,6 +278,20 @@ class Store:
         """Note how a job ended; ``flush`` or the next ``begin`` writes it."""
         self._endings.append((time.time(), status, error, job))
 
+    def amend(self, job: int, board_id: str, status: str, error: str | None) -> None:
+        """Write how a job ended by the late word of its board."""
+        self.end(job, status, error)
+        self.flush()
+
+    def send(self, job: int) -> bool:
+        """Have all that ended before written: a job is sent now. Say whether it may be.
+
+        Raises:
+            ServerError: it may not be, since the store is away.
+        """
+        self.flush()
+        return True
+
     def flush(self) -> None:
         """Write the endings that wait; where they cannot be written they go on waiting."""
         if self._endings:
