@@ -34,7 +34,7 @@ from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
 from .logs import log_to
-from .others import Others, new_server_id
+from .others import Others, local_name
 from .packages.planner import Packages
 from .pages import Authority, Health, Metrics, NotFound, Page
 from .pulse import Pulse
@@ -95,7 +95,7 @@ class Server:
         cert: Path | None = None,
         key: Path | None = None,
         samples: int = limits.SAMPLES,
-        store: str | None = None,
+        store: str | Path | None = None,
         bus: str | Bus | None = None,
     ) -> None:
         self.home = home
@@ -113,7 +113,8 @@ class Server:
         self.registry = Registry(self.store.boards())
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
-        self.tokens.adopt(self._local_token(), self._local_name())
+        shared = isinstance(self.store, SharedStore)
+        self.tokens.adopt(self._local_token(), local_name(home) if shared else LOCAL)
         self.contents = Contents(home)
         self.packages = Packages(home / "packages")
         self.unproven = Unproven()
@@ -196,15 +197,6 @@ class Server:
             token = auth.new_token()
             config.write_private(path, token + "\n")
         return token
-
-    def _local_name(self) -> str:
-        """Return what the local user's token is called; of several servers each has its own."""
-        if not isinstance(self.store, SharedStore):
-            return LOCAL
-        path = self.home / "server.id"
-        if not path.exists():
-            config.write_private(path, new_server_id()[:8])
-        return f"{LOCAL}-{path.read_text().strip()}"
 
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""

@@ -261,6 +261,11 @@ class Dispatch:
         else:
             self.answer(job, b"", nobody=True)
 
+    def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is known of jobs, each with its board's id: open ones first, newest first."""
+        running = sorted(self.jobs.values(), key=lambda job: -job.id)
+        return [(job.board.id, job.describe()) for job in (*running, *self.recent.newest())]
+
     # Of several servers
 
     def admit(self, jobs: Sequence[Job]) -> None:

@@ -14,6 +14,7 @@ from .transfers import Files, Transfer
 
 if TYPE_CHECKING:
     from .registry import Board
+    from .rows import JobRow
 
 MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
@@ -159,6 +160,23 @@ class Job:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def show_row(row: JobRow, board: str) -> dict[str, Any]:
+    """Return what the store knows of a job, as ``Job.show`` does."""
+    return {
+        "job": row.id,
+        "board": board,
+        "caller": row.caller,
+        "state": "ended" if row.status else "running",
+        "status": row.status,
+        "started": row.created,
+        "elapsed": row.ended - row.created if row.ended else None,
+        "stdout": "",
+        "truncated": True,  # output is kept in memory only
+        "value": "",
+        "error": row.error or "",
+    }
 
 
 class Recent:

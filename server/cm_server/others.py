@@ -7,22 +7,28 @@ wakes up, it finds itself taken out, drops all its links and begins anew under a
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import secrets
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloudmanager import config
 from cloudmanager.errors import ServerError
 
+from . import limits
 from .bus import Bus
 from .guests import Guests
 from .post import Post
 from .presence import Presence
 from .shared_store import SharedStore
+from .tokens import LOCAL
 
 if TYPE_CHECKING:
-    import asyncio
-
     from .app import Server
+    from .registry import Board
 
 log = logging.getLogger("cm_server")
 
@@ -35,6 +41,14 @@ READ_ALONE_SECONDS = 5.0  # while the bus is away
 def new_server_id() -> str:
     """Return a fresh id for a server: 16 hex digits."""
     return secrets.token_hex(8)
+
+
+def local_name(home: Path) -> str:
+    """Return what a server's local user's token is called: each server has one of its own."""
+    path = home / "server.id"
+    if not path.exists():
+        config.write_private(path, new_server_id()[:8])
+    return f"{LOCAL}-{path.read_text().strip()}"
 
 
 class Others:
@@ -69,6 +83,11 @@ class Others:
         self.servers: dict[str, str] = {}  # that are there: id and address
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._read_at = 0.0
+        self.post.handlers |= {
+            "stop": self._on_stop,
+            "lines": self._on_lines,
+            "show": self._on_show,
+        }
 
     def open(self) -> None:
         """Be one of the servers."""
@@ -129,6 +148,71 @@ class Others:
     def _look(self) -> None:
         self._timers["look"] = self._loop.call_later(LOOK_SECONDS, self._look)
         self._guarded(self.elsewhere.look)
+
+    # What callers ask that is not here
+
+    def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
+        """Return where open jobs are that this server does not know: job, board, server."""
+        numbers = list(jobs)
+        return self._store.places(numbers) if numbers else []
+
+    def interrupt(self, places: Iterable[tuple[int, str, str]]) -> None:
+        """Have jobs interrupted that are other servers'."""
+        for number, _, server in places:
+            self.post.send(server, "interrupt", {"jobs": [number]})
+
+    def stop_program(self, board: Board) -> bool:
+        """Ask a board to end its own program, wherever it is; return whether it is there."""
+        if board.link is None and board.online and board.away is not None:
+            self.post.send(board.away.server, "stop", {"board": board.id})
+            return True
+        return self._server.dispatch.stop_program(board)
+
+    def _on_stop(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        board = self._server.registry.by_id.get(head["board"])
+        if board is not None:
+            self._server.dispatch.stop_program(board)
+
+    async def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what all servers know of jobs: each once, by the one that knows best."""
+        told = [self._lines(), *(each["lines"] for each in await self._ask_all("lines", {}))]
+        best: dict[int, tuple[str, dict[str, Any], int]] = {}
+        for board_id, line, sure in itertools.chain(*told):
+            if line["job"] not in best or sure > best[line["job"]][2]:
+                best[line["job"]] = (board_id, line, sure)
+        ended = {number: line["state"] == "ended" for number, (_, line, _) in best.items()}
+        order = sorted(best, key=lambda number: (ended[number], -number))
+        return [best[number][:2] for number in order]
+
+    def _lines(self) -> list[tuple[str, dict[str, Any], int]]:
+        """Return jobs' lines, each with how sure it is: who has a job knows more of it."""
+        here = self._server.dispatch.jobs
+        return [
+            (board_id, line, 2 if line["state"] == "ended" else not here[line["job"]].away)
+            for board_id, line in self._server.dispatch.lines()[: limits.REPLY_JOBS]
+        ]
+
+    async def show(self, number: int) -> dict[str, Any] | None:
+        """Return a job that another server knows, with its output's tail."""
+        told = await self._ask_all("show", {"job": number})
+        return next((each["job"] for each in told if each["job"]), None)
+
+    async def _ask_all(self, op: str, head: dict[str, Any]) -> list[dict[str, Any]]:
+        asks = [
+            self.post.ask(server, op, head)
+            for server in self.servers
+            if server != self._store.server
+        ]
+        replies = await asyncio.gather(*asks, return_exceptions=True)
+        return [reply[0] for reply in replies if not isinstance(reply, BaseException)]
+
+    def _on_lines(self, _sender: str, _head: dict[str, Any], _payload: bytes) -> Any:
+        return {"lines": self._lines()}, b""
+
+    def _on_show(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
+        dispatch, number = self._server.dispatch, head["job"]
+        job = dispatch.jobs.get(number) or dispatch.recent.get(number)
+        return {"job": job.show() if job else None}, b""
 
     async def close(self) -> None:
         """Leave: the others need not wait to know."""

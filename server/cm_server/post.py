@@ -18,7 +18,7 @@ import json
 import logging
 import struct
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from cloudmanager.errors import ServerError
@@ -183,9 +183,3 @@ class Post:
         asked = self._asked.get(head["to"])
         if asked is not None and not asked.done():
             asked.set_result((head["reply"], payload))
-
-
-async def gather(asks: list[Awaitable[tuple[dict[str, Any], bytes]]]) -> list[dict[str, Any]]:
-    """Return what those say that answer in time."""
-    replies = await asyncio.gather(*asks, return_exceptions=True)
-    return [reply[0] for reply in replies if not isinstance(reply, BaseException)]

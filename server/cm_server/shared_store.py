@@ -159,6 +159,7 @@ class SharedStore(Store):
         held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server)
         own = sa.update(_jobs).where(*theirs).values(server=self.server)
         taken: dict[int, int | None] = {}
+        self.flush()  # what their boards did before is written before they begin
         with self._written():
             sent = own.where(_jobs.c.id.in_(sorted(now)), *held).values(epoch=_boards.c.epoch)
             for wanted in (sent, own.where(_jobs.c.id.in_(sorted(queued)))):
@@ -188,7 +189,7 @@ class SharedStore(Store):
         return [JobRow(*row) for row in self._rows(query.order_by(_jobs.c.id))]
 
     def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
-        """Return those of these jobs that are open, each with its board and the server it is with."""
+        """Return those of these jobs that are open: each with its board and its server."""
         query = sa.select(_jobs.c.id, _jobs.c.board, _jobs.c.server)
         rows = self._rows(query.where(_jobs.c.id.in_(list(jobs)), _OPEN))
         return [(row[0], row[1], row[2]) for row in rows]

@@ -14,12 +14,13 @@ from cloudmanager.targets import check_label, check_name, fold, natural_key, par
 from . import limits, plans, reach
 from .audit import Note
 from .auth import BOARD, ROLES
-from .jobs import MAX_JOB, Job
+from .jobs import MAX_JOB, Job, show_row
 from .registry import Board
 from .rows import TokenRow
 
 if TYPE_CHECKING:
     from .app import Server
+    from .others import Others
 
 
 ENROL_SECONDS = 3600.0  # that a token for boards lasts, unless told
@@ -145,21 +146,37 @@ def _interrupt(call: Call) -> int:
     numbers, jobs = _numbers(call.body), call.server.dispatch.jobs
     call.note.detail = fold(str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB)
     found = [jobs[number] for number in numbers if number in jobs and _reaches(call, jobs[number])]
-    call.note.boards = len({job.board.id for job in found})
+    boards = {job.board.id for job in found}
     for job in found:
         call.server.dispatch.interrupt(job)
-    return len(found)
+    count = len(found)
+    if call.server.others is not None:
+        more = call.server.others.places(set(numbers) - jobs.keys())
+        reached = [(n, board, server) for n, board, server in more if _reaches_id(call, board)]
+        call.server.others.interrupt(reached)
+        boards |= {board for _, board, _ in reached}
+        count += len(reached)
+    call.note.boards = len(boards)
+    return count
 
 
 def _stop(call: Call) -> list[str]:
     """Ask boards to end their own programs; return the names of those that are there."""
-    dispatch = call.server.dispatch
-    return [board.name for board in _choose(call) if dispatch.stop_program(board)]
+    server = call.server
+    stop = server.dispatch.stop_program if server.others is None else server.others.stop_program
+    return [board.name for board in _choose(call) if stop(board)]
 
 
 def _reaches(call: Call, job: Job) -> bool:
     """Whether a job is on a board that the caller reaches; a name may be another board's now."""
     return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
+
+
+def _reaches_id(call: Call, board_id: str) -> bool:
+    board = call.server.registry.by_id.get(board_id)
+    return reach.reaches_all(call.caller) or (
+        board is not None and call.boards.get(board.name) is board
+    )
 
 
 def _offer(call: Call) -> int:
@@ -175,18 +192,33 @@ def _plan(call: Call) -> Any:
     return plans.plan_for(call.server, boards, call.body)
 
 
-def _jobs(call: Call) -> list[dict[str, Any]]:
+def _jobs(call: Call) -> Any:
     """Return the jobs that have not ended, then those that ended lately, newest first."""
-    dispatch = call.server.dispatch
-    running = sorted(dispatch.jobs.values(), key=lambda job: -job.id)
-    jobs = [job for job in (*running, *dispatch.recent.newest()) if _reaches(call, job)]
-    if call.body.get("target") is not None:
-        chosen = set(_choose(call))
-        jobs = [job for job in jobs if job.board in chosen]
-    return [job.describe() for job in jobs[: limits.REPLY_JOBS]]
+    server = call.server
+    chosen = _choose(call) if call.body.get("target") is not None else None
+    if server.others is None:
+        return _visible(call, server.dispatch.lines(), chosen)
+    return _jobs_everywhere(call, server.others, chosen)
 
 
-def _job(call: Call) -> dict[str, Any]:
+async def _jobs_everywhere(call: Call, others: Others, chosen: list[Board] | None) -> Any:
+    """Return the jobs of all servers; the one that runs a job, which is the last, knows best."""
+    return _visible(call, await others.lines(), chosen)
+
+
+def _visible(
+    call: Call, lines: list[tuple[str, dict[str, Any]]], chosen: list[Board] | None
+) -> list[dict[str, Any]]:
+    ids = None if chosen is None else {board.id for board in chosen}
+    seen = [
+        line
+        for board_id, line in lines
+        if _reaches_id(call, board_id) and (ids is None or board_id in ids)
+    ]
+    return seen[: limits.REPLY_JOBS]
+
+
+def _job(call: Call) -> Any:
     """Return one job with its output's tail; of an older one, its line in the store."""
     server, number = call.server, call.body.get("job")
     if not isinstance(number, int) or not 0 < number < 2**63:
@@ -195,24 +227,24 @@ def _job(call: Call) -> dict[str, Any]:
     job = server.dispatch.jobs.get(number) or server.dispatch.recent.get(number)
     if job is not None and _reaches(call, job):
         return job.show()
-    row = server.store.job(number) if job is None else None
+    if job is None and server.others is not None:
+        return _job_elsewhere(call, server.others, number)
+    return _job_row(call, number, known=job is not None)
+
+
+async def _job_elsewhere(call: Call, others: Others, number: int) -> dict[str, Any]:
+    line = _job_row(call, number, known=False)  # whether there is one in reach
+    return await others.show(number) or line
+
+
+def _job_row(call: Call, number: int, *, known: bool) -> dict[str, Any]:
+    server = call.server
+    row = None if known else server.store.job(number)
     board = server.registry.by_id.get(row.board) if row else None
     reached = call.boards.get(board.name) is board if board else reach.reaches_all(call.caller)
     if row is None or not reached:
         raise ServerError(f"there is no job {number}")
-    return {
-        "job": row.id,
-        "board": board.name if board else row.board,
-        "caller": row.caller,
-        "state": "ended" if row.status else "running",
-        "status": row.status,
-        "started": row.created,
-        "elapsed": row.ended - row.created if row.ended else None,
-        "stdout": "",
-        "truncated": True,  # output is kept in memory only
-        "value": "",
-        "error": row.error or "",
-    }
+    return show_row(row, board.name if board else row.board)
 
 
 def _samples(call: Call) -> list[list[Any]]:
