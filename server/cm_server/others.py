@@ -220,7 +220,7 @@ class Others:
             timer.cancel()
         self._server.dispatch.stop()
         self.guests.close()
-        self.presence.tell()
+        self.presence.close()
         self._guarded(self._store.leave)
         self.post.flush()
         await self.post.bus.close()

@@ -53,7 +53,7 @@ class Presence:
         self._registry = server.registry
         self._changed: dict[Board, None] = {}
         self._samples: list[list[Any]] = []
-        self._waits = False
+        self._waits = self._closed = False
         self._epochs: dict[str, int] = {}  # boards that this server had last: in which epoch
         self._released: set[str] = set()  # those whose link is gone, as the store knows
         self._facts: dict[str, dict[str, Any]] = {}  # that the others know
@@ -111,6 +111,8 @@ class Presence:
     def tell(self) -> None:
         """Tell the others what changed, and the store whose links are gone."""
         self._waits = False
+        if self._closed:
+            return
         changed, self._changed = [b for b in self._changed if b.id in self._epochs], {}
         for at in range(0, len(changed), TELL_BOARDS):
             some = changed[at : at + TELL_BOARDS]
@@ -119,6 +121,11 @@ class Presence:
             self._post.send(ALL, "samples", {"samples": self._samples})
             self._samples = []
         self._release({b.id for b in changed if b.link is None} - self._released)
+
+    def close(self) -> None:
+        """Say the last, and no more."""
+        self.tell()
+        self._closed = True
 
     def _release(self, gone: set[str]) -> None:
         try:
