@@ -39,9 +39,17 @@ endif
 demo: $(READY_DEMO)
 	@$(BIN)/mbm demo $(if $(filter 0,$(LAB)),--no-lab)
 
-# pytest comes last: its summary is the last word.
+# The pure ones first, two files at a time; then, alone, what compares times or keeps the machine busy by itself.
+# With ARGS everything that they choose, one after the other.
+TOGETHER := tests/test_project.py $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
+ALONE := tests/load notebooks tests/browser
 test: check
+ifeq ($(ARGS),)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TOGETHER)
+	@$(BIN)/python -m pytest --nbval-lax $(ALONE)
+else
 	@$(BIN)/python -m pytest --nbval-lax $(ARGS)
+endif
 
 soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)

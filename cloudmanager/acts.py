@@ -28,6 +28,10 @@ ACTS: Final[dict[str, tuple[type, ...]]] = {
 CHANGING: Final = frozenset(("put", "rename", "rm", "rmdir"))
 #: Without these a board is gone from the fleet; its client is replaced by flashing.
 OWN: Final = ("/cm.json", "/lib/cm", "/lib/cm_start.mpy")
+#: What a board boots by that `mbm flash` made: without these lines it is gone at its next start.
+STARTER: Final = "/main.py"
+STARTER_MARK: Final = b"cm_start"
+STARTER_BYTES: Final = 34
 
 Act = Sequence[Any]
 
@@ -51,6 +55,11 @@ def check(acts: object, *, most: int, path_bytes: int) -> list[list[Any]]:
             if name in CHANGING:
                 _check_own(path, above=name in ("rename", "rm"))
     return acts
+
+
+def touches_starter(act: Act) -> bool:
+    """Whether an act puts something in the starter's place, or takes it away."""
+    return act[0] in CHANGING and STARTER in [str(path).lower() for path in act[1:3]]
 
 
 def _check_path(path: str, most: int) -> None:

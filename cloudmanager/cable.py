@@ -8,6 +8,7 @@ it needs ``pip install 'cloudmanager[flash]'``.
 from __future__ import annotations
 
 import ast
+import binascii
 import contextlib
 import errno
 import hashlib
@@ -25,7 +26,7 @@ BAUD = 115_200  # of every MicroPython REPL
 CELL_SECONDS = 10.0  # that a cell of ours may run on a board
 READ_SECONDS = 1  # that mpremote waits for a byte which has to come
 _LOOK_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
-_PIECE = 256  # bytes of a file that travel at once: small boards hold a piece three times
+_PIECE = 768  # bytes of a file that travel at once, as 1 KB of text: small boards hold it twice
 _ETC = "Look at `mbm board-scan`, and run this again: that is always safe."
 #: What a board is; where MicroPython is old, `_mpy` and `_machine` are missing.
 _FACTS = """
@@ -42,6 +43,33 @@ try:
     print((c.get('id'), c.get('name')))
 except (OSError, ValueError, ImportError):
     print((None, None))
+"""
+#: The SHA-256 of the file at ``path``, as it stands on the flash.
+_HASH = """
+import hashlib
+h = hashlib.sha256()
+b = bytearray(512)
+v = memoryview(b)
+try:
+    with open(path, 'rb') as f:
+        while True:
+            n = f.readinto(b)
+            if not n:
+                break
+            h.update(v[:n])
+    print((h.digest(),))
+except OSError:
+    print((None,))
+"""
+#: What of a board's settings is a person's: flashing it again does not ask for them anew.
+_KEPT = """
+try:
+    import json
+    with open('/cm.json') as f:
+        c = json.load(f)
+    print((c.get('wifi'), c.get('lan'), c.get('watchdog')))
+except (OSError, ValueError, ImportError):
+    print((None, None, None))
 """
 
 
@@ -140,6 +168,7 @@ class Repl:
             self.transport: SerialTransport = SerialTransport(port, BAUD, timeout=READ_SECONDS)
         except TransportError as error:
             raise _refused(port, error) from error
+        self._folders: set[str] = set()  # that are there
         self.ran = False  # whether a program was interrupted to get here
 
     def __enter__(self) -> Repl:
@@ -213,6 +242,11 @@ class Repl:
         board_id, name = self.told(_IDENTITY, 2)
         return board_id, name
 
+    def kept(self) -> dict[str, Any]:
+        """Return the networks and the watchdog that the board was given before."""
+        told = zip(("wifi", "lan", "watchdog"), self.told(_KEPT, 3), strict=True)
+        return {name: value for name, value in told if value}
+
     def told(self, code: str, size: int) -> tuple[Any, ...]:
         """Run a cell that prints a tuple of this size, and return it."""
         printed = self.run(code).strip().rpartition("\n")[2]
@@ -230,23 +264,33 @@ class Repl:
         Raises:
             CableError: it could not be written, or is not on the board as it was sent.
         """
+        digest = hashlib.sha256(data).digest()
+        if self._hash(path) == digest:
+            return False
         with self.failing(f"{path} could not be written"):
-            if self._hash(path) == hashlib.sha256(data).digest():
-                return False
-            folder = path.rpartition("/")[0]
-            for end in (i for i, sign in enumerate(folder + "/") if sign == "/" and i):
-                with contextlib.suppress(OSError):  # it is there
-                    self.transport.fs_mkdir(folder[:end])
-            self.transport.fs_writefile(path, data, chunk_size=_PIECE)
-            arrived = self._hash(path) == hashlib.sha256(data).digest()
-        if not arrived:
+            self._make_folders(path)
+            self.transport.exec(f"f = open({path!r}, 'wb')\nfrom binascii import a2b_base64")
+            for start in range(0, len(data) or 1, _PIECE):
+                packed = binascii.b2a_base64(data[start : start + _PIECE], newline=False)
+                close = "\nf.close()" if start + _PIECE >= len(data) else ""
+                self.transport.exec(f"n = f.write(a2b_base64({packed!r})){close}")
+        if self._hash(path) != digest:
             raise CableError(self.port, f"{path} arrived with other bytes than were sent", _ETC)
         return True
 
+    def _make_folders(self, path: str) -> None:
+        """Make the folders that a file is in."""
+        folder = path.rpartition("/")[0]
+        for end in (i for i, sign in enumerate(folder + "/") if sign == "/" and i):
+            if folder[:end] not in self._folders:
+                with contextlib.suppress(OSError):  # it is there
+                    self.transport.fs_mkdir(folder[:end])
+                self._folders.add(folder[:end])
+
     def _hash(self, path: str) -> bytes | None:
-        with contextlib.suppress(OSError):
-            return bytes(self.transport.fs_hashfile(path, "sha256"))
-        return None
+        """Return the SHA-256 of a file; None where there is none."""
+        (digest,) = self.told(f"path = {path!r}\n{_HASH}", 1)
+        return digest if isinstance(digest, bytes) else None
 
     def restart(self) -> None:
         """Have the board start anew, as after RESET; do not wait for it."""

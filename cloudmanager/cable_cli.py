@@ -10,7 +10,6 @@ import contextlib
 import getpass
 import json
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +22,8 @@ from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
 from .names import expand
+from .results import Results
+from .settings import place_of
 from .text import clean, fold
 
 OK, FAILED = 0, 1
@@ -32,31 +33,40 @@ _LONGER = (
 )
 SCAN_SECONDS = 5.0  # that a board may take to show its REPL
 KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
+_WIFI = "a network, whose password is asked for; repeated: in order"
+_LABEL = "what the fleet shall know of it, such as room=lab"
+_DIALS = "what the boards dial, where this machine's own address is not it"
 Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def add_verbs(verb: Verb) -> None:
     """Tell the command line of ``mbm`` what there is."""
     made = verb("flash", flash_boards, "make boards on a cable members of the fleet, chip and all")
+    made.epilog = "From the box to the first cell in five minutes: docs/boards.md."
     made.add_argument("--port", action="append", metavar="PORT", help="which one; may be repeated")
     made.add_argument("--all", action="store_true", help="every connected board, side by side")
-    made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest release")
-    made.add_argument("--no-flash", action="store_true", help="it has MicroPython already")
+    made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest MicroPython")
+    made.add_argument("--no-flash", action="store_true", help="MicroPython runs on it already")
     made.add_argument("--name", metavar="NAME|RANGE", help="such as lab-7 or 'lab-[1-40]'")
-    made.add_argument("--wifi", action="append", default=[], metavar="SSID", help="may be repeated")
-    made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
-    made.add_argument("--server", metavar="HOST[:PORT]", help="what the boards dial")
+    made.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
+    made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL)
+    made.add_argument("--server", metavar="HOST[:PORT]", help=_DIALS)
     made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
     scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
     scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
-    settings = verb("board-config", board_config, "change Wi-Fi, server or watchdog of boards")
+    settings = verb(
+        "board-config", board_config, "change a board's Wi-Fi, server, watchdog or name"
+    )
+    settings.epilog = "What does not work is taken back: the board dials as it did before."
     settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
-    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help="in order")
+    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
     settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
     settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
+    settings.add_argument("--name", metavar="NAME", help="what it is called from now on")
     anew = verb("board-upgrade-client", upgrade_client, "give boards this version's client")
     anew.add_argument("target", metavar="TARGET")
-    bridge = verb("bridge", bridge_boards, "have boards on a cable in the fleet, by this network")
+    bridge = verb("bridge", bridge_boards, "have boards without a network in the fleet, by a cable")
+    bridge.epilog = "Each is a board like any other while this runs; Ctrl-C ends it."
     bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
     bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
 
@@ -145,22 +155,12 @@ def _chosen(found: Sequence[SerialPort]) -> str:
 
 def _server(options: argparse.Namespace, fleet: Fleet) -> tuple[str, int]:
     """Return what boards dial: as told, else the server in use, by an address that they reach."""
-    parts = urlsplit(f"//{options.server}" if options.server else fleet.address.url)
-    host, tcp_port = parts.hostname or "", parts.port or config.DEFAULT_TCP_PORT
-    if options.server and parts.port is None:
-        tcp_port = urlsplit(fleet.address.url).port or config.DEFAULT_TCP_PORT
-    if options.wifi and host in config.LOOPBACK and not options.server:
-        host = _own_address()
-    return host, tcp_port
-
-
-def _own_address() -> str:
-    """Return this machine's address in its network: no packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's address
-        return str(probe.getsockname()[0])
-    hint = "Say by --server what the boards shall dial."
-    raise CableError("", "This machine has no address that a board could dial", hint)
+    place = place_of(fleet, options.server)
+    if options.wifi and not options.server and not place.reachable:
+        what = "The server listens on this machine only: no board reaches it by Wi-Fi"
+        hint = "Start it anew: `mbm server-stop`, then `mbm server-start --listen 0.0.0.0`."
+        raise CableError("", what, hint)
+    return place.host, place.tcp_port
 
 
 def _password(ssid: str) -> str:
@@ -230,21 +230,37 @@ def board_config(options: argparse.Namespace) -> int:
     """Change settings; a board goes back to its old ones where the new ones do not work."""
     new = _settings(options)
     on_cable = "/" in options.board or options.board.upper().startswith("COM")
-    if on_cable:
-        reconfigure.by_cable(options.board, new)
-        status = OK
-    else:
+    status = (_by_cable if on_cable else _by_link)(options, new)
+    if options.json:
+        print(json.dumps(sorted([*new, *["name"] * bool(options.name)])))
+    elif status == OK:
+        told = ["restarts; settings that do not work are taken back"] if new else []
+        told += [f"is {options.name} now"] if options.name else []
+        print(f"{clean(options.board)} {' and '.join(told)}.")
+    return status
+
+
+def _by_cable(options: argparse.Namespace, new: dict[str, Any]) -> int:
+    board_id = reconfigure.by_cable(options.board, new)
+    if options.name:
         with Fleet() as fleet:
-            done = reconfigure.by_link(fleet[options.board], new)
-        status = OK if done.ok else FAILED
+            names = {board["id"]: board["name"] for board in fleet.boards()}
+            if board_id not in names:
+                hint = "Make it one: `mbm flash --no-flash`."
+                raise CableError(options.board, "The board is no member of this fleet", hint)
+            fleet.rename(names[board_id], options.name)
+    return OK
+
+
+def _by_link(options: argparse.Namespace, new: dict[str, Any]) -> int:
+    with Fleet() as fleet:
+        done = reconfigure.by_link(fleet[options.board], new) if new else Results({})
         for name, result in done.items():
             if not result.ok:
                 print(f"mbm: {name}: {clean(str(result.error))}", file=sys.stderr)
-    if options.json:
-        print(json.dumps(sorted(new)))
-    elif status == OK:
-        print(f"{clean(options.board)} restarts; settings that do not work are taken back.")
-    return status
+        if done.ok and options.name:
+            fleet.rename(options.board, options.name)
+    return OK if done.ok else FAILED
 
 
 def upgrade_client(options: argparse.Namespace) -> int:
@@ -279,8 +295,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         if 0 < options.watchdog < WATCHDOG_SECONDS:
             raise CableError("", f"A watchdog of {options.watchdog} s is too short", _LONGER)
         new["watchdog"] = options.watchdog
-    if not new:
-        raise CableError("", "Nothing is to be changed", "Give --wifi, --server or --watchdog.")
+    if not new and not options.name:
+        hint = "Give --wifi, --server, --watchdog or --name."
+        raise CableError("", "Nothing is to be changed", hint)
     return new
 
 

@@ -91,8 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
     start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
     start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
+    start.add_argument(
+        "--index",
+        type=config.index,
+        action="append",
+        default=[],
+        metavar="[ALIAS=]URL",
+        help="a mip index; without ALIAS in place of the default one",
+    )
+    start.add_argument("--samples", metavar="N", help="values kept of each board; else 1,000")
     start.add_argument("--log-json", action="store_true", help="server.log for programs")
+    start.add_argument("--keep-jobs", type=int, metavar="DAYS", help="else 90")
+    start.add_argument("--keep-audit", type=int, metavar="DAYS", help="31 or more; else 400")
     verb("server-stop", commands.server_stop, "stop the local server")
+    backup = verb("server-backup", commands.server_backup, "save the local server into a file")
+    backup.add_argument("file", metavar="FILE")
+    restore = verb("server-restore", commands.server_restore, "make it what it was at a backup")
+    restore.add_argument("file", metavar="FILE")
     verb("server-status", commands.server_status, "tell how the server is")
 
     boards = verb("board-list", commands.board_list, "list the boards")

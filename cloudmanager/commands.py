@@ -26,9 +26,17 @@ OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
-    given = {"--cert": options.cert, "--key": options.key, "--behind-proxy": options.proxy}
+    given = {
+        "--cert": options.cert,
+        "--key": options.key,
+        "--behind-proxy": options.proxy,
+        "--samples": options.samples,
+    }
     more = [text for name, value in given.items() if value for text in (name, value)]
+    more += [text for alias, url in options.index for text in ("--index", f"{alias}={url}")]
     more += ["--log-json"] if options.log_json else []
+    more += ["--keep-jobs", str(options.keep_jobs)] if options.keep_jobs else []
+    more += ["--keep-audit", str(options.keep_audit)] if options.keep_audit else []
     started = service.start(options.listen, options.port, more)
     if options.json:
         print_json(started._asdict())
@@ -65,6 +73,26 @@ def server_status(options: argparse.Namespace) -> int:
         f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
     )
     print(f"process  {status['pid']}")
+    return OK
+
+
+def server_backup(options: argparse.Namespace) -> int:
+    """Save the local server into a file."""
+    return _say_files(options, service.back_up(Path(options.file)), "holds")
+
+
+def server_restore(options: argparse.Namespace) -> int:
+    """Make the local server what it was at a backup."""
+    return _say_files(options, service.restore(Path(options.file)), "gave back")
+
+
+def _say_files(options: argparse.Namespace, names: list[str], what: str) -> int:
+    if options.json:
+        print_json(names)
+    else:
+        print(
+            f"{options.file} {what} {', '.join(names)}. Who has it is the server: keep it secret."
+        )
     return OK
 
 

@@ -163,3 +163,9 @@ def _locked(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def index(text: str) -> tuple[str, str]:
+    """Return alias and URL of a mip index, as ``[ALIAS=]URL`` names it; "" is the default one."""
+    alias, equals, url = text.partition("=")
+    return (alias, url) if equals and "/" not in alias else ("", text)

@@ -52,9 +52,9 @@ def upload(options: argparse.Namespace) -> int:
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
         results = meter.follow(
-            lambda tell: FileVerbs.put(boards, one, _board_path(dest), progress=tell), bar
+            lambda moved: FileVerbs.put(boards, one, _board_path(dest), progress=moved), bar
         )
-    return _tell(results, options)
+    return tell(results, options)
 
 
 def download(options: argparse.Namespace) -> int:
@@ -62,18 +62,18 @@ def download(options: argparse.Namespace) -> int:
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
         results = meter.follow(
-            lambda tell: FileVerbs.get(
-                boards, _board_path(options.path), options.folder, progress=tell
+            lambda moved: FileVerbs.get(
+                boards, _board_path(options.path), options.folder, progress=moved
             ),
             bar,
         )
-    return _tell(results, options)
+    return tell(results, options)
 
 
 def sync(options: argparse.Namespace) -> int:
     """Make a folder equal; with --watch, until Ctrl-C."""
     if not Path(options.folder).is_dir():
-        return _refuse(f"{options.folder} is no folder.")
+        return refuse(f"{options.folder} is no folder.")
     with Fleet() as fleet:
         status = _sync_once(fleet, options)
         if options.watch:
@@ -88,17 +88,17 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
     boards = fleet[options.target]
     with meter.Bar() as bar:
         results = meter.follow(
-            lambda tell: FileVerbs.sync(
+            lambda moved: FileVerbs.sync(
                 boards,
                 options.folder,
                 _board_path(options.dest),
                 delete=options.delete,
                 dry_run=options.dry_run,
-                progress=tell,
+                progress=moved,
             ),
             bar,
         )
-    return _tell(results, options)
+    return tell(results, options)
 
 
 def macro(options: argparse.Namespace) -> int:
@@ -107,11 +107,12 @@ def macro(options: argparse.Namespace) -> int:
         try:
             results = macros.run(fleet[options.target], options.macro, options.words)
         except ValueError as error:
-            return _refuse(str(error))
-    return _tell(results, options)
+            return refuse(str(error))
+    return tell(results, options)
 
 
-def _tell(results: Results, options: argparse.Namespace) -> int:
+def tell(results: Results, options: argparse.Namespace) -> int:
+    """Print what came of a verb; return the exit status."""
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
     elif text := files_text(results):
@@ -119,7 +120,8 @@ def _tell(results: Results, options: argparse.Namespace) -> int:
     return OK if results.ok else FAILED
 
 
-def _refuse(why: str) -> int:
+def refuse(why: str) -> int:
+    """Say what makes no sense; return the exit status."""
     print(f"mbm: {why}", file=sys.stderr)
     return USAGE
 

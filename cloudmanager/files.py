@@ -15,12 +15,13 @@ from typing import Any, Final, NamedTuple, Protocol
 from . import wire
 from .acts import Act
 from .cells import prepare
-from .errors import CloudmanagerError, PeerWireError
+from .errors import CloudmanagerError, PackageError, PeerWireError
 from .jobs import Event, Job, JobGroup
 from .results import Result
 
 #: MicroPython's words: ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` where it has no name for it.
 _OSERROR: Final = re.compile(r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$")
+_REFUSED: Final = "PackageError: "
 _NO_CELL: Final = prepare("")
 _FOLDER: Final = 0x4000  # of a mode, as MicroPython's ilistdir and stat have it
 
@@ -104,7 +105,7 @@ class FileResult(Result):
         told["text"] = "" if self._value is None else repr(self._value)
         super().__init__(board, job, "error" if self._failure else status, **told)
         if self._failure is None:
-            self._failure = _os_error(board, self.traceback)
+            self._failure = _error(board, self.traceback or self.why)
         if self._failure is not None:
             self.traceback = _words(board, self._failure)
 
@@ -150,8 +151,10 @@ def failed(board: str, error: Exception) -> FileResult:
     return FileResult(board, 0, "error", failure=error)
 
 
-def _os_error(board: str, traceback: str) -> OSError | None:
-    """Return the error that a board's traceback ends with, if it is of the system."""
+def _error(board: str, traceback: str) -> Exception | None:
+    """Return the error that a traceback, or the server's word, ends with, if Python has it."""
+    if traceback.startswith(_REFUSED):
+        return PackageError(traceback.removeprefix(_REFUSED))
     found = _OSERROR.search(traceback)
     if found is None:
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .files import Entry, FileResult, Space, Stat
 from .layout import head_text, printable
-from .packages import Installed
+from .packages import Installed, Packages
 from .results import Result, Results
 from .syncing import Plan
 from .text import fold
@@ -19,6 +20,7 @@ def files_text(results: Results) -> str:
     alike: dict[str, list[str]] = {}
     for name, result in results.items():
         alike.setdefault(_outcome(result), []).append(name)
+    alike = {text + _room(results, names): names for text, names in alike.items()}
     left_out = [f"not there: {fold(results.left_out)}"] if results.left_out else []
     if len(results) == 1:
         return "\n".join([*filter(None, alike), *left_out])
@@ -36,12 +38,37 @@ def _outcome(result: Result) -> str:
 
 def _installed_text(done: Installed) -> str:
     """Return what an install, an uninstall or its dry run came to."""
-    lines = [f"{name} {version}" for name, version in done.packages.items()]
+    lines = [
+        f"{name} {version}".rstrip() + (f"  from {origin}" if origin else "")
+        for name, version in done.packages.items()
+        for origin in [done.origins.get(name, "")]
+    ]
     lines += [f"  {path}" for path in done.put]
     lines += [f"  {path} goes" for path in done.removed]
     files = len(done.put)
     said = f"{files} {'file' if files == 1 else 'files'}, {size_text(done.size_bytes)}"
-    return "\n".join([*lines, said if files else "nothing to send: all of it is there"])
+    if files or not done.removed:
+        lines.append(said if files else "nothing to send: all of it is there")
+    return "\n".join(filter(None, [*lines, *(f"note: {note}" for note in done.notes)]))
+
+
+def _room(results: Results, names: Iterable[str]) -> str:
+    """Return how much room there is on boards for which a dry run comes to the same."""
+    values = [results[name].value for name in names if results[name].ok]
+    free = sorted(v.free_bytes for v in values if isinstance(v, Installed) and v.dry_run)
+    if not free:
+        return ""
+    least = f"{free[0]:,} to " if free[0] < free[-1] else ""
+    return f"\n{least}{size_text(free[-1])} free; nothing was done"
+
+
+def _packages_text(have: Packages) -> str:
+    """Return what a board has, and had when it was last there."""
+    lines = [f"{name} {version}".rstrip() for name, version in have.items()] or ["no packages"]
+    lines += [f"drift: {told}" for told in have.drift]
+    if have.as_of is not None:
+        lines.append(time.strftime("as of %Y-%m-%d %H:%M:%S", time.localtime(have.as_of)))
+    return "\n".join(lines)
 
 
 def value_text(value: Any) -> str:
@@ -50,8 +77,8 @@ def value_text(value: Any) -> str:
         return _plan_text(value)
     if isinstance(value, Installed):
         return _installed_text(value)
-    if isinstance(value, dict):
-        return "\n".join(f"{name} {version}" for name, version in value.items()) or "no packages"
+    if isinstance(value, Packages):
+        return _packages_text(value)
     if isinstance(value, Stat):
         return "folder" if value.is_dir else size_text(value.size)
     if isinstance(value, Space):

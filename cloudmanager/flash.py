@@ -57,7 +57,8 @@ class Wish:
         firmware: a file, a URL, a version, or None: the newest.
         flash: whether firmware is written; without, the board has MicroPython already.
         names: what boards may be called; the first that are free are taken. Empty: by platform.
-        wifi: networks, each with its password, in the order in which they are tried.
+        wifi: networks, each with its password, in the order in which they are tried. Empty: those
+            that a board has been given before.
         labels: key -> value, set when the board has joined.
         dry_run: change nothing, tell what would be done.
     """
@@ -300,8 +301,10 @@ class Flashing:
         plain = self.outcome.platform == "esp8266"  # its TLS verifies no certificate
         (row,) = self.fleet.enrol([name], plain=plain)
         host, tcp_port = self.wish.server
-        wifi = [list(network) for network in self.wish.wifi]
-        return {**row, "host": host, "tcp_port": tcp_port, "wifi": wifi}
+        told = {"wifi": [], **repl.kept(), **row, "host": host, "tcp_port": tcp_port}
+        if self.wish.wifi:
+            told["wifi"] = [list(network) for network in self.wish.wifi]
+        return told
 
     def _await_absence(self) -> None:
         """Wait until the server has seen that the board's old link is gone."""
@@ -340,9 +343,10 @@ class Flashing:
                 return
         lines = [line.strip() for line in heard.splitlines() if line.strip()]
         says = f": the board says {lines[-1]!r}" if lines else ""
+        host, tcp_port = self.wish.server
         hint = (
-            f"Check that the board's network reaches {self.wish.server[0]}:{self.wish.server[1]}, "
-            "then run this again with --no-flash."
+            f"Check that the board's network reaches {host}:{tcp_port}, then run this again with "
+            f"--no-flash{'' if self.wish.wifi else ' and, if it has none, --wifi SSID'}."
         )
         what = f"{self.outcome.name} did not dial in within {JOIN_SECONDS:g} s{says}"
         raise CableError(self.port, what, hint)

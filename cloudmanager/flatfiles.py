@@ -50,6 +50,10 @@ class FlatFiles(Files):
         """Rename nothing."""
         raise ActFailed("NotImplementedError: this board cannot rename its files")
 
+    def finish(self, path: str) -> None:
+        """Finish nothing: no package was ever installed."""
+        raise ActFailed("NotImplementedError: this board has no folders for packages")
+
     def statvfs(self, path: str) -> Any:
         """Know nothing of the room that is left."""
         raise ActFailed("NotImplementedError: this board does not tell how much room it has")

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 AFTER: Final = 1.0  # seconds until it is shown: what is short needs no bar
+PLANNED_AFTER: Final = 2.0  # seconds until it is shown what is done before bytes are moved
 _MB: Final = 1_000_000
 
 
 class Meter:
-    """The bytes that a verb has moved; fed by the link's thread, read by a person's."""
+    """The bytes that a verb has moved; fed by the link's thread, read by a person's.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        clock: tells seconds.
+        before: what is done before any byte is moved; "" for nothing that lasts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, before: str = "") -> None:
         self._clock = clock
+        self._before = before
         self._begun = clock()
         self._boards: dict[str, tuple[int, int]] = {}
 
@@ -43,11 +50,14 @@ class Meter:
     @property
     def due(self) -> bool:
         """Whether it has lasted long enough to be shown."""
-        return bool(self.total) and self._clock() - self._begun >= AFTER
+        begun = bool(self.total or self._before)
+        return begun and self._clock() - self._begun >= (AFTER if self.total else PLANNED_AFTER)
 
     def text(self) -> str:
         """Return it in one line."""
         seconds = max(self._clock() - self._begun, 0.001)
+        if not self.total:
+            return f"{self._before} · {seconds:.0f} s"
         boards = f" on {len(self._boards)} boards" if len(self._boards) > 1 else ""
         share = 100 * self.moved // max(self.total, 1)
         rate = self.moved / seconds / 1000
@@ -58,9 +68,9 @@ class Meter:
 Work = Callable[[Progress], Coroutine[Any, Any, Results]]
 
 
-def follow(work: Work, show: Callable[[Meter], object]) -> Results:
+def follow(work: Work, show: Callable[[Meter], object], before: str = "") -> Results:
     """Do the work; meanwhile, ``show`` is called in this thread, once it is due."""
-    meter = Meter()
+    meter = Meter(before=before)
     return drive(work(meter.take), lambda: show(meter) if meter.due else None)
 
 
@@ -84,7 +94,10 @@ class Bar:
         if self._bar is None:
             self._bar = _rich_bar()
             self._task = self._bar.add_task("", total=None)
-        self._bar.update(self._task, completed=meter.moved, total=meter.total)
+        words = "" if meter.total else meter.text()
+        self._bar.update(
+            self._task, completed=meter.moved, total=meter.total or None, description=words
+        )
 
 
 def _rich_bar() -> RichProgress:
@@ -92,6 +105,7 @@ def _rich_bar() -> RichProgress:
     from rich.console import Console
 
     bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.TaskProgressColumn(),
         progress.DownloadColumn(),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
+from typing import Any, Final
 
-from . import meter
-from .commands import FAILED, OK
-from .file_commands import Verb
-from .filetext import files_text
+from . import config, meter
+from .file_commands import Verb, refuse, tell
 from .fleet import Fleet
 from .packageverbs import PackageVerbs
-from .results import Results
 
 #: Of an installing verb, in the shell and in a notebook.
 NAME_HELP = "such as logging@0.6.1, github:OWNER/REPO, pypi:NAME, a URL, ./FOLDER"
+#: What an install does before it moves bytes.
+PLANNING: Final = "resolving, fetching and compiling"
 
 
 def add_to(verb: Verb) -> None:
@@ -47,6 +45,7 @@ def add_install_options(parser: argparse.ArgumentParser, *, names: bool = True) 
     parser.add_argument(
         "--index",
         dest="indexes",
+        type=config.index,
         action="append",
         default=[],
         metavar="[ALIAS=]URL",
@@ -64,26 +63,31 @@ def add_change_options(parser: argparse.ArgumentParser) -> None:
 def install_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return options of the shell, or of a magic, as the library takes them."""
     names = ("file", "lock", "locked", "no_mpy", "target_dir", "force", "dry_run")
-    return {**{name: getattr(options, name) for name in names}, "indexes": _indexes(options)}
+    return {**{name: getattr(options, name) for name in names}, "indexes": dict(options.indexes)}
 
 
-def _indexes(options: argparse.Namespace) -> dict[str, str]:
-    pairs = (text.partition("=") for text in options.indexes)
-    return {
-        alias if url and "://" not in alias else "": url if url and "://" not in alias else whole
-        for (alias, _, url), whole in zip(pairs, options.indexes, strict=True)
-    }
+def what_lacks(options: argparse.Namespace) -> str:
+    """Say what makes no sense of what was asked; "" where it makes sense."""
+    if options.locked and not options.lock:
+        return "--locked obeys a lock: name it with --lock FILE."
+    if not (options.names or options.file or options.locked):
+        return f"Name what to install: {NAME_HELP}."
+    return ""
 
 
 def install(options: argparse.Namespace) -> int:
     """Install."""
+    if why := what_lacks(options):
+        return refuse(why)
     given = install_options(options)
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
         results = meter.follow(
-            lambda tell: PackageVerbs.install(boards, *options.names, progress=tell, **given), bar
+            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **given),
+            bar,
+            PLANNING,
         )
-    return _tell(results, options)
+    return tell(results, options)
 
 
 def uninstall(options: argparse.Namespace) -> int:
@@ -92,13 +96,13 @@ def uninstall(options: argparse.Namespace) -> int:
         results = fleet[options.target].uninstall(
             *options.names, force=options.force, dry_run=options.dry_run
         )
-    return _tell(results, options)
+    return tell(results, options)
 
 
 def packages(options: argparse.Namespace) -> int:
     """Tell what there is."""
     with Fleet() as fleet:
-        return _tell(fleet[options.target].packages(), options)
+        return tell(fleet[options.target].packages(), options)
 
 
 def upgrade(options: argparse.Namespace) -> int:
@@ -106,21 +110,14 @@ def upgrade(options: argparse.Namespace) -> int:
     with Fleet() as fleet, meter.Bar() as bar:
         boards = fleet[options.target]
         results = meter.follow(
-            lambda tell: PackageVerbs.upgrade(
+            lambda moved: PackageVerbs.upgrade(
                 boards,
                 *options.names,
                 force=options.force,
                 dry_run=options.dry_run,
-                progress=tell,
+                progress=moved,
             ),
             bar,
+            PLANNING,
         )
-    return _tell(results, options)
-
-
-def _tell(results: Results, options: argparse.Namespace) -> int:
-    if options.json:
-        print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
-    elif text := files_text(results):
-        print(text, flush=True)
-    return OK if results.ok else FAILED
+    return tell(results, options)

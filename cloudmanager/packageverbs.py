@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import files, installs
 from .errors import PackageError
-from .filejobs import Progress, alike, together
+from .filejobs import Progress
+from .packages import Installed, Packages
 from .results import Result, Results
 from .sources import PathLike
 from .text import fold
@@ -36,14 +38,14 @@ class PackageVerbs:
     ) -> Results:
         """Install packages and what they need; boards that have them get nothing.
 
-        The server resolves, fetches and compiles once for all boards. A power cut leaves each
-        package wholly old or wholly new, on littlefs.
+        The server resolves, fetches and compiles once for all boards; on each of them it is one
+        job. A power cut leaves each package wholly old or wholly new, on littlefs.
 
         Args:
             requirements: such as ``logging@0.6.1``, ``github:OWNER/REPO``, ``pypi:NAME``, a URL,
                 ``./FOLDER`` or ``./FILE.py``.
             file: more of them, one to a line, ``#`` begins a comment.
-            lock: a file that gets what was installed, to the last byte.
+            lock: a file that gets what was installed, to the last byte, if any board has it now.
             locked: install what ``lock`` says, nothing else.
             no_mpy: install sources, compile nothing.
             target_dir: the folder on the boards; else ``/lib``.
@@ -53,31 +55,23 @@ class PackageVerbs:
             progress: as of ``put``.
 
         Returns:
-            For each board an ``Installed`` (packages, put, removed, size_bytes).
+            For each board an ``Installed`` (packages, put, removed, size_bytes, notes …).
 
         Raises:
             PackageError: there is no such plan; nothing was sent.
             OSError: a file of this machine cannot be read.
         """
         wanted = [*requirements, *(_requirements(Path(file)) if file is not None else ())]
-        path = Path(lock) if lock is not None else None
-        before = path.read_text(encoding="utf-8") if path and (locked or path.exists()) else None
         if not wanted and not locked:
             raise PackageError("nothing to install was named")
-        options: dict[str, Any] = {
-            "source_only": no_mpy,
-            "indexes": dict(indexes or {}),
-            "lock": before,
-            "locked": locked,
-            "force": force,
-        }
-        if target_dir:
-            options["target_dir"] = target_dir
-        results, told = await installs.install(
-            self, wanted, options, dry_run=dry_run, progress=progress
-        )
-        if path and not locked and not dry_run:
-            path.write_text(told["lock"], encoding="utf-8")
+        path = Path(lock) if lock is not None else None
+        options = _options(path, locked)
+        options |= {"source_only": no_mpy, "indexes": dict(indexes or {})}
+        options |= {"target_dir": target_dir} if target_dir else {}
+        how = {"force": force, "dry_run": dry_run}
+        results, text = await installs.install(self, wanted, options, how, progress=progress)
+        if path and not locked and not dry_run and any(result.ok for result in results.values()):
+            path.write_text(text, encoding="utf-8")
         return results
 
     async def uninstall(
@@ -88,20 +82,17 @@ class PackageVerbs:
         Returns:
             For each board an ``Installed``, whose ``removed`` are the files that went.
         """
-        return await installs.uninstall(self, packages, force=force, dry_run=dry_run)
+        names = [installs.local_name(n) if installs.is_local(n) else n for n in packages]
+        asked = {"remove": names, "force": force, "dry_run": dry_run}
+        return await installs.run(self, asked, Installed.read)
 
     async def packages(self: Targeted) -> Results:
-        """Return what each board has: package -> version."""
-        state = await installs.finish(self, self.target)
-        well = [name for name, result in state.items() if result.ok]
-        results: dict[str, Result] = dict(state)
-        for name, record in (await installs.records(self, fold(well)) if well else {}).items():
-            if isinstance(record, Exception):
-                results[name] = files.failed(name, record)
-            else:
-                versions = {key: told["version"] for key, told in record.items()}
-                results[name] = files.nothing(name).with_value(versions)
-        return Results(results, state.left_out)
+        """Return what each board has: ``Packages``, name -> version.
+
+        Of boards that are not there, what the server recorded of them (``as_of``). ``drift``
+        says where a board's files are not what was installed.
+        """
+        return await installs.packages(self)
 
     async def upgrade(
         self: Targeted,
@@ -112,35 +103,46 @@ class PackageVerbs:
     ) -> Results:
         """Install the newest of what each board was asked to have; all of it, unless named.
 
-        What came from a file or folder of this machine stays as it is.
+        Each with the options that it was installed with. What came from a file or folder of
+        this machine stays as it is.
         """
-        state = await installs.finish(self, self.target)
-        well = [name for name, result in state.items() if result.ok]
-        have = await installs.records(self, fold(well)) if well else {}
-        results: dict[str, Result] = dict(state)
-        wishes: dict[str, tuple[str, ...]] = {}
-        for name, record in have.items():
-            try:
-                wishes[name] = installs.wishes_of(record, packages)
-            except (PackageError, OSError) as error:
-                results[name] = files.failed(name, error)
-        works = {wanted: names for names, wanted in alike(wishes) if wanted}
-        results.update({n: files.nothing(n) for n, wanted in wishes.items() if not wanted})
-        done = await together(
-            *(
-                installs.install(
-                    installs.Some(self.exchange, fold(names)),
-                    wanted,
-                    {"force": force},
-                    dry_run=dry_run,
-                    progress=progress,
-                )
-                for wanted, names in works.items()
+        have = await installs.run(self, {}, Packages.read)
+        results: dict[str, Result] = {}
+        wishes: dict[str, list[installs.Wish]] = {}
+        for name, result in have.items():
+            results[name] = result
+            if result.ok:
+                try:
+                    wishes[name] = installs.wishes_of(result.value, packages)
+                    results[name] = files.nothing(name).with_value(Installed({}, (), (), 0))
+                except PackageError as error:
+                    results[name] = files.failed(name, error)
+        how = {"force": force, "dry_run": dry_run}
+        for wanted, options, names in _groups(wishes):
+            done, _ = await installs.install(
+                self, wanted, options, how, target=fold(names), progress=progress
             )
-        )
-        for part, _ in done:
-            results.update(part)
-        return Results(results, state.left_out)
+            for name, result in done.items():
+                results[name] = installs.merged(results[name], result)
+        return Results(results, have.left_out)
+
+
+def _options(lock: Path | None, locked: bool) -> dict[str, Any]:
+    """Return what a plan is told of a lock."""
+    known = lock is not None and (locked or lock.exists())
+    text = lock.read_text(encoding="utf-8") if lock and known else None
+    return {"lock": text, "locked": locked}
+
+
+def _groups(
+    wishes: Mapping[str, Sequence[installs.Wish]],
+) -> list[tuple[tuple[str, ...], dict[str, Any], list[str]]]:
+    """Return each wish with its options, and the boards that have it."""
+    found: dict[installs.Wish, list[str]] = {}
+    for name, several in wishes.items():
+        for wish in several:
+            found.setdefault(wish, []).append(name)
+    return [(wanted, json.loads(options), names) for (wanted, options), names in found.items()]
 
 
 def _requirements(path: Path) -> list[str]:

@@ -26,23 +26,31 @@ with open('/cm.new', 'w') as f:
 """
 
 
-def by_cable(port: str, new: Mapping[str, Any]) -> None:
+def by_cable(port: str, new: Mapping[str, Any]) -> str:
     """Give a board on a cable other settings; it goes back to the old ones if they do not work.
 
     Args:
         port: the serial port.
         new: of cm.json, what is to change: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
 
+    Returns:
+        The board's id.
+
     Raises:
         CableError: the board is no member of a fleet, or does not answer.
     """
     with Repl(port) as repl:
         repl.await_prompt(PROMPT_SECONDS)
-        if not repl.identity()[0]:
+        board_id, _ = repl.identity()
+        if not board_id:
             hint = "Make it one: `mbm flash --no-flash`."
             raise CableError(port, "The board is no member of a fleet", hint)
-        repl.run(f"new = {dict(new)!r}\n{_CONFIGURE}")
-        repl.restart()
+        if new:
+            repl.run(f"new = {dict(new)!r}\n{_CONFIGURE}")
+            repl.restart()
+        else:
+            repl.leave()
+    return board_id
 
 
 def by_link(boards: Boards, new: Mapping[str, Any]) -> Results:

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from . import wire
+from . import lent, wire
 from .acts import ACTS
 
 #: What the board can: print((files at all, folders and renames, hashes, base64)).
@@ -95,19 +95,37 @@ class Files:
         self._step = self._moved = self._confirmed = 0
 
     def do(self, text: bytes) -> list[Any]:
-        """Do what a FILE says; return what each act gave.
+        """Do what a FILE says; return what each act gave, but for what was told already.
 
         Raises:
             OSError: an act failed; it has the path that it is about.
             ActFailed: one failed in another way, or was interrupted.
         """
-        self._step, acts = json.loads(text)
         self._moved = self._confirmed = 0
-        return [self._act(*act) for act in acts]
+        while True:
+            self._step, acts, *more = json.loads(text)
+            if not more:
+                return [self._act(*act) for act in acts]
+            self._tell_each(acts)
+            message = self._carrier.hear()
+            while not message.flags & wire.NEXT:  # a late word on what was taken of a file
+                message = self._carrier.hear()
+            text = message.payload
+
+    def _tell_each(self, acts: list[Any]) -> None:
+        """Tell what each act gave, up to the first that failed."""
+        for act in acts:
+            try:
+                answer = self._act(*act)
+            except OSError as error:
+                answer = {"errno": error.errno}
+            self._carrier.tell(wire.GAVE, json.dumps(answer).encode())
+            if isinstance(answer, dict):
+                return
 
     def _act(self, name: str, path: str, *more: Any) -> Any:
         self._carrier.check()
-        act = getattr(self, name) if name in ACTS else None
+        act = getattr(self, name) if name in ACTS or name == "finish" else None
         if act is None:
             raise ActFailed(f"AttributeError: there is no act {name}")
         try:
@@ -169,13 +187,28 @@ class Files:
             self.rm(inner, True)
         self.rmdir(path)
 
+    def finish(self, path: str) -> None:
+        """Do what a journal says, if there is one; the board is lent what does that."""
+        try:
+            self.stat(path)
+        except OSError:
+            return
+        self._run(lent.lend())
+        try:
+            self._run(lent.FINISH)
+        finally:
+            self._run(lent.TAKE_BACK)
+
     def hash(self, path: str, size: int) -> str | bool | None:
-        """Return the SHA-256 of a file of this size; None: there is none, False: a folder."""
+        """Return the SHA-256 of a file of this size, or of any (-1).
+
+        "" for one of another size; None: there is none, False: a folder.
+        """
         try:
             stat = self.stat(path)
             if stat[0] & FOLDER:
                 return False
-            return self._sha(path).hex() if stat[6] == size else None
+            return self._sha(path).hex() if size in (stat[6], -1) else ""
         except OSError:
             return None
 

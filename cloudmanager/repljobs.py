@@ -5,6 +5,7 @@ What a board's own client does (mpy_client/cm/run.py), done from here for one th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -18,9 +19,9 @@ from .boardlink import BoardLink
 from .cable import Repl
 from .errors import CableError, CloudmanagerError
 from .flatfiles import FlatFiles
+from .lent import JOURNAL
 from .rawrepl import PIECE_BYTES, execute
 from .replfiles import ABILITIES, Abilities, ActFailed, Files
-from .virtual import client_source
 from .wire import Message
 
 ALONE_SECONDS: Final = 60.0  # that a job may run without a link
@@ -41,31 +42,6 @@ __cm_v__=None
 #: Prints the value as the only element of a tuple, so that no repr is built whole on the board.
 _VALUE: Final = b"if __cm_v__ is not None:print((__cm_v__,),end='')\n__cm_v__=None"
 _AWAIT: Final = b"\nimport asyncio\nasyncio.run(__cm_cell__())"
-#: Lends a board that has no client of its own the part of it that finishes an install, as a module
-#: that lives while a cell runs: {0} is its source.
-_LEND: Final = """
-try:
- __import__('cm.switch')
-except ImportError:
- __cm_d__={{}}
- exec({0!r},__cm_d__)
- class __cm_m__:finish=__cm_d__['finish']
- __import__('sys').modules.update({{'cm':__cm_m__,'cm.switch':__cm_m__}})
- del __cm_d__
-"""
-_TAKE_BACK: Final = """
-try:
- del __cm_m__
- for __cm_n__ in ('cm','cm.switch'):__import__('sys').modules.pop(__cm_n__,None)
-except NameError:pass
-"""
-_FINISH: Final = """
-try:
- __import__('os').stat('/.cm/journal')
- __import__('cm.switch',None,None,('finish',)).finish()
-except OSError:pass
-"""
-_SWITCH: Final = b'"cm.switch"'  # what a cell that finishes an install says
 
 
 class Jobs:
@@ -103,8 +79,8 @@ class Jobs:
     def finish_install(self) -> None:
         """Bring to its end what a power cut left of an install, if the board can do that."""
         if "switch" in self.parts:
-            for code in (_lent(), _FINISH, _TAKE_BACK):
-                self._piece(code)
+            with contextlib.suppress(OSError, ActFailed):  # whatever it is, the board is there
+                self._files.finish(JOURNAL)
 
     def begin_link(self, link: BoardLink) -> None:
         """Go on with a new link."""
@@ -153,7 +129,8 @@ class Jobs:
         self._deadline = time.monotonic() + seconds if seconds else float("inf")
         try:
             if self._acts:
-                self._succeed(repr(self._files.do(code)).encode())
+                value = self._files.do(code)
+                self._succeed(repr(value).encode() if value else b"")
             else:
                 self._run_cell(code)
         except OSError as error:
@@ -164,24 +141,14 @@ class Jobs:
             self._fail(str(failed))
 
     def _run_cell(self, code: bytes) -> None:
-        if _SWITCH in code:
-            self._lend()
         printed = bytearray()
         error = self._execute(code + _AWAIT if self._awaits else code, self._output)
         if not error and b"__cm__((" in code:
             error = self._execute(_VALUE, printed.extend)
-        if _SWITCH in code:
-            self._piece(_TAKE_BACK)
         if error:
             self._fail(error.decode(errors="replace"))
         else:
             self._succeed(bytes(printed).removeprefix(b"(").removesuffix(b",)"))
-
-    def _lend(self) -> None:
-        """Have the board finish installs for one cell."""
-        if "switch" not in self.parts:
-            raise ActFailed("NotImplementedError: this board has no folders for packages")
-        self._piece(_lent())
 
     def _output(self, data: bytes) -> None:
         if self.link is None:
@@ -272,9 +239,3 @@ class Jobs:
             self.check()
             self.listen(GRACE_SECONDS)
         return self._data.pop(0)
-
-
-def _lent() -> str:
-    """Return the code that lends a board the part which finishes installs."""
-    source = (client_source() / "cm/switch.py").read_text(encoding="utf-8")
-    return _LEND.format("\n".join(line for line in source.splitlines() if line[:1] != "#"))

@@ -88,6 +88,42 @@ def stop() -> str | None:
     return str(state["url"])
 
 
+def back_up(path: Path) -> list[str]:
+    """Save all that makes the local server what it is into a file; it may run meanwhile.
+
+    Raises:
+        ServiceError: it cannot be done; the message says why.
+    """
+    return _backup("save", path)
+
+
+def restore(path: Path) -> list[str]:
+    """Make the local server what it was at a backup; it must not run.
+
+    Raises:
+        ServiceError: it cannot be done; the message says why.
+    """
+    return _backup("load", path)
+
+
+def _backup(act: str, path: Path) -> list[str]:
+    command = [sys.executable, "-m", "cm_server.backup", act, str(path.absolute())]
+    home = config.make_home()
+    ran = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd="/",
+        env={**os.environ, "CM_HOME": str(home)},
+        check=False,
+    )
+    said = _read_line(ran.stdout)
+    if "files" not in said:
+        last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ServiceError(str(said.get("error") or f"It failed: {last}"))
+    return list(map(str, said["files"]))
+
+
 def log_file() -> Path:
     """Return where the local server writes its log."""
     return config.home() / "server.log"

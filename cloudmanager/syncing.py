@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import files, paths, sources
-from .acts import OWN, Act
+from .acts import OWN, STARTER, STARTER_BYTES, Act
 from .filejobs import Progress, act, alike, ask, results_of, together
 from .files import Entry
 from .results import Result, Results
@@ -125,7 +125,8 @@ def _not_wanted(
     def stays(entry: Entry) -> bool:
         inner = entry.path.removeprefix(base).lstrip("/") + ("/" if entry.is_dir else "")
         own = any(entry.path == each or entry.path.startswith(each + "/") for each in OWN)
-        return own or ignored.match_file(inner)
+        starter = entry.path == STARTER and entry.size == STARTER_BYTES
+        return own or starter or ignored.match_file(inner)
 
     kept = wanted | {entry.path for entry in there if stays(entry)}
     gone = [

@@ -65,6 +65,7 @@ class Watch(Iterator[Update]):
         self._inbox = _Inbox()
         self._closed = threading.Event()
         self._updates = self._follow()
+        self._reading = threading.Lock()  # a reader who was called off may still be leaving
 
     def __enter__(self) -> Watch:
         return self
@@ -79,7 +80,8 @@ class Watch(Iterator[Update]):
             StopIteration: it was closed.
             CloudmanagerError: the server refused it; not that the server is gone.
         """
-        return next(self._updates)
+        with self._reading:
+            return next(self._updates)
 
     def close(self) -> None:
         """End it, from any thread; who waits for an update waits no more."""

@@ -4,7 +4,7 @@ docs/protocol.md is the description, this the host's half of it; proofs.py has w
 What a board may send in each state of its link is ``FROM_BOARD``; anything else closes it::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
-     └─ENROL──▶ new                             REKEYED, PROGRAM
+     └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CHUNK: Final = 0x24
 REKEYED: Final = 0x25
 EMIT: Final = 0x26
 PROGRAM: Final = 0x27
+FACTS: Final = 0x28
 
 # A caller's link.
 REQUEST: Final = 0x40
@@ -61,6 +62,9 @@ NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
 FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
 HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
+GAVE: Final = 0x02  # CHUNK: what an act gave, in JSON
+NEXT: Final = 0x02  # DATA: the acts that come next
+TOTAL: Final = 0x04  # CHUNK, to a caller: how many bytes there are to come
 WHOLE: Final = 0x01  # CHANGES: these are all boards; what was told before is void
 BLOCKS: Final = 0x01  # PROGRAM: it keeps the board busy
 
@@ -74,6 +78,7 @@ _HAVE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
+_FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
 _PLAIN: Final = (str, int, float)  # a bool is an int
 _to_json: Final = json.JSONEncoder(
@@ -86,7 +91,7 @@ ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's li
 FROM_BOARD: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
-    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM)),
+    "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS)),
 }
 
 
@@ -195,9 +200,13 @@ def read_result(message: Message) -> Ending:
     return Ending(STATUSES[status], output, rest, bool(message.flags & CUT))
 
 
-def pack_acts(step: int, acts: Sequence[Sequence[Any]]) -> bytes:
-    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes."""
-    text = json.dumps([step, acts], separators=(",", ":"), ensure_ascii=False)
+def pack_acts(step: int, acts: Sequence[Sequence[Any]], *, more: bool = False) -> bytes:
+    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes.
+
+    With ``more`` it tells what each gave, and waits for what comes next.
+    """
+    told = [step, acts, 1] if more else [step, acts]
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
     return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
 
 
@@ -230,9 +239,21 @@ def read_count(message: Message) -> int:
     return int(_U32.unpack(message.payload)[0])
 
 
-def pack_count(op: int, count: int, *, job: int) -> bytes:
+def pack_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
     """Return a message that says how many bytes of a job have come through."""
-    return pack(op, _U32.pack(count), job=job)
+    return pack(op, _U32.pack(count), job=job, flags=flags)
+
+
+def read_facts(message: Message) -> dict[str, int | None]:
+    """Return what a FACTS says: the free heap in bytes, and RSSI in dBm or None.
+
+    Raises:
+        PeerWireError: it is malformed.
+    """
+    if len(message.payload) != _FACTS.size:
+        raise PeerWireError("FACTS is malformed")
+    heap, rssi = _FACTS.unpack(message.payload)
+    return {"heap": heap, "rssi": rssi or None}
 
 
 class Emitted(NamedTuple):

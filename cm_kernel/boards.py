@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cloudmanager.errors import CloudmanagerError
 from cloudmanager.jobs import JobGroup
 from cloudmanager.text import fold
-from cm_magics import BoardMagics, fleet
+from cm_magics import BoardMagics, fleet, load_words
 from cm_magics.comment import uncomment
 from cm_magics.show import render
 
@@ -37,6 +37,7 @@ class BoardCells:
         self.magics.uses = "Cells run on"
         shell.register_magics(self.magics)
         self.magics.plug_in()
+        load_words(shell, self.magics)
         shell.input_transformers_cleanup.append(cells.transform)
         # A thread that writes to disk just when the cell is sent costs it 1 ms, or 3.
         shell.history_manager.db_cache_size = _UNWRITTEN

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .files import FileMagics
 from .magics import BoardMagics, dashboard, fleet, hang_up
+from .packages import PackageMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BoardMagics",
     "FileMagics",
+    "PackageMagics",
     "dashboard",
     "fleet",
     "load_ipython_extension",
+    "load_words",
     "unload_ipython_extension",
 ]
 
@@ -25,14 +28,20 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = BoardMagics(shell)
     shell.register_magics(magics)
     magics.plug_in()
-    files = FileMagics(shell, magics)
-    shell.register_magics(files)
-    files.plug_in()
+    load_words(shell, magics)
+
+
+def load_words(shell: InteractiveShell, boards: BoardMagics) -> None:
+    """Register the magics for files and packages; ``boards`` knows which were chosen."""
+    for kind in (FileMagics, PackageMagics):
+        magics = kind(shell, boards)
+        shell.register_magics(magics)
+        magics.plug_in()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything back; boards go on with what they run."""
-    for kind in (BoardMagics, FileMagics):
+    for kind in (BoardMagics, FileMagics, PackageMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
             magics.unplug()

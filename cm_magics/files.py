@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from argparse import Namespace
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import cell_magic, line_magic, magics_class, no_var_expand
 
-from cloudmanager.errors import CloudmanagerError
 from cloudmanager.fileverbs import FileVerbs
-from cloudmanager.fleet import Boards
-from cloudmanager.meter import Work
 from cloudmanager.results import Results
 
-from . import show
-from .complete import completer
-from .line import split_words
-from .magics import NO_TARGET, BoardMagics, board_names, fleet
 from .options import Options
+from .words import WordMagics, parser
 
 _CP_HELP: Final = """Copy files and folders to boards, or from them: `:` marks a path on the boards.
 
@@ -41,42 +32,38 @@ _WRITE_HELP: Final = "Write the lines below to a file on boards: %%board_writefi
 
 def cp_parser() -> Options:
     """Make the parser of `%board_cp`."""
-    parser = _parser("board_cp", _CP_HELP)
-    parser.add_argument("-r", action="store_true", help="as in mpremote; folders go whole anyway")
-    return parser
+    made = parser("board_cp", _CP_HELP)
+    made.add_argument("-r", action="store_true", help="as in mpremote; folders go whole anyway")
+    return made
 
 
 def ls_parser() -> Options:
     """Make the parser of `%board_ls`."""
-    parser = _parser("board_ls", _LS_HELP)
-    parser.add_argument("-r", "--recursive", action="store_true", help="the folders below, too")
-    return parser
+    made = parser("board_ls", _LS_HELP)
+    made.add_argument("-r", "--recursive", action="store_true", help="the folders below, too")
+    return made
 
 
 def rm_parser() -> Options:
     """Make the parser of `%board_rm`."""
-    parser = _parser("board_rm", _RM_HELP)
-    parser.add_argument("-r", "--recursive", action="store_true", help="a folder and all in it")
-    return parser
+    made = parser("board_rm", _RM_HELP)
+    made.add_argument("-r", "--recursive", action="store_true", help="a folder and all in it")
+    return made
 
 
 def sync_parser() -> Options:
     """Make the parser of `%board_sync`."""
-    parser = _parser("board_sync", _SYNC_HELP)
-    parser.add_argument("--delete", action="store_true", help="files that are not here go there")
-    parser.add_argument("--dry-run", action="store_true", help="only show what would be done")
-    return parser
-
-
-def _parser(name: str, text: str) -> Options:
-    return Options(name, description=text.replace("%", "%%"))
+    made = parser("board_sync", _SYNC_HELP)
+    made.add_argument("--delete", action="store_true", help="files that are not here go there")
+    made.add_argument("--dry-run", action="store_true", help="only show what would be done")
+    return made
 
 
 _CP: Final = cp_parser()
 _LS: Final = ls_parser()
 _RM: Final = rm_parser()
 _SYNC: Final = sync_parser()
-_WRITE: Final = _parser("board_writefile", _WRITE_HELP)
+_WRITE: Final = parser("board_writefile", _WRITE_HELP)
 
 _PARSERS: Final = {
     "%board_cp": _CP,
@@ -88,12 +75,10 @@ _PARSERS: Final = {
 
 
 @magics_class
-class FileMagics(Magics):
+class FileMagics(WordMagics):
     """``%board_cp`` and its family."""
 
-    def __init__(self, shell: Any, boards: BoardMagics) -> None:
-        super().__init__(shell)
-        self._boards = boards
+    parsers = _PARSERS
 
     @no_var_expand
     @line_magic
@@ -163,47 +148,3 @@ class FileMagics(Magics):
         self._done(lambda tell: FileVerbs.put(boards, cell.encode(), words[0], progress=tell))
 
     board_writefile.__doc__ = _WRITE.format_help()
-
-    def plug_in(self) -> None:
-        """Add completion."""
-        shell: Any = self.shell
-        for key, parser in _PARSERS.items():
-            shell.set_hook("complete_command", completer(board_names, parser), str_key=key)
-
-    def unplug(self) -> None:
-        """Take back what ``plug_in`` added, and the magics."""
-        shell: Any = self.shell
-        for key in _PARSERS:
-            shell.strdispatchers["complete_command"].strs.pop(key, None)
-        for kind, magics in self.magics.items():
-            for name in magics:
-                shell.magics_manager.magics[kind].pop(name, None)
-
-    def _said(self, parser: Options, line: str) -> tuple[Boards, list[str], Namespace]:
-        """Return boards, words and options of a line; without a target, `%board_use`'s boards."""
-        said = split_words(parser, line)
-        target, words = said.target, said.words
-        if target.startswith(":"):
-            target, words = "", [target, *words]
-        target = target or self._boards.target
-        if not target:
-            raise UsageError(NO_TARGET)
-        return fleet()[target], words, said.options
-
-    def _done(self, work: Work) -> Results:
-        """Do it, show what came of it, raise what failed."""
-        with _plain_errors():
-            results = show.follow_files(work)
-            self._boards.note_shown(results)
-            show.raise_failures(results)
-            return results
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Let errors be shown as their own words, also those of this machine's files."""
-    try:
-        yield
-    except (CloudmanagerError, OSError, ValueError) as error:
-        show.render(error)
-        raise

@@ -61,19 +61,23 @@ def follow(group: JobGroup, looks: Looks, *, late: bool = False) -> Results:
         raise
 
 
-def follow_files(work: Work) -> Results:
+def follow_files(work: Work, before: str = "") -> Results:
     """Do what is done with files, show how far it is, and what came of it.
+
+    Args:
+        work: what is to be done.
+        before: what it does before it moves bytes.
 
     Raises:
         CloudmanagerError, OSError: nothing was begun, or not all could be.
     """
     if getattr(get_ipython(), "kernel", None) is None:
         with meter.Bar() as bar:
-            results = meter.follow(work, bar)
+            results = meter.follow(work, bar, before)
         handle = None
     else:
         line = _MeterLine(live=can_answer() and not os.environ.get("CM_PLAIN"))
-        results = meter.follow(work, line.draw)
+        results = meter.follow(work, line.draw, before)
         handle = line.handle
     text = files_text(results)
     if handle is not None:

@@ -1,6 +1,6 @@
 # What a board tells of itself when it dials: facts, parts, how its last job ended.
 # Boards: all; loaded to dial, and dropped.
-# Cost: 826 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 766 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import os
 import sys
@@ -41,18 +41,8 @@ def about(link, run, job, room):
             "machine": getattr(us, "_machine", ""),
             "client": VERSION,
             "heap": gc.mem_free(),
-            "rssi": _rssi(),
+            "rssi": link.rssi() or None,
             "program": link.told,
         },
         "last": last,
     }
-
-
-# How well a board hears its Wi-Fi, in dBm; None without.
-def _rssi():
-    try:
-        import network
-
-        return network.WLAN(0).status("rssi")
-    except Exception:
-        return None

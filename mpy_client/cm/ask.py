@@ -1,6 +1,6 @@
 # input(): asks the notebook, and waits for its answer; beats and interrupts are served meanwhile.
 # Boards: all; loaded at the first input(), without it input() raises EOFError.
-# Cost: 323 bytes of .mpy, 336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 323 bytes of .mpy, 304 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 from micropython import const
 
 _IN = const(8)  # as in link.py

@@ -1,6 +1,6 @@
 # Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,777 bytes of .mpy, 3,696 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,828 bytes of .mpy, 3,696 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import json
 import os
@@ -190,4 +190,6 @@ def dial(link, run):
             link.close()
             if isinstance(e, MemoryError):
                 raise
+            if e.args and not link.tries & link.tries - 1:  # of tries 1, 2, 4, 8 …
+                print("No link to the server:", e)
         gc.collect()

@@ -1,6 +1,6 @@
 # Files: acts on the board's file systems; bytes come and go in a window, through the one buffer.
 # Boards: all; loaded for a job with files and dropped after it, without it there are no such jobs.
-# Cost: 1,548 bytes of .mpy, 1,824 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,764 bytes of .mpy, 1,824 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import hashlib
 import json
 import os
@@ -16,10 +16,12 @@ _OUT = const(16)
 _CHUNK = const(0x24)
 _FRESH = const(1)  # DATA: what is there of the file is of another content
 _HAVE = const(1)  # CHUNK: how much of a file is there already
+_GAVE = const(2)  # CHUNK: what an act gave, in JSON, where the next acts depend on it
+_NEXT = const(2)  # DATA: the next acts
 _DIR = const(0x4000)  # of st_mode
 
 step = moved = told = 0  # bytes: between two words on how far we are, of this job, when last told
-view = mv[_OUT:]
+view = mv[_OUT:-16]  # behind it a tag has room (mac.py)
 
 
 # What the link is owed between two steps; gives the length of a message of this job's, waits for
@@ -48,14 +50,14 @@ def sha(path):
             hear(False)
 
 
-# The SHA-256 of a file of this size, in hex; None where there is none, False for a folder.
+# The SHA-256 of a file of this size (-1: of any), in hex; "" for one of another size, None where
+# there is none, False for a folder.
 def hash(path, size):
     try:
         st = os.stat(path)
         if st[0] & _DIR:
             return False
-        if st[6] == size:
-            return hexlify(sha(path)).decode()
+        return hexlify(sha(path)).decode() if size in (st[6], -1) else ""
     except OSError:
         pass
 
@@ -168,16 +170,41 @@ def get(path):
                 told = unpack_from(">I", buf, _IN + 6)[0]
 
 
+# Does what a journal says, if there is one.
+def finish(_):
+    from cm.switch import finish
+
+    finish()
+    link.drop("switch")
+
+
 # Does one act after the other; gives what each gave. They are functions of this module or of os.
+# Where the text has a third item, the server is told what each gave, and says what comes next.
 def do(text):
     global moved, step, told
     moved = told = 0
-    step, acts = json.loads(text)
-    answers = []
-    for name, path, *more in acts:
-        try:
-            act = globals().get(name) or getattr(os, name)
-            answers.append(act(path, *more))
-        except OSError as e:
-            raise OSError(e.errno, path)
-    return answers
+    while True:
+        step, acts, *more = json.loads(text)
+        answers = []
+        for name, path, *rest in acts:
+            try:
+                act = globals().get(name) or getattr(os, name)
+                answer = act(path, *rest)
+            except OSError as e:
+                if not more:
+                    raise OSError(e.errno, path)
+                answer = {"errno": e.errno}
+            if not more:
+                answers.append(answer)
+                continue
+            data = json.dumps(answer).encode()
+            view[: len(data)] = data
+            tell(_CHUNK, _GAVE, _OUT, _OUT + len(data))
+            if isinstance(answer, dict):
+                break
+        if not more:
+            return answers or None
+        n = hear(True)
+        while not buf[_IN + 1] & _NEXT:  # a late word on what was taken of a file
+            n = hear(True)
+        text = mv[_IN + 6 : _IN + n]

@@ -1,6 +1,6 @@
 # The link to the server: frames messages (RFC 6455), waits for them, redials for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,760 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,830 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import select
 import sys
@@ -163,6 +163,16 @@ def idle(ms):
 def drop(part):
     sys.modules.pop("cm." + part, None)
     cm.__dict__.pop(part, None)
+
+
+# How well the board hears its Wi-Fi, in dBm; 0 without.
+def rssi():
+    try:
+        import network
+
+        return network.WLAN(0).status("rssi")
+    except Exception:
+        return 0
 
 
 # What cells have as cm.emit, until its first use brings the real one.

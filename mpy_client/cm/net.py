@@ -52,4 +52,4 @@ def up(config):
         print("LAN" if lan else "Wi-Fi " + name + ":", why)
         if not lan:
             nic.disconnect()
-    raise OSError(why)
+    raise OSError  # dial.py has nothing to add

@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,911 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,972 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -35,6 +35,7 @@ _FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
+_FACTS = const(0x28)
 
 _OK = const(0)
 _ERROR = const(1)
@@ -187,7 +188,8 @@ def input(prompt=""):
     return ask(port, prompt)
 
 
-# Does what the server says, until the link ends.
+# Does what the server says, until the link ends; when there is nothing to do, it tells what has
+# changed of its facts.
 def serve():
     global stop
     dirty = False
@@ -197,10 +199,14 @@ def serve():
             n = link.timeout - ticks_diff(ticks_ms(), link.heard)
             if n <= 0:
                 return
-            if not link.idle(min(n, 1000) if dirty else n) and dirty:
+            if link.idle(min(n, 1000) if dirty else n):
+                dirty = True  # if only by the server's beat
+            elif dirty:
                 dirty = False
                 link.drop("files")
                 gc.collect()
+                pack_into(">Ib", buf, _OUT, gc.mem_free(), link.rssi())
+                tell(_FACTS, 0, _OUT, _OUT + 5)
             continue
         dirty = True
         op = buf[_IN]

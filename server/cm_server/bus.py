@@ -102,7 +102,7 @@ class NatsBus:
     """
 
     def __init__(self, url: str) -> None:
-        self.up = False
+        self.up = self._closing = False
         self.waiting = 0
         self._url = url
         self._outbox: deque[tuple[str, bytes]] = deque()
@@ -165,7 +165,7 @@ class NatsBus:
         self._set_up(True)
 
     def _set_up(self, up: bool) -> None:
-        if up != self.up:
+        if up != self.up and not self._closing:
             log.log(
                 logging.INFO if up else logging.WARNING, "the bus is %s", "up" if up else "away"
             )
@@ -194,11 +194,11 @@ class NatsBus:
                 self.waiting -= len(data)
 
     async def close(self) -> None:
-        """Send what waits, and hang up."""
+        """Hang up."""
+        self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._nats is not None and not self._nats.is_closed:
-            self._changed = lambda _up: None
             with contextlib.suppress(Exception):  # it is away: then nobody is told
                 await asyncio.wait_for(self._nats.close(), 2)

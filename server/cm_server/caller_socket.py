@@ -138,6 +138,7 @@ class CallerConversation:
             task.cancel()
         self._server.callers.discard(self)
         self._server.contents.forget(self)
+        self._server.plans.forget(self)
         self._server.dispatch.forget(self)
         for ref in list(self._watches):
             self._unwatch(ref)
@@ -283,17 +284,15 @@ class CallerConversation:
         if head.get("idle"):
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
-        files = None
-        if "acts" in head:
-            code, files = orders.files_of(self._server, head["acts"], len(boards))
+        order = orders.order_of(self._server, self, head, code, len(boards))
         cell = Cell(
-            code,
+            order.code,
             _seconds(head, "timeout"),
             bool(head.get("awaits")),
             bool(head.get("fresh")),
             _seconds(head, "wait") or 0.0,
             bool(head.get("answers")),
-            files,
+            order.files,
         )
         jobs = self._server.dispatch.submit(
             boards,
@@ -302,7 +301,8 @@ class CallerConversation:
             self,
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
-            detail=shorten(orders.describe(head["acts"])) if files else "",
+            detail=shorten(order.detail),
+            verb=order.verb,
         )
         return jobs, left_out
 

@@ -33,6 +33,13 @@ class Content:
         os.unlink(path)  # noqa: PTH108  # it goes with its last user, or with the process
         weakref.finalize(self, os.close, self._file)
 
+    @classmethod
+    def of(cls, data: bytes, folder: Path) -> Content:
+        """Return a whole one."""
+        made = cls(hashlib.sha256(data).hexdigest(), len(data), folder)
+        made.write(data)
+        return made
+
     def write(self, piece: bytes) -> None:
         """Take the next piece.
 
@@ -127,13 +134,13 @@ class Contents:
             self.hold(content)
         return content.written
 
-    def keep(self, data: bytes) -> None:
-        """Keep bytes that the server itself has for boards."""
-        digest = hashlib.sha256(data).hexdigest()
-        if self.get(digest) is None:
-            content = Content(digest, len(data), self._folder)
-            content.write(data)
+    def keep(self, data: bytes) -> Content:
+        """Keep bytes that the server itself has for boards, and return them."""
+        content = self.get(hashlib.sha256(data).hexdigest())
+        if content is None:
+            content = Content.of(data, self._folder)
             self.hold(content)
+        return content
 
     def hold(self, content: Content) -> None:
         """Keep a whole content until newer ones need its place."""

@@ -29,6 +29,7 @@ from .jobs import Cell, Job, Timer, Told, Watcher, read_last
 from .queues import LOST_AFTER, Queues
 from .registry import Board, BoardLink, Registry
 from .rows import JobRow
+from .steps import Refused
 from .store import Store
 
 if TYPE_CHECKING:
@@ -176,9 +177,7 @@ class Dispatch:
     def left(self, number: int, size: int) -> None:
         """Note that bytes of a board's file have left for the caller."""
         job = self.jobs.get(number)
-        if job is not None and job.away and self.elsewhere is not None:
-            self.elsewhere.left(job, size)
-        elif job is not None and job.state == "running" and job.transfer is not None:
+        if job is not None and job.state == "running" and job.transfer is not None:
             job.transfer.on_left(size)
 
     # What boards say
@@ -196,6 +195,9 @@ class Dispatch:
             self.on_emit(board, message)
         elif message.op == wire.PROGRAM:
             self._on_program(board, message)
+        elif message.op == wire.FACTS:
+            board.told = {**board.told, **wire.read_facts(message)}
+            board.touch()
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
         elif job is None or job.id != message.job:
@@ -205,7 +207,7 @@ class Dispatch:
         elif message.op == wire.INPUT:
             self.take_input(job, data)
         elif message.op == wire.CHUNK:
-            self._on_chunk(job, message, data)
+            self.take_chunk(job, message, data)
         else:
             (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
@@ -247,11 +249,18 @@ class Dispatch:
         board.link.send(wire.pack(wire.INTERRUPT))
         return True
 
-    def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+    def take_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
-        if job.transfer is not None:  # else it is settled, and the board does not know it yet
-            job.transfer.on_chunk(message)
-            job.deliver(data)
+        if job.transfer is None:  # it is settled, and the board does not know it yet
+            return
+        try:
+            if job.transfer.on_chunk(message):
+                job.deliver(data)
+        except Refused as error:
+            if job.away and self.elsewhere is not None:
+                self.elsewhere.refuse(job, error.why)
+            else:
+                self._endings.settle(job, "error", error.why)
 
     def take_input(self, job: Job, data: bytes) -> None:
         """Have somebody answer a job's ``input()``."""
@@ -304,6 +313,10 @@ class Dispatch:
         for board in self._registry.by_id.values():
             board.queue.clear()
             board.current = None
+
+    def refuse(self, job: Job, why: str) -> None:
+        """End a job that its caller's server goes no further with."""
+        self._endings.settle(job, "error", why)
 
     def inherit(self, rows: Sequence[JobRow]) -> None:
         """Take over what a dead server sent: its boards may still tell."""

@@ -93,17 +93,18 @@ class Elsewhere:
         """Answer its ``input()``."""
         self._post.send(job.away, "answer", {"job": job.id, "nobody": nobody}, text)
 
-    def left(self, job: Job, size: int) -> None:
-        """Note that bytes of a board's file have left for the caller."""
-        self._post.send(job.away, "left", {"job": job.id, "size": size})
+    def refuse(self, job: Job, why: str) -> None:
+        """Have a job ended that goes no further: the word comes back as its ending."""
+        self._post.send(job.away, "refuse", {"job": job.id, "why": why})
 
     # What the other servers say
 
     def _on_taken(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
-        for number, waits in head["jobs"]:
+        for number, waits, buffer_size in head["jobs"]:
             job = self._known(number, sender)
             if job is None:
                 continue
+            job.board.buffer_size = buffer_size
             self._tries.pop(number, None)
             self._store.let_go(number)
             if waits:
@@ -122,9 +123,15 @@ class Elsewhere:
 
     def _begun(self, job: Job) -> None:
         job.state, job.started = "running", time.time()
+        if job.cell.files is not None:
+            job.transfer = job.cell.files.begin(job, lambda data: self._pass(job, data))
         if job.cell.timeout is not None:
             seconds = job.cell.timeout + CONFIRM + LATE_SECONDS
             job.timer = self._later(seconds, lambda: self._on_late(job))
+
+    def _pass(self, job: Job, data: bytes) -> None:
+        """Send a board what belongs to a job's files: they are moved from here."""
+        self._post.send(job.away, "data", {"job": job.id}, data)
 
     def _on_late(self, job: Job) -> None:
         """The other server should have said by now how the job ended."""
@@ -181,6 +188,8 @@ class Elsewhere:
             self._end(job, wire.STATUSES[message.flags], why)
         elif message.op == wire.INPUT:
             self._dispatch.take_input(job, data)
+        elif message.op == wire.CHUNK:
+            self._dispatch.take_chunk(job, message, data)
         else:
             if message.op == wire.STARTED:
                 self._begun(job)
@@ -260,6 +269,5 @@ def _told(cell: Cell) -> dict[str, Any]:
     told = cell._asdict()
     del told["code"]
     if cell.files is not None:
-        contents = [[content.digest, content.size] for content in cell.files.contents]
-        told["files"] = [cell.files.step, contents, cell.files.gets]
+        told["files"] = [cell.files.gets, cell.files.starter]
     return told

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from cloudmanager import wire
 
 from . import limits
-from .transfers import Files, Transfer
+from .steps import Steps, Work
+from .transfers import Files, Relay, Transfer
 
 if TYPE_CHECKING:
     from .registry import Board
@@ -43,7 +44,7 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
-    files: Files | None = None  # then the code is acts on files, in JSON
+    files: Files | Work | Relay | None = None  # then the code is acts on files, in JSON
 
 
 class Tail:
@@ -113,8 +114,8 @@ class Job:
         self.value = Tail()
         self.timer: Timer | None = None
         self.asking = False
-        self.transfer: Transfer | None = None  # while it moves files
         self.away = ""  # the other server that has it; "?" where the store alone knows
+        self.transfer: Transfer | Steps | Relay | None = None  # while it moves files
 
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""

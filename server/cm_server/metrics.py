@@ -77,6 +77,8 @@ class _Collector:
         yield _labelled(counter, "cm_refused", "who was not let in", "who", tally.refused)
         yield _labelled(gauge, "cm_jobs_open", "jobs that have not ended", "state", jobs)
         yield _labelled(counter, "cm_jobs_ended", "jobs that ended", "status", tally.ended)
+        pruned = server.housekeeper.pruned
+        yield _labelled(counter, "cm_pruned", "old rows taken out", "what", pruned)
         yield _histogram("cm_job_seconds", "how long jobs ran", tally)
 
 

@@ -1,18 +1,54 @@
-"""What a caller wants done with boards' files -> what goes to a board. No sockets, no SQL."""
+"""What a caller wants done with boards' files or packages -> what goes to a board; no sockets."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager import acts, wire
+from cloudmanager.acts import STARTER_MARK
 from cloudmanager.errors import ServerError
 
-from . import limits
+from . import installs, limits
 from .contents import Content
+from .steps import Work
 from .transfers import Files, step_for
 
 if TYPE_CHECKING:
     from .app import Server
+
+_LOOKED = 4096  # bytes of another starter in which it has to start the client
+
+
+class Order(NamedTuple):
+    """What goes to each board, and what stands in the audit log.
+
+    Attributes:
+        code: a cell; or acts on files.
+        files: what is done with files; None: it is a cell.
+    """
+
+    code: bytes
+    files: Files | Work | None = None
+    verb: str = "submit"
+    detail: str = ""
+
+
+def order_of(
+    server: Server, owner: object, head: dict[str, Any], code: bytes, boards: int
+) -> Order:
+    """Return what a SUBMIT asks for: a cell, acts on files, or something about packages.
+
+    Raises:
+        ServerError: it is unsound, or what it needs is not here.
+    """
+    if "acts" in head:
+        return Order(*files_of(server, head["acts"], boards), detail=describe(head["acts"]))
+    if "packages" in head:
+        asked = head["packages"]
+        work = installs.work_of(server, owner, asked, boards)
+        planned = server.plans.get(owner, asked["plan"]) if "plan" in asked else None
+        return Order(work.code, work, *installs.describe(asked, planned))
+    return Order(code)
 
 
 def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
@@ -23,6 +59,7 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
     """
     checked = acts.check(asked, most=limits.ACTS, path_bytes=limits.PATH_BYTES)
     contents: list[Content] = []
+    starter = False
     told = []
     for act in checked:
         if act[0] == "put":
@@ -30,7 +67,10 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
             if content is None:
                 raise ServerError(f"the content for {act[1]} was not sent to it")
             contents.append(content)
+            starter |= acts.touches_starter(act) and STARTER_MARK not in content.read(0, _LOOKED)
             act = ["put", act[1], content.size, content.digest]
+        else:
+            starter |= acts.touches_starter(act)
         told.append(act)
     names = {act[0] for act in checked}
     if {"put", "get"} <= names:
@@ -39,7 +79,7 @@ def files_of(server: Server, asked: object, boards: int) -> tuple[bytes, Files]:
     code = wire.pack_acts(step, told)
     if len(code) > limits.ACTS_BYTES:
         raise ServerError(f"acts on files have at most {limits.ACTS_BYTES} bytes in one job")
-    return code, Files(step, tuple(contents), "get" in names)
+    return code, Files(step, tuple(contents), "get" in names, starter)
 
 
 def describe(asked: list[list[Any]]) -> str:

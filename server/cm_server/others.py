@@ -21,6 +21,7 @@ from cloudmanager.errors import ServerError
 from . import limits
 from .bus import Bus
 from .guests import Guests
+from .jobs import MAX_JOB
 from .post import Post
 from .presence import Presence
 from .shared_store import SharedStore
@@ -77,7 +78,7 @@ class Others:
         self.post = Post(bus, fleet, key, store.server)
         self.elsewhere = server.dispatch.meet(store, self.post)
         self.presence = Presence(server, store, self.post, self.elsewhere, loop.call_later)
-        self.guests = Guests(server.dispatch, store, server.registry, server.contents, self.post)
+        self.guests = Guests(server.dispatch, store, server.registry, self.post)
         store.epoch_for = self.presence.epoch_for
         store.on_change = self.presence.tell_rows
         self.servers: dict[str, str] = {}  # that are there: id and address
@@ -153,7 +154,7 @@ class Others:
 
     def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
         """Return where open jobs are that this server does not know: job, board, server."""
-        numbers = list(jobs)
+        numbers = [number for number in jobs if 0 < number <= MAX_JOB][: limits.REPLY_JOBS]
         return self._store.places(numbers) if numbers else []
 
     def interrupt(self, places: Iterable[tuple[int, str, str]]) -> None:
@@ -219,7 +220,6 @@ class Others:
         for timer in self._timers.values():
             timer.cancel()
         self._server.dispatch.stop()
-        self.guests.close()
         self.presence.close()
         self._guarded(self._store.leave)
         self.post.flush()

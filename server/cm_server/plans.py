@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.errors import PackageError, ServerError
 
+from . import limits
+from .installs import Planned, kind_of
 from .packages import lock
-from .packages.plan import Plan
+from .packages.web import shown
 
 if TYPE_CHECKING:
     from .app import Server
@@ -25,20 +28,70 @@ _OPTIONS = {
 }
 
 
-async def plan_for(server: Server, boards: Sequence[Board], body: dict[str, Any]) -> dict[str, Any]:
+class Plans:
+    """Plans that were made and are to be made good: some of each caller's link, the newest."""
+
+    def __init__(self) -> None:
+        self._held: dict[object, dict[int, Planned]] = {}
+        self._numbers = itertools.count(1)
+
+    def hold(self, owner: object, planned: Planned) -> int:
+        """Keep a plan and return its number."""
+        own = self._held.setdefault(owner, {})
+        while len(own) >= limits.PLANS_PER_LINK:
+            del own[min(own)]
+        number = next(self._numbers)
+        own[number] = planned
+        return number
+
+    def get(self, owner: object, number: object) -> Planned:
+        """Return a plan of that owner's.
+
+        Raises:
+            ServerError: it is not known any more.
+        """
+        own = self._held.get(owner, {})
+        if not isinstance(number, int) or number not in own:
+            raise ServerError("that plan is not known any more; install again")
+        return own[number]
+
+    def forget(self, owner: object) -> None:
+        """Let go of the plans of who went away."""
+        self._held.pop(owner, None)
+
+
+async def plan_for(
+    server: Server, owner: object, boards: Sequence[Board], body: dict[str, Any], *, trusted: bool
+) -> dict[str, Any]:
     """Resolve, fetch and compile once for all boards, by their kinds of bytecode.
+
+    Args:
+        server: that makes it.
+        owner: whose it is.
+        boards: that it is for.
+        body: what was asked.
+        trusted: whether the indexes that it names may be private.
 
     Raises:
         PackageError: there is no such plan.
         ServerError: the request is malformed.
     """
     options = _options(body)
-    kinds = {board.name: _mpy(board) for board in boards}
+    kinds = {kind_of(board) for board in boards}
     sent = {str(name): _sent(server, files) for name, files in body.get("sent", {}).items()}
-    plan = await server.packages.plan(mpys=set(kinds.values()), sent=sent, **options)
-    for digest in {file.sha256 for files in plan.files.values() for file in files}:
-        server.contents.keep(await server.packages.content(digest))
-    return _told(plan, kinds)
+    plan = await server.packages.plan(mpys=kinds, sent=sent, trusted=trusted, **options)
+    digests = {file.sha256 for files in plan.files.values() for file in files}
+    contents = {name: server.contents.keep(await server.packages.content(name)) for name in digests}
+    number = server.plans.hold(owner, Planned(plan, contents, _how(options)))
+    text = lock.dump(plan.wanted, plan.packages)
+    return {"number": number, "plan": plan.describe(), "lock": text}
+
+
+def _how(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that an upgrade is to have, too; of a URL, without what opens it."""
+    how = {name: options[name] for name in ("target_dir", "source_only") if options.get(name)}
+    indexes = options.get("indexes") or {}
+    return how | ({"indexes": {k: shown(v) for k, v in indexes.items()}} if indexes else {})
 
 
 def _options(body: dict[str, Any]) -> dict[str, Any]:
@@ -63,20 +116,3 @@ def _sent(server: Server, files: Any) -> dict[str, bytes]:
             raise PackageError(f"the content for {str(path)[:64]} was not sent to the server")
         found[str(path)] = content.read(0, content.size)
     return found
-
-
-def _mpy(board: Board) -> int:
-    number = board.told.get("mpy")
-    return number if isinstance(number, int) else 0
-
-
-def _told(plan: Plan, kinds: dict[str, int]) -> dict[str, Any]:
-    return {
-        "plan": plan.describe(),
-        "boards": kinds,
-        "files": {
-            str(mpy): [[file.path, file.sha256, file.size, file.package] for file in files]
-            for mpy, files in plan.files.items()
-        },
-        "lock": lock.dump(plan.wanted, plan.packages),
-    }

@@ -16,7 +16,6 @@ from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
 from .registry import Board
 from .store import Store
-from .transfers import Transfer
 
 log = logging.getLogger("cm_server")
 
@@ -53,8 +52,8 @@ class Queues:
         """Send a job to its board, which is idle; one for a fresh board lets it restart first."""
         board, cell = job.board, job.cell
         assert board.link is not None
-        if cell.files is not None and "files" not in board.parts:
-            self._endings.settle(job, "error", "its client lacks the part for files (files.mpy)")
+        if why := _unfit(job):
+            self._endings.settle(job, "error", why)
             self.next(board)
             return
         if not self._may_send(job):
@@ -67,7 +66,7 @@ class Queues:
             return
         job.state, job.started = "running", time.time()
         if cell.files is not None:
-            job.transfer = Transfer(job.id, cell.files, board.link.send, board.buffer_size)
+            job.transfer = cell.files.begin(job, board.link.send)
         for message in job.messages():
             board.link.send(message)
         self._endings.tally.started(job)
@@ -165,3 +164,16 @@ class Queues:
         job, board.current = board.current, None
         if job is not None and job.state != "settled":
             self._endings.settle(job, "lost", why)
+
+
+def _unfit(job: Job) -> str:
+    """Return why a board cannot do what a job does with files; empty: it can."""
+    files, parts = job.cell.files, job.board.parts
+    if files is None:
+        return ""
+    if "files" not in parts:
+        return "its client lacks the part for files (files.mpy)"
+    starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
+    if starts and files.starter:
+        return "its /main.py starts its client; a program of yours is started as /app.py"
+    return ""

@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from cloudmanager.errors import ServerError
 
 from . import tables
+from .jobs import MAX_JOB
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 from .store import _BOARD, _END_JOB, _HOW_IT_ENDED, _INSERT_JOB, _JOB, Store
 
@@ -62,6 +63,7 @@ class SharedStore(Store):
         self.server = server or secrets.token_hex(8)
         self.epoch_for: Callable[[str], int | None] = lambda _board_id: None
         self.on_change: Callable[..., None] = lambda *_ids, **_what: None  # the others are told
+        self._next_job = MAX_JOB + 2  # the newest numbers are a counter's to keep
         self.refused = 0  # writes, since the job or the board was another server's
         self._mine: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
         self._free = range(0)

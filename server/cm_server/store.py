@@ -14,6 +14,7 @@ Call from the server's one thread.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,9 @@ import sqlalchemy as sa
 
 from cloudmanager.errors import ServerError
 
-from . import tables
+from . import limits, tables
 from .databases import open_database
+from .installed import Installed
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
@@ -67,6 +69,7 @@ class Store:
         self._insert_job = self.database.compile(_INSERT_JOB)
         self._end_job = self.database.compile(_END_JOB.values(_HOW_IT_ENDED))
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
+        self.installed = Installed(self._db, self._written)
 
     def close(self) -> None:
         """Write what is waiting and close."""
@@ -175,6 +178,8 @@ class Store:
         statement = sa.delete(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         with self._durably(note):
             self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+            for board_id in board_ids:
+                self.installed.forget(board_id)
 
     def set_labels(
         self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
@@ -242,6 +247,7 @@ class Store:
         address: str = "",
         target: str = "",
         detail: str = "",
+        verb: str = "submit",
     ) -> range:
         """Write one open job per board, in one transaction, and return their numbers.
 
@@ -259,9 +265,7 @@ class Store:
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         count, last = len(rows), numbers[-1]
-        cell = AuditRow(
-            now, caller, address, "submit", target, detail, count, numbers[0], last, "done"
-        )
+        cell = AuditRow(now, caller, address, verb, target, detail, count, numbers[0], last, "done")
         self._write(rows, cell)
         return numbers
 
@@ -289,7 +293,8 @@ class Store:
         Raises:
             ServerError: it may not be, since the store is away.
         """
-        self.flush()
+        if self._endings:
+            self.flush()
         return True
 
     def flush(self) -> None:
@@ -319,6 +324,38 @@ class Store:
         self.flush()
         rows = self._rows(sa.select(*_JOB).where(tables.jobs.c.id == number))
         return JobRow(*rows[0]) if rows else None
+
+    def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
+        """Take out some jobs that ended long ago; the newest stays: numbers go on behind it.
+
+        Args:
+            before: seconds since 1970; younger ones stay.
+            after: the number behind which to look.
+
+        Returns:
+            How many went, and how far it has looked: ``after`` where there is no older one.
+        """
+        job = tables.jobs.c
+        query = sa.select(job.id, job.created, job.ended).where(job.id > after)
+        rows = self._rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
+        old = [row for row in rows if row.created < before and row.id < self._next_job - 1]
+        gone = [row.id for row in old if row.ended is not None]
+        self._prune(sa.delete(tables.jobs).where(job.id.in_(gone)), gone)
+        return len(gone), old[-1].id if old else after
+
+    def prune_audit(self, before: float) -> int:
+        """Take out some of the oldest rows of the audit log; return how many."""
+        row = tables.audit.c
+        rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
+        gone = [each.id for each in itertools.takewhile(lambda each: each.at < before, rows)]
+        self._prune(sa.delete(tables.audit).where(row.id <= max(gone, default=0)), gone)
+        return len(gone)
+
+    def _prune(self, statement: sa.Delete, gone: list[int]) -> None:
+        if gone:
+            with contextlib.suppress(ServerError), self._written():
+                self._db.execute(statement)
+                self._db.commit()
 
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""

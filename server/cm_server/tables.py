@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from . import schema
+from .installed import META
 
-meta = sa.MetaData()
+meta = META
 
 _Big = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's are as long as it takes
 

@@ -10,14 +10,17 @@ no chunk waits for the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloudmanager import wire
 from cloudmanager.errors import PeerWireError
 
 from . import limits
 from .contents import Content
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 STEPS = 4  # how many words on how far it is a window has room for; as in mpy_client/cm/files.py
 
@@ -29,11 +32,17 @@ class Files(NamedTuple):
         step: bytes after which a board tells how far it is; the window is ``STEPS`` of them.
         contents: what its puts write, in their order.
         gets: whether bytes come from the board.
+        starter: whether they replace what a flashed board starts its client by.
     """
 
     step: int
     contents: tuple[Content, ...]
     gets: bool
+    starter: bool = False
+
+    def begin(self, job: Job, send: Callable[[bytes], object]) -> Transfer:
+        """Return what moves them for one of the boards."""
+        return Transfer(job.id, self, send, job.board.buffer_size)
 
 
 def step_for(boards: int) -> int:
@@ -63,22 +72,30 @@ class Transfer:
         self._waiting: list[Content] = list(reversed(files.contents))
         self._content: Content | None = None  # on its way
         self._at = 0  # in that
-        self._sent = 0  # bytes of this job
+        self.sent = 0  # bytes of this job, both ways
         self._confirmed = 0
 
-    def on_chunk(self, message: wire.Message) -> None:
+    def on_chunk(self, message: wire.Message) -> bool:
         """Take a board's word on what it has written, or still has of a file; a file's bytes pass.
+
+        Returns:
+            Whether the caller is to see it.
 
         Raises:
             PeerWireError: it is malformed, or about nothing.
         """
         if self._gets:
-            return
+            return True
         if message.flags & wire.HAVE:
             self._begin(wire.read_have(message))
         else:
             self._confirmed = max(self._confirmed, wire.read_count(message))
         self._pump()
+        return True
+
+    def expect(self, contents: Sequence[Content]) -> None:
+        """Have more contents ready, for the puts that come."""
+        self._waiting[:0] = reversed(contents)
 
     def _begin(self, have: wire.Have) -> None:
         """Go on where an earlier try stopped, or begin."""
@@ -92,7 +109,7 @@ class Transfer:
     def _pump(self) -> None:
         content, window = self._content, STEPS * self._step
         while content is not None and self._at < content.size:
-            if self._sent - self._confirmed >= window:
+            if self.sent - self._confirmed >= window:
                 return
             self._next(content, 0)
 
@@ -100,13 +117,34 @@ class Transfer:
         piece = content.read(self._at, self._room)
         self._send(wire.pack(wire.DATA, piece, job=self._job, flags=flags))
         self._at += len(piece)
-        self._sent += len(piece)
+        self.sent += len(piece)
 
     def on_left(self, size: int) -> None:
         """Note that so many bytes of the board's have left for the caller: it may send more."""
-        if not self._gets:
-            return
-        self._sent += size
-        if self._sent - self._confirmed >= self._step:
-            self._confirmed = self._sent
-            self._send(wire.pack_count(wire.DATA, self._sent, job=self._job))
+        if self._gets:
+            self.take(size)
+
+    def take(self, size: int) -> None:
+        """Note that so many bytes of the board's have been taken."""
+        self.sent += size
+        if self.sent - self._confirmed >= self._step:
+            self._confirmed = self.sent
+            self._send(wire.pack_count(wire.DATA, self.sent, job=self._job))
+
+
+class Relay(NamedTuple):
+    """A job with files whose caller is at another server, where all is done; here it passes."""
+
+    gets: bool
+    starter: bool
+
+    def begin(self, _job: Job, _send: Callable[[bytes], object]) -> Relay:
+        """Return itself: there is nothing to keep."""
+        return self
+
+    def on_chunk(self, _message: wire.Message) -> bool:
+        """Have it go on to the other server."""
+        return True
+
+    def on_left(self, size: int) -> None:
+        """Do nothing: the other server counts."""

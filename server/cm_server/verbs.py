@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager import errors
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
-from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
+from cloudmanager.targets import check_label, check_name, fold, parse
 
-from . import limits, plans, reach
+from . import job_verbs, limits, plans, reach
 from .audit import Note
 from .auth import BOARD, ROLES
-from .jobs import MAX_JOB, Job, show_row
+from .calls import Call, choose
 from .registry import Board
 from .rows import TokenRow
 
 if TYPE_CHECKING:
     from .app import Server
-    from .others import Others
 
 
 ENROL_SECONDS = 3600.0  # that a token for boards lasts, unless told
-
-
-class Call(NamedTuple):
-    """What somebody asks for.
-
-    Attributes:
-        caller: the token that he came in with.
-        boards: those that the token reaches: for this call, there are no others.
-        body: what he said.
-        note: what becomes the call's row in the audit log.
-        owner: the conversation that it is part of.
-    """
-
-    server: Server
-    caller: TokenRow
-    boards: Mapping[str, Board]
-    body: dict[str, Any]
-    note: Note
-    owner: object = None
 
 
 class Verb(NamedTuple):
@@ -94,7 +74,7 @@ def answer(
     except CloudmanagerError as error:
         server.audit.refused(call.note, error)
         raise
-    if VERBS[name].role == ROLES[0] or name == "offer":  # its row is the job's that puts it there
+    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # their rows are their jobs'
         server.audit.read(call.note)
     else:
         server.audit.done(call.note)
@@ -122,7 +102,7 @@ def _status(call: Call) -> dict[str, Any]:
 
 
 def _boards(call: Call) -> list[dict[str, Any]]:
-    return [board.describe() for board in _choose(call)]
+    return [board.describe() for board in choose(call)]
 
 
 def _label(call: Call) -> list[str]:
@@ -131,7 +111,7 @@ def _label(call: Call) -> list[str]:
         raise ServerError("labels are given as key=value")
     for key, value in changes.items():
         check_label(str(key), str(value or "x"))  # an empty one, or null, takes the label away
-    boards = _choose(call)
+    boards = choose(call)
     call.note.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
     for board in boards:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
@@ -142,41 +122,11 @@ def _label(call: Call) -> list[str]:
     return [board.name for board in boards]
 
 
-def _interrupt(call: Call) -> int:
-    numbers, jobs = _numbers(call.body), call.server.dispatch.jobs
-    call.note.detail = fold(str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB)
-    found = [jobs[number] for number in numbers if number in jobs and _reaches(call, jobs[number])]
-    boards = {job.board.id for job in found}
-    for job in found:
-        call.server.dispatch.interrupt(job)
-    count = len(found)
-    if call.server.others is not None:
-        more = call.server.others.places(set(numbers) - jobs.keys())
-        reached = [(n, board, server) for n, board, server in more if _reaches_id(call, board)]
-        call.server.others.interrupt(reached)
-        boards |= {board for _, board, _ in reached}
-        count += len(reached)
-    call.note.boards = len(boards)
-    return count
-
-
 def _stop(call: Call) -> list[str]:
     """Ask boards to end their own programs; return the names of those that are there."""
     server = call.server
     stop = server.dispatch.stop_program if server.others is None else server.others.stop_program
-    return [board.name for board in _choose(call) if stop(board)]
-
-
-def _reaches(call: Call, job: Job) -> bool:
-    """Whether a job is on a board that the caller reaches; a name may be another board's now."""
-    return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
-
-
-def _reaches_id(call: Call, board_id: str) -> bool:
-    board = call.server.registry.by_id.get(board_id)
-    return reach.reaches_all(call.caller) or (
-        board is not None and call.boards.get(board.name) is board
-    )
+    return [board.name for board in choose(call) if stop(board)]
 
 
 def _offer(call: Call) -> int:
@@ -187,64 +137,27 @@ def _offer(call: Call) -> int:
 
 def _plan(call: Call) -> Any:
     """Make the plan of an install; the reply comes when it is made."""
-    boards = _choose(call)
+    boards = choose(call)
     call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
-    return plans.plan_for(call.server, boards, call.body)
+    trusted = call.caller.role == ROLES[-1] and reach.reaches_all(call.caller)
+    return plans.plan_for(call.server, call.owner, boards, call.body, trusted=trusted)
 
 
-def _jobs(call: Call) -> Any:
-    """Return the jobs that have not ended, then those that ended lately, newest first."""
-    server = call.server
-    chosen = _choose(call) if call.body.get("target") is not None else None
-    if server.others is None:
-        return _visible(call, server.dispatch.lines(), chosen)
-    return _jobs_everywhere(call, server.others, chosen)
+def _installed(call: Call) -> dict[str, Any]:
+    """Return what boards have confirmed to have, there or not, and when."""
+    names = parse(str(call.body.get("target") or "all")).matches(call.boards)
+    call.note.boards = len(names)
+    return {name: _recorded(call.server, call.boards[name]) for name in names}
 
 
-async def _jobs_everywhere(call: Call, others: Others, chosen: list[Board] | None) -> Any:
-    """Return the jobs of all servers; the one that runs a job, which is the last, knows best."""
-    return _visible(call, await others.lines(), chosen)
-
-
-def _visible(
-    call: Call, lines: list[tuple[str, dict[str, Any]]], chosen: list[Board] | None
-) -> list[dict[str, Any]]:
-    ids = None if chosen is None else {board.id for board in chosen}
-    seen = [
-        line
-        for board_id, line in lines
-        if _reaches_id(call, board_id) and (ids is None or board_id in ids)
-    ]
-    return seen[: limits.REPLY_JOBS]
-
-
-def _job(call: Call) -> Any:
-    """Return one job with its output's tail; of an older one, its line in the store."""
-    server, number = call.server, call.body.get("job")
-    if not isinstance(number, int) or not 0 < number < 2**63:
-        raise ServerError("a job is named by its number")
-    call.note.detail = str(number)
-    job = server.dispatch.jobs.get(number) or server.dispatch.recent.get(number)
-    if job is not None and _reaches(call, job):
-        return job.show()
-    if job is None and server.others is not None:
-        return _job_elsewhere(call, server.others, number)
-    return _job_row(call, number, known=job is not None)
-
-
-async def _job_elsewhere(call: Call, others: Others, number: int) -> dict[str, Any]:
-    line = _job_row(call, number, known=False)  # whether there is one in reach
-    return await others.show(number) or line
-
-
-def _job_row(call: Call, number: int, *, known: bool) -> dict[str, Any]:
-    server = call.server
-    row = None if known else server.store.job(number)
-    board = server.registry.by_id.get(row.board) if row else None
-    reached = call.boards.get(board.name) is board if board else reach.reaches_all(call.caller)
-    if row is None or not reached:
-        raise ServerError(f"there is no job {number}")
-    return show_row(row, board.name if board else row.board)
+def _recorded(server: Server, board: Board) -> dict[str, Any]:
+    installed = server.store.installed
+    return {
+        "online": board.online,
+        "absence": board.absence,
+        "confirmed": installed.at(board.id),
+        "packages": installed.of(board.id),
+    }
 
 
 def _samples(call: Call) -> list[list[Any]]:
@@ -296,14 +209,14 @@ def _enrol_token(call: Call) -> dict[str, Any]:
 
 def _revoke(call: Call) -> list[str]:
     """Take boards out of the fleet: from now on their keys open nothing."""
-    boards = _choose(call)
+    boards = choose(call)
     call.server.enrolment.revoke(boards, call.note)
     return [board.name for board in boards]
 
 
 def _rename(call: Call) -> str:
     """Give one board another name; its jobs, labels and key go with it."""
-    boards, name = _choose(call), call.body.get("name")
+    boards, name = choose(call), call.body.get("name")
     if len(boards) != 1:
         raise ServerError("one board is renamed at a time")
     _check_new_name(call, name)
@@ -314,7 +227,7 @@ def _rename(call: Call) -> str:
 
 def _rotate(call: Call) -> dict[str, str]:
     """Give boards new keys; says of each whether it was asked now or is yet to be."""
-    boards = _choose(call)
+    boards = choose(call)
     call.server.enrolment.rotate(boards, call.note)
     return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
@@ -347,27 +260,10 @@ def _audit(call: Call) -> list[dict[str, Any]]:
     return [row._asdict() for row in call.server.store.audit(count)]
 
 
-def _choose(call: Call) -> list[Board]:
-    """Return the boards of a request's target; to look at, without one, every one in reach."""
-    boards, target = call.boards, call.body.get("target")
-    if target is None and call.body["verb"] in ("boards", "jobs"):
-        return sorted(boards.values(), key=lambda board: natural_key(board.name))
-    chosen = [boards[name] for name in parse(str(target or "")).resolve(boards).names]
-    call.note.boards = len(chosen)
-    return chosen
-
-
 def _target(body: dict[str, Any]) -> str:
     """Return what stands in the audit log for a request's target."""
     target = body.get("target")
     return target if isinstance(target, str) else ""
-
-
-def _numbers(body: dict[str, Any]) -> list[int]:
-    numbers = body.get("jobs")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise ServerError("jobs are given as a list of numbers")
-    return numbers
 
 
 #: What is a message of its own, and the role that it needs.
@@ -377,12 +273,13 @@ VERBS = {
     "status": Verb("viewer", _status),
     "boards": Verb("viewer", _boards),
     "label": Verb("operator", _label),
-    "interrupt": Verb("operator", _interrupt),
+    "interrupt": Verb("operator", job_verbs.interrupt),
     "offer": Verb("operator", _offer),
     "stop": Verb("operator", _stop),
     "plan": Verb("operator", _plan),
-    "jobs": Verb("viewer", _jobs),
-    "job": Verb("viewer", _job),
+    "installed": Verb("viewer", _installed),
+    "jobs": Verb("viewer", job_verbs.show_jobs),
+    "job": Verb("viewer", job_verbs.show_job),
     "samples": Verb("viewer", _samples),
     "enrol": Verb("admin", _enrol),
     "enrol-token": Verb("admin", _enrol_token, everywhere=True),

@@ -154,13 +154,13 @@ ATTACKS: Final = [
         "cm_server/test_caller_socket.py: "
         "wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address "
         "a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log",
-        "system/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
+        "load/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
         "cm_server/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
     ),
     attack(
         11,
         "slowloris: a byte now and then, in heads, bodies and frames, on 2,000 connections",
-        "system/test_attacks.py: "
+        "load/test_attacks.py: "
         "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
         "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
         "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
@@ -268,7 +268,7 @@ ATTACKS: Final = [
     attack(
         22,
         "floods of output, lines without end, output after the end, another's ending",
-        "system/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
+        "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
         "cloudmanager/test_record.py: line_without_end_is_cut_into_several",
         "cm_server/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "

@@ -5,64 +5,13 @@ import sys
 from json import dumps
 
 sys.path.insert(0, sys.argv[1])  # where cm/switch is
-TORN = sys.argv[2] == "torn"  # the block at which the power goes is half written
 BROKEN = sys.argv[2] == "naive"  # without a journal: files are moved one by one
+
+from ramflash import Flash, mkdir, power_off, power_on, read, write
 
 from cm import switch
 
-SIZE = 512
-BLOCKS = 256
-
-
-class Flash:
-    data = memoryview(bytearray(SIZE * BLOCKS))  # one for all: allocating costs the most here
-
-    def __init__(self):
-        self.left = -1  # writes until the power goes; never
-
-    def readblocks(self, n, buf, offset=0):
-        at = n * SIZE + offset
-        buf[:] = self.data[at : at + len(buf)]
-
-    def writeblocks(self, n, buf, offset=0):
-        buf = memoryview(buf)
-        at = n * SIZE + offset
-        if self.left == 0:
-            raise OSError(5)
-        self.left -= 1
-        if self.left == 0:
-            if TORN:
-                half = len(buf) // 2
-                self.data[at : at + half] = buf[:half]
-            raise OSError(5)
-        self.data[at : at + len(buf)] = buf
-
-    def ioctl(self, op, arg):
-        if op == 4:
-            return BLOCKS
-        if op == 5:
-            return SIZE
-        return 0
-
-
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-
-
-def read(path):
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return None
-
-
-def mkdir(path):
-    try:
-        os.mkdir(path)
-    except OSError:
-        pass
+Flash.torn = sys.argv[2] == "torn"
 
 
 # As whoever installs does it: staged files first, the journal's name last.
@@ -89,20 +38,6 @@ def switch_without(moves, gone):
     for line in gone:
         switch._do(os.remove if line[0] == "-" else os.rmdir, line[1:-1])
     os.rmdir("/.cm/new")
-
-
-# The power is on until `left` writes were made; -1: it stays on.
-def power_on(left=-1):
-    flash = Flash()
-    flash.left = left
-    os.mount(os.VfsLfs2(flash, readsize=32, progsize=32, lookahead=32), "/")
-    return flash
-
-
-# A file that was open then may write when it is collected: to a flash without power.
-def power_off(flash):
-    os.umount("/")
-    flash.left = 0
 
 
 # The files of a package: long enough to take blocks of their own.
@@ -133,8 +68,7 @@ def state(before, after):
 
 
 def fresh(installed):
-    os.VfsLfs2.mkfs(Flash(), readsize=32, progsize=32, lookahead=32)
-    flash = power_on()
+    flash = power_on(fresh=True)
     mkdir("/lib")
     write("/lib/theirs.py", "the user's own")
     if installed:

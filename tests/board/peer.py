@@ -19,7 +19,7 @@ HELLO, CHALLENGE, PROOF, WELCOME = 1, 2, 3, 4
 EXEC, MORE, INTERRUPT, ANSWER, RESET = 0x10, 0x11, 0x12, 0x13, 0x14
 FILE, DATA = 0x16, 0x17
 OUTPUT, VALUE, RESULT, INPUT, CHUNK = 0x20, 0x21, 0x22, 0x23, 0x24
-EMIT, PROGRAM = 0x26, 0x27
+EMIT, PROGRAM, FACTS = 0x26, 0x27, 0x28
 OK, ERROR, INTERRUPTED, TIMEOUT, RUNNING = range(5)
 
 
@@ -62,6 +62,7 @@ class Link:
         self.peer, self.socket, self.name, self.told = peer, socket, name, told
         self.jobs = {}
         self.samples = []  # (ticks in ms, how many were lost before it, values)
+        self.facts = []  # (free heap in bytes, RSSI in dBm)
         self.programs = []  # what it said of its own program
         self.closed = threading.Event()
 
@@ -152,6 +153,11 @@ class Link:
                 self.samples.append((ticks, flags, json.loads(data[14:])))
                 self.peer.changed.notify_all()
             return
+        if op == FACTS:
+            with self.peer.changed:
+                self.facts.append(struct.unpack(">Ib", data[6:]))
+                self.peer.changed.notify_all()
+            return
         if number == bytes(4):  # the board's own program
             if op == PROGRAM:
                 with self.peer.changed:
@@ -186,8 +192,9 @@ class Link:
 class Peer:
     """The server: knows boards by id, keeps their newest links."""
 
-    def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False):
+    def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False, tls=None):
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
+        self.tls = tls
         self.links, self.seen, self.refused = {}, [], []
         self.changed = threading.Condition()
         self.loop = asyncio.new_event_loop()
@@ -208,6 +215,7 @@ class Peer:
                 compression=None,
                 max_size=65536,
                 ping_interval=None,
+                ssl=self.tls,
             )
 
         self.server = self.call(start())

@@ -6,12 +6,14 @@ port show then. The stand-ins (standin_boot.py) are for machine, network and os.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 
 import pytest
 
 from cloudmanager.cable import Repl
+from cm_server import certificates
 
 from .peer import INTERRUPTED, OK
 
@@ -83,6 +85,35 @@ def test_new_settings_that_do_not_work_are_taken_back(lab):
     lab.link(after=link, timeout=25)
     lab.chip.hear(b"The new settings do not work: the old ones are back.")
     assert lab.flash.read("/cm.new") == ""
+
+
+def test_server_that_is_away_is_said_ever_more_seldom_until_it_is_back(lab):
+    lab.peer.shut()
+    lab.boot()
+    lab.chip.hear(b"No link to the server: [Errno 111] ECONNREFUSED")
+    lab.chip.said.clear()
+    lab.chip.hear(b"No link to the server: [Errno 111] ECONNREFUSED")
+    lab.peer.open()
+    assert lab.link().run("__cm__((6 * 7))").value == b"42"
+    assert lab.chip.said.count(b"No link") < 4
+
+
+def test_server_with_a_bad_certificate_is_refused_until_it_has_the_right_one(lab, tmp_path):
+    for name in ("right", "wrong"):
+        (tmp_path / name).mkdir()
+    right, wrong = (certificates.load(tmp_path / name) for name in ("right", "wrong"))
+    lab.peer.shut()
+    lab.peer.tls = wrong.context
+    lab.peer.open()
+    lab.boot(ca=base64.b64encode(right.ca).decode())
+    for _ in range(2):  # it goes on trying
+        lab.chip.hear(b"The certificate is not correctly signed by the trusted CA")
+        lab.chip.said.clear()
+    assert not lab.peer.seen
+    lab.peer.shut()
+    lab.peer.tls = right.context
+    lab.peer.open()
+    assert lab.link().run("__cm__((6 * 7))").value == b"42"
 
 
 def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):

@@ -212,9 +212,13 @@ def put_begun(board, path):
 def test_hash_tells_what_is_there(board):
     put(board, "/a.bin", b"12345")
     job = board.files(
-        ["hash", "/a.bin", 5], ["hash", "/a.bin", 4], ["hash", "/no", 5], ["hash", "/lib", 0]
+        ["hash", "/a.bin", 5],
+        ["hash", "/a.bin", -1],
+        ["hash", "/a.bin", 4],
+        ["hash", "/no", 5],
+        ["hash", "/lib", 0],
     )
-    assert answers(job.wait()) == [sha(b"12345"), None, None, False]
+    assert answers(job.wait()) == [sha(b"12345"), sha(b"12345"), "", None, False]
 
 
 def test_part_is_there_only_while_it_is_needed(board):

@@ -35,6 +35,28 @@ def test_board_says_who_and_what_it_is(near, board):
     assert len(bytes.fromhex(told["boot"])) >= 8
 
 
+def test_idle_board_tells_its_free_heap_and_rssi_after_a_cell_and_after_a_beat(board):
+    def told():
+        count = len(board.facts)
+        return lambda _: len(board.facts) > count
+
+    wifi = "class WLAN:\n    def __init__(self, n): pass\n    def status(self, what): return -61\n"
+    waits = told()
+    board.run("import sys\nkept = bytearray(20000)")
+    board.peer.until(waits)
+    assert (board.facts[-1][0] < board.told["facts"]["heap"], board.facts[-1][1]) == (True, 0)
+    before = board.facts[-1][0]
+    waits = told()
+    board.run(wifi + "WLAN.WLAN = WLAN\nsys.modules['network'] = WLAN\nkept = None")
+    board.peer.until(waits)
+    assert board.facts[-1][0] > before + 15000
+    assert board.facts[-1][1] == -61
+    board.run("sys.modules.pop('network')")
+    waits = told()
+    board.ping()
+    board.peer.until(waits)
+
+
 def test_board_does_not_talk_to_a_fake_server(make_lab):
     lab = make_lab(lie=True, spread=0.2)
     lab.peer.until(lambda peer: len(peer.refused) >= 3)

@@ -24,10 +24,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from cloudmanager.virtual import VirtualBoards
 from cm_kernel.install import install
@@ -121,9 +122,9 @@ class Notebook:
 class Lab:
     """A running JupyterLab, and a browser."""
 
-    def __init__(self, folder: Path, url: str, token: str, browser: Browser) -> None:
+    def __init__(self, folder: Path, url: str, token: str, browser: BrowserContext) -> None:
         self._folder, self._url, self._token = folder, url, token
-        self._browser = browser
+        self._browser = browser  # one context: JupyterLab's own files come once
 
     def open(
         self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
@@ -139,10 +140,20 @@ class Lab:
             made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
             made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
         nbformat.write(made, self._folder / name)
-        page = self._browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(WAIT)
-        page.goto(f"{self._url}/lab/tree/{name}?reset&token={self._token}")
+        page = self._browser.new_page()
+        workspace = f"{self._url}/lab/workspaces/{Path(name).stem}"  # pages share none
+        page.goto(f"{workspace}/tree/{name}?reset&token={self._token}")
         return Notebook(page)
+
+    def close(self, notebook: Notebook) -> None:
+        """Close its page, and end its kernel."""
+        name = Path(urlsplit(notebook.page.url).path).name
+        notebook.page.close()
+        head = {"Authorization": f"token {self._token}"}
+        for session in self._browser.request.get(f"{self._url}/api/sessions", headers=head).json():
+            if session["path"] == name:
+                kernel = f"{self._url}/api/kernels/{session['kernel']['id']}"
+                self._browser.request.delete(kernel, headers=head)
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +177,9 @@ def lab(
     install(prefix=str(folder))
     token, tcp_port = secrets.token_hex(16), _free_tcp_port()
     url = f"http://127.0.0.1:{tcp_port}"
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
@@ -179,7 +193,7 @@ def lab(
     )
     try:
         _await(process, f"{url}/api")
-        yield Lab(notebooks, url, token, browser)
+        yield Lab(notebooks, url, token, context)
     finally:
         process.terminate()
         process.wait(10)

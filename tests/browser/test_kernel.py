@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from .conftest import WAIT, Lab, Notebook
@@ -9,13 +11,21 @@ from .conftest import WAIT, Lab, Notebook
 pytestmark = pytest.mark.timeout(240)
 
 
+@pytest.fixture(scope="module")
+def notebook(lab: Lab) -> Iterator[Notebook]:
+    """A new notebook of this kernel."""
+    notebook = lab.open("new.ipynb", ["", "", ""])
+    yield notebook
+    lab.close(notebook)
+
+
 @pytest.fixture
-def page(lab: Lab) -> Notebook:
-    """A new notebook of this kernel, with demo-1 chosen in its first cell."""
-    page = lab.open("new.ipynb", ["", "", ""])
-    page.run(0, "%board_use demo-1")
-    page.wait_output(0, "Cells run on demo-1.")
-    return page
+def page(notebook: Notebook) -> Notebook:
+    """The notebook, with demo-1 chosen in its first cell."""
+    notebook.run(0, "%board_use demo-1")
+    notebook.wait_output(0, "Cells run on demo-1.")
+    notebook.wait_idle()
+    return notebook
 
 
 def test_tutorial_runs_from_top_to_bottom(lab: Lab):
@@ -28,6 +38,7 @@ def test_tutorial_runs_from_top_to_bottom(lab: Lab):
     page.picture("kernel-tutorial-top")
     page.cells.last.scroll_into_view_if_needed()
     page.picture("kernel-tutorial-end")
+    lab.close(page)
 
 
 def test_tab_completes_from_the_board_and_shift_tab_tells(page: Notebook):
@@ -90,3 +101,4 @@ def test_error_stops_run_all(lab: Lab):
     assert page.outputs(0) == ["42"]
     assert page.outputs(2) == []
     page.picture("kernel-error")
+    lab.close(page)

@@ -6,13 +6,12 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from benchmarks.links import linked
 from cloudmanager.fleet import Fleet
 from tests.conftest import Server, running_boards
 
-from .conftest import WAIT, Lab
+from .conftest import Lab
 from .test_dashboard import Fleets, at_work
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.soak]
@@ -48,12 +47,11 @@ def test_notebook(lab: Lab, server: Server, fleet: Fleet):
             notebook.page.keyboard.press("Control+Enter")
             notebook.page.wait_for_timeout(1000)
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("notebook"))
-        notebook.page.close()
+        lab.close(notebook)
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
-    expect.set_options(timeout=WAIT)
     cells = ["%load_ext cm_magics\n%fleet greenhouse-*", "%board_plot greenhouse-[1-6] temp"]
     notebook = lab.open(f"greenhouses{dark:d}.ipynb", cells, kernel="python3")
     notebook.page.set_viewport_size(SIZE)
@@ -71,7 +69,7 @@ def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
         seen.row("greenhouse-5").locator(".cm-check").click(modifiers=["Shift"])
         notebook.page.wait_for_timeout(8000)
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=picture(notebook, dark))
-    notebook.page.close()
+    lab.close(notebook)
 
 
 def picture(notebook: Any, dark: bool) -> Any:

@@ -1,8 +1,10 @@
 """Acts: what is sound, and what would cut a board off. The server's refusals: test_orders.py."""
 
+from pathlib import Path
+
 import pytest
 
-from cloudmanager.acts import ACTS, OWN, check
+from cloudmanager.acts import ACTS, OWN, STARTER_BYTES, STARTER_MARK, check
 from cloudmanager.errors import ServerError
 
 
@@ -43,3 +45,8 @@ def test_what_only_looks_like_it_may_be_touched(path):
 
 def test_it_may_be_looked_at():
     assert sound(["ls", "/lib/cm", True], ["get", "/cm.json"], ["makedirs", "/lib"])
+
+
+def test_starter_is_told_by_what_it_holds():
+    starter = (Path(__file__).parents[2] / "mpy_client/main.py").read_bytes()
+    assert (len(starter), STARTER_MARK in starter) == (STARTER_BYTES, True)

@@ -56,7 +56,7 @@ def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypa
 
 
 def test_board_that_lost_its_power_is_lost_and_comes_back(chips, fleet: Fleet, monkeypatch):
-    monkeypatch.setattr(bridging, "PROMPT_SECONDS", 0.5)
+    monkeypatch.setattr(bridging, "PROMPT_SECONDS", 1)
     monkeypatch.setattr(rawrepl, "DEAF_SECONDS", 1)
     chip = chips()
     with bridged(fleet, [chip.port], "power-1"):

@@ -61,7 +61,7 @@ def record(monkeypatch):
 
 def test_flash_from_box_to_first_cell(chip, server: Server, fleet: Fleet, tmp_path):
     done = process(
-        *["flash", "--port", chip.port, "--firmware", str(images.esp8266())],
+        *["flash", "--port", chip.port, "--firmware", str(images.small(tmp_path))],
         *["--name", "shelf-[1-9]", "--label", "room=lab"],
     )
     assert done.status == 0, done.err
@@ -129,15 +129,24 @@ def test_several_boards_need_a_choice(mbm, monkeypatch, person):
     assert [ports for ports, _ in seen] == [["/dev/ttyUSB1"], ["/dev/ttyUSB0", "/dev/ttyUSB1"]]
 
 
-def test_board_on_wifi_is_not_sent_to_its_own_loopback(server: Server, person, mbm, monkeypatch):
+def test_board_on_wifi_is_not_sent_to_this_machines_loopback(server: Server, person, mbm, chip):
+    before = bytes(chip.flash)
+    done = mbm("flash", "--port", chip.port, "--wifi", "home")  # nobody is asked for a password
+    assert (done.status, done.out) == (1, "")
+    assert "The server listens on this machine only: no board reaches it by Wi-Fi." in done.err
+    assert "`mbm server-start --listen 0.0.0.0`" in done.err
+    assert bytes(chip.flash) == before
+
+
+def test_board_dials_what_the_server_is_reached_by(server: Server, person, mbm, monkeypatch):
     seen = record(monkeypatch)
-    monkeypatch.setattr(cable_cli, "_own_address", lambda: "192.0.2.9")
-    person += ["x"]
-    mbm("flash", "--port", "p", "--wifi", "home")
     mbm("flash", "--port", "p")
+    mbm("flash", "--port", "p", "--server", "lab.example")
+    mbm("flash", "--port", "p", "--server", "lab.example:443")
     assert [wish.server for _, wish in seen] == [
-        ("192.0.2.9", server.tcp_port),
         ("127.0.0.1", server.tcp_port),
+        ("lab.example", server.tcp_port),
+        ("lab.example", 443),
     ]
 
 

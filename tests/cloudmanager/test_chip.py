@@ -15,9 +15,9 @@ BOOT = {"esp8266": 0, "esp32": 0x1000}
 
 
 @pytest.fixture(scope="module")
-def image():
-    real = images.esp8266().read_bytes()
-    return {"esp8266": real, "esp32": images.esp32()}
+def image(tmp_path_factory):
+    small = images.small(tmp_path_factory.mktemp("images")).read_bytes()
+    return {"esp8266": small, "esp32": images.esp32()}
 
 
 @pytest.fixture(params=["esp8266", "esp32"])

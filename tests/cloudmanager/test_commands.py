@@ -48,6 +48,26 @@ def test_server_is_started_found_and_stopped(own_home, mbm):
     assert (ended.status, ended.out) == (3, "No local server runs.\n")
 
 
+def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_home, mbm, tmp_path):
+    file = str(tmp_path / "backup.tar")
+    names = ["token", "ca.pem", "server.pem", "server.db"]
+    assert mbm("server-start", "--port", "0", "--log-json", "--keep-jobs", "7").status == 0
+    assert mbm("board-enrol", "lab-1").status == 0
+    assert mbm("server-backup", file, "--json").json == names
+    assert mbm("board-revoke", "lab-1").status == 0
+    refused = mbm("server-restore", file)
+    assert (refused.status, refused.out) == (1, "")
+    assert "`mbm server-stop` ends it" in refused.err
+    mbm("server-stop")
+    given = mbm("server-restore", file)
+    assert given.out.startswith(f"{file} gave back token, ca.pem, server.pem, server.db.")
+    mbm("server-start", "--port", "0")
+    assert [board["name"] for board in mbm("board-list", "--json").json] == ["lab-1"]
+    mbm("server-stop")
+    missing = mbm("server-restore", file + "x")
+    assert (missing.status, "No such file" in missing.err) == (1, True)
+
+
 def test_server_verbs_tell_programs(own_home, mbm):
     begun = mbm("server-start", "--port", "0", "--json").json
     assert begun == {"url": begun["url"], "already": False, "listens": begun["url"]}
@@ -76,6 +96,12 @@ def test_tcp_port_that_is_taken_is_told(own_home, mbm):
     assert done.out == ""
     assert done.err.startswith(f"mbm: TCP port {tcp_port} of 127.0.0.1 is taken")
     assert done.err.count("\n") == 1
+
+
+def test_samples_that_the_server_shall_keep_reach_it(own_home, mbm):
+    done = mbm("server-start", "--port", "0", "--samples", "0")
+    assert (done.status, done.out) == (1, "")
+    assert "1 to 100000 values are kept of a board" in done.err
 
 
 # Boards

@@ -7,6 +7,7 @@ import pytest
 from cloudmanager import Result, Results
 from cloudmanager.files import Entry, FileResult, Space, Stat, failed
 from cloudmanager.filetext import files_text, value_text
+from cloudmanager.packages import Installed, Packages
 from cloudmanager.syncing import Plan
 
 
@@ -31,6 +32,17 @@ def ok(value, board="lab-1"):
             "           0 /lib/\n           5 /a",
         ),
         (Plan((), (), 3, 0), "3 equal"),
+        (Packages({}), "no packages"),
+        (
+            Packages({"a": "1", "b": ""}, drift=["a: /a is missing"]),
+            "a 1\nb\ndrift: a: /a is missing",
+        ),
+        (
+            Installed({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
+            "a 1  from here\n  /a\n  /b goes\n1 file, 9 bytes\nnote: mind it",
+        ),
+        (Installed({}, (), ("/b",), 0), "  /b goes"),
+        (Installed({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
         (
             Plan(("/a",), ("/b",), 1, 9),
             "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",
@@ -62,3 +74,18 @@ def test_what_boards_say_moves_no_cursor():
 def test_cell_of_a_macro_shows_what_it_printed_and_gave():
     results = Results({"lab-1": Result("lab-1", 1, "ok", stdout="hi\n", text="3")})
     assert files_text(results) == "hi\n3"
+
+
+def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
+    plans = [Installed({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
+    text = files_text(Results({"lab-1": ok(plans[0]), "lab-2": ok(plans[1], "lab-2")}))
+    assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; nothing was done")
+    assert text.count("/a") == 1
+    assert files_text(Results({"lab-1": ok(plans[0])})).endswith(
+        "\n500 bytes free; nothing was done"
+    )
+
+
+def test_what_an_absent_board_had_says_as_of_when():
+    told = value_text(Packages({"a": "1"}, as_of=0.0))
+    assert told.startswith("a 1\nas of 19")

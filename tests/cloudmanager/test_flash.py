@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from fnmatch import fnmatch
 
 import esptool.loader
 import pytest
@@ -60,7 +61,7 @@ def _impatient(monkeypatch):
 
 
 @pytest.fixture
-def go(server: Server, fleet: Fleet):
+def go(server: Server, fleet: Fleet, tmp_path):
     """Flash chips; the boards that they became are taken out in the end."""
     names: set[str] = set()
 
@@ -70,7 +71,7 @@ def go(server: Server, fleet: Fleet):
             if act:
                 act(step, what)
 
-        wished.setdefault("firmware", str(images.esp8266()))
+        wished.setdefault("firmware", str(images.small(tmp_path)))
         wish = Wish(wished.pop("server", ("127.0.0.1", server.tcp_port)), **wished)
         outcomes = flash([chip.port for chip in chips], wish, fleet, tell)
         names.update(outcome.name for outcome in outcomes if outcome.name)
@@ -90,10 +91,11 @@ def settings(chip):
         return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
 
 
-def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet):
+def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet, tmp_path):
     wifi = [("home 'n' \"work\"", SECRET)]
     chip = make_chip(air=dict(wifi))
-    done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"})
+    real = str(images.esp8266())
+    done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"}, firmware=real)
     assert (done.error, done.step, done.chip, done.name) == ("", "join", "ESP8266", "flashed-1")
     image = images.esp8266().read_bytes()
     differ = [at for at in range(len(image)) if chip.flash[at] != image[at]]
@@ -101,6 +103,11 @@ def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fle
     (board,) = fleet["flashed-1"].info()
     assert (board["labels"], board["platform"]) == ({"room": "lab"}, "linux")
     assert fleet["flashed-1"].run("import cm.run\ncm.run.port.__name__").value == "cm.console"
+    (refused,) = fleet["flashed-1"].put(b"print(1)", ":main.py").values()
+    assert "its /main.py starts its client" in str(refused.error)
+    (tmp_path / "src").mkdir()
+    (plan,) = fleet["flashed-1"].sync(tmp_path / "src", delete=True).values()
+    assert plan.value.delete == ("/tried",)  # the stand-in's own, and not /main.py
     told = settings(chip)
     assert (told["wifi"], told["name"]) == ([list(wifi[0])], "flashed-1")
     assert SECRET not in repr(TOLD)
@@ -143,7 +150,7 @@ def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):
     known = {board["name"] for board in fleet.boards()}
     done = go(chip, dry_run=True, names=["dry-1"])
     assert (done.error, done.chip) == ("", "ESP8266")
-    assert "595,572 bytes" in repr(TOLD)
+    assert "49,152 bytes" in repr(TOLD)
     assert bytes(chip.flash) == before
     assert {board["name"] for board in fleet.boards()} == known
 
@@ -156,57 +163,37 @@ def again(go, chip, **wished):
     assert (done.error, done.step) == ("", "join")
 
 
-def test_no_loader(make_chip, go):
+#: What goes wrong, one after the other with the same chip: (faults of its loader, what is wished,
+#: the step, what is said).
+FAILURES = [
+    ({SYNC: "silent"}, {}, "chip", "No chip's loader answers*Nothing was changed. Hold BOOT"),
+    ({}, {"firmware": "esp32"}, "firmware", "for ESP32, but the chip is ESP8266. Nothing was"),
+    ({DEFL_BEGIN: "refused"}, {}, "write", "enter compressed flash mode"),
+    ({DEFL_DATA: "refused"}, {}, "write", "write compressed data"),
+    ({DEFL_DATA: "corrupt"}, {}, "write", "MD5*The chip has no working firmware now"),
+]
+
+
+def test_failures_of_the_chip_say_what_is_left_of_it_and_the_next_try_may_go_well(
+    make_chip, go, esp32_image
+):
     chip = make_chip()
-    chip.faults[SYNC] = "silent"
-    done = go(chip, names=["fail-1"])
-    assert done.step == "chip"
-    assert "No chip's loader answers" in done.error
-    assert "Nothing was changed. Hold BOOT" in done.error
-    chip.faults.clear()
+    blank = bytes(chip.flash)
+    for faults, wished, step, why in FAILURES:
+        chip.faults.update(faults)
+        done = go(chip, **({"firmware": esp32_image} if wished else {}))
+        assert (done.step, fnmatch(done.error, f"*{why}*")) == (step, True), done.error
+        assert step == "write" or bytes(chip.flash) == blank
+        chip.faults.clear()
+        chip.hold_boot()
     again(go, chip, names=["fail-1"])
-
-
-def test_wrong_firmware(make_chip, go, esp32_image):
-    chip = make_chip()
-    before = bytes(chip.flash)
-    done = go(chip, firmware=esp32_image)
-    assert done.step == "firmware"
-    assert "is for ESP32, but the chip is ESP8266. Nothing was changed." in done.error
-    assert bytes(chip.flash) == before
-    chip.hold_boot()
-    again(go, chip, names=["fail-2"])
-
-
-@pytest.mark.parametrize(
-    ("op", "fault", "why"),
-    [
-        (DEFL_BEGIN, "refused", "enter compressed flash mode"),
-        (DEFL_DATA, "refused", "write compressed data"),
-        (DEFL_DATA, "corrupt", "MD5"),
-    ],
-)
-def test_flash_that_is_not_written(make_chip, go, op, fault, why):
-    chip = make_chip()
-    chip.faults[op] = fault
-    done = go(chip)
-    assert done.step == "write"
-    assert why in done.error
-    assert "The chip has no working firmware now" in done.error
-    chip.faults.clear()
-    again(go, chip, names=["fail-3"])
 
 
 def test_power_cut_while_writing(make_chip, go):
     chip = make_chip()
-
-    def cut(step, what):
-        if what.startswith("5"):
-            chip.power_off()
-
-    done = go(chip, act=cut)
-    assert done.step == "write"
-    assert "run this again" in done.error
+    cut = go(chip, act=lambda _, what: what.endswith("% written") and chip.power_off())
+    assert cut.step == "write"
+    assert "run this again" in cut.error
     chip.hold_boot()
     again(go, chip, names=["fail-4"])
 
@@ -258,13 +245,15 @@ def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
 
 
 def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monkeypatch):
-    monkeypatch.setattr(flashing, "JOIN_SECONDS", 2)
+    monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
     chip = make_chip(air={"home": "right"})
     done = go(chip, names=["wifi-1"], wifi=[("home", "wrong")])
-    assert "did not dial in within 2 s: the board says 'Wi-Fi home: wrong password'" in done.error
+    assert "did not dial in within 1 s: the board says 'Wi-Fi home: wrong password'" in done.error
     assert "wrong'" not in done.error.replace("wrong password", "")
     monkeypatch.undo()
     again(go, chip, flash=False, wifi=[("home", "right")])
+    again(go, chip, flash=False)
+    assert settings(chip)["wifi"] == [["home", "right"]]  # it is kept where none is given
 
 
 def test_old_micropython_is_refused(make_chip, go, monkeypatch):

@@ -30,6 +30,17 @@ def test_nothing_moved_is_never_due():
     assert not found.due
 
 
+def test_what_comes_before_the_bytes_is_told_after_two_seconds():
+    now = [0.0]
+    found = Meter(lambda: now[0], before="making the plan")
+    now[0] = 1.5
+    early = found.due
+    now[0] = 3.2
+    assert (early, found.due, found.text()) == (False, True, "making the plan · 3 s")
+    found.take("a", 500, 1000)
+    assert found.text().startswith("50 %")
+
+
 def test_follow_shows_in_the_waiting_thread_and_returns_the_results(monkeypatch):
     monkeypatch.setattr(meter, "AFTER", 0.0)
     once, seen = Once[Results](), []

@@ -60,14 +60,18 @@ def test_settings_change_over_the_cable(chip, mbm, fleet: Fleet, person):
     assert "settings that do not work are taken back" in done.out
     back(fleet, "set-1", before)
     assert settings_of(fleet, "set-1") == ([["lab 'x'", 'it\'s "new"']], None)
+    assert mbm("board-config", chip.port, "--name", "set-9").out == f"{chip.port} is set-9 now.\n"
+    assert "set-9" in {board["name"] for board in fleet.boards()}
 
 
 def test_settings_change_over_the_air(chip, mbm, fleet: Fleet):
     member(chip, mbm, "set-2")
     before = time.time()
-    assert mbm("board-config", "set-2", "--watchdog", "60").status == 0
-    back(fleet, "set-2", before)
-    assert settings_of(fleet, "set-2") == ([], 60)
+    done = mbm("board-config", "set-2", "--watchdog", "60", "--name", "set-8")
+    assert done.out.startswith("set-2 restarts; settings")
+    assert done.out.endswith(" and is set-8 now.\n")
+    back(fleet, "set-8", before)
+    assert settings_of(fleet, "set-8") == ([], 60)
 
 
 @pytest.mark.parametrize(

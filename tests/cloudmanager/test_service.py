@@ -193,3 +193,11 @@ def test_server_that_does_not_stop_is_told_and_how_to_end_it(home, monkeypatch):
         os.kill(pid, signal.SIGCONT)
         monkeypatch.undo()
     monkeypatch.setenv("CM_HOME", str(home))
+
+
+def test_a_backup_that_fails_without_a_word_is_told(home, monkeypatch):
+    (home / "python").write_text("#!/bin/sh\necho 'no module named cm_server' >&2\n")
+    (home / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    with pytest.raises(ServiceError, match="It failed: no module named cm_server"):
+        service.back_up(home / "backup.tar")

@@ -1,5 +1,6 @@
 """Following boards, over real links that come and go."""
 
+import concurrent.futures
 import socket
 import threading
 import time
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from cloudmanager import wire
-from cloudmanager.errors import NoSuchBoard, NotAllowed, PeerWireError
+from cloudmanager.errors import NoSuchBoard, NotAllowed, PeerWireError, ServerUnreachable
+from cloudmanager.exchange import Exchange
 from cloudmanager.fleet import Fleet
-from cloudmanager.watch import Update, _Inbox, read_update
+from cloudmanager.watch import Update, Watch, _Inbox, read_update
 from tests.conftest import running_boards, running_server
 
 WAIT = 20.0  # seconds that anything here may take on a busy machine
@@ -109,7 +111,29 @@ def test_close_from_another_thread_ends_it(fleet, boards):
     threading.Timer(0.1, watch.close).start()
     assert list(watch) == []
     assert list(watch) == []
-    assert fleet.status()["online"] == 3
+    assert fleet["demo-1"].run("1 + 1").value == 2  # the fleet's link is another one
+
+
+def test_a_second_reader_waits_until_the_first_has_left():
+    dials, gone = threading.Event(), threading.Event()
+
+    def dial() -> Exchange:
+        dials.set()
+        assert gone.wait(5)
+        raise ServerUnreachable("http://127.0.0.1:1", "CM_URL")
+
+    watch = Watch(dial)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(next, watch, None)
+        assert dials.wait(5)
+        watch.close()
+        second = pool.submit(list, watch)
+        concurrent.futures.wait([second], timeout=0.1)
+        gone.set()
+        lost = first.result(5)
+        assert lost is not None
+        assert "CM_URL" in lost.lost
+        assert second.result(5) == []
 
 
 def test_a_name_that_nobody_has_is_an_error(fleet):

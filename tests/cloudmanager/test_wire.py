@@ -155,6 +155,18 @@ def test_golden_emit(vector):
     assert values.isascii()
 
 
+@vectors("FACTS")
+def test_golden_facts(vector):
+    assert wire.read_facts(message(vector)) == vector["means"]
+
+
+def test_facts_without_wifi_have_no_rssi_and_malformed_ones_are_refused():
+    assert wire.read_facts(Message(wire.FACTS, 0, 0, b"\0\0\1\0\0"))["rssi"] is None
+    for payload in (b"", b"\0\0\1\0", bytes(6)):
+        with pytest.raises(PeerWireError):
+            wire.read_facts(Message(wire.FACTS, 0, 0, payload))
+
+
 @vectors("SUBMIT")
 def test_golden_submit(vector):
     head, code = vector["means"]["head"], vector["means"]["code"].encode()

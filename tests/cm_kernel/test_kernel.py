@@ -252,3 +252,13 @@ def test_target_that_is_none_is_told(kernel: Kernel, target: str):
     status, outputs = kernel.run(f"%%board {target}\n6*7")
     assert status == "error"
     assert [each.kind for each in outputs] == ["error"]
+
+
+def test_packages_are_installed_in_a_cell_of_the_kernel(kernel: Kernel, tmp_path: Path):
+    (tmp_path / "kkk.py").write_text("K = 41")
+    status, outputs = kernel.run(f"%board_install demo-1 {tmp_path}/kkk.py")
+    assert (status, "/lib/kkk.mpy" in outputs[0].text) == ("ok", True), outputs
+    assert told(kernel.run("%%board demo-1\nimport kkk\nkkk.K")[1]) == [("execute_result", "41")]
+    assert kernel.run("%board_ls demo-1 :lib")[0] == "ok"
+    assert "kkk" in kernel.run("%board_packages demo-1")[1][0].text
+    assert kernel.run("%board_uninstall demo-1 kkk")[0] == "ok"

@@ -192,7 +192,7 @@ def test_packages_are_installed_and_are_on_a_boards_page(page: Page, dashboard, 
     assert [pair[0] for pair in files["pairs"] if "blinker" in pair[0]], files
     assert not [pair for pair in files["pairs"] if pair[0].startswith("/lib/cm/")]
     assert " free of " in files["text"]
-    fleet["demo-1"].uninstall(package).raise_for_error()
+    fleet["demo-[1-2]"].uninstall(package).raise_for_error()
     assert section("Packages") == {"title": "Packages", "text": "none"}
     page.say(dashboard, do="section", board="demo-1", title="nonsense")
     fleet.enrol(["gone-1"])

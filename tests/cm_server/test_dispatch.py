@@ -114,6 +114,13 @@ def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
     assert job.value.text().endswith(" 199]")
 
 
+def test_what_a_board_tells_of_itself_later_is_what_callers_see(rig: Rig):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7))
+    told = rig.board().describe()
+    assert (told["heap"], told["rssi"]) == (65536, -67)
+
+
 def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
     link = rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))

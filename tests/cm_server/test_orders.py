@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from .peers import FakeBoard, FakeCaller, Service
 
 DATA = b"print(1)"
 SHA = hashlib.sha256(DATA).hexdigest()
+STARTER = (Path(__file__).parents[2] / "mpy_client/main.py").read_bytes()
+STARTER_SHA = hashlib.sha256(STARTER).hexdigest()
 PARTS = ["run", "files"]
 
 
@@ -135,6 +138,37 @@ async def test_board_without_the_part_gets_no_file_job(service: Service):
         assert (await board.next()).op == wire.EXEC
 
 
+@pytest.mark.parametrize(
+    ("act", "parts", "well"),
+    [
+        (["put", "/main.py", SHA], ["boot"], False),
+        (["put", "/Main.py", SHA], ["boot"], False),  # FAT tells no case
+        (["rename", "/main.py", "/old.py"], ["boot"], False),
+        (["rename", "/new.py", "/main.py"], ["boot"], False),
+        (["rm", "/main.py", False], ["boot"], False),
+        (["put", "/app.py", SHA], ["boot"], True),
+        (["stat", "/main.py"], ["boot"], True),
+        (["put", "/main.py", STARTER_SHA], ["boot"], True),  # it starts the client, too
+        (["put", "/main.py", SHA], ["boot", "unix"], True),  # a virtual board boots without it
+        (["put", "/main.py", SHA], [], True),  # on a bridge, it is the user's
+    ],
+)
+async def test_what_starts_a_flashed_boards_client_stays(service: Service, act, parts, well):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity, parts=[*PARTS, *parts]) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        for data in (DATA, STARTER):
+            await give(caller, data)
+        (job,) = await caller.submit("lab-1", b"", acts=[act])
+        if well:
+            assert (await board.next()).op == wire.FILE
+        else:
+            status, why = await caller.ending(job)
+            assert (status, "started as /app.py" in why) == ("error", True)
+
+
 async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
     _, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
@@ -200,3 +234,52 @@ async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
         (conversation,) = [each for each in service.server.callers if each._waiting > 1000]
         assert conversation._waiting <= 2 * limits.WINDOW_BYTES
         caller.socket.transport.resume_reading()
+
+
+async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
+    for answer in answers:
+        payload = json.dumps(answer).encode()
+        await board.send(wire.CHUNK, payload, job=job, flags=wire.GAVE)
+
+
+async def test_a_job_about_packages_is_one_job_in_steps(lab):
+    service, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={})
+    order = await board.next()
+    step, acts, more = json.loads(order.payload[8:])
+    assert (order.op, acts[0], more) == (wire.FILE, ["statvfs", "/"], 1)
+    await give_answers(board, job, [4096, 4096, 9, 9], None, None, None)
+    assert json.loads((await board.next()).payload)[1] == [["statvfs", "/"]]
+    await give_answers(board, job, [4096, 4096, 9, 9])
+    assert json.loads((await board.next()).payload) == [step, []]
+    await board.end(job)
+    value = await caller.event()
+    assert (value.op, b"'packages': {}" in value.payload) == (wire.VALUE, True)
+    assert await caller.ending(job) == ("ok", "")
+    row = service.audited()[-1]
+    assert (row.verb, row.first_job, row.last_job) == ("packages", job, job)
+
+
+async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
+    _, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
+    assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
+    await give_answers(board, job, None, [4096, 4096, 9, 9], None, None, None)
+    assert await caller.ending(job) == ("error", "PackageError: it has no package nope")
+    assert json.loads((await board.next()).payload)[1] == []
+    (behind,) = await caller.submit("lab-1", b"2")
+    await board.end(job)
+    assert (await board.next()).job == behind
+    await board.end(behind)
+    assert await caller.ending(behind) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    "asked", [None, [], {"plan": 1}, {"plan": "1"}, {"remove": []}, {"remove": [1]}], ids=repr
+)
+async def test_a_job_about_packages_that_is_none_is_refused(lab, asked):
+    _, _, caller = lab
+    head = {"target": "lab-1", "packages": asked}
+    await caller.socket.send(wire.pack_submit(1, head, b""))
+    reply = await caller.next()
+    assert (reply.op, wire.read_json(reply.payload)["error"]) == (wire.REPLY, "ServerError")

@@ -218,7 +218,7 @@ async def test_a_running_jobs_board_moves_and_its_outcome_is_told(two: Two):
             assert (await board.closed())[0] == 4003
             assert (await run(moved)).job == waits  # the queue went after it
             await moved.end(waits, rest=b"7")
-            endings = {}
+            endings: dict[int, wire.Message] = {}
             while len(endings) < 2:
                 message = await caller.event()
                 if message.op in wire.ENDINGS:

@@ -74,6 +74,7 @@ class FakeServer:
     started: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
+    others: None = None
     certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
@@ -125,6 +126,7 @@ def test_what_changes_something_is_no_viewers():
         "jobs",
         "job",
         "samples",
+        "installed",
     }
     assert NEEDED["enrol"] == "admin"
 

@@ -29,7 +29,7 @@ while True:
 @pytest.mark.timeout(60)
 @pytest.mark.usefixtures("boards")
 def test_an_interrupt_in_the_middle_of_a_write_breaks_no_file_system(fleet: Fleet):
-    board, rounds, pick = fleet["demo-3"], 60, random.Random(7)
+    board, rounds, pick = fleet["demo-3"], 30, random.Random(7)
     board.run("import os\nif 'marks' in os.listdir('/'): os.remove('/marks')").raise_for_error()
     for number in range(rounds):
         job = board.submit(ROUND % number, listen=True)

@@ -38,6 +38,10 @@ class Index:
         self._trusted = trusted
         self._majors = sorted(majors, reverse=True)
 
+    def knows(self, wish: Requirement) -> bool:
+        """Say whether a wish's index is one of these."""
+        return wish.alias in self._urls
+
     def url(self, wish: Requirement) -> str:
         """Return the URL of a wish's index.
 

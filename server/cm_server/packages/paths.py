@@ -90,6 +90,18 @@ def place(folder: str, path: str, *, force: bool = False) -> str:
     return full
 
 
+def check_own(path: str) -> str:
+    """Return an absolute path if a package could have been put there.
+
+    Raises:
+        PackageError: it could not.
+    """
+    check_dir(path)
+    if _OWNERS.fullmatch(path):
+        raise PackageError(f"no package may write {path}: it is the board's own")
+    return path
+
+
 def top(path: str) -> str:
     """Return the name that is imported to reach a file."""
     return re.sub(r"\.(py|mpy)$", "", path.partition("/")[0])

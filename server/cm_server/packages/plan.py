@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cloudmanager.errors import PackageError
@@ -40,6 +40,7 @@ class Plan:
         packages: those to install, in the order of their keys.
         files: for each kind of board, by the number that it tells as its `mpy`.
         notes: what a person should know, each a sentence.
+        origins: where each package comes from, by its key.
     """
 
     wanted: tuple[str, ...]
@@ -47,6 +48,7 @@ class Plan:
     packages: tuple[Release, ...]
     files: Mapping[int, tuple[File, ...]]
     notes: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def removed(self, mpy: int) -> tuple[str, ...]:
         """Return paths that must not be on such a board: they would hide what is installed."""
@@ -67,7 +69,7 @@ class Plan:
                 {
                     "name": release.key,
                     "version": release.version,
-                    "from": str(release),
+                    "from": self.origins.get(release.key, str(release)),
                     "needs": sorted(map(str, release.needs)),
                 }
                 for release in self.packages

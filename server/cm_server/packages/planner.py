@@ -31,7 +31,7 @@ from .release import Release
 from .requirement import FORGES, parse
 from .resolve import Known, Unknown, frontier, resolve
 from .settings import Settings
-from .web import Web
+from .web import Web, shown
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Wishes:
         lock: a lock file's text: what was installed before.
         locked: install that, and nothing else.
         force: let files hide MicroPython's own modules.
+        trusted: whether `indexes` may be private, since an administrator named them.
     """
 
     wanted: Sequence[str]
@@ -59,6 +60,7 @@ class Wishes:
     lock: str | None = None
     locked: bool = False
     force: bool = False
+    trusted: bool = False
 
 
 class Packages:
@@ -130,7 +132,8 @@ class _Planning:
         self._index = Index(
             web,
             {**settings.indexes, **wishes.indexes},
-            frozenset(settings.indexes.values()),
+            frozenset(settings.indexes.values())
+            | frozenset(wishes.indexes.values() if wishes.trusted else ()),
             {board.major for board in self._boards.values() if board.major},
         )
         self._forges = Forges(web, settings.forges)
@@ -157,7 +160,16 @@ class _Planning:
         files = {mpy: await self._built(sources, board) for mpy, board in self._boards.items()}
         notes = tuple(dict.fromkeys(self._notes))
         wanted = lock.wanted if lock and self._wishes.locked else tuple(self._wishes.wanted)
-        return Plan(wanted, self._folder, tuple(releases), files, notes)
+        origins = {release.key: self._origin(release) for release in releases}
+        return Plan(wanted, self._folder, tuple(releases), files, notes, origins)
+
+    def _origin(self, release: Release) -> str:
+        """Say where a release comes from, for a person; without what opens it."""
+        wish = release.wish
+        if wish.source == "index":
+            return shown(self._index.url(wish)) if self._index.knows(wish) else "the lock"
+        named = {"local": "files that were sent along", "pypi": "the index that pip is set to"}
+        return named.get(wish.source, str(release))
 
     def _locked(self, lock: locks.Lock | None) -> list[Release]:
         if lock is None:

@@ -1,4 +1,4 @@
-"""Several servers may share a store: who holds which board, and which job is whose."""
+"""What boards confirmed to have of packages."""
 
 from __future__ import annotations
 
@@ -10,24 +10,15 @@ down_revision = "3"
 
 
 def upgrade() -> None:
-    """Add what several servers know of each other; where there is one, it stays empty."""
-    op.add_column("boards", sa.Column("holder", sa.Text))
-    op.add_column("boards", sa.Column("epoch", sa.Integer))
-    op.add_column("jobs", sa.Column("server", sa.Text))
-    op.add_column("jobs", sa.Column("epoch", sa.Integer))
+    """Add the table."""
     op.create_table(
-        "servers",
-        sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("address", sa.Text, nullable=False),
-        sa.Column("seen", sa.Float, nullable=False),
-    )
-    op.create_table(
-        "shared",
+        "packages",
+        sa.Column("board", sa.Text, primary_key=True),
         sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("value", sa.LargeBinary, nullable=False),
-    )
-    op.create_table(
-        "counters",
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("next", sa.Integer, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("needs", sa.JSON, nullable=False),
+        sa.Column("options", sa.JSON, nullable=False),
+        sa.Column("files", sa.JSON, nullable=False),
+        sa.Column("confirmed", sa.Float, nullable=False),
     )

@@ -18,8 +18,7 @@ import pytest
 from cloudmanager.fleet import Fleet
 from cloudmanager.testing import Server, running_server
 from tests.conftest import running_boards
-
-from .conftest import fleet_of
+from tests.system.conftest import fleet_of
 
 WAIT = 20.0  # seconds
 CONNECTIONS = 2000

@@ -25,8 +25,7 @@ from cloudmanager.results import Result, Results
 from cloudmanager.rig import BoardsFactory, BoardsUnderTest, BoardUnderTest, wait_online
 from cloudmanager.testing import Server, running_server
 from tests.conftest import running_boards
-
-from .conftest import fleet_of, until
+from tests.system.conftest import fleet_of, until
 
 WAIT = 30.0  # seconds that anything here may take on a busy machine
 SOAK = pytest.mark.soak, pytest.mark.timeout(300)

@@ -1,0 +1,232 @@
+"""Thousands of simulated boards: links that speak the real protocol with real proofs.
+
+`python -m benchmarks.crowd HOST TCP_PORT [CA]`, with the identities (`fleet.enrol`'s JSON) on
+standard input, opens a link for each, and dials again as mpy_client/cm/dial.py does, until standard
+input ends. They run nothing: each answers a cell at once as if it had printed 1, and remembers how
+its last job ended. For what ten thousand MicroPythons would not fit; every figure says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import json
+import os
+import random
+import resource
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloudmanager import config, frames, proofs, wire
+from cm_server.transport import TlsTransport
+
+PROCESSES = 2
+_AT_ONCE = 50  # of one process, that dial at the same time when they begin
+_FACTS = {"platform": "simulated", "version": "1.28.0", "mpy": 0x0306, "machine": "none"}
+_BUFFER = 1016  # bytes: as a board's
+_PRINTED = b"\0\x031\r\n"  # what RESULT carries: 3 bytes of output
+_HEAD_ENDS = b"\r\n\r\n"
+
+
+@contextlib.contextmanager
+def crowd(
+    host: str, tcp_port: int, boards: list[dict[str, Any]], ca: Path | None
+) -> Iterator[None]:
+    """Keep a link for each board for the length of a `with`, in processes of their own.
+
+    Args:
+        host: the server's address.
+        tcp_port: where it listens.
+        boards: what `fleet.enrol` returned.
+        ca: what its certificate is verified by; None: without TLS.
+    """
+    command = [sys.executable, "-m", "benchmarks.crowd", host, str(tcp_port), str(ca or "")]
+    with contextlib.ExitStack() as stack:
+        for number in range(PROCESSES):
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
+            assert process.stdin is not None
+            stack.callback(process.stdin.close)
+            process.stdin.write(json.dumps(boards[number::PROCESSES]).encode() + b"\n")
+            process.stdin.flush()
+        yield
+
+
+class Dialler:
+    """Opens connections to the server, so many at once.
+
+    Args:
+        host: its address.
+        tcp_port: where it listens.
+        ca: the file with what its certificate is verified by; "": without TLS.
+    """
+
+    def __init__(self, host: str, tcp_port: int, ca: str) -> None:
+        self._address = (host, tcp_port)
+        self._context = ssl.create_default_context(cafile=ca) if ca else None
+        self.few = asyncio.Semaphore(_AT_ONCE)
+
+    async def dial(self, board: Board) -> None:
+        """Connect a board."""
+        loop = asyncio.get_running_loop()
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await loop.sock_connect(sock, self._address)
+            if self._context is None:
+                await loop.create_connection(lambda: board, sock=sock)
+                return
+            secure = self._context.wrap_socket(
+                sock, server_hostname=config.TLS_NAME, do_handshake_on_connect=False
+            )
+            await _shake(loop, secure)
+        except BaseException:
+            sock.close()
+            raise
+        TlsTransport(secure, board)
+
+
+async def _shake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
+    while True:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            sock.do_handshake()
+            return
+        readable = asyncio.Event()
+        loop.add_reader(sock.fileno(), readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(sock.fileno())
+
+
+class Board(asyncio.Protocol):
+    """One simulated board."""
+
+    def __init__(self, told: dict[str, Any], dialler: Dialler) -> None:
+        self.id, self.key = told["id"], bytes.fromhex(told["key"])
+        self._dialler = dialler
+        self._boot = os.urandom(8).hex()
+        self._last: dict[str, Any] | None = None
+        self._span = 2.0  # seconds over which boards dial again
+        self._tries = 0
+
+    # Dialling, as dial.py does it
+
+    async def begin(self) -> None:
+        """Dial for the first time."""
+        async with self._dialler.few:
+            await self._try()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._open.wait(), 10)
+
+    async def _try(self) -> None:
+        self._tries += 1
+        self._open = asyncio.Event()
+        try:
+            await asyncio.wait_for(self._dialler.dial(self), 10)
+        except (OSError, asyncio.TimeoutError):
+            self._again()
+
+    def _again(self) -> None:
+        span = self._span / 2 ** max(0, 3 - self._tries)
+        loop = asyncio.get_running_loop()
+        loop.call_later(random.random() * span, lambda: _keep(loop.create_task(self._try())))
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for a WebSocket."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._head = b""
+        self._frames: frames.FrameReader | None = None
+        key = base64.b64encode(os.urandom(16)).decode()
+        transport.write(
+            "GET /board HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the server says."""
+        if self._frames is None:
+            self._head += data
+            head, ends, data = self._head.partition(_HEAD_ENDS)
+            if not ends:
+                return
+            if not head.startswith(b"HTTP/1.1 101 "):
+                self._transport.abort()
+                return
+            self._frames = frames.FrameReader(_BUFFER, masked=False)
+            self._greet()
+        for frame in self._frames.feed(data):
+            if frame.opcode == frames.BINARY:
+                self._hear(wire.unpack(frame.payload))
+            elif frame.opcode == frames.PING:
+                self._transport.write(frames.encode(frame.payload, frames.PONG, mask=True))
+            elif frame.opcode == frames.CLOSE:
+                self._tries = 3  # told to go: stay away for up to the whole span
+                self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Dial again."""
+        self._open.set()
+        self._again()
+
+    # What is said
+
+    def _say(self, op: int, payload: bytes, *, job: int = 0) -> None:
+        self._transport.write(frames.encode(wire.pack(op, payload, job=job), mask=True))
+
+    def _greet(self) -> None:
+        self._nonce = os.urandom(16)
+        hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": self._nonce.hex()}
+        self._say(wire.HELLO, json.dumps(hello).encode())
+
+    def _hear(self, message: wire.Message) -> None:
+        if message.op == wire.EXEC:
+            self._last = {"job": f"{message.job:08x}", "status": 0, "error": "", "dropped": 0}
+            self._say(wire.RESULT, _PRINTED, job=message.job)
+        elif message.op == wire.CHALLENGE:
+            self._prove(message.payload)
+        elif message.op == wire.WELCOME:
+            self._span, self._tries = wire.read_json(message.payload)["spread"], 1
+            self._open.set()
+
+    def _prove(self, challenge: bytes) -> None:
+        """Check the server's proof, then send one's own."""
+        nonces = self._nonce + challenge[:16]
+        wanted = proofs.server_proof(self.key, nonces, self.id, challenge[48:])
+        if not hmac.compare_digest(challenge[16:48], wanted):
+            raise SystemExit("the server has not proven itself")
+        about = {"boot": self._boot, "buf": _BUFFER, "parts": ["run"], "facts": _FACTS}
+        text = json.dumps({**about, "last": self._last}).encode()
+        self._say(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _keep(task: asyncio.Task[None]) -> None:
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+async def _main(host: str, tcp_port: int, ca: str) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    dialler = Dialler(host, tcp_port, ca)
+    for told in json.loads(sys.stdin.buffer.readline()):
+        _keep(asyncio.create_task(Board(told, dialler).begin()))
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

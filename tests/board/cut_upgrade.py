@@ -1,0 +1,110 @@
+# Runs on MicroPython: a client is upgraded on a littlefs whose power goes at the k-th block write,
+# for every k, and says which client a board has after it starts again. Printed: a line of JSON.
+#
+# What runs is cm_start.py, and the cells of cloudmanager/upgrade.py, which are in a file of JSON.
+import os
+import sys
+from json import dumps, loads
+
+sys.path.insert(0, sys.argv[1])  # where cm_start is
+with open(sys.argv[2]) as file:
+    CELLS = loads(file.read())
+BROKEN = "broken" in sys.argv  # the new client does not start
+
+from ramflash import Flash, mkdir, mount, power_off, power_on, read, write
+
+import cm_start
+
+Flash.torn = "torn" in sys.argv
+NAMES = ("link.mpy", "run.mpy", "about.mpy")
+PIECE = 600
+
+
+# The files of a client: long enough to take blocks of their own.
+def client(version):
+    return {name: ("%s of client %d, " % (name, version)).encode() * 40 for name in NAMES}
+
+
+def cell(which, **inputs):
+    exec(CELLS[which], inputs)
+
+
+def upgrade(flash, version):
+    cell("prepare", size=1)
+    for name, data in client(version).items():
+        for at in range(0, len(data), PIECE):
+            cell("write", name=name, mode="ab" if at else "wb", data=data[at : at + PIECE])
+    cell("hashes")
+    cell("commit")
+    os.umount("/")  # it restarts
+    mount(flash)
+    boot(version)
+
+
+# As start() in cm_start.py; where the new client dials in, the fleet confirms it.
+def boot(version):
+    if cm_start._settle():
+        if BROKEN and running() == version:
+            cm_start._back()
+        else:
+            cell("confirm")
+
+
+# The version whose files are all there, and no others.
+def running():
+    found = {name: (read("/lib/cm/" + name) or "").encode() for name in NAMES}
+    for version in (1, 2, 3):
+        if found == client(version):
+            return version
+    return "a mixture"
+
+
+def installed():
+    flash = power_on(fresh=True)
+    mkdir("/lib")
+    mkdir("/lib/cm")
+    for name, data in client(1).items():
+        write("/lib/cm/" + name, data.decode())
+    power_off(flash)
+    return bytes(Flash.data)
+
+
+# One cut at the k-th write of an upgrade; then the board starts. None: it has no k-th.
+def cut(image, k, starts):
+    Flash.data[:] = image
+    flash = power_on(k)
+    try:
+        upgrade(flash, 2)
+        return None
+    except OSError:
+        pass
+    finally:
+        power_off(flash)
+    for left in starts:
+        flash = power_on(left)
+        try:
+            boot(2)
+        except OSError:
+            pass
+        power_off(flash)
+    flash = power_on()
+    told = running()
+    upgrade(flash, 3)
+    if running() != 3 and not BROKEN:
+        told = "the next upgrade does not come through"
+    power_off(flash)
+    return told
+
+
+os.umount("/")
+image = installed()
+seen = {}
+for name, starts in (("once", (-1,)), ("again", (1, 2, 3, -1))):  # it may go while it starts, too
+    told = []
+    while True:
+        outcome = cut(image, len(told) + 1, starts)
+        if outcome is None:
+            break
+        told.append(outcome)
+    seen[name] = told
+print(dumps(seen))
