@@ -56,8 +56,10 @@ class Engine:
                 each.send_signal(number)
 
     def end(self, number: int = signal.SIGINT) -> None:
-        self.wake()
-        self.process.send_signal(number)
+        """Have it end; it may have ended before."""
+        if self.process.poll() is None:
+            self.wake()
+            self.process.send_signal(number)
         self.process.wait(START_SECONDS)
 
 

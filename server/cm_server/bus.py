@@ -16,6 +16,7 @@ from typing import Any, Protocol
 log = logging.getLogger("cm_server")
 
 RETRY_SECONDS = 0.25  # between two tries to reach NATS
+LOOK_SECONDS = 0.1  # between two looks at whether it is there
 PING_SECONDS = 2  # between two pings to it; with two unanswered it is away
 WAITING_BYTES = 64 * 1024 * 1024  # for NATS; more is dropped
 
@@ -109,20 +110,55 @@ class NatsBus:
         self._more = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: Any = None
-        self._subjects: list[str] = []
+        self._wanted: list[str] = []  # subjects that NATS does not know of yet
         self._take: Callable[[bytes], None] = lambda _data: None
         self._changed: Callable[[bool], None] = lambda _up: None
 
     def open(self, take: Callable[[bytes], None], changed: Callable[[bool], None]) -> None:
         """Begin, in the background; NATS need not be there."""
         self._take, self._changed = take, changed
-        self._tasks = [asyncio.ensure_future(self._connect()), asyncio.ensure_future(self._pump())]
+        self._tasks = [asyncio.ensure_future(each()) for each in (self._keep, self._pump)]
 
     def listen(self, subject: str) -> None:
         """Take what is published for a subject, from the moment when NATS is there."""
-        self._subjects.append(subject)
-        if self.up:
-            self._tasks.append(asyncio.ensure_future(self._subscribe(subject)))
+        self._wanted.append(subject)
+
+    async def _keep(self) -> None:
+        """Connect, take what is to be taken, and see again and again whether NATS is there."""
+        while True:
+            try:
+                if self._nats is None:
+                    self._nats = await self._connect()
+                while self._wanted and self._nats.is_connected:
+                    await self._subscribe(self._wanted[0])
+                    del self._wanted[0]
+            except Exception as error:  # of many kinds: NATS is away
+                log.debug("the bus is away: %s", error)
+            self._set_up(self._nats is not None and self._nats.is_connected)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _connect(self) -> Any:
+        from nats.aio.client import Client
+
+        async def on_change() -> None:
+            self._set_up(client.is_connected)
+
+        async def on_error(error: Exception) -> None:
+            log.debug("the bus: %s", error)
+
+        client = Client()
+        await client.connect(
+            self._url.split(","),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # it may be a float
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=2,
+            reconnected_cb=on_change,
+            disconnected_cb=on_change,
+            error_cb=on_error,
+            no_echo=True,
+        )
+        return client
 
     async def _subscribe(self, subject: str) -> None:
         async def on_message(message: Any) -> None:
@@ -130,45 +166,10 @@ class NatsBus:
 
         await self._nats.subscribe(subject, cb=on_message, pending_bytes_limit=2 * WAITING_BYTES)
 
-    async def _connect(self) -> None:
-        import nats.errors
-        from nats.aio.client import Client
-
-        async def on_up() -> None:
-            self._set_up(True)
-
-        async def on_down() -> None:
-            self._set_up(False)
-
-        async def on_error(error: Exception) -> None:
-            log.debug("the bus: %s", error)
-
-        client = self._nats = Client()
-        while not client.is_connected:
-            try:
-                await client.connect(
-                    self._url.split(","),
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # it may be a float
-                    ping_interval=PING_SECONDS,
-                    max_outstanding_pings=2,
-                    reconnected_cb=on_up,
-                    disconnected_cb=on_down,
-                    error_cb=on_error,
-                    no_echo=True,
-                )
-            except (OSError, asyncio.TimeoutError, nats.errors.Error) as error:
-                log.debug("the bus is away: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-        for subject in self._subjects:
-            await self._subscribe(subject)
-        self._set_up(True)
-
     def _set_up(self, up: bool) -> None:
         if up != self.up and not self._closing:
-            log.log(
-                logging.INFO if up else logging.WARNING, "the bus is %s", "up" if up else "away"
-            )
+            level = logging.INFO if up else logging.WARNING
+            log.log(level, "the bus is %s", "up" if up else "away")
             self.up = up
             self._changed(up)
 
@@ -181,16 +182,13 @@ class NatsBus:
 
     async def _pump(self) -> None:
         """Hand what waits to NATS, which may take its time."""
-        import nats.errors
-
         while True:
             await self._more.wait()
             self._more.clear()
             while self._outbox:
                 subject, data = self._outbox.popleft()
-                with contextlib.suppress(OSError, nats.errors.Error):
-                    if self.up:
-                        await self._nats.publish(subject, data)
+                with contextlib.suppress(Exception):  # of many kinds: NATS is away
+                    await self._nats.publish(subject, data)
                 self.waiting -= len(data)
 
     async def close(self) -> None:

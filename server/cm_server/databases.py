@@ -25,6 +25,7 @@ CONNECT_SECONDS = 3  # that PostgreSQL has to take a connection
 ANSWER_SECONDS = 5.0  # that it has for a statement
 IDLE_SECONDS = 3  # after which it undoes what a server that stands still had begun: others wait
 RETRY_SECONDS = 1.0  # between two tries to reach one that is away
+_CORE_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
 class Sqlite:
@@ -34,7 +35,7 @@ class Sqlite:
         path: the file; None keeps all in memory (for tests).
     """
 
-    errors: tuple[type[Exception], ...] = (sqlite3.Error, sa.exc.DBAPIError)
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_CORE_ERRORS)
     insert: Any = staticmethod(sqlite.insert)  # which knows ON CONFLICT
 
     def __init__(self, path: Path | None) -> None:
@@ -109,7 +110,7 @@ class Postgres:
     def __init__(self, url: str) -> None:
         import psycopg
 
-        self.errors: tuple[type[Exception], ...] = (psycopg.Error, sa.exc.DBAPIError)
+        self.errors: tuple[type[Exception], ...] = (psycopg.Error, *_CORE_ERRORS)
         self.name = psycopg.conninfo.conninfo_to_dict(url).get("dbname") or "of PostgreSQL"
         self._url = url
         self._retry_at = 0.0

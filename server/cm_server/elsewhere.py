@@ -57,6 +57,7 @@ class Elsewhere:
         self._store, self._post, self._later = store, post, later
         self._batch: dict[tuple[str, Cell, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs of which no word has come
+        self._asked: dict[int, float] = {}  # when for the first, by the monotonic clock
         self._ended: set[int] = set()  # that the last look at the store saw
         post.handlers |= {"taken": self._on_taken, "refused": self._on_refused, "say": self._on_say}
 
@@ -67,12 +68,16 @@ class Elsewhere:
         away = job.board.away
         assert away is not None
         job.stop_timer()
-        job.away = away.server
         job.state = "running" if away.state == "idle" else "queued"
         self._tries[job.id] = self._tries.get(job.id, 0) + 1
+        self._asked.setdefault(job.id, time.monotonic())
+        self._launch(job, away.server)
+
+    def _launch(self, job: Job, server: str) -> None:
+        job.away = server
         if not self._batch:
             self._later(0, self._send)
-        self._batch.setdefault((away.server, job.cell, job.caller), []).append(job)
+        self._batch.setdefault((server, job.cell, job.caller), []).append(job)
 
     def _send(self) -> None:
         """Ask each server once for all that one cell is to it."""
@@ -105,8 +110,7 @@ class Elsewhere:
             if job is None:
                 continue
             job.board.buffer_size = buffer_size
-            self._tries.pop(number, None)
-            self._store.let_go(number)
+            self._forget(number)
             if waits:
                 job.state = "queued"
             elif job.state == "queued":
@@ -114,6 +118,12 @@ class Elsewhere:
                 self._begun(job)
             else:
                 self._begun(job)
+
+    def _forget(self, number: int) -> None:
+        """Know that a job is another server's, or has ended."""
+        self._tries.pop(number, None)
+        self._asked.pop(number, None)
+        self._store.let_go(number)
 
     def _known(self, number: int, sender: str) -> Job | None:
         job = self._dispatch.jobs.get(number)
@@ -137,7 +147,7 @@ class Elsewhere:
         """The other server should have said by now how the job ended."""
         job.timer = None
         if job.id in self._dispatch.jobs and job.away:
-            self._store.let_go(job.id)
+            self._forget(job.id)
             self._endings.settle(job, "lost", "the server that has its board does not say more")
 
     def _on_refused(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
@@ -196,8 +206,7 @@ class Elsewhere:
             job.deliver(data)
 
     def _end(self, job: Job, status: str, why: str) -> None:
-        self._tries.pop(job.id, None)
-        self._store.let_go(job.id)
+        self._forget(job.id)
         self._endings.close(job, status, why)
 
     # What the store says
@@ -206,7 +215,7 @@ class Elsewhere:
         """Leave a job to others, whoever they are; its outcome comes out of the store."""
         job.stop_timer()
         job.away, job.asking, job.transfer = _STORE, False, None
-        self._store.let_go(job.id)
+        self._forget(job.id)
         if job.cell.timeout is not None and job.started is not None:
             until = job.started + job.cell.timeout + CONFIRM + LATE_SECONDS
             job.timer = self._later(max(until - time.time(), 0.0), lambda: self._on_late(job))
@@ -218,21 +227,35 @@ class Elsewhere:
                 self.follow(job)
 
     def _on_no_word(self, jobs: Sequence[Job]) -> None:
-        """End jobs that nobody has taken, so that nobody will."""
-        waiting = [
-            j for j in jobs if j.id in self._tries and j.id in self._dispatch.jobs and j.away
-        ]
-        if not waiting:
-            return
+        """Ask whoever has their boards by now, or end jobs so that nobody will take them."""
+        open_jobs = self._dispatch.jobs
+        waiting = [job for job in jobs if job.id in self._tries and open_jobs.get(job.id) is job]
+        holders = self._holders() if waiting else {}
+        waiting = [job for job in waiting if job.away and not self._ask_anew(job, holders)]
+        if waiting:
+            self._withdraw(waiting)
+
+    def _ask_anew(self, job: Job, holders: dict[str, tuple[str, int]]) -> bool:
+        """Ask again for a job that nobody has taken: another server, or while its caller waits."""
+        holder = holders.get(job.board.id, (job.away, 0))[0]
+        patient = time.monotonic() < self._asked.get(job.id, 0.0) + job.cell.wait
+        if holder == job.away and not patient:
+            return False
+        if holder == job.away:
+            self._launch(job, holder)
+        else:
+            self._again(job, holders)
+        return True
+
+    def _withdraw(self, waiting: Sequence[Job]) -> None:
         why = "the server that has its link does not answer; it did not run"
         try:
             ended = self._store.withdraw([job.id for job in waiting], "offline", why)
         except ServerError:
-            self._later(WORD_SECONDS, lambda: self._on_no_word(waiting))
+            self._later(WORD_SECONDS, lambda: self._withdraw(waiting))
             return
         for job in waiting:
-            self._tries.pop(job.id, None)
-            self._store.let_go(job.id)
+            self._forget(job.id)
             if job.id in ended:
                 self._endings.settle(job, "offline", why)
             else:
@@ -252,8 +275,7 @@ class Elsewhere:
         self._ended = {row.id for row in rows}
 
     def _tell(self, job: Job, row: JobRow) -> None:
-        self._tries.pop(job.id, None)
-        self._store.let_go(job.id)
+        self._forget(job.id)
         self._endings.settle(job, str(row.status), row.error or "", output_lost=True)
 
     def moved(self, board: Board) -> None:

@@ -150,6 +150,11 @@ class Others:
         self._timers["look"] = self._loop.call_later(LOOK_SECONDS, self._look)
         self._guarded(self.elsewhere.look)
 
+    @property
+    def refused(self) -> int:
+        """How many writes were refused, since the job or the board was another server's."""
+        return self._store.refused
+
     # What callers ask that is not here
 
     def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:

@@ -7,6 +7,7 @@ The store has the rest: who is enrolled, and who holds which board. No sockets, 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -92,16 +93,17 @@ class Presence:
         self._released.discard(board.id)
         board.away = None
         self._server.dispatch.adopt(board, held.sent)
+        self._wake(0)  # before it has done anything that others may hear of
 
     def _on_touch(self, board: Board) -> None:
         if board.id in self._epochs:
             self._changed[board] = None
             self._wake()
 
-    def _wake(self) -> None:
-        if not self._waits:
+    def _wake(self, seconds: float = TELL_SECONDS) -> None:
+        if not self._waits or not seconds:
             self._waits = True
-            self._later(TELL_SECONDS, self.tell)
+            self._later(seconds, self.tell)
 
     def on_sample(self, board: Board, sample: Sample) -> None:
         """Pass on what a board here emitted."""
@@ -168,6 +170,8 @@ class Presence:
             board.told = facts
         board.epoch = away.epoch
         self._let_go(board.id)
+        if away.online or (board.away is not None and board.away.online):
+            board.last_seen = time.time()
         board.away = away
         if board.link is not None:
             log.warning("%s dialled another server: its older link is closed", board.name)
@@ -207,7 +211,7 @@ class Presence:
         for board_id, (server, epoch) in self._store.holders().items():
             board = self._registry.by_id.get(board_id)
             if board is not None and server != mine and epoch > board.epoch:
-                since = board.last_seen
+                since = board.last_seen or time.time()
                 self._place(board, Away(server, epoch, "idle", since), None)
         self._post.send(ALL, "who", {})
 

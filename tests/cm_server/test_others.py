@@ -8,77 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cloudmanager import wire
-from cm_server import elsewhere
-from cm_server import others as others_module
-from cm_server.bus import Hub
 from cm_server.shared_store import NEVER_SENT
-from tests.engines import Nats, Postgres
 
-from .peers import FakeBoard, FakeCaller, Identity, Service, running_service
-
-DEAD_AFTER = 1.0  # seconds
-
-
-class Two:
-    """Two servers; boards are enrolled at A."""
-
-    def __init__(self, a: Service, b: Service, hub: Hub | None) -> None:
-        self.a, self.b, self.hub = a, b, hub
-
-    async def enrol(self, *names: str) -> list[Identity]:
-        boards = self.a.enrol(*names)
-        await self.b.until(lambda: set(names) <= self.b.server.registry.by_name.keys())
-        return boards
-
-    async def seen(self, name: str = "lab-1", state: str = "idle") -> None:
-        """Return when both say so of a board."""
-        for service in (self.a, self.b):
-            await service.until(lambda: service.state(name) == state)  # noqa: B023
-
-    async def board_at_b(self, **told: Any) -> tuple[Identity, FakeBoard]:
-        (identity,) = await self.enrol("lab-1")
-        board = await FakeBoard.join(self.b, identity, **told)
-        await self.seen()
-        return identity, board
-
-
-@pytest.fixture(params=["in one process", "postgresql and nats"])
-async def two(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> AsyncIterator[Two]:
-    monkeypatch.setattr(elsewhere, "WORD_SECONDS", 0.5)
-    monkeypatch.setattr(others_module, "LOOK_SECONDS", 0.1)
-    hub = Hub() if request.param == "in one process" else None
-    where: Path | str = tmp_path / "shared.db"
-    if hub is None:
-        postgres: Postgres = request.getfixturevalue("postgres")
-        nats: Nats = request.getfixturevalue("nats")
-        where = postgres.new()
-    settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER}
-    buses = [hub.bus(), hub.bus()] if hub else [nats.url] * 2
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    async with (
-        running_service(tmp_path / "a", bus=buses[0], **settings) as a,
-        running_service(tmp_path / "b", bus=buses[1], **settings) as b,
-    ):
-        for service in (a, b):
-            others = service.server.others
-            assert others is not None
-            await service.until(lambda: others.post.bus.up and len(others.servers) == 2)  # noqa: B023
-        yield Two(a, b, hub)
-
-
-async def run(board: FakeBoard) -> wire.Message:
-    """Return the next cell that a board gets."""
-    message = await board.next()
-    assert message.op == wire.EXEC, message
-    return message
+from .pairs import Two, run
+from .peers import FakeBoard, FakeCaller
 
 
 async def test_a_cell_runs_on_a_board_that_dialled_another_server(two: Two):

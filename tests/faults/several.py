@@ -34,8 +34,8 @@ from .proxy import Conversation, Loop, Proxy
 from .servers import BEAT
 from .soak import CALLERS, HANG, Line, Soak
 
-DEAD_AFTER: Final = "4"  # seconds that a server is silent before others take it for gone
-PAUSES: Final = (0.5, 2.0, 6.0)  # seconds that something stands still; the last is too long
+DEAD_AFTER: Final = 4.0  # seconds that a server is silent before others take it for gone
+PAUSES: Final = (0.1, 0.5, 1.5)  # how long something stands still, in those; the last is too long
 KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop")
 
 
@@ -61,16 +61,18 @@ class Balancer(Proxy):
 class Cluster:
     """Servers that die, stand still and come back, each in its folder and on its port."""
 
-    def __init__(self, home: Path, count: int, postgres: Postgres, nats: Nats) -> None:
+    def __init__(
+        self, home: Path, count: int, dead_after: float, postgres: Postgres, nats: Nats
+    ) -> None:
         self.nats, self.store = nats, postgres.new()
         self._stack = contextlib.ExitStack()
-        self._home = home
+        self._home, self._dead_after = home, str(dead_after)
         self.servers = [self._start(number, 0) for number in range(count)]
 
     def _start(self, number: int, tcp_port: int) -> Server:
         told = ("--store", self.store, "--bus", self.nats.url, "--beat", BEAT)
         home = self._home / f"server-{number}"
-        context = running_server(home, *told, "--lost-after", DEAD_AFTER, tcp_port=tcp_port)
+        context = running_server(home, *told, "--lost-after", self._dead_after, tcp_port=tcp_port)
         return self._stack.enter_context(context)
 
     @property
@@ -121,10 +123,11 @@ class SeveralSoak(Soak):
         *,
         servers: int = 3,
         pause: tuple[float, float] = (0.5, 3.0),
+        dead_after: float = DEAD_AFTER,
     ) -> None:
         super().__init__(home, jobs, boards, seed, 0)
-        self.cluster = Cluster(home, servers, *engines)
-        self._pause = pause
+        self.cluster = Cluster(home, servers, dead_after, *engines)
+        self._pause, self._dead_after = pause, dead_after
 
     def run(self) -> dict[str, Any]:
         """Run all of it; return the figures."""
@@ -176,7 +179,7 @@ class SeveralSoak(Soak):
         """Let a server or the bus die or stand still, one after the other."""
         dice = random.Random(f"{self.seed} servers")
         while not self._over.wait(dice.uniform(*self._pause)):
-            kind, seconds = dice.choice(KINDS), dice.choice(PAUSES)
+            kind, seconds = dice.choice(KINDS), dice.choice(PAUSES) * self._dead_after
             number = dice.randrange(len(self.cluster.servers))
             self.faults[kind] += 1
             if kind == "kill":

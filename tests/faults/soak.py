@@ -290,7 +290,7 @@ class Soak:
     def _counted(self, servers: Servers) -> dict[str, collections.Counter[int]]:
         """How often each cell ran, as the boards wrote it down; and all of them are well again."""
         since = time.time()
-        for proxy in self.board_proxies:
+        for proxy in (*self.caller_proxies, *self.board_proxies):
             proxy.now = None
             proxy.hang_up()  # a record that was dropped breaks its link at the next one
         with self._open(self._url(0, servers.server.url)) as fleet:

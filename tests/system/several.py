@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,16 +40,19 @@ class Several:
         token = f"{(server.home / 'token').read_text().strip()}.{pin}"
         return self._stack.enter_context(Fleet(server.url, token))
 
-    def board(self, fleet: Fleet, server: Server, *names: str) -> VirtualBoards:
-        """Boards that dial this server."""
+    def board(self, fleet: Fleet, tcp_port: int, *names: str) -> VirtualBoards:
+        """Boards that dial there."""
         folder = self.home / f"boards-{next(self._numbers)}"
-        machine = VirtualBoards([], ("127.0.0.1", server.tcp_port), folder)
+        machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder)
         self._stack.enter_context(machine)
         for told in fleet.enrol(list(names)):
-            machine.add(Identity.of(told, server.url))
+            machine.add(Identity.of(told, "http://127.0.0.1"))
         return machine
 
     def close(self) -> None:
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.process.send_signal(signal.SIGCONT)
         self._stack.close()
 
 
