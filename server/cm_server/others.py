@@ -130,6 +130,7 @@ class Others:
             self.elsewhere.lost(server)
             self.guests.lost(server)
         self.servers = servers
+        self._server.spread_changed()
         self._server.dispatch.inherit(self._store.inherit())
         self.presence.tell()
         alone = READ_SECONDS if self.post.bus.up else READ_ALONE_SECONDS
