@@ -29,6 +29,7 @@ from cm_server.transport import TlsTransport
 
 PROCESSES = 2
 _AT_ONCE = 50  # of one process, that dial at the same time when they begin
+_PATIENCE = 10.0  # seconds: as a board's, to connect, and then until it is welcome
 _FACTS = {"platform": "simulated", "version": "1.28.0", "mpy": 0x0306, "machine": "none"}
 _BUFFER = 1016  # bytes: as a board's
 _PRINTED = b"\0\x031\r\n"  # what RESULT carries: 3 bytes of output
@@ -130,9 +131,11 @@ class Board(asyncio.Protocol):
         self._tries += 1
         self._open = asyncio.Event()
         try:
-            await asyncio.wait_for(self._dialler.dial(self), 10)
+            await asyncio.wait_for(self._dialler.dial(self), _PATIENCE)
         except (OSError, asyncio.TimeoutError):
             self._again()
+        else:
+            self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._transport.abort)
 
     def _again(self) -> None:
         span = self._span / 2 ** max(0, 3 - self._tries)
@@ -177,6 +180,7 @@ class Board(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Dial again."""
+        self._patience.cancel()
         self._open.set()
         self._again()
 
@@ -198,6 +202,7 @@ class Board(asyncio.Protocol):
             self._prove(message.payload)
         elif message.op == wire.WELCOME:
             self._span, self._tries = wire.read_json(message.payload)["spread"], 1
+            self._patience.cancel()
             self._open.set()
 
     def _prove(self, challenge: bytes) -> None:

@@ -28,6 +28,9 @@ from benchmarks.crowd import crowd
 from cloudmanager import Fleet, service
 from cloudmanager.aio import AsyncFleet
 
+#: What was measured once, for the picture in docs/; see benchmarks/README.md.
+FIGURES = Path(__file__).with_name("load.jsonl")
+
 _BEAT = 30.0  # seconds: the server's own
 _CALM = 3.0  # seconds after all are there
 _CELLS = 5  # on all boards

@@ -42,8 +42,8 @@ class Row:
         return None if measured is None else measured <= self.budget
 
 
-#: What one unit is, in the unit that figures are measured in (seconds or bytes).
-UNITS = {"ms": 1e-3, "s": 1.0, "KB": 1e3, "MB": 1e6}
+#: What one unit is, in the unit that figures are measured in (seconds, bytes, parts of one).
+UNITS = {"ms": 1e-3, "s": 1.0, "KB": 1e3, "MB": 1e6, "%": 1e-2, "cells": 1.0}
 
 _HEADINGS = ("what", "ours", "peer", "ratio", "budget", "")
 _MARKS = {True: "ok", False: "MISSED", None: "-"}

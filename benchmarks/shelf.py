@@ -57,7 +57,10 @@ def shelf() -> Iterator[Shelf]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        request_queue_size = 64  # beyond it, a connection is tried again after a second
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         made = Shelf(f"http://127.0.0.1:{server.server_address[1]}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

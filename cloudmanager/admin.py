@@ -9,12 +9,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import config
-from .commands import OK, print_json
+from .commands import OK, Verb, print_json, say
 from .fleet import Fleet
 from .tables import audit_table, moment, token_table
 from .text import fold
@@ -23,7 +22,7 @@ ROLES = ("viewer", "operator", "admin")
 _SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
-def add_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+def add_verbs(verb: Verb) -> None:
     """Add the verbs of this module to the command line."""
     enrol = verb("board-enrol", board_enrol, "make what a board needs to join: /cm.json")
     enrol.add_argument("name", nargs="?", metavar="NAME", help="the board's")
@@ -99,22 +98,14 @@ def board_revoke(options: argparse.Namespace) -> int:
     """Take boards out of the fleet."""
     with Fleet() as fleet:
         names = fleet.revoke(options.target)
-    if options.json:
-        print_json(names)
-    else:
-        print(f"{fold(names)}: out of the fleet; the keys open nothing any more.")
-    return OK
+    return say(options, names, f"{fold(names)}: out of the fleet; the keys open nothing any more.")
 
 
 def board_rename(options: argparse.Namespace) -> int:
     """Give a board another name."""
     with Fleet() as fleet:
         name = fleet.rename(options.board, options.name)
-    if options.json:
-        print_json(name)
-    else:
-        print(f"{options.board} is called {name} now.")
-    return OK
+    return say(options, name, f"{options.board} is called {name} now.")
 
 
 def board_rotate(options: argparse.Namespace) -> int:
@@ -153,11 +144,7 @@ def token_list(options: argparse.Namespace) -> int:
     """List tokens, those that open nothing any more, too."""
     with Fleet() as fleet:
         tokens = fleet.request("token-list")
-    if options.json:
-        print_json(tokens)
-    else:
-        print(token_table(tokens))
-    return OK
+    return say(options, tokens, token_table(tokens))
 
 
 def token_revoke(options: argparse.Namespace) -> int:
@@ -176,11 +163,7 @@ def audit(options: argparse.Namespace) -> int:
     """Show who did what, the newest last."""
     with Fleet() as fleet:
         rows = fleet.request("audit", count=options.count)
-    if options.json:
-        print_json(rows)
-    else:
-        print(audit_table(rows))
-    return OK
+    return say(options, rows, audit_table(rows))
 
 
 # Arguments

@@ -12,12 +12,13 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from . import cable, config, reconfigure
 from .cable import Repl, SerialPort
+from .commands import Verb
 from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
@@ -36,7 +37,6 @@ KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords
 _WIFI = "a network, whose password is asked for; repeated: in order"
 _LABEL = "what the fleet shall know of it, such as room=lab"
 _DIALS = "what the boards dial, where this machine's own address is not it"
-Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def add_verbs(verb: Verb) -> None:
@@ -106,7 +106,7 @@ def flash_boards(options: argparse.Namespace) -> int:
 def _sum_up(outcomes: Sequence[Outcome], dry_run: bool) -> None:
     for outcome in outcomes:
         if not outcome.error:
-            done = "would be flashed" if dry_run else f"is {outcome.name}: it ran a cell"
+            done = "would join the fleet" if dry_run else f"is {outcome.name}: it ran a cell"
             print(f"{clean(outcome.port)} {done}.")
 
 
@@ -309,7 +309,8 @@ def bridge_boards(options: argparse.Namespace) -> int:
     names = expand(options.name, options.name, 0) if options.name else ()
     with Fleet() as fleet:
         fleet.status()
-        with Bridge(fleet, options.port, names, _tell_bridged):
+        tell = _tell_bridged_as_json if options.json else _tell_bridged
+        with Bridge(fleet, options.port, names, tell):
             print("Ctrl-C ends it.", file=sys.stderr)
             signal.pause()
     return OK
@@ -317,3 +318,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
 
 def _tell_bridged(port: str, what: str) -> None:
     print(f"{clean(port)}  {clean(what)}", flush=True)
+
+
+def _tell_bridged_as_json(port: str, what: str) -> None:
+    print(json.dumps({"port": port, "says": what}), flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import admin, cable_cli, commands, config, file_commands, package_commands
-from .commands import FAILED, NO_SERVER, USAGE
+from .commands import FAILED, NO_SERVER, USAGE, Verb
 from .errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -56,11 +56,13 @@ def _complain(error: Exception, status: int) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; FILE may come after options too, which argparse learned in Python 3.13 only."""
+    """Parse; FILE and NAMEs may come after options too, as argparse alone does not have it."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    late = len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-"))
-    if late and getattr(options, "file", "") is None:
+    plain = all(text == "-" or not text.startswith("-") for text in rest)
+    if plain and isinstance(getattr(options, "names", None), list):
+        options.names, rest = [*options.names, *rest], []
+    elif plain and len(rest) == 1 and getattr(options, "file", "") is None:
         options.file, rest = rest[0], []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -85,6 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print JSON, for programs")
         return made
 
+    _add_server(verb)
+    _add_boards(verb)
+    admin.add_verbs(verb)
+    cable_cli.add_verbs(verb)
+    file_commands.add_to(verb)
+    package_commands.add_to(verb)
+    _add_jobs(verb)
+    _add_virtual(verb)
+    return parser
+
+
+def _add_server(verb: Verb) -> None:
     start = verb("server-start", commands.server_start, "start the local server in the background")
     start.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
     start.add_argument("--port", type=_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
@@ -110,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("file", metavar="FILE")
     verb("server-status", commands.server_status, "tell how the server is")
 
+
+def _add_boards(verb: Verb) -> None:
     boards = verb("board-list", commands.board_list, "list the boards")
     boards.add_argument("target", nargs="?", metavar="TARGET", help="which ones; else all")
     execute = verb("board-execute", commands.board_execute, "run a cell on boards, all at once")
@@ -125,11 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("target", metavar="TARGET")
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
-    admin.add_verbs(verb)
-    cable_cli.add_verbs(verb)
-    file_commands.add_to(verb)
-    package_commands.add_to(verb)
 
+def _add_jobs(verb: Verb) -> None:
     jobs = verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"
     )
@@ -139,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     stop = verb("job-interrupt", commands.job_interrupt, "interrupt jobs, anybody's")
     stop.add_argument("jobs", type=int, nargs="+", metavar="JOB")
 
+
+def _add_virtual(verb: Verb) -> None:
     virtual = verb(
         "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
     )
@@ -157,7 +172,6 @@ def _parser() -> argparse.ArgumentParser:
         "demo", commands.demo, "three virtual boards, a cell on all of them, and JupyterLab"
     )
     demo.add_argument("--no-lab", dest="lab", action="store_false", help="stop after the cell")
-    return parser
 
 
 def _file(text: str) -> str:

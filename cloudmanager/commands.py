@@ -9,6 +9,7 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from .tables import duration, fleet_table, job_table, job_text
 from .text import fold
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
+#: Adds a verb to `mbm`: its name, what it does, and its help.
+Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 # The server
@@ -87,13 +90,8 @@ def server_restore(options: argparse.Namespace) -> int:
 
 
 def _say_files(options: argparse.Namespace, names: list[str], what: str) -> int:
-    if options.json:
-        print_json(names)
-    else:
-        print(
-            f"{options.file} {what} {', '.join(names)}. Who has it is the server: keep it secret."
-        )
-    return OK
+    held = f"{options.file} {what} {', '.join(names)}"
+    return say(options, names, f"{held}. Who has it is the server: keep it secret.")
 
 
 # Boards
@@ -103,11 +101,7 @@ def board_list(options: argparse.Namespace) -> int:
     """List boards."""
     with Fleet() as fleet:
         boards = fleet.boards(options.target)
-    if options.json:
-        print_json(boards)
-    else:
-        print(fleet_table(boards))
-    return OK
+    return say(options, boards, fleet_table(boards))
 
 
 def board_execute(options: argparse.Namespace) -> int:
@@ -136,11 +130,7 @@ def board_label(options: argparse.Namespace) -> int:
         )
     with Fleet() as fleet:
         names = fleet[options.target].label(labels)
-    if options.json:
-        print_json(names)
-    else:
-        print(f"{fold(names)}: {', '.join(options.labels)}")
-    return OK
+    return say(options, names, f"{fold(names)}: {', '.join(options.labels)}")
 
 
 def _code(options: argparse.Namespace) -> str:
@@ -169,33 +159,22 @@ def job_list(options: argparse.Namespace) -> int:
     """List jobs."""
     with Fleet() as fleet:
         jobs = fleet.jobs(options.target)
-    if options.json:
-        print_json(jobs)
-    else:
-        print(job_table(jobs))
-    return OK
+    return say(options, jobs, job_table(jobs))
 
 
 def job_show(options: argparse.Namespace) -> int:
     """Show one job."""
     with Fleet() as fleet:
         job = fleet.job(options.job)
-    if options.json:
-        print_json(job)
-    else:
-        print(job_text(job))
-    return OK
+    return say(options, job, job_text(job))
 
 
 def job_interrupt(options: argparse.Namespace) -> int:
     """Interrupt jobs."""
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
-    if options.json:
-        print_json({"interrupted": count})
-    else:
-        print(f"{count} of {len(options.jobs)} had not ended and were interrupted.")
-    return OK
+    text = f"{count} of {len(options.jobs)} had not ended and were interrupted."
+    return say(options, {"interrupted": count}, text)
 
 
 # Virtual boards
@@ -245,6 +224,15 @@ def demo(options: argparse.Namespace) -> int:
 
 def _say(paragraph: str) -> None:
     print(paragraph, end="\n\n", flush=True)
+
+
+def say(options: argparse.Namespace, told: Any, text: str) -> int:
+    """Print what came of a verb, as JSON for programs or as text; return the exit status."""
+    if options.json:
+        print_json(told)
+    else:
+        print(text)
+    return OK
 
 
 def print_json(body: Any) -> None:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from . import macros, meter
-from .commands import FAILED, OK, USAGE
+from .commands import FAILED, OK, USAGE, Verb
 from .filetext import files_text
 from .fileverbs import FileVerbs
 from .fleet import Fleet
 from .results import Results
-
-Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def add_to(verb: Verb) -> None:

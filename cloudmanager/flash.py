@@ -167,7 +167,8 @@ class Flashing:
         return self.outcome
 
     def _explained(self, error: CloudmanagerError) -> str:
-        state = STATES[self.outcome.step]
+        step = self.outcome.step
+        state = STATES["chip" if step == "repl" and not self.wish.flash else step]
         told = error.detail if state in error.detail or not state else f"{error.detail} {state}"
         return f"{told} {error.hint}".strip()
 
@@ -247,6 +248,7 @@ class Flashing:
             self._step("enrol", f"MicroPython {facts['version']} on {facts['platform']}")
             settings = self._enrol(repl)
             if self.wish.dry_run:
+                repl.leave()
                 return
             self._step("copy", f"it is {self.outcome.name}; copying the client")
             with self._forgotten_on_failure():

@@ -15,6 +15,7 @@ from .errors import PackageError
 from .filejobs import Progress, send
 from .files import FileGroup, FileResult
 from .jobs import Job
+from .names import installed
 from .packages import Installed, Packages
 from .results import Result, Results
 from .syncing import ignore
@@ -157,8 +158,7 @@ def wishes_of(have: Packages, names: Sequence[str]) -> list[Wish]:
     Raises:
         PackageError: it has no such package.
     """
-    if missing := [name for name in names if name not in have]:
-        raise PackageError(f"it has no package {missing[0]}")
+    names = [installed(name, have) for name in names]
     groups: dict[str, list[str]] = {}
     for name in sorted(names or have):
         told = have.asked.get(name, {})

@@ -1,13 +1,14 @@
-"""What a board and a label may be called, and ranges of names: "lab-[08-11]" -> four names.
+"""What boards, labels and packages are called; ranges of names: "lab-[08-11]" -> four names.
 
-Pure: no I/O. Whatever is not plainly legal is a TargetError that points at the place.
+Pure: no I/O. What is not plainly legal in a target is a TargetError that points at the place.
 """
 
 import re
+from collections.abc import Collection
 from itertools import product
 from math import prod
 
-from .errors import TargetError
+from .errors import PackageError, TargetError
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a board; matched whole
 FACT_NAMES = ("state", "platform", "version", "mpy", "machine", "client")  # not for labels
@@ -35,6 +36,23 @@ def check_name(name: str) -> str:
     if name == "all":
         raise TargetError("`all` means every board.", name, 0, "Choose another name.")
     return check_word(name, name, 0)
+
+
+def installed(name: str, have: Collection[str]) -> str:
+    """Return which of a board's packages is meant: its whole name, or the end of one alone.
+
+    That is how people call `pypi:micropython-logging`: with or without what stands before it.
+
+    Raises:
+        PackageError: none is, or several could be; both say what there is.
+    """
+    short = name.removeprefix("micropython-")
+    ends = (f":{short}", f"/{short}", f"-{short}")
+    found = [name] if name in have else [key for key in have if key.endswith(ends)]
+    if len(found) == 1:
+        return found[0]
+    there = f"the board has {', '.join(sorted(have))}" if have else "the board has none"
+    raise PackageError(f"no package is called {name}: {there}")
 
 
 def check_label(key: str, value: str) -> None:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any, Final
 
 from . import config, meter
-from .file_commands import Verb, refuse, tell
+from .commands import Verb
+from .file_commands import refuse, tell
 from .fleet import Fleet
 from .packageverbs import PackageVerbs
 

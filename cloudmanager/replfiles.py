@@ -228,8 +228,10 @@ class Files:
         self._close()
         return size, h.hexdigest()
 
-    def put(self, path: str, size: int, digest: str) -> int:
+    def put(self, path: str, size: int, digest: str, staged: int = 0) -> int:
         """Write a file beside its place, verify what the flash holds, and rename it.
+
+        Where nobody looks for it yet (``staged``), it is written in its place.
 
         Returns:
             How many bytes were written: 0 where it was there.
@@ -240,7 +242,7 @@ class Files:
         if there == digest:
             self._offer(size, bytes.fromhex(digest))
             return 0
-        part = path + ".part"
+        part = path if staged else path + ".part"
         first, have = self._resumed(part)
         before = self._moved
         self._open(part, "ab" if have else "wb")
@@ -249,7 +251,8 @@ class Files:
             self._close()
             if self._sha(part).hex() != digest:
                 raise OSError(errno.EIO, "")
-            self.rename(part, path)
+            if not staged:
+                self.rename(part, path)
         except OSError:
             self._tidy(part)
             raise

@@ -66,7 +66,6 @@ class PackageMagics(WordMagics):
         "%board_upgrade": _UPGRADE,
     }
 
-    @no_var_expand
     @line_magic
     def board_install(self, line: str) -> Results:
         """Install; the help of its options takes this place."""

@@ -65,6 +65,42 @@ def _mkdir(path):
         pass
 
 
+def _mount(flash):
+    os.umount("/")
+    try:
+        fs = os.VfsLfs2(flash)
+    except OSError:
+        os.VfsLfs2.mkfs(flash)
+        fs = os.VfsLfs2(flash)
+    os.mount(fs, "/")
+    os.chdir("/")
+
+
+# The settings; an identity or a key that the board was given since is the one that counts.
+def _settled(config):
+    try:
+        own = loads(_read("/cm.json"))
+        newer = own.get("gen", 0) > config.get("gen", 0)
+        if "id" not in config or (own["id"] == config["id"] and newer):
+            config.update({name: own[name] for name in ("id", "key", "gen") if name in own})
+            if "id" in own:
+                config.pop("token", None)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return config
+
+
+# An install that lost its power comes to its end before all else.
+def _finish_install():
+    try:
+        os.stat("/.cm/journal")
+        from cm import switch
+
+        switch.finish()
+    except Exception:  # whatever happens, the board dials in, so that it can be mended
+        pass
+
+
 # sys.argv: "-c", then the address and length of the settings that the host left in memory.
 def start():
     told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
@@ -74,37 +110,14 @@ def start():
         parts[name] = _read(told["client"] + "/cm/" + name)
     pipe = open(told["pipe"], "wb")
     flash = _Flash(told["flash"], told["blocks"])
-    os.umount("/")
-    try:
-        fs = os.VfsLfs2(flash)
-    except OSError:
-        os.VfsLfs2.mkfs(flash)
-        fs = os.VfsLfs2(flash)
-    os.mount(fs, "/")
-    os.chdir("/")
+    _mount(flash)
     sys.path[:] = ["", "/lib", ".frozen"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
-    config = told["config"]
-    try:  # an identity or a key that it was given since is the one that counts
-        own = loads(_read("/cm.json"))
-        newer = own.get("gen", 0) > config.get("gen", 0)
-        if "id" not in config or (own["id"] == config["id"] and newer):
-            config.update({name: own[name] for name in ("id", "key", "gen") if name in own})
-            if "id" in own:
-                config.pop("token", None)
-    except (KeyError, TypeError, ValueError):
-        pass
-    _write("/cm.json", dumps(config).encode())
-    try:
-        os.stat("/.cm/journal")  # an install lost its power: it comes to its end before all else
-        from cm import switch
-
-        switch.finish()
-    except Exception:  # whatever happens, the board dials in, so that it can be mended
-        pass
+    _write("/cm.json", dumps(_settled(told["config"])).encode())
+    _finish_install()
     box = uctypes.bytearray_at(told["box"], 32)
     del told, parts
     del sys.modules["virtual_boot"]

@@ -162,6 +162,7 @@ class Server:
             self.others.presence.hold(board, facts)
         else:
             self.store.saw_board(board.id, facts)
+            self.dispatch.write_soon()
 
     def _on_sample(self, board: Board, sample: Sample) -> None:
         self.watches.on_sample(board, sample)
@@ -317,6 +318,7 @@ def _stop_signal() -> asyncio.Event:
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
     given = options.read()
+    _raise_file_limit()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
         home = _open_home(log_json=given.log_json)
@@ -324,6 +326,14 @@ def main() -> None:
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
+
+
+def _raise_file_limit() -> None:
+    """Take all the files that the system lets us have: a shell gives 1,024, each link is one."""
+    import resource  # not on Windows
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _open_home(*, log_json: bool) -> Path:

@@ -68,6 +68,7 @@ class Dispatch:
         self.jobs = self._endings.jobs
         self.recent = self._endings.recent
         self.tally = self._endings.tally
+        self.write_soon = self._endings.write_soon
         self.rekey = self._queues.rekey
         self.abandon = self._queues.abandon
         self.elsewhere: Elsewhere | None = None  # where there are other servers

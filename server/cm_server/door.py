@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.netutil import add_accept_handler, bind_sockets
+from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from cloudmanager.errors import ServerError
@@ -26,6 +27,8 @@ from .gate import Entry
 
 if TYPE_CHECKING:
     from .app import Server
+
+log = logging.getLogger("cm_server")
 
 _HANDSHAKE = b"\x16"
 
@@ -37,7 +40,7 @@ class Door(HTTPServer):
         """Take the server whose door it is, and its routes."""
         self._server = server
         self._entries: dict[IOStream, Entry] = {}
-        self._listening: list[tuple[socket.socket, Callable[[], None]]] = []
+        self._listening: list[socket.socket] = []
         super().initialize(
             app,
             no_keep_alive=True,
@@ -49,15 +52,35 @@ class Door(HTTPServer):
 
     def open(self, sockets: list[socket.socket]) -> None:
         """Let people knock."""
+        self._listening = sockets
         for sock in sockets:
-            stop = add_accept_handler(sock, lambda came, address: self._knock(came, address))
-            self._listening.append((sock, stop))
+            self._listen(sock)
+
+    def _listen(self, sock: socket.socket) -> None:
+        if sock in self._listening:
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        """Take a few, so that those who are in get on first; the others wait in the kernel."""
+        for _ in range(limits.ACCEPTED_AT_ONCE):
+            try:
+                self._knock(*sock.accept())
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:  # no file left, or no memory
+                log.error("nobody can be let in for %g s: %s", limits.FULL_SECONDS, error.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(sock.fileno())
+                loop.call_later(limits.FULL_SECONDS, self._listen, sock)
+                return
 
     def shut(self) -> None:
         """Let nobody in any more; who is in stays."""
         while self._listening:
-            sock, stop = self._listening.pop()
-            stop()
+            sock = self._listening.pop()
+            asyncio.get_running_loop().remove_reader(sock.fileno())
             sock.close()
 
     def _knock(self, sock: socket.socket, address: Any) -> None:

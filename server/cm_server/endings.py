@@ -59,7 +59,12 @@ class Endings:
         self._store.end(job.id, status, _last_line(error))
         if not self.jobs:
             self._store.flush()  # nobody waits for the server now
-        elif not self._flush_waits:
+        else:
+            self.write_soon()
+
+    def write_soon(self) -> None:
+        """Have the store write what waits, in company."""
+        if not self._flush_waits:
             self._flush_waits = True
             self._later(FLUSH_AFTER, self._flush)
 

@@ -7,6 +7,7 @@ connections the oldest is cut, and a right token or key opens however many wrong
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import time
@@ -105,6 +106,7 @@ class Unproven:
         end()
 
 
+@functools.lru_cache(limits.ADDRESSES)
 def group_of(address: str) -> str:
     """Return what counts as one address: of IPv6 the first 64 bits, which one host may fill."""
     try:

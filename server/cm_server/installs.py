@@ -249,8 +249,9 @@ def _look(
 
 
 def _check_space(change: Change, free: int) -> None:
-    blocks = sum(-(-file.size // _BLOCK_BYTES) * _BLOCK_BYTES for file in change.put)
-    if change.put and blocks + _SPARE_BYTES > free:
+    blocks = sum(-(-file.size // _BLOCK_BYTES) for file in change.put)
+    blocks += 2 * len(records.staging_folders(len(change.put) + 1))
+    if change.put and blocks * _BLOCK_BYTES + _SPARE_BYTES > free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
 
 
@@ -263,8 +264,8 @@ def _apply(
     journal = keep(change.journal().encode())
     clean: list[Act] = [["rm", STAGED, True]]
     acts: list[Act] = [*clean] if staged else []
-    acts.append(["makedirs", STAGED])
-    acts += [["put", f"{STAGED}/{number}", content] for number, content in enumerate(files)]
+    acts += [["makedirs", folder] for folder in records.staging_folders(len(files))]
+    acts += [["put", f"{STAGED}/{records.staged_as(n)}", each, 1] for n, each in enumerate(files)]
     acts += [["put", JOURNAL + ".new", journal], ["rename", JOURNAL + ".new", JOURNAL]]
     try:
         yield acts

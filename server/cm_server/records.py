@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.errors import PackageError
+from cloudmanager.names import installed
 
 from .packages.paths import check_own
 from .packages.plan import File, Plan
@@ -20,6 +21,7 @@ from .packages.requirement import parse
 RECORD: Final = "/.cm/packages.json"
 JOURNAL: Final = "/.cm/journal"
 STAGED: Final = "/.cm/new"
+_PER_FOLDER: Final = 8  # files; a folder has two blocks
 
 #: Package -> version, source, needs, files (path -> SHA-256); of what was asked for: wanted, how.
 Record = dict[str, dict[str, Any]]
@@ -38,9 +40,25 @@ class Change(NamedTuple):
     def journal(self) -> str:
         """Return what switch.py does: staged files go to their places, the record last."""
         paths = [*(file.path for file in self.put), RECORD]
-        lines = [f"+{number} {path}" for number, path in enumerate(paths)]
-        lines += [f"-{path}" for path in self.removed] + [f"_{path}" for path in self.folders]
+        staged = [staged_as(number) for number in range(len(paths))]
+        lines = [f"+{name} {path}" for name, path in zip(staged, paths, strict=True)]
+        lines += [f"-{path}" for path in self.removed]
+        lines += [f"_{path}" for path in (*self.folders, *staging_folders(len(paths))[1:])]
         return "".join(line + "\n" for line in lines)
+
+
+def staged_as(number: int) -> str:
+    """Return how a change's file is called below the folder where it is staged.
+
+    A rename costs littlefs the square of what is in the file's folder: a few share one.
+    """
+    group = number // _PER_FOLDER
+    return f"d{group}/{number}" if group else str(number)
+
+
+def staging_folders(files: int) -> list[str]:
+    """Return the folders that so many files are staged in."""
+    return [STAGED, *(f"{STAGED}/d{group}" for group in range(1, -(-files // _PER_FOLDER)))]
 
 
 def read_record(text: bytes) -> Record:
@@ -150,8 +168,7 @@ def removal(names: Sequence[str], record: Record, *, force: bool) -> Change:
     Raises:
         PackageError: it has no such package, or another one needs it.
     """
-    if missing := [name for name in names if name not in record]:
-        raise PackageError(f"it has no package {missing[0]}")
+    names = [installed(name, record) for name in names]
     after = {key: told for key, told in record.items() if key not in names}
     for key, told in after.items():
         needed = {parse(need).key for need in told["needs"]}.intersection(names)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .jobs import Job
     from .registry import Board
 
-#: An act on files as a board has it; of a `put`, the content stands behind the path.
+#: An act on files as a board has it; of a `put`, the content stands in place of size and SHA-256.
 Act = list[Any]
 #: Yields acts, is sent what they gave; raises PackageError or OSError; returns what came of it.
 Doing = Generator[Sequence[Act], list[Any], Any]
@@ -175,7 +175,7 @@ def _on_wire(act: Act) -> Act:
     if act[0] != "put":
         return act
     content: Content = act[2]
-    return ["put", act[1], content.size, content.digest]
+    return ["put", act[1], content.size, content.digest, *act[3:]]
 
 
 def _read(payload: bytes) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,11 @@ _HOW_IT_ENDED: dict[str, Any] = {
     for name, given in (("ended", "at"), ("status", "how"), ("error", "why"))
 }
 _END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
+_SEE_BOARD = (
+    sa.update(tables.boards)
+    .where(tables.boards.c.id == sa.bindparam("board"))
+    .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
+)
 _BOARD = [tables.boards.c[name] for name in BoardRow._fields]
 _JOB = [tables.jobs.c[name] for name in JobRow._fields]
 _INSERT_AUDIT = sa.insert(tables.audit).values(
@@ -64,10 +70,12 @@ class Store:
         self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._one(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
         self._endings: list[tuple[Any, ...]] = []  # as _END_JOB takes them
+        self._seen: dict[str, tuple[str, float, str]] = {}  # facts first, as in the table
         # Every cell waits for these: compiled once and given to the driver itself, they
         # cost a third.
         self._insert_job = self.database.compile(_INSERT_JOB)
         self._end_job = self.database.compile(_END_JOB.values(_HOW_IT_ENDED))
+        self._see_board = self.database.compile(_SEE_BOARD)
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
         self.installed = Installed(self._db, self._written)
 
@@ -131,6 +139,7 @@ class Store:
 
     def boards(self) -> list[BoardRow]:
         """Return every enrolled board."""
+        self.flush()
         return [BoardRow(*row) for row in self._rows(sa.select(*_BOARD))]
 
     def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
@@ -190,15 +199,13 @@ class Store:
         with self._durably(note):
             self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
 
-    def saw_board(self, board_id: str, facts: dict[str, Any] | None = None) -> None:
-        """Note that a board was here just now, and what it said of itself; it may be left out."""
-        values: dict[str, Any] = {"last_seen": time.time()}
-        if facts is not None:
-            values["facts"] = facts
-        with contextlib.suppress(ServerError), self._written():
-            changed = sa.update(tables.boards).where(tables.boards.c.id == board_id)
-            self._db.execute(changed.values(**values))
-            self._db.commit()
+    def saw_board(self, board_id: str, facts: dict[str, Any]) -> None:
+        """Note that a board was here just now, and what it said of itself.
+
+        ``flush``, or the next ``begin``, writes it: when very many boards dial in at once, a
+        commit for each would cost a quarter of it all.
+        """
+        self._seen[board_id] = (json.dumps(facts), time.time(), board_id)
 
     # Tokens
 
@@ -298,15 +305,17 @@ class Store:
         return True
 
     def flush(self) -> None:
-        """Write the endings that wait; where they cannot be written they go on waiting."""
-        if self._endings:
+        """Write what waits, endings and boards; where it cannot be written it goes on waiting."""
+        if self._endings or self._seen:
             with contextlib.suppress(ServerError):
                 self._write([])
 
     def _write(self, jobs: list[tuple[Any, ...]], note: AuditRow | None = None) -> None:
-        """Write the endings that wait, then new jobs and who wants them, in one transaction."""
+        """Write what waits, then new jobs and who wants them, in one transaction."""
         many = self.database.many
         with self._written():
+            if self._seen:
+                many(self._see_board, list(self._seen.values()))
             if self._endings:
                 self._end_all()
             if jobs:
@@ -314,7 +323,7 @@ class Store:
             if note is not None:
                 many(self._insert_audit, [note])
             self.database.driver.commit()
-            self._endings = []
+            self._endings, self._seen = [], {}
 
     def _end_all(self) -> None:
         self.database.many(self._end_job, self._endings)

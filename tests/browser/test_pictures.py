@@ -24,6 +24,26 @@ CELLS = (
 )
 
 
+SENSOR = """
+class Sensor:
+    "A thermometer."
+    def __init__(self, offset):
+        self.offset = offset
+    def read(self, digits=1):
+        "Degrees Celsius."
+        return round(21.5 + self.offset, digits)
+
+sensor = Sensor(%d)
+"""
+SCREEN = """%board_use lab-1
+import framebuf
+screen = bytearray(64 * 16 // 8)
+canvas = framebuf.FrameBuffer(screen, 64, 16, framebuf.MONO_VLSB)
+canvas.text(f"{sensor.read()} C", 8, 4)
+{"framebuf": screen, "width": 64, "height": 16, "format": framebuf.MONO_VLSB}"""
+KERNEL_CELLS = ("%board_use lab-[1-6]", "print('reading the sensor')\nsensor.read()", SCREEN, "")
+
+
 @pytest.fixture
 def farm(server: Server, fleet: Fleet) -> Any:
     """Some hundred simulated links: north and south greenhouses, some of them gone."""
@@ -47,6 +67,25 @@ def test_notebook(lab: Lab, server: Server, fleet: Fleet):
             notebook.page.keyboard.press("Control+Enter")
             notebook.page.wait_for_timeout(1000)
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("notebook"))
+        lab.close(notebook)
+
+
+def test_kernel(lab: Lab, server: Server, fleet: Fleet):
+    with running_boards(server, fleet, [f"lab-{number}" for number in range(1, 7)]):
+        fleet["lab-[1-6]"].run(SENSOR % 0).raise_for_error()
+        fleet["lab-4"].run("sensor.offset = 63.5").raise_for_error()
+        notebook = lab.open("kernel.ipynb", KERNEL_CELLS)
+        notebook.page.set_viewport_size({"width": 1000, "height": 740})
+        notebook.page.keyboard.press("ControlOrMeta+b")
+        for number, told in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
+            notebook.cells.nth(number).locator(".cm-content").click()
+            notebook.page.keyboard.press("Control+Enter")
+            notebook.wait_output(number, told)
+        notebook.wait_idle()
+        notebook.type(3, "sensor.")
+        notebook.press("Tab")
+        notebook.page.locator(".jp-Completer-item").first.wait_for()
+        notebook.page.locator(".jp-NotebookPanel").screenshot(path=notebook.picture("kernel"))
         lab.close(notebook)
 
 

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from cloudmanager import bridge as bridging
 from cloudmanager import rawrepl
 from cloudmanager.bridge import Bridge
@@ -118,11 +120,16 @@ def test_link_is_tls_where_the_servers_is_and_takes_another_key(
         assert new["key"] != old["key"]
 
 
-def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: Server):
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["words", "json"])
+def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: Server, options):
     chip = chips()
-    with background("bridge", chip.port, "--name", "shell-1") as process:
+    with background("bridge", chip.port, "--name", "shell-1", *options) as process:
         assert process.stdout
-        assert process.stdout.readline() == f"{chip.port}  shell-1 is in the fleet\n"
+        said = process.stdout.readline()
+        if options:
+            assert json.loads(said) == {"port": chip.port, "says": "shell-1 is in the fleet"}
+        else:
+            assert said == f"{chip.port}  shell-1 is in the fleet\n"
         assert fleet["shell-1"].run("6 * 7").value == 42
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130

@@ -59,10 +59,10 @@ def test_cell_that_raises_is_an_error_with_the_boards_own_words(repl):
 
 def test_full_flash_is_told(repl):
     repl.run(
-        "f = open('/big', 'wb')\nfor _ in range(900):\n    n = f.write(bytes(1024))\nf.close()"
+        "f = open('/big', 'wb')\nfor _ in range(970):\n    n = f.write(bytes(1024))\nf.close()"
     )
     with pytest.raises(CableError, match=r"/more could not be written"):
-        repl.put("/more", bytes(150_000))
+        repl.put("/more", bytes(60_000))
     repl.run("import os\nos.remove('/big')\nos.remove('/more')")
 
 

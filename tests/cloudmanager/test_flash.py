@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from fnmatch import fnmatch
 
 import esptool.loader
@@ -19,6 +20,7 @@ from cloudmanager import flash as flashing
 from cloudmanager.cable import Repl
 from cloudmanager.flash import NameBook, Wish, flash
 from cloudmanager.fleet import Fleet
+from cloudmanager.rig import wait_online
 from tests.conftest import Server
 
 from . import images
@@ -139,9 +141,26 @@ def test_board_with_micropython_needs_no_chip(make_chip, go, fleet: Fleet):
     chip.flash[0] = 0xE9
     chip.press_reset()
     first = go(chip, flash=False, names=["ready-1"])
+    before = time.time()
+    looked = go(chip, flash=False, dry_run=True)
+    wait_online(fleet, ["ready-1"], since=before)  # its client was interrupted, and goes on
     again = go(chip, flash=False)
-    assert (first.error, again.error, again.name) == ("", "", "ready-1")
+    assert (first.error, looked.error, again.error, again.name) == ("", "", "", "ready-1")
     assert (first.chip, first.firmware) == ("", "")
+
+
+def test_chip_that_cannot_verify_a_certificate_links_by_macs(
+    make_chip, go, fleet: Fleet, monkeypatch
+):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    facts = Repl.facts
+    monkeypatch.setattr(Repl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
+    done = go(chip, flash=False, names=["plain-1"])
+    assert (done.error, done.name) == ("", "plain-1")
+    told = settings(chip)
+    assert (told["mac"], "ca" in told) == (True, False)
 
 
 def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):

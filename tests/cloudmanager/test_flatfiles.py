@@ -33,6 +33,17 @@ def test_file_of_text_is_for_cells(micro):
     micro.rm(":own.py").raise_for_error()
 
 
+def test_folder_is_synchronised_with_its_only_one(micro, tmp_path: Path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text(f"# {name}")
+    assert micro.sync(tmp_path).value.put == ("/a.py", "/b.py")
+    (tmp_path / "b.py").unlink()
+    plan = micro.sync(tmp_path, delete=True).value
+    assert (plan.put, plan.delete, plan.same) == ((), ("/b.py",), 1)
+    assert [entry.name for entry in micro.ls().value] == ["a.py"]
+    micro.rm(":a.py").raise_for_error()
+
+
 def test_missing_file_is_not_found(micro):
     for result in (micro.read(":none"), micro.rm(":none"), micro.stat(":none"), micro.ls(":none")):
         (one,) = result.values()

@@ -224,5 +224,29 @@ def test_what_an_upgrade_wants_is_grouped_by_options():
     assert installs.wishes_of(have, []) == [(("a", "c"), "{}"), (("b@1",), '{"target_dir": "/x"}')]
     assert installs.wishes_of(have, ["dep"]) == [(("dep",), "{}")]
     assert installs.wishes_of(have, ["d"]) == []
-    with pytest.raises(PackageError, match="it has no package nope"):
+    with pytest.raises(PackageError, match="no package is called nope"):
         installs.wishes_of(have, ["nope"])
+
+
+def test_an_interrupted_install_leaves_what_was_there(fleet: Fleet, three: Boards, tmp_path: Path):
+    big = {f"m{n}.py": f"X = {n}\n" + f"# {n}\n" * 3000 for n in range(20)}
+    wish = write(tmp_path / "zzz", {"__init__.py": "", **big})
+    begun = threading.Event()
+    ended: list[str] = []
+
+    def install() -> None:
+        told = three.install(wish, no_mpy=True, progress=lambda *_: begun.set())
+        ended.extend(result.status for result in told.values())
+
+    worker = threading.Thread(target=install)
+    worker.start()
+    assert begun.wait(10)
+    open_jobs = [job["job"] for job in fleet.jobs("demo-[1-3]") if job["state"] != "ended"]
+    assert fleet.interrupt(open_jobs) == len(open_jobs) > 0
+    worker.join()
+    assert "interrupted" in ended
+    here = [name for name, result in three.packages().items() if result.value]
+    assert len(here) == ended.count("ok")
+    assert set(three.install(wish, no_mpy=True).raise_for_error()) == set(three.packages())
+    assert not any(result.value.drift for result in three.packages().values())
+    assert not three.stat(":/.cm/new")["demo-1"].ok

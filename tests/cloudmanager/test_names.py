@@ -2,8 +2,8 @@
 
 import pytest
 
-from cloudmanager.errors import TargetError
-from cloudmanager.names import MAX_NAMES, check_label, check_name, expand
+from cloudmanager.errors import PackageError, TargetError
+from cloudmanager.names import MAX_NAMES, check_label, check_name, expand, installed
 
 
 @pytest.mark.parametrize("name", ["a", "7", "esp8266-0", "Lab_1.west", "x" * 64, "al", "all-1"])
@@ -123,3 +123,25 @@ def test_expand_makes_as_many_names_as_there_is_room_for():
     assert len(expand(f"a[1-{MAX_NAMES}]", "", 0)) == MAX_NAMES
     with pytest.raises(TargetError, match="has 11 names, 10 are left"):
         expand("a[0-10]", "a[0-10]", 0, 10)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pypi:micropython-logging", "micropython-logging", "logging"],
+)
+def test_a_package_is_called_by_its_whole_name_or_the_end_of_it(name):
+    have = ["pypi:micropython-logging", "github:o/blogging", "aioble"]
+    assert installed(name, have) == "pypi:micropython-logging"
+
+
+@pytest.mark.parametrize(
+    ("name", "have", "told"),
+    [
+        ("nope", ["aioble"], "no package is called nope: the board has aioble"),
+        ("nope", [], "no package is called nope: the board has none"),
+        ("x", ["github:a/x", "github:b/x"], "the board has github:a/x, github:b/x"),
+    ],
+)
+def test_a_package_that_is_not_clearly_meant_is_an_error_that_tells_what_is_there(name, have, told):
+    with pytest.raises(PackageError, match=told):
+        installed(name, have)

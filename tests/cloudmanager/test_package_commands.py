@@ -55,7 +55,7 @@ def test_what_cannot_be_had_is_said_and_status_1(boards, mbm):
 def test_dry_run_shows_the_whole_plan_folded_and_does_nothing(clean, mbm):
     with shelf() as index:
         index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
-        done = mbm("board-install", "demo-[2-3]", "qqq", "--index", index.url, "--dry-run")
+        done = mbm("board-install", "demo-[2-3]", "--dry-run", "--index", index.url, "qqq")
     lines = done.out.splitlines()
     assert (done.status, done.err, len(lines)) == (0, "", 5)
     assert "demo-[2-3]" in lines[0]

@@ -26,7 +26,7 @@ def test_dry_run_changes_nothing(board, source, tmp_path):
     lock = tmp_path / "lock.json"
     told = board.install(str(source), dry_run=True, lock=lock).value
     assert told.put == ("/lib/zzz/__init__.mpy",)
-    assert told.origins == {"zzz": "files that were sent along"}
+    assert told.origins == {"zzz": "the caller's own files"}
     assert told.free_bytes > 100_000
     assert (board.packages().value, lock.exists()) == ({}, False)
     assert not board.stat(":/lib/zzz").ok
@@ -91,7 +91,7 @@ def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tm
         board.install(str(source), str(tmp_path / "zzz.py"))
     (result,) = board.uninstall("nope").values()
     assert isinstance(result.error, PackageError)
-    assert "no package nope" in str(result.error)
+    assert "no package is called nope" in str(result.error)
 
 
 def test_a_full_board_says_so_before_anything_is_sent(board, source):

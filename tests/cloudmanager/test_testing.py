@@ -35,6 +35,8 @@ PYTEST = (
 
 def run(folder: Path, *options: str) -> tuple[dict[str, int], str]:
     """Run the suite in ``folder``: its outcomes, and what it said."""
+    if not (folder / "pytest.ini").exists():
+        (folder / "pytest.ini").write_text("[pytest]\n")  # else pytest looks above it, too
     ran = subprocess.run(
         [*PYTEST, *options], cwd=folder, capture_output=True, text=True, timeout=WAIT
     )

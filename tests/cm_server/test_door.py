@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,34 @@ async def test_shut_lets_nobody_in_and_leaves_those_who_are(service: Service):
         with pytest.raises(OSError, match=r".+"):
             await within(asyncio.open_connection("127.0.0.1", service.tcp_port))
         assert service.state("lab-1") == "idle"
+
+
+async def test_without_a_file_left_it_says_so_and_tries_again(service, monkeypatch, caplog):
+    """Else the loop would turn for ever: the kernel goes on saying that somebody knocks."""
+    monkeypatch.setattr(limits, "FULL_SECONDS", 0.05)
+    with no_file_left() as free_one:
+        free_one()
+        async with await RawPeer.dial(service) as peer:  # its own end takes the one
+            await service.until(lambda: "nobody can be let in" in caplog.text)
+            assert caplog.text.count("nobody can be let in") < 20
+            free_one()
+            peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await peer.answer()).startswith("HTTP/1.1 200 ")
+
+
+@contextlib.contextmanager
+def no_file_left() -> Iterator[Callable[[], None]]:
+    """Let this process have no file more; gives what makes room for one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, hard))
+    taken: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    try:
+        yield lambda: os.close(taken.pop())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for handle in taken:
+            os.close(handle)

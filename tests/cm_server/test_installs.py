@@ -83,7 +83,8 @@ class FakeBoard:
         for name in [name for name in self.files if name.startswith(path)]:
             del self.files[name]
 
-    def put(self, path: str, content: Content) -> int:
+    def put(self, path: str, content: Content, staged: int = 0) -> int:
+        assert staged == path.startswith("/.cm/new/"), "a rename is for what is in use"
         self.files[path] = content.read(0, content.size)
         return content.size
 
@@ -304,7 +305,7 @@ def test_uninstall_takes_it_off(lab: Lab):
     told = board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
     assert (told["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
     assert "/lib/pack/a.mpy" not in board.files
-    with pytest.raises(PackageError, match="no package pack"):
+    with pytest.raises(PackageError, match="no package is called pack"):
         board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
 
 
@@ -312,3 +313,15 @@ def test_the_audit_log_names_what_was_wanted(lab: Lab):
     assert describe({"dry_run": True}, lab.plan(a=b"A")) == ("install", "pack (dry run)")
     assert describe({"remove": ["a", "b"]}, None) == ("uninstall", "a b")
     assert describe({}, None) == ("packages", "")
+
+
+def test_boards_of_two_kinds_get_each_their_own(lab: Lab):
+    old, new = lab.plan(a=b"old kind").plan, lab.plan(a=b"new kind")
+    kinds = {0x0105: old.files[MPY], MPY: new.plan.files[MPY]}
+    contents = {sha(data): lab.contents.keep(data) for data in (b"old kind", b"new kind")}
+    plan = Plan(("pack",), "/lib", old.packages, kinds, origins={"pack": ""})
+    for mpy, data in ((0x0105, b"old kind"), (MPY, b"new kind")):
+        board = FakeBoard()
+        planned = Planned(plan, contents, {})
+        board.do(install(planned, mpy, lab.side(), force=False, dry_run=False))
+        assert board.files["/lib/pack/a.mpy"] == data

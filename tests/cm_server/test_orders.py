@@ -265,7 +265,8 @@ async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
     (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
     assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
     await give_answers(board, job, None, [4096, 4096, 9, 9], None, None, None)
-    assert await caller.ending(job) == ("error", "PackageError: it has no package nope")
+    why = "PackageError: no package is called nope: the board has none"
+    assert await caller.ending(job) == ("error", why)
     assert json.loads((await board.next()).payload)[1] == []
     (behind,) = await caller.submit("lab-1", b"2")
     await board.end(job)

@@ -11,7 +11,15 @@ from cloudmanager.errors import PackageError
 from cm_server.packages.plan import File, Plan
 from cm_server.packages.release import Release
 from cm_server.packages.requirement import parse
-from cm_server.records import change, drift, read_record, removal, write_record
+from cm_server.records import (
+    Change,
+    change,
+    drift,
+    read_record,
+    removal,
+    staging_folders,
+    write_record,
+)
 
 A, B = "a" * 64, "b" * 64
 MPY = 0x2806
@@ -92,6 +100,15 @@ def test_the_journal_names_what_is_staged_and_the_record_last():
     ]
 
 
+def test_many_files_are_staged_a_few_to_a_folder_and_the_folders_go():
+    many = tuple(File(f"/lib/m{n}.mpy", A, 1, "zzz") for n in range(20))
+    lines = Change(many, (), (), {}).journal().splitlines()
+    assert lines[7:9] == ["+7 /lib/m7.mpy", "+d1/8 /lib/m8.mpy"]
+    assert lines[20:] == ["+d2/20 /.cm/packages.json", "_/.cm/new/d1", "_/.cm/new/d2"]
+    assert staging_folders(21) == ["/.cm/new", "/.cm/new/d1", "/.cm/new/d2"]
+    assert staging_folders(8) == ["/.cm/new"]
+
+
 def test_removal_takes_its_files_and_folders_and_minds_who_needs_it():
     needy = {**OLD, "zzz": {**OLD["zzz"], "needs": ["yyy@1"]}}
     done = removal(["zzz"], needy, force=False)
@@ -101,7 +118,7 @@ def test_removal_takes_its_files_and_folders_and_minds_who_needs_it():
         removal(["yyy"], needy, force=False)
     assert removal(["yyy"], needy, force=True).removed == ("/lib/yyy.mpy",)
     assert removal(["yyy", "zzz"], needy, force=False).record == {}
-    with pytest.raises(PackageError, match="it has no package nope"):
+    with pytest.raises(PackageError, match="no package is called nope"):
         removal(["nope"], OLD, force=False)
 
 

@@ -185,11 +185,13 @@ def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Pa
     assert len(store.boards()) == 2
 
 
-def test_seeing_a_board_without_facts_keeps_the_old_ones(store: Store):
+def test_seeing_boards_is_written_in_company_and_before_their_next_job(store: Store, path: Path):
     store.enrol([new_board("id1", "lab-1", KEY)])
-    store.saw_board("id1", {"platform": "rp2"})
-    store.saw_board("id1")
-    assert store.boards()[0].facts == {"platform": "rp2"}
+    store.saw_board("id1", {"boot": "b1"})
+    store.saw_board("id1", {"boot": "b2"})
+    assert ask(path, "SELECT facts FROM boards") == [("{}",)]
+    store.begin(["id1"], "ann")
+    assert ask(path, "SELECT facts FROM boards") == [('{"boot": "b2"}',)]
 
 
 def test_tokens_are_found_again(store: Store, path: Path):

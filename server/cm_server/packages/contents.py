@@ -67,10 +67,11 @@ class Contents:
             return part
         fixed = bool(part.short) or release.wish.source in FORGES and release.version in part.url
         content = await asyncio.to_thread(self._cache.recall, part.url) if fixed else None
-        if content is None or not sha256(content).startswith(part.sha256 or part.short):
+        known = content is not None and sha256(content).startswith(part.sha256 or part.short)
+        if content is None or not known:
             content = await self._fetch(release, part)
         name = await asyncio.to_thread(self._cache.put, content)
-        if fixed:
+        if fixed and not known:
             await asyncio.to_thread(self._cache.remember, part.url, name)
         return replace(part, short="", sha256=name, size=len(content))
 

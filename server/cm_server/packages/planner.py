@@ -168,7 +168,7 @@ class _Planning:
         wish = release.wish
         if wish.source == "index":
             return shown(self._index.url(wish)) if self._index.knows(wish) else "the lock"
-        named = {"local": "files that were sent along", "pypi": "the index that pip is set to"}
+        named = {"local": "the caller's own files", "pypi": "the index that pip is set to"}
         return named.get(wish.source, str(release))
 
     def _locked(self, lock: locks.Lock | None) -> list[Release]:

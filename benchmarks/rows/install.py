@@ -1,0 +1,80 @@
+"""A package of 20 files with dependencies on 100 boards, beside sending them the same bytes."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import ours
+from benchmarks.report import Row
+from benchmarks.shelf import Shelf, shelf
+from cloudmanager import Boards
+
+_BOARDS = 100
+_FILES = 20
+_LINES = 120  # of each file's source
+_TIMES = 5
+
+
+def rows() -> list[Row]:
+    """Times installs of new versions, and of the one that is there, in turns with plain copies."""
+    installs: list[float] = []
+    copies: list[float] = []
+    repeats: list[float] = []
+    with shelf() as index, ours.running(_BOARDS) as boards:
+        for number in range(_TIMES):
+            publish(index, number)
+            installs.append(_timed(lambda: _install(boards, index)))
+            repeats.append(_timed(lambda: _install(boards, index)))
+            copies.append(_copy(boards, number))
+            boards.uninstall("pack", "one", "two").raise_for_error()
+            boards.rm(":/copy", recursive=True).raise_for_error()
+    return [
+        Row(
+            f"a package of {_FILES} files on {_BOARDS} boards, beside copying the same bytes",
+            installs,
+            copies,
+            budget=1.5,
+        ),
+        Row("the same once more: nothing is sent", repeats, copies, budget=1.0),
+    ]
+
+
+def publish(index: Shelf, number: int) -> None:
+    """Put a version of a package and of what it needs on an index: all of its files are new."""
+    chance = random.Random(number)
+    parts = {f"pack/m{n}.py": _source(chance, number) for n in range(_FILES - 3)}
+    for name in ("one", "two"):
+        index.publish(name, f"1.{number}", {f"{name}.py": _source(chance, number)})
+    files = {"pack/__init__.py": f"VERSION = {number}\n", **parts}
+    index.publish("pack", f"1.{number}", files, "one", "two")
+
+
+def _source(chance: random.Random, number: int) -> str:
+    """Return a module whose bytecode is about 2 KB."""
+    lines = [f"V{n} = {chance.randrange(10**9)}" for n in range(_LINES)]
+    return f"N = {number}\n" + "\n".join(lines) + "\n"
+
+
+def _install(boards: Boards, index: Shelf) -> None:
+    boards.install("pack", indexes={"": index.url}).raise_for_error()
+
+
+def _copy(boards: Boards, number: int) -> float:
+    """Copy as many files of the same sizes, which no board has; return how long that took."""
+    chance = random.Random(f"copy {number}")
+    listed = [boards.ls(path)[f"bench-{_BOARDS}"].value for path in (":/lib", ":/lib/pack")]
+    sizes = [entry.size for entries in listed for entry in entries if not entry.is_dir]
+    with tempfile.TemporaryDirectory() as folder:
+        for n, size in enumerate(sizes):
+            (Path(folder) / f"f{n}.bin").write_bytes(chance.randbytes(size))
+        return _timed(lambda: boards.put(folder, ":/copy/").raise_for_error())
+
+
+def _timed(act: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    act()
+    return time.perf_counter() - begun

@@ -1,0 +1,34 @@
+"""Ten thousand boards on one server, plain and by TLS. They are simulated (benchmarks/crowd.py)."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.load import Figures, measure
+from benchmarks.report import Row
+
+_BOARDS = 10_000
+
+
+def rows() -> list[Row]:
+    """Measures memory, beats, and how all come back after the server was killed."""
+    plain, secure = (measure(_BOARDS, tls=tls, say=_say) for tls in (False, True))
+    return [
+        Row("10,000 simulated boards: memory for each", [plain.rss], [], 20e3, "KB"),
+        Row("the same by TLS", [secure.rss], [], 40e3, "KB"),
+        *_rows("10,000 simulated boards", plain),
+        *_rows("10,000 simulated boards by TLS", secure),
+    ]
+
+
+def _rows(what: str, figures: Figures) -> list[Row]:
+    refused = float(len(figures.refused))
+    return [
+        Row(f"{what}: beats, of a core", [figures.beats], [], 0.10, "%"),
+        Row(f"{what}: all back after kill -9", [figures.back], [], 90.0, "s"),
+        Row(f"{what}: cells refused meanwhile", [refused], [], 0.0, "cells"),
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

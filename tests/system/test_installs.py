@@ -1,0 +1,67 @@
+"""One install on twenty boards: what all of them need is done once, what each has is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rows.install import publish
+from benchmarks.shelf import Shelf, shelf
+from cloudmanager.errors import PackageError
+from cloudmanager.rig import wait_online
+from cloudmanager.virtual import Identity, VirtualBoards
+
+from .conftest import Lab
+
+
+@pytest.fixture
+def index() -> Iterator[Shelf]:
+    with shelf() as made:
+        yield made
+
+
+def kept(lab: Lab) -> dict[Path, int]:
+    """What was fetched and compiled, and when: what is used of it is not written anew."""
+    folder = lab.server.home / "packages/names"
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, index: Shelf):
+    publish(index, 1)
+    boards = lab.fleet["lab-[1-20]"]
+    lab.fleet["lab-7"].put(b"MINE = 1", ":/lib/one.mpy").raise_for_error()
+    urls = {"": index.url}
+    first = boards.install("pack", indexes=urls)
+    assert {name for name, result in first.items() if not result.ok} == {"lab-7"}
+    assert isinstance(first["lab-7"].error, PackageError)
+    assert {len(result.value.put) for result in first.values() if result.ok} == {20}
+    files = {page: count for page, count in index.asked.items() if page.startswith("/file/")}
+    assert (len(files), set(files.values())) == (20, {1})
+    before = kept(lab)
+    lab.fleet["lab-7"].rm(":/lib/one.mpy").raise_for_error()
+    again = boards.install("pack", indexes=urls).raise_for_error()
+    sent = {name for name, result in again.items() if result.value.size_bytes}
+    assert sent == {"lab-7"}
+    assert kept(lab) == before, "nothing was fetched or compiled anew"
+    third = boards.install("pack", indexes=urls).raise_for_error()
+    assert {(result.value.put, result.value.size_bytes) for result in third.values()} == {((), 0)}
+    assert set(boards.run("import pack, one; pack.VERSION").to_dict().values()) == {1}
+    boards.uninstall("pack", "one", "two").raise_for_error()
+
+
+def test_a_board_with_macs_installs_and_its_files_are_read(lab: Lab, tmp_path: Path):
+    """Each message is a tag longer there: the longest ones still have to fit in its buffer."""
+    (told,) = lab.fleet.enrol(["mac-1"], plain=True)
+    key = bytes.fromhex(told["key"])
+    identity = Identity(told["name"], told["id"], key, {"mac": told["mac"]})
+    (tmp_path / "long.py").write_text("".join(f"V{n} = {n}\n" for n in range(600)))
+    address = ("127.0.0.1", lab.server.tcp_port)
+    with VirtualBoards([identity], address, tmp_path / "virtual"):
+        wait_online(lab.fleet, ["mac-1"])
+        board = lab.fleet["mac-1"]
+        assert board.install(str(tmp_path / "long.py"), no_mpy=True).value.put == ("/lib/long.py",)
+        assert board.read(":/lib/long.py").value == (tmp_path / "long.py").read_bytes()
+        assert list(board.packages().value) == ["long"]
+    lab.fleet.revoke("mac-1")

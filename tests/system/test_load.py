@@ -1,0 +1,29 @@
+"""The load tool: its boards prove themselves, answer, come back; small, so that it stays true."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import load, plot
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_simulated_boards_are_measured_and_come_back(tls: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load, "_BEAT", 0.2)
+    monkeypatch.setattr(load, "_CALM", 0.0)
+    monkeypatch.setattr(load, "_ONE_BY_ONE", 0.3)
+    monkeypatch.setattr(load, "_CALLERS", 4)
+    monkeypatch.setattr(load, "_WATCHED", 4)
+    figures = load.measure(12, tls=tls, say=lambda _: None)
+    assert figures.refused == []
+    assert figures.cells >= 4
+    assert figures.rate > 10
+    assert 0 < figures.fan_out < 5
+    assert 0 < figures.back < 10
+
+
+def test_the_picture_is_of_the_figures_that_are_written_down():
+    lines = (load.FIGURES).read_text().splitlines()
+    assert plot.PICTURE.read_text() == plot.picture([json.loads(line) for line in lines])
