@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,7 +116,12 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def measure(boards: int, *, tls: bool = False, say: Callable[[str], None] = print) -> Figures:
+def say_so(text: str) -> None:
+    """Tell a person what is being done."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(boards: int, *, tls: bool = False, say: Callable[[str], None] = say_so) -> Figures:
     """Measure everything with so many boards.
 
     Args:

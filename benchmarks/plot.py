@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 PICTURE = Path(__file__).parents[1] / "docs/load.svg"
 
 _WIDTH, _HEIGHT = 290, 200  # of a panel, in pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 40, 34  # of it, around the plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 48, 34  # of it, around the plot
 _COLUMNS = 3
 _COLOURS = {False: "#1f77b4", True: "#d62728"}  # plain, TLS
 _NAMES = {False: "plain", True: "TLS"}
-_STYLE = "font-family:sans-serif;font-size:11px;fill:#333"
+_STYLE = "font-family:sans-serif;font-size:11px"
 
 
 class Panel(NamedTuple):
@@ -81,7 +81,7 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
         y = _HEIGHT - _BOTTOM - value / top * (_HEIGHT - _TOP - _BOTTOM)
         return f"{x:.1f},{y:.1f}"
 
-    yield f'<text x="{_LEFT}" y="{_TOP - 14}" font-weight="bold">{panel.title}</text>'
+    yield f'<text x="{_LEFT}" y="{_TOP - 18}" font-weight="bold">{panel.title}</text>'
     for value in (0, top / 2, top):
         yield _line(place(sizes[0], value), place(sizes[-1], value), "#ddd")
         x, y = place(sizes[0], value).split(",")
@@ -95,6 +95,11 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
     for tls, colour in _COLOURS.items():
         mine = sorted((f["boards"], f[panel.key] * panel.scale) for f in figures if f["tls"] is tls)
         points = [place(boards, value) for boards, value in mine]
+        if len(mine) > 1:
+            side = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2 * tls
+            told = f"as boards to the {_slope(mine):.2f}"
+            at = f'x="{side}" y="{_TOP - 6}" style="font-size:9px"'
+            yield f'<text {at} fill="{colour}">{told}</text>'
         yield f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>'
         for point in points:
             x, y = point.split(",")
@@ -112,9 +117,10 @@ def _round_up(value: float) -> float:
     return next(step * size for step in (1, 2, 5, 10) if step * size >= value)
 
 
-def slope(small: dict[str, Any], large: dict[str, Any], key: str) -> float:
+def _slope(mine: Sequence[tuple[int, float]]) -> float:
     """Return the power of the number of boards that a figure grows by: 0 not, 1 in proportion."""
-    return math.log(large[key] / small[key]) / math.log(large["boards"] / small["boards"])
+    (few, small), *_, (many, large) = mine
+    return math.log(large / small) / math.log(many / few)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def running_postgres() -> Iterator[Postgres]:
         try:
             yield engine
         finally:
-            engine.end()
+            engine.end(engine.death)  # at once: nothing of it is kept
 
 
 @contextlib.contextmanager

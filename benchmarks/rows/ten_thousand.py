@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from benchmarks.load import Figures, measure
 from benchmarks.report import Row
 
@@ -12,7 +10,7 @@ _BOARDS = 10_000
 
 def rows() -> list[Row]:
     """Measures memory, beats, and how all come back after the server was killed."""
-    plain, secure = (measure(_BOARDS, tls=tls, say=_say) for tls in (False, True))
+    plain, secure = (measure(_BOARDS, tls=tls) for tls in (False, True))
     return [
         Row("10,000 simulated boards: memory for each", [plain.rss], [], 20e3, "KB"),
         Row("the same by TLS", [secure.rss], [], 40e3, "KB"),
@@ -28,7 +26,3 @@ def _rows(what: str, figures: Figures) -> list[Row]:
         Row(f"{what}: all back after kill -9", [figures.back], [], 90.0, "s"),
         Row(f"{what}: cells refused meanwhile", [refused], [], 0.0, "cells"),
     ]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -18,8 +18,8 @@ HEAD_SECONDS = 10.0  # for a whole request
 GREETING_SECONDS = 10.0  # for a board's proof, once its link is upgraded
 #: Connections that have not proven themselves: of all addresses, and of one. The oldest is
 #: cut, not the newest refused: a peer that can prove itself takes milliseconds for it.
-UNPROVEN = 1024
-UNPROVEN_PER_ADDRESS = 512  # a proxy or a building's router is one address, too
+UNPROVEN = 1536
+UNPROVEN_PER_ADDRESS = 1280  # a building is one address, too: 600 chips a second, 2 s each for TLS
 #: Taken from the kernel in one turn of the loop. A busy loop turns slowly: so a crowd that comes
 #: at once waits in the kernel, where it costs nothing, instead of being cut half-way.
 ACCEPTED_AT_ONCE = 16

@@ -123,7 +123,7 @@ def test_slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_
             with fleet_of(server) as newcomer:
                 assert newcomer.status()["online"] == 1
             assert fleet["safe-1"].run("6 * 7", fresh=True, timeout=10)["safe-1"].value == 42
-            assert len(process.net_connections()) < 1100  # limits.UNPROVEN, and those who may
+            assert len(process.net_connections()) < 1600  # limits.UNPROVEN, and those who may
             grown = process.memory_info().rss - memory
         calm = min(calm, cell_seconds(fleet))
     print(json.dumps({"calm": calm, "attacked": attacked, "grown": grown}))
