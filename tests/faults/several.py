@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import signal
@@ -178,8 +179,9 @@ class SeveralSoak(Soak):
     def _kill_servers(self, servers: Any) -> None:
         """Let a server or the bus die or stand still, one after the other."""
         dice = random.Random(f"{self.seed} servers")
+        kinds = itertools.cycle(dice.sample(KINDS, len(KINDS)))  # each comes in its turn
         while not self._over.wait(dice.uniform(*self._pause)):
-            kind, seconds = dice.choice(KINDS), dice.choice(PAUSES) * self._dead_after
+            kind, seconds = next(kinds), dice.choice(PAUSES) * self._dead_after
             number = dice.randrange(len(self.cluster.servers))
             self.faults[kind] += 1
             if kind == "kill":
