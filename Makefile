@@ -1,8 +1,8 @@
 # demo   three virtual boards, a cell on all of them, JupyterLab on the tutorials (LAB=0: no JupyterLab)
 # test   the checks, then all tests and notebooks     (ARGS='-k wire' for pytest)
 # soak   the stories of system tests in full size: 500 boards, 100 MB of output; then 10,000 jobs
-#        while links break and servers die, a fifth of them over TLS anew; some minutes (JOBS=100000
-#        for longer, SEED=2)
+#        while links break and servers die, a fifth of them over TLS anew, and half as many with
+#        three servers and 300 boards; some minutes (JOBS=100000 for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
 # check  style, types, arrows, spelling
 # bench  ours beside its peers
@@ -17,7 +17,8 @@ JOBS   ?= 10000
 SEED   ?= 1
 
 # Debian's packages that tests want beside what pip brings; without them those tests are left out.
-PACKAGES := chromium qemu-system-arm firmware-microbit-micropython
+PACKAGES := chromium qemu-system-arm firmware-microbit-micropython postgresql \
+	nginx-light libnginx-mod-stream
 
 VENV       := .venv
 BIN        := $(VENV)/bin
@@ -55,6 +56,7 @@ soak: $(READY_TEST)
 	@$(BIN)/python -m pytest -m soak $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --jobs $(JOBS) --seed $(SEED)
 	@$(BIN)/python -m tests.faults.soak --jobs $$(($(JOBS) / 5)) --seed $(SEED) --tls
+	@$(BIN)/python -m tests.faults.several --jobs $$(($(JOBS) / 2)) --seed $(SEED)
 
 attacks: $(READY_TEST)
 	@$(BIN)/python -m tests.attacks $(ARGS)
@@ -89,7 +91,7 @@ $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 	@if command -v dpkg >/dev/null && ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
 		if [ "$$(id -u)" = 0 ]; then \
 			echo "installing $(PACKAGES)"; \
-			apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
 				apt-get -qq -o DPkg::Lock::Timeout=300 install -y $(PACKAGES) >/dev/null \
 				|| echo "some tests are left out: apt-get could not install $(PACKAGES)" >&2; \
 		else \

@@ -17,6 +17,8 @@ from cloudmanager.rig import wait_online
 from cloudmanager.testing import Server, running_server
 from cloudmanager.virtual import Identity, VirtualBoards
 
+from .engines import Nats, Postgres, running_nats, running_postgres
+
 __all__ = ["Server", "running_boards", "running_server", "wait_online"]
 
 
@@ -59,3 +61,17 @@ def boards(server: Server, fleet: Fleet) -> Iterator[VirtualBoards]:
     """Three virtual boards, demo-1 to demo-3, which most tests share."""
     with running_boards(server, fleet, ["demo-1", "demo-2", "demo-3"]) as boards:
         yield boards
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL, for this run."""
+    with running_postgres() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    """NATS, for this run; who kills it starts it again."""
+    with running_nats(tmp_path_factory.mktemp("nats")) as engine:
+        yield engine

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import json
 import logging
 import os
@@ -23,9 +21,10 @@ from tornado.web import Application, RequestHandler
 from cloudmanager import config, frames
 from cloudmanager.errors import ServerError
 
-from . import auth, certificates, limits
+from . import auth, certificates, limits, options
 from .audit import Audit
 from .board_socket import BoardSocket
+from .bus import Bus, Hub, NatsBus
 from .caller_socket import CallerConversation, CallerSocket
 from .claim import only_one
 from .contents import Contents
@@ -35,22 +34,23 @@ from .enrolment import REVOKED, Enrolment
 from .gate import Rate, Unproven
 from .housekeeping import Housekeeper
 from .logs import log_to
+from .others import Others, local_name
 from .packages.planner import Packages
 from .packages.settings import DEFAULT_INDEX, Settings
 from .pages import Authority, Health, Metrics, NotFound, Page
 from .plans import Plans
 from .pulse import Pulse
 from .queues import LOST_AFTER
-from .registry import Registry
+from .registry import Board, Registry
 from .rows import TokenRow
-from .samples import Samples
+from .samples import Sample, Samples
+from .shared_store import SharedStore
 from .store import Store
-from .tokens import Tokens
+from .tokens import LOCAL, Tokens
 from .watches import Watches
 
 log = logging.getLogger("cm_server")
 
-BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 MIN_SPREAD = 2.0  # seconds over which boards come back
 BOARDS_A_SECOND = 150  # boards that may come back in one second
 
@@ -58,7 +58,6 @@ BOARDS_A_SECOND = 150  # boards that may come back in one second
 #: How this machine dials a server that listens on all of its addresses.
 _NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DEFAULT_INDEX = {"": DEFAULT_INDEX}
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class StartError(Exception):
@@ -81,6 +80,8 @@ class Server:
     Raises:
         ServerError: its store or a certificate cannot be used.
         samples: how many values are kept of those that a board emitted.
+        store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
+        bus: ``nats://…``, by which they reach each other.
         indexes: URLs of mip indexes by their alias; "" takes the default one's place.
         keep_jobs: days that a job's line is kept once it has ended.
         keep_audit: days that a row of the audit log is kept.
@@ -90,20 +91,25 @@ class Server:
         self,
         home: Path,
         *,
-        beat: float = BEAT,
+        beat: float = options.BEAT,
         lost_after: float = LOST_AFTER,
         local: bool = True,
         origins: Sequence[str] = (),
-        proxies: Sequence[Network] = (),
+        proxies: Sequence[options.Network] = (),
         cert: Path | None = None,
         key: Path | None = None,
         samples: int = limits.SAMPLES,
+        store: str | Path | None = None,
+        bus: str | Bus | None = None,
         indexes: Mapping[str, str] | None = None,
         keep_jobs: int = limits.KEEP_JOBS_DAYS,
         keep_audit: int = limits.KEEP_AUDIT_DAYS,
     ) -> None:
         self.home = home
         self.local = local
+        self.store = Store(home / "server.db") if store is None else SharedStore(store)
+        if isinstance(self.store, SharedStore):
+            certificates.share(home, self.store.share)
         self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
@@ -111,11 +117,11 @@ class Server:
         self.pid = os.getpid()
         self.address = ""
         self.callers: set[CallerConversation] = set()
-        self.store = Store(home / "server.db")
         self.registry = Registry(self.store.boards())
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
-        self.tokens.adopt(self._local_token())
+        shared = isinstance(self.store, SharedStore)
+        self.tokens.adopt(self._local_token(), local_name(home) if shared else LOCAL)
         self.contents = Contents(home)
         self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
         self.plans = Plans()
@@ -126,6 +132,7 @@ class Server:
         self.proxies = tuple(proxies)
         loop = asyncio.get_running_loop()
         self._lost_after = lost_after
+        self.others: Others | None = None
         grace = max(lost_after, self.spread)
         self.enrolment = Enrolment(self)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
@@ -134,12 +141,39 @@ class Server:
             self.store, loop.call_later, keep_jobs=keep_jobs, keep_audit=keep_audit
         )
         self.pulse = Pulse(loop.call_later, loop.time)
-        self.dispatch.on_emit = Samples(samples, self.watches.on_sample).take
+        self.samples = Samples(samples, self._on_sample)
+        self.dispatch.on_emit = self.samples.take
+        if isinstance(self.store, SharedStore):
+            bus = NatsBus(bus) if isinstance(bus, str) else bus or Hub().bus()
+            self.others = Others(self, self.store, bus, lost_after, loop)
+
+    def open(self) -> None:
+        """Be one of the fleet's servers, where there are others."""
+        if self.others is not None:
+            self.others.open()
+
+    def saw(self, board: Board, facts: dict[str, Any]) -> None:
+        """Note that a board has proven itself.
+
+        Raises:
+            ServerError: it cannot be taken in now.
+        """
+        if self.others is not None:
+            self.others.presence.hold(board, facts)
+        else:
+            self.store.saw_board(board.id, facts)
+            self.dispatch.write_soon()
+
+    def _on_sample(self, board: Board, sample: Sample) -> None:
+        self.watches.on_sample(board, sample)
+        if self.others is not None and board.link is not None:
+            self.others.presence.on_sample(board, sample)
 
     @property
     def spread(self) -> float:
         """Return the seconds over which boards that lost the server come back."""
-        return max(MIN_SPREAD, len(self.registry.by_id) / BOARDS_A_SECOND)
+        servers = len(self.others.servers) if self.others is not None else 1
+        return max(MIN_SPREAD, len(self.registry.by_id) / max(servers, 1) / BOARDS_A_SECOND)
 
     def spread_changed(self) -> None:
         """Keep the grace of lost boards above the spread over which they come back."""
@@ -151,6 +185,18 @@ class Server:
         for caller in links:
             caller.close(REVOKED, self.tokens.refusal(token))
         return len(links)
+
+    def reload_tokens(self) -> None:
+        """Read anew which tokens there are; close the links of those that open nothing now."""
+        self.tokens.reload()
+        for caller in list(self.callers):
+            if why := self.tokens.refusal(caller.token):
+                caller.close(REVOKED, why)
+
+    def drop_all(self) -> None:
+        """Hang up on everybody, and forget what was under way: it is other servers' now."""
+        self.dispatch.drop_all()
+        self._hang_up("this server stood still for too long; dial again")
 
     def problems(self) -> list[str]:
         """Return what keeps the service from its work, a sentence each."""
@@ -170,12 +216,15 @@ class Server:
         self.pulse.stop()
         self.housekeeper.stop()
         self.dispatch.stop()
-        for caller in list(self.callers):
-            caller.close(frames.GOING_AWAY, "the server stops")
-        for board in self.registry.online():
-            if board.link is not None:
-                board.link.close(frames.GOING_AWAY, "the server stops")
+        self._hang_up("the server stops")
         self.store.close()
+
+    def _hang_up(self, why: str) -> None:
+        for caller in list(self.callers):
+            caller.close(frames.GOING_AWAY, why)
+        for board in self.registry.by_id.values():
+            if board.link is not None:
+                board.link.close(frames.GOING_AWAY, why)
 
 
 #: The whole URL table. What opens each is its handler's ``opened_by``.
@@ -233,6 +282,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
         server.address = f"{scheme}://{_named(host)}:{tcp_port}"
         near = f"{scheme}://{_named(_NEAR.get(host, host))}:{tcp_port}"
         door = Door(server, make_app(server))
+        server.open()
         door.open(sockets)
         state = config.state_file(home)
         config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
@@ -244,6 +294,8 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
             await stop.wait()
         finally:
             door.shut()
+            if server.others is not None:
+                await server.others.close()
             server.stop()
             state.unlink(missing_ok=True)
             log.info("stopped")
@@ -265,58 +317,12 @@ def _stop_signal() -> asyncio.Event:
 
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cm_server", description="The Cloudmanager service."
-    )
-    parser.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
-    parser.add_argument("--port", type=int, default=config.DEFAULT_TCP_PORT, metavar="N")
-    parser.add_argument("--beat", type=float, default=BEAT, metavar="SECONDS")
-    parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
-    parser.add_argument(
-        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
-    )
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="for browsers, PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, PEM")
-    parser.add_argument(
-        "--behind-proxy",
-        type=_network,
-        action="append",
-        default=[],
-        metavar="CIDR",
-        help="where proxies stand that end TLS",
-    )
-    parser.add_argument("--log-json", action="store_true", help="server.log for programs")
-    parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
-    parser.add_argument(
-        "--index", type=config.index, action="append", default=[], metavar="[ALIAS=]URL"
-    )
-    for what, days in (("jobs", limits.KEEP_JOBS_DAYS), ("audit", limits.KEEP_AUDIT_DAYS)):
-        parser.add_argument(f"--keep-{what}", type=int, default=days, metavar="DAYS")
-    options = parser.parse_args()
-    if options.keep_jobs < 1 or options.keep_audit < limits.KEEP_AUDIT_LEAST_DAYS:
-        least = limits.KEEP_AUDIT_LEAST_DAYS
-        parser.error(f"jobs are kept for 1 day at least, the audit log for {least}")
-    if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
-        parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
-    if not 0 <= options.port < 65536:
-        parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
-    settings = {
-        "beat": options.beat,
-        "lost_after": options.lost_after,
-        "origins": options.allow_origin,
-        "proxies": options.behind_proxy,
-        "cert": options.cert,
-        "key": options.key,
-        "samples": options.samples,
-        "indexes": dict(options.index),
-        "keep_jobs": options.keep_jobs,
-        "keep_audit": options.keep_audit,
-    }
+    given = options.read()
     _raise_file_limit()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
-        home = _open_home(log_json=options.log_json)
-        asyncio.run(serve(home, options.listen, options.port, _say_ready, **settings))
+        home = _open_home(log_json=given.log_json)
+        asyncio.run(serve(home, given.listen, given.port, _say_ready, **options.settings(given)))
     except StartError as error:
         _say({"error": str(error)})
         sys.exit(1)
@@ -328,13 +334,6 @@ def _raise_file_limit() -> None:
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"a network is such as 10.0.0.0/8: {error}") from error
 
 
 def _open_home(*, log_json: bool) -> Path:

@@ -151,8 +151,12 @@ class BoardConversation:
         same_boot = bool(boot) and boot == board.told.get("boot")
         booted = board.told.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
-        server.store.saw_board(board.id, facts)
-        dispatch.write_soon()
+        try:
+            server.saw(board, facts)
+        except ServerError as error:
+            log.warning("%s cannot be taken in now: %s", board.name, error.reason)
+            self._link.close(frames.GOING_AWAY, "it cannot be taken in now")
+            return
         dispatch.tally.links += 1
         board.connect(self._link, facts, _buffer_size(body), _parts(body))
         self._board = board

@@ -357,6 +357,8 @@ class CallerConversation:
 def _before(job: Job) -> int:
     """Return how many jobs its board does first; with none, it is the board that is missing."""
     board = job.board
+    if job.away:
+        return board.away.queued + 1 if board.away else 0
     return board.queue.index(job) + (board.current is not None or board.blocked)
 
 

@@ -18,19 +18,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloudmanager import wire
 
 from . import limits
+from .elsewhere import Elsewhere
 from .endings import Endings
 from .jobs import Cell, Job, Timer, Told, Watcher, read_last
 from .queues import LOST_AFTER, Queues
 from .registry import Board, BoardLink, Registry
+from .rows import JobRow
 from .steps import Refused
 from .store import Store
 
+if TYPE_CHECKING:
+    from .post import Post
+    from .shared_store import SharedStore
+
 log = logging.getLogger("cm_server")
+
+NO_CELL = Cell(b"", None, awaits=False)  # of a job that another server, or start, has sent
 
 
 class Dispatch:
@@ -63,7 +71,14 @@ class Dispatch:
         self.write_soon = self._endings.write_soon
         self.rekey = self._queues.rekey
         self.abandon = self._queues.abandon
+        self.elsewhere: Elsewhere | None = None  # where there are other servers
         self._restore()
+
+    def meet(self, store: SharedStore, post: Post) -> Elsewhere:
+        """Have other servers, which run jobs for callers here."""
+        self.elsewhere = Elsewhere(self, self._endings, store, post, self._later)
+        self._queues.on_refused = self.elsewhere.follow
+        return self.elsewhere
 
     @property
     def lost_after(self) -> float:
@@ -99,12 +114,18 @@ class Dispatch:
             if board.queue and (why := _too_long(board.queue, job)):
                 self._endings.settle(job, "error", why)
             elif board.link is None:
-                self._await_board(job)
+                self._launch_absent(job)
             elif board.current is None and not board.queue and not board.blocked:
                 self._queues.start(job)
             else:
                 board.queue.append(job)
             board.touch()
+
+    def _launch_absent(self, job: Job) -> None:
+        if self.elsewhere is not None and job.board.online:
+            self.elsewhere.launch(job)
+        else:
+            self._await_board(job)
 
     def _await_board(self, job: Job) -> None:
         """Give an absent board the time that the caller grants it."""
@@ -123,7 +144,9 @@ class Dispatch:
 
     def interrupt(self, job: Job) -> None:
         """Take out a job that was not sent; interrupt a running one on its board."""
-        if job.state == "running" and job.board.link is not None:
+        if job.away and self.elsewhere is not None:
+            self.elsewhere.interrupt(job)
+        elif job.state == "running" and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
         elif job.state in ("queued", "resetting"):
             if job.state == "queued":
@@ -132,7 +155,10 @@ class Dispatch:
 
     def answer(self, job: Job, text: bytes, *, nobody: bool = False) -> None:
         """Answer the ``input()`` of a job."""
-        if job.asking and job.board.link is not None:
+        if job.asking and job.away and self.elsewhere is not None:
+            job.asking = False
+            self.elsewhere.answer(job, text, nobody=nobody)
+        elif job.asking and job.board.link is not None:
             job.asking = False
             flags = wire.NOBODY if nobody else 0
             job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
@@ -180,14 +206,18 @@ class Dispatch:
         elif message.op == wire.RESULT:
             self._on_result(job, message, data)
         elif message.op == wire.INPUT:
-            self._on_input(job, data)
+            self.take_input(job, data)
         elif message.op == wire.CHUNK:
-            self._on_chunk(job, message, data)
+            self.take_chunk(job, message, data)
         else:
             (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
 
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
+        self.take_result(job, message, data)
+        self._queues.release(job.board)
+
+    def take_result(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Pass a result on first, then write it down: somebody waits for it."""
         ending = wire.read_result(message)
         settled = job.state == "settled"
@@ -203,7 +233,6 @@ class Dispatch:
             self._endings.amend(job.board, Told(job.id, ending.status, error))
         else:
             self._endings.close(job, ending.status, error)
-        self._queues.release(job.board)
 
     def _on_program(self, board: Board, message: wire.Message) -> None:
         """Note what a board's own program does; while it blocks the board, cells wait."""
@@ -221,7 +250,7 @@ class Dispatch:
         board.link.send(wire.pack(wire.INTERRUPT))
         return True
 
-    def _on_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+    def take_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
         if job.transfer is None:  # it is settled, and the board does not know it yet
             return
@@ -229,14 +258,76 @@ class Dispatch:
             if job.transfer.on_chunk(message):
                 job.deliver(data)
         except Refused as error:
-            self._endings.settle(job, "error", error.why)
+            if job.away and self.elsewhere is not None:
+                self.elsewhere.refuse(job, error.why)
+            else:
+                self._endings.settle(job, "error", error.why)
 
-    def _on_input(self, job: Job, data: bytes) -> None:
+    def take_input(self, job: Job, data: bytes) -> None:
+        """Have somebody answer a job's ``input()``."""
         job.asking = True
         if job.watcher is not None and job.cell.answers:
             job.deliver(data)
         else:
             self.answer(job, b"", nobody=True)
+
+    def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is known of jobs, each with its board's id: open ones first, newest first."""
+        running = sorted(self.jobs.values(), key=lambda job: -job.id)
+        return [(job.board.id, job.describe()) for job in (*running, *self.recent.newest())]
+
+    # Of several servers
+
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs in that callers at another server wrote down; ``launch`` lets them run."""
+        self.jobs.update((job.id, job) for job in jobs)
+
+    def adopt(self, board: Board, rows: Sequence[JobRow]) -> None:
+        """Take over what was sent to a board; what it runs as far as we know may be lost to us."""
+        numbers = {row.id for row in rows}
+        current = board.current
+        if current is not None and current.state != "settled" and current.id not in numbers:
+            self.lose(board)
+        for row in rows:
+            job = self.jobs.get(row.id) or Job(row.id, board, NO_CELL, row.caller, None)
+            if board.current is job:
+                continue
+            job.away, job.state, job.started = "", "adrift", job.started or row.created
+            self.jobs[job.id] = job
+            if board.current is None and board.link is None:
+                board.current = job
+            else:
+                self._endings.settle(job, "lost", "it never reached the board")
+
+    def lose(self, board: Board) -> None:
+        """Leave what a board runs to another server; its outcome comes out of the store."""
+        job, board.current = board.current, None
+        if job is not None and job.state != "settled" and self.elsewhere is not None:
+            self.elsewhere.follow(job)
+
+    def drop_all(self) -> None:
+        """Forget all jobs: other servers took them over."""
+        for job in self.jobs.values():
+            job.stop_timer()
+            job.state, job.watcher, job.transfer = "settled", None, None
+        self.jobs.clear()
+        for board in self._registry.by_id.values():
+            board.queue.clear()
+            board.current = None
+
+    def refuse(self, job: Job, why: str) -> None:
+        """End a job that its caller's server goes no further with."""
+        self._endings.settle(job, "error", why)
+
+    def inherit(self, rows: Sequence[JobRow]) -> None:
+        """Take over what a dead server sent: its boards may still tell."""
+        for row in rows:
+            board = self._registry.by_id.get(row.board)
+            if board is None:
+                self._store.end(row.id, "lost", "its board was taken out of the fleet")
+            else:
+                self.adopt(board, [row])
+                self._queues.expect(board)
 
     # Links that come and go
 
@@ -278,7 +369,7 @@ class Dispatch:
     def stop(self) -> None:
         """End what was not sent; what runs stays open, its board tells the next server."""
         for job in list(self.jobs.values()):
-            if job.state in ("queued", "resetting"):
+            if job.state in ("queued", "resetting") and not job.away:
                 why = "the server stopped before it was sent; it did not run"
                 self._endings.settle(job, "lost", why)
         self._store.flush()
@@ -290,7 +381,7 @@ class Dispatch:
             if board is None or board.current is not None:
                 self._store.end(row.id, "lost", "the server restarted before it was sent")
                 continue
-            job = Job(row.id, board, Cell(b"", None, awaits=False), row.caller, None)
+            job = Job(row.id, board, NO_CELL, row.caller, None)
             job.state, job.started = "adrift", row.created
             board.current = self.jobs[job.id] = job
             self._queues.expect(board)

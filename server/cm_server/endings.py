@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from cloudmanager import wire
+from cloudmanager.errors import ServerError
 
 from .jobs import Job, Recent, Timer, Told
 from .registry import Board
@@ -73,7 +74,10 @@ class Endings:
 
     def amend(self, board: Board, told: Told) -> None:
         """Believe a board about its own job, where the server had to guess."""
-        row = self._store.job(told.job)
+        try:
+            row = self._store.job(told.job)
+        except ServerError:
+            return  # it stays a guess
         if row is None or row.board != board.id:
             return
         if row.status not in (None, "lost") and row.error != UNCONFIRMED:
@@ -83,8 +87,7 @@ class Endings:
         known = self.recent.get(told.job)
         if known is not None:
             known.status, known.error = told.status, told.error
-        self._store.end(told.job, told.status, _last_line(told.error))
-        self._store.flush()
+        self._store.amend(told.job, board.id, told.status, _last_line(told.error))
 
 
 def _last_line(error: str) -> str:

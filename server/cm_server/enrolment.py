@@ -154,10 +154,32 @@ class Enrolment:
         self._server.store.forget([board.id for board in boards], note.row())
         note.written = True
         for board in boards:
-            self._server.dispatch.abandon(board)
-            self._server.registry.remove(board)
-            if board.link is not None:
-                board.link.close(REVOKED, "revoked")
+            self.let_go(board)
+
+    def let_go(self, board: Board) -> None:
+        """End what a board owes, and its link: it is enrolled no more."""
+        self._server.dispatch.abandon(board)
+        self._server.registry.remove(board)
+        if board.link is not None:
+            board.link.close(REVOKED, "revoked")
+
+    def refresh(self, row: BoardRow) -> None:
+        """Take over what another server wrote of a board."""
+        board = self._server.registry.by_id.get(row.id)
+        if board is None:
+            self._server.registry.add(row)
+            self._server.spread_changed()
+            return
+        if board.name != row.name:
+            self._server.registry.rename(board, row.name)
+        if board.labels != row.labels:
+            board.labels = row.labels
+        new_nonce = row.nonce != board.nonce
+        board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
+        board.plain, board.token = row.plain, row.token
+        board.last_seen = row.last_seen
+        if new_nonce:
+            self._server.dispatch.rekey(board)
 
     def rename(self, board: Board, name: str, note: Note) -> None:
         """Give a board another name; everything that is its own goes with it.

@@ -11,10 +11,11 @@ from cloudmanager import wire
 
 from . import limits
 from .steps import Steps, Work
-from .transfers import Files, Transfer
+from .transfers import Files, Relay, Transfer
 
 if TYPE_CHECKING:
     from .registry import Board
+    from .rows import JobRow
 
 MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
@@ -43,7 +44,7 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
-    files: Files | Work | None = None  # then the code is acts on files, in JSON
+    files: Files | Work | Relay | None = None  # then the code is acts on files, in JSON
 
 
 class Tail:
@@ -79,6 +80,7 @@ class Job:
 
     __slots__ = (
         "asking",
+        "away",
         "board",
         "caller",
         "cell",
@@ -112,7 +114,8 @@ class Job:
         self.value = Tail()
         self.timer: Timer | None = None
         self.asking = False
-        self.transfer: Transfer | Steps | None = None  # while it moves files
+        self.away = ""  # the other server that has it; "?" where the store alone knows
+        self.transfer: Transfer | Steps | Relay | None = None  # while it moves files
 
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""
@@ -158,6 +161,23 @@ class Job:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+def show_row(row: JobRow, board: str) -> dict[str, Any]:
+    """Return what the store knows of a job, as ``Job.show`` does."""
+    return {
+        "job": row.id,
+        "board": board,
+        "caller": row.caller,
+        "state": "ended" if row.status else "running",
+        "status": row.status,
+        "started": row.created,
+        "elapsed": row.ended - row.created if row.ended else None,
+        "stdout": "",
+        "truncated": True,  # output is kept in memory only
+        "value": "",
+        "error": row.error or "",
+    }
 
 
 class Recent:

@@ -30,6 +30,7 @@ from .tally import BOUNDS, Tally
 
 if TYPE_CHECKING:
     from .app import Server
+    from .others import Others
 
 _Labelled = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -80,6 +81,20 @@ class _Collector:
         pruned = server.housekeeper.pruned
         yield _labelled(counter, "cm_pruned", "old rows taken out", "what", pruned)
         yield _histogram("cm_job_seconds", "how long jobs ran", tally)
+        if server.others is not None:
+            yield from self._collect_others(server.others)
+
+    def _collect_others(self, others: Others) -> Iterator[Metric]:
+        """Yield what there is to say of several servers."""
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        away = sum(bool(job.away) for job in self._server.dispatch.jobs.values())
+        yield gauge("cm_servers", "servers of this fleet that are there", len(others.servers))
+        yield gauge("cm_boards_held", "boards whose link is here", others.presence.held)
+        yield gauge("cm_jobs_elsewhere", "open jobs that other servers run", away)
+        yield gauge("cm_bus_up", "whether the bus is there", others.post.bus.up)
+        yield gauge("cm_bus_waiting_bytes", "what waits for the bus", others.post.bus.waiting)
+        yield counter("cm_bus_dropped", "what came and was no letter to us", others.post.dropped)
+        yield counter("cm_writes_refused", "what was fenced off", others.refused)
 
 
 def _labelled(

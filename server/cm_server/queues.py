@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 
 from cloudmanager import frames, proofs, wire
+from cloudmanager.errors import ServerError
 
 from .endings import UNCONFIRMED, Endings
 from .jobs import Job, Timer
 from .registry import Board
 from .store import Store
-from .transfers import Files
 
 log = logging.getLogger("cm_server")
 
@@ -46,6 +46,7 @@ class Queues:
         self._endings = endings
         self._later = later
         self.lost_after = lost_after
+        self.on_refused: Callable[[Job], None] = lambda _job: None  # it is another server's
 
     def start(self, job: Job) -> None:
         """Send a job to its board, which is idle; one for a fresh board lets it restart first."""
@@ -53,6 +54,9 @@ class Queues:
         assert board.link is not None
         if why := _unfit(job):
             self._endings.settle(job, "error", why)
+            self.next(board)
+            return
+        if not self._may_send(job):
             self.next(board)
             return
         board.current = job
@@ -68,6 +72,17 @@ class Queues:
         self._endings.tally.started(job)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
+
+    def _may_send(self, job: Job) -> bool:
+        """See that the store knows that a job is sent now, and nobody else sends it."""
+        try:
+            if self._store.send(job.id):
+                return True
+        except ServerError as error:
+            self._endings.settle(job, "error", f"{error.reason}; it did not run")
+            return False
+        self.on_refused(job)
+        return False
 
     def _reset(self, job: Job) -> None:
         """Have the board restart; its next link starts the job."""
@@ -105,8 +120,6 @@ class Queues:
     def release(self, board: Board) -> None:
         """Note that a board is through with its job."""
         board.current = None
-        if board.queue:
-            self._store.flush()  # its last ending is written before its next job starts
         self.next(board)
 
     def next(self, board: Board) -> None:
@@ -161,6 +174,6 @@ def _unfit(job: Job) -> str:
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
     starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
-    if starts and isinstance(files, Files) and files.starter:
+    if starts and files.starter:
         return "its /main.py starts its client; a program of yours is started as /app.py"
     return ""

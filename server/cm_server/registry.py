@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager import proofs
 
@@ -27,6 +27,29 @@ class BoardLink(Protocol):
 
     def close(self, code: int, reason: str = "") -> None:
         """Hang up."""
+
+
+class Away(NamedTuple):
+    """What another server says of a board whose link it has, or had last.
+
+    Attributes:
+        epoch: the board's, in which that server held it.
+        since: when it dialled that server; None where it has no link.
+        job: the line of the job that it runs.
+        queued: how many jobs wait for it there.
+    """
+
+    server: str
+    epoch: int
+    state: str
+    since: float | None = None
+    job: dict[str, Any] | None = None
+    queued: int = 0
+
+    @property
+    def online(self) -> bool:
+        """Whether it has a link there."""
+        return self.since is not None
 
 
 class Board:
@@ -59,6 +82,8 @@ class Board:
         self.queue: deque[Job] = deque()
         self.samples = Ring()
         self.blocked = False  # whether its own program keeps it busy: cells wait
+        self.epoch = 0  # of several servers: how often it dialled one of them
+        self._away: Away | None = None
 
     def touch(self) -> None:
         """Let those who watch know that something about it changed."""
@@ -74,6 +99,21 @@ class Board:
     def current(self, job: Job | None) -> None:
         self._current = job
         self.touch()
+
+    @property
+    def away(self) -> Away | None:
+        """What another server says of it, which had it last; None where that is this one."""
+        return self._away
+
+    @away.setter
+    def away(self, away: Away | None) -> None:
+        self._away = away
+        self.touch()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a job would be sent to it at once."""
+        return self.link is not None and not (self.current or self.queue or self.blocked)
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -96,13 +136,15 @@ class Board:
 
     @property
     def online(self) -> bool:
-        """Whether it has a link now."""
-        return self.link is not None
+        """Whether it has a link now, here or to another server."""
+        return self.link is not None or (self._away is not None and self._away.online)
 
     @property
     def state(self) -> str:
         """Return offline, idle, busy, or lost (its link broke while a job ran)."""
         if self.link is None:
+            if self._away is not None:
+                return self._away.state
             return "lost" if self.current else "offline"
         return "busy" if self.current or self.blocked else "idle"
 
@@ -158,6 +200,22 @@ class Board:
 
     def describe(self) -> dict[str, Any]:
         """Return the board as callers see it."""
+        return {**self._describe(), **self._describe_away()}
+
+    def _describe_away(self) -> dict[str, Any]:
+        """Return what differs where another server has it."""
+        away = self._away
+        if self.link is not None or away is None:
+            return {}
+        seen = time.time() if away.online else self.last_seen
+        return {
+            "connected_since": away.since,
+            "last_seen": seen,
+            "job": away.job,
+            "queued": away.queued + len(self.queue),
+        }
+
+    def _describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "id": self.id,
@@ -179,6 +237,7 @@ class Registry:
 
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
         self.on_change: Callable[[Board], None] | None = None  # what watches.py listens by
+        self.on_touch: Callable[[Board], None] | None = None  # and presence.py
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
@@ -192,16 +251,23 @@ class Registry:
 
     def remove(self, board: Board) -> None:
         """Take out a board that is enrolled no more."""
-        del self.by_name[board.name], self.by_id[board.id]
+        del self.by_id[board.id]
+        self._unname(board)
         board.touch()
+
+    def _unname(self, board: Board) -> None:
+        if self.by_name.get(board.name) is board:  # else another server gave its name away
+            del self.by_name[board.name]
 
     def _on_touch(self, board: Board) -> None:
         if self.on_change is not None:
             self.on_change(board)
+        if self.on_touch is not None:
+            self.on_touch(board)
 
     def rename(self, board: Board, name: str) -> None:
         """Give a board another name, which nobody has."""
-        del self.by_name[board.name]
+        self._unname(board)
         board.name = name
         self.by_name[name] = board
         board.touch()

@@ -75,6 +75,11 @@ class Samples:
         now = round(time.time(), 6)  # as it travels
         sample = Sample(now, told.ticks, told.missed + ring.missed, told.values)
         ring.missed = 0
+        self.keep(board, sample)
+
+    def keep(self, board: Board, sample: Sample) -> None:
+        """Keep what a board emitted, here or at another server, and pass it on."""
+        ring = board.samples
         self._boards += not ring.kept
         ring.kept.append(sample)
         while len(ring.kept) > min(self._most, limits.SAMPLES_IN_ALL // self._boards or 1):

@@ -23,7 +23,7 @@ from cloudmanager.errors import ServerError
 log = logging.getLogger("cm_server")
 
 #: The version that the store knows: the number of the newest script.
-SCHEMA = 4
+SCHEMA = 5
 
 _OLDEST_TABLES = {"boards", "jobs", "tokens"}  # of version 0, which said nowhere what it is
 

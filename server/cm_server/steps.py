@@ -53,7 +53,7 @@ class Work:
         step: bytes after which a board tells how far it is.
     """
 
-    gets = False
+    gets = starter = False
 
     def __init__(self, first: Sequence[Act], do: Callable[[Board], Doing], step: int) -> None:
         self.code = wire.pack_acts(step, first, more=True)

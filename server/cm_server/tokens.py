@@ -34,7 +34,12 @@ class Tokens:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        rows = store.tokens()
+        self._rows: dict[str, TokenRow] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what the store has."""
+        rows = self._store.tokens()
         dead = [row for row in rows if self._why_dead(row)][-limits.TOKENS :]
         live = [row for row in rows if not self._why_dead(row)]
         self._rows = {row.hash: row for row in (*dead, *live)}
@@ -65,14 +70,14 @@ class Tokens:
             return f"the token {row.name!r} expired on {_day(row.expires)}"
         return ""
 
-    def adopt(self, token: str) -> None:
+    def adopt(self, token: str, name: str = LOCAL) -> None:
         """See that the local user's token opens the door, and none that was his before."""
         if auth.token_hash(token) in self._rows:
             return
-        note = Note(LOCAL, "this machine", "token-create", LOCAL)
-        for row in self._named(LOCAL):
+        note = Note(name, "this machine", "token-create", name)
+        for row in self._named(name):
             self._revoke(row, None)
-        row = TokenRow(auth.token_hash(token), LOCAL, "admin", created=self._clock())
+        row = TokenRow(auth.token_hash(token), name, "admin", created=self._clock())
         self._store.add_token(row, note.row())
         self._rows[row.hash] = row
 

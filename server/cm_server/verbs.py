@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager import errors
 from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
-from cloudmanager.targets import check_label, check_name, fold, natural_key, parse
+from cloudmanager.targets import check_label, check_name, fold, parse
 
-from . import limits, plans, reach
+from . import job_verbs, limits, plans, reach
 from .audit import Note
 from .auth import BOARD, ROLES
-from .jobs import MAX_JOB, Job
+from .calls import Call, choose
 from .registry import Board
 from .rows import TokenRow
 
@@ -23,25 +23,6 @@ if TYPE_CHECKING:
 
 
 ENROL_SECONDS = 3600.0  # that a token for boards lasts, unless told
-
-
-class Call(NamedTuple):
-    """What somebody asks for.
-
-    Attributes:
-        caller: the token that he came in with.
-        boards: those that the token reaches: for this call, there are no others.
-        body: what he said.
-        note: what becomes the call's row in the audit log.
-        owner: the conversation that it is part of.
-    """
-
-    server: Server
-    caller: TokenRow
-    boards: Mapping[str, Board]
-    body: dict[str, Any]
-    note: Note
-    owner: object = None
 
 
 class Verb(NamedTuple):
@@ -121,7 +102,7 @@ def _status(call: Call) -> dict[str, Any]:
 
 
 def _boards(call: Call) -> list[dict[str, Any]]:
-    return [board.describe() for board in _choose(call)]
+    return [board.describe() for board in choose(call)]
 
 
 def _label(call: Call) -> list[str]:
@@ -130,7 +111,7 @@ def _label(call: Call) -> list[str]:
         raise ServerError("labels are given as key=value")
     for key, value in changes.items():
         check_label(str(key), str(value or "x"))  # an empty one, or null, takes the label away
-    boards = _choose(call)
+    boards = choose(call)
     call.note.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
     for board in boards:
         merged = {**board.labels, **{str(key): str(value or "") for key, value in changes.items()}}
@@ -141,25 +122,11 @@ def _label(call: Call) -> list[str]:
     return [board.name for board in boards]
 
 
-def _interrupt(call: Call) -> int:
-    numbers, jobs = _numbers(call.body), call.server.dispatch.jobs
-    call.note.detail = fold(str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB)
-    found = [jobs[number] for number in numbers if number in jobs and _reaches(call, jobs[number])]
-    call.note.boards = len({job.board.id for job in found})
-    for job in found:
-        call.server.dispatch.interrupt(job)
-    return len(found)
-
-
 def _stop(call: Call) -> list[str]:
     """Ask boards to end their own programs; return the names of those that are there."""
-    dispatch = call.server.dispatch
-    return [board.name for board in _choose(call) if dispatch.stop_program(board)]
-
-
-def _reaches(call: Call, job: Job) -> bool:
-    """Whether a job is on a board that the caller reaches; a name may be another board's now."""
-    return reach.reaches_all(call.caller) or call.boards.get(job.board.name) is job.board
+    server = call.server
+    stop = server.dispatch.stop_program if server.others is None else server.others.stop_program
+    return [board.name for board in choose(call) if stop(board)]
 
 
 def _offer(call: Call) -> int:
@@ -170,7 +137,7 @@ def _offer(call: Call) -> int:
 
 def _plan(call: Call) -> Any:
     """Make the plan of an install; the reply comes when it is made."""
-    boards = _choose(call)
+    boards = choose(call)
     call.note.detail = " ".join(map(str, call.body.get("wanted") or ()))[: limits.AUDIT_CHARS]
     trusted = call.caller.role == ROLES[-1] and reach.reaches_all(call.caller)
     return plans.plan_for(call.server, call.owner, boards, call.body, trusted=trusted)
@@ -190,46 +157,6 @@ def _recorded(server: Server, board: Board) -> dict[str, Any]:
         "absence": board.absence,
         "confirmed": installed.at(board.id),
         "packages": installed.of(board.id),
-    }
-
-
-def _jobs(call: Call) -> list[dict[str, Any]]:
-    """Return the jobs that have not ended, then those that ended lately, newest first."""
-    dispatch = call.server.dispatch
-    running = sorted(dispatch.jobs.values(), key=lambda job: -job.id)
-    jobs = [job for job in (*running, *dispatch.recent.newest()) if _reaches(call, job)]
-    if call.body.get("target") is not None:
-        chosen = set(_choose(call))
-        jobs = [job for job in jobs if job.board in chosen]
-    return [job.describe() for job in jobs[: limits.REPLY_JOBS]]
-
-
-def _job(call: Call) -> dict[str, Any]:
-    """Return one job with its output's tail; of an older one, its line in the store."""
-    server, number = call.server, call.body.get("job")
-    if not isinstance(number, int) or not 0 < number < 2**63:
-        raise ServerError("a job is named by its number")
-    call.note.detail = str(number)
-    job = server.dispatch.jobs.get(number) or server.dispatch.recent.get(number)
-    if job is not None and _reaches(call, job):
-        return job.show()
-    row = server.store.job(number) if job is None else None
-    board = server.registry.by_id.get(row.board) if row else None
-    reached = call.boards.get(board.name) is board if board else reach.reaches_all(call.caller)
-    if row is None or not reached:
-        raise ServerError(f"there is no job {number}")
-    return {
-        "job": row.id,
-        "board": board.name if board else row.board,
-        "caller": row.caller,
-        "state": "ended" if row.status else "running",
-        "status": row.status,
-        "started": row.created,
-        "elapsed": row.ended - row.created if row.ended else None,
-        "stdout": "",
-        "truncated": True,  # output is kept in memory only
-        "value": "",
-        "error": row.error or "",
     }
 
 
@@ -282,14 +209,14 @@ def _enrol_token(call: Call) -> dict[str, Any]:
 
 def _revoke(call: Call) -> list[str]:
     """Take boards out of the fleet: from now on their keys open nothing."""
-    boards = _choose(call)
+    boards = choose(call)
     call.server.enrolment.revoke(boards, call.note)
     return [board.name for board in boards]
 
 
 def _rename(call: Call) -> str:
     """Give one board another name; its jobs, labels and key go with it."""
-    boards, name = _choose(call), call.body.get("name")
+    boards, name = choose(call), call.body.get("name")
     if len(boards) != 1:
         raise ServerError("one board is renamed at a time")
     _check_new_name(call, name)
@@ -300,7 +227,7 @@ def _rename(call: Call) -> str:
 
 def _rotate(call: Call) -> dict[str, str]:
     """Give boards new keys; says of each whether it was asked now or is yet to be."""
-    boards = _choose(call)
+    boards = choose(call)
     call.server.enrolment.rotate(boards, call.note)
     return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
@@ -333,27 +260,10 @@ def _audit(call: Call) -> list[dict[str, Any]]:
     return [row._asdict() for row in call.server.store.audit(count)]
 
 
-def _choose(call: Call) -> list[Board]:
-    """Return the boards of a request's target; to look at, without one, every one in reach."""
-    boards, target = call.boards, call.body.get("target")
-    if target is None and call.body["verb"] in ("boards", "jobs"):
-        return sorted(boards.values(), key=lambda board: natural_key(board.name))
-    chosen = [boards[name] for name in parse(str(target or "")).resolve(boards).names]
-    call.note.boards = len(chosen)
-    return chosen
-
-
 def _target(body: dict[str, Any]) -> str:
     """Return what stands in the audit log for a request's target."""
     target = body.get("target")
     return target if isinstance(target, str) else ""
-
-
-def _numbers(body: dict[str, Any]) -> list[int]:
-    numbers = body.get("jobs")
-    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise ServerError("jobs are given as a list of numbers")
-    return numbers
 
 
 #: What is a message of its own, and the role that it needs.
@@ -363,13 +273,13 @@ VERBS = {
     "status": Verb("viewer", _status),
     "boards": Verb("viewer", _boards),
     "label": Verb("operator", _label),
-    "interrupt": Verb("operator", _interrupt),
+    "interrupt": Verb("operator", job_verbs.interrupt),
     "offer": Verb("operator", _offer),
     "stop": Verb("operator", _stop),
     "plan": Verb("operator", _plan),
     "installed": Verb("viewer", _installed),
-    "jobs": Verb("viewer", _jobs),
-    "job": Verb("viewer", _job),
+    "jobs": Verb("viewer", job_verbs.show_jobs),
+    "job": Verb("viewer", job_verbs.show_job),
     "samples": Verb("viewer", _samples),
     "enrol": Verb("admin", _enrol),
     "enrol-token": Verb("admin", _enrol_token, everywhere=True),

@@ -184,7 +184,7 @@ DOORS: Final = [
     ),
     defence(
         "no row of the audit log is changed",
-        SERVER + "store.py",
+        SERVER + "tables.py",
         "for _name, _when in _AUDIT_RULES.items():",
         "for _name, _when in ():",
         "cm_server/test_store.py::test_no_row_is_changed_or_taken_out",

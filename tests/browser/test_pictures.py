@@ -75,7 +75,7 @@ def test_kernel(lab: Lab, server: Server, fleet: Fleet):
         fleet["lab-[1-6]"].run(SENSOR % 0).raise_for_error()
         fleet["lab-4"].run("sensor.offset = 63.5").raise_for_error()
         notebook = lab.open("kernel.ipynb", KERNEL_CELLS)
-        notebook.page.set_viewport_size({"width": 1000, "height": 740})
+        notebook.page.set_viewport_size({"width": 1000, "height": 900})
         notebook.page.keyboard.press("ControlOrMeta+b")
         for number, told in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
             notebook.cells.nth(number).locator(".cm-content").click()

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cm_server import elsewhere, others
+from tests.engines import Nats, Postgres
+
+from .pairs import Two, two_servers
 from .peers import Service, running_service
 
 
@@ -15,3 +19,30 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """A server of the test's own, on a TCP port of its own."""
     async with running_service(tmp_path) as service:
         yield service
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers wait for each other's words for moments."""
+    monkeypatch.setattr(elsewhere, "WORD_SECONDS", 0.5)
+    monkeypatch.setattr(others, "LOOK_SECONDS", 0.1)
+
+
+@pytest.fixture
+async def pair(soon: None, tmp_path: Path) -> AsyncIterator[Two]:
+    """Two servers that share a store, and a bus in this process."""
+    async with two_servers(tmp_path, tmp_path / "shared.db") as pair:
+        yield pair
+
+
+@pytest.fixture(params=["sqlite, one process", "postgresql, nats"])
+async def two(request: pytest.FixtureRequest, soon: None, tmp_path: Path) -> AsyncIterator[Two]:
+    """Two servers, over each kind of store and of bus."""
+    if request.param.startswith("sqlite"):
+        async with two_servers(tmp_path, tmp_path / "shared.db") as two:
+            yield two
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        nats: Nats = request.getfixturevalue("nats")
+        async with two_servers(tmp_path, postgres.new(), nats.url) as two:
+            yield two

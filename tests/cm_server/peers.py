@@ -98,10 +98,13 @@ async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]
     door.open(sockets)
     service = Service(server, door, sockets[0].getsockname()[1])
     server.address = f"http://127.0.0.1:{service.tcp_port}"
+    server.open()
     try:
         yield service
     finally:
         door.shut()
+        if server.others is not None:
+            await server.others.close()
         server.stop()
         await door.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())

@@ -132,3 +132,14 @@ def test_old_versions_of_tls_are_not_spoken(tmp_path):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError):
         shake(context, old, "cloudmanager")
+
+
+def test_servers_of_one_fleet_show_the_first_ones_certificate(tmp_path: Path):
+    known: dict[str, bytes] = {}
+    homes = [tmp_path / name for name in "ab"]
+    for home in homes:
+        home.mkdir()
+        certificates.share(home, known.setdefault)
+    first, second = (certificates.load(home) for home in homes)
+    assert first.pin == second.pin
+    assert (homes[0] / "server.pem").read_text() == (homes[1] / "server.pem").read_text()

@@ -41,7 +41,7 @@ class Home:
         )
 
     def jobs(self) -> list[int]:
-        rows = self.store._driver.execute("SELECT id FROM jobs ORDER BY id")
+        rows = self.store.database.driver.execute("SELECT id FROM jobs ORDER BY id")
         return [number for (number,) in rows]
 
     def audited(self) -> int:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cm_server.app import Server
 from cm_server.metrics import render
 
+from .pairs import Two
 from .peers import FakeBoard, FakeCaller, Service
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -32,13 +33,13 @@ def value(server: Server, name: str, **labels: str) -> float:
     raise AssertionError(f"{name} {labels} is not there")
 
 
-async def test_the_docs_list_each_metric_with_its_labels_and_no_others(service: Service):
+async def test_the_docs_list_each_metric_with_its_labels_and_no_others(pair: Two):
     documented = {
         name: (kind, {label} - {""}, set(re.findall(r"`(\w+)`", words)))
         for name, kind, label, words in re.findall(ROW, DOCS.read_text(), flags=re.M)
     }
     there = {}
-    for name, metric in families(service.server).items():
+    for name, metric in families(pair.a.server).items():
         labels = {key for sample in metric.samples for key in sample.labels} - {"le", "version"}
         words = {sample.labels[key] for sample in metric.samples for key in labels}
         kind = "gauge" if metric.type == "info" else metric.type

@@ -237,9 +237,9 @@ def test_a_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, mo
 
 def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, monkeypatch):
     said: list[str] = []
-    store._driver.set_trace_callback(said.append)
+    store.database.driver.set_trace_callback(said.append)
     store.begin(["id1", "id2"], "ann")
-    store._driver.set_trace_callback(None)
+    store.database.driver.set_trace_callback(None)
     said = list(dict.fromkeys(said))  # for a trigger, a statement is told once more
     assert [text.split()[0] for text in said] == ["BEGIN", *["INSERT"] * 3, "COMMIT"]
     assert pragma(store, "synchronous") == 1
@@ -247,14 +247,14 @@ def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, 
 
 def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: Store, path: Path):
     said: list[str] = []
-    store._driver.set_trace_callback(said.append)
+    store.database.driver.set_trace_callback(said.append)
     store.enrol([new_board("id1", "lab-1", KEY)], NOTE)
     store.set_labels({"id1": {"room": "lab"}}, NOTE)
     store.forget(["id1"], NOTE)
     store.add_token(ANN, NOTE)
     store.revoke_token("abc", 8.0, NOTE)
     store.note(NOTE, durable=True)
-    store._driver.set_trace_callback(None)
+    store.database.driver.set_trace_callback(None)
     assert said.count("PRAGMA synchronous=FULL") == said.count("COMMIT") == 6
     assert "".join(text[0] for text in said if text[:3] in ("PRA", "BEG", "COM")) == "PBCP" * 6
     assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
@@ -284,8 +284,8 @@ def test_no_row_is_changed_or_taken_out(store: Store, path: Path, statement):
     store.note(NOTE)
     store.note(NOTE)
     with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
-        store._driver.execute(statement)
-    store._driver.rollback()
+        store.database.driver.execute(statement)
+    store.database.driver.rollback()
     assert store.audit(9) == [NOTE] * 2
 
 
@@ -294,9 +294,9 @@ def test_a_month_old_rows_may_go_the_oldest_first(store: Store):
         store.note(NOTE._replace(at=at))
     for row in (2, 3):
         with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
-            store._driver.execute(f"DELETE FROM audit WHERE id = {row}")
-    store._driver.execute("DELETE FROM audit WHERE id <= 2")
-    store._driver.commit()
+            store.database.driver.execute(f"DELETE FROM audit WHERE id = {row}")
+    store.database.driver.execute("DELETE FROM audit WHERE id <= 2")
+    store.database.driver.commit()
     assert [row.at for row in store.audit(9)] == [NOW]
 
 

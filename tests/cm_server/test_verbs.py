@@ -74,6 +74,7 @@ class FakeServer:
     started: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
+    others: None = None
     certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from .units import Frames, Records, Unit
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Proxy")
 
 SECONDS: Final = 10.0  # that a call into the proxy's thread may take
 DELAY: Final = 0.3  # seconds
@@ -72,7 +73,10 @@ class Loop:
 
     def proxy(self, tcp_port: int, *, tls: bool = False) -> Proxy:
         """Return a proxy before a server of this machine."""
-        proxy = Proxy(self, tcp_port, tls=tls)
+        return self.adopt(Proxy(self, tcp_port, tls=tls))
+
+    def adopt(self, proxy: P) -> P:
+        """End this proxy, too."""
         self._proxies.append(proxy)
         return proxy
 

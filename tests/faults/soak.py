@@ -197,15 +197,23 @@ class Soak:
 
     def _call(self, number: int, url: str) -> None:
         dice = random.Random(f"{self.seed} caller {number}")
-        if number % 4 == 0:
-            url = f"{url.partition(':')[0]}://127.0.0.1:{self.caller_proxies[number // 4].tcp_port}"
-        with fleet_of(url, self.home) as fleet:
+        url = self._url(number, url)
+        with self._open(url) as fleet:
             while not self.troubles and self.accepted < self.jobs:
                 told = self._one(fleet, dice, next(self._tags))
                 self.told.append(told)
                 self.accepted += told.job > 0
                 if not told.job:
                     self._await_server(fleet)
+
+    def _url(self, number: int, url: str) -> str:
+        """Return what a caller dials: every fourth, a proxy."""
+        if number % 4:
+            return url
+        return f"{url.partition(':')[0]}://127.0.0.1:{self.caller_proxies[number // 4].tcp_port}"
+
+    def _open(self, url: str) -> Fleet:
+        return fleet_of(url, self.home)
 
     def _one(self, fleet: Fleet, dice: random.Random, tag: int) -> Told:
         """Run one cell; whatever happens, it has one outcome in time."""
@@ -282,10 +290,10 @@ class Soak:
     def _counted(self, servers: Servers) -> dict[str, collections.Counter[int]]:
         """How often each cell ran, as the boards wrote it down; and all of them are well again."""
         since = time.time()
-        for proxy in self.board_proxies:
+        for proxy in (*self.caller_proxies, *self.board_proxies):
             proxy.now = None
             proxy.hang_up()  # a record that was dropped breaks its link at the next one
-        with fleet_of(servers.server.url, self.home) as fleet:
+        with self._open(self._url(0, servers.server.url)) as fleet:
             wait_online(fleet, self.names, since=since)
             results = fleet[",".join(self.names)].submit("6 * 7", wait=HANG, timeout=HANG)
             assert set(results.results(2 * HANG).to_dict().values()) == {42}
@@ -308,8 +316,7 @@ class Soak:
         assert not [job for job, (status, _) in stored.items() if status is None], "a job is open"
         for told in self.told:
             self._check(told, counts[told.board][told.tag], stored.get(told.job))
-        log = (self.home / "server.log").read_text()
-        assert "Traceback" not in log + (self.home / "server.err").read_text()
+        assert "Traceback" not in self._logs()
         growth = (max(self.memory) - self.memory[0]) if self.memory else 0
         assert growth < GROWTH, f"the server grew by {growth} bytes"
         statuses = collections.Counter(told.status for told in self.told)
@@ -337,6 +344,9 @@ class Soak:
             assert times == 1, (told, times)
         if told.status == "offline" or told.why == NEVER:
             assert times == 0, (told, times)
+
+    def _logs(self) -> str:
+        return "".join((self.home / f"server.{end}").read_text() for end in ("log", "err"))
 
     def _stored(self) -> tuple[dict[int, Line], str]:
         with contextlib.closing(sqlite3.connect(self.home / "server.db")) as file:

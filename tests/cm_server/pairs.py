@@ -1,0 +1,76 @@
+"""Two servers of one fleet in this event loop, with strict peers for boards and callers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from cloudmanager import wire
+from cm_server.bus import Hub
+from cm_server.others import Others
+from cm_server.shared_store import SharedStore
+
+from .peers import FakeBoard, Identity, Service, running_service
+
+DEAD_AFTER = 1.0  # seconds
+
+
+class Two:
+    """Two servers; boards are enrolled at A."""
+
+    def __init__(self, a: Service, b: Service, hub: Hub | None) -> None:
+        self.a, self.b, self.hub = a, b, hub
+
+    async def enrol(self, *names: str) -> list[Identity]:
+        boards = self.a.enrol(*names)
+        await self.b.until(lambda: set(names) <= self.b.server.registry.by_name.keys())
+        return boards
+
+    async def seen(self, name: str = "lab-1", state: str = "idle") -> None:
+        """Return when both say so of a board."""
+        for service in (self.a, self.b):
+            await service.until(lambda: service.state(name) == state)  # noqa: B023
+
+    async def board_at_b(self, **told: Any) -> tuple[Identity, FakeBoard]:
+        (identity,) = await self.enrol("lab-1")
+        board = await FakeBoard.join(self.b, identity, **told)
+        await self.seen()
+        return identity, board
+
+
+async def run(board: FakeBoard) -> wire.Message:
+    """Return the next cell that a board gets."""
+    message = await board.next()
+    assert message.op == wire.EXEC, message
+    return message
+
+
+def others_of(service: Service) -> Others:
+    others = service.server.others
+    assert others is not None
+    return others
+
+
+def store_of(service: Service) -> SharedStore:
+    store = service.server.store
+    assert isinstance(store, SharedStore)
+    return store
+
+
+@contextlib.asynccontextmanager
+async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> AsyncIterator[Two]:
+    """Have them; without NATS, the bus is this process's."""
+    hub = None if nats_url else Hub()
+    settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER}
+    for name in "ab":
+        (folder / name).mkdir()
+    async with (
+        running_service(folder / "a", bus=hub.bus() if hub else nats_url, **settings) as a,
+        running_service(folder / "b", bus=hub.bus() if hub else nats_url, **settings) as b,
+    ):
+        for service in (a, b):
+            others = others_of(service)
+            await service.until(lambda: others.post.bus.up and len(others.servers) == 2)  # noqa: B023
+        yield Two(a, b, hub)

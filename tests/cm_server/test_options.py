@@ -1,0 +1,42 @@
+"""What the server is started with."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cm_server import options
+
+
+def read(monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, object]:
+    monkeypatch.setattr(sys, "argv", ["cm_server", *given])
+    return options.settings(options.read())
+
+
+def test_what_servers_share_comes_from_options_or_from_the_environment(monkeypatch):
+    for name in ("CM_STORE", "CM_BUS"):
+        monkeypatch.delenv(name, raising=False)
+    alone = read(monkeypatch)
+    assert (alone["store"], alone["bus"]) == (None, None)
+    given = read(monkeypatch, "--store", "postgresql://x", "--bus", "nats://y")
+    assert (given["store"], given["bus"]) == ("postgresql://x", "nats://y")
+    monkeypatch.setenv("CM_STORE", "postgresql://z")
+    assert read(monkeypatch)["store"] == "postgresql://z"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--bus", "nats://y"], "servers that share a bus share a store"),
+        (["--port", "70000"], "a TCP port is a number from 0 to 65535"),
+        (["--samples", "0"], "values are kept of a board"),
+        (["--behind-proxy", "x"], "a network is such as 10.0.0.0/8"),
+        (["--keep-jobs", "0"], "jobs are kept for 1 day at least"),
+    ],
+)
+def test_what_makes_no_sense_is_said(monkeypatch, capsys, given, told):
+    monkeypatch.delenv("CM_STORE", raising=False)
+    with pytest.raises(SystemExit):
+        read(monkeypatch, *given)
+    assert told in capsys.readouterr().err

@@ -1,0 +1,23 @@
+"""The soak of several servers in small (`make soak` runs it in full size)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.engines import Nats, Postgres
+
+from .several import SeveralSoak
+
+
+@pytest.mark.timeout(90)  # on a busy machine; else some 15
+def test_servers_and_the_bus_die_and_stand_still_and_every_job_has_one_outcome(
+    tmp_path: Path, postgres: Postgres, nats: Nats
+):
+    engines = (postgres, nats)
+    soak = SeveralSoak(tmp_path, 150, 6, 3, engines, pause=(0.1, 0.4), dead_after=1.5)
+    figures = soak.run()
+    print(figures)
+    assert figures["outcomes"]["ok"] > 60
+    assert sum(figures["faults"].get(kind, 0) for kind in ("kill", "pause", "stop")) > 0

@@ -1,0 +1,65 @@
+"""Several servers of one fleet, with boards wherever one wants them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloudmanager.fleet import Fleet
+from cloudmanager.testing import Server, running_server
+from cloudmanager.virtual import Identity, VirtualBoards
+from cm_server import certificates
+from tests.engines import Nats, Postgres
+
+OPTIONS = ("--lost-after", "3", "--beat", "2")
+
+
+class Several:
+    """Servers that share a store and a bus; each has a folder of its own."""
+
+    def __init__(self, home: Path, store: str, bus: str, *options: str) -> None:
+        self.home = home
+        self._options = ("--store", store, "--bus", bus, *(options or OPTIONS))
+        self._stack = contextlib.ExitStack()
+        self.servers: list[Server] = []
+        self._numbers = itertools.count(1)
+
+    def start(self, name: str, tcp_port: int = 0) -> Server:
+        """Start one more, or one again."""
+        context = running_server(self.home / name, *self._options, tcp_port=tcp_port)
+        server = self._stack.enter_context(context)
+        self.servers.append(server)
+        return server
+
+    def fleet(self, server: Server) -> Fleet:
+        """A caller's link to one of them."""
+        pin = certificates.load(server.home).pin
+        token = f"{(server.home / 'token').read_text().strip()}.{pin}"
+        return self._stack.enter_context(Fleet(server.url, token))
+
+    def board(self, fleet: Fleet, tcp_port: int, *names: str) -> VirtualBoards:
+        """Boards that dial there."""
+        folder = self.home / f"boards-{next(self._numbers)}"
+        machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder)
+        self._stack.enter_context(machine)
+        for told in fleet.enrol(list(names)):
+            machine.add(Identity.of(told, "http://127.0.0.1"))
+        return machine
+
+    def close(self) -> None:
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.process.send_signal(signal.SIGCONT)
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def several(home: Path, postgres: Postgres, nats: Nats, *options: str) -> Iterator[Several]:
+    made = Several(home, postgres.new(), nats.url, *options)
+    try:
+        yield made
+    finally:
+        made.close()
