@@ -277,9 +277,9 @@ class PeerWireError(WireError):
 
 
 class PackageError(CloudmanagerError):
-    """A package cannot be resolved, fetched or installed."""
+    """A package cannot be resolved, fetched or installed; its words say what to do about it."""
 
-    hint = "`mbm board-install --help` tells how to name a package and its source."
+    hint = ""
 
 
 def _seen(last_seen: float | None) -> str:

@@ -100,3 +100,12 @@ def test_a_full_board_says_so_before_anything_is_sent(board, source):
     assert isinstance(result.error, OSError)
     assert "No space left" in str(result.error)
     assert not board.stat(":/.cm").ok
+
+
+def test_room_that_an_interrupted_install_took_is_room_for_the_next(board, source):
+    (space,) = board.df().to_dict().values()
+    board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
+    (source / "data.bin").write_bytes(bytes(space.free // 2))
+    assert len(board.install(str(source), dry_run=True).value.put) == 2
+    assert len(board.install(str(source)).value.put) == 2
+    assert not board.stat(":/.cm/new").ok
