@@ -256,7 +256,8 @@ def _look(
     """
     sizes = {**dict.fromkeys(removed, _ANY), **{file.path: file.size for file in files}}
     folders = sorted({folder for file in files for folder in records.folders_of(file.path)})
-    asked = [*sizes, *folders]
+    if not (asked := [*sizes, *folders]):
+        return {}  # a package that only needs others has no files
     answers = yield [["hash", path, sizes.get(path, _ANY)] for path in asked]
     told = dict(zip(asked, answers, strict=True))
     in_way = {path for path in sizes if told[path] is False}

@@ -94,6 +94,15 @@ def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tm
     assert "no package is called nope" in str(result.error)
 
 
+def test_a_package_without_files_is_only_what_it_needs(board, source, tmp_path):
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(PackageError, match="has no file that could be installed"):
+        board.install(str(tmp_path / "hollow"))
+    (tmp_path / "hollow/package.json").write_text(json.dumps({"version": "1"}))
+    assert board.install(str(tmp_path / "hollow")).value.put == ()
+    assert list(board.packages().value) == ["hollow"]
+
+
 def test_a_full_board_says_so_before_anything_is_sent(board, source):
     (source / "data.bin").write_bytes(bytes(range(256)) * 4 * 1024)
     (result,) = board.install(str(source)).values()
