@@ -36,18 +36,22 @@ SCAN_SECONDS = 5.0  # that a board may take to show its REPL
 KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
 _WIFI = "a network, whose password is asked for; repeated: in order"
 _LABEL = "what the fleet shall know of it, such as room=lab"
-_DIALS = "what the boards dial, where this machine's own address is not it"
+_DIALS = "what the boards dial; else the server in use, by this machine's address"
+_PORT = "where it is: a serial port, or a Pico's drive; may be repeated; else what is found"
+_NAME = "such as lab-7 or 'lab-[1-40]'; else esp32-1 and so on"
 
 
 def add_verbs(verb: Verb) -> None:
     """Tell the command line of ``mbm`` what there is."""
-    made = verb("flash", flash_boards, "make boards on a cable members of the fleet, chip and all")
+    made = verb(
+        "flash", flash_boards, "put MicroPython on boards on a cable, and them in the fleet"
+    )
     made.epilog = "From the box to the first cell in five minutes: docs/boards.md."
-    made.add_argument("--port", action="append", metavar="PORT", help="which one; may be repeated")
+    made.add_argument("--port", action="append", metavar="PORT", help=_PORT)
     made.add_argument("--all", action="store_true", help="every connected board, side by side")
     made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest MicroPython")
-    made.add_argument("--no-flash", action="store_true", help="MicroPython runs on it already")
-    made.add_argument("--name", metavar="NAME|RANGE", help="such as lab-7 or 'lab-[1-40]'")
+    made.add_argument("--no-flash", action="store_true", help="keep the MicroPython that is on it")
+    made.add_argument("--name", metavar="NAME|RANGE", help=_NAME)
     made.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
     made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL)
     made.add_argument("--server", metavar="HOST[:PORT]", help=_DIALS)

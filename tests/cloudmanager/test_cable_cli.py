@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+import types
 
 import pytest
 
@@ -101,6 +102,15 @@ def test_password_is_asked_for_and_shown_nowhere(chip, mbm, person, monkeypatch)
     wish = seen[0][1]
     assert (wish.wifi, wish.server[0]) == ([("home", "it's secret")], "10.0.0.7")
     assert "secret" not in repr(wish) + done.out + done.err
+
+
+def test_password_that_the_keyring_has_is_not_asked_for(chip, mbm, person, monkeypatch):
+    seen = record(monkeypatch)
+    kept = {("cloudmanager wifi", "home"): "it's kept"}
+    keyring = types.SimpleNamespace(get_password=lambda *of: kept.get(of))
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert seen[0][1].wifi == [("home", "it's kept")]
 
 
 def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
