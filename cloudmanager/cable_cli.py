@@ -23,8 +23,9 @@ from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
 from .names import expand
-from .results import Results
+from .results import Results, last_line
 from .settings import place_of
+from .targets import parse
 from .text import clean, fold
 
 OK, FAILED = 0, 1
@@ -54,7 +55,7 @@ def add_verbs(verb: Verb) -> None:
     made.add_argument("--name", metavar="NAME|RANGE", help=_NAME)
     made.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
     made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL)
-    made.add_argument("--server", metavar="HOST[:PORT]", help=_DIALS)
+    made.add_argument("--server", type=_host, metavar="HOST[:PORT]", help=_DIALS)
     made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
     scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
     scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
@@ -64,7 +65,7 @@ def add_verbs(verb: Verb) -> None:
     settings.epilog = "What does not work is taken back: the board dials as it did before."
     settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
     settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
-    settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
+    settings.add_argument("--server", type=_host, metavar="HOST[:PORT]", help="what it dials")
     settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
     settings.add_argument("--name", metavar="NAME", help="what it is called from now on")
     anew = verb("board-upgrade-client", upgrade_client, "give boards this version's client")
@@ -90,7 +91,7 @@ def flash_boards(options: argparse.Namespace) -> int:
             server=_server(options, fleet),
             firmware=options.firmware,
             flash=not options.no_flash,
-            names=expand(options.name, options.name, 0) if options.name else (),
+            names=_names(options.name),
             wifi=[(ssid, _password(ssid)) for ssid in options.wifi],
             labels=_labels(options.label),
             dry_run=options.dry_run,
@@ -180,6 +181,25 @@ def _password(ssid: str) -> str:
     return getpass.getpass(f"Password of {clean(ssid)}: ")
 
 
+def _names(text: str | None) -> tuple[str, ...]:
+    if not text:
+        return ()
+    parse(text)  # it sees a bracket that is not closed
+    return expand(text, text, 0)
+
+
+def _host(text: str) -> str:
+    """Return an address as boards dial it: an option's type."""
+    try:
+        parts = urlsplit(f"//{text}")
+        plain = parts.netloc == text and parts.hostname and "@" not in text and parts.port != 0
+    except ValueError:
+        plain = False
+    if not plain or text.endswith(":"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+    return text
+
+
 def _labels(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
@@ -261,7 +281,7 @@ def _by_link(options: argparse.Namespace, new: dict[str, Any]) -> int:
         done = reconfigure.by_link(fleet[options.board], new) if new else Results({})
         for name, result in done.items():
             if not result.ok:
-                print(f"mbm: {name}: {clean(str(result.error))}", file=sys.stderr)
+                print(f"mbm: {name}: {clean(last_line(result.error))}", file=sys.stderr)
         if done.ok and options.name:
             fleet.rename(options.board, options.name)
     return OK if done.ok else FAILED
@@ -310,7 +330,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
     from .bridge import Bridge
 
     cable.need_tools()
-    names = expand(options.name, options.name, 0) if options.name else ()
+    names = _names(options.name)
     with Fleet() as fleet:
         fleet.status()
         tell = _tell_bridged_as_json if options.json else _tell_bridged

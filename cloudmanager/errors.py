@@ -229,7 +229,9 @@ class FleetError(CloudmanagerError):
 
 
 class ServerError(CloudmanagerError):
-    """The server refused a request; `reason` says why, in the server's words."""
+    """The server refused a request; `reason` says why, and what to do, in the server's words."""
+
+    hint = ""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, detail=f"The server refused: {reason.rstrip('.')}.")

@@ -120,6 +120,11 @@ def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
     assert "Nobody is here to give the password of 'home'" in done.err
 
 
+def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
+    done = mbm("flash", "--name", "lab-[1-3")
+    assert (done.status, "lab-[1-3\n" in done.err) == (2, True)
+
+
 def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
     done = mbm("flash")
     assert done.status == 1
