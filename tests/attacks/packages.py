@@ -173,7 +173,7 @@ PACKAGES: Final = [
     defence(
         "package: a leftover source that would hide bytecode goes",
         SERVER + "records.py",
-        "sorted((old - kept) | {path for path in plan.removed(mpy) if path in there})",
+        "sorted((old - kept) | hiding)",
         "sorted(old - kept)",
         "cm_server/test_records.py::test_what_would_hide_it_goes_if_it_is_there",
         "cm_server/test_installs.py::test_a_leftover_source_goes_and_what_is_in_the_way_is_said",
