@@ -31,7 +31,7 @@ import cm_start, os
 for name in ('new', 'bad'):
     cm_start.remove('/lib/cm.' + name)
 free = os.statvfs('/')
-if free[0] * free[3] < size:
+if free[3] > free[2] or free[0] * free[3] < size:
     raise OSError('its flash is too full for a second client')
 os.mkdir('/lib/cm.new')
 """

@@ -6,11 +6,13 @@ and what is at the paths that the plan names. What differs is staged, verified t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from cloudmanager.acts import room
 from cloudmanager.errors import PackageError, ServerError
 
 from . import records
@@ -234,12 +236,11 @@ def _begin(dry_run: bool) -> Generator[Sequence[Act], _Answers, Found]:
     if staged is False and not dry_run:
         _, space = yield [_CLEAN, _LOOK[0]]
         staged = None
-    free = int(space[1] or space[0]) * int(space[3])
     record = None
     if digest is not None:
         (raw,) = yield [["get", RECORD]]
         record = records.read_record(raw)
-    return Found(free, _any_there(upper), staged is False, record)
+    return Found(room(space)[1], _any_there(upper), staged is False, record)
 
 
 def _any_there(told: Iterable[Any]) -> bool:
@@ -291,7 +292,8 @@ def _apply(
     try:
         yield acts
     except OSError:
-        yield [_CLEAN]  # what is staged would only take room
+        with contextlib.suppress(OSError):  # what is staged would only take room, if any is
+            yield [_CLEAN]
         raise
     try:
         _, *upper = yield [_FINISH, *_LOOK[1:3]]

@@ -111,6 +111,27 @@ def test_a_full_board_says_so_before_anything_is_sent(board, source):
     assert not board.stat(":/.cm").ok
 
 
+def test_a_board_that_is_full_to_the_last_block_says_so_and_stays_as_it_is(board, source):
+    board.install(str(source)).raise_for_error()
+    board.run(FILL).raise_for_error()
+    assert board.df().value.free == 0
+    for done in (board.install(str(source), no_mpy=True), board.uninstall("zzz")):
+        assert "No space left" in str(done["board-1"].error)
+    assert (list(board.packages().value), board.packages().value.drift) == (["zzz"], ())
+
+
+FILL = """
+n = 0
+try:
+    while True:
+        with open("/fill%d" % n, "wb") as file:
+            file.write(bytes(4000))
+        n += 1
+except OSError:
+    pass
+"""
+
+
 def test_room_that_an_interrupted_install_took_is_room_for_the_next(board, source):
     (space,) = board.df().to_dict().values()
     board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
