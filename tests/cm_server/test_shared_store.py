@@ -259,3 +259,21 @@ def test_a_store_that_is_not_there_is_said_in_one_sentence(postgres: Postgres):
     with pytest.raises(ServerError, match="its store in PostgreSQL cannot be opened") as caught:
         SharedStore(postgres.url("nowhere"), "A")
     assert "\n" not in str(caught.value)
+
+
+def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
+    store, now = server("A"), time.time()
+    for _ in range(2):
+        store.note(NOTE)
+    numbers = store.begin(["id1"] * 5, "ann")
+    for number in numbers[:4]:
+        store.end(number, "ok")
+    store.flush()
+    assert store.prune_jobs(now - 86400, 0) == (0, 0)
+    assert store.prune_jobs(now + 86400, 0) == (4, numbers[-1])
+    assert [row.id for row in store.open_jobs()] == [numbers[-1]]
+    assert store.prune_audit(now - 40 * 86400) == 2
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert store.prune_audit(now + 86400) == 0  # the database does not let it go
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert server("B").begin(["id2"], "ann")[0] > numbers[-1]
