@@ -173,6 +173,7 @@ class AsyncBoards:
         return AsyncJobGroup(group, events)
 
     run = in_loop(BoardsVerbs.run)
+    reset = in_loop(BoardsVerbs.reset)
     info = in_loop(BoardsVerbs.info)
     label = in_loop(BoardsVerbs.label)
     put = in_loop(FileVerbs.put)

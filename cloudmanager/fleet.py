@@ -142,6 +142,7 @@ class Boards:
         return group
 
     run = blocking(BoardsVerbs.run)
+    reset = blocking(BoardsVerbs.reset)
     info = blocking(BoardsVerbs.info)
     label = blocking(BoardsVerbs.label)
     put = blocking(FileVerbs.put)

@@ -97,7 +97,7 @@ def _literal(text: str) -> Any:
 
 MACROS: Final[dict[str, Macro]] = {
     "echo": Macro(("TEXT",), "print it", _echo),
-    "reset": Macro((), "a soft reset", lambda boards: boards.run("", fresh=True)),
+    "reset": Macro((), "a soft reset", lambda boards: boards.reset()),
     "ls": Macro(("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_path(path))),
     "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_path(path))),
     "stat": Macro(("PATH",), "look at a path", lambda boards, path: boards.stat(_path(path))),

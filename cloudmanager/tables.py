@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from .layout import head_text
 from .text import clean
 
 #: A wider cell is cut, so that no board can push the others out of sight.
@@ -36,6 +37,34 @@ def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
     if not boards:
         return "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
     return table(HEADS, fleet_rows(boards))
+
+
+def facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what there is to say of a board: what, and how it is."""
+    since = board["connected_since"]
+    told = {
+        "state": board["state"],
+        "platform": board["platform"],
+        "MicroPython": board["version"],
+        "bytecode": board["mpy"],
+        "machine": board["machine"],
+        "client": board["client"],
+        "id": board["id"],
+        "program": board["program"],
+        "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
+        "connected": f"{moment(since)} ({duration(time.time() - since)})" if since else "no",
+        "last seen": moment(board["last_seen"]),
+    }
+    return [(name, clean(str(value))) for name, value in told.items() if value]
+
+
+def facts_text(boards: Sequence[Mapping[str, Any]]) -> str:
+    """Return what there is to say of boards, one below the other."""
+    blocks = []
+    for board in boards:
+        lines = [f"{name:<11}  {value}" for name, value in facts(board)]
+        blocks.append("\n".join([head_text(board["name"]), *lines]))
+    return "\n".join(blocks)
 
 
 def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:

@@ -177,6 +177,13 @@ class BoardsVerbs:
         group = send(self, JobGroup(cell_of(code, inputs)), options(timeout, fresh, wait))
         return await ending(group)
 
+    async def reset(self: Targeted) -> Results:
+        """Have each board make a soft reset, and wait until it is back.
+
+        It dials anew; ``app.py`` is left out this once, as before a cell that is ``fresh``.
+        """
+        return await ending(send(self, JobGroup(prepare("")), options(None, fresh=True, wait=0)))
+
     async def info(self: Targeted) -> list[dict[str, Any]]:
         """Return what the server knows of each of the boards."""
         return list(await self.exchange().request("boards", {"target": self.target}))

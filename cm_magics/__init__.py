@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .files import FileMagics
 from .magics import BoardMagics, dashboard, fleet, hang_up
+from .manage import ManageMagics
 from .packages import PackageMagics
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BoardMagics",
     "FileMagics",
+    "ManageMagics",
     "PackageMagics",
     "dashboard",
     "fleet",
@@ -32,8 +34,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def load_words(shell: InteractiveShell, boards: BoardMagics) -> None:
-    """Register the magics for files and packages; ``boards`` knows which were chosen."""
-    for kind in (FileMagics, PackageMagics):
+    """Register the other magics; ``boards`` knows which were chosen."""
+    for kind in (FileMagics, PackageMagics, ManageMagics):
         magics = kind(shell, boards)
         shell.register_magics(magics)
         magics.plug_in()
@@ -41,7 +43,7 @@ def load_words(shell: InteractiveShell, boards: BoardMagics) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything back; boards go on with what they run."""
-    for kind in (BoardMagics, FileMagics, PackageMagics):
+    for kind in (BoardMagics, FileMagics, PackageMagics, ManageMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
             magics.unplug()

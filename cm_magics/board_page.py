@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +9,7 @@ from cloudmanager.errors import CloudmanagerError
 from cloudmanager.files import Entry
 from cloudmanager.filetext import size_text, value_text
 from cloudmanager.fleet import Fleet
-from cloudmanager.tables import duration, moment
+from cloudmanager.tables import facts
 from cloudmanager.text import clean
 
 _JOBS: Final = 12  # that are listed
@@ -35,21 +34,7 @@ class Section(NamedTuple):
 
 
 def _facts(_: Fleet, board: Board) -> dict[str, Any]:
-    since = board["connected_since"]
-    told = {
-        "state": board["state"],
-        "platform": board["platform"],
-        "MicroPython": board["version"],
-        "bytecode": board["mpy"],
-        "machine": board["machine"],
-        "client": board["client"],
-        "id": board["id"],
-        "program": board["program"],
-        "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
-        "connected": f"{moment(since)} ({duration(time.time() - since)})" if since else "no",
-        "last seen": moment(board["last_seen"]),
-    }
-    return {"pairs": [(name, clean(str(value))) for name, value in told.items() if value]}
+    return {"pairs": facts(board)}
 
 
 def _jobs(fleet: Fleet, board: Board) -> dict[str, Any]:

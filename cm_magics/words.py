@@ -1,4 +1,4 @@
-"""What the magics for files and for packages share: a line of words, and what comes of it."""
+"""What the magics for files, packages and boards share: a line of words, and what comes of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class WordMagics(Magics):
 
     def _done(self, work: Work, *, before: str = "") -> Results:
         """Do it, show what came of it, raise what failed; ``before``: what it begins with."""
-        with _plain_errors():
+        with plain_errors():
             results = show.follow_files(work, before)
             self._boards.note_shown(results)
             show.raise_failures(results)
@@ -73,7 +73,7 @@ class WordMagics(Magics):
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Let errors be shown as their own words, also those of this machine's files."""
     try:
         yield

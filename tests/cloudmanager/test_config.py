@@ -263,3 +263,16 @@ def test_address_does_not_show_its_token():
     assert repr(Address("http://lab", "cm_secret", "CM_URL")) == (
         "Address(url='http://lab', source='CM_URL')"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("https://h/pi", ("", "https://h/pi")),
+        ("shop=https://h/pi?a=b", ("shop", "https://h/pi?a=b")),
+        ("=https://h/pi", ("", "https://h/pi")),
+        ("https://h/pi?a=b", ("", "https://h/pi?a=b")),
+    ],
+)
+def test_an_index_is_named_with_or_without_an_alias(text, told):
+    assert config.index(text) == told

@@ -143,7 +143,7 @@ def no_file_left() -> Iterator[Callable[[], None]]:
     """Let this process have no file more; gives what makes room for one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 9, hard))
     taken: list[int] = []
     with contextlib.suppress(OSError):
         while True:
