@@ -132,6 +132,7 @@ class NatsBus:
                     self._nats = await self._connect()
                 while self._wanted and self._nats.is_connected:
                     await self._subscribe(self._wanted[0])
+                    await self._nats.flush(CLOSE_SECONDS)  # NATS knows of it now
                     del self._wanted[0]
             except Exception as error:  # of many kinds: NATS is away
                 log.debug("the bus is away: %s", error)
