@@ -16,7 +16,7 @@ from .test_dashboard import Fleets, at_work
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.soak]
 
-SIZE: Any = {"width": 1280, "height": 920}
+SIZE: Any = {"width": 1280, "height": 890}
 CELLS = (
     "%load_ext cm_magics",
     "%%board lab-[1-6]\nprint('reading the sensor')\nread()",
@@ -46,10 +46,11 @@ KERNEL_CELLS = ("%board_use lab-[1-6]", "print('reading the sensor')\nsensor.rea
 
 @pytest.fixture
 def farm(server: Server, fleet: Fleet) -> Any:
-    """Some hundred simulated links: north and south greenhouses, some of them gone."""
+    """Some hundred simulated links, some of them gone."""
     names = [f"greenhouse-{number}" for number in range(1, 241)]
     with linked(server.url, fleet.enrol(names)[:228], 0.5):
         yield fleet
+    fleet.revoke("greenhouse-*")  # what they emitted, too: the next picture's lines begin anew
 
 
 def test_notebook(lab: Lab, server: Server, fleet: Fleet):
@@ -59,7 +60,7 @@ def test_notebook(lab: Lab, server: Server, fleet: Fleet):
         broken = "def read():\n    raise OSError('the sensor is unplugged')"
         fleet["lab-4"].run(broken).raise_for_error()
         notebook = lab.open("cells.ipynb", CELLS, kernel="python3")
-        notebook.page.set_viewport_size({"width": 1000, "height": 740})
+        notebook.page.set_viewport_size({"width": 1000, "height": 680})
         notebook.page.keyboard.press("ControlOrMeta+b")
         notebook.page.get_by_text("| Idle").wait_for()
         for number in range(len(CELLS)):
@@ -75,7 +76,7 @@ def test_kernel(lab: Lab, server: Server, fleet: Fleet):
         fleet["lab-[1-6]"].run(SENSOR % 0).raise_for_error()
         fleet["lab-4"].run("sensor.offset = 63.5").raise_for_error()
         notebook = lab.open("kernel.ipynb", KERNEL_CELLS)
-        notebook.page.set_viewport_size({"width": 1000, "height": 900})
+        notebook.page.set_viewport_size({"width": 1000, "height": 710})
         notebook.page.keyboard.press("ControlOrMeta+b")
         for number, told in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
             notebook.cells.nth(number).locator(".cm-content").click()
