@@ -107,6 +107,7 @@ class Chart {
         return el("span", {}, mark, `${names[at]}  ${+last.toPrecision(6)}`);
       }),
     );
+    this.canvas.hidden = !lines.length;
     if (!lines.length) this.legend.replaceChildren("Nothing was emitted yet: cm.emit(temp=21.5) on a board.");
     this.paint(lines);
   }
