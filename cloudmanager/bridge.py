@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from . import config, proofs, wire
-from .boardlink import BoardLink
-from .cable import Repl, serial_ports
+from .cable.boardlink import BoardLink
+from .cable.members import Members
+from .cable.ports import Repl, serial_ports
+from .cable.repljobs import Jobs
 from .errors import CableError, CloudmanagerError, LinkLost, NotAllowed
 from .fleet import Fleet
-from .members import Members
-from .repljobs import Jobs
 from .wire import Message
 
 VERSION: Final = "bridge 0.1"

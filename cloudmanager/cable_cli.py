@@ -1,6 +1,6 @@
 """``mbm flash``, ``board-scan``, ``board-config``: the verbs for boards on a cable.
 
-What they do stands in flash.py and cable.py; this parses, asks and prints.
+What they do stands in flash.py and cable/; this parses, asks and prints.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from . import cable, config, reconfigure
-from .cable import Repl, SerialPort
+from . import config, reconfigure
+from .cable import ports
+from .cable.ports import Repl, SerialPort
 from .commands import Verb
 from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
@@ -132,7 +133,7 @@ def _ports(options: argparse.Namespace) -> list[str]:
     """Return the ports that are meant; ask where it is not clear."""
     if options.port:
         return list(dict.fromkeys(options.port))
-    found = cable.serial_ports()
+    found = ports.serial_ports()
     if not found:
         hint = "Plug one in; some cables only charge. --port names a port that was not found."
         raise CableError("", "No board is on a cable", hint)
@@ -188,9 +189,9 @@ def _labels(pairs: Sequence[str]) -> dict[str, str]:
 
 def board_scan(options: argparse.Namespace) -> int:
     """List the boards on cables."""
-    ports = [SerialPort(port, "") for port in options.port] or cable.serial_ports()
+    found = [SerialPort(port, "") for port in options.port] or ports.serial_ports()
     known = _known()
-    rows = [_scan(port, known) for port in ports]
+    rows = [_scan(port, known) for port in found]
     if options.json:
         print(json.dumps(rows, indent=2))
         return OK
@@ -305,7 +306,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
     """Serve boards on cables until Ctrl-C."""
     from .bridge import Bridge
 
-    cable.need_tools()
+    ports.need_tools()
     names = expand(options.name, options.name, 0) if options.name else ()
     with Fleet() as fleet:
         fleet.status()

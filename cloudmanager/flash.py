@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from . import config, firmware, virtual
-from .cable import Repl, serial_ports
-from .chip import open_chip
+from . import config, virtual
+from .cable import firmware
+from .cable.chip import open_chip
+from .cable.firmware import Firmware
+from .cable.ports import Repl, serial_ports
 from .errors import CableError, CloudmanagerError
-from .firmware import Firmware
 from .fleet import Fleet
 
 REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .cable import Repl
+from .cable.ports import Repl
 from .errors import CableError
 from .fleet import Boards
 from .results import Results

@@ -16,6 +16,7 @@ from .wheel import ROOT, build, pip, tracked
 
 SOURCES = {
     "cloudmanager": ROOT / "cloudmanager",
+    "cloudmanager.cable": ROOT / "cloudmanager/cable",
     "cm_server": ROOT / "server/cm_server",
     "cm_server.packages": ROOT / "server/cm_server/packages",
 }
@@ -27,6 +28,7 @@ PURE = {
     "cloudmanager.names",
     "cloudmanager.targets",
     "cloudmanager.text",
+    "cloudmanager.proofs",
     "cloudmanager.wire",
     "cm_server.limits",
     "cm_server.packages.archives",

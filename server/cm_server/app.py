@@ -217,6 +217,8 @@ class Server:
         self.housekeeper.stop()
         self.dispatch.stop()
         self._hang_up("the server stops")
+        if self.others is not None:
+            self.others.leave()
         self.store.close()
 
     def _hang_up(self, why: str) -> None:
@@ -294,9 +296,9 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
             await stop.wait()
         finally:
             door.shut()
+            server.stop()
             if server.others is not None:
                 await server.others.close()
-            server.stop()
             state.unlink(missing_ok=True)
             log.info("stopped")
 

@@ -47,7 +47,8 @@ def save(home: Path, path: Path) -> list[str]:
         OSError: it cannot be written.
     """
     if not (home / DATABASE).exists():
-        raise ServerError(f"{home} holds no {DATABASE}: there is nothing to back up")
+        why = f"{home} holds no {DATABASE}: there is nothing to back up"
+        raise ServerError(f"{why} (of a server with --store, PostgreSQL's own pg_dump is the way)")
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with _private(beside) as file, tarfile.open(fileobj=file, mode="w") as archive:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 log = logging.getLogger("cm_server")
 
 RETRY_SECONDS = 0.25  # between two tries to reach NATS
+CLOSE_SECONDS = 1.0  # that the last letters have to leave
 LOOK_SECONDS = 0.1  # between two looks at whether it is there
 PING_SECONDS = 2  # between two pings to it; with two unanswered it is away
 WAITING_BYTES = 64 * 1024 * 1024  # for NATS; more is dropped
@@ -131,6 +132,7 @@ class NatsBus:
                     self._nats = await self._connect()
                 while self._wanted and self._nats.is_connected:
                     await self._subscribe(self._wanted[0])
+                    await self._nats.flush(CLOSE_SECONDS)  # NATS knows of it now
                     del self._wanted[0]
             except Exception as error:  # of many kinds: NATS is away
                 log.debug("the bus is away: %s", error)
@@ -147,17 +149,22 @@ class NatsBus:
             log.debug("the bus: %s", error)
 
         client = Client()
-        await client.connect(
-            self._url.split(","),
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # it may be a float
-            ping_interval=PING_SECONDS,
-            max_outstanding_pings=2,
-            reconnected_cb=on_change,
-            disconnected_cb=on_change,
-            error_cb=on_error,
-            no_echo=True,
-        )
+        try:
+            await client.connect(
+                self._url.split(","),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # it may be a float
+                ping_interval=PING_SECONDS,
+                max_outstanding_pings=2,
+                reconnected_cb=on_change,
+                disconnected_cb=on_change,
+                error_cb=on_error,
+                no_echo=True,
+            )
+        except BaseException:  # it leaves no socket behind
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise
         return client
 
     async def _subscribe(self, subject: str) -> None:
@@ -180,6 +187,10 @@ class NatsBus:
             self.waiting += len(data)
             self._more.set()
 
+    async def _left(self) -> None:
+        while self.waiting and self.up:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.01)
+
     async def _pump(self) -> None:
         """Hand what waits to NATS, which may take its time."""
         while True:
@@ -192,11 +203,13 @@ class NatsBus:
                 self.waiting -= len(data)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up, once what waits has left."""
         self._closing = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._left(), CLOSE_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._nats is not None and not self._nats.is_closed:
             with contextlib.suppress(Exception):  # it is away: then nobody is told
-                await asyncio.wait_for(self._nats.close(), 2)
+                await asyncio.wait_for(self._nats.close(), CLOSE_SECONDS)

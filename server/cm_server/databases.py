@@ -178,13 +178,15 @@ class Postgres:
 
     def rollback(self) -> None:
         """Undo it; a connection that broke is let go of, and the next use makes another."""
-        self.core.rollback()
-        with contextlib.suppress(*self.errors):
-            if self.core.connection.driver_connection.broken:  # type: ignore[union-attr]
+        with contextlib.suppress(Exception):  # of many kinds: there is nothing left to undo
+            if self.driver.closed:
                 self.core.invalidate()
                 self.core.rollback()
-            else:
-                self.driver.rollback()
+                return  # to look at it again would be to connect anew
+        with contextlib.suppress(Exception):
+            self.core.rollback()
+        with contextlib.suppress(Exception):
+            self.driver.rollback()
 
     def close(self) -> None:
         """Let go of it."""

@@ -155,7 +155,7 @@ class Elsewhere:
         jobs = [job for number in head["jobs"] if (job := self._known(number, sender))]
         if head.get("why"):
             for job in jobs:
-                self._endings.settle(job, "error", head["why"])
+                self._endings.settle(job, "lost", head["why"])
             return
         holders = self._holders()
         for job in jobs:

@@ -221,12 +221,14 @@ class Others:
         job = dispatch.jobs.get(number) or dispatch.recent.get(number)
         return {"job": job.show() if job else None}, b""
 
-    async def close(self) -> None:
-        """Leave: the others need not wait to know."""
+    def leave(self) -> None:
+        """Be none of the servers any more: the others need not wait to know."""
         for timer in self._timers.values():
             timer.cancel()
-        self._server.dispatch.stop()
         self.presence.close()
         self._guarded(self._store.leave)
         self.post.flush()
+
+    async def close(self) -> None:
+        """Let go of the bus."""
         await self.post.bus.close()

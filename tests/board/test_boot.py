@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cloudmanager.cable import Repl
+from cloudmanager.cable.ports import Repl
 from cm_server import certificates
 
 from .peer import INTERRUPTED, OK

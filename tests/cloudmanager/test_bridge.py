@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import bridge as bridging
-from cloudmanager import rawrepl
 from cloudmanager.bridge import Bridge
-from cloudmanager.cable import SerialPort
+from cloudmanager.cable import rawrepl
+from cloudmanager.cable.ports import SerialPort
 from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online
 from tests.conftest import Server

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from cloudmanager import cable, cable_cli
-from cloudmanager.cable import Repl, SerialPort
+from cloudmanager import cable_cli
+from cloudmanager.cable import ports
+from cloudmanager.cable.ports import Repl, SerialPort
 from cloudmanager.flash import Wish
 from cloudmanager.fleet import Fleet
 from tests.conftest import Server
@@ -34,7 +35,7 @@ def chip(tmp_path):
 
 @pytest.fixture
 def no_ports(monkeypatch):
-    monkeypatch.setattr(cable, "serial_ports", list)
+    monkeypatch.setattr(ports, "serial_ports", list)
 
 
 @pytest.fixture
@@ -118,8 +119,8 @@ def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
 
 
 def test_several_boards_need_a_choice(mbm, monkeypatch, person):
-    ports = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
-    monkeypatch.setattr(cable, "serial_ports", lambda: ports)
+    found = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
+    monkeypatch.setattr(ports, "serial_ports", lambda: found)
     seen = record(monkeypatch)
     person += ["0", "x", "2"]
     assert "/dev/ttyUSB1  CH340" in mbm("flash").err

@@ -15,9 +15,9 @@ import esptool.loader
 import pytest
 from mpremote.transport_serial import SerialTransport
 
-from cloudmanager import chip as chips
 from cloudmanager import flash as flashing
-from cloudmanager.cable import Repl
+from cloudmanager.cable import chip as chips
+from cloudmanager.cable.ports import Repl
 from cloudmanager.flash import NameBook, Wish, flash
 from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,10 @@ def test_exception_that_ipython_does_not_catch_is_a_reply(kernel: Kernel):
 
 
 def test_no_server_is_one_sentence(tmp_path: Path):
-    with running_kernel(tmp_path, CM_HOME=str(tmp_path / "nobody")) as kernel:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    nobody = {"CM_HOME": str(tmp_path / "nobody"), "CM_URL": url}
+    with running_kernel(tmp_path, **nobody) as kernel:
         for code in ("6*7", "%%board demo-1\n6*7", "%boards"):
             status, outputs = kernel.run(code)
             assert status == "error"

@@ -103,9 +103,9 @@ async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]
         yield service
     finally:
         door.shut()
+        server.stop()
         if server.others is not None:
             await server.others.close()
-        server.stop()
         await door.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())
 

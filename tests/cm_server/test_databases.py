@@ -32,7 +32,7 @@ def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
     began = time.monotonic()
     with pytest.raises(ServerError, match="its store cannot be written"):
         store.begin(["id1"], "ann")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8
     mortal.restart()
     while True:
         try:

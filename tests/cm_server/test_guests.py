@@ -72,7 +72,7 @@ async def test_where_the_store_is_away_a_job_is_refused_with_the_reason(pair: Tw
         db.commit()
         (job,) = await caller.submit("lab-1")
         status, why = await caller.ending(job)
-        assert status == "error"
+        assert status == "lost"
         assert why.startswith("its store cannot be written: ")
         assert why.endswith("; it did not run")
         db.exec_driver_sql("PRAGMA query_only=OFF")

@@ -114,13 +114,15 @@ def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
     assert not home.store.failure
 
 
-def test_a_disk_that_is_full_is_no_reason_to_stop(home: Home):
+def test_a_disk_that_is_full_is_no_reason_to_stop_nor_to_try_without_end(home: Home, caplog):
+    home.store.note(NOTE)
     end(home, home.store.begin(["id1"] * 30, "ann"))
     home.day = 91
     db = home.store._db
     db.exec_driver_sql("PRAGMA query_only=ON")
-    home.clock.turn(FIRST_AFTER + 10 * BITE_PAUSE)
+    home.clock.turn(FIRST_AFTER + 100 * BITE_PAUSE)
     assert len(home.jobs()) == 30
+    assert len(caplog.records) < 10
     db.exec_driver_sql("PRAGMA query_only=OFF")
     home.clock.turn(ROUND_EVERY)
     assert home.jobs() == [30]

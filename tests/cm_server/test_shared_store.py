@@ -210,6 +210,42 @@ def test_a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on(serve
     assert {row.id for row in b.outcomes([sent, waits, 77])} == {sent, waits}
 
 
+def test_a_server_that_was_taken_out_sends_nothing(server: Make):
+    a, b = server("A"), server("B")
+    assert a.hold("id1", FACTS)
+    (waits,) = a.begin(["id1"], "ann")
+    (theirs,) = b.begin(["id1"], "ann")
+    time.sleep(0.1)
+    assert b.beat(0.05) == {"B": "http://B"}
+    for act in (
+        lambda: a.begin(["id1"], "ann"),
+        lambda: a.send(waits),
+        lambda: a.take("B", [theirs], []),
+        lambda: a.hold("id1", FACTS),
+    ):
+        with pytest.raises(ServerError, match="was taken for dead"):
+            act()
+    assert a.refused == 4
+    a.begin_anew("C")
+    a.join("http://A")
+    assert a.hold("id1", FACTS)
+    assert a.take("B", [theirs], []) == {theirs}
+
+
+def test_what_ended_is_written_before_anything_begins(server: Make):
+    a = server("A")
+    job = sends(a)
+    a.epoch_for = lambda _id: None
+    (waits,) = a.begin(["id1"], "ann")
+    a.end(job, "ok")
+    a._end_job = "nonsense"
+    with pytest.raises(ServerError, match="cannot be written"):
+        a.send(waits)
+    with pytest.raises(ServerError, match="cannot be written"):
+        a.hold("id1", FACTS)
+    a._endings.clear()
+
+
 def test_a_server_that_leaves_is_gone_at_once(server: Make):
     a, b = server("A"), server("B")
     a.leave()
@@ -242,6 +278,7 @@ def test_postgresql_guards_the_audit_log_too(postgres: Postgres, statement):
 def test_a_store_that_was_away_is_used_again_and_endings_wait(postgres: Postgres):
     url = postgres.new()
     store = SharedStore(url, "A")
+    store.join("http://A")
     store.enrol([new_board("id1", "lab-1", KEY)])
     job = sends(store)
     with psycopg.connect(url, autocommit=True) as other:
@@ -259,3 +296,21 @@ def test_a_store_that_is_not_there_is_said_in_one_sentence(postgres: Postgres):
     with pytest.raises(ServerError, match="its store in PostgreSQL cannot be opened") as caught:
         SharedStore(postgres.url("nowhere"), "A")
     assert "\n" not in str(caught.value)
+
+
+def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
+    store, now = server("A"), time.time()
+    for _ in range(2):
+        store.note(NOTE)
+    numbers = store.begin(["id1"] * 5, "ann")
+    for number in numbers[:4]:
+        store.end(number, "ok")
+    store.flush()
+    assert store.prune_jobs(now - 86400, 0) == (0, 0)
+    assert store.prune_jobs(now + 86400, 0) == (4, numbers[-1])
+    assert [row.id for row in store.open_jobs()] == [numbers[-1]]
+    assert store.prune_audit(now - 40 * 86400) == 2
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert store.prune_audit(now + 86400) == 0  # the database does not let it go
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert server("B").begin(["id2"], "ann")[0] > numbers[-1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from typing import Any, Final
 
 import psycopg
 
+from cloudmanager.errors import ServerUnreachable
 from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online
 from cloudmanager.testing import Server, running_server
@@ -37,6 +39,7 @@ from .soak import CALLERS, HANG, Line, Soak
 
 DEAD_AFTER: Final = 4.0  # seconds that a server is silent before others take it for gone
 PAUSES: Final = (0.1, 0.5, 1.5)  # how long something stands still, in those; the last is too long
+SETTLED: Final = 20.0  # seconds after which no job is open
 KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop")
 
 
@@ -141,7 +144,7 @@ class SeveralSoak(Soak):
             began = time.monotonic()
             self._all(self.cluster, machine)  # type: ignore[arg-type]
             seconds = time.monotonic() - began
-            counts = self._counted(self.cluster)  # type: ignore[arg-type]
+            counts = self._counted(self.cluster)
             if self.troubles:
                 raise self.troubles[0]
             return self._judge(counts, seconds, 0) | self._fenced()
@@ -195,10 +198,27 @@ class SeveralSoak(Soak):
             else:
                 self.cluster.pause_bus(seconds)
 
+    def _counted(self, servers: Any) -> dict[str, collections.Counter[int]]:
+        """Try again where a server that woke up just now hangs up."""
+        for _ in self.cluster.servers:
+            with contextlib.suppress(ServerUnreachable):
+                return super()._counted(servers)
+        return super()._counted(servers)
+
     def _stored(self) -> tuple[dict[int, Line], str]:
+        """Return all jobs, once what dead servers had has been given up too."""
+        deadline = time.monotonic() + SETTLED
+        while True:
+            stored = self._rows()
+            open_jobs = [job for job, (status, _) in stored.items() if status is None]
+            if not open_jobs or time.monotonic() > deadline:
+                return stored, "ok"
+            time.sleep(0.2)
+
+    def _rows(self) -> dict[int, Line]:
         with psycopg.connect(self.cluster.store) as store:
             rows = store.execute("SELECT id, status, error FROM jobs").fetchall()
-        return {number: (status, error) for number, status, error in rows}, "ok"
+        return {number: (status, error) for number, status, error in rows}
 
     def _fenced(self) -> dict[str, Any]:
         logs = self.cluster.logs()

@@ -12,7 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-MBM = "from cloudmanager.cli import main; main()"
+#: `mbm`, to which no server on this machine's default port is known: somebody's may run there.
+MBM = """
+import socket
+from cloudmanager import config
+with socket.create_server(("127.0.0.1", 0)) as closed:
+    config.DEFAULT_TCP_PORT = closed.getsockname()[1]
+from cloudmanager.cli import main
+main()
+"""
 Shell = Callable[..., tuple[int, str, str]]
 
 

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from cloudmanager import wire
-from cloudmanager.boardlink import BoardLink
+from cloudmanager.cable.boardlink import BoardLink
 from cloudmanager.errors import LinkLost, NotAllowed, ServerUnreachable
 from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online

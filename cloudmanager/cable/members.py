@@ -7,10 +7,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from . import config
-from .flash import NameBook
-from .fleet import Fleet
-from .virtual import Identity
+from cloudmanager import config
+from cloudmanager.flash import NameBook
+from cloudmanager.fleet import Fleet
+from cloudmanager.virtual import Identity
 
 
 class Members:

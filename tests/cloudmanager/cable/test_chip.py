@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager import chip as chips
+from cloudmanager.cable import chip as chips
 from cloudmanager.errors import CableError
-
-from . import images
-from .chip import Chip
-from .rom import DEFL_DATA, ERASE_FLASH, FLASH_DATA, MEM_BEGIN, SYNC
+from tests.cloudmanager import images
+from tests.cloudmanager.chip import Chip
+from tests.cloudmanager.rom import DEFL_DATA, ERASE_FLASH, FLASH_DATA, MEM_BEGIN, SYNC
 
 BOOT = {"esp8266": 0, "esp32": 0x1000}
 

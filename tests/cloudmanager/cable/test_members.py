@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from cloudmanager.cable.members import Members
 from cloudmanager.fleet import Fleet
-from cloudmanager.members import Members
 from tests.conftest import Server
 
 

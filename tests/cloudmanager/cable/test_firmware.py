@@ -9,10 +9,9 @@ import threading
 
 import pytest
 
-from cloudmanager import firmware
+from cloudmanager.cable import firmware
 from cloudmanager.errors import CableError
-
-from . import images
+from tests.cloudmanager import images
 
 UF2 = b"UF2\n" + bytes(508)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import CableError
+from cloudmanager.errors import CableError
 
 if TYPE_CHECKING:
     from mpremote.transport_serial import SerialTransport

@@ -6,11 +6,10 @@ import errno
 
 import pytest
 
-from cloudmanager import cable
-from cloudmanager.cable import Repl
+from cloudmanager.cable import ports
+from cloudmanager.cable.ports import Repl
 from cloudmanager.errors import CableError
-
-from .chip import Chip
+from tests.cloudmanager.chip import Chip
 
 STARTS = b"with open('/starts', 'a') as f:\n    n = f.write('x')\nprint('begun')\n"
 
@@ -109,22 +108,22 @@ def test_board_without_repl_says_so(tmp_path):
 
 def test_missing_port_says_so():
     with pytest.raises(CableError, match=r"no such port.*mbm board-scan.*only charge"):
-        cable.check("/dev/ttyUSB99")
+        ports.check("/dev/ttyUSB99")
 
 
 def test_busy_port_says_so(chip, repl):
     with pytest.raises(CableError, match="Another program has the port open"):
-        cable.check(chip.port)
+        ports.check(chip.port)
 
 
 def test_forbidden_port_names_the_group():
-    error = cable._refused("/dev/null", PermissionError(errno.EACCES, "Permission denied"))
+    error = ports._refused("/dev/null", PermissionError(errno.EACCES, "Permission denied"))
     assert "may not open the port" in str(error)
     assert "usermod -aG" in str(error)
 
 
 def test_pty_has_no_lines(chip):
-    assert cable.check(chip.port) is False
+    assert ports.check(chip.port) is False
 
 
 def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):

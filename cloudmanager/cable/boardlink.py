@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from . import config, proofs, wire
-from .errors import LinkLost, NotAllowed, PeerWireError, ServerUnreachable
-from .frames import (
+from cloudmanager import config, proofs, wire
+from cloudmanager.errors import LinkLost, NotAllowed, PeerWireError, ServerUnreachable
+from cloudmanager.frames import (
     BINARY,
     CLOSE,
     NO_CODE,
@@ -31,12 +31,12 @@ from .frames import (
     encode,
     encode_close,
 )
-from .link import KEEPALIVE
-from .virtual import Identity
-from .wire import Message
+from cloudmanager.link import KEEPALIVE
+from cloudmanager.virtual import Identity
+from cloudmanager.wire import Message
 
 if TYPE_CHECKING:
-    from .tls import Tls
+    from cloudmanager.tls import Tls
 
 PATIENCE: Final = 10.0  # seconds for each step, as on a board
 BUFFER_BYTES: Final = 65_536  # of the longest message that we take
@@ -100,7 +100,7 @@ class BoardLink:
         """Go on by TLS, with whom this authority vouches for."""
         import ssl  # only here: its import takes 20 ms
 
-        from .tls import Tls
+        from cloudmanager.tls import Tls
 
         assert isinstance(self._socket, socket.socket)
         context = ssl.create_default_context(cadata=ca)

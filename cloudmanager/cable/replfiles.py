@@ -17,8 +17,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
-from . import lent, wire
-from .acts import ACTS
+from cloudmanager import wire
+from cloudmanager.acts import ACTS
+
+from . import lent
 
 #: What the board can: print((files at all, folders and renames, hashes, base64)).
 ABILITIES: Final = """

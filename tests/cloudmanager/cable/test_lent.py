@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cloudmanager import lent
+from cloudmanager.cable import lent
 
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 LOOK = """

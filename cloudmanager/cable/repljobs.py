@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import wire
+from cloudmanager import wire
+from cloudmanager.errors import CableError, CloudmanagerError
+from cloudmanager.wire import Message
+
 from .boardlink import BoardLink
-from .cable import Repl
-from .errors import CableError, CloudmanagerError
 from .flatfiles import FlatFiles
 from .lent import JOURNAL
+from .ports import Repl
 from .rawrepl import PIECE_BYTES, execute
 from .replfiles import ABILITIES, Abilities, ActFailed, Files
-from .wire import Message
 
 ALONE_SECONDS: Final = 60.0  # that a job may run without a link
 GRACE_SECONDS: Final = 0.25  # that a piece of an act on files may take until it is interrupted

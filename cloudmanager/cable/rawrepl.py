@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from .cable import Repl
+from .ports import Repl
 
 TICK_SECONDS: Final = 0.02  # output that is older goes out
 AGAIN_SECONDS: Final = 0.25  # until a cell that swallowed its interrupt gets the next, as on boards

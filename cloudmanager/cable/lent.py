@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .virtual import client_source
+from cloudmanager.virtual import client_source
 
 JOURNAL: Final = "/.cm/journal"
 #: Makes a module of the part, unless the board has it: {0} is its source.

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import cable
-from .errors import CableError
+from cloudmanager.errors import CableError
+
+from . import ports
 
 if TYPE_CHECKING:
     from esptool.loader import ESPLoader
@@ -105,7 +106,7 @@ def open_chip(port: str) -> Iterator[Chip]:
     Raises:
         CableError: the port cannot be used, or no loader answers.
     """
-    lines = cable.check(port)
+    lines = ports.check(port)
     _need_esptool()
     with _quieting:
         _be_quiet()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
-from . import config
-from .errors import CableError
+from cloudmanager import config
+from cloudmanager.errors import CableError
 
 PAGES: Final = "https://micropython.org/download/"
 FETCH_SECONDS: Final = 60.0

@@ -1,0 +1,1 @@
+"""What flash.py and bridge.py stand on: ports, chips, firmware, and the REPL behind a port."""
