@@ -30,7 +30,7 @@ _PAUSE = 0.2  # seconds that a cell takes
 
 
 @contextlib.contextmanager
-def linked(url: str, boards: list[dict[str, str]], seconds: float) -> Iterator[None]:
+def linked(url: str, boards: list[dict[str, Any]], seconds: float) -> Iterator[None]:
     """Keep a link for each board for the length of a `with`, in a process of their own.
 
     Args:
@@ -52,8 +52,9 @@ def linked(url: str, boards: list[dict[str, str]], seconds: float) -> Iterator[N
 class Link:
     """One simulated board."""
 
-    def __init__(self, board: dict[str, str], number: int) -> None:
+    def __init__(self, board: dict[str, Any], number: int) -> None:
         self.name, self.id, self.key = board["name"], board["id"], bytes.fromhex(board["key"])
+        self.gen = board.get("gen", 0)  # the key's number: enrolled again, a board has a later one
         self.number = number
         self.facts = json.loads(board.get("facts", "{}"))  # in place of the usual ones
         self._frames = frames.FrameReader(1 << 20, masked=False)
@@ -65,10 +66,17 @@ class Link:
         self._writer.write(frames.encode(message, mask=True))
 
     async def hear(self) -> wire.Message:
-        """Return the next message; pings are answered."""
+        """Return the next message; pings are answered.
+
+        Raises:
+            ConnectionError: the server ended the link.
+        """
         while True:
             while not self._waiting:
-                self._waiting += self._frames.feed(await self._reader.read(1 << 16))
+                data = await self._reader.read(1 << 16)
+                if not data:
+                    raise ConnectionError(f"the server ended the link of {self.name}")
+                self._waiting += self._frames.feed(data)
             frame = self._waiting.pop(0)
             if frame.opcode == frames.BINARY:
                 return wire.unpack(frame.payload)
@@ -86,7 +94,7 @@ class Link:
         )
         await self._reader.readuntil(b"\r\n\r\n")
         nonce = os.urandom(16)
-        hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": nonce.hex()}
+        hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": nonce.hex(), "gen": self.gen}
         self.say(wire.HELLO, json.dumps(hello).encode())
         nonces = nonce + (await self.hear()).payload[:16]
         text = json.dumps(self._about()).encode()
@@ -135,6 +143,7 @@ async def _main(url: str, seconds: float) -> None:
     for number, board in enumerate(boards):
         task = asyncio.ensure_future(live(Link(board, number)))
         _tasks.add(task)
+        task.add_done_callback(_tasks.discard)  # what a refused one raises is said at once
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 

@@ -17,14 +17,15 @@ from .text import fold
 
 def files_text(results: Results) -> str:
     """Return results as text; of one board, without its name."""
-    alike: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], list[str]] = {}
     for name, result in results.items():
-        alike.setdefault(_outcome(result), []).append(name)
-    alike = {text + _room(results, names): names for text, names in alike.items()}
+        status = "" if result.ok else f" · {result.status}"
+        alike.setdefault((status, _outcome(result)), []).append(name)
+    told = [(names, how, text + _room(results, names)) for (how, text), names in alike.items()]
     left_out = [f"not there: {fold(results.left_out)}"] if results.left_out else []
     if len(results) == 1:
-        return "\n".join([*filter(None, alike), *left_out])
-    blocks = [f"{head_text(fold(names))}\n{text or 'done'}" for text, names in alike.items()]
+        return "\n".join([*(text for _, _, text in told if text), *left_out])
+    blocks = [f"{head_text(fold(names) + how)}\n{text or 'done'}" for names, how, text in told]
     return "\n".join([*blocks, *left_out])
 
 

@@ -9,7 +9,8 @@ from cloudmanager.errors import CloudmanagerError
 from cloudmanager.files import Entry
 from cloudmanager.filetext import size_text, value_text
 from cloudmanager.fleet import Fleet
-from cloudmanager.tables import facts
+from cloudmanager.packages import Packages
+from cloudmanager.tables import facts, moment
 from cloudmanager.text import clean
 
 _JOBS: Final = 12  # that are listed
@@ -64,8 +65,11 @@ def _files(fleet: Fleet, board: Board) -> dict[str, Any]:
 
 
 def _packages(fleet: Fleet, board: Board) -> dict[str, Any]:
-    found: dict[str, str] = fleet[board["name"]].packages().value
+    found: Packages = fleet[board["name"]].packages().value
     pairs = [(clean(name), clean(version)) for name, version in found.items()]
+    pairs += [("drift", clean(told)) for told in found.drift]
+    if pairs and found.as_of is not None:
+        pairs.append(("as of", moment(found.as_of)))
     return {"pairs": pairs} if pairs else {"text": "none"}
 
 

@@ -6,6 +6,7 @@
 
 const MOST_POINTS = 2000; // of one line in a plot
 const MOST_LINES = 24; // in a plot; of more, the first
+const collator = new Intl.Collator("en", { numeric: true });
 const COLOURS = ["#1f9ed1", "#e8833a", "#45a85b", "#c75bb0", "#d4b106", "#7d7bd6", "#d9534f", "#3fb8af"];
 
 function el(tag, attributes = {}, ...children) {
@@ -84,15 +85,20 @@ class Chart {
     this.draw();
   }
 
-  names() {
-    const lines = [...this.lines.values()];
+  // By their names, not as they happened to come.
+  sorted() {
+    const order = (one, two) => collator.compare(one.board, two.board) || collator.compare(one.name, two.name);
+    return [...this.lines.values()].sort(order);
+  }
+
+  names(lines) {
     const one = new Set(lines.map((line) => line.name)).size === 1;
     const alone = new Set(lines.map((line) => line.board)).size === 1;
     return lines.map((line) => (one && !alone ? line.board : alone ? line.name : `${line.board} ${line.name}`));
   }
 
   drawNow() {
-    const lines = [...this.lines.values()], names = this.names();
+    const lines = this.sorted(), names = this.names(lines);
     this.legend.replaceChildren(
       ...lines.map((line, at) => {
         const mark = el("i", {});
@@ -101,6 +107,7 @@ class Chart {
         return el("span", {}, mark, `${names[at]}  ${+last.toPrecision(6)}`);
       }),
     );
+    this.canvas.hidden = !lines.length;
     if (!lines.length) this.legend.replaceChildren("Nothing was emitted yet: cm.emit(temp=21.5) on a board.");
     this.paint(lines);
   }

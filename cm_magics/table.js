@@ -4,7 +4,6 @@ const ROW = 28; // px: a row's height, as in dashboard.css
 const SPARE = 8; // rows that are drawn above and below those in sight
 const FEWEST = 4; // rows that the table has room for, as many as there are boards; a person may pull it
 const MOST = 12;
-const collator = new Intl.Collator("en", { numeric: true });
 
 // How people say it
 

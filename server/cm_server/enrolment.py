@@ -80,9 +80,17 @@ class Enrolment:
         if board is None:
             self._server.registry.add(row)
         else:
-            board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
-            board.plain, board.token = row.plain, row.token
+            self._take_key(board, row)
         self._server.spread_changed()
+
+    def _take_key(self, board: Board, row: BoardRow) -> None:
+        """Take over a board's key; a link that one before it opened, not by a rotation, ends."""
+        link = board.link
+        if link is not None and row.gen > board.gen + 1:
+            self._server.dispatch.on_link_gone(board, link)
+            link.close(REVOKED, "enrolled anew: this key opens nothing any more")
+        board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
+        board.plain, board.token = row.plain, row.token
 
     def _told(self, row: BoardRow) -> dict[str, Any]:
         told: dict[str, Any] = {"name": row.name, "id": row.id, "key": row.key.hex()}
@@ -175,8 +183,7 @@ class Enrolment:
         if board.labels != row.labels:
             board.labels = row.labels
         new_nonce = row.nonce != board.nonce
-        board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
-        board.plain, board.token = row.plain, row.token
+        self._take_key(board, row)
         board.last_seen = row.last_seen
         if new_nonce:
             self._server.dispatch.rekey(board)

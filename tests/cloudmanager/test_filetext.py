@@ -62,7 +62,7 @@ def test_boards_that_say_the_same_are_one_block():
     first, said, second, wrong, away = text.split("\n")
     assert first.startswith("── lab-[1-2] ─")
     assert said == "7 bytes written"
-    assert second.startswith("── lab-3 ─")
+    assert second.startswith("── lab-3 · error ─")
     assert wrong == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
     assert away == "not there: lab-4"
 

@@ -192,6 +192,9 @@ def test_packages_are_installed_and_are_on_a_boards_page(page: Page, dashboard, 
     assert [pair[0] for pair in files["pairs"] if "blinker" in pair[0]], files
     assert not [pair for pair in files["pairs"] if pair[0].startswith("/lib/cm/")]
     assert " free of " in files["text"]
+    fleet["demo-1"].rm(":/lib/blinker.mpy").raise_for_error()
+    _, (word, missing) = section("Packages")["pairs"]
+    assert (word, "/lib/blinker.mpy is missing" in missing) == ("drift", True)
     fleet["demo-[1-2]"].uninstall(package).raise_for_error()
     assert section("Packages") == {"title": "Packages", "text": "none"}
     page.say(dashboard, do="section", board="demo-1", title="nonsense")

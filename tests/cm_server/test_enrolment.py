@@ -442,3 +442,23 @@ async def test_enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own(service
         await board.greet(old.id)
         with pytest.raises(AssertionError):
             await board.prove(old, await board.next())
+
+
+async def test_enrolled_anew_while_connected_the_old_keys_link_ends_and_the_new_one_is_taken(
+    service: Service,
+):
+    (old,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, old) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (first,) = await caller.submit("lab-1")
+        await board.next()
+        (second,) = await caller.submit("lab-1")
+        (new,) = service.enrol("lab-1")
+        assert (await board.closed())[0] == REVOKED
+        async with await FakeBoard.join(service, new) as newer:
+            assert (await caller.ending(first))[0] == "lost"
+            assert (await newer.next()).op == wire.EXEC
+            await newer.end(second)
+            assert (await caller.ending(second))[0] == "ok"
