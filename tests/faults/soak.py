@@ -306,7 +306,11 @@ class Soak:
         self, counts: dict[str, collections.Counter[int]], seconds: float, deaths: int
     ) -> dict[str, Any]:
         """Hold what callers were told against the boards and the store."""
+        deadline = time.monotonic() + HANG  # callers are told first, then it is written down
         stored, whole = self._stored()
+        while any(status is None for status, _ in stored.values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            stored, whole = self._stored()
         assert whole == "ok", whole
         assert self.accepted >= self.jobs
         ran = collections.Counter[int]()
