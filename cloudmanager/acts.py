@@ -57,6 +57,16 @@ def check(acts: object, *, most: int, path_bytes: int) -> list[list[Any]]:
     return acts
 
 
+def room(told: Sequence[int]) -> tuple[int, int]:
+    """Return how many bytes there are and how many are free, by what a ``statvfs`` gave.
+
+    A littlefs that is full counts blocks twice: fewer than none are free, or, unsigned, very many.
+    """
+    block, fragment, blocks, free = told[:4]
+    unit = fragment or block
+    return unit * blocks, unit * free if 0 <= free <= blocks else 0
+
+
 def touches_starter(act: Act) -> bool:
     """Whether an act puts something in the starter's place, or takes it away."""
     return act[0] in CHANGING and STARTER in [str(path).lower() for path in act[1:3]]

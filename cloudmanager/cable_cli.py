@@ -24,8 +24,9 @@ from .errors import CableError, CloudmanagerError, TargetError
 from .flash import Outcome, Wish, flash
 from .fleet import Fleet
 from .names import expand
-from .results import Results
+from .results import Results, last_line
 from .settings import place_of
+from .targets import parse
 from .text import clean, fold
 
 OK, FAILED = 0, 1
@@ -37,21 +38,25 @@ SCAN_SECONDS = 5.0  # that a board may take to show its REPL
 KEYRING = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
 _WIFI = "a network, whose password is asked for; repeated: in order"
 _LABEL = "what the fleet shall know of it, such as room=lab"
-_DIALS = "what the boards dial, where this machine's own address is not it"
+_DIALS = "what the boards dial; else the server in use, by this machine's address"
+_PORT = "where it is: a serial port, or a Pico's drive; may be repeated; else what is found"
+_NAME = "such as lab-7 or 'lab-[1-40]'; else esp32-1 and so on"
 
 
 def add_verbs(verb: Verb) -> None:
     """Tell the command line of ``mbm`` what there is."""
-    made = verb("flash", flash_boards, "make boards on a cable members of the fleet, chip and all")
+    made = verb(
+        "flash", flash_boards, "put MicroPython on boards on a cable, and them in the fleet"
+    )
     made.epilog = "From the box to the first cell in five minutes: docs/boards.md."
-    made.add_argument("--port", action="append", metavar="PORT", help="which one; may be repeated")
+    made.add_argument("--port", action="append", metavar="PORT", help=_PORT)
     made.add_argument("--all", action="store_true", help="every connected board, side by side")
     made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest MicroPython")
-    made.add_argument("--no-flash", action="store_true", help="MicroPython runs on it already")
-    made.add_argument("--name", metavar="NAME|RANGE", help="such as lab-7 or 'lab-[1-40]'")
+    made.add_argument("--no-flash", action="store_true", help="keep the MicroPython that is on it")
+    made.add_argument("--name", metavar="NAME|RANGE", help=_NAME)
     made.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
     made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL)
-    made.add_argument("--server", metavar="HOST[:PORT]", help=_DIALS)
+    made.add_argument("--server", type=_host, metavar="HOST[:PORT]", help=_DIALS)
     made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
     scan = verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
     scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
@@ -61,7 +66,7 @@ def add_verbs(verb: Verb) -> None:
     settings.epilog = "What does not work is taken back: the board dials as it did before."
     settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
     settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI)
-    settings.add_argument("--server", metavar="HOST[:PORT]", help="what it dials")
+    settings.add_argument("--server", type=_host, metavar="HOST[:PORT]", help="what it dials")
     settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
     settings.add_argument("--name", metavar="NAME", help="what it is called from now on")
     anew = verb("board-upgrade-client", upgrade_client, "give boards this version's client")
@@ -87,7 +92,7 @@ def flash_boards(options: argparse.Namespace) -> int:
             server=_server(options, fleet),
             firmware=options.firmware,
             flash=not options.no_flash,
-            names=expand(options.name, options.name, 0) if options.name else (),
+            names=_names(options.name),
             wifi=[(ssid, _password(ssid)) for ssid in options.wifi],
             labels=_labels(options.label),
             dry_run=options.dry_run,
@@ -177,6 +182,25 @@ def _password(ssid: str) -> str:
     return getpass.getpass(f"Password of {clean(ssid)}: ")
 
 
+def _names(text: str | None) -> tuple[str, ...]:
+    if not text:
+        return ()
+    parse(text)  # it sees a bracket that is not closed
+    return expand(text, text, 0)
+
+
+def _host(text: str) -> str:
+    """Return an address as boards dial it: an option's type."""
+    try:
+        parts = urlsplit(f"//{text}")
+        plain = parts.netloc == text and parts.hostname and "@" not in text and parts.port != 0
+    except ValueError:
+        plain = False
+    if not plain or text.endswith(":"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT")
+    return text
+
+
 def _labels(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
@@ -258,7 +282,7 @@ def _by_link(options: argparse.Namespace, new: dict[str, Any]) -> int:
         done = reconfigure.by_link(fleet[options.board], new) if new else Results({})
         for name, result in done.items():
             if not result.ok:
-                print(f"mbm: {name}: {clean(str(result.error))}", file=sys.stderr)
+                print(f"mbm: {name}: {clean(last_line(result.error))}", file=sys.stderr)
         if done.ok and options.name:
             fleet.rename(options.board, options.name)
     return OK if done.ok else FAILED
@@ -307,7 +331,7 @@ def bridge_boards(options: argparse.Namespace) -> int:
     from .bridge import Bridge
 
     ports.need_tools()
-    names = expand(options.name, options.name, 0) if options.name else ()
+    names = _names(options.name)
     with Fleet() as fleet:
         fleet.status()
         tell = _tell_bridged_as_json if options.json else _tell_bridged

@@ -229,7 +229,9 @@ class FleetError(CloudmanagerError):
 
 
 class ServerError(CloudmanagerError):
-    """The server refused a request; `reason` says why, in the server's words."""
+    """The server refused a request; `reason` says why, and what to do, in the server's words."""
+
+    hint = ""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, detail=f"The server refused: {reason.rstrip('.')}.")
@@ -277,9 +279,9 @@ class PeerWireError(WireError):
 
 
 class PackageError(CloudmanagerError):
-    """A package cannot be resolved, fetched or installed."""
+    """A package cannot be resolved, fetched or installed; its words say what to do about it."""
 
-    hint = "`mbm board-install --help` tells how to name a package and its source."
+    hint = ""
 
 
 def _seen(last_seen: float | None) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from . import wire
-from .acts import Act
+from .acts import Act, room
 from .cells import prepare
 from .errors import CloudmanagerError, PackageError, PeerWireError
 from .jobs import Event, Job, JobGroup
@@ -69,8 +69,7 @@ def stat(told: Any) -> Stat:
 
 def space(told: Any) -> Space:
     """Return what a ``statvfs`` gave (block size, fragment size, blocks, free blocks …)."""
-    unit = told[1] or told[0]
-    total, free = unit * told[2], unit * told[3]
+    total, free = room(told)
     return Space(total, total - free, free)
 
 

@@ -49,7 +49,8 @@ def _installed_text(done: Installed) -> str:
     files = len(done.put)
     said = f"{files} {'file' if files == 1 else 'files'}, {size_text(done.size_bytes)}"
     if files or not done.removed:
-        lines.append(said if files else "nothing to send: all of it is there")
+        there = "nothing to send: all of it is there" if done.packages else "no files to change"
+        lines.append(said if files else there)
     return "\n".join(filter(None, [*lines, *(f"note: {note}" for note in done.notes)]))
 
 

@@ -113,6 +113,8 @@ def _local_path(text: str) -> Path:
 async def _send_local(boards: Targeted, text: str) -> dict[str, str]:
     """Send files of this machine to the server; return their SHA-256 by their paths."""
     found = _local(_local_path(text))
+    if not found:
+        raise PackageError(f"{text} has no file that could be installed")
     for source in found.values():
         await send(boards.exchange(), source)
     return {name: source.digest for name, source in found.items()}
@@ -167,6 +169,15 @@ def wishes_of(have: Packages, names: Sequence[str]) -> list[Wish]:
         how = json.dumps(told.get("how", {}), sort_keys=True)
         groups.setdefault(how, []).append(told.get("wanted", name))
     return [(tuple(wanted), how) for how, wanted in groups.items()]
+
+
+def untouched(have: Packages, names: Sequence[str]) -> tuple[str, ...]:
+    """Say what an upgrade leaves as it is: what came from this machine's files."""
+    wanted = [installed(name, have) for name in names] or sorted(have)
+    local = [name for name in wanted if have.asked.get(name, {}).get("local")]
+    if not local:
+        return ()
+    return (f"files of somebody's own machine stay as they are: {', '.join(local)}",)
 
 
 def merged(before: Result, after: Result) -> Result:

@@ -114,7 +114,9 @@ class PackageVerbs:
             if result.ok:
                 try:
                     wishes[name] = installs.wishes_of(result.value, packages)
-                    results[name] = files.nothing(name).with_value(Installed({}, (), (), 0))
+                    notes = installs.untouched(result.value, packages)
+                    value = Installed({}, (), (), 0, notes=notes)
+                    results[name] = files.nothing(name).with_value(value)
                 except PackageError as error:
                     results[name] = files.failed(name, error)
         how = {"force": force, "dry_run": dry_run}

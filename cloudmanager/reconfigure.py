@@ -24,6 +24,12 @@ c.update(new)
 with open('/cm.new', 'w') as f:
     f.write(json.dumps(c))
 """
+#: Before that: a virtual board cannot restart, and a bridged one dials nothing.
+_MAY: Final = """
+import machine, sys
+if 'cm_start' not in sys.modules or not hasattr(machine, 'reset'):
+    raise OSError('it has no such settings: its client was not put there by mbm flash')
+"""
 
 
 def by_cable(port: str, new: Mapping[str, Any]) -> str:
@@ -55,7 +61,7 @@ def by_cable(port: str, new: Mapping[str, Any]) -> str:
 
 def by_link(boards: Boards, new: Mapping[str, Any]) -> Results:
     """Give boards that are connected other settings, and restart them; see above."""
-    done = boards.run(_CONFIGURE.strip(), inputs={"new": dict(new)}, timeout=CELL_SECONDS)
+    done = boards.run(_MAY + _CONFIGURE, inputs={"new": dict(new)}, timeout=CELL_SECONDS)
     if done.ok:
         boards.submit("import machine\nmachine.reset()")
     return done

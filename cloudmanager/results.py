@@ -243,3 +243,8 @@ def _is_json(value: Any) -> bool:
     if type(value) is int:
         return value.bit_length() <= MAX_JSON_BITS
     return value is None or type(value) in (str, bool)
+
+
+def last_line(error: Exception | None) -> str:
+    """Return what a board's error says, without its traceback."""
+    return str(getattr(error, "evalue", "") or error)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from .flash import client_files
 from .fleet import Fleet
-from .results import Results
+from .results import Results, last_line
 from .text import fold
 
 PIECE_BYTES: Final = 1024  # a board has to hold a piece twice
@@ -31,7 +31,7 @@ import cm_start, os
 for name in ('new', 'bad'):
     cm_start.remove('/lib/cm.' + name)
 free = os.statvfs('/')
-if free[0] * free[3] < size:
+if free[3] > free[2] or free[0] * free[3] < size:
     raise OSError('its flash is too full for a second client')
 os.mkdir('/lib/cm.new')
 """
@@ -87,6 +87,8 @@ class Upgrade:
         """Upgrade; return the names of the boards that have the new client."""
         self._cell(_PREPARE, size=sum(map(len, self._files.values())) + 8192)
         for number, (name, data) in enumerate(self._files.items(), 1):
+            if not self._left:
+                return []
             self._tell(f"writing {name}, {number} of {len(self._files)}")
             for start in range(0, len(data), PIECE_BYTES):
                 piece = data[start : start + PIECE_BYTES]
@@ -109,7 +111,7 @@ class Upgrade:
         results = boards.run(code, inputs=inputs or None, timeout=CELL_SECONDS)
         for name, result in results.items():
             if not result.ok:
-                self._fail(name, _last_line(result.error))
+                self._fail(name, last_line(result.error))
         return results
 
     def _compare(self) -> None:
@@ -139,8 +141,3 @@ class Upgrade:
         for name, result in (self._cell(_CONFIRM) or {}).items():
             if result.ok and result.value is not True:
                 self._fail(name, "the new client did not start; the old one is back")
-
-
-def _last_line(error: Exception | None) -> str:
-    """Return what a board's error says, without its traceback."""
-    return str(getattr(error, "evalue", "") or error)

@@ -6,11 +6,13 @@ and what is at the paths that the plan names. What differs is staged, verified t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from cloudmanager.acts import room
 from cloudmanager.errors import PackageError, ServerError
 
 from . import records
@@ -27,15 +29,17 @@ if TYPE_CHECKING:
 _SPARE_BYTES: Final = 16 * 1024  # that littlefs wants for folders, the record and the journal
 _BLOCK_BYTES: Final = 4096
 _ANY: Final = -1  # a file's size, for `hash`
-#: Every board has a /cm.json: who finds it under this name tells no case, and is FAT.
-_UPPER: Final = "/CM.JSON"
+#: Who finds what he has under such a name tells no case, and is FAT. Bridged boards have no
+#: cm.json, and the folder only from the first install on.
+_UPPER: Final = ("/CM.JSON", "/.CM")
 _FAT: Final = "its file system is FAT: a power cut in the middle of it may leave a mixture"
 _LOOK: Final[tuple[Act, ...]] = (
     ["statvfs", "/"],
-    ["hash", _UPPER, _ANY],
+    *(["hash", path, _ANY] for path in _UPPER),
     ["hash", STAGED, _ANY],
     ["hash", RECORD, _ANY],
 )
+_CLEAN: Final[Act] = ["rm", STAGED, True]
 _FINISH: Final[Act] = ["finish", JOURNAL]
 
 #: Takes the record that a board confirmed to have now.
@@ -73,7 +77,14 @@ class Side(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a board tells first; ``record`` is None where it has none."""
+    """What a board tells first.
+
+    Attributes:
+        free: bytes.
+        fat: whether its file system is known to be.
+        staged: whether what an earlier try staged is still there, and takes room.
+        record: None where it has none.
+    """
 
     free: int
     fat: bool
@@ -157,16 +168,18 @@ def install(planned: Planned, mpy: int, side: Side, *, force: bool, dry_run: boo
     there = yield from _look(plan.files[mpy], plan.removed(mpy))
     before = side.known if found.record is None else found.record
     change = records.change(plan, mpy, planned.how, there, before, force=force)
-    _check_space(change, found.free)
+    fat = found.fat
+    if not found.staged:
+        _check_space(change, found.free)
     if not dry_run:
         if change.put or change.removed or change.record != found.record:
-            yield from _apply(change, planned.contents, side.keep, staged=found.staged)
+            fat = yield from _apply(change, planned.contents, side.keep)
         side.confirm(change.record)
     return {
         "packages": {each.key: each.version for each in plan.packages},
         "origins": dict(plan.origins),
         **_done(change, found, dry_run=dry_run),
-        "notes": [*plan.notes, *[_FAT] * found.fat],
+        "notes": [*plan.notes, *[_FAT] * fat],
     }
 
 
@@ -175,7 +188,7 @@ def uninstall(names: Sequence[str], side: Side, *, force: bool, dry_run: bool) -
     found = yield from _begin(dry_run)
     change = records.removal(names, found.record or {}, force=force)
     if not dry_run:
-        yield from _apply(change, {}, side.keep, staged=found.staged)
+        yield from _apply(change, {}, side.keep)
         side.confirm(change.record)
     return {**_done(change, found, dry_run=dry_run), "notes": [_FAT] * found.fat}
 
@@ -217,15 +230,21 @@ _Answers = list[Any]
 
 
 def _begin(dry_run: bool) -> Generator[Sequence[Act], _Answers, Found]:
-    """Do the first acts; read the record, if there is one."""
+    """Do the first acts; make room of what an earlier try staged; read the record, if any."""
     answers = yield _LOOK if dry_run else (_FINISH, *_LOOK)
-    space, upper, staged, digest = answers[-len(_LOOK) :]
-    free = int(space[1] or space[0]) * int(space[3])
+    space, *upper, staged, digest = answers[-len(_LOOK) :]
+    if staged is False and not dry_run:
+        _, space = yield [_CLEAN, _LOOK[0]]
+        staged = None
     record = None
     if digest is not None:
         (raw,) = yield [["get", RECORD]]
         record = records.read_record(raw)
-    return Found(free, upper is not None, staged is False, record)
+    return Found(room(space)[1], _any_there(upper), staged is False, record)
+
+
+def _any_there(told: Iterable[Any]) -> bool:
+    return any(each is not None for each in told)
 
 
 def _look(
@@ -238,7 +257,8 @@ def _look(
     """
     sizes = {**dict.fromkeys(removed, _ANY), **{file.path: file.size for file in files}}
     folders = sorted({folder for file in files for folder in records.folders_of(file.path)})
-    asked = [*sizes, *folders]
+    if not (asked := [*sizes, *folders]):
+        return {}  # a package that only needs others has no files
     answers = yield [["hash", path, sizes.get(path, _ANY)] for path in asked]
     told = dict(zip(asked, answers, strict=True))
     in_way = {path for path in sizes if told[path] is False}
@@ -256,24 +276,28 @@ def _check_space(change: Change, free: int) -> None:
 
 
 def _apply(
-    change: Change, contents: Mapping[str, Content], keep: Keep, *, staged: bool
-) -> Generator[Sequence[Act], _Answers, None]:
-    """Stage, verify, and switch: from the journal's rename on the change has happened."""
+    change: Change, contents: Mapping[str, Content], keep: Keep
+) -> Generator[Sequence[Act], _Answers, bool]:
+    """Stage, verify, and switch: from the journal's rename on the change has happened.
+
+    Returns:
+        Whether its file system is FAT: the folder of the record is there now, whatever was.
+    """
     files = [contents[file.sha256] for file in change.put]
     files.append(keep(records.write_record(change.record).encode()))
     journal = keep(change.journal().encode())
-    clean: list[Act] = [["rm", STAGED, True]]
-    acts: list[Act] = [*clean] if staged else []
-    acts += [["makedirs", folder] for folder in records.staging_folders(len(files))]
+    acts: list[Act] = [["makedirs", folder] for folder in records.staging_folders(len(files))]
     acts += [["put", f"{STAGED}/{records.staged_as(n)}", each, 1] for n, each in enumerate(files)]
     acts += [["put", JOURNAL + ".new", journal], ["rename", JOURNAL + ".new", JOURNAL]]
     try:
         yield acts
     except OSError:
-        yield clean  # what is staged would only take room
+        with contextlib.suppress(OSError):  # what is staged would only take room, if any is
+            yield [_CLEAN]
         raise
     try:
-        yield [_FINISH]
+        _, *upper = yield [_FINISH, *_LOOK[1:3]]
     except OSError as error:
         why = f"{error.strerror}: its files are not all in their places; they are once it restarts"
         raise PackageError(why) from error
+    return _any_there(upper)

@@ -112,7 +112,7 @@ def change(
         force: whether other packages' files and the user's own may be overwritten.
 
     Raises:
-        PackageError: a file would be overwritten that is not the package's.
+        PackageError: a file would be overwritten, or go, that is another package's.
     """
     files = plan.files[mpy]
     owners = {path: key for key, told in record.items() for path in told["files"]}
@@ -124,7 +124,10 @@ def change(
         after[key] = {**{n: record[key][n] for n in _ASKED if n in record[key]}, **new[key]}
     old = {path for key in new if key in record for path in record[key]["files"]}
     kept = _paths(after)
-    gone = sorted((old - kept) | {path for path in plan.removed(mpy) if path in there})
+    hiding = {path for path in plan.removed(mpy) if path in there}
+    for path in sorted(hiding):
+        _check_hiding(path, owners.get(path), new, force)
+    gone = sorted((old - kept) | hiding)
     put = tuple(file for file in files if there.get(file.path) != file.sha256)
     return Change(put, tuple(gone), _emptied(gone, kept), after)
 
@@ -142,6 +145,14 @@ def _check_owner(file: File, owner: str | None, there: There, force: bool) -> No
         whose = f"a file of {owner}" if owner else "a file that no package brought"
         raise PackageError(
             f"{file.package} has a {file.path}, and that is {whose}; --force overwrites it"
+        )
+
+
+def _check_hiding(path: str, owner: str | None, new: Record, force: bool) -> None:
+    if owner is not None and owner not in new and not force:
+        raise PackageError(
+            f"{path} is a file of {owner}, and would hide what is to be installed; "
+            "--force takes it away"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from .bounds import BOUNDS
 from .defence import Defence
 from .doors import DOORS
+from .packages import PACKAGES
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES]

@@ -1,9 +1,9 @@
 """Every attack that is known, by its number, and the tests that are named after it.
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
-to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, and
-several servers, 39, have tests of their own.) What does not apply says why; what is yet to come
-says with what. test_table.py holds that every test exists and every number is here.
+to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, are in
+packages.py; several servers, 39, have tests of their own.) What does not apply says why; what is
+yet to come says with what. test_table.py holds that every test exists and every number is here.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ ATTACKS: Final = [
         "nonsense_in_a_true_proof_is_bounded_and_harmless",
         "cm_server/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
         "cloudmanager/test_wire.py: what_is_no_json_object_is_refused",
-        not_here="there are no metrics, and so no labels of them",
+        "cm_server/test_metrics.py: no_label_is_chosen_by_a_peer_and_their_number_does_not_grow",
     ),
     attack(
         35,

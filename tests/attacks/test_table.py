@@ -10,11 +10,11 @@ import pytest
 
 from .defence import Defence
 from .defences import DEFENCES
+from .packages import PACKAGE_ATTACKS
 from .table import ATTACKS, Attack
 
 TESTS = Path(__file__).parent.parent
-#: Groups of attacks; packages (25 to 34) and several servers (39) have tables of their own.
-NUMBERS = [*range(1, 25), *range(35, 39)]
+ALL = sorted([*ATTACKS, *PACKAGE_ATTACKS], key=lambda attack: attack.number)
 
 
 @functools.cache
@@ -31,10 +31,10 @@ def exists(test: str) -> bool:
 
 
 def test_every_group_of_attacks_has_its_place():
-    assert [attack.number for attack in ATTACKS] == NUMBERS
+    assert [attack.number for attack in ALL] == [*range(1, 39)]
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.number}")
+@pytest.mark.parametrize("attack", ALL, ids=lambda attack: f"{attack.number}")
 def test_every_attack_is_tried_or_says_why_not(attack: Attack):
     assert attack.tests or attack.not_here
     assert [test for test in attack.tests if not exists(test)] == []

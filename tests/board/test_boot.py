@@ -50,6 +50,12 @@ def test_first_network_that_lets_it_in_is_taken(lab):
     assert lab.flash.read("/tried").split() == ["gone", "home", "work"]
 
 
+def test_board_with_a_cable_waits_for_that_and_not_for_wifi(lab):
+    assert lab.boot(air={}, lan={"phy_addr": 1}).link().run("__cm__((6 * 7))").value == b"42"
+    lab.chip.power_off()
+    assert json.loads(lab.flash.read("/tried")) == {"phy_addr": 1}
+
+
 def test_without_wifi_it_says_why_and_goes_on_trying(lab):
     lab.boot(air={}, wifi=[["home", "x"]])
     lab.chip.hear(b"Wi-Fi home: not found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+import types
 
 import pytest
 
@@ -104,11 +105,25 @@ def test_password_is_asked_for_and_shown_nowhere(chip, mbm, person, monkeypatch)
     assert "secret" not in repr(wish) + done.out + done.err
 
 
+def test_password_that_the_keyring_has_is_not_asked_for(chip, mbm, person, monkeypatch):
+    seen = record(monkeypatch)
+    kept = {("cloudmanager wifi", "home"): "it's kept"}
+    keyring = types.SimpleNamespace(get_password=lambda *of: kept.get(of))
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert seen[0][1].wifi == [("home", "it's kept")]
+
+
 def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
     assert done.status == 1
     assert "Nobody is here to give the password of 'home'" in done.err
+
+
+def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
+    done = mbm("flash", "--name", "lab-[1-3")
+    assert (done.status, "lab-[1-3\n" in done.err) == (2, True)
 
 
 def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):

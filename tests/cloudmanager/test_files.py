@@ -32,6 +32,8 @@ def test_answers_become_values():
     assert result.value[1].name == "b"
     assert stat((0x8000, 0, 0, 0, 0, 0, 9, 0, 1, 0)) == Stat(False, 9, 1)
     assert space((4096, 4096, 10, 4, 4, 0, 0, 0, 0, 255)) == Space(40960, 24576, 16384)
+    full = (4096, 4096, 10, 2**32 - 1, 2**32 - 1, 0, 0, 0, 0, 255)
+    assert space(full) == Space(40960, 40960, 0)
 
 
 @pytest.mark.parametrize(

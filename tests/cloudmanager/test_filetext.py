@@ -43,6 +43,7 @@ def ok(value, board="lab-1"):
         ),
         (Installed({}, (), ("/b",), 0), "  /b goes"),
         (Installed({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
+        (Installed({}, (), (), 0), "no files to change"),
         (
             Plan(("/a",), ("/b",), 1, 9),
             "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",

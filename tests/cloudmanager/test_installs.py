@@ -224,6 +224,8 @@ def test_what_an_upgrade_wants_is_grouped_by_options():
     assert installs.wishes_of(have, []) == [(("a", "c"), "{}"), (("b@1",), '{"target_dir": "/x"}')]
     assert installs.wishes_of(have, ["dep"]) == [(("dep",), "{}")]
     assert installs.wishes_of(have, ["d"]) == []
+    assert "own machine stay as they are: d" in installs.untouched(have, [])[0]
+    assert installs.untouched(have, ["a"]) == ()
     with pytest.raises(PackageError, match="no package is called nope"):
         installs.wishes_of(have, ["nope"])
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 
 import pytest
 
 from benchmarks.shelf import shelf
+
+from .conftest import WAIT, background
 
 
 @pytest.fixture
@@ -83,3 +87,18 @@ def test_upgrade_goes_back_to_where_it_came_from(clean, mbm):
         assert "qqq 1.3" in mbm("board-upgrade", "demo-2", "qqq").out
     assert mbm("board-packages", "demo-2").out == "qqq 1.3\n"
     assert mbm("board-uninstall", "demo-2", "qqq").status == 0
+
+
+def test_ctrl_c_takes_an_install_out_of_the_boards_queue(clean, mbm, fleet, source):
+    busy = fleet["demo-2"].submit("while True: pass")
+    with background("board-install", "demo-2", source) as waiting:
+        deadline = time.monotonic() + WAIT
+        while not any(job["state"] == "queued" for job in fleet.jobs("demo-2")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGINT)
+        assert (waiting.wait(WAIT), waiting.stderr.read()) == (130, "")
+    assert fleet.jobs("demo-2")[0]["job"] == busy.jobs["demo-2"].number
+    busy.interrupt()
+    busy.results(WAIT)
+    assert not fleet["demo-2"].stat(":/lib/qqq.mpy").ok

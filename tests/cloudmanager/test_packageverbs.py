@@ -94,9 +94,48 @@ def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tm
     assert "no package is called nope" in str(result.error)
 
 
+def test_a_package_without_files_is_only_what_it_needs(board, source, tmp_path):
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(PackageError, match="has no file that could be installed"):
+        board.install(str(tmp_path / "hollow"))
+    (tmp_path / "hollow/package.json").write_text(json.dumps({"version": "1"}))
+    assert board.install(str(tmp_path / "hollow")).value.put == ()
+    assert list(board.packages().value) == ["hollow"]
+
+
 def test_a_full_board_says_so_before_anything_is_sent(board, source):
     (source / "data.bin").write_bytes(bytes(range(256)) * 4 * 1024)
     (result,) = board.install(str(source)).values()
     assert isinstance(result.error, OSError)
     assert "No space left" in str(result.error)
     assert not board.stat(":/.cm").ok
+
+
+def test_a_board_that_is_full_to_the_last_block_says_so_and_stays_as_it_is(board, source):
+    board.install(str(source)).raise_for_error()
+    board.run(FILL).raise_for_error()
+    assert board.df().value.free == 0
+    for done in (board.install(str(source), no_mpy=True), board.uninstall("zzz")):
+        assert "No space left" in str(done["board-1"].error)
+    assert (list(board.packages().value), board.packages().value.drift) == (["zzz"], ())
+
+
+FILL = """
+n = 0
+try:
+    while True:
+        with open("/fill%d" % n, "wb") as file:
+            file.write(bytes(4000))
+        n += 1
+except OSError:
+    pass
+"""
+
+
+def test_room_that_an_interrupted_install_took_is_room_for_the_next(board, source):
+    (space,) = board.df().to_dict().values()
+    board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
+    (source / "data.bin").write_bytes(bytes(space.free // 2))
+    assert len(board.install(str(source), dry_run=True).value.put) == 2
+    assert len(board.install(str(source)).value.put) == 2
+    assert not board.stat(":/.cm/new").ok

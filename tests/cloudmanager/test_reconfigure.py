@@ -83,6 +83,21 @@ def test_settings_that_make_no_sense_are_refused(mbm, options, why):
     assert (done.status, why in done.err) == (1, True)
 
 
+def test_address_that_is_none_is_refused_before_a_board_hears_of_it(mbm, boards):
+    for server in ("http://10.0.0.7", "10.0.0.7:x", "a/b", "u@h", "h:", ""):
+        done = mbm("board-config", "demo-1", "--server", server)
+        assert (done.status, "is not HOST or HOST:PORT" in done.err) == (2, True), server
+
+
+def test_board_without_such_settings_says_so_and_keeps_no_copy_of_its_key(
+    mbm, boards, fleet: Fleet
+):
+    done = mbm("board-config", "demo-1", "--watchdog", "60")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("mbm: demo-1: it has no such settings: its client was not")
+    assert not fleet["demo-1"].stat(":/cm.new").ok
+
+
 def test_settings_of_a_board_of_no_fleet_are_refused(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()

@@ -72,5 +72,6 @@ def test_virtual_and_absent_boards_are_left_alone(boards, fleet: Fleet, mbm):
         assert done.status == 1
         assert "mbm: absent-1: it is offline." in done.err
         assert "mbm: demo-1: its client was not put there by mbm flash." in done.err
+        assert "writing" not in done.err
     finally:
         fleet.revoke("absent-1")

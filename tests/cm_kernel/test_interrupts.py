@@ -22,7 +22,7 @@ CELLS = {
 
 def press_once(kernel: Kernel) -> Callable[[Output], None]:
     """Press the stop button when the cell says that it runs; a traceback may say it again."""
-    pressed = []
+    pressed: list[Output] = []
 
     def watch(output: Output) -> None:
         if "going" in output.text and not pressed:

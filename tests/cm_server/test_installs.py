@@ -65,7 +65,7 @@ class FakeBoard:
 
     def hash(self, path: str, size: int) -> Any:
         path = path.lower() if self.fat else path
-        if path in self.folders:
+        if path in self.folders or any(name.startswith(path + "/") for name in self.files):
             return False
         data = self.files.get(path)
         if data is None:
@@ -81,7 +81,7 @@ class FakeBoard:
     def rm(self, path: str, deep: bool) -> None:
         self.folders.discard(path)
         for name in [name for name in self.files if name.startswith(path)]:
-            del self.files[name]
+            self.free += len(self.files.pop(name)) // 4096
 
     def put(self, path: str, content: Content, staged: int = 0) -> int:
         assert staged == path.startswith("/.cm/new/"), "a rename is for what is in use"
@@ -165,7 +165,7 @@ def test_only_what_the_plan_names_is_looked_at(lab: Lab):
     lab.install(board, lab.plan(a=b"A"))
     looked = {act.partition(" ")[2] for act in board.did if act.startswith("hash")}
     assert looked == {
-        *("/CM.JSON", "/.cm/new", RECORD),
+        *("/CM.JSON", "/.CM", "/.cm/new", RECORD),
         *("/lib/pack/a.mpy", "/lib/pack/a.py", "/lib/pack", "/lib"),
     }
 
@@ -260,10 +260,25 @@ def test_what_an_earlier_try_staged_goes_first(lab: Lab):
     assert not [path for path in board.files if path.startswith("/.cm/new")]
 
 
+def test_room_that_an_earlier_try_took_is_room(lab: Lab):
+    board = FakeBoard(free=4)
+    board.folders.add("/.cm/new")
+    board.files["/.cm/new/7"] = bytes(100 * 4096)
+    told = lab.install(board, lab.plan(a=b"A"), dry_run=True)
+    assert (told["put"], len(board.files)) == (["/lib/pack/a.mpy"], 2)
+    assert lab.install(board, lab.plan(a=b"A"))["put"] == ["/lib/pack/a.mpy"]
+    assert [path for path in board.files if path.startswith("/.cm/new")] == []
+
+
 def test_a_fat_board_is_told_that_it_is_not_safe(lab: Lab):
     told = lab.install(FakeBoard(fat=True), lab.plan(a=b"A"))
     assert told["notes"][0] == "a note"
     assert "FAT" in told["notes"][1]
+    bridged = FakeBoard(fat=True)
+    del bridged.files["/cm.json"]
+    assert "FAT" in lab.install(bridged, lab.plan(a=b"A"))["notes"][-1]
+    told = lab.install(bridged, lab.plan(a=b"B"), dry_run=True)
+    assert "FAT" in told["notes"][-1]
 
 
 def test_a_board_of_another_kind_than_the_plans_is_refused(lab: Lab):

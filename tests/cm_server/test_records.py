@@ -69,6 +69,12 @@ def test_what_was_asked_for_stays_so_when_it_comes_as_a_dependency():
 
 def test_what_would_hide_it_goes_if_it_is_there():
     assert made({"/lib/zzz/a.py": A}).removed == ("/lib/zzz/a.py",)
+    other = {"other": {"version": "1", "needs": [], "files": {"/lib/zzz/a.py": A}}}
+    with pytest.raises(PackageError, match="a.py is a file of other, and would hide.*--force"):
+        made({"/lib/zzz/a.py": A}, other)
+    assert made({"/lib/zzz/a.py": A}, other, force=True).removed == ("/lib/zzz/a.py",)
+    own = {"zzz": other["other"]}  # installed as source before
+    assert made({"/lib/zzz/a.py": A}, own).removed == ("/lib/zzz/a.py",)
 
 
 def test_folder_that_an_upgrade_empties_goes():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from pathlib import Path
 
+from cloudmanager.errors import CloudmanagerError
 from cloudmanager.fleet import Fleet
 from tests.conftest import running_boards, running_server, wait_online
 
@@ -63,3 +66,52 @@ def check(fleet: Fleet, outcomes: dict[str, tuple[str | None, str | None]]) -> N
     assert fleet["back-[1-4]"].run("began").to_dict() == dict.fromkeys(CELLS, True)
     assert fleet["back-3"].run("'never' in globals()").value is False
     assert fleet["back-5"].run("6*7").value == 42
+
+
+def test_a_server_killed_in_mid_install_leaves_what_the_next_install_completes(tmp_path: Path):
+    tcp_port, names, part = free_port(), ["in-1", "in-2", "in-3"], threading.Event()
+    wish = package(tmp_path / "zzz")
+
+    def look(_: str, moved: int, __: int) -> None:
+        if moved > HALF:
+            part.set()
+
+    def install(fleet: Fleet) -> None:
+        with contextlib.suppress(CloudmanagerError):  # its own link ends, too
+            fleet["in-*"].install(wish, progress=look)
+
+    with (
+        running_server(tmp_path, tcp_port=tcp_port) as first,
+        fleet_of(first) as fleet,
+        running_boards(first, fleet, names),
+    ):
+        worker = threading.Thread(target=install, args=(fleet,))
+        worker.start()
+        assert part.wait(15)
+        first.process.kill()
+        first.process.wait(5)
+        worker.join()
+        with running_server(tmp_path, tcp_port=tcp_port):
+            wait_online(fleet, names)
+            until(lambda: None not in {s for s, _ in stored(tmp_path).values()}, "jobs are open")
+            boards = fleet["in-[1-3]"]
+            had = [(dict(r.value), r.value.drift) for r in boards.packages().values()]
+            assert ({}, ()) in had, "it was killed in the middle"
+            assert all(not drift for _, drift in had)
+            boards.install(wish).raise_for_error()
+            assert boards.run("import zzz; zzz.A", fresh=True).to_dict() == dict.fromkeys(names, 1)
+            assert not any(result.ok for result in boards.stat(":/.cm/new").values())
+            assert not any(result.value.drift for result in boards.packages().values())
+            rows = [row for row in fleet.request("audit") if row["verb"] == "install"]
+            assert [(row["detail"], row["boards"]) for row in rows] == [("zzz", 3)] * 2
+
+
+HALF = 300_000  # bytes; twice the package is more than a board's flash has room for
+
+
+def package(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "__init__.py").write_text("A = 1")
+    for n in range(10):
+        (folder / f"{n}.bin").write_bytes(bytes([n]) * 60_000)
+    return str(folder)

@@ -83,7 +83,18 @@ def load(text: str) -> Lock:
         releases
     ):
         raise PackageError("the lock has too many packages, or one twice")
+    _check_whole(wanted, releases)
     return Lock(wanted, releases)
+
+
+def _check_whole(wanted: Iterable[str], releases: Sequence[Release]) -> None:
+    """Refuse a lock that somebody took a package out of."""
+    keys = {release.key for release in releases}
+    local = frozenset(release.key for release in releases if release.wish.source == "local")
+    wishes = [parse(text, local) for text in wanted]
+    for wish in (*wishes, *(need for release in releases for need in release.needs)):
+        if wish.key not in keys:
+            raise PackageError(f"the lock has no {wish.key}, which is wanted; make it anew")
 
 
 def _read(row: dict[str, Any]) -> Release:

@@ -33,6 +33,7 @@ _SPECIFIER = re.compile(r"(?:(?:==|!=|<=|>=|~=|<|>)[A-Za-z0-9.*+!_-]{1,64},?)+")
 _PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\s*(.*)", re.DOTALL)
 _LATEST: Final = ("", "latest", "*")
 _HOW: Final = "it is written NAME[@VERSION], github:OWNER/REPO[/PATH][@REF], pypi:NAME or a URL"
+_NO_FILE: Final = "the server reads no files of its own; one of yours is written ./NAME"
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +97,7 @@ def parse(text: str, local: frozenset[str] = frozenset()) -> Requirement:
     if before in ("http", "https"):
         return _url(text)
     if "/" in text or "\\" in text or text.startswith(".") or text.endswith((".py", ".json")):
-        raise _refused(text, "the server reads no files of its own, and none was sent along")
+        raise _refused(text, _NO_FILE)
     if not colon:
         before, after = "", text
     elif not _ALIAS.fullmatch(before) or before in ("file", "ftp", "data"):

@@ -72,6 +72,21 @@ def test_syntax_that_only_the_board_refuses_is_its_error(bridged_unix):
 
 # Installs
 
+#: A board whose flash is FAT, as a pyboard's.
+RAM_DISK = """
+import os, vfs
+class Disk:
+    data = bytearray(100 * 512)
+    def readblocks(self, n, buf): buf[:] = self.data[n * 512 : n * 512 + len(buf)]
+    def writeblocks(self, n, buf): self.data[n * 512 : n * 512 + len(buf)] = buf
+    def ioctl(self, op, arg): return {4: 100, 5: 512}.get(op)
+disk = Disk()
+vfs.VfsFat.mkfs(disk)
+vfs.umount("/")
+vfs.mount(vfs.VfsFat(disk), "/")
+os.chdir("/")
+"""
+
 
 def package(folder: Path, n: int) -> str:
     (folder / "zzz").mkdir(exist_ok=True)
@@ -92,6 +107,14 @@ def test_package_is_installed_upgraded_and_taken_off(bridged_unix, tmp_path: Pat
         "import sys\n[n for n in sys.modules if n[:2] == 'cm'], [n for n in dir() if 'cm_m' in n]"
     )
     assert bridged_unix.run(code).value == ([], [])
+
+
+def test_fat_board_is_told_that_its_installs_are_not_power_cut_safe(bridged_unix, tmp_path: Path):
+    bridged_unix.run(RAM_DISK, fresh=True, timeout=20).raise_for_error()
+    told = bridged_unix.install(package(tmp_path, 1)).value
+    bridged_unix.run("0", fresh=True, timeout=20).raise_for_error()
+    assert (len(told.put), len(told.notes)) == (2, 1)
+    assert "FAT" in told.notes[0]
 
 
 def test_install_that_lost_its_power_ends_when_the_board_is_back(bridged_unix):

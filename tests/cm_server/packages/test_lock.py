@@ -33,7 +33,7 @@ ALL = (LOG, FORGE, OLD, SENT)
 
 
 def test_lock_is_read_as_it_was_written():
-    assert lock.load(lock.dump(["b", "a"], ALL)) == (("a", "b"), ALL)
+    assert lock.load(lock.dump(["log", "./d"], ALL)) == (("./d", "log"), ALL)
 
 
 def test_lock_is_the_same_text_for_the_same_plan_and_can_be_read_line_by_line():
@@ -74,6 +74,8 @@ def changed(**changes):
         changed(needs=["a@b@c"]),
         changed(archive={"name": "x"}),
         lock.dump([], [LOG, LOG]),
+        lock.dump(["log", "gone"], [LOG]),
+        lock.dump(["github:o/r"], [FORGE]),
     ],
 )
 def test_lock_that_somebody_mended_badly_is_refused(text):
