@@ -121,9 +121,7 @@ ACTIONS: Final = (
     Action("interrupt", "Interrupt", _interrupt),
     Action("reset", "Reset", _reset),
     Action("label", "Label…", _label, "room=greenhouse"),
-    Action(
-        "install", "Install…", _install, "Packages: logging pypi:NAME github:OWNER/REPO ./FOLDER"
-    ),
+    Action("install", "Install…", _install, "Packages: logging pypi:NAME github:OWNER/REPO ./DIR"),
     Action("upload", "Upload…", _upload, "A file of this machine, and perhaps where to: app.py :/"),
     Action("rename", "Rename…", _rename, "Another name for the one board that is selected"),
 )

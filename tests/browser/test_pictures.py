@@ -50,9 +50,7 @@ def farm(server: Server, fleet: Fleet) -> Any:
     names = [f"greenhouse-{number}" for number in range(1, 241)]
     with linked(server.url, fleet.enrol(names)[:228], 0.5):
         yield fleet
-    fleet.revoke(
-        "greenhouse-[1-240]"
-    )  # what they emitted, too: the next picture's lines begin anew
+    fleet.revoke("greenhouse-[1-240]")  # with what they emitted: the next plot begins anew
 
 
 def test_notebook(lab: Lab, server: Server, fleet: Fleet):
