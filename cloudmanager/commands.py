@@ -205,8 +205,8 @@ def simulate(options: argparse.Namespace) -> int:
     if options.detach:
         print("They run until `mbm simulate --stop`.", file=sys.stderr)
         return OK
-    print("Ctrl-C ends them.", file=sys.stderr)
     try:
+        print("Ctrl-C ends them.", file=sys.stderr)
         signal.pause()
     finally:
         boards.stop()

@@ -236,6 +236,10 @@ async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
         caller.socket.transport.resume_reading()
 
 
+#: What a board without packages answers when it is looked at.
+EMPTY = ([4096, 4096, 9, 9], None, None, None, None)
+
+
 async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
     for answer in answers:
         payload = json.dumps(answer).encode()
@@ -248,7 +252,7 @@ async def test_a_job_about_packages_is_one_job_in_steps(lab):
     order = await board.next()
     step, acts, more = json.loads(order.payload[8:])
     assert (order.op, acts[0], more) == (wire.FILE, ["statvfs", "/"], 1)
-    await give_answers(board, job, [4096, 4096, 9, 9], None, None, None)
+    await give_answers(board, job, *EMPTY)
     assert json.loads((await board.next()).payload)[1] == [["statvfs", "/"]]
     await give_answers(board, job, [4096, 4096, 9, 9])
     assert json.loads((await board.next()).payload) == [step, []]
@@ -264,7 +268,7 @@ async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
     _, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
     assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
-    await give_answers(board, job, None, [4096, 4096, 9, 9], None, None, None)
+    await give_answers(board, job, None, *EMPTY)
     why = "PackageError: no package is called nope: the board has none"
     assert await caller.ending(job) == ("error", why)
     assert json.loads((await board.next()).payload)[1] == []
