@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BAUD = 115_200  # of every MicroPython REPL
 CELL_SECONDS = 10.0  # that a cell of ours may run on a board
 READ_SECONDS = 1  # that mpremote waits for a byte which has to come
+_IDLE = "for _ in range(2000): pass"  # takes a chip some 10 ms
+_TRIES = 5
 _LOOK_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
 _PIECE = 768  # bytes of a file that travel at once, as 1 KB of text: small boards hold it twice
 _ETC = "Look at `mbm board-scan`, and run this again: that is always safe."
@@ -201,7 +203,9 @@ class Repl:
                     )
                     raise CableError(self.port, f"No REPL answers within {seconds:g} s", hint)
             self.transport.enter_raw_repl(soft_reset=False, timeout_overall=5)
-            self.transport.exec_raw("pass")  # a Ctrl-C that comes late ends this, and no cell
+            for _ in range(_TRIES):  # a Ctrl-C that comes late ends one of these, and no cell
+                if not self.transport.exec_raw(_IDLE)[1]:
+                    break
 
     def _interrupt(self) -> bool:
         """Type Ctrl-C twice; a client in the middle of a message needs it."""
