@@ -64,6 +64,15 @@ class StartError(Exception):
     """The server cannot start; the message is one sentence for a person."""
 
 
+def _open_store(home: Path, store: str | Path | None) -> Store:
+    """Return a server's own store, or the shared one, from which it takes the certificate."""
+    if store is None:
+        return Store(home / "server.db")
+    shared = SharedStore(store)
+    certificates.share(home, shared.share)
+    return shared
+
+
 class Server:
     """Everything that one running service holds.
 
@@ -76,15 +85,15 @@ class Server:
         proxies: where proxies stand that end TLS for it.
         cert: a certificate for browsers and monitors, see ``certificates.load``.
         key: its key.
-
-    Raises:
-        ServerError: its store or a certificate cannot be used.
         samples: how many values are kept of those that a board emitted.
         store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
         bus: ``nats://…``, by which they reach each other.
         indexes: URLs of mip indexes by their alias; "" takes the default one's place.
         keep_jobs: days that a job's line is kept once it has ended.
         keep_audit: days that a row of the audit log is kept.
+
+    Raises:
+        ServerError: its store or a certificate cannot be used.
     """
 
     def __init__(
@@ -107,9 +116,7 @@ class Server:
     ) -> None:
         self.home = home
         self.local = local
-        self.store = Store(home / "server.db") if store is None else SharedStore(store)
-        if isinstance(self.store, SharedStore):
-            certificates.share(home, self.store.share)
+        self.store = _open_store(home, store)
         self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
@@ -120,8 +127,7 @@ class Server:
         self.registry = Registry(self.store.boards())
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store)
-        shared = isinstance(self.store, SharedStore)
-        self.tokens.adopt(self._local_token(), local_name(home) if shared else LOCAL)
+        self.tokens.adopt(self._local_token(), LOCAL if store is None else local_name(home))
         self.contents = Contents(home)
         self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
         self.plans = Plans()
@@ -130,8 +136,7 @@ class Server:
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
         self.origins = frozenset(origins)
         self.proxies = tuple(proxies)
-        loop = asyncio.get_running_loop()
-        self._lost_after = lost_after
+        self._lost_after, loop = lost_after, asyncio.get_running_loop()
         self.others: Others | None = None
         grace = max(lost_after, self.spread)
         self.enrolment = Enrolment(self)
@@ -143,9 +148,14 @@ class Server:
         self.pulse = Pulse(loop.call_later, loop.time)
         self.samples = Samples(samples, self._on_sample)
         self.dispatch.on_emit = self.samples.take
+        self._meet_others(bus)
+
+    def _meet_others(self, bus: str | Bus | None) -> None:
+        """Make what knows the other servers, where the store is shared."""
         if isinstance(self.store, SharedStore):
             bus = NatsBus(bus) if isinstance(bus, str) else bus or Hub().bus()
-            self.others = Others(self, self.store, bus, lost_after, loop)
+            loop = asyncio.get_running_loop()
+            self.others = Others(self, self.store, bus, self._lost_after, loop)
 
     def open(self) -> None:
         """Be one of the fleet's servers, where there are others."""

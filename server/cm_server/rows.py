@@ -71,3 +71,17 @@ class JobRow(NamedTuple):
     ended: float | None
     status: str | None
     error: str | None
+
+
+class Held(NamedTuple):
+    """A board that was taken.
+
+    Attributes:
+        row: what there is to know of it.
+        epoch: its new one.
+        sent: its jobs that were sent and have not ended; they go with it.
+    """
+
+    row: BoardRow
+    epoch: int
+    sent: list[JobRow]

@@ -16,7 +16,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -24,8 +24,8 @@ from cloudmanager.errors import ServerError
 
 from . import tables
 from .jobs import MAX_JOB
-from .rows import AuditRow, BoardRow, JobRow, TokenRow
-from .store import _BOARD, _END_JOB, _HOW_IT_ENDED, _INSERT_JOB, _JOB, Store
+from .rows import AuditRow, BoardRow, Held, JobRow, TokenRow
+from .store import BOARD, END_JOB, HOW_IT_ENDED, INSERT_JOB, JOB, Store
 
 log = logging.getLogger("cm_server")
 
@@ -34,20 +34,6 @@ NEVER_SENT = "the server that had it is gone; it was not sent and did not run"
 
 _boards, _jobs, _servers = tables.boards, tables.jobs, tables.servers
 _OPEN = _jobs.c.ended.is_(None)
-
-
-class Held(NamedTuple):
-    """A board that was taken.
-
-    Attributes:
-        row: what there is to know of it.
-        epoch: its new one.
-        sent: its jobs that were sent and have not ended; they go with it.
-    """
-
-    row: BoardRow
-    epoch: int
-    sent: list[JobRow]
 
 
 class SharedStore(Store):
@@ -72,8 +58,8 @@ class SharedStore(Store):
             _jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),
         )
         more: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
-        self._insert_job = self.database.compile(_INSERT_JOB.values(more))
-        self._end_job = self.database.compile(_END_JOB.where(*is_mine).values(_HOW_IT_ENDED))
+        self._insert_job = self.database.compile(INSERT_JOB.values(more))
+        self._end_job = self.database.compile(END_JOB.where(*is_mine).values(HOW_IT_ENDED))
 
     def begin_anew(self, server: str) -> None:
         """Be another server: what the one before had is not ours."""
@@ -209,7 +195,7 @@ class SharedStore(Store):
 
     def open_jobs(self) -> list[JobRow]:
         """Return this server's own jobs that have not ended, oldest first."""
-        query = sa.select(*_JOB).where(_jobs.c.server == self.server, _OPEN)
+        query = sa.select(*JOB).where(_jobs.c.server == self.server, _OPEN)
         return [JobRow(*row) for row in self._rows(query.order_by(_jobs.c.id))]
 
     def places(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
@@ -224,7 +210,7 @@ class SharedStore(Store):
 
     def outcomes(self, jobs: Iterable[int]) -> list[JobRow]:
         """Return those of these jobs that have ended."""
-        query = sa.select(*_JOB).where(_jobs.c.id.in_(list(jobs)), _jobs.c.ended.is_not(None))
+        query = sa.select(*JOB).where(_jobs.c.id.in_(list(jobs)), _jobs.c.ended.is_not(None))
         return [JobRow(*row) for row in self._rows(query)]
 
     # Boards
@@ -247,14 +233,14 @@ class SharedStore(Store):
         raised = sa.update(_boards).where(_boards.c.id == board_id).values(new)
         with self._written():
             self._check()
-            row = self._db.execute(raised.returning(*_BOARD, _boards.c.epoch)).first()
+            row = self._db.execute(raised.returning(*BOARD, _boards.c.epoch)).first()
             if row is None:
                 self._db.commit()
                 return None
             *told, epoch = row
             its = (_jobs.c.board == board_id, _jobs.c.epoch.is_not(None), _OPEN)
             moved = sa.update(_jobs).where(*its).values(server=self.server, epoch=epoch)
-            sent = self._db.execute(moved.returning(*_JOB)).all()
+            sent = self._db.execute(moved.returning(*JOB)).all()
             self._db.commit()
         jobs = [JobRow(*each) for each in sent]
         self._mine.update((job.id, epoch) for job in jobs)
@@ -278,8 +264,8 @@ class SharedStore(Store):
 
     def some_boards(self, ids: Sequence[str]) -> list[BoardRow]:
         """Return those of these boards that are enrolled."""
-        query = sa.select(*_BOARD).where(_boards.c.id.in_(ids))
-        return [BoardRow(*row) for row in self._rows(query)]
+        found = self._rows(sa.select(*BOARD).where(_boards.c.id.in_(ids)))
+        return [BoardRow(*row) for row in found]
 
     def holders(self) -> dict[str, tuple[str, int]]:
         """Return which boards are held: by which server, in which epoch."""
@@ -384,7 +370,7 @@ class SharedStore(Store):
         with self._written():
             never = own.where(_jobs.c.epoch.is_(None))
             self._db.execute(never.values(server=self.server, **ended))
-            sent = own.values(server=self.server).returning(*_JOB, _jobs.c.epoch)
+            sent = own.values(server=self.server).returning(*JOB, _jobs.c.epoch)
             rows = self._db.execute(sent).all()
             self._db.commit()
         self._mine.update((row[0], row[-1]) for row in rows)

@@ -36,19 +36,19 @@ log = logging.getLogger("cm_server")
 #: Errors, of SQLite and of PostgreSQL, that are about what was to be written.
 _OURS = ("IntegrityError", "UniqueViolation")
 _NEW_JOB = ("id", "board", "caller", "created")
-_INSERT_JOB = sa.insert(tables.jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
-_HOW_IT_ENDED: dict[str, Any] = {
+INSERT_JOB = sa.insert(tables.jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
+HOW_IT_ENDED: dict[str, Any] = {
     name: sa.bindparam(given)
     for name, given in (("ended", "at"), ("status", "how"), ("error", "why"))
 }
-_END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
+END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
 _SEE_BOARD = (
     sa.update(tables.boards)
     .where(tables.boards.c.id == sa.bindparam("board"))
     .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
 )
-_BOARD = [tables.boards.c[name] for name in BoardRow._fields]
-_JOB = [tables.jobs.c[name] for name in JobRow._fields]
+BOARD = [tables.boards.c[name] for name in BoardRow._fields]
+JOB = [tables.jobs.c[name] for name in JobRow._fields]
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
@@ -69,12 +69,12 @@ class Store:
         self._db = self.database.core
         self.failure = ""  # why the last write failed, if it did
         self._next_job = (self._one(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
-        self._endings: list[tuple[Any, ...]] = []  # as _END_JOB takes them
+        self._endings: list[tuple[Any, ...]] = []  # as END_JOB takes them
         self._seen: dict[str, tuple[str, float, str]] = {}  # facts first, as in the table
         # Every cell waits for these: compiled once and given to the driver itself, they
         # cost a third.
-        self._insert_job = self.database.compile(_INSERT_JOB)
-        self._end_job = self.database.compile(_END_JOB.values(_HOW_IT_ENDED))
+        self._insert_job = self.database.compile(INSERT_JOB)
+        self._end_job = self.database.compile(END_JOB.values(HOW_IT_ENDED))
         self._see_board = self.database.compile(_SEE_BOARD)
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
         self.installed = Installed(self._db, self._written)
@@ -140,7 +140,7 @@ class Store:
     def boards(self) -> list[BoardRow]:
         """Return every enrolled board."""
         self.flush()
-        return [BoardRow(*row) for row in self._rows(sa.select(*_BOARD))]
+        return [BoardRow(*row) for row in self._rows(sa.select(*BOARD))]
 
     def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
         """Write the identity of each board; a known id gets the new key, and is numbered anew."""
@@ -335,7 +335,7 @@ class Store:
     def job(self, number: int) -> JobRow | None:
         """Return a job's line, None where there is none."""
         self.flush()
-        rows = self._rows(sa.select(*_JOB).where(tables.jobs.c.id == number))
+        rows = self._rows(sa.select(*JOB).where(tables.jobs.c.id == number))
         return JobRow(*rows[0]) if rows else None
 
     def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
@@ -375,5 +375,5 @@ class Store:
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""
         self.flush()
-        query = sa.select(*_JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
+        query = sa.select(*JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
         return [JobRow(*row) for row in self._rows(query)]
