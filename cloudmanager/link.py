@@ -7,8 +7,9 @@ and settles what they wait for. What is said stands in exchange.py.
 from __future__ import annotations
 
 import contextlib
-import selectors
 import socket
+import struct
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,8 @@ KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 #: Of silence, until the server is asked for a sign of life; after as much again it is gone. TCP
 #: does not notice a middlebox that swallows what passes.
 BEAT_SECONDS: Final = 15.0
+#: What recv raises then.
+SILENCE: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
 READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
 
 
@@ -48,8 +51,6 @@ class Link:
         except (OSError, ValueError) as error:
             raise ServerUnreachable(address.url, address.source, _reason(error)) from error
         self._writing = threading.Lock()
-        self._readable = selectors.DefaultSelector()
-        self._readable.register(self._socket, selectors.EVENT_READ)
         self.exchange = Exchange(address, host, self._send)
         self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
         self._send(self.exchange.handshake())
@@ -77,7 +78,7 @@ class Link:
         reason, greeting = "it hung up", True
         deadline = time.monotonic() + CONNECT_SECONDS
         try:
-            while (data := self._hear(greeting)) and self.exchange.feed(data):
+            while (data := self._hear()) and self.exchange.feed(data):
                 if greeting:  # here and not in __init__: a recv keeps the timeout it began with
                     greeting = not self.exchange.opened.done
                     left = max(deadline - time.monotonic(), 0.001)
@@ -86,24 +87,21 @@ class Link:
             reason = _reason(error)
         finally:
             self.exchange.lose(reason)
-            self._readable.close()
             self._socket.close()
 
-    def _hear(self, greeting: bool) -> bytes:
+    def _hear(self) -> bytes:
         """Return what the server says; a silent one is asked for a sign of life, and then left."""
-        silent = 0
-        while not (greeting or self._waiting()) and not self._readable.select(BEAT_SECONDS):
-            if self._writing.acquire(blocking=False):  # else somebody sends: TCP itself watches
-                self._writing.release()
-                silent += 1
-                if silent > 1:
-                    raise TimeoutError
-                self._send(self.exchange.ping())
-        return self._socket.recv(READ_BYTES)
-
-    def _waiting(self) -> bool:
-        """Whether something waits to be read that has left the socket already."""
-        return not isinstance(self._socket, socket.socket) and self._socket.waiting()
+        asked = False
+        while True:
+            try:
+                return self._socket.recv(READ_BYTES)
+            except SILENCE:
+                if self._writing.acquire(blocking=False):  # else somebody sends: TCP itself watches
+                    self._writing.release()
+                    if asked:
+                        raise TimeoutError from None
+                    asked = True
+                    self._send(self.exchange.ping())
 
 
 def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
@@ -119,6 +117,7 @@ def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):  # not every platform has each
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(BEAT_SECONDS))
     if not is_tls:
         return sock, parts.netloc
     from .tls import secure
@@ -128,6 +127,13 @@ def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
     except BaseException:
         sock.close()
         raise
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return a time as the system's sockets take it (POSIX: seconds, us; Windows: ms)."""
+    if sys.platform == "win32":
+        return struct.pack("L", int(seconds * 1000))
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _reason(error: Exception) -> str:
