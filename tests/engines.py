@@ -66,7 +66,7 @@ class Engine:
 class Postgres(Engine):
     """PostgreSQL, reached by a socket in a folder of its own."""
 
-    death = signal.SIGQUIT  # else its children would live on for a while
+    death = signal.SIGQUIT  # its immediate shutdown; killed, its children would live on for a while
 
     def __init__(self, folder: Path, binaries: Path, user: str | None) -> None:
         self._folder = folder
@@ -86,6 +86,10 @@ class Postgres(Engine):
         options = [part for setting in settings for part in ("-c", setting)]
         command = [str(binaries / "postgres"), "-D", str(data), *options]
         super().__init__(command, folder / "log", user=user)
+        self.await_start()
+
+    def restart(self) -> None:
+        super().restart()
         self.await_start()
 
     def await_start(self) -> None:

@@ -141,7 +141,7 @@ class Postgres:
             connection = _bounded().connect(
                 self._url,
                 connect_timeout=CONNECT_SECONDS,
-                options=f"-c statement_timeout={ANSWER_SECONDS:g}s -c synchronous_commit=off "
+                options=f"-c statement_timeout={ANSWER_SECONDS:g}s "
                 f"-c idle_in_transaction_session_timeout={IDLE_SECONDS}s",
             )
         except psycopg.Error:

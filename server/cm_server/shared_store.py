@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,20 +24,23 @@ import sqlalchemy as sa
 from cloudmanager.errors import ServerError
 
 from . import tables
+from .announcing import Announcing
 from .jobs import MAX_JOB
-from .rows import AuditRow, BoardRow, Held, JobRow, TokenRow
-from .store import BOARD, END_JOB, HOW_IT_ENDED, INSERT_JOB, JOB, Store
+from .rows import AuditRow, BoardRow, Held, JobRow
+from .store import BOARD, END_JOB, HOW_IT_ENDED, INSERT_JOB, JOB
 
 log = logging.getLogger("cm_server")
 
 NUMBERS = 1000  # of jobs, that a server takes at once
+DOUBT_SECONDS = 10.0  # after a write that failed, in which it may yet turn out to be done
 NEVER_SENT = "the server that had it is gone; it was not sent and did not run"
+STRAY = "it was written down, but not sent; it did not run"
 
 _boards, _jobs, _servers = tables.boards, tables.jobs, tables.servers
 _OPEN = _jobs.c.ended.is_(None)
 
 
-class SharedStore(Store):
+class SharedStore(Announcing):
     """One server's view of the store that it shares.
 
     Args:
@@ -48,11 +52,11 @@ class SharedStore(Store):
         super().__init__(where)
         self.server = server or secrets.token_hex(8)
         self.epoch_for: Callable[[str], int | None] = lambda _board_id: None
-        self.on_change: Callable[..., None] = lambda *_ids, **_what: None  # the others are told
         self._next_job = MAX_JOB + 2  # the newest numbers are a counter's to keep
         self.refused = 0  # writes, since the job or the board was another server's
         self._mine: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
         self._free = range(0)
+        self._failed_at = self._doubt_until = -math.inf  # by the monotonic clock
         is_mine = (
             _jobs.c.server == sa.bindparam("me"),
             _jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),
@@ -67,6 +71,18 @@ class SharedStore(Store):
         self.server = server
         self._mine.clear()
         self._endings.clear()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Remember that a write failed: a link that broke leaves open whether it was done."""
+        try:
+            with super()._written():
+                yield
+        except ServerError:
+            if self.failure:
+                self._failed_at = time.monotonic()
+                self._doubt_until = self._failed_at + DOUBT_SECONDS
+            raise
 
     # Jobs
 
@@ -104,6 +120,15 @@ class SharedStore(Store):
             self.database.rollback()
             self.refused += 1
             raise ServerError("this server stood still and was taken for dead; try again")
+
+    def _write(self, jobs: list[tuple[Any, ...]], note: AuditRow | None = None) -> None:
+        """Write; jobs of which that is in doubt are nobody's (see ``inherit``)."""
+        try:
+            super()._write(jobs, note)
+        except ServerError:
+            for number, *_ in jobs:
+                self._mine.pop(number, None)
+            raise
 
     def _write_waiting(self) -> None:
         """Write what ended before anything begins.
@@ -149,6 +174,7 @@ class SharedStore(Store):
             self._db.commit()
         if found is None:
             self.refused += 1
+            self._doubt_until = time.monotonic() + DOUBT_SECONDS  # its board alone may have gone
             return False
         self._mine[job] = int(found)
         return True
@@ -273,50 +299,6 @@ class SharedStore(Store):
         query = query.where(_boards.c.holder.in_(sa.select(_servers.c.id)))
         return {row[0]: (row[1], row[2]) for row in self._rows(query)}
 
-    # What other servers have to read anew
-
-    def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
-        """Write the identity of each board."""
-        super().enrol(boards, note)
-        self.on_change([row.id for row in boards])
-
-    def enrol_by(self, token: TokenRow, board: BoardRow, note: AuditRow) -> None:
-        """Write a board that enrolled itself."""
-        super().enrol_by(token, board, note)
-        self.on_change([board.id], tokens=True)
-
-    def set_board(self, board_id: str, note: AuditRow | None = None, **values: Any) -> None:
-        """Change what a board is called, or its keys."""
-        super().set_board(board_id, note, **values)
-        self.on_change([board_id])
-
-    def open_rotation(self, nonces: Mapping[str, bytes], note: AuditRow) -> None:
-        """Note what the next keys of boards are derived with."""
-        super().open_rotation(nonces, note)
-        self.on_change(list(nonces))
-
-    def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
-        """Take boards out."""
-        super().forget(board_ids, note)
-        self.on_change(board_ids)
-
-    def set_labels(
-        self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
-    ) -> None:
-        """Replace the labels of boards."""
-        super().set_labels(labels, note)
-        self.on_change(list(labels))
-
-    def add_token(self, token: TokenRow, note: AuditRow | None = None) -> None:
-        """Let the bearer of a token in."""
-        super().add_token(token, note)
-        self.on_change(tokens=True)
-
-    def revoke_token(self, token_hash: str, at: float, note: AuditRow | None = None) -> None:
-        """Shut the bearer of a token out."""
-        super().revoke_token(token_hash, at, note)
-        self.on_change(tokens=True)
-
     # Servers
 
     def _now(self) -> Any:
@@ -334,6 +316,8 @@ class SharedStore(Store):
     def beat(self, dead_after: float) -> dict[str, str]:
         """Say that this server is there, and take out those that have not for so many seconds.
 
+        After the store was away they have as long again: they could not say it either.
+
         Returns:
             The servers that are there, each with its address; this one is not among them
             where others took it out.
@@ -348,10 +332,10 @@ class SharedStore(Store):
             old = sa.select(_servers.c.id).where(
                 _servers.c.seen < self._now() - dead_after, _servers.c.id != self.server
             )
-            old = old.with_for_update(
-                skip_locked=True
-            )  # whoever writes is not dead, or soon undone
-            self._db.execute(sa.delete(_servers).where(_servers.c.id.in_(old)))
+            # Whoever writes is not dead, or soon undone.
+            old = old.with_for_update(skip_locked=True)
+            if time.monotonic() > self._failed_at + dead_after:
+                self._db.execute(sa.delete(_servers).where(_servers.c.id.in_(old)))
             found = self._db.execute(sa.select(_servers.c.id, _servers.c.address)).all()
             self._db.commit()
         return {row[0]: row[1] for row in found}
@@ -363,10 +347,26 @@ class SharedStore(Store):
             self._db.commit()
 
     def inherit(self) -> list[JobRow]:
-        """End what dead servers never sent, and take over what they sent: it may still be told."""
-        orphan = (_jobs.c.server.not_in(sa.select(_servers.c.id)), _OPEN)
-        ended = {"ended": time.time(), "status": "lost", "error": NEVER_SENT}
-        own = sa.update(_jobs).where(*orphan)
+        """End what dead servers never sent, and take over what they sent: it may still be told.
+
+        The same is done with this server's own jobs that it does not know: since a write failed
+        that was done after all.
+        """
+        strays = self._strays()
+        rows = self._inherit(_jobs.c.server.not_in(sa.select(_servers.c.id)), NEVER_SENT)
+        if strays:
+            rows += self._inherit(_jobs.c.id.in_(strays), STRAY)
+        return rows
+
+    def _strays(self) -> list[int]:
+        if time.monotonic() > self._doubt_until or self._endings:
+            return []
+        mine = self._rows(sa.select(_jobs.c.id).where(_jobs.c.server == self.server, _OPEN))
+        return [row[0] for row in mine if row[0] not in self._mine]
+
+    def _inherit(self, which: Any, why: str) -> list[JobRow]:
+        ended = {"ended": time.time(), "status": "lost", "error": why}
+        own = sa.update(_jobs).where(which, _OPEN)
         with self._written():
             never = own.where(_jobs.c.epoch.is_(None))
             self._db.execute(never.values(server=self.server, **ended))

@@ -1,4 +1,4 @@
-"""Thousands of jobs on hundreds of boards, while servers, the bus and links die and stand still.
+"""Thousands of jobs on hundreds of boards, while servers, bus, store and links die or stand still.
 
     python -m tests.faults.several --jobs 5000 --boards 300 --servers 3 --seed 1
 
@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from cloudmanager.fleet import Fleet
 from cloudmanager.rig import wait_online
 from cloudmanager.testing import Server, running_server
 from cloudmanager.virtual import Identity, VirtualBoards
-from tests.engines import Nats, Postgres, running_nats, running_postgres
+from tests.engines import Engine, Nats, Postgres, running_nats, running_postgres
 
 from .proxy import Conversation, Loop, Proxy
 from .servers import BEAT
@@ -40,7 +40,8 @@ from .soak import CALLERS, HANG, Line, Soak
 DEAD_AFTER: Final = 4.0  # seconds that a server is silent before others take it for gone
 PAUSES: Final = (0.1, 0.5, 1.5)  # how long something stands still, in those; the last is too long
 SETTLED: Final = 20.0  # seconds after which no job is open
-KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop")
+STORE_PAUSES: Final = (1.5, 1.5, 1.5, 7.0)  # seconds; in the last, statements are given up
+KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop", "kill store", "pause store")
 
 
 class Balancer(Proxy):
@@ -68,7 +69,7 @@ class Cluster:
     def __init__(
         self, home: Path, count: int, dead_after: float, postgres: Postgres, nats: Nats
     ) -> None:
-        self.nats, self.store = nats, postgres.new()
+        self.nats, self.postgres, self.store = nats, postgres, postgres.new()
         self._stack = contextlib.ExitStack()
         self._home, self._dead_after = home, str(dead_after)
         self.servers = [self._start(number, 0) for number in range(count)]
@@ -100,11 +101,6 @@ class Cluster:
         time.sleep(seconds)
         server.process.send_signal(signal.SIGCONT)
 
-    def pause_bus(self, seconds: float) -> None:
-        self.nats.pause()
-        time.sleep(seconds)
-        self.nats.wake()
-
     def logs(self) -> str:
         names = ("server.log", "server.log.1", "server.err")
         files = [file for name in names for file in self._home.glob(f"server-*/{name}")]
@@ -128,10 +124,11 @@ class SeveralSoak(Soak):
         servers: int = 3,
         pause: tuple[float, float] = (0.5, 3.0),
         dead_after: float = DEAD_AFTER,
+        kinds: Sequence[str] = KINDS,
     ) -> None:
         super().__init__(home, jobs, boards, seed, 0)
         self.cluster = Cluster(home, servers, dead_after, *engines)
-        self._pause, self._dead_after = pause, dead_after
+        self._pause, self._dead_after, self._kinds = pause, dead_after, kinds
 
     def run(self) -> dict[str, Any]:
         """Run all of it; return the figures."""
@@ -180,23 +177,32 @@ class SeveralSoak(Soak):
         return Fleet(url, (self.cluster.servers[0].home / "token").read_text().strip())
 
     def _kill_servers(self, servers: Any) -> None:
-        """Let a server or the bus die or stand still, one after the other."""
+        """Let a server, the bus or the store die or stand still, one after the other."""
         dice = random.Random(f"{self.seed} servers")
-        kinds = itertools.cycle(dice.sample(KINDS, len(KINDS)))  # each comes in its turn
+        kinds = itertools.cycle(dice.sample(self._kinds, len(self._kinds)))  # each in its turn
         while not self._over.wait(dice.uniform(*self._pause)):
             kind, seconds = next(kinds), dice.choice(PAUSES) * self._dead_after
             number = dice.randrange(len(self.cluster.servers))
             self.faults[kind] += 1
-            if kind == "kill":
-                self.cluster.end(number, signal.SIGKILL)
-            elif kind == "stop":
-                self.cluster.end(number, signal.SIGTERM)
-            elif kind == "pause":
-                self.cluster.pause(number, seconds)
-            elif kind == "kill bus":
-                self.cluster.nats.restart()
-            else:
-                self.cluster.pause_bus(seconds)
+            if kind == "pause store":
+                seconds = dice.choice(STORE_PAUSES)
+            self._let_happen(kind, number, seconds)
+
+    def _let_happen(self, kind: str, number: int, seconds: float) -> None:
+        cluster = self.cluster
+        engine: Engine = cluster.postgres if kind.endswith("store") else cluster.nats
+        if kind == "kill":
+            cluster.end(number, signal.SIGKILL)
+        elif kind == "stop":
+            cluster.end(number, signal.SIGTERM)
+        elif kind == "pause":
+            cluster.pause(number, seconds)
+        elif kind.startswith("kill"):
+            engine.restart()
+        else:
+            engine.pause()
+            time.sleep(seconds)
+            engine.wake()
 
     def _counted(self, servers: Any) -> dict[str, collections.Counter[int]]:
         """Try again where a server that woke up just now hangs up."""
