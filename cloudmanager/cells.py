@@ -162,6 +162,12 @@ def _may_follow(tree: ast.Module, line: bytes) -> bool:
     return simple or line.strip()[:1] in (b"", b"#")
 
 
+def parse(text: str, mode: str = "exec") -> ast.AST:
+    """Parse Python, as ``ast.parse`` does, while no other thread does so here."""
+    with _compiling:
+        return ast.parse(text, mode=mode)
+
+
 def _unified(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from cloudmanager.cells import parse
+
 _FUNCTION: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SIGNATURES: Final = 6  # of one overloaded function
 _DEPTH: Final = 4  # of modules that import all of another
@@ -67,12 +69,12 @@ def _folders() -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=64)
-def _module(name: str) -> ast.Module | None:
+def _module(name: str) -> ast.AST | None:
     place = Path(*name.split("."))
     for folder in _folders():
         for path in (folder / place.with_suffix(".pyi"), folder / place / "__init__.pyi"):
             if path.is_file():
-                return ast.parse(path.read_text(encoding="utf-8"))
+                return parse(path.read_text(encoding="utf-8"))
     return None
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from cloudmanager.cells import parse
+
 from .stubs import About, describe
 
 _TOKEN: Final = re.compile(r"(?:[^\W\d]\w*\s*\.\s*)*(?:[^\W\d]\w*)?\Z")
@@ -75,8 +77,8 @@ def words(text: str) -> set[str]:
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> ast.Module:
+def _parsed(text: str) -> ast.AST:
     try:
-        return ast.parse(text)
+        return parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return ast.Module([], [])

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cloudmanager.cells import parse
 from cloudmanager.results import Result
 from cloudmanager.show import printable
 from cloudmanager.tables import table
@@ -58,7 +59,7 @@ def bundle(result: Result) -> dict[str, Any]:
 def _read(text: str) -> Any:
     """Read a literal, in which a ``bytearray`` may stand; None where it is none."""
     try:
-        tree = _Bytes().visit(ast.parse(text, mode="eval"))
+        tree = _Bytes().visit(parse(text, "eval"))
         return ast.literal_eval(tree)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None

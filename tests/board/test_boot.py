@@ -135,15 +135,18 @@ def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
 
 
 def test_async_program_runs_beside_cells_and_keeps_its_tick(lab):
+    """Every tick of a window; another window where the machine itself was busy for so long."""
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
-    code = "import app\nn = len(app.late)\n__cm__((n))"
-    until = time.monotonic() + 3
-    while int(link.run(code).value) < 12:
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    late = sorted(json.loads(link.run("import app\n__cm__((app.late))").value))
-    assert late[len(late) * 8 // 10] <= 20, late  # a busy machine may delay one by itself
+    windows = []
+    while not any(max(late) <= 20 for late in windows):
+        assert len(windows) < 8, windows
+        link.run("import app\napp.late.clear()")
+        cells = 0
+        while int(link.run("import app\nn = len(app.late)\n__cm__((n))").value) < 10:
+            cells += 1
+        windows.append(json.loads(link.run("import app\n__cm__((app.late))").value))
+        assert cells > 50, "cells were served beside it"
 
 
 def test_async_program_is_stopped(lab):

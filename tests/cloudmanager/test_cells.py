@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -464,6 +465,17 @@ def test_prelude_leaves_every_cell_python(pieces, gap):
     cell = prepare(text, PRELUDE)
     assert 0 <= cell.offset - plain.offset <= 1
     compile(cell.code, "", "exec", dont_inherit=True)
+
+
+def test_one_thread_parses_at_a_time():
+    """CPython's issue 106905: the kernel parses stubs while a look's cell is prepared."""
+    done = threading.Event()
+    worker = threading.Thread(target=lambda: (cells.parse("1"), done.set()))
+    with cells._compiling:
+        worker.start()
+        assert not done.wait(0.05)
+    worker.join(10)
+    assert done.is_set()
 
 
 def test_traceback_is_shown_though_the_cell_cannot_be_read_just_now(monkeypatch):
