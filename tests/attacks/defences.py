@@ -8,6 +8,7 @@ from .bounds import BOUNDS
 from .defence import Defence
 from .doors import DOORS
 from .packages import PACKAGES
+from .servers import SERVERS
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS]

@@ -2,7 +2,7 @@
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
 to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, are in
-packages.py; several servers, 39, have tests of their own.) What does not apply says why; what is
+packages.py; several servers, 39, in servers.py.) What does not apply says why; what is
 yet to come says with what. test_table.py holds that every test exists and every number is here.
 """
 

@@ -11,10 +11,11 @@ import pytest
 from .defence import Defence
 from .defences import DEFENCES
 from .packages import PACKAGE_ATTACKS
+from .servers import SERVER_ATTACKS
 from .table import ATTACKS, Attack
 
 TESTS = Path(__file__).parent.parent
-ALL = sorted([*ATTACKS, *PACKAGE_ATTACKS], key=lambda attack: attack.number)
+ALL = sorted([*ATTACKS, *PACKAGE_ATTACKS, *SERVER_ATTACKS], key=lambda attack: attack.number)
 
 
 @functools.cache
@@ -31,7 +32,7 @@ def exists(test: str) -> bool:
 
 
 def test_every_group_of_attacks_has_its_place():
-    assert [attack.number for attack in ALL] == [*range(1, 39)]
+    assert [attack.number for attack in ALL] == [*range(1, 40)]
 
 
 @pytest.mark.parametrize("attack", ALL, ids=lambda attack: f"{attack.number}")

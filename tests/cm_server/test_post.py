@@ -90,14 +90,17 @@ async def test_what_is_forged_changed_replayed_or_led_astray_is_dropped(servers:
     (letter,) = sent
     stranger = Post(Hub().bus(), "f", b"x" * 32, IDS[0])
     forged = stranger._pack(IDS[1], 3, letter[33:])
-    for wrong in (b"", b"short", forged, letter[:-1] + b"\0", b"\0" * 8 + letter[8:]):
+    later = letter[:8] + bytes([0] * 7 + [9]) + letter[16:]
+    partly = letter[:16] + b"\1" + letter[17:]
+    changed = (letter[:-1] + b"\0", b"\0" * 8 + letter[8:], later, partly)
+    for wrong in (b"", b"short", forged, *changed):
         b.post._take(wrong)
     c.post._take(letter)  # it is another's
     assert (b.got, c.got) == ([], [])
     b.post._take(letter)
     b.post._take(letter)
     assert len(b.got) == 1
-    assert (b.post.dropped, c.post.dropped) == (6, 1)
+    assert (b.post.dropped, c.post.dropped) == (8, 1)
 
 
 async def test_who_is_asked_answers_and_who_is_not_there_does_not(

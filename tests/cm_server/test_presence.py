@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+from cloudmanager import wire
+from cm_server import others
+from cm_server.post import ALL, Post
+
 from .pairs import Two, others_of, store_of
-from .peers import FakeBoard
+from .peers import FakeBoard, FakeCaller
 
 
 async def test_the_newest_link_wins_and_older_words_are_not_heard(pair: Two):
@@ -74,3 +78,26 @@ async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: 
         await board.prove(identity, await board.next())
         assert (await board.closed())[0] == 1001
     assert not pair.b.server.registry.by_id
+
+
+async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    monkeypatch.setattr(others, "READ_ALONE_SECONDS", 0.1)
+    assert pair.hub is not None
+    async with board, await FakeCaller.join(pair.a) as caller:
+        pair.hub.set_up(False)
+        await caller.ask("revoke", target="lab-1")
+        assert (await board.closed())[0] == 4004
+
+
+async def test_who_publishes_on_the_bus_without_the_key_has_no_say(pair: Two):
+    identity, board = await pair.board_at_b()
+    assert pair.hub is not None
+    fleet = others_of(pair.a).post._fleet
+    stranger = Post(pair.hub.bus(), fleet, bytes(32), "c" * 16)
+    async with board:
+        dropped = others_of(pair.b).post.dropped
+        stranger.send(ALL, "stop", {"board": identity.id})
+        await pair.b.until(lambda: others_of(pair.b).post.dropped > dropped)
+        others_of(pair.a).post.send(ALL, "stop", {"board": identity.id})
+        assert (await board.next()).op == wire.INTERRUPT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import psycopg
 import pytest
 
 from cloudmanager.errors import ServerError
+from cm_server import tables
 from cm_server.rows import AuditRow, TokenRow, new_board
-from cm_server.shared_store import NEVER_SENT, SharedStore
+from cm_server.shared_store import NEVER_SENT, STRAY, SharedStore
 from tests.engines import Postgres
 
 KEY = bytes(range(32))
@@ -230,6 +232,80 @@ def test_a_server_that_was_taken_out_sends_nothing(server: Make):
     a.join("http://A")
     assert a.hold("id1", FACTS)
     assert a.take("B", [theirs], []) == {theirs}
+
+
+@contextlib.contextmanager
+def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
+    """What is committed inside is done, but the answer gets lost; and the server is told so."""
+    commit = connection.commit  # type: ignore[attr-defined]
+
+    def done_but_unheard() -> None:
+        commit()
+        raise error("the link broke")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ServerError, match="link broke"):
+        patch.setattr(connection, "commit", done_but_unheard)
+        yield
+
+
+def test_what_was_written_without_an_answer_ends(server: Make):
+    a, b = server("A"), server("B")
+    core, error = a.database.core, a.database.errors[0]
+    assert a.hold("id1", FACTS)
+    (sent,), (taken,) = a.begin(["id1"], "ann"), b.begin(["id1"], "ann")
+    with unanswered(core, error):
+        a.send(sent)
+    a.end(sent, "lost", "it did not run")  # as queues.py does; but it is marked as sent
+    with unanswered(core, error):
+        a.take("B", [], [taken])
+    b.end(taken, "lost", "it did not run")  # as A says to B; but it is A's
+    for view in (a, b):
+        view.flush()
+        assert view.refused == 1
+    (row,) = a.inherit()
+    assert row.id == sent  # dispatch ends it, by the word of its board if there is one
+    assert ending(b, taken) == ("lost", STRAY)
+    a.end(sent, "lost", "it never reached the board")
+    a.flush()
+    assert ending(b, sent) == ("lost", "it never reached the board")
+    assert a.inherit() == []
+
+
+def test_a_job_that_was_begun_without_an_answer_ends(postgres: Postgres):
+    store = SharedStore(postgres.new(), "A")
+    store.join("http://A")
+    store.enrol([new_board("id1", "lab-1", KEY)])
+    (known,) = store.begin(["id1"], "ann")
+    with unanswered(store.database.driver, psycopg.OperationalError):
+        store.begin(["id1"], "ann")
+    (_, row) = store.open_jobs()
+    assert store.inherit() == []
+    assert ending(store, row.id) == ("lost", STRAY)
+    assert ending(store, known) == (None, None)
+    store.close()
+
+
+def test_a_job_that_its_own_server_may_not_send_ends(server: Make):
+    a = server("A")
+    (job,) = a.begin(["id1"], "ann")
+    assert not a.send(job)
+    a.let_go(job)
+    a.inherit()
+    assert ending(a, job) == ("lost", STRAY)
+
+
+def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
+    a, b = server("A"), server("B")
+    seen = tables.servers.update().where(tables.servers.c.id == "A").values(seen=0)
+    with unanswered(b.database.core, b.database.errors[0]), b._written():
+        b._db.execute(seen)
+        b._db.commit()
+    assert b.beat(60) == {"A": "http://A", "B": "http://B"}
+    assert a.beat(60) == {"A": "http://A", "B": "http://B"}
+    b._db.execute(seen)
+    b._db.commit()
+    b._failed_at -= 61
+    assert b.beat(60) == {"B": "http://B"}
 
 
 def test_what_ended_is_written_before_anything_begins(server: Make):

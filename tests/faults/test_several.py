@@ -12,12 +12,13 @@ from .several import SeveralSoak
 
 
 @pytest.mark.timeout(90)  # on a busy machine; else some 15
-def test_servers_and_the_bus_die_and_stand_still_and_every_job_has_one_outcome(
+def test_servers_bus_and_store_die_or_stand_still_and_every_job_has_one_outcome(
     tmp_path: Path, postgres: Postgres, nats: Nats
 ):
     engines = (postgres, nats)
-    soak = SeveralSoak(tmp_path, 150, 6, 3, engines, pause=(0.1, 0.4), dead_after=1.5)
+    soak = SeveralSoak(tmp_path, 150, 6, 10, engines, pause=(0.1, 0.4), dead_after=1.5)
     figures = soak.run()
     print(figures)
     assert figures["outcomes"]["ok"] > 60
+    assert figures["faults"]["kill store"] > 0
     assert sum(figures["faults"].get(kind, 0) for kind in ("kill", "pause", "stop")) > 0

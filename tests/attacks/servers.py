@@ -1,0 +1,194 @@
+"""Defences between servers: letters on a bus that is trusted with nothing, and stale servers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .defence import SERVER, defence
+from .table import attack
+
+LETTER: Final = (
+    "cm_server/test_post.py::test_what_is_forged_changed_replayed_or_led_astray_is_dropped"
+)
+STORE: Final = "cm_server/test_shared_store.py::test_"
+STANDS_STILL: Final = (
+    STORE + "a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on[sqlite]"
+)
+TAKEN_ONCE: Final = STORE + "a_job_is_taken_once_and_by_the_holder_only[sqlite]"
+MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sqlite]"
+PRESENCE: Final = "cm_server/test_presence.py::test_"
+CHANGES: Final = "cm_server/test_others.py::test_what_changes_at_one_server_counts_at_the_other[sqlite, one process]"
+
+SERVER_ATTACKS: Final = [
+    attack(
+        39,
+        "a stranger on the bus; a server that stood still; jobs that two servers have",
+        "cm_server/test_post.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
+        "cm_server/test_presence.py: who_publishes_on_the_bus_without_the_key_has_no_say "
+        "the_newest_link_wins_and_older_words_are_not_heard "
+        "a_revoked_board_is_refused_though_its_server_has_not_heard "
+        "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+        "cm_server/test_shared_store.py: a_job_is_taken_once_and_by_the_holder_only "
+        "a_server_that_was_taken_out_sends_nothing late_truth_is_the_holders_to_write "
+        "of_two_servers_one_uses_a_token_up",
+        "faults/test_several.py: "
+        "servers_bus_and_store_die_or_stand_still_and_every_job_has_one_outcome",
+        not_here="who can read the bus reads cells and outputs, unless it is TLS; who can publish "
+        "on it can hold letters up (docs/security.md)",
+    ),
+]
+
+SERVERS: Final = [
+    # The bus
+    defence(
+        "bus: a letter's MAC is looked at",
+        SERVER + "post.py",
+        "if hmac.compare_digest(mac, self._mac(sender, to, number, flags, piece)):",
+        "if True:",
+        LETTER,
+        PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
+    ),
+    defence(
+        "bus: the key of letters is a secret of the store's",
+        SERVER + "others.py",
+        'key = store.share("bus", secrets.token_bytes(32))',
+        "key = bytes(32)",
+        PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
+    ),
+    *(
+        defence(
+            f"bus: a letter's MAC covers its {what}",
+            SERVER + "post.py",
+            'said = f"{sender} {to} {number} {flags} ".encode() + piece',
+            f'said = f"{out}".encode() + piece',
+            LETTER,
+        )
+        for what, out in (
+            ("sender", "{to} {number} {flags} "),
+            ("receiver", "{sender} {number} {flags} "),
+            ("number", "{sender} {to} {flags} "),
+            ("flags", "{sender} {to} {number} "),
+        )
+    ),
+    defence(
+        "bus: a letter's MAC covers its bytes",
+        SERVER + "post.py",
+        '{flags} ".encode() + piece',
+        '{flags} ".encode()',
+        LETTER,
+    ),
+    defence(
+        "bus: a letter is heard once",
+        SERVER + "post.py",
+        "        if number <= last:\n",
+        "        if False:\n",
+        LETTER,
+    ),
+    defence(
+        "bus: words of an older epoch are not heard",
+        SERVER + "presence.py",
+        "if board is not None and told[0] >= board.epoch:",
+        "if board is not None:",
+        PRESENCE + "the_newest_link_wins_and_older_words_are_not_heard",
+    ),
+    defence(
+        "bus: a token that was revoked elsewhere is out",
+        SERVER + "presence.py",
+        'if head.get("tokens"):',
+        "if False:",
+        CHANGES,
+    ),
+    defence(
+        "bus: a board that was revoked elsewhere is out",
+        SERVER + "presence.py",
+        'if head.get("boards"):',
+        "if False:",
+        CHANGES,
+    ),
+    defence(
+        "bus: while it is away, what was revoked is out in seconds",
+        SERVER + "others.py",
+        "alone = READ_SECONDS if self.post.bus.up else READ_ALONE_SECONDS",
+        "alone = READ_SECONDS",
+        PRESENCE + "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+    ),
+    # The fence
+    defence(
+        "fence: each link of a board has an epoch of its own",
+        SERVER + "shared_store.py",
+        '"epoch": sa.func.coalesce(_boards.c.epoch, 0) + 1,',
+        '"epoch": sa.func.coalesce(_boards.c.epoch, 1),',
+        MOVED,
+        STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
+    ),
+    defence(
+        "fence: an ending is its owner's to write",
+        SERVER + "shared_store.py",
+        '            _jobs.c.server == sa.bindparam("me"),\n',
+        '            sa.or_(_jobs.c.server == sa.bindparam("me"), _jobs.c.id > 0),\n',
+        STANDS_STILL,
+    ),
+    defence(
+        "fence: an ending counts in its epoch",
+        SERVER + "shared_store.py",
+        '_jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),',
+        'sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam("in_epoch")),',
+        STORE + "what_was_written_without_an_answer_ends[sqlite]",
+    ),
+    defence(
+        "fence: a server that was taken out sends nothing",
+        SERVER + "shared_store.py",
+        "if self._db.execute(mine.with_for_update(read=True)).first() is None:",
+        "if False:",
+        STORE + "a_server_that_was_taken_out_sends_nothing[sqlite]",
+    ),
+    defence(
+        "fence: a job is taken once",
+        SERVER + "shared_store.py",
+        "theirs = (_jobs.c.server == server, _jobs.c.epoch.is_(None), _OPEN)",
+        "theirs = (_OPEN,)",
+        TAKEN_ONCE,
+    ),
+    defence(
+        "fence: a job is taken to be sent by its board's holder",
+        SERVER + "shared_store.py",
+        "held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server)",
+        "held = (_boards.c.id == _jobs.c.board,)",
+        TAKEN_ONCE,
+    ),
+    defence(
+        "fence: a job that was taken is not withdrawn",
+        SERVER + "shared_store.py",
+        "own = (_jobs.c.server == self.server, _jobs.c.epoch.is_(None), _OPEN)\n        ended",
+        "own = (_OPEN,)\n        ended",
+        TAKEN_ONCE,
+    ),
+    defence(
+        "fence: a job is sent by its board's holder",
+        SERVER + "shared_store.py",
+        "held = (_boards.c.id == row, _boards.c.holder == self.server)",
+        "held = (_boards.c.id == row,)",
+        STORE + "a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own[sqlite]",
+    ),
+    defence(
+        "fence: late truth is the holder's to write",
+        SERVER + "shared_store.py",
+        ".where(_jobs.c.id == job, _jobs.c.board == board_id, held)",
+        ".where(_jobs.c.id == job)",
+        STORE + "late_truth_is_the_holders_to_write[sqlite]",
+    ),
+    defence(
+        "fence: a board's older link does not note that the newer one is gone",
+        SERVER + "shared_store.py",
+        '_boards.c.epoch == sa.bindparam("in_epoch"))',
+        '_boards.c.epoch >= sa.bindparam("in_epoch"))',
+        STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
+    ),
+    defence(
+        "fence: a board that was taken out is held by nobody",
+        SERVER + "presence.py",
+        'raise ServerError("it is enrolled no more")',
+        "return",
+        PRESENCE + "a_revoked_board_is_refused_though_its_server_has_not_heard",
+    ),
+]
