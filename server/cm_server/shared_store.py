@@ -32,7 +32,7 @@ from .store import BOARD, END_JOB, HOW_IT_ENDED, INSERT_JOB, JOB
 log = logging.getLogger("cm_server")
 
 NUMBERS = 1000  # of jobs, that a server takes at once
-DOUBT_SECONDS = 10.0  # after a write that failed, in which it may yet turn out to be done
+DOUBT_SECONDS = 10.0  # in which a write that failed may yet turn out to be done
 NEVER_SENT = "the server that had it is gone; it was not sent and did not run"
 STRAY = "it was written down, but not sent; it did not run"
 
@@ -56,7 +56,8 @@ class SharedStore(Announcing):
         self.refused = 0  # writes, since the job or the board was another server's
         self._mine: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
         self._free = range(0)
-        self._failed_at = self._doubt_until = -math.inf  # by the monotonic clock
+        self._failed_at = -math.inf  # when a write did last, by the monotonic clock
+        self._doubt_at: float | None = None  # when something was last left open
         is_mine = (
             _jobs.c.server == sa.bindparam("me"),
             _jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),
@@ -80,8 +81,7 @@ class SharedStore(Announcing):
                 yield
         except ServerError:
             if self.failure:
-                self._failed_at = time.monotonic()
-                self._doubt_until = self._failed_at + DOUBT_SECONDS
+                self._failed_at = self._doubt_at = time.monotonic()
             raise
 
     # Jobs
@@ -174,7 +174,7 @@ class SharedStore(Announcing):
             self._db.commit()
         if found is None:
             self.refused += 1
-            self._doubt_until = time.monotonic() + DOUBT_SECONDS  # its board alone may have gone
+            self._doubt_at = time.monotonic()  # its board alone may have gone
             return False
         self._mine[job] = int(found)
         return True
@@ -359,9 +359,11 @@ class SharedStore(Announcing):
         return rows
 
     def _strays(self) -> list[int]:
-        if time.monotonic() > self._doubt_until or self._endings:
+        if self._doubt_at is None or self._endings:
             return []
         mine = self._rows(sa.select(_jobs.c.id).where(_jobs.c.server == self.server, _OPEN))
+        if time.monotonic() > self._doubt_at + DOUBT_SECONDS:
+            self._doubt_at = None
         return [row[0] for row in mine if row[0] not in self._mine]
 
     def _inherit(self, which: Any, why: str) -> list[JobRow]:

@@ -1,9 +1,9 @@
 """What the server must not forget, in SQL.
 
 Boards with their keys and labels, callers' tokens (hashed), one row per job, the audit log.
-Jobs are committed before their first byte leaves (SQLite: WAL, synchronous NORMAL; PostgreSQL:
-synchronous_commit off; both survive ``kill -9`` of the server); how they ended is written in
-batches, and always before the same board's next job, so that a board's memory of its last job
+Jobs are committed before their first byte leaves (SQLite: WAL, synchronous NORMAL, which survives
+``kill -9`` of the server; PostgreSQL: durably, since it may die alone); how they ended is written
+in batches, and always before the same board's next job, so that a board's memory of its last job
 covers what a crash can lose. Identity, tokens and what is privileged are fsynced (databases.py).
 What is done and its row in the audit log are one transaction; triggers forbid to change or
 delete such a row.

@@ -17,7 +17,10 @@ STANDS_STILL: Final = (
 TAKEN_ONCE: Final = STORE + "a_job_is_taken_once_and_by_the_holder_only[sqlite]"
 MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sqlite]"
 PRESENCE: Final = "cm_server/test_presence.py::test_"
-CHANGES: Final = "cm_server/test_others.py::test_what_changes_at_one_server_counts_at_the_other[sqlite, one process]"
+CHANGES: Final = (
+    "cm_server/test_others.py::"
+    "test_what_changes_at_one_server_counts_at_the_other[sqlite, one process]"
+)
 
 SERVER_ATTACKS: Final = [
     attack(

@@ -243,9 +243,10 @@ def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
         commit()
         raise error("the link broke")
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ServerError, match="link broke"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "commit", done_but_unheard)
-        yield
+        with pytest.raises(ServerError, match="link broke"):
+            yield
 
 
 def test_what_was_written_without_an_answer_ends(server: Make):

@@ -122,7 +122,7 @@ class SeveralSoak(Soak):
         engines: tuple[Postgres, Nats],
         *,
         servers: int = 3,
-        pause: tuple[float, float] = (0.5, 3.0),
+        pause: tuple[float, float] = (0.2, 1.0),
         dead_after: float = DEAD_AFTER,
         kinds: Sequence[str] = KINDS,
     ) -> None:
