@@ -32,8 +32,8 @@ BOUNDS: Final = [
     defence(
         "a caller notices that the server fell silent",
         LIBRARY + "link.py",
-        "                if silent > 1:\n",
-        "                if False:\n",
+        "                    if asked:\n",
+        "                    if False:\n",
         "cloudmanager/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
     ),
     defence(
