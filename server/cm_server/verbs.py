@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager import errors
-from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError
+from cloudmanager.errors import CloudmanagerError, NotAllowed, ServerError, TargetError
 from cloudmanager.targets import check_label, check_name, fold, parse
 
 from . import job_verbs, limits, plans, reach
@@ -218,7 +218,8 @@ def _rename(call: Call) -> str:
     """Give one board another name; its jobs, labels and key go with it."""
     boards, name = choose(call), call.body.get("name")
     if len(boards) != 1:
-        raise ServerError("one board is renamed at a time")
+        text, hint = str(call.body.get("target", "")), "Name one board, or select one."
+        raise TargetError("One board is renamed at a time.", text, 0, hint)
     _check_new_name(call, name)
     call.note.detail = f"to {name}"
     call.server.enrolment.rename(boards[0], str(name), call.note)

@@ -88,16 +88,19 @@ class Copy:
     def without(self, defence: Defence) -> Outcome:
         """Take a defence out, run its tests, and put it back."""
         began = time.monotonic()
-        path = self.folder / defence.file
-        whole = path.read_text(encoding="utf-8")
-        if whole.count(defence.text) != 1:
-            why = f"{defence.file} has its text {whole.count(defence.text)} times"
-            return Outcome(defence, False, why, 0)
-        path.write_text(whole.replace(defence.text, defence.out), encoding="utf-8")
+        whole = {place.file: (self.folder / place.file).read_text() for place in defence.places}
+        for file, text, _ in defence.places:
+            if whole[file].count(text) != 1:
+                why = f"{file} has its text {whole[file].count(text)} times"
+                return Outcome(defence, False, why, 0)
+        for file, text, out in defence.places:
+            path = self.folder / file
+            path.write_text(path.read_text().replace(text, out))
         try:
             status, said = self.run(defence.tests, SECONDS)
         finally:
-            path.write_text(whole, encoding="utf-8")
+            for file, text in whole.items():
+                (self.folder / file).write_text(text)
         missed = [test for test in defence.tests if f"FAILED {test}" not in said]
         took = time.monotonic() - began
         if status not in (0, 1):
@@ -151,6 +154,8 @@ def main() -> None:
     """Attack; exit status 1 where a defence can be taken out and nobody notices."""
     words = sys.argv[1:]
     chosen = [each for each in DEFENCES if all(word in each.name for word in words)]
+    if not chosen:
+        sys.exit(f"no defence has {' '.join(words)} in its name")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="attacks-") as folder:
         well = attack(Path(folder), chosen)

@@ -44,7 +44,8 @@ def test_every_attack_is_tried_or_says_why_not(attack: Attack):
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
 def test_every_defence_is_where_its_table_says(defence: Defence):
     """`make attacks` takes each out and shows that its tests notice."""
-    source = (TESTS.parent / defence.file).read_text(encoding="utf-8")
-    assert source.count(defence.text) == 1
+    for place in defence.places:
+        source = (TESTS.parent / place.file).read_text(encoding="utf-8")
+        assert source.count(place.text) == 1
     assert defence.tests
     assert [test for test in defence.tests if not exists(test)] == []

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, defence
+from .defence import BOARD, LIBRARY, SERVER, Place, defence
 
 ENROLMENT: Final = "cm_server/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
+#: The store refuses a token without a use left, too: of several servers one alone takes the last.
+USES: Final = Place(
+    SERVER + "store.py", "tables.tokens.c.hash == token.hash, left > 0", "sa.true()"
+)
 SITE: Final = "system/test_trust.py::test_"
 
 TRUST: Final = [
@@ -122,6 +126,7 @@ TRUST: Final = [
         "if why:",
         ENROLMENT + "used_enrolment_token_opens_nothing_for_another_board",
         ENROLMENT + "two_boards_that_race_one_token_exactly_one_wins",
+        behind=USES,
     ),
     defence(
         "an enrolment token is for the names of its target",
@@ -150,6 +155,7 @@ TRUST: Final = [
         "return row if row is not None and row.uses is None else None",
         "return row",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
+        behind=USES,
     ),
     defence(
         "a caller's token enrols nobody",
@@ -157,6 +163,7 @@ TRUST: Final = [
         "return row if row is not None and row.uses is not None else None",
         "return row and row._replace(uses=1)",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
+        behind=USES,
     ),
     defence(
         "the link of a board that was revoked is closed",

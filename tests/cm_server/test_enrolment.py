@@ -319,7 +319,7 @@ async def test_rename_takes_nobodys_name(service: Service):
     async with await FakeCaller.join(service) as caller:
         refused = await caller.ask("rename", target="lab-1", name="lab-2")
         assert "there is a board called lab-2 already" in str(refused)
-        assert "one board is renamed at a time" in str(
+        assert "One board is renamed at a time" in str(
             await caller.ask("rename", target="lab-[1-2]", name="x")
         )
         assert "TargetError" in str(await caller.ask("rename", target="lab-1", name="a b"))
