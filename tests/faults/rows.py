@@ -85,8 +85,8 @@ def guarded(row: Row, kind: str) -> Row:
     fault, at = row.strike.fault, row.strike.at
     if fault in TCP or (fault, at) == ("duplicate", "RESET"):  # it is gone by the second
         return row
-    if (fault, kind) == ("drop", "mac") and at in ("EXEC", "RESULT", "INTERRUPT"):
-        return row  # nothing follows that could tell
+    if (fault, kind) == ("drop", "mac") and at in ("EXEC", "INTERRUPT"):
+        return row  # nothing follows that could tell; behind RESULT come the board's facts
     if at in ("EXEC", "MORE", "RESET") and fault != "duplicate":
         return row._replace(status="lost", runs=0, why=NEVER, said="", record="")
     if at == "INTERRUPT" and fault != "duplicate":
