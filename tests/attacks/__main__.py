@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import compileall
 import concurrent.futures
+import contextlib
 import os
 import py_compile
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,19 +73,23 @@ class Copy:
         command = [sys.executable, "-B", "-m", "pytest", *options, *dict.fromkeys(tests)]
         environment = {**os.environ, "PYTHONPATH": self._path, "TMPDIR": str(self.folder)}
         environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        try:
-            ran = subprocess.run(
-                command,
-                cwd=self.folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return 1, "".join(f"FAILED {test}\n" for test in tests)  # it hung: that is noticed
-        return ran.returncode, ran.stdout + ran.stderr
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as pytest:
+            try:
+                said, _ = pytest.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return 1, "".join(f"FAILED {test}\n" for test in tests)  # it hung: that is noticed
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pytest.pid, signal.SIGKILL)  # with what its tests had started
+        return pytest.returncode, said
 
     def without(self, defence: Defence) -> Outcome:
         """Take a defence out, run its tests, and put it back."""
