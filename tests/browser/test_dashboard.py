@@ -66,6 +66,13 @@ class Fleets:
     def button(self, name: str) -> Locator:
         return self.node.get_by_role("button", name=re.compile(f"^{re.escape(name)}"))
 
+    def tell(self, name: str, text: str, key: str = "Enter") -> None:
+        """Press a button that asks for something, and type that."""
+        self.button(name).click()
+        field = self.node.locator(".cm-prompt :is(input, textarea)")
+        field.fill(text)
+        field.press(key)
+
     def busy(self, cell: int = 1) -> bool:
         """Whether a cell runs; the status line forgets it when a widget's message was heard."""
         return self.notebook.cells.nth(cell).locator(".jp-InputPrompt").inner_text() == "[*]:"
@@ -142,9 +149,7 @@ def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet:
 
     # A plot grows, and interrupts end what makes it.
     seen.row("rack-1").locator(".cm-name").click()
-    seen.button("Run…").click()
-    seen.page.keyboard.insert_text(SENSOR)
-    seen.page.keyboard.press("Control+Enter")
+    seen.tell("Run…", SENSOR, "Control+Enter")
     expect(seen.row("rack-1")).to_contain_text("busy")
     expect(seen.row("rack-1")).to_contain_text("for local")
     legend = seen.page.locator(".cm-fleet:not(:has(.cm-table)) .cm-legend")
@@ -194,17 +199,13 @@ def test_a_boards_page_has_facts_jobs_files_packages_and_a_plot(desk: Fleets, fl
 def test_labels_and_resets_are_actions_and_errors_are_said(desk: Fleets, fleet: Fleet):
     seen = desk
     seen.row("rack-2").locator(".cm-check").click()
-    seen.button("Label…").click()
-    seen.page.keyboard.insert_text("room=attic")
-    seen.page.keyboard.press("Enter")
+    seen.tell("Label…", "room=attic")
     expect(seen.pane).to_contain_text("rack-2: room=attic")
     seen.target.fill("room=attic")
     expect(seen.count).to_contain_text("1 of ")
     seen.button("Reset").click()
     expect(seen.pane).to_contain_text("rack-2 restarted")
-    seen.button("Label…").click()
-    seen.page.keyboard.insert_text("nonsense")
-    seen.page.keyboard.press("Enter")
+    seen.tell("Label…", "nonsense")
     expect(seen.pane).to_contain_text("A label is written key=value.")
     fleet["rack-2"].label({"room": ""})
     expect(seen.count).to_contain_text("0 of ")
