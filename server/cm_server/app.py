@@ -114,14 +114,12 @@ class Server:
         keep_jobs: int = limits.KEEP_JOBS_DAYS,
         keep_audit: int = limits.KEEP_AUDIT_DAYS,
     ) -> None:
-        self.home = home
-        self.local = local
+        self.home, self.local = home, local
         self.store = _open_store(home, store)
         self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
-        self.started = time.time()
-        self.pid = os.getpid()
+        self.started, self.pid = time.time(), os.getpid()
         self.address = ""
         self.callers: set[CallerConversation] = set()
         self.registry = Registry(self.store.boards())
@@ -134,12 +132,11 @@ class Server:
         self.unproven = Unproven()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
-        self.origins = frozenset(origins)
-        self.proxies = tuple(proxies)
+        self.origins, self.proxies = frozenset(origins), tuple(proxies)
         self._lost_after, loop = lost_after, asyncio.get_running_loop()
         self.others: Others | None = None
-        grace = max(lost_after, self.spread)
         self.enrolment = Enrolment(self)
+        grace = max(lost_after, self.spread)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
         self.housekeeper = Housekeeper(

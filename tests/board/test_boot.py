@@ -200,7 +200,8 @@ def test_blocking_program_gives_way_when_the_link_is_gone_for_long(lab):
     link.program(1, "app.py")
     link.cut()
     again = lab.link(after=link)
-    again.program(1, "app.py")  # it was started anew, now that there is a link
+    again.program(1, "app.py")
+    assert (1, "app.py") in again.programs, "it was started anew, now that there is a link"
 
 
 def test_fresh_leaves_the_program_out_this_once(lab):
@@ -270,9 +271,12 @@ def test_another_program_gets_its_own_three_starts(lab):
         lab.peer.until(lambda _, link=link: any("ended: " in text for _, text in link.programs))
         lab.chip.press_reset()
     safe = lab.link(after=link)
+    assert "safe mode" in safe.told["facts"]["program"]
     safe.run("with open('/app.py', 'w') as f:\n    f.write('print(1)')")
     lab.chip.press_reset()
-    lab.link(after=safe).program(0, "app.py ended")
+    other = lab.link(after=safe)
+    other.program(0, "app.py ended")
+    assert "safe mode" not in other.told["facts"]["program"]
 
 
 def test_boots_without_wifi_never_count(lab):

@@ -113,15 +113,8 @@ LONG = "import time\nfor _ in range(1200):\n    time.sleep(0.1)"
 SENSOR = "import cm, time\nfor n in range(600):\n    cm.emit(temp=20 + n / 10)\n    time.sleep(0.1)"
 
 
-def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet: Fleet):
-    seen = show("long.ipynb", "%load_ext cm_magics\n%fleet rack-*", LONG, "%board_plot rack-1 temp")
-    expect(seen.count).to_contain_text("3 of ")
-    seen.settle()
-    seen.start(2)
-    seen.start(1)
-    expect(seen.notebook.cells.nth(1).locator(".jp-InputPrompt")).to_have_text("[*]:")
-
-    # Filters.
+def filter_boards(seen: Fleets) -> None:
+    """Type targets, right and wrong ones."""
     seen.target.fill("rack-[2-3]")
     expect(seen.count).to_contain_text("2 of ")
     seen.target.fill("nobody-*")
@@ -130,6 +123,17 @@ def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet:
     expect(seen.node.locator(".cm-complaint")).to_contain_text("never closed")
     seen.target.fill("rack-*")
     expect(seen.count).to_contain_text("3 of ")
+
+
+def test_a_person_works_with_the_fleet_while_a_long_cell_runs(show, rack, fleet: Fleet):
+    seen = show("long.ipynb", "%load_ext cm_magics\n%fleet rack-*", LONG, "%board_plot rack-1 temp")
+    expect(seen.count).to_contain_text("3 of ")
+    seen.settle()
+    seen.start(2)
+    seen.start(1)
+    expect(seen.notebook.cells.nth(1).locator(".jp-InputPrompt")).to_have_text("[*]:")
+
+    filter_boards(seen)
 
     # Selects, by the keyboard.
     expect(seen.button("Interrupt")).to_be_disabled()
