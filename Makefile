@@ -44,7 +44,7 @@ demo: $(READY_DEMO)
 # loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
 TOGETHER := tests/test_project.py $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
-ALONE := tests/cloudmanager/test_bridge.py tests/load notebooks tests/browser
+ALONE := tests/cloudmanager/cable/test_bridge.py tests/load notebooks tests/browser
 test: check
 ifeq ($(ARGS),)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
@@ -103,8 +103,8 @@ $(READY_TEST): setup.cfg pyproject.toml | $(BIN)/python
 
 # Debian keeps ensurepip in a package of its own, python3-venv.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-		|| { echo "Cloudmanager needs Python 3.10 or later (make PYTHON=python3.12 …)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Cloudmanager needs Python 3.11 or later (make PYTHON=python3.12 …)" >&2; exit 1; }
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "installing python3-venv"; \

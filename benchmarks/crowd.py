@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloudmanager import config, frames, proofs, wire
-from cm_server.transport import TlsTransport
+from cloudmanager import config
+from cloudmanager.protocol import frames, proofs, wire
+from cm_server.net.tls_transport import TlsTransport
 
 PROCESSES = 2
 _AT_ONCE = 50  # of one process, that dial at the same time when they begin
@@ -132,7 +133,7 @@ class Board(asyncio.Protocol):
         self._open = asyncio.Event()
         try:
             await asyncio.wait_for(self._dialler.dial(self), _PATIENCE)
-        except (OSError, asyncio.TimeoutError):
+        except (TimeoutError, OSError):
             self._again()
         else:
             self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._transport.abort)

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cloudmanager import frames, proofs, wire
+from cloudmanager.protocol import frames, proofs, wire
 
 _FACTS = {"version": "1.28.0", "mpy": 0x0306, "machine": "simulated", "client": "0.1"}
 _PLATFORMS = ("esp32", "rp2", "esp8266")

@@ -26,8 +26,8 @@ import psutil
 
 from benchmarks import ours
 from benchmarks.crowd import crowd
-from cloudmanager import Fleet, service
-from cloudmanager.aio import AsyncFleet
+from cloudmanager import Fleet, local_server
+from cloudmanager.client.async_fleet import AsyncFleet
 
 #: What was measured once, for the picture in docs/; see benchmarks/README.md.
 FIGURES = Path(__file__).with_name("load.jsonl")
@@ -103,11 +103,11 @@ def lab(*, tls: bool) -> Iterator[Lab]:
     """Start a server, and end it."""
     host, tcp_port = "0.0.0.0" if tls else "127.0.0.1", _free_port()
     with ours.home() as home, Fleet() as fleet:
-        service.start(host, tcp_port)
+        local_server.start(host, tcp_port)
         try:
             yield Lab(fleet, host, tcp_port, home)
         finally:
-            service.stop()
+            local_server.stop()
 
 
 def _free_port() -> int:
@@ -198,7 +198,7 @@ def _storm(it: Lab, figures: Figures) -> None:
     killed = it.server
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(10)
-    service.start(it.host, it.tcp_port)
+    local_server.start(it.host, it.tcp_port)
     back = threading.Event()
     callers = [threading.Thread(target=_call, args=(n, back, figures)) for n in range(_WATCHED)]
     for caller in callers:

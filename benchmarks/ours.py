@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cloudmanager import Boards, Fleet, config, service
-from cloudmanager.rig import wait_online
-from cloudmanager.simulate import names_of, simulate
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager import Boards, Fleet, config, local_server
+from cloudmanager.board_client import Identity
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.virtual.simulate import names_of, simulate
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def running(
     On another `host` than loopback, all links speak TLS.
     """
     with home(), Fleet() as fleet:
-        service.start(host, tcp_port=0)
+        local_server.start(host, tcp_port=0)
         try:
             virtual = simulate(fleet, names_of("bench", boards), allow_remote=True, flash=flash)
             try:
@@ -45,14 +46,14 @@ def running(
             finally:
                 virtual.stop()
         finally:
-            service.stop()
+            local_server.stop()
 
 
 @contextlib.contextmanager
 def behind(throttle: Callable[[int], contextlib.AbstractContextManager[int]]) -> Iterator[Boards]:
     """Gives one board that dials through `throttle`, which takes and gives a TCP port."""
     with home() as folder, Fleet() as fleet:
-        service.start(tcp_port=0)
+        local_server.start(tcp_port=0)
         try:
             (told,) = fleet.enrol(["bench-1"])
             identity = Identity(told["name"], told["id"], bytes.fromhex(told["key"]))
@@ -63,4 +64,4 @@ def behind(throttle: Callable[[int], contextlib.AbstractContextManager[int]]) ->
                     wait_online(fleet, ["bench-1"])
                     yield fleet["bench-1"]
         finally:
-            service.stop()
+            local_server.stop()

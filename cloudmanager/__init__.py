@@ -6,8 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .aio import AsyncFleet
-    from .errors import (
+    from .client.async_fleet import AsyncFleet
+    from .client.fleet import Boards, Fleet
+    from .client.jobs import Event, Job, JobGroup
+    from .client.samples import Sample, Samples
+    from .client.watch import Update, Watch
+    from .protocol.errors import (
         BoardError,
         BoardOffline,
         CellSyntaxError,
@@ -21,11 +25,7 @@ if TYPE_CHECKING:
         TargetError,
         VersionMismatch,
     )
-    from .fleet import Boards, Fleet
-    from .jobs import Event, Job, JobGroup
-    from .results import Repr, Result, Results
-    from .samples import Sample, Samples
-    from .watch import Update, Watch
+    from .results.results import Repr, Result, Results
 
 __all__ = [
     "AsyncFleet",
@@ -57,13 +57,13 @@ __all__ = [
 
 
 _HOMES = (
-    "errors",
-    "fleet",
-    "jobs",
-    "results",
-    "samples",
-    "watch",
-    "aio",
+    "protocol.errors",
+    "client.fleet",
+    "client.jobs",
+    "results.results",
+    "client.samples",
+    "client.watch",
+    "client.async_fleet",
 )  # asyncio last: it takes 50 ms
 
 

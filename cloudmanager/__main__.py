@@ -1,5 +1,5 @@
 """``python -m cloudmanager``: the same as ``mbm``."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -17,8 +17,8 @@ from .interrupts import Interrupts
 from .shell import BoardShell
 
 if TYPE_CHECKING:
-    from .boards import BoardCells
-    from .cells import Part
+    from .board_cells import BoardCells
+    from .cell_routing import Part
 
 _ARRIVE: Final = 0.002  # seconds in which the cells of a Run All arrive, which an error stops
 
@@ -55,7 +55,7 @@ class BoardKernel(IPythonKernel):
     @cached_property
     def boards(self) -> BoardCells:
         """Cells on boards, from the first one on: a kernel answers before it loads them."""
-        from .boards import BoardCells
+        from .board_cells import BoardCells
 
         return BoardCells(self)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cloudmanager.cells import parse
+from cloudmanager.client.cells import parse
 
 _FUNCTION: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _SIGNATURES: Final = 6  # of one overloaded function

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .files import FileMagics
+from .board_magics import ManageMagics
+from .file_magics import FileMagics
 from .magics import BoardMagics, dashboard, fleet, hang_up
-from .manage import ManageMagics
-from .packages import PackageMagics
+from .package_magics import PackageMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.files import Entry
-from cloudmanager.filetext import size_text, value_text
-from cloudmanager.fleet import Fleet
-from cloudmanager.packages import Packages
-from cloudmanager.tables import facts, moment
-from cloudmanager.text import clean
+from cloudmanager.client.files import Entry
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.packages import Packages
+from cloudmanager.display.file_report import size_text, value_text
+from cloudmanager.display.tables import facts, moment
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.text import clean
 
 _JOBS: Final = 12  # that are listed
 _FILES: Final = 200

@@ -13,24 +13,24 @@ from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup
-from cloudmanager.results import Results
-from cloudmanager.show import KEPT, Looks, results_text
-from cloudmanager.tables import fleet_table
-from cloudmanager.targets import parse
-from cloudmanager.text import fold, nearest
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.display.cell_view import KEPT, Looks, results_text
+from cloudmanager.display.tables import fleet_table
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.text import fold, nearest
+from cloudmanager.results.results import Results
 
-from . import show
-from .comment import uncomment
-from .complete import completer
-from .line import Line, split_cell_line, split_line
-from .options import Options, board_parser, result_parser
-from .show import BLOCKING, Way
+from . import cell_display
+from .cell_display import BLOCKING, Way
+from .comment_magic import uncomment
+from .magic_completion import completer
+from .magic_line import Line, split_cell_line, split_line
+from .magic_options import Options, board_parser, result_parser
 
 if TYPE_CHECKING:
-    from .widget import Dashboard
+    from .dashboard_widget import Dashboard
 
 NO_TARGET: Final = (
     "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
@@ -60,7 +60,7 @@ def fleet() -> Fleet:
 def hang_up() -> None:
     """Close the session's Fleet, if there is one; what runs goes on on the boards."""
     global _fleet
-    if live := sys.modules.get("cm_magics.live"):  # else no widget was ever made
+    if live := sys.modules.get("cm_magics.live_widget"):  # else no widget was ever made
         live.end_all()
     held, _fleet = _fleet, None
     if held is not None:
@@ -76,7 +76,7 @@ def dashboard(target: str = "") -> Dashboard:
     Raises:
         TargetError: that is malformed.
     """
-    from .widget import Dashboard
+    from .dashboard_widget import Dashboard
 
     return Dashboard(fleet(), parse(target) if target else None)
 
@@ -87,7 +87,7 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except CloudmanagerError as error:
-        show.render(error)
+        cell_display.render(error)
         raise
 
 
@@ -141,7 +141,7 @@ class BoardMagics(Magics):
     def boards(self, line: str) -> None:
         """Show the fleet as a table: `%boards`, or some of it: `%boards TARGET`."""
         with _plain_errors():
-            show.publish(fleet_table(fleet().boards(line.strip() or None)))
+            cell_display.publish(fleet_table(fleet().boards(line.strip() or None)))
 
     @no_var_expand
     @line_magic
@@ -152,14 +152,14 @@ class BoardMagics(Magics):
         """
         target = line.strip() or self.target
         if not target:
-            show.publish("No boards are chosen. `%board_use TARGET` chooses some.")
+            cell_display.publish("No boards are chosen. `%board_use TARGET` chooses some.")
             return
         with _plain_errors():
             found = fleet().boards(target)
         self.target = target
         who = _who(found)
         now = f", which is {who}" if who != target else ""
-        show.publish(f"{self.uses} {target}{now}.")
+        cell_display.publish(f"{self.uses} {target}{now}.")
 
     def note_shown(self, results: Results) -> None:
         """Take it that these results are shown already, in the cell that runs now."""
@@ -235,12 +235,12 @@ class BoardMagics(Magics):
         """Run code, show what it does, keep the results, raise what failed."""
         inputs = self._inputs(options)
         failed_here = None
-        if options.local and show.must_await(self.shell, code):
+        if options.local and cell_display.must_await(self.shell, code):
             raise UsageError(_AWAITS)
         with _plain_errors():
             group = self._submit(target, code, options, inputs, way)
             if options.local:
-                failed_here = show.run_here(self.shell, code)
+                failed_here = cell_display.run_here(self.shell, code)
                 if isinstance(failed_here, KeyboardInterrupt):
                     group.interrupt()
             if options.noblock:
@@ -264,7 +264,7 @@ class BoardMagics(Magics):
                 timeout=options.timeout,
                 fresh=options.fresh,
                 wait=options.wait,
-                answers=not options.noblock and show.can_answer(),
+                answers=not options.noblock and cell_display.can_answer(),
                 **heard,
             )
         except (TypeError, ValueError) as error:
@@ -287,7 +287,7 @@ class BoardMagics(Magics):
         self._seen = results
         self._keep(options, results)
         if options.on_error == "raise":
-            show.raise_failures(results)
+            cell_display.raise_failures(results)
         return results
 
     def _keep(self, options: Namespace, value: object) -> None:
@@ -326,7 +326,7 @@ class BoardMagics(Magics):
         """Show nothing as the value of a cell that has shown these results already."""
         if results is not self._seen:
             raise NotImplementedError  # IPython's word for: go on as if I were not here
-        show.erase_prompt()
+        cell_display.erase_prompt()
 
     def _forget(self) -> None:
         self._seen = None

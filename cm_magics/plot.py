@@ -8,13 +8,13 @@ from xml.sax.saxutils import escape
 
 import traitlets
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.samples import Sample
-from cloudmanager.text import clean
-from cloudmanager.watch import Update
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.samples import Sample
+from cloudmanager.client.watch import Update
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.text import clean
 
-from .live import Live, in_thread, module
+from .live_widget import Live, in_thread, module
 
 _HISTORY: Final = 20_000  # samples that a plot begins with
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"

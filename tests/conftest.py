@@ -1,7 +1,7 @@
 """A real server and real virtual boards for every test that wants them; nothing of the user's.
 
-They are the fixtures that Cloudmanager gives to everybody (cloudmanager/testing.py), under shorter
-names; and three boards that all tests share, who must leave them idle.
+They are the fixtures of Cloudmanager's pytest plugin (cloudmanager/testing/plugin.py) under shorter
+names, and three boards that all tests share and must leave idle.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server, running_server
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .engines import Nats, Postgres, running_nats, running_postgres
 

@@ -14,40 +14,34 @@ import pytest
 
 from .wheel import ROOT, build, pip, tracked
 
-SOURCES = {
-    "cloudmanager": ROOT / "cloudmanager",
-    "cloudmanager.cable": ROOT / "cloudmanager/cable",
-    "cm_server": ROOT / "server/cm_server",
-    "cm_server.packages": ROOT / "server/cm_server/packages",
-}
-#: Modules that use the standard library and each other, and nothing else (STYLE, "Finer rules").
+SOURCES = {"cloudmanager": ROOT / "cloudmanager", "cm_server": ROOT / "server/cm_server"}
+#: Modules that use the standard library and each other, and nothing else.
 PURE = {
-    "cloudmanager.cells",
-    "cloudmanager.errors",
-    "cloudmanager.frames",
-    "cloudmanager.names",
-    "cloudmanager.targets",
-    "cloudmanager.text",
-    "cloudmanager.proofs",
-    "cloudmanager.wire",
+    "cloudmanager.client.cells",
+    "cloudmanager.protocol.errors",
+    "cloudmanager.protocol.frames",
+    "cloudmanager.protocol.names",
+    "cloudmanager.protocol.proofs",
+    "cloudmanager.protocol.targets",
+    "cloudmanager.protocol.text",
+    "cloudmanager.protocol.wire",
     "cm_server.limits",
     "cm_server.packages.archives",
+    "cm_server.packages.dependencies",
     "cm_server.packages.documents",
+    "cm_server.packages.source_settings",
+    "cm_server.packages.install_paths",
     "cm_server.packages.lock",
-    "cm_server.packages.needs",
-    "cm_server.packages.paths",
     "cm_server.packages.plan",
     "cm_server.packages.release",
     "cm_server.packages.requirement",
-    "cm_server.packages.settings",
 }
-#: `__init__` has public names only, `__main__` one call: no behaviour of their own to test.
-NOT_MIRRORED = {"__init__", "__main__"}
 
 
-def modules() -> list[tuple[str, Path]]:
-    """Every module of the library and the server: (package, path)."""
-    return [(name, path) for name, folder in SOURCES.items() for path in folder.glob("*.py")]
+def path_of(module: str) -> Path:
+    """Return the file of a module, given by its dotted name."""
+    top, _, rest = module.partition(".")
+    return SOURCES[top] / (rest.replace(".", "/") + ".py")
 
 
 def version() -> str:
@@ -56,36 +50,24 @@ def version() -> str:
     return config["metadata"]["version"]
 
 
-def test_every_module_has_a_test_file_of_its_own():
-    missing = [
-        test
-        for package, path in modules()
-        if path.stem not in NOT_MIRRORED
-        and (test := f"tests/{package.replace('.', '/')}/test_{path.stem}.py")
-        and not (ROOT / test).exists()
-    ]
-    assert missing == []
-
-
 def test_pure_modules_import_the_standard_library_and_each_other_only():
-    foreign = {
-        f"{package}.{path.stem}": sorted(outside)
-        for package, path in modules()
-        if f"{package}.{path.stem}" in PURE and (outside := imported(package, path) - PURE)
-    }
+    foreign = {module: sorted(outside) for module in PURE if (outside := imported(module) - PURE)}
     assert foreign == {}
 
 
-def imported(package: str, path: Path) -> set[str]:
-    """The modules outside the standard library that `path` imports, in functions too."""
+def imported(module: str) -> set[str]:
+    """Return the modules outside the standard library that a module imports, in functions too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    package = module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             origin = ".".join(filter(None, [package if node.level else "", node.module]))
-            inside = origin in SOURCES
-            found |= {f"{origin}.{alias.name}" for alias in node.names} if inside else {origin}
+            for alias in node.names:
+                full = f"{origin}.{alias.name}"
+                is_module = full.partition(".")[0] in SOURCES and path_of(full).exists()
+                found.add(full if is_module else origin)
     return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
@@ -128,7 +110,7 @@ def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
     scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")
-    assert b"mbm = cloudmanager.cli:main" in scripts
+    assert b"mbm = cloudmanager.cli.main:main" in scripts
 
 
 def test_installed_wheel_imports_and_finds_the_board_code(wheel: Path, tmp_path: Path):

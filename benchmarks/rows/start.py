@@ -8,7 +8,7 @@ import time
 
 from benchmarks import ours
 from benchmarks.report import Row
-from cloudmanager import service
+from cloudmanager import local_server
 
 _STARTS = 5
 _IMPORT = """\
@@ -33,7 +33,7 @@ def _start() -> float:
         command = [sys.executable, "-m", "cloudmanager", "server-start", "--port", "0"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took = time.perf_counter() - begun
-        service.stop()
+        local_server.stop()
     return took
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 from cloudmanager import config
-from cloudmanager.errors import CableError
+from cloudmanager.protocol.errors import CableError
 
 PAGES: Final = "https://micropython.org/download/"
 FETCH_SECONDS: Final = 60.0

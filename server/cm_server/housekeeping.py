@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from .jobs import Timer
-from .store import Store
+from .jobs.jobs import Timer
+from .store.store import Store
 
 log = logging.getLogger("cm_server")
 

@@ -26,11 +26,11 @@ from prometheus_client.core import (
     Metric,
 )
 
-from .tally import BOUNDS, Tally
+from .jobs.counters import BOUNDS, Tally
 
 if TYPE_CHECKING:
     from .app import Server
-    from .others import Others
+    from .cluster.membership import Others
 
 _Labelled = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST

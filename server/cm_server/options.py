@@ -11,7 +11,7 @@ from typing import Any
 from cloudmanager import config
 
 from . import limits
-from .queues import LOST_AFTER
+from .jobs.scheduler import LOST_AFTER
 
 BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

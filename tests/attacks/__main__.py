@@ -42,7 +42,7 @@ PACKAGES: Final = {
 #: Of pytest; the others of this environment would take longer to import than tests to run.
 PLUGINS: Final = (
     *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
-    *("-p", "cloudmanager.testing"),
+    *("-p", "cloudmanager.testing.plugin"),
 )
 
 

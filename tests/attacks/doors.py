@@ -13,23 +13,23 @@ DOORS: Final = [
         LIBRARY + "proofs.py",
         "return wire.read_json(body) if hmac.compare_digest(wanted, proof) else None",
         "return wire.read_json(body)",
-        "cm_server/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
-        "cm_server/test_board_socket.py::test_one_flipped_bit_of_the_facts_is_noticed",
+        "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
+        "cm_server/net/test_board_socket.py::test_one_flipped_bit_of_the_facts_is_noticed",
     ),
     defence(
         "each challenge is fresh",
         SERVER + "auth.py",
         "return secrets.token_bytes(proofs.NONCE_BYTES)",
         "return bytes(proofs.NONCE_BYTES)",
-        "cm_server/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
-        "cm_server/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
+        "cm_server/net/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
+        "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
     ),
     defence(
         "a stranger learns no ids",
         SERVER + "board_socket.py",
         "self._key_of(hello) or auth.new_key()  # a stranger learns no ids",
         "self._key_of(hello) or self._refuse(NOT_PROVEN, 'unknown') or b''",
-        "cm_server/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
+        "cm_server/net/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
     ),
     defence(
         "the server proves itself to the board first",
@@ -43,7 +43,7 @@ DOORS: Final = [
         LIBRARY + "wire.py",
         "if message.op not in FROM_BOARD[state]:",
         "if False:",
-        "cm_server/test_dispatch.py::test_what_no_board_may_say_is_refused",
+        "cm_server/jobs/test_dispatch.py::test_what_no_board_may_say_is_refused",
         "cm_server/test_matrix.py::test_a_proven_board_asks_for_nothing_that_callers_may",
     ),
     defence(
@@ -51,21 +51,21 @@ DOORS: Final = [
         SERVER + "board_socket.py",
         "self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN",
         "self._deadline = loop.call_later(seconds + 999, self._refuse, NOT_PROVEN",
-        "cm_server/test_board_socket.py::test_a_slow_greeting_is_cut",
+        "cm_server/net/test_board_socket.py::test_a_slow_greeting_is_cut",
     ),
     defence(
         "the newest link of a board takes over, the older is closed",
         SERVER + "board_socket.py",
         'old.close(REPLACED, "a newer link took over")',
         "pass",
-        "cm_server/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
+        "cm_server/net/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
     ),
     defence(
         "two boards with one key take no turns all day",
         SERVER + "board_socket.py",
         "        if board.rivals > 1:\n",
         "        if False:\n",
-        "cm_server/test_board_socket.py::"
+        "cm_server/net/test_board_socket.py::"
         "test_two_boards_with_one_key_do_not_push_each_other_out_all_day",
     ),
     defence(
@@ -73,21 +73,21 @@ DOORS: Final = [
         SERVER + "auth.py",
         "        if hmac.compare_digest(known, mine):\n            found = row\n",
         "        if known == mine:\n            return row\n",
-        "cm_server/test_auth.py::test_every_known_token_is_compared_whichever_it_is",
+        "cm_server/auth/test_credentials.py::test_every_known_token_is_compared_whichever_it_is",
     ),
     defence(
         "a token of any length is not looked at",
         SERVER + "auth.py",
         "not 0 < len(token) <= limits.TOKEN_CHARS",
         "False",
-        "cm_server/test_auth.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
+        "cm_server/auth/test_credentials.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
     ),
     defence(
         "a token that expired opens nothing",
         SERVER + "tokens.py",
         "if row.expires is not None and row.expires <= self._clock():",
         "if False:",
-        "cm_server/test_tokens.py::test_an_expired_token_is_refused_by_name",
+        "cm_server/auth/test_tokens.py::test_an_expired_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-expired]",
     ),
     defence(
@@ -95,7 +95,7 @@ DOORS: Final = [
         SERVER + "tokens.py",
         "        if row.revoked is not None:\n            return",
         "        if False:\n            return",
-        "cm_server/test_tokens.py::test_a_revoked_token_is_refused_by_name",
+        "cm_server/auth/test_tokens.py::test_a_revoked_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-revoked]",
     ),
     defence(
@@ -103,7 +103,7 @@ DOORS: Final = [
         SERVER + "app.py",
         "caller.close(REVOKED, self.tokens.refusal(token))",
         "pass",
-        "cm_server/test_caller_socket.py::"
+        "cm_server/net/test_caller_socket.py::"
         "test_a_revoked_tokens_links_are_closed_within_two_seconds",
     ),
     defence(
@@ -111,7 +111,7 @@ DOORS: Final = [
         SERVER + "caller_socket.py",
         "if self._server.bad_logins.allow(group_of(address)) is None:",
         "if False:",
-        "cm_server/test_caller_socket.py::"
+        "cm_server/net/test_caller_socket.py::"
         "test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address",
     ),
     # Browsers
@@ -120,21 +120,21 @@ DOORS: Final = [
         SERVER + "pages.py",
         "if plain and self.secure and not",
         "if False and not",
-        "cm_server/test_pages.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
+        "cm_server/net/test_handlers.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
     ),
     defence(
         "a foreign page opens no link",
         SERVER + "pages.py",
         'if foreign and self.opened_by != "nothing":',
         "if False:",
-        "cm_server/test_pages.py::test_a_foreign_page_opens_no_link",
+        "cm_server/net/test_handlers.py::test_a_foreign_page_opens_no_link",
     ),
     defence(
         "no page may be framed",
         SERVER + "pages.py",
         '    "X-Frame-Options": "DENY",\n',
         "",
-        "cm_server/test_pages.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
+        "cm_server/net/test_handlers.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
     ),
     defence(
         "each verb needs its role",
@@ -178,7 +178,7 @@ DOORS: Final = [
         SERVER + "audit.py",
         'clean = auth.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])',
         "clean = text[: 4 * limits.AUDIT_CHARS]",
-        "cm_server/test_audit.py::"
+        "cm_server/auth/test_audit.py::"
         "test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written",
         "cm_server/test_matrix.py::test_no_secret_and_no_cell_is_in_the_audit_log",
     ),
@@ -187,21 +187,21 @@ DOORS: Final = [
         SERVER + "tables.py",
         "for _name, _when in _AUDIT_RULES.items():",
         "for _name, _when in ():",
-        "cm_server/test_store.py::test_no_row_is_changed_or_taken_out",
+        "cm_server/store/test_store.py::test_no_row_is_changed_or_taken_out",
     ),
     defence(
         "a board's key is in no repr",
         SERVER + "rows.py",
         'return f"BoardRow(id={self.id!r}, name={self.name!r})"',
         'return f"BoardRow(id={self.id!r}, name={self.name!r}, key={self.key!r})"',
-        "cm_server/test_rows.py::test_a_boards_key_is_in_no_repr",
+        "cm_server/store/test_rows.py::test_a_boards_key_is_in_no_repr",
     ),
     defence(
         "a range is bounded before it is expanded",
         LIBRARY + "names.py",
         "    if count > room:\n",
         "    if count > 2 * room:\n",
-        "cloudmanager/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",
+        "cloudmanager/protocol/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",
     ),
     defence(
         "the local user's token is sent to this machine alone",

@@ -35,8 +35,8 @@ PACKAGE_ATTACKS: Final = [
         HERE + "test_index.py: target_that_is_not_the_packages_refuses_it "
         "boot_client_and_key_are_refused_at_the_root_too",
         HERE + "test_plan.py: source_that_would_hide_bytecode_goes_and_the_reverse",
-        "cm_server/test_installs.py: a_leftover_source_goes_and_what_is_in_the_way_is_said",
-        "cm_server/test_records.py: files_of_others_are_overwritten_by_force_only",
+        "cm_server/installs/test_board_install.py: a_leftover_source_goes_and_what_is_in_the_way_is_said",
+        "cm_server/installs/test_install_manifest.py: files_of_others_are_overwritten_by_force_only",
     ),
     attack(
         27,
@@ -69,7 +69,7 @@ PACKAGE_ATTACKS: Final = [
         HERE + "test_given.py: url_of_a_private_address_is_refused "
         "public_package_cannot_lead_to_a_private_index "
         "sent_document_cannot_name_the_servers_own_files",
-        "cm_server/test_plans.py: an_index_inside_is_only_an_administrators_to_name",
+        "cm_server/installs/test_plan_cache.py: an_index_inside_is_only_an_administrators_to_name",
     ),
     attack(
         30,
@@ -168,15 +168,15 @@ PACKAGES: Final = [
         SERVER + "records.py",
         "if differs and owner != file.package and not force:",
         "if False:",
-        "cm_server/test_records.py::test_files_of_others_are_overwritten_by_force_only",
+        "cm_server/installs/test_install_manifest.py::test_files_of_others_are_overwritten_by_force_only",
     ),
     defence(
         "package: a leftover source that would hide bytecode goes",
         SERVER + "records.py",
         "sorted((old - kept) | hiding)",
         "sorted(old - kept)",
-        "cm_server/test_records.py::test_what_would_hide_it_goes_if_it_is_there",
-        "cm_server/test_installs.py::test_a_leftover_source_goes_and_what_is_in_the_way_is_said",
+        "cm_server/installs/test_install_manifest.py::test_what_would_hide_it_goes_if_it_is_there",
+        "cm_server/installs/test_board_install.py::test_a_leftover_source_goes_and_what_is_in_the_way_is_said",
     ),
     defence(
         "package: content is what its hash says",
@@ -271,6 +271,6 @@ PACKAGES: Final = [
         SERVER + "installs.py",
         "    if staged is False and not dry_run:\n",
         "    if False:\n",
-        "cm_server/test_installs.py::test_room_that_an_earlier_try_took_is_room",
+        "cm_server/installs/test_board_install.py::test_room_that_an_earlier_try_took_is_room",
     ),
 ]

@@ -7,18 +7,16 @@ from typing import Final
 from .defence import SERVER, defence
 from .table import attack
 
-LETTER: Final = (
-    "cm_server/test_post.py::test_what_is_forged_changed_replayed_or_led_astray_is_dropped"
-)
-STORE: Final = "cm_server/test_shared_store.py::test_"
+LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_what_is_forged_changed_replayed_or_led_astray_is_dropped"
+STORE: Final = "cm_server/store/test_shared_store.py::test_"
 STANDS_STILL: Final = (
     STORE + "a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on[sqlite]"
 )
 TAKEN_ONCE: Final = STORE + "a_job_is_taken_once_and_by_the_holder_only[sqlite]"
 MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sqlite]"
-PRESENCE: Final = "cm_server/test_presence.py::test_"
+PRESENCE: Final = "cm_server/cluster/test_board_directory.py::test_"
 CHANGES: Final = (
-    "cm_server/test_others.py::"
+    "cm_server/cluster/test_membership.py::"
     "test_what_changes_at_one_server_counts_at_the_other[sqlite, one process]"
 )
 
@@ -26,12 +24,12 @@ SERVER_ATTACKS: Final = [
     attack(
         39,
         "a stranger on the bus; a server that stood still; jobs that two servers have",
-        "cm_server/test_post.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
-        "cm_server/test_presence.py: who_publishes_on_the_bus_without_the_key_has_no_say "
+        "cm_server/cluster/test_peer_messages.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
+        "cm_server/cluster/test_board_directory.py: who_publishes_on_the_bus_without_the_key_has_no_say "
         "the_newest_link_wins_and_older_words_are_not_heard "
         "a_revoked_board_is_refused_though_its_server_has_not_heard "
         "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
-        "cm_server/test_shared_store.py: a_job_is_taken_once_and_by_the_holder_only "
+        "cm_server/store/test_shared_store.py: a_job_is_taken_once_and_by_the_holder_only "
         "a_server_that_was_taken_out_sends_nothing late_truth_is_the_holders_to_write "
         "of_two_servers_one_uses_a_token_up",
         "faults/test_several.py: "

@@ -40,18 +40,18 @@ ATTACKS: Final = [
     attack(
         1,
         "tokens that are none: empty, cut, wrong, very long, in other clothes",
-        "cm_server/test_auth.py: any_other_header_is_nobody "
+        "cm_server/auth/test_credentials.py: any_other_header_is_nobody "
         "an_empty_token_is_nobody_even_if_its_hash_was_written "
         "every_known_token_is_compared_whichever_it_is",
-        "cm_server/test_caller_socket.py: every_wrong_token_gets_the_same_answer "
+        "cm_server/net/test_caller_socket.py: every_wrong_token_gets_the_same_answer "
         "a_token_of_a_megabyte_costs_its_sender_the_link",
         "cm_server/test_matrix.py: every_route_by_every_credential",
-        "cloudmanager/test_exchange.py: token_cannot_smuggle_a_header_in",
+        "cloudmanager/client/test_exchange.py: token_cannot_smuggle_a_header_in",
     ),
     attack(
         2,
         "enrolment tokens: expired, used, of another scope, raced for",
-        "cm_server/test_enrolment.py: "
+        "cm_server/auth/test_enrolment.py: "
         "expired_and_revoked_enrolment_tokens_are_refused_by_name "
         "used_enrolment_token_opens_nothing_for_another_board "
         "wrong_scope_enrolment_token_is_refused_by_a_sentence "
@@ -64,12 +64,12 @@ ATTACKS: Final = [
     attack(
         3,
         "replay: of a handshake, of a frame, in another session, direction, or to another board",
-        "cm_server/test_board_socket.py: a_recorded_proof_opens_nothing_later "
+        "cm_server/net/test_board_socket.py: a_recorded_proof_opens_nothing_later "
         "a_stranger_meets_a_fresh_challenge_each_time "
         "the_servers_own_proof_sent_back_opens_nothing",
         "board/test_link.py: cell_that_comes_twice_runs_once",
-        "cm_server/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
-        "cm_server/test_enrolment.py: "
+        "cm_server/net/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
+        "cm_server/auth/test_enrolment.py: "
         "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
         "attacks/test_replay.py: a_recorded_link_that_is_replayed_opens_nothing",
     ),
@@ -80,8 +80,8 @@ ATTACKS: Final = [
         "faults/test_caller_link.py: fault_between_caller_and_server",
         "faults/test_board_link.py: fault_in_the_handshake_of_tls",
         "faults/test_caller_link.py: fault_between_caller_and_server_over_tls",
-        "cm_server/test_board_socket.py: one_flipped_bit_of_the_facts_is_noticed",
-        "cm_server/test_enrolment.py: "
+        "cm_server/net/test_board_socket.py: one_flipped_bit_of_the_facts_is_noticed",
+        "cm_server/auth/test_enrolment.py: "
         "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
         not_here="links in the clear, which only this machine's own loopback has: nothing tells a "
         "changed byte there",
@@ -94,21 +94,21 @@ ATTACKS: Final = [
         "system/test_trust.py: a_fake_server_is_refused_by_its_certificate "
         "a_caller_verifies_the_server_by_the_tokens_fingerprint "
         "a_caller_without_a_fingerprint_asks_this_machines_authorities",
-        "cloudmanager/test_tls.py: another_name_and_another_authority_are_refused "
+        "cloudmanager/client/test_tls.py: another_name_and_another_authority_are_refused "
         "another_fingerprint_is_another_server what_is_no_authority_is_no_server_of_ours",
-        "cm_server/test_certificates.py: the_server_is_verified_by_its_authority_for_one_name "
+        "cm_server/net/test_certificates.py: the_server_is_verified_by_its_authority_for_one_name "
         "another_servers_authority_is_another",
     ),
     attack(
         6,
         "downgrade: another version, TLS or MAC stripped",
-        "cm_server/test_board_socket.py: another_version_is_told_so",
-        "cm_server/test_caller_socket.py: another_version_is_told_which_one_is_spoken "
+        "cm_server/net/test_board_socket.py: another_version_is_told_so",
+        "cm_server/net/test_caller_socket.py: another_version_is_told_which_one_is_spoken "
         "the_version_is_not_told_to_a_stranger",
-        "cloudmanager/test_link.py: server_of_another_version",
-        "cm_server/test_enrolment.py: stripped_tls_is_refused_with_a_sentence_in_the_log "
+        "cloudmanager/client/test_link.py: server_of_another_version",
+        "cm_server/auth/test_enrolment.py: stripped_tls_is_refused_with_a_sentence_in_the_log "
         "stripped_macs_are_refused in_the_clear_nobody_enrols_where_others_listen",
-        "cm_server/test_certificates.py: old_versions_of_tls_are_not_spoken",
+        "cm_server/net/test_certificates.py: old_versions_of_tls_are_not_spoken",
         "system/test_trust.py: a_board_in_the_clear_is_refused_by_both_sides "
         "a_token_never_crosses_the_network_in_the_clear "
         "a_caller_in_the_clear_is_told_what_to_write",
@@ -116,26 +116,26 @@ ATTACKS: Final = [
     attack(
         7,
         "a board that plays another, or plays itself twice",
-        "cm_server/test_board_socket.py: a_board_cannot_end_another_boards_job "
+        "cm_server/net/test_board_socket.py: a_board_cannot_end_another_boards_job "
         "the_newest_link_wins_and_the_older_is_told "
         "two_boards_with_one_key_do_not_push_each_other_out_all_day "
         "a_second_link_without_the_key_takes_nothing_over",
-        "cm_server/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
-        "cm_server/test_endings.py: a_board_cannot_change_another_boards_outcome",
+        "cm_server/jobs/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
+        "cm_server/jobs/test_job_results.py: a_board_cannot_change_another_boards_outcome",
         not_here="files, names: a board never says whose file or name it speaks of; the server "
         "takes the board from the link",
     ),
     attack(
         8,
         "a stolen key: revoked, rotated, with the acknowledgement lost",
-        "cm_server/test_board_socket.py: a_new_key_shuts_the_old_one_out",
-        "cm_server/test_enrolment.py: "
+        "cm_server/net/test_board_socket.py: a_new_key_shuts_the_old_one_out",
+        "cm_server/auth/test_enrolment.py: "
         "revoke_while_connected_closes_the_link_and_withholds_what_waits "
         "rotation_asks_an_idle_board_and_believes_its_proof "
         "rotation_with_a_lost_answer_locks_nobody_out a_rotation_outlives_the_server "
         "a_new_key_without_proof_is_not_believed a_key_number_that_never_was_is_as_a_stranger "
         "enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own",
-        "cm_server/test_verbs.py: revoke_takes_boards_out_with_all_that_they_owe",
+        "cm_server/api/test_verbs.py: revoke_takes_boards_out_with_all_that_they_owe",
         "system/test_trust.py: a_revoked_board_is_out_within_two_seconds "
         "a_key_is_changed_on_the_board_and_on_the_server "
         "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
@@ -143,19 +143,19 @@ ATTACKS: Final = [
     attack(
         9,
         "a name that is used again sees nothing of its predecessor",
-        "cm_server/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
+        "cm_server/api/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
         "cm_server/test_matrix.py: the_jobs_of_a_board_that_is_gone_are_not_its_namesakes",
-        "cm_server/test_enrolment.py: a_name_that_is_used_again_sees_nothing_of_its_predecessor "
+        "cm_server/auth/test_enrolment.py: a_name_that_is_used_again_sees_nothing_of_its_predecessor "
         "rename_moves_everything_that_is_the_boards_own rename_takes_nobodys_name",
     ),
     attack(
         10,
         "brute force, which locks out nobody behind the same address",
-        "cm_server/test_caller_socket.py: "
+        "cm_server/net/test_caller_socket.py: "
         "wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address "
         "a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log",
         "load/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
-        "cm_server/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
+        "cm_server/net/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
     ),
     attack(
         11,
@@ -164,22 +164,22 @@ ATTACKS: Final = [
         "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
         "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
         "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
-        "cm_server/test_board_socket.py: a_slow_greeting_is_cut",
-        "cm_server/test_door.py: who_does_not_go_on_is_cut_in_time "
+        "cm_server/net/test_board_socket.py: a_slow_greeting_is_cut",
+        "cm_server/net/test_listener.py: who_does_not_go_on_is_cut_in_time "
         "who_knocks_counts_as_unproven_and_the_oldest_is_cut "
         "what_is_no_handshake_ends_the_connection_and_nothing_else",
     ),
     attack(
         12,
         "frames of any length, fragments, control frames, floods of pings, who does not read",
-        "cloudmanager/test_frames.py: refused_with_its_close_code "
+        "cloudmanager/protocol/test_frames.py: refused_with_its_close_code "
         "client_that_does_not_mask_is_refused "
         "frame_that_is_too_long_is_refused_before_its_payload_is_awaited "
         "no_bytes_do_anything_but_frames_or_a_refusal",
-        "cm_server/test_websocket.py: a_broken_rule_closes_with_the_code_of_the_rfc "
+        "cm_server/net/test_websocket.py: a_broken_rule_closes_with_the_code_of_the_rfc "
         "a_frame_that_never_ends_is_dropped_with_its_link garbage_ends_one_link_and_no_other "
         "a_peer_that_does_not_read_is_cut_before_it_costs_much",
-        "cm_server/test_board_socket.py: an_oversize_message_is_refused_before_it_is_read",
+        "cm_server/net/test_board_socket.py: an_oversize_message_is_refused_before_it_is_read",
         "attacks/test_transport.py: a_flood_of_pings_holds_up_nobody",
         "board/test_link.py: board_refuses_what_breaks_the_rules",
     ),
@@ -188,7 +188,7 @@ ATTACKS: Final = [
         "very many connections that prove nothing",
         "cm_server/test_app.py: a_flood_of_connections_is_bounded_and_lets_the_healthy_in "
         "connections_that_come_and_go_leave_nothing_behind",
-        "cm_server/test_gate.py: the_oldest_of_an_address_is_cut_and_the_newest_comes_in "
+        "cm_server/net/test_rate_limits.py: the_oldest_of_an_address_is_cut_and_the_newest_comes_in "
         "another_address_is_not_disturbed_by_a_flood_of_one "
         "many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
     ),
@@ -204,12 +204,12 @@ ATTACKS: Final = [
     attack(
         15,
         "compression that is offered",
-        "cm_server/test_websocket.py: compression_that_is_offered_is_not_taken",
+        "cm_server/net/test_websocket.py: compression_that_is_offered_is_not_taken",
     ),
     attack(
         16,
         "links from foreign pages, with any Origin and any Host",
-        "cm_server/test_pages.py: a_foreign_page_opens_no_link "
+        "cm_server/net/test_handlers.py: a_foreign_page_opens_no_link "
         "a_name_that_was_rebound_to_loopback_reaches_nothing "
         "two_origins_are_not_one_that_was_allowed without_a_host_nothing_is_reached "
         "loopback_by_any_of_its_names_is_served",
@@ -217,9 +217,9 @@ ATTACKS: Final = [
     attack(
         17,
         "forged requests, cookies, tokens in addresses",
-        "cm_server/test_pages.py: a_form_that_a_foreign_page_posts_changes_nothing "
+        "cm_server/net/test_handlers.py: a_form_that_a_foreign_page_posts_changes_nothing "
         "a_cookie_is_no_token no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
-        "cm_server/test_caller_socket.py: a_token_in_the_address_opens_nothing_and_is_not_logged",
+        "cm_server/net/test_caller_socket.py: a_token_in_the_address_opens_nothing_and_is_not_logged",
         not_here="there is no REST call that changes anything: all that does is said on a link",
     ),
     attack(
@@ -230,8 +230,8 @@ ATTACKS: Final = [
         "no_callers_token_proves_a_board a_proven_board_asks_for_nothing_that_callers_may "
         "every_verb_by_every_role_leaves_exactly_one_row "
         "a_board_out_of_reach_is_as_if_it_were_not_enrolled",
-        "cm_server/test_caller_socket.py: a_boards_key_opens_no_callers_door",
-        "cm_server/test_board_socket.py: a_token_opens_no_boards_door",
+        "cm_server/net/test_caller_socket.py: a_boards_key_opens_no_callers_door",
+        "cm_server/net/test_board_socket.py: a_token_opens_no_boards_door",
     ),
     attack(
         19,
@@ -239,11 +239,11 @@ ATTACKS: Final = [
         "cm_server/test_app.py: whoever_others_can_reach_speaks_tls_and_nothing_else "
         "secrets_and_state_are_their_owners_alone "
         "all_that_it_keeps_is_its_owners_alone_whatever_the_umask",
-        "cm_server/test_store.py: the_file_is_its_owners_alone_and_becomes_so",
+        "cm_server/store/test_store.py: the_file_is_its_owners_alone_and_becomes_so",
         "cloudmanager/test_config.py: "
         "private_file_is_its_owners_alone_and_nothing_is_left_beside_it "
         "private_file_does_not_follow_a_link_that_was_laid_for_it",
-        "cloudmanager/test_virtual.py: flash_and_log_are_the_owner_s_alone",
+        "cloudmanager/virtual/test_virtual_boards.py: flash_and_log_are_the_owner_s_alone",
     ),
     attack(
         20,
@@ -252,7 +252,7 @@ ATTACKS: Final = [
         "nothing_of_a_board_has_another_face_than_text html_is_made_in_one_place "
         "a_table_of_values_has_our_own_tags_and_no_others",
         "cm_magics/test_kernel.py: board_cannot_say_html",
-        "cm_magics/test_dashboard.py: what_boards_say_is_cleaned_on_its_way",
+        "cm_magics/test_dashboard_widget.py: what_boards_say_is_cleaned_on_its_way",
         "browser/test_dashboard.py: what_hostile_boards_say_does_nothing_in_the_page",
     ),
     attack(
@@ -261,33 +261,33 @@ ATTACKS: Final = [
         "attacks/test_hostile_output.py: what_a_board_says_of_itself_is_text_in_the_shell "
         "what_a_board_prints_is_text_in_the_shell "
         "what_a_board_says_is_a_line_of_its_own_in_no_log",
-        "cloudmanager/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
-        "cloudmanager/test_terminal.py: escape_codes_of_boards_are_disarmed",
-        "cloudmanager/test_record.py: what_boards_say_is_made_safe",
+        "cloudmanager/protocol/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/display/test_terminal.py: escape_codes_of_boards_are_disarmed",
+        "cloudmanager/display/test_interleaved_log.py: what_boards_say_is_made_safe",
     ),
     attack(
         22,
         "floods of output, lines without end, output after the end, another's ending",
         "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
-        "cloudmanager/test_record.py: line_without_end_is_cut_into_several",
-        "cm_server/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "
+        "cloudmanager/display/test_interleaved_log.py: line_without_end_is_cut_into_several",
+        "cm_server/jobs/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "
         "one_write_may_be_longer_than_the_tail",
-        "cm_server/test_dispatch.py: a_second_result_changes_nothing "
+        "cm_server/jobs/test_dispatch.py: a_second_result_changes_nothing "
         "a_malformed_result_is_refused_and_ends_nothing "
         "the_tails_of_output_and_value_are_bounded",
-        "cm_server/test_caller_socket.py: a_slow_caller_stalls_neither_board_nor_other_callers",
+        "cm_server/net/test_caller_socket.py: a_slow_caller_stalls_neither_board_nor_other_callers",
     ),
     attack(
         23,
         "names of files that lead out of their place; formulas in tables",
-        "cloudmanager/test_downloads.py: hostile_names_write_nothing "
+        "cloudmanager/client/test_downloads.py: hostile_names_write_nothing "
         "names_that_are_one_on_some_system_do_not_overwrite_each_other "
         "more_files_than_were_asked_for_are_refused what_is_read_into_memory_is_bounded",
-        "cloudmanager/test_paths.py: hostile_names_are_refused "
+        "cloudmanager/client/test_board_paths.py: hostile_names_are_refused "
         "windows_devices_are_known_by_their_whole_name",
-        "cloudmanager/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
-        "cloudmanager/test_filetext.py: what_boards_say_moves_no_cursor",
+        "cloudmanager/client/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
+        "cloudmanager/display/test_file_report.py: what_boards_say_moves_no_cursor",
         not_here="a table of results is the caller's own (`to_pandas`); no CSV is written",
     ),
     attack(
@@ -295,21 +295,21 @@ ATTACKS: Final = [
         "forged lines, JSON of any depth, doubled keys, NaN, numbers of any size",
         "attacks/test_json.py: json_that_is_a_bomb_ends_one_link_and_no_other "
         "numbers_that_are_none_are_refused",
-        "cm_server/test_board_socket.py: it_cannot_forge_a_line_of_the_log "
+        "cm_server/net/test_board_socket.py: it_cannot_forge_a_line_of_the_log "
         "nonsense_in_a_true_proof_is_bounded_and_harmless",
-        "cm_server/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
-        "cloudmanager/test_wire.py: what_is_no_json_object_is_refused",
+        "cm_server/jobs/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
+        "cloudmanager/protocol/test_wire.py: what_is_no_json_object_is_refused",
         "cm_server/test_metrics.py: no_label_is_chosen_by_a_peer_and_their_number_does_not_grow",
     ),
     attack(
         35,
         "quotes and newlines in a Wi-Fi password, a name, a path",
-        "cloudmanager/test_names.py: check_name_points_at_what_is_illegal",
-        "cloudmanager/test_inputs.py: boards_read_what_python_writes",
-        "cloudmanager/test_fileverbs.py: names_of_any_language_go_there_and_back",
-        "cloudmanager/test_paths.py: what_is_no_path_on_boards_is_said",
-        "cloudmanager/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
-        "cloudmanager/test_cable_cli.py: password_is_asked_for_and_shown_nowhere",
+        "cloudmanager/protocol/test_names.py: check_name_points_at_what_is_illegal",
+        "cloudmanager/client/test_input_values.py: boards_read_what_python_writes",
+        "cloudmanager/client/test_file_verbs.py: names_of_any_language_go_there_and_back",
+        "cloudmanager/client/test_board_paths.py: what_is_no_path_on_boards_is_said",
+        "cloudmanager/cable/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
+        "cloudmanager/cli/test_cable_commands.py: password_is_asked_for_and_shown_nowhere",
     ),
     attack(
         36,
@@ -317,27 +317,27 @@ ATTACKS: Final = [
         "attacks/test_secrets.py: no_secret_is_anywhere_but_in_its_own_file",
         "board/test_link.py: key_is_not_on_a_command_line_nor_in_a_log",
         "cm_server/test_matrix.py: no_secret_and_no_cell_is_in_the_audit_log",
-        "cm_server/test_rows.py: a_boards_key_is_in_no_repr",
+        "cm_server/store/test_rows.py: a_boards_key_is_in_no_repr",
         "cm_server/test_app.py: a_refusal_is_logged_in_one_line_without_secrets",
-        "cm_server/test_registry.py: describe_is_json_and_holds_no_key",
+        "cm_server/jobs/test_registry.py: describe_is_json_and_holds_no_key",
         "cloudmanager/test_config.py: address_does_not_show_its_token",
-        "cloudmanager/test_virtual.py: identity_does_not_show_its_key",
+        "cloudmanager/virtual/test_virtual_boards.py: identity_does_not_show_its_key",
     ),
     attack(
         37,
         "a privileged call without its row, a row that is changed",
         "cm_server/test_matrix.py: every_verb_by_every_role_leaves_exactly_one_row "
         "what_a_row_tells_of_each_verb",
-        "cm_server/test_store.py: no_row_is_changed_or_taken_out "
+        "cm_server/store/test_store.py: no_row_is_changed_or_taken_out "
         "what_is_privileged_and_its_row_are_one_transaction_on_the_disk "
         "a_cell_that_cannot_be_audited_does_not_run kill_9_loses_no_row_of_what_was_done",
     ),
     attack(
         38,
         "targets that read files, ask for names, or are very many",
-        "cloudmanager/test_targets.py: huge_range_is_refused_before_it_is_expanded "
+        "cloudmanager/protocol/test_targets.py: huge_range_is_refused_before_it_is_expanded "
         "hostile_text_is_refused_fast parse_raises_nothing_but_target_error "
         "documented_example_is_exactly_seven_names malformed_target_points_at_the_place",
-        "cloudmanager/test_names.py: expand_points_at_what_is_malformed",
+        "cloudmanager/protocol/test_names.py: expand_points_at_what_is_malformed",
     ),
 ]

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cloudmanager import wire
-from cloudmanager.fleet import Boards, Fleet
-from cloudmanager.html import results_html
-from cloudmanager.jobs import Job, JobGroup
-from cloudmanager.results import Result
-from cm_magics import show
+from cloudmanager.client.fleet import Boards, Fleet
+from cloudmanager.client.jobs import Job, JobGroup
+from cloudmanager.protocol import wire
+from cloudmanager.results.html_table import results_html
+from cloudmanager.results.results import Result
+from cm_magics import cell_display
 from tests.cm_server.peers import FakeBoard, Service
 
 #: What could do harm where it is shown, by what it would do.
@@ -156,8 +156,8 @@ def test_nothing_of_a_board_has_another_face_than_text(kind: type):
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_what_a_board_says_is_plain_text_in_the_notebook(text: str, monkeypatch):
     shown: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(show, "display", lambda bundle, **how: shown.append((bundle, how)))
-    show.publish(text)
+    monkeypatch.setattr(cell_display, "display", lambda bundle, **how: shown.append((bundle, how)))
+    cell_display.publish(text)
     assert shown == [({"text/plain": text}, {"raw": True})]
 
 
@@ -190,7 +190,7 @@ def test_a_table_of_values_has_our_own_tags_and_no_others(text: str):
 
 def test_html_is_made_in_one_place():
     """The dashboard builds its own page, from text (tests of its own)."""
-    folder = Path(show.__file__).parent
+    folder = Path(cell_display.__file__).parent
     makes = set()
     for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").glob("*.py")]:
         source = path.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager import wire
+from cloudmanager.protocol import wire
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 BOMBS = {

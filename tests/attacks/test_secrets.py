@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.testing import Server, running_server
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.testing.plugin import Server, running_server
 from tests.conftest import running_boards
 
 #: Files that are their owner's alone and hold secrets: the token, and the database with the keys.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cloudmanager import frames
+from cloudmanager.protocol import frames
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service
 
 PINGS = 20_000

@@ -6,7 +6,7 @@ from typing import Final
 
 from .defence import BOARD, LIBRARY, SERVER, Place, defence
 
-ENROLMENT: Final = "cm_server/test_enrolment.py::test_"
+ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
 #: The store refuses a token without a use left, too: of several servers one alone takes the last.
 USES: Final = Place(
@@ -50,21 +50,21 @@ TRUST: Final = [
         SERVER + "door.py",
         "self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)",
         "self._timer = self._loop.call_later(999, self._end)",
-        "cm_server/test_door.py::test_who_does_not_go_on_is_cut_in_time",
+        "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time",
     ),
     defence(
         "the handshake of one holds up nobody",
         SERVER + "door.py",
         "        sock.setblocking(False)\n",
         "        sock.setblocking(True)\n",
-        "cm_server/test_door.py::test_who_does_not_go_on_is_cut_in_time[11]",
+        "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time[11]",
     ),
     defence(
         "who is in TLS's handshake has proven nothing",
         SERVER + "door.py",
         "self._entry = server.unproven.enter(address, self._end)",
         "self._entry = server.unproven.enter(address, lambda: None)",
-        "cm_server/test_door.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
+        "cm_server/net/test_listener.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
     ),
     # MACs
     defence(
@@ -109,14 +109,14 @@ TRUST: Final = [
         LIBRARY + "tls.py",
         'if not hmac.compare_digest(_fingerprint(digest), pin.encode("ascii", "replace")):',
         "if False:",
-        "cloudmanager/test_tls.py::test_another_fingerprint_is_another_server",
+        "cloudmanager/client/test_tls.py::test_another_fingerprint_is_another_server",
     ),
     defence(
         "a caller verifies the server's certificate",
         LIBRARY + "tls.py",
         "return Tls(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)",
         "return Tls(sock, ssl._create_unverified_context(cadata=pem), config.TLS_NAME)",
-        "cloudmanager/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
+        "cloudmanager/client/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
     ),
     # Who is enrolled
     defence(
@@ -222,15 +222,15 @@ TRUST: Final = [
         LIBRARY + "paths.py",
         "        check_name(part)\n",
         "        pass\n",
-        "cloudmanager/test_paths.py::test_hostile_names_are_refused",
-        "cloudmanager/test_downloads.py::test_hostile_names_write_nothing",
+        "cloudmanager/client/test_board_paths.py::test_hostile_names_are_refused",
+        "cloudmanager/client/test_downloads.py::test_hostile_names_write_nothing",
     ),
     defence(
         "two names that are one here do not overwrite each other",
         LIBRARY + "downloads.py",
         "        if _same(place) in known:\n",
         "        if False:\n",
-        "cloudmanager/test_downloads.py::"
+        "cloudmanager/client/test_downloads.py::"
         "test_names_that_are_one_on_some_system_do_not_overwrite_each_other",
     ),
     defence(
@@ -238,6 +238,6 @@ TRUST: Final = [
         LIBRARY + "downloads.py",
         "        if len(kept) > READ_BYTES:\n",
         "        if False:\n",
-        "cloudmanager/test_downloads.py::test_what_is_read_into_memory_is_bounded",
+        "cloudmanager/client/test_downloads.py::test_what_is_read_into_memory_is_bounded",
     ),
 ]

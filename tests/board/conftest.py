@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloudmanager.flash import client_files
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity, client_files
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .bootlab import Lab as BootLab
 from .peer import Peer

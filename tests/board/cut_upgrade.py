@@ -1,7 +1,7 @@
 # Runs on MicroPython: a client is upgraded on a littlefs whose power goes at the k-th block write,
 # for every k, and says which client a board has after it starts again. Printed: a line of JSON.
 #
-# What runs is cm_start.py, and the cells of cloudmanager/upgrade.py, which are in a file of JSON.
+# It runs cm_start.py and the cells of cloudmanager/client/client_upgrade.py, given as a JSON file.
 import os
 import sys
 from json import dumps, loads

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from cloudmanager.cable.ports import Repl
-from cm_server import certificates
+from cloudmanager.cable.serial_ports import Repl
+from cm_server.net import certificates
 
 from .peer import INTERRUPTED, OK
 

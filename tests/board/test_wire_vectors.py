@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager import frames, proofs, wire
-from cloudmanager.frames import FrameReader
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.protocol import frames, proofs, wire
+from cloudmanager.protocol.frames import FrameReader
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 CELLS = json.loads((Path(__file__).parent.parent / "wire_vectors/cells.json").read_text("utf-8"))
 KEY = bytes(range(32))

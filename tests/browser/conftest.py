@@ -30,7 +30,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from cloudmanager.virtual import VirtualBoards
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_kernel.install import install
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from benchmarks.links import linked
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
 from tests.conftest import Server, running_boards, running_server
 
 from .conftest import Lab, Notebook

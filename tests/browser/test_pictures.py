@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.links import linked
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
 from tests.conftest import Server, running_boards
 
 from .conftest import Lab

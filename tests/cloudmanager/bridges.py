@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudmanager.bridge import Bridge
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
+from cloudmanager.cable.bridge import Bridge
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
 from tests.conftest import Server
 
 from .chip import Chip

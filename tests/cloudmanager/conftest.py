@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager import cli, config, service
+from cloudmanager import config, local_server
+from cloudmanager.cli import main
 
 from .bridges import bridged_board, bridged_microbit, bridged_unix, chips
 
@@ -39,7 +40,7 @@ def mbm(capsys):
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:
-            cli.main(list(arguments))
+            main.main(list(arguments))
         out, err = capsys.readouterr()
         return Run(caught.value.code, out, err)
 
@@ -70,7 +71,7 @@ def own_home(tmp_path, monkeypatch):
     """A CM_HOME without a server; none is left in it."""
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     yield tmp_path
-    service.stop()
+    local_server.stop()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from jupyter_client.manager import KernelManager
 
-from cloudmanager.virtual import VirtualBoards
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_kernel.install import install
 
 WAIT = 20.0  # seconds that a cell may take

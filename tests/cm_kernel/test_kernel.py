@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
 from tests.conftest import Server, running_boards
 
 from .conftest import Kernel, Output, running_kernel

@@ -12,7 +12,7 @@ from pathlib import Path
 import jupyter_kernel_test
 import pytest
 
-from cloudmanager.virtual import VirtualBoards
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.wheel import build, pip
 
 PNG = "b'\\x89PNG\\r\\n\\x1a\\n'"

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
-from cloudmanager.virtual import VirtualBoards
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 WAIT = 20.0  # seconds that a cell may take
 PATHS = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "server"))
@@ -141,10 +141,12 @@ def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
 ):
     place = tmp_path / "big.bin"
     place.write_bytes(os.urandom(600_000))
-    kernel.run("from cloudmanager import meter\nmeter.AFTER, after = 0.0, meter.AFTER")
-    kernel.run("from cloudmanager import verbs\nverbs.TICK, tick = 0.01, verbs.TICK")
+    kernel.run(
+        "from cloudmanager.display import progress\nprogress.AFTER, after = 0.0, progress.AFTER"
+    )
+    kernel.run("from cloudmanager.client import verbs\nverbs.TICK, tick = 0.01, verbs.TICK")
     status, outputs = kernel.run(f"%board_cp demo-[1-3] {place} :big.bin")
-    kernel.run("meter.AFTER, verbs.TICK = after, tick")
+    kernel.run("progress.AFTER, verbs.TICK = after, tick")
     kernel.run("%board_rm demo-[1-3] :big.bin")
     first, *_, last = outputs
     assert status == "ok"

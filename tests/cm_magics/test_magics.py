@@ -24,10 +24,10 @@ from cloudmanager import (
     Results,
     ServerUnreachable,
 )
-from cloudmanager.cells import prepare
-from cloudmanager.virtual import VirtualBoards
-from cm_magics.line import option_names
-from cm_magics.options import board_parser, result_parser
+from cloudmanager.client.cells import prepare
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_magics.magic_line import option_names
+from cm_magics.magic_options import board_parser, result_parser
 
 #: `ip.complete` is what consoles still call.
 pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cm_server import elsewhere, others
+from cm_server.cluster import membership, remote_jobs
 from tests.engines import Nats, Postgres
 
 from .pairs import Two, two_servers
@@ -24,8 +24,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers wait for each other's words for moments."""
-    monkeypatch.setattr(elsewhere, "WORD_SECONDS", 0.5)
-    monkeypatch.setattr(others, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(remote_jobs, "WORD_SECONDS", 0.5)
+    monkeypatch.setattr(membership, "LOOK_SECONDS", 0.1)
 
 
 @pytest.fixture

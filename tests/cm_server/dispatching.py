@@ -6,12 +6,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from cloudmanager import wire
-from cm_server.dispatch import Dispatch
-from cm_server.jobs import Cell, Job
-from cm_server.registry import Board, Registry
-from cm_server.rows import new_board
-from cm_server.store import Store
+from cloudmanager.protocol import wire
+from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.jobs import Cell, Job
+from cm_server.jobs.registry import Board, Registry
+from cm_server.store.rows import new_board
+from cm_server.store.store import Store
 
 GRACE = 10.0
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cloudmanager import wire
-from cm_server.bus import Hub
-from cm_server.others import Others
-from cm_server.shared_store import SharedStore
+from cloudmanager.protocol import wire
+from cm_server.cluster.membership import Others
+from cm_server.cluster.pubsub import Hub
+from cm_server.store.shared_store import SharedStore
 
 from .peers import FakeBoard, Identity, Service, running_service
 

@@ -21,11 +21,12 @@ from tornado.netutil import bind_sockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from cloudmanager import config, frames, proofs, wire
+from cloudmanager import config
+from cloudmanager.protocol import frames, proofs, wire
 from cm_server import app
-from cm_server.audit import Note
-from cm_server.door import Door
-from cm_server.rows import AuditRow
+from cm_server.auth.audit import Note
+from cm_server.net.listener import Door
+from cm_server.store.rows import AuditRow
 
 T = TypeVar("T")
 

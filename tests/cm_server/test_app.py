@@ -19,9 +19,10 @@ import psutil
 import pytest
 
 from cloudmanager import config
-from cloudmanager.errors import NotAllowed, ServerError
-from cloudmanager.fleet import Fleet
-from cm_server import app, certificates, limits
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import NotAllowed, ServerError
+from cm_server import app, limits
+from cm_server.net import certificates
 from tests.conftest import Server, running_server
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.errors import ServerError
+from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 from cm_server.housekeeping import (
     BITE_PAUSE,
@@ -17,8 +17,8 @@ from cm_server.housekeeping import (
     ROUND_EVERY,
     Housekeeper,
 )
-from cm_server.rows import AuditRow
-from cm_server.store import Store
+from cm_server.store.rows import AuditRow
+from cm_server.store.store import Store
 
 from .dispatching import Clock
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
 from cm_server.logs import FIELDS, JsonLines, log_to
 from tests.conftest import running_boards, running_server
 

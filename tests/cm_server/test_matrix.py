@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cloudmanager import proofs, wire
-from cm_server import auth
+from cloudmanager.protocol import proofs, wire
+from cm_server.api.verbs import MESSAGES, VERBS
 from cm_server.app import ROUTES
-from cm_server.audit import Note
-from cm_server.auth import ROLES
-from cm_server.rows import AuditRow
-from cm_server.verbs import MESSAGES, VERBS
+from cm_server.auth import credentials
+from cm_server.auth.audit import Note
+from cm_server.auth.credentials import ROLES
+from cm_server.store.rows import AuditRow
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
 
@@ -107,10 +107,10 @@ def of_role(lab: Lab, role: str) -> str:
 CREDENTIALS: dict[str, tuple[bool, Callable[[Lab], str]]] = {
     "none": (False, lambda _: ""),
     "empty": (False, lambda _: "Bearer"),
-    "wrong": (False, lambda _: f"Bearer {auth.new_token()}"),
+    "wrong": (False, lambda _: f"Bearer {credentials.new_token()}"),
     "almost": (False, lambda lab: f"Bearer {lab.service.token[:-1]}"),
     "other scheme": (False, lambda lab: f"Basic {lab.service.token}"),
-    "hash": (False, lambda lab: f"Bearer {auth.token_hash(lab.service.token)}"),
+    "hash": (False, lambda lab: f"Bearer {credentials.token_hash(lab.service.token)}"),
     "a board's key": (False, lambda lab: f"Bearer {lab.boards['lab-1'].key.hex()}"),
     "a board's id": (False, lambda lab: f"Bearer {lab.boards['lab-1'].id}"),
     "expired": (False, lambda lab: f"Bearer {expired(lab)}"),
@@ -266,7 +266,7 @@ async def test_no_secret_and_no_cell_is_in_the_audit_log(lab: Lab):
     for secret in (token, token[:-1], told["token"], enrolled[0]["key"], "hunter2"):
         assert secret not in text
         assert secret[3:30] not in text or secret == "hunter2"
-    assert auth.token_hash(token) not in text
+    assert credentials.token_hash(token) not in text
 
 
 # Reach

@@ -12,11 +12,12 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server, running_server
-from cloudmanager.virtual import Identity, VirtualBoards
-from cm_server import certificates
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_server.net import certificates
 
 from .proxy import Loop, Proxy
 from .rows import TCP

@@ -8,9 +8,9 @@ from typing import Final
 
 import psutil
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.testing import Server, running_server
-from cm_server import certificates
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.plugin import Server, running_server
+from cm_server.net import certificates
 
 GRACE: Final = "6"  # seconds that the server waits for a board
 BEAT: Final = "2"  # seconds

@@ -26,11 +26,12 @@ from typing import Any, Final
 
 import psycopg
 
-from cloudmanager.errors import ServerUnreachable
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server, running_server
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import ServerUnreachable
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.engines import Engine, Nats, Postgres, running_nats, running_postgres
 
 from .proxy import Conversation, Loop, Proxy

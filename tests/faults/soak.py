@@ -25,11 +25,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.testing.plugin import Server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .proxy import Loop, Proxy, Strike
 from .rows import NEVER

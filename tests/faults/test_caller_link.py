@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudmanager import link, verbs
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup
+from cloudmanager.client import link, verbs
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.protocol.errors import CloudmanagerError
 
 from .conftest import WAIT, Bench, Desk, Rows, chosen, until
 from .proxy import Proxy, Strike

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import pytest
 
-from cloudmanager import verbs
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup
-from cloudmanager.rig import wait_online
-from cloudmanager.testing import Server, running_server
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.client import verbs
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .conftest import WAIT, until
 from .proxy import Loop, Proxy, Strike

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudmanager import frames, wire
+from cloudmanager.protocol import frames, wire
 
 from .conftest import until
 from .proxy import DELAY, FAULTS, Loop, Proxy, Strike

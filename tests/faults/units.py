@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from cloudmanager import frames, wire
+from cloudmanager.protocol import frames, wire
 
 OPS: Final = (
     *("HELLO", "CHALLENGE", "PROOF", "WELCOME", "EXEC", "MORE", "INTERRUPT", "ANSWER", "RESET"),

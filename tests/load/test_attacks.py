@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.testing import Server, running_server
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.plugin import Server, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of
 

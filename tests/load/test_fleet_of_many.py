@@ -18,12 +18,17 @@ from typing import Any
 import psutil
 import pytest
 
-from cloudmanager.errors import BoardOffline
-from cloudmanager.fleet import Fleet
-from cloudmanager.jobs import JobGroup
-from cloudmanager.results import Result, Results
-from cloudmanager.rig import BoardsFactory, BoardsUnderTest, BoardUnderTest, wait_online
-from cloudmanager.testing import Server, running_server
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.protocol.errors import BoardOffline
+from cloudmanager.results.results import Result, Results
+from cloudmanager.testing.board_fixtures import (
+    BoardsFactory,
+    BoardsUnderTest,
+    BoardUnderTest,
+    wait_online,
+)
+from cloudmanager.testing.plugin import Server, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of, until
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.virtual import VirtualBoards
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import Server, running_boards, running_server
 
 BOARDS = 20

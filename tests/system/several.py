@@ -8,10 +8,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.testing import Server, running_server
-from cloudmanager.virtual import Identity, VirtualBoards
-from cm_server import certificates
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_server.net import certificates
 from tests.engines import Nats, Postgres
 
 OPTIONS = ("--lost-after", "3", "--beat", "2")

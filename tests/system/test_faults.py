@@ -12,8 +12,8 @@ import time
 import psutil
 import pytest
 
-from cloudmanager.errors import BoardError, FleetError, LinkLost
-from cloudmanager.jobs import JobGroup
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.protocol.errors import BoardError, FleetError, LinkLost
 
 from .conftest import BOARDS, WAIT, Lab, until
 

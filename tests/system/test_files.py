@@ -6,8 +6,9 @@ import os
 import threading
 import time
 
-from cloudmanager.rig import wait_online
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .conftest import WAIT, Lab, until
 

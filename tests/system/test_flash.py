@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
 
 WAIT = 10.0  # seconds
 #: Each round leaves a line that must stay, then writes and removes until it is interrupted.

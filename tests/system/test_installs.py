@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks.rows.install import publish
 from benchmarks.shelf import Shelf, shelf
-from cloudmanager.errors import PackageError
-from cloudmanager.rig import wait_online
-from cloudmanager.virtual import Identity, VirtualBoards
+from cloudmanager.board_client import Identity
+from cloudmanager.protocol.errors import PackageError
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .conftest import Lab
 

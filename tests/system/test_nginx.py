@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import wait_online
-from cloudmanager.virtual import Identity, VirtualBoards
-from cm_server import certificates
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_server.net import certificates
 from tests.engines import Nats, Postgres, free_tcp_port
 
 from .several import OPTIONS, Several, several

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
-from cloudmanager.rig import BoardUnderTest
-from cloudmanager.virtual import compiled_client
+from cloudmanager.board_client import compiled_client
+from cloudmanager.testing.board_fixtures import BoardUnderTest
 
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 REPLAY = Path(__file__).parents[1] / "board/replay.py"

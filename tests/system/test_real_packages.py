@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudmanager.errors import PackageError
-from cloudmanager.fleet import Boards, Fleet
-from cloudmanager.packages import Installed
+from cloudmanager.client.fleet import Boards, Fleet
+from cloudmanager.client.packages import Installed
+from cloudmanager.protocol.errors import PackageError
 
 MODULES = {
     "micropython-logging": "logging",

@@ -8,8 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from cloudmanager.errors import CloudmanagerError
-from cloudmanager.fleet import Fleet
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import CloudmanagerError
 from tests.conftest import running_boards, running_server, wait_online
 
 from .conftest import fleet_of, stored, until

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from cloudmanager.rig import wait_online
+from cloudmanager.testing.board_fixtures import wait_online
 from tests.engines import Nats, Postgres
 from tests.faults.proxy import Loop
 from tests.faults.several import Balancer

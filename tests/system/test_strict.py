@@ -14,8 +14,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from cloudmanager import wire
-from cloudmanager.testing import Server
+from cloudmanager.protocol import wire
+from cloudmanager.testing.plugin import Server
 
 WAIT = 10.0  # seconds that anything here may take
 pytestmark = pytest.mark.usefixtures("boards")

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from cloudmanager import config
-from cloudmanager.errors import ServerError, ServerUnreachable
-from cloudmanager.fleet import Fleet
-from cloudmanager.rig import BoardUnderTest, wait_online
-from cloudmanager.virtual import Identity, VirtualBoards
-from cm_server import certificates
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import ServerError, ServerUnreachable
+from cloudmanager.testing.board_fixtures import BoardUnderTest, wait_online
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from cm_server.net import certificates
 from tests.conftest import Server, running_server
 
 from .conftest import until

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cloudmanager
 import cm_server
-from cm_server.schema import SCHEMA
+from cm_server.store.schema import SCHEMA
 from tests.conftest import running_boards, running_server, wait_online
 
 from .conftest import fleet_of, stored, until
@@ -43,9 +43,9 @@ def next_version(folder: Path) -> Path:
     for package in (cloudmanager, cm_server):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    versions = folder / "cm_server/migrations/versions"
+    versions = folder / "cm_server/store/migrations/versions"
     (versions / f"schema_{SCHEMA + 1}.py").write_text(_SCRIPT)
-    schema = folder / "cm_server/schema.py"
+    schema = folder / "cm_server/store/schema.py"
     text = schema.read_text()
     assert f"SCHEMA = {SCHEMA}\n" in text
     schema.write_text(text.replace(f"SCHEMA = {SCHEMA}\n", f"SCHEMA = {SCHEMA + 1}\n"))

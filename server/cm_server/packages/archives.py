@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
-from .paths import check_plain
+from .install_paths import check_plain
 
 _NOISE: Final = frozenset({"pax_global_header"})
 #: Only these can be inflated so far and no further.

@@ -179,7 +179,7 @@ async def _limited(command: list[str], folder: Path) -> int:
         )
     try:
         return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return -signal.SIGKILL
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):

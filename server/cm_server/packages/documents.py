@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 _SHORT = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
+from .dependencies import needs_of
 from .documents import read_document, read_refs
-from .needs import needs_of
+from .http_fetcher import NotFound, Web
 from .release import Part, Release
 from .requirement import COMMIT, FORGES, Requirement, parse
-from .settings import Forge
-from .web import NotFound, Web
+from .source_settings import Forge
 
 _NAMES = ("refs/tags/", "refs/heads/")  # a name that is both is the tag's, as with git
 

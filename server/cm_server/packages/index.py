@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Collection, Mapping
 from urllib.parse import urljoin
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
+from .dependencies import needs_of
 from .documents import Document, load_json, read_document
-from .needs import needs_of
+from .http_fetcher import NotFound, Unreachable, Web
 from .release import Part, Release
 from .requirement import Requirement
-from .web import NotFound, Unreachable, Web
 
 
 class Index:

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .documents import load_json
-from .paths import check_plain
+from .install_paths import check_plain
 from .release import Part, Release
 from .requirement import FORGES, Requirement, parse
 

@@ -14,24 +14,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from . import lock as locks
 from .cache import Cache
 from .compiler import Bytecode, Compiler, NotCompiled
-from .contents import Contents, side_by_side
+from .direct_sources import Addresses, Sent
 from .forge import Forges
-from .given import Addresses, Sent
+from .http_fetcher import Web, shown
 from .index import Index
-from .paths import TARGET_DIR, check_dir, twin
+from .install_paths import TARGET_DIR, check_dir, twin
+from .package_files import Contents, side_by_side
 from .plan import File, Plan, check_clash, check_sizes, placed
 from .pypi import Pip, PyPI, configured
 from .release import Release
 from .requirement import FORGES, parse
 from .resolve import Known, Unknown, frontier, resolve
-from .settings import Settings
-from .web import Web, shown
+from .source_settings import Settings
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Packages:
             return await asyncio.wait_for(
                 _Planning(self, Wishes(wanted, **how)).plan(), limits.PLAN_SECONDS
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise PackageError(
                 f"making the plan took longer than {limits.PLAN_SECONDS:g} s"
             ) from None

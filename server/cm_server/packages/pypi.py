@@ -15,16 +15,16 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .archives import unpack
 from .cache import Cache, sha256
 from .documents import is_dummy, read_metadata, read_requires
-from .paths import BUILTIN
+from .http_fetcher import NotFound, Web
+from .install_paths import BUILTIN
 from .release import Part, Release
 from .requirement import Requirement, parse
-from .web import NotFound, Web
 
 if TYPE_CHECKING:
     from pypi_simple import ProjectPage

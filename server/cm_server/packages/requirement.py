@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 
 FORGES: Final = ("github", "gitlab", "codeberg")
 COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import resolvelib
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .release import Release

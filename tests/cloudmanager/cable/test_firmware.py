@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from cloudmanager.cable import firmware
-from cloudmanager.errors import CableError
+from cloudmanager.protocol.errors import CableError
 from tests.cloudmanager import images
 
 UF2 = b"UF2\n" + bytes(508)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cm_server.packages.planner import Packages
-from cm_server.packages.settings import Forge, Settings
+from cm_server.packages.source_settings import Forge, Settings
 
 COMMITS = {name: hashlib.sha1(name.encode()).hexdigest() for name in "abcdef"}
 Rogue = Callable[[asyncio.StreamWriter], Awaitable[None]]

@@ -13,7 +13,7 @@ import zipfile
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages.archives import unpack
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages import documents
 from cm_server.packages.documents import read_document, read_metadata, read_refs, read_requires

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
+from cm_server.packages.http_fetcher import NotFound
 from cm_server.packages.lock import dump
-from cm_server.packages.web import NotFound
 
 from .shelf import COMMITS
 from .test_index import sources

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager.errors import PackageError
-from cm_server.packages.web import NotFound, Unreachable
+from cloudmanager.protocol.errors import PackageError
+from cm_server.packages.http_fetcher import NotFound, Unreachable
 
 from .shelf import Shelf, digest, reply
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server.packages import lock
 from cm_server.packages.release import Part, Release
 from cm_server.packages.requirement import parse

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages.plan import File, Plan, check_sizes, placed
 from cm_server.packages.release import Part, Release

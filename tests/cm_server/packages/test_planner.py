@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
+from cm_server.packages.http_fetcher import Unreachable
 from cm_server.packages.lock import dump
-from cm_server.packages.web import Unreachable
 
 from .shelf import COMMITS, Shelf, digest, sdist
 from .test_index import paths, sources

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server.packages import pypi
-from cm_server.packages.web import NotFound
+from cm_server.packages.http_fetcher import NotFound
 
 from .shelf import Shelf, digest, sdist, wheel
 from .test_index import sources

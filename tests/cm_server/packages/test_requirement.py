@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server.packages.requirement import Requirement, parse
 
 

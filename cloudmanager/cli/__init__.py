@@ -1,0 +1,1 @@
+"""The command line `mbm`: one module per family of verbs."""

@@ -1,0 +1,124 @@
+"""``mbm board TARGET MACRO``: small things that people do with boards, each in one word."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from cloudmanager.client.board_paths import on_board
+from cloudmanager.client.files import nothing
+from cloudmanager.client.fleet import Boards
+from cloudmanager.client.sources import of_bytes
+from cloudmanager.client.uploads import Item, spread
+from cloudmanager.client.verbs import drive
+from cloudmanager.protocol.text import nearest
+from cloudmanager.results.results import Results
+
+SETTINGS: Final = ":settings.json"  # what the user's own programs read on a board
+
+
+class Macro(NamedTuple):
+    """One macro: what it takes, and what it does."""
+
+    takes: tuple[str, ...]
+    text: str
+    act: Callable[..., Results]
+
+
+def run(boards: Boards, name: str, words: Sequence[str]) -> Results:
+    """Run a macro.
+
+    Raises:
+        ValueError: there is no such macro, or it takes other words.
+    """
+    macro = MACROS.get(name)
+    if macro is None:
+        meant = nearest(name, MACROS)
+        guess = f" Did you mean {meant}?" if meant else ""
+        raise ValueError(f"There is no macro {name}.{guess} There are {', '.join(MACROS)}.")
+    least = sum(not word.startswith("[") for word in macro.takes)
+    if not least <= len(words) <= len(macro.takes):
+        raise ValueError(f"It is used so: mbm board TARGET {name} {' '.join(macro.takes)}".rstrip())
+    return macro.act(boards, *words)
+
+
+def _path(text: str) -> str:
+    """Return a path on boards; here, the colon may be left out."""
+    return text if text.startswith(":") else f":{text}"
+
+
+def _echo(boards: Boards, text: str) -> Results:
+    return boards.run(f"print({text!r})")
+
+
+def _stop(boards: Boards) -> Results:
+    told = boards.stop()
+    return Results({name: nothing(name) for name in told}, ())
+
+
+def _settings(boards: Boards) -> Results:
+    return boards.read(SETTINGS)
+
+
+def _set(boards: Boards, key: str, value: str) -> Results:
+    """Change one setting on each board, and leave its others alone."""
+    known = boards.read(SETTINGS)
+    plans = {}
+    for name, result in known.items():
+        if result.ok or isinstance(result.error, FileNotFoundError):
+            settings = {**(_read(result.value) if result.ok else {}), key: _literal(value)}
+            source = of_bytes(json.dumps(settings, indent=1).encode())
+            plans[name] = [Item(source, on_board(SETTINGS))]
+    done = drive(spread(boards, plans, None))
+    return Results({**known, **done}, known.left_out)
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(raw)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ValueError(f"{SETTINGS} is no JSON object; remove it, or mend it by hand.")
+    return told
+
+
+def _literal(text: str) -> Any:
+    """Return what a word means: a number, true, a list …, else the word itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+MACROS: Final[dict[str, Macro]] = {
+    "echo": Macro(("TEXT",), "print it", _echo),
+    "reset": Macro((), "a soft reset", lambda boards: boards.reset()),
+    "ls": Macro(("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_path(path))),
+    "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_path(path))),
+    "stat": Macro(("PATH",), "look at a path", lambda boards, path: boards.stat(_path(path))),
+    "mkdir": Macro(("PATH",), "make a folder", lambda boards, path: boards.mkdir(_path(path))),
+    "rmdir": Macro(("PATH",), "remove a folder", lambda boards, path: boards.rmdir(_path(path))),
+    "rm": Macro(("PATH",), "remove a file", lambda boards, path: boards.rm(_path(path))),
+    "mv": Macro(
+        ("PATH", "PATH"), "rename", lambda boards, path, to: boards.mv(_path(path), _path(to))
+    ),
+    "df": Macro((), "the room on the flash", lambda boards: boards.df()),
+    "mem_free": Macro(
+        (),
+        "bytes of free heap",
+        lambda boards: boards.run("(__import__('gc').collect(), __import__('gc').mem_free())[1]"),
+    ),
+    "uname": Macro(
+        (),
+        "what it is",
+        lambda boards: boards.run("__import__('sys').platform, __import__('sys').version"),
+    ),
+    "stop": Macro((), "end their own programs (app.py)", _stop),
+    "settings": Macro((), f"show {SETTINGS[1:]}", _settings),
+    "set": Macro(("KEY", "VALUE"), f"change a setting in {SETTINGS[1:]}", _set),
+}

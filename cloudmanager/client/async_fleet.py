@@ -1,0 +1,267 @@
+"""``AsyncFleet``: the verbs as coroutines, for programs that run on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from cloudmanager import config
+from cloudmanager.results.results import Results
+
+from . import verbs
+from .exchange import Exchange
+from .file_verbs import FileVerbs
+from .future import Once
+from .jobs import Event, Job, JobGroup
+from .link import Link
+from .package_verbs import PackageVerbs
+from .verbs import BoardsVerbs, FleetVerbs
+from .watch import Update, Watch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_loop(
+    verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return the verb as a method that asyncio awaits."""
+
+    @functools.wraps(verb)
+    async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        await self.connect()
+        return await _drive(verb(self, *args, **kwargs))
+
+    return call
+
+
+async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a verb to its end; a cancellation is raised inside of it."""
+    try:
+        awaited: Once[Any] = coroutine.send(None)
+        while True:
+            try:
+                await done(awaited)
+            except BaseException as error:
+                awaited = coroutine.throw(error)
+            else:
+                awaited = coroutine.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+async def done(once: Once[Any]) -> None:
+    """Wait until it is set, without blocking the loop."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    once.then(lambda: soon(loop, told.set))
+    await told.wait()
+
+
+def soon(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *args: object) -> None:
+    """Have the loop call ``act``; nothing where the program has ended its loop."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(act, *args)
+
+
+class AsyncFleet:
+    """All boards of one server, for asyncio: ``Fleet`` with ``await``.
+
+    Args:
+        url: the server, such as ``http://127.0.0.1:18266``; found when not given.
+        token: what opens it; found when not given.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        self._url, self._token = url, token
+        self._link: Link | None = None
+        self._dialling = asyncio.Lock()
+
+    async def __aenter__(self) -> AsyncFleet:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __getitem__(self, target: str) -> AsyncBoards:
+        return AsyncBoards(self, target)
+
+    async def connect(self) -> None:
+        """Dial the server, unless the link is there; every verb does so by itself.
+
+        Raises:
+            ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
+        """
+        async with self._dialling:
+            if self._link is None or self._link.closed:
+                address = config.find(self._url, self._token)
+                self._link = await asyncio.to_thread(Link, address)
+
+    async def close(self) -> None:
+        """Hang up. What runs goes on on the boards."""
+        link, self._link = self._link, None
+        if link is not None:
+            await asyncio.to_thread(link.close)
+
+    def exchange(self) -> Exchange:
+        """Return the conversation with the server; ``connect`` opens it."""
+        assert self._link is not None
+        return self._link.exchange
+
+    def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
+        """Follow boards with ``async for``; as ``Fleet.watch``. A cancelled task closes it."""
+        loop = asyncio.get_running_loop()
+
+        def dial() -> Exchange:  # in the thread that waits
+            asyncio.run_coroutine_threadsafe(self.connect(), loop).result()
+            return self.exchange()
+
+        return AsyncWatch(Watch(dial, target, samples=samples))
+
+    request = in_loop(FleetVerbs.request)
+    boards = in_loop(FleetVerbs.boards)
+    status = in_loop(FleetVerbs.status)
+    enrol = in_loop(FleetVerbs.enrol)
+    enrol_token = in_loop(FleetVerbs.enrol_token)
+    revoke = in_loop(FleetVerbs.revoke)
+    rename = in_loop(FleetVerbs.rename)
+    rotate = in_loop(FleetVerbs.rotate)
+    jobs = in_loop(FleetVerbs.jobs)
+    job = in_loop(FleetVerbs.job)
+    interrupt = in_loop(FleetVerbs.interrupt)
+    samples = in_loop(FleetVerbs.samples)
+
+
+class AsyncBoards:
+    """The boards of a target, chosen anew by the server at each call."""
+
+    def __init__(self, fleet: AsyncFleet, target: str) -> None:
+        self._fleet = fleet
+        self.target = target
+        self.connect, self.exchange = fleet.connect, fleet.exchange
+
+    def __repr__(self) -> str:
+        return f"AsyncBoards({self.target!r})"
+
+    async def submit(
+        self,
+        code: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        fresh: bool = False,
+        wait: float = 0,
+        answers: bool = False,
+    ) -> AsyncJobGroup:
+        """Run a cell on all of the boards at once; return without waiting for them to end.
+
+        Args and errors: as ``Boards.submit``.
+        """
+        await self.connect()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event | None) -> None:
+            soon(loop, events.put_nowait, event)
+
+        group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
+        verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
+        await done(group.accepted)
+        group.accepted.get()
+        return AsyncJobGroup(group, events)
+
+    run = in_loop(BoardsVerbs.run)
+    reset = in_loop(BoardsVerbs.reset)
+    info = in_loop(BoardsVerbs.info)
+    label = in_loop(BoardsVerbs.label)
+    put = in_loop(FileVerbs.put)
+    get = in_loop(FileVerbs.get)
+    read = in_loop(FileVerbs.read)
+    sync = in_loop(FileVerbs.sync)
+    ls = in_loop(FileVerbs.ls)
+    stat = in_loop(FileVerbs.stat)
+    df = in_loop(FileVerbs.df)
+    mkdir = in_loop(FileVerbs.mkdir)
+    rmdir = in_loop(FileVerbs.rmdir)
+    rm = in_loop(FileVerbs.rm)
+    mv = in_loop(FileVerbs.mv)
+    stop = in_loop(BoardsVerbs.stop)
+    install = in_loop(PackageVerbs.install)
+    uninstall = in_loop(PackageVerbs.uninstall)
+    packages = in_loop(PackageVerbs.packages)
+    upgrade = in_loop(PackageVerbs.upgrade)
+
+
+class AsyncJobGroup:
+    """One cell on several boards: wait for it, interrupt it, follow it.
+
+    Attributes:
+        jobs: board -> Job.
+        left_out: boards that the target matched but that are not connected.
+    """
+
+    def __init__(self, group: JobGroup, events: asyncio.Queue[Event | None]) -> None:
+        self._group = group
+        self._events = events
+        self.jobs: dict[str, Job] = group.jobs
+        self.left_out = group.left_out
+        self.interrupt = group.interrupt
+        self.answer = group.answer
+
+    def __repr__(self) -> str:
+        """Show which jobs these are, and how far they are, in one line."""
+        return f"<Async{repr(self._group)[1:]}"
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
+        try:
+            await asyncio.wait_for(done(self._group.finished), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def results(self, timeout: float | None = None) -> Results:
+        """Wait for all jobs to end and return their results.
+
+        Raises:
+            TimeoutError: they did not, within ``timeout`` seconds; they go on.
+        """
+        await self.wait(timeout)
+        return self._group.results(0)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield what happens, as it happens, until all jobs ended; for one reader."""
+        while (event := await self._events.get()) is not None:
+            yield event
+
+
+class AsyncWatch:
+    """``Watch`` for asyncio: ``async for``, and ``close``; a task that is cancelled closes it."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self.close = watch.close
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Update:
+        """Wait for the next update; as ``Watch``."""
+        try:
+            update = await asyncio.to_thread(next, self._watch, None)
+        except BaseException:
+            self.close()
+            raise
+        if update is None:
+            raise StopAsyncIteration
+        return update

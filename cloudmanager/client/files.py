@@ -1,0 +1,264 @@
+"""Jobs with files: what was asked, what came of it, and the bytes that boards send. No I/O here.
+
+A board's ``OSError`` is raised as Python's own, its path behind the board's name:
+``FileNotFoundError: [Errno 2] No such file or directory: 'lab-1:/a.py'``.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import CloudmanagerError, PackageError, PeerWireError
+from cloudmanager.protocol.file_ops import Act, room
+from cloudmanager.results.results import Result
+
+from .cells import prepare
+from .jobs import Event, Job, JobGroup
+
+#: MicroPython's words: ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` where it has no name for it.
+_OSERROR: Final = re.compile(r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$")
+_REFUSED: Final = "PackageError: "
+_NO_CELL: Final = prepare("")
+_FOLDER: Final = 0x4000  # of a mode, as MicroPython's ilistdir and stat have it
+
+
+class Entry(NamedTuple):
+    """One file or folder of a board; ``size`` in bytes is 0 for a folder."""
+
+    path: str
+    is_dir: bool
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+
+class Stat(NamedTuple):
+    """What a board knows of a path; ``mtime`` is seconds of the board's own clock and epoch."""
+
+    is_dir: bool
+    size: int
+    mtime: int
+
+
+class Space(NamedTuple):
+    """The room on a file system of a board, in bytes."""
+
+    total: int
+    used: int
+    free: int
+
+
+def entries(told: Any) -> list[Entry]:
+    """Return what an ``ls`` found, sorted: folders first."""
+    found = [Entry(path, kind == _FOLDER, int(size)) for path, kind, size in told]
+    return sorted(found, key=lambda entry: (not entry.is_dir, entry.path))
+
+
+def stat(told: Any) -> Stat:
+    """Return what a ``stat`` gave."""
+    is_dir = bool(told[0] & _FOLDER)  # whose size is what littlefs finds in memory
+    return Stat(is_dir, 0 if is_dir else int(told[6]), int(told[8]))
+
+
+def space(told: Any) -> Space:
+    """Return what a ``statvfs`` gave (block size, fragment size, blocks, free blocks …)."""
+    total, free = room(told)
+    return Space(total, total - free, free)
+
+
+class FileResult(Result):
+    """How one job with files ended.
+
+    Its ``error`` is of the ``OSError`` family where the board's was.
+
+    Attributes:
+        answers: what each act gave, as the board told it.
+    """
+
+    def __init__(
+        self,
+        board: str,
+        job: int,
+        status: str,
+        *,
+        read: Callable[[list[Any]], Any] = list,
+        failure: Exception | None = None,
+        **told: Any,
+    ) -> None:
+        self.answers: list[Any] = []
+        self._value: Any = None
+        self._failure = failure
+        if status == "ok" and failure is None:
+            try:
+                self.answers = list(ast.literal_eval(told.pop("text")))
+                self._value = read(self.answers)
+            except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
+                self._failure = PeerWireError("what the board answers about its files is no answer")
+        told["text"] = "" if self._value is None else repr(self._value)
+        super().__init__(board, job, "error" if self._failure else status, **told)
+        if self._failure is None:
+            self._failure = _error(board, self.traceback or self.why)
+        if self._failure is not None:
+            self.traceback = _words(board, self._failure)
+
+    @property
+    def value(self) -> Any:
+        """What the verb returns for this board.
+
+        Raises:
+            OSError, CloudmanagerError: the same as ``error``.
+        """
+        if self.error is not None:
+            raise self.error
+        return self._value
+
+    @property
+    def error(self) -> Exception | None:
+        """What ``raise_for_error`` raises for this board; None if ok."""
+        return self._failure or super().error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        told = super().to_json()
+        return {**told, "value": _to_json(self._value)}
+
+    def with_value(self, value: Any, elapsed: float = 0.0) -> FileResult:
+        """Return the same ending with another value; ``elapsed`` is what went before it."""
+        copy = FileResult.__new__(FileResult)
+        copy.__dict__.update(self.__dict__)
+        if self.ok:
+            copy._value = value
+            copy.text = "" if value is None else repr(value)
+        copy.elapsed = self.elapsed + elapsed
+        return copy
+
+
+def nothing(board: str) -> FileResult:
+    """Return what is left where there was nothing to do."""
+    return FileResult(board, 0, "ok", text="[]")
+
+
+def failed(board: str, error: Exception) -> FileResult:
+    """Return what is left of work that failed here, on this machine."""
+    return FileResult(board, 0, "error", failure=error)
+
+
+def _error(board: str, traceback: str) -> Exception | None:
+    """Return the error that a traceback, or the server's word, ends with, if Python has it."""
+    if traceback.startswith(_REFUSED):
+        return PackageError(traceback.removeprefix(_REFUSED))
+    found = _OSERROR.search(traceback)
+    if found is None:
+        return None
+    number, path = int(found[1] or found[3]), found[2] or found[4] or ""
+    return OSError(number, os.strerror(number), f"{board}:{path}")
+
+
+def _words(board: str, error: Exception) -> str:
+    """Return an error in one line, the same for each board."""
+    name = type(error).__name__
+    return f"{name}: {error}".replace(f"'{board}:", "':")
+
+
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON can say it: tuples with names as objects."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _to_json(each) for name, each in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(each) for each in value]
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+class Sink(Protocol):
+    """Where the bytes go that boards send; called in the link's thread."""
+
+    def begin(self, board: str) -> None:
+        """Take it that a board's next file begins."""
+
+    def write(self, board: str, data: bytes) -> None:
+        """Take some of it."""
+
+
+#: Takes a board and the bytes that a job has moved for it so far.
+Moved = Callable[[str, int], None]
+
+
+class FileJob(Job):
+    """Acts on one board's files, while they are done."""
+
+    group: FileGroup
+
+    def take(self, message: wire.Message) -> Iterator[Event]:
+        """Take one message about this job and yield what it means."""
+        if message.op == wire.CHUNK:
+            self.group.on_chunk(self, message)
+        else:
+            yield from super().take(message)
+
+    def _make_result(self, status: str, **told: Any) -> Result:
+        group = self.group
+        failure = group.failures.get(self.board)
+        return FileResult(self.board, self.number, status, read=group.read, failure=failure, **told)
+
+
+class FileGroup(JobGroup):
+    """The same acts on the files of several boards.
+
+    Args:
+        acts: what is to be done, in this order; the first that fails is the last.
+        read: answers -> what the verb returns.
+        sink: takes the bytes of files that boards send.
+        moved: is told how far each board is.
+    """
+
+    def __init__(
+        self,
+        acts: Sequence[Act],
+        *,
+        read: Callable[[list[Any]], Any] = list,
+        sink: Sink | None = None,
+        moved: Moved | None = None,
+    ) -> None:
+        super().__init__(_NO_CELL)
+        self.acts = acts
+        self.read = read
+        self.failures: dict[str, Exception] = {}
+        self._sink = sink
+        self._on_moved = moved
+        self._moved: dict[str, int] = {}
+
+    def _make_job(self, number: int, board: str) -> Job:
+        job = FileJob(number, board, self.cell, self._submitted)
+        job.group = self
+        return job
+
+    def on_chunk(self, job: Job, message: wire.Message) -> None:
+        """Take a piece of a file, or the board's word on how far it is."""
+        if self._sink is None:
+            if not message.flags & wire.HAVE:
+                self._tell_moved(job.board, wire.read_count(message))
+            return
+        if job.board in self.failures:
+            return
+        try:
+            if message.flags & wire.HAVE:
+                self._sink.begin(job.board)
+            else:
+                self._sink.write(job.board, message.payload)
+        except (OSError, ValueError, CloudmanagerError) as error:
+            self.failures[job.board] = error
+            self._stop([job.number])
+        self._tell_moved(job.board, self._moved.get(job.board, 0) + len(message.payload))
+
+    def _tell_moved(self, board: str, moved: int) -> None:
+        self._moved[board] = moved
+        if self._on_moved is not None:
+            self._on_moved(board, moved)

@@ -1,0 +1,153 @@
+"""A caller's link to the server: the one place of the library that opens a socket.
+
+People's threads write to the socket themselves; a thread of the link's own reads from it
+and settles what they wait for. What is said stands in exchange.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from cloudmanager import config
+from cloudmanager.config import DEFAULT_TCP_PORT, Address
+from cloudmanager.protocol.errors import ServerUnreachable
+
+from .exchange import Exchange
+
+if TYPE_CHECKING:
+    from .tls import Tls
+
+CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
+#: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+#: Of silence, until the server is asked for a sign of life; after as much again it is gone. TCP
+#: does not notice a middlebox that swallows what passes.
+BEAT_SECONDS: Final = 15.0
+#: What recv raises then.
+SILENCE: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
+READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
+
+
+class Link:
+    """One open WebSocket to the server. From any thread.
+
+    Args:
+        address: the server, and the token that opens it.
+
+    Raises:
+        ServerUnreachable: nobody answers there, or it is no Cloudmanager server.
+        NotAllowed: the server does not know the token.
+        VersionMismatch: it speaks another version of the protocol.
+    """
+
+    def __init__(self, address: Address) -> None:
+        try:
+            self._socket, host = _dial(address)
+        except (OSError, ValueError) as error:
+            raise ServerUnreachable(address.url, address.source, _reason(error)) from error
+        self._writing = threading.Lock()
+        self.exchange = Exchange(address, host, self._send)
+        self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
+        self._send(self.exchange.handshake())
+        self._reader.start()
+        self.exchange.opened.get()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the link is gone; it never comes back, another has to be made."""
+        return self.exchange.closed
+
+    def close(self) -> None:
+        """Hang up and wait for the link's thread; what runs goes on on the boards."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(CONNECT_SECONDS)
+
+    def _send(self, data: bytes) -> None:
+        """Write; a link that breaks here is noticed by the reading thread."""
+        with self._writing, contextlib.suppress(OSError):
+            self._socket.sendall(data)
+
+    def _read(self) -> None:
+        reason, greeting = "it hung up", True
+        deadline = time.monotonic() + CONNECT_SECONDS
+        try:
+            while (data := self._hear()) and self.exchange.feed(data):
+                if greeting:  # here and not in __init__: a recv keeps the timeout it began with
+                    greeting = not self.exchange.opened.done
+                    left = max(deadline - time.monotonic(), 0.001)
+                    self._socket.settimeout(left if greeting else None)
+        except OSError as error:
+            reason = _reason(error)
+        finally:
+            self.exchange.lose(reason)
+            self._socket.close()
+
+    def _hear(self) -> bytes:
+        """Return what the server says; a silent one is asked for a sign of life, and then left."""
+        asked = False
+        while True:
+            try:
+                return self._socket.recv(READ_BYTES)
+            except SILENCE:
+                if self._writing.acquire(blocking=False):  # else somebody sends: TCP itself watches
+                    self._writing.release()
+                    if asked:
+                        raise TimeoutError from None
+                    asked = True
+                    self._send(self.exchange.ping())
+
+
+def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
+    """Return a connected socket and what the Host header says."""
+    parts = config.split(address.url)
+    host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
+    is_tls = parts.scheme in ("https", "wss")
+    if not is_tls and not config.is_local(address.url):
+        raise ValueError("the token would cross the network in the clear; write https://")
+    sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not every platform has each
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(BEAT_SECONDS))
+    if not is_tls:
+        return sock, parts.netloc
+    from .tls import secure
+
+    try:
+        return secure(sock, host, address), parts.netloc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _timeval(seconds: float) -> bytes:
+    """Return a time as the system's sockets take it (POSIX: seconds, us; Windows: ms)."""
+    if sys.platform == "win32":
+        return struct.pack("L", int(seconds * 1000))
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+
+
+def _reason(error: Exception) -> str:
+    """Say in words why the link is not there."""
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, socket.gaierror):
+        return "that name has no address"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if (untrusted := getattr(error, "verify_message", "")) != "":
+        return f"its certificate cannot be trusted ({untrusted})"
+    if getattr(error, "reason", "") == "WRONG_VERSION_NUMBER":  # ssl.SSLError's
+        return "it does not speak TLS there"
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or str(error) or type(error).__name__

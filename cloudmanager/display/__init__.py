@@ -1,0 +1,1 @@
+"""How results look: folded blocks, tables, terminal output, progress. No sockets."""

@@ -1,0 +1,116 @@
+"""How the outcomes of verbs for files read: boards that say the same are one block; pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cloudmanager.client.files import Entry, FileResult, Space, Stat
+from cloudmanager.client.packages import Installed, Packages
+from cloudmanager.client.syncing import Plan
+from cloudmanager.protocol.text import fold
+from cloudmanager.results.results import Result, Results
+
+from .layout import head_text, printable
+
+
+def files_text(results: Results) -> str:
+    """Return results as text; of one board, without its name."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, result in results.items():
+        status = "" if result.ok else f" · {result.status}"
+        alike.setdefault((status, _outcome(result)), []).append(name)
+    told = [(names, how, text + _room(results, names)) for (how, text), names in alike.items()]
+    left_out = [f"not there: {fold(results.left_out)}"] if results.left_out else []
+    if len(results) == 1:
+        return "\n".join([*(text for _, _, text in told if text), *left_out])
+    blocks = [f"{head_text(fold(names) + how)}\n{text or 'done'}" for names, how, text in told]
+    return "\n".join([*blocks, *left_out])
+
+
+def _outcome(result: Result) -> str:
+    if not result.ok:
+        return printable(result.traceback or result.why or result.status).rstrip()
+    if isinstance(result, FileResult):
+        return printable(value_text(result.value))
+    return printable((result.stdout + result.text).rstrip())  # a cell's
+
+
+def _installed_text(done: Installed) -> str:
+    """Return what an install, an uninstall or its dry run came to."""
+    lines = [
+        f"{name} {version}".rstrip() + (f"  from {origin}" if origin else "")
+        for name, version in done.packages.items()
+        for origin in [done.origins.get(name, "")]
+    ]
+    lines += [f"  {path}" for path in done.put]
+    lines += [f"  {path} goes" for path in done.removed]
+    files = len(done.put)
+    said = f"{files} {'file' if files == 1 else 'files'}, {size_text(done.size_bytes)}"
+    if files or not done.removed:
+        there = "nothing to send: all of it is there" if done.packages else "no files to change"
+        lines.append(said if files else there)
+    return "\n".join(filter(None, [*lines, *(f"note: {note}" for note in done.notes)]))
+
+
+def _room(results: Results, names: Iterable[str]) -> str:
+    """Return how much room there is on boards for which a dry run comes to the same."""
+    values = [results[name].value for name in names if results[name].ok]
+    free = sorted(v.free_bytes for v in values if isinstance(v, Installed) and v.dry_run)
+    if not free:
+        return ""
+    least = f"{free[0]:,} to " if free[0] < free[-1] else ""
+    return f"\n{least}{size_text(free[-1])} free; nothing was done"
+
+
+def _packages_text(have: Packages) -> str:
+    """Return what a board has, and had when it was last there."""
+    lines = [f"{name} {version}".rstrip() for name, version in have.items()] or ["no packages"]
+    lines += [f"drift: {told}" for told in have.drift]
+    if have.as_of is not None:
+        lines.append(time.strftime("as of %Y-%m-%d %H:%M:%S", time.localtime(have.as_of)))
+    return "\n".join(lines)
+
+
+def value_text(value: Any) -> str:
+    """Return what a verb gave, as a person reads it; "" for nothing."""
+    if isinstance(value, Plan):
+        return _plan_text(value)
+    if isinstance(value, Installed):
+        return _installed_text(value)
+    if isinstance(value, Packages):
+        return _packages_text(value)
+    if isinstance(value, Stat):
+        return "folder" if value.is_dir else size_text(value.size)
+    if isinstance(value, Space):
+        return f"{size_text(value.free)} free of {size_text(value.total)}"
+    if isinstance(value, list):
+        return "\n".join(_lines(value))
+    if isinstance(value, int):
+        return f"{size_text(value)} written" if value else "it is there already"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def _lines(values: Iterable[Any]) -> Iterable[str]:
+    for value in values:
+        if isinstance(value, Entry):
+            yield f"{value.size:>12,} {value.path}{'/' if value.is_dir else ''}"
+        else:
+            yield str(value) if isinstance(value, Path) else value_text(value)
+
+
+def _plan_text(plan: Plan) -> str:
+    lines = [*(f"+ {path}" for path in plan.put), *(f"- {path}" for path in plan.delete)]
+    equal = f"{plan.same} equal"
+    moved = f"{len(plan.put)} to put ({size_text(plan.size_bytes)}), " if plan.put else ""
+    gone = f"{len(plan.delete)} to delete, " if plan.delete else ""
+    return "\n".join([*lines, f"{moved}{gone}{equal}"])
+
+
+def size_text(size: int) -> str:
+    """Return a size in bytes as a person reads it."""
+    return f"{size:,} bytes"

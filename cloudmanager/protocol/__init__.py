@@ -1,0 +1,1 @@
+"""What both ends of a link share: messages, frames, proofs, errors, targets, names. No I/O."""

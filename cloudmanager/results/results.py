@@ -1,0 +1,251 @@
+"""What is left of a cell: a ``Result`` of each board, ``Results`` of all; pure."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, LinkLost
+from cloudmanager.protocol.text import clean
+
+from .html_table import results_html
+
+if TYPE_CHECKING:
+    import pandas
+
+#: Longest number in bits that JSON is given: Python writes no number of more than 4,300 digits.
+MAX_JSON_BITS: Final = 8192
+_LINE: Final = 80  # characters of a summary
+_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
+
+
+class Repr(str):
+    """A value's ``repr`` that is no literal, such as ``<Pin 4>``; prints as it stands."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Show the board's own text, not a string of it; made safe to show."""
+        return clean(self)
+
+
+class Result:
+    """How one job ended.
+
+    Attributes:
+        board: the board's name.
+        job: the job's number.
+        status: ok, error, interrupted, timeout, offline or lost.
+        stdout: what the job printed, with LF for CRLF; its end, if ``truncated``.
+        text: the value's ``repr`` as the board wrote it; empty for None.
+        traceback: the board's own traceback, its lines those of the cell; empty if ok.
+        why: the server's words where it was the server that ended the job.
+        elapsed: seconds from the write to the board to its result, as seen here.
+        truncated: whether output was left out; ``cut`` says the same of the value.
+    """
+
+    def __init__(self, board: str, job: int, status: str, **told: Any) -> None:
+        self.board = board
+        self.job = job
+        self.status = status
+        self.stdout: str = told.get("stdout", "")
+        self.text: str = told.get("text", "")
+        self.traceback: str = told.get("traceback", "")
+        self.why: str = told.get("why", "")
+        self.elapsed: float = told.get("elapsed", 0.0)
+        self.truncated: bool = told.get("truncated", False)
+        self.cut: bool = told.get("cut", False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job ran to its end without an error."""
+        return self.status == "ok"
+
+    @property
+    def value(self) -> Any:
+        """The value of the cell's last expression, as a Python object; None for none.
+
+        A ``repr`` that is no literal, or that was cut, is returned as ``Repr``.
+
+        Raises:
+            CloudmanagerError: the job did not end well; the same as ``error``.
+        """
+        if self.error is not None:
+            raise self.error
+        if not self.text:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what Python thinks of a board's text
+                return Repr(self.text) if self.cut else ast.literal_eval(self.text)
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            return Repr(self.text)
+
+    @property
+    def error(self) -> Exception | None:
+        """What ``raise_for_error`` raises for this board; None if ok."""
+        if self.status == "ok":
+            return None
+        if self.status == "offline":
+            return BoardOffline(self.board, why=self.why)
+        if self.status == "lost":
+            return LinkLost(self.board, self.job, why=self.why)
+        ename, evalue = _last_error(self.traceback) or (self.status, self.why)
+        return BoardError(self.board, ename, evalue, self.traceback or self.why, self.status)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        value = self.value if self.ok else None
+        try:
+            json_value = value if _is_json(value) else self.text
+        except RecursionError:
+            json_value = self.text
+        return {
+            "status": self.status,
+            "stdout": self.stdout,
+            "value": json_value,
+            "error": None if self.error is None else (self.traceback or self.why or self.status),
+            "elapsed": round(self.elapsed, 6),
+        }
+
+    def __repr__(self) -> str:
+        """Show the outcome in one line."""
+        told = self.text if self.ok else (_last_error(self.traceback) or (self.why, ""))[0]
+        return _line(f"<Result {self.board}: {self.status}{' ' + told if told else ''}") + ">"
+
+
+class Results(Mapping[str, Result]):
+    """What became of a cell: board -> Result, in the target's order.
+
+    Attributes:
+        left_out: boards that the target matched but that were not connected.
+    """
+
+    def __init__(self, results: Mapping[str, Result], left_out: tuple[str, ...] = ()) -> None:
+        self._results = dict(results)
+        self.left_out = left_out
+
+    def __getitem__(self, board: str) -> Result:
+        return self._results[board]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every board ended well."""
+        return all(result.ok for result in self._results.values())
+
+    @property
+    def failed(self) -> Results:
+        """Those that did not end well."""
+        return Results({name: result for name, result in self.items() if not result.ok})
+
+    @property
+    def value(self) -> Any:
+        """The value, where there is exactly one board.
+
+        Raises:
+            ValueError: there are several; ``to_dict()`` has them all.
+            CloudmanagerError: the board did not end well.
+        """
+        if len(self) != 1:
+            raise ValueError(f"there are {len(self)} boards: use [name].value or to_dict()")
+        return next(iter(self.values())).value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {board: value}.
+
+        Raises:
+            BoardError, FleetError: as ``raise_for_error``.
+        """
+        self.raise_for_error()
+        return {name: result.value for name, result in self.items()}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table: one row a board, with status, value, stdout and elapsed."""
+        import pandas
+
+        rows = [
+            {
+                "board": result.board,
+                "status": result.status,
+                "value": result.value if result.ok else None,
+                "stdout": result.stdout,
+                "elapsed": result.elapsed,
+            }
+            for result in self.values()
+        ]
+        columns = ["board", "status", "value", "stdout", "elapsed"]
+        return pandas.DataFrame(rows, columns=columns).set_index("board")
+
+    def raise_for_error(self) -> Results:
+        """Raise if any board did not end well; else return these results.
+
+        Raises:
+            BoardError, BoardOffline, LinkLost: exactly one board failed.
+            FleetError: several did.
+        """
+        errors = {name: result.error for name, result in self.items() if result.error is not None}
+        if len(errors) == 1:
+            raise next(iter(errors.values()))
+        if errors:
+            raise FleetError(errors)
+        return self
+
+    def _repr_html_(self) -> str | None:
+        """Show values as a table, where every board has one; what boards say is escaped."""
+        return results_html(self, self.left_out)
+
+    def __repr__(self) -> str:
+        """Show one line a board."""
+        lines = [f"{name}: {_summary(result)}" for name, result in self.items()]
+        return "\n".join(lines) if lines else "<no results>"
+
+
+def _summary(result: Result) -> str:
+    """Return what one line has room for."""
+    if result.ok:
+        return _line(result.text or result.stdout.strip() or "ok")
+    last = _last_error(result.traceback)
+    told = ": ".join(part for part in last if part) if last else result.why
+    return _line(f"{result.status} ({told})" if told else result.status)
+
+
+def _line(text: str) -> str:
+    """Return the beginning of ``text`` as one line that is safe to show."""
+    line = clean(text[:_LINE]).replace("\n", " ")
+    return line if len(text) <= _LINE else line + "…"
+
+
+def _last_error(traceback: str) -> tuple[str, str] | None:
+    """Return (name, message) of the exception that a traceback ends with."""
+    if not traceback.strip():
+        return None
+    told = _TO_LAST_FRAME.sub("", traceback, count=1)
+    name, _, message = told.strip().partition(": ")
+    return name.rstrip(":"), message
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON can say ``value`` without changing it."""
+    if isinstance(value, list):
+        return all(_is_json(item) for item in value)
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    if isinstance(value, float):
+        return value == value and abs(value) != float("inf")
+    if type(value) is int:
+        return value.bit_length() <= MAX_JSON_BITS
+    return value is None or type(value) in (str, bool)
+
+
+def last_line(error: Exception | None) -> str:
+    """Return what a board's error says, without its traceback."""
+    return str(getattr(error, "evalue", "") or error)

@@ -1,0 +1,286 @@
+"""Boards for tests: how a test gets them, what it can do with them, how they go (docs/testing.md).
+
+The plugin, testing.py, hands these out as fixtures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Boards, Fleet
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.text import clean, fold
+from cloudmanager.results.results import Result, Results
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+
+JOIN_SECONDS = 30.0  # that boards may take to join, however busy the machine is
+JOIN_SECONDS_EACH = 0.3
+_FIRST_LOOK, _LAST_LOOK = 0.005, 0.1  # seconds between two looks at who is there, rising
+
+
+def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> None:
+    """Return when all of the boards are connected, by links that are younger than ``since``.
+
+    Args:
+        fleet: whose boards they are.
+        names: the boards.
+        since: seconds since 1970.
+
+    Raises:
+        TimeoutError: they are not there in time.
+    """
+    _wait(fleet, names, lambda board: (board["connected_since"] or 0) > since, "not connected")
+
+
+def _wait_offline(fleet: Fleet, names: Iterable[str]) -> None:
+    _wait(fleet, names, lambda board: not board["connected_since"], "still connected")
+
+
+def _wait(
+    fleet: Fleet, names: Iterable[str], good: Callable[[dict[str, Any]], bool], bad: str
+) -> None:
+    """Ask the server until all of the boards are as they should be."""
+    wanted = set(names)
+    deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(wanted)
+    pause = _FIRST_LOOK
+    while missing := wanted - {board["name"] for board in fleet.boards() if good(board)}:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{bad}: {fold(sorted(missing))}")
+        time.sleep(pause)
+        pause = min(2 * pause, _LAST_LOOK)
+
+
+class _UnderTest:
+    """What a test can do with its boards, be it one or many.
+
+    Everything else that ``Fleet[target]`` can do, it can do too.
+
+    Attributes:
+        names: the boards' names.
+        target: what chooses them, and no others.
+        timeout: seconds that a cell may run, unless told.
+    """
+
+    def __init__(
+        self, fleet: Fleet, machine: VirtualBoards, names: tuple[str, ...], timeout: float
+    ) -> None:
+        self.names = names
+        self.target = fold(names)
+        self.timeout = timeout
+        self._fleet = fleet
+        self._boards: Boards = fleet[self.target]
+        self._machine = machine
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target}>"
+
+    def __getattr__(self, name: str) -> Any:
+        """Look at the boards as the library has them."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._boards, name)
+
+    def _run(
+        self, code: str | Path, timeout: float | None, check: bool, options: dict[str, Any]
+    ) -> Results:
+        """Run a cell; what is to be raised is raised from the test's own line."""
+        __tracebackhide__ = True
+        failure: CloudmanagerError
+        text = code.read_text() if isinstance(code, Path) else textwrap.dedent(code)
+        try:
+            results = self._boards.run(text, timeout=timeout or self.timeout, **options)
+            _show(results)
+            return results.raise_for_error() if check else results
+        except CloudmanagerError as error:
+            failure = error
+        raise failure.with_traceback(None)
+
+    def put(self, source: str | Path | bytes, dest: str = "") -> None:
+        """Copy a file, or a folder, onto each board, with the folders that it needs.
+
+        Args:
+            source: a file or folder of this machine, or the bytes of a file.
+            dest: its path on the boards, such as ``:lib/blink.py``; else its own name.
+        """
+        path = dest.removeprefix(":")
+        if not isinstance(source, bytes) and (not path or path.endswith("/")):
+            path += Path(source).name
+        self._boards.put(source, f":{path}").raise_for_error()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Cut the power; ``restart`` brings it back. SIGSTOP, SIGCONT: hang, and go on."""
+        for name in self.names:
+            self._machine.kill(name, number)
+        if number == signal.SIGKILL:
+            _wait_offline(self._fleet, self.names)
+
+    def cut_power(self, writes: int, act: Callable[[], object]) -> bool:
+        """Do something, and cut the power in the middle of the write to flash after so many.
+
+        Args:
+            writes: how many writes to flash each board makes before that.
+            act: what to do; it need not be done by then.
+
+        Returns:
+            Whether it came to that; the boards are back then, with what their flash holds.
+        """
+        flash = "__import__('cm').unix.flash"
+        self._run(f"{flash}.cut({int(writes)})", None, True, {})
+        worker = threading.Thread(target=act, daemon=True)
+        worker.start()
+        cut: set[str] = set()
+        begun = time.time()
+        while worker.is_alive():
+            worker.join(_FIRST_LOOK)
+            off = set(self.names) - set(self._machine.pids)
+            for name in off:
+                self._machine.restart(name)
+            cut |= off
+        wait_online(self._fleet, cut, since=begun)
+        self._run(f"{flash}.cut(1 << 30)", None, True, {})
+        return bool(cut)
+
+    def restart(self) -> None:
+        """Cut the power and switch it on again: names are gone, files are there."""
+        since = time.time()
+        for name in self.names:
+            self._machine.restart(name)
+        wait_online(self._fleet, self.names, since=since)
+
+
+class BoardUnderTest(_UnderTest):
+    """One board of a test."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.names[0]
+
+    def run(
+        self,
+        code: str | Path,
+        *,
+        timeout: float | None = None,
+        check: bool = True,
+        **options: Any,
+    ) -> Result:
+        """Run a cell and return how it ended; what it printed, the test has printed.
+
+        Args:
+            code: Python, which may be indented as a whole; or a file with Python.
+            timeout: seconds that it may run; as the ini option ``cm_timeout`` says, unless told.
+            check: whether a failure is raised.
+            options: as ``Boards.run`` takes them.
+
+        Raises:
+            BoardError: it failed; the board's own traceback is in it.
+            CloudmanagerError: it did not run, or the board is gone.
+        """
+        __tracebackhide__ = True
+        return self._run(code, timeout, check, options)[self.name]
+
+
+class BoardsUnderTest(_UnderTest):
+    """Some boards of a test: ``boards[0]`` is one of them, and so is ``boards["board-1"]``."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[BoardUnderTest]:
+        return (self[name] for name in self.names)
+
+    def __getitem__(self, which: int | str) -> BoardUnderTest:
+        name = self.names[which] if isinstance(which, int) else which
+        if name not in self.names:
+            raise KeyError(name)
+        return BoardUnderTest(self._fleet, self._machine, (name,), self.timeout)
+
+    def run(
+        self,
+        code: str | Path,
+        *,
+        timeout: float | None = None,
+        check: bool = True,
+        **options: Any,
+    ) -> Results:
+        """Run a cell on all of them at once: see ``BoardUnderTest.run``.
+
+        Raises:
+            FleetError: it failed on several boards; on exactly one, that board's own error.
+        """
+        __tracebackhide__ = True
+        return self._run(code, timeout, check, options)
+
+
+def _show(results: Results) -> None:
+    """Print what the boards printed: pytest shows it with a failure."""
+    for name, result in results.items():
+        lead = f"{name} | " if len(results) > 1 else ""
+        for line in clean(result.stdout).splitlines():
+            sys.stdout.write(f"{lead}{line}\n")
+
+
+class BoardsFactory:
+    """Makes boards that live longer than a test: ``with cm_boards_factory(3) as boards``."""
+
+    def __init__(self, fleet: Fleet, machine: VirtualBoards, count: int, timeout: float) -> None:
+        self._fleet = fleet
+        self._machine = machine
+        self._count = count
+        self._timeout = timeout
+        self._taken: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(
+        self, count: int | None = None, *, name: str = "board", heap: str = "", flash: str = ""
+    ) -> Iterator[BoardsUnderTest]:
+        """Have new boards, connected; in the end they and their flash are gone.
+
+        Args:
+            count: how many; as the ini option ``cm_boards`` says, unless told.
+            name: what their names begin with; a number follows.
+            heap: bytes of each MicroPython heap, such as "64k"; as ``cm_heap`` says, unless told.
+            flash: bytes of each flash; as ``cm_flash`` says, unless told.
+        """
+        names = self._names(name, self._count if count is None else count)
+        self._taken.update(names)
+        try:
+            self._start(names, heap, flash)
+            yield BoardsUnderTest(self._fleet, self._machine, names, self._timeout)
+        finally:
+            self._end(names)
+            self._taken.difference_update(names)
+
+    def _names(self, prefix: str, count: int) -> tuple[str, ...]:
+        """Return the first names that nobody has."""
+        if count < 1:
+            raise ValueError("at least one board")
+        numbers = range(1, count + len(self._taken) + 1)
+        free = [name for n in numbers if (name := f"{prefix}-{n}") not in self._taken]
+        return tuple(free[:count])
+
+    def _start(self, names: tuple[str, ...], heap: str, flash: str) -> None:
+        for row in self._fleet.enrol(names):
+            identity = Identity.of(row, self._fleet.address.url)
+            self._machine.add(identity, heap=heap, flash=flash)
+        wait_online(self._fleet, names)
+
+    def _end(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            self._machine.kill(name)
+            shutil.rmtree(self._machine.folder / name, ignore_errors=True)
+        known = {board["name"] for board in self._fleet.boards()}
+        left = [name for name in names if name in known]  # a test may have taken one out
+        if left:
+            _wait_offline(self._fleet, left)
+            self._fleet.revoke(",".join(left))

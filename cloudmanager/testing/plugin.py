@@ -1,0 +1,201 @@
+"""A pytest plugin: tests of code for boards, on real MicroPython (docs/testing.md).
+
+    def test_blinks_three_times(cm_board):
+        cm_board.put("blink.py")
+        assert cm_board.run("import blink; blink.times").value == 3
+
+Every test that asks for boards gets new ones, with empty flash; they join a server that the test
+run has for itself. All that is started here ends with pytest, however pytest ends. Every pytest run
+of the environment loads this module: it imports nothing of ours but inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from cloudmanager.client.fleet import Fleet
+
+    from .board_fixtures import BoardsFactory, BoardsUnderTest, BoardUnderTest
+
+END_SECONDS = 10.0  # that the server may take to end
+#: The server, until its standard input ends: that it does when this process is gone.
+_SERVE = """
+import os, runpy, signal, threading
+def end_with_parent():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module("cm_server", run_name="__main__", alter_sys=True)
+"""
+
+
+class Server(NamedTuple):
+    """A running server: its process, its address, and the CM_HOME that it keeps its things in."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    home: Path
+
+    @property
+    def tcp_port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Server]:
+    """Have a server, to be stopped or killed at will.
+
+    Args:
+        home: the folder that it keeps its things in.
+        options: of ``python -m cm_server``, such as ``"--beat", "5"``.
+        tcp_port: where it listens; 0: where nobody does.
+
+    Raises:
+        ServiceError: it did not start.
+    """
+    home = home.absolute()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    errors = home / "server.err"
+    command = [sys.executable, "-c", _SERVE, "--port", str(tcp_port), *options]
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd=home,
+            env={**os.environ, "CM_HOME": str(home)},
+            start_new_session=True,  # Ctrl-C is for pytest, which ends it then
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin:
+        try:
+            with process.stdout:
+                said = json.loads(process.stdout.readline() or b"{}")
+            if "url" not in said:
+                _refuse(said.get("error"), errors)
+            yield Server(process, said["url"], home)
+        finally:
+            _end(process)
+
+
+def _refuse(why: str | None, errors: Path) -> None:
+    from cloudmanager.protocol.errors import ServiceError
+
+    last = errors.read_text(errors="replace").strip().rpartition("\n")[2]
+    raise ServiceError(why or f"The server did not start: {last}", str(errors))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the settings of a test suite."""
+    parser.addini("cm_boards", "Cloudmanager: how many boards `cm_boards` has", default="3")
+    parser.addini("cm_heap", "Cloudmanager: bytes of each board's heap", default="128k")
+    parser.addini("cm_flash", "Cloudmanager: bytes of each board's flash", default="1M")
+    parser.addini("cm_timeout", "Cloudmanager: seconds that a cell may run", default="10")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    told = "the boards that this test gets from the fixtures cm_boards and cm_board"
+    config.addinivalue_line("markers", f'cm_boards(count, heap="64k", flash="1M"): {told}')
+
+
+@pytest.fixture(scope="session")
+def cm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The CM_HOME of this run: the user's own is never touched."""
+    folder = tmp_path_factory.mktemp("cm-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CM_HOME", str(folder))
+        patch.delenv("CM_URL", raising=False)
+        patch.delenv("CM_TOKEN", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def cm_server(cm_home: Path) -> Iterator[Server]:
+    """A server for this test run alone; with pytest-xdist, one for each worker."""
+    with running_server(cm_home) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cm_fleet(cm_server: Server) -> Iterator[Fleet]:
+    """The fleet of that server; `Fleet()` in the code under test is the same one."""
+    from cloudmanager.client.fleet import Fleet
+
+    with Fleet() as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def cm_boards_factory(
+    cm_server: Server, cm_fleet: Fleet, pytestconfig: pytest.Config
+) -> Iterator[BoardsFactory]:
+    """Makes boards that several tests share; see BoardsFactory."""
+    from cloudmanager.virtual.virtual_boards import VirtualBoards
+
+    from .board_fixtures import BoardsFactory
+
+    with VirtualBoards(
+        [],
+        ("127.0.0.1", cm_server.tcp_port),
+        cm_server.home / "virtual",
+        heap=pytestconfig.getini("cm_heap"),
+        flash=pytestconfig.getini("cm_flash"),
+    ) as machine:
+        count, timeout = pytestconfig.getini("cm_boards"), pytestconfig.getini("cm_timeout")
+        yield BoardsFactory(cm_fleet, machine, int(count), float(timeout))
+
+
+@pytest.fixture
+def cm_make_boards(cm_boards_factory: BoardsFactory) -> Iterator[Callable[..., BoardsUnderTest]]:
+    """Make boards for this test: `cm_make_boards(3, name="lab", heap="64k")`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int | None = None, **named: str) -> BoardsUnderTest:
+            return stack.enter_context(cm_boards_factory(count, **named))
+
+        yield make
+
+
+@pytest.fixture
+def cm_boards(
+    request: pytest.FixtureRequest, cm_make_boards: Callable[..., BoardsUnderTest]
+) -> BoardsUnderTest:
+    """Three new boards, or as many as the marker or the ini option `cm_boards` says."""
+    marker = request.node.get_closest_marker("cm_boards")
+    return cm_make_boards(*marker.args, **marker.kwargs) if marker else cm_make_boards()
+
+
+@pytest.fixture
+def cm_board(
+    request: pytest.FixtureRequest, cm_make_boards: Callable[..., BoardsUnderTest]
+) -> BoardUnderTest:
+    """A new board; the first of `cm_boards` for a test that has those too."""
+    if "cm_boards" in request.fixturenames:
+        boards: BoardsUnderTest = request.getfixturevalue("cm_boards")
+        return boards[0]
+    marker = request.node.get_closest_marker("cm_boards")
+    return cm_make_boards(1, **(marker.kwargs if marker else {}))[0]

@@ -1,0 +1,1 @@
+"""Virtual boards: real MicroPython processes on this machine."""

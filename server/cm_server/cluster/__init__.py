@@ -1,0 +1,1 @@
+"""Several servers as one: pub/sub, peer messages, directory of boards, remote and hosted jobs."""

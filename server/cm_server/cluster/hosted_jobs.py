@@ -1,0 +1,135 @@
+"""Jobs of callers at other servers, on boards whose link is here; no sockets, no SQL."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import ServerError
+from cm_server import limits
+from cm_server.installs.transfers import Relay
+from cm_server.jobs.jobs import Cell, Job
+
+if TYPE_CHECKING:
+    from cm_server.jobs.dispatch import Dispatch
+    from cm_server.jobs.registry import Board, Registry
+    from cm_server.store.shared_store import SharedStore
+
+    from .peer_messages import Post
+
+log = logging.getLogger("cm_server")
+
+
+class Absent:
+    """The callers at another server, as far as a job here sees them."""
+
+    def __init__(self, post: Post, server: str) -> None:
+        self._post = post
+        self._server = server
+        self._cut: set[tuple[int, int]] = set()  # of which something was left out
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Pass on one message; where the bus does not keep up, output is left out."""
+        if droppable and self._post.bus.waiting > limits.UNSENT_BYTES:
+            op, _, job = wire.HEADER.unpack_from(message)
+            flags = wire.CUT if op == wire.VALUE else 0
+            if (job, flags) in self._cut:
+                return
+            self._cut.add((job, flags))
+            message = wire.pack(wire.TRUNCATED, job=job, flags=flags)
+        elif self._cut and self._post.bus.waiting <= limits.UNSENT_BYTES:
+            self._cut.clear()
+        self._post.send(self._server, "say", {}, message)
+
+
+class Guests:
+    """Runs them.
+
+    Args:
+        dispatch: which has the queues.
+        store: which says whose a job is.
+        registry: the boards.
+        post: letters to the other servers.
+    """
+
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        store: SharedStore,
+        registry: Registry,
+        post: Post,
+    ) -> None:
+        self._dispatch, self._store, self._registry = dispatch, store, registry
+        self._post = post
+        self._absent: dict[str, Absent] = {}
+        post.handlers |= {
+            "run": self._on_run,
+            "interrupt": self._on_interrupt,
+            "answer": self._on_answer,
+            "data": self._on_data,
+            "refuse": self._on_refuse,
+        }
+
+    def _on_run(self, sender: str, head: dict[str, Any], code: bytes) -> None:
+        """Take the jobs whose boards are here, and run them; refuse the others."""
+        boards = {number: self._registry.by_id.get(board_id) for number, board_id in head["jobs"]}
+        here = {n: board for n, board in boards.items() if board is not None and board.link}
+        now = [number for number, board in here.items() if board.idle]
+        try:
+            taken = self._store.take(sender, now, here.keys() - set(now)) if here else set()
+        except ServerError as error:
+            why = f"{error.reason}; it did not run"
+            self._post.send(sender, "refused", {"jobs": list(boards), "why": why})
+            return
+        cell = _cell(code, head)
+        jobs = [self._job(number, here[number], cell, sender, head["caller"]) for number in taken]
+        told = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
+        self._post.send(sender, "taken", {"jobs": told})
+        if gone := boards.keys() - taken:
+            self._post.send(sender, "refused", {"jobs": sorted(gone)})
+        self._dispatch.admit(jobs)
+        self._dispatch.launch(jobs)
+
+    def _job(self, number: int, board: Board, cell: Cell, sender: str, caller: str) -> Job:
+        """Return a job; it may be one of this server's own that comes back with its board."""
+        own = self._dispatch.jobs.get(number)
+        if own is not None:
+            own.away, own.state = "", "queued"
+            return own
+        absent = self._absent.setdefault(sender, Absent(self._post, sender))
+        return Job(number, board, cell, caller, absent)
+
+    def lost(self, server: str) -> None:
+        """Go on without the callers at a server that is gone."""
+        absent = self._absent.pop(server, None)
+        if absent is not None:
+            self._dispatch.forget(absent)
+
+    def _on_interrupt(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
+        found = [job for number in head["jobs"] if (job := self._dispatch.jobs.get(number))]
+        for job in found:
+            if not job.away:
+                self._dispatch.interrupt(job)
+        return {"found": len(found)}, b""
+
+    def _on_answer(self, _sender: str, head: dict[str, Any], text: bytes) -> None:
+        job = self._dispatch.jobs.get(head["job"])
+        if job is not None:
+            self._dispatch.answer(job, text, nobody=head["nobody"])
+
+    def _on_data(self, _sender: str, head: dict[str, Any], data: bytes) -> None:
+        job = self._dispatch.jobs.get(head["job"])
+        if job is not None and job.state == "running" and job.board.link is not None:
+            job.board.link.send(data)
+
+    def _on_refuse(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        job = self._dispatch.jobs.get(head["job"])
+        if job is not None and not job.away:
+            self._dispatch.refuse(job, head["why"])
+
+
+def _cell(code: bytes, head: dict[str, Any]) -> Cell:
+    files = Relay(*head["files"]) if head["files"] else None
+    how = head["timeout"], head["awaits"], head["fresh"]
+    return Cell(code, *how, wait=0.0, answers=head["answers"], files=files)

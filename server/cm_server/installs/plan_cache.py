@@ -1,0 +1,118 @@
+"""What a caller wants installed -> a plan for his boards, its contents ready to be sent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager.protocol.errors import PackageError, ServerError
+from cm_server import limits
+from cm_server.packages import lock
+from cm_server.packages.http_fetcher import shown
+
+from .board_install import Planned, kind_of
+
+if TYPE_CHECKING:
+    from cm_server.app import Server
+    from cm_server.jobs.registry import Board
+
+_OPTIONS = {
+    "wanted": list,
+    "target_dir": str,
+    "source_only": bool,
+    "indexes": dict,
+    "lock": str,
+    "locked": bool,
+    "force": bool,
+}
+
+
+class Plans:
+    """Plans that were made and are to be made good: some of each caller's link, the newest."""
+
+    def __init__(self) -> None:
+        self._held: dict[object, dict[int, Planned]] = {}
+        self._numbers = itertools.count(1)
+
+    def hold(self, owner: object, planned: Planned) -> int:
+        """Keep a plan and return its number."""
+        own = self._held.setdefault(owner, {})
+        while len(own) >= limits.PLANS_PER_LINK:
+            del own[min(own)]
+        number = next(self._numbers)
+        own[number] = planned
+        return number
+
+    def get(self, owner: object, number: object) -> Planned:
+        """Return a plan of that owner's.
+
+        Raises:
+            ServerError: it is not known any more.
+        """
+        own = self._held.get(owner, {})
+        if not isinstance(number, int) or number not in own:
+            raise ServerError("that plan is not known any more; install again")
+        return own[number]
+
+    def forget(self, owner: object) -> None:
+        """Let go of the plans of who went away."""
+        self._held.pop(owner, None)
+
+
+async def plan_for(
+    server: Server, owner: object, boards: Sequence[Board], body: dict[str, Any], *, trusted: bool
+) -> dict[str, Any]:
+    """Resolve, fetch and compile once for all boards, by their kinds of bytecode.
+
+    Args:
+        server: that makes it.
+        owner: whose it is.
+        boards: that it is for.
+        body: what was asked.
+        trusted: whether the indexes that it names may be private.
+
+    Raises:
+        PackageError: there is no such plan.
+        ServerError: the request is malformed.
+    """
+    options = _options(body)
+    kinds = {kind_of(board) for board in boards}
+    sent = {str(name): _sent(server, files) for name, files in body.get("sent", {}).items()}
+    plan = await server.packages.plan(mpys=kinds, sent=sent, trusted=trusted, **options)
+    digests = {file.sha256 for files in plan.files.values() for file in files}
+    contents = {name: server.contents.keep(await server.packages.content(name)) for name in digests}
+    number = server.plans.hold(owner, Planned(plan, contents, _how(options)))
+    text = lock.dump(plan.wanted, plan.packages)
+    return {"number": number, "plan": plan.describe(), "lock": text}
+
+
+def _how(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that an upgrade is to have, too; of a URL, without what opens it."""
+    how = {name: options[name] for name in ("target_dir", "source_only") if options.get(name)}
+    indexes = options.get("indexes") or {}
+    return how | ({"indexes": {k: shown(v) for k, v in indexes.items()}} if indexes else {})
+
+
+def _options(body: dict[str, Any]) -> dict[str, Any]:
+    found = {name: body[name] for name in _OPTIONS if body.get(name) is not None}
+    sound = all(isinstance(value, _OPTIONS[name]) for name, value in found.items())
+    texts = [*found.get("wanted", ()), *found.get("indexes", {}).values()]
+    if not sound or not all(isinstance(text, str) for text in texts) or "wanted" not in found:
+        raise ServerError("an install is asked for with `wanted`, a list of requirements")
+    if not isinstance(body.get("sent", {}), dict):
+        raise ServerError("files that are sent along are given by name")
+    return found
+
+
+def _sent(server: Server, files: Any) -> dict[str, bytes]:
+    """Return files that the caller sent before, as contents."""
+    found = {}
+    if not isinstance(files, dict):
+        raise ServerError("files that are sent along are given by their paths")
+    for path, digest in files.items():
+        content = server.contents.get(digest) if isinstance(digest, str) else None
+        if content is None:
+            raise PackageError(f"the content for {str(path)[:64]} was not sent to the server")
+        found[str(path)] = content.read(0, content.size)
+    return found

@@ -1,0 +1,1 @@
+"""Boards and their jobs: registry, scheduler, results, counters. No sockets, no SQL."""

@@ -1,0 +1,399 @@
+"""What callers ask of jobs and what boards say of them; no sockets, no SQL.
+
+One job is one cell on one board. Its states::
+
+    queued ──▶ running ──▶ settled
+     │  ▲         │           ▲
+     │  │         ▼           │
+     │  │       adrift ───────┤     the link is gone; the board may still tell
+     ▼  │                     │
+    resetting ────────────────┘     the board restarts first (--fresh)
+
+A job is settled once, towards its caller and in the store, from any of the states; a board
+that tells more later amends the store (endings.py). Jobs are never sent twice. Who runs what
+next is queues.py's to say. Call from the server's one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager.protocol import wire
+from cm_server import limits
+from cm_server.cluster.remote_jobs import Elsewhere
+from cm_server.installs.job_steps import Refused
+from cm_server.store.rows import JobRow
+from cm_server.store.store import Store
+
+from .job_results import Endings
+from .jobs import Cell, Job, Timer, Told, Watcher, read_last
+from .registry import Board, BoardLink, Registry
+from .scheduler import LOST_AFTER, Queues
+
+if TYPE_CHECKING:
+    from cm_server.cluster.peer_messages import Post
+    from cm_server.store.shared_store import SharedStore
+
+log = logging.getLogger("cm_server")
+
+NO_CELL = Cell(b"", None, awaits=False)  # of a job that another server, or start, has sent
+
+
+class Dispatch:
+    """The queues of all boards.
+
+    Args:
+        store: where jobs and their endings are written.
+        registry: the boards.
+        later: calls a function after so many seconds and returns what calls it off.
+        lost_after: seconds of grace for a board whose link broke.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        later: Callable[[float, Callable[[], None]], Timer],
+        *,
+        lost_after: float = LOST_AFTER,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._later = later
+        self._endings = Endings(store, later)
+        self._queues = Queues(store, self._endings, later, lost_after=lost_after)
+        self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        self.jobs = self._endings.jobs
+        self.recent = self._endings.recent
+        self.tally = self._endings.tally
+        self.write_soon = self._endings.write_soon
+        self.rekey = self._queues.rekey
+        self.abandon = self._queues.abandon
+        self.elsewhere: Elsewhere | None = None  # where there are other servers
+        self._restore()
+
+    def meet(self, store: SharedStore, post: Post) -> Elsewhere:
+        """Have other servers, which run jobs for callers here."""
+        self.elsewhere = Elsewhere(self, self._endings, store, post, self._later)
+        self._queues.on_refused = self.elsewhere.follow
+        return self.elsewhere
+
+    @property
+    def lost_after(self) -> float:
+        """Return the seconds of grace for a board whose link broke."""
+        return self._queues.lost_after
+
+    @lost_after.setter
+    def lost_after(self, seconds: float) -> None:
+        self._queues.lost_after = seconds
+
+    # What callers ask
+
+    def submit(
+        self, boards: Sequence[Board], cell: Cell, caller: str, watcher: Watcher, **asked: str
+    ) -> list[Job]:
+        """Write one job per board down; ``launch`` lets them run.
+
+        ``asked`` (``address``, ``target``) is what the audit log tells of who asked.
+        """
+        numbers = self._store.begin([board.id for board in boards], caller, **asked)
+        jobs = [
+            Job(number, board, cell, caller, watcher)
+            for number, board in zip(numbers, boards, strict=True)
+        ]
+        self.jobs.update((job.id, job) for job in jobs)
+        self.tally.submitted(jobs, caller, asked.get("target", ""))
+        return jobs
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
+        for job in jobs:
+            board = job.board
+            if board.queue and (why := _too_long(board.queue, job)):
+                self._endings.settle(job, "error", why)
+            elif board.link is None:
+                self._launch_absent(job)
+            elif board.current is None and not board.queue and not board.blocked:
+                self._queues.start(job)
+            else:
+                board.queue.append(job)
+            board.touch()
+
+    def _launch_absent(self, job: Job) -> None:
+        if self.elsewhere is not None and job.board.online:
+            self.elsewhere.launch(job)
+        else:
+            self._await_board(job)
+
+    def _await_board(self, job: Job) -> None:
+        """Give an absent board the time that the caller grants it."""
+        if job.cell.wait <= 0:
+            self._endings.settle(job, "offline", job.board.absence)
+            return
+        job.board.queue.append(job)
+        job.timer = self._later(job.cell.wait, lambda: self._on_waited(job))
+
+    def _on_waited(self, job: Job) -> None:
+        job.timer = None
+        if job.state == "queued" and job.board.link is None:
+            job.board.queue.remove(job)
+            why = f"it did not dial in within {job.cell.wait:g} s; {job.board.absence}"
+            self._endings.settle(job, "offline", why)
+
+    def interrupt(self, job: Job) -> None:
+        """Take out a job that was not sent; interrupt a running one on its board."""
+        if job.away and self.elsewhere is not None:
+            self.elsewhere.interrupt(job)
+        elif job.state == "running" and job.board.link is not None:
+            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+        elif job.state in ("queued", "resetting"):
+            if job.state == "queued":
+                job.board.queue.remove(job)
+            self._endings.settle(job, "interrupted", "it was not sent yet and did not run")
+
+    def answer(self, job: Job, text: bytes, *, nobody: bool = False) -> None:
+        """Answer the ``input()`` of a job."""
+        if job.asking and job.away and self.elsewhere is not None:
+            job.asking = False
+            self.elsewhere.answer(job, text, nobody=nobody)
+        elif job.asking and job.board.link is not None:
+            job.asking = False
+            flags = wire.NOBODY if nobody else 0
+            job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
+
+    def forget(self, watcher: Watcher) -> None:
+        """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
+        unwanted: list[Job] = []
+        for job in self.jobs.values():
+            if job.watcher is watcher:
+                job.watcher = None
+                self.answer(job, b"", nobody=True)
+                if job.cell.files is not None and job.cell.files.gets:
+                    unwanted.append(job)
+        for job in unwanted:
+            self.interrupt(job)
+
+    def left(self, number: int, size: int) -> None:
+        """Note that bytes of a board's file have left for the caller."""
+        job = self.jobs.get(number)
+        if job is not None and job.state == "running" and job.transfer is not None:
+            job.transfer.on_left(size)
+
+    # What boards say
+
+    def on_message(self, board: Board, data: bytes) -> None:
+        """Take a board's message: it is passed on untouched, if it is about the board's job.
+
+        Raises:
+            PeerWireError: the message is malformed, or not a board's to send.
+        """
+        message = wire.unpack(data)
+        wire.check_op("open", message)
+        job = board.current
+        if message.op == wire.EMIT:
+            self.on_emit(board, message)
+        elif message.op == wire.PROGRAM:
+            self._on_program(board, message)
+        elif message.op == wire.FACTS:
+            board.told = {**board.told, **wire.read_facts(message)}
+            board.touch()
+        elif not message.job:  # what its own program prints: nobody asked for it
+            pass
+        elif job is None or job.id != message.job:
+            log.warning("%s spoke of job %d, which is not its own", board.name, message.job)
+        elif message.op == wire.RESULT:
+            self._on_result(job, message, data)
+        elif message.op == wire.INPUT:
+            self.take_input(job, data)
+        elif message.op == wire.CHUNK:
+            self.take_chunk(job, message, data)
+        else:
+            (job.tail if message.op == wire.OUTPUT else job.value).add(message.payload)
+            job.deliver(data, droppable=True)
+
+    def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
+        self.take_result(job, message, data)
+        self._queues.release(job.board)
+
+    def take_result(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Pass a result on first, then write it down: somebody waits for it."""
+        ending = wire.read_result(message)
+        settled = job.state == "settled"
+        if not settled:
+            job.deliver(data)
+        job.tail.add(ending.output)
+        if ending.status == "ok":
+            job.value.add(ending.rest)
+            error = ""
+        else:
+            error = ending.rest.decode("utf-8", "replace")
+        if settled:
+            self._endings.amend(job.board, Told(job.id, ending.status, error))
+        else:
+            self._endings.close(job, ending.status, error)
+
+    def _on_program(self, board: Board, message: wire.Message) -> None:
+        """Note what a board's own program does; while it blocks the board, cells wait."""
+        told = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
+        board.told = {**board.told, "program": told}
+        board.blocked = bool(message.flags & wire.BLOCKS)
+        board.touch()
+        if board.current is None:
+            self._queues.next(board)
+
+    def stop_program(self, board: Board) -> bool:
+        """Ask a board to end its own program; return whether the board is there."""
+        if board.link is None:
+            return False
+        board.link.send(wire.pack(wire.INTERRUPT))
+        return True
+
+    def take_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
+        """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
+        if job.transfer is None:  # it is settled, and the board does not know it yet
+            return
+        try:
+            if job.transfer.on_chunk(message):
+                job.deliver(data)
+        except Refused as error:
+            if job.away and self.elsewhere is not None:
+                self.elsewhere.refuse(job, error.why)
+            else:
+                self._endings.settle(job, "error", error.why)
+
+    def take_input(self, job: Job, data: bytes) -> None:
+        """Have somebody answer a job's ``input()``."""
+        job.asking = True
+        if job.watcher is not None and job.cell.answers:
+            job.deliver(data)
+        else:
+            self.answer(job, b"", nobody=True)
+
+    def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what is known of jobs, each with its board's id: open ones first, newest first."""
+        running = sorted(self.jobs.values(), key=lambda job: -job.id)
+        return [(job.board.id, job.describe()) for job in (*running, *self.recent.newest())]
+
+    # Of several servers
+
+    def admit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs in that callers at another server wrote down; ``launch`` lets them run."""
+        self.jobs.update((job.id, job) for job in jobs)
+
+    def adopt(self, board: Board, rows: Sequence[JobRow]) -> None:
+        """Take over what was sent to a board; what it runs as far as we know may be lost to us."""
+        numbers = {row.id for row in rows}
+        current = board.current
+        if current is not None and current.state != "settled" and current.id not in numbers:
+            self.lose(board)
+        for row in rows:
+            job = self.jobs.get(row.id) or Job(row.id, board, NO_CELL, row.caller, None)
+            if board.current is job:
+                continue
+            job.away, job.state, job.started = "", "adrift", job.started or row.created
+            self.jobs[job.id] = job
+            if board.current is None and board.link is None:
+                board.current = job
+            else:
+                self._endings.settle(job, "lost", "it never reached the board")
+
+    def lose(self, board: Board) -> None:
+        """Leave what a board runs to another server; its outcome comes out of the store."""
+        job, board.current = board.current, None
+        if job is not None and job.state != "settled" and self.elsewhere is not None:
+            self.elsewhere.follow(job)
+
+    def drop_all(self) -> None:
+        """Forget all jobs: other servers took them over."""
+        for job in self.jobs.values():
+            job.stop_timer()
+            job.state, job.watcher, job.transfer = "settled", None, None
+        self.jobs.clear()
+        for board in self._registry.by_id.values():
+            board.queue.clear()
+            board.current = None
+
+    def refuse(self, job: Job, why: str) -> None:
+        """End a job that its caller's server goes no further with."""
+        self._endings.settle(job, "error", why)
+
+    def inherit(self, rows: Sequence[JobRow]) -> None:
+        """Take over what a dead server sent: its boards may still tell."""
+        for row in rows:
+            board = self._registry.by_id.get(row.board)
+            if board is None:
+                self._store.end(row.id, "lost", "its board was taken out of the fleet")
+            else:
+                self.adopt(board, [row])
+                self._queues.expect(board)
+
+    # Links that come and go
+
+    def on_link(self, board: Board, *, same_boot: bool, last: dict[str, Any] | None) -> None:
+        """Take a board in that has just proven itself, and what it tells of its last job."""
+        job, board.current = board.current, None
+        told = read_last(last)
+        if job is not None and job.state == "resetting" and not same_boot:
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
+            self._queues.start(job)
+            return
+        if job is not None and job.state != "settled":
+            self._on_return(job, told, same_boot=same_boot)
+        elif told is not None:
+            self._endings.amend(board, told)
+        self._queues.next(board)
+
+    def _on_return(self, job: Job, told: Told | None, *, same_boot: bool) -> None:
+        """Settle a job whose board is back."""
+        if job.state == "resetting":
+            self._endings.settle(job, "error", "the board did not restart; the cell did not run")
+        elif told is not None and told.job == job.id:
+            self._endings.settle(job, told.status, told.error, output_lost=True)
+        elif same_boot:
+            self._endings.settle(job, "lost", "it never reached the board")
+        else:
+            self._endings.settle(job, "lost", "the board restarted while it ran")
+
+    def on_link_gone(self, board: Board, link: BoardLink) -> None:
+        """Give a board whose link broke its grace."""
+        if board.link is not link:
+            return
+        board.disconnect()
+        if board.current is not None and board.current.state == "running":
+            board.current.state = "adrift"
+        if board.current is not None or board.queue:
+            self._queues.expect(board)
+
+    def stop(self) -> None:
+        """End what was not sent; what runs stays open, its board tells the next server."""
+        for job in list(self.jobs.values()):
+            if job.state in ("queued", "resetting") and not job.away:
+                why = "the server stopped before it was sent; it did not run"
+                self._endings.settle(job, "lost", why)
+        self._store.flush()
+
+    def _restore(self) -> None:
+        """Take over the jobs that a server left open: each board's oldest may have run."""
+        for row in self._store.open_jobs():
+            board = self._registry.by_id.get(row.board)
+            if board is None or board.current is not None:
+                self._store.end(row.id, "lost", "the server restarted before it was sent")
+                continue
+            job = Job(row.id, board, NO_CELL, row.caller, None)
+            job.state, job.started = "adrift", row.created
+            board.current = self.jobs[job.id] = job
+            self._queues.expect(board)
+        self._store.flush()
+
+
+def _too_long(queue: Sequence[Job], job: Job) -> str:
+    """Say why a job may not wait behind the others; "" where it may."""
+    if len(queue) >= limits.QUEUED_JOBS:
+        return f"{limits.QUEUED_JOBS} jobs wait for this board already; it did not run"
+    size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
+    if size > limits.QUEUED_BYTES:
+        mib = limits.QUEUED_BYTES // limits.MIB
+        return f"cells of {mib} MiB wait for this board already; it did not run"
+    return ""

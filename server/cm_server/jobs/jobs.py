@@ -1,0 +1,232 @@
+"""One cell, or acts on files, on one board; and the jobs that ended lately. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from cloudmanager.protocol import wire
+from cm_server import limits
+from cm_server.installs.job_steps import Steps, Work
+from cm_server.installs.transfers import Files, Relay, Transfer
+
+if TYPE_CHECKING:
+    from cm_server.store.rows import JobRow
+
+    from .registry import Board
+
+MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
+
+
+class Timer(Protocol):
+    """What can be called off."""
+
+    def cancel(self) -> None:
+        """Call it off."""
+
+
+class Watcher(Protocol):
+    """A caller that follows its jobs."""
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Pass on one message; a droppable one may be left out when the caller is slow."""
+
+
+class Cell(NamedTuple):
+    """What a caller wants run."""
+
+    code: bytes
+    timeout: float | None  # seconds from the write to the board
+    awaits: bool
+    fresh: bool = False  # after a soft reset of the board
+    wait: float = 0.0  # seconds that an absent board has to dial in
+    answers: bool = False  # whether a person is there to answer input()
+    files: Files | Work | Relay | None = None  # then the code is acts on files, in JSON
+
+
+class Tail:
+    """The last ``limits.TAIL_BYTES`` of what was written."""
+
+    __slots__ = ("_bytes", "cut")
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self.cut = False  # whether something before it is left out
+
+    def add(self, data: bytes) -> None:
+        """Write some more."""
+        self._bytes += data
+        self.cut = self.cut or len(self._bytes) > limits.TAIL_BYTES
+        if len(self._bytes) > 2 * limits.TAIL_BYTES:
+            self._bytes = self._bytes[-limits.TAIL_BYTES :]
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def text(self) -> str:
+        """Return it as text, with LF for CRLF."""
+        return self._bytes[-limits.TAIL_BYTES :].decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+class Job:
+    """One cell on one board.
+
+    ``state`` is queued, resetting, running, adrift or settled (see dispatch.py); ``status``
+    is how it ended, None until then.
+    """
+
+    __slots__ = (
+        "asking",
+        "away",
+        "board",
+        "caller",
+        "cell",
+        "ended",
+        "error",
+        "id",
+        "started",
+        "state",
+        "status",
+        "tail",
+        "timer",
+        "transfer",
+        "value",
+        "watcher",
+    )
+
+    def __init__(
+        self, number: int, board: Board, cell: Cell, caller: str, watcher: Watcher | None
+    ) -> None:
+        self.id = number
+        self.board = board
+        self.cell = cell
+        self.caller = caller
+        self.watcher = watcher
+        self.state = "queued"
+        self.status: str | None = None
+        self.error = ""  # the traceback, or the server's words
+        self.started: float | None = None  # seconds since 1970, as ``ended``
+        self.ended: float | None = None
+        self.tail = Tail()
+        self.value = Tail()
+        self.timer: Timer | None = None
+        self.asking = False
+        self.away = ""  # the other server that has it; "?" where the store alone knows
+        self.transfer: Transfer | Steps | Relay | None = None  # while it moves files
+
+    def messages(self) -> Iterator[bytes]:
+        """Yield what brings it to its board."""
+        return wire.exec_messages(
+            self.id,
+            self.cell.code,
+            timeout_ms=_milliseconds(self.cell.timeout),
+            awaits=self.cell.awaits,
+            op=wire.EXEC if self.cell.files is None else wire.FILE,
+            buffer_size=self.board.buffer_size,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the job's line, as callers see it."""
+        until = self.ended or time.time()
+        return {
+            "job": self.id,
+            "board": self.board.name,
+            "caller": self.caller,
+            "state": "ended" if self.status else self.state,
+            "status": self.status,
+            "started": self.started,
+            "elapsed": until - self.started if self.started else None,
+        }
+
+    def show(self) -> dict[str, Any]:
+        """Return all that is known of it: its line, and the tails of what it said."""
+        return {
+            **self.describe(),
+            "stdout": self.tail.text(),
+            "truncated": self.tail.cut,
+            "value": self.value.text(),
+            "error": self.error,
+        }
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Tell who watches."""
+        if self.watcher is not None:
+            self.watcher.deliver(message, droppable=droppable)
+
+    def stop_timer(self) -> None:
+        """Call its timer off."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def show_row(row: JobRow, board: str) -> dict[str, Any]:
+    """Return what the store knows of a job, as ``Job.show`` does."""
+    return {
+        "job": row.id,
+        "board": board,
+        "caller": row.caller,
+        "state": "ended" if row.status else "running",
+        "status": row.status,
+        "started": row.created,
+        "elapsed": row.ended - row.created if row.ended else None,
+        "stdout": "",
+        "truncated": True,  # output is kept in memory only
+        "value": "",
+        "error": row.error or "",
+    }
+
+
+class Recent:
+    """The jobs that ended lately, bounded in number and in bytes; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, job: Job) -> None:
+        """Keep a job that ended."""
+        size = len(job.tail) + len(job.value)
+        job.cell = job.cell._replace(code=b"", files=None)  # a cell's text is the notebook's
+        self._jobs[job.id] = (job, size)
+        self._bytes += size
+        while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:
+            self._bytes -= self._jobs.popitem(last=False)[1][1]
+
+    def get(self, number: int) -> Job | None:
+        """Return a job that is still known."""
+        found = self._jobs.get(number)
+        return found[0] if found else None
+
+    def newest(self) -> list[Job]:
+        """Return them, newest first."""
+        return [job for job, _ in reversed(self._jobs.values())]
+
+
+class Told(NamedTuple):
+    """What a board says of how a job ended."""
+
+    job: int
+    status: str
+    error: str
+
+
+def read_last(last: dict[str, Any] | None) -> Told | None:
+    """Return what PROOF's ``last`` says; None where it says nothing of use."""
+    try:
+        assert last is not None
+        status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
+    except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
+        return None
+    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
+        return None
+    error = str(last.get("error") or "")[:1024]
+    return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+
+
+def _milliseconds(timeout: float | None) -> int:
+    """Return a timeout as it travels; 0 for none."""
+    return 0 if timeout is None else min(max(int(timeout * 1000), 1), MAX_TIMEOUT_MS)

@@ -1,0 +1,1 @@
+"""Sockets: the listener, WebSockets of boards and callers, HTTP pages, certificates."""

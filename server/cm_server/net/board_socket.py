@@ -1,0 +1,239 @@
+"""``/board``: a board's link, from its hello to its end (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager.protocol import frames, proofs, wire
+from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cm_server import limits
+from cm_server.auth import credentials
+from cm_server.jobs.registry import MIN_BUFFER, Board
+
+from .handlers import Page
+from .rate_limits import Entry
+from .websocket import Link, accept
+
+if TYPE_CHECKING:
+    from cm_server.app import Server
+
+log = logging.getLogger("cm_server")
+
+_REKEYED = bytes((wire.REKEYED,))
+NOT_PROVEN, WRONG_VERSION, REPLACED, NOT_SECURE = 4001, 4002, 4003, 4005
+
+
+class BoardSocket(Page):
+    """One board's WebSocket: its key opens it, and nothing else does."""
+
+    opened_by = "key"
+
+    async def get(self) -> None:
+        """Upgrade; from then on the conversation lives by itself."""
+        link = Link(limits.BOARD_MESSAGE_BYTES, sips=True)
+        conversation = BoardConversation(self._server, link, self.address, secure=self.secure)
+        link.on_start = conversation.begin
+        await accept(self, link)
+
+
+class BoardConversation:
+    """What is said on one board's link.
+
+    Args:
+        server: that it dialled.
+        link: its link.
+        address: where it comes from.
+        secure: whether nobody on the way can read or change what is said.
+    """
+
+    def __init__(self, server: Server, link: Link, address: str, *, secure: bool) -> None:
+        self._server = server
+        self._link = link
+        self._address = address
+        self._secure = secure
+        link.on_message = self._on_hello
+        link.on_frame = self._note_life
+        self._board: Board | None = None
+        self._hello: proofs.Hello | None = None
+        self._nonce = self._key = b""
+        self._entry: Entry | None = None  # among those that have proven nothing
+        self._heard = time.monotonic()
+
+    def begin(self) -> None:
+        """Give the board its time to prove itself."""
+        loop = asyncio.get_running_loop()
+        self._link.on_end = self._on_end
+        self._entry = self._server.unproven.enter(self._address, self._link.abort)
+        seconds = limits.GREETING_SECONDS
+        self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN, "too slow")
+        self._beat_timer = loop.call_later(self._server.beat, self._beat)
+
+    def _on_end(self) -> None:
+        self._leave_the_door()
+        self._deadline.cancel()
+        self._beat_timer.cancel()
+        if self._board is not None:
+            self._server.dispatch.on_link_gone(self._board, self._link)
+
+    def _leave_the_door(self) -> None:
+        if self._entry is not None:
+            self._server.unproven.leave(self._entry)
+            self._entry = None
+
+    def _refuse(self, code: int, reason: str) -> None:
+        if self._board is not None:
+            return
+        self._server.dispatch.tally.refused["board"] += 1
+        claimed = self._hello.board_id if self._hello else ""
+        said = self._server.audit.stranger(self._address, "board", claimed, reason)
+        if said is not None:
+            log.warning("%s was refused as a board: %s", self._link.peer, said)
+        self._link.close(code, reason)
+
+    def _on_hello(self, data: bytes) -> None:
+        message = wire.unpack(data)
+        wire.check_op("new", message)
+        if message.op == wire.ENROL:
+            self._enrol(wire.read_json(message.payload))
+            return
+        hello = proofs.read_hello(message)
+        if hello.version != wire.PROTOCOL:
+            self._refuse(WRONG_VERSION, f"protocol {hello.version} is not spoken here")
+            return
+        self._hello, self._nonce = hello, credentials.new_nonce()
+        self._key = self._key_of(hello) or credentials.new_key()  # a stranger learns no ids
+        self._link.send(proofs.pack_challenge(self._key, hello, self._nonce))
+        self._link.on_message = self._on_proof
+
+    def _enrol(self, body: dict[str, Any]) -> None:
+        """Take in a board that has a token; it says its hello next."""
+        try:
+            if not self._secure:
+                raise ServerError("a board enrols itself over TLS only")
+            row = self._server.enrolment.admit(body, self._address)
+        except CloudmanagerError as error:
+            self._refuse(NOT_PROVEN, getattr(error, "reason", error.detail))
+        else:
+            told = {"id": row.id, "name": row.name}
+            self._link.send(wire.pack_json(wire.ENROLLED, told))
+
+    def _key_of(self, hello: proofs.Hello) -> bytes | None:
+        board = self._server.registry.by_id.get(hello.board_id)
+        return board.key_of(hello.gen) if board else None
+
+    def _on_proof(self, data: bytes) -> None:
+        assert self._hello is not None
+        hello = self._hello
+        body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
+        board = self._server.registry.by_id.get(hello.board_id)
+        if board is None or body is None or self._key_of(hello) != self._key:
+            self._refuse(NOT_PROVEN, "not proven")
+        elif not (self._secure or (hello.mac and board.plain)):
+            how = f"`mbm board-enrol {board.name}` says what it needs"
+            self._refuse(NOT_SECURE, f"{board.name} dialled without TLS; {how}")
+        else:
+            self._open(board, body)
+
+    def _open(self, board: Board, body: dict[str, Any]) -> None:
+        """Take in a board that proved itself; the newest link wins."""
+        server, dispatch = self._server, self._server.dispatch
+        if board.link is not None:
+            log.warning("%s dialled in again: its older link is closed", board.name)
+            old = board.link
+            dispatch.on_link_gone(board, old)
+            old.close(REPLACED, "a newer link took over")
+            board.rivals += 1
+        else:
+            board.rivals = 0
+        facts, boot = _facts(body), str(body.get("boot", ""))[:64]
+        same_boot = bool(boot) and boot == board.told.get("boot")
+        booted = board.told.get("booted") if same_boot else time.time()
+        facts |= {"boot": boot, "booted": booted}
+        try:
+            server.saw(board, facts)
+        except ServerError as error:
+            log.warning("%s cannot be taken in now: %s", board.name, error.reason)
+            self._link.close(frames.GOING_AWAY, "it cannot be taken in now")
+            return
+        dispatch.tally.links += 1
+        board.connect(self._link, facts, _buffer_size(body), _parts(body))
+        self._board = board
+        if self._hello is not None:
+            server.enrolment.used(board, self._hello.gen)
+        self._leave_the_door()
+        self._link.on_message = self._on_work
+        if self._hello is not None and self._hello.mac:
+            nonces = self._hello.nonce + self._nonce
+            self._link.mac = proofs.Mac(proofs.session_key(self._key, nonces, board.id))
+        welcome = {"name": board.name, "beat": server.beat, "spread": self._spread(board)}
+        self._link.send(wire.pack_json(wire.WELCOME, welcome))
+        last = body.get("last")
+        dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
+        log.info("%s is here, from %s", board.name, self._link.peer)
+
+    def _on_work(self, data: bytes) -> None:
+        assert self._board is not None
+        if data[:1] == _REKEYED:
+            proof = wire.unpack(data).payload
+            self._server.enrolment.on_rekeyed(self._board, proof)
+        else:
+            self._server.dispatch.on_message(self._board, data)
+
+    def _spread(self, board: Board) -> float:
+        """Return the seconds over which it may come back: two with one key would take turns."""
+        spread = self._server.spread
+        if board.rivals > 1:
+            spread = min(spread * 2.0**board.rivals, max(spread, limits.RIVAL_SECONDS))
+        return spread
+
+    def _note_life(self) -> None:
+        self._heard = time.monotonic()
+
+    def _beat(self) -> None:
+        """Ping; an idle board that stayed silent for two beats is gone."""
+        board = self._board
+        silent = time.monotonic() - self._heard
+        idle = board is None or board.current is None
+        if idle and silent > 2 * self._server.beat:
+            log.warning(
+                "%s fell silent: its link is closed", board.name if board else self._link.peer
+            )
+            self._server.dispatch.tally.silent += 1
+            self._link.close(frames.GOING_AWAY, "silent")
+            return
+        self._link.ping()
+        loop = asyncio.get_running_loop()
+        self._beat_timer = loop.call_later(self._server.beat, self._beat)
+
+
+def _buffer_size(body: dict[str, Any]) -> int:
+    size = body.get("buf")
+    return (
+        min(max(size, MIN_BUFFER), limits.BOARD_BUFFER_BYTES)
+        if isinstance(size, int)
+        else MIN_BUFFER
+    )
+
+
+def _parts(body: dict[str, Any]) -> list[str]:
+    """Return which parts of the client it says to have, bounded."""
+    told = body.get("parts")
+    return [str(part)[:32] for part in told[:32]] if isinstance(told, list) else []
+
+
+def _facts(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that the server knows by name, bounded; a board may say anything."""
+    told = body.get("facts")
+    facts: dict[str, Any] = {}
+    if isinstance(told, dict):
+        for name in ("platform", "version", "machine", "client", "program"):
+            facts[name] = str(told.get(name, ""))[:128]
+        for name in ("mpy", "heap"):
+            value = told.get(name)
+            facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
+        rssi = told.get("rssi")
+        facts["rssi"] = rssi if isinstance(rssi, int) and -200 <= rssi <= 100 else None  # dBm
+    return facts

@@ -1,0 +1,373 @@
+"""``/caller``: the link of a person's program (docs/protocol.md, "Caller link")."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
+from cloudmanager.protocol.targets import parse
+from cm_server import limits
+from cm_server.api import job_requests, verbs
+from cm_server.api.subscriptions import Watch
+from cm_server.auth import access
+from cm_server.auth.audit import Note, shorten
+from cm_server.auth.enrolment import REVOKED
+from cm_server.jobs.jobs import Cell, Job
+from cm_server.store.rows import TokenRow
+
+from .handlers import Page
+from .rate_limits import group_of
+from .websocket import Link, accept
+
+if TYPE_CHECKING:
+    from cm_server.app import Server
+
+log = logging.getLogger("cm_server")
+
+ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
+TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
+KNOWN_REFS = 64  # cells of a link, of which none may come again
+
+
+class CallerSocket(Page):
+    """One caller's WebSocket: a token opens it, and nothing else does."""
+
+    opened_by = "token"
+
+    async def get(self) -> None:
+        """Check token and version, upgrade; from then on the conversation lives by itself."""
+        caller = self._server.tokens.find(self.request.headers.get("Authorization"))
+        if caller is None:
+            self._refuse_stranger()
+            return
+        if why := self._server.tokens.refusal(caller):
+            self._refuse_known(caller, 401, why)
+            return
+        if why := self._why_too_many(caller):
+            self._refuse_known(caller, 503, why)
+            return
+        self.set_header("Cm-Protocol", str(wire.PROTOCOL))
+        if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
+            self.set_status(409, "Other Protocol Version")
+            self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
+            return
+        link = Link(limits.CALLER_MESSAGE_BYTES)
+        conversation = CallerConversation(self._server, caller, link)
+        link.on_start = conversation.begin
+        await accept(self, link)
+
+    def _refuse_stranger(self) -> None:
+        """Refuse a token that nobody has; a right one behind the same address still opens."""
+        self._server.dispatch.tally.refused["caller"] += 1
+        address = self.address
+        said = self._server.audit.stranger(address, "login", "", "wrong token")
+        if said is not None:
+            log.warning("%s was refused as a caller: %s", address, said)
+        if self._server.bad_logins.allow(group_of(address)) is None:
+            self.refuse(429, "too many wrong tokens came from this address; wait a minute")
+        else:
+            self.refuse(401, "the server does not know this token")
+
+    def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
+        self._server.dispatch.tally.refused["caller"] += 1
+        note = Note(caller.name, self.address, "login")
+        self._server.audit.refused(note, NotAllowed("caller", why))
+        self.refuse(status, why)
+
+    def _why_too_many(self, caller: TokenRow) -> str:
+        callers = self._server.callers
+        if len(callers) >= limits.CALLERS:
+            return f"there are {limits.CALLERS} callers already"
+        own = sum(other.token.hash == caller.hash for other in callers)
+        if own >= limits.CALLERS_PER_TOKEN:
+            return f"{limits.CALLERS_PER_TOKEN} callers use the token {caller.name!r} already"
+        return ""
+
+
+class CallerConversation:
+    """What is said on one caller's link.
+
+    A write costs more than all that is done here for a message, so messages share frames:
+    that a cell was accepted waits a moment for its first answer, and what many boards say
+    leaves at the end of the loop's turn. While the caller has not read the last frame,
+    they wait; output beyond ``OUTBOX_BYTES`` is left out and the caller is told so. How
+    jobs end is never left out.
+    """
+
+    def __init__(self, server: Server, token: TokenRow, link: Link) -> None:
+        self._server = server
+        self.token = token
+        self._link = link
+        link.on_message = self._on_message
+        link.on_drained = self._flush
+        self._outbox: list[bytes] = []
+        self._waiting = 0  # bytes in the outbox
+        self._soon = False  # whether the outbox leaves at the end of this turn of the loop
+        self._timer: asyncio.TimerHandle | None = None  # else by then
+        self._truncated: set[tuple[int, int]] = set()
+        self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
+        self._open = 0  # jobs that have not ended
+        self._look: asyncio.TimerHandle | None = None  # at the token again
+        self._watches: dict[int, Watch] = {}  # by the caller's own number
+        self._later: set[asyncio.Task[None]] = set()  # replies that take their time
+
+    def begin(self) -> None:
+        """Count as one of the server's callers, until the link ends."""
+        self._server.callers.add(self)
+        self._link.on_end = self._on_end
+        self._check_token()
+
+    def _check_token(self) -> None:
+        """Close the link of a token that opens nothing any more; look again when it expires."""
+        if why := self._server.tokens.refusal(self.token):
+            self.close(REVOKED, why)
+        elif self.token.expires is not None:
+            left = max(self.token.expires - time.time(), 0.01)
+            loop = asyncio.get_running_loop()
+            self._look = loop.call_later(min(left, TOKEN_LOOK_SECONDS), self._check_token)
+
+    def _on_end(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        for task in self._later:
+            task.cancel()
+        self._server.callers.discard(self)
+        self._server.contents.forget(self)
+        self._server.plans.forget(self)
+        self._server.dispatch.forget(self)
+        for ref in list(self._watches):
+            self._unwatch(ref)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what waits, say why, and hang up."""
+        self._flush()
+        self._link.close(code, reason)
+
+    # From the caller
+
+    def _on_message(self, data: bytes) -> None:
+        message = wire.unpack(data)
+        if message.op == wire.SUBMIT:
+            self._reply_to(message, self._submit)
+        elif message.op == wire.REQUEST:
+            self._reply_to(message, self._request)
+        elif message.op == wire.CONTENT:
+            self._reply_to(message, self._take_content)
+        elif message.op == wire.WATCH:
+            self._reply_to(message, self._watch)
+        elif message.op == wire.UNWATCH:
+            self._unwatch(message.job)
+        elif message.op == wire.ANSWER:
+            job = self._server.dispatch.jobs.get(message.job)
+            if job is not None and job.watcher is self:
+                nobody = bool(message.flags & wire.NOBODY)
+                self._server.dispatch.answer(job, message.payload, nobody=nobody)
+        else:
+            raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
+
+    def _reply_to(self, message: wire.Message, act: Any) -> None:
+        """Do what is asked; what goes wrong is the reply."""
+        try:
+            act(message)
+        except PeerWireError:
+            raise
+        except CloudmanagerError as error:
+            self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
+
+    def _request(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        reply = verbs.answer(self._server, self.token, body, self._link.peer, self)
+        if asyncio.iscoroutine(reply):
+            task = asyncio.ensure_future(self._reply_later(message.job, reply))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        else:
+            self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
+
+    async def _reply_later(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
+        """Send a reply that takes its time: the link and the loop go on meanwhile."""
+        try:
+            body = {"reply": await reply}
+        except CloudmanagerError as error:
+            body = verbs.pack_error(error)
+        except Exception:
+            log.exception("a request failed")
+            body = verbs.pack_error(ServerError("it failed at this; its log says why"))
+        self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
+
+    def _take_content(self, message: wire.Message) -> None:
+        """Take a piece of a file; the reply is how much of it is there."""
+        number, piece = wire.read_content(message)
+        taken = self._server.contents.write(self, number, piece)
+        self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
+
+    def _watch(self, message: wire.Message) -> None:
+        body = wire.read_json(message.payload)
+        target = str(body.get("target", ""))
+        note = Note(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
+        try:
+            verbs.check_role(self.token, "watch")
+            if why := self._why_no_watch(message.job):
+                raise ServerError(why)
+            known = access.within(self.token, self._server.registry.by_name)
+            parse(target).matches(known)  # a name that nobody has is an error
+            watch = Watch(
+                message.job,
+                parse(target),
+                reach=known,  # chosen anew at each look
+                send=self._link.send,
+                ready=lambda: not self._link.writing,
+                samples=bool(body.get("samples", True)),
+            )
+        except CloudmanagerError as error:
+            self._server.audit.refused(note, error)
+            raise
+        self._server.audit.read(note)
+        self._watches[message.job] = watch
+        self._server.watches.begin(watch)
+
+    def _why_no_watch(self, ref: int) -> str:
+        if ref in self._watches:
+            return "a watch of that number is there already"
+        if len(self._watches) >= limits.WATCHES_PER_LINK:
+            return f"a link watches {limits.WATCHES_PER_LINK} targets at most"
+        if len(self._server.watches) >= limits.WATCHES:
+            return f"{limits.WATCHES} targets are watched already"
+        return ""
+
+    def _unwatch(self, ref: int) -> None:
+        watch = self._watches.pop(ref, None)
+        if watch is not None:
+            self._server.watches.end(watch)
+
+    def _submit(self, message: wire.Message) -> None:
+        if message.job in self._refs:
+            raise PeerWireError("this cell was submitted before")
+        self._refs.append(message.job)
+        head, code = wire.read_submit(message)
+        target = str(head.get("target", ""))
+        try:
+            jobs, left_out = self._begin(head, target, code)
+        except CloudmanagerError as error:
+            note = Note(self.token.name, self._link.peer, "submit", target)
+            self._server.audit.refused(note, error)
+            raise
+        self._open += len(jobs) + 1  # one more: nothing leaves before "accepted" does
+        place = len(self._outbox)
+        self._server.dispatch.launch(jobs)
+        accepted = {
+            "jobs": [[job.id, job.board.name] for job in jobs],
+            "left_out": left_out,
+            "queued": [[job.id, _before(job)] for job in jobs if job.state == "queued"],
+        }
+        self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
+        self._open -= 1
+        if not self._open:
+            self._flush()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(ACCEPT_SECONDS, self._flush)
+
+    def _begin(
+        self, head: dict[str, Any], target: str, code: bytes
+    ) -> tuple[list[Job], tuple[str, ...]]:
+        """Write a cell's jobs down, on the boards that the token reaches; none has begun."""
+        verbs.check_role(self.token, "submit")
+        known = access.within(self.token, self._server.registry.by_name)
+        resolution = parse(target).resolve(known)
+        boards, left_out = [known[name] for name in resolution.names], resolution.left_out
+        if head.get("idle"):
+            left_out += tuple(board.name for board in boards if board.state != "idle")
+            boards = [board for board in boards if board.state == "idle"]
+        order = job_requests.order_of(self._server, self, head, code, len(boards))
+        cell = Cell(
+            order.code,
+            _seconds(head, "timeout"),
+            bool(head.get("awaits")),
+            bool(head.get("fresh")),
+            _seconds(head, "wait") or 0.0,
+            bool(head.get("answers")),
+            order.files,
+        )
+        jobs = self._server.dispatch.submit(
+            boards,
+            cell,
+            self.token.name,
+            self,
+            address=self._link.peer,
+            target=target[: limits.AUDIT_CHARS],
+            detail=shorten(order.detail),
+            verb=order.verb,
+        )
+        return jobs, left_out
+
+    # To the caller
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        """Put one message about a job into the outbox."""
+        if droppable and self._waiting > limits.OUTBOX_BYTES:
+            op, _, job = wire.HEADER.unpack_from(message)
+            flags = wire.CUT if op == wire.VALUE else 0
+            if (job, flags) not in self._truncated:
+                self._truncated.add((job, flags))
+                self._outbox.append(wire.pack(wire.TRUNCATED, job=job, flags=flags))
+            return
+        self._outbox.append(message)
+        self._waiting += len(message)
+        self._open -= message[0] in wire.ENDINGS
+        if not self._open:
+            self._flush()
+        elif not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Send the outbox as one frame, or more than fit; the next when that has been read."""
+        self._soon = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._outbox and not self._link.writing:
+            messages, self._outbox = self._outbox, []
+            if self._waiting > limits.FRAME_BYTES:
+                sizes = itertools.accumulate(map(len, messages))
+                count = sum(size <= limits.FRAME_BYTES for size in sizes) or 1
+                messages, self._outbox = messages[:count], messages[count:]
+            self._waiting = sum(map(len, self._outbox))
+            self._truncated.clear()
+            self._link.send(wire.pack_events(messages))
+            self._note_left(messages)
+
+    def _note_left(self, messages: list[bytes]) -> None:
+        """Let boards send more of their files for what of them has left now."""
+        left: dict[int, int] = {}
+        for message in messages:
+            if message[0] == wire.CHUNK:
+                job = wire.HEADER.unpack_from(message)[2]
+                left[job] = left.get(job, 0) + len(message) - wire.HEADER.size
+        for job, size in left.items():
+            self._server.dispatch.left(job, size)
+
+
+def _before(job: Job) -> int:
+    """Return how many jobs its board does first; with none, it is the board that is missing."""
+    board = job.board
+    if job.away:
+        return board.away.queued + 1 if board.away else 0
+    return board.queue.index(job) + (board.current is not None or board.blocked)
+
+
+def _seconds(head: dict[str, Any], name: str) -> float | None:
+    value = head.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 < value <= limits.CELL_SECONDS:
+        raise ServerError(f"{name} is a number of seconds above 0 and at most a week")
+    return float(value)

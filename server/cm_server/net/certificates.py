@@ -1,0 +1,152 @@
+"""The server's own certificate authority, and the TLS that stands on it. No sockets here.
+
+Made at the first start, kept in the server's folder: ``ca.pem`` is what boards and callers
+verify the server by, for the one name ``cloudmanager``, since its address may change.
+ECDSA P-256, no intermediates, valid from 2000 on (boards wake without a clock) without an
+end (RFC 5280, 4.1.2.5): a wall of boards that all refuse their server on one day is worse
+than a key of one's own that has to be changed by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import ssl
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cloudmanager import config
+from cloudmanager.protocol.errors import ServerError
+
+#: The one name that boards and callers check the server's certificate for.
+NAME = config.TLS_NAME
+_ISSUER = "Cloudmanager CA"  # names are compared without regard to case (RFC 5280, 7.1)
+_BORN = datetime(2000, 1, 1, tzinfo=UTC)
+_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+class Certificates(NamedTuple):
+    """What a server shows, and what it is verified by.
+
+    Attributes:
+        ca: the authority's certificate, DER.
+        context: the server's end of TLS.
+    """
+
+    ca: bytes
+    context: ssl.SSLContext
+
+    @property
+    def pin(self) -> str:
+        """Return the authority's fingerprint, as tokens carry it."""
+        return pin_of(self.ca)
+
+
+def pin_of(ca: bytes) -> str:
+    """Return 128 bits of a certificate's SHA-256: a second one to match it is out of reach."""
+    return urlsafe_b64encode(hashlib.sha256(ca).digest()[:16]).decode().rstrip("=")
+
+
+def load(home: Path, cert: Path | None = None, key: Path | None = None) -> Certificates:
+    """Return the certificates in ``home``, made where they are missing.
+
+    Args:
+        home: the server's folder.
+        cert: a certificate (PEM, with its chain) to show to whoever asks for any other name
+            than ``cloudmanager``: browsers, monitors. Boards go on with our own.
+        key: its key, where it is not in the same file.
+
+    Raises:
+        ServerError: one of them cannot be read, or is none.
+    """
+    ca, own = config.ca_file(home), home / "server.pem"
+    if not (ca.exists() and own.exists()):
+        _make(home)
+    context = _context(own)
+    if cert is not None:
+        public = _context(cert, key)
+        context.sni_callback = lambda sock, name, _: _show(sock, name, public)
+    return Certificates(ssl.PEM_cert_to_DER_cert(ca.read_text()), context)
+
+
+def share(home: Path, first: Callable[[str, bytes], bytes]) -> None:
+    """Have the same certificates as the other servers of a fleet: boards trust one authority.
+
+    Args:
+        home: the server's folder.
+        first: takes a name and a value, and returns the value that was first there.
+    """
+    files = (config.ca_file(home), home / "server.pem")
+    if not all(file.exists() for file in files):
+        _make(home)
+    mine = json.dumps([file.read_text() for file in files]).encode()
+    for file, text in zip(files, json.loads(first("certificates", mine)), strict=True):
+        config.write_private(file, text)
+
+
+def _show(sock: Any, name: str | None, public: ssl.SSLContext) -> None:
+    """Show the public certificate, unless our own is asked for."""
+    if name != NAME:
+        sock.context = public
+
+
+def _context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_NO_TICKET  # boards keep none; each would cost bytes and time
+    context.num_tickets = 0
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ValueError) as error:
+        raise ServerError(f"the certificate {cert} cannot be used: {_why(error)}") from error
+    return context
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "it and its key do not fit, or one of them is not PEM"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _make(home: Path) -> None:
+    """Make the authority where there is none, and a certificate for the server."""
+    # Only at the first start: its import takes 50 ms.
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem = serialization.Encoding.PEM
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ca_key, own_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    ca = _signed(_ISSUER, ca_key.public_key(), ca_key)
+    own = _signed(NAME, own_key.public_key(), ca_key)
+    # The authority's key signs this once and is forgotten: what is not kept is not stolen.
+    text = own.public_bytes(pem) + own_key.private_bytes(pem, *form)
+    config.write_private(home / "server.pem", text.decode())
+    config.write_private(config.ca_file(home), ca.public_bytes(pem).decode())
+
+
+def _signed(subject: str, key: Any, issuer_key: Any) -> Any:
+    """Return a certificate of our authority (RFC 5280): its own, or the server's."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    is_ca = subject == _ISSUER
+    subject_name, issuer_name = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in (subject, _ISSUER)
+    )
+    builder = (
+        x509.CertificateBuilder(issuer_name, subject_name, key, x509.random_serial_number())
+        .not_valid_before(_BORN)
+        .not_valid_after(_END)
+        .add_extension(x509.BasicConstraints(is_ca, 0 if is_ca else None), critical=True)
+    )
+    if not is_ca:
+        names = x509.SubjectAlternativeName([x509.DNSName(subject)])
+        usage = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
+        builder = builder.add_extension(names, critical=False).add_extension(usage, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())

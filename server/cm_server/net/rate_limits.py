@@ -1,0 +1,120 @@
+"""Who stands at the door: connections that have proven nothing yet, and who failed to.
+
+No sockets here: what ends a connection is handed in. Nothing locks an address out, since
+healthy boards and an attacker may share one (a building's router): where there are too many
+connections the oldest is cut, and a right token or key opens however many wrong ones came.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cm_server import limits
+
+MINUTE = 60.0  # seconds
+
+
+class Rate:
+    """So many events a minute for each key; of the rest, only how many there were.
+
+    Args:
+        per_minute: how many.
+        clock: seconds, from any beginning.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._clock = clock
+        self._counts: OrderedDict[str, _Count] = OrderedDict()  # the longest unused first
+
+    def allow(self, key: str) -> int | None:
+        """Count an event; return how many were left out before it, None to leave it out, too."""
+        now = self._clock()
+        count = self._counts.setdefault(key, _Count(now))
+        self._counts.move_to_end(key)
+        if len(self._counts) > limits.ADDRESSES:
+            self._counts.popitem(last=False)
+        if now - count.since >= MINUTE:
+            count.since, count.events = now, 0
+        count.events += 1
+        if count.events > self.per_minute:
+            count.left_out += 1
+            return None
+        left_out, count.left_out = count.left_out, 0
+        return left_out
+
+
+class _Count:
+    __slots__ = ("events", "left_out", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since, self.events, self.left_out = now, 0, 0
+
+
+class Entry(NamedTuple):
+    """One connection in ``Unproven``."""
+
+    group: str
+    number: int
+
+
+class Unproven:
+    """The connections that have proven nothing yet, bounded for each address and as a whole.
+
+    Attributes:
+        count: how many there are.
+        cut: how many were cut because there were too many.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.cut = 0
+        self._numbers = itertools.count()
+        self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # the oldest first
+
+    def enter(self, address: str, end: Callable[[], object]) -> Entry:
+        """Take in a connection; the oldest is cut (``end``) where there are too many."""
+        entry = Entry(group_of(address), next(self._numbers))
+        group = self._groups.setdefault(entry.group, {})
+        group[entry.number] = end
+        self.count += 1
+        if len(group) > limits.UNPROVEN_PER_ADDRESS:
+            self._cut_oldest(entry.group)
+        elif self.count > limits.UNPROVEN:
+            self._cut_oldest(max(self._groups, key=lambda name: len(self._groups[name])))
+        return entry
+
+    def leave(self, entry: Entry) -> None:
+        """Let a connection go: it is proven, or gone; it may be gone already."""
+        group = self._groups.get(entry.group, {})
+        if group.pop(entry.number, None) is None:
+            return
+        self.count -= 1
+        if not group:
+            del self._groups[entry.group]
+
+    def _cut_oldest(self, name: str) -> None:
+        number, end = next(iter(self._groups[name].items()))
+        self.leave(Entry(name, number))
+        self.cut += 1
+        end()
+
+
+@functools.lru_cache(limits.ADDRESSES)
+def group_of(address: str) -> str:
+    """Return what counts as one address: of IPv6 the first 64 bits, which one host may fill."""
+    try:
+        read = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(read, ipaddress.IPv6Address):
+        if read.ipv4_mapped:
+            return str(read.ipv4_mapped)
+        return str(ipaddress.ip_network((read, 64), strict=False))
+    return str(read)

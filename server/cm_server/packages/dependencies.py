@@ -1,0 +1,50 @@
+"""What a package.json needs, as requirements: each keeps to the source that it names; pure.
+
+A package's own ref or index never reaches beyond its own repository or index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cloudmanager.protocol.errors import PackageError
+
+from .documents import Document
+from .requirement import COMMIT, FORGES, Requirement, parse
+
+
+def needs_of(document: Document, owner: Requirement, commit: str = "") -> tuple[Requirement, ...]:
+    """Return what a package needs.
+
+    Args:
+        document: its package.json.
+        owner: the package.
+        commit: of its repository, for what it needs from there and gives no version of.
+
+    Raises:
+        PackageError: a dependency is malformed, or names what no package may.
+    """
+    return tuple(_need(text, version, owner, commit) for text, version in document.deps)
+
+
+def _need(text: str, version: str, owner: Requirement, commit: str) -> Requirement:
+    try:
+        need = parse(_with_version(text, version))
+    except PackageError as error:
+        raise PackageError(f"{owner} needs something odd: {error.args[0]}") from error
+    if need.source == "index":
+        if need.alias:
+            raise PackageError(f"{owner} needs {need}: no package may choose an index")
+        return replace(need, alias=owner.alias) if owner.source == "index" else need
+    same = need.source == owner.source in FORGES and need.repository == owner.repository
+    if same and not need.version and COMMIT.fullmatch(commit):
+        return replace(need, version=commit)
+    return need
+
+
+def _with_version(text: str, version: str) -> str:
+    if version in ("", "latest", "*") or text.startswith(("http://", "https://")):
+        return text
+    if text.startswith("pypi:"):
+        return text + (version if version[0] in "=<>!~" else f"=={version}")
+    return f"{text}@{version}"

@@ -1,0 +1,1 @@
+"""What the server must not forget: tables, SQLite and PostgreSQL, migrations, backups."""

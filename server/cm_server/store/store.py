@@ -1,0 +1,380 @@
+"""What the server must not forget, in SQL.
+
+Boards with their keys and labels, callers' tokens (hashed), one row per job, the audit log.
+Jobs are committed before their first byte leaves (SQLite: WAL, synchronous NORMAL, which survives
+``kill -9`` of the server; PostgreSQL: durably, since it may die alone); how they ended is written
+in batches, and always before the same board's next job, so that a board's memory of its last job
+covers what a crash can lose. Identity, tokens and what is privileged are fsynced (databases.py).
+What is done and its row in the audit log are one transaction; triggers forbid to change or
+delete such a row.
+
+Call from the server's one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server import limits
+
+from . import tables
+from .databases import open_database
+from .installed_packages import Installed
+from .rows import AuditRow, BoardRow, JobRow, TokenRow
+
+log = logging.getLogger("cm_server")
+
+#: Errors, of SQLite and of PostgreSQL, that are about what was to be written.
+_OURS = ("IntegrityError", "UniqueViolation")
+_NEW_JOB = ("id", "board", "caller", "created")
+INSERT_JOB = sa.insert(tables.jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
+HOW_IT_ENDED: dict[str, Any] = {
+    name: sa.bindparam(given)
+    for name, given in (("ended", "at"), ("status", "how"), ("error", "why"))
+}
+END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
+_SEE_BOARD = (
+    sa.update(tables.boards)
+    .where(tables.boards.c.id == sa.bindparam("board"))
+    .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
+)
+BOARD = [tables.boards.c[name] for name in BoardRow._fields]
+JOB = [tables.jobs.c[name] for name in JobRow._fields]
+_INSERT_AUDIT = sa.insert(tables.audit).values(
+    {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
+)
+
+
+class Store:
+    """The database; made when missing.
+
+    Args:
+        where: SQLite's file, or ``postgresql://…``; None keeps all in memory (for tests).
+
+    Raises:
+        ServerError: it cannot be opened, is something else, or of another version.
+    """
+
+    def __init__(self, where: Path | str | None) -> None:
+        self.database = open_database(where)
+        self._db = self.database.core
+        self.failure = ""  # why the last write failed, if it did
+        self._next_job = (self._one(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
+        self._endings: list[tuple[Any, ...]] = []  # as END_JOB takes them
+        self._seen: dict[str, tuple[str, float, str]] = {}  # facts first, as in the table
+        # Every cell waits for these: compiled once and given to the driver itself, they
+        # cost a third.
+        self._insert_job = self.database.compile(INSERT_JOB)
+        self._end_job = self.database.compile(END_JOB.values(HOW_IT_ENDED))
+        self._see_board = self.database.compile(_SEE_BOARD)
+        self._insert_audit = self.database.compile(_INSERT_AUDIT)
+        self.installed = Installed(self._db, self._written)
+
+    def close(self) -> None:
+        """Write what is waiting and close."""
+        self.flush()
+        self.database.close()
+
+    @contextlib.contextmanager
+    def _durably(self, note: AuditRow | None = None) -> Iterator[None]:
+        """Commit what is done inside, and its row in the audit log, with an fsync."""
+        self.flush()
+        with self._written(), self.database.durable():
+            yield
+            if note is not None:
+                self.database.many(self._insert_audit, [note])
+            self.database.commit()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Undo what is done inside where it cannot be written: a full disk, for example."""
+        try:
+            yield
+        except self.database.errors as error:
+            self.database.rollback()
+            cause = getattr(error, "orig", error)
+            reason = str(cause).strip()
+            why = f"its store cannot be written: {reason}"
+            if type(cause).__name__ not in _OURS:
+                self.failure = why
+            log.error("the store cannot be written: %s", reason)
+            raise ServerError(why) from error
+        self.failure = ""
+
+    def probe(self) -> None:
+        """See whether it can be written by now."""
+        version = tables.version
+        with contextlib.suppress(ServerError), self._written():
+            self._db.execute(sa.update(version).values(version_num=version.c.version_num))
+            self._db.commit()
+
+    def _rows(self, query: Any) -> Sequence[Any]:
+        """Return what is there.
+
+        Raises:
+            ServerError: it cannot be read.
+        """
+        try:
+            found = self._db.execute(query).all()
+            self._db.commit()
+        except self.database.errors as error:
+            self.database.rollback()
+            reason = str(getattr(error, "orig", error)).strip()
+            raise ServerError(f"its store cannot be read: {reason}") from error
+        return found
+
+    def _one(self, query: Any) -> Any:
+        return next((row[0] for row in self._rows(query)), None)
+
+    # Boards
+
+    def boards(self) -> list[BoardRow]:
+        """Return every enrolled board."""
+        self.flush()
+        return [BoardRow(*row) for row in self._rows(sa.select(*BOARD))]
+
+    def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
+        """Write the identity of each board; a known id gets the new key, and is numbered anew."""
+        with self._durably(note):
+            self._enrol(boards)
+
+    def _enrol(self, boards: Sequence[BoardRow]) -> None:
+        statement = self.database.insert(tables.boards)
+        given = ("key", "gen", "nonce", "plain", "token")
+        statement = statement.on_conflict_do_update(
+            index_elements=["id"], set_={name: statement.excluded[name] for name in given}
+        )
+        self._db.execute(statement, [row._asdict() for row in boards])
+
+    def enrol_by(self, token: TokenRow, board: BoardRow, note: AuditRow) -> None:
+        """Write a board that enrolled itself, and that its token has one use less.
+
+        Raises:
+            ServerError: another server used it up meanwhile.
+        """
+        left = tables.tokens.c.uses
+        statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token.hash, left > 0)
+        with self._durably(note):
+            self._enrol([board])
+            if not self._db.execute(statement.values(uses=left - 1)).rowcount:
+                self.database.rollback()
+                raise ServerError(f"the token {token.name!r} was used already")
+
+    def set_board(self, board_id: str, note: AuditRow | None = None, **values: Any) -> None:
+        """Change what a board is called, or its keys: ``name``, ``key``, ``gen``, ``nonce``."""
+        statement = sa.update(tables.boards).where(tables.boards.c.id == board_id)
+        with self._durably(note):
+            self._db.execute(statement.values(**values))
+
+    def open_rotation(self, nonces: Mapping[str, bytes], note: AuditRow) -> None:
+        """Note what the next keys of the boards with these ids are derived with."""
+        statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
+        rows = [{"board": board_id, "new": nonce} for board_id, nonce in nonces.items()]
+        with self._durably(note):
+            self._db.execute(statement.values(nonce=sa.bindparam("new")), rows)
+
+    def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
+        """Take boards out; their jobs' lines stay, under ids that never come again."""
+        statement = sa.delete(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
+        with self._durably(note):
+            self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+            for board_id in board_ids:
+                self.installed.forget(board_id)
+
+    def set_labels(
+        self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
+    ) -> None:
+        """Replace the labels of the boards with these ids."""
+        statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
+        rows = [{"board": board_id, "new": new} for board_id, new in labels.items()]
+        with self._durably(note):
+            self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
+
+    def saw_board(self, board_id: str, facts: dict[str, Any]) -> None:
+        """Note that a board was here just now, and what it said of itself.
+
+        ``flush``, or the next ``begin``, writes it: when very many boards dial in at once, a
+        commit for each would cost a quarter of it all.
+        """
+        self._seen[board_id] = (json.dumps(facts), time.time(), board_id)
+
+    # Tokens
+
+    def add_token(self, token: TokenRow, note: AuditRow | None = None) -> None:
+        """Let the bearer of a token in; its name is nobody else's who is not revoked."""
+        with self._durably(note):
+            self._db.execute(sa.insert(tables.tokens), token._asdict())
+
+    def revoke_token(self, token_hash: str, at: float, note: AuditRow | None = None) -> None:
+        """Shut the bearer of a token out; its row stays."""
+        statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token_hash)
+        with self._durably(note):
+            self._db.execute(statement.values(revoked=at))
+
+    def tokens(self) -> list[TokenRow]:
+        """Return every token, in the order in which they were made."""
+        query = sa.select(tables.tokens).order_by(tables.tokens.c.created)
+        return [TokenRow(*row) for row in self._rows(query)]
+
+    # The audit log
+
+    def note(self, row: AuditRow, *, durable: bool = False) -> None:
+        """Write a row of the audit log; ``durable`` waits for the disk.
+
+        Raises:
+            ServerError: it cannot be written.
+        """
+        if durable:
+            with self._durably(row):
+                pass
+        else:
+            self._write([], row)
+
+    def audit(self, count: int) -> list[AuditRow]:
+        """Return the newest rows of the audit log, the newest last."""
+        query = sa.select(*list(tables.audit.c)[1:]).order_by(tables.audit.c.id.desc()).limit(count)
+        return [AuditRow(*row) for row in self._rows(query)][::-1]
+
+    # Jobs
+
+    def begin(
+        self,
+        board_ids: Sequence[str],
+        caller: str,
+        *,
+        address: str = "",
+        target: str = "",
+        detail: str = "",
+        verb: str = "submit",
+    ) -> range:
+        """Write one open job per board, in one transaction, and return their numbers.
+
+        What ended before is written first: see the module's docstring. The cell's row in the
+        audit log is part of the same transaction.
+
+        Raises:
+            ServerError: they cannot be written.
+        """
+        if not board_ids:
+            return range(0)
+        numbers, now = self._numbers(len(board_ids)), time.time()
+        rows = [
+            self._new_job(number, board_id, caller, now)
+            for number, board_id in zip(numbers, board_ids, strict=True)
+        ]
+        count, last = len(rows), numbers[-1]
+        cell = AuditRow(now, caller, address, verb, target, detail, count, numbers[0], last, "done")
+        self._write(rows, cell)
+        return numbers
+
+    def _numbers(self, count: int) -> range:
+        """Return numbers of jobs that nobody had."""
+        first = self._next_job
+        self._next_job += count
+        return range(first, self._next_job)
+
+    def _new_job(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
+        return number, board_id, caller, now
+
+    def end(self, job: int, status: str, error: str | None = None) -> None:
+        """Note how a job ended; ``flush`` or the next ``begin`` writes it."""
+        self._endings.append((time.time(), status, error, job))
+
+    def amend(self, job: int, board_id: str, status: str, error: str | None) -> None:
+        """Write how a job ended by the late word of its board."""
+        self.end(job, status, error)
+        self.flush()
+
+    def send(self, job: int) -> bool:
+        """Have all that ended before written: a job is sent now. Say whether it may be.
+
+        Raises:
+            ServerError: it may not be, since the store is away.
+        """
+        if self._endings:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Write what waits, endings and boards; where it cannot be written it goes on waiting."""
+        if self._endings or self._seen:
+            with contextlib.suppress(ServerError):
+                self._write([])
+
+    def _write(self, jobs: list[tuple[Any, ...]], note: AuditRow | None = None) -> None:
+        """Write what waits, then new jobs and who wants them, in one transaction."""
+        many = self.database.many
+        with self._written():
+            if self._seen:
+                many(self._see_board, list(self._seen.values()))
+            if self._endings:
+                self._end_all()
+            if jobs:
+                self._check()
+                many(self._insert_job, jobs)
+            if note is not None:
+                many(self._insert_audit, [note])
+            self.database.driver.commit()
+            self._endings, self._seen = [], {}
+
+    def _check(self) -> None:
+        """Refuse to begin jobs where that is not this server's to do."""
+
+    def _end_all(self) -> None:
+        self.database.many(self._end_job, self._endings)
+
+    def job(self, number: int) -> JobRow | None:
+        """Return a job's line, None where there is none."""
+        self.flush()
+        rows = self._rows(sa.select(*JOB).where(tables.jobs.c.id == number))
+        return JobRow(*rows[0]) if rows else None
+
+    def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
+        """Take out some jobs that ended long ago; the newest stays: numbers go on behind it.
+
+        Args:
+            before: seconds since 1970; younger ones stay.
+            after: the number behind which to look.
+
+        Returns:
+            How many went, and how far it has looked: ``after`` where there is no older one.
+        """
+        job = tables.jobs.c
+        query = sa.select(job.id, job.created, job.ended).where(job.id > after)
+        rows = self._rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
+        old = [row for row in rows if row.created < before and row.id < self._next_job - 1]
+        gone = [row.id for row in old if row.ended is not None]
+        count = self._prune(sa.delete(tables.jobs).where(job.id.in_(gone)), gone)
+        return count, old[-1].id if old else after
+
+    def prune_audit(self, before: float) -> int:
+        """Take out some of the oldest rows of the audit log; return how many."""
+        row = tables.audit.c
+        rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
+        gone = [each.id for each in itertools.takewhile(lambda each: each.at < before, rows)]
+        return self._prune(sa.delete(tables.audit).where(row.id <= max(gone, default=0)), gone)
+
+    def _prune(self, statement: sa.Delete, gone: list[int]) -> int:
+        """Return how many went: none where it cannot be written."""
+        if gone:
+            with contextlib.suppress(ServerError), self._written():
+                self._db.execute(statement)
+                self._db.commit()
+                return len(gone)
+        return 0
+
+    def open_jobs(self) -> list[JobRow]:
+        """Return the jobs that have not ended, oldest first."""
+        self.flush()
+        query = sa.select(*JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
+        return [JobRow(*row) for row in self._rows(query)]

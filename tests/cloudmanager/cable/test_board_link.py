@@ -1,0 +1,104 @@
+"""A board's link from this machine, against the real server; and servers that are none."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+
+import pytest
+
+from cloudmanager.board_client import Identity
+from cloudmanager.cable.board_link import BoardLink
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import LinkLost, NotAllowed, ServerUnreachable
+from cloudmanager.testing.board_fixtures import wait_online
+from tests.conftest import Server
+
+NUMBERS = itertools.count(1)
+ABOUT = {
+    "boot": "b0",
+    "parts": ["run"],
+    "facts": {"platform": "cable", "version": "1.28.0", "mpy": 6, "machine": "", "heap": 9000},
+    "last": None,
+}
+
+
+@pytest.fixture
+def identity(fleet: Fleet):
+    name = f"linked-{next(NUMBERS)}"
+    (row,) = fleet.enrol([name])
+    return Identity(row["name"], row["id"], bytes.fromhex(row["key"]))
+
+
+def dial(server: Server, identity: Identity) -> BoardLink:
+    return BoardLink(("127.0.0.1", server.tcp_port), identity, ABOUT)
+
+
+def test_board_is_in_the_fleet_with_its_facts(server: Server, identity, fleet: Fleet):
+    link = dial(server, identity)
+    try:
+        assert link.name == identity.name
+        assert link.beat > 0
+        assert link.spread >= 2
+        (board,) = fleet[identity.name].info()
+        assert (board["platform"], board["heap"]) == ("cable", 9000)
+    finally:
+        link.close()
+
+
+def test_cell_arrives_and_result_leaves(server: Server, identity, fleet: Fleet):
+    link = dial(server, identity)
+    try:
+        wait_online(fleet, [identity.name])
+        group = fleet[identity.name].submit("1 + 1")
+        (message,) = link.receive(5)
+        assert (message.op, message.payload[8:]) == (wire.EXEC, b"__cm__((1 + 1))")
+        link.send(wire.pack(wire.RESULT, b"\0\x02hi2", job=message.job))
+        (result,) = group.results(5).values()
+        assert (result.stdout, result.value) == ("hi", 2)
+    finally:
+        link.close()
+
+
+def test_newer_link_takes_over_and_the_older_hears_why(server: Server, identity):
+    old = dial(server, identity)
+    new = dial(server, identity)
+    try:
+        with pytest.raises(LinkLost, match="a newer link took over"):
+            list(old.receive(5))
+    finally:
+        old.close()
+        new.close()
+
+
+def test_wrong_key_is_not_proven(server: Server, identity):
+    wrong = Identity(identity.name, identity.id, os.urandom(32))
+    with pytest.raises(NotAllowed, match="the server does not prove that it knows linked-"):
+        dial(server, wrong)
+
+
+def test_nobody_there_is_unreachable(identity):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = closed.getsockname()
+    with pytest.raises(ServerUnreachable):
+        BoardLink(address, identity, ABOUT)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 70_000])
+def test_other_servers_are_refused(identity, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(ServerUnreachable, match=r"no Cloudmanager server|reset"):
+            BoardLink(server.getsockname(), identity, ABOUT)
+        thread.join()

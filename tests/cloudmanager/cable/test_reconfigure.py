@@ -1,0 +1,104 @@
+"""``mbm board-config``: other settings, over the cable and over the air."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import time
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.testing.board_fixtures import wait_online
+from tests.cloudmanager.chip import Chip
+from tests.conftest import Server
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Server):
+    """The shared server's folder is CM_HOME."""
+
+
+@pytest.fixture
+def chip(tmp_path):
+    chip = Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'})
+    yield chip
+    chip.stop()
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Somebody in front of a terminal, who types these lines."""
+    lines: list[str] = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(getpass, "getpass", lambda _: lines.pop(0))
+    return lines
+
+
+def member(chip, mbm, name):
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    assert mbm("flash", "--port", chip.port, "--no-flash", "--name", name).status == 0
+
+
+def settings_of(fleet, name):
+    code = "import json\nwith open('/cm.json') as f:\n    c = json.load(f)\n"
+    code += "c['wifi'], c.get('watchdog')"
+    return fleet[name].run(code, wait=10, timeout=10).value
+
+
+def back(fleet, name, before):
+    wait_online(fleet, [name], since=before)
+
+
+def test_settings_change_over_the_cable(chip, mbm, fleet: Fleet, person):
+    member(chip, mbm, "set-1")
+    person.append('it\'s "new"')
+    before = time.time()
+    done = mbm("board-config", chip.port, "--wifi", "lab 'x'")
+    assert "settings that do not work are taken back" in done.out
+    back(fleet, "set-1", before)
+    assert settings_of(fleet, "set-1") == ([["lab 'x'", 'it\'s "new"']], None)
+    assert mbm("board-config", chip.port, "--name", "set-9").out == f"{chip.port} is set-9 now.\n"
+    assert "set-9" in {board["name"] for board in fleet.boards()}
+
+
+def test_settings_change_over_the_air(chip, mbm, fleet: Fleet):
+    member(chip, mbm, "set-2")
+    before = time.time()
+    done = mbm("board-config", "set-2", "--watchdog", "60", "--name", "set-8")
+    assert done.out.startswith("set-2 restarts; settings")
+    assert done.out.endswith(" and is set-8 now.\n")
+    back(fleet, "set-8", before)
+    assert settings_of(fleet, "set-8") == ([], 60)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [([], "Nothing is to be changed"), (["--watchdog", "5"], "A watchdog of 5 s is too short")],
+)
+def test_settings_that_make_no_sense_are_refused(mbm, options, why):
+    done = mbm("board-config", "set-3", *options)
+    assert (done.status, why in done.err) == (1, True)
+
+
+def test_address_that_is_none_is_refused_before_a_board_hears_of_it(mbm, boards):
+    for server in ("http://10.0.0.7", "10.0.0.7:x", "a/b", "u@h", "h:", ""):
+        done = mbm("board-config", "demo-1", "--server", server)
+        assert (done.status, "is not HOST or HOST:PORT" in done.err) == (2, True), server
+
+
+def test_board_without_such_settings_says_so_and_keeps_no_copy_of_its_key(
+    mbm, boards, fleet: Fleet
+):
+    done = mbm("board-config", "demo-1", "--watchdog", "60")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("mbm: demo-1: it has no such settings: its client was not")
+    assert not fleet["demo-1"].stat(":/cm.new").ok
+
+
+def test_settings_of_a_board_of_no_fleet_are_refused(chip, mbm):
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    done = mbm("board-config", chip.port, "--watchdog", "60")
+    assert "The board is no member of a fleet. Make it one: `mbm flash --no-flash`." in done.err

@@ -1,0 +1,130 @@
+"""Cells and installs on bridged boards: what comes back, as from a board with a client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloudmanager.protocol.errors import BoardError
+
+
+@pytest.fixture
+def board(bridged_board):
+    return bridged_board
+
+
+def test_value_comes_back(board):
+    assert board.run("[1, 'a', None]").value == [1, "a", None]
+
+
+def test_names_live_from_cell_to_cell(board):
+    board.run("kept = 'x'").raise_for_error()
+    assert board.run("kept * 3").value == "xxx"
+
+
+def test_output_and_value_are_told_apart(board):
+    result = board.run("print('one', 2)\nprint('(3,)')\n(4,)")
+    (told,) = result.values()
+    assert (told.stdout, result.value) == ("one 2\n(3,)\n", (4,))
+
+
+def test_text_beyond_ascii_survives(board):
+    result = board.run("print('é✓')\n'ü'")
+    assert ([told.stdout for told in result.values()], result.value) == (["é✓\n"], "ü")
+
+
+def test_error_is_the_boards_own_with_the_cells_line(board):
+    results = board.run("x = 1\n1 / 0")
+    with pytest.raises(BoardError) as caught:
+        results.raise_for_error()
+    assert 'File "<cell>", line 2' in str(caught.value)
+    assert caught.value.ename == "ZeroDivisionError"
+
+
+def test_input_cannot_be_answered(board):
+    (result,) = board.run("input('? ')", timeout=5).values()
+    assert result.error.ename == "EOFError"
+
+
+def test_await_runs_where_there_is_asyncio(bridged_unix):
+    assert bridged_unix.run("import asyncio\nawait asyncio.sleep(0.01)\n7").value == 7
+
+
+def test_long_cells_and_values_travel_whole(bridged_unix):
+    assert bridged_unix.run(f"x = {list(range(3_000))}\nx").value == list(range(3_000))
+
+
+def test_value_of_none_is_none(bridged_unix):
+    assert bridged_unix.run("None").value is None
+    assert bridged_unix.run("x = 1").value is None
+
+
+def test_repr_that_fails_is_an_error(bridged_unix):
+    (result,) = bridged_unix.run("class R:\n def __repr__(self): 1/0\nR()").values()
+    assert result.error.ename == "ZeroDivisionError"
+
+
+def test_syntax_that_only_the_board_refuses_is_its_error(bridged_unix):
+    (result,) = bridged_unix.run("def f(a, /, b): pass\nf(1, b=2)\nprint(f'{1=}')").values()
+    assert result.status == "error"
+
+
+# Installs
+
+#: A board whose flash is FAT, as a pyboard's.
+RAM_DISK = """
+import os, vfs
+class Disk:
+    data = bytearray(100 * 512)
+    def readblocks(self, n, buf): buf[:] = self.data[n * 512 : n * 512 + len(buf)]
+    def writeblocks(self, n, buf): self.data[n * 512 : n * 512 + len(buf)] = buf
+    def ioctl(self, op, arg): return {4: 100, 5: 512}.get(op)
+disk = Disk()
+vfs.VfsFat.mkfs(disk)
+vfs.umount("/")
+vfs.mount(vfs.VfsFat(disk), "/")
+os.chdir("/")
+"""
+
+
+def package(folder: Path, n: int) -> str:
+    (folder / "zzz").mkdir(exist_ok=True)
+    (folder / "zzz/__init__.py").write_text(f"from zzz import b\nA = b.B + {n}")
+    (folder / "zzz/b.py").write_text(f"B = {n}")
+    return str(folder / "zzz")
+
+
+def test_package_is_installed_upgraded_and_taken_off(bridged_unix, tmp_path: Path):
+    bridged_unix.install(package(tmp_path, 1)).raise_for_error()
+    assert bridged_unix.run("import zzz\nzzz.A", fresh=True, timeout=20).value == 2
+    bridged_unix.install(wish := package(tmp_path, 2)).raise_for_error()
+    assert bridged_unix.run("import zzz\nzzz.A", fresh=True, timeout=20).value == 4
+    assert [len(told) for told in bridged_unix.packages().to_dict().values()] == [1]
+    bridged_unix.uninstall(wish).raise_for_error()
+    assert not bridged_unix.stat(":/lib/zzz").ok
+    code = (
+        "import sys\n[n for n in sys.modules if n[:2] == 'cm'], [n for n in dir() if 'cm_m' in n]"
+    )
+    assert bridged_unix.run(code).value == ([], [])
+
+
+def test_fat_board_is_told_that_its_installs_are_not_power_cut_safe(bridged_unix, tmp_path: Path):
+    bridged_unix.run(RAM_DISK, fresh=True, timeout=20).raise_for_error()
+    told = bridged_unix.install(package(tmp_path, 1)).value
+    bridged_unix.run("0", fresh=True, timeout=20).raise_for_error()
+    assert (len(told.put), len(told.notes)) == (2, 1)
+    assert "FAT" in told.notes[0]
+
+
+def test_install_that_lost_its_power_ends_when_the_board_is_back(bridged_unix):
+    bridged_unix.put(b"V = 42", ":/.cm/new/0").raise_for_error()
+    bridged_unix.put(b"+0 /lib/late.py\n", ":/.cm/journal").raise_for_error()
+    assert bridged_unix.run("import late\nlate.V", fresh=True, timeout=20).value == 42
+    assert not bridged_unix.stat(":/.cm/journal").ok
+    bridged_unix.rm(":/lib/late.py").raise_for_error()
+
+
+def test_board_without_folders_says_that_it_takes_no_packages(bridged_microbit, tmp_path: Path):
+    (result,) = bridged_microbit.install(package(tmp_path, 1)).values()
+    assert "this board has no folders for packages" in str(result.error)

@@ -1,0 +1,133 @@
+"""The REPL on a cable: a real MicroPython behind a pty; and ports that cannot be used."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from cloudmanager.cable import serial_ports
+from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.protocol.errors import CableError
+from tests.cloudmanager.chip import Chip
+
+STARTS = b"with open('/starts', 'a') as f:\n    n = f.write('x')\nprint('begun')\n"
+
+
+@pytest.fixture(scope="module")
+def chip(tmp_path_factory):
+    """A chip that runs MicroPython; tests leave it with its REPL."""
+    chip = Chip(tmp_path_factory.mktemp("chip"))
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    yield chip
+    chip.stop()
+
+
+@pytest.fixture
+def repl(chip):
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        yield repl
+
+
+def test_facts_are_what_the_board_is(repl):
+    facts = repl.facts()
+    assert facts["platform"] == "linux"
+    assert facts["version"] >= "1.28"
+    assert facts["mpy"] == 6
+
+
+def test_board_of_no_fleet_has_no_identity(repl):
+    assert repl.identity() == (None, None)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"'quoted' \"twice\" \\ \r\n\x00\xff", bytes(range(256)) * 9]
+)
+def test_file_arrives_whole_and_is_not_sent_twice(repl, data):
+    assert repl.put("/deep/er/x.bin", data) is True
+    assert bytes(repl.transport.fs_readfile("/deep/er/x.bin")) == data
+    assert repl.put("/deep/er/x.bin", data) is False
+
+
+def test_cell_that_raises_is_an_error_with_the_boards_own_words(repl):
+    with pytest.raises(CableError, match="The board raised ZeroDivisionError"):
+        repl.run("1/0")
+
+
+def test_full_flash_is_told(repl):
+    repl.run(
+        "f = open('/big', 'wb')\nfor _ in range(970):\n    n = f.write(bytes(1024))\nf.close()"
+    )
+    with pytest.raises(CableError, match=r"/more could not be written"):
+        repl.put("/more", bytes(60_000))
+    repl.run("import os\nos.remove('/big')\nos.remove('/more')")
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["while True: pass", "import time\nwhile True: time.sleep(1)", "while True: print(1)"],
+)
+def test_program_that_runs_is_interrupted_and_started_again(chip, program):
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        repl.put("/main.py", STARTS + program.encode())
+        chip.said.clear()
+        repl.restart()
+        chip.hear(b"begun")
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.ran
+        assert repl.run("print(open('/starts').read())").strip() == "x"
+        chip.said.clear()
+        repl.leave()
+        chip.hear(b"begun")
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.run("print(open('/starts').read())").strip() == "xx"
+        repl.run("import os\nos.remove('/main.py')\nos.remove('/starts')")
+
+
+def test_board_at_its_prompt_stays_there(chip, repl):
+    repl.run("kept = 7")
+    repl.leave()
+    assert not repl.ran
+    repl.await_prompt(10)
+    assert repl.run("print(kept)").strip() == "7"
+
+
+def test_board_without_repl_says_so(tmp_path):
+    chip = Chip(tmp_path)
+    try:
+        with Repl(chip.port) as repl, pytest.raises(CableError, match="No REPL answers within 1 s"):
+            repl.await_prompt(1)
+    finally:
+        chip.stop()
+
+
+def test_missing_port_says_so():
+    with pytest.raises(CableError, match=r"no such port.*mbm board-scan.*only charge"):
+        serial_ports.check("/dev/ttyUSB99")
+
+
+def test_busy_port_says_so(chip, repl):
+    with pytest.raises(CableError, match="Another program has the port open"):
+        serial_ports.check(chip.port)
+
+
+def test_forbidden_port_names_the_group():
+    error = serial_ports._refused("/dev/null", PermissionError(errno.EACCES, "Permission denied"))
+    assert "may not open the port" in str(error)
+    assert "usermod -aG" in str(error)
+
+
+def test_pty_has_no_lines(chip):
+    assert serial_ports.check(chip.port) is False
+
+
+def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
+    run = repl.transport.exec
+    monkeypatch.setattr(repl.transport, "exec", lambda code: run(code.replace("MTIzNDU=", "MTIz")))
+    with pytest.raises(CableError, match="/cut.bin arrived with other bytes than were sent"):
+        repl.put("/cut.bin", b"12345")

@@ -1,0 +1,172 @@
+"""What administrators do with ``mbm``: boards' identities, tokens, the audit log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import stat
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import NotAllowed, ServerError
+
+# Boards
+
+
+@pytest.fixture
+def left(fleet: Fleet):
+    """Names of boards that a test enrols; none is left."""
+    names: list[str] = []
+    yield names
+    known = {board["name"] for board in fleet.boards()}
+    if gone := [name for name in names if name in known]:
+        fleet.revoke(",".join(gone))
+
+
+def test_enrol_prints_what_goes_onto_the_board(server, left, mbm):
+    left.append("desk-1")
+    done = mbm("board-enrol", "desk-1")
+    told = json.loads(done.out)
+    assert sorted(told) == ["ca", "host", "id", "key", "name", "tcp_port"]
+    assert (told["name"], told["host"], told["tcp_port"]) == (
+        "desk-1",
+        "127.0.0.1",
+        server.tcp_port,
+    )
+    assert re.fullmatch("[0-9a-f]{64}", told["key"])
+    assert done.err == (
+        "It holds the key of desk-1: keep it secret.\n"
+        "Only this machine can reach the server; start it with "
+        "`mbm server-start --listen 0.0.0.0`.\n"
+    )
+
+
+def test_enrol_writes_a_file_for_its_owner_alone(server, left, mbm, tmp_path):
+    left.append("desk-2")
+    path = tmp_path / "cm.json"
+    done = mbm("board-enrol", "desk-2", "--plain", "-o", str(path), "--server", "lab.example:99")
+    assert done.out == f"{path} is what goes to desk-2 as /cm.json.\n"
+    told = json.loads(path.read_text())
+    assert sorted(told) == ["host", "id", "key", "mac", "name", "tcp_port"]
+    assert (told["host"], told["tcp_port"], told["mac"]) == ("lab.example", 99, True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_token_for_boards_is_made_listed_and_revoked(server, mbm):
+    done = mbm("board-enrol", "--token", "--match", "kit-[1-5]", "--uses", "3", "--expires", "2h")
+    told = json.loads(done.out)
+    assert sorted(told) == ["ca", "host", "tcp_port", "token"]
+    assert done.err.startswith("3 of kit-[1-5] may enrol with it until 20")
+    listed = mbm("token-list").out
+    (line,) = [line for line in listed.splitlines() if "kit-[1-5]" in line]
+    assert re.match(r"enrol-\d+ +board +kit-\[1-5\] +valid", line)
+    assert told["token"] not in listed
+    assert mbm("token-revoke", line.split()[0]).status == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--uses", "2"], ["--token", "--uses", "0"], ["--token", "--expires", "soon"]]
+)
+def test_enrol_refuses_what_makes_no_sense(mbm, arguments):
+    assert mbm("board-enrol", *arguments).status == 2
+
+
+def test_rename_and_revoke_say_what_they_did(server, left, mbm):
+    left += ["desk-3", "desk-4"]
+    mbm("board-enrol", "desk-3")
+    assert mbm("board-rename", "desk-3", "desk-4").out == "desk-3 is called desk-4 now.\n"
+    assert "Did you mean desk-4?" in mbm("board-rename", "desk-3", "x").err
+    done = mbm("board-revoke", "desk-4")
+    assert done.out == "desk-4: out of the fleet; the keys open nothing any more.\n"
+    assert mbm("board-revoke", "desk-4").status == 2
+
+
+def test_rotate_says_who_takes_the_new_key_now_and_who_later(boards, left, mbm):
+    left.append("desk-5")
+    mbm("board-enrol", "desk-5")
+    done = mbm("board-rotate", "demo-1,desk-5")
+    assert done.out == "demo-1: takes its new key now.\ndesk-5: will, once it is idle.\n"
+    assert mbm("board-rotate", "desk-5", "--json").json == {"desk-5": "waits"}
+
+
+# Tokens and the audit log
+
+
+@pytest.fixture
+def token(server, fleet: Fleet, mbm):
+    """A viewer's token for demo-1, called cli-viewer; none is left."""
+    arguments = ["--role", "viewer", "--target", "demo-1", "--expires", "30d"]
+    yield mbm("token-create", "cli-viewer", *arguments)
+    with contextlib.suppress(ServerError):
+        fleet.request("token-revoke", name="cli-viewer")
+
+
+def test_token_is_shown_once_and_opens_what_it_was_made_for(boards, token, mbm, monkeypatch):
+    assert (token.status, token.out.count("\n")) == (0, 1)
+    assert re.fullmatch(r"cm_[\w-]{43}\.[\w-]{22}", token.out.strip())
+    assert token.err.startswith("cli-viewer: viewer on demo-1, until 20")
+    assert token.err.endswith("It is shown this once: set CM_TOKEN to it.\n")
+    listed = mbm("token-list")
+    assert re.search(r"^cli-viewer +viewer +demo-1 +valid ", listed.out, flags=re.MULTILINE)
+    assert token.out.strip() not in listed.out + repr(mbm("token-list", "--json").json)
+    monkeypatch.setenv("CM_TOKEN", token.out.strip())
+    assert [board["name"] for board in mbm("board-list", "--json").json] == ["demo-1"]
+    refused = mbm("board-execute", "demo-1", "-c", "1")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("mbm: Not allowed: this needs the right 'operator'. ")
+    unknown = mbm("board-list", "demo-2")
+    assert (unknown.status, "No board is called demo-2." in unknown.err) == (2, True)
+
+
+def test_token_that_was_revoked_is_refused_by_its_name(token, mbm, monkeypatch):
+    done = mbm("token-revoke", "cli-viewer")
+    assert done.out == "The token 'cli-viewer' opens nothing any more; 0 links were closed.\n"
+    monkeypatch.setenv("CM_TOKEN", token.out.strip())
+    refused = mbm("board-list")
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err.startswith("mbm: Not allowed: the token 'cli-viewer' was revoked on 20")
+
+
+def test_revoking_says_how_many_links_it_closed(server, token, mbm):
+    with Fleet(server.url, token.out.strip()) as other:
+        other.status()
+        done = mbm("token-revoke", "cli-viewer", "--json")
+        assert done.json == {"name": "cli-viewer", "closed": 1}
+        with pytest.raises(NotAllowed, match="'cli-viewer' was revoked"):
+            other.status()
+    again = mbm("token-revoke", "cli-viewer")
+    assert (again.status, again.out) == (1, "")
+    assert "there is no token called 'cli-viewer'" in again.err
+
+
+def test_one_link_is_told_as_one(server, token, mbm):
+    with Fleet(server.url, token.out.strip()) as other:
+        other.status()
+        assert "; 1 link was closed." in mbm("token-revoke", "cli-viewer").out
+
+
+def test_token_without_an_end_says_so_and_tells_programs(server, mbm):
+    made = mbm("token-create", "cli-operator")
+    assert "operator on all, until it is revoked." in made.err
+    mbm("token-revoke", "cli-operator")
+    made = mbm("token-create", "cli-operator", "--json").json
+    mbm("token-revoke", "cli-operator")
+    assert made["token"].startswith("cm_")
+    assert (made["name"], made["state"], made["expires"]) == ("cli-operator", "valid", None)
+
+
+def test_audit_shows_who_did_what_the_newest_last(boards, token, mbm):
+    mbm("board-label", "demo-1", "cli=x")
+    mbm("board-label", "demo-1", "cli=")
+    rows = mbm("audit", "--json", "-n", "2").json
+    assert [(row["who"], row["verb"], row["target"], row["detail"]) for row in rows] == [
+        ("local", "label", "demo-1", "cli=x"),
+        ("local", "label", "demo-1", "cli="),
+    ]
+    shown = mbm("audit", "-n", "3").out.splitlines()
+    heads = "when who from verb target boards jobs outcome detail"
+    assert shown[0].split() == heads.split()
+    assert [line.split()[4] for line in shown[2:]] == ["label", "label", "audit"]
+    assert token.out.strip() not in mbm("audit", "-n", "10000").out

@@ -1,0 +1,202 @@
+"""``mbm flash`` and ``board-scan``, as people type them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import types
+
+import pytest
+
+from cloudmanager.cable import serial_ports
+from cloudmanager.cable.flash import Wish
+from cloudmanager.cable.serial_ports import Repl, SerialPort
+from cloudmanager.cli import cable_commands, main
+from cloudmanager.client.fleet import Fleet
+from tests.cloudmanager import images
+from tests.cloudmanager.chip import Chip
+from tests.cloudmanager.conftest import process
+from tests.conftest import Server
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Server):
+    """The shared server's folder is CM_HOME."""
+
+
+@pytest.fixture
+def chip(tmp_path):
+    chip = Chip(tmp_path, air={"lab 'x'": 'it\'s "new"'})
+    chip.hold_boot()
+    yield chip
+    chip.stop()
+
+
+@pytest.fixture
+def no_ports(monkeypatch):
+    monkeypatch.setattr(serial_ports, "serial_ports", list)
+
+
+@pytest.fixture
+def person(monkeypatch):
+    """Somebody in front of a terminal, who types these lines."""
+    lines: list[str] = []
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(getpass, "getpass", lambda _: lines.pop(0))
+    monkeypatch.setattr("builtins.input", lambda _: lines.pop(0))
+    return lines
+
+
+def record(monkeypatch):
+    """Flash nothing: keep what was asked for."""
+    seen: list[tuple[list[str], Wish]] = []
+
+    def flash(ports, wish, *_):
+        seen.append((ports, wish))
+        return []
+
+    monkeypatch.setattr(cable_commands, "flash", flash)
+    return seen
+
+
+def test_flash_from_box_to_first_cell(chip, server: Server, fleet: Fleet, tmp_path):
+    done = process(
+        *["flash", "--port", chip.port, "--firmware", str(images.small(tmp_path))],
+        *["--name", "shelf-[1-9]", "--label", "room=lab"],
+    )
+    assert done.status == 0, done.err
+    assert done.out == f"{chip.port} is shelf-1: it ran a cell.\n"
+    assert f"{chip.port}  firmware  the chip is ESP8266\n" in done.err
+    assert f"{chip.port}  write     written and verified\n" in done.err
+    assert done.err.endswith("shelf-1 is in the fleet and ran a cell\n")
+    assert fleet["shelf-1 & room=lab"].run("6 * 7").value == 42
+    scan = process("board-scan", chip.port, "--json")
+    (row,) = scan.json
+    assert (row["name"], row["platform"], row["error"]) == ("shelf-1", "linux", "")
+    chip.stop = lambda: None  # it is gone below: nobody may be connected when it is forgotten
+    Chip.stop(chip)
+
+
+def test_json_says_what_failed_and_status_is_1(chip, mbm, tmp_path):
+    wrong = tmp_path / "fw.bin"
+    wrong.write_bytes(images.esp32())
+    done = mbm("flash", "--port", chip.port, "--firmware", str(wrong), "--json")
+    assert (done.status, done.err) == (1, "")
+    told = done.json[chip.port]
+    assert (told["status"], told["step"], told["chip"]) == ("error", "firmware", "ESP8266")
+
+
+def test_failure_is_a_sentence_behind_the_port(mbm):
+    done = mbm("flash", "--port", "/dev/ttyUSB99", "--no-flash")
+    assert (done.status, done.out) == (1, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("mbm: /dev/ttyUSB99: There is no such port.")
+
+
+def test_password_is_asked_for_and_shown_nowhere(chip, mbm, person, monkeypatch):
+    seen = record(monkeypatch)
+    person.append("it's secret")
+    done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert done.status == 0
+    wish = seen[0][1]
+    assert (wish.wifi, wish.server[0]) == ([("home", "it's secret")], "10.0.0.7")
+    assert "secret" not in repr(wish) + done.out + done.err
+
+
+def test_password_that_the_keyring_has_is_not_asked_for(chip, mbm, person, monkeypatch):
+    seen = record(monkeypatch)
+    kept = {("cloudmanager wifi", "home"): "it's kept"}
+    keyring = types.SimpleNamespace(get_password=lambda *of: kept.get(of))
+    monkeypatch.setitem(sys.modules, "keyring", keyring)
+    mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert seen[0][1].wifi == [("home", "it's kept")]
+
+
+def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
+    assert done.status == 1
+    assert "Nobody is here to give the password of 'home'" in done.err
+
+
+def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
+    done = mbm("flash", "--name", "lab-[1-3")
+    assert (done.status, "lab-[1-3\n" in done.err) == (2, True)
+
+
+def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
+    done = mbm("flash")
+    assert done.status == 1
+    assert "No board is on a cable. Plug one in; some cables only charge." in done.err
+    assert "only charge" in mbm("board-scan").out
+
+
+def test_several_boards_need_a_choice(mbm, monkeypatch, person):
+    found = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
+    monkeypatch.setattr(serial_ports, "serial_ports", lambda: found)
+    seen = record(monkeypatch)
+    person += ["0", "x", "2"]
+    assert "/dev/ttyUSB1  CH340" in mbm("flash").err
+    mbm("flash", "--all")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert "Several boards are on cables: /dev/ttyUSB0, /dev/ttyUSB1" in mbm("flash").err
+    assert [ports for ports, _ in seen] == [
+        ["/dev/ttyUSB1"],
+        ["/dev/ttyUSB0", "/dev/ttyUSB1"],
+    ]
+
+
+def test_board_on_wifi_is_not_sent_to_this_machines_loopback(server: Server, person, mbm, chip):
+    before = bytes(chip.flash)
+    done = mbm("flash", "--port", chip.port, "--wifi", "home")  # nobody is asked for a password
+    assert (done.status, done.out) == (1, "")
+    assert "The server listens on this machine only: no board reaches it by Wi-Fi." in done.err
+    assert "`mbm server-start --listen 0.0.0.0`" in done.err
+    assert bytes(chip.flash) == before
+
+
+def test_board_dials_what_the_server_is_reached_by(server: Server, person, mbm, monkeypatch):
+    seen = record(monkeypatch)
+    mbm("flash", "--port", "p")
+    mbm("flash", "--port", "p", "--server", "lab.example")
+    mbm("flash", "--port", "p", "--server", "lab.example:443")
+    assert [wish.server for _, wish in seen] == [
+        ("127.0.0.1", server.tcp_port),
+        ("lab.example", server.tcp_port),
+        ("lab.example", 443),
+    ]
+
+
+def test_scan_leaves_a_running_program_running(chip, mbm):
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        repl.put("/main.py", b"print('begun')\nwhile True: pass")
+        chip.said.clear()
+        repl.restart()
+        chip.hear(b"begun")
+    chip.said.clear()
+    done = mbm("board-scan", chip.port)
+    assert f"{chip.port}  MicroPython 1." in done.out
+    chip.hear(b"begun")
+
+
+def test_scan_tells_a_blank_board(chip, mbm, monkeypatch):
+    monkeypatch.setattr(cable_commands, "SCAN_SECONDS", 0.5)
+    assert "No REPL answers" in mbm("board-scan", chip.port).out
+
+
+def test_without_the_libraries_it_says_what_to_install(mbm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpremote", None)
+    done = mbm("board-scan")
+    assert done.status == 1
+    assert "pip install 'cloudmanager[flash]'" in done.err
+
+
+def test_mbm_flash_is_a_command_of_its_own(nobody, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.flash_main(["--port", os.devnull])
+    assert caught.value.code == 3
+    assert "No server at" in capsys.readouterr().err

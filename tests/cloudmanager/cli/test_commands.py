@@ -1,0 +1,352 @@
+"""What each verb of ``mbm`` does and prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from tests.cloudmanager.conftest import MBM, WAIT, background, process
+from tests.conftest import Server, running_boards
+
+RESULT = {"status": "ok", "stdout": "", "value": None, "error": None}
+
+
+def plain(results):
+    """--json of board-execute without what differs from time to time."""
+    assert all(result.pop("elapsed") > 0 for result in results.values())
+    return results
+
+
+# The server
+
+
+def test_server_is_started_found_and_stopped(own_home, mbm):
+    begun = mbm("server-start", "--port", "0")
+    url = begun.out.removeprefix("The server listens on ").strip()
+    assert (begun.status, begun.err, url.startswith("http://127.0.0.1:")) == (0, "", True)
+    again = mbm("server-start")
+    assert (again.status, again.out) == (0, f"The server runs already, at {url}\n")
+    shown = mbm("server-status")
+    assert shown.status == 0
+    assert [line.split()[0] for line in shown.out.splitlines()] == [
+        "address",
+        "version",
+        "uptime",
+        "boards",
+        "process",
+    ]
+    ended = mbm("server-stop")
+    assert (ended.status, ended.out) == (0, f"The server at {url} has stopped.\n")
+    ended = mbm("server-stop")
+    assert (ended.status, ended.out) == (3, "No local server runs.\n")
+
+
+def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_home, mbm, tmp_path):
+    file = str(tmp_path / "backup.tar")
+    names = ["token", "ca.pem", "server.pem", "server.db"]
+    assert mbm("server-start", "--port", "0", "--log-json", "--keep-jobs", "7").status == 0
+    assert mbm("board-enrol", "lab-1").status == 0
+    assert mbm("server-backup", file, "--json").json == names
+    assert mbm("board-revoke", "lab-1").status == 0
+    refused = mbm("server-restore", file)
+    assert (refused.status, refused.out) == (1, "")
+    assert "`mbm server-stop` ends it" in refused.err
+    mbm("server-stop")
+    given = mbm("server-restore", file)
+    assert given.out.startswith(f"{file} gave back token, ca.pem, server.pem, server.db.")
+    mbm("server-start", "--port", "0")
+    assert [board["name"] for board in mbm("board-list", "--json").json] == ["lab-1"]
+    mbm("server-stop")
+    missing = mbm("server-restore", file + "x")
+    assert (missing.status, "No such file" in missing.err) == (1, True)
+
+
+def test_server_verbs_tell_programs(own_home, mbm):
+    begun = mbm("server-start", "--port", "0", "--json").json
+    assert begun == {"url": begun["url"], "already": False, "listens": begun["url"]}
+    assert mbm("server-start", "--json").json == {
+        "url": begun["url"],
+        "already": True,
+        "listens": "",
+    }
+    shown = mbm("server-status", "--json").json
+    assert (shown["address"], shown["boards"], shown["online"]) == (begun["url"], 0, 0)
+    assert mbm("server-stop", "--json").json == {"url": begun["url"]}
+    assert mbm("server-stop", "--json").json == {"url": None}
+
+
+def test_server_outlives_the_mbm_that_started_it(own_home):
+    url = process("server-start", "--port", "0", "--json").json["url"]
+    assert process("server-status", "--json").json["address"] == url
+    assert process("server-stop").status == 0
+
+
+def test_tcp_port_that_is_taken_is_told(own_home, mbm):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        tcp_port = taken.getsockname()[1]
+        done = mbm("server-start", "--port", str(tcp_port))
+    assert done.status == 1
+    assert done.out == ""
+    assert done.err.startswith(f"mbm: TCP port {tcp_port} of 127.0.0.1 is taken")
+    assert done.err.count("\n") == 1
+
+
+def test_samples_that_the_server_shall_keep_reach_it(own_home, mbm):
+    done = mbm("server-start", "--port", "0", "--samples", "0")
+    assert (done.status, done.out) == (1, "")
+    assert "1 to 100000 values are kept of a board" in done.err
+
+
+# Boards
+
+
+def test_board_list_shows_a_table(boards, mbm):
+    done = mbm("board-list", "demo-[1-3]")
+    assert done.status == 0
+    assert [line.split()[:3] for line in done.out.splitlines()[2:]] == [
+        [f"demo-{number}", "idle", "linux"] for number in (1, 2, 3)
+    ]
+
+
+def test_board_list_tells_programs(boards, mbm):
+    found = mbm("board-list", "--json").json
+    assert {board["name"] for board in found} >= {"demo-1", "demo-2", "demo-3"}
+    assert all({"name", "state", "platform", "version"} <= set(board) for board in found)
+    assert not any("key" in board for board in found)
+
+
+def test_board_execute_shows_what_the_boards_said(boards, mbm):
+    done = mbm("board-execute", "demo-[1-3]", "-c", "print('hi'); 42")
+    assert (done.status, done.err) == (0, "")
+    assert "demo-[1-3]" in done.out
+    assert done.out.count("hi\n") == 1
+    assert "42" in done.out
+
+
+def test_board_execute_tells_programs(boards, mbm):
+    done = mbm("board-execute", "demo-[1-2]", "-c", "print('hi'); {'a': [1, None]}", "--json")
+    one = {**RESULT, "stdout": "hi\n", "value": {"a": [1, None]}}
+    assert (done.status, plain(done.json)) == (0, {"demo-1": one, "demo-2": one})
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("None", None),
+        ("float('nan')", "nan"),
+        ("(1, 2)", "(1, 2)"),
+        ("b'x'", "b'x'"),
+        ("object", "<class 'object'>"),
+        ("1 << 64", 1 << 64),
+    ],
+)
+def test_value_of_any_kind_is_json(boards, mbm, cell, value):
+    done = mbm("board-execute", "demo-1", "-c", cell, "--json")
+    assert plain(done.json) == {"demo-1": {**RESULT, "value": value}}
+
+
+def test_board_that_fails_is_status_1(boards, mbm):
+    fleet_cell = "import sys\nif True:\n    1 / 0"
+    done = mbm("board-execute", "demo-[1-2]", "-c", fleet_cell)
+    assert done.status == 1
+    assert 'File "<cell>", line 3, in <module>\n    1 / 0\nZeroDivisionError' in done.out
+    done = mbm("board-execute", "demo-1", "-c", fleet_cell, "--json")
+    (told,) = plain(done.json).values()
+    assert (done.status, told["status"], told["value"]) == (1, "error", None)
+    assert told["error"].endswith("ZeroDivisionError: divide by zero\n")
+
+
+def test_board_that_is_absent_is_status_1(boards, fleet: Fleet, mbm):
+    fleet.enrol(["away-1"])
+    try:
+        done = mbm("board-execute", "away-1,demo-1", "-c", "1", "--json")
+    finally:
+        fleet.revoke("away-1")
+    told = done.json
+    assert (done.status, told["away-1"]["status"], told["demo-1"]["value"]) == (1, "offline", 1)
+    assert "never dialled in" in told["away-1"]["error"]
+
+
+def test_timeout_is_given_to_the_boards(boards, mbm):
+    done = mbm("board-execute", "demo-1", "-c", "while True: pass", "--timeout", "0.2", "--json")
+    assert (done.status, done.json["demo-1"]["status"]) == (1, "timeout")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("demmo-1", "mbm: No board is called demmo-1. Did you mean demo-1?"),
+        ("demo-[3-1]", "\n    demo-[3-1]\n"),
+        ("nothing-*", "nothing-*"),
+        ("", "mbm: "),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_target_that_means_no_boards_is_status_2(boards, mbm, target, told, more):
+    done = mbm("board-execute", target, "-c", "1", *more)
+    assert (done.status, done.out, told in done.err) == (2, "", True)
+
+
+def test_cell_from_a_file(boards, mbm, tmp_path):
+    path = tmp_path / "cell.py"
+    path.write_text("x = 'é'\nx * 2\n", encoding="utf-8")
+    for arguments in ([str(path), "--json"], ["--json", "--timeout", "9", str(path)]):
+        done = mbm("board-execute", "demo-1", *arguments)
+        assert (done.status, done.json["demo-1"]["value"]) == (0, "éé")
+
+
+@pytest.mark.parametrize("more", [[], ["-"]], ids=["nothing", "-"])
+def test_cell_from_standard_input(boards, more):
+    done = process("board-execute", "demo-1", *more, "--json", input="x = 20\nx + 1\n")
+    assert (done.status, done.json["demo-1"]["value"]) == (0, 21)
+
+
+def test_cell_that_is_not_python_is_shown_with_its_place(nobody, mbm):
+    """Nothing is sent, so that a server is not even missed."""
+    done = mbm("board-execute", "demo-1", "-c", "x = 1\ny = = 2")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        "mbm: invalid syntax (line 2)\n    y = = 2\n        ^\n"
+        "Nothing was sent to a board. Correct the line and run the cell again.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing.py", "No such file or directory"),
+        (".", "Is a directory"),
+        ("binary.py", "it is not text in UTF-8"),
+    ],
+)
+def test_file_that_cannot_be_read_is_status_2(nobody, mbm, tmp_path, name, why):
+    (tmp_path / "binary.py").write_bytes(b"\xff\xfe")
+    path = tmp_path / name
+    done = mbm("board-execute", "demo-1", str(path))
+    assert (done.status, done.err) == (2, f"mbm: {path} cannot be read: {why}.\n")
+
+
+def test_standard_input_that_cannot_be_read_is_status_2(server):
+    command = [MBM, "board-execute", "demo-1"]
+    done = subprocess.run(command, input=b"\xff", capture_output=True, timeout=WAIT)
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"mbm: standard input cannot be read: it is not text in UTF-8.\n",
+    )
+
+
+def test_labels_are_set_and_taken_away(boards, mbm):
+    done = mbm("board-label", "demo-[1-2]", "room=lab", "row=3")
+    assert (done.status, done.out) == (0, "demo-[1-2]: room=lab, row=3\n")
+    found = {board["name"]: board["labels"] for board in mbm("board-list", "--json").json}
+    assert (found["demo-1"], found["demo-3"]) == ({"room": "lab", "row": "3"}, {})
+    assert mbm("board-label", "row=3", "room=", "row=", "--json").json == ["demo-1", "demo-2"]
+    assert mbm("board-execute", "room=lab", "-c", "1").status == 2
+
+
+@pytest.mark.parametrize("label", ["room", "platform=x", "=x", "room=[1]"])
+def test_label_that_may_not_be_one_is_status_2(boards, mbm, label):
+    done = mbm("board-label", "demo-1", label)
+    assert (done.status, done.out, done.err.startswith("mbm: ")) == (2, "", True)
+
+
+# Jobs
+
+
+def test_jobs_are_listed_shown_and_interrupted(boards, fleet: Fleet, mbm):
+    group = fleet["demo-1"].submit("print('begun')\nwhile True: pass")
+    number = group.jobs["demo-1"].number
+    deadline = time.monotonic() + WAIT
+    while mbm("job-show", str(number), "--json").json["stdout"] != "begun\n":
+        assert time.monotonic() < deadline
+    assert mbm("job-list", "demo-1").out.splitlines()[2].split()[:3] == [
+        str(number),
+        "demo-1",
+        "running",
+    ]
+    assert mbm("job-list", "--json").json[0]["job"] == number
+    assert mbm("job-show", str(number)).out.startswith(f"job {number} on demo-1: running")
+    done = mbm("job-interrupt", str(number), "999999999")
+    assert (done.status, done.out) == (0, "1 of 2 had not ended and were interrupted.\n")
+    assert group.results(WAIT)["demo-1"].status == "interrupted"
+    assert mbm("job-interrupt", str(number), "--json").json == {"interrupted": 0}
+
+
+def test_job_that_there_is_not_is_status_1(server, mbm):
+    done = mbm("job-show", "999999999")
+    assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+
+
+# Virtual boards
+
+
+def test_simulate_runs_until_it_is_told_to_end(server, fleet: Fleet):
+    with background("simulate", "2", "--name", "cli", "--heap", "96k", "--flash", "512k") as run:
+        assert run.stdout.readline() == f"cli-[1-2] joined {server.url}\n"
+        assert run.stderr.readline() == "Ctrl-C ends them.\n"
+        assert fleet["cli-[1-2]"].run("1").ok
+        run.send_signal(signal.SIGINT)
+        run.wait(WAIT)
+        assert (run.returncode, run.stderr.read()) == (130, "")
+    deadline = time.monotonic() + WAIT
+    while any(board["connected_since"] for board in fleet.boards("cli-[1-2]")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_simulate_lets_boards_go_on_until_they_are_stopped(server, fleet: Fleet):
+    try:
+        done = process("simulate", "--name", "kept", "--detach", "--json")
+        assert (done.status, list(done.json)) == (0, ["kept-1"])
+        assert done.err == "They run until `mbm simulate --stop`.\n"
+        assert fleet["kept-1"].run("6 * 7").value == 42
+    finally:
+        ended = process("simulate", "--stop")
+    assert (ended.status, ended.out) == (0, "The detached virtual boards stopped.\n")
+    with pytest.raises(ProcessLookupError):
+        os.kill(done.json["kept-1"], 0)
+    assert process("simulate", "--stop").out == "No detached virtual boards run.\n"
+
+
+def test_simulate_joins_a_server_that_others_can_reach_only_if_told_to(own_home, mbm):
+    try:
+        assert mbm("server-start", "--listen", "0.0.0.0", "--port", "0").status == 0
+        listens = mbm("server-status", "--json").json["address"]
+        done = mbm("simulate", "1", "--name", "far")
+    finally:
+        mbm("server-stop")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == (
+        f"mbm: Others can reach the server at {listens}, and virtual boards are no sandbox. "
+        "With --allow-remote, whoever may run cells there can act as you here.\n"
+    )
+
+
+def test_board_stop_ends_a_program_that_keeps_the_board_busy(mbm, fleet: Fleet, server: Server):
+    with running_boards(server, fleet, ["busy-1"]) as boards:
+        fleet["busy-1"].run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')")
+        boards.restart("busy-1")
+        state = until(lambda: mbm("board-list", "busy-1").out, "busy: app.py")
+        group = fleet["busy-1"].submit("6 * 7", listen=True)
+        waits = next(event for event in group.events() if event.kind == "queued")
+        assert waits.text == "behind 1"
+        assert mbm("board", "busy-1", "stop").status == 0
+        assert group.results(10)["busy-1"].value == 42
+        assert "idle: app.py ended" in until(lambda: mbm("board-list", "busy-1").out, "ended")
+        assert state
+    fleet.revoke("busy-1")
+
+
+def until(look, what):
+    """Look until it is there."""
+    deadline = time.monotonic() + 10
+    while what not in (seen := look()):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+    return seen

@@ -1,0 +1,115 @@
+"""`mbm board-upload`, `-download`, `-sync` and `mbm board`, as people type them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import Fleet
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.cloudmanager.conftest import WAIT, background
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch, boards: VirtualBoards, fleet: Fleet) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    fleet["demo-[1-3]"].rm(":c", recursive=True)
+
+
+def test_upload_and_download(mbm, work: Path):
+    (work / "a.py").write_text("a = 1")
+    ran = mbm("board-upload", "demo-[1-2]", "a.py", ":c/")
+    assert (ran.status, "5 bytes written" in ran.out) == (0, True)
+    (work / "b.py").write_text("b = 1")
+    assert mbm("board-upload", "demo-1", "a.py", "b.py", ":c/").status == 0
+    assert mbm("board-upload", "demo-1", "a.py", "c/named.py").status == 0
+    assert mbm("board", "demo-1", "cat", "c/named.py").out == "a = 1\n"
+    ran = mbm("board-download", "demo-1", ":c/a.py", "out", "--json")
+    assert ran.json["demo-1"]["value"] == "out/a.py"
+    assert (work / "out/a.py").read_text() == "a = 1"
+    assert mbm("board-download", "demo-[1-2]", "c/a.py").status == 0
+    assert (work / "demo-2/a.py").exists()
+
+
+def test_upload_without_a_place_goes_to_the_root(mbm, work: Path, fleet: Fleet):
+    (work / "root.txt").write_text("x")
+    assert mbm("board-upload", "demo-1", "root.txt").status == 0
+    assert fleet["demo-1"].read(":root.txt").value == b"x"
+    fleet["demo-1"].rm(":root.txt")
+
+
+def test_board_that_fails_is_status_1_and_in_json(mbm, work: Path):
+    ran = mbm("board-download", "demo-1", ":no", "--json")
+    assert ran.status == 1
+    assert ran.json["demo-1"]["status"] == "error"
+    assert ran.json["demo-1"]["error"].startswith("FileNotFoundError: [Errno 2]")
+    ran = mbm("board-download", "demo-[1-2]", ":no")
+    assert ran.status == 1
+    assert "FileNotFoundError" in ran.out
+
+
+def test_what_is_not_here_is_said(mbm, work: Path):
+    ran = mbm("board-upload", "demo-1", "no.py")
+    assert (ran.status, ran.out) == (1, "")
+    assert "No such file or directory: 'no.py'" in ran.err
+    assert mbm("board-sync", "demo-1", "no").status == 2
+
+
+def test_sync(mbm, work: Path):
+    (work / "src").mkdir()
+    (work / "src/a.py").write_text("a")
+    ran = mbm("board-sync", "demo-1", "src", ":c", "--dry-run")
+    assert ran.out == "+ /c/a.py\n1 to put (1 bytes), 0 equal\n"
+    assert mbm("board-sync", "demo-1", "src", ":c").status == 0
+    (work / "src/a.py").rename(work / "src/b.py")
+    ran = mbm("board-sync", "demo-1", "src", ":c", "--delete", "--json")
+    assert ran.json["demo-1"]["value"] == {
+        "put": ["/c/b.py"],
+        "delete": ["/c/a.py"],
+        "same": 0,
+        "size_bytes": 1,
+    }
+
+
+def test_watch_keeps_boards_in_step_until_ctrl_c(work: Path, fleet: Fleet):
+    (work / "src").mkdir()
+    (work / "src/a.py").write_text("first")
+    with background("board-sync", "demo-1", "src", ":c", "--watch") as watching:
+        until(lambda: read(fleet) == b"first")
+        deadline = time.monotonic() + WAIT
+        n = 0
+        while read(fleet) == b"first" and time.monotonic() < deadline:
+            n += 1  # again and again: it may not watch yet
+            (work / "src/a.py").write_text(f"saved {n}")
+            time.sleep(0.2)
+        until(lambda: read(fleet) == b"saved %d" % n)
+        os.kill(watching.pid, signal.SIGINT)
+        assert watching.wait(WAIT) == 130
+        assert "Traceback" not in watching.stderr.read()
+
+
+def read(fleet: Fleet) -> bytes:
+    result = fleet["demo-1"].read(":c/a.py")["demo-1"]
+    return result.value if result.ok else b""
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_macros(mbm, work: Path):
+    ran = mbm("board", "demo-[1-2]", "echo", "hello")
+    assert (ran.status, "hello" in ran.out) == (0, True)
+    assert mbm("board", "demo-1", "mem_free", "--json").json["demo-1"]["value"] > 10_000
+    assert mbm("board", "demo-1", "rm", "no").status == 1
+    ran = mbm("board", "demo-1", "lss")
+    assert (ran.status, "Did you mean ls?" in ran.err) == (2, True)

@@ -1,0 +1,158 @@
+"""``mbm``: how it parses, what it refuses, and how it exits; as a process where that matters."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from tests.cloudmanager.conftest import WAIT, background, process
+from tests.conftest import Server
+
+# No server, or no token
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["server-status"],
+        ["board-list"],
+        ["board-execute", "all", "-c", "1"],
+        ["board-execute", "all", "-c", "1", "--json"],
+        ["board-label", "all", "a=b"],
+        ["job-list"],
+        ["job-show", "1"],
+        ["job-interrupt", "1"],
+        ["token-create", "x"],
+        ["token-list"],
+        ["token-revoke", "x"],
+        ["audit"],
+        ["simulate", "1"],
+    ],
+    ids=" ".join,
+)
+def test_no_server_is_one_sentence_and_status_3(nobody, mbm, arguments):
+    done = mbm(*arguments)
+    assert (done.status, done.out) == (3, "")
+    assert done.err == (
+        f"mbm: No server at {nobody} (from the default): nothing listens there. "
+        "Start a server with `mbm server-start`, or name another one in CM_URL.\n"
+    )
+
+
+def test_no_server_at_cm_url_says_where_that_came_from(own_home):
+    done = process("board-list", env={**os.environ, "CM_URL": "http://127.0.0.1:1"})
+    assert (done.status, done.out) == (3, "")
+    assert done.err.startswith("mbm: No server at http://127.0.0.1:1 (from CM_URL)")
+
+
+def test_wrong_token_is_one_sentence(server: Server, mbm, monkeypatch):
+    monkeypatch.setenv("CM_TOKEN", "cm_wrong")
+    done = mbm("board-list")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == (
+        "mbm: Not allowed: the server does not know this token. "
+        "Ask an administrator for a token that may do this, and set CM_TOKEN to that.\n"
+    )
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "VERB"),
+        (["nonsense"], "nonsense"),
+        (["board-execute"], "TARGET"),
+        (["board-execute", "all", "-c", "1", "file.py"], "with -c or in FILE, not both"),
+        (["board-execute", "all", "file.py", "-c", "1"], "with -c or in FILE, not both"),
+        (["board-execute", "all", "one.py", "two.py"], "unrecognized arguments: two.py"),
+        (["board-execute", "all", "one.py", "--no"], "unrecognized arguments: --no"),
+        (["server-stop", "now"], "unrecognized arguments: now"),
+        (["board-execute", "all", "--timeout", "0"], "seconds are a number above 0"),
+        (["board-execute", "all", "--timeout", "nan"], "seconds are a number above 0"),
+        (["board-execute", "all", "--timeout", "soon"], "seconds are a number above 0"),
+        (["server-start", "--port", "http"], "a TCP port is a number from 0 to 65535"),
+        (["server-start", "--port", "65536"], "a TCP port is a number from 0 to 65535"),
+        (["server-start", "--port", "-1"], "a TCP port is a number from 0 to 65535"),
+        (["simulate", "0"], "a number from 1 to 1000"),
+        (["simulate", "1001"], "a number from 1 to 1000"),
+        (["simulate", "many"], "a number from 1 to 1000"),
+        (["simulate", "--heap", "big"], "such as 64k or 1M"),
+        (["simulate", "--flash", "-1"], "such as 64k or 1M"),
+        (["job-show", "x"], "JOB"),
+        (["token-create"], "NAME"),
+        (["token-create", "x", "--role", "root"], "invalid choice: 'root'"),
+        (["token-create", "x", "--expires", "30"], "such as 90m, 12h, 30d or 8w"),
+        (["token-create", "x", "--expires", "1y"], "such as 90m, 12h, 30d or 8w"),
+        (["token-create", "x", "--expires", "999999w"], "at most ten years"),
+        (["audit", "-n", "0"], "a number from 1 to 10000"),
+        (["audit", "-n", "10001"], "a number from 1 to 10000"),
+        (["audit", "-n", "all"], "a number from 1 to 10000"),
+        (["board-label", "all"], "KEY=VALUE"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_status_2_and_says_what_is_meant(mbm, arguments, told):
+    done = mbm(*arguments)
+    assert (done.status, done.out, told in done.err) == (2, "", True)
+
+
+def test_help_names_every_verb(mbm):
+    shown = mbm("--help")
+    assert shown.status == 0
+    for name in (
+        "server-start",
+        "board-list",
+        "board-execute",
+        "job-list",
+        "token-create",
+        "simulate",
+        "demo",
+    ):
+        assert f"\n    {name}" in shown.out
+
+
+def test_module_is_run_as_mbm_is():
+    command = [sys.executable, "-m", "cloudmanager", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
+    assert (done.returncode, done.stdout.startswith("usage: mbm ")) == (0, True)
+
+
+def test_demo_is_run_with_or_without_jupyterlab(mbm, monkeypatch):
+    asked = []
+
+    def demo(say, *, lab):
+        asked.append(lab)
+        say("x")
+        return 1
+
+    monkeypatch.setattr("cloudmanager.cli.demo.demo", demo)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert [mbm("demo").status, mbm("demo", "--no-lab").out] == [1, "x\n\n"]
+    assert asked == [True, False]
+
+
+# Interrupts and pipes
+
+
+def test_ctrl_c_reaches_the_boards_and_is_status_130(boards, fleet: Fleet):
+    with background("board-execute", "demo-1", "-c", "print('begun')\nwhile True: pass") as run:
+        assert run.stdout.readline() == "begun\n"
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=WAIT)
+        assert (run.returncode, err) == (130, "")
+        assert "KeyboardInterrupt" in out
+    assert fleet["demo-1"].run("1", timeout=WAIT).value == 1
+
+
+@pytest.mark.parametrize("arguments", [["board-list", "--json"], ["board-list"]], ids=" ".join)
+def test_reader_that_went_away_is_no_traceback(boards, arguments):
+    """As in `mbm board-list | head -0`."""
+    with background(*arguments) as run:
+        run.stdout.close()
+        assert run.wait(WAIT) == 1
+        assert run.stderr.read() == ""

@@ -1,0 +1,103 @@
+"""``mbm board-install`` and its kin: what they print, and how they exit."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+
+import pytest
+
+from benchmarks.shelf import shelf
+from tests.cloudmanager.conftest import WAIT, background
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "qqq.py"
+    path.write_text("A = 1")
+    return str(path)
+
+
+@pytest.fixture
+def clean(boards, fleet):
+    yield
+    for path in (":/lib/qqq.mpy", ":/.cm/packages.json"):
+        fleet["demo-[2-3]"].rm(path)
+
+
+def test_install_tells_what_it_sent_and_packages_what_there_is(clean, mbm, source):
+    done = mbm("board-install", "demo-2", source)
+    assert (done.status, done.err) == (0, "")
+    assert "  /lib/qqq.mpy\n1 file, " in done.out
+    assert "nothing to send" in mbm("board-install", "demo-2", source).out
+    told = mbm("board-packages", "demo-2", "--json").json["demo-2"]
+    assert (told["status"], list(told["value"])) == ("ok", ["qqq"])
+    assert re.fullmatch(r"qqq [0-9a-f]{12}\n", mbm("board-packages", "demo-2").out)
+    gone = mbm("board-uninstall", "demo-2", "qqq")
+    assert (gone.status, "/lib/qqq.mpy goes" in gone.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--locked"], ["qqq", "--locked"]], ids=["nothing", "no lock", "no lock's name"]
+)
+def test_what_makes_no_sense_is_one_sentence_and_status_2(boards, mbm, words):
+    done = mbm("board-install", "demo-2", *words)
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("mbm: ")
+
+
+def test_what_cannot_be_had_is_said_and_status_1(boards, mbm):
+    done = mbm("board-install", "demo-2", "a@b@c")
+    assert done.status == 1
+    assert done.err.startswith("mbm: ")
+    assert "Traceback" not in done.err
+    assert mbm("board-uninstall", "demo-2", "nope").status == 1
+
+
+def test_dry_run_shows_the_whole_plan_folded_and_does_nothing(clean, mbm):
+    with shelf() as index:
+        index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
+        done = mbm("board-install", "demo-[2-3]", "--dry-run", "--index", index.url, "qqq")
+    lines = done.out.splitlines()
+    assert (done.status, done.err, len(lines)) == (0, "", 5)
+    assert "demo-[2-3]" in lines[0]
+    assert lines[1:3] == [f"qqq 1.2  from {index.url}", "  /lib/qqq.mpy"]
+    assert re.fullmatch(r"1 file, [\d,]+ bytes", lines[3])
+    assert re.fullmatch(r"[\d,]+( to [\d,]+)? bytes free; nothing was done", lines[4])
+    assert "no packages" in mbm("board-packages", "demo-[2-3]").out
+
+
+def test_notes_of_a_plan_are_shown(clean, mbm, tmp_path):
+    odd = tmp_path / "qqq.py"
+    odd.write_text("def f(:\n")
+    done = mbm("board-install", "demo-2", str(odd))
+    assert done.status == 0
+    assert re.search(r"^note: /lib/qqq.py .*its source is installed$", done.out, re.MULTILINE)
+    mbm("board-uninstall", "demo-2", "qqq")
+
+
+def test_upgrade_goes_back_to_where_it_came_from(clean, mbm):
+    with shelf() as index:
+        index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
+        assert mbm("board-install", "demo-2", "qqq", "--index", index.url).status == 0
+        assert "nothing to send" in mbm("board-upgrade", "demo-2").out
+        index.publish("qqq", "1.3", {"qqq.py": "A = 2"})
+        assert "qqq 1.3" in mbm("board-upgrade", "demo-2", "qqq").out
+    assert mbm("board-packages", "demo-2").out == "qqq 1.3\n"
+    assert mbm("board-uninstall", "demo-2", "qqq").status == 0
+
+
+def test_ctrl_c_takes_an_install_out_of_the_boards_queue(clean, mbm, fleet, source):
+    busy = fleet["demo-2"].submit("while True: pass")
+    with background("board-install", "demo-2", source) as waiting:
+        deadline = time.monotonic() + WAIT
+        while not any(job["state"] == "queued" for job in fleet.jobs("demo-2")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGINT)
+        assert (waiting.wait(WAIT), waiting.stderr.read()) == (130, "")
+    assert fleet.jobs("demo-2")[0]["job"] == busy.jobs["demo-2"].number
+    busy.interrupt()
+    busy.results(WAIT)
+    assert not fleet["demo-2"].stat(":/lib/qqq.mpy").ok

@@ -1,0 +1,84 @@
+"""Paths on boards; and names from boards, of which none chooses a place here."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudmanager.client.board_paths import check_name, here, joined, on_board
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (":", "/"),
+        (":/", "/"),
+        (":a.py", "/a.py"),
+        (":/a.py", "/a.py"),
+        (":lib/", "/lib"),
+        ("://a//b/./c", "/a/b/c"),
+        (":a/../b", "/b"),
+        (":../../b", "/b"),
+        (":é b", "/é b"),
+    ],
+)
+def test_colon_marks_a_path_on_boards(text, path):
+    assert on_board(text) == path
+
+
+@pytest.mark.parametrize(("text", "why"), [("a.py", "colon, such as :a.py"), (":a\0b", "NUL")])
+def test_what_is_no_path_on_boards_is_said(text, why):
+    with pytest.raises(ValueError, match=why):
+        on_board(text)
+
+
+def test_names_are_joined_as_boards_do():
+    assert joined("/", "a") == "/a"
+    assert joined("/lib", "a/b") == "/lib/a/b"
+
+
+@pytest.mark.parametrize("path", ["a.py", "a/b/c.txt", "é", ".hidden", "a b", "con.d/x"][:5])
+def test_plain_names_become_files_here(path):
+    assert here(Path("out"), path) == Path("out") / path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/../../x",
+        "/etc/passwd",
+        "a//b",
+        "a/",
+        "c:x",
+        "C:\\x",
+        "..\\x",
+        "a\\b",
+        "\\\\host\\share",
+        "a\0b",
+        "a\nb",
+        "a\x1b[2J",
+        "a\u202eb",
+        "a\ud800",
+        "nul",
+        "CON.txt",
+        "com1",
+        "lpt9.log",
+        "a.",
+        "a ",
+        "a|b",
+        "a?",
+        "x" * 256,
+        "é" * 200,
+    ],
+)
+def test_hostile_names_are_refused(path):
+    with pytest.raises(ValueError, match="no name for a file here"):
+        here(Path("out"), path)
+
+
+def test_windows_devices_are_known_by_their_whole_name():
+    check_name("console.txt")
+    check_name("com10")

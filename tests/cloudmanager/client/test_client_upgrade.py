@@ -1,0 +1,76 @@
+"""A new client over the air: chips that are real MicroPythons, a real server."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudmanager.board_client import client_files
+from cloudmanager.client import client_upgrade as upgrading
+from cloudmanager.client.client_upgrade import Upgrade
+from cloudmanager.client.fleet import Fleet
+from tests.cloudmanager.chip import Chip
+from tests.conftest import Server
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Server):
+    """The shared server's folder is CM_HOME."""
+
+
+@pytest.fixture
+def chip(tmp_path, mbm, fleet: Fleet):
+    """A board on a chip, hung-1."""
+    chip = Chip(tmp_path)
+    chip.flash[0] = 0xE9
+    chip.press_reset()
+    done = mbm("flash", "--port", chip.port, "--no-flash", "--name", "hung-1")
+    assert done.status == 0, done.err
+    yield chip
+    chip.stop()
+
+
+def test_board_gets_the_new_client_and_keeps_it(chip, mbm, fleet: Fleet):
+    done = mbm("board-upgrade-client", "hung-1")
+    assert (done.status, done.out) == (0, "hung-1: the new client runs\n")
+    listed = fleet["hung-1"].run(
+        "import os\nsorted(os.listdir('/lib')), 'trial' in os.listdir('/lib/cm')"
+    )
+    assert listed.value == (["cm", "cm_start.mpy"], False)
+    fleet["hung-1"].submit("import machine\nmachine.reset()")
+    assert fleet["hung-1"].run("6 * 7", wait=20, timeout=10).value == 42
+
+
+def test_client_that_does_not_start_is_told_and_the_old_one_is_back(
+    chip, mbm, fleet: Fleet, monkeypatch
+):
+    broken = {**client_files(), "/lib/cm/link.py": b"1 / 0"}  # it is found before link.mpy
+    monkeypatch.setattr(upgrading, "client_files", lambda: broken)
+    done = mbm("board-upgrade-client", "hung-1", "--json")
+    assert done.status == 1
+    assert done.json == {
+        "hung-1": {
+            "status": "error",
+            "error": "the new client did not start; the old one is back",
+        }
+    }
+    assert fleet["hung-1"].run("6 * 7", timeout=10).value == 42
+
+
+def test_bytes_that_arrive_wrong_are_never_started(chip, fleet: Fleet, monkeypatch):
+    monkeypatch.setattr(upgrading, "_WRITE", upgrading._WRITE.replace("(data)", "(data[:-1])"))
+    upgrade = Upgrade(fleet, "hung-1", lambda _: None)
+    assert upgrade.run() == []
+    assert upgrade.failed == {"hung-1": "the files arrived with other bytes than were sent"}
+    assert fleet["hung-1"].run("import os\n'ok' in os.listdir('/lib/cm.new')").value is False
+
+
+def test_virtual_and_absent_boards_are_left_alone(boards, fleet: Fleet, mbm):
+    fleet.enrol(["absent-1"])
+    try:
+        done = mbm("board-upgrade-client", "demo-1,absent-1")
+        assert done.status == 1
+        assert "mbm: absent-1: it is offline." in done.err
+        assert "mbm: demo-1: its client was not put there by mbm flash." in done.err
+        assert "writing" not in done.err
+    finally:
+        fleet.revoke("absent-1")

@@ -1,0 +1,125 @@
+"""What boards send becomes files here, and nothing else does: names are not to be believed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import Boards, Fleet
+from cloudmanager.client.downloads import READ_BYTES, Downloads, Wanted, _Memory
+from cloudmanager.client.files import FileResult
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+
+
+@pytest.fixture
+def two(fleet: Fleet, boards: VirtualBoards) -> Iterator[Boards]:
+    two = fleet["demo-[1-2]"]
+    yield two
+    two.rm(":d", recursive=True)
+
+
+def test_folder_comes_whole_from_each_board_its_own(two: Boards, fleet: Fleet, tmp_path: Path):
+    two.put(b"a", ":d/log/a.txt")
+    two.put(b"b", ":d/log/sub/b.txt")
+    fleet["demo-2"].put(b"c", ":d/log/c.txt")
+    got = two.get(":d/log", tmp_path / "out")
+    assert len(got["demo-1"].value) == 2
+    assert len(got["demo-2"].value) == 3
+    found = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.rglob("*.txt")
+    )
+    assert found == [
+        "demo-1/log/a.txt",
+        "demo-1/log/sub/b.txt",
+        "demo-2/log/a.txt",
+        "demo-2/log/c.txt",
+        "demo-2/log/sub/b.txt",
+    ]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_file_here_and_folder_there(two: Boards, fleet: Fleet, tmp_path: Path):
+    fleet["demo-1"].put(b"file", ":d/x")
+    fleet["demo-2"].put(b"in", ":d/x/y")
+    got = two.get(":d/x", tmp_path)
+    assert got["demo-1"].value == tmp_path / "demo-1/x"
+    assert got["demo-2"].value == [tmp_path / "demo-2/x/y"]
+
+
+def test_empty_folder_is_no_file(two: Boards, tmp_path: Path):
+    two.mkdir(":d/e", parents=True)
+    assert two.get(":d/e", tmp_path).to_dict() == {"demo-1": [], "demo-2": []}
+
+
+def test_name_of_a_real_board_that_is_no_name_here(two: Boards, fleet: Fleet, tmp_path: Path):
+    fleet["demo-1"].run("import os\nos.mkdir('/d')\nopen('/d/..\\\\..\\\\x', 'w').close()")
+    got = fleet["demo-1"].get(":d", tmp_path / "out")
+    assert isinstance(got["demo-1"].error, PermissionError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "place", ["../x", "/x", "a/../../x", "c:\\x", "a\0", "nul", "a\\..\\x", "", "a\nb"]
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_hostile_names_write_nothing(tmp_path: Path, place: str, many: bool):
+    downloads = Downloads(tmp_path / "out", many, [Wanted("/x", place, 1)])
+    with pytest.raises(PermissionError, match="stays on the board"):
+        downloads.begin("lab-1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_one_on_some_system_do_not_overwrite_each_other(tmp_path: Path):
+    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 1), Wanted("/A", "A", 1)])
+    downloads.begin("lab-1")
+    with pytest.raises(PermissionError):
+        downloads.begin("lab-1")
+
+
+def test_more_files_than_were_asked_for_are_refused(tmp_path: Path):
+    downloads = Downloads(tmp_path, False, [])
+    with pytest.raises(OSError, match="nobody asked"):
+        downloads.begin("lab-1")
+
+
+def ended(downloads: Downloads, *answers: tuple[int, str], status: str = "ok"):
+    return downloads.end(FileResult("lab-1", 1, status, text=repr(list(answers))))
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path):
+    (tmp_path / "a").write_text("old")
+    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 3)])
+    downloads.begin("lab-1")
+    downloads.write("lab-1", b"new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert ended(downloads, (3, sha(b"new"))).ok
+    assert (tmp_path / "a").read_text() == "new"
+    assert downloads.places("lab-1") == [tmp_path / "a"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [([(3, sha(b"nee"))], "ok"), ([(2, sha(b"new"))], "ok"), ([], "interrupted")],
+)
+def test_what_is_not_whole_leaves_the_old_and_nothing_beside(tmp_path: Path, answers, status):
+    (tmp_path / "a").write_text("old")
+    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 3)])
+    downloads.begin("lab-1")
+    downloads.write("lab-1", b"new")
+    assert not ended(downloads, *answers, status=status).ok
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_what_is_read_into_memory_is_bounded():
+    kept = _Memory()
+    kept.begin("lab-1")
+    with pytest.raises(OSError, match="use get"):
+        kept.write("lab-1", bytes(READ_BYTES + 1))

@@ -1,0 +1,155 @@
+"""The verbs for files on three real boards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import AsyncFleet, BoardOffline, Boards, Fleet, NoSuchBoard, Result
+from cloudmanager.client.file_verbs import FileVerbs
+from cloudmanager.client.files import Entry
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+
+
+@pytest.fixture
+def three(fleet: Fleet, boards: VirtualBoards) -> Iterator[Boards]:
+    three = fleet["demo-[1-3]"]
+    yield three
+    three.rm(":/t", recursive=True)
+
+
+def paths(result) -> list[str]:
+    return [entry.path for entry in result.value]
+
+
+def test_put_get_ls_rm_of_one_file_on_three_boards(three: Boards, tmp_path: Path):
+    data = os.urandom(30_000)
+    (tmp_path / "a.bin").write_bytes(data)
+    told: list[tuple[str, int, int]] = []
+    put = three.put(tmp_path / "a.bin", ":t/", progress=lambda *now: told.append(now))
+    assert put.to_dict() == dict.fromkeys(("demo-1", "demo-2", "demo-3"), 30_000)
+    assert {board for board, _, _ in told} == set(put)
+    assert all(moved <= total == 30_000 for _, moved, total in told)
+    assert three.put(tmp_path / "a.bin", ":t/").to_dict() == dict.fromkeys(put, 0)
+    assert three.ls(":t")["demo-2"].value == [Entry("/t/a.bin", False, 30_000)]
+    got = three.get(":t/a.bin", tmp_path / "out")
+    for board, path in got.to_dict().items():
+        assert path == tmp_path / "out" / board / "a.bin"
+        assert path.read_bytes() == data
+    assert three.read(":t/a.bin").to_dict() == dict.fromkeys(put, data)
+    assert three.rm(":t/a.bin").ok
+    assert three.ls(":t").to_dict() == dict.fromkeys(put, [])
+
+
+def test_of_one_board_the_file_lies_in_the_folder_itself(three, fleet: Fleet, tmp_path: Path):
+    one = fleet["demo-1"]
+    one.put(b"log", ":t/log.txt")
+    assert one.get(":t/log.txt", tmp_path).value == tmp_path / "log.txt"
+
+
+def test_stat_df_mkdir_rmdir_mv(three: Boards):
+    assert three.mkdir(":t/a/b", parents=True).to_dict() == dict.fromkeys(three.ls(":/"))
+    assert isinstance(three.mkdir(":t").failed["demo-1"].error, FileExistsError)
+    assert three.stat(":t/a")["demo-1"].value.is_dir
+    with pytest.raises(OSError) as raised:  # noqa: PT011  # which one, is the number's to say
+        three.rmdir(":t/a")["demo-1"].value  # noqa: B018
+    assert raised.value.errno == errno.ENOTEMPTY
+    three.put(b"x", ":t/f")
+    assert isinstance(three.rmdir(":t/f")["demo-1"].error, NotADirectoryError)
+    assert three.mv(":t/f", ":t/g").ok
+    assert three.stat(":t/g")["demo-1"].value.size == 1
+    before = three.df()["demo-1"].value
+    assert before.total == before.used + before.free
+    three.put(bytes(100_000), ":t/big")
+    assert before.free - three.df()["demo-1"].value.free >= 100_000
+
+
+def test_names_of_any_language_go_there_and_back(three: Boards, tmp_path: Path):
+    for name in ("é b.txt", "日本.py", "🐍.py", 'it\'s "q".txt'):
+        assert three.put(name.encode(), f":t/{name}").ok
+        assert three.read(f":t/{name}")["demo-1"].value == name.encode()
+        assert f"/t/{name}" in paths(three.ls(":t")["demo-1"])
+
+
+def test_errors_are_pythons_own_with_board_and_path(three, fleet: Fleet):
+    for verb in (
+        fleet["demo-1"].rm,
+        fleet["demo-1"].stat,
+        fleet["demo-1"].read,
+        fleet["demo-1"].get,
+    ):
+        with pytest.raises(FileNotFoundError, match=r"'demo-1:/t/no'"):
+            verb(":t/no").raise_for_error()
+    with pytest.raises(IsADirectoryError):
+        fleet["demo-1"].rm(":/lib/../t" if three.mkdir(":t") else "").raise_for_error()
+    with pytest.raises(ValueError, match="colon"):
+        three.ls("t")
+
+
+def test_full_flash_is_enospc_and_the_others_finish(three: Boards, fleet: Fleet):
+    fleet["demo-2"].put(bytes(600_000), ":t/fill")
+    results = three.put(os.urandom(500_000), ":t/big")
+    assert results["demo-1"].ok
+    assert results["demo-3"].ok
+    error = results["demo-2"].error
+    assert isinstance(error, OSError)
+    assert (error.errno, error.filename) == (errno.ENOSPC, "demo-2:/t/big")
+    assert paths(fleet["demo-2"].ls(":t")["demo-2"]) == ["/t/fill"]
+
+
+def test_what_a_name_means_is_as_for_cells(three, fleet: Fleet):
+    fleet.enrol(["away-1"])
+    results = fleet["demo-1,away-1"].put(b"x", ":t/x")
+    assert results["demo-1"].ok
+    assert isinstance(results["away-1"].error, BoardOffline)
+    with pytest.raises(NoSuchBoard):
+        fleet["nobody"].ls()
+    fleet.revoke("away-1")
+
+
+def test_interrupt_ends_an_upload_and_the_next_goes_on(three, fleet: Fleet):
+    data, begun = os.urandom(300_000), threading.Event()
+    results: dict[str, Result] = {}
+    work = threading.Thread(
+        target=lambda: results.update(
+            fleet["demo-1"].put(data, ":t/x", progress=lambda *_: begun.set())
+        )
+    )
+    work.start()
+    assert begun.wait(10)
+    fleet.interrupt([job["job"] for job in fleet.jobs("demo-1") if job["state"] == "running"])
+    work.join(10)
+    again = fleet["demo-1"].put(data, ":t/x").value
+    if results["demo-1"].status == "interrupted":  # else it was faster than our word
+        assert 0 < again < len(data)
+    assert fleet["demo-1"].read(":t/x").value == data
+
+
+async def test_async_fleet_has_the_same_verbs(three, server, tmp_path: Path):
+    async with AsyncFleet() as fleet:
+        boards = fleet["demo-[1-2]"]
+        assert (await boards.put(b"hello", ":t/h.txt")).to_dict() == {"demo-1": 5, "demo-2": 5}
+        got = await boards.get(":t/h.txt", tmp_path)
+        assert got["demo-2"].value.read_bytes() == b"hello"
+        assert (await boards.read(":t/h.txt"))["demo-1"].value == b"hello"
+        (tmp_path / "src").mkdir()
+        (tmp_path / "src/a.py").write_text("a")
+        assert (await boards.sync(tmp_path / "src", ":t")).ok
+        assert not (await boards.stat(":t/no")).ok
+
+
+def test_both_faces_have_every_verb():
+    from cloudmanager.client.async_fleet import AsyncBoards
+
+    verbs = [name for name in vars(FileVerbs) if not name.startswith("_")]
+    assert len(verbs) == 11
+    for face in (Boards, AsyncBoards):
+        assert [name for name in verbs if not hasattr(face, name)] == []
+        assert all(
+            getattr(face, name).__doc__ == getattr(FileVerbs, name).__doc__ for name in verbs
+        )

@@ -1,0 +1,354 @@
+"""``Fleet`` as people use it: a real server, real MicroPython."""
+
+import contextlib
+import signal
+import threading
+import time
+
+import pytest
+
+from cloudmanager import config
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import (
+    BoardError,
+    BoardOffline,
+    CellSyntaxError,
+    FleetError,
+    NoSuchBoard,
+    ServerError,
+    ServerUnreachable,
+    TargetError,
+)
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.conftest import Server, running_boards, running_server, wait_online
+
+WAIT = 20.0  # seconds that anything here may take on a busy machine
+ALL = ["demo-1", "demo-2", "demo-3"]
+
+
+class CountingFleet(Fleet):
+    """Notes how often somebody wanted to speak with the server."""
+
+    def __init__(self, *args):
+        self.conversations = 0
+        super().__init__(*args)
+
+    def exchange(self):
+        self.conversations += 1
+        return super().exchange()
+
+
+@pytest.fixture(autouse=True)
+def _boards(boards: VirtualBoards, fleet: Fleet):
+    """The three boards are there for every test, and none of them is left busy by one."""
+    yield
+    left = [job["job"] for job in fleet.jobs() if job["status"] is None]
+    fleet.interrupt(left)
+    until(lambda: all(job["status"] for job in fleet.jobs()), "a board is still busy")
+    assert left == []
+
+
+def until(true, what):
+    """Wait for something that has no event of its own."""
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+# Looking round
+
+
+def test_fleet_is_found_and_shows_its_address_but_no_token(server: Server):
+    with Fleet() as fleet:
+        assert repr(fleet) == f"Fleet('{server.url}')"
+        assert fleet.address == config.find()
+
+
+def test_fleet_lists_its_boards_by_name(fleet: Fleet):
+    found = {board["name"]: board for board in fleet.boards()}
+    assert [name for name in found if name in ALL] == ALL
+    assert found["demo-1"]["platform"] == "linux"
+    assert found["demo-1"]["state"] == "idle"
+    assert not any("key" in board for board in found.values())
+
+
+def test_fleet_lists_the_boards_of_a_target(fleet: Fleet):
+    assert [board["name"] for board in fleet.boards("demo-[3,1]")] == ["demo-3", "demo-1"]
+
+
+def test_fleet_tells_how_the_server_is(fleet: Fleet, server: Server):
+    status = fleet.status()
+    assert (status["address"], status["pid"]) == (server.url, server.process.pid)
+    assert status["online"] >= 3
+
+
+def test_target_is_chosen_without_a_word_to_the_server():
+    fleet = CountingFleet()
+    boards = fleet["demo-[1-3]"]
+    assert (repr(boards), boards.target) == ("Boards('demo-[1-3]')", "demo-[1-3]")
+    assert fleet.conversations == 0
+
+
+def test_boards_tell_of_themselves(fleet: Fleet):
+    assert [board["name"] for board in fleet["demo-2"].info()] == ["demo-2"]
+
+
+def test_labels_choose_boards(fleet: Fleet):
+    assert fleet["demo-[1-2]"].label({"room": "greenhouse"}) == ["demo-1", "demo-2"]
+    assert list(fleet["room=greenhouse"].run("1")) == ["demo-1", "demo-2"]
+    fleet["demo-[1-2]"].label({"room": ""})
+    with pytest.raises(TargetError):
+        fleet["room=greenhouse"].run("1")
+
+
+# Running
+
+
+def test_cell_runs_on_every_board_at_once(fleet: Fleet):
+    results = fleet["demo-[1-3]"].run("import sys; print('hi'); sys.platform")
+    assert results.to_dict() == dict.fromkeys(ALL, "linux")
+    assert {result.stdout for result in results.values()} == {"hi\n"}
+    assert all(0 < result.elapsed < WAIT for result in results.values())
+
+
+def test_names_live_from_cell_to_cell(fleet: Fleet):
+    fleet["demo-1"].run("answer = 40").raise_for_error()
+    assert fleet["demo-1"].run("answer + 2").value == 42
+
+
+def test_text_of_every_kind_goes_there_and_back(fleet: Fleet):
+    cell = "print('é日🐍')\nb'\\xff', 'é日🐍'"
+    result = fleet["demo-1"].run(cell)["demo-1"]
+    assert (result.value, result.stdout) == ((b"\xff", "é日🐍"), "é日🐍\n")
+
+
+def test_long_cell_and_long_value_come_whole(fleet: Fleet):
+    text = "x" * 20_000
+    # The board is everybody's here: anew, so that its heap has that much in one piece.
+    assert fleet["demo-1"].run(f"'{text}'", fresh=True).value == text
+
+
+def test_cell_may_await(fleet: Fleet):
+    assert fleet["demo-1"].run("import asyncio\nawait asyncio.sleep_ms(1)\n7").value == 7
+
+
+def test_boards_failure_is_in_its_result_and_shows_the_line(fleet: Fleet):
+    results = fleet["demo-[1-2]"].run("import sys\n1 / 0")
+    assert not results.ok
+    assert [result.status for result in results.values()] == ["error", "error"]
+    assert results["demo-1"].traceback == (
+        "Traceback (most recent call last):\n"
+        '  File "<cell>", line 2, in <module>\n'
+        "    1 / 0\n"
+        "ZeroDivisionError: divide by zero\n"
+    )
+    with pytest.raises(FleetError, match="2 boards failed"):
+        results.raise_for_error()
+
+
+def test_one_boards_failure_is_raised_as_its_error(fleet: Fleet):
+    with pytest.raises(BoardError) as caught:
+        _ = fleet["demo-2"].run("int('x')").value
+    assert (caught.value.board, caught.value.ename) == ("demo-2", "ValueError")
+
+
+def test_timeout_ends_the_cell_and_the_board_keeps_its_names(fleet: Fleet):
+    fleet["demo-1"].run("kept = 7").raise_for_error()
+    result = fleet["demo-1"].run("while True: pass", timeout=0.2)["demo-1"]
+    assert result.status == "timeout"
+    assert 0.2 <= result.elapsed < WAIT
+    assert fleet["demo-1"].run("kept").value == 7
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9, "1"])
+def test_timeout_that_is_none_is_refused(fleet: Fleet, timeout):
+    with pytest.raises(ServerError, match="timeout is a number of seconds above 0"):
+        fleet["demo-1"].run("1", timeout=timeout)
+
+
+def test_absent_board_is_offline_and_the_others_run(fleet: Fleet):
+    fleet.enrol(["absent-1"])
+    try:
+        results = fleet["demo-1,absent-1"].run("1")
+        assert (results["demo-1"].value, results["absent-1"].status) == (1, "offline")
+        with pytest.raises(BoardOffline, match="it has never dialled in"):
+            results.raise_for_error()
+    finally:
+        fleet.revoke("absent-1")
+
+
+def test_connected_board_cannot_be_enrolled_again(fleet: Fleet):
+    with pytest.raises(ServerError, match="demo-1"):
+        fleet.enrol(["demo-1"])
+
+
+# What is refused
+
+
+def test_unknown_board_suggests_the_nearest(fleet: Fleet):
+    with pytest.raises(NoSuchBoard) as caught:
+        fleet["demmo-1"].run("1")
+    assert (caught.value.board, caught.value.suggestion) == ("demmo-1", "demo-1")
+
+
+@pytest.mark.parametrize("target", ["", "demo-[3-1]", "nothing-*", "demo-1!demo-1"])
+def test_target_that_means_no_boards_is_refused(fleet: Fleet, target):
+    for ask in (fleet[target].run, fleet[target].submit):
+        with pytest.raises(TargetError):
+            ask("1")
+
+
+def test_cell_that_is_not_python_sends_nothing():
+    fleet = CountingFleet()
+    for ask in (fleet["demo-1"].run, fleet["demo-1"].submit):
+        with pytest.raises(CellSyntaxError) as caught:
+            ask("x = 1\nx = = 2")
+        assert (caught.value.lineno, fleet.conversations) == (2, 0)
+
+
+# Submitting
+
+
+def test_submitted_cell_is_waited_for(fleet: Fleet):
+    group = fleet["demo-[1-3]"].submit("print('a'); 1")
+    assert sorted(group.jobs) == ALL
+    assert group.wait(WAIT)
+    assert group.results(0).to_dict() == dict.fromkeys(ALL, 1)
+
+
+def test_submitted_cell_is_interrupted(fleet: Fleet):
+    group = fleet["demo-[1-2]"].submit("while True: pass")
+    assert not group.wait(0.05)
+    with pytest.raises(TimeoutError, match="2 of 2 boards are not done"):
+        group.results(0.01)
+    group.interrupt()
+    results = group.results(WAIT)
+    assert [result.status for result in results.values()] == ["interrupted"] * 2
+    assert fleet["demo-[1-2]"].run("1").ok
+
+
+def test_output_comes_while_the_cell_runs(fleet: Fleet):
+    group = fleet["demo-1"].submit("print('begun')\nwhile True: pass", listen=True)
+    events = group.events(WAIT)
+    assert [(event.kind, event.text) for event in [next(events)] if event] == [
+        ("output", "begun\n")
+    ]
+    group.interrupt()
+    assert [event.kind for event in events if event and event.kind == "ended"] == ["ended"]
+
+
+def test_busy_board_queues_and_a_queued_cell_can_be_taken_out(fleet: Fleet):
+    first = fleet["demo-1"].submit("while True: pass")
+    second = fleet["demo-1"].submit("1", listen=True)
+    events = second.events(WAIT)
+    queued = next(events)
+    assert queued is not None
+    assert queued.kind == "queued"
+    second.interrupt()
+    assert "did not run" in second.results(WAIT)["demo-1"].why
+    first.interrupt()
+    assert first.wait(WAIT)
+
+
+def test_input_is_answered(fleet: Fleet):
+    group = fleet["demo-1"].submit("input('how many? ')", listen=True, answers=True)
+    for event in group.events(WAIT):
+        assert event is not None
+        if event.kind == "input":
+            assert event.text == "how many? "
+            group.answer(event.job, "zwölf")
+    assert group.results(0).value == "zwölf"
+
+
+def test_input_without_anybody_is_the_end_of_the_file(fleet: Fleet):
+    assert fleet["demo-1"].run("input()")["demo-1"].traceback.endswith("EOFError: \n")
+
+
+def test_several_threads_run_cells_at_once(fleet: Fleet):
+    """One link, many threads: each gets the value of its own cell."""
+    wrong: list[object] = []
+
+    def work(number):
+        for step in range(20):
+            target = ALL[(number + step) % 3]
+            value = fleet[target].run(f"({number}, {step})").value
+            if value != (number, step):
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert (wrong, [thread.is_alive() for thread in threads]) == ([], [False] * 6)
+
+
+def test_jobs_are_listed_shown_and_interrupted(fleet: Fleet):
+    group = fleet["demo-1"].submit("print('hi')\nwhile True: pass")
+    number = group.jobs["demo-1"].number
+    until(lambda: fleet.job(number)["stdout"] == "hi\n", "the output is not there")
+    assert fleet.jobs("demo-1")[0]["job"] == number
+    assert fleet.interrupt([number, 10**9]) == 1
+    assert group.results(WAIT)["demo-1"].status == "interrupted"
+    until(lambda: fleet.job(number)["status"] == "interrupted", "the job has not ended")
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_reaches_the_boards(fleet: Fleet):
+    """It is raised here once the boards were told; they keep their links and their names."""
+
+    def press():
+        until(lambda: fleet.boards("demo-1")[0]["state"] == "busy", "nothing runs")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    fleet["demo-[1-2]"].run("kept = 7").raise_for_error()
+    thread = threading.Thread(target=press)
+    thread.start()
+    before = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fleet["demo-[1-2]"].run("while True: pass", timeout=60)
+    assert time.monotonic() - before < WAIT
+    thread.join(WAIT)
+    assert fleet["demo-[1-2]"].run("kept").to_dict() == {"demo-1": 7, "demo-2": 7}
+
+
+# Links that come and go
+
+
+def test_fleet_dials_again_after_it_was_closed():
+    fleet = Fleet()
+    assert fleet["demo-1"].run("1").value == 1
+    fleet.close()
+    assert fleet["demo-1"].run("2").value == 2
+    fleet.close()
+    fleet.close()
+
+
+def test_no_server_says_where_it_was_looked_for(monkeypatch):
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    with (
+        Fleet() as fleet,
+        pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1 \(from CM_URL\)"),
+    ):
+        fleet.boards()
+
+
+def test_fleet_goes_on_when_the_server_was_restarted(tmp_path, monkeypatch):
+    """The boards dial in again by themselves, and have kept their names."""
+    monkeypatch.setenv("CM_HOME", str(tmp_path))
+    with contextlib.ExitStack() as stack:
+        with running_server(tmp_path) as server:
+            fleet = stack.enter_context(Fleet(server.url))
+            stack.enter_context(running_boards(server, fleet, ["again-1"]))
+            fleet["again-1"].run("kept = 7").raise_for_error()
+            running = fleet["again-1"].submit("import time\ntime.sleep(1)\nkept += 1")
+        lost = running.results(WAIT)["again-1"]
+        assert (lost.status, "the cell goes on" in lost.why) == ("lost", True)
+        with pytest.raises(ServerUnreachable):
+            fleet.boards()
+        stack.enter_context(running_server(tmp_path, tcp_port=server.tcp_port))
+        wait_online(fleet, ["again-1"])
+        assert fleet["again-1"].run("kept").value == 8

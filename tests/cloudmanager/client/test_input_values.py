@@ -1,0 +1,108 @@
+"""Inputs: what is assigned on boards before a cell, read by the real MicroPython."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import OrderedDict, namedtuple
+from typing import Any
+
+import numpy
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.input_values import prelude
+
+Point = namedtuple("Point", "x y")
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Text(str):
+    def __repr__(self) -> str:
+        return "Text()"
+
+
+PLAIN = {
+    "none": None,
+    "yes": True,
+    "small": -7,
+    "large": 2**64,
+    "huge": 7**5000,
+    "third": 1 / 3,
+    "text": "zw\u00f6lf \u2603\n'\"\\\\ \x00 {x} %s",
+    "raw": b"\x00\xff'\\n",
+    "empty": [[], (), {}, set(), "", b""],
+    "nested": [1, (2,), {"a": {3, 4}, (5, 6): [None, False]}],
+}
+CHANGED = {
+    "array": (numpy.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+    "scalar": (numpy.float32(0.5), 0.5),
+    "integer": (numpy.int64(7), 7),
+    "truth": (numpy.bool_(True), True),
+    "point": (Point(1, 2), (1, 2)),
+    "ordered": (OrderedDict(a=1), {"a": 1}),
+    "colour": (Colour.RED, 1),
+    "derived": (Text("x"), "x"),
+    "buffer": (bytearray(b"ab"), bytearray(b"ab")),
+}
+
+
+def test_one_assignment_stands_on_each_line():
+    assert prelude({"a": 1, "b": "x\ny"}) == "a = 1\nb = 'x\\ny'"
+    assert prelude({}) == ""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_boards_read_what_python_writes(fleet: Fleet, boards: object, name: str):
+    if name == "huge":  # too long for a repr that Python reads
+        assert fleet["demo-1"].run("huge == 7**5000", inputs={name: PLAIN[name]}).value is True
+    else:
+        assert fleet["demo-1"].run(name, inputs={name: PLAIN[name]}).value == PLAIN[name]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_other_types_travel_as_the_plain_one_that_they_are_like(
+    fleet: Fleet, boards: object, name: str
+):
+    value, read = CHANGED[name]
+    code = f"bytes({name})" if name == "buffer" else name
+    assert fleet["demo-1"].run(code, inputs={name: value}).value == read
+
+
+def test_numbers_that_have_no_literal_travel_too(fleet: Fleet, boards: object):
+    given = {"a": math.inf, "b": -math.inf, "c": math.nan}
+    told = fleet["demo-1"].run("(a == float('inf'), b == -a, c != c)", inputs=given)
+    assert told.value == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (object(), "x is of type object: boards take None, bool, int, float, str, bytes,"),
+        ([1, {"a": 1j}], "x holds a value of type complex: boards take"),
+        (Fleet, "x is of type type: boards take"),
+        (numpy.ndarray, "x is of type type: boards take"),
+        (numpy.datetime64("2020-01-01"), "x holds a value of type date: boards take"),
+    ],
+)
+def test_other_values_are_refused_with_the_variable_and_the_type(value: Any, sentence: str):
+    with pytest.raises(TypeError) as caught:
+        prelude({"x": value})
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_list_that_holds_itself_is_refused():
+    ring: list[Any] = []
+    ring.append(ring)
+    with pytest.raises(ValueError, match="x is nested too deeply for a board, or holds itself"):
+        prelude({"x": ring})
+
+
+@pytest.mark.parametrize("name", ["", "1x", "a b", "class", "x\n1"])
+def test_names_are_names(name: str):
+    with pytest.raises(ValueError, match="is no name of a variable"):
+        prelude({name: 1})

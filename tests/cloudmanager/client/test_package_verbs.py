@@ -1,0 +1,141 @@
+"""The verbs for packages, on real boards: their options."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cloudmanager.protocol.errors import PackageError
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "zzz"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("A = 1")
+    return folder
+
+
+@pytest.fixture
+def board(cm_board):
+    return cm_board._boards
+
+
+def test_dry_run_changes_nothing(board, source, tmp_path):
+    lock = tmp_path / "lock.json"
+    told = board.install(str(source), dry_run=True, lock=lock).value
+    assert told.put == ("/lib/zzz/__init__.mpy",)
+    assert told.origins == {"zzz": "the caller's own files"}
+    assert told.free_bytes > 100_000
+    assert (board.packages().value, lock.exists()) == ({}, False)
+    assert not board.stat(":/lib/zzz").ok
+    assert not board.stat(":/.cm").ok
+
+
+def test_sources_and_another_folder(board, source):
+    told = board.install(str(source), no_mpy=True, target_dir="/libs").value
+    assert told.put == ("/libs/zzz/__init__.py",)
+    assert board.run("import sys; sys.path.append('/libs'); import zzz; zzz.A").value == 1
+
+
+def test_what_cannot_be_compiled_goes_as_source_with_a_note(board, source):
+    (source / "odd.py").write_text("def f(:\n")
+    told = board.install(str(source)).value
+    assert told.put == ("/lib/zzz/__init__.mpy", "/lib/zzz/odd.py")
+    (note,) = told.notes
+    assert "/lib/zzz/odd.py" in note
+    assert note.endswith("its source is installed")
+
+
+def test_names_from_a_file_and_a_lock(board, source, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text(f"# mine\n{source}\n\n")
+    lock = tmp_path / "lock.json"
+    assert board.install(file=names, lock=lock).value.put == ("/lib/zzz/__init__.mpy",)
+    first = lock.read_text()
+    assert json.loads(first)["wanted"] == ["zzz"]
+    assert str(tmp_path) not in first
+    assert board.install(file=names, lock=lock, locked=True).value.put == ()
+    assert lock.read_text() == first
+
+
+def test_a_lock_is_written_only_if_a_board_has_it_now(board, source, tmp_path):
+    lock = tmp_path / "lock.json"
+    board.put(b"MINE = 1", ":/lib/zzz/__init__.mpy").raise_for_error()
+    assert not board.install(str(source), lock=lock).ok
+    assert not lock.exists()
+    assert board.install(str(source), lock=lock, force=True).ok
+    assert lock.exists()
+
+
+def test_a_package_json_of_ones_own_stands_for_its_folder(board, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.py").write_text("A = 7")
+    (folder / "package.json").write_text(json.dumps({"urls": [["m/a.py", "a.py"]], "version": "3"}))
+    told = board.install(str(folder / "package.json")).value
+    assert (list(told.packages), told.put) == (["mine"], ("/lib/m/a.mpy",))
+    assert board.uninstall("mine").value.removed == ("/lib/m/a.mpy",)
+
+
+def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tmp_path):
+    with pytest.raises((PackageError, OSError)):
+        board.install("./no-such-folder")
+    with pytest.raises(PackageError):
+        board.install("two@at@signs")
+    with pytest.raises(PackageError, match="nothing to install"):
+        board.install()
+    (tmp_path / "zzz.py").write_text("")
+    with pytest.raises(PackageError, match="two packages of the same name"):
+        board.install(str(source), str(tmp_path / "zzz.py"))
+    (result,) = board.uninstall("nope").values()
+    assert isinstance(result.error, PackageError)
+    assert "no package is called nope" in str(result.error)
+
+
+def test_a_package_without_files_is_only_what_it_needs(board, source, tmp_path):
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(PackageError, match="has no file that could be installed"):
+        board.install(str(tmp_path / "hollow"))
+    (tmp_path / "hollow/package.json").write_text(json.dumps({"version": "1"}))
+    assert board.install(str(tmp_path / "hollow")).value.put == ()
+    assert list(board.packages().value) == ["hollow"]
+
+
+def test_a_full_board_says_so_before_anything_is_sent(board, source):
+    (source / "data.bin").write_bytes(bytes(range(256)) * 4 * 1024)
+    (result,) = board.install(str(source)).values()
+    assert isinstance(result.error, OSError)
+    assert "No space left" in str(result.error)
+    assert not board.stat(":/.cm").ok
+
+
+def test_a_board_that_is_full_to_the_last_block_says_so_and_stays_as_it_is(board, source):
+    board.install(str(source)).raise_for_error()
+    board.run(FILL).raise_for_error()
+    assert board.df().value.free == 0
+    for done in (board.install(str(source), no_mpy=True), board.uninstall("zzz")):
+        assert "No space left" in str(done["board-1"].error)
+    assert (list(board.packages().value), board.packages().value.drift) == (["zzz"], ())
+
+
+FILL = """
+n = 0
+try:
+    while True:
+        with open("/fill%d" % n, "wb") as file:
+            file.write(bytes(4000))
+        n += 1
+except OSError:
+    pass
+"""
+
+
+def test_room_that_an_interrupted_install_took_is_room_for_the_next(board, source):
+    (space,) = board.df().to_dict().values()
+    board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
+    (source / "data.bin").write_bytes(bytes(space.free // 2))
+    assert len(board.install(str(source), dry_run=True).value.put) == 2
+    assert len(board.install(str(source)).value.put) == 2
+    assert not board.stat(":/.cm/new").ok

@@ -1,0 +1,207 @@
+"""One TLS for two threads, and whom a caller trusts; over real sockets."""
+
+import contextlib
+import hashlib
+import http.server
+import socket
+import ssl
+import threading
+from base64 import urlsafe_b64encode
+
+import pytest
+
+from cloudmanager import config
+from cloudmanager.client import tls
+from cloudmanager.config import Address
+from cm_server.net import certificates
+
+WAIT = 20.0  # seconds
+
+
+@pytest.fixture
+def made(tmp_path):
+    return certificates.load(tmp_path)
+
+
+@pytest.fixture
+def trust(tmp_path, made):
+    return ssl.create_default_context(cafile=config.ca_file(tmp_path))
+
+
+@contextlib.contextmanager
+def peer(context, act):
+    """The other end of a connection, in a thread: what it does with its TLS."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(WAIT)
+    theirs.settimeout(WAIT)
+
+    def serve():
+        with contextlib.suppress(OSError), context.wrap_socket(theirs, server_side=True) as sock:
+            act(sock)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        thread.join(WAIT)
+        theirs.close()
+
+
+def read(link, size):
+    data = b""
+    while len(data) < size and (piece := link.recv(0)):
+        data += piece
+    return data
+
+
+def send(link, data, times):
+    for _ in range(times):
+        link.sendall(data)
+
+
+def test_what_is_sent_arrives_and_the_end_is_an_end(made, trust):
+    def echo(sock):
+        sock.sendall(sock.recv(5) * 2)
+        sock.unwrap()
+
+    with peer(made.context, echo) as sock:
+        link = tls.Tls(sock, trust, "cloudmanager")
+        link.sendall(b"hello")
+        assert read(link, 10) == b"hellohello"
+        assert link.recv(0) == b""
+
+
+def test_both_directions_are_busy_at_once_and_nothing_is_lost(made, trust):
+    size = 4_000_000
+
+    def both(sock):
+        sender = threading.Thread(target=sock.sendall, args=(b"b" * 100_000,))
+        sender.start()
+        got = 0
+        while got < size:
+            got += len(sock.recv(65536))
+        sender.join()
+        sock.sendall(b"c" * size)
+
+    with peer(made.context, both) as sock:
+        link = tls.Tls(sock, trust, "cloudmanager")
+        writer = threading.Thread(target=send, args=(link, b"a" * 40_000, 100))
+        writer.start()
+        got = read(link, 100_000 + size)
+        writer.join(WAIT)
+    assert got == b"b" * 100_000 + b"c" * size
+
+
+def test_many_threads_send_whole_messages(made, trust):
+    got = []
+
+    def lines(sock):
+        data = b""
+        while data.count(b"\n") < 400:
+            data += sock.recv(65536)
+        got.extend(data.splitlines())
+
+    with peer(made.context, lines) as sock:
+        link = tls.Tls(sock, trust, "cloudmanager")
+        threads = [
+            threading.Thread(target=send, args=(link, char * 999 + b"\n", 100))
+            for char in (b"1", b"2", b"3", b"4")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+    assert all(len(line) == 999 and len(set(line)) == 1 for line in got)
+    assert len(got) == 400
+
+
+def test_another_name_and_another_authority_are_refused(made, trust, tmp_path):
+    with (
+        peer(made.context, lambda _: None) as sock,
+        pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
+    ):
+        tls.Tls(sock, trust, "localhost")
+    with peer(made.context, lambda _: None) as sock, pytest.raises(ssl.SSLCertVerificationError):
+        tls.Tls(sock, ssl.create_default_context(), "cloudmanager")
+
+
+def test_a_peer_that_is_cut_off_in_the_handshake_is_an_error(trust):
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours, pytest.raises(OSError, match=r".+"):
+        tls.Tls(ours, trust, "cloudmanager")
+
+
+# The fingerprint
+
+
+@pytest.fixture
+def site(made):
+    """A server that answers /ca.pem with ``site.pem``; ``site.port`` is where."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(httpd.pem)
+
+        def log_message(self, *_):
+            pass
+
+    class Site(http.server.ThreadingHTTPServer):
+        pem = ssl.DER_cert_to_PEM_cert(made.ca).encode()
+
+        def handle_error(self, *_):
+            pass
+
+    with Site(("127.0.0.1", 0), Handler) as httpd:
+        httpd.socket = made.context.wrap_socket(
+            httpd.socket, server_side=True, do_handshake_on_connect=False
+        )
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield httpd
+        httpd.shutdown()
+        thread.join(WAIT)
+
+
+def fetch(site, pin):
+    return tls._fetch_authority("127.0.0.1", site.server_address[1], pin)
+
+
+def test_the_authority_is_fetched_and_must_have_the_fingerprint(site, made):
+    assert fetch(site, made.pin).encode() == site.pem
+    wanted = urlsafe_b64encode(hashlib.sha256(made.ca).digest()[:16]).decode().rstrip("=")
+    assert made.pin == wanted
+
+
+@pytest.mark.parametrize("pin", ["A" * 22, "", "é", "x" * 1000])
+def test_another_fingerprint_is_another_server(site, pin):
+    with pytest.raises(OSError, match="another server than the one that made the token"):
+        fetch(site, pin)
+
+
+@pytest.mark.parametrize("pem", [b"", b"<html>", b"\xff" * 100_000], ids=len)
+def test_what_is_no_authority_is_no_server_of_ours(site, made, pem):
+    site.pem = pem
+    with pytest.raises(OSError, match="no Cloudmanager server"):
+        fetch(site, made.pin)
+
+
+def test_trust_is_the_fingerprint_else_the_file_else_this_machine(
+    site, made, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(tls, "Tls", lambda sock, context, name: asked.append((context, name)))
+    with socket.create_connection(site.server_address) as sock:
+        url = f"https://127.0.0.1:{site.server_address[1]}"
+        tls.secure(sock, "127.0.0.1", Address(url, "cm_x", "", None, made.pin))
+        tls.secure(sock, "127.0.0.1", Address(url, "cm_x", "", config.ca_file(tmp_path)))
+        tls.secure(sock, "lab.example", Address(url, "cm_x", ""))
+    assert [name for _, name in asked] == ["cloudmanager", "cloudmanager", "lab.example"]
+    assert all(context.verify_mode == ssl.CERT_REQUIRED for context, _ in asked)
+    assert all(context.check_hostname for context, _ in asked)
+    ours = [made.ca in context.get_ca_certs(binary_form=True) for context, _ in asked]
+    assert ours == [True, True, False]

@@ -1,0 +1,92 @@
+"""How the outcomes of verbs for files read."""
+
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import Result, Results
+from cloudmanager.client.files import Entry, FileResult, Space, Stat, failed
+from cloudmanager.client.packages import Installed, Packages
+from cloudmanager.client.syncing import Plan
+from cloudmanager.display.file_report import files_text, value_text
+
+
+def ok(value, board="lab-1"):
+    return FileResult(board, 1, "ok", text="[]", read=lambda _: value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (0, "it is there already"),
+        (1234, "1,234 bytes written"),
+        (b"a\xff", "a\ufffd"),
+        (Path("x/y"), "x/y"),
+        ([Path("x/y"), Path("z")], "x/y\nz"),
+        (Stat(True, 0, 0), "folder"),
+        (Stat(False, 3, 0), "3 bytes"),
+        (Space(3000, 1000, 2000), "2,000 bytes free of 3,000 bytes"),
+        (
+            [Entry("/lib", True, 0), Entry("/a", False, 5)],
+            "           0 /lib/\n           5 /a",
+        ),
+        (Plan((), (), 3, 0), "3 equal"),
+        (Packages({}), "no packages"),
+        (
+            Packages({"a": "1", "b": ""}, drift=["a: /a is missing"]),
+            "a 1\nb\ndrift: a: /a is missing",
+        ),
+        (
+            Installed({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
+            "a 1  from here\n  /a\n  /b goes\n1 file, 9 bytes\nnote: mind it",
+        ),
+        (Installed({}, (), ("/b",), 0), "  /b goes"),
+        (Installed({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
+        (Installed({}, (), (), 0), "no files to change"),
+        (
+            Plan(("/a",), ("/b",), 1, 9),
+            "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",
+        ),
+    ],
+)
+def test_value_reads_so(value, text):
+    assert value_text(value) == text
+    assert files_text(Results({"lab-1": ok(value)})) == text
+
+
+def test_boards_that_say_the_same_are_one_block():
+    error = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
+    results = {name: ok(7, name) for name in ("lab-1", "lab-2")}
+    text = files_text(Results({**results, "lab-3": failed("lab-3", error)}, ("lab-4",)))
+    first, said, second, wrong, away = text.split("\n")
+    assert first.startswith("── lab-[1-2] ─")
+    assert said == "7 bytes written"
+    assert second.startswith("── lab-3 · error ─")
+    assert wrong == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
+    assert away == "not there: lab-4"
+
+
+def test_what_boards_say_moves_no_cursor():
+    text = files_text(Results({"lab-1": ok([Entry("/\x1b[2J", False, 1)])}))
+    assert "\x1b" not in text
+
+
+def test_cell_of_a_macro_shows_what_it_printed_and_gave():
+    results = Results({"lab-1": Result("lab-1", 1, "ok", stdout="hi\n", text="3")})
+    assert files_text(results) == "hi\n3"
+
+
+def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
+    plans = [Installed({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
+    text = files_text(Results({"lab-1": ok(plans[0]), "lab-2": ok(plans[1], "lab-2")}))
+    assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; nothing was done")
+    assert text.count("/a") == 1
+    assert files_text(Results({"lab-1": ok(plans[0])})).endswith(
+        "\n500 bytes free; nothing was done"
+    )
+
+
+def test_what_an_absent_board_had_says_as_of_when():
+    told = value_text(Packages({"a": "1"}, as_of=0.0))
+    assert told.startswith("a 1\nas of 19")

@@ -1,0 +1,56 @@
+"""The record: lines in the order of coming."""
+
+from __future__ import annotations
+
+from cloudmanager.display.interleaved_log import Record
+from cloudmanager.display.layout import plain
+
+
+def shown(record: Record, *, final: bool = True) -> list[str]:
+    return plain(record.lines(final=final, kept="in r['{board}'].stdout")).split("\n")
+
+
+def test_lines_stand_behind_their_boards_in_the_order_of_coming():
+    record = Record(["a", "long-name"])
+    record.print("a", "one\n")
+    record.print("long-name", "two\n")
+    record.print("a", "three\n")
+    assert shown(record) == ["a          one", "long-name  two", "a          three"]
+
+
+def test_begun_lines_stand_last_and_are_joined():
+    record = Record(["a", "b"])
+    record.print("a", "on")
+    record.print("b", "two\n")
+    assert shown(record) == ["b  two", "a  on"]
+    record.print("a", "e\n")
+    assert shown(record) == ["b  two", "a  one"]
+
+
+def test_what_is_said_of_a_board_ends_its_begun_line():
+    record = Record(["a"])
+    record.print("a", "half")
+    record.say("a", [[("Out: ", "note"), ("1\n2", "")]])
+    assert shown(record) == ["a  half", "a  Out: 1", "a  2"]
+
+
+def test_beginning_is_left_out():
+    record = Record(["a"])
+    record.print("a", "".join(f"{n}\n" for n in range(1500)) + "begun")
+    assert shown(record)[:2] == ["… 501 lines more, in r['a'].stdout", "a  501"]
+    assert shown(record)[-1] == "a  begun"
+    live = shown(record, final=False)
+    assert live[:2] == ["… 1,401 lines more", "a  1401"]
+    assert len(live) == 101
+
+
+def test_line_without_end_is_cut_into_several():
+    record = Record(["a"])
+    record.print("a", "x" * 10_000)
+    assert [len(line) for line in shown(record)] == [4099, 4099, 1811]
+
+
+def test_what_boards_say_is_made_safe():
+    record = Record()
+    record.print("a", "\x1b[2J\r10%\n")
+    assert shown(record) == ["a  \\x1b[2J", "a  10%"]

@@ -1,0 +1,239 @@
+"""Tables as people read them."""
+
+import time
+from typing import Any
+
+import pytest
+
+from cloudmanager.display.tables import (
+    HEADS,
+    MAX_CELL,
+    MAX_JOBS,
+    audit_table,
+    duration,
+    fleet_rows,
+    fleet_table,
+    job_table,
+    job_text,
+    moment,
+    table,
+    token_table,
+)
+
+BOARD = {
+    "name": "lab-1",
+    "state": "idle",
+    "platform": "esp32",
+    "version": "1.28.0",
+    "heap": 112_640,
+    "connected_since": 0.0,
+    "last_seen": None,
+    "queued": 0,
+}
+
+
+def row(**told):
+    return dict(zip(HEADS, fleet_rows([{**BOARD, **told}])[0], strict=True))
+
+
+def test_columns_are_aligned_under_their_heads():
+    assert table(("name", "n"), [("a", "1"), ("longer", "22")]).splitlines() == [
+        "name    n",
+        "──────  ──",
+        "a       1",
+        "longer  22",
+    ]
+
+
+def test_table_without_rows_has_its_heads():
+    assert table(("name", "state"), []) == "name  state\n────  ─────"
+
+
+def test_lines_have_no_blanks_at_their_ends():
+    assert table(("a", "b"), [("1", ""), ("1", "22")]).splitlines()[2] == "1"
+
+
+def test_fleet_table_has_a_line_a_board():
+    boards = [{**BOARD, "name": f"lab-{number}"} for number in (1, 2)]
+    lines = fleet_table(boards).splitlines()
+    assert len(lines) == 4
+    assert lines[0].split()[:4] == ["name", "state", "platform", "MicroPython"]
+    assert [line.split()[:4] for line in lines[2:]] == [
+        ["lab-1", "idle", "esp32", "1.28.0"],
+        ["lab-2", "idle", "esp32", "1.28.0"],
+    ]
+
+
+def test_empty_fleet_says_how_to_get_boards():
+    assert fleet_table([]) == (
+        "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
+    )
+
+
+def test_connected_board_tells_its_heap_and_since_when():
+    since = time.time() - 65
+    told = row(connected_since=since)
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    assert (told["free heap"], told["connected since"]) == ("110.0 KB", f"{stamp} (1 min)")
+
+
+@pytest.mark.parametrize(("heap", "shown"), [(1024, "1.0 KB"), (None, "-"), ("much", "-")])
+def test_heap_is_shown_where_it_is_a_number(heap, shown):
+    assert row(connected_since=time.time(), heap=heap)["free heap"] == shown
+
+
+@pytest.mark.parametrize(("ago", "shown"), [(None, "never"), (7201, "last seen 2 h ago")])
+def test_absent_board_tells_when_it_was_seen(ago, shown):
+    told = row(connected_since=None, last_seen=ago and time.time() - ago, state="offline")
+    assert (told["connected since"], told["free heap"]) == (shown, "-")
+
+
+def test_board_that_never_dialled_in_has_no_facts():
+    told = row(connected_since=None, platform="", version="")
+    assert (told["platform"], told["MicroPython"]) == ("-", "-")
+
+
+def test_queue_is_shown_with_the_state():
+    assert row(state="busy", queued=2)["state"] == "busy, 2 queued"
+
+
+def test_what_a_board_says_cannot_spoil_the_table():
+    told = row(platform="\x1b[2J\nx\ty", version="9" * 100)
+    assert told["platform"] == r"\x1b[2J x y"
+    assert told["MicroPython"] == "9" * (MAX_CELL - 1) + "…"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 s"),
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min"),
+        (3599, "59 min"),
+        (3600, "1 h"),
+        (86_399, "23 h"),
+        (86_400, "1 day"),
+        (200_000, "2 days"),
+    ],
+)
+def test_duration_is_said_as_people_do(seconds, text):
+    assert duration(seconds) == text
+
+
+JOB = {
+    "job": 7,
+    "board": "lab-1",
+    "caller": "local",
+    "state": "settled",
+    "status": "ok",
+    "started": 1e9,
+    "elapsed": 0.25,
+    "stdout": "hi\nyou\n",
+    "value": "42",
+    "error": "",
+    "truncated": False,
+}
+STARTED = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1e9))
+
+
+def test_job_table_has_a_line_a_job():
+    running = {
+        **JOB,
+        "job": 8,
+        "status": None,
+        "state": "running",
+        "elapsed": None,
+        "started": None,
+    }
+    heads, _, *lines = job_table([JOB, running]).splitlines()
+    assert heads.split() == ["job", "board", "state", "started", "took", "caller"]
+    assert [line.split() for line in lines] == [
+        ["7", "lab-1", "ok", *STARTED.split(), "0.250", "s", "local"],
+        ["8", "lab-1", "running", "-", "-", "local"],
+    ]
+
+
+def test_job_table_counts_what_it_does_not_show():
+    lines = job_table([JOB] * (MAX_JOBS + 1234)).splitlines()
+    assert (len(lines), lines[-1]) == (MAX_JOBS + 3, "… and 1,234 more; `--json` has all")
+
+
+def test_no_jobs_say_so():
+    assert job_table([]) == "No job runs, and none ended lately."
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({}, f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\nhi\nyou\nOut: 42"),
+        (
+            {"status": "error", "error": "OSError: 5\n", "truncated": True},
+            f"job 7 on lab-1: error, 0.250 s, for local, started {STARTED}\n"
+            "… (what it printed before is not kept)\nhi\nyou\nOSError: 5",
+        ),
+        (
+            {"status": None, "state": "queued", "started": None, "elapsed": None, "stdout": ""},
+            "job 7 on lab-1: queued, for local, started -",
+        ),
+        (
+            {"stdout": "\x1b[2J", "value": ""},
+            f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\n\\x1b[2J",
+        ),
+    ],
+    ids=["ok", "error", "queued", "control characters"],
+)
+def test_job_tells_all_that_is_known_of_it(told, text):
+    assert job_text({**JOB, **told}) == text
+
+
+# Tokens and the audit log
+
+TOKEN: dict[str, Any] = {
+    "name": "lab-notebook",
+    "role": "operator",
+    "target": "lab-*",
+    "state": "valid",
+    "created": 1_700_000_000.0,
+    "expires": None,
+}
+AUDIT = {
+    "at": 1_700_000_000.0,
+    "who": "ann",
+    "address": "192.0.2.1:5",
+    "verb": "submit",
+    "target": "lab-*",
+    "detail": "",
+    "boards": 3,
+    "first_job": 7,
+    "last_job": 9,
+    "outcome": "done",
+}
+
+
+def test_tokens_have_a_line_each():
+    ends = {**TOKEN, "expires": 1_800_000_000.0}
+    first, second = token_table([TOKEN, ends]).splitlines()[2:]
+    assert first.split()[:4] == ["lab-notebook", "operator", "lab-*", "valid"]
+    assert first.endswith(f"{moment(TOKEN['created'])}  never")
+    assert second.endswith(moment(1_800_000_000.0))
+
+
+def test_audit_log_has_a_line_each_the_newest_last():
+    one = {**AUDIT, "at": 1_700_000_001.0, "who": "", "boards": None, "first_job": None}
+    other = {**AUDIT, "last_job": 7, "target": ""}
+    first, second, third = audit_table([AUDIT, one, other]).splitlines()[2:]
+    assert first.split()[2:] == ["ann", "192.0.2.1:5", "submit", "lab-*", "3", "7-9", "done"]
+    assert second.split()[2:] == ["nobody", "192.0.2.1:5", "submit", "lab-*", "-", "-", "done"]
+    assert third.split()[2:] == ["ann", "192.0.2.1:5", "submit", "-", "3", "7", "done"]
+    assert audit_table([]) == "Nobody has done anything yet."
+
+
+@pytest.mark.parametrize("field", ["who", "address", "verb", "target", "detail"])
+def test_what_strangers_wrote_into_the_audit_log_forges_no_line(field):
+    evil = "x\x1b[2J\r\n2023-11-14 22:13:20  ann\u202e" + "y" * 999
+    shown = audit_table([{**AUDIT, field: evil}])
+    assert len(shown.splitlines()) == 3
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert max(map(len, shown.splitlines())) < 300

@@ -1,0 +1,106 @@
+"""Values as an HTML table: folded, and with nothing in it that a board could do."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from cloudmanager.results.html_table import results_html
+from cloudmanager.results.results import Result, Results
+
+EVIL = "<script>alert(1)</script>\x1b[2J\u202e</td><img src=x onerror=alert(1)>"
+
+
+def html_of(found, left_out=()) -> Any:
+    return results_html(found, left_out)
+
+
+def results(values, **more):
+    return Results(
+        {name: Result(name, 1, "ok", text=text, **more) for name, text in values.items()}
+    )
+
+
+class Cells(HTMLParser):
+    """The texts of a table's cells, row by row, and all tags that there are."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        assert dict(attributes) in ({}, {"style": "text-align: left"})
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1] and not data.startswith("…"):
+            self.rows[-1][-1] += data
+
+
+def rows(html):
+    return Cells(html).rows
+
+
+def test_equal_values_share_a_row_and_the_odd_one_is_last():
+    html = html_of(results({"a-1": "21.5", "a-2": "85.0", "a-3": "21.5"}))
+    assert rows(html) == [["board", "value"], ["a-[1,3]", "21.5"], ["a-2", "85.0"]]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "table"),
+    [
+        ("{'t': 1, 'h': 2}", "{'t': 3, 'h': 4}", [["t", "h"], ["1", "2"], ["3", "4"]]),
+        ("(1, 'x')", "(2, 'y')", [["0", "1"], ["1", "'x'"], ["2", "'y'"]]),
+        ("{'t': 1}", "{'h': 1}", [["value"], ["{'t': 1}"], ["{'h': 1}"]]),
+        ("()", "(1,)", [["value"], ["()"], ["(1,)"]]),
+        ("<Pin 4>", "5", [["value"], ["<Pin 4>"], ["5"]]),
+    ],
+)
+def test_values_of_one_shape_have_columns(one, two, table):
+    found = rows(html_of(results({"a": one, "b": two})))
+    assert [row[1:] for row in found] == table
+
+
+@pytest.mark.parametrize(
+    "none",
+    [
+        results({"a": "1", "b": "1"}),
+        results({"a": "1"}),
+        results({"a": "1", "b": ""}),
+        results({"a": "1", "b": "2"}, stdout="x\n"),
+        results({"a": "1", "b": "'" + "x" * 2000 + "'"}),
+        Results({"a": Result("a", 1, "ok", text="1"), "b": Result("b", 2, "offline")}),
+        Results({}),
+    ],
+)
+def test_where_text_says_it_as_well_there_is_no_table(none):
+    assert none._repr_html_() is None
+
+
+@pytest.mark.parametrize("template", ["{0!r}", "{0}", "{{{0!r}: 1}}", "({0!r}, 1)"])
+def test_what_a_board_says_is_text_and_nothing_else(template):
+    html = html_of(results({"a": template.format(EVIL), "b": template.format("x")}))
+    assert Cells(html).tags == {"table", "thead", "tbody", "tr", "th", "td"}
+    assert not re.search("[\x1b\u202e]", html)
+    assert "alert(1)" in html
+
+
+def test_a_table_is_bounded():
+    many = results({f"a-{n}": str(n) for n in range(5000)})
+    html = html_of(many, tuple(f"b-{n}" for n in range(1, 900, 2)))
+    assert len(html) < 20_000
+    assert "… and 4,900 boards more" in html
+    assert "not there: b-[1,3" in html
+
+
+def test_a_dict_of_very_many_keys_is_cut():
+    wide = "{" + ", ".join(f"'{n}': 1" for n in range(80)) + "}"
+    html = html_of(results({"a": wide, "b": wide.replace("1}", "2}")}))
+    assert len(rows(html)[0]) == 13

@@ -1,0 +1,324 @@
+"""What is left of a cell: values, errors, tables, JSON."""
+
+import json
+import math
+
+import pytest
+
+from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, LinkLost
+from cloudmanager.results import results as results_module
+from cloudmanager.results.results import Repr, Result, Results
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "<cell>", line 1, in <module>
+ZeroDivisionError: divide by zero
+"""
+
+
+def ok(text="", board="lab-1", **told):
+    return Result(board, 7, "ok", text=text, **told)
+
+
+def failed(board="lab-1", status="error", traceback=TRACEBACK, **told):
+    return Result(board, 7, status, traceback=traceback, **told)
+
+
+def results(*each, **told):
+    return Results({result.board: result for result in each}, **told)
+
+
+# A value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("42", 42),
+        ("-1.5", -1.5),
+        ("True", True),
+        ("None", None),
+        ("'é'", "é"),
+        ("b'\\x00'", b"\0"),
+        ("(1, [2, {'a': (3,)}])", (1, [2, {"a": (3,)}])),
+        ("{1, 2}", {1, 2}),
+        ("1+2j", 1 + 2j),
+        ("12345678901234567890123", 12345678901234567890123),
+    ],
+)
+def test_value_that_is_a_literal_comes_back_as_itself(text, value):
+    assert ok(text).value == value
+    assert type(ok(text).value) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("<Pin 4>", id="an object"),
+        pytest.param("nan", id="nan"),
+        pytest.param("[inf, 1]", id="inf in a list"),
+        pytest.param("bytearray(b'x')", id="a call"),
+        pytest.param("{[]: 1}", id="a key that cannot be one"),
+        pytest.param("-" * 100_000 + "1", id="very deep"),
+        pytest.param("1" + "+1" * 100_000, id="very long"),
+        pytest.param("[" * 5_000, id="brackets"),
+        pytest.param("9" * 5_000, id="a number without end"),
+        pytest.param("\0", id="a zero byte"),
+        pytest.param("1if 1else 2", id="what Python warns of"),
+    ],
+)
+def test_value_that_is_no_literal_stays_its_repr(text):
+    value = ok(text).value
+    assert type(value) is Repr
+    assert value == text
+
+
+def test_escapes_that_python_warns_of_are_read_without_a_word():
+    assert ok(r"'\d'").value == r"\d"
+
+
+def test_value_that_was_cut_off_stays_its_repr():
+    """What is left of [10, 20, ..., 300] may well be a literal, and another value."""
+    value = ok("123", cut=True).value
+    assert (type(value), value) == (Repr, "123")
+
+
+def test_repr_prints_as_it_stands_and_is_safe_to_show():
+    assert repr(Repr("<Pin 4>")) == "<Pin 4>"
+    assert repr(Repr("\x1b[2J")) == r"\x1b[2J"
+    assert str(Repr("\x1b[2J")) == "\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (failed(), BoardError),
+        (failed(status="offline", traceback="", why="it was last seen 3 s ago"), BoardOffline),
+        (failed(status="lost", traceback="", why="the board restarted"), LinkLost),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.status,
+)
+def test_value_of_a_failed_result_raises(result, kind):
+    with pytest.raises(kind):
+        _ = result.value
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("traceback", "ename", "evalue"),
+    [
+        (TRACEBACK, "ZeroDivisionError", "divide by zero"),
+        ("MemoryError: memory allocation failed, allocating 9 bytes\n", "MemoryError", "memory"),
+        ('Traceback:\n  File "x", line 1, in f\nKeyboardInterrupt: \n', "KeyboardInterrupt", ""),
+        (
+            'T:\n  File "x", line 1\n    x y\nSyntaxError: invalid syntax\n',
+            "SyntaxError",
+            "invalid",
+        ),
+        ('T:\n  File "x", line 1, in f\nValueError: one\ntwo\n', "ValueError", "one\ntwo"),
+        ('T:\n  File "x", line 1, in f\nKeyError: a: b\n', "KeyError", "a: b"),
+        ("strange", "strange", ""),
+    ],
+)
+def test_error_names_the_boards_exception(traceback, ename, evalue):
+    error = failed(traceback=traceback).error
+    assert isinstance(error, BoardError)
+    assert error.traceback == traceback
+    assert error.evalue.startswith(evalue)
+    assert error.ename == ename
+
+
+def test_error_that_only_the_server_knows_of_says_why():
+    error = failed(status="timeout", traceback="", why="it has not confirmed that it stopped").error
+    assert isinstance(error, BoardError)
+    assert (error.status, error.evalue) == ("timeout", "it has not confirmed that it stopped")
+    assert str(error).startswith("lab-1: it has not confirmed that it stopped")
+
+
+def test_lost_job_carries_its_number():
+    error = failed(status="lost", traceback="").error
+    assert isinstance(error, LinkLost)
+    assert (error.board, error.job) == ("lab-1", 7)
+
+
+def test_ok_has_no_error():
+    assert ok("1").error is None
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("1", 1),
+        ("1.5", 1.5),
+        ("'é'", "é"),
+        ("[1, 'a', None, True]", [1, "a", None, True]),
+        ("{'a': [1, {'b': 2}]}", {"a": [1, {"b": 2}]}),
+        ("nan", "nan"),
+        ("1e999", "1e999"),
+        ("[1.0, 1e999]", "[1.0, 1e999]"),
+        ("(1, 2)", "(1, 2)"),
+        ("[(1, 2)]", "[(1, 2)]"),
+        ("{1: 2}", "{1: 2}"),
+        ("{1, 2}", "{1, 2}"),
+        ("b'x'", "b'x'"),
+        ("1j", "1j"),
+        ("<Pin 4>", "<Pin 4>"),
+        ("0x" + "f" * 5000, "0x" + "f" * 5000),
+    ],
+)
+def test_json_has_the_value_or_where_it_would_change_its_repr(text, value):
+    told = ok(text, stdout="hi\n", elapsed=0.1234567).to_json()
+    assert told == {
+        "status": "ok",
+        "stdout": "hi\n",
+        "value": value,
+        "error": None,
+        "elapsed": 0.123457,
+    }
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_json_of_a_value_deeper_than_python_goes(monkeypatch):
+    def deep(_):
+        raise RecursionError
+
+    monkeypatch.setattr(results_module, "_is_json", deep)
+    assert ok("[1]").to_json()["value"] == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (failed(), TRACEBACK),
+        (failed(status="offline", traceback="", why="never seen"), "never seen"),
+        (failed(status="lost", traceback=""), "lost"),
+    ],
+    ids=lambda value: getattr(value, "status", ""),
+)
+def test_json_of_a_failure_has_its_traceback_or_what_is_known(result, error):
+    told = result.to_json()
+    assert (told["status"], told["value"], told["error"]) == (result.status, None, error)
+
+
+# Results
+
+
+def test_results_are_a_mapping_in_the_targets_order():
+    found = results(ok("1", "b"), ok("2", "a"), left_out=("c",))
+    assert list(found) == ["b", "a"]
+    assert [result.value for result in found.values()] == [1, 2]
+    assert (found["a"].value, len(found), "c" in found) == (2, 2, False)
+    assert found.left_out == ("c",)
+
+
+def test_results_say_whether_all_is_well_and_who_failed():
+    found = results(ok("1", "a"), failed("b"), failed("c"))
+    assert not found.ok
+    assert list(found.failed) == ["b", "c"]
+    assert results(ok()).ok
+    assert len(results(ok()).failed) == 0
+
+
+def test_value_of_one_board_is_its_value():
+    assert results(ok("[1, 2]")).value == [1, 2]
+
+
+@pytest.mark.parametrize("each", [[], [ok("1", "a"), ok("2", "b")]])
+def test_value_of_several_boards_is_refused(each):
+    with pytest.raises(ValueError, match=f"there are {len(each)} boards: .* to_dict"):
+        _ = results(*each).value
+
+
+def test_to_dict_has_the_values():
+    assert results(ok("1", "a"), ok("<Pin>", "b")).to_dict() == {"a": 1, "b": "<Pin>"}
+
+
+def test_to_dict_raises_what_failed():
+    with pytest.raises(BoardError):
+        results(ok("1", "a"), failed("b")).to_dict()
+
+
+def test_to_pandas_has_one_row_a_board():
+    table = results(ok("1", "a", stdout="hi", elapsed=0.5), failed("b")).to_pandas()
+    assert list(table.columns) == ["status", "value", "stdout", "elapsed"]
+    assert table.loc["a"].to_dict() == {"status": "ok", "value": 1, "stdout": "hi", "elapsed": 0.5}
+    assert table.loc["b", "status"] == "error"
+    assert math.isnan(table.loc["b", "value"])
+
+
+def test_to_pandas_of_no_boards_has_the_columns():
+    assert list(results().to_pandas().columns) == ["status", "value", "stdout", "elapsed"]
+
+
+def test_raise_for_error_returns_results_that_are_fine():
+    found = results(ok("1"))
+    assert found.raise_for_error() is found
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (failed("b"), BoardError),
+        (failed("b", "offline"), BoardOffline),
+        (failed("b", "lost"), LinkLost),
+    ],
+    ids=["error", "offline", "lost"],
+)
+def test_one_failure_is_raised_as_itself(result, kind):
+    with pytest.raises(kind) as caught:
+        results(ok("1", "a"), result).raise_for_error()
+    assert caught.value.board == "b"
+
+
+def test_several_failures_are_raised_as_one():
+    with pytest.raises(FleetError) as caught:
+        results(failed("a"), ok("1", "b"), failed("c", "offline", "")).raise_for_error()
+    assert {board: type(error) for board, error in caught.value.errors.items()} == {
+        "a": BoardError,
+        "c": BoardOffline,
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (ok("42"), "lab-1: 42"),
+        (ok(stdout="hi\nyou\n"), "lab-1: hi you"),
+        (ok(), "lab-1: ok"),
+        (ok("'\x1b[2J'"), r"lab-1: '\x1b[2J'"),
+        (ok("x" * 100), "lab-1: " + "x" * 80 + "…"),
+        (failed(), "lab-1: error (ZeroDivisionError: divide by zero)"),
+        (failed(traceback="KeyboardInterrupt: \n"), "lab-1: error (KeyboardInterrupt)"),
+        (failed(status="offline", traceback="", why="never seen"), "lab-1: offline (never seen)"),
+        (failed(status="lost", traceback=""), "lab-1: lost"),
+    ],
+)
+def test_results_show_one_line_a_board(result, line):
+    assert repr(results(result)) == line
+
+
+def test_no_results_say_so():
+    assert repr(results()) == "<no results>"
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (ok("42"), "<Result lab-1: ok 42>"),
+        (ok(), "<Result lab-1: ok>"),
+        (failed(), "<Result lab-1: error ZeroDivisionError>"),
+        (failed(status="offline", traceback="", why="\x1b"), r"<Result lab-1: offline \x1b>"),
+    ],
+)
+def test_result_shows_one_line(result, line):
+    assert repr(result) == line
+
+
+# Output

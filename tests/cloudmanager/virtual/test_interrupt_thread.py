@@ -1,0 +1,127 @@
+"""The watcher's half of the mailbox; with real boards it is in tests/board/test_interrupt.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.virtual import interrupt_thread
+from cloudmanager.virtual.interrupt_thread import Watcher
+
+ROOT = Path(interrupt_thread.__file__).parents[2]
+USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
+
+
+class Call:
+    """A C function that remembers when it was called."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        self.act, self.times = act, list[float]()
+
+    def __call__(self, *args: object) -> object:
+        self.times.append(time.monotonic())
+        return self.act(*args)
+
+
+class Library:
+    """Stands in for MicroPython: note runs at once, an interrupt is counted."""
+
+    def __init__(self) -> None:
+        self.note: Callable[[], None] = lambda: None
+        self.mp_sched_schedule = Call(lambda *_: [self.note()])
+        self.mp_sched_keyboard_interrupt = Call(lambda: None)
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Watcher, Library]]:
+    """A watcher and what it watches."""
+    library = Library()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
+    made = Watcher(library)  # type: ignore[arg-type]
+    struct.pack_into("<i", made.box, 24, -1)
+    yield made, library
+    made.box[RUN] = 0
+
+
+def begin(made: Watcher, **more: int) -> None:
+    """What a board does when a cell begins."""
+    struct.pack_into("<i", made.box, 24, more.get("fd", -1))
+    struct.pack_into("<q", made.box, 16, more.get("deadline", 0))
+    made.box[USER] = made.box[RUN] = 1
+    if made.box[ASLEEP]:
+        os.write(made.pipe, b"w")
+
+
+def until(true: Callable[[], object], timeout: float = 2.0) -> None:
+    """Return when it is true."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_tables_of_both_sides_are_the_same() -> None:
+    pattern = re.compile(r"^(_[A-Z]+) = (?:const\()?(\d+)\)?  # ", re.M)
+    ours = dict(pattern.findall((ROOT / "cloudmanager/virtual/interrupt_thread.py").read_text()))
+    theirs = dict(pattern.findall((ROOT / "mpy_client/cm/unix.py").read_text()))
+    names = {"_USER", "_RUN", "_FIRE", "_SHOT", "_LATE", "_NOTED", "_ASLEEP", "_NOTE"}
+    names |= {"_DEADLINE", "_FD"}
+    assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
+
+
+def test_idle_watcher_sleeps(board: tuple[Watcher, Library]) -> None:
+    made, library = board
+    until(lambda: made.box[ASLEEP])
+    assert library.mp_sched_schedule.times == []
+
+
+def test_gathered_output_makes_it_call(board: tuple[Watcher, Library]) -> None:
+    made, library = board
+
+    def note() -> None:
+        made.box[LATE] = made.box[NOTED] = 0
+
+    library.note = note
+    made.box[LATE] = 1
+    begin(made)
+    until(lambda: library.mp_sched_schedule.times)
+    assert made.box[LATE] == 0
+
+
+def test_deadline_makes_it_call_in_time(board: tuple[Watcher, Library]) -> None:
+    made, library = board
+
+    def note() -> None:
+        made.box[NOTED] = 0
+        struct.pack_into("<q", made.box, 16, 0)
+
+    library.note = note
+    due = int(time.monotonic() * 1000) + 400
+    begin(made, fd=made.pipe, deadline=due)
+    until(lambda: library.mp_sched_schedule.times)
+    assert 0 <= library.mp_sched_schedule.times[0] * 1000 - due < 100
+
+
+def test_interrupt_waits_for_the_user_s_code_and_comes_again(
+    board: tuple[Watcher, Library],
+) -> None:
+    made, library = board
+    shots = library.mp_sched_keyboard_interrupt.times
+    made.box[FIRE] = 1
+    begin(made, fd=made.pipe)
+    made.box[USER] = 0
+    shots.clear()
+    time.sleep(0.1)  # our own code runs: nothing may come
+    assert shots == []
+    made.box[FIRE] = made.box[USER] = 1
+    until(lambda: len(shots) == 2)
+    assert 0.2 < shots[1] - shots[0] < 0.4

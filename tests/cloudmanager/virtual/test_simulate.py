@@ -1,0 +1,152 @@
+"""Virtual boards that join a server."""
+
+import os
+import socket
+import stat
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import (
+    CloudmanagerError,
+    ServerError,
+    ServerUnreachable,
+    TargetError,
+)
+from cloudmanager.virtual import simulate, virtual_boards
+from tests.conftest import Server
+
+
+@pytest.fixture(autouse=True)
+def _home(server: Server):
+    """The shared server's folder is CM_HOME."""
+
+
+def gone(pid):
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    return True
+
+
+def test_boards_are_named_by_number():
+    assert simulate.names_of("sim", 3) == ["sim-1", "sim-2", "sim-3"]
+
+
+def test_boards_are_there_when_it_returns_and_gone_when_stopped(fleet: Fleet):
+    boards = simulate.simulate(fleet, ["sim-1", "sim-2"])
+    try:
+        pids = boards.pids
+        assert sorted(pids) == ["sim-1", "sim-2"]
+        assert fleet["sim-[1-2]"].run("6 * 7").to_dict() == {"sim-1": 42, "sim-2": 42}
+    finally:
+        boards.stop()
+    assert all(gone(pid) for pid in pids.values())
+
+
+def test_boards_keep_their_files_till_the_next_time(fleet: Fleet):
+    write = "with open('/note.txt', 'w') as file:\n    file.write('kept')"
+    for cell in (write, "open('/note.txt').read()"):
+        boards = simulate.simulate(fleet, ["files-1"])
+        try:
+            result = fleet["files-1"].run(cell)["files-1"]
+        finally:
+            boards.stop()
+    assert result.value == "kept"
+
+
+def test_heap_is_as_large_as_asked(fleet: Fleet):
+    boards = simulate.simulate(fleet, ["small-1"], heap="96k")
+    try:
+        size = fleet["small-1"].run("import gc; gc.mem_free() + gc.mem_alloc()").value
+        assert 80 * 1024 < size <= 96 * 1024
+    finally:
+        boards.stop()
+
+
+def test_connected_board_is_not_started_twice(fleet: Fleet, boards: virtual_boards.VirtualBoards):
+    with pytest.raises(ServerError, match="demo-1 is connected already"):
+        simulate.simulate(fleet, ["demo-1"])
+    assert fleet["demo-1"].run("1").ok
+
+
+def test_name_that_may_not_be_one_is_refused(fleet: Fleet):
+    with pytest.raises(TargetError):
+        simulate.simulate(fleet, ["no name"])
+
+
+def test_board_that_does_not_join_is_ended_and_told(fleet: Fleet, monkeypatch):
+    monkeypatch.setattr(simulate, "JOIN_SECONDS", -1.0)
+    started: list[int] = []
+
+    class Recording(virtual_boards.VirtualBoards):
+        def start(self):
+            super().start()
+            started.extend(self.pids.values())
+
+    monkeypatch.setattr(simulate, "VirtualBoards", Recording)
+    with pytest.raises(CloudmanagerError, match=r"late-\[1-2\] did not join the server") as caught:
+        simulate.simulate(fleet, ["late-1", "late-2"])
+    assert caught.value.hint == f"The board's own log is {simulate.folder()}/late-1/board.log."
+    assert [gone(pid) for pid in started] == [True, True]
+
+
+def test_no_server_starts_no_boards(monkeypatch):
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    with Fleet() as fleet, pytest.raises(ServerUnreachable):
+        simulate.simulate(fleet, ["none-1"])
+    assert not (simulate.folder() / "none-1").exists()
+
+
+def test_server_may_be_named_without_http(server: Server):
+    with Fleet(server.url.removeprefix("http://")) as fleet:
+        boards = simulate.simulate(fleet, ["plain-1"])
+        try:
+            assert fleet["plain-1"].run("1").value == 1
+        finally:
+            boards.stop()
+
+
+def test_detached_boards_live_on_until_they_are_stopped(fleet: Fleet):
+    boards = simulate.simulate(fleet, ["far-1"], detach=True)
+    pid = boards.pids["far-1"]
+    assert virtual_boards.stop_detached(simulate.folder())
+    assert gone(pid)
+    boards.stop()
+    assert not virtual_boards.stop_detached(simulate.folder())
+
+
+def test_folder_is_the_users_own(server: Server):
+    assert simulate.folder() == server.home / "virtual"
+    assert stat.S_IMODE(server.home.stat().st_mode) & 0o077 == 0
+
+
+def test_demo_boards_are_there_until_they_are_stopped(server: Server, fleet: Fleet):
+    playing = simulate.start_demo(2, "play")
+    try:
+        assert repr(playing) == f"<play-[1-2] at {server.url}>"
+        assert fleet["play-[1-2]"].run("1").ok
+    finally:
+        playing.stop()
+    playing.stop()
+    assert not [board for board in fleet.boards() if board["name"].startswith("play")]
+
+
+def test_demo_boards_that_are_there_are_used_and_left(
+    fleet: Fleet, boards: virtual_boards.VirtualBoards
+):
+    playing = simulate.start_demo()
+    assert playing.names == ["demo-1", "demo-2", "demo-3"]
+    playing.stop()
+    assert fleet["demo-[1-3]"].run("1").ok
+
+
+def test_demo_boards_need_no_local_server_where_cm_url_names_one(server: Server, monkeypatch):
+    monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
+    with pytest.raises(ServerUnreachable):
+        simulate.start_demo(1, "none")
+
+
+def test_free_tcp_port_passes_over_those_that_are_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        tcp_port = taken.getsockname()[1]
+        assert simulate.free_tcp_port(tcp_port) > tcp_port

@@ -1,0 +1,58 @@
+"""The supervisor obeys lines of JSON, and knows which of its children want to start anew."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from cloudmanager.virtual import supervisor
+from cloudmanager.virtual.supervisor import RESTART, Supervisor
+
+
+@pytest.fixture
+def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the next boards end with; they do nothing else."""
+    ends: list[int] = []
+    monkeypatch.setattr(supervisor, "run_board", lambda spec, library: spec["code"])
+    return ends
+
+
+def wait(boards: Supervisor, name: str) -> None:
+    """Return when a board has ended, before the supervisor knows."""
+    os.waitid(os.P_PID, boards.pids[name], os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (RESTART, True)])
+def test_only_a_board_that_asks_for_it_starts_anew(
+    codes: list[int], code: int, again: bool
+) -> None:
+    boards = Supervisor()
+    boards.obey({"do": "start", "spec": {"name": "lab-1", "code": code}})
+    wait(boards, "lab-1")
+    boards.specs["lab-1"]["code"] = 0  # once is enough
+    boards.reap()
+    assert ("lab-1" in boards.pids) is again
+    boards.obey({"do": "kill", "name": "lab-1", "signal": int(signal.SIGKILL)})
+    assert boards.pids == {}
+
+
+def test_unknown_board_is_left_alone(codes: list[int]) -> None:
+    boards = Supervisor()
+    boards.obey({"do": "kill", "name": "nobody", "signal": int(signal.SIGKILL)})
+    assert boards.pids == {}
+
+
+def test_stay_writes_its_pid(codes: list[int], tmp_path: Any) -> None:
+    boards = Supervisor()
+    boards.obey({"do": "stay", "pid_file": str(tmp_path / "pid")})
+    assert boards.stay is True
+    assert (tmp_path / "pid").read_text() == str(os.getpid())
+
+
+def test_stop_ends_it(codes: list[int]) -> None:
+    boards = Supervisor()
+    boards.obey({"do": "stop"})
+    assert boards.ending is True

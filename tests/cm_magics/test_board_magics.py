@@ -1,0 +1,51 @@
+"""The magics for boards themselves, in a shell of this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloudmanager import Results
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.protocol.errors import NoSuchBoard
+
+from .test_magics import Shell, ip, shell  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
+
+
+def test_reset_forgets_names_and_says_who_is_back(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet["demo-[1-2]"].run("kept = 1").raise_for_error()
+    assert shell.run("r = %board_reset demo-[1-2]") == "demo-[1-2]: back from a soft reset."
+    results: Any = shell.ip.user_ns["r"]
+    assert isinstance(results, Results)
+    assert set(results) == {"demo-1", "demo-2"}
+    assert fleet["demo-1"].run("'kept' in globals()").value is False
+
+
+def test_reset_of_a_board_that_is_not_there_raises(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet.enrol(["away-1"])
+    assert "away-1" in shell.run("%board_reset away-1")
+    assert shell.error is not None
+    assert "away-1" in str(shell.error)
+    fleet.revoke("away-1")
+
+
+def test_info_shows_facts_of_the_boards_that_were_chosen(shell: Shell, boards):  # noqa: F811
+    shell.run("%board_use demo-[1-2]")
+    shown = shell.run("%board_info")
+    assert shown.startswith("── demo-1 ─")
+    assert "── demo-2 ─" in shown
+    assert "platform     linux\n" in shown
+    assert "state        idle\n" in shown
+
+
+def test_rename_says_the_new_name_and_a_wrong_line_how_it_is_used(shell: Shell, fleet: Fleet):  # noqa: F811
+    fleet.enrol(["old-1"])
+    assert shell.run("%board_rename old-1 new-1") == "old-1 is called new-1 now."
+    assert [board["name"] for board in fleet.boards("new-1")] == ["new-1"]
+    assert "%board_rename BOARD NAME" in shell.run("%board_rename new-1")
+    shell.run("%board_rename old-1 other-1")
+    assert isinstance(shell.error, NoSuchBoard)
+    fleet.revoke("new-1")

@@ -1,0 +1,109 @@
+"""The magics for boards' files, in a shell of this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cm_magics
+from cloudmanager import Results
+from cm_magics import file_magics
+from cm_magics.magic_line import option_names, split_words
+
+from .test_magics import Shell, ip, shell  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_cp_goes_there_and_back(shell: Shell, work: Path):  # noqa: F811
+    (work / "a.py").write_text("a = 1")
+    assert "5 bytes written" in shell.run("%board_cp demo-[1-2] a.py :magic/")
+    assert "it is there already" in shell.run("%board_cp demo-[1-2] a.py :magic/")
+    shown = shell.run("r = %board_cp demo-[1-2] :magic/a.py back")
+    assert (work / "back/demo-2/a.py").read_text() == "a = 1"
+    assert "back/demo-1/a.py" in shown
+    results = shell.ip.user_ns["r"]
+    assert isinstance(results, Results)
+    assert results["demo-1"].value == Path("back/demo-1/a.py")
+    shell.run("%board_rm -r demo-[1-2] :magic")
+
+
+def test_writefile_ls_rm_with_the_boards_that_were_chosen(shell: Shell, work: Path):  # noqa: F811
+    shell.run("%board_use demo-1")
+    assert "9 bytes written" in shell.run("%%board_writefile :magic/b.py\nb = 'é'\n")
+    assert "           9 /magic/b.py" in shell.run("%board_ls :magic")
+    shell.run("%board_rm :magic/b.py")
+    assert "b.py" not in shell.run("%board_ls :magic")
+    shell.run("%board_rm -r :magic")
+
+
+def test_sync_shows_its_plan(shell: Shell, work: Path):  # noqa: F811
+    (work / "src").mkdir()
+    (work / "src/c.py").write_text("c")
+    assert "+ /magic/c.py" in shell.run("%board_sync demo-1 src :magic --dry-run")
+    assert "not there" not in shell.run("%board_sync demo-1 src :magic")
+    assert shell.run("%board_sync demo-1 src :magic").startswith("1 equal")
+    (work / "src/c.py").unlink()
+    assert "- /magic/c.py" in shell.run("%board_sync demo-1 src :magic --delete")
+    shell.run("%board_rm -r demo-1 :magic")
+
+
+def test_error_of_a_board_is_pythons_own_and_raises(shell: Shell, work: Path):  # noqa: F811
+    shown = shell.run("%board_rm demo-1 :nowhere.py")
+    assert isinstance(shell.error, FileNotFoundError)
+    assert shown == "FileNotFoundError: [Errno 2] No such file or directory: 'demo-1:/nowhere.py'"
+    shown = shell.run("%board_rm demo-[1-2] :nowhere.py")
+    assert shown.count("FileNotFoundError") == 2  # the block of both, and the error's own line
+    assert "demo-[1-2] failed" in shown
+
+
+def test_file_that_is_not_here_is_said_in_one_line(shell: Shell, work: Path):  # noqa: F811
+    assert shell.run("%board_cp demo-1 no.py :").count("\n") == 0
+    assert isinstance(shell.error, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%board_cp demo-1 a.py",
+        "%board_cp demo-1 a.py b.py",
+        "%board_cp demo-1 :a.py :b.py c",
+        "%board_rm demo-1",
+        "%board_sync demo-1",
+        "%board_ls",
+        "%board_ls --nope demo-1",
+    ],
+)
+def test_what_makes_no_sense_is_said(shell: Shell, work: Path, line: str):  # noqa: F811
+    assert "UsageError" in shell.run(line)
+
+
+def test_every_magic_and_option_is_in_the_docs(shell: Shell):  # noqa: F811
+    text = (Path(__file__).parents[2] / "docs/magics.md").read_text()
+    for kind, magics in cm_magics.FileMagics.magics.items():
+        signs = {"line": "%", "cell": "%%"}[kind]
+        assert [name for name in magics if f"`{signs}{name} " not in text] == []
+    for parser in file_magics._PARSERS.values():
+        assert [name for name in option_names(parser) if f"`{name}" not in text] == []
+
+
+def test_names_and_options_are_completed_and_taken_back(shell: Shell):  # noqa: F811
+    assert shell.complete("%board_cp demo-2") == ["demo-2"]
+    assert "--delete" in shell.complete("%board_sync demo-2 --d")
+    shell.ip.run_line_magic("unload_ext", "cm_magics")
+    assert "board_cp" not in shell.ip.magics_manager.magics["line"]
+    assert "board_writefile" not in shell.ip.magics_manager.magics["cell"]
+
+
+def test_words_may_be_quoted_and_options_stand_anywhere():
+    said = split_words(file_magics._SYNC, "--dry-run lab-* & all 'my src' --delete :")
+    assert (said.target, said.words) == ("lab-* & all", ["my src", ":"])
+    assert said.options.delete
+    assert said.options.dry_run

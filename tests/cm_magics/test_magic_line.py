@@ -1,0 +1,84 @@
+"""A magic's line: options, target and code; the code arrives as it was typed."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.error import UsageError
+
+from cm_magics.magic_line import split_cell_line, split_line
+from cm_magics.magic_options import board_parser
+
+PARSER = board_parser()
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "code"),
+    [
+        ("demo-1 6*7", "demo-1", "6*7"),
+        ("demo-[1-3] print('a  b', \"c\")", "demo-[1-3]", "print('a  b', \"c\")"),
+        ("demo-1 -x", "demo-1", "-x"),
+        ("demo-1 f(--x)", "demo-1", "f(--x)"),
+        ("demo-1 [1, 2]", "demo-1", "[1, 2]"),
+        ("demo-1 {x} $y", "demo-1", "{x} $y"),
+        ("demo-1, demo-2 1", "demo-1, demo-2", "1"),
+        ("demo-[1, 3] 1", "demo-[1, 3]", "1"),
+        ("lab-* & platform=esp32 !lab-3 1", "lab-* & platform=esp32 !lab-3", "1"),
+        ("'lab-* & room=dark room' 1", "lab-* & room=dark room", "1"),
+        ("--timeout 5 demo-1 --timeout", "demo-1", "--timeout"),
+        ("-o r --on-error show demo-1 1", "demo-1", "1"),
+        ("demo-1", "demo-1", ""),
+        ("demo-[1-3 x[0]", "demo-[1-3", "x[0]"),
+        ("", "", ""),
+    ],
+)
+def test_line_magic_keeps_the_code_as_it_is(line: str, target: str, code: str):
+    assert split_line(PARSER, line)[1:] == (target, code)
+
+
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ("demo-1 --timeout 5", "demo-1"),
+        ("--timeout=5 demo-1", "demo-1"),
+        ("lab-* & platform=esp32 --timeout 5", "lab-* & platform=esp32"),
+        ("'demo-1' --timeout '5'", "demo-1"),
+        ("--timeout 5", ""),
+    ],
+)
+def test_cell_magic_takes_options_on_both_sides(line: str, target: str):
+    said = split_cell_line(PARSER, line)
+    assert (said.target, said.options.timeout) == (target, 5.0)
+
+
+def test_options_have_their_values():
+    options = split_cell_line(PARSER, "demo-1 -o r --on-error=ignore").options
+    assert (options.out, options.on_error, options.timeout) == ("r", "ignore", None)
+
+
+def test_options_have_defaults():
+    options = split_cell_line(PARSER, "demo-1").options
+    assert (options.out, options.on_error, options.timeout) == (None, "raise", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--timeot 5 x",
+            "There is no option --timeot. Did you mean --timeout? `%board?` shows all.",
+        ),
+        ("--zzz x", "There is no option --zzz. `%board?` shows all."),
+        ("--timeout", "--timeout needs a value."),
+        ("--timeout x", "--timeout: 'x' is no number of seconds above 0."),
+        ("--timeout -1", "--timeout: '-1' is no number of seconds above 0."),
+        ("--timeout inf", "--timeout: 'inf' is no number of seconds above 0."),
+        ("-o 1x", "-o/--out: '1x' is no name of a variable."),
+        ("-o class", "-o/--out: 'class' is no name of a variable."),
+        ("--on-error rise", "--on-error: 'rise' is not known: did you mean raise?"),
+        ("--on-error zzz", "--on-error: 'zzz' is not known: it is one of raise, show, ignore."),
+    ],
+)
+def test_wrong_usage_gets_one_sentence(line: str, sentence: str):
+    with pytest.raises(UsageError) as caught:
+        split_cell_line(PARSER, line)
+    assert str(caught.value) == sentence

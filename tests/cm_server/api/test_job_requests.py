@@ -1,0 +1,289 @@
+"""Acts on files, through a server: what is refused, what reaches the board, who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cm_server import limits
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+
+DATA = b"print(1)"
+SHA = hashlib.sha256(DATA).hexdigest()
+STARTER = (Path(__file__).parents[3] / "mpy_client/main.py").read_bytes()
+STARTER_SHA = hashlib.sha256(STARTER).hexdigest()
+PARTS = ["run", "files"]
+
+
+async def give(caller: FakeCaller, data: bytes) -> None:
+    """Have the server hold a content."""
+    told = await caller.ask("offer", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    for at in range(0, len(data), 1000):
+        piece = told["reply"].to_bytes(4, "big") + data[at : at + 1000]
+        await caller.send(wire.CONTENT, piece, job=5)
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 5)
+        assert wire.read_json(reply.payload) == {"reply": min(at + 1000, len(data))}
+
+
+async def refusal(caller: FakeCaller, acts: Any) -> str:
+    await caller.socket.send(wire.pack_submit(1, {"target": "lab-1", "acts": acts}, b""))
+    reply = await caller.next()
+    assert reply.op == wire.REPLY
+    return str(wire.read_json(reply.payload)["args"][0])
+
+
+@pytest.fixture
+async def lab(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity, parts=PARTS) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        yield service, board, caller
+
+
+async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
+    service, board, caller = lab
+    await give(caller, DATA)
+    (job,) = await caller.submit(
+        "lab-1", b"", acts=[["makedirs", "/lib"], ["put", "/lib/a.py", SHA]]
+    )
+    order = await board.next()
+    assert (order.op, order.job) == (wire.FILE, job)
+    step, acts = json.loads(order.payload[8:])
+    assert 4 * step == limits.WINDOW_BYTES
+    assert acts == [["makedirs", "/lib"], ["put", "/lib/a.py", len(DATA), SHA]]
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+    assert await board.next() == (wire.DATA, wire.FRESH, job, DATA)
+    await board.end(job, rest=b"[None, 8]")
+    assert await caller.ending(job) == ("ok", "[None, 8]")
+    assert (await caller.ask("offer", sha256=SHA, size=len(DATA)))["reply"] == 0
+    row = next(row for row in service.audited() if row.verb == "submit")
+    assert row.detail == "makedirs /lib; put /lib/a.py"
+
+
+@pytest.mark.parametrize(
+    ("acts", "why"),
+    [
+        (None, "1 to 500 acts"),
+        ([], "1 to 500 acts"),
+        ([["ls", "/", True]] * 501, "1 to 500 acts"),
+        (["ls"], "no such act"),
+        ([["system", "/", "rm"]], "no such act"),
+        ([["ls", "/"]], "no such act"),
+        ([["ls", "/", 1]], "no such act"),
+        ([["put", "/a", 3]], "no such act"),
+        ([["stat", "a"]], "no path on a board"),
+        ([["stat", "/a/../b"]], "no path on a board"),
+        ([["stat", "//a"]], "no path on a board"),
+        ([["stat", "/a/"]], "no path on a board"),
+        ([["stat", "/a\0b"]], "no path on a board"),
+        ([["stat", "/a\ud800"]], "no path on a board"),
+        ([["stat", "/" + "a" * 2000]], "no path on a board"),
+        ([["put", "/a", SHA]], "was not sent"),
+        ([["get", "/a" + "b" * 900]] * 80, "at most 65536 bytes"),
+        ([["put", "/cm.json", SHA]], "would be gone"),
+        ([["put", "/CM.json", SHA]], "would be gone"),
+        ([["put", "/lib/cm/link.mpy", SHA]], "would be gone"),
+        ([["rm", "/", True]], "would be gone"),
+        ([["rm", "/lib", True]], "would be gone"),
+        ([["rename", "/lib", "/old"]], "would be gone"),
+        ([["rename", "/x", "/cm.json"]], "would be gone"),
+    ],
+)
+async def test_unsound_acts_are_refused(lab, acts, why):
+    _, _, caller = lab
+    assert why in await refusal(caller, acts)
+
+
+async def test_row_of_very_long_paths_is_short(lab):
+    service, _, caller = lab
+    await caller.submit("lab-1", b"", acts=[["stat", "/" + "x" * 900]] * 20)
+    row = next(row for row in service.audited() if row.verb == "submit")
+    assert len(row.detail) <= limits.AUDIT_CHARS
+
+
+async def test_a_job_puts_or_gets(lab):
+    _, _, caller = lab
+    await give(caller, DATA)
+    assert "either puts or gets" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
+
+
+async def test_viewer_may_not_look_into_a_flash(service: Service):
+    service.enrol("lab-1")
+    async with await FakeCaller.join(service, service.add_token("viewer")) as caller:
+        assert await refusal(caller, [["ls", "/", False]]) == "operator"
+
+
+async def test_board_without_the_part_gets_no_file_job(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1", b"", acts=[["stat", "/"]])
+        assert await caller.ending(job) == (
+            "error",
+            "its client lacks the part for files (files.mpy)",
+        )
+        (job,) = await caller.submit("lab-1")  # and it goes on with cells
+        assert (await board.next()).op == wire.EXEC
+
+
+@pytest.mark.parametrize(
+    ("act", "parts", "well"),
+    [
+        (["put", "/main.py", SHA], ["boot"], False),
+        (["put", "/Main.py", SHA], ["boot"], False),  # FAT tells no case
+        (["rename", "/main.py", "/old.py"], ["boot"], False),
+        (["rename", "/new.py", "/main.py"], ["boot"], False),
+        (["rm", "/main.py", False], ["boot"], False),
+        (["put", "/app.py", SHA], ["boot"], True),
+        (["stat", "/main.py"], ["boot"], True),
+        (["put", "/main.py", STARTER_SHA], ["boot"], True),  # it starts the client, too
+        (["put", "/main.py", SHA], ["boot", "unix"], True),  # a virtual board boots without it
+        (["put", "/main.py", SHA], [], True),  # on a bridge, it is the user's
+    ],
+)
+async def test_what_starts_a_flashed_boards_client_stays(service: Service, act, parts, well):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity, parts=[*PARTS, *parts]) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        for data in (DATA, STARTER):
+            await give(caller, data)
+        (job,) = await caller.submit("lab-1", b"", acts=[act])
+        if well:
+            assert (await board.next()).op == wire.FILE
+        else:
+            status, why = await caller.ending(job)
+            assert (status, "started as /app.py" in why) == ("error", True)
+
+
+async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
+    _, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
+    await board.next()
+    await board.send(wire.CHUNK, job=job, flags=wire.HAVE)
+    for _ in range(20):
+        await board.send(wire.CHUNK, bytes(1000), job=job)
+    came = 0
+    while came < 20_000:
+        event = await caller.event()
+        assert event.op == wire.CHUNK
+        came += len(event.payload)
+    told = await board.next()
+    assert told.op == wire.DATA
+    assert wire.read_count(told) >= limits.WINDOW_BYTES // 4
+    await board.end(job, rest=b"[]")
+    assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_who_goes_away_does_not_want_his_file_any_more(lab):
+    service, board, _ = lab
+    async with await FakeCaller.join(service) as other:
+        (job,) = await other.submit("lab-1", b"", acts=[["get", "/a"]])
+        await board.next()
+    assert await board.next() == (wire.INTERRUPT, 0, job, b"")
+
+
+async def test_put_goes_on_when_its_caller_goes_away(lab):
+    service, board, _ = lab
+    async with await FakeCaller.join(service) as other:
+        await give(other, DATA)
+        (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
+        await board.next()
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+    assert (await board.next()).payload == DATA
+
+
+async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
+    """A get whose caller does not read stops at the window; a cell of somebody else runs."""
+    one, two = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, one, parts=PARTS) as board,
+        await FakeBoard.join(service, two) as other,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service) as brisk,
+    ):
+        (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
+        await board.next()
+        caller.socket.transport.pause_reading()
+        granted = sent = 0
+        while sent - granted <= limits.WINDOW_BYTES:  # as a board does
+            await board.send(wire.CHUNK, bytes(1000), job=job)
+            sent += 1000
+            if sent - granted > limits.WINDOW_BYTES // 2 and sent < 30_000_000:
+                try:
+                    granted = wire.read_count(await asyncio.wait_for(board.next(), 0.2))
+                except TimeoutError:
+                    break
+        (cell,) = await brisk.submit("lab-2")
+        await other.next()
+        await other.end(cell, rest=b"1")
+        assert await brisk.ending(cell) == ("ok", "1")
+        (conversation,) = [each for each in service.server.callers if each._waiting > 1000]
+        assert conversation._waiting <= 2 * limits.WINDOW_BYTES
+        caller.socket.transport.resume_reading()
+
+
+#: What a board without packages answers when it is looked at.
+EMPTY = ([4096, 4096, 9, 9], None, None, None, None)
+
+
+async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
+    for answer in answers:
+        payload = json.dumps(answer).encode()
+        await board.send(wire.CHUNK, payload, job=job, flags=wire.GAVE)
+
+
+async def test_a_job_about_packages_is_one_job_in_steps(lab):
+    service, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={})
+    order = await board.next()
+    step, acts, more = json.loads(order.payload[8:])
+    assert (order.op, acts[0], more) == (wire.FILE, ["statvfs", "/"], 1)
+    await give_answers(board, job, *EMPTY)
+    assert json.loads((await board.next()).payload)[1] == [["statvfs", "/"]]
+    await give_answers(board, job, [4096, 4096, 9, 9])
+    assert json.loads((await board.next()).payload) == [step, []]
+    await board.end(job)
+    value = await caller.event()
+    assert (value.op, b"'packages': {}" in value.payload) == (wire.VALUE, True)
+    assert await caller.ending(job) == ("ok", "")
+    row = service.audited()[-1]
+    assert (row.verb, row.first_job, row.last_job) == ("packages", job, job)
+
+
+async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
+    _, board, caller = lab
+    (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
+    assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
+    await give_answers(board, job, None, *EMPTY)
+    why = "PackageError: no package is called nope: the board has none"
+    assert await caller.ending(job) == ("error", why)
+    assert json.loads((await board.next()).payload)[1] == []
+    (behind,) = await caller.submit("lab-1", b"2")
+    await board.end(job)
+    assert (await board.next()).job == behind
+    await board.end(behind)
+    assert await caller.ending(behind) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    "asked", [None, [], {"plan": 1}, {"plan": "1"}, {"remove": []}, {"remove": [1]}], ids=repr
+)
+async def test_a_job_about_packages_that_is_none_is_refused(lab, asked):
+    _, _, caller = lab
+    head = {"target": "lab-1", "packages": asked}
+    await caller.socket.send(wire.pack_submit(1, head, b""))
+    reply = await caller.next()
+    assert (reply.op, wire.read_json(reply.payload)["error"]) == (wire.REPLY, "ServerError")

@@ -1,0 +1,288 @@
+"""Who watches: told everything once, then what changed, gathered, within reach, never delayed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.targets import parse
+from cm_server import limits
+from cm_server.api.subscriptions import Watch, Watches
+from cm_server.jobs.registry import Board, Registry
+from cm_server.sample_buffer import Sample
+from cm_server.store.rows import BoardRow
+from tests.cm_server.jobs.test_registry import Link
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+
+
+def row(number: int, **labels: str) -> BoardRow:
+    return BoardRow(f"id-{number}", f"lab-{number}", bytes(32), labels, {}, 1.0, 5.0)
+
+
+class Rig:
+    """Watches, with the hands to turn the clock and to read."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.registry = Registry(row(number) for number in range(1, count + 1))
+        self.timers: list[Any] = []
+        self.watches = Watches(self.registry, lambda _, act: self.timers.append(act))
+        self.ready = True
+
+    def board(self, number: int = 1) -> Board:
+        return self.registry.by_name[f"lab-{number}"]
+
+    def watch(self, target: str = "all", **more: Any) -> tuple[Watch, list[dict[str, Any]]]:
+        told: list[dict[str, Any]] = []
+
+        def send(data: bytes) -> None:
+            message = wire.unpack(data)
+            assert (message.op, message.job) == (wire.CHANGES, 9)
+            whole = bool(message.flags & wire.WHOLE)
+            told.append({**json.loads(message.payload), "whole": whole})
+
+        given: dict[str, Any] = {"reach": self.registry.by_name, **more}
+        watch = Watch(9, parse(target), send=send, ready=lambda: self.ready, **given)
+        self.watches.begin(watch)
+        return watch, told
+
+    def tick(self) -> None:
+        timers, self.timers = self.timers, []
+        for act in timers:
+            act()
+
+    def emit(self, number: int = 1, value: int = 1) -> None:
+        sample = Sample(5.0, 7, 0, f'{{"t":{value}}}')
+        self.watches.on_sample(self.board(number), sample)
+
+
+def names(update: dict[str, Any]) -> list[str]:
+    return [board["name"] for board in update["boards"]]
+
+
+def test_first_everything_then_only_what_changed():
+    rig = Rig()
+    _, told = rig.watch()
+    assert (names(told[0]), told[0]["whole"]) == (["lab-1", "lab-2", "lab-3"], True)
+    rig.tick()
+    rig.board(2).connect(Link(), {"platform": "esp32"}, 1000)
+    rig.board(2).labels = {"room": "attic"}
+    assert len(told) == 1, "nothing is told before the time is up"
+    rig.tick()
+    (board,) = told[1]["boards"]
+    assert (board["name"], board["state"], board["labels"]) == ("lab-2", "idle", {"room": "attic"})
+    rig.tick()
+    assert (len(told), rig.timers) == (2, []), "where nothing changes, nothing runs"
+
+
+def test_samples_are_told_to_those_who_want_them():
+    rig = Rig()
+    (_, told), (_, without) = rig.watch("lab-1"), rig.watch(samples=False)
+    rig.emit(1, 21)
+    rig.emit(2, 22)
+    rig.tick()
+    assert told[-1]["samples"] == [["lab-1", 5.0, 7, 0, {"t": 21}]]
+    assert len(without) == 1
+
+
+def test_boards_that_a_target_means_no_more_are_gone():
+    rig = Rig(2)
+    rig.board(1).labels = {"room": "attic"}
+    _, told = rig.watch("room=attic")
+    rig.board(2).labels = {"room": "attic"}
+    rig.tick()
+    assert (names(told[-1]), told[-1]["gone"]) == (["lab-2"], [])
+    rig.board(1).labels = {}
+    rig.tick()
+    assert (names(told[-1]), told[-1]["gone"]) == ([], ["lab-1"])
+
+
+def test_boards_that_are_forgotten_or_enrolled_are_told():
+    rig = Rig(2)
+    _, told = rig.watch()
+    rig.registry.remove(rig.board(1))
+    rig.registry.add(row(7))
+    rig.tick()
+    assert (names(told[-1]), told[-1]["gone"]) == (["lab-7"], ["lab-1"])
+
+
+def test_a_namesake_is_another_board():
+    rig = Rig(1)
+    _, told = rig.watch()
+    rig.registry.remove(rig.board(1))
+    rig.registry.add(row(1)._replace(id="other"))
+    rig.tick()
+    assert (told[-1]["boards"][0]["id"], told[-1]["gone"]) == ("other", ["lab-1"])
+
+
+def test_who_does_not_read_gets_the_last_state_and_delays_nobody():
+    rig = Rig(1)
+    _, slow = rig.watch()
+    rig.ready = False
+    for room in ("attic", "cellar", "hall"):
+        rig.board().labels = {"room": room}
+        rig.tick()
+    assert len(slow) == 1
+    rig.ready = True
+    rig.tick()
+    assert [board["labels"] for board in slow[1]["boards"]] == [{"room": "hall"}]
+
+
+def test_samples_that_wait_too_long_are_left_out_and_counted(monkeypatch):
+    monkeypatch.setattr(limits, "WATCH_SAMPLES", 10)
+    rig = Rig(1)
+    _, told = rig.watch()
+    rig.ready = False
+    for value in range(8):
+        rig.emit(value=value)
+    rig.tick()
+    for value in range(8, 16):
+        rig.emit(value=value)
+    rig.tick()
+    rig.ready = True
+    rig.tick()
+    assert [sample[4]["t"] for sample in told[1]["samples"]] == list(range(6, 16))
+    assert told[1]["left_out"] == 6
+
+
+def test_a_flood_between_two_ticks_is_bounded(monkeypatch):
+    monkeypatch.setattr(limits, "WATCH_SAMPLES", 10)
+    rig = Rig(1)
+    _, told = rig.watch()
+    for value in range(15):
+        rig.emit(value=value)
+    rig.tick()
+    assert (len(told[1]["samples"]), told[1]["left_out"]) == (10, 5)
+
+
+def test_many_boards_come_in_several_updates(monkeypatch):
+    monkeypatch.setattr(limits, "WATCH_BOARDS", 4)
+    rig = Rig(10)
+    _, told = rig.watch()
+    rig.tick()
+    rig.tick()
+    rig.tick()
+    assert [len(update["boards"]) for update in told] == [4, 4, 2]
+    assert [update["whole"] for update in told] == [True, False, False]
+
+
+def test_where_nobody_watches_nothing_is_gathered():
+    rig = Rig(1)
+    watch, told = rig.watch()
+    rig.watches.end(watch)
+    rig.tick()
+    rig.board().labels = {"a": "b"}
+    rig.emit()
+    assert (len(told), rig.timers, rig.registry.on_change) == (1, [], None)
+
+
+# On real sockets
+
+
+async def changes(caller: FakeCaller) -> dict[str, Any]:
+    message = await caller.next()
+    assert message.op == wire.CHANGES
+    return wire.read_json(message.payload)
+
+
+async def emit(board: FakeBoard, text: bytes) -> None:
+    await board.send(wire.EMIT, bytes(8) + text)
+
+
+async def test_a_token_sees_the_boards_within_its_reach_and_no_others(service: Service):
+    lab, vault = service.enrol("lab-1", "vault-1")
+    token = service.add_token("viewer", "lab-*")
+    async with (
+        await FakeBoard.join(service, lab) as mine,
+        await FakeBoard.join(service, vault) as theirs,
+        await FakeCaller.join(service, token) as caller,
+    ):
+        await caller.send(wire.WATCH, b'{"target": "all"}', job=9)
+        assert names(await changes(caller)) == ["lab-1"]
+        await emit(theirs, b'{"secret": 1}')
+        service.server.registry.by_name["vault-1"].labels = {"a": "b"}
+        await emit(mine, b'{"t": 1}')
+        update = await changes(caller)
+        assert [sample[0] for sample in update["samples"]] == ["lab-1"]
+        assert (names(update), update["gone"]) == ([], [])
+        assert [row[0] for row in (await caller.ask("samples"))["reply"]] == ["lab-1"]
+
+
+async def test_a_malformed_emit_breaks_no_link(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        await emit(board, b"nonsense")
+        await emit(board, b'{"t": 1}')
+        await service.until(lambda: service.server.registry.by_name["lab-1"].samples.kept)
+        ((name, _, _, missed, values),) = (await caller.ask("samples", target="lab-1"))["reply"]
+        assert (name, missed, values) == ("lab-1", 1, {"t": 1})
+
+
+async def test_unwatch_ends_it_and_the_end_of_a_link_does(service: Service):
+    service.enrol("lab-1")
+    async with await FakeCaller.join(service) as caller:
+        for ref in (1, 2):
+            await caller.send(wire.WATCH, b'{"target": "all"}', job=ref)
+            await changes(caller)
+        await caller.send(wire.UNWATCH, job=1)
+        await service.until(lambda: len(service.server.watches) == 1)
+    await service.until(lambda: len(service.server.watches) == 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [("lab-7", "NoSuchBoard"), ("lab-[", "TargetError"), ("", "TargetError")],
+)
+async def test_a_target_that_means_nothing_is_refused(service: Service, target, error):
+    service.enrol("lab-1")
+    async with await FakeCaller.join(service) as caller:
+        await caller.send(wire.WATCH, json.dumps({"target": target}).encode(), job=3)
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 3)
+        assert wire.read_json(reply.payload)["error"] == error
+
+
+async def test_too_many_watches_are_refused(service: Service, monkeypatch):
+    monkeypatch.setattr(limits, "WATCHES_PER_LINK", 1)
+    monkeypatch.setattr(limits, "WATCHES", 2)
+    async with (
+        await FakeCaller.join(service) as one,
+        await FakeCaller.join(service) as two,
+        await FakeCaller.join(service) as three,
+    ):
+        for caller in (one, two):
+            await caller.send(wire.WATCH, b'{"target": "all"}', job=1)
+            await changes(caller)
+        for caller, ref in ((one, 1), (one, 2), (three, 1)):
+            await caller.send(wire.WATCH, b'{"target": "all"}', job=ref)
+            assert wire.read_json((await caller.next()).payload)["error"] == "ServerError"
+
+
+async def test_the_reply_to_samples_is_bounded(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        for number in range(5):
+            await emit(board, b'{"n": %d}' % number)
+        ring = service.server.registry.by_name["lab-1"].samples
+        await service.until(lambda: len(ring.kept) == 5)
+        told = (await caller.ask("samples", target="all", count=2))["reply"]
+        assert [row[4] for row in told] == [{"n": 3}, {"n": 4}]
+        assert (await caller.ask("samples", count=10**9))["error"] == "ServerError"
+
+
+async def test_uptime_counts_from_a_boards_start_and_not_from_its_link(service: Service):
+    (lab,) = service.enrol("lab-1")
+    known = service.server.registry.by_name["lab-1"]
+    for boot, same in (("b1", False), ("b1", True), ("b2", False)):
+        before = known.describe()["booted"]
+        async with await FakeBoard.join(service, lab, boot=boot):
+            assert (known.describe()["booted"] == before) is same
+        await service.until(lambda: not known.online)

@@ -1,0 +1,415 @@
+"""The verbs: who may ask what, and what is answered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import (
+    BoardOffline,
+    CloudmanagerError,
+    NoSuchBoard,
+    NotAllowed,
+    ServerError,
+    TargetError,
+)
+from cm_server import limits
+from cm_server.api import verbs
+from cm_server.api.verbs import VERBS, check_role
+from cm_server.auth.audit import Audit
+from cm_server.auth.credentials import ROLES
+from cm_server.auth.enrolment import Enrolment
+from cm_server.auth.tokens import Tokens
+from cm_server.jobs.dispatch import Dispatch
+from cm_server.jobs.jobs import Cell
+from cm_server.jobs.registry import Registry
+from cm_server.limits import ENROL_NAMES
+from cm_server.net.certificates import Certificates
+from cm_server.store.rows import TokenRow, new_board
+from cm_server.store.store import Store
+
+NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
+ADMIN = TokenRow("a" * 64, "ann", "admin")
+NO_WORDS = ("", "None", "__class__", "Submit", "status ", "x" * 9999, "\ud800")
+
+
+class Link:
+    def __init__(self) -> None:
+        self.ops: list[int] = []
+
+    def send(self, message: bytes) -> None:
+        self.ops.append(message[0])
+
+    def close(self, code: int, reason: str = "") -> None:
+        pass
+
+
+class Timer:
+    def cancel(self) -> None:
+        pass
+
+
+class Nobody:
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        pass
+
+
+@dataclass
+class FakeServer:
+    """As much of app.Server as the verbs touch."""
+
+    store: Store
+    registry: Registry
+    dispatch: Dispatch
+    audit: Audit
+    tokens: Tokens
+    version: str = "0.1"
+    address: str = "http://127.0.0.1:1"
+    started: float = 0.0
+    pid: int = 4711
+    callers: tuple[()] = ()
+    others: None = None
+    certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        self.enrolment = Enrolment(self)  # type: ignore[arg-type]
+
+    def spread_changed(self) -> None:
+        pass
+
+    def shut_out(self, token: TokenRow) -> int:
+        return 0
+
+    def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
+        """What a caller gets, by way of JSON."""
+        body = {"verb": verb, **body}
+        reply = verbs.answer(self, caller, body, "here")  # type: ignore[arg-type]
+        return json.loads(json.dumps(reply))
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    store = Store(None)
+    store.enrol([new_board(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
+    registry = Registry(store.boards())
+    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
+    tools = (store, registry, dispatch, Audit(store), Tokens(store))
+    server = FakeServer(*tools, started=time.time() - 5)
+    for name in ("lab-1", "lab-2"):
+        registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
+    return server
+
+
+# Roles
+
+
+@pytest.mark.parametrize(("role", "verb"), list(itertools.product(ROLES, sorted(NEEDED))))
+def test_each_role_may_do_what_is_its_own_and_what_is_below(role, verb):
+    allowed = ROLES.index(role) >= ROLES.index(NEEDED[verb])
+    if allowed:
+        check_role(TokenRow("", "ann", role), verb)
+    else:
+        with pytest.raises(NotAllowed, match=NEEDED[verb]):
+            check_role(TokenRow("", "ann", role), verb)
+
+
+def test_what_changes_something_is_no_viewers():
+    assert {verb for verb, role in NEEDED.items() if role == "viewer"} <= {
+        "status",
+        "boards",
+        "jobs",
+        "job",
+        "samples",
+        "installed",
+    }
+    assert NEEDED["enrol"] == "admin"
+
+
+@pytest.mark.parametrize("verb", NO_WORDS)
+def test_an_unknown_verb_is_refused_for_all(verb):
+    with pytest.raises(ServerError, match="no request called") as caught:
+        check_role(ADMIN, verb)
+    assert len(str(caught.value)) < 300
+
+
+# What is answered
+
+
+def test_status_counts(server: FakeServer):
+    told = server.ask("status")
+    assert (told["boards"], told["online"], told["busy"], told["callers"]) == (3, 2, 0, 0)
+    assert told["uptime"] == pytest.approx(5, abs=2)
+    assert (told["version"], told["address"], told["pid"]) == ("0.1", "http://127.0.0.1:1", 4711)
+
+
+def test_boards_are_all_of_them_in_the_order_that_people_count(server: FakeServer):
+    assert [board["name"] for board in server.ask("boards")] == ["lab-1", "lab-2", "lab-10"]
+
+
+def test_boards_of_a_target(server: FakeServer):
+    assert [board["name"] for board in server.ask("boards", target="lab-10,lab-1")] == [
+        "lab-10",
+        "lab-1",
+    ]
+
+
+@pytest.mark.parametrize("target", ["", "lab-[", "a[0-999999]", 7, [], {"lab": 1}, False])
+def test_a_target_that_means_nothing_is_refused(server: FakeServer, target):
+    with pytest.raises((TargetError, NoSuchBoard)):
+        server.ask("boards", target=target)
+
+
+def test_labels_are_set_changed_and_taken_away(server: FakeServer):
+    assert server.ask("label", target="lab-[1-2]", labels={"room": "lab", "bay": "7"}) == [
+        "lab-1",
+        "lab-2",
+    ]
+    server.ask("label", target="lab-1", labels={"room": "attic", "bay": ""})
+    assert server.registry.by_name["lab-1"].labels == {"room": "attic"}
+    assert {row.name: row.labels for row in server.store.boards()} == {
+        "lab-1": {"room": "attic"},
+        "lab-2": {"room": "lab", "bay": "7"},
+        "lab-10": {},
+    }
+    assert [board["name"] for board in server.ask("boards", target="room=lab")] == ["lab-2"]
+
+
+def test_a_label_of_null_is_taken_away(server: FakeServer):
+    server.ask("label", target="lab-1", labels={"room": "lab"})
+    server.ask("label", target="lab-1", labels={"room": None})
+    assert server.registry.by_name["lab-1"].labels == {}
+
+
+def test_a_label_without_a_target_is_no_label_for_all(server: FakeServer):
+    with pytest.raises(TargetError):
+        server.ask("label", labels={"room": "lab"})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        None,
+        {},
+        [],
+        "room=lab",
+        {"room": "a,b"},
+        {"room": "x" * 65},
+        {"": "x"},
+        {"state": "idle"},
+        {"platform": "esp32"},
+        {"ro om": "x"},
+        {"room": "\x1b[2J"},
+        {"room": {"a": "b"}},
+    ],
+    ids=str,
+)
+def test_labels_that_make_no_sense_are_refused_and_change_nothing(server: FakeServer, labels):
+    with pytest.raises((ServerError, TargetError)):
+        server.ask("label", target="all", labels=labels)
+    assert all(not board.labels for board in server.registry.by_name.values())
+
+
+def test_interrupt_says_how_many_it_found(server: FakeServer):
+    board = server.registry.by_name["lab-1"]
+    cell = Cell(b"1", None, awaits=False)
+    jobs = server.dispatch.submit([board], cell, "ann", Nobody())
+    server.dispatch.launch(jobs)
+    assert server.ask("interrupt", jobs=[jobs[0].id, 999, -1, 10**30]) == 1
+    link = board.link
+    assert isinstance(link, Link)
+    assert link.ops == [wire.EXEC, wire.INTERRUPT]
+
+
+@pytest.mark.parametrize("jobs", [None, 7, "7", ["7"], [None], [1.5], {"1": 1}], ids=str)
+def test_interrupt_of_nonsense_is_refused(server: FakeServer, jobs):
+    with pytest.raises(ServerError, match="list of numbers"):
+        server.ask("interrupt", jobs=jobs)
+
+
+def test_enrol_gives_each_name_an_identity(server: FakeServer):
+    told = server.ask("enrol", names=["new-1", "new-2", "new-1"])
+    assert [board["name"] for board in told] == ["new-1", "new-2"]
+    assert all(len(bytes.fromhex(board["key"])) == 32 for board in told)
+    assert "new-2" in server.registry.by_name
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        None,
+        [],
+        "lab-9",
+        {"lab-9": 1},
+        ["lab-9"] * (ENROL_NAMES + 1),
+        ["all"],
+        ["lab 9"],
+        ["../../etc/passwd"],
+        ["a[1-3]"],
+        ["<script>"],
+        ["x" * 65],
+        [""],
+        [7],
+        [None],
+        [["lab-9"]],
+        [{}],
+    ],
+    ids=lambda names: repr(names)[:24],
+)
+def test_names_that_are_none_are_refused_and_enrol_nobody(server: FakeServer, names):
+    with pytest.raises((ServerError, TargetError)):
+        server.ask("enrol", names=names)
+    assert len(server.store.boards()) == 3
+
+
+def test_a_board_that_is_connected_keeps_its_key(server: FakeServer):
+    before = server.registry.by_name["lab-1"].key
+    with pytest.raises(ServerError, match="lab-1 is connected already"):
+        server.ask("enrol", names=["new-1", "lab-1"])
+    assert server.registry.by_name["lab-1"].key == before
+    assert "new-1" not in server.registry.by_name
+
+
+def test_revoke_takes_boards_out_with_all_that_they_owe(server: FakeServer):
+    board = server.registry.by_name["lab-10"]
+    cell = Cell(b"1", None, awaits=False, wait=60)
+    server.dispatch.launch(server.dispatch.submit([board], cell, "ann", Nobody()))
+    assert server.ask("revoke", target="lab-10") == ["lab-10"]
+    assert "lab-10" not in server.registry.by_name
+    assert board.id not in server.registry.by_id
+    assert [row.name for row in server.store.boards()] == ["lab-2", "lab-1"]
+    assert not server.dispatch.jobs
+
+
+@pytest.mark.parametrize("target", [{}, {"target": None}, {"target": ""}, {"target": "nobody"}])
+def test_revoke_without_a_target_revokes_nobody(server: FakeServer, target):
+    with pytest.raises((TargetError, NoSuchBoard)):
+        server.ask("revoke", **target)
+    assert len(server.store.boards()) == 3
+
+
+def test_a_name_that_is_used_again_sees_nothing_of_the_board_before(server: FakeServer):
+    server.ask("label", target="lab-10", labels={"room": "lab"})
+    server.ask("revoke", target="lab-10")
+    (told,) = server.ask("enrol", names=["lab-10"])
+    assert told["id"] != "id10"
+    (row,) = (row for row in server.store.boards() if row.name == "lab-10")
+    assert (row.labels, row.facts, row.last_seen) == ({}, {}, None)
+
+
+# Jobs, anybody's
+
+
+def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
+    board = server.registry.by_name["lab-1"]
+    cell = Cell(b"1", None, awaits=False)
+    (job,) = server.dispatch.submit([board], cell, "ann", Nobody())
+    server.dispatch.launch([job])
+    payload = len(output).to_bytes(2, "big") + output + b"42"
+    server.dispatch.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
+    return job.id
+
+
+def test_jobs_are_those_that_run_then_those_that_ended(server: FakeServer):
+    first, second = ended_job(server), ended_job(server)
+    cell = Cell(b"1", None, awaits=False)
+    running = server.dispatch.submit([server.registry.by_name["lab-2"]], cell, "bob", Nobody())
+    server.dispatch.launch(running)
+    told = server.ask("jobs")
+    assert [(job["job"], job["state"]) for job in told] == [
+        (running[0].id, "running"),
+        (second, "ended"),
+        (first, "ended"),
+    ]
+    assert [job["job"] for job in server.ask("jobs", target="lab-2")] == [running[0].id]
+
+
+def test_a_job_is_shown_with_the_tail_of_its_output(server: FakeServer):
+    told = server.ask("job", job=ended_job(server))
+    assert (told["stdout"], told["value"], told["status"], told["caller"]) == (
+        "hi\n",
+        "42",
+        "ok",
+        "ann",
+    )
+
+
+def test_an_old_job_is_shown_as_far_as_the_store_knows_it(server: FakeServer):
+    (number,) = server.store.begin(["id2"], "ann")
+    (gone,) = server.store.begin(["id99"], "ann")
+    server.store.end(number, "error", "ValueError: old")
+    told = server.ask("job", job=number)
+    assert (told["board"], told["state"], told["status"], told["error"], told["truncated"]) == (
+        "lab-2",
+        "ended",
+        "error",
+        "ValueError: old",
+        True,
+    )
+    told = server.ask("job", job=gone)
+    assert (told["board"], told["state"], told["status"]) == ("id99", "running", None)
+
+
+@pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, 999, 2**63, 10**30, [1]], ids=str)
+def test_a_job_that_is_none_is_refused(server: FakeServer, number):
+    with pytest.raises(ServerError, match=r"named by its number|there is no job 999"):
+        server.ask("job", job=number)
+
+
+def test_every_verb_is_in_the_description_of_the_protocol():
+    described = (Path(__file__).parents[3] / "docs/protocol.md").read_text()
+    rows = {line.split("`")[1]: line for line in described.splitlines() if line.startswith("| `")}
+    assert {verb: entry.role in rows.get(verb, "") for verb, entry in VERBS.items()} == (
+        dict.fromkeys(VERBS, True)
+    )
+
+
+@pytest.mark.parametrize("count", [0, -1, "all", 1.5, limits.REPLY_AUDIT_ROWS + 1, [1]], ids=str)
+def test_rows_of_the_audit_log_are_asked_for_by_number(server: FakeServer, count):
+    if count != 0:
+        with pytest.raises(ServerError, match="rows are 1 to"):
+            server.ask("audit", count=count)
+    server.ask("label", target="lab-1", labels={"a": "b"})
+    server.ask("revoke", target="lab-10")
+    rows = server.ask("audit", count=2)
+    assert [(row["verb"], row["outcome"]) for row in rows] == [
+        ("label", "done"),
+        ("revoke", "done"),
+    ]
+    assert len(server.ask("audit")) >= 3
+
+
+def test_a_token_is_made_with_what_is_usual(server: FakeServer):
+    made = server.ask("token-create", name="lab-notebook", role=None, target=None, expires=None)
+    assert made.pop("token").startswith("cm_")
+    (listed,) = server.ask("token-list")
+    assert made == listed
+    assert (listed["role"], listed["target"], listed["expires"]) == ("operator", "all", None)
+
+
+def test_of_very_many_numbers_the_audit_log_tells_some(server: FakeServer):
+    server.ask("interrupt", jobs=[10**400, -5, *range(1, 5000)])
+    (row,) = server.ask("audit", count=1)
+    assert row["detail"] == f"[1-{limits.REPLY_JOBS - 2}]"
+
+
+def test_a_cell_is_no_request(server: FakeServer):
+    with pytest.raises(ServerError, match="a message of its own"):
+        server.ask("submit")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotAllowed("admin"), NoSuchBoard("lab-9", "lab-1", ("lab-8",)), BoardOffline("lab-1")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_crosses_with_what_makes_it(error: CloudmanagerError):
+    told = json.loads(json.dumps(verbs.pack_error(error)))
+    assert told["error"] == type(error).__name__
+    assert str(type(error)(*told["args"])) == str(error)

@@ -1,0 +1,113 @@
+"""Who may come in: every token that is not exactly ours stays outside."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+
+import pytest
+
+from cm_server.auth import credentials
+from cm_server.auth.credentials import find_token
+from cm_server.store.rows import TokenRow
+
+TOKEN = "cm_Ab-1" + "xY_9" * 10
+OTHER = "cm_Zz-9" + "Qr_3" * 10
+ANN = TokenRow(credentials.token_hash(TOKEN), "ann", "admin")
+BOB = TokenRow(credentials.token_hash(OTHER), "bob", "viewer")
+TOKENS = {row.hash: row for row in (ANN, BOB)}
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_a_known_token_opens(scheme):
+    assert find_token(f"{scheme} {TOKEN}", TOKENS) == ANN
+    assert find_token(f"{scheme} {OTHER}", TOKENS) == BOB
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        " ",
+        "Bearer",
+        "Bearer ",
+        "Bearer  ",
+        TOKEN,
+        f"Token {TOKEN}",
+        f"Basic {base64.b64encode(TOKEN.encode()).decode()}",
+        f"Bearer\t{TOKEN}",
+        f"Bearer  {TOKEN}",
+        f"Bearer {TOKEN} ",
+        f"Bearer {TOKEN}\n",
+        f"Bearer {TOKEN}\0",
+        f"Bearer \0{TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}A",
+        f"Bearer {TOKEN[:-1]}\u00e9",
+        f"Bearer {TOKEN.swapcase()}",
+        f"Bearer {TOKEN} {OTHER}",
+        f"Bearer {TOKEN},{OTHER}",
+        f"Bearer {credentials.token_hash(TOKEN)}",
+        "Bearer null",
+        "Bearer undefined",
+        "Bearer ***",
+        "Bearer \u202e\u0000\U0001f600",
+        "Bearer \ud800\udfff",
+        "Bearer \udc80",
+        "Bearer " + "A" * 256,
+        "Bearer " + "A" * 1024 * 1024,
+    ],
+    ids=lambda header: repr(header)[:24],
+)
+def test_any_other_header_is_nobody(header):
+    assert find_token(header, TOKENS) is None
+
+
+def test_where_no_token_is_known_nobody_is():
+    assert find_token(f"Bearer {TOKEN}", {}) is None
+
+
+def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
+    assert (
+        find_token(
+            "Bearer ",
+            {credentials.token_hash(""): TokenRow(credentials.token_hash(""), "ghost", "admin")},
+        )
+        is None
+    )
+
+
+def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
+    compared: list[str] = []
+    real = hmac.compare_digest
+
+    def compare(known, mine):
+        compared.append(known)
+        return real(known, mine)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for token in (TOKEN, OTHER, "nonsense"):
+        find_token(f"Bearer {token}", TOKENS)
+    assert compared == list(TOKENS) * 3
+
+
+def test_new_tokens_are_long_printable_and_differ():
+    tokens = {credentials.new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    assert all(re.fullmatch(r"cm_[\w-]{43}", token) for token in tokens)
+
+
+def test_what_is_kept_of_a_token_does_not_hold_it():
+    kept = credentials.token_hash(TOKEN)
+    assert re.fullmatch("[0-9a-f]{64}", kept)
+    assert TOKEN not in kept
+
+
+def test_ids_keys_and_nonces_are_fresh():
+    assert re.fullmatch("[0-9a-f]{16}", credentials.new_board_id())
+    assert credentials.new_board_id() != credentials.new_board_id()
+    assert (len(credentials.new_key()), len(credentials.new_nonce())) == (32, 16)
+    assert credentials.new_key() != credentials.new_key()
+    assert credentials.new_nonce() != credentials.new_nonce()

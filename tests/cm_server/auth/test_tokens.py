@@ -1,0 +1,242 @@
+"""Callers' tokens: made once, refused by name, and never to be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError, TargetError
+from cm_server import limits
+from cm_server.auth import credentials
+from cm_server.auth.audit import Note
+from cm_server.auth.tokens import Tokens
+from cm_server.store.store import Store
+
+DAY = 86400
+
+
+class Clock:
+    now = 1_700_000_000.0  # 2023-11-14 22:13 UTC
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """Tokens in a store, and the hands to make some."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.clock = Clock()
+        self.store = Store(path)
+        self.tokens = Tokens(self.store, self.clock)
+
+    def create(self, name: Any, role: Any = "operator", target: Any = "all", span: Any = None):
+        return self.tokens.create(name, role, target, span, note("token-create"))
+
+    def revoke(self, name: Any):
+        return self.tokens.revoke(name, note("token-revoke"))
+
+    def refusal(self, token: str) -> str | None:
+        row = self.tokens.find(f"Bearer {token}")
+        return None if row is None else self.tokens.refusal(row)
+
+
+def note(verb: str) -> Note:
+    return Note("ann", "here", verb)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_token_opens_with_its_name_role_and_target(desk):
+    token = desk.create("lab-notebook", "viewer", " lab-* ")
+    row = desk.tokens.find(f"Bearer {token}")
+    assert row[1:] == ("lab-notebook", "viewer", "lab-*", desk.clock.now, None, None, None)
+    assert desk.tokens.refusal(row) == ""
+
+
+def test_the_next_server_knows_it_too(tmp_path):
+    desk = Desk(tmp_path / "server.db")
+    token = desk.create("lab-notebook", span=DAY)
+    desk.create("gone")
+    desk.revoke("gone")
+    desk.store.close()
+    again = Desk(tmp_path / "server.db")
+    assert again.refusal(token) == ""
+    assert [row["state"] for row in again.tokens.describe()] == ["revoked", "valid"]
+    again.store.close()
+
+
+def test_the_token_itself_is_kept_nowhere(tmp_path):
+    desk = Desk(tmp_path / "server.db")
+    token = desk.create("lab-notebook")
+    desk.revoke("lab-notebook")
+    assert token not in repr(desk.tokens.describe())
+    desk.store.close()
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert token.encode() not in kept
+    assert credentials.token_hash(token).encode() in kept
+
+
+def test_an_expired_token_is_refused_by_name(desk):
+    token = desk.create("lab-notebook", span=DAY)
+    desk.clock.now += DAY - 1
+    assert desk.refusal(token) == ""
+    desk.clock.now += 1
+    assert desk.refusal(token) == "the token 'lab-notebook' expired on 2023-11-15 22:13 UTC"
+
+
+def test_a_revoked_token_is_refused_by_name(desk):
+    token = desk.create("lab-notebook", span=DAY)
+    desk.clock.now += 60
+    desk.revoke("lab-notebook")
+    told = "the token 'lab-notebook' was revoked on 2023-11-14 22:14 UTC"
+    assert desk.refusal(token) == told
+    desk.clock.now += DAY
+    assert desk.refusal(token) == told
+
+
+def test_only_who_has_the_token_learns_its_name(desk):
+    token = desk.create("lab-notebook", span=DAY)
+    desk.revoke("lab-notebook")
+    assert [desk.refusal(t) for t in (token[:-1], token + "x", "lab-notebook", "cm_")] == [None] * 4
+
+
+def test_a_name_is_one_tokens_at_a_time_and_free_when_revoked(desk):
+    first = desk.create("lab-notebook", span=DAY)
+    with pytest.raises(ServerError, match="a token called lab-notebook already"):
+        desk.create("lab-notebook")
+    desk.clock.now += 2 * DAY  # expired is not yet revoked
+    with pytest.raises(ServerError, match="a token called lab-notebook already"):
+        desk.create("lab-notebook")
+    desk.revoke("lab-notebook")
+    second = desk.create("lab-notebook")
+    assert (desk.refusal(first) or "").startswith("the token 'lab-notebook' was revoked")
+    assert desk.refusal(second) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"name": None}, "has a name"),
+        ({"name": ["x"]}, "has a name"),
+        ({"name": ""}, "cannot be a name"),
+        ({"name": "all"}, "every board"),
+        ({"name": "a b"}, "cannot stand here"),
+        ({"name": "x\x1b[2J"}, "cannot stand here"),
+        ({"name": "x" * 65}, "cannot be a name"),
+        ({"name": "local"}, "called local already"),
+        ({"name": "cm_" + "x" * 43}, "has a name"),
+        ({"role": "root"}, "viewer, operator, admin"),
+        ({"role": None}, "viewer, operator, admin"),
+        ({"role": ["admin"]}, "viewer, operator, admin"),
+        ({"target": ""}, "is empty"),
+        ({"target": "lab-["}, "never closed"),
+        ({"target": 7}, "are a target"),
+        ({"span": 0}, "seconds above 0"),
+        ({"span": -1}, "seconds above 0"),
+        ({"span": "30d"}, "seconds above 0"),
+        ({"span": True}, "seconds above 0"),
+        ({"span": float("nan")}, "seconds above 0"),
+        ({"span": 10**30}, "seconds above 0"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_token_is_refused_and_makes_none(desk, given, why):
+    with pytest.raises((ServerError, TargetError), match=why):
+        desk.create(**{"name": "x", **given})
+    assert desk.tokens.describe() == []
+    assert desk.store.audit(9) == []
+
+
+def test_tokens_are_bounded_and_a_revoked_one_makes_room(desk, monkeypatch):
+    monkeypatch.setattr(limits, "TOKENS", 3)
+    for number in range(3):
+        desk.create(f"t-{number}")
+    with pytest.raises(ServerError, match="3 tokens already"):
+        desk.create("t-3")
+    desk.revoke("t-0")
+    desk.create("t-3")
+
+
+def test_of_tokens_that_ended_only_the_newest_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "TOKENS", 2)
+    desk = Desk(tmp_path / "server.db")
+    made = []
+    for number in range(4):
+        desk.clock.now += 1
+        made.append(desk.create(f"t-{number}"))
+        desk.revoke(f"t-{number}")
+    desk.store.close()
+    again = Desk(tmp_path / "server.db")
+    assert [again.refusal(token) is None for token in made] == [True, True, False, False]
+    again.store.close()
+
+
+@pytest.mark.parametrize("name", ["nobody", "", None, ["x"], "LAB", "lab-notebook ", "x" * 9999])
+def test_revoking_what_is_not_there_revokes_nothing(desk, name):
+    token = desk.create("lab-notebook")
+    with pytest.raises(ServerError, match="no token called") as caught:
+        desk.revoke(name)
+    assert len(str(caught.value)) < 300
+    assert desk.refusal(token) == ""
+
+
+def test_a_token_may_be_revoked_once(desk):
+    desk.create("lab-notebook")
+    desk.revoke("lab-notebook")
+    with pytest.raises(ServerError, match="no token called"):
+        desk.revoke("lab-notebook")
+
+
+# The local user's
+
+
+def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(desk):
+    first, second = credentials.new_token(), credentials.new_token()
+    desk.tokens.adopt(first)
+    desk.tokens.adopt(first)
+    assert desk.refusal(first) == ""
+    desk.tokens.adopt(second)
+    assert (desk.refusal(first) or "").startswith("the token 'local' was revoked")
+    assert desk.refusal(second) == ""
+    assert [(row["name"], row["role"], row["target"]) for row in desk.tokens.describe()] == [
+        ("local", "admin", "all")
+    ] * 2
+
+
+def test_the_local_token_is_not_revoked_but_deleted(desk):
+    token = credentials.new_token()
+    desk.tokens.adopt(token)
+    with pytest.raises(ServerError, match="delete it and start the server again"):
+        desk.revoke("local")
+    assert desk.refusal(token) == ""
+
+
+def test_a_token_that_no_server_knows_is_refused(desk):
+    token = desk.create("lab-notebook")
+    row = desk.tokens.find(f"Bearer {token}")
+    assert Tokens(Store(None)).refusal(row) == "the token 'lab-notebook' is not known here"
+
+
+# The audit log
+
+
+def test_making_and_revoking_leave_one_row_each_without_the_token(desk):
+    token = desk.create("lab-notebook", "viewer", "lab-*", DAY)
+    desk.revoke("lab-notebook")
+    rows = [(row.who, row.verb, row.target, row.detail) for row in desk.store.audit(9)]
+    assert rows == [
+        (
+            "ann",
+            "token-create",
+            "lab-notebook",
+            "viewer on lab-*, expires 2023-11-15 22:13 UTC",
+        ),
+        ("ann", "token-revoke", "lab-notebook", ""),
+    ]
+    assert token not in repr(rows)

@@ -1,0 +1,102 @@
+"""Where boards are: the newest epoch counts, whoever says what."""
+
+from __future__ import annotations
+
+import time
+
+from cloudmanager.protocol import wire
+from cm_server.cluster import membership
+from cm_server.cluster.peer_messages import ALL, Post
+from tests.cm_server.pairs import Two, others_of, store_of
+from tests.cm_server.peers import FakeBoard, FakeCaller
+
+
+async def test_the_newest_link_wins_and_older_words_are_not_heard(pair: Two):
+    identity, board = await pair.board_at_b()
+    async with board, await FakeBoard.join(pair.a, identity):
+        assert (await board.closed())[0] == 4003
+        await pair.seen()
+        a, b = (service.server.registry.by_name["lab-1"] for service in (pair.a, pair.b))
+        assert (a.epoch, b.epoch) == (2, 2)
+        assert b.away is not None
+        assert b.away.server == store_of(pair.a).server
+        stale = [[identity.id, [1, "offline", None, None, 0], None]]
+        others_of(pair.a).presence._on_boards("c" * 16, {"boards": stale}, b"")
+        assert a.state == "idle"
+        assert (others_of(pair.a).presence.held, others_of(pair.b).presence.held) == (1, 0)
+    await pair.seen(state="offline")
+    assert others_of(pair.a).presence.held == 0
+    assert store_of(pair.b).holders() == {}
+
+
+async def test_what_a_board_says_of_itself_is_known_everywhere(pair: Two):
+    _, board = await pair.board_at_b()
+    async with board:
+        a = pair.a.server.registry.by_name["lab-1"]
+        assert a.facts["platform"] == "unix"
+        told = a.describe()
+        assert (told["state"], told["queued"], told["job"]) == ("idle", 0, None)
+        assert abs(told["connected_since"] - time.time()) < 60
+
+
+async def test_a_server_that_missed_everything_asks(pair: Two):
+    identity, board = await pair.board_at_b()
+    async with board:
+        a = pair.a.server.registry.by_name["lab-1"]
+        a.epoch, a.away, a.told = 0, None, {}
+        others_of(pair.a)._on_bus(True)
+        assert a.online  # the store knows that much
+        await pair.a.until(lambda: a.told)
+    store_of(pair.b).forget([identity.id])
+    others_of(pair.b)._read()
+    await pair.a.until(lambda: not pair.a.server.registry.by_id)
+    assert not pair.b.server.registry.by_id
+
+
+async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
+    (identity,) = await pair.enrol("lab-1")
+    db = store_of(pair.b)._db
+    db.exec_driver_sql("PRAGMA query_only=ON")
+    db.commit()
+    board: FakeBoard = await FakeBoard.dial(pair.b, "/board")
+    async with board:
+        await board.greet(identity.id)
+        await board.prove(identity, await board.next())
+        assert await board.closed() == (1001, "it cannot be taken in now")
+    db.exec_driver_sql("PRAGMA query_only=OFF")
+    db.commit()
+
+
+async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: Two):
+    (identity,) = await pair.enrol("lab-1")
+    others_of(pair.a).post.bus.publish = lambda *_: None  # type: ignore[method-assign]
+    pair.a.server.store.forget([identity.id])
+    board: FakeBoard = await FakeBoard.dial(pair.b, "/board")
+    async with board:
+        await board.greet(identity.id)
+        await board.prove(identity, await board.next())
+        assert (await board.closed())[0] == 1001
+    assert not pair.b.server.registry.by_id
+
+
+async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    monkeypatch.setattr(membership, "READ_ALONE_SECONDS", 0.1)
+    assert pair.hub is not None
+    async with board, await FakeCaller.join(pair.a) as caller:
+        pair.hub.set_up(False)
+        await caller.ask("revoke", target="lab-1")
+        assert (await board.closed())[0] == 4004
+
+
+async def test_who_publishes_on_the_bus_without_the_key_has_no_say(pair: Two):
+    identity, board = await pair.board_at_b()
+    assert pair.hub is not None
+    fleet = others_of(pair.a).post._fleet
+    stranger = Post(pair.hub.bus(), fleet, bytes(32), "c" * 16)
+    async with board:
+        dropped = others_of(pair.b).post.dropped
+        stranger.send(ALL, "stop", {"board": identity.id})
+        await pair.b.until(lambda: others_of(pair.b).post.dropped > dropped)
+        others_of(pair.a).post.send(ALL, "stop", {"board": identity.id})
+        assert (await board.next()).op == wire.INTERRUPT

@@ -1,0 +1,109 @@
+"""The bus: what is published arrives while it is there, and is dropped while it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cm_server.cluster import pubsub as module
+from cm_server.cluster.pubsub import Hub, NatsBus
+from tests.engines import running_nats
+
+WAIT = 10.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+async def _leaks() -> AsyncIterator[None]:
+    """nats-py leaves a socket behind where NATS dies in the middle of its greeting."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+class Member:
+    """Who takes a subject, and knows whether the bus is there."""
+
+    def __init__(self, bus: NatsBus, *subjects: str) -> None:
+        self.bus = bus
+        self.got: asyncio.Queue[bytes] = asyncio.Queue()
+        self.states: asyncio.Queue[bool] = asyncio.Queue()
+        for subject in subjects:
+            bus.listen(subject)
+        bus.open(self.got.put_nowait, self.states.put_nowait)
+
+    async def turns(self, up: bool) -> None:
+        assert await asyncio.wait_for(self.states.get(), WAIT) is up
+        assert self.bus.up is up
+
+    async def gets(self) -> bytes:
+        return await asyncio.wait_for(self.got.get(), WAIT)
+
+
+async def test_nats_carries_dies_and_comes_back(tmp_path: Path, monkeypatch):
+    with running_nats(tmp_path) as nats:
+        a, b = Member(NatsBus(nats.url)), Member(NatsBus(nats.url), "x")
+        for member in (a, b):
+            await member.turns(True)
+        a.bus.publish("x", b"1")
+        a.bus.publish("y", b"nobody's")
+        assert await b.gets() == b"1"
+        b.bus.listen("z")
+        while b.got.empty():  # the subscription is on its way
+            a.bus.publish("z", b"2")
+            await asyncio.sleep(0.01)
+        assert await b.gets() == b"2"
+        nats.restart()
+        for member in (a, b):
+            await member.turns(False)
+        a.bus.publish("x", b"lost")
+        for member in (a, b):
+            await member.turns(True)
+        while not b.got.empty():
+            b.got.get_nowait()
+        a.bus.publish("x", b"3")
+        assert await b.gets() == b"3"
+        monkeypatch.setattr(module, "WAITING_BYTES", 10)
+        a.bus.publish("x", bytes(11))  # as much as may wait, and more
+        a.bus.publish("x", b"too much")
+        assert await b.gets() == bytes(11)
+        for member in (a, b):
+            await member.bus.close()
+        assert a.bus.waiting == 0
+        assert a.states.empty()
+
+
+async def test_a_server_starts_without_nats_and_finds_it(tmp_path: Path):
+    with running_nats(tmp_path) as nats:
+        nats.end()
+        member = Member(NatsBus(nats.url), "x")
+        await asyncio.sleep(0)
+        assert not member.bus.up
+        nats.restart()
+        await member.turns(True)
+        await member.bus.close()
+
+
+async def test_a_hub_may_be_lost_and_found():
+    hub = Hub()
+    got: list[bytes] = []
+    states: list[bool] = []
+    a, b = hub.bus(), hub.bus()
+    b.listen("x")
+    for bus in (a, b):
+        bus.open(got.append, states.append)
+    a.publish("x", b"1")
+    hub.set_up(False)
+    a.publish("x", b"lost")
+    hub.set_up(True)
+    a.publish("x", b"2")
+    await asyncio.sleep(0)
+    assert got == [b"1", b"2"]
+    assert states == [True, True, False, False, True, True]
+    await b.close()
+    await b.close()

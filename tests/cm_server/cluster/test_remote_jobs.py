@@ -1,0 +1,111 @@
+"""A caller's jobs on boards that another server has: whatever is not said, nobody hangs."""
+
+from __future__ import annotations
+
+from cloudmanager.protocol import wire
+from cm_server.cluster import remote_jobs
+from tests.cm_server.pairs import Two, others_of, run, store_of
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+
+
+def mute(service: Service) -> None:
+    """Let a server's words get lost."""
+    others_of(service).post.bus.publish = lambda *_: None  # type: ignore[method-assign]
+
+
+async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: Two):
+    _, board = await pair.board_at_b()
+    letters: list[tuple[str, bytes]] = []
+    async with board, await FakeCaller.join(pair.a) as caller:
+        bus = others_of(pair.a).post.bus
+        bus.publish = lambda *letter: letters.append(letter)  # type: ignore[method-assign]
+        (job,) = await caller.submit("lab-1")
+        status, why = await caller.ending(job)
+        assert (status, why) == (
+            "offline",
+            "the server that has its link does not answer; it did not run",
+        )
+        for _, data in letters:  # they come after all
+            others_of(pair.b).post._take(data)
+        assert pair.b.state("lab-1") == "idle"
+        assert job not in pair.b.server.dispatch.jobs
+
+
+async def test_a_taken_job_whose_server_falls_silent_is_lost_in_time_and_amended(
+    pair: Two, monkeypatch
+):
+    monkeypatch.setattr(remote_jobs, "CONFIRM", 0.1)
+    _, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.a) as caller:
+        (job,) = await caller.submit("lab-1", timeout=0.2)
+        await run(board)
+        await pair.a.until(lambda: pair.a.server.dispatch.jobs[job].started)
+        mute(pair.b)
+        status, why = await caller.ending(job)
+        assert (status, why) == ("lost", "the server that has its board does not say more")
+        await board.end(job, rest=b"7")
+        await pair.b.until(lambda: job not in pair.b.server.dispatch.jobs)
+        row = store_of(pair.a).job(job)
+        assert row is not None
+        assert row.status == "ok"
+
+
+async def test_a_queued_job_is_said_to_be_and_starts_when_its_board_is_free(pair: Two):
+    _, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.a) as caller:
+        (first,) = await caller.submit("lab-1")
+        await run(board)
+        await pair.seen(state="busy")
+        (second,) = await caller.submit("lab-1")
+        await board.end(first)
+        await run(board)
+        ops: list[tuple[int, int]] = []
+        while not ops or ops[-1] != (second, wire.STARTED):
+            message = await caller.event()
+            ops.append((message.job, message.op))
+        assert (first, wire.RESULT) in ops
+        await board.end(second)
+        assert (await caller.ending(second))[0] == "ok"
+
+
+async def test_an_absent_board_is_waited_for_wherever_it_dials_in(pair: Two):
+    (identity,) = await pair.enrol("lab-1")
+    async with await FakeCaller.join(pair.a) as caller:
+        (job,) = await caller.submit("lab-1", wait=5)
+        async with await FakeBoard.join(pair.b, identity) as board:
+            assert (await run(board)).job == job
+            await board.end(job, rest=b"1")
+            assert await caller.ending(job) == ("ok", "1")
+
+
+async def test_a_board_that_moved_meanwhile_is_found(pair: Two):
+    identity, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.b) as caller:
+        mute(pair.a)  # B does not hear that the board moved
+        async with await FakeBoard.join(pair.a, identity) as moved:
+            del others_of(pair.a).post.bus.publish
+            (job,) = await caller.submit("lab-1", timeout=600)
+            cell = await run(board)  # it is still there, as far as B can tell
+            assert cell.job == job
+            others_of(pair.a).presence.tell()
+            others_of(pair.a).presence._on_who(store_of(pair.b).server, {}, b"")
+            assert (await board.closed())[0] == 4003
+            await pair.b.until(lambda: pair.b.server.dispatch.jobs[job].away == "?")
+            (again,) = await caller.submit("lab-1")
+            assert (await run(moved)).job == again
+            await moved.end(again)
+            assert (await caller.ending(again))[0] == "ok"
+
+
+async def test_a_store_that_is_away_delays_the_verdict(pair: Two, monkeypatch):
+    _, board = await pair.board_at_b()
+    async with board, await FakeCaller.join(pair.a) as caller:
+        mute(pair.a)
+        (job,) = await caller.submit("lab-1")
+        db = store_of(pair.a)._db
+        db.exec_driver_sql("PRAGMA query_only=ON")
+        db.commit()
+        await pair.a.until(lambda: pair.a.server.store.failure)
+        db.exec_driver_sql("PRAGMA query_only=OFF")
+        db.commit()
+        assert (await caller.ending(job))[0] == "offline"

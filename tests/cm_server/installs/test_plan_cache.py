@@ -1,0 +1,94 @@
+"""Plans that callers ask for: of what they sent, by kinds of boards, never of our own files."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server import limits
+from cm_server.installs.board_install import Planned
+from cm_server.installs.plan_cache import Plans, _how
+from cm_server.packages.plan import Plan
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service
+
+
+async def plan(service: Service, **body: Any) -> Any:
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity),
+        await FakeCaller.join(service) as caller,
+    ):
+        return await caller.ask("plan", target="lab-1", **body)
+
+
+async def test_a_file_that_was_sent_is_planned_for_the_boards_bytecode(service: Service):
+    content = b"A = 1\n"
+    service.server.contents.keep(content)
+    digest = hashlib.sha256(content).hexdigest()
+    told = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
+    reply = told["reply"]
+    ((path, size, _),) = reply["plan"]["boards"][str(0x0306)]["files"]
+    assert (path, size > 0) == ("/lib/a.mpy", True)
+    assert '"wanted": [\n  "./a.py"\n ]' in reply["lock"]
+    assert reply["number"] > 0
+
+
+def planned() -> Planned:
+    return Planned(Plan((), "/lib", (), {}), {}, {})
+
+
+def test_a_plan_is_its_owners_and_the_oldest_are_forgotten():
+    plans = Plans()
+    numbers = [plans.hold("ann", planned()) for _ in range(limits.PLANS_PER_LINK + 1)]
+    assert plans.get("ann", numbers[-1])
+    for owner, number in (("ann", numbers[0]), ("bob", numbers[-1]), ("ann", None), ("ann", "1")):
+        with pytest.raises(ServerError, match="not known any more"):
+            plans.get(owner, number)
+    plans.forget("ann")
+    with pytest.raises(ServerError):
+        plans.get("ann", numbers[-1])
+
+
+async def test_an_index_inside_is_only_an_administrators_to_name(service: Service):
+    named = {"wanted": ["x"], "indexes": {"": "http://127.0.0.1:9/pi"}}
+    (identity,) = service.enrol("lab-1")
+    operator = service.add_token("operator")
+    async with (
+        await FakeBoard.join(service, identity),
+        await FakeCaller.join(service, operator) as theirs,
+        await FakeCaller.join(service) as ours,
+    ):
+        refused = await theirs.ask("plan", target="lab-1", **named)
+        tried = await ours.ask("plan", target="lab-1", **named)
+    assert "private address" in refused["args"][0]
+    assert "cannot be reached" in tried["args"][0]
+
+
+def test_what_opens_an_index_is_in_no_record():
+    how = _how({"indexes": {"a": "https://ann:secret@h.example/pi"}, "target_dir": "/x"})
+    assert how == {"indexes": {"a": "https://h.example/pi"}, "target_dir": "/x"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"wanted": "a"},
+        {"wanted": [1]},
+        {"wanted": ["a"], "indexes": {"": 1}},
+        {"wanted": ["a"], "sent": []},
+        {"wanted": ["./a.py"], "sent": {"./a.py": 1}},
+        {"wanted": ["./a.py"], "sent": {"./a.py": {"a.py": "0" * 64}}},
+        {"wanted": ["./a.py"], "sent": {"./a.py": {"a.py": 7}}},
+        {"wanted": ["a@b@c"]},
+        {"wanted": ["/etc/passwd"]},
+    ],
+    ids=repr,
+)
+async def test_a_request_that_is_none_is_refused_by_a_sentence(service: Service, body):
+    told = await plan(service, **body)
+    assert told["error"] in ("ServerError", "PackageError")
+    assert "Traceback" not in str(told)

@@ -1,0 +1,50 @@
+"""What happens to jobs is counted, and told in the log where programs read it."""
+
+from __future__ import annotations
+
+import logging
+
+from cm_server.jobs.counters import BOUNDS, STATUSES
+from tests.cm_server.dispatching import Rig
+
+
+def test_jobs_are_counted_by_how_they_ended_and_how_long_they_ran():
+    rig = Rig()
+    rig.connect()
+    tally = rig.dispatch.tally
+    (ran,) = rig.run("lab-1")
+    assert ran.started is not None
+    ran.started -= 5
+    rig.end(ran)
+    rig.run("lab-2")
+    assert tally.ended == {**dict.fromkeys(STATUSES, 0), "ok": 1, "offline": 1}
+    assert sum(tally.durations) == 1
+    assert tally.durations[BOUNDS.index(10.0)] == 1
+    assert 5 <= tally.seconds < 6
+
+
+def test_a_jobs_life_is_told_under_its_number_where_programs_read_it(caplog):
+    caplog.set_level(logging.INFO, "cm_server.jobs")
+    rig = Rig()
+    rig.connect()
+    (job,) = rig.run("lab-1")
+    rig.end(job)
+    told = [
+        {name: vars(record).get(name) for name in ("event", "job", "jobs", "board", "status")}
+        for record in caplog.records
+    ]
+    nothing = {"job": None, "jobs": None, "board": None, "status": None}
+    assert told == [
+        {**nothing, "event": "submitted", "jobs": [1, 1]},
+        {**nothing, "event": "started", "job": 1, "board": "lab-1"},
+        {**nothing, "event": "ended", "job": 1, "board": "lab-1", "status": "ok"},
+    ]
+
+
+def test_where_people_read_it_jobs_are_not_in_the_log(caplog):
+    caplog.set_level(logging.WARNING, "cm_server.jobs")
+    rig = Rig()
+    rig.connect()
+    (job,) = rig.run("lab-1")
+    rig.end(job)
+    assert not caplog.records

@@ -1,0 +1,550 @@
+"""Dispatch: what callers ask and what boards say, without a socket."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import PeerWireError
+from cm_server import limits
+from tests.cm_server.dispatching import GRACE, RecordingWatcher, Rig, last
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_an_idle_board_gets_its_cell_at_once(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(code=b"print(1)", awaits=True)
+    (sent,) = link.sent
+    assert (sent.op, sent.job, sent.flags) == (wire.EXEC, job.id, wire.AWAITS)
+    assert sent.payload == struct.pack(">II", 0, 8) + b"print(1)"
+    assert rig.board().state == "busy"
+    assert job.describe()["state"] == "running"
+
+
+def test_result_ends_the_job_for_caller_store_and_board(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.end(job, output=b"hi", rest=b"42")
+    assert rig.caller.ending(job) == ("ok", "")
+    assert rig.written(job) == ("ok", "")
+    assert rig.board().state == "idle"
+    assert job.id not in rig.dispatch.jobs
+
+
+def test_one_cell_on_several_boards_is_one_job_each(rig: Rig):
+    for name in ("lab-1", "lab-2", "lab-3"):
+        rig.connect(name)
+    jobs = rig.run("lab-3", "lab-1", "lab-2")
+    assert [job.board.name for job in jobs] == ["lab-3", "lab-1", "lab-2"]
+    assert len({job.id for job in jobs}) == 3
+
+
+def test_too_long_a_queue_refuses_and_says_so(rig: Rig):
+    rig.connect()
+    for _ in range(limits.QUEUED_JOBS + 1):
+        rig.run()
+    (job,) = rig.run()
+    assert rig.caller.ending(job)[0] == "error"
+    assert "did not run" in rig.caller.ending(job)[1]
+    assert len(rig.board().queue) == limits.QUEUED_JOBS
+
+
+def test_cells_of_too_many_bytes_do_not_wait_and_a_single_one_may(rig: Rig, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUED_BYTES", 3 * limits.MIB)
+    link = rig.connect()
+    (running,) = rig.run()
+    big = bytes(limits.MIB + limits.MIB // 2)
+    waiting = [rig.run(code=big)[0] for _ in range(2)]
+    (refused,) = rig.run(code=b"one more")
+    told = "cells of 3 MiB wait for this board already; it did not run"
+    assert rig.caller.ending(refused) == ("error", told)
+    assert list(rig.board().queue) == waiting
+    rig.dispatch.interrupt(waiting[0])
+    (later,) = rig.run(code=b"one more")
+    assert list(rig.board().queue) == [waiting[1], later]
+    assert link.ops(running) == [wire.EXEC]
+
+
+@pytest.mark.parametrize(
+    ("ago", "told"),
+    [
+        (None, "it has never dialled in"),
+        (-5, "it was last seen 0 s ago"),
+        (42.5, "it was last seen 42 s ago"),
+        (61, "it was last seen 1 minute ago"),
+        (3 * 3600 + 5, "it was last seen 3 hours ago"),
+        (2 * 86400 + 5, "it was last seen 2 days ago"),
+    ],
+)
+def test_an_absent_board_is_offline_and_says_since_when(rig: Rig, ago, told):
+    rig.board().last_seen = None if ago is None else time.time() - ago
+    (job,) = rig.run()
+    assert rig.caller.ending(job) == ("offline", told)
+    assert rig.written(job) == ("offline", told)
+
+
+def test_output_and_value_pass_on_untouched_and_may_be_left_out(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.say(job, wire.OUTPUT, b"\xff\x00 raw")
+    rig.say(job, wire.VALUE, b"[1, 2")
+    assert [message.payload for message in rig.caller.told] == [b"\xff\x00 raw", b"[1, 2"]
+    rig.end(job)
+    assert wire.RESULT not in rig.caller.droppable
+
+
+def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    for number in range(200):
+        rig.say(job, wire.OUTPUT, b"%4d" % number * 500)
+        rig.say(job, wire.VALUE, b"%4d" % number * 500)
+        assert len(job.tail) + len(job.value) <= 256 * 1024
+    rig.end(job, output=b"the end", rest=b"]")
+    assert job.tail.text().endswith(" 199the end")
+    assert job.value.text().endswith(" 199]")
+
+
+def test_what_a_board_tells_of_itself_later_is_what_callers_see(rig: Rig):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7))
+    told = rig.board().describe()
+    assert (told["heap"], told["rssi"]) == (65536, -67)
+
+
+def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
+    link = rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    assert (rig.board().state, rig.board().describe()["program"]) == ("busy", "app.py")
+    (job,) = rig.run("lab-1")
+    assert (job.state, link.ops(job)) == ("queued", [])
+    assert rig.dispatch.stop_program(rig.board())
+    assert [(m.op, m.job) for m in link.sent] == [(wire.INTERRUPT, 0)]
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py ended"))
+    assert (job.state, link.ops(job)) == ("running", [wire.EXEC])
+    assert rig.board().describe()["program"] == "app.py ended"
+
+
+def test_program_that_blocks_is_forgotten_with_its_link(rig: Rig):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    rig.drop("lab-1")
+    assert not rig.dispatch.stop_program(rig.board())
+    rig.connect("lab-1", boot="b2")
+    assert rig.board().state == "idle"
+
+
+def test_what_a_program_prints_is_nobodys(rig: Rig, caplog):
+    rig.connect("lab-1")
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
+    assert (rig.caller.told, caplog.text) == ([], "")
+
+
+@pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
+def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op, caplog):
+    rig.connect("lab-1")
+    rig.connect("lab-2")
+    (mine,) = rig.run("lab-1")
+    (other,) = rig.run("lab-2")
+    forged = wire.pack(op, struct.pack(">H", 0) + b"forged", job=other.id)
+    rig.dispatch.on_message(rig.board("lab-1"), forged)
+    rig.dispatch.on_message(rig.board("lab-3"), forged)
+    assert rig.caller.told == []
+    assert (mine.state, other.state) == ("running", "running")
+    assert other.tail.text() == ""
+    assert caplog.text.count("not its own") == 2
+
+
+def test_a_second_result_changes_nothing(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.end(job)
+    rig.end(job, "error", rest=b"ValueError: late")
+    assert rig.written(job) == ("ok", "")
+    assert rig.caller.ending(job) == ("ok", "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"\x22", wire.pack(wire.EXEC), wire.pack(wire.HELLO, b"{}"), wire.pack(0xEE)],
+)
+def test_what_no_board_may_say_is_refused(rig: Rig, message):
+    rig.connect()
+    with pytest.raises(PeerWireError):
+        rig.dispatch.on_message(rig.board(), message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload"),
+    [(0, b""), (wire.RUNNING, b"\0\0"), (15, b"\0\0"), (0, b"\0\x05abc")],
+)
+def test_a_malformed_result_is_refused_and_ends_nothing(rig: Rig, flags, payload):
+    rig.connect()
+    (job,) = rig.run()
+    with pytest.raises(PeerWireError):
+        rig.say(job, wire.RESULT, payload, flags)
+    assert job.state == "running"
+
+
+def test_input_is_asked_of_a_caller_that_answers(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(answers=True)
+    rig.say(job, wire.INPUT, b"name? ")
+    assert rig.caller.told[-1].payload == b"name? "
+    rig.dispatch.answer(job, b"ann")
+    rig.dispatch.answer(job, b"twice")
+    assert link.ops(job) == [wire.EXEC, wire.ANSWER]
+    assert (link.sent[-1].flags, link.sent[-1].payload) == (0, b"ann")
+
+
+def test_input_without_an_answerer_is_refused_at_once(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run()
+    rig.say(job, wire.INPUT, b"name? ")
+    assert rig.caller.told == []
+    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.NOBODY)
+
+
+def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(answers=True)
+    rig.say(job, wire.INPUT)
+    rig.drop()
+    rig.dispatch.answer(job, b"ann")
+    assert link.ops(job) == [wire.EXEC]
+
+
+def test_interrupt_of_a_queued_job_takes_it_out(rig: Rig):
+    link = rig.connect()
+    first, second = rig.run()[0], rig.run()[0]
+    rig.dispatch.interrupt(second)
+    assert rig.caller.ending(second) == ("interrupted", "it was not sent yet and did not run")
+    rig.end(first)
+    assert link.ops(second) == []
+
+
+def test_interrupt_of_a_running_job_reaches_its_board(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run()
+    rig.dispatch.interrupt(job)
+    assert link.ops(job) == [wire.EXEC, wire.INTERRUPT]
+    assert job.state == "running"
+    rig.end(job, "interrupted", rest=b"KeyboardInterrupt: ")
+    assert rig.caller.ending(job) == ("interrupted", "")
+
+
+def test_interrupt_of_a_job_whose_link_is_gone_does_no_harm(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.dispatch.interrupt(job)
+    assert job.state == "adrift"
+
+
+def test_input_after_an_unconfirmed_timeout_is_refused(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(timeout=1, answers=True)
+    rig.clock.turn(3)
+    rig.say(job, wire.INPUT)
+    assert link.sent[-1].flags == wire.NOBODY
+
+
+@pytest.mark.parametrize("boot", ["b1", "b2"])
+def test_an_unconfirmed_timeout_stays_when_the_board_knows_no_better(rig: Rig, boot):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.clock.turn(2)
+    rig.drop()
+    rig.connect(boot=boot)
+    assert rig.written(job)[0] == "timeout"
+    assert rig.board().state == "idle"
+
+
+@pytest.mark.parametrize("status", ["ok", "error", "interrupted", "timeout"])
+@pytest.mark.parametrize("boot", ["b1", "b2"])
+def test_a_board_that_comes_back_tells_the_true_outcome(rig: Rig, status, boot):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.clock.turn(GRACE - 1)
+    rig.connect(boot=boot, last=last(job, status, "its words"))
+    assert rig.caller.ending(job) == (status, "its words")
+    assert rig.written(job) == (status, "its words")
+    assert wire.read_json(rig.caller.told[-1].payload)["output_lost"] is True
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(job) == (status, "its words")
+
+
+@pytest.mark.parametrize(
+    "remembered", [None, {}, {"job": "ffffffff", "status": 0}], ids=["none", "nothing", "another"]
+)
+def test_a_board_that_restarted_lost_its_job_at_once(rig: Rig, remembered):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.connect(boot="b2", last=remembered)
+    assert rig.caller.ending(job) == ("lost", "the board restarted while it ran")
+    assert rig.board().state == "idle"
+
+
+def test_a_cell_that_never_arrived_is_lost_and_says_so(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.connect()
+    assert rig.caller.ending(job) == ("lost", "it never reached the board")
+
+
+def test_a_cell_that_arrived_in_part_never_ran(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.connect(last=last(job, "running"))
+    assert rig.caller.ending(job) == ("lost", "it never reached the board")
+
+
+def test_a_queue_goes_on_when_its_board_comes_back(rig: Rig):
+    rig.connect()
+    first, second = rig.run()[0], rig.run()[0]
+    rig.drop()
+    link = rig.connect(last=last(first))
+    assert rig.caller.ending(first)[0] == "ok"
+    assert link.ops(second) == [wire.EXEC]
+
+
+def test_a_result_that_was_still_in_the_pipe_is_believed(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(job)[0] == "ok"
+    assert rig.board().state == "offline"
+
+
+def test_a_job_for_a_board_in_its_grace_is_offline(rig: Rig):
+    rig.connect()
+    rig.run()
+    rig.drop()
+    (job,) = rig.run()
+    assert rig.caller.ending(job)[0] == "offline"
+
+
+def test_an_idle_boards_link_breaks_without_a_word(rig: Rig):
+    rig.connect()
+    rig.drop()
+    assert rig.board().state == "offline"
+    assert rig.clock.timers == []
+
+
+def test_the_end_of_an_older_link_is_not_the_end_of_the_newer(rig: Rig):
+    older = rig.connect()
+    rig.connect()
+    (job,) = rig.run()
+    rig.dispatch.on_link_gone(rig.board(), older)
+    assert job.state == "running"
+    assert rig.board().state == "busy"
+
+
+def test_a_newer_link_of_a_busy_board_settles_its_job(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    link = rig.connect(last=last(job))
+    assert rig.caller.ending(job)[0] == "ok"
+    (after,) = rig.run()
+    assert link.ops(after) == [wire.EXEC]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"job": "ffffffff", "status": 0},
+        {"job": "f" * 40, "status": 0},
+        {"job": "-1", "status": 0},
+        {"job": None, "status": 0},
+        {"job": "1"},
+        {"status": 0},
+        {"job": "1", "status": "ok"},
+        {"job": "1", "status": None},
+        {"job": "1", "status": 99},
+        {"job": "1", "status": -2},
+        {"job": "1", "status": 4},
+        {"job": "1", "status": 5},
+        {"job": "1", "status": float("nan")},
+        {"job": "1", "status": float("inf")},
+        {"job": "1", "status": 10**400},
+        {"job": [], "status": {}},
+    ],
+    ids=str,
+)
+def test_nonsense_about_a_last_job_does_no_harm(rig: Rig, told):
+    rig.connect()
+    (job,) = rig.run()
+    assert job.id == 1
+    rig.drop()
+    rig.clock.turn(GRACE)
+    rig.connect(last=told)
+    assert rig.written(job)[0] == "lost"
+    assert rig.board().state == "idle"
+
+
+def test_an_error_that_no_file_can_hold_is_written_as_it_can(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.connect(last=last(job, "error", "lone \ud800 surrogate, NUL \0 " + "x" * 5000))
+    status, error = rig.written(job)
+    assert status == "error"
+    assert error == ("lone ? surrogate, NUL \0 " + "x" * 5000)[:1024]
+    (after,) = rig.run()
+    rig.end(after)
+    assert rig.written(after) == ("ok", "")
+
+
+def test_an_absent_board_is_waited_for_and_then_offline(rig: Rig):
+    (job,) = rig.run(wait=30)
+    assert job.state == "queued"
+    rig.clock.turn(29.9)
+    assert rig.caller.told == []
+    rig.clock.turn(0.1)
+    status, why = rig.caller.ending(job)
+    assert (status, why) == (
+        "offline",
+        "it did not dial in within 30 s; it has never dialled in",
+    )
+    assert not rig.board().queue
+
+
+def test_a_board_that_dials_in_in_time_gets_what_waits(rig: Rig):
+    first, second = rig.run(wait=30)[0], rig.run(code=b"2", wait=60)[0]
+    rig.clock.turn(29)
+    link = rig.connect()
+    assert rig.caller.ops(first) == [wire.STARTED]
+    rig.clock.turn(60)
+    assert (first.state, second.state) == ("running", "queued")
+    rig.end(first)
+    rig.end(second)
+    assert link.ops(second) == [wire.EXEC]
+
+
+def test_a_job_that_waits_is_interrupted_and_its_timer_forgotten(rig: Rig):
+    (job,) = rig.run(wait=30)
+    rig.dispatch.interrupt(job)
+    rig.clock.turn(100)
+    assert rig.caller.ending(job)[0] == "interrupted"
+
+
+def test_no_more_jobs_wait_for_an_absent_board_than_for_a_busy_one(rig: Rig):
+    for _ in range(limits.QUEUED_JOBS):
+        rig.run(wait=30)
+    (job,) = rig.run(wait=30)
+    assert rig.caller.ending(job)[0] == "error"
+
+
+def test_a_job_goes_on_without_its_caller(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.dispatch.forget(rig.caller)
+    rig.say(job, wire.OUTPUT, b"to nobody")
+    rig.end(job)
+    assert rig.caller.told == []
+    assert rig.written(job) == ("ok", "")
+    assert job.tail.text() == "to nobody"
+
+
+def test_a_caller_that_goes_while_it_is_asked_leaves_eof(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(answers=True)
+    rig.say(job, wire.INPUT)
+    rig.dispatch.forget(rig.caller)
+    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.NOBODY)
+
+
+def test_a_caller_that_goes_takes_no_other_callers_jobs(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.dispatch.forget(RecordingWatcher())
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+
+
+def test_stop_ends_what_was_not_sent_and_leaves_what_runs_open(rig: Rig):
+    rig.connect()
+    running, queued = rig.run()[0], rig.run()[0]
+    rig.dispatch.stop()
+    assert rig.caller.ending(queued) == (
+        "lost",
+        "the server stopped before it was sent; it did not run",
+    )
+    assert rig.written(queued)[0] == "lost"
+    assert rig.written(running) == (None, None)
+
+
+def test_stop_ends_a_cell_whose_board_restarts(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.dispatch.stop()
+    assert rig.written(job)[0] == "lost"
+
+
+def test_a_new_server_takes_over_each_boards_oldest_open_job(rig: Rig):
+    rig.connect("lab-1")
+    rig.connect("lab-2")
+    ran, other = rig.run("lab-1", "lab-2")
+    (never_sent,) = rig.run("lab-1")
+    later = Rig(rig.store)  # the first one is dead: kill -9
+    assert later.written(never_sent) == ("lost", "the server restarted before it was sent")
+    assert later.written(ran) == (None, None)
+    assert later.board("lab-1").state == "lost"
+    later.connect("lab-1", last=last(ran, "error", "ValueError: true"))
+    assert later.written(ran) == ("error", "ValueError: true")
+    later.clock.turn(GRACE)
+    assert later.written(other)[0] == "lost"
+    later.connect("lab-2", last=last(other))
+    assert later.written(other)[0] == "ok"
+
+
+def test_a_new_server_amends_what_the_one_before_had_to_guess(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    rig.clock.turn(GRACE)
+    later = Rig(rig.store)
+    later.connect(last=last(job, "ok"))
+    assert later.written(job)[0] == "ok"
+
+
+def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):
+    rig.connect()
+    rig.store.saw_board("id1", {"boot": "b1"})
+    (job,) = rig.run()
+    later = Rig(rig.store)
+    later.connect(boot="b2")
+    assert later.written(job) == ("lost", "the board restarted while it ran")
+
+
+def test_open_jobs_of_boards_that_are_gone_end_at_the_next_start(rig: Rig):
+    rig.store.begin(["no such id"], "ann")
+    later = Rig(rig.store)
+    row = later.store.job(1)
+    assert row is not None
+    assert row.status == "lost"
+
+
+def test_the_log_has_no_bytes_of_a_boards(rig: Rig, caplog):
+    caplog.set_level(logging.INFO)
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.clock.turn(5)
+    rig.end(job, "error", rest=b"\x1b[31mValueError: \r\nforged line")
+    assert "forged" not in caplog.text
+    assert "\x1b" not in caplog.text

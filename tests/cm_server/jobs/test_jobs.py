@@ -1,0 +1,150 @@
+"""Jobs as the server sees them: bounded tails, and a bounded memory of what ended."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from cm_server.jobs.jobs import Cell, Job, Recent, Tail
+from cm_server.jobs.registry import Board
+from cm_server.limits import RECENT_BYTES, RECENT_JOBS, TAIL_BYTES
+from cm_server.store.rows import BoardRow
+
+
+class Timer:
+    cancelled = 0
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.told: list[tuple[bytes, bool]] = []
+
+    def deliver(self, message: bytes, *, droppable: bool = False) -> None:
+        self.told.append((message, droppable))
+
+
+def job(number: int = 1, watcher: Watcher | None = None) -> Job:
+    board = Board(BoardRow("id1", "lab-1", bytes(32), {}, {}, 0.0, None))
+    return Job(number, board, Cell(b"print(1)", None, awaits=False), "ann", watcher)
+
+
+def test_a_tail_keeps_what_is_short():
+    tail = Tail()
+    tail.add(b"one\r\n")
+    tail.add("zw\u00f6lf".encode())
+    assert (tail.text(), tail.cut, len(tail)) == ("one\nzw\u00f6lf", False, 11)
+
+
+def test_a_tail_keeps_the_end_of_what_is_long():
+    tail = Tail()
+    for number in range(100_000):
+        tail.add(b"%8d" % number)
+        assert len(tail) <= 2 * TAIL_BYTES
+    assert tail.cut
+    assert len(tail.text()) == TAIL_BYTES
+    assert tail.text().endswith("   99998   99999")
+
+
+@pytest.mark.parametrize(("size", "cut"), [(TAIL_BYTES, False), (TAIL_BYTES + 1, True)])
+def test_a_tail_says_whether_something_is_left_out(size, cut):
+    tail = Tail()
+    for _ in range(size):
+        tail.add(b"x")
+    assert (len(tail.text()), tail.cut) == (TAIL_BYTES, cut)
+
+
+def test_one_write_may_be_longer_than_the_tail():
+    tail = Tail()
+    tail.add(bytes(10 * TAIL_BYTES) + b"end")
+    assert tail.text().endswith("\0end")
+    assert (len(tail), tail.cut) == (TAIL_BYTES, True)
+
+
+def test_a_tail_that_was_cut_in_a_character_is_still_text():
+    tail = Tail()
+    tail.add(b"x" + "\u00e4".encode() * 2 * TAIL_BYTES)
+    assert tail.text()[1:] == "\u00e4" * (TAIL_BYTES // 2 - 1)
+
+
+def test_a_job_tells_its_watcher_if_it_has_one():
+    watcher = Watcher()
+    watched = job(watcher=watcher)
+    watched.deliver(b"a")
+    watched.deliver(b"b", droppable=True)
+    watched.watcher = None
+    watched.deliver(b"c")
+    assert watcher.told == [(b"a", False), (b"b", True)]
+
+
+def test_a_timer_is_called_off_once():
+    timed, timer = job(), Timer()
+    timed.timer = timer
+    timed.stop_timer()
+    timed.stop_timer()
+    assert timer.cancelled == 1
+
+
+def test_describe_tells_state_and_time():
+    known = job(7)
+    assert known.describe() == {
+        "job": 7,
+        "board": "lab-1",
+        "caller": "ann",
+        "state": "queued",
+        "status": None,
+        "started": None,
+        "elapsed": None,
+    }
+    known.state, known.started = "running", time.time() - 5
+    assert known.describe()["elapsed"] == pytest.approx(5, abs=1)
+    known.state, known.status, known.ended = "settled", "ok", known.started + 2
+    told = known.describe()
+    assert (told["state"], told["status"], told["elapsed"]) == ("ended", "ok", pytest.approx(2))
+
+
+def test_show_is_json_with_the_tails_and_without_the_code():
+    known = job()
+    known.tail.add(b"hi\xff\x1b[2J")
+    known.value.add(b"42")
+    known.error = "it was so"
+    told = json.loads(json.dumps(known.show()))
+    assert told["stdout"] == "hi\ufffd\x1b[2J"
+    assert (told["value"], told["error"], told["truncated"]) == ("42", "it was so", False)
+    assert "print(1)" not in json.dumps(told)
+
+
+def test_recent_jobs_are_found_and_told_newest_first():
+    recent = Recent()
+    for number in (1, 2, 3):
+        recent.add(job(number))
+    found = recent.get(2)
+    assert found is not None
+    assert (found.id, found.cell.code) == (2, b"")
+    assert recent.get(4) is None
+    assert [known.id for known in recent.newest()] == [3, 2, 1]
+
+
+def test_recent_jobs_are_bounded_in_number():
+    recent = Recent()
+    for number in range(RECENT_JOBS + 5):
+        recent.add(job(number))
+    assert len(recent.newest()) == RECENT_JOBS
+    assert recent.get(4) is None
+    assert recent.get(5) is not None
+
+
+def test_recent_jobs_are_bounded_in_bytes():
+    recent = Recent()
+    for number in range(300):
+        loud = job(number)
+        loud.tail.add(bytes(100_000))
+        recent.add(loud)
+    kept = recent.newest()
+    assert sum(len(known.tail) for known in kept) <= RECENT_BYTES
+    assert len(kept) == RECENT_BYTES // 100_000
+    assert kept[0].id == 299

@@ -1,0 +1,151 @@
+"""The registry: which boards there are, and what is known of each."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol.targets import parse
+from cm_server.jobs.jobs import Cell, Job
+from cm_server.jobs.registry import MIN_BUFFER, Board, Registry
+from cm_server.store.rows import BoardRow
+
+FACTS = {
+    "platform": "esp32",
+    "version": "1.27.0",
+    "mpy": 0x0B06,
+    "machine": "ESP32 module",
+    "client": "0.1",
+    "heap": 111168,
+    "boot": "b1",
+}
+
+
+class Link:
+    def send(self, message: bytes) -> None:
+        raise AssertionError("the registry sends nothing")
+
+    def close(self, code: int, reason: str = "") -> None:
+        raise AssertionError("the registry closes nothing")
+
+
+def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
+    return BoardRow(f"id-{name}", name, b"k" * 32, {"room": "lab"}, facts or {}, 1.0, 5.0)
+
+
+def busy(board: Board) -> None:
+    job = Job(7, board, Cell(b"1", None, awaits=False), "ann", None)
+    job.state, job.started = "running", time.time()
+    board.current = job
+
+
+def test_boards_are_found_by_name_and_by_id():
+    registry = Registry([row("lab-1"), row("lab-2")])
+    added = registry.add(row("lab-3"))
+    assert list(registry.by_name) == ["lab-1", "lab-2", "lab-3"]
+    assert registry.by_id["id-lab-3"] is added is registry.by_name["lab-3"]
+
+
+def test_online_are_those_with_a_link():
+    registry = Registry([row("lab-1"), row("lab-2")])
+    registry.by_name["lab-2"].connect(Link(), FACTS, 1500)
+    assert [board.name for board in registry.online()] == ["lab-2"]
+
+
+def test_a_board_is_offline_idle_busy_or_lost():
+    board = Board(row())
+    seen = [(board.state, board.online)]
+    board.connect(Link(), FACTS, 1500)
+    seen.append((board.state, board.online))
+    busy(board)
+    seen.append((board.state, board.online))
+    board.disconnect()
+    seen.append((board.state, board.online))
+    assert seen == [("offline", False), ("idle", True), ("busy", True), ("lost", False)]
+
+
+def test_each_link_is_counted_and_noted():
+    board = Board(row())
+    before = time.time()
+    board.connect(Link(), FACTS, 1500)
+    board.connect(Link(), FACTS, 300)
+    assert (board.links, board.buffer_size) == (2, 300)
+    assert board.connected_since is not None
+    assert before - 60 < board.connected_since <= time.time()
+    told = board.describe()
+    assert told["last_seen"] >= before
+    board.disconnect()
+    assert board.describe()["connected_since"] is None
+    assert board.describe()["last_seen"] >= told["last_seen"]
+
+
+def test_a_board_that_was_never_here_has_the_smallest_buffer():
+    assert Board(row()).buffer_size == MIN_BUFFER
+
+
+def test_facts_are_text_so_that_targets_can_ask_for_them():
+    board = Board(row(facts=FACTS))
+    assert board.facts == {
+        "platform": "esp32",
+        "version": "1.27.0",
+        "machine": "ESP32 module",
+        "state": "offline",
+        "mpy": "6.3",
+        "client": "0.1",
+    }
+    board.connect(Link(), FACTS, 1500)
+    chosen = parse("platform=esp32 & mpy=6.3 & state=idle & room=lab").resolve({"lab-1": board})
+    assert chosen.names == ("lab-1",)
+
+
+@pytest.mark.parametrize("told", [{}, {"mpy": None}, {"mpy": "6.3"}, {"mpy": [6]}])
+def test_a_board_that_tells_nonsense_has_no_bytecode_version(told):
+    assert Board(row(facts=told)).facts["mpy"] == ""
+
+
+def test_describe_is_json_and_holds_no_key():
+    board = Board(row(facts=FACTS))
+    board.connect(Link(), FACTS, 1500)
+    busy(board)
+    told = board.describe()
+    text = json.dumps(told)
+    assert "kkkk" not in text
+    assert (b"k" * 32).hex() not in text
+    assert told["name"] == "lab-1"
+    assert told["labels"] == {"room": "lab"}
+    assert told["heap"] == 111168
+    assert told["job"]["job"] == 7
+    assert told["job"]["caller"] == "ann"
+    assert told["queued"] == 0
+
+
+def test_describe_tells_when_an_absent_board_was_seen():
+    told = Board(row()).describe()
+    assert (told["state"], told["last_seen"], told["job"]) == ("offline", 5.0, None)
+    board = Board(row())
+    board.connect(Link(), FACTS, 1500)
+    assert board.describe()["last_seen"] >= board.connected_since
+
+
+def test_who_listens_is_told_of_each_change():
+    registry = Registry([row()])
+    told: list[Board] = []
+    registry.on_change = told.append
+    board = registry.by_name["lab-1"]
+    changes = [
+        lambda: board.connect(Link(), FACTS, 1000),
+        lambda: busy(board),
+        lambda: setattr(board, "current", None),
+        lambda: setattr(board, "labels", {"room": "attic"}),
+        board.disconnect,
+        lambda: registry.remove(board),
+        lambda: registry.add(row("lab-2")),
+    ]
+    for change in changes:
+        told.clear()
+        change()
+        assert told, change
+    assert told == [registry.by_name["lab-2"]]

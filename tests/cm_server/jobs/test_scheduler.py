@@ -1,0 +1,266 @@
+"""The queues: who runs what next, and when a board is given up."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cm_server.jobs.scheduler import CONFIRM, RESET_SECONDS
+from tests.cm_server.dispatching import GRACE, Rig, last
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_long_cell_travels_in_pieces_that_fit_the_boards_buffer(rig: Rig):
+    link = rig.connect(buffer_size=64)
+    code = bytes(range(200))
+    rig.run(code=code)
+    pieces = [message.payload for message in link.sent]
+    assert b"".join(pieces)[8:] == code
+    assert all(wire.HEADER.size + len(piece) <= 64 for piece in pieces)
+    assert [message.op for message in link.sent[1:]] == [wire.MORE] * (len(pieces) - 1)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "timeout_ms"),
+    [(None, 0), (2.5, 2500), (0.0001, 1), (10.0**9, 0x3FFFFFFF)],
+)
+def test_the_timeout_travels_in_milliseconds(rig: Rig, timeout, timeout_ms):
+    link = rig.connect()
+    rig.run(timeout=timeout)
+    assert struct.unpack_from(">I", link.sent[0].payload) == (timeout_ms,)
+
+
+def test_a_busy_board_queues_first_come_first_served(rig: Rig):
+    link = rig.connect()
+    first, second, third = rig.run()[0], rig.run(code=b"2")[0], rig.run(code=b"3")[0]
+    assert (second.state, third.state) == ("queued", "queued")
+    assert second.describe()["elapsed"] is None
+    rig.end(first)
+    assert rig.caller.ops(second) == [wire.STARTED]
+    rig.end(second)
+    rig.end(third)
+    assert [message.payload[8:] for message in link.sent] == [b"1", b"2", b"3"]
+
+
+def test_an_ending_is_written_before_the_same_boards_next_job(rig: Rig, monkeypatch):
+    rig.connect()
+    first, _ = rig.run()[0], rig.run()[0]
+    done: list[str] = []
+    monkeypatch.setattr(rig.store, "flush", lambda: done.append("written"))
+    monkeypatch.setattr(rig.board().link, "send", lambda _: done.append("sent"))
+    rig.end(first)
+    assert done == ["written", "sent"]
+
+
+def test_a_board_that_confirms_its_timeout_is_believed(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=2)
+    rig.clock.turn(2.1)
+    rig.end(job, "timeout", rest=b"KeyboardInterrupt: ")
+    rig.clock.turn(10)
+    assert rig.caller.ending(job) == ("timeout", "")
+
+
+def test_a_board_that_owes_its_word_too_long_is_asked_anew(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(timeout=2)
+    (next_job,) = rig.run()
+    rig.clock.turn(2 + CONFIRM)
+    assert link.closed == []
+    rig.clock.turn(GRACE)
+    assert link.closed == [1001]
+    rig.drop()
+    rig.connect(last=last(job, "ok"))
+    assert rig.written(job)[0] == "ok"
+    assert rig.caller.ops(job) == [wire.ENDED]
+    assert next_job.state == "running"
+
+
+def test_an_unconfirmed_timeout_is_settled_once_when_the_board_stays_away(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.clock.turn(2)
+    rig.drop()
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(job)[0] == "timeout"
+    assert rig.board().state == "offline"
+
+
+def test_a_timeout_whose_board_is_gone_ends_as_lost(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.drop()
+    rig.clock.turn(1 + CONFIRM)
+    assert rig.caller.ending(job)[0] == "lost"
+    rig.clock.turn(GRACE)
+    assert rig.board().state == "offline"
+
+
+def test_a_deadline_that_comes_too_late_changes_nothing(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    (timer,) = rig.clock.timers
+    rig.end(job)
+    timer.act()
+    assert rig.written(job) == ("ok", "")
+
+
+def test_a_broken_link_gives_grace_and_then_the_job_is_lost(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    rig.drop()
+    assert (job.state, rig.board().state) == ("adrift", "lost")
+    rig.clock.turn(GRACE - 0.1)
+    assert rig.caller.told == []
+    rig.clock.turn(0.2)
+    assert rig.caller.ending(job) == (
+        "lost",
+        "its link broke and it did not come back within 10 s",
+    )
+    assert rig.written(job)[0] == "lost"
+    assert rig.board().state == "offline"
+
+
+def test_a_queue_ends_offline_when_its_board_stays_away(rig: Rig):
+    rig.connect()
+    first, second = rig.run()[0], rig.run()[0]
+    rig.drop()
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(first)[0] == "lost"
+    assert rig.caller.ending(second)[0] == "offline"
+
+
+def test_a_second_break_starts_the_grace_anew(rig: Rig):
+    rig.connect()
+    first, second = rig.run()[0], rig.run()[0]
+    rig.drop()
+    rig.clock.turn(GRACE - 1)
+    rig.connect(last=last(first))
+    rig.drop()
+    rig.clock.turn(GRACE - 1)
+    assert second.state == "adrift"
+    rig.clock.turn(1)
+    assert rig.caller.ending(second)[0] == "lost"
+
+
+def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
+    rig.connect()
+    running, queued = rig.run()[0], rig.run()[0]
+    (patient,) = rig.run("lab-2", wait=60)
+    rig.dispatch.abandon(rig.board("lab-1"))
+    rig.dispatch.abandon(rig.board("lab-2"))
+    rig.drop("lab-1")
+    rig.clock.turn(100)
+    assert rig.caller.ending(running) == ("lost", "the board was taken out of the fleet")
+    assert rig.caller.ending(queued)[0] == "offline"
+    assert rig.caller.ending(patient) == ("offline", "it was taken out of the fleet")
+    assert not rig.dispatch.jobs
+
+
+def test_an_idle_board_is_taken_out_without_a_word(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(timeout=1)
+    rig.clock.turn(2)
+    rig.dispatch.abandon(rig.board())
+    rig.dispatch.abandon(rig.board("lab-3"))
+    assert rig.caller.ops(job) == [wire.ENDED]
+
+
+def test_a_timeout_counts_from_the_write_and_not_from_the_wait(rig: Rig):
+    (job,) = rig.run(wait=30, timeout=1)
+    rig.clock.turn(20)
+    rig.connect()
+    rig.clock.turn(1.5)
+    assert job.state == "running"
+    rig.clock.turn(0.4)
+    assert rig.caller.ending(job)[0] == "timeout"
+
+
+def test_the_callers_patience_outlasts_the_grace(rig: Rig):
+    rig.connect()
+    (lost,) = rig.run()
+    rig.drop()
+    (patient,) = rig.run(wait=60)
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(lost)[0] == "lost"
+    assert patient.state == "queued"
+    link = rig.connect()
+    assert link.ops(patient) == [wire.EXEC]
+
+
+def test_a_fresh_cell_runs_after_the_restart(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(code=b"fresh", fresh=True)
+    assert link.ops(job) == [wire.RESET]
+    assert (job.state, rig.board().state) == ("resetting", "busy")
+    rig.drop()
+    rig.clock.turn(GRACE + 1)  # a real board's Wi-Fi takes its time
+    link = rig.connect(boot="b2", last=None)
+    assert link.ops(job) == [wire.EXEC]
+    rig.clock.turn(RESET_SECONDS)
+    assert job.state == "running"
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+
+
+def test_a_fresh_cell_waits_for_its_turn_first(rig: Rig):
+    link = rig.connect()
+    first, fresh = rig.run()[0], rig.run(fresh=True)[0]
+    assert link.ops(fresh) == []
+    rig.end(first)
+    assert link.ops(fresh) == [wire.RESET]
+
+
+def test_a_board_that_did_not_restart_runs_no_fresh_cell(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.drop()
+    link = rig.connect(boot="b1")
+    assert rig.caller.ending(job) == ("error", "the board did not restart; the cell did not run")
+    assert link.ops(job) == []
+
+
+@pytest.mark.parametrize("link_breaks", [False, True])
+def test_a_board_that_does_not_come_back_from_its_reset_is_lost_with_its_queue(rig, link_breaks):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    if link_breaks:
+        rig.drop()
+    rig.clock.turn(RESET_SECONDS)
+    status, why = rig.caller.ending(fresh)
+    assert status == "lost"
+    assert "did not come back from its reset within 20 s" in why
+    if link_breaks:
+        assert rig.caller.ending(after)[0] == "offline"
+    else:
+        assert after.state == "running"
+
+
+@pytest.mark.parametrize("link_breaks", [False, True])
+def test_a_reset_that_is_interrupted_holds_up_nobody_for_ever(rig: Rig, link_breaks):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    if link_breaks:
+        rig.drop()
+    rig.dispatch.interrupt(fresh)
+    assert rig.caller.ending(fresh)[0] == "interrupted"
+    rig.clock.turn(RESET_SECONDS)
+    if link_breaks:
+        assert rig.caller.ending(after)[0] == "offline"
+    else:
+        assert after.state == "running"
+
+
+def test_a_board_back_from_a_reset_that_was_interrupted_goes_on(rig: Rig):
+    rig.connect()
+    fresh, after = rig.run(fresh=True)[0], rig.run()[0]
+    rig.drop()
+    rig.dispatch.interrupt(fresh)
+    link = rig.connect(boot="b2")
+    assert (link.ops(fresh), link.ops(after)) == ([], [wire.EXEC])

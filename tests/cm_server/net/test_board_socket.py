@@ -1,0 +1,483 @@
+"""A board's link, on real sockets: who gets in, who does not, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from typing import Any
+
+import pytest
+
+from cloudmanager.protocol import frames, proofs, wire
+from cm_server import limits
+from cm_server.net import board_socket
+from tests.cm_server.peers import (
+    FACTS,
+    FakeBoard,
+    FakeCaller,
+    Identity,
+    RawPeer,
+    Service,
+    running_service,
+    within,
+)
+
+STRANGER = Identity({"name": "x", "id": "00" * 8, "key": "11" * 32})
+
+
+@pytest.fixture
+def lab(service: Service) -> Identity:
+    (identity,) = service.enrol("lab-1")
+    return identity
+
+
+# Who are you
+
+
+async def test_a_board_that_proves_itself_is_here_with_its_facts(service: Service, lab: Identity):
+    async with await FakeBoard.join(service, lab) as board:
+        assert board.welcome == {"name": "lab-1", "beat": 30.0, "spread": 2.0}
+        told = service.server.registry.by_name["lab-1"].describe()
+        assert told["state"] == "idle"
+        assert (told["platform"], told["version"], told["mpy"]) == ("unix", "1.28.0", "6.3")
+        assert told["heap"] == FACTS["heap"]
+    await service.until(lambda: service.state("lab-1") == "offline")
+
+
+async def test_the_facts_are_known_while_it_is_away(service: Service, lab: Identity):
+    async with await FakeBoard.join(service, lab, boot="b7"):
+        pass
+    (row,) = service.server.store.boards()
+    assert (row.facts["platform"], row.facts["boot"]) == ("unix", "b7")
+    assert row.last_seen is not None
+
+
+async def refusal(service: Service, identity: Identity, lie: Any = None) -> tuple[int | None, str]:
+    """Dial in with a wrong proof; return how the server closes."""
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(identity.id)
+        challenge = await board.next()
+        assert challenge.op == wire.CHALLENGE
+        assert wire.read_json(challenge.payload[48:]) == {"v": 1}
+        await board.send(wire.PROOF, bytes(32) + json.dumps(lie or {}).encode())
+        code, reason = await board.closed()
+        return code, reason
+
+
+async def test_a_wrong_key_and_an_unknown_id_are_told_the_same(service: Service, lab: Identity):
+    wrong_key = await refusal(service, lab)
+    unknown = await refusal(service, STRANGER)
+    assert wrong_key == unknown == (4001, "not proven")
+    assert service.state("lab-1") == "offline"
+
+
+async def test_a_stranger_meets_a_fresh_challenge_each_time(service: Service, lab: Identity):
+    seen = set()
+    for identity in (lab, lab, STRANGER, STRANGER):
+        async with await FakeBoard.dial(service, "/board") as board:
+            await board.greet(identity.id)
+            seen.add((await board.next()).payload)
+    assert len(seen) == 4
+
+
+async def test_a_recorded_proof_opens_nothing_later(service: Service, lab: Identity, monkeypatch):
+    sent: list[bytes] = []
+    real = FakeBoard.send
+
+    async def send(self, op, payload=b"", **more):
+        sent.append(payload)
+        await real(self, op, payload, **more)
+
+    monkeypatch.setattr(FakeBoard, "send", send)
+    async with await FakeBoard.join(service, lab):
+        hello, proof = sent
+    async with await FakeBoard.dial(service, "/board") as replay:
+        await replay.send(wire.HELLO, hello)
+        await replay.next()
+        await replay.send(wire.PROOF, proof)
+        assert (await replay.closed())[0] == board_socket.NOT_PROVEN
+
+
+async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Identity):
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        nonces = board.nonce + (await board.next()).payload[:16]
+        text = b'{"boot": "b1", "buf": 1528}'
+        proof = proofs.board_proof(lab.key, nonces, lab.id, text)
+        await board.send(wire.PROOF, proof + text.replace(b"8", b"9"))
+        assert (await board.closed())[0] == board_socket.NOT_PROVEN
+
+
+async def test_the_servers_own_proof_sent_back_opens_nothing(service: Service, lab: Identity):
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        challenge = await board.next()
+        await board.send(wire.PROOF, challenge.payload[16:])
+        assert (await board.closed())[0] == board_socket.NOT_PROVEN
+
+
+@pytest.mark.parametrize("version", [0, 2, 99])
+async def test_another_version_is_told_so(service: Service, lab: Identity, version):
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id, version)
+        code, reason = await board.closed()
+        assert code == board_socket.WRONG_VERSION
+        assert reason == f"protocol {version} is not spoken here"
+
+
+async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
+    service: Service, lab: Identity, caplog
+):
+    for _ in range(limits.STRANGER_ROWS_PER_MINUTE + 5):
+        await refusal(service, lab)
+    rows = [row for row in service.audited() if row.verb == "board"]
+    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert rows[0][1:] == (
+        "",
+        "127.0.0.1",
+        "board",
+        lab.id,
+        "not proven",
+        None,
+        None,
+        None,
+        "refused",
+    )
+    assert caplog.text.count("was refused as a board") == len(rows)
+    async with await FakeBoard.join(service, lab):  # behind the same address
+        assert service.state("lab-1") == "idle"
+
+
+async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, lab: Identity):
+    unproven = service.server.unproven
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        challenge = await board.next()
+        assert unproven.count == 1
+        await board.prove(lab, challenge)
+        await board.next()
+        assert unproven.count == 0
+    async with await FakeBoard.dial(service, "/board") as silent:
+        await silent.greet(lab.id)
+        await silent.next()
+        assert unproven.count == 1
+    await service.until(lambda: unproven.count == 0)
+    assert unproven.cut == 0
+
+
+async def test_the_oldest_link_that_proved_nothing_is_cut_for_a_newer_one(
+    service: Service, monkeypatch
+):
+    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 3)
+    async with contextlib.AsyncExitStack() as stack:
+        links = [await stack.enter_async_context(await RawPeer.upgraded(service)) for _ in range(5)]
+        await within(links[0].gone())
+        await within(links[1].gone())
+        assert service.server.unproven.count <= 3
+        assert not links[4].reader.at_eof()
+
+
+HELLO = {"v": 1, "id": "00" * 8, "nonce": "00" * 16}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01",
+        wire.pack(wire.PROOF, bytes(40)),
+        wire.pack(wire.OUTPUT, b"hi"),
+        wire.pack(wire.SUBMIT, b"hi"),
+        wire.pack(wire.HELLO),
+        wire.pack(wire.HELLO, b"[]"),
+        wire.pack(wire.HELLO, b"\xff\xfe"),
+        wire.pack(wire.HELLO, b"[" * 60_000),
+        wire.pack(wire.HELLO, b'{"v": 1'),
+        wire.pack(wire.HELLO, b'{"v": ' + b"9" * 5000 + b"}"),
+        *(
+            wire.pack_json(wire.HELLO, {**HELLO, **wrong})
+            for wrong in (
+                {"v": None},
+                {"v": "1"},
+                {"id": 7},
+                {"id": ""},
+                {"id": "x" * 65},
+                {"id": "\u00e9"},
+                {"id": "\ud800"},
+                {"nonce": ""},
+                {"nonce": "00" * 15},
+                {"nonce": "00" * 17},
+                {"nonce": "zz" * 16},
+                {"nonce": ["00"]},
+            )
+        ),
+    ],
+    ids=lambda data: repr(data)[2:34],
+)
+async def test_a_malformed_hello_ends_the_link_and_nothing_else(service: Service, data, caplog):
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.socket.send(data)
+        code, reason = await board.closed()
+    assert code == frames.PROTOCOL_ERROR
+    assert reason
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_hello_in_place_of_a_proof_ends_the_link(service: Service, lab: Identity):
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        await board.next()
+        await board.greet(lab.id)
+        assert (await board.closed())[0] == frames.PROTOCOL_ERROR
+
+
+async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypatch):
+    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
+    async with await FakeBoard.dial(service, "/board") as silent:
+        assert await silent.closed() == (board_socket.NOT_PROVEN, "too slow")
+    async with await FakeBoard.dial(service, "/board") as half:
+        await half.greet(lab.id)
+        await half.next()
+        assert await half.closed() == (board_socket.NOT_PROVEN, "too slow")
+
+
+async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity, monkeypatch):
+    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
+    async with await FakeBoard.join(service, lab) as board:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(board.socket.recv(), 0.1)
+        assert service.state("lab-1") == "idle"
+
+
+async def test_a_token_opens_no_boards_door(service: Service, lab: Identity):
+    header: dict[str, Any] = {"Authorization": f"Bearer {service.token}"}
+    async with await FakeBoard.dial(service, "/board", **header) as board:
+        await board.send(wire.REQUEST, b'{"verb": "boards"}')
+        assert (await board.closed())[0] == frames.PROTOCOL_ERROR
+
+
+# What a board tells of itself is untrusted
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"facts": None},
+        {"facts": []},
+        {"facts": {}},
+        {"facts": {"platform": "x" * 9999, "version": ["deep"], "mpy": "6", "heap": -1}},
+        {"facts": {"mpy": 2**64, "heap": 1e300, "platform": None}},
+        {"facts": {"platform": "<img onerror=x>\x1b[2J\ud800\0"}},
+        {"buf": None},
+        {"buf": "1528"},
+        {"buf": -5},
+        {"buf": 2**70},
+        {"boot": None},
+        {"boot": ["b1"]},
+        {"boot": "x" * 60_000},
+        {"last": "x"},
+        {"last": []},
+        {"last": {"job": "zz"}},
+        {"last": {"job": "f" * 50, "status": 0}},
+        {"last": {"job": "1", "status": float("inf")}},
+        {"last": {"job": "1", "status": 0, "error": "\ud800" * 3000}},
+        {"parts": None},
+    ],
+    ids=lambda told: repr(told)[:40],
+)
+async def test_nonsense_in_a_true_proof_is_bounded_and_harmless(
+    service: Service, lab: Identity, told, caplog
+):
+    async with (
+        await FakeBoard.join(service, lab, **told) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (told_of,) = (await caller.ask("boards"))["reply"]
+        assert len(json.dumps(told_of)) < 2500
+        (job,) = await caller.submit("lab-1", b"x" * 3000)
+        buffer = service.server.registry.by_name["lab-1"].buffer_size
+        assert 64 <= buffer <= 64 * 1024
+        pieces = b""
+        while len(pieces) < 3008:
+            pieces += (await board.next()).payload
+        await board.end(job)
+        assert (await caller.ending(job))[0] == "ok"
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_it_cannot_forge_a_line_of_the_log(service: Service, lab: Identity, caplog):
+    caplog.set_level(logging.INFO)
+    evil = "x\r\n2026-01-01 INFO forged\x1b[2J"
+    facts = {**FACTS, "platform": evil, "machine": evil}
+    async with await FakeBoard.join(service, lab, facts=facts, boot=evil) as board:
+        await board.send(wire.OUTPUT, evil.encode(), job=99)
+        await board.send(wire.HELLO, evil.encode())
+        await board.closed()
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(evil)
+        await board.next()
+        await board.send(wire.PROOF, bytes(40))
+        await board.closed()
+    assert "forged" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+# One board, one link
+
+
+async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab: Identity, caplog):
+    async with (
+        await FakeBoard.join(service, lab) as older,
+        await FakeBoard.join(service, lab) as newer,
+        await FakeCaller.join(service) as caller,
+    ):
+        assert await older.closed() == (board_socket.REPLACED, "a newer link took over")
+        assert service.state("lab-1") == "idle"
+        (job,) = await caller.submit("lab-1")
+        assert (await newer.next()).job == job
+        await newer.end(job, rest=b"1")
+        assert await caller.ending(job) == ("ok", "1")
+    assert "dialled in again" in caplog.text
+
+
+async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(service: Service):
+    """Each is told to come back later, and later; one that was away for a while is not."""
+    (lab,) = service.enrol("lab-1")
+    spreads = []
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(12):
+            board = await stack.enter_async_context(await FakeBoard.join(service, lab))
+            spreads.append(board.welcome["spread"])
+    assert spreads[:5] == [2, 2, 8, 16, 32]
+    assert max(spreads) == limits.RIVAL_SECONDS
+    await service.until(lambda: service.state("lab-1") == "offline")
+    async with await FakeBoard.join(service, lab) as board:
+        assert board.welcome["spread"] == 2
+
+
+async def test_a_second_link_without_the_key_takes_nothing_over(service: Service, lab: Identity):
+    async with await FakeBoard.join(service, lab) as board:
+        assert (await refusal(service, lab))[0] == board_socket.NOT_PROVEN
+        async with await FakeCaller.join(service) as caller:
+            (job,) = await caller.submit("lab-1")
+            assert (await board.next()).job == job
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_a_board_cannot_end_another_boards_job(service: Service):
+    mine, other = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, mine) as forger,
+        await FakeBoard.join(service, other) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-2")
+        await forger.end(job, "error", rest=b"forged")
+        await board.end(job, rest=b"true")
+        assert await caller.ending(job) == ("ok", "true")
+        assert service.state("lab-1") == "idle"
+
+
+async def test_a_new_key_shuts_the_old_one_out(service: Service, lab: Identity):
+    (fresh,) = service.enrol("lab-1")
+    assert (fresh.id, fresh.key == lab.key) == (lab.id, False)
+    async with await FakeBoard.dial(service, "/board") as board:
+        await board.greet(lab.id)
+        challenge = await board.next()
+        with pytest.raises(AssertionError):  # the old key's owner is told nothing that it knows
+            await board.prove(lab, challenge)
+    async with await FakeBoard.join(service, fresh):
+        assert service.state("lab-1") == "idle"
+
+
+# Work and its end
+
+
+async def test_a_link_that_breaks_in_a_job_ends_with_the_truth(service: Service, lab: Identity):
+    async with await FakeCaller.join(service) as caller:
+        async with await FakeBoard.join(service, lab) as board:
+            (job,) = await caller.submit("lab-1")
+            await board.next()
+        await service.until(lambda: service.state("lab-1") == "lost")
+        last = {"job": f"{job:08x}", "status": 1, "error": "ValueError: true", "dropped": 3}
+        async with await FakeBoard.join(service, lab, last=last):
+            assert await caller.ending(job) == ("error", "ValueError: true")
+
+
+async def test_a_broken_rule_in_mid_job_loses_the_link_not_the_job(service: Service, lab: Identity):
+    async with await FakeCaller.join(service) as caller:
+        async with await FakeBoard.join(service, lab) as board:
+            (job,) = await caller.submit("lab-1")
+            await board.next()
+            await board.send(wire.RESULT, b"", job=job, flags=9)
+            code, reason = await board.closed()
+            assert (code, reason) == (frames.PROTOCOL_ERROR, "RESULT is malformed.")
+        async with await FakeBoard.join(service, lab, boot="b2"):
+            assert await caller.ending(job) == ("lost", "the board restarted while it ran")
+
+
+async def test_an_oversize_message_is_refused_before_it_is_read(service: Service):
+    async with await RawPeer.upgraded(service) as peer:
+        peer.say(frames.frame_head(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
+        assert (await peer.closed())[0] == frames.TOO_BIG
+
+
+async def test_the_largest_message_is_taken(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        output = bytes(range(256)) * 256
+        output = output[: limits.BOARD_MESSAGE_BYTES - wire.HEADER.size]
+        await board.send(wire.OUTPUT, output, job=job)
+        assert (await caller.event()).payload == output
+
+
+async def test_a_silent_idle_board_is_gone_after_two_beats(tmp_path):
+    async with running_service(tmp_path, beat=0.05) as service:
+        (lab,) = service.enrol("lab-1")
+        board = await FakeBoard.join(service, lab)
+        board.socket.transport.pause_reading()  # it hears no ping and answers none
+        await service.until(lambda: service.state("lab-1") == "offline")
+        board.socket.transport.resume_reading()
+        assert await board.closed() == (frames.GOING_AWAY, "silent")
+
+
+async def test_a_silent_busy_board_is_not_gone(tmp_path):
+    async with running_service(tmp_path, beat=0.02) as service:
+        (lab,) = service.enrol("lab-1")
+        async with (
+            await FakeBoard.join(service, lab) as board,
+            await FakeCaller.join(service) as caller,
+        ):
+            (job,) = await caller.submit("lab-1")
+            board.socket.transport.pause_reading()
+            await asyncio.sleep(0.2)  # ten beats: what shall not happen has no event
+            assert service.state("lab-1") == "busy"
+            board.socket.transport.resume_reading()
+            await board.end(job)
+            assert (await caller.ending(job))[0] == "ok"
+
+
+async def test_a_board_that_answers_its_beats_stays(tmp_path, caplog):
+    async with running_service(tmp_path, beat=0.02) as service:
+        (lab,) = service.enrol("lab-1")
+        async with await FakeBoard.join(service, lab):
+            await asyncio.sleep(0.2)  # ten beats
+            assert service.state("lab-1") == "idle"
+        await service.until(lambda: service.state("lab-1") == "offline")
+        await asyncio.sleep(0.1)  # five beats: none is left over from a link that ended
+    assert not re.search("silent", caplog.text)
+
+
+async def test_the_end_of_the_server_is_told(tmp_path):
+    async with running_service(tmp_path) as service:
+        (lab,) = service.enrol("lab-1")
+        board = await FakeBoard.join(service, lab)
+    assert await board.closed() == (frames.GOING_AWAY, "the server stops")

@@ -1,0 +1,616 @@
+"""A caller's link, on real sockets: its token, its rights, its cells, and its slowness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import deque
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from cloudmanager.protocol import frames, wire
+from cm_server import limits
+from cm_server.auth import credentials, enrolment
+from cm_server.auth.audit import Note
+from cm_server.net import caller_socket, websocket
+from tests.cm_server.peers import (
+    FakeBoard,
+    FakeCaller,
+    Identity,
+    RawPeer,
+    Service,
+    handshake,
+    within,
+)
+
+
+@pytest.fixture
+def lab(service: Service) -> Identity:
+    (identity,) = service.enrol("lab-1")
+    return identity
+
+
+# Who may come in
+
+
+async def refused(service: Service, **headers: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/caller", **{"Cm-Protocol": "1", **headers}))
+        return await peer.answer()
+
+
+def without_date(answer: str) -> list[str]:
+    return [line for line in answer.split("\r\n") if not line.startswith("Date:")]
+
+
+async def test_every_wrong_token_gets_the_same_answer(service: Service):
+    answers = [
+        await refused(service, Authorization=header)
+        for header in (
+            "",
+            "Bearer",
+            "Bearer x",
+            f"Bearer {service.token[:-1]}",
+            f"Bearer {service.token}x",
+            f"Basic {service.token}",
+            f"Bearer {credentials.new_token()}",
+            f"Bearer {'A' * 7000}",
+            "Bearer \u00e9\u00ff",
+        )
+    ]
+    assert answers[0].startswith("HTTP/1.1 401 Unauthorized\r\n")
+    assert answers[0].endswith("The server does not know this token.\n")
+    assert {tuple(without_date(answer)) for answer in answers} == {tuple(without_date(answers[0]))}
+
+
+async def test_a_token_of_a_megabyte_costs_its_sender_the_link(service: Service, caplog):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/caller", Authorization="Bearer " + "A" * 1024 * 1024))
+        await peer.gone()
+    async with await FakeCaller.join(service) as healthy:
+        assert "reply" in await healthy.ask("status")
+
+
+async def test_a_wrong_token_is_logged_without_the_token(service: Service, caplog):
+    await refused(service, Authorization="Bearer cm_almost-a-secret")
+    assert "wrong token" in caplog.text
+    assert "almost" not in caplog.text
+
+
+async def test_a_token_in_the_address_opens_nothing_and_is_not_logged(service: Service, caplog):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake(f"/caller?token={service.token}"))
+        assert (await peer.answer()).startswith("HTTP/1.1 401 ")
+    assert service.token not in caplog.text
+
+
+@pytest.mark.parametrize("version", ["", "0", "2", "x", "1.0"])
+async def test_another_version_is_told_which_one_is_spoken(service: Service, version):
+    headers = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": version}
+    answer = await refused(service, **headers)
+    assert answer.startswith("HTTP/1.1 409 ")
+    assert "\r\nCm-Protocol: 1\r\n" in answer
+    assert answer.endswith("This server speaks version 1 of the protocol.\n")
+
+
+async def test_the_version_is_not_told_to_a_stranger(service: Service):
+    assert "Cm-Protocol" not in await refused(service, Authorization="Bearer x")
+
+
+async def test_a_boards_key_opens_no_callers_door(service: Service, lab: Identity):
+    for secret in (lab.key.hex(), lab.id, lab.name):
+        with pytest.raises(InvalidStatus):
+            await FakeCaller.join(service, secret)
+
+
+async def test_without_an_upgrade_there_is_nothing_to_see(service: Service):
+    headers = {"Authorization": f"Bearer {service.token}", "Upgrade": ""}
+    assert (await refused(service, **headers)).startswith("HTTP/1.1 426 ")
+
+
+# Tokens that end, and wrong ones
+
+
+async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Service):
+    token = service.add_token("viewer", name="lab-notebook")
+    async with (
+        await FakeCaller.join(service) as admin,
+        await FakeCaller.join(service, token) as first,
+        await RawPeer.upgraded(service, "/caller", token=token, receive_bytes=4096) as deaf,
+    ):
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for caller in service.server.callers:
+            if caller.token.name == "lab-notebook":
+                caller._link.send(bytes(4 * 1024 * 1024))  # waits for it to read
+        began = time.monotonic()
+        assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
+        await first.next()
+        code, reason = await first.closed()
+        assert code == enrolment.REVOKED
+        assert reason.startswith("the token 'lab-notebook' was revoked on 2")
+        await service.until(lambda: len(service.server.callers) == 1)
+        assert time.monotonic() - began < 2
+        assert "reply" in await admin.ask("status")
+    answer = await refused(service, Authorization=f"Bearer {token}")
+    assert answer.startswith("HTTP/1.1 401 ")
+    assert "\r\nCm-Refused: the token 'lab-notebook' was revoked on 2" in answer
+
+
+async def test_what_a_revoked_token_began_goes_on_and_what_it_asks_is_not_heard(service, lab):
+    token = service.add_token("operator", name="lab-notebook")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as admin,
+        await FakeCaller.join(service, token) as caller,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        await admin.ask("token-revoke", name="lab-notebook")
+        with contextlib.suppress(ConnectionClosed):
+            await caller.socket.send(wire.pack_submit(2, {"target": "lab-1"}, b"2"))
+        await caller.closed()
+        await board.end(job, rest=b"1")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        row = service.server.store.job(job)
+        assert row is not None
+        assert row.status == "ok"
+        assert service.server.store.job(job + 1) is None
+
+
+async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, monkeypatch):
+    token = service.add_token("viewer", name="lab-notebook")
+    real = websocket.accept
+
+    async def accept(handler, link):
+        service.server.tokens.revoke("lab-notebook", Note("test", "", "token-revoke"))
+        return await real(handler, link)
+
+    monkeypatch.setattr(caller_socket, "accept", accept)
+    caller = await FakeCaller.join(service, token)
+    assert (await caller.closed())[0] == enrolment.REVOKED
+
+
+async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service):
+    token = service.add_token("viewer", name="lab-notebook", expires=0.3)
+    async with await FakeCaller.join(service, token) as caller:
+        assert "reply" in await caller.ask("status")
+        code, reason = await caller.closed()
+        assert code == enrolment.REVOKED
+        assert reason.startswith("the token 'lab-notebook' expired on 2")
+    answer = await refused(service, Authorization=f"Bearer {token}")
+    assert "Cm-Refused: the token 'lab-notebook' expired on 2" in answer
+    assert [row.who for row in service.audited() if row.verb == "login"] == ["lab-notebook"]
+
+
+async def test_a_token_that_expires_later_is_looked_at_again(service: Service, monkeypatch):
+    monkeypatch.setattr(caller_socket, "TOKEN_LOOK_SECONDS", 0.01)
+    token = service.add_token("viewer", name="lab-notebook", expires=3600)
+    async with await FakeCaller.join(service, token) as caller:
+        await asyncio.sleep(0.05)
+        assert "reply" in await caller.ask("status")
+
+
+async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address(service):
+    (lab,) = service.enrol("lab-1")
+    old = service.add_token("viewer", name="old", expires=1e-6)
+    answers = [
+        (await refused(service, Authorization=f"Bearer {credentials.new_token()}")).split()[1]
+        for _ in range(limits.BAD_LOGINS_PER_MINUTE + 30)
+    ]
+    assert answers == ["401"] * limits.BAD_LOGINS_PER_MINUTE + ["429"] * 30
+    async with await FakeCaller.join(service) as caller, await FakeBoard.join(service, lab):
+        assert "reply" in await caller.ask("status")
+    assert "'old' expired" in await refused(service, Authorization=f"Bearer {old}")
+
+
+async def test_a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log(service: Service, caplog):
+    for _ in range(3 * limits.STRANGER_ROWS_PER_MINUTE):
+        await refused(service, Authorization="Bearer cm_almost-a-secret-that-was-guessed")
+    rows = [row for row in service.audited() if row.verb == "login"]
+    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert {(row.who, row.address, row.outcome, row.detail) for row in rows} == {
+        ("", "127.0.0.1", "refused", "wrong token")
+    }
+    assert caplog.text.count("was refused as a caller") == limits.STRANGER_ROWS_PER_MINUTE
+    assert "almost" not in repr(rows)
+
+
+async def test_callers_are_bounded_as_a_whole_and_for_each_token(service: Service, monkeypatch):
+    monkeypatch.setattr(limits, "CALLERS", 3)
+    monkeypatch.setattr(limits, "CALLERS_PER_TOKEN", 2)
+    token = service.add_token("viewer", name="lab-notebook")
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(await FakeCaller.join(service, token))
+        await service.until(lambda: len(service.server.callers) == 2)
+        answer = await refused(service, Authorization=f"Bearer {token}")
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "Cm-Refused: 2 callers use the token 'lab-notebook' already" in answer
+        await stack.enter_async_context(await FakeCaller.join(service))
+        await service.until(lambda: len(service.server.callers) == 3)
+        answer = await refused(service, Authorization=f"Bearer {service.token}")
+        assert "Cm-Refused: there are 3 callers already" in answer
+    await service.until(lambda: not service.server.callers)
+    async with await FakeCaller.join(service, token) as again:
+        assert "reply" in await again.ask("status")
+
+
+async def test_the_job_is_written_with_its_callers_name(service: Service, lab: Identity):
+    async with await FakeCaller.join(service, service.add_token("operator")) as caller:
+        (job,) = await caller.submit("lab-1")
+        row = service.server.store.job(job)
+        assert row is not None
+        assert row.caller == "operator"
+
+
+# What is asked and what is answered
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"verb": None},
+        {"verb": ["status"]},
+        {"verb": "submit"},
+        {"verb": "enrol"},
+        {"verb": "enrol", "names": [[]]},
+        {"verb": "enrol", "names": [{"a": 1}]},
+        {"verb": "interrupt", "jobs": [None]},
+        {"verb": "label", "labels": 7},
+        {"verb": "label", "target": "\ud800", "labels": {"a": "b"}},
+        {"verb": "boards", "target": "x" * 100_000},
+        {"verb": "boards", "target": "a[0-999999]"},
+        {"verb": "boards", "target": "file:/etc/passwd"},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+async def test_a_request_that_makes_no_sense_is_answered_and_the_link_stays(service, body, caplog):
+    async with await FakeCaller.join(service) as caller:
+        await caller.send(wire.REQUEST, json.dumps(body).encode(), job=5)
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 5)
+        told = wire.read_json(reply.payload)
+        assert set(told) == {"error", "args"}
+        assert len(reply.payload) < 300_000
+        assert "reply" in await caller.ask("status")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x40\0\0",
+        wire.pack(wire.REQUEST),
+        wire.pack(wire.REQUEST, b"[]"),
+        wire.pack(wire.REQUEST, b"[" * 100_000),
+        wire.pack(wire.REQUEST, b"\xff"),
+        wire.pack(wire.SUBMIT),
+        wire.pack(wire.SUBMIT, b"\0\0\0\xff{}"),
+        wire.pack(wire.SUBMIT, b"\xff\xff\xff\xff{}"),
+        wire.pack(wire.HELLO, b"{}"),
+        wire.pack(wire.RESULT, b"\0\0"),
+        wire.pack(wire.EVENTS),
+        wire.pack(0xFF),
+    ],
+    ids=lambda data: repr(data)[2:30],
+)
+async def test_what_is_no_message_ends_the_link(service: Service, data, caplog):
+    async with await FakeCaller.join(service) as caller:
+        await caller.socket.send(data)
+        assert (await caller.closed())[0] == frames.PROTOCOL_ERROR
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("target", ["", "nobody", "lab-[1", "a[0-999999]", "all", "room=x"])
+async def test_a_target_without_boards_is_refused_and_nothing_runs(service, lab, target):
+    async with await FakeCaller.join(service) as caller:
+        await caller.socket.send(wire.pack_submit(9, {"target": target}, b"1"))
+        reply = await caller.next()
+        assert (reply.op, reply.job) == (wire.REPLY, 9)
+        assert wire.read_json(reply.payload)["error"] in ("TargetError", "NoSuchBoard")
+    assert service.server.store.job(1) is None
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "2", [2], float("nan"), float("inf"), 10**9], ids=str)
+async def test_a_timeout_that_is_none_is_refused(service, lab, timeout):
+    async with await FakeCaller.join(service) as caller:
+        head = {"target": "lab-1", "timeout": timeout}
+        await caller.socket.send(wire.pack_submit(9, head, b"1"))
+        told = wire.read_json((await caller.next()).payload)
+        assert told["error"] == "ServerError"
+        assert "number of seconds" in told["args"][0]
+
+
+async def test_who_is_left_out_and_who_waits_is_told(service: Service):
+    one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
+    async with (
+        await FakeBoard.join(service, one),
+        await FakeBoard.join(service, two),
+        await FakeCaller.join(service) as caller,
+    ):
+        (busy,) = await caller.submit("lab-1")
+        await caller.socket.send(wire.pack_submit(7, {"target": "lab-*"}, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert accepted["left_out"] == ["lab-3"]
+        (first, name), (second, other) = accepted["jobs"]
+        assert (name, other) == ("lab-1", "lab-2")
+        assert accepted["queued"] == [[first, 1]]
+        assert busy < first < second
+
+
+async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
+    one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
+    async with (
+        await FakeBoard.join(service, one),
+        await FakeBoard.join(service, two),
+        await FakeCaller.join(service) as caller,
+    ):
+        (busy,) = await caller.submit("lab-1")
+        head = {"target": "lab-[1-3]", "idle": True}
+        await caller.socket.send(wire.pack_submit(11, head, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert [name for _, name in accepted["jobs"]] == ["lab-2"]
+        assert accepted["left_out"] == ["lab-1", "lab-3"]
+        assert accepted["queued"] == []
+        assert service.server.dispatch.jobs[busy].board.queue == deque()
+        await caller.socket.send(wire.pack_submit(12, {**head, "target": "lab-1"}, b"1"))
+        accepted = wire.read_json((await caller.event()).payload)
+        assert (accepted["jobs"], accepted["left_out"]) == ([], ["lab-1"])
+
+
+async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
+    async with await FakeCaller.join(service) as caller:
+        (job,) = await caller.submit("lab-1")
+        assert await caller.ending(job) == ("offline", "it has never dialled in")
+
+
+async def test_interrupt_by_any_operator(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service, service.add_token("operator")) as other,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        assert await other.ask("interrupt", jobs=[job, 999]) == {"reply": 1}
+        message = await board.next()
+        assert (message.op, message.job) == (wire.INTERRUPT, job)
+
+
+async def test_only_the_jobs_own_caller_answers_its_input(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+        await FakeCaller.join(service) as other,
+    ):
+        (job,) = await caller.submit("lab-1", answers=True)
+        await board.next()
+        await board.send(wire.INPUT, b"name? ", job=job)
+        assert (await caller.event()).payload == b"name? "
+        await other.send(wire.ANSWER, b"mallory", job=job)
+        await other.ask("status")  # the server has heard it
+        await caller.send(wire.ANSWER, b"nobody", job=999)
+        await caller.send(wire.ANSWER, b"ann", job=job)
+        answer = await board.next()
+        assert (answer.op, answer.payload, answer.flags) == (wire.ANSWER, b"ann", 0)
+        await board.send(wire.INPUT, b"again? ", job=job)
+        assert (await caller.event()).payload == b"again? "
+        await caller.send(wire.ANSWER, job=job, flags=wire.NOBODY)
+        assert (await board.next()).flags == wire.NOBODY
+
+
+async def test_a_later_cell_that_answers_nothing_silences_no_earlier_one(service, lab):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1", answers=True)
+        await caller.submit("lab-1", answers=False)
+        await board.next()
+        await board.send(wire.INPUT, b"name? ", job=job)
+        assert (await caller.event()).payload == b"name? "
+
+
+async def test_a_caller_that_goes_leaves_its_job_running(service: Service, lab: Identity):
+    async with await FakeBoard.join(service, lab) as board:
+        async with await FakeCaller.join(service) as caller:
+            (job,) = await caller.submit("lab-1", answers=True)
+            await board.next()
+            await board.send(wire.INPUT, b"name? ", job=job)
+            await caller.event()
+        assert (await board.next()).flags == wire.NOBODY
+        assert service.state("lab-1") == "busy"
+        await board.end(job, rest=b"1")
+        await service.until(lambda: service.state("lab-1") == "idle")
+    row = service.server.store.job(job)
+    assert row is not None
+    assert row.status == "ok"
+
+
+# Many boards, slow callers
+
+
+async def test_what_many_boards_say_at_once_shares_frames(service: Service):
+    identities = service.enrol(*(f"lab-{n}" for n in range(1, 31)))
+    async with contextlib.AsyncExitStack() as stack:
+        boards = [
+            await stack.enter_async_context(await FakeBoard.join(service, identity))
+            for identity in identities
+        ]
+        caller = await stack.enter_async_context(await FakeCaller.join(service))
+        jobs = await caller.submit("all")
+        caller.frames = 0
+        await asyncio.gather(*(board.next() for board in boards))
+        await asyncio.gather(*(board.end(job) for board, job in zip(boards, jobs, strict=True)))
+        endings = [(await caller.event()).job for _ in jobs]
+    assert sorted(endings) == sorted(jobs)
+    assert caller.frames <= len(jobs) / 2
+
+
+async def test_a_short_cell_costs_its_caller_one_frame(
+    service: Service, lab: Identity, monkeypatch
+):
+    monkeypatch.setattr(caller_socket, "ACCEPT_SECONDS", 1.0)  # this machine may be slow
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        await caller.socket.send(wire.pack_submit(1, {"target": "lab-1"}, b"1"))
+        cell = await board.next()
+        await board.end(cell.job, output=b"hi\r\n", rest=b"1")
+        assert [(await caller.event()).op for _ in range(2)] == [wire.ACCEPTED, wire.RESULT]
+        assert caller.frames == 1
+
+
+@pytest.fixture
+def big_sips(monkeypatch):
+    """A flood that is read as fast as it comes: these tests are about what becomes of it."""
+    monkeypatch.setattr(limits, "SIP_PAUSE_SECONDS", 0)
+
+
+class SlowCaller:
+    """A caller that submits and then does not read."""
+
+    def __init__(self, service: Service, peer: RawPeer) -> None:
+        self.peer = peer
+        self.ref = 0
+        (self.conversation,) = service.server.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def submit(self, code: bytes = b"1") -> None:
+        self.ref += 1
+        message = wire.pack_submit(self.ref, {"target": "lab-1"}, code)
+        self.peer.say(frames.encode(message, mask=True))
+
+    @property
+    def held(self) -> int:
+        """Bytes that the server keeps for this caller."""
+        transport = self.conversation._link._transport
+        assert transport is not None, "its link was cut"
+        return sum(map(len, self.conversation._outbox)) + transport.get_write_buffer_size()
+
+    async def read(self, endings: int) -> list[wire.Message]:
+        """Read at last, until so many jobs have ended."""
+        self.peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        told: list[wire.Message] = []
+        while endings:
+            frame = await self.peer.frame()
+            assert frame is not None, "the link was cut before all was told"
+            if frame.opcode == frames.BINARY:
+                events = list(wire.read_events(frame.payload[wire.HEADER.size :]))
+                endings -= sum(event.op in wire.ENDINGS for event in events)
+                told += events
+        return told
+
+
+@pytest.mark.usefixtures("big_sips")
+async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service, lab):
+    chunk = bytes(50_000)
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await board.next()).job
+        for _ in range(240):  # 12 MB
+            await board.send(wire.OUTPUT, chunk, job=job)
+            assert slow.held < 4 * limits.OUTBOX_BYTES + len(chunk)
+        await board.end(job, output=b"the end", rest=b"42")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        assert slow.held < 4 * limits.OUTBOX_BYTES
+        told = await slow.read(1)
+    assert [m.op for m in told if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
+        wire.ACCEPTED,
+        wire.RESULT,
+    ]
+    assert told[-1].op == wire.RESULT
+    assert wire.read_result(told[-1]).rest == b"42"
+    assert wire.TRUNCATED in [m.op for m in told]
+    assert sum(len(m.payload) for m in told) < 9_000_000
+
+
+@pytest.mark.usefixtures("big_sips")
+async def test_a_slow_caller_stalls_neither_board_nor_other_callers(service: Service):
+    noisy, calm = service.enrol("lab-1", "lab-2")
+    async with (
+        await FakeBoard.join(service, noisy) as flood,
+        await FakeBoard.join(service, calm) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await flood.next()).job
+        async with await FakeCaller.join(service) as caller:
+            for _ in range(20):
+                for _ in range(20):
+                    await flood.send(wire.OUTPUT, bytes(50_000), job=job)
+                (mine,) = await caller.submit("lab-2")
+                await board.next()
+                await board.end(mine)
+                assert (await caller.ending(mine))[0] == "ok"
+
+
+@pytest.mark.usefixtures("big_sips")
+async def test_no_ending_is_lost_however_much_waits(service: Service, lab: Identity):
+    count, rest = 200, b"x" * 60_000  # 12 MB of results
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        for _ in range(count):
+            slow.submit()
+        for _ in range(count):
+            await board.end((await board.next()).job, rest=rest)
+        await service.until(lambda: service.state("lab-1") == "idle")
+        told = await slow.read(count)
+    results = [wire.read_result(m) for m in told if m.op == wire.RESULT]
+    assert len(results) == count
+    assert all(result.rest == rest for result in results)
+
+
+@pytest.mark.usefixtures("big_sips")
+async def test_a_value_with_a_hole_says_so(service: Service, lab: Identity):
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
+    ):
+        slow = SlowCaller(service, peer)
+        slow.submit()
+        job = (await board.next()).job
+        for _ in range(240):
+            await board.send(wire.OUTPUT, bytes(50_000), job=job)
+        await board.send(wire.VALUE, b"[1, 2, ", job=job)
+        await board.end(job, rest=b"3]")
+        await service.until(lambda: service.state("lab-1") == "idle")
+        told = await slow.read(1)
+    holes = [m.flags for m in told if m.op == wire.TRUNCATED]
+    assert wire.VALUE not in [m.op for m in told]
+    assert wire.CUT in holes
+    assert 0 in holes
+
+
+async def test_the_end_of_the_server_is_told(service: Service):
+    async with await FakeCaller.join(service) as caller:
+        service.server.stop()
+        assert await within(caller.closed()) == (frames.GOING_AWAY, "the server stops")
+
+
+async def test_a_cell_that_comes_twice_runs_once(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        message = wire.pack_submit(5, {"target": "lab-1"}, b"1")
+        await caller.socket.send(message)
+        await caller.socket.send(message)
+        assert (await caller.closed())[0] == 1002
+        assert (await board.next()).op == wire.EXEC
+        assert len(service.server.dispatch.jobs) == 1

@@ -1,0 +1,145 @@
+"""The server's own authority: made once, for one name, without an end, and its key forgotten."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cloudmanager import config
+from cloudmanager.protocol.errors import ServerError
+from cm_server.net import certificates
+
+
+def shake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> bytes:
+    """Shake hands over a real pair of sockets; the certificate that the client saw."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            server.wrap_socket(ours, server_side=True).close()
+        except OSError:
+            ours.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with client.wrap_socket(theirs, server_hostname=name) as sock:
+            return sock.getpeercert(binary_form=True) or b""
+    finally:
+        thread.join()
+        theirs.close()
+
+
+def trust(home: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=config.ca_file(home))
+
+
+def test_the_server_is_verified_by_its_authority_for_one_name(tmp_path):
+    context = certificates.load(tmp_path).context
+    assert shake(context, trust(tmp_path), "cloudmanager")
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake(context, trust(tmp_path), "localhost")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(context, ssl.create_default_context(), "cloudmanager")
+
+
+def test_another_servers_authority_is_another(tmp_path):
+    (tmp_path / "a").mkdir()
+    mine = certificates.load(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    other = certificates.load(tmp_path / "b")
+    assert mine.pin != other.pin
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(other.context, trust(tmp_path / "a"), "cloudmanager")
+
+
+def test_it_is_made_once_and_found_again(tmp_path):
+    first = certificates.load(tmp_path)
+    assert certificates.load(tmp_path).ca == first.ca
+    assert len(first.pin) == 22
+
+
+def test_a_start_that_was_cut_off_makes_both_files_anew(tmp_path):
+    first = certificates.load(tmp_path)
+    config.ca_file(tmp_path).unlink()
+    second = certificates.load(tmp_path)
+    assert second.ca != first.ca
+    assert shake(second.context, trust(tmp_path), "cloudmanager")
+
+
+def test_boards_without_a_clock_find_it_valid_and_it_never_ends(tmp_path):
+    certificates.load(tmp_path)
+    for name in ("ca.pem", "server.pem"):
+        certificate = x509.load_pem_x509_certificate((tmp_path / name).read_bytes())
+        born, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        assert (born.year, born.month, born.day) == (2000, 1, 1)
+        assert end == datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+        key = certificate.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        assert isinstance(key.curve, ec.SECP256R1)
+
+
+def test_keys_are_their_owners_alone_and_the_authoritys_is_forgotten(tmp_path):
+    certificates.load(tmp_path)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    keys = [path.name for path in tmp_path.iterdir() if "PRIVATE KEY" in path.read_text()]
+    assert keys == ["server.pem"]
+    own = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    ca = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    assert own.public_key() != ca.public_key()
+    own.verify_directly_issued_by(ca)
+
+
+def test_a_public_certificate_is_shown_to_all_but_boards(tmp_path):
+    (tmp_path / "other").mkdir()
+    public = certificates.load(tmp_path / "other")
+    home = tmp_path / "home"
+    home.mkdir()
+    context = certificates.load(home, tmp_path / "other" / "server.pem").context
+    no_check = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    no_check.check_hostname, no_check.verify_mode = False, ssl.CERT_NONE
+    shown = shake(public.context, no_check, None)
+    assert shake(context, trust(home), "cloudmanager") != shown
+    assert shake(context, no_check, "lab.example") == shown
+    assert shake(context, no_check, None) == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), ("nonsense", "not PEM")], ids=["missing", "wrong"]
+)
+def test_a_certificate_that_is_none_is_said_by_its_name(tmp_path, content, why):
+    path = tmp_path / "my.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ServerError, match=why) as caught:
+        certificates.load(tmp_path, path)
+    assert str(path) in caught.value.reason
+
+
+def test_old_versions_of_tls_are_not_spoken(tmp_path):
+    context = certificates.load(tmp_path).context
+    old = trust(tmp_path)
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        shake(context, old, "cloudmanager")
+
+
+def test_servers_of_one_fleet_show_the_first_ones_certificate(tmp_path: Path):
+    known: dict[str, bytes] = {}
+    homes = [tmp_path / name for name in "ab"]
+    for home in homes:
+        home.mkdir()
+        certificates.share(home, known.setdefault)
+    first, second = (certificates.load(home) for home in homes)
+    assert first.pin == second.pin
+    assert (homes[0] / "server.pem").read_text() == (homes[1] / "server.pem").read_text()

@@ -1,0 +1,325 @@
+"""What a web page can send from its visitor's browser, and what comes of it: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.app import ROUTES
+from cm_server.auth import credentials
+from cm_server.auth.audit import Note
+from cm_server.store.rows import new_board
+from tests.cm_server.peers import (
+    FakeBoard,
+    FakeCaller,
+    RawPeer,
+    Service,
+    handshake,
+    running_service,
+    within,
+)
+
+FOREIGN = [
+    "https://evil.example",
+    "http://localhost",
+    "http://localhost:8888",  # a sibling port: another program's pages
+    "http://127.0.0.1:{port}",  # our own address: no page of ours opens a link
+    "https://lab.example:443",
+    "https://lab.example.evil.example",
+    "HTTPS://LAB.EXAMPLE",
+    "null",
+    "file://",
+    "",
+]
+SOCKETS = [path for path, page in ROUTES if page.opened_by in ("token", "key")]
+
+
+async def answer(service: Service, path: str, **headers: str) -> str:
+    """The answer to a WebSocket handshake that would be taken but for these headers."""
+    given = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": "1", **headers}
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake(path, **given))
+        head = await peer.head()
+        return head if head.startswith("HTTP/1.1 101") else head
+
+
+async def say(service: Service, text: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(text.encode("latin-1"))
+        return await peer.answer()
+
+
+# Health and metrics
+
+
+async def get(service: Service, path: str, **headers: str) -> str:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return await say(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
+
+
+async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
+    assert (await get(service, "/healthz")).endswith('{"status": "ok"}')
+    store = service.server.store
+    store._db.exec_driver_sql("PRAGMA query_only=ON")
+    with pytest.raises(ServerError, match="cannot be written"):
+        store.begin(["id1"], "ann")
+    said = await get(service, "/healthz")
+    assert said.startswith("HTTP/1.1 503 ")
+    assert "its store cannot be written: attempt to write a readonly database" in said
+    store._db.exec_driver_sql("PRAGMA query_only=OFF")
+    store.probe()
+    assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_what_a_caller_asks_wrong_makes_no_server_ill(service: Service):
+    service.enrol("lab-1")
+    with pytest.raises(ServerError, match="UNIQUE"):
+        service.server.store.enrol([new_board("id2", "lab-1", bytes(32))])
+    assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_metrics_are_for_this_machine_and_for_tokens_that_reach_all(tmp_path):
+    proxies = [ipaddress.ip_network("127.0.0.0/8")]
+    async with running_service(tmp_path, proxies=proxies) as service:
+        some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
+        service.server.tokens.revoke("dead", Note("test", "here", "token-revoke"))
+        tries = {"": 401, credentials.new_token(): 401, some: 401, dead: 401, service.token: 200}
+        tries[service.add_token("viewer", name="ann")] = 200
+        far = {"X-Forwarded-For": "203.0.113.9"}
+        for token, status in tries.items():
+            said = await get(service, "/metrics", Authorization=f"Bearer {token}", **far)
+            assert said.startswith(f"HTTP/1.1 {status} "), token
+            assert ("cm_boards" in said) == (status == 200)
+        assert (await get(service, "/metrics", **{"X-Forwarded-For": "::1"})).startswith(
+            "HTTP/1.1 200"
+        )
+        said = await get(service, "/metrics", Origin="https://evil.example")
+        assert said.startswith("HTTP/1.1 403 ")
+
+
+# Cross-site WebSocket hijacking
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_a_foreign_page_opens_no_link(service: Service, path, origin):
+    origin = origin.format(port=service.tcp_port)
+    text = handshake(path, Authorization=f"Bearer {service.token}", **{"Cm-Protocol": "1"})
+    said = await say(service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n"))
+    assert said.startswith("HTTP/1.1 403 ")
+    assert "Cm-Refused: web pages may not open this\r\n" in said
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_who_is_no_browser_names_no_origin_and_is_let_in(service: Service, path):
+    assert (await answer(service, path)).startswith("HTTP/1.1 101 ")
+
+
+async def test_only_an_origin_that_was_allowed_is_let_in_and_needs_a_token_all_the_same(tmp_path):
+    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+        for path in SOCKETS:
+            said = await answer(service, path, Origin="https://lab.example")
+            assert said.startswith("HTTP/1.1 101 ")
+            for origin in FOREIGN[:-1]:
+                told = await answer(service, path, Origin=origin.format(port=service.tcp_port))
+                assert told.startswith("HTTP/1.1 403 "), origin
+        said = await answer(service, "/caller", Origin="https://lab.example", Authorization="")
+        assert said.startswith("HTTP/1.1 401 ")
+
+
+async def test_two_origins_are_not_one_that_was_allowed(tmp_path):
+    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+        origins = "Origin: https://lab.example\r\nOrigin: https://evil.example\r\n\r\n"
+        text = handshake("/caller", Authorization=f"Bearer {service.token}").decode()
+        said = await say(service, text.replace("\r\n\r\n", "\r\n" + origins))
+        assert said.startswith("HTTP/1.1 403 ")
+
+
+# DNS rebinding
+
+HOSTS = [
+    "evil.example",
+    "evil.example:{port}",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example:{port}",
+    "localhost.",
+    "evil@localhost",
+    "localhost:evil",
+    "localhost:{port}:1",
+    "127.0.0.1:",
+    "127.0.0",
+    "0.0.0.0",
+    "[::]",
+    "::1",
+    "[::1",
+    "[::2]",
+    "[::ffff:192.0.2.1]",
+    "192.168.1.2:{port}",
+    "127.0.0.1,evil.example",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
+async def test_a_name_that_was_rebound_to_loopback_reaches_nothing(service: Service, path, host):
+    said = await answer(service, path, Host=host.format(port=service.tcp_port))
+    assert said.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))
+
+
+async def test_without_a_host_nothing_is_reached(service: Service):
+    for version in ("1.1", "1.0"):
+        said = await answer_to(service, f"GET /healthz HTTP/{version}\r\n\r\n")
+        assert " 200 " not in said.partition("\r\n")[0]
+
+
+async def answer_to(service: Service, text: str) -> str:
+    async with await RawPeer.dial(service) as peer:
+        peer.say(text.encode())
+        return (await peer.reader.read()).decode()
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "127.1.2.3:{port}", "[::1]:{port}"]
+)
+async def test_loopback_by_any_of_its_names_is_served(service: Service, host):
+    host = host.format(port=service.tcp_port)
+    said = await say(service, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    assert said.startswith("HTTP/1.1 200 ")
+
+
+async def test_a_port_that_ssh_forwards_is_served(service: Service):
+    assert (await answer(service, "/caller", Host="localhost:9999")).startswith("HTTP/1.1 101 ")
+
+
+# Cross-site requests, reading across origins, framing, sniffing
+
+
+@pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
+@pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "PATCH", "DELETE", "HEAD", "GET"])
+async def test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it(
+    service: Service, method, path
+):
+    for more in ("", "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n"):
+        said = await answer_to(
+            service, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nCookie: a=b\r\n{more}\r\n"
+        )
+        head = said.partition("\r\n\r\n")[0].lower()
+        assert "access-control-" not in head
+        assert "set-cookie" not in head
+        assert "tornado" not in said.lower()
+        assert "\r\nx-content-type-options: nosniff" in head
+        assert "\r\nx-frame-options: deny" in head
+        assert "\r\ncache-control: no-store" in head
+        assert "\r\ncontent-security-policy: default-src 'none'" in head
+        assert "text/html" not in head
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(("path", "_page"), ROUTES)
+async def test_a_form_that_a_foreign_page_posts_changes_nothing(
+    service: Service, path, _page, kind
+):
+    body = '{"verb": "enrol", "names": ["evil"]}'
+    said = await say(
+        service,
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}",
+    )
+    assert said.startswith("HTTP/1.1 405 ")
+    assert not service.server.registry.by_name
+
+
+async def test_a_cookie_is_no_token(service: Service):
+    said = await answer(service, "/caller", Authorization="", Cookie=f"token={service.token}")
+    assert said.startswith("HTTP/1.1 401 ")
+
+
+async def test_what_a_page_is_told_of_an_error_is_plain_and_names_nothing(service: Service):
+    said = await say(service, "GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert said.endswith("\r\n\r\n404 Not Found\n")
+    assert "script" not in said
+
+
+async def test_one_request_is_one_connection(service: Service):
+    """So that nobody who proved nothing stays: pipelining included."""
+    text = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
+    said = await answer_to(service, text * 50)
+    assert said.count("HTTP/1.1 200 ") == 1
+    await service.until(lambda: service.server.unproven.count == 0)
+
+
+# Those who mean well
+
+
+async def test_boards_and_callers_are_no_browsers_and_come_in(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, identity) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        await board.end(job)
+        assert (await caller.ending(job))[0] == "ok"
+
+
+# A server that others can reach
+
+
+PLAIN = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/caller", "/ca.pem", "/nothing"])
+async def test_in_the_clear_a_server_for_all_answers_nothing(tmp_path, path):
+    async with running_service(tmp_path, local=False) as service:
+        said = await say(service, PLAIN.format(path=path))
+        assert said.startswith("HTTP/1.1 403 ")
+        assert "Cm-Refused: this server speaks TLS: use https:// in its address\r\n" in said
+
+
+@pytest.mark.parametrize("host", ["192.168.1.2:18266", "lab.example", "evil.example"])
+async def test_by_tls_the_certificate_stands_for_the_name(tmp_path, host):
+    """A page that DNS led here got a certificate for `cloudmanager`, and its browser stopped."""
+    async with running_service(tmp_path, local=False) as service:
+        reader, writer = await within(
+            asyncio.open_connection(
+                "127.0.0.1", service.tcp_port, ssl=service.trust(), server_hostname="cloudmanager"
+            )
+        )
+        writer.write(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert (await within(reader.readline())) == b"HTTP/1.1 200 OK\r\n"
+        writer.transport.abort()
+
+
+async def test_the_authority_is_there_for_everybody(service: Service):
+    said = await say(service, PLAIN.format(path="/ca.pem"))
+    assert said.startswith("HTTP/1.1 200 ")
+    assert "-----BEGIN CERTIFICATE-----" in said
+    assert "PRIVATE" not in said
+
+
+@pytest.mark.parametrize(
+    ("network", "forwarded", "status", "address"),
+    [
+        ("127.0.0.0/8", "203.0.113.9", "200", "203.0.113.9"),
+        ("127.0.0.0/8", "198.51.100.1, 203.0.113.9, 127.0.0.7", "200", "203.0.113.9"),
+        ("127.0.0.0/8", "", "200", ""),
+        ("10.0.0.0/8", "203.0.113.9", "403", ""),
+    ],
+)
+async def test_a_proxy_that_ends_tls_is_believed_and_nobody_else_is(
+    tmp_path, network, forwarded, status, address
+):
+    proxies = [ipaddress.ip_network(network)]
+    async with running_service(tmp_path, local=False, proxies=proxies) as service:
+        text = f"GET /healthz HTTP/1.1\r\nHost: lab.example\r\nX-Forwarded-For: {forwarded}\r\n\r\n"
+        assert (await say(service, text)).startswith(f"HTTP/1.1 {status} ")
+        if status == "200" and address:
+            await answer(
+                service, "/caller", Authorization="Bearer no", **{"X-Forwarded-For": forwarded}
+            )
+            row = service.audited()[-1]
+            assert (row.verb, row.address) == ("login", address)

@@ -1,0 +1,130 @@
+"""The door: how many may stand there, and who is counted; with a clock turned by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from cm_server import limits
+from cm_server.net.rate_limits import Entry, Rate, Unproven, group_of
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Crowd:
+    """Connections that note when they are cut."""
+
+    def __init__(self) -> None:
+        self.door = Unproven()
+        self.cut: list[str] = []
+
+    def enter(self, name: str, address: str = "192.0.2.1"):
+        return self.door.enter(address, lambda: self.cut.append(name))
+
+
+@pytest.fixture
+def crowd(monkeypatch) -> Crowd:
+    monkeypatch.setattr(limits, "UNPROVEN", 5)
+    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 3)
+    return Crowd()
+
+
+# Connections that have proven nothing
+
+
+def test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in(crowd):
+    for name in "abcd":
+        crowd.enter(name)
+    assert (crowd.cut, crowd.door.count, crowd.door.cut) == (["a"], 3, 1)
+
+
+def test_another_address_is_not_disturbed_by_a_flood_of_one(crowd):
+    crowd.enter("board", "192.0.2.9")
+    for number in range(1000):
+        crowd.enter(str(number))
+    assert crowd.door.count == 4
+    assert "board" not in crowd.cut
+
+
+def test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays(crowd):
+    crowd.enter("board", "192.0.2.9")
+    for number in range(20):
+        crowd.enter(f"a{number}", "192.0.2.1")
+        crowd.enter(f"b{number}", "192.0.2.2")
+    assert crowd.door.count == 5
+    assert "board" not in crowd.cut
+
+
+def test_who_leaves_makes_room_and_may_leave_twice(crowd):
+    entries = [crowd.enter(name) for name in "abc"]
+    crowd.door.leave(entries[0])
+    crowd.door.leave(entries[0])
+    crowd.enter("d")
+    assert (crowd.cut, crowd.door.count) == ([], 3)
+    for entry in entries[1:]:
+        crowd.door.leave(entry)
+    assert crowd.door.count == 1
+
+
+def test_nothing_is_left_behind_by_those_who_are_gone(crowd):
+    for number in range(100):
+        entry = crowd.enter("x", f"192.0.2.{number}")
+        crowd.door.leave(entry)
+    assert (crowd.door.count, crowd.door._groups) == (0, {})
+
+
+def test_what_cutting_one_does_may_be_to_leave(crowd):
+    entries: dict[str, Entry] = {}
+    for name in "abcd":
+        end = lambda name=name: crowd.door.leave(entries[name])  # noqa: E731
+        entries[name] = crowd.door.enter("192.0.2.1", end)
+    assert crowd.door.count == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::1", "::/64"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::ffff:1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("a socket", "a socket"),
+    ],
+)
+def test_one_host_is_one_address_however_many_it_has(address, group):
+    assert group_of(address) == group
+
+
+# Rates
+
+
+def test_so_many_a_minute_and_the_rest_is_counted():
+    clock = Clock()
+    rate = Rate(2, clock)
+    assert [rate.allow("a") for _ in range(5)] == [0, 0, None, None, None]
+    clock.now += 59
+    assert rate.allow("a") is None
+    clock.now += 1
+    assert [rate.allow("a") for _ in range(2)] == [4, 0]
+
+
+def test_one_key_does_not_count_for_another():
+    rate = Rate(1, Clock())
+    assert [rate.allow(key) for key in "abab"] == [0, 0, None, None]
+
+
+def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
+    monkeypatch.setattr(limits, "ADDRESSES", 3)
+    rate = Rate(1, Clock())
+    for number in range(100):
+        rate.allow("steady")
+        rate.allow(str(number))
+        assert len(rate._counts) <= 3
+    assert rate.allow("steady") is None

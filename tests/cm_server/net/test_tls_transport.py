@@ -1,0 +1,142 @@
+"""TLS on a link: real sockets, real TLS, and a peer that reads when it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cloudmanager import config
+from cm_server.net import certificates
+from cm_server.net.tls_transport import READ_BYTES, TlsTransport
+from tests.cm_server.peers import within
+
+
+class Ours(asyncio.Protocol):
+    """What stands on our end."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.pieces: list[int] = []
+        self.paused = 0
+        self.came, self.over, self.drained = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.pieces.append(len(data))
+        self.came.set()
+
+    def pause_writing(self) -> None:
+        self.paused += 1
+
+    def resume_writing(self) -> None:
+        self.drained.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert exc is None
+        self.over.set()
+
+    async def until(self, size: int) -> None:
+        while len(self.data) < size:
+            self.came.clear()
+            await within(self.came.wait())
+
+
+class Pair(NamedTuple):
+    ours: Ours
+    transport: TlsTransport
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    """Both ends of one connection: ours, and asyncio's own TLS as the peer."""
+    made = certificates.load(tmp_path)
+    ours, theirs = socket.socketpair()
+    trust = ssl.create_default_context(cafile=config.ca_file(tmp_path))
+    sock = made.context.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
+    shaking = asyncio.get_running_loop().run_in_executor(None, sock.do_handshake)
+    reader, writer = await within(
+        asyncio.open_connection(
+            sock=theirs, ssl=trust, server_hostname="cloudmanager", limit=4 * READ_BYTES
+        )
+    )
+    await shaking
+    sock.setblocking(False)
+    protocol = Ours()
+    transport = TlsTransport(sock, protocol)
+    yield Pair(protocol, transport, reader, writer)
+    transport.abort()
+    writer.transport.abort()
+    await within(protocol.over.wait())
+
+
+async def test_what_is_written_arrives_on_both_sides(pair: Pair):
+    pair.transport.write(b"hello")
+    assert await within(pair.reader.readexactly(5)) == b"hello"
+    pair.writer.write(b"x" * 1_000_000)
+    await pair.ours.until(1_000_000)
+    assert pair.ours.data == b"x" * 1_000_000
+    assert max(pair.ours.pieces) < READ_BYTES + 16 * 1024
+
+
+async def test_a_peer_that_does_not_read_is_waited_for_and_loses_nothing(pair: Pair):
+    data = bytes(range(256)) * 40_000
+    for start in range(0, len(data), 100_000):
+        pair.transport.write(data[start : start + 100_000])
+    assert pair.ours.paused == 1
+    assert 0 < pair.transport.get_write_buffer_size() < len(data)
+    assert await within(pair.reader.readexactly(len(data))) == data
+    await within(pair.ours.drained.wait())
+    assert pair.transport.get_write_buffer_size() == 0
+
+
+async def test_reading_that_is_paused_leaves_the_rest_to_the_peer(pair: Pair):
+    pair.transport.pause_reading()
+    pair.writer.write(b"y" * 100_000)
+    pair.transport.write(b"go")
+    await within(pair.reader.readexactly(2))
+    assert pair.ours.data == b""
+    pair.transport.resume_reading()
+    await pair.ours.until(100_000)
+
+
+async def test_close_sends_what_waits_then_says_goodbye(pair: Pair):
+    data = b"z" * 3_000_000
+    pair.transport.write(data)
+    pair.transport.close()
+    assert pair.transport.is_closing()
+    pair.transport.write(b"too late")
+    assert await within(pair.reader.read(-1)) == data  # no SSLError: the end was said
+    await within(pair.ours.over.wait())
+
+
+async def test_abort_ends_at_once_and_once(pair: Pair):
+    pair.transport.write(b"q" * 3_000_000)
+    pair.transport.abort()
+    pair.transport.abort()
+    pair.transport.close()
+    await within(pair.ours.over.wait())
+
+
+@pytest.mark.parametrize("how", ["goodbye", "cut", "garbage"])
+async def test_a_peer_that_goes_ends_it_and_what_it_said_is_heard(pair: Pair, how):
+    pair.writer.write(b"last words")
+    await pair.writer.drain()
+    await pair.ours.until(10)
+    if how == "goodbye":
+        pair.writer.close()
+    elif how == "cut":
+        pair.writer.transport.abort()
+    else:
+        raw = pair.writer.get_extra_info("socket").dup()
+        raw.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        raw.close()
+    await within(pair.ours.over.wait())
+    assert pair.ours.data == b"last words"

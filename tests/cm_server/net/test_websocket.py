@@ -1,0 +1,303 @@
+"""The server's WebSocket: RFC 6455 to the letter, and peers that break it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
+
+from cloudmanager.protocol import frames, wire
+from cm_server import limits
+from cm_server.net import websocket
+from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
+
+STATUS = wire.pack(wire.REQUEST, b'{"verb":"status"}', job=7)
+MASK = 0x80
+
+
+def masked(payload: bytes, opcode: int = frames.BINARY, key: bytes = b"\x01\x80\xff\x00") -> bytes:
+    """Return a frame with a mask that is not zero."""
+    head = frames.frame_head(opcode, len(payload), mask=True)[:-4]
+    return head + key + bytes(byte ^ key[n % 4] for n, byte in enumerate(payload))
+
+
+async def caller(service: Service, early: bytes = b"") -> RawPeer:
+    return await RawPeer.upgraded(service, "/caller", early=early)
+
+
+async def said(peer: RawPeer) -> wire.Message:
+    frame = await peer.frame()
+    assert frame is not None
+    assert frame.opcode == frames.BINARY
+    return wire.unpack(frame.payload)
+
+
+# The handshake
+
+
+async def test_the_handshake_is_answered_as_the_rfc_says(service: Service):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/board", **{"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}))
+        head = await peer.head()
+    assert head.startswith("HTTP/1.1 101 Switching Protocols\r\n")
+    assert "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in head  # RFC 6455, 1.3
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"Upgrade": ""}, "This address speaks WebSocket only."),
+        ({"Upgrade": "h2c"}, "This address speaks WebSocket only."),
+        ({"Connection": "keep-alive"}, "This address speaks WebSocket only."),
+        ({"Connection": ""}, "This address speaks WebSocket only."),
+        ({"Sec-WebSocket-Key": ""}, "This address speaks WebSocket only."),
+        ({"Sec-WebSocket-Version": "8"}, "WebSocket version 13 is spoken here."),
+        ({"Sec-WebSocket-Version": ""}, "WebSocket version 13 is spoken here."),
+    ],
+    ids=str,
+)
+async def test_what_is_no_handshake_gets_its_sentence(service: Service, headers, told):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/board", **headers))
+        answer = await peer.answer()
+    assert answer.startswith("HTTP/1.1 426 Upgrade Required\r\n")
+    assert answer.endswith(told + "\n")
+    expected = "Sec-Websocket-Version: 13" if "13" in told else "Upgrade: websocket"
+    assert expected in answer
+
+
+async def test_header_names_and_tokens_may_be_in_any_case(service: Service):
+    async with await RawPeer.dial(service) as peer:
+        peer.say(handshake("/board", Upgrade="WebSocket", Connection="keep-alive, UPGRADE"))
+        assert (await peer.head()).startswith("HTTP/1.1 101 ")
+
+
+async def test_compression_that_is_offered_is_not_taken(service: Service):
+    uri = f"ws://127.0.0.1:{service.tcp_port}/board"
+    offer = [ClientPerMessageDeflateFactory(client_max_window_bits=True)]
+    async with connect(uri, extensions=offer, proxy=None) as strict:
+        assert strict.protocol.extensions == []
+
+
+async def test_frames_right_behind_the_handshake_are_heard(service: Service):
+    async with await caller(service, early=masked(STATUS) * 2) as peer:
+        assert (await said(peer)).job == 7
+        assert (await said(peer)).job == 7
+
+
+async def test_a_peer_that_goes_before_the_answer_does_no_harm(service: Service, caplog):
+    for _ in range(20):
+        async with await RawPeer.dial(service) as peer:
+            peer.say(handshake("/board"))
+    async with await FakeCaller.join(service) as after:
+        assert "reply" in await after.ask("status")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_the_socket_is_tuned(service: Service):
+    async with await FakeCaller.join(service):
+        (conversation,) = service.server.callers
+        transport = conversation._link._transport
+        assert transport is not None
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+        assert conversation._link.peer.startswith("127.0.0.1:")
+
+
+# Frames
+
+
+@pytest.mark.parametrize("key", [b"\0\0\0\0", b"\x01\x80\xff\x00"], ids=["zero", "mixed"])
+async def test_a_mask_is_taken_off(service: Service, key):
+    async with await caller(service) as peer:
+        peer.say(masked(STATUS, key=key))
+        assert b'"version"' in (await said(peer)).payload
+
+
+async def test_bytes_may_come_one_by_one(service: Service):
+    async with await caller(service) as peer:
+        for byte in masked(STATUS):
+            peer.say(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert (await said(peer)).job == 7
+
+
+@pytest.mark.parametrize("size", [0, 1, 125])
+async def test_a_ping_is_answered_with_its_own_words(service: Service, size):
+    async with await caller(service) as peer:
+        peer.say(masked(b"p" * size, frames.PING))
+        assert await peer.frame() == frames.Frame(frames.PONG, b"p" * size)
+
+
+async def test_a_pong_that_nobody_asked_for_is_heard_and_ignored(service: Service):
+    async with await caller(service) as peer:
+        peer.say(masked(b"x", frames.PONG) + masked(STATUS))
+        assert (await said(peer)).job == 7
+
+
+def head(first: int, second: int, rest: bytes = b"") -> bytes:
+    return bytes((first, second)) + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        pytest.param(frames.encode(STATUS), 1002, id="not masked"),
+        pytest.param(masked(STATUS, 0x1), 1003, id="text"),
+        pytest.param(head(0x02, MASK | 1, b"\0\0\0\0x"), 1003, id="fragment"),
+        pytest.param(head(0x80, MASK | 1, b"\0\0\0\0x"), 1002, id="continuation"),
+        pytest.param(head(0xC2, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 1"),
+        pytest.param(head(0xA2, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 2"),
+        pytest.param(head(0x92, MASK | 1, b"\0\0\0\0x"), 1002, id="reserved bit 3"),
+        pytest.param(masked(b"x", 0x3), 1002, id="opcode 3"),
+        pytest.param(masked(b"x", 0xB), 1002, id="opcode 11"),
+        pytest.param(head(0x89, MASK | 126, b"\x00\x7e"), 1002, id="long ping"),
+        pytest.param(head(0x88, MASK | 127, b"\xff" * 8), 1002, id="endless close"),
+        pytest.param(head(0x82, MASK | 127, b"\x80" + bytes(7)), 1009, id="2**63 bytes"),
+        pytest.param(head(0x82, MASK | 127, b"\xff" * 8), 1009, id="2**64-1 bytes"),
+        pytest.param(head(0x82, MASK | 126, b"\0\x05" + bytes(9)), 1002, id="long length"),
+        pytest.param(masked(b"\x03", frames.CLOSE), 1002, id="close of one byte"),
+        pytest.param(masked(b"\0\0", frames.CLOSE), 1002, id="close 0"),
+        pytest.param(masked(b"\x03\xee", frames.CLOSE), 1002, id="close 1006"),
+        pytest.param(masked(b"\x03\xe8\xff", frames.CLOSE), 1007, id="close with no text"),
+        pytest.param(b"GET /board HTTP/1.1\r\n\r\n", 1002, id="HTTP"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", 1002, id="TLS"),
+    ],
+)
+async def test_a_broken_rule_closes_with_the_code_of_the_rfc(service: Service, data, code, caplog):
+    async with await caller(service) as peer:
+        peer.say(data)
+        told, reason = await peer.closed()
+        assert told == code
+        assert reason
+    assert "broke the protocol" in caplog.text
+
+
+async def test_garbage_ends_one_link_and_no_other(service: Service):
+    async with await FakeCaller.join(service) as healthy:
+        for seed in range(32):
+            noise = bytes((seed * 37 + n * n) & 0xFF for n in range(256))
+            async with await RawPeer.upgraded(service) as peer:
+                peer.say(noise)
+                peer.writer.write_eof()
+                await peer.gone()
+        assert "reply" in await healthy.ask("status")
+
+
+async def test_a_frame_that_never_ends_is_dropped_with_its_link(service: Service):
+    async with await caller(service) as peer:
+        peer.say(masked(STATUS)[:-1])
+        peer.writer.write_eof()
+        await peer.gone()
+    await service.until(lambda: not service.server.callers)
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("payload", "answer"),
+    [
+        (b"", b""),
+        (struct.pack(">H", 1000), struct.pack(">H", 1000)),
+        (struct.pack(">H", 1001) + b"bye", struct.pack(">H", 1001)),
+        (struct.pack(">H", 4321), struct.pack(">H", 4321)),
+    ],
+    ids=["no code", "1000", "1001", "4321"],
+)
+async def test_a_close_is_answered_with_its_own_code(service: Service, payload, answer):
+    async with await caller(service) as peer:
+        peer.say(masked(payload, frames.CLOSE))
+        assert await peer.frame() == frames.Frame(frames.CLOSE, answer)
+        assert await peer.frame() is None
+
+
+async def test_the_strict_library_agrees_with_both_ways_to_end(service: Service):
+    client = await FakeCaller.join(service)
+    await within(client.socket.close(1001, "leaving"))
+    assert client.socket.protocol.close_rcvd is not None
+    (identity,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, identity) as board:
+        link = service.server.registry.by_name["lab-1"].link
+        assert link is not None
+        link.close(4004, "revoked")
+        assert await board.closed() == (4004, "revoked")
+
+
+async def test_nothing_behind_a_close_is_heard(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, identity):
+        async with await caller(service) as peer:
+            cell = wire.pack_submit(1, {"target": "lab-1"}, b"1")
+            peer.say(masked(b"", frames.CLOSE) + masked(cell))
+            await peer.closed()
+        assert service.state("lab-1") == "idle"
+        async with await caller(service) as peer:
+            peer.say(masked(b"x", 0x1) + masked(cell))
+            await peer.closed()
+        assert service.state("lab-1") == "idle"
+
+
+async def test_a_long_reason_is_cut_to_what_a_close_holds(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, identity) as board:
+        link = service.server.registry.by_name["lab-1"].link
+        assert link is not None
+        link.close(4001, "\u00e4" * 200)
+        code, reason = await board.closed()
+        assert (code, reason) == (4001, "\u00e4" * 61)
+
+
+async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
+    service: Service, monkeypatch, caplog
+):
+    monkeypatch.setattr(limits, "UNSENT_BYTES", 256 * 1024)
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (conversation,) = service.server.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        ping = masked(b"p" * 125, frames.PING)
+        for _ in range(10_000):
+            peer.say(ping * 100)
+            await asyncio.sleep(0)
+            if not service.server.callers:
+                break
+            transport = conversation._link._transport
+            assert transport is None or transport.get_write_buffer_size() < 512 * 1024
+    assert "does not read: its link is cut" in caplog.text
+    async with await FakeCaller.join(service) as healthy:
+        assert "reply" in await healthy.ask("status")
+
+
+async def test_a_peer_that_does_not_read_its_close_is_not_waited_for(service, monkeypatch):
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
+    async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
+        (conversation,) = service.server.callers
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        conversation._link.send(bytes(4 * 1024 * 1024))
+        conversation._link.close(4004, "revoked")
+        conversation._link.close(4004, "revoked")
+        await service.until(lambda: conversation._link.gone)
+
+
+async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
+    (identity,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, identity):
+        link = service.server.registry.by_name["lab-1"].link
+    await service.until(lambda: service.state("lab-1") == "offline")
+    assert link is not None
+    link.send(b"nobody hears this")
+    link.close(1000)
+    assert isinstance(link, websocket.Link)
+    link.abort()
+    link._read_on()  # the end of a sip
+
+
+def test_a_socket_whose_peer_is_gone_has_no_name():
+    with socket.socket() as sock:
+        assert websocket._peer_name(sock) == "a peer that is gone"

@@ -1,0 +1,61 @@
+"""What a package.json may need; FIELD 5, groups 28, 29 and 32."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudmanager.protocol.errors import PackageError
+from cm_server.packages.dependencies import needs_of
+from cm_server.packages.documents import Document
+from cm_server.packages.requirement import parse
+
+COMMIT = "a" * 40
+
+
+def needs(owner, *deps, commit=COMMIT):
+    document = Document("", [], [], list(deps))
+    return [str(need) for need in needs_of(document, parse(owner), commit)]
+
+
+def test_version_follows_the_name():
+    assert needs("a", ("b", "1.0"), ("c", "latest"), ("d", "*"), ("e", "")) == [
+        "b@1.0",
+        "c",
+        "d",
+        "e",
+    ]
+
+
+def test_name_in_an_index_means_that_index_and_elsewhere_the_default_one():
+    assert needs("lab:a", ("b", "1")) == ["lab:b@1"]
+    assert needs("github:o/r", ("b", "1")) == ["b@1"]
+
+
+def test_ref_of_a_package_never_leaks_into_another_repository():
+    assert needs("github:o/r@v1", ("github:o/other", "")) == ["github:o/other"]
+    assert needs("github:o/r@v1", ("gitlab:o/r", "")) == ["gitlab:o/r"]
+    assert needs("github:o/r@v1", ("github:o/r/sub", "")) == [f"github:o/r/sub@{COMMIT}"]
+    assert needs("github:o/r@v1", ("github:o/r/sub", "v0")) == ["github:o/r/sub@v0"]
+
+
+def test_pypi_is_named_with_its_version():
+    assert needs("a", ("pypi:b", "1"), ("pypi:c", ">=2")) == ["pypi:b==1", "pypi:c>=2"]
+
+
+@pytest.mark.parametrize(
+    "dep",
+    [
+        ("b@1", "2"),
+        ("b", "1@2"),
+        ("lab:b", ""),
+        ("./local.json", ""),
+        ("/etc/passwd", ""),
+        ("evil.json", ""),
+        ("file:///etc/passwd", ""),
+        ("b", "../x"),
+        ("github:o/r/../../x", ""),
+    ],
+)
+def test_odd_dependency_is_refused_and_whose_it_is(dep):
+    with pytest.raises(PackageError, match="^owner "):
+        needs("owner", dep)

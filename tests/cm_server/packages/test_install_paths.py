@@ -1,0 +1,123 @@
+"""Where packages may write; FIELD 5, groups 25 and 26."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudmanager.protocol.errors import PackageError
+from cm_server.packages.install_paths import check_dir, clash, place, twin
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../main.py",
+        "/../boot.py",
+        "lib/..",
+        "..",
+        ".",
+        "",
+        "a/../b.py",
+        "a//b.py",
+        "/etc/passwd",
+        "./a.py",
+        "a/./b.py",
+        "..\\a.py",
+        "a\\b.py",
+        "C:a.py",
+        "c:/a.py",
+        "a\0.py",
+        "a\n.py",
+        "a.py.",
+        "a.py ",
+        "a /b.py",
+        " a.py",
+        "dir./b.py",
+        "...",
+        "a\u202e.py",
+        "e\u0301.py",
+        "\ud800.py",
+        "a/" * 9 + "x.py",
+        "a" * 200,
+    ],
+)
+def test_path_that_is_not_plain_is_refused(path):
+    with pytest.raises(PackageError, match="is refused"):
+        place("/lib", path)
+
+
+@pytest.mark.parametrize("path", ["logging.py", "a/b/__init__.mpy", "data/é.json", ".hidden/x"])
+def test_plain_path_is_placed(path):
+    assert place("/lib", path) == f"/lib/{path}"
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"),
+    [
+        ("", "boot.py"),
+        ("", "Boot.PY"),
+        ("", "main.py"),
+        ("", "main.mpy"),
+        ("", "cm.json"),
+        ("", ".cm/journal"),
+        ("", "cm/link.py"),
+        ("", "cm.py"),
+        ("", "lib/cm/link.mpy"),
+        ("/lib", "cm/link.mpy"),
+        ("/lib", "CM/link.mpy"),
+        ("/lib", "cm.mpy"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_boot_client_and_key_are_never_a_packages(folder, path, force):
+    with pytest.raises(PackageError, match="the board's own"):
+        place(folder, path, force=force)
+
+
+@pytest.mark.parametrize("path", ["os.py", "os/path.py", "json/__init__.mpy", "ssl.mpy"])
+def test_what_would_hide_a_module_that_the_client_needs_is_refused_unless_forced(path):
+    with pytest.raises(PackageError, match="would hide MicroPython's own"):
+        place("/lib", path)
+    assert place("/lib", path, force=True) == f"/lib/{path}"
+    assert place("/apps", path) == f"/apps/{path}"
+
+
+@pytest.mark.parametrize("folder", ["lib", "//lib", "/lib/..", "/../x", "/cm", "/lib/cm/", "/.cm"])
+def test_folder_that_is_not_for_packages_is_refused(folder):
+    with pytest.raises(PackageError):
+        check_dir(folder)
+
+
+def test_folder_is_told_without_its_last_slash():
+    assert (check_dir("/lib/"), check_dir("/")) == ("/lib", "")
+
+
+def test_twin_is_the_other_form_of_a_module():
+    assert (twin("/lib/a.py"), twin("/lib/a.mpy"), twin("/lib/a.json")) == (
+        "/lib/a.mpy",
+        "/lib/a.py",
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["/lib/a.py", "/lib/a.mpy"],
+        ["/lib/A.py", "/lib/a.py"],
+        ["/lib/a.py", "/lib/a/b.py"],
+        ["/lib/a.mpy", "/lib/a/__init__.mpy"],
+        ["/lib/a", "/lib/a/b.py"],
+        ["/lib/a/b.py", "/lib/a/c.py", "/lib/A.py"],
+    ],
+)
+def test_files_that_cannot_both_be_there_are_found(paths):
+    assert clash(paths)
+    assert clash(reversed(paths))
+
+
+def test_files_that_can_both_be_there_are_fine():
+    assert (
+        clash(["/lib/a.py", "/lib/ab.py", "/lib/b/a.py", "/lib/b/__init__.py", "/lib/b.json"])
+        is None
+    )

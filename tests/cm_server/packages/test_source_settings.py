@@ -1,0 +1,21 @@
+"""Addresses of forges and the default index."""
+
+from __future__ import annotations
+
+import pytest
+
+from cm_server.packages.source_settings import FORGES, Settings
+
+
+@pytest.mark.parametrize("name", FORGES)
+def test_forge_has_https_addresses_with_places_for_what_differs(name):
+    forge = FORGES[name]
+    assert forge.refs.format(repo="o/r").endswith("/o/r.git/info/refs?service=git-upload-pack")
+    raw = forge.raw.format(repo="o/r", commit="c0ffee", path="a/b.py")
+    assert forge.refs.startswith("https://")
+    assert raw.startswith("https://")
+    assert all(part in raw for part in ("o/r", "c0ffee", "a/b.py"))
+
+
+def test_default_index_is_micropythons():
+    assert Settings().indexes == {"": "https://micropython.org/pi/v2"}

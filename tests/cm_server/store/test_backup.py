@@ -1,0 +1,190 @@
+"""A backup of a running server, and what comes of loading it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.store import backup
+from cm_server.store.backup import NUMBERS_LEFT_OUT, load, save
+from cm_server.store.lockfile import only_one
+from cm_server.store.rows import TokenRow, new_board
+from cm_server.store.store import Store
+
+from .test_schema import old_database
+
+KEY = bytes(range(32))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("token", "ca.pem", "server.pem", "server.log"):
+        (home / name).write_text(f"the {name}")
+    store = Store(home / "server.db")
+    store.enrol([new_board("id1", "lab-1", KEY)])
+    store.begin(["id1"] * 3, "ann")
+    store.end(1, "error", "ValueError")
+    store.close()
+    return home
+
+
+def test_what_is_saved_while_the_server_works_comes_back(home: Path, tmp_path: Path):
+    running = Store(home / "server.db")
+    running.add_token(TokenRow("abc", "ann", "viewer"))  # still in the write-ahead log
+    file, other = tmp_path / "backup.tar", tmp_path / "other"
+    names = save(home, file)
+    running.begin(["id1"], "ann")
+    running.close()
+    assert names == ["token", "ca.pem", "server.pem", "server.db"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    other.mkdir()
+    assert load(other, file) == names
+    assert (other / "server.pem").read_text() == "the server.pem"
+    assert {stat.S_IMODE((other / name).stat().st_mode) for name in names} == {0o600}
+    store = Store(other / "server.db")
+    assert [board.key for board in store.boards()] == [KEY]
+    assert [token.name for token in store.tokens()] == ["ann"]
+    assert [job.id for job in store.open_jobs()] == [2, 3]
+    assert store.audit(1)[0][3:] == ("load", "", "a backup was loaded", None, None, None, "done")
+    store.close()
+
+
+def test_numbers_that_boards_may_remember_do_not_come_again(home: Path, tmp_path: Path):
+    save(home, tmp_path / "backup.tar")
+    load(home, tmp_path / "backup.tar")
+    store = Store(home / "server.db")
+    assert list(store.begin(["id1"], "ann")) == [3 + NUMBERS_LEFT_OUT + 1]
+    store.close()
+
+
+def test_what_was_there_stays_beside_it_with_its_write_ahead_log(home: Path, tmp_path: Path):
+    save(home, tmp_path / "backup.tar")
+    killed = Store(home / "server.db")
+    killed.add_token(TokenRow("abc", "ann", "viewer"))
+    for end in ("", "-wal"):  # as kill -9 leaves it
+        (tmp_path / f"server.db{end}").write_bytes((home / f"server.db{end}").read_bytes())
+    killed.close()
+    for end in ("", "-wal"):
+        (tmp_path / f"server.db{end}").replace(home / f"server.db{end}")
+    (home / "token").write_text("a newer token")
+    load(home, tmp_path / "backup.tar")
+    assert (home / "token.before").read_text() == "a newer token"
+    before, now = Store(home / "server.db.before"), Store(home / "server.db")
+    assert [token.name for token in before.tokens()] == ["ann"]
+    assert now.tokens() == []
+    before.close()
+    now.close()
+
+
+def test_a_server_that_runs_is_not_touched(home: Path, tmp_path: Path):
+    save(home, tmp_path / "backup.tar")
+    before = (home / "server.db").read_bytes()
+    with only_one(home), pytest.raises(ServerError, match="runs in .* `mbm server-stop` ends it"):
+        load(home, tmp_path / "backup.tar")
+    assert (home / "server.db").read_bytes() == before
+
+
+def archive(path: Path, *members: tuple[str, bytes, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, kind, data in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(data), "/etc/passwd"
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+FILE = tarfile.REGTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([], "there is no server.db in it"),
+        ([("server.db", tarfile.SYMTYPE, b"")], "there is no server.db in it"),
+        ([("../server.db", FILE, b"x"), ("/server.db", FILE, b"x")], "there is no server.db in it"),
+        ([("server.db", FILE, b"no database" * 1000)], "file is not a database"),
+        (None, "is no backup of a server"),
+    ],
+)
+def test_what_is_no_backup_changes_nothing(home: Path, tmp_path: Path, members, told):
+    file = tmp_path / "backup.tar"
+    if members is None:
+        file.write_bytes(b"no archive" * 1000)
+    else:
+        archive(file, ("token", FILE, b"evil"), *members)
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    with pytest.raises(ServerError, match=told):
+        load(home, file)
+    after = {path.name: path.read_bytes() for path in home.iterdir()}
+    assert after == before | {"server.lock": b""}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "home"]
+
+
+def test_only_what_makes_a_server_is_taken_from_an_archive(home: Path, tmp_path: Path):
+    members = [(name, FILE, b"evil") for name in ("../evil", "server.lock", "virtual/evil")]
+    database = (home / "server.db").read_bytes()
+    load(home, archive(tmp_path / "backup.tar", *members, ("server.db", FILE, database)))
+    assert not (tmp_path / "evil").exists()
+    assert not (home / "virtual").exists()
+    assert (home / "server.lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_backup_of_an_older_version_is_carried_over(home: Path, tmp_path: Path, version: int):
+    (tmp_path / "old").mkdir()
+    old_database(tmp_path / "old", version)
+    save(tmp_path / "old", tmp_path / "backup.tar")
+    load(home, tmp_path / "backup.tar")
+    store = Store(home / "server.db")
+    assert [board.id for board in store.boards()] == ["id1", "id2"]
+    store.close()
+
+
+def test_a_backup_that_cannot_be_written_leaves_the_one_before(
+    home: Path, tmp_path: Path, monkeypatch
+):
+    file = tmp_path / "backup.tar"
+    save(home, file)
+    before = file.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(backup, "_add", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save(home, file)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "home"]
+
+
+def run(home: Path, *words: object) -> dict[str, object]:
+    """What the command says, in one line."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "cm_server.store.backup", *map(str, words)],
+        env={**os.environ, "CM_HOME": str(home)},
+        capture_output=True,
+        check=True,
+    )
+    assert not ran.stderr
+    said: dict[str, object] = json.loads(ran.stdout)
+    return said
+
+
+def test_the_command_says_in_a_line_what_it_did_or_why_not(home: Path, tmp_path: Path):
+    names = ["token", "ca.pem", "server.pem", "server.db"]
+    assert run(home, "save", tmp_path / "backup.tar") == {"files": names}
+    assert run(home, "load", tmp_path / "backup.tar") == {"files": names}
+    told = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
+    assert "empty holds no server.db: there is nothing to back up (of a server with" in told
+    assert "No such file" in str(run(home, "load", tmp_path / "nothing.tar")["error"])

@@ -1,0 +1,52 @@
+"""Opening a database, and living with one that is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.store import databases
+from cm_server.store.rows import new_board
+from cm_server.store.store import Store
+from tests.engines import Postgres, running_postgres
+
+
+@pytest.fixture
+def mortal() -> Iterator[Postgres]:
+    """A PostgreSQL of this test's own, to be paused and killed."""
+    with running_postgres() as engine:
+        yield engine
+
+
+def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
+    mortal: Postgres, monkeypatch
+):
+    monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.2)
+    store = Store(mortal.new())
+    board = new_board("id1", "lab-1", bytes(32))
+    store.enrol([board])
+    mortal.pause()
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="its store cannot be written"):
+        store.begin(["id1"], "ann")
+    assert time.monotonic() - began < 8
+    mortal.restart()
+    while True:
+        try:
+            (found,) = store.boards()
+            break
+        except ServerError:
+            assert time.monotonic() < began + 20
+            time.sleep(0.05)
+    assert found.key == board.key
+    store.end(1, "ok")
+    store.close()
+
+
+def test_a_url_that_is_none_is_said_in_one_sentence():
+    with pytest.raises(ServerError, match="cannot be opened") as caught:
+        Store("postgresql://nobody@127.0.0.1:1/x?connect_timeout=1&nonsense=1")
+    assert "\n" not in str(caught.value)

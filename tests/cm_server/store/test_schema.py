@@ -1,0 +1,222 @@
+"""Databases of every earlier version are carried over, whole, or left as they were.
+
+`schemas/schema_N.sql` is what version N wrote: tables and some rows. Write the newest by
+`python -m tests.cm_server.test_schema`, when there is a new version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.store import schema
+from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow
+from cm_server.store.schema import SCHEMA
+from cm_server.store.store import Store
+
+FOLDER = Path(__file__).with_name("schemas")
+OLD = range(SCHEMA)
+KEY = bytes(range(32))
+BOARDS = [
+    BoardRow("id1", "lab-1", KEY, {}, {}, 1790000000.0, None, 3, b"nonce", False, "abc"),
+    BoardRow("id2", "lab-2", KEY[::-1], {}, {}, 1790000000.0, None, 0, None, True, ""),
+]
+TOKENS = [
+    TokenRow("abc", "ann", "operator", "lab-*", 1790000001.0, 1890000000.0, None, None),
+    TokenRow("def", "bob", "viewer", "all", 1790000001.0, None, 1790000002.0, 5),
+]
+NOTE = AuditRow(
+    1790000000.0, "ann", "127.0.0.1", "label", "lab-*", "room=lab", 2, None, None, "done"
+)
+
+
+def old_database(folder: Path, version: int) -> Path:
+    path = folder / "server.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript((FOLDER / f"schema_{version}.sql").read_text())
+    return path
+
+
+def ask(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as db:
+        return list(db.execute(query))
+
+
+def shape(path: Path) -> dict[str, Any]:
+    """What there is of tables, columns, keys, indexes and triggers; how they are written aside."""
+    inspector = sa.inspect(engine := sa.create_engine(f"sqlite:///{path}"))
+    found: dict[str, Any] = {
+        name: {
+            "columns": [
+                (column["name"], str(column["type"]), column["nullable"], column["default"])
+                for column in inspector.get_columns(name)
+            ],
+            "key": inspector.get_pk_constraint(name)["constrained_columns"],
+            "unique": inspector.get_unique_constraints(name),
+        }
+        for name in inspector.get_table_names()
+    }
+    engine.dispose()
+    written = "SELECT name, sql FROM sqlite_master WHERE type IN ('index', 'trigger')"
+    found["indexes and triggers"] = set(ask(path, written))
+    found["versions"] = ask(path, "SELECT version_num FROM alembic_version")
+    found["user_version"] = ask(path, "PRAGMA user_version")
+    return found
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_an_older_database_is_carried_over_whole_and_a_copy_is_kept(version: int, tmp_path: Path):
+    path = old_database(tmp_path, version)
+    store = Store(path)
+    boards, tokens, audit, jobs = told(store)
+    store.close()
+    assert [(board.id, board.name, board.key) for board in boards] == [
+        ("id1", "lab-1", KEY),
+        ("id2", "lab-2", KEY[::-1]),
+    ]
+    assert boards[0].labels == {"room": "lab"}
+    assert boards[1].facts == {"platform": "esp32"}
+    assert boards[1].last_seen
+    later = ("gen", "nonce", "plain", "token")
+    rotated = {name: getattr(boards[0], name) for name in later}
+    assert rotated == dict(
+        zip(
+            later,
+            (3, b"nonce", False, "abc") if version >= 2 else (0, None, False, ""),
+            strict=True,
+        )
+    )
+    assert (tokens[0].hash, tokens[0].name, tokens[0].role) == ("abc", "ann", "operator")
+    assert tokens[0].target == ("lab-*" if version else "all")
+    assert [token.revoked for token in tokens[1:]] == ([1790000002.0] if version else [])
+    assert audit[:1] == ([NOTE] if version else [])
+    assert [job[:3] for job in jobs] == [(1, "id1", "ann"), (2, "id2", "ann")]
+    ends = [(job.status, job.error) for job in jobs]
+    assert ends == [("error", "ValueError: \u00e4"), (None, None)]
+
+    copy = tmp_path / f"server-schema-{version}.db"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert ask(copy, "PRAGMA user_version") == [(min(version, 3),)]
+    assert ask(copy, "SELECT id, key FROM boards") == [("id1", KEY), ("id2", KEY[::-1])]
+    Store(path).close()  # once is enough
+
+
+def told(store: Store) -> tuple[list[BoardRow], list[TokenRow], list[AuditRow], list[JobRow]]:
+    jobs = [job for number in (1, 2) if (job := store.job(number))]
+    return store.boards(), store.tokens(), store.audit(99), jobs
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_carried_over_tables_are_as_those_that_the_store_makes(version: int, tmp_path: Path):
+    path = old_database(tmp_path, version)
+    Store(path).close()
+    (tmp_path / "new").mkdir()
+    Store(tmp_path / "new/server.db").close()
+    assert shape(path) == shape(tmp_path / "new/server.db")
+
+
+def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Path):
+    (tmp_path / "new").mkdir()
+    Store(tmp_path / "new/server.db").close()
+    written = shape(old_database(tmp_path, SCHEMA))
+    how = "the tables changed: raise SCHEMA, add a script, write schemas/ (docs/design.md)"
+    assert shape(tmp_path / "new/server.db") == written, how
+
+
+def test_there_is_one_script_for_each_version_one_after_the_other():
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).with_name("migrations")))
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
+    assert [script.revision for script in scripts] == [str(n) for n in range(SCHEMA + 1)]
+    assert {path.stem for path in FOLDER.iterdir()} == {f"schema_{n}" for n in range(SCHEMA + 1)}
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("99", f"newer Cloudmanager (schema 99, this one knows {SCHEMA}); update this one"),
+        ("-1", "holds another program's tables; move it away"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_sentence_and_not_touched(
+    version: str, told: str, tmp_path: Path
+):
+    path = old_database(tmp_path, SCHEMA)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE alembic_version SET version_num = ?", [version])
+    refused(path, told)
+
+
+def test_another_programs_tables_are_refused_and_not_touched(tmp_path: Path):
+    path = tmp_path / "server.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE boards (surf TEXT)")
+    refused(path, "holds another program's tables; move it away")
+
+
+def refused(path: Path, told: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ServerError) as caught:
+        Store(path)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["server.db"]
+
+
+def test_a_script_that_fails_leaves_everything_as_it_was(tmp_path: Path):
+    path = old_database(tmp_path, 0)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO tokens VALUES ('ghi', 'ann', 'admin', 1)")  # one name, twice
+    before = list(sqlite3.connect(path).iterdump())
+    with pytest.raises(ServerError, match="is of schema 0 and cannot be carried over to .*UNIQUE"):
+        Store(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert list(db.iterdump()) == before
+
+
+def test_a_start_with_todays_tables_does_not_import_alembic(tmp_path: Path):
+    program = """
+import sys
+from pathlib import Path
+from cm_server.store.store import Store
+for _ in range(2):
+    Store(Path(sys.argv[1])).close()
+sys.exit("alembic" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "server.db")], check=True)
+
+
+def write() -> None:
+    """Write what the store writes today, as the newest version."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "server.db"
+        store = Store(path)
+        store.enrol(BOARDS, NOTE)
+        for token in TOKENS:
+            store.add_token(token)
+        store.set_labels({"id1": {"room": "lab"}})
+        store.saw_board("id2", {"platform": "esp32"})
+        store.begin(["id1", "id2"], "ann")
+        store.end(1, "error", "ValueError: \u00e4")
+        store.close()
+        (version,) = ask(path, "PRAGMA user_version")
+        with closing(sqlite3.connect(path)) as db:
+            lines = [f"PRAGMA user_version={version[0]};", *db.iterdump()]
+    (FOLDER / f"schema_{SCHEMA}.sql").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,393 @@
+"""The store that servers share, in SQLite and in PostgreSQL: one job is one server's at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.store import tables
+from cm_server.store.rows import AuditRow, TokenRow, new_board
+from cm_server.store.shared_store import NEVER_SENT, STRAY, SharedStore
+from tests.engines import Postgres
+
+KEY = bytes(range(32))
+FACTS = {"platform": "esp32"}
+NOTE = AuditRow(7.0, "ann", "here", "label", "lab-*", "room=lab", 3, None, None, "done")
+Make = Callable[[str], SharedStore]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes the view of one server more; board id1 is enrolled, and held by nobody."""
+    if request.param == "sqlite":
+        where: Path | str = tmp_path / "server.db"
+    else:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        where = postgres.new()
+    views: list[SharedStore] = []
+
+    def make(name: str) -> SharedStore:
+        view = SharedStore(where, name)
+        view.join(f"http://{name}")
+        views.append(view)
+        return view
+
+    first = make("A")
+    first.enrol([new_board("id1", "lab-1", KEY), new_board("id2", "lab-2", KEY)])
+    yield lambda name: first if name == "A" else make(name)
+    for view in views:
+        view.close()
+
+
+def sends(view: SharedStore, board_id: str = "id1") -> int:
+    """Hold the board there, and send it a job; return the job's number."""
+    held = view.hold(board_id, FACTS)
+    assert held is not None
+    view.epoch_for = {board_id: held.epoch}.get
+    (number,) = view.begin([board_id], "ann")
+    return number
+
+
+def ending(view: SharedStore, job: int) -> tuple[str | None, str | None]:
+    row = view.job(job)
+    assert row is not None
+    return row.status, row.error
+
+
+def test_identity_tokens_and_audit_are_found_by_every_server(server: Make):
+    a, b = server("A"), server("B")
+    a.set_labels({"id1": {"room": "lab"}}, NOTE)
+    a.add_token(TokenRow("abc", "ann", "viewer"), NOTE)
+    with pytest.raises(ServerError, match="cannot be written"):
+        b.enrol([new_board("id9", "lab-1", KEY)], NOTE)
+    with pytest.raises(ServerError, match="cannot be written"):
+        b.add_token(TokenRow("def", "ann", "viewer"))
+    assert b.boards()[0].labels == {"room": "lab"} or b.boards()[1].labels == {"room": "lab"}
+    assert [row.name for row in b.tokens()] == ["ann"]
+    b.revoke_token("abc", 8.0)
+    b.add_token(TokenRow("def", "ann", "viewer"))
+    assert b.audit(9) == [NOTE] * 2
+    b.forget(["id2"])
+    assert [row.id for row in a.some_boards(["id1", "id2"])] == ["id1"]
+
+
+def test_of_two_servers_one_uses_a_token_up(server: Make):
+    a, b = server("A"), server("B")
+    token = TokenRow("abc", "enrol-1", "board", uses=1)
+    a.add_token(token)
+    a.enrol_by(token, new_board("id3", "lab-3", KEY), NOTE)
+    with pytest.raises(ServerError, match="was used already"):
+        b.enrol_by(token, new_board("id4", "lab-4", KEY), NOTE)
+    assert {row.id for row in b.boards()} == {"id1", "id2", "id3"}
+    assert b.audit(9) == [NOTE]
+
+
+def test_numbers_are_one_servers_each(server: Make):
+    a, b = server("A"), server("B")
+    numbers = [n for view in (a, b, a, b) for n in view.begin(["id1", "id2"], "ann")]
+    assert len(set(numbers)) == 8
+    assert len(a.begin(["id1"] * 1500, "ann")) == 1500
+    assert len({row.id for view in (a, b) for row in view.open_jobs()}) == 1508
+
+
+def test_an_ending_of_ones_own_job_is_written(server: Make):
+    a = server("A")
+    job = sends(a)
+    a.end(job, "error", "ValueError: \u00e4")
+    a.flush()
+    assert ending(a, job) == ("error", "ValueError: \u00e4")
+    assert a.refused == 0
+
+
+def test_a_board_that_dials_elsewhere_takes_its_sent_job_along(server: Make):
+    a, b = server("A"), server("B")
+    job = sends(a)
+    a.epoch_for = lambda _id: None
+    (waits,) = a.begin(["id1"], "ann")
+    held = b.hold("id1", FACTS)
+    assert held is not None
+    assert (held.epoch, held.row.name) == (2, "lab-1")
+    assert [row.id for row in held.sent] == [job]
+    a.end(job, "lost", "its link broke")  # it does not know yet
+    a.flush()
+    assert a.refused == 1
+    assert ending(b, job) == (None, None)
+    b.end(job, "ok")
+    a.end(waits, "interrupted")
+    a.flush()
+    b.flush()
+    assert ending(a, job) == ("ok", None)
+    assert ending(b, waits) == ("interrupted", None)
+
+
+def test_a_board_that_comes_back_is_held_in_a_newer_epoch(server: Make):
+    a, b = server("A"), server("B")
+    job = sends(a)
+    assert b.hold("id1", FACTS)
+    back = a.hold("id1", FACTS)
+    assert back is not None
+    assert back.epoch == 3
+    assert [row.id for row in back.sent] == [job]
+    assert not b.release({"id1": 2})
+    assert not a.release({"id1": 1})
+    assert a.holders() == {"id1": ("A", 3)}
+    assert a.release({"id1": 3}) == 1
+    assert a.holders() == {}
+
+
+def test_a_board_that_was_taken_out_is_held_by_nobody(server: Make):
+    a, b = server("A"), server("B")
+    b.forget(["id1"])
+    assert a.hold("id1", FACTS) is None
+
+
+def test_a_job_is_taken_once_and_by_the_holder_only(server: Make):
+    a, b, c = server("A"), server("B"), server("C")
+    (now, waits, other) = (a.begin([board], "ann")[0] for board in ("id1", "id1", "id2"))
+    assert b.hold("id1", FACTS)
+    assert c.take("A", [now], []) == set()  # it holds no board
+    assert b.take("A", [now, other], [waits]) == {now, waits}
+    assert b.take("A", [now], [waits]) == set()
+    assert c.take("A", [], [waits]) == set()
+    assert a.withdraw([now, waits, other], "offline", "no word") == {other}
+    a.end(now, "offline")
+    a.flush()
+    assert ending(a, now) == (None, None)
+    assert b.send(now)
+    assert b.send(waits)
+    assert [row.id for row in c.hold("id1", FACTS).sent] == [now, waits]  # type: ignore[union-attr]
+
+
+def test_a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own(server: Make):
+    a, b = server("A"), server("B")
+    assert a.hold("id1", FACTS)
+    (job,) = a.begin(["id1"], "ann")
+    assert b.hold("id1", FACTS)
+    assert not a.send(job)  # the board is elsewhere
+    assert a.refused == 1
+    assert b.take("A", [], [job]) == {job}
+    assert b.send(job)
+
+
+def test_late_truth_is_the_holders_to_write(server: Make):
+    a, b = server("A"), server("B")
+    job = sends(a)
+    a.end(job, "lost", "its link broke")
+    a.flush()
+    assert b.hold("id1", FACTS)
+    a.amend(job, "id1", "error", "stale")
+    assert ending(a, job) == ("lost", "its link broke")
+    b.amend(job, "id2", "error", "another board's")
+    assert ending(a, job) == ("lost", "its link broke")
+    b.amend(job, "id1", "ok", None)
+    assert ending(a, job) == ("ok", None)
+
+
+def test_a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on(server: Make):
+    a, b = server("A"), server("B")
+    sent = sends(a)
+    a.epoch_for = lambda _id: None
+    (waits,) = a.begin(["id2"], "ann")
+    assert b.beat(10) == {"A": "http://A", "B": "http://B"}
+    assert b.inherit() == []
+    time.sleep(0.1)
+    assert b.beat(0.05) == {"B": "http://B"}
+    assert [row.id for row in b.inherit()] == [sent]
+    assert ending(b, waits) == ("lost", NEVER_SENT)
+    assert b.holders() == {}
+    assert "A" not in a.beat(10)  # it wakes up, and learns it
+    a.end(sent, "ok")
+    a.end(waits, "ok")
+    a.flush()
+    assert a.refused == 2
+    b.end(sent, "lost", "it did not come back")
+    b.flush()
+    assert ending(a, sent) == ("lost", "it did not come back")
+    assert {row.id for row in b.outcomes([sent, waits, 77])} == {sent, waits}
+
+
+def test_a_server_that_was_taken_out_sends_nothing(server: Make):
+    a, b = server("A"), server("B")
+    assert a.hold("id1", FACTS)
+    (waits,) = a.begin(["id1"], "ann")
+    (theirs,) = b.begin(["id1"], "ann")
+    time.sleep(0.1)
+    assert b.beat(0.05) == {"B": "http://B"}
+    for act in (
+        lambda: a.begin(["id1"], "ann"),
+        lambda: a.send(waits),
+        lambda: a.take("B", [theirs], []),
+        lambda: a.hold("id1", FACTS),
+    ):
+        with pytest.raises(ServerError, match="was taken for dead"):
+            act()
+    assert a.refused == 4
+    a.begin_anew("C")
+    a.join("http://A")
+    assert a.hold("id1", FACTS)
+    assert a.take("B", [theirs], []) == {theirs}
+
+
+@contextlib.contextmanager
+def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
+    """What is committed inside is done, but the answer gets lost; and the server is told so."""
+    commit = connection.commit  # type: ignore[attr-defined]
+
+    def done_but_unheard() -> None:
+        commit()
+        raise error("the link broke")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "commit", done_but_unheard)
+        with pytest.raises(ServerError, match="link broke"):
+            yield
+
+
+def test_what_was_written_without_an_answer_ends(server: Make):
+    a, b = server("A"), server("B")
+    core, error = a.database.core, a.database.errors[0]
+    assert a.hold("id1", FACTS)
+    (sent,), (taken,) = a.begin(["id1"], "ann"), b.begin(["id1"], "ann")
+    with unanswered(core, error):
+        a.send(sent)
+    a.end(sent, "lost", "it did not run")  # as queues.py does; but it is marked as sent
+    with unanswered(core, error):
+        a.take("B", [], [taken])
+    b.end(taken, "lost", "it did not run")  # as A says to B; but it is A's
+    for view in (a, b):
+        view.flush()
+        assert view.refused == 1
+    (row,) = a.inherit()
+    assert row.id == sent  # dispatch ends it, by the word of its board if there is one
+    assert ending(b, taken) == ("lost", STRAY)
+    a.end(sent, "lost", "it never reached the board")
+    a.flush()
+    assert ending(b, sent) == ("lost", "it never reached the board")
+    assert a.inherit() == []
+
+
+def test_a_job_that_was_begun_without_an_answer_ends(postgres: Postgres):
+    store = SharedStore(postgres.new(), "A")
+    store.join("http://A")
+    store.enrol([new_board("id1", "lab-1", KEY)])
+    (known,) = store.begin(["id1"], "ann")
+    with unanswered(store.database.driver, psycopg.OperationalError):
+        store.begin(["id1"], "ann")
+    (_, row) = store.open_jobs()
+    assert store.inherit() == []
+    assert ending(store, row.id) == ("lost", STRAY)
+    assert ending(store, known) == (None, None)
+    store.close()
+
+
+def test_a_job_that_its_own_server_may_not_send_ends(server: Make):
+    a = server("A")
+    (job,) = a.begin(["id1"], "ann")
+    assert not a.send(job)
+    a.let_go(job)
+    a.inherit()
+    assert ending(a, job) == ("lost", STRAY)
+
+
+def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
+    a, b = server("A"), server("B")
+    seen = tables.servers.update().where(tables.servers.c.id == "A").values(seen=0)
+    with unanswered(b.database.core, b.database.errors[0]), b._written():
+        b._db.execute(seen)
+        b._db.commit()
+    assert b.beat(60) == {"A": "http://A", "B": "http://B"}
+    assert a.beat(60) == {"A": "http://A", "B": "http://B"}
+    b._db.execute(seen)
+    b._db.commit()
+    b._failed_at -= 61
+    assert b.beat(60) == {"B": "http://B"}
+
+
+def test_what_ended_is_written_before_anything_begins(server: Make):
+    a = server("A")
+    job = sends(a)
+    a.epoch_for = lambda _id: None
+    (waits,) = a.begin(["id1"], "ann")
+    a.end(job, "ok")
+    a._end_job = "nonsense"
+    with pytest.raises(ServerError, match="cannot be written"):
+        a.send(waits)
+    with pytest.raises(ServerError, match="cannot be written"):
+        a.hold("id1", FACTS)
+    a._endings.clear()
+
+
+def test_a_server_that_leaves_is_gone_at_once(server: Make):
+    a, b = server("A"), server("B")
+    a.leave()
+    assert b.beat(10) == {"B": "http://B"}
+
+
+def test_what_is_shared_is_the_first_ones(server: Make):
+    a, b = server("A"), server("B")
+    assert a.share("key", b"a") == b"a"
+    assert b.share("key", b"b") == b"a"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE audit SET who = 'bob'", "DELETE FROM audit WHERE at > 1000", "TRUNCATE audit"],
+)
+def test_postgresql_guards_the_audit_log_too(postgres: Postgres, statement):
+    store = SharedStore(postgres.new(), "A")
+    for at in (1.0, time.time()):
+        store.note(NOTE._replace(at=at))
+    with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+        store.database.driver.execute(statement)
+    store.database.rollback()
+    store.database.driver.execute("DELETE FROM audit WHERE at = 1")
+    store.database.commit()
+    assert len(store.audit(9)) == 1
+    store.close()
+
+
+def test_a_store_that_was_away_is_used_again_and_endings_wait(postgres: Postgres):
+    url = postgres.new()
+    store = SharedStore(url, "A")
+    store.join("http://A")
+    store.enrol([new_board("id1", "lab-1", KEY)])
+    job = sends(store)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    store.end(job, "ok")
+    store.flush()
+    assert ending(store, job) == ("ok", None)
+    store.close()
+
+
+def test_a_store_that_is_not_there_is_said_in_one_sentence(postgres: Postgres):
+    with pytest.raises(ServerError, match="its store in PostgreSQL cannot be opened") as caught:
+        SharedStore(postgres.url("nowhere"), "A")
+    assert "\n" not in str(caught.value)
+
+
+def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
+    store, now = server("A"), time.time()
+    for _ in range(2):
+        store.note(NOTE)
+    numbers = store.begin(["id1"] * 5, "ann")
+    for number in numbers[:4]:
+        store.end(number, "ok")
+    store.flush()
+    assert store.prune_jobs(now - 86400, 0) == (0, 0)
+    assert store.prune_jobs(now + 86400, 0) == (4, numbers[-1])
+    assert [row.id for row in store.open_jobs()] == [numbers[-1]]
+    assert store.prune_audit(now - 40 * 86400) == 2
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert store.prune_audit(now + 86400) == 0  # the database does not let it go
+    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert server("B").begin(["id2"], "ann")[0] > numbers[-1]

@@ -1,0 +1,22 @@
+"""The pulse: how late the loop is."""
+
+from __future__ import annotations
+
+from cm_server.loop_lag import Pulse
+
+from .dispatching import Clock
+
+
+def test_a_loop_that_is_held_up_is_late_and_then_no_more():
+    clock, late = Clock(), 0.0
+    pulse = Pulse(clock.later, lambda: clock.now + late)
+    clock.turn(1)
+    assert pulse.lag == 0
+    late = 0.3
+    clock.turn(1)
+    assert abs(pulse.lag - 0.3) < 1e-9
+    clock.turn(1)
+    assert pulse.lag == 0
+    pulse.stop()
+    clock.turn(5)
+    assert not [timer for timer in clock.timers if not timer.cancelled]
