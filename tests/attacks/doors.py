@@ -10,7 +10,7 @@ DOORS: Final = [
     # Identity and handshake
     defence(
         "a board proves that it has its key",
-        LIBRARY + "proofs.py",
+        LIBRARY + "protocol/proofs.py",
         "return wire.read_json(body) if hmac.compare_digest(wanted, proof) else None",
         "return wire.read_json(body)",
         "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
@@ -18,7 +18,7 @@ DOORS: Final = [
     ),
     defence(
         "each challenge is fresh",
-        SERVER + "auth.py",
+        SERVER + "auth/credentials.py",
         "return secrets.token_bytes(proofs.NONCE_BYTES)",
         "return bytes(proofs.NONCE_BYTES)",
         "cm_server/net/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
@@ -26,8 +26,8 @@ DOORS: Final = [
     ),
     defence(
         "a stranger learns no ids",
-        SERVER + "board_socket.py",
-        "self._key_of(hello) or auth.new_key()  # a stranger learns no ids",
+        SERVER + "net/board_socket.py",
+        "self._key_of(hello) or credentials.new_key()  # a stranger learns no ids",
         "self._key_of(hello) or self._refuse(NOT_PROVEN, 'unknown') or b''",
         "cm_server/net/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
     ),
@@ -40,7 +40,7 @@ DOORS: Final = [
     ),
     defence(
         "a board says only what the state of its link allows",
-        LIBRARY + "wire.py",
+        LIBRARY + "protocol/wire.py",
         "if message.op not in FROM_BOARD[state]:",
         "if False:",
         "cm_server/jobs/test_dispatch.py::test_what_no_board_may_say_is_refused",
@@ -48,21 +48,21 @@ DOORS: Final = [
     ),
     defence(
         "a link that proves nothing has a deadline",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         "self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN",
         "self._deadline = loop.call_later(seconds + 999, self._refuse, NOT_PROVEN",
         "cm_server/net/test_board_socket.py::test_a_slow_greeting_is_cut",
     ),
     defence(
         "the newest link of a board takes over, the older is closed",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         'old.close(REPLACED, "a newer link took over")',
         "pass",
         "cm_server/net/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
     ),
     defence(
         "two boards with one key take no turns all day",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         "        if board.rivals > 1:\n",
         "        if False:\n",
         "cm_server/net/test_board_socket.py::"
@@ -70,21 +70,21 @@ DOORS: Final = [
     ),
     defence(
         "tokens are compared in constant time",
-        SERVER + "auth.py",
+        SERVER + "auth/credentials.py",
         "        if hmac.compare_digest(known, mine):\n            found = row\n",
         "        if known == mine:\n            return row\n",
         "cm_server/auth/test_credentials.py::test_every_known_token_is_compared_whichever_it_is",
     ),
     defence(
         "a token of any length is not looked at",
-        SERVER + "auth.py",
+        SERVER + "auth/credentials.py",
         "not 0 < len(token) <= limits.TOKEN_CHARS",
         "False",
         "cm_server/auth/test_credentials.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
     ),
     defence(
         "a token that expired opens nothing",
-        SERVER + "tokens.py",
+        SERVER + "auth/tokens.py",
         "if row.expires is not None and row.expires <= self._clock():",
         "if False:",
         "cm_server/auth/test_tokens.py::test_an_expired_token_is_refused_by_name",
@@ -92,7 +92,7 @@ DOORS: Final = [
     ),
     defence(
         "a token that was revoked opens nothing",
-        SERVER + "tokens.py",
+        SERVER + "auth/tokens.py",
         "        if row.revoked is not None:\n            return",
         "        if False:\n            return",
         "cm_server/auth/test_tokens.py::test_a_revoked_token_is_refused_by_name",
@@ -108,7 +108,7 @@ DOORS: Final = [
     ),
     defence(
         "wrong tokens are slowed down",
-        SERVER + "caller_socket.py",
+        SERVER + "net/caller_socket.py",
         "if self._server.bad_logins.allow(group_of(address)) is None:",
         "if False:",
         "cm_server/net/test_caller_socket.py::"
@@ -117,42 +117,42 @@ DOORS: Final = [
     # Browsers
     defence(
         "a name that was rebound to loopback reaches nothing",
-        SERVER + "pages.py",
+        SERVER + "net/handlers.py",
         "if plain and self.secure and not",
         "if False and not",
         "cm_server/net/test_handlers.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
     ),
     defence(
         "a foreign page opens no link",
-        SERVER + "pages.py",
+        SERVER + "net/handlers.py",
         'if foreign and self.opened_by != "nothing":',
         "if False:",
         "cm_server/net/test_handlers.py::test_a_foreign_page_opens_no_link",
     ),
     defence(
         "no page may be framed",
-        SERVER + "pages.py",
+        SERVER + "net/handlers.py",
         '    "X-Frame-Options": "DENY",\n',
         "",
         "cm_server/net/test_handlers.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
     ),
     defence(
         "each verb needs its role",
-        SERVER + "verbs.py",
+        SERVER + "api/verbs.py",
         "if ROLES.index(caller.role) < ROLES.index(needed):",
         "if False:",
         VERBS + "[label-viewer]",
     ),
     defence(
         "what is for all boards needs a token for all boards",
-        SERVER + "verbs.py",
-        "if verb in VERBS and VERBS[verb].everywhere and not reach.reaches_all(caller):",
+        SERVER + "api/verbs.py",
+        "if verb in VERBS and VERBS[verb].everywhere and not access.reaches_all(caller):",
         "if False:",
         "cm_server/test_matrix.py::test_an_administrator_of_some_boards_is_none_of_all",
     ),
     defence(
         "a token reaches the boards of its target",
-        SERVER + "reach.py",
+        SERVER + "auth/access.py",
         "        if not self._covers(name, board):\n",
         "        if False:\n",
         "cm_server/test_matrix.py::test_a_board_out_of_reach_is_as_if_it_were_not_enrolled",
@@ -168,15 +168,15 @@ DOORS: Final = [
     # Operations
     defence(
         "a refusal leaves its row in the audit log",
-        SERVER + "verbs.py",
+        SERVER + "api/verbs.py",
         "        server.audit.refused(call.note, error)\n",
         "        pass\n",
         VERBS + "[label-viewer]",
     ),
     defence(
         "no token stands in the audit log",
-        SERVER + "audit.py",
-        'clean = auth.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])',
+        SERVER + "auth/audit.py",
+        'clean = credentials.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])',
         "clean = text[: 4 * limits.AUDIT_CHARS]",
         "cm_server/auth/test_audit.py::"
         "test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written",
@@ -184,21 +184,21 @@ DOORS: Final = [
     ),
     defence(
         "no row of the audit log is changed",
-        SERVER + "tables.py",
+        SERVER + "store/tables.py",
         "for _name, _when in _AUDIT_RULES.items():",
         "for _name, _when in ():",
         "cm_server/store/test_store.py::test_no_row_is_changed_or_taken_out",
     ),
     defence(
         "a board's key is in no repr",
-        SERVER + "rows.py",
+        SERVER + "store/rows.py",
         'return f"BoardRow(id={self.id!r}, name={self.name!r})"',
         'return f"BoardRow(id={self.id!r}, name={self.name!r}, key={self.key!r})"',
         "cm_server/store/test_rows.py::test_a_boards_key_is_in_no_repr",
     ),
     defence(
         "a range is bounded before it is expanded",
-        LIBRARY + "names.py",
+        LIBRARY + "protocol/names.py",
         "    if count > room:\n",
         "    if count > 2 * room:\n",
         "cloudmanager/protocol/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",

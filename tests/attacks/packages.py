@@ -30,7 +30,7 @@ PACKAGE_ATTACKS: Final = [
     attack(
         26,
         "targets that lead out or onto what is the board's own; a source that hides bytecode",
-        HERE + "test_paths.py: path_that_is_not_plain_is_refused "
+        HERE + "test_install_paths.py: path_that_is_not_plain_is_refused "
         "boot_client_and_key_are_never_a_packages folder_that_is_not_for_packages_is_refused",
         HERE + "test_index.py: target_that_is_not_the_packages_refuses_it "
         "boot_client_and_key_are_refused_at_the_root_too",
@@ -43,7 +43,7 @@ PACKAGE_ATTACKS: Final = [
         "content that is not what its hash says, short or whole",
         HERE + "test_index.py: content_that_does_not_match_its_short_hash_is_refused "
         "content_of_another_source_with_the_same_short_hash_is_not_used",
-        HERE + "test_contents.py: hash_that_is_right_with_another_length_cannot_be "
+        HERE + "test_package_files.py: hash_that_is_right_with_another_length_cannot_be "
         "cache_does_not_answer_for_another_hash_than_the_locks",
         HERE + "test_planner.py: cache_that_was_tampered_with_is_fetched_anew",
     ),
@@ -60,13 +60,13 @@ PACKAGE_ATTACKS: Final = [
     attack(
         29,
         "the server is to ask addresses inside, by name, number, redirect, rebinding or scheme",
-        HERE + "test_web.py: private_address_is_known "
+        HERE + "test_http_fetcher.py: private_address_is_known "
         "private_address_is_not_connected_to_however_it_is_written metadata_service_is_not_asked "
         "redirect_to_a_private_address_is_not_followed "
         "name_that_answers_otherwise_the_second_time_gains_nothing "
         "one_private_address_among_public_ones_refuses_all other_schemes_are_refused "
         "redirect_to_another_scheme_is_refused redirect_from_https_to_http_is_refused",
-        HERE + "test_given.py: url_of_a_private_address_is_refused "
+        HERE + "test_direct_sources.py: url_of_a_private_address_is_refused "
         "public_package_cannot_lead_to_a_private_index "
         "sent_document_cannot_name_the_servers_own_files",
         "cm_server/installs/test_plan_cache.py: an_index_inside_is_only_an_administrators_to_name",
@@ -74,7 +74,7 @@ PACKAGE_ATTACKS: Final = [
     attack(
         30,
         "an index that is slow, endless, a bomb, a web page, frozen, rolled back, or breaks off",
-        HERE + "test_web.py: slow_answer_is_given_up endless_answer_is_cut "
+        HERE + "test_http_fetcher.py: slow_answer_is_given_up endless_answer_is_cut "
         "gzip_bomb_does_not_go_off answer_that_is_too_big_is_refused",
         HERE + "test_index.py: index_that_answers_nonsense_installs_nothing "
         "failure_half_way_leaves_no_plan_and_no_wrong_content",
@@ -99,7 +99,7 @@ PACKAGE_ATTACKS: Final = [
         HERE + "test_forge.py: ref_does_not_leak_into_files_of_another_repository "
         "ref_does_not_leak_into_dependencies_of_another_repository "
         "file_outside_of_the_repository_is_refused",
-        HERE + "test_needs.py: ref_of_a_package_never_leaks_into_another_repository",
+        HERE + "test_dependencies.py: ref_of_a_package_never_leaks_into_another_repository",
     ),
     attack(
         33,
@@ -149,30 +149,30 @@ PACKAGES: Final = [
     ),
     defence(
         "package: no target leads out of its folder",
-        ROOM + "paths.py",
+        ROOM + "install_paths.py",
         'any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts)',
         "False",
-        HERE + "test_paths.py::test_path_that_is_not_plain_is_refused",
+        HERE + "test_install_paths.py::test_path_that_is_not_plain_is_refused",
         HERE + "test_index.py::test_target_that_is_not_the_packages_refuses_it",
     ),
     defence(
         "package: boot, client and key are nobody's to write",
-        ROOM + "paths.py",
+        ROOM + "install_paths.py",
         "    if _OWNERS.fullmatch(full):\n",
         "    if False:\n",
-        HERE + "test_paths.py::test_boot_client_and_key_are_never_a_packages",
+        HERE + "test_install_paths.py::test_boot_client_and_key_are_never_a_packages",
         HERE + "test_index.py::test_boot_client_and_key_are_refused_at_the_root_too",
     ),
     defence(
         "package: files of others stay",
-        SERVER + "records.py",
+        SERVER + "installs/install_manifest.py",
         "if differs and owner != file.package and not force:",
         "if False:",
         "cm_server/installs/test_install_manifest.py::test_files_of_others_are_overwritten_by_force_only",
     ),
     defence(
         "package: a leftover source that would hide bytecode goes",
-        SERVER + "records.py",
+        SERVER + "installs/install_manifest.py",
         "sorted((old - kept) | hiding)",
         "sorted(old - kept)",
         "cm_server/installs/test_install_manifest.py::test_what_would_hide_it_goes_if_it_is_there",
@@ -180,12 +180,12 @@ PACKAGES: Final = [
     ),
     defence(
         "package: content is what its hash says",
-        ROOM + "contents.py",
+        ROOM + "package_files.py",
         "if not sha256(content).startswith(promised) or "
         "(part.sha256 and len(content) != part.size):",
         "if False:",
         HERE + "test_index.py::test_content_that_does_not_match_its_short_hash_is_refused",
-        HERE + "test_contents.py::test_hash_that_is_right_with_another_length_cannot_be",
+        HERE + "test_package_files.py::test_hash_that_is_right_with_another_length_cannot_be",
     ),
     defence(
         "package: dependencies are so many and no more",
@@ -203,26 +203,26 @@ PACKAGES: Final = [
     ),
     defence(
         "package: no address inside is asked",
-        ROOM + "web.py",
+        ROOM + "http_fetcher.py",
         "            if not is_public(str(address[0])):\n",
         "            if False:\n",
-        HERE + "test_web.py::test_private_address_is_not_connected_to_however_it_is_written",
-        HERE + "test_given.py::test_url_of_a_private_address_is_refused",
+        HERE + "test_http_fetcher.py::test_private_address_is_not_connected_to_however_it_is_written",
+        HERE + "test_direct_sources.py::test_url_of_a_private_address_is_refused",
     ),
     defence(
         "package: what is configured is exempt at its own origin only",
-        ROOM + "web.py",
+        ROOM + "http_fetcher.py",
         "private = bool(own) and origin_of(url) == origin_of(own)",
         "private = bool(own)",
-        HERE + "test_web.py::test_only_its_own_origin_is_exempt",
-        HERE + "test_web.py::test_redirect_to_a_private_address_is_not_followed",
+        HERE + "test_http_fetcher.py::test_only_its_own_origin_is_exempt",
+        HERE + "test_http_fetcher.py::test_redirect_to_a_private_address_is_not_followed",
     ),
     defence(
         "package: a web page is no file",
-        ROOM + "contents.py",
+        ROOM + "package_files.py",
         'if content_type == "text/html" and not what.endswith((".html", ".htm")):',
         "if False:",
-        HERE + "test_given.py::test_web_page_in_a_files_place_is_refused",
+        HERE + "test_direct_sources.py::test_web_page_in_a_files_place_is_refused",
     ),
     defence(
         "package: the newest is not older than the lock's",
@@ -240,7 +240,7 @@ PACKAGES: Final = [
     ),
     defence(
         "package: a dependency stays in its package's index",
-        ROOM + "needs.py",
+        ROOM + "dependencies.py",
         'replace(need, alias=owner.alias) if owner.source == "index" else need',
         "need",
         HERE + "test_index.py::test_dependency_stays_in_its_packages_index",
@@ -268,7 +268,7 @@ PACKAGES: Final = [
     ),
     defence(
         "package: what an interrupted install staged gives its room back",
-        SERVER + "installs.py",
+        SERVER + "installs/board_install.py",
         "    if staged is False and not dry_run:\n",
         "    if False:\n",
         "cm_server/installs/test_board_install.py::test_room_that_an_earlier_try_took_is_room",

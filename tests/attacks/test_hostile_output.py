@@ -197,4 +197,4 @@ def test_html_is_made_in_one_place():
         makes |= {path.name} if "text/html" in source else set()
         for kind in ("application/javascript", "text/markdown", "text/latex"):
             assert kind not in source, path
-    assert makes == {"show.py"}
+    assert makes == {"cell_display.py"}

@@ -10,7 +10,7 @@ ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
 #: The store refuses a token without a use left, too: of several servers one alone takes the last.
 USES: Final = Place(
-    SERVER + "store.py", "tables.tokens.c.hash == token.hash, left > 0", "sa.true()"
+    SERVER + "store/store.py", "tables.tokens.c.hash == token.hash, left > 0", "sa.true()"
 )
 SITE: Final = "system/test_trust.py::test_"
 
@@ -18,7 +18,7 @@ TRUST: Final = [
     # Links that others can reach
     defence(
         "a board in the clear is refused where others listen",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         "elif not (self._secure or (hello.mac and board.plain)):",
         "elif False:",
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
@@ -26,42 +26,42 @@ TRUST: Final = [
     ),
     defence(
         "MACs in place of TLS are for those that were enrolled so",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         "(hello.mac and board.plain)",
         "hello.mac",
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
     ),
     defence(
         "a caller in the clear is refused where others listen",
-        SERVER + "pages.py",
+        SERVER + "net/handlers.py",
         'if not self.secure and self.opened_by != "key":',
         "if False:",
         "cm_server/test_app.py::test_whoever_others_can_reach_speaks_tls_and_nothing_else[0.0.0.0]",
     ),
     defence(
         "a caller sends its token by TLS alone",
-        LIBRARY + "link.py",
+        LIBRARY + "client/link.py",
         'raise ValueError("the token would cross the network in the clear; write https://")',
         "pass",
         SITE + "a_token_never_crosses_the_network_in_the_clear",
     ),
     defence(
         "the handshake of TLS has a deadline",
-        SERVER + "door.py",
+        SERVER + "net/listener.py",
         "self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)",
         "self._timer = self._loop.call_later(999, self._end)",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time",
     ),
     defence(
         "the handshake of one holds up nobody",
-        SERVER + "door.py",
+        SERVER + "net/listener.py",
         "        sock.setblocking(False)\n",
         "        sock.setblocking(True)\n",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time[11]",
     ),
     defence(
         "who is in TLS's handshake has proven nothing",
-        SERVER + "door.py",
+        SERVER + "net/listener.py",
         "self._entry = server.unproven.enter(address, self._end)",
         "self._entry = server.unproven.enter(address, lambda: None)",
         "cm_server/net/test_listener.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
@@ -69,7 +69,7 @@ TRUST: Final = [
     # MACs
     defence(
         "a message's MAC is looked at",
-        LIBRARY + "proofs.py",
+        LIBRARY + "protocol/proofs.py",
         "if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):",
         "if False:",
         TAMPERED + "[flip]",
@@ -77,14 +77,14 @@ TRUST: Final = [
     ),
     defence(
         "a message is not taken twice",
-        LIBRARY + "proofs.py",
+        LIBRARY + "protocol/proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = who + message",
         TAMPERED + "[replay]",
     ),
     defence(
         "a message of the server's is none of the board's",
-        LIBRARY + "proofs.py",
+        LIBRARY + "protocol/proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = _U64.pack(number) + message",
         TAMPERED + "[other direction]",
@@ -106,14 +106,14 @@ TRUST: Final = [
     ),
     defence(
         "the authority has the token's fingerprint",
-        LIBRARY + "tls.py",
+        LIBRARY + "client/tls.py",
         'if not hmac.compare_digest(_fingerprint(digest), pin.encode("ascii", "replace")):',
         "if False:",
         "cloudmanager/client/test_tls.py::test_another_fingerprint_is_another_server",
     ),
     defence(
         "a caller verifies the server's certificate",
-        LIBRARY + "tls.py",
+        LIBRARY + "client/tls.py",
         "return Tls(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)",
         "return Tls(sock, ssl._create_unverified_context(cadata=pem), config.TLS_NAME)",
         "cloudmanager/client/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
@@ -121,7 +121,7 @@ TRUST: Final = [
     # Who is enrolled
     defence(
         "an enrolment token is used up",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "if why or not token.uses:",
         "if why:",
         ENROLMENT + "used_enrolment_token_opens_nothing_for_another_board",
@@ -130,28 +130,28 @@ TRUST: Final = [
     ),
     defence(
         "an enrolment token is for the names of its target",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "if not parse(target).covers(check_name(asked), NewBoard()):",
         "if not check_name(asked):",
         ENROLMENT + "wrong_scope_enrolment_token_is_refused_by_a_sentence",
     ),
     defence(
         "a board that asks again gets the same identity",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "        if again is not None:\n",
         "        if False:\n",
         ENROLMENT + "a_board_that_never_heard_the_answer_gets_the_same_again",
     ),
     defence(
         "a board enrols itself over TLS only",
-        SERVER + "board_socket.py",
+        SERVER + "net/board_socket.py",
         "            if not self._secure:\n",
         "            if False:\n",
         ENROLMENT + "in_the_clear_nobody_enrols_where_others_listen",
     ),
     defence(
         "an enrolment token opens no caller's door",
-        SERVER + "tokens.py",
+        SERVER + "auth/tokens.py",
         "return row if row is not None and row.uses is None else None",
         "return row",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
@@ -159,7 +159,7 @@ TRUST: Final = [
     ),
     defence(
         "a caller's token enrols nobody",
-        SERVER + "tokens.py",
+        SERVER + "auth/tokens.py",
         "return row if row is not None and row.uses is not None else None",
         "return row and row._replace(uses=1)",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
@@ -167,21 +167,21 @@ TRUST: Final = [
     ),
     defence(
         "the link of a board that was revoked is closed",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         'board.link.close(REVOKED, "revoked")',
         "pass",
         ENROLMENT + "revoke_while_connected_closes_the_link_and_withholds_what_waits",
     ),
     defence(
         "a name that is used again inherits nothing",
-        SERVER + "enrolment.py",
-        "return new_board(auth.new_board_id(), name, auth.new_key(), plain=plain)",
-        "return new_board(name, name, auth.new_key(), plain=plain)",
+        SERVER + "auth/enrolment.py",
+        "return new_board(credentials.new_board_id(), name, credentials.new_key(), plain=plain)",
+        "return new_board(name, name, credentials.new_key(), plain=plain)",
         ENROLMENT + "a_name_that_is_used_again_sees_nothing_of_its_predecessor",
     ),
     defence(
         "a board that is renamed takes nobody's name",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "        if name in self._server.registry.by_name:\n",
         "        if False:\n",
         ENROLMENT + "rename_takes_nobodys_name",
@@ -189,14 +189,14 @@ TRUST: Final = [
     # Keys
     defence(
         "a key number that never was opens nothing",
-        SERVER + "registry.py",
+        SERVER + "jobs/registry.py",
         "self.next_key if gen == self.gen + 1 else None",
         "self.next_key or self.key",
         ENROLMENT + "a_key_number_that_never_was_is_as_a_stranger",
     ),
     defence(
         "the old key opens nothing once the new one was used",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "if gen != board.gen + 1 or key is None:",
         "if True:",
         ENROLMENT + "rotation_with_a_lost_answer_locks_nobody_out",
@@ -204,7 +204,7 @@ TRUST: Final = [
     ),
     defence(
         "a new key is believed when it is proven",
-        SERVER + "enrolment.py",
+        SERVER + "auth/enrolment.py",
         "if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):",
         "if True:",
         ENROLMENT + "a_new_key_without_proof_is_not_believed",
@@ -219,7 +219,7 @@ TRUST: Final = [
     # Files of boards
     defence(
         "a board's file name chooses no place here",
-        LIBRARY + "paths.py",
+        LIBRARY + "client/board_paths.py",
         "        check_name(part)\n",
         "        pass\n",
         "cloudmanager/client/test_board_paths.py::test_hostile_names_are_refused",
@@ -227,7 +227,7 @@ TRUST: Final = [
     ),
     defence(
         "two names that are one here do not overwrite each other",
-        LIBRARY + "downloads.py",
+        LIBRARY + "client/downloads.py",
         "        if _same(place) in known:\n",
         "        if False:\n",
         "cloudmanager/client/test_downloads.py::"
@@ -235,7 +235,7 @@ TRUST: Final = [
     ),
     defence(
         "a file that is read into memory is bounded",
-        LIBRARY + "downloads.py",
+        LIBRARY + "client/downloads.py",
         "        if len(kept) > READ_BYTES:\n",
         "        if False:\n",
         "cloudmanager/client/test_downloads.py::test_what_is_read_into_memory_is_bounded",
