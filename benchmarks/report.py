@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One promise of docs/design.md, "Speed", and what was measured.
+    """One promise of benchmarks/README.md, "The rows", and what was measured.
 
     Args:
         name: what was timed, and beside which peer.

@@ -26,7 +26,7 @@ class Fleet:
 
     Args:
         url: the server, such as ``http://127.0.0.1:18266``; found when not given.
-        token: what opens it; found when not given (DESIGN: CM_TOKEN, else the local file).
+        token: what authenticates the caller; CM_TOKEN by default, else the local token file.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:

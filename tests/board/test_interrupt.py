@@ -176,7 +176,7 @@ def interrupted_beside_a_task(board, after) -> bool:
 
 @pytest.mark.parametrize("turn", range(10))
 def test_interrupt_cancels_only_the_cell_s_own_task(board, turn):
-    """One in some hundreds lands in the other task's own step, and ends it (docs/design.md)."""
+    """About one in some hundreds hits the other task (docs/decisions/0015)."""
     assert any(interrupted_beside_a_task(board, 0.02 * turn) for _ in range(3))
 
 

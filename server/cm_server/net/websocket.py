@@ -210,7 +210,7 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
 
 
 def _tune(sock: socket.socket) -> None:
-    """No Nagle (DESIGN.md 12); notice a peer that lost its power."""
+    """Disable Nagle's algorithm, and detect a peer that lost its power."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {**KEEPALIVE, "TCP_USER_TIMEOUT": USER_TIMEOUT_MS}

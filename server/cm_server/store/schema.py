@@ -5,7 +5,7 @@ makes it from the one before. Alembic is imported only where there is something 
 since a start must not wait for it. The version stands in Alembic's own table; before there was
 one, up to version 2, it stood in SQLite's ``user_version``.
 
-docs/design.md says how to add a version.
+CONTRIBUTING.md explains how to add a version.
 """
 
 from __future__ import annotations

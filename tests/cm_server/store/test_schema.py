@@ -131,7 +131,7 @@ def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Pa
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new/server.db").close()
     written = shape(old_database(tmp_path, SCHEMA))
-    how = "the tables changed: raise SCHEMA, add a script, write schemas/ (docs/design.md)"
+    how = "the tables changed: raise SCHEMA, add a script, write schemas/ (CONTRIBUTING.md)"
     assert shape(tmp_path / "new/server.db") == written, how
 
 
