@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 
-#: Of what the server says at an enrolment, what a board keeps (docs/protocol.md, "who are you").
+#: The fields of an enrolment that a board stores (docs/protocol.md, "Board link: authentication").
 KEPT = ("name", "id", "key", "gen", "ca", "mac", "token")
 _ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737): nothing is sent to it
 

@@ -1,7 +1,8 @@
 """Who is who on a board's link: proofs, keys and MACs; no sockets, no clock, no loop.
 
-docs/protocol.md is the description ("Who are you"), this the host's half of it. A board's key
-crosses no wire: each side proves to the other that it has it (HMAC-SHA256, RFC 2104).
+docs/protocol.md ("Board link: authentication") is the specification, this module the host's half.
+A board's key is not transmitted on the link: each side proves to the other that it has it
+(HMAC-SHA256, RFC 2104).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .errors import PeerWireError
 
 PROTOCOL: Final = 1  # raised with every change that an older peer cannot ignore
 
-# A board's link (docs/protocol.md, "who are you" and "work").
+# A board's link (docs/protocol.md, "Board link: …").
 HELLO: Final = 0x01
 CHALLENGE: Final = 0x02
 PROOF: Final = 0x03

@@ -3,7 +3,7 @@
 A token is 256 random bits, and only its SHA-256 is kept. That is right for a random secret
 and would be wrong for a password: nobody can try 2^256 of them, so that a slow hash or a
 salt would buy nothing and cost every login. A board's key never crosses the wire
-(docs/protocol.md, "who are you").
+(docs/protocol.md, "Board link: authentication").
 """
 
 from __future__ import annotations

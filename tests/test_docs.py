@@ -1,0 +1,99 @@
+"""The documentation: links resolve, lines are wrapped, verbs and options are described."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from cloudmanager import cli
+from cm_server import options
+
+from .wheel import ROOT
+
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_WIDTH = 100  # characters; tables and pictures may be wider
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_to_files_and_headings_resolve(page: Path):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_lines_are_wrapped(page: Path):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [each for each in lines if len(each) > _WIDTH and not each.startswith(("|", "!["))] == []
+
+
+def test_every_page_is_reachable_from_the_index():
+    seen: set[Path] = set()
+    waiting = [ROOT / "docs/index.md", ROOT / "docs/decisions/README.md"]
+    while waiting:
+        page = waiting.pop()
+        seen.add(page)
+        links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        found = {(page.parent / link).resolve() for link in links} & set(PAGES)
+        waiting += found - seen - set(waiting)
+    assert set(PAGES) - seen == set()
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb of ``mbm``."""
+    (found,) = [
+        action.choices
+        for action in cli._parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
+    return dict(found)
+
+
+def option_names(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the last, longest spelling of each option, except those that all verbs have."""
+    spelled = {action.option_strings[-1] for action in parser._actions if action.option_strings}
+    return spelled - {"--help", "--json"}
+
+
+def rows() -> dict[str, str]:
+    """Return the rows of the tables in docs/cli.md, by their first word."""
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `([\w-]+)[^`]*` \| (.+) \|$", text, flags=re.M)
+    return dict(found)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_verb_of_mbm_is_described_with_its_options(verb: str):
+    row = rows()[verb]
+    described = set(re.findall(r"`(--?[\w-]+)", row))
+    assert described >= option_names(verbs()[verb])
+
+
+def test_no_verb_is_described_that_mbm_does_not_have():
+    sections = (ROOT / "docs/cli.md").read_text(encoding="utf-8").split("| verb | does |\n")[1:]
+    tables = "".join(section.partition("\n\n")[0] + "\n" for section in sections)
+    assert set(re.findall(r"^\| `([\w-]+)", tables, flags=re.M)) == set(verbs())
+
+
+def test_options_of_the_server_are_described():
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert [name for name in option_names(options._parser()) if f"`{name}" not in text] == []
