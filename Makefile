@@ -43,8 +43,8 @@ demo: $(READY_DEMO)
 # The pure ones first, two files at a time; then, alone, what compares times, keeps the machine busy by itself, or
 # loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
-TOGETHER := tests/test_project.py $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
-ALONE := tests/cloudmanager/cable/test_bridge.py tests/load notebooks tests/browser
+TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
+ALONE := tests/cloudmanager/test_bridge.py tests/load notebooks tests/browser
 test: check
 ifeq ($(ARGS),)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)
