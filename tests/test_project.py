@@ -87,9 +87,11 @@ def test_no_tracked_file_names(what: str, pattern: str):
     assert found == [], what
 
 
-def test_changelog_speaks_of_the_version_first():
+def test_changelog_lists_the_packaged_version_first_after_unreleased_changes():
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
-    assert headings[0] == version()
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert released[0] == version()
+    assert "Unreleased" not in headings[1:]
 
 
 @pytest.fixture(scope="module")
