@@ -1,4 +1,4 @@
-"""The tutorials run against a server and a CM_HOME of their own (nbval knows no fixtures)."""
+"""Run the tutorials with their own server and CM_HOME, by hooks: nbval items take no fixtures."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _homes: list[str] = []
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Start the server before the first notebook, whose kernel inherits where it is."""
+    """Start the server before the first notebook; kernels inherit its CM_HOME."""
     if not _homes:
         _homes.append(_running.enter_context(_server()))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Stop it after the last cell of the last notebook."""
+    """Stop the server after the last cell of the last notebook."""
     if nextitem is None or HERE not in nextitem.path.parents:
         _running.close()
         _homes.clear()
@@ -43,7 +43,7 @@ def _server() -> Iterator[str]:
         assert process.stdout is not None
         try:
             with process.stdout:
-                process.stdout.readline()  # it says so when it listens
+                process.stdout.readline()  # the server prints one line when it listens
             yield home
         finally:
             process.terminate()
