@@ -1,5 +1,5 @@
 """``python -m cloudmanager``: the same as ``mbm``."""
 
-from .cli.main import main
+from .cli import main
 
 main()

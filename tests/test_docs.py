@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.cli import main
+from cloudmanager.cli import command_line
 from cm_server import options
 
 from .wheel import ROOT
@@ -62,7 +62,7 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb of ``mbm``."""
     (found,) = [
         action.choices
-        for action in main._parser()._actions
+        for action in command_line._parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
     return dict(found)

@@ -112,7 +112,7 @@ def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
     assert board
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "server/"))]
     scripts = zipfile.ZipFile(wheel).read(f"cloudmanager-{version()}.dist-info/entry_points.txt")
-    assert b"mbm = cloudmanager.cli.main:main" in scripts
+    assert b"mbm = cloudmanager.cli:main" in scripts
 
 
 def test_installed_wheel_imports_and_finds_the_board_code(wheel: Path, tmp_path: Path):

@@ -206,7 +206,8 @@ PACKAGES: Final = [
         ROOM + "http_fetcher.py",
         "            if not is_public(str(address[0])):\n",
         "            if False:\n",
-        HERE + "test_http_fetcher.py::test_private_address_is_not_connected_to_however_it_is_written",
+        HERE
+        + "test_http_fetcher.py::test_private_address_is_not_connected_to_however_it_is_written",
         HERE + "test_direct_sources.py::test_url_of_a_private_address_is_refused",
     ),
     defence(

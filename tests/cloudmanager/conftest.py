@@ -40,7 +40,7 @@ def mbm(capsys):
 
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:
-            main.main(list(arguments))
+            main(list(arguments))
         out, err = capsys.readouterr()
         return Run(caught.value.code, out, err)
 

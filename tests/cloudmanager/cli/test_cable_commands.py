@@ -12,7 +12,7 @@ import pytest
 from cloudmanager.cable import serial_ports
 from cloudmanager.cable.flash import Wish
 from cloudmanager.cable.serial_ports import Repl, SerialPort
-from cloudmanager.cli import cable_commands, main
+from cloudmanager.cli import cable_commands, flash_main
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager import images
 from tests.cloudmanager.chip import Chip
@@ -197,6 +197,6 @@ def test_without_the_libraries_it_says_what_to_install(mbm, monkeypatch):
 
 def test_mbm_flash_is_a_command_of_its_own(nobody, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
-        main.flash_main(["--port", os.devnull])
+        flash_main(["--port", os.devnull])
     assert caught.value.code == 3
     assert "No server at" in capsys.readouterr().err
