@@ -1,7 +1,6 @@
 # input(): asks the notebook, and waits for its answer; beats and interrupts are served meanwhile.
 # Boards: all; loaded at the first input(), without it input() raises EOFError.
-# Cost: 323 bytes of .mpy, 304 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
-from micropython import const
+# Cost: 306 bytes of .mpy, 304 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)

@@ -1,10 +1,9 @@
 # Who the board is: enrols itself with a token, and takes a new key, in /cm.json.
 # Boards: all; loaded for that and dropped.
-# Cost: 898 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 882 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import json
 import os
 from binascii import hexlify, unhexlify
-from micropython import const
 from struct import unpack_from
 from sys import platform
 

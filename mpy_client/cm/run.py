@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,972 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,954 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -8,7 +8,6 @@ import io
 import os
 import sys
 from builtins import print  # as it was before a hook
-from micropython import const
 from struct import pack_into, unpack_from
 from time import ticks_add, ticks_diff, ticks_ms
 

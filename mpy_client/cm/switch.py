@@ -1,6 +1,6 @@
 # Finishes an install: moves staged files to their places, as a journal says, however often.
 # Boards: all; safe against power cuts on littlefs. Imported where a journal is, then dropped.
-# Cost: 451 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 448 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 #
 # Whoever installs puts the files into /.cm/new, and their names last into /.cm/journal, by a
 # rename: from that moment the install has happened, even if the power goes. Each line is one of
@@ -10,7 +10,7 @@
 # A line that is done already changes nothing. What cannot be done leaves the journal as it is.
 import os
 
-_ENOENT = 2
+_ENOENT = const(2)
 
 
 # Calls; that there is no such thing, or that there is one already, is as good as done.
