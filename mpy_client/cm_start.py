@@ -1,16 +1,17 @@
 # Starts the client. A new one (mbm board-upgrade-client) is on trial for one boot, in which the
 # fleet has to confirm it: else the old one is back at the next. This file is never replaced so.
-# Boards: all but virtual ones, on littlefs, whose rename of a folder is atomic. 715 bytes of .mpy.
+# Boards: all but virtual ones, on littlefs, whose rename of a folder is atomic. 976 bytes of .mpy.
 #
 # /lib/cm is the client, /lib/cm.new the next one (whole where it has a file `ok`), /lib/cm.old the
 # last. Each line may be the last before the power goes: the next boot goes on from there.
 import os
+from time import ticks_add, ticks_diff, ticks_ms
 
 _CM = "/lib/cm"
 _NEW = "/lib/cm.new"
 _OLD = "/lib/cm.old"
 _BAD = "/lib/cm.bad"
-_MINUTES = 5  # that a new client has to find the fleet
+_MINUTES = const(5)  # that a new client has to find the fleet
 
 
 def _has(path):
@@ -48,18 +49,49 @@ def _settle():
     return False
 
 
+# A client on trial that the fleet has not confirmed in time is taken back by the reset.
+def _check(_=None):
+    if ticks_diff(ticks_ms(), due) < 0:
+        return False
+    if _has(_CM + "/trial"):
+        _reset()
+    return True
+
+
+def _reset():
+    from machine import reset
+
+    reset()
+
+
+# Has _check called when the time is over: first by a timer of this file, held in a global and
+# chosen as in console.py, then by the client's. There may be only one timer object for both (on
+# ESP32 up to MicroPython 1.28); and the client stops its timer before the interpreter restarts.
+def _limit():
+    global due, timer
+    from machine import Timer
+
+    due = ticks_add(ticks_ms(), _MINUTES * 60000)
+    for n in (-1, 3, 2, 1, 0):
+        try:
+            timer = Timer(n)
+            break
+        except ValueError:
+            pass
+    timer.init(mode=Timer.ONE_SHOT, period=_MINUTES * 60000, callback=_check)
+    try:
+        from cm import ticker
+    except ImportError:  # a client of an earlier version
+        return
+    timer.deinit()
+    ticker.add(_check)
+
+
 def start():
     trial = _settle()
     try:
         if trial:
-            from machine import Timer, reset
-
-            timer = Timer(-1)
-            timer.init(
-                mode=Timer.ONE_SHOT,
-                period=_MINUTES * 60000,
-                callback=lambda _: _has(_CM + "/trial") and reset(),
-            )
+            _limit()
         from cm import link
 
         link.start()
@@ -67,4 +99,4 @@ def start():
         if not trial:
             raise e
         _back()
-        reset()
+        _reset()

@@ -18,6 +18,7 @@ package(  # noqa: F821 - a manifest's own word
         "run.py",
         "samples.py",
         "switch.py",
+        "ticker.py",
     ),
     opt=3,
 )

@@ -1,12 +1,11 @@
 # The user's program, app.py: beside cells where it has `async def main()`, else in their place.
 # Boards: all; imported where there is an app.py, and kept while it is needed.
-# Cost: 1,731 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,692 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 #
 # /cm.boot holds how many starts in a row ended badly, of which app.py, and the last traceback.
 import io
 import os
 import sys
-from micropython import const
 from time import ticks_diff, ticks_ms
 
 from cm import link, run
@@ -24,7 +23,6 @@ text = ""
 since = 0
 patience = 60000  # ms that it may keep the board busy without a link
 _LONGEST = const(3600000)
-_FINE = ("SystemExit", "CancelledError")
 
 
 def _keep():
@@ -51,11 +49,9 @@ def begin():
     try:
         with open("/cm.boot") as file:
             old, at = file.readline().split()
-            text = file.read(2000)
-        if at == stamp:
-            count = int(old)
-        else:
-            text = ""
+            if at == stamp:
+                count = int(old)
+                text = file.read(2000)
     except (OSError, ValueError):
         pass
     try:
@@ -71,11 +67,20 @@ def begin():
 
 
 # It has run for a minute, or ended well.
-def _well(_=None):
+def _well():
     global count
     if count:
         count = 0
         _keep()
+
+
+# Called by ticker.py until it says True: a program that still runs then has started well.
+def _minute():
+    if ticks_diff(ticks_ms(), since) < _GOOD:
+        return False
+    if link.told == "app.py":
+        _well()
+    return True
 
 
 # The last line of its traceback, if there is one.
@@ -89,7 +94,7 @@ def _ended(error):
     global text
     link.told = "app.py ended"
     link.task = None
-    if error is None or type(error).__name__ in _FINE:
+    if error is None or type(error).__name__ in ("SystemExit", "CancelledError"):
         _well()
     else:
         buf = io.StringIO()
@@ -120,12 +125,6 @@ def go():
     if not since:
         count += 1
         _keep()
-        try:  # a minute from now it has started well, whatever it does then
-            from machine import Timer
-
-            Timer(-1).init(period=_GOOD, mode=Timer.ONE_SHOT, callback=_well)
-        except ImportError:
-            pass
     since = link.lost = ticks_ms()
     run.stop = run.deadline = 0
     run.mark = run.end = _OUT
@@ -133,6 +132,12 @@ def go():
     link.told = "app.py"
     say(1)
     port = run.port
+    try:
+        from cm import ticker
+
+        ticker.add(_minute)
+    except ImportError:  # a virtual board has no machine.Timer
+        port.add(_minute)
     main = error = None
     sys.modules.pop("app", None)
     port.begin()

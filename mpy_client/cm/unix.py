@@ -1,11 +1,10 @@
 # The unix port's console: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,345 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 1,539 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
 import builtins
 import io
 import sys
 from builtins import print
-from micropython import const
 from struct import pack_into
 from time import ticks_diff, ticks_ms
 
@@ -30,6 +29,7 @@ _RESTART = const(77)
 
 box = None  # set by virtual_boot.py, with the pipe
 pipe = None
+calls = []
 
 
 # Our own code begins: what is pending comes out at the jump, before anything is half done. Or it
@@ -61,9 +61,31 @@ def back(may):
     return fire
 
 
+# Has a function called until it returns something true: by look(), as often as the busy board has
+# a message, and between cells by a task. It takes the place of ticker.py, for the user's program.
+def add(call):
+    from cm.loop import core
+
+    calls.append(call)
+    core.create_task(_calls(core))
+
+
+async def _calls(core):
+    while calls:
+        _call()
+        await core.sleep_ms(1000)
+
+
+def _call():
+    for call in calls:
+        if call():
+            calls.remove(call)
+
+
 # What the link is owed, as soon as nothing of ours is half done.
 def look():
     box[_AGAIN] = 0
+    _call()
     if run.tick(_SIDE) and not box[_FIRE]:
         box[_FIRE] = 1
 
@@ -186,6 +208,11 @@ def user(on):
 # A cell has ended.
 def end():
     box[_RUN] = 0
+
+
+# The client ends.
+def leave():
+    pass
 
 
 # Restarts the interpreter: the supervisor forks a board anew when it ends with this status.

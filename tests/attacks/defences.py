@@ -9,6 +9,7 @@ from .defence import Defence
 from .doors import DOORS
 from .packages import PACKAGES
 from .servers import SERVERS
+from .timers import TIMERS
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS]

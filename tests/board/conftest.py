@@ -73,3 +73,4 @@ def boot_lab(tmp_path, client):
     if lab.chip:
         lab.chip.stop()
     lab.peer.stop()
+    assert not lab.chip or b"Fatal exception" not in lab.chip.said, "a freed timer fired"

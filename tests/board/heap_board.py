@@ -18,12 +18,10 @@ class Has:
 
 
 class Timer:
-    PERIODIC = 1
-
     def __init__(self, number):
         pass
 
-    def init(self, period, mode, callback):
+    def init(self, period, callback):
         pass
 
     def deinit(self):

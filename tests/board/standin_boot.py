@@ -1,22 +1,25 @@
-# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm, os.dupterm_notify
-# and machine.Timer, which it lacks, written after extmod/os_dupterm.c and extmod/modos.c: an
+# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm and
+# os.dupterm_notify, which it lacks, written after extmod/os_dupterm.c and extmod/modos.c: an
 # exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
 # scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises
 # KeyboardInterrupt at MicroPython's next safe point. What C does here, standin_host.py does.
+# machine.Timer and machine.WDT are in standin_timers.py.
 # With "flash" in its settings it is a whole chip: its flash is in a file, its terminal a serial
 # port, and it runs what is on its flash, then a REPL (tests/cloudmanager/chip.py).
 import __main__
 import builtins
 import io
 import os
-import struct
 import sys
 import uctypes
 from json import dumps, loads
 
+sys.path.append(sys.argv[3])
+import standin_timers
+
 told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
-box = uctypes.bytearray_at(told["box"], 32)
-_TIMER, _STARTED, _PERIOD, _TIMER_2, _CALLBACK, _CALLBACK_2 = 0, 1, 2, 3, 8, 16
+box = uctypes.bytearray_at(told["box"], told["box_bytes"])
+_STARTED = 0
 ask = open(told["ask"], "wb")
 answer = open(told["answer"], "rb")
 console = print
@@ -85,40 +88,6 @@ class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked
         if "flash" in told:
             sys.stdout.write(b)  # the UART
         return len(b)
-
-
-class Timer:
-    ONE_SHOT, PERIODIC = 0, 1
-
-    def __init__(self, id):
-        pass
-
-    def init(self, period, mode, callback):
-        if mode == self.ONE_SHOT:  # a minute and longer: no test waits for that
-            return
-        if callback is not dupterm_notify:  # another than the console's: each 100 ms
-            self.callback = callback
-            struct.pack_into("<q", box, _CALLBACK_2, id(callback))
-            box[_TIMER_2] = 1
-            return
-        self.callback = callback
-        struct.pack_into("<q", box, _CALLBACK, id(callback))
-        box[_PERIOD] = period
-        box[_TIMER] = 1
-
-    def deinit(self):
-        box[_TIMER] = 0
-
-
-# A STAND-IN for machine.WDT, which bites nobody; dogs[0] tells a test how it is.
-class WDT:
-    def __init__(self, timeout):
-        self.timeout = timeout
-        self.fed = 0
-        machine.dogs.append(self)
-
-    def feed(self):
-        self.fed += 1
 
 
 terminal = Terminal()
@@ -213,10 +182,15 @@ class Network:
         return self.state
 
 
-# The chip starts anew, whatever runs.
-def restart():
-    ask.write(b"R")
+# The chip starts anew, whatever runs: all of it (R), or only the interpreter (S).
+def restart(how=b"R"):
+    ask.write(how)
     answer.readinto(bytearray(1))
+
+
+# As extmod/modmachine.c has it: the exception ends what runs, if nothing catches it.
+def soft_reset():
+    raise SystemExit
 
 
 def mount(device):
@@ -240,16 +214,15 @@ if host:
         file.write(dumps(told["config"]))
 real.dupterm, real.dupterm_notify = dupterm, dupterm_notify
 machine = Machine()
-machine.Timer = Timer
-machine.WDT = WDT
-machine.dogs = []
-machine.soft_reset = machine.reset = restart
+machine.reset, machine.soft_reset = restart, soft_reset
+sys.modules["time"] = standin_timers.install(machine, told, box, ask, answer)
 sys.modules["os"] = real
 sys.modules["machine"] = machine
 if "air" in told:
     sys.modules["network"] = Network()
 builtins.print = hook
 builtins.dropped = dropped
+builtins.restart = restart
 
 
 # What a chip does after its file system is there (shared/runtime/pyexec.c, main.c of each port).
@@ -262,6 +235,8 @@ def run_file(name):
         text = file.read()
     try:
         exec(compile(text, name, "exec"), __main__.__dict__)
+    except SystemExit:
+        restart(b"S")
     except BaseException as e:
         sys.print_exception(e)
 

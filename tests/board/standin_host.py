@@ -1,11 +1,13 @@
-"""Runs standin_boot.py; the timer and the interrupt that the unix port lacks are threads here.
+"""Runs standin_boot.py; the timers and the interrupt that the unix port lacks are threads here.
 
 What C does between two bytecodes, it does while the board waits for its answer in a read.
 """
 
 import ctypes
 import json
+import mmap
 import os
+import select
 import signal
 import struct
 import sys
@@ -16,40 +18,102 @@ from typing import Any
 
 import micropython_run
 
-_TIMER, _STARTED, _PERIOD, _TIMER_2, _CALLBACK, _CALLBACK_2 = 0, 1, 2, 3, 8, 16
-RESTART = 77  # exit code of a board that starts anew
+# The mailbox; the same layout is in standin_boot.py and standin_timers.py.
+_STARTED, _SKIPPED, _HEAD, _SLOT, _SLOTS = 0, 8, 32, 32, 24
+_ARMED, _GENERATION, _PERIOD, _CALLBACK = 0, 1, 4, 8
+_ONCE = 2
+_BOX_BYTES = _HEAD + _SLOT * _SLOTS
+_STEP = 0.005  # seconds between two looks at the timers
+RESTART, SOFT = 77, 78  # exit codes of a board that starts anew; SOFT: only its interpreter
+STALE = b"\r\nFatal exception (29): a timer fired whose memory was freed\r\n"
 
 
-def board(told: dict[str, Any]) -> int:
+def frees_armed_timers(told: dict[str, Any]) -> bool:
+    """Say whether this port frees the memory of a timer that is armed (standin_timers.py)."""
+    return str(told.get("port", "esp8266")).startswith("esp8266")
+
+
+class Timers:
+    """The timers of a board, which fire between two bytecodes of its program.
+
+    Args:
+        library: the wheel's shared object.
+        box: the mailbox.
+        told: settings; ``port`` decides what becomes of a timer whose object was collected.
+    """
+
+    def __init__(self, library: ctypes.CDLL, box: Any, told: dict[str, Any]) -> None:
+        self._library, self._box = library, box
+        self._corrupts = frees_armed_timers(told)
+        self._main = threading.main_thread().ident or 0
+        self._lives: dict[int, int] = {}  # slot -> the read end of its object's pipe
+        self._due: dict[int, tuple[int, float]] = {}  # slot -> generation, ms
+
+    def create(self) -> bytes:
+        """Return a slot, and the descriptor that stays open while its object is not collected."""
+        slot = next(slot for slot in range(_SLOTS) if slot not in self._lives)
+        self._lives[slot], life = os.pipe()
+        return bytes([slot, life])
+
+    def work(self) -> None:
+        while True:
+            time.sleep(_STEP)
+            for slot in list(self._lives):
+                self._look(slot)
+
+    def _look(self, slot: int) -> None:
+        at = _HEAD + _SLOT * slot
+        armed, generation = self._box[at + _ARMED], self._box[at + _GENERATION]
+        collected = self._collected(slot)
+        if collected and not (armed and self._corrupts):
+            self._box[at + _ARMED] = 0  # its finaliser
+            self._due.pop(slot, None)
+            os.close(self._lives.pop(slot))
+            return
+        if not armed:
+            self._due.pop(slot, None)
+            return
+        now = time.monotonic() * 1000 + struct.unpack_from("<q", self._box, _SKIPPED)[0]
+        period = struct.unpack_from("<I", self._box, at + _PERIOD)[0]
+        if self._due.get(slot, (-1, 0))[0] != generation:
+            self._due[slot] = generation, now + period
+        if now < self._due[slot][1]:
+            return
+        if collected:
+            os.write(1, STALE)
+            os._exit(RESTART)
+        self._due[slot] = generation, now + period
+        if armed == _ONCE:
+            self._box[at + _ARMED] = 0
+        callback, argument = struct.unpack_from("<qq", self._box, at + _CALLBACK)
+        self._library.mp_sched_schedule(callback, argument)  # lost if its queue is full
+        signal.pthread_kill(self._main, signal.SIGUSR1)
+
+    def _collected(self, slot: int) -> bool:
+        poll = select.poll()
+        poll.register(self._lives[slot], 0)
+        return bool(poll.poll(0))  # POLLHUP: nobody has the other end
+
+
+def board(told: dict[str, Any], shared: mmap.mmap) -> int:
     """Be a board until it ends; return its exit code."""
     library = ctypes.CDLL(micropython_run.__file__)
     library.mp_sched_schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    box = (ctypes.c_uint8 * 32)()
+    box = (ctypes.c_uint8 * _BOX_BYTES).from_buffer(shared)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.siginterrupt(signal.SIGUSR1, False)  # ends a sleep, not a read of an answer
     main = threading.main_thread().ident or 0
-
-    def tick() -> None:
-        while True:
-            time.sleep((box[_PERIOD] or 50) / 1000)
-            if box[_TIMER]:
-                library.mp_sched_schedule(struct.unpack_from("<q", box, _CALLBACK)[0], 1)
-                signal.pthread_kill(main, signal.SIGUSR1)
-
-    def tick_2() -> None:
-        while True:
-            time.sleep(0.1)
-            if box[_TIMER_2]:
-                library.mp_sched_schedule(struct.unpack_from("<q", box, _CALLBACK_2)[0], 1)
-                signal.pthread_kill(main, signal.SIGUSR1)
-
+    timers = Timers(library, box, told)
     asked, told["ask"] = os.pipe()
     told["answer"], answer = os.pipe()
 
     def interrupt() -> None:
         while asks := os.read(asked, 1):
-            if asks == b"R":
-                os._exit(RESTART)
+            if asks in b"RS":
+                os._exit(RESTART if asks == b"R" else SOFT)
+            if asks == b"T":
+                os.write(answer, timers.create())
+                continue
             library.mp_sched_keyboard_interrupt()
             os.write(answer, b"!")
 
@@ -62,21 +126,22 @@ def board(told: dict[str, Any]) -> int:
                 signal.pthread_kill(main, signal.SIGUSR1)
         os._exit(1)
 
-    for work in (tick, tick_2, interrupt, obey):
+    for work in (timers.work, interrupt, obey):
         threading.Thread(target=work, daemon=True).start()
     if "tty" in told:
         take_terminal(told["tty"])
-    told["box"] = ctypes.addressof(box)
+    told["box"], told["box_bytes"] = ctypes.addressof(box), _BOX_BYTES
     text = json.dumps(told).encode()
     kept = ctypes.create_string_buffer(text)
     boot = str(Path(__file__).parent / "standin_boot.py")
     code = f"exec(open({boot!r}).read(), {{'__name__': 'standin'}})"
     if "flash" not in told:
-        code += "\nfrom cm import console as port, link\nlink.start(port)"
+        code += "\nfrom cm import console as port, link"
+        code += "\ntry:\n link.start(port)\nexcept SystemExit:\n restart(b'S')"
     words = ["micropython", "-X", "heapsize=256k", "-i", "-c", code]
     if "flash" not in told:
         words.remove("-i")
-    words += [str(ctypes.addressof(kept)), str(len(text))]
+    words += [str(ctypes.addressof(kept)), str(len(text)), str(Path(__file__).parent)]
     argv = (ctypes.c_char_p * (len(words) + 1))(*(word.encode() for word in words))
     return int(library.micropython_unix_main(len(words), argv))
 
@@ -86,6 +151,15 @@ def take_terminal(path: str) -> None:
     tty = os.open(path, os.O_RDWR | os.O_NOCTTY)
     for number in (0, 1, 2):
         os.dup2(tty, number)
+
+
+def crash(told: dict[str, Any]) -> None:
+    """Print what a chip does when freed memory is used."""
+    if "tty" in told:
+        with open(told["tty"], "wb", buffering=0) as tty:
+            tty.write(STALE)
+    else:
+        os.write(1, STALE)
 
 
 def read_line() -> str:
@@ -99,13 +173,18 @@ def read_line() -> str:
 def main() -> int:
     """Start the board, and anew after each of its resets."""
     told = json.loads(read_line())
+    shared = mmap.mmap(-1, _BOX_BYTES)
     code = RESTART
-    while code == RESTART or (code == 0 and "flash" in told):  # 0: Ctrl-D at the REPL
+    while code in (RESTART, SOFT) or (code == 0 and "flash" in told):  # 0: Ctrl-D at the REPL
+        shared[:] = bytes(_BOX_BYTES)
         pid = os.fork()
         if not pid:
-            os._exit(board(told))
+            os._exit(board(told, shared))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         told.pop("cut", None)
+        armed = any(shared[_HEAD + _ARMED :: _SLOT])
+        if code != RESTART and armed and frees_armed_timers(told):
+            crash(told)
     return code
 
 

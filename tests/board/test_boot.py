@@ -123,7 +123,7 @@ def test_server_with_a_bad_certificate_is_refused_until_it_has_the_right_one(lab
 
 
 def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
-    link = lab.boot(watchdog=30).link()
+    link = lab.boot(watchdog=30, told={"port": "esp32-1.28"}).link()
     assert link.run("import machine\n__cm__((machine.dogs[0].timeout))").value == b"30000"
     until = time.monotonic() + 10
     while link.run("import machine\n__cm__((machine.dogs[0].fed))").value == b"0":

@@ -1,0 +1,280 @@
+"""The client's one timer, on chips whose machine.Timer is that of each port and version.
+
+What each port refuses, shares and loses is in standin_timers.py, which names the sources; the
+clock is advanced where a timer takes a minute or more.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cloudmanager.cable.ports import Repl
+
+from .peer import INTERRUPTED, OK
+from .test_boot import TICKING
+from .test_console import BUSY as BUSY_CELLS
+from .test_start import CONFIRM, WHO, staged
+
+#: Port and version -> which numbers machine.Timer accepts, and the hardware timer of the client.
+PORTS = {
+    "esp32-1.24": (range(-1, 6), 3),
+    "esp32-1.28": (range(4), 3),
+    "esp32c3-1.28": (range(2), 1),
+    "esp32-1.29": (range(-1, 4), None),
+    "rp2-1.28": (range(-1, 0), None),
+    "esp8266-1.28": (range(-1, 6), None),
+}
+#: More of them, of which each behaves as one of the others.
+MORE = {
+    "esp32-1.25": (range(4), 3),
+    "esp32s3-1.27": (range(4), 3),
+    "esp32c3-1.24": (range(-1, 6), 1),
+    "esp32c2-1.28": (range(1), 0),
+    "esp32c6-1.29": (range(-1, 2), None),
+    "rp2-1.23": (range(-1, 0), None),
+    "esp8266-1.23": (range(-1, 6), None),
+}
+ALL = [*PORTS, *(pytest.param(port, marks=pytest.mark.soak) for port in MORE)]
+WATCHDOG = {"rp2": 8, "esp8266": 5}  # seconds that the chip's own takes
+BUSY = "while True: pass"
+CRASH = b"Fatal exception"
+COLLECT = "import gc, machine\nfor _ in range(5): gc.collect()\n"
+MINUTE = COLLECT + "machine.skip(61000)"
+ACCEPTED = """
+from machine import Timer
+def accepts(n):
+    try:
+        Timer(n)
+        return True
+    except ValueError:
+        return False
+__cm__(([n for n in range(-1, 6) if accepts(n)]))
+"""
+
+
+@pytest.fixture
+def lab(boot_lab):
+    boot_lab.peer.beat = 1000.0  # seconds: skipped time is no reason to dial anew
+    return boot_lab
+
+
+def boot(lab, port, app=TICKING, **settings):
+    return lab.boot(app, told={"port": port}, **settings).link()
+
+
+def value(link, code):
+    job = link.run(code)
+    assert job.status == OK, job
+    return job.value.decode()
+
+
+def interrupt(link, code=BUSY):
+    job = link.submit(code)
+    time.sleep(0.02)
+    link.interrupt(job)
+    assert job.wait(5).status == INTERRUPTED
+
+
+def bad_starts(link):
+    return value(link, "__cm__((open('/cm.boot').read().split()[0]))").strip("'")
+
+
+def until(link, what, wanted):
+    """Wait until the board says so; each look is a cell, and each cell's end a tick."""
+    deadline = time.monotonic() + 5
+    while (found := what(link)) != wanted:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+# What every port has to do
+
+
+@pytest.mark.parametrize("port", ALL)
+def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
+    """A new client on trial, with a program and a watchdog, all on one timer."""
+    accepted, number = {**PORTS, **MORE}[port]
+    lab.flash.write(staged(client))
+    link = boot(lab, port, watchdog=WATCHDOG.get(port.split("-")[0], 60))
+    assert value(link, ACCEPTED) == str(list(accepted))
+    if number is not None:
+        code = f"import machine, cm.console\n__cm__((machine.Timer({number}) is cm.console.timer))"
+        assert value(link, code) == "True"
+    interrupt(link)
+    link.program(0, "app.py")
+    assert bad_starts(link) == "1", "its first minute is not over"
+    assert link.run(MINUTE).status == OK
+    until(link, bad_starts, "0")
+    fed = "import machine\n__cm__((machine.dogs[0].fed))"
+    assert int(value(link, fed)) < int(value(link, fed))
+    assert value(link, WHO) == "'new'"
+    interrupt(link)
+    link.submit("import machine\nmachine.skip(240000)")
+    assert value(lab.link(after=link), WHO) == "'old'"
+
+
+# Timers that somebody has to hold
+
+
+def test_good_program_is_started_after_any_number_of_power_cuts(lab):
+    """RP2 stops a timer that is collected; that of the first minute was, in earlier clients."""
+    link = boot(lab, "rp2-1.28")
+    for _ in range(4):
+        link.program(0, "app.py")
+        assert link.run(MINUTE).status == OK
+        until(link, bad_starts, "0")
+        lab.chip.press_reset()
+        link = lab.link(after=link)
+    link.program(0, "app.py")
+
+
+LOOSE = """
+from machine import Timer
+n = []
+def loose():
+    Timer(-1).init(period=10, callback=lambda _: n.append(1))
+def shallow(depth):
+    return depth and shallow(depth - 1)
+loose()
+shallow(20)  # what is left of it on the stack
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "goes_on"),
+    [("rp2-1.28", False), pytest.param("esp32-1.29", True, marks=pytest.mark.soak)],
+)
+def test_timer_that_nobody_holds_goes_on_where_its_port_holds_it(lab, port, goes_on):
+    """The stand-in can tell."""
+    link = boot(lab, port, app="")
+    assert link.run(LOOSE).status == OK
+    assert link.run(COLLECT + "del n[:]\nimport time\ntime.sleep_ms(100)").status == OK
+    assert (int(value(link, "__cm__((len(n)))")) > 1) == goes_on
+
+
+def test_timer_that_nobody_holds_crashes_an_esp8266(lab):
+    """The stand-in can tell."""
+    link = boot(lab, "esp8266-1.28", app="")
+    link.submit(LOOSE + COLLECT + BUSY)
+    lab.link(after=link)
+    lab.chip.hear(CRASH)
+    lab.chip.said.clear()
+
+
+@pytest.mark.parametrize("port", ["rp2-1.28", pytest.param("esp8266-1.28", marks=pytest.mark.soak)])
+def test_client_of_an_earlier_version_is_on_trial_by_a_timer_that_is_held(lab, client, port):
+    older = {path: data for path, data in client.items() if "ticker" not in path}
+    lab.flash.write(staged(older))
+    link = boot(lab, port, app="")
+    assert value(link, WHO) == "'new'"
+    interrupt(link)
+    link.submit(COLLECT + "machine.skip(300000)")
+    assert value(lab.link(after=link), WHO) == "'old'"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("port", ["esp32-1.28", "rp2-1.28"])
+def test_interrupts_reach_busy_cells_while_the_timer_has_other_work(lab, port):
+    link = boot(lab, port, app="", watchdog=8)
+    for turn in range(60):
+        interrupt(link, BUSY_CELLS[turn % len(BUSY_CELLS)])
+        assert link.run("print('well')").output == b"well\r\n"
+
+
+# Timers that go on, and such as must not
+
+
+@pytest.mark.parametrize("port", ["esp32-1.28", pytest.param("rp2-1.28", marks=pytest.mark.soak)])
+def test_confirmed_client_is_not_reset_when_its_trial_would_end(lab, client, port):
+    lab.flash.write(staged(client))
+    link = boot(lab, port, app="")
+    assert link.run(CONFIRM).status == OK
+    assert link.run("import machine\nmachine.skip(301000)").status == OK
+    calls = "from cm import ticker\n__cm__((ticker.calls))"
+    until(link, lambda link: value(link, calls), "[]")
+    assert value(link, WHO) == "'new'"
+
+
+def test_program_that_crashed_has_not_started_well_a_minute_later(lab):
+    link = boot(lab, "esp32-1.29", app="1 / 0")
+    link.program(0, "app.py ended: ZeroDivisionError: divide by zero")
+    assert link.run(MINUTE).status == OK
+    until(link, lambda link: value(link, "from cm import ticker\n__cm__((ticker.calls))"), "[]")
+    assert bad_starts(link) == "1"
+
+
+def test_watchdog_is_fed_while_cells_follow_one_another_faster_than_the_timer(lab):
+    link = boot(lab, "esp32-1.28", app="", watchdog=60)
+    fed = "import machine\n__cm__((machine.dogs[0].fed))"
+    first = int(value(link, fed))
+    for _ in range(10):
+        assert link.run("1").status == OK
+    assert int(value(link, fed)) - first >= 10
+
+
+@pytest.mark.soak
+def test_watchdog_is_fed_between_cells(lab):
+    link = boot(lab, "esp32-1.28", app="", watchdog=60)
+    code = "import machine\ndog = machine.dogs[0]\n__cm__((dog.fed, dog.longest))"
+    before = eval(value(link, code))
+    time.sleep(1.2)
+    fed, longest = eval(value(link, code))
+    assert fed > before[0] + 1, "by more than the ends of the two cells"
+    assert longest < 1500
+
+
+def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
+    link = boot(lab, "rp2-1.28")
+    link.program(0, "app.py")
+    assert link.run(MINUTE).status == OK
+    until(link, bad_starts, "0")
+    code = "import cm.console as c, cm.ticker\nc.timer.deinit = lambda: print('stopped')\nc.rest()"
+    assert b"stopped" in link.run(code).output
+
+
+# ESP8266 frees the memory of a timer that is armed at a soft reset
+
+
+@pytest.mark.parametrize("settings", [{}, {"watchdog": 5}], ids=["plain", "watchdog"])
+def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
+    lab.flash.write(staged(client))
+    link = boot(lab, "esp8266-1.28", **settings)
+    link.program(0, "app.py")
+    link.reset()
+    assert lab.link(after=link).run("__cm__((6 * 7))").value == b"42"
+    assert CRASH not in lab.chip.said
+
+
+@pytest.mark.parametrize("app", [TICKING, BUSY], ids=["async", "busy"])
+def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
+    link = boot(lab, "esp8266-1.28", app)
+    link.program(1, "app.py")
+    with Repl(lab.chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.run("import cm.ticker; print(len(cm.ticker.calls))").strip() == "1"
+        repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
+    assert lab.link(after=link).run("__cm__((6 * 7))").value == b"42"
+    assert CRASH not in lab.chip.said
+
+
+# Virtual boards have no machine.Timer
+
+
+@pytest.mark.parametrize("app", [TICKING, BUSY], ids=["async", "busy"])
+def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make_lab, app):
+    lab = make_lab()
+    link = lab.link()
+    app = "import cm.app\ncm.app.since -= 61000\n" + app
+    assert link.run(f"with open('/app.py', 'w') as f: f.write({app!r})").status == OK
+    for _ in range(4):
+        lab.boards.restart("lab-1")
+        link = lab.link(after=link)
+        assert "safe mode" not in link.told["facts"]["program"]
+        link.program(1, "app.py")
+        if app.endswith(BUSY):
+            time.sleep(0.05)  # until it is in its loop
+            link.ping()
+        else:
+            until(link, bad_starts, "0")
