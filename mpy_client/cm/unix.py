@@ -1,6 +1,6 @@
 # The unix port's console: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,539 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 1,554 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
 import builtins
 import io
 import sys
@@ -77,9 +77,12 @@ async def _calls(core):
 
 
 def _call():
-    for call in calls:
-        if call():
-            calls.remove(call)
+    try:
+        for call in calls:
+            if call():
+                calls.remove(call)
+    except Exception:  # as in ticker.py
+        pass
 
 
 # What the link is owed, as soon as nothing of ours is half done.

@@ -61,7 +61,14 @@ def lab(boot_lab):
 
 
 def boot(lab, port, app=TICKING, **settings):
-    return lab.boot(app, told={"port": port}, **settings).link()
+    return started(lab.boot(app, told={"port": port}, **settings).link(), app)
+
+
+def started(link, app=TICKING):
+    """Wait until its program lets it run cells: while it starts, it would pass over one."""
+    if app:
+        link.program(int(app == BUSY), "app.py" if app in (TICKING, BUSY) else app)
+    return link
 
 
 def value(link, code):
@@ -103,7 +110,6 @@ def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
         code = f"import machine, cm.console\n__cm__((machine.Timer({number}) is cm.console.timer))"
         assert value(link, code) == "True"
     interrupt(link)
-    link.program(0, "app.py")
     assert bad_starts(link) == "1", "its first minute is not over"
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
@@ -112,7 +118,7 @@ def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
     assert value(link, WHO) == "'new'"
     interrupt(link)
     link.submit("import machine\nmachine.skip(240000)")
-    assert value(lab.link(after=link), WHO) == "'old'"
+    assert value(started(lab.link(after=link)), WHO) == "'old'"
 
 
 # Timers that somebody has to hold
@@ -122,12 +128,10 @@ def test_good_program_is_started_after_any_number_of_power_cuts(lab):
     """RP2 stops a timer that is collected; that of the first minute was, in earlier clients."""
     link = boot(lab, "rp2-1.28")
     for _ in range(4):
-        link.program(0, "app.py")
         assert link.run(MINUTE).status == OK
         until(link, bad_starts, "0")
         lab.chip.press_reset()
-        link = lab.link(after=link)
-    link.program(0, "app.py")
+        link = started(lab.link(after=link))
 
 
 LOOSE = """
@@ -198,8 +202,8 @@ def test_confirmed_client_is_not_reset_when_its_trial_would_end(lab, client, por
 
 
 def test_program_that_crashed_has_not_started_well_a_minute_later(lab):
-    link = boot(lab, "esp32-1.29", app="1 / 0")
-    link.program(0, "app.py ended: ZeroDivisionError: divide by zero")
+    link = lab.boot("1 / 0", told={"port": "esp32-1.29"}).link()
+    started(link, "app.py ended: ZeroDivisionError: divide by zero")
     assert link.run(MINUTE).status == OK
     until(link, lambda link: value(link, "from cm import ticker\n__cm__((ticker.calls))"), "[]")
     assert bad_starts(link) == "1"
@@ -227,7 +231,6 @@ def test_watchdog_is_fed_between_cells(lab):
 
 def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
     link = boot(lab, "rp2-1.28")
-    link.program(0, "app.py")
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
     code = "import cm.console as c, cm.ticker\nc.timer.deinit = lambda: print('stopped')\nc.rest()"
@@ -241,7 +244,6 @@ def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
 def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
     lab.flash.write(staged(client))
     link = boot(lab, "esp8266-1.28", **settings)
-    link.program(0, "app.py")
     link.reset()
     assert lab.link(after=link).run("__cm__((6 * 7))").value == b"42"
     assert CRASH not in lab.chip.said
@@ -250,12 +252,11 @@ def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
 @pytest.mark.parametrize("app", [TICKING, BUSY], ids=["async", "busy"])
 def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
-    link.program(1, "app.py")
     with Repl(lab.chip.port) as repl:
         repl.await_prompt(10)
         assert repl.run("import cm.ticker; print(len(cm.ticker.calls))").strip() == "1"
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D
-    assert lab.link(after=link).run("__cm__((6 * 7))").value == b"42"
+    started(lab.link(after=link), app)
     assert CRASH not in lab.chip.said
 
 
@@ -272,9 +273,9 @@ def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make
         lab.boards.restart("lab-1")
         link = lab.link(after=link)
         assert "safe mode" not in link.told["facts"]["program"]
-        link.program(1, "app.py")
         if app.endswith(BUSY):
+            started(link, BUSY)
             time.sleep(0.05)  # until it is in its loop
             link.ping()
         else:
-            until(link, bad_starts, "0")
+            until(started(link), bad_starts, "0")
