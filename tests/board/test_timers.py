@@ -37,6 +37,10 @@ MORE = {
     "esp8266-1.23": (range(-1, 6), None),
 }
 ALL = [*PORTS, *(pytest.param(port, marks=pytest.mark.soak) for port in MORE)]
+APPS = [
+    pytest.param(TICKING, id="async"),
+    pytest.param("while True: pass", id="busy", marks=pytest.mark.soak),
+]
 WATCHDOG = {"rp2": 8, "esp8266": 5}  # seconds that the chip's own takes
 BUSY = "while True: pass"
 CRASH = b"Fatal exception"
@@ -127,7 +131,7 @@ def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
 def test_good_program_is_started_after_any_number_of_power_cuts(lab):
     """RP2 stops a timer that is collected; that of the first minute was, in earlier clients."""
     link = boot(lab, "rp2-1.28")
-    for _ in range(4):
+    for _ in range(3):
         assert link.run(MINUTE).status == OK
         until(link, bad_starts, "0")
         lab.chip.press_reset()
@@ -249,7 +253,7 @@ def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
     assert CRASH not in lab.chip.said
 
 
-@pytest.mark.parametrize("app", [TICKING, BUSY], ids=["async", "busy"])
+@pytest.mark.parametrize("app", APPS)
 def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
     with Repl(lab.chip.port) as repl:
@@ -263,7 +267,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
 # Virtual boards have no machine.Timer
 
 
-@pytest.mark.parametrize("app", [TICKING, BUSY], ids=["async", "busy"])
+@pytest.mark.parametrize("app", APPS)
 def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make_lab, app):
     lab = make_lab()
     link = lab.link()
