@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cloudmanager.cable.ports import Repl
+from cloudmanager.cable.serial_ports import Repl
 
 from .peer import INTERRUPTED, OK
 from .test_boot import TICKING
