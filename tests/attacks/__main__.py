@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .defence import Defence
+from .defence import Defence, Override
 from .defences import DEFENCES
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -95,13 +95,16 @@ class Copy:
         """Take a defence out, run its tests, and put it back."""
         began = time.monotonic()
         whole = {place.file: (self.folder / place.file).read_text() for place in defence.places}
-        for file, text, _ in defence.places:
-            if whole[file].count(text) != 1:
-                why = f"{file} has its text {whole[file].count(text)} times"
+        for place in defence.places:
+            path = self.folder / place.file
+            source = path.read_text()
+            if isinstance(place, Override):
+                path.write_text(f"{source}\n\n{place.code}\n")
+            elif source.count(place.text) == 1:
+                path.write_text(source.replace(place.text, place.out))
+            else:
+                why = f"{place.file} has its text {source.count(place.text)} times"
                 return Outcome(defence, False, why, 0)
-        for file, text, out in defence.places:
-            path = self.folder / file
-            path.write_text(path.read_text().replace(text, out))
         try:
             status, said = self.run(defence.tests, SECONDS)
         finally:

@@ -4,60 +4,60 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, defence
+from .defence import BOARD, LIBRARY, SERVER, text_defence
 
 BOUNDS: Final = [
     # At most once
-    defence(
+    text_defence(
         "a cell that comes to its board twice runs once",
         BOARD + "run.py",
         "    if mv[_IN + 2 : _IN + 6] == job:  # it came before: never twice\n",
         "    if False:\n",
         "board/test_link.py::test_cell_that_comes_twice_runs_once",
     ),
-    defence(
+    text_defence(
         "a cell that comes to the server twice runs once",
         SERVER + "net/caller_socket.py",
         "if message.job in self._refs:",
         "if False:",
         "cm_server/net/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
     ),
-    defence(
+    text_defence(
         "a board that owes its word too long is asked anew",
         SERVER + "jobs/scheduler.py",
         "self._later(self.lost_after, lambda: self._ask_anew(job))",
         "pass",
         "cm_server/jobs/test_scheduler.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
     ),
-    defence(
+    text_defence(
         "a caller notices that the server fell silent",
         LIBRARY + "client/link.py",
         "                    if asked:\n",
         "                    if False:\n",
         "cloudmanager/client/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
     ),
-    defence(
+    text_defence(
         "a board speaks of its own job only",
         SERVER + "jobs/dispatch.py",
         "if job is None or job.id != message.job:",
         "if job is None:",
         "cm_server/jobs/test_dispatch.py::test_what_a_board_says_of_another_job_is_ignored",
     ),
-    defence(
+    text_defence(
         "a board amends its own job only",
         SERVER + "jobs/job_results.py",
         "if row is None or row.board != board.id:",
         "if row is None:",
         "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_another_boards_outcome",
     ),
-    defence(
+    text_defence(
         "a board amends a guess only",
         SERVER + "jobs/job_results.py",
         'if row.status not in (None, "lost") and row.error != UNCONFIRMED:',
         "if False:",
         "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_an_outcome_that_is_known",
     ),
-    defence(
+    text_defence(
         "a job is in the file before its cell leaves",
         SERVER + "jobs/dispatch.py",
         "numbers = self._store.begin([board.id for board in boards], caller, **asked)",
@@ -65,35 +65,35 @@ BOUNDS: Final = [
         "cm_server/jobs/test_dispatch.py::test_result_ends_the_job_for_caller_store_and_board",
     ),
     # Transport abuse
-    defence(
+    text_defence(
         "a client that does not mask is refused",
         LIBRARY + "protocol/frames.py",
         "if bool(second & _MASKED) is not self._masked:",
         "if False:",
         "cloudmanager/protocol/test_frames.py::test_client_that_does_not_mask_is_refused",
     ),
-    defence(
+    text_defence(
         "reserved bits are refused",
         LIBRARY + "protocol/frames.py",
         "if first & 0x70:",
         "if False:",
         "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
     ),
-    defence(
+    text_defence(
         "a control frame is short and whole",
         LIBRARY + "protocol/frames.py",
         "if opcode & _CONTROL and (size > _SHORT_MAX or not first & _FIN):",
         "if False:",
         "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
     ),
-    defence(
+    text_defence(
         "fragments without end are refused",
         LIBRARY + "protocol/frames.py",
         "        if not first & _FIN:\n",
         "        if False:\n",
         "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
     ),
-    defence(
+    text_defence(
         "a length of 2^63 is refused before it is read",
         LIBRARY + "protocol/frames.py",
         "        if size > self.max_size:\n",
@@ -102,14 +102,14 @@ BOUNDS: Final = [
         "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
         "cm_server/net/test_board_socket.py::test_an_oversize_message_is_refused_before_it_is_read",
     ),
-    defence(
+    text_defence(
         "a peer that does not read is cut",
         SERVER + "net/websocket.py",
         "if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:",
         "if False:",
         "cm_server/net/test_websocket.py::test_a_peer_that_does_not_read_is_cut_before_it_costs_much",
     ),
-    defence(
+    text_defence(
         "a caller that does not read loses output, not memory",
         SERVER + "net/caller_socket.py",
         "if droppable and self._waiting > limits.OUTBOX_BYTES:",
@@ -117,49 +117,49 @@ BOUNDS: Final = [
         "cm_server/net/test_caller_socket.py::"
         "test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending",
     ),
-    defence(
+    text_defence(
         "connections that prove nothing are bounded for each address",
         SERVER + "net/rate_limits.py",
         "if len(group) > limits.UNPROVEN_PER_ADDRESS:",
         "if False:",
         "cm_server/net/test_rate_limits.py::test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in",
     ),
-    defence(
+    text_defence(
         "connections that prove nothing are bounded as a whole",
         SERVER + "net/rate_limits.py",
         "elif self.count > limits.UNPROVEN:",
         "elif False:",
         "cm_server/net/test_rate_limits.py::test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
     ),
-    defence(
+    text_defence(
         "a slow head is cut",
         SERVER + "net/listener.py",
         "idle_connection_timeout=limits.HEAD_SECONDS",
         "idle_connection_timeout=999",
         "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
     ),
-    defence(
+    text_defence(
         "a slow body is cut",
         SERVER + "net/listener.py",
         "body_timeout=limits.HEAD_SECONDS",
         "body_timeout=999",
         "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",
     ),
-    defence(
+    text_defence(
         "callers are bounded for each token",
         SERVER + "net/caller_socket.py",
         "if own >= limits.CALLERS_PER_TOKEN:",
         "if False:",
         "cm_server/net/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
     ),
-    defence(
+    text_defence(
         "a queue is bounded",
         SERVER + "jobs/dispatch.py",
         "if len(queue) >= limits.QUEUED_JOBS:",
         "if False:",
         "cm_server/jobs/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
     ),
-    defence(
+    text_defence(
         "a tail of output is bounded",
         SERVER + "jobs/jobs.py",
         "if len(self._bytes) > 2 * limits.TAIL_BYTES:",
@@ -167,7 +167,7 @@ BOUNDS: Final = [
         "cm_server/jobs/test_dispatch.py::test_the_tails_of_output_and_value_are_bounded",
     ),
     # Hostile boards
-    defence(
+    text_defence(
         "control characters of boards are shown, not obeyed",
         LIBRARY + "protocol/text.py",
         "    return _UNSAFE.sub(_escape, text)\n",
@@ -176,21 +176,21 @@ BOUNDS: Final = [
         "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_disarmed",
         "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
     ),
-    defence(
+    text_defence(
         "what a board says of itself is bounded",
         SERVER + "net/board_socket.py",
         'facts[name] = str(told.get(name, ""))[:128]',
         'facts[name] = str(told.get(name, ""))',
         "cm_server/net/test_board_socket.py::test_nonsense_in_a_true_proof_is_bounded_and_harmless",
     ),
-    defence(
+    text_defence(
         "JSON of any depth is refused",
         LIBRARY + "protocol/wire.py",
         "except (ValueError, RecursionError) as error:",
         "except ValueError as error:",
         "cloudmanager/protocol/test_wire.py::test_what_is_no_json_object_is_refused",
     ),
-    defence(
+    text_defence(
         "a cell's events show nothing but text",
         "cm_magics/cell_display.py",
         "    display(_bundle(text), raw=True)\n",

@@ -1,21 +1,54 @@
-"""One defence: a place in the code, what takes it out, and the tests that must notice.
+"""One defence: where it is in the code, how it is switched off, and the tests that must notice.
 
-``make attacks`` takes each out of a copy, one at a time, and runs its tests (``__main__.py``).
-A text that is not in its file any more is an error: a defence that moved has to be found again.
+``make attacks`` switches each off in a copy of the code, one at a time, and runs its tests
+(``__main__.py``). A defence has a *seam*: a function, a method, a constant or a flag of a class
+that holds the defence and nothing else, so that a row needs names only, and no source text:
+
+    defence(
+        "each challenge is fresh",
+        "server/cm_server/auth/credentials.py",
+        "new_nonce = lambda: bytes(16)",
+        "cm_server/net/test_board_socket.py::test_recorded_proof_is_refused",
+    )
+
+The override is appended to the file, so it replaces what the file defines. ``test_table.py``
+checks that the names exist.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 
-class Place(NamedTuple):
-    """Where a defence stands.
+class Override(NamedTuple):
+    """Code that switches a defence off.
 
     Attributes:
         file: below the project.
-        text: what stands there, exactly once.
-        out: what stands there when it is taken out.
+        code: statements that assign to names of the file, ``Class.method`` or ``function``.
+    """
+
+    file: str
+    code: str
+
+    def names(self) -> Iterator[str]:
+        """Yield the names that the code assigns or defines, such as ``Class.method``."""
+        for node in ast.parse(self.code).body:
+            if isinstance(node, ast.Assign):
+                yield from map(ast.unparse, node.targets)
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield node.name
+
+
+class Place(NamedTuple):
+    """Source text that holds a defence which has no seam yet.
+
+    Attributes:
+        file: below the project.
+        text: the source text, which must be in the file exactly once.
+        out: what replaces it.
     """
 
     file: str
@@ -27,13 +60,13 @@ class Defence(NamedTuple):
     """One defence.
 
     Attributes:
-        name: what it keeps out.
-        places: where it stands; two, where a second line stands behind the first.
-        tests: what must fail then, as pytest names it; with a parameter where one is enough.
+        name: what it prevents.
+        places: where it is; two, if a second line of defence is behind the first.
+        tests: what must fail without it, as pytest names it; with a parameter if one is enough.
     """
 
     name: str
-    places: tuple[Place, ...]
+    places: tuple[Override | Place, ...]
     tests: tuple[str, ...]
 
 
@@ -45,8 +78,16 @@ VERBS: Final = "cm_server/test_matrix.py::test_every_verb_by_every_role_leaves_e
 
 
 def defence(
+    name: str, file: str, override: str, *tests: str, behind: Override | None = None
+) -> Defence:
+    """Return a row; ``tests`` are below tests/, ``behind`` is a second line of defence."""
+    places = (Override(file, override), *([behind] if behind else []))
+    return Defence(name, places, tuple(f"tests/{test}" for test in tests))
+
+
+def text_defence(
     name: str, file: str, text: str, out: str, *tests: str, behind: Place | None = None
 ) -> Defence:
-    """Return a row; ``tests`` are below tests/."""
+    """Return a row for a defence that has no seam yet."""
     places = (Place(file, text, out), *([behind] if behind else []))
     return Defence(name, places, tuple(f"tests/{test}" for test in tests))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, ROUTES, SERVER, VERBS, defence
+from .defence import BOARD, LIBRARY, ROUTES, SERVER, VERBS, text_defence
 
 DOORS: Final = [
     # Identity and handshake
-    defence(
+    text_defence(
         "a board proves that it has its key",
         LIBRARY + "protocol/proofs.py",
         "return wire.read_json(body) if hmac.compare_digest(wanted, proof) else None",
@@ -16,7 +16,7 @@ DOORS: Final = [
         "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
         "cm_server/net/test_board_socket.py::test_one_flipped_bit_of_the_facts_is_noticed",
     ),
-    defence(
+    text_defence(
         "each challenge is fresh",
         SERVER + "auth/credentials.py",
         "return secrets.token_bytes(proofs.NONCE_BYTES)",
@@ -24,21 +24,21 @@ DOORS: Final = [
         "cm_server/net/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
         "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
     ),
-    defence(
+    text_defence(
         "a stranger learns no ids",
         SERVER + "net/board_socket.py",
         "self._key_of(hello) or credentials.new_key()  # a stranger learns no ids",
         "self._key_of(hello) or self._refuse(NOT_PROVEN, 'unknown') or b''",
         "cm_server/net/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
     ),
-    defence(
+    text_defence(
         "the server proves itself to the board first",
         BOARD + "dial.py",
         "    if end - at < 48 or not mac.same(link.mv[at + 16 : at + 48], proof):\n",
         "    if False:\n",
         "board/test_link.py::test_board_does_not_talk_to_a_fake_server",
     ),
-    defence(
+    text_defence(
         "a board says only what the state of its link allows",
         LIBRARY + "protocol/wire.py",
         "if message.op not in FROM_BOARD[state]:",
@@ -46,21 +46,21 @@ DOORS: Final = [
         "cm_server/jobs/test_dispatch.py::test_what_no_board_may_say_is_refused",
         "cm_server/test_matrix.py::test_a_proven_board_asks_for_nothing_that_callers_may",
     ),
-    defence(
+    text_defence(
         "a link that proves nothing has a deadline",
         SERVER + "net/board_socket.py",
         "self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN",
         "self._deadline = loop.call_later(seconds + 999, self._refuse, NOT_PROVEN",
         "cm_server/net/test_board_socket.py::test_a_slow_greeting_is_cut",
     ),
-    defence(
+    text_defence(
         "the newest link of a board takes over, the older is closed",
         SERVER + "net/board_socket.py",
         'old.close(REPLACED, "a newer link took over")',
         "pass",
         "cm_server/net/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
     ),
-    defence(
+    text_defence(
         "two boards with one key take no turns all day",
         SERVER + "net/board_socket.py",
         "        if board.rivals > 1:\n",
@@ -68,21 +68,21 @@ DOORS: Final = [
         "cm_server/net/test_board_socket.py::"
         "test_two_boards_with_one_key_do_not_push_each_other_out_all_day",
     ),
-    defence(
+    text_defence(
         "tokens are compared in constant time",
         SERVER + "auth/credentials.py",
         "        if hmac.compare_digest(known, mine):\n            found = row\n",
         "        if known == mine:\n            return row\n",
         "cm_server/auth/test_credentials.py::test_every_known_token_is_compared_whichever_it_is",
     ),
-    defence(
+    text_defence(
         "a token of any length is not looked at",
         SERVER + "auth/credentials.py",
         "not 0 < len(token) <= limits.TOKEN_CHARS",
         "False",
         "cm_server/auth/test_credentials.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
     ),
-    defence(
+    text_defence(
         "a token that expired opens nothing",
         SERVER + "auth/tokens.py",
         "if row.expires is not None and row.expires <= self._clock():",
@@ -90,7 +90,7 @@ DOORS: Final = [
         "cm_server/auth/test_tokens.py::test_an_expired_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-expired]",
     ),
-    defence(
+    text_defence(
         "a token that was revoked opens nothing",
         SERVER + "auth/tokens.py",
         "        if row.revoked is not None:\n            return",
@@ -98,7 +98,7 @@ DOORS: Final = [
         "cm_server/auth/test_tokens.py::test_a_revoked_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-revoked]",
     ),
-    defence(
+    text_defence(
         "the links of a revoked token are closed",
         SERVER + "app.py",
         "caller.close(REVOKED, self.tokens.refusal(token))",
@@ -106,7 +106,7 @@ DOORS: Final = [
         "cm_server/net/test_caller_socket.py::"
         "test_a_revoked_tokens_links_are_closed_within_two_seconds",
     ),
-    defence(
+    text_defence(
         "wrong tokens are slowed down",
         SERVER + "net/caller_socket.py",
         "if self._server.bad_logins.allow(group_of(address)) is None:",
@@ -115,49 +115,49 @@ DOORS: Final = [
         "test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address",
     ),
     # Browsers
-    defence(
+    text_defence(
         "a name that was rebound to loopback reaches nothing",
         SERVER + "net/handlers.py",
         "if plain and self.secure and not",
         "if False and not",
         "cm_server/net/test_handlers.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
     ),
-    defence(
+    text_defence(
         "a foreign page opens no link",
         SERVER + "net/handlers.py",
         'if foreign and self.opened_by != "nothing":',
         "if False:",
         "cm_server/net/test_handlers.py::test_a_foreign_page_opens_no_link",
     ),
-    defence(
+    text_defence(
         "no page may be framed",
         SERVER + "net/handlers.py",
         '    "X-Frame-Options": "DENY",\n',
         "",
         "cm_server/net/test_handlers.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
     ),
-    defence(
+    text_defence(
         "each verb needs its role",
         SERVER + "api/verbs.py",
         "if ROLES.index(caller.role) < ROLES.index(needed):",
         "if False:",
         VERBS + "[label-viewer]",
     ),
-    defence(
+    text_defence(
         "what is for all boards needs a token for all boards",
         SERVER + "api/verbs.py",
         "if verb in VERBS and VERBS[verb].everywhere and not access.reaches_all(caller):",
         "if False:",
         "cm_server/test_matrix.py::test_an_administrator_of_some_boards_is_none_of_all",
     ),
-    defence(
+    text_defence(
         "a token reaches the boards of its target",
         SERVER + "auth/access.py",
         "        if not self._covers(name, board):\n",
         "        if False:\n",
         "cm_server/test_matrix.py::test_a_board_out_of_reach_is_as_if_it_were_not_enrolled",
     ),
-    defence(
+    text_defence(
         "private files are their owner's alone",
         LIBRARY + "config.py",
         "os.O_EXCL, 0o600)",
@@ -166,14 +166,14 @@ DOORS: Final = [
         "test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it",
     ),
     # Operations
-    defence(
+    text_defence(
         "a refusal leaves its row in the audit log",
         SERVER + "api/verbs.py",
         "        server.audit.refused(call.note, error)\n",
         "        pass\n",
         VERBS + "[label-viewer]",
     ),
-    defence(
+    text_defence(
         "no token stands in the audit log",
         SERVER + "auth/audit.py",
         'clean = credentials.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])',
@@ -182,28 +182,28 @@ DOORS: Final = [
         "test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written",
         "cm_server/test_matrix.py::test_no_secret_and_no_cell_is_in_the_audit_log",
     ),
-    defence(
+    text_defence(
         "no row of the audit log is changed",
         SERVER + "store/tables.py",
         "for _name, _when in _AUDIT_RULES.items():",
         "for _name, _when in ():",
         "cm_server/store/test_store.py::test_no_row_is_changed_or_taken_out",
     ),
-    defence(
+    text_defence(
         "a board's key is in no repr",
         SERVER + "store/rows.py",
         'return f"BoardRow(id={self.id!r}, name={self.name!r})"',
         'return f"BoardRow(id={self.id!r}, name={self.name!r}, key={self.key!r})"',
         "cm_server/store/test_rows.py::test_a_boards_key_is_in_no_repr",
     ),
-    defence(
+    text_defence(
         "a range is bounded before it is expanded",
         LIBRARY + "protocol/names.py",
         "    if count > room:\n",
         "    if count > 2 * room:\n",
         "cloudmanager/protocol/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",
     ),
-    defence(
+    text_defence(
         "the local user's token is sent to this machine alone",
         LIBRARY + "config.py",
         "if token is None and (state is not None or is_local(url)):  # to no other machine",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, defence
+from .defence import SERVER, text_defence
 from .table import attack
 
 HERE: Final = "cm_server/packages/"
@@ -118,7 +118,7 @@ PACKAGE_ATTACKS: Final = [
 ]
 
 PACKAGES: Final = [
-    defence(
+    text_defence(
         "package: a member of an archive has a plain path",
         ROOM + "archives.py",
         "        check_plain(path)\n",
@@ -126,28 +126,28 @@ PACKAGES: Final = [
         HERE + "test_archives.py::test_member_that_is_not_plain_refuses_the_tar",
         HERE + "test_archives.py::test_member_that_is_not_plain_refuses_the_zip",
     ),
-    defence(
+    text_defence(
         "package: a member of a tar is a plain file",
         ROOM + "archives.py",
         "if not member.isreg() or member.issparse():",
         "if False:",
         HERE + "test_archives.py::test_link_device_or_sparse_file_refuses_the_tar",
     ),
-    defence(
+    text_defence(
         "package: a tar grows so far and no further",
         ROOM + "archives.py",
         "inflater.decompress(raw, limits.PACKAGE_UNPACKED_BYTES + 1)",
         "inflater.decompress(raw)",
         HERE + "test_archives.py::test_gigabytes_from_kilobytes_are_refused_before_they_are_there",
     ),
-    defence(
+    text_defence(
         "package: names that are one where no case is told are refused",
         ROOM + "archives.py",
         "        if path.casefold() in spellings:\n",
         "        if path in spellings:\n",
         HERE + "test_archives.py::test_names_that_differ_in_case_only_refuse_the_archive",
     ),
-    defence(
+    text_defence(
         "package: no target leads out of its folder",
         ROOM + "install_paths.py",
         'any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts)',
@@ -155,7 +155,7 @@ PACKAGES: Final = [
         HERE + "test_install_paths.py::test_path_that_is_not_plain_is_refused",
         HERE + "test_index.py::test_target_that_is_not_the_packages_refuses_it",
     ),
-    defence(
+    text_defence(
         "package: boot, client and key are nobody's to write",
         ROOM + "install_paths.py",
         "    if _OWNERS.fullmatch(full):\n",
@@ -163,14 +163,14 @@ PACKAGES: Final = [
         HERE + "test_install_paths.py::test_boot_client_and_key_are_never_a_packages",
         HERE + "test_index.py::test_boot_client_and_key_are_refused_at_the_root_too",
     ),
-    defence(
+    text_defence(
         "package: files of others stay",
         SERVER + "installs/install_manifest.py",
         "if differs and owner != file.package and not force:",
         "if False:",
         "cm_server/installs/test_install_manifest.py::test_files_of_others_are_overwritten_by_force_only",
     ),
-    defence(
+    text_defence(
         "package: a leftover source that would hide bytecode goes",
         SERVER + "installs/install_manifest.py",
         "sorted((old - kept) | hiding)",
@@ -178,7 +178,7 @@ PACKAGES: Final = [
         "cm_server/installs/test_install_manifest.py::test_what_would_hide_it_goes_if_it_is_there",
         "cm_server/installs/test_board_install.py::test_a_leftover_source_goes_and_what_is_in_the_way_is_said",
     ),
-    defence(
+    text_defence(
         "package: content is what its hash says",
         ROOM + "package_files.py",
         "if not sha256(content).startswith(promised) or "
@@ -187,21 +187,21 @@ PACKAGES: Final = [
         HERE + "test_index.py::test_content_that_does_not_match_its_short_hash_is_refused",
         HERE + "test_package_files.py::test_hash_that_is_right_with_another_length_cannot_be",
     ),
-    defence(
+    text_defence(
         "package: dependencies are so many and no more",
         ROOM + "resolve.py",
         "        if len(seen) > limits.PACKAGES * 4:\n",
         "        if False:\n",
         HERE + "test_resolve.py::test_hundred_thousand_dependencies_are_refused_quickly",
     ),
-    defence(
+    text_defence(
         "package: a version has no second @",
         ROOM + "requirement.py",
         '    if "@" in version:\n',
         "    if False:\n",
         HERE + "test_requirement.py::test_what_names_no_package_is_refused_in_a_sentence",
     ),
-    defence(
+    text_defence(
         "package: no address inside is asked",
         ROOM + "http_fetcher.py",
         "            if not is_public(str(address[0])):\n",
@@ -210,7 +210,7 @@ PACKAGES: Final = [
         + "test_http_fetcher.py::test_private_address_is_not_connected_to_however_it_is_written",
         HERE + "test_direct_sources.py::test_url_of_a_private_address_is_refused",
     ),
-    defence(
+    text_defence(
         "package: what is configured is exempt at its own origin only",
         ROOM + "http_fetcher.py",
         "private = bool(own) and origin_of(url) == origin_of(own)",
@@ -218,56 +218,56 @@ PACKAGES: Final = [
         HERE + "test_http_fetcher.py::test_only_its_own_origin_is_exempt",
         HERE + "test_http_fetcher.py::test_redirect_to_a_private_address_is_not_followed",
     ),
-    defence(
+    text_defence(
         "package: a web page is no file",
         ROOM + "package_files.py",
         'if content_type == "text/html" and not what.endswith((".html", ".htm")):',
         "if False:",
         HERE + "test_direct_sources.py::test_web_page_in_a_files_place_is_refused",
     ),
-    defence(
+    text_defence(
         "package: the newest is not older than the lock's",
         ROOM + "lock.py",
         "_numbers(release.version) < _numbers(was.version)",
         "False",
         HERE + "test_planner.py::test_rollback_of_the_newest_version_is_refused",
     ),
-    defence(
+    text_defence(
         "package: a lock is whole",
         ROOM + "lock.py",
         "    _check_whole(wanted, releases)\n",
         "",
         HERE + "test_lock.py::test_lock_that_somebody_mended_badly_is_refused",
     ),
-    defence(
+    text_defence(
         "package: a dependency stays in its package's index",
         ROOM + "dependencies.py",
         'replace(need, alias=owner.alias) if owner.source == "index" else need',
         "need",
         HERE + "test_index.py::test_dependency_stays_in_its_packages_index",
     ),
-    defence(
+    text_defence(
         "package: a ref holds for its own repository only",
         ROOM + "forge.py",
         "at = commit if same and not wish.version else (await self.pin(wish))[0]",
         "at = commit",
         HERE + "test_forge.py::test_ref_does_not_leak_into_files_of_another_repository",
     ),
-    defence(
+    text_defence(
         "package: a tag that moved is refused",
         ROOM + "lock.py",
         '    if was.ref.startswith("refs/tags/"):\n',
         "    if False:\n",
         HERE + "test_planner.py::test_tag_that_moved_since_the_lock_is_refused_and_a_branch_told",
     ),
-    defence(
+    text_defence(
         "package: the compiler has so much time and no more",
         ROOM + "compiler.py",
         "asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)",
         "process.wait()",
         HERE + "test_compiler.py::test_compiler_that_goes_wrong_costs_a_sentence[sleep]",
     ),
-    defence(
+    text_defence(
         "package: what an interrupted install staged gives its room back",
         SERVER + "installs/board_install.py",
         "    if staged is False and not dry_run:\n",

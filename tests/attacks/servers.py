@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, defence
+from .defence import SERVER, text_defence
 from .table import attack
 
 LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_what_is_forged_changed_replayed_or_led_astray_is_dropped"
@@ -41,7 +41,7 @@ SERVER_ATTACKS: Final = [
 
 SERVERS: Final = [
     # The bus
-    defence(
+    text_defence(
         "bus: a letter's MAC is looked at",
         SERVER + "cluster/peer_messages.py",
         "if hmac.compare_digest(mac, self._mac(sender, to, number, flags, piece)):",
@@ -49,7 +49,7 @@ SERVERS: Final = [
         LETTER,
         PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
     ),
-    defence(
+    text_defence(
         "bus: the key of letters is a secret of the store's",
         SERVER + "cluster/membership.py",
         'key = store.share("bus", secrets.token_bytes(32))',
@@ -57,7 +57,7 @@ SERVERS: Final = [
         PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
     ),
     *(
-        defence(
+        text_defence(
             f"bus: a letter's MAC covers its {what}",
             SERVER + "cluster/peer_messages.py",
             'said = f"{sender} {to} {number} {flags} ".encode() + piece',
@@ -71,42 +71,42 @@ SERVERS: Final = [
             ("flags", "{sender} {to} {number} "),
         )
     ),
-    defence(
+    text_defence(
         "bus: a letter's MAC covers its bytes",
         SERVER + "cluster/peer_messages.py",
         '{flags} ".encode() + piece',
         '{flags} ".encode()',
         LETTER,
     ),
-    defence(
+    text_defence(
         "bus: a letter is heard once",
         SERVER + "cluster/peer_messages.py",
         "        if number <= last:\n",
         "        if False:\n",
         LETTER,
     ),
-    defence(
+    text_defence(
         "bus: words of an older epoch are not heard",
         SERVER + "cluster/board_directory.py",
         "if board is not None and told[0] >= board.epoch:",
         "if board is not None:",
         PRESENCE + "the_newest_link_wins_and_older_words_are_not_heard",
     ),
-    defence(
+    text_defence(
         "bus: a token that was revoked elsewhere is out",
         SERVER + "cluster/board_directory.py",
         'if head.get("tokens"):',
         "if False:",
         CHANGES,
     ),
-    defence(
+    text_defence(
         "bus: a board that was revoked elsewhere is out",
         SERVER + "cluster/board_directory.py",
         'if head.get("boards"):',
         "if False:",
         CHANGES,
     ),
-    defence(
+    text_defence(
         "bus: while it is away, what was revoked is out in seconds",
         SERVER + "cluster/membership.py",
         "alone = READ_SECONDS if self.post.bus.up else READ_ALONE_SECONDS",
@@ -114,7 +114,7 @@ SERVERS: Final = [
         PRESENCE + "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
     ),
     # The fence
-    defence(
+    text_defence(
         "fence: each link of a board has an epoch of its own",
         SERVER + "store/shared_store.py",
         '"epoch": sa.func.coalesce(_boards.c.epoch, 0) + 1,',
@@ -122,70 +122,70 @@ SERVERS: Final = [
         MOVED,
         STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: an ending is its owner's to write",
         SERVER + "store/shared_store.py",
         '            _jobs.c.server == sa.bindparam("me"),\n',
         '            sa.or_(_jobs.c.server == sa.bindparam("me"), _jobs.c.id > 0),\n',
         STANDS_STILL,
     ),
-    defence(
+    text_defence(
         "fence: an ending counts in its epoch",
         SERVER + "store/shared_store.py",
         '_jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),',
         'sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam("in_epoch")),',
         STORE + "what_was_written_without_an_answer_ends[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: a server that was taken out sends nothing",
         SERVER + "store/shared_store.py",
         "if self._db.execute(mine.with_for_update(read=True)).first() is None:",
         "if False:",
         STORE + "a_server_that_was_taken_out_sends_nothing[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: a job is taken once",
         SERVER + "store/shared_store.py",
         "theirs = (_jobs.c.server == server, _jobs.c.epoch.is_(None), _OPEN)",
         "theirs = (_OPEN,)",
         TAKEN_ONCE,
     ),
-    defence(
+    text_defence(
         "fence: a job is taken to be sent by its board's holder",
         SERVER + "store/shared_store.py",
         "held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server)",
         "held = (_boards.c.id == _jobs.c.board,)",
         TAKEN_ONCE,
     ),
-    defence(
+    text_defence(
         "fence: a job that was taken is not withdrawn",
         SERVER + "store/shared_store.py",
         "own = (_jobs.c.server == self.server, _jobs.c.epoch.is_(None), _OPEN)\n        ended",
         "own = (_OPEN,)\n        ended",
         TAKEN_ONCE,
     ),
-    defence(
+    text_defence(
         "fence: a job is sent by its board's holder",
         SERVER + "store/shared_store.py",
         "held = (_boards.c.id == row, _boards.c.holder == self.server)",
         "held = (_boards.c.id == row,)",
         STORE + "a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: late truth is the holder's to write",
         SERVER + "store/shared_store.py",
         ".where(_jobs.c.id == job, _jobs.c.board == board_id, held)",
         ".where(_jobs.c.id == job)",
         STORE + "late_truth_is_the_holders_to_write[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: a board's older link does not note that the newer one is gone",
         SERVER + "store/shared_store.py",
         '_boards.c.epoch == sa.bindparam("in_epoch"))',
         '_boards.c.epoch >= sa.bindparam("in_epoch"))',
         STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
     ),
-    defence(
+    text_defence(
         "fence: a board that was taken out is held by nobody",
         SERVER + "cluster/board_directory.py",
         'raise ServerError("it is enrolled no more")',

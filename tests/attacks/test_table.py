@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .defence import Defence
+from .defence import Defence, Override
 from .defences import DEFENCES
 from .packages import PACKAGE_ATTACKS
 from .servers import SERVER_ATTACKS
@@ -41,11 +41,37 @@ def test_every_attack_is_tried_or_says_why_not(attack: Attack):
     assert [test for test in attack.tests if not exists(test)] == []
 
 
+@functools.cache
+def defined_in(file: str) -> set[str]:
+    """Return the names that a file defines at its top, and in its classes as ``Class.name``."""
+    found = set()
+    for node in ast.parse((TESTS.parent / file).read_text(encoding="utf-8")).body:
+        found |= names_of(node)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{name}" for each in node.body for name in names_of(each)}
+    return found
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """Return the names that a statement binds."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {
+        each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
+    }
+
+
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
-def test_every_defence_is_where_its_table_says(defence: Defence):
-    """`make attacks` takes each out and shows that its tests notice."""
+def test_every_defence_has_its_seam_and_its_tests(defence: Defence):
+    """`make attacks` switches each off and shows that its tests notice."""
     for place in defence.places:
-        source = (TESTS.parent / place.file).read_text(encoding="utf-8")
-        assert source.count(place.text) == 1
+        if isinstance(place, Override):
+            assert list(place.names())
+            assert set(place.names()) <= defined_in(place.file)
+        else:
+            source = (TESTS.parent / place.file).read_text(encoding="utf-8")
+            assert source.count(place.text) == 1
     assert defence.tests
     assert [test for test in defence.tests if not exists(test)] == []

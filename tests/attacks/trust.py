@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, Place, defence
+from .defence import BOARD, LIBRARY, SERVER, Place, text_defence
 
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
@@ -16,7 +16,7 @@ SITE: Final = "system/test_trust.py::test_"
 
 TRUST: Final = [
     # Links that others can reach
-    defence(
+    text_defence(
         "a board in the clear is refused where others listen",
         SERVER + "net/board_socket.py",
         "elif not (self._secure or (hello.mac and board.plain)):",
@@ -24,42 +24,42 @@ TRUST: Final = [
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
         ENROLMENT + "stripped_macs_are_refused",
     ),
-    defence(
+    text_defence(
         "MACs in place of TLS are for those that were enrolled so",
         SERVER + "net/board_socket.py",
         "(hello.mac and board.plain)",
         "hello.mac",
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
     ),
-    defence(
+    text_defence(
         "a caller in the clear is refused where others listen",
         SERVER + "net/handlers.py",
         'if not self.secure and self.opened_by != "key":',
         "if False:",
         "cm_server/test_app.py::test_whoever_others_can_reach_speaks_tls_and_nothing_else[0.0.0.0]",
     ),
-    defence(
+    text_defence(
         "a caller sends its token by TLS alone",
         LIBRARY + "client/link.py",
         'raise ValueError("the token would cross the network in the clear; write https://")',
         "pass",
         SITE + "a_token_never_crosses_the_network_in_the_clear",
     ),
-    defence(
+    text_defence(
         "the handshake of TLS has a deadline",
         SERVER + "net/listener.py",
         "self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)",
         "self._timer = self._loop.call_later(999, self._end)",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time",
     ),
-    defence(
+    text_defence(
         "the handshake of one holds up nobody",
         SERVER + "net/listener.py",
         "        sock.setblocking(False)\n",
         "        sock.setblocking(True)\n",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time[11]",
     ),
-    defence(
+    text_defence(
         "who is in TLS's handshake has proven nothing",
         SERVER + "net/listener.py",
         "self._entry = server.unproven.enter(address, self._end)",
@@ -67,7 +67,7 @@ TRUST: Final = [
         "cm_server/net/test_listener.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
     ),
     # MACs
-    defence(
+    text_defence(
         "a message's MAC is looked at",
         LIBRARY + "protocol/proofs.py",
         "if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):",
@@ -75,21 +75,21 @@ TRUST: Final = [
         TAMPERED + "[flip]",
         TAMPERED + "[other session]",
     ),
-    defence(
+    text_defence(
         "a message is not taken twice",
         LIBRARY + "protocol/proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = who + message",
         TAMPERED + "[replay]",
     ),
-    defence(
+    text_defence(
         "a message of the server's is none of the board's",
         LIBRARY + "protocol/proofs.py",
         "text = who + _U64.pack(number) + message",
         "text = _U64.pack(number) + message",
         TAMPERED + "[other direction]",
     ),
-    defence(
+    text_defence(
         "the board looks at a message's MAC",
         BOARD + "mac.py",
         "return n if same(mv[n : n + _TAG], memoryview(tag)[:_TAG]) else 0",
@@ -97,21 +97,21 @@ TRUST: Final = [
         "faults/test_board_link.py::test_fault_in_a_job[mac-flip-bit-115-of-EXEC]",
     ),
     # Certificates
-    defence(
+    text_defence(
         "the board verifies the server's certificate",
         BOARD + "dial.py",
         "context.verify_mode = tls.CERT_REQUIRED",
         "context.verify_mode = tls.CERT_NONE",
         SITE + "a_fake_server_is_refused_by_its_certificate",
     ),
-    defence(
+    text_defence(
         "the authority has the token's fingerprint",
         LIBRARY + "client/tls.py",
         'if not hmac.compare_digest(_fingerprint(digest), pin.encode("ascii", "replace")):',
         "if False:",
         "cloudmanager/client/test_tls.py::test_another_fingerprint_is_another_server",
     ),
-    defence(
+    text_defence(
         "a caller verifies the server's certificate",
         LIBRARY + "client/tls.py",
         "return Tls(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)",
@@ -119,7 +119,7 @@ TRUST: Final = [
         "cloudmanager/client/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
     ),
     # Who is enrolled
-    defence(
+    text_defence(
         "an enrolment token is used up",
         SERVER + "auth/enrolment.py",
         "if why or not token.uses:",
@@ -128,28 +128,28 @@ TRUST: Final = [
         ENROLMENT + "two_boards_that_race_one_token_exactly_one_wins",
         behind=USES,
     ),
-    defence(
+    text_defence(
         "an enrolment token is for the names of its target",
         SERVER + "auth/enrolment.py",
         "if not parse(target).covers(check_name(asked), NewBoard()):",
         "if not check_name(asked):",
         ENROLMENT + "wrong_scope_enrolment_token_is_refused_by_a_sentence",
     ),
-    defence(
+    text_defence(
         "a board that asks again gets the same identity",
         SERVER + "auth/enrolment.py",
         "        if again is not None:\n",
         "        if False:\n",
         ENROLMENT + "a_board_that_never_heard_the_answer_gets_the_same_again",
     ),
-    defence(
+    text_defence(
         "a board enrols itself over TLS only",
         SERVER + "net/board_socket.py",
         "            if not self._secure:\n",
         "            if False:\n",
         ENROLMENT + "in_the_clear_nobody_enrols_where_others_listen",
     ),
-    defence(
+    text_defence(
         "an enrolment token opens no caller's door",
         SERVER + "auth/tokens.py",
         "return row if row is not None and row.uses is None else None",
@@ -157,7 +157,7 @@ TRUST: Final = [
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
         behind=USES,
     ),
-    defence(
+    text_defence(
         "a caller's token enrols nobody",
         SERVER + "auth/tokens.py",
         "return row if row is not None and row.uses is not None else None",
@@ -165,21 +165,21 @@ TRUST: Final = [
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
         behind=USES,
     ),
-    defence(
+    text_defence(
         "the link of a board that was revoked is closed",
         SERVER + "auth/enrolment.py",
         'board.link.close(REVOKED, "revoked")',
         "pass",
         ENROLMENT + "revoke_while_connected_closes_the_link_and_withholds_what_waits",
     ),
-    defence(
+    text_defence(
         "a name that is used again inherits nothing",
         SERVER + "auth/enrolment.py",
         "return new_board(credentials.new_board_id(), name, credentials.new_key(), plain=plain)",
         "return new_board(name, name, credentials.new_key(), plain=plain)",
         ENROLMENT + "a_name_that_is_used_again_sees_nothing_of_its_predecessor",
     ),
-    defence(
+    text_defence(
         "a board that is renamed takes nobody's name",
         SERVER + "auth/enrolment.py",
         "        if name in self._server.registry.by_name:\n",
@@ -187,14 +187,14 @@ TRUST: Final = [
         ENROLMENT + "rename_takes_nobodys_name",
     ),
     # Keys
-    defence(
+    text_defence(
         "a key number that never was opens nothing",
         SERVER + "jobs/registry.py",
         "self.next_key if gen == self.gen + 1 else None",
         "self.next_key or self.key",
         ENROLMENT + "a_key_number_that_never_was_is_as_a_stranger",
     ),
-    defence(
+    text_defence(
         "the old key opens nothing once the new one was used",
         SERVER + "auth/enrolment.py",
         "if gen != board.gen + 1 or key is None:",
@@ -202,14 +202,14 @@ TRUST: Final = [
         ENROLMENT + "rotation_with_a_lost_answer_locks_nobody_out",
         ENROLMENT + "rotation_asks_an_idle_board_and_believes_its_proof",
     ),
-    defence(
+    text_defence(
         "a new key is believed when it is proven",
         SERVER + "auth/enrolment.py",
         "if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):",
         "if True:",
         ENROLMENT + "a_new_key_without_proof_is_not_believed",
     ),
-    defence(
+    text_defence(
         "a board keeps its old key until the new one is written",
         BOARD + "identity.py",
         '    with open("/cm.tmp", "w") as file:\n',
@@ -217,7 +217,7 @@ TRUST: Final = [
         SITE + "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
     ),
     # Files of boards
-    defence(
+    text_defence(
         "a board's file name chooses no place here",
         LIBRARY + "client/board_paths.py",
         "        check_name(part)\n",
@@ -225,7 +225,7 @@ TRUST: Final = [
         "cloudmanager/client/test_board_paths.py::test_hostile_names_are_refused",
         "cloudmanager/client/test_downloads.py::test_hostile_names_write_nothing",
     ),
-    defence(
+    text_defence(
         "two names that are one here do not overwrite each other",
         LIBRARY + "client/downloads.py",
         "        if _same(place) in known:\n",
@@ -233,7 +233,7 @@ TRUST: Final = [
         "cloudmanager/client/test_downloads.py::"
         "test_names_that_are_one_on_some_system_do_not_overwrite_each_other",
     ),
-    defence(
+    text_defence(
         "a file that is read into memory is bounded",
         LIBRARY + "client/downloads.py",
         "        if len(kept) > READ_BYTES:\n",
