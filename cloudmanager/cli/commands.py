@@ -76,6 +76,8 @@ def server_status(options: argparse.Namespace) -> int:
         f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
     )
     print(f"process  {status['pid']}")
+    for problem in status.get("problems", []):
+        print(f"problem  {problem}")
     return OK
 
 

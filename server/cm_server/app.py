@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .auth import credentials
 from .auth.audit import Audit
 from .auth.enrolment import REVOKED, Enrolment
 from .auth.tokens import LOCAL, Tokens
+from .clock import CheckedClock, steady_seconds
 from .cluster.membership import Others, local_name
 from .cluster.pubsub import Bus, Hub, NatsBus
 from .housekeeping import Housekeeper
@@ -94,6 +95,7 @@ class Server:
         indexes: URLs of mip indexes by their alias; "" takes the default one's place.
         keep_jobs: days that a job's line is kept once it has ended.
         keep_audit: days that a row of the audit log is kept.
+        clock: the wall clock, in seconds since 1970.
 
     Raises:
         ServerError: its store or a certificate cannot be used.
@@ -116,18 +118,21 @@ class Server:
         indexes: Mapping[str, str] | None = None,
         keep_jobs: int = limits.KEEP_JOBS_DAYS,
         keep_audit: int = limits.KEEP_AUDIT_DAYS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.home, self.local = home, local
         self.store = _open_store(home, store)
+        self.clock = CheckedClock(self.store, "" if store is None else local_name(home), wall=clock)
         self.certificates = certificates.load(home, cert, key)
         self.beat = beat
         self.version = metadata.version("cloudmanager")
-        self.started, self.pid = time.time(), os.getpid()
+        self.started, self.pid = clock(), os.getpid()
+        self._started_steady = steady_seconds()
         self.address = ""
         self.callers: set[CallerConversation] = set()
         self.registry = Registry(self.store.boards())
         self.audit = Audit(self.store)
-        self.tokens = Tokens(self.store)
+        self.tokens = Tokens(self.store, self.clock.latest)
         self.tokens.adopt(self._local_token(), LOCAL if store is None else local_name(home))
         self.contents = Contents(home)
         self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
@@ -143,7 +148,11 @@ class Server:
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.watches = Watches(self.registry, loop.call_later)
         self.housekeeper = Housekeeper(
-            self.store, loop.call_later, keep_jobs=keep_jobs, keep_audit=keep_audit
+            self.store,
+            loop.call_later,
+            keep_jobs=keep_jobs,
+            keep_audit=keep_audit,
+            clock=self.clock,
         )
         self.pulse = Pulse(loop.call_later, loop.time)
         self.samples = Samples(samples, self._on_sample)
@@ -211,6 +220,15 @@ class Server:
     def problems(self) -> list[str]:
         """Return what keeps the service from its work, a sentence each."""
         return [self.store.failure] if self.store.failure else []
+
+    def warnings(self) -> list[str]:
+        """Return what somebody should look at, a sentence each; the service does its work."""
+        return [self.housekeeper.problem] if self.housekeeper.problem else []
+
+    @property
+    def uptime(self) -> float:
+        """Return the seconds since the start, by a clock that nobody sets."""
+        return steady_seconds() - self._started_steady
 
     def _local_token(self) -> str:
         """Return the local user's token; it stands in a file that is his alone."""

@@ -1,35 +1,40 @@
-"""What is done now and then: old jobs and rows of the audit log go, in small bites.
+"""Deletes old jobs and old rows of the audit log, in small bites and never by a doubtful clock.
 
-A bite is one short transaction, so that no cell waits for it. Call from the server's one thread.
+A bite is one short transaction, so that no cell waits for it. A round is due once in a day. It
+deletes at most the oldest ``limits.PRUNE_DAYS`` days of rows, and leaves a row in the audit log
+that says how many of which time went: so even a clock that is wrong for long takes little, and
+in sight. Call from the server's one thread.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
+from cloudmanager.protocol.errors import ServerError
+
+from . import limits
+from .clock import DAY, TOLERANCE, CheckedClock
 from .jobs.jobs import Timer
 from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
 FIRST_AFTER = 60.0  # seconds after the start: boards come back first
-ROUND_EVERY = 3600.0  # seconds
+ROUND_EVERY = 3600.0  # seconds between two looks whether a round is due
 BITE_PAUSE = 0.1  # seconds between two bites: 5,000 rows a second
-PROBE_EVERY = 60.0  # seconds between two looks at a store that could not be written
-DAY = 86400.0
+PROBE_EVERY = 60.0  # seconds between two looks at the clock, and at a store that failed
 
 
 class Housekeeper:
-    """Goes round once an hour.
+    """Looks once an hour whether old rows are to be deleted.
 
     Args:
-        store: where it tidies.
+        store: where they are.
         later: calls a function after so many seconds and returns what calls it off.
         keep_jobs: days that the line of a job that ended is kept.
         keep_audit: days that a row of the audit log is kept.
-        clock: seconds since 1970.
+        clock: says whether the time is certain enough to delete by it.
 
     Attributes:
         pruned: how many rows have gone since the start, of jobs and of the audit log.
@@ -42,13 +47,15 @@ class Housekeeper:
         *,
         keep_jobs: int,
         keep_audit: int,
-        clock: Callable[[], float] = time.time,
+        clock: CheckedClock,
     ) -> None:
         self._store = store
         self._later = later
         self._keep_jobs = keep_jobs * DAY
         self._keep_audit = keep_audit * DAY
         self._clock = clock
+        self._database_problem = ""
+        self._stopped = False
         self.pruned = {"jobs": 0, "audit": 0}
         self._timer = later(FIRST_AFTER, self._go_round)
         self._probe_timer = later(PROBE_EVERY, self._probe)
@@ -57,23 +64,80 @@ class Housekeeper:
         """Stop; what is left is for the next server."""
         self._timer.cancel()
         self._probe_timer.cancel()
+        if not self._stopped:
+            self._stopped = True
+            self._clock.save()
+
+    @property
+    def problem(self) -> str:
+        """Return why nothing is deleted now, a sentence; "" where nothing stands against it."""
+        return self._clock.problem or self._database_problem
 
     def _probe(self) -> None:
         if self._store.failure:
             self._store.probe()
+        self._clock.check()
         self._probe_timer = self._later(PROBE_EVERY, self._probe)
 
     def _go_round(self) -> None:
-        self._bite(0)
+        """Begin a round if one is due, and the time is certain."""
+        self._timer = self._later(ROUND_EVERY, self._go_round)
+        self._clock.save()
+        try:
+            if self._is_certain() and self._store.begin_pruning(self._clock.wall()):
+                self._timer.cancel()
+                self._begin_round(self._clock.wall())
+            else:
+                self._end_round()  # of a server that was killed in the middle of it
+        except ServerError:
+            return  # the store is away; the next look tries again
 
-    def _bite(self, after: int) -> None:
-        """Take the next rows; jobs' numbers up to ``after`` were looked at before."""
-        now = self._clock()
-        jobs, reached = self._store.prune_jobs(now - self._keep_jobs, after)
-        rows = self._store.prune_audit(now - self._keep_audit)
+    def _is_certain(self) -> bool:
+        """Say whether rows may be deleted by this clock, and by the database's."""
+        if not self._clock.check():
+            return False
+        database, problem = self._store.database_time(), ""
+        if database is not None and abs(database - self._clock.wall()) > TOLERANCE:
+            problem = (
+                "this machine's clock and the database's differ by more than "
+                f"{TOLERANCE / 3600:g} h; nothing old is deleted until they agree"
+            )
+            if not self._database_problem:
+                log.warning("%s", problem)
+        self._database_problem = problem
+        return not problem
+
+    def _begin_round(self, now: float) -> None:
+        """Fix up to which times rows are deleted in this round, then take the first bite."""
+        oldest_job, oldest_row = self._store.oldest(now)
+        jobs_before = _horizon(now - self._keep_jobs, oldest_job)
+        audit_before = _horizon(now - self._keep_audit, oldest_row)
+        self._bite(jobs_before, audit_before, 0)
+
+    def _bite(self, jobs_before: float, audit_before: float, after: int) -> None:
+        """Delete the next rows; jobs' numbers up to ``after`` were looked at before."""
+        jobs, reached, rows = 0, after, 0
+        try:
+            if self._clock.check():
+                jobs, reached = self._store.prune_jobs(jobs_before, after)
+                rows = self._store.prune_audit(audit_before)
+        except ServerError:
+            reached = after  # the store is away; the next round goes on
         self.pruned["jobs"] += jobs
         self.pruned["audit"] += rows
         if reached > after or rows:
-            self._timer = self._later(BITE_PAUSE, lambda: self._bite(reached))
-        else:
-            self._timer = self._later(ROUND_EVERY, self._go_round)
+            self._timer = self._later(
+                BITE_PAUSE, lambda: self._bite(jobs_before, audit_before, reached)
+            )
+            return
+        self._end_round()
+        self._timer = self._later(ROUND_EVERY, self._go_round)
+
+    def _end_round(self) -> None:
+        for row in self._store.end_pruning(self._clock.wall()):
+            log.info("old rows of %s: %s", row.target, row.detail)
+
+
+def _horizon(before: float, oldest: float | None) -> float:
+    """Return up to which time rows are deleted in one round: a few days behind the oldest."""
+    return before if oldest is None else min(before, oldest + limits.PRUNE_DAYS * DAY)

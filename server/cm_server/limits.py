@@ -110,4 +110,5 @@ AUDIT_CHARS = 500  # of a target and of a detail
 KEEP_JOBS_DAYS = 90  # that a job's line is kept once it has ended (`--keep-jobs`)
 KEEP_AUDIT_DAYS = 400  # that a row of the audit log is kept (`--keep-audit`)
 KEEP_AUDIT_LEAST_DAYS = 31  # the database itself refuses to let go of what is younger than 30
+PRUNE_DAYS = 7  # of the oldest rows, that are deleted in one day at most
 PRUNE_ROWS = 500  # that are taken out at once: a few milliseconds

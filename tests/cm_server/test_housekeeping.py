@@ -1,22 +1,17 @@
-"""Old jobs and rows of the audit log go, in small bites; the rest stays."""
+"""Old jobs and audit rows are deleted: in small bites, bounded, and by a certain clock."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
-from cm_server.housekeeping import (
-    BITE_PAUSE,
-    DAY,
-    FIRST_AFTER,
-    PROBE_EVERY,
-    ROUND_EVERY,
-    Housekeeper,
-)
+from cm_server.clock import DAY, CheckedClock
+from cm_server.housekeeping import BITE_PAUSE, FIRST_AFTER, PROBE_EVERY, ROUND_EVERY, Housekeeper
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
 
@@ -26,19 +21,36 @@ NOTE = AuditRow(0.0, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
 
 
 class Home:
-    """A store with jobs, and a housekeeper whose clock is turned by hand."""
+    """A store with jobs, and a housekeeper whose clocks are turned by hand."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.store = Store(path)
+    def __init__(self, path: Path | None = None, store: Store | None = None) -> None:
+        self.store = store or Store(path)
         self.clock = Clock()
-        self.day = 0.0
+        self.day = 0.0  # days that have really gone by
+        self.wrong = 0.0  # days by which the wall clock is wrong
+        self.start()
+
+    def start(self) -> None:
         self.keeper = Housekeeper(
             self.store,
             self.clock.later,
             keep_jobs=90,
             keep_audit=400,
-            clock=lambda: time.time() + self.day * DAY,
+            clock=CheckedClock(
+                self.store,
+                wall=lambda: time.time() + (self.day + self.wrong) * DAY,
+                steady=lambda: time.monotonic() + self.day * DAY,
+            ),
         )
+
+    def pass_days(self, days: int) -> None:
+        """Let days go by, on both clocks, with a round's time in each."""
+        for _ in range(days):
+            self.day += 1
+            self.clock.turn(ROUND_EVERY)
+
+    def notes(self, verb: str = "prune") -> list[Any]:
+        return [row for row in self.store.audit(10_000) if row.verb == verb]
 
     def jobs(self) -> list[int]:
         rows = self.store.database.driver.execute("SELECT id FROM jobs ORDER BY id")
@@ -64,20 +76,22 @@ def test_jobs_go_when_their_time_has_come_but_for_open_ones_and_the_newest(home:
     numbers = home.store.begin(["id1"] * 35, "ann")
     end(home, range(1, 5))
     end(home, range(6, 36))
-    home.clock.turn(FIRST_AFTER + ROUND_EVERY)
+    home.clock.turn(FIRST_AFTER)
+    home.pass_days(89)
     assert home.jobs() == list(numbers)
-    home.day = 91
-    home.clock.turn(ROUND_EVERY + 10 * BITE_PAUSE)
+    home.pass_days(2)
     assert home.jobs() == [5, 35]
     assert home.keeper.pruned["jobs"] == 33
+    (row,) = home.notes()
+    assert row.target == "jobs"
+    assert row.detail.startswith("33 rows of 20")
     home.store.close()
 
 
 def test_numbers_go_on_behind_those_that_went(tmp_path: Path):
     home = Home(tmp_path / "server.db")
     end(home, home.store.begin(["id1"] * 3, "ann"))
-    home.day = 91
-    home.clock.turn(FIRST_AFTER)
+    home.pass_days(92)
     home.store.close()
     store = Store(tmp_path / "server.db")
     assert list(store.begin(["id1"], "ann")) == [4]
@@ -86,7 +100,7 @@ def test_numbers_go_on_behind_those_that_went(tmp_path: Path):
 
 def test_one_bite_is_a_few_rows_and_others_come_between(home: Home):
     end(home, home.store.begin(["id1"] * 100, "ann"))
-    home.day = 91
+    home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
     home.clock.turn(FIRST_AFTER)
     assert home.jobs()[0] == 11
     home.clock.turn(BITE_PAUSE)
@@ -95,11 +109,131 @@ def test_one_bite_is_a_few_rows_and_others_come_between(home: Home):
 
 def test_audit_rows_go_later_the_oldest_first(home: Home):
     now = time.time()
-    for days in [*range(450, 425, -1), 399, 5, 450, 1]:  # a clock that was set back stays in order
+    days_ago = [*[450] * 12, *range(449, 436, -1), 399, 5, 450, 1]  # one by a clock that was back
+    for days in days_ago:
         home.store.note(NOTE._replace(at=now - days * DAY))
     home.clock.turn(FIRST_AFTER + 10 * BITE_PAUSE)
-    assert [round((now - row.at) / DAY) for row in home.store.audit(99)] == [399, 5, 450, 1]
+    assert home.keeper.pruned == {"jobs": 0, "audit": 12 + 6}  # the oldest week
+    home.pass_days(1)
     assert home.keeper.pruned == {"jobs": 0, "audit": 25}
+    left = [round((now - row.at) / DAY) for row in home.store.audit(99) if row.verb == "label"]
+    assert left == [399, 5, 450, 1]
+    first, second = home.notes()
+    assert [row.target for row in (first, second)] == ["audit", "audit"]
+    oldest = time.strftime("%Y-%m-%d", time.gmtime(now - 450 * DAY))
+    newest = time.strftime("%Y-%m-%d", time.gmtime(now - 444 * DAY))
+    assert first.detail.startswith(f"18 rows of {oldest} ")
+    assert f" to {newest} " in first.detail
+
+
+def old_rows(home: Home) -> None:
+    """A year of the audit log and of jobs, and nothing that is due."""
+    now = time.time()
+    for days in range(380, 0, -20):
+        home.store.note(NOTE._replace(at=now - days * DAY))
+    end(home, home.store.begin(["id1"] * 9, "ann"))
+    for number, days in enumerate(range(85, 0, -10), 1):
+        home.store.database.driver.execute(
+            "UPDATE jobs SET created = created - ? WHERE id = ?", (days * DAY, number)
+        )
+    home.store.database.driver.commit()
+
+
+def everything(home: Home) -> tuple[list[int], int]:
+    return home.jobs(), sum(row.verb in ("label", "submit") for row in home.store.audit(10_000))
+
+
+@pytest.mark.parametrize("wrong", [450, 450 * 40, 10, -450, -100], ids=str)
+def test_wrong_clock_deletes_nothing(home: Home, wrong: int):
+    old_rows(home)
+    whole = everything(home)
+    home.clock.turn(FIRST_AFTER)
+    home.wrong = wrong
+    home.day += 2  # however long: until it has gone evenly for a day of looks
+    home.clock.turn(3 * ROUND_EVERY)
+    assert everything(home) == whole
+    assert "nothing old is deleted" in home.keeper.problem
+    home.wrong = 0
+    home.clock.turn(2 * ROUND_EVERY)
+    assert home.keeper.problem == ""
+    assert everything(home) == whole
+    assert home.notes("clock")
+
+
+def test_wrong_clock_at_the_start_deletes_nothing(home: Home):
+    old_rows(home)
+    whole = everything(home)
+    for _ in range(3):  # the second start finds rows of the wrong time
+        home.keeper.stop()
+        home.wrong = 450
+        home.start()
+        home.store.note(NOTE._replace(at=time.time() + 450 * DAY))
+        home.clock.turn(FIRST_AFTER + 2 * ROUND_EVERY)
+    jobs, rows = everything(home)
+    assert (jobs, rows - 3) == whole
+
+
+def test_clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so(home: Home):
+    old_rows(home)
+    home.clock.turn(FIRST_AFTER)
+    home.wrong = 450
+    counts = []
+    for _ in range(4):
+        for _ in range(24 * 60):
+            home.day += 1 / 24 / 60
+            home.clock.turn(PROBE_EVERY)
+        counts.append(len([row for row in home.store.audit(999) if row.verb == "label"]))
+    assert counts[0] == 19  # the day in which it was not believed
+    assert counts[1:] == [18, 17, 16]
+    assert [row.target for row in home.notes()].count("audit") == 3
+
+
+def test_restarts_do_not_make_more_rounds_of_one_day(home: Home):
+    now = time.time()
+    for days in range(450, 410, -1):
+        home.store.note(NOTE._replace(at=now - days * DAY))
+    for _ in range(5):
+        home.clock.turn(FIRST_AFTER + 10 * BITE_PAUSE)
+        home.keeper.stop()
+        home.start()
+    assert len(home.notes()) == 1
+    assert home.notes()[0].detail.startswith("7 rows")
+
+
+def test_round_that_was_cut_off_is_told_by_the_next_server(home: Home):
+    now = time.time()
+    for _ in range(25):
+        home.store.note(NOTE._replace(at=now - 450 * DAY))
+    home.clock.turn(FIRST_AFTER)
+    assert home.audited() == 15
+    home.keeper.stop()
+    home.start()
+    home.clock.turn(FIRST_AFTER)
+    (row,) = home.notes()
+    assert row.detail.startswith("10 rows")
+
+
+def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Home):
+    end(home, home.store.begin(["id1"] * 5, "ann"))
+    home.store.database.driver.execute("UPDATE jobs SET created = 5 WHERE id = 3")
+    home.clock.turn(FIRST_AFTER)
+    assert home.jobs() == [1, 2, 3, 4, 5]
+
+
+def test_database_with_another_time_deletes_nothing(home: Home, caplog):
+    old_rows(home)
+    home.store.note(NOTE._replace(at=time.time() - 500 * DAY))
+
+    class Other(Store):
+        def database_time(self) -> float:
+            return time.time() - 2 * DAY
+
+    home.store.__class__ = Other
+    whole = everything(home)
+    home.clock.turn(FIRST_AFTER + 3 * ROUND_EVERY)
+    assert everything(home) == whole
+    assert "the database's differ" in home.keeper.problem
+    assert len(caplog.records) == 1
 
 
 def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
@@ -117,14 +251,15 @@ def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
 def test_a_disk_that_is_full_is_no_reason_to_stop_nor_to_try_without_end(home: Home, caplog):
     home.store.note(NOTE)
     end(home, home.store.begin(["id1"] * 30, "ann"))
-    home.day = 91
+    home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
+    home.store.database.driver.commit()
     db = home.store._db
     db.exec_driver_sql("PRAGMA query_only=ON")
     home.clock.turn(FIRST_AFTER + 100 * BITE_PAUSE)
     assert len(home.jobs()) == 30
     assert len(caplog.records) < 10
     db.exec_driver_sql("PRAGMA query_only=OFF")
-    home.clock.turn(ROUND_EVERY)
+    home.clock.turn(ROUND_EVERY + 10 * BITE_PAUSE)
     assert home.jobs() == [30]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,12 +94,13 @@ def _status(call: Call) -> dict[str, Any]:
     return {
         "version": server.version,
         "address": server.address,
-        "uptime": time.time() - server.started,
+        "uptime": server.uptime,
         "boards": len(boards),
         "online": sum(board.online for board in boards),
         "busy": sum(board.state == "busy" for board in boards),
         "callers": len(server.callers),
         "pid": server.pid,
+        "problems": [*server.problems(), *server.warnings()],
     }
 
 

@@ -41,7 +41,9 @@ class Tokens:
     def reload(self) -> None:
         """Read what the store has."""
         rows = self._store.tokens()
-        dead = [row for row in rows if self._why_dead(row)][-limits.TOKENS :]
+        # By the time of their end: a clock that is wrong makes valid tokens look expired, and
+        # those end last, so that they are still here when it is right again.
+        dead = sorted((row for row in rows if self._why_dead(row)), key=_end_of)[-limits.TOKENS :]
         live = [row for row in rows if not self._why_dead(row)]
         self._rows = {row.hash: row for row in (*dead, *live)}
 
@@ -70,6 +72,10 @@ class Tokens:
         if row.expires is not None and row.expires <= self._clock():
             return f"the token {row.name!r} expired on {_day(row.expires)}"
         return ""
+
+    def seconds_left(self, row: TokenRow) -> float | None:
+        """Return the seconds until a token expires, by the clock as it is now; None for never."""
+        return None if row.expires is None else row.expires - self._clock()
 
     def adopt(self, token: str, name: str = LOCAL) -> None:
         """See that the local user's token opens the door, and none that was his before."""
@@ -170,6 +176,11 @@ class Tokens:
             }
             for row in self._rows.values()
         ]
+
+
+def _end_of(row: TokenRow) -> float:
+    ends = [at for at in (row.revoked, row.expires) if at is not None]
+    return min(ends)
 
 
 def _uses(role: str, uses: Any) -> int | None:

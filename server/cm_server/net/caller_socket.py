@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
-TOKEN_LOOK_SECONDS = 3600.0  # between two looks at the clock, for a token that expires
+TOKEN_LOOK_SECONDS = 1.0  # between two looks at a token that expires: the clock may be set
 KNOWN_REFS = 64  # cells of a link, of which none may come again
 
 
@@ -125,11 +124,15 @@ class CallerConversation:
         self._check_token()
 
     def _check_token(self) -> None:
-        """Close the link of a token that opens nothing any more; look again when it expires."""
+        """Close the link of a token that opens nothing any more; look again when it expires.
+
+        The timer is of the loop's clock, which nobody sets; the token expires by the wall clock.
+        So it looks again each second, too.
+        """
         if why := self._server.tokens.refusal(self.token):
             self.close(REVOKED, why)
-        elif self.token.expires is not None:
-            left = max(self.token.expires - time.time(), 0.01)
+        elif (left := self._server.tokens.seconds_left(self.token)) is not None:
+            left = max(left, 0.01)
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(min(left, TOKEN_LOOK_SECONDS), self._check_token)
 

@@ -128,7 +128,12 @@ class Health(Page):
         """Answer: 503 says what is wrong."""
         problems = self._server.problems()
         self.set_status(503 if problems else 200)
-        self.finish({"status": "failing", "problems": problems} if problems else {"status": "ok"})
+        body: dict[str, Any] = {"status": "failing" if problems else "ok"}
+        if problems:
+            body["problems"] = problems
+        if warnings := self._server.warnings():
+            body["warnings"] = warnings  # it does its work, but somebody should look at this
+        self.finish(body)
 
 
 class Metrics(Page):

@@ -239,6 +239,17 @@ class SharedStore(Announcing):
         query = sa.select(*JOB).where(_jobs.c.id.in_(list(jobs)), _jobs.c.ended.is_not(None))
         return [JobRow(*row) for row in self._rows(query)]
 
+    def _old(self, rows: Sequence[Any], before: float) -> list[Any]:
+        """Return those of these jobs that are old: servers take numbers by the thousand.
+
+        So a number may be used long after the ones behind it.
+        """
+        return [row for row in rows if row.created < before]
+
+    def database_time(self) -> float | None:
+        """Return the time by the database's own clock."""
+        return float(self._one(sa.select(self._now())))
+
     # Boards
 
     def hold(self, board_id: str, facts: dict[str, Any]) -> Held | None:

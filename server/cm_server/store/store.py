@@ -50,6 +50,7 @@ _SEE_BOARD = (
 )
 BOARD = [tables.boards.c[name] for name in BoardRow._fields]
 JOB = [tables.jobs.c[name] for name in JobRow._fields]
+DAY = 86400.0  # seconds
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
@@ -339,8 +340,36 @@ class Store:
         rows = self._rows(sa.select(*JOB).where(tables.jobs.c.id == number))
         return JobRow(*rows[0]) if rows else None
 
+    # Old rows
+
+    def begin_pruning(self, now: float) -> bool:
+        """Note that a round of deletions begins; return whether one is due: one in a day.
+
+        The day is counted in the store, so that neither restarts nor other servers on the same
+        store make it two.
+        """
+        with self._written():
+            state = self._pruning()
+            due = not 0 <= now - state.get("at", 0.0) < DAY
+            if due:
+                self._set_pruning({**state, "at": now})
+            self._db.commit()
+        return due
+
+    def oldest(self, now: float) -> tuple[float | None, float | None]:
+        """Return the times of the first job that has ended and of the first audit row, if any.
+
+        Args:
+            now: seconds since 1970; jobs with a later time, of a clock that was wrong, are
+                passed over.
+        """
+        job, row = tables.jobs.c, tables.audit.c
+        ended = sa.select(job.created).where(job.ended.is_not(None), job.created <= now)
+        first = self._one(ended.order_by(job.id).limit(1))
+        return first, self._one(sa.select(row.at).order_by(row.id).limit(1))
+
     def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
-        """Take out some jobs that ended long ago; the newest stays: numbers go on behind it.
+        """Delete some jobs that ended long ago; the newest stays: numbers go on behind it.
 
         Args:
             before: seconds since 1970; younger ones stay.
@@ -352,29 +381,124 @@ class Store:
         job = tables.jobs.c
         query = sa.select(job.id, job.created, job.ended).where(job.id > after)
         rows = self._rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
-        old = [row for row in rows if row.created < before and row.id < self._next_job - 1]
-        gone = [row.id for row in old if row.ended is not None]
-        count = self._prune(sa.delete(tables.jobs).where(job.id.in_(gone)), gone)
+        old = [row for row in self._old(rows, before) if row.id < self._next_job - 1]
+        gone = [row for row in old if row.ended is not None]
+        ids = [row.id for row in gone]
+        times = [row.created for row in gone]
+        count = self._prune("jobs", sa.delete(tables.jobs).where(job.id.in_(ids)), times)
         return count, old[-1].id if old else after
 
+    def _old(self, rows: Sequence[Any], before: float) -> list[Any]:
+        """Return those of these jobs, in the order of their numbers, that are old.
+
+        Numbers are given out in the order of time: so behind a young job no other is old, even
+        if it was written by a clock that was behind.
+        """
+        return list(itertools.takewhile(lambda row: row.created < before, rows))
+
     def prune_audit(self, before: float) -> int:
-        """Take out some of the oldest rows of the audit log; return how many."""
+        """Delete some of the oldest rows of the audit log; return how many."""
         row = tables.audit.c
         rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
-        gone = [each.id for each in itertools.takewhile(lambda each: each.at < before, rows)]
-        return self._prune(sa.delete(tables.audit).where(row.id <= max(gone, default=0)), gone)
+        gone = list(itertools.takewhile(lambda each: each.at < before, rows))
+        newest = gone[-1].id if gone else 0
+        statement = sa.delete(tables.audit).where(row.id <= newest)
+        return self._prune("audit", statement, [each.at for each in gone])
 
-    def _prune(self, statement: sa.Delete, gone: list[int]) -> int:
-        """Return how many went: none where it cannot be written."""
-        if gone:
+    def _prune(self, what: str, statement: sa.Delete, times: list[float]) -> int:
+        """Delete rows, and count them in the same transaction for ``end_pruning``.
+
+        Returns:
+            How many went: none where it cannot be written.
+        """
+        if times:
             with contextlib.suppress(ServerError), self._written():
+                state = self._pruning()
+                count, oldest, newest = state.get(what, (0, times[0], times[0]))
+                span = (count + len(times), min(oldest, *times), max(newest, *times))
+                self._set_pruning({**state, what: span})
                 self._db.execute(statement)
                 self._db.commit()
-                return len(gone)
+                return len(times)
         return 0
+
+    def end_pruning(self, now: float) -> list[AuditRow]:
+        """Write what was deleted since the last call into the audit log: a row for each table.
+
+        Returns:
+            The rows. None where nothing was deleted, or where it cannot be written; then the
+            next call writes them.
+        """
+        notes: list[AuditRow] = []
+        with contextlib.suppress(ServerError), self._written():
+            state = self._pruning()
+            for what in ("jobs", "audit"):
+                if what in state:
+                    count, oldest, newest = state.pop(what)
+                    detail = f"{count} rows of {_moment(oldest)} to {_moment(newest)} were deleted"
+                    row = (now, "", "this machine", "prune", what, detail, None, None, None)
+                    notes.append(AuditRow(*row, "done"))
+            if notes:
+                self._set_pruning(state)
+                self.database.many(self._insert_audit, notes)
+            self.database.commit()
+            return notes
+        return []
+
+    def _pruning(self) -> dict[str, Any]:
+        """Return what is noted of deletions; no other server changes it before the commit."""
+        shared = tables.shared
+        first = self.database.insert(shared).values(name="pruning", value=b"{}")
+        self._db.execute(first.on_conflict_do_nothing())
+        query = sa.select(shared.c.value).where(shared.c.name == "pruning").with_for_update()
+        found: dict[str, Any] = json.loads(self._db.execute(query).scalar_one())
+        return found
+
+    def _set_pruning(self, state: Mapping[str, Any]) -> None:
+        shared = tables.shared
+        change = sa.update(shared).where(shared.c.name == "pruning")
+        self._db.execute(change.values(value=json.dumps(state).encode()))
+
+    # Time
+
+    def newest_time(self) -> float | None:
+        """Return when the newest row of the audit log or job was written; None in a new store."""
+        job, row = tables.jobs.c, tables.audit.c
+        newest = (
+            self._one(sa.select(row.at).order_by(row.id.desc()).limit(1)),
+            self._one(sa.select(job.created).order_by(job.id.desc()).limit(1)),
+        )
+        return max((at for at in newest if at is not None), default=None)
+
+    def database_time(self) -> float | None:
+        """Return the time by the database's own clock; None where it has no other than ours."""
+        return None
+
+    def remember(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Store facts under a name, in the place of those that were there.
+
+        Raises:
+            ServerError: they cannot be written.
+        """
+        shared = tables.shared
+        row = self.database.insert(shared).values(name=name, value=json.dumps(facts).encode())
+        change = {"value": row.excluded.value}
+        with self._written():
+            self._db.execute(row.on_conflict_do_update(index_elements=["name"], set_=change))
+            self._db.commit()
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return the facts stored under a name, if there are any."""
+        query = sa.select(tables.shared.c.value).where(tables.shared.c.name == name)
+        value = self._one(query)
+        return None if value is None else dict(json.loads(value))
 
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""
         self.flush()
         query = sa.select(*JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
         return [JobRow(*row) for row in self._rows(query)]
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ class FakeServer:
     tokens: Tokens
     version: str = "0.1"
     address: str = "http://127.0.0.1:1"
-    started: float = 0.0
+    uptime: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
     others: None = None
@@ -83,6 +82,12 @@ class FakeServer:
 
     def spread_changed(self) -> None:
         pass
+
+    def problems(self) -> list[str]:
+        return ["the disk is full"]
+
+    def warnings(self) -> list[str]:
+        return ["the clock may be wrong"]
 
     def shut_out(self, token: TokenRow) -> int:
         return 0
@@ -101,7 +106,7 @@ def server() -> FakeServer:
     registry = Registry(store.boards())
     dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
     tools = (store, registry, dispatch, Audit(store), Tokens(store))
-    server = FakeServer(*tools, started=time.time() - 5)
+    server = FakeServer(*tools, uptime=5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
     return server
@@ -145,7 +150,8 @@ def test_an_unknown_verb_is_refused_for_all(verb):
 def test_status_counts(server: FakeServer):
     told = server.ask("status")
     assert (told["boards"], told["online"], told["busy"], told["callers"]) == (3, 2, 0, 0)
-    assert told["uptime"] == pytest.approx(5, abs=2)
+    assert told["uptime"] == 5
+    assert told["problems"] == ["the disk is full", "the clock may be wrong"]
     assert (told["version"], told["address"], told["pid"]) == ("0.1", "http://127.0.0.1:1", 4711)
 
 

@@ -12,6 +12,7 @@ from cm_server import limits
 from cm_server.auth import credentials
 from cm_server.auth.audit import Note
 from cm_server.auth.tokens import Tokens
+from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
 DAY = 86400
@@ -175,6 +176,24 @@ def test_of_tokens_that_ended_only_the_newest_are_remembered(tmp_path, monkeypat
     again = Desk(tmp_path / "server.db")
     assert [again.refusal(token) is None for token in made] == [True, True, False, False]
     again.store.close()
+
+
+def test_clock_that_is_ahead_makes_no_valid_token_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "TOKENS", 2)
+    desk = Desk(tmp_path / "server.db")
+    valid = [desk.create(f"v-{number}", span=30 * DAY) for number in range(2)]
+    for number in range(3):
+        desk.clock.now += 1
+        desk.store.add_token(
+            TokenRow(str(number), f"old-{number}", "viewer", "all", desk.clock.now, 1.0)
+        )
+    right = desk.clock.now
+    desk.clock.now += 450 * DAY
+    desk.tokens.reload()
+    assert all("expired" in str(desk.refusal(token)) for token in valid)
+    desk.clock.now = right
+    assert [desk.refusal(token) for token in valid] == ["", ""]
+    desk.store.close()
 
 
 @pytest.mark.parametrize("name", ["nobody", "", None, ["x"], "LAB", "lab-notebook ", "x" * 9999])

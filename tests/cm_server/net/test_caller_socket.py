@@ -23,6 +23,7 @@ from tests.cm_server.peers import (
     RawPeer,
     Service,
     handshake,
+    running_service,
     within,
 )
 
@@ -191,6 +192,36 @@ async def test_a_token_that_expires_later_is_looked_at_again(service: Service, m
     async with await FakeCaller.join(service, token) as caller:
         await asyncio.sleep(0.05)
         assert "reply" in await caller.ask("status")
+
+
+async def test_token_expires_when_the_clock_is_set_not_when_its_timer_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(caller_socket, "TOKEN_LOOK_SECONDS", 0.01)
+    ahead = 0.0
+    async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
+        token = service.add_token("viewer", name="lab-notebook", expires=3600)
+        async with await FakeCaller.join(service, token) as caller:
+            ahead = 7200.0
+            assert (await caller.closed())[0] == enrolment.REVOKED
+            assert "expired" in await refused(service, Authorization=f"Bearer {token}")
+        ahead = 0.0
+        async with await FakeCaller.join(service, token) as caller:  # it has not expired at all
+            assert "reply" in await caller.ask("status")
+
+
+def test_tokens_are_looked_at_each_second():
+    assert caller_socket.TOKEN_LOOK_SECONDS <= 1.0
+
+
+async def test_clock_that_is_set_back_opens_for_no_expired_token(tmp_path):
+    ahead = 0.0
+    async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
+        token = service.add_token("viewer", name="lab-notebook", expires=0.01)
+        await asyncio.sleep(0.02)
+        for back in (3600.0, 86400.0, time.time()):
+            ahead = -back
+            assert "expired" in await refused(service, Authorization=f"Bearer {token}")
+    async with running_service(tmp_path, clock=lambda: 0.0) as service:  # it starts in 1970
+        assert "expired" in await refused(service, Authorization=f"Bearer {token}")
 
 
 async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address(service):

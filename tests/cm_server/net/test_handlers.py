@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import time
 
 import pytest
 
@@ -72,6 +73,21 @@ async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
     store._db.exec_driver_sql("PRAGMA query_only=OFF")
     store.probe()
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
+
+
+async def test_health_warns_of_a_clock_that_may_be_wrong_and_is_well(tmp_path):
+    ahead = 0.0
+    async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
+        ahead = 450 * 86400.0
+        service.server.clock.check()
+        said = await get(service, "/healthz")
+        assert said.startswith("HTTP/1.1 200 ")
+        assert '"status": "ok", "warnings": ["this machine\'s clock may be wrong: ' in said
+        async with await FakeCaller.join(service) as caller:
+            status = await caller.ask("status")
+        (problem,) = status["reply"]["problems"]
+        assert "450 days ahead" in problem
+        assert 0 <= status["reply"]["uptime"] < 60
 
 
 async def test_what_a_caller_asks_wrong_makes_no_server_ill(service: Service):

@@ -375,6 +375,19 @@ def test_a_store_that_is_not_there_is_said_in_one_sentence(postgres: Postgres):
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_server_remembers_is_there_for_it_alone(server: Make):
+    a, b = server("A"), server("B")
+    a.remember("clock a", {"known": 1.5})
+    a.remember("clock a", {"known": 2.5})
+    assert b.recall("clock a") == {"known": 2.5}
+    assert b.recall("clock b") is None
+
+
+def test_the_databases_own_clock_is_asked_for(server: Make):
+    asked = server("A").database_time()
+    assert asked == pytest.approx(time.time(), abs=2)
+
+
 def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
     store, now = server("A"), time.time()
     for _ in range(2):
@@ -390,4 +403,13 @@ def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
     assert [row.verb for row in store.audit(9)] == ["submit"]
     assert store.prune_audit(now + 86400) == 0  # the database does not let it go
     assert [row.verb for row in store.audit(9)] == ["submit"]
-    assert server("B").begin(["id2"], "ann")[0] > numbers[-1]
+    other = server("B")
+    assert [(row.target, row.detail.split()[0]) for row in other.end_pruning(now)] == [
+        ("jobs", "4"),
+        ("audit", "2"),
+    ]
+    assert store.end_pruning(now) == []
+    assert other.begin_pruning(now)
+    assert not store.begin_pruning(now + 3600)  # one round a day, whichever server's
+    assert store.begin_pruning(now + 86400)
+    assert other.begin(["id2"], "ann")[0] > numbers[-1]

@@ -1,0 +1,208 @@
+"""Whether the wall clock is believed: steps, wrong starts, and what is known of the time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cm_server.clock import (
+    CONFIRM_SECONDS,
+    DAY,
+    EARLIEST,
+    HOUR,
+    LONGEST_GAP,
+    TOLERANCE,
+    CheckedClock,
+)
+from cm_server.store.rows import AuditRow
+from cm_server.store.store import Store
+
+MINUTE = 60.0
+NOW = 1_790_000_000.0  # seconds since 1970
+NOTE = AuditRow(NOW, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
+
+
+class Machine:
+    """A machine with a clock that can be set and one that cannot."""
+
+    def __init__(self, store: Store | None = None, wall: float = NOW) -> None:
+        self.store = store or Store(None)
+        self.wall, self.steady = wall, 1000.0
+        self.start()
+
+    def start(self) -> None:
+        self.clock = CheckedClock(self.store, wall=lambda: self.wall, steady=lambda: self.steady)
+
+    def run(self, seconds: float, rate: float = 1.0) -> bool:
+        """Let time go by, with a look each minute; return what the last look said."""
+        for _ in range(int(seconds / MINUTE)):
+            self.wall += MINUTE * rate
+            self.steady += MINUTE
+            self.clock.check()
+        return self.clock.check()
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_clock_that_goes_evenly_is_confirmed(machine: Machine):
+    assert machine.run(3 * DAY)
+    assert machine.clock.problem == ""
+
+
+def test_clock_that_ntp_corrects_a_little_is_confirmed(machine: Machine):
+    machine.wall += 20 * MINUTE
+    assert machine.run(MINUTE)
+    machine.wall -= 40 * MINUTE
+    assert machine.run(MINUTE)
+
+
+@pytest.mark.parametrize("step", [450 * DAY, 2 * HOUR, -2 * HOUR, -450 * DAY, 1e12, -NOW])
+def test_clock_that_was_set_is_not_believed_for_a_day(machine: Machine, step: float):
+    machine.run(HOUR)
+    machine.wall += step
+    assert not machine.clock.check()
+    assert "may be wrong" in machine.clock.problem
+    assert not machine.run(CONFIRM_SECONDS - 2 * MINUTE)
+    believed = machine.run(3 * MINUTE)
+    assert believed is (machine.wall > EARLIEST)  # 1970 is never believed
+
+
+def test_clock_that_is_set_right_again_is_believed_at_once(machine: Machine):
+    machine.run(HOUR)
+    machine.wall += 450 * DAY
+    assert not machine.run(5 * HOUR)
+    machine.wall -= 450 * DAY
+    assert machine.clock.check()
+    assert machine.clock.problem == ""
+
+
+def test_each_step_begins_the_day_again(machine: Machine):
+    for _ in range(4):
+        machine.wall += 10 * DAY
+        assert not machine.run(CONFIRM_SECONDS * 0.9)
+    assert machine.run(CONFIRM_SECONDS)
+
+
+def test_clock_that_goes_too_fast_is_not_believed(machine: Machine):
+    assert not machine.run(3 * DAY, rate=1.5)
+
+
+def test_clock_that_drifts_as_clocks_do_is_believed(machine: Machine):
+    assert machine.run(20 * DAY, rate=1.001)  # 86 seconds a day
+
+
+def test_machine_that_slept_for_a_night_is_believed(machine: Machine):
+    machine.wall, machine.steady = machine.wall + 9 * HOUR, machine.steady + 9 * HOUR
+    assert machine.clock.check()
+
+
+def test_both_clocks_leaping_years_is_not_believed(machine: Machine):
+    machine.wall, machine.steady = machine.wall + 450 * DAY, machine.steady + 450 * DAY
+    assert not machine.clock.check()
+    machine.wall, machine.steady = machine.wall + DAY, machine.steady + DAY
+    assert not machine.clock.check()  # one look after a day is not a day of looks
+
+
+def test_doubt_is_one_row_in_the_audit_log_and_one_line_in_the_log(machine: Machine, caplog):
+    machine.wall += 450 * DAY
+    machine.run(HOUR / 2)
+    for step in (9 * DAY, -9 * DAY):  # a clock that jumps about does not fill the audit log
+        machine.wall += step
+        machine.run(MINUTE)
+    (row,) = machine.store.audit(9)
+    assert (row.verb, row.outcome) == ("clock", "done")
+    assert "450 days ahead of the time that the server expects" in row.detail
+    assert len(caplog.records) == 3
+
+
+def test_start_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
+    machine = Machine(Store(tmp_path / "server.db"))
+    machine.run(2 * HOUR)
+    machine.clock.save()
+    for off, believed in (
+        (LONGEST_GAP - 1, True),
+        (LONGEST_GAP + 1, False),
+        (-TOLERANCE + 1, True),
+        (-TOLERANCE - 1, False),
+    ):
+        later = Machine(machine.store, machine.wall + off)
+        assert later.clock.check() is believed, off
+    machine.store.close()
+
+
+@pytest.mark.parametrize("wall", [0.0, 946684800.0, NOW + 450 * DAY], ids=["1970", "2000", "later"])
+def test_first_start_is_compared_with_the_newest_rows(wall: float):
+    store = Store(None)
+    store.note(NOTE)
+    machine = Machine(store, wall)
+    assert not machine.clock.check()
+    machine.wall = NOW + HOUR  # NTP, a moment later
+    assert machine.clock.check()
+
+
+def test_starts_again_and_again_do_not_confirm_a_wrong_clock():
+    machine = Machine()
+    machine.store.note(NOTE)
+    for _ in range(5):
+        machine.wall += 450 * DAY
+        machine.start()
+        assert not machine.run(HOUR)
+        machine.start()  # its own rows are of the wrong time now
+        assert not machine.run(HOUR)
+        machine.wall -= 450 * DAY
+
+
+def test_short_runs_add_up_to_the_day_that_confirms_a_clock():
+    """A machine that was off for months, and is on for the eight hours of a lesson."""
+    machine = Machine()
+    machine.run(HOUR)
+    machine.clock.save()
+    machine.wall += 60 * DAY
+    looks = []
+    for _ in range(4):
+        machine.start()
+        looks.append(machine.run(8 * HOUR))
+        machine.clock.save()
+        machine.wall += 16 * HOUR
+        machine.steady = 5.0  # it counts from the machine's start
+    assert looks == [False, False, True, True]
+
+
+def test_expired_stays_expired_when_the_clock_is_set_back(machine: Machine):
+    machine.run(2 * HOUR)
+    right = machine.wall
+    machine.wall = right - DAY
+    assert machine.clock.latest() == pytest.approx(right)
+    machine.run(HOUR)
+    assert machine.clock.latest() == pytest.approx(right + HOUR)
+    machine.wall = 0.0  # and the server stops before anybody has looked
+    machine.clock.save()
+    machine.start()
+    assert machine.clock.latest() == pytest.approx(right + HOUR)
+
+
+def test_clock_that_is_ahead_makes_nothing_expire_for_good(machine: Machine):
+    machine.run(HOUR)
+    machine.wall += 450 * DAY
+    machine.run(HOUR)
+    assert machine.clock.latest() == machine.wall
+    machine.wall -= 450 * DAY
+    assert machine.clock.latest() == pytest.approx(machine.wall)
+
+
+def test_real_clocks_of_this_machine_agree():
+    clock = CheckedClock(Store(None))
+    assert clock.check()
+    assert clock.latest() == pytest.approx(time.time(), abs=1)
+
+
+def test_disk_that_is_full_stops_neither_look_nor_end(machine: Machine):
+    machine.store._db.exec_driver_sql("PRAGMA query_only=ON")
+    machine.wall += 450 * DAY
+    assert not machine.clock.check()
+    machine.clock.save()
