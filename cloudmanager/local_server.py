@@ -27,6 +27,14 @@ class Started(NamedTuple):
     url: str  # what this machine dials
     already: bool  # whether the server ran before
     listens: str = ""  # where it listens, if it was started now
+    notes: tuple[str, ...] = ()  # what it found, such as a restore that was broken off
+
+
+class Saved(NamedTuple):
+    """What a backup holds, or gave back."""
+
+    files: list[str]
+    notes: list[str]  # what else is to be known, a sentence each
 
 
 def start(
@@ -62,7 +70,8 @@ def start(
         )
     said = _await_ready(process)
     process.returncode = 0  # it lives on by design: no warning about that; stop() reaps it
-    return Started(str(said["url"]), already=False, listens=str(said["listens"]))
+    notes = tuple(map(str, said.get("notes", ())))
+    return Started(str(said["url"]), already=False, listens=str(said["listens"]), notes=notes)
 
 
 def stop() -> str | None:
@@ -88,7 +97,7 @@ def stop() -> str | None:
     return str(state["url"])
 
 
-def back_up(path: Path) -> list[str]:
+def back_up(path: Path) -> Saved:
     """Save all that makes the local server what it is into a file; it may run meanwhile.
 
     Raises:
@@ -97,7 +106,7 @@ def back_up(path: Path) -> list[str]:
     return _backup("save", path)
 
 
-def restore(path: Path) -> list[str]:
+def restore(path: Path) -> Saved:
     """Make the local server what it was at a backup; it must not run.
 
     Raises:
@@ -106,7 +115,7 @@ def restore(path: Path) -> list[str]:
     return _backup("load", path)
 
 
-def _backup(act: str, path: Path) -> list[str]:
+def _backup(act: str, path: Path) -> Saved:
     command = [sys.executable, "-m", "cm_server.store.backup", act, str(path.absolute())]
     home = config.make_home()
     ran = subprocess.run(
@@ -121,7 +130,7 @@ def _backup(act: str, path: Path) -> list[str]:
     if "files" not in said:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ServiceError(str(said.get("error") or f"It failed: {last}"))
-    return list(map(str, said["files"]))
+    return Saved(list(map(str, said["files"])), list(map(str, said.get("notes", ()))))
 
 
 def log_file() -> Path:

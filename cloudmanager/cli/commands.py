@@ -9,7 +9,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def server_start(options: argparse.Namespace) -> int:
     more += ["--keep-jobs", str(options.keep_jobs)] if options.keep_jobs else []
     more += ["--keep-audit", str(options.keep_audit)] if options.keep_audit else []
     started = local_server.start(options.listen, options.port, more)
+    _say_notes(started.notes)
     if options.json:
-        print_json(started._asdict())
+        url, already, listens, _ = started
+        print_json({"url": url, "already": already, "listens": listens})
     elif started.already:
         print(f"The server runs already, at {started.url}")
     else:
@@ -91,9 +93,15 @@ def server_restore(options: argparse.Namespace) -> int:
     return _say_files(options, local_server.restore(Path(options.file)), "gave back")
 
 
-def _say_files(options: argparse.Namespace, names: list[str], what: str) -> int:
-    held = f"{options.file} {what} {', '.join(names)}"
-    return say(options, names, f"{held}. Who has it is the server: keep it secret.")
+def _say_files(options: argparse.Namespace, saved: local_server.Saved, what: str) -> int:
+    _say_notes(saved.notes)
+    held = f"{options.file} {what} {', '.join(saved.files)}"
+    return say(options, saved.files, f"{held}. Who has it is the server: keep it secret.")
+
+
+def _say_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"mbm: {note}", file=sys.stderr)
 
 
 # Boards

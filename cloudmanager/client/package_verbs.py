@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloudmanager import config
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.protocol.text import fold
 from cloudmanager.results.results import Result, Results
@@ -72,7 +73,7 @@ class PackageVerbs:
         how = {"force": force, "dry_run": dry_run}
         results, text = await package_jobs.install(self, wanted, options, how, progress=progress)
         if path and not locked and not dry_run and any(result.ok for result in results.values()):
-            path.write_text(text, encoding="utf-8")
+            _write_lock(path, text)
         return results
 
     async def uninstall(
@@ -151,3 +152,11 @@ def _groups(
 def _requirements(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line for text in lines if (line := text.partition(" #")[0].strip()) and line[0] != "#"]
+
+
+def _write_lock(path: Path, text: str) -> None:
+    """Write a lock, so that one that is there is replaced by a whole one or not at all."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")  # a pipe, or a terminal
+    else:
+        config.write_whole(path.resolve(), text)

@@ -48,6 +48,7 @@ from .net.rate_limits import Rate, Unproven
 from .packages.planner import Packages
 from .packages.source_settings import DEFAULT_INDEX, Settings
 from .sample_buffer import Sample, Samples
+from .store import file_replacement
 from .store.lockfile import only_one
 from .store.rows import TokenRow
 from .store.shared_store import SharedStore
@@ -64,6 +65,9 @@ _NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
+DATABASE = "server.db"  # of a server that shares its store with nobody
+
+
 class StartError(Exception):
     """The server cannot start; the message is one sentence for a person."""
 
@@ -71,7 +75,7 @@ class StartError(Exception):
 def _open_store(home: Path, store: str | Path | None) -> Store:
     """Return a server's own store, or the shared one, from which it takes the certificate."""
     if store is None:
-        return Store(home / "server.db")
+        return Store(home / DATABASE)
     shared = SharedStore(store)
     certificates.share(home, shared.share)
     return shared
@@ -123,14 +127,15 @@ class Server:
         self.home, self.local = home, local
         self.store = _open_store(home, store)
         self.clock = CheckedClock(self.store, "" if store is None else local_name(home), wall=clock)
-        self.certificates = certificates.load(home, cert, key)
+        boards = self.store.boards()
+        self.certificates = certificates.load(home, cert, key, in_use=bool(boards))
         self.beat = beat
         self.version = metadata.version("cloudmanager")
         self.started, self.pid = clock(), os.getpid()
         self._started_steady = steady_seconds()
         self.address = ""
         self.callers: set[CallerConversation] = set()
-        self.registry = Registry(self.store.boards())
+        self.registry = Registry(boards)
         self.audit = Audit(self.store)
         self.tokens = Tokens(self.store, self.clock.latest)
         self.tokens.adopt(self._local_token(), LOCAL if store is None else local_name(home))
@@ -293,9 +298,10 @@ def _log_request(handler: RequestHandler) -> None:
 
 
 async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: Any) -> None:
-    """Serve until SIGTERM or SIGINT; calls ``ready(url, address)`` once it listens.
+    """Serve until SIGTERM or SIGINT; calls ``ready(url, address, notes)`` once it listens.
 
-    ``url`` is what this machine dials, ``address`` where it listens.
+    ``url`` is what this machine dials, ``address`` where it listens; ``notes`` are sentences
+    about what was found in the folder, for who starts it.
 
     Raises:
         StartError: the address is taken, the folder belongs to a running server, or its
@@ -304,6 +310,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(only_one(home))
+            notes = _look_after(home, alone=settings.get("store") is None)
             sockets = bind(host, tcp_port)
             server = Server(home, local=on_loopback(sockets), **settings)
         except ServerError as error:
@@ -318,7 +325,7 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
         config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
         stop = _stop_signal()  # before anybody is told: the signal may follow at once
-        ready(near, server.address)
+        ready(near, server.address, notes)
         gc.freeze()  # what is there now stays: collections need not look at it
         try:
             await stop.wait()
@@ -329,6 +336,29 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
                 await server.others.close()
             state.unlink(missing_ok=True)
             log.info("stopped")
+
+
+def _look_after(home: Path, *, alone: bool) -> list[str]:
+    """Finish what a crash broke off in the folder; return what is to be known, a sentence each.
+
+    Args:
+        home: the server's folder, which is this process's alone.
+        alone: whether its database is a file in this folder.
+    """
+    notes = [told] if (told := file_replacement.finish(home)) else []
+    if alone and config.ca_file(home).exists() and not (home / DATABASE).exists():
+        notes.append(
+            f"There was a server in {home}, and its {DATABASE} is gone: this fleet is empty. "
+            "`mbm server-restore` brings a backup of it back."
+        )
+    if alone and (home / DATABASE).exists() and not config.ca_file(home).exists():
+        notes.append(
+            f"The certificate authority in {home} is gone, and a new one is made: boards that "
+            "know the old one have to be enrolled anew. `mbm server-restore` brings it back."
+        )
+    for note in notes:
+        log.warning("%s", note)
+    return notes
 
 
 def _named(host: str) -> str:
@@ -375,10 +405,10 @@ def _open_home(*, log_json: bool) -> Path:
     return home
 
 
-def _say_ready(url: str, address: str) -> None:
-    _say({"url": url, "listens": address})
+def _say_ready(url: str, address: str, notes: list[str]) -> None:
+    _say({"url": url, "listens": address, **({"notes": notes} if notes else {})})
 
 
-def _say(line: dict[str, str]) -> None:
+def _say(line: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()

@@ -13,13 +13,14 @@ import hashlib
 import json
 import ssl
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
+from cm_server.store import file_replacement
 
 #: The one name that boards and callers check the server's certificate for.
 NAME = config.TLS_NAME
@@ -50,7 +51,9 @@ def pin_of(ca: bytes) -> str:
     return urlsafe_b64encode(hashlib.sha256(ca).digest()[:16]).decode().rstrip("=")
 
 
-def load(home: Path, cert: Path | None = None, key: Path | None = None) -> Certificates:
+def load(
+    home: Path, cert: Path | None = None, key: Path | None = None, *, in_use: bool = False
+) -> Certificates:
     """Return the certificates in ``home``, made where they are missing.
 
     Args:
@@ -58,13 +61,22 @@ def load(home: Path, cert: Path | None = None, key: Path | None = None) -> Certi
         cert: a certificate (PEM, with its chain) to show to whoever asks for any other name
             than ``cloudmanager``: browsers, monitors. Boards go on with our own.
         key: its key, where it is not in the same file.
+        in_use: whether boards know the authority; then one of the two files without the
+            other is not replaced by new ones.
 
     Raises:
         ServerError: one of them cannot be read, or is none.
     """
     ca, own = config.ca_file(home), home / "server.pem"
+    if in_use and ca.exists() is not own.exists():
+        lost, there = (ca, own) if own.exists() else (own, ca)
+        raise ServerError(
+            f"{lost.name} is gone from {home}, and {there.name} is there, which boards know. "
+            "`mbm server-restore` brings both back from a backup; delete both for new ones, "
+            "and enrol the boards anew"
+        )
     if not (ca.exists() and own.exists()):
-        _make(home)
+        _write(home, _make())
     context = _context(own)
     if cert is not None:
         public = _context(cert, key)
@@ -80,11 +92,11 @@ def share(home: Path, first: Callable[[str, bytes], bytes]) -> None:
         first: takes a name and a value, and returns the value that was first there.
     """
     files = (config.ca_file(home), home / "server.pem")
-    if not all(file.exists() for file in files):
-        _make(home)
-    mine = json.dumps([file.read_text() for file in files]).encode()
-    for file, text in zip(files, json.loads(first("certificates", mine)), strict=True):
-        config.write_private(file, text)
+    there = all(file.exists() for file in files)
+    mine = [file.read_text() for file in files] if there else _make()
+    shared = json.loads(first("certificates", json.dumps(mine).encode()))
+    if not there or shared != mine:
+        _write(home, shared)
 
 
 def _show(sock: Any, name: str | None, public: ssl.SSLContext) -> None:
@@ -112,8 +124,22 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _make(home: Path) -> None:
-    """Make the authority where there is none, and a certificate for the server."""
+def _write(home: Path, texts: Sequence[str]) -> None:
+    """Write both files, or none of them: one of them alone is of no use to anybody.
+
+    Args:
+        home: the server's folder.
+        texts: of ``ca.pem`` and of ``server.pem``.
+    """
+    names = (config.ca_file(home).name, "server.pem")
+    with file_replacement.staging(home) as folder:
+        for name, text in zip(names, texts, strict=True):
+            config.write_private(folder / name, text)
+        file_replacement.replace_all(home, folder, names, "change of certificates")
+
+
+def _make() -> list[str]:
+    """Return a new authority's certificate, and the server's with its key, both as PEM."""
     # Only at the first start: its import takes 50 ms.
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -125,8 +151,7 @@ def _make(home: Path) -> None:
     own = _signed(NAME, own_key.public_key(), ca_key)
     # The authority's key signs this once and is forgotten: what is not kept is not stolen.
     text = own.public_bytes(pem) + own_key.private_bytes(pem, *form)
-    config.write_private(home / "server.pem", text.decode())
-    config.write_private(config.ca_file(home), ca.public_bytes(pem).decode())
+    return [ca.public_bytes(pem).decode(), text.decode()]
 
 
 def _signed(subject: str, key: Any, issuer_key: Any) -> Any:

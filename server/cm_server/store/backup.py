@@ -11,26 +11,29 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import sqlite3
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
-from . import schema
-from .lockfile import only_one
+from . import file_replacement, schema
+from .lockfile import only_one, while_backups
 from .rows import AuditRow
 from .store import Store
 
+log = logging.getLogger("cm_server")
+
 DATABASE = "server.db"
-#: What is kept; the database comes last, so that a load that is broken off can be done again.
+#: What is kept.
 NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
 #: After a load, jobs' numbers go on so much later: boards remember jobs that it does not know.
 NUMBERS_LEFT_OUT = 1_000_000
@@ -44,9 +47,17 @@ def save(home: Path, path: Path) -> list[str]:
         path: the file to write; one that is there is replaced once the new one is whole.
 
     Raises:
-        ServerError: there is no server's database in the folder.
+        ServerError: there is no server's database in the folder, or a backup is being loaded.
         OSError: it cannot be written.
     """
+    with while_backups(home, loading=False):
+        if file_replacement.is_pending(home):  # a load was broken off
+            with only_one(home):
+                file_replacement.finish(home)
+        return _save(home, path)
+
+
+def _save(home: Path, path: Path) -> list[str]:
     if not (home / DATABASE).exists():
         why = f"{home} holds no {DATABASE}: there is nothing to back up"
         raise ServerError(f"{why} (of a server with --store, PostgreSQL's own pg_dump is the way)")
@@ -57,6 +68,7 @@ def save(home: Path, path: Path) -> list[str]:
             for name in names:
                 _add(archive, home / name)
         beside.replace(path)
+        config.sync_folder(path.absolute().parent)
     finally:
         beside.unlink(missing_ok=True)
     return names
@@ -93,24 +105,29 @@ def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def load(home: Path, path: Path) -> list[str]:
-    """Make a folder what it was at a backup; return the names of what was put there.
+def load(home: Path, path: Path, say: Callable[[str], None] = log.warning) -> list[str]:
+    """Make a folder what it was at a backup, all of it or nothing, and return the files' names.
 
-    What is replaced stays beside it, with ``.before`` behind its name.
+    What is replaced stays beside it, with ``.before``, ``.before-2`` and so on behind its name.
+    A load that was broken off earlier is finished first.
 
     Args:
         home: the server's folder; the server must not run.
         path: the backup.
+        say: is called with each sentence that whoever loads it should read.
 
     Raises:
         ServerError: the server runs, or the file is no backup that this version can read.
         OSError: it cannot be read, or the folder cannot be written.
     """
-    with only_one(home), tempfile.TemporaryDirectory(dir=home) as folder:
-        found = _unpack(path, Path(folder))
-        _note_load(Path(folder) / DATABASE)
-        for name in found:
-            _replace(home / name, Path(folder) / name)
+    with only_one(home), while_backups(home, loading=True):
+        if told := file_replacement.finish(home):
+            say(told)
+        with file_replacement.staging(home) as folder:
+            found = _unpack(path, folder)
+            _note_load(folder / DATABASE)
+            if end := file_replacement.replace_all(home, folder, found, "restore"):
+                say(f"What was there is kept, with {end} behind its name.")
     return found
 
 
@@ -148,13 +165,11 @@ def _note_load(path: Path) -> None:
         db.execute(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
 
-def _replace(path: Path, new: Path) -> None:
-    """Put a file in another's place, which stays beside it; of a database, its log too."""
-    for end in ("", "-wal", "-shm"):
-        old = path.with_name(path.name + end)
-        if old.exists():
-            old.replace(path.with_name(f"{path.name}.before{end}"))
-    new.replace(path)
+def _act(act: str, home: Path, path: Path) -> dict[str, object]:
+    if act == "save":
+        return {"files": save(home, path)}
+    notes: list[str] = []
+    return {"files": load(home, path, notes.append), "notes": notes}
 
 
 def main() -> None:
@@ -165,8 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     os.umask(0o077)
     try:
-        act = save if options.act == "save" else load
-        said: dict[str, object] = {"files": act(config.make_home(), options.file)}
+        said = _act(options.act, config.make_home(), options.file)
     except (ServerError, OSError) as error:
         said = {"error": error.reason if isinstance(error, ServerError) else str(error)}
     sys.stdout.write(json.dumps(said) + "\n")

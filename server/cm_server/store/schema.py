@@ -11,13 +11,16 @@ CONTRIBUTING.md explains how to add a version.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from cloudmanager.config import sync_folder
 from cloudmanager.protocol.errors import ServerError
 
 log = logging.getLogger("cm_server")
@@ -101,31 +104,49 @@ def _make(db: sa.Connection, meta: sa.MetaData) -> None:
 
 
 def _carry_over(db: sa.Connection, version: int) -> None:
+    copy: Path | None = None
     try:
-        copy = _copy(db, version) if db.dialect.name == "sqlite" else "yours"
+        if db.dialect.name == "sqlite":
+            copy = _copy(db, version)
         _begin(db)
         _run_scripts(db, version)
         db.commit()
     except Exception as error:  # whatever a script does, the database is to be as it was
         db.rollback()
+        if copy is not None:
+            copy.unlink(missing_ok=True)  # else each try would leave another one
         raise ServerError(
             f"its store {db.engine.url.database} is of schema {version} and cannot be carried "
             f"over to {SCHEMA}; it is as it was: {error}"
         ) from error
     log.info(
-        "store carried over from schema %d to %d; the copy of before: %s", version, SCHEMA, copy
+        "store carried over from schema %d to %d; the copy of before: %s",
+        version,
+        SCHEMA,
+        copy or "yours",
     )
 
 
 def _copy(db: sa.Connection, version: int) -> Path:
-    """Copy SQLite's file to one beside it; return which."""
+    """Copy SQLite's file to a new one beside it; return which. It is whole once it has its name."""
     path = Path(str(db.engine.url.database))
-    copy = path.with_stem(f"{path.stem}-schema-{version}")
-    make_private(copy)
+    stem = f"{path.stem}-schema-{version}"
+    copy = path.with_stem(stem)
+    for number in itertools.count(2):
+        if not copy.exists():
+            break
+        copy = path.with_stem(f"{stem}-{number}")  # one of an earlier time is not overwritten
+    draft = copy.with_name(f"{copy.name}.part")
+    draft.unlink(missing_ok=True)
+    make_private(draft)
     driver: Any = db.connection.driver_connection
-    with contextlib.closing(sqlite3.connect(copy)) as other:
+    with contextlib.closing(sqlite3.connect(draft)) as other:
         driver.backup(other)
     db.rollback()
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(copy)
+    sync_folder(copy.parent)
     return copy
 
 

@@ -184,7 +184,11 @@ def run(home: Path, *words: object) -> dict[str, object]:
 def test_the_command_says_in_a_line_what_it_did_or_why_not(home: Path, tmp_path: Path):
     names = ["token", "ca.pem", "server.pem", "server.db"]
     assert run(home, "save", tmp_path / "backup.tar") == {"files": names}
-    assert run(home, "load", tmp_path / "backup.tar") == {"files": names}
+    for kept in (".before", ".before-2"):
+        assert run(home, "load", tmp_path / "backup.tar") == {
+            "files": names,
+            "notes": [f"What was there is kept, with {kept} behind its name."],
+        }
     told = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
     assert "empty holds no server.db: there is nothing to back up (of a server with" in told
     assert "No such file" in str(run(home, "load", tmp_path / "nothing.tar")["error"])

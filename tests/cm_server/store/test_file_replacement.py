@@ -1,0 +1,319 @@
+"""Several files are replaced at once, whenever the process is killed: before, or after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from cloudmanager.protocol.errors import ServerError
+from cm_server.net import certificates
+from cm_server.store import backup, file_replacement
+from cm_server.store.lockfile import only_one, while_backups
+from cm_server.store.rows import new_board
+from cm_server.store.store import Store
+from tests.cm_server.killed import steps_of
+
+from .test_schema import old_database
+
+NAMES = ("token", "ca.pem", "server.pem", "server.db")
+FILES = NAMES[:3]
+
+
+def make(home: Path, what: str) -> Path:
+    """A server's folder in which every file says whose it is."""
+    home.mkdir()
+    for name in FILES:
+        (home / name).write_text(f"{what} {name}")
+    store = Store(home / "server.db")
+    store.enrol([new_board(f"id-{what}", what, bytes(32))])
+    store.close()
+    return home
+
+
+def boards(path: Path) -> list[str]:
+    store = Store(path)
+    names = [board.name for board in store.boards()]
+    store.close()
+    return names
+
+
+def owner(home: Path, end: str = "") -> str:
+    """Whose the files in a folder are; all of them are of one."""
+    found = {(home / f"{name}{end}").read_text().split()[0] for name in FILES}
+    found |= set(boards(home / f"server.db{end}"))
+    assert len(found) == 1, found
+    return found.pop()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return make(tmp_path / "home", "own")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    other = make(tmp_path / "other", "backup")
+    backup.save(other, tmp_path / "backup.tar")
+    return tmp_path / "backup.tar"
+
+
+class Killed(NamedTuple):
+    """A restore that was killed before each of its steps, on copies of a folder.
+
+    Attributes:
+        steps: what it does: calls, and the names of their files.
+        copies: where the copies are; they are every test's, who changes one has to copy it.
+    """
+
+    steps: list[tuple[str, str]]
+    copies: Path
+
+    @property
+    def decided(self) -> int:
+        """The number of the step that decides."""
+        return self.steps.index(("replace", "replacement.json"))
+
+    def copy(self, step: tuple[str, str], folder: Path, later: int = 0) -> Path:
+        """A copy of the folder as it was before a step, or a few later."""
+        number = self.steps.index(step) + 1 + later
+        shutil.copytree(self.copies / str(number), folder / "killed")
+        return folder / "killed"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    make(folder / "home", "own")
+    backup.save(make(folder / "other", "backup"), folder / "backup.tar")
+    steps = steps_of("restore", folder / "home", folder / "copies", folder / "backup.tar")
+    return Killed(steps, folder / "copies")
+
+
+def test_restore_that_is_killed_at_any_step_is_finished_or_undone(killed: Killed, tmp_path: Path):
+    steps = killed.steps
+    outcomes = []
+    shutil.copytree(killed.copies, tmp_path / "copies")
+    for number in range(1, len(steps) + 2):
+        copy = tmp_path / "copies" / str(number)
+        with only_one(copy):
+            told = file_replacement.finish(copy)
+        outcomes.append(owner(copy))
+        if outcomes[-1] == "backup":
+            assert owner(copy, ".before") == "own"
+        if number <= len(steps):
+            assert ("was finished" in told) is (outcomes[-1] == "backup") or not told
+        left = {path.name.partition(".before")[0] for path in copy.iterdir()}
+        assert left == {*NAMES, "server.lock"}
+        assert file_replacement.finish(copy) == ""
+        assert {stat.S_IMODE((copy / name).stat().st_mode) for name in NAMES} <= {0o600, 0o644}
+    decided = outcomes.index("backup")
+    assert outcomes == ["own"] * decided + ["backup"] * (len(outcomes) - decided)
+    assert decided > 5
+    assert len(outcomes) - decided > 5
+
+
+def test_files_are_on_the_disk_before_the_decision_and_in_their_places_before_its_end(
+    killed: Killed,
+):
+    steps, decided = killed.steps, killed.decided
+    before, after = steps[:decided], steps[decided + 1 :]
+    assert {("fsync", name) for name in (*NAMES, "replacement.json")} <= set(before)
+    folder = f"{len(steps) + 1}"  # of the copy that came to its end
+    assert after[0] == ("fsync", folder)
+    last_file = max(after.index(("replace", name)) for name in NAMES)
+    end = after.index(("unlink", "replacement.json"))
+    assert ("fsync", folder) in after[last_file:end]
+
+
+def test_finish_that_is_killed_at_any_step_goes_on_where_it_was(killed: Killed, tmp_path: Path):
+    home = killed.copy(("replace", "replacement.json"), tmp_path, later=1)
+    again = steps_of("finish", home, tmp_path / "again")
+    assert len(again) > 5
+    for number in range(1, len(again) + 2):
+        copy = tmp_path / "again" / str(number)
+        file_replacement.finish(copy)
+        assert (owner(copy), owner(copy, ".before")) == ("backup", "own")
+
+
+def test_no_restore_overwrites_what_one_before_had_kept(home: Path, saved: Path, tmp_path: Path):
+    for number in range(3):
+        (home / "token").write_text(f"own-{number} token")
+        told: list[str] = []
+        backup.load(home, saved, told.append)
+        end = ".before" if not number else f".before-{number + 1}"
+        assert told == [f"What was there is kept, with {end} behind its name."]
+        (home / "token").write_text("backup token")
+    kept = [(home / f"token{end}").read_text() for end in (".before", ".before-2", ".before-3")]
+    assert kept == ["own-0 token", "own-1 token", "own-2 token"]
+    assert boards(home / "server.db.before") == ["own"]
+    assert boards(home / "server.db.before-2") == ["backup"]
+
+
+def test_restore_after_a_killed_one_finishes_that_first(
+    killed: Killed, saved: Path, tmp_path: Path
+):
+    home = killed.copy(("replace", "server.pem"), tmp_path)
+    told: list[str] = []
+    backup.load(home, saved, told.append)
+    assert "was finished: token, ca.pem, server.pem, server.db are the new ones" in told[0]
+    assert "with .before-2 behind its name" in told[1]
+    assert owner(home, ".before") == "own"
+
+
+def test_backup_after_a_killed_restore_is_of_one_server(killed: Killed, tmp_path: Path):
+    backup.save(killed.copy(("replace", "server.pem"), tmp_path), tmp_path / "after.tar")
+    (tmp_path / "new").mkdir()
+    backup.load(tmp_path / "new", tmp_path / "after.tar")
+    assert owner(tmp_path / "new") == "backup"
+
+
+def test_backup_and_restore_do_not_go_on_at_once(home: Path, saved: Path, tmp_path: Path):
+    with while_backups(home, loading=False):
+        backup.save(home, tmp_path / "second.tar")  # two who read are none too many
+        with pytest.raises(ServerError, match="is being saved or loaded in"):
+            backup.load(home, saved)
+    with only_one(home), while_backups(home, loading=True):
+        with pytest.raises(ServerError, match="a backup is being loaded in"):
+            backup.save(home, tmp_path / "third.tar")
+        with (
+            pytest.raises(ServerError, match="a backup is being loaded in"),
+            only_one(home),
+        ):
+            pass
+    assert owner(home) == "own"
+
+
+def test_file_system_without_hard_links_will_do(home: Path, saved: Path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    backup.load(home, saved)
+    assert (owner(home), owner(home, ".before")) == ("backup", "own")
+
+
+def test_restore_that_fails_after_its_decision_is_finished_later(
+    home: Path, saved: Path, monkeypatch
+):
+    real = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == home / "server.pem":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            backup.load(home, saved)
+    assert file_replacement.is_pending(home)
+    assert "was finished" in file_replacement.finish(home)
+    assert (owner(home), owner(home, ".before")) == ("backup", "own")
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"what": "restore", "folder": "../x", "names": [], "kept": ""}),
+        json.dumps({"what": "restore", "folder": "x", "names": ["../token"], "kept": ""}),
+    ],
+)
+def test_journal_that_is_none_stops_the_start_and_moves_nothing(home: Path, journal: str):
+    (home / file_replacement.JOURNAL).write_text(journal)
+    with pytest.raises(ServerError, match="cannot be read"):
+        file_replacement.finish(home)
+    assert owner(home) == "own"
+
+
+def test_first_start_that_is_killed_leaves_both_certificates_or_none(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    steps = steps_of("certificates", tmp_path / "home", tmp_path / "copies")
+    for number in range(1, len(steps) + 2):
+        copy = tmp_path / "copies" / str(number)
+        file_replacement.finish(copy)
+        there = {name for name in ("ca.pem", "server.pem") if (copy / name).exists()}
+        assert there in (set(), {"ca.pem", "server.pem"})
+        made = certificates.load(copy)
+        kept = ssl.PEM_cert_to_DER_cert((copy / "ca.pem").read_text())
+        assert made.ca == kept
+
+
+def test_migration_that_is_killed_keeps_every_row_and_every_copy(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    old_database(tmp_path / "home", 2)
+    earlier = tmp_path / "home" / "server-schema-2.db"
+    earlier.write_text("a copy of an earlier time")
+    steps = steps_of("migrate", tmp_path / "home", tmp_path / "copies")
+    for number in range(1, len(steps) + 2):
+        copy = tmp_path / "copies" / str(number)
+        assert boards(copy / "server.db") == ["lab-1", "lab-2"]
+        assert (copy / earlier.name).read_text() == "a copy of an earlier time"
+        assert boards(copy / "server-schema-2-2.db") == ["lab-1", "lab-2"]
+
+
+def test_one_certificate_without_the_other_stops_a_start_where_boards_know_it(tmp_path: Path):
+    certificates.load(tmp_path)
+    (tmp_path / "server.pem").unlink()
+    ca = (tmp_path / "ca.pem").read_bytes()
+    with pytest.raises(ServerError, match=r"server\.pem is gone .* `mbm server-restore` brings"):
+        certificates.load(tmp_path, in_use=True)
+    assert (tmp_path / "ca.pem").read_bytes() == ca
+    with contextlib.suppress(FileNotFoundError):
+        (tmp_path / "ca.pem").unlink()
+    certificates.load(tmp_path, in_use=True)  # both are gone: by hand, then
+
+
+def start(home: Path) -> tuple[dict[str, object], str]:
+    """What a server says at its start, and its log."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cm_server", "--port", "0"],
+        env={**os.environ, "CM_HOME": str(home)},
+        stdout=subprocess.PIPE,
+    ) as server:
+        assert server.stdout is not None
+        said = json.loads(server.stdout.readline())
+        server.terminate()
+    return said, (home / "server.log").read_text()
+
+
+def test_server_that_starts_after_a_killed_restore_finishes_it_and_says_so(tmp_path: Path):
+    for what in ("own", "backup"):
+        home = tmp_path / what
+        home.mkdir()
+        store = Store(home / "server.db")
+        store.enrol([new_board(f"id-{what}", what, bytes(32))])
+        store.close()
+        certificates.load(home)
+    authority = (tmp_path / "backup" / "ca.pem").read_bytes()
+    backup.save(tmp_path / "backup", tmp_path / "backup.tar")
+    copies = tmp_path / "copies"
+    steps = steps_of("restore", tmp_path / "own", copies, tmp_path / "backup.tar")
+    home = copies / str(steps.index(("replace", "server.pem")) + 1)
+    said, log = start(home)
+    told = "A restore that was broken off was finished: ca.pem, server.pem, server.db are the new"
+    assert said["notes"] == [f"{told} ones."]
+    assert told in log
+    assert boards(home / "server.db") == ["backup"]
+    assert (home / "ca.pem").read_bytes() == authority
+
+
+def test_server_whose_database_is_gone_says_that_its_fleet_is_empty(tmp_path: Path):
+    certificates.load(tmp_path)
+    said, log = start(tmp_path)
+    (note,) = said["notes"] if isinstance(said["notes"], list) else []
+    assert "its server.db is gone: this fleet is empty" in note
+    assert note in log
+    assert "notes" not in start(tmp_path)[0]
