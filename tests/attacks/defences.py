@@ -7,9 +7,10 @@ from typing import Final
 from .bounds import BOUNDS
 from .defence import Defence
 from .doors import DOORS
+from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
 from .timers import TIMERS
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS, *KEEPING]

@@ -160,8 +160,8 @@ DOORS: Final = [
     text_defence(
         "private files are their owner's alone",
         LIBRARY + "config.py",
-        "os.O_EXCL, 0o600)",
-        "os.O_EXCL, 0o644)",
+        "write_whole(path, text, 0o600)",
+        "write_whole(path, text, 0o644)",
         "cloudmanager/test_config.py::"
         "test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it",
     ),

@@ -331,6 +331,9 @@ ATTACKS: Final = [
         "cm_server/store/test_store.py: no_row_is_changed_or_taken_out "
         "what_is_privileged_and_its_row_are_one_transaction_on_the_disk "
         "a_cell_that_cannot_be_audited_does_not_run kill_9_loses_no_row_of_what_was_done",
+        "cm_server/test_housekeeping.py: wrong_clock_deletes_nothing "
+        "wrong_clock_at_the_start_deletes_nothing "
+        "clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so",
     ),
     attack(
         38,

@@ -180,10 +180,18 @@ def test_expired_stays_expired_when_the_clock_is_set_back(machine: Machine):
     assert machine.clock.latest() == pytest.approx(right)
     machine.run(HOUR)
     assert machine.clock.latest() == pytest.approx(right + HOUR)
-    machine.wall = 0.0  # and the server stops before anybody has looked
+    machine.wall = 0.0
     machine.clock.save()
     machine.start()
     assert machine.clock.latest() == pytest.approx(right + HOUR)
+
+
+def test_step_just_before_the_end_is_not_stored_as_the_right_time(machine: Machine):
+    machine.run(HOUR)
+    right, machine.wall = machine.wall, 0.0  # nobody looks before the server stops
+    machine.clock.save()
+    machine.start()
+    assert machine.clock.latest() == pytest.approx(right)
 
 
 def test_clock_that_is_ahead_makes_nothing_expire_for_good(machine: Machine):

@@ -221,8 +221,8 @@ def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Ho
 
 
 def test_database_with_another_time_deletes_nothing(home: Home, caplog):
-    old_rows(home)
     home.store.note(NOTE._replace(at=time.time() - 500 * DAY))
+    old_rows(home)
 
     class Other(Store):
         def database_time(self) -> float:

@@ -217,9 +217,10 @@ class Elsewhere:
         job.stop_timer()
         job.away, job.asking, job.transfer = _STORE, False, None
         self._forget(job.id)
-        if job.cell.timeout is not None and job.started is not None:
-            until = job.started + job.cell.timeout + CONFIRM + LATE_SECONDS
-            job.timer = self._later(max(until - time.time(), 0.0), lambda: self._on_late(job))
+        if job.cell.timeout is not None and job.began is not None:
+            until = job.began + job.cell.timeout + CONFIRM + LATE_SECONDS
+            left = max(until - time.monotonic(), 0.0)
+            job.timer = self._later(left, lambda: self._on_late(job))
 
     def lost(self, server: str) -> None:
         """Note that a server is gone: what it had goes to others."""

@@ -80,14 +80,15 @@ class Job:
 
     __slots__ = (
         "asking",
+        "_started",
         "away",
+        "began",
         "board",
         "caller",
         "cell",
         "ended",
         "error",
         "id",
-        "started",
         "state",
         "status",
         "tail",
@@ -108,7 +109,8 @@ class Job:
         self.state = "queued"
         self.status: str | None = None
         self.error = ""  # the traceback, or the server's words
-        self.started: float | None = None  # seconds since 1970, as ``ended``
+        self.began: float | None = None  # when it started, by the monotonic clock
+        self._started: float | None = None
         self.ended: float | None = None
         self.tail = Tail()
         self.value = Tail()
@@ -116,6 +118,16 @@ class Job:
         self.asking = False
         self.away = ""  # the other server that has it; "?" where the store alone knows
         self.transfer: Transfer | Steps | Relay | None = None  # while it moves files
+
+    @property
+    def started(self) -> float | None:
+        """When it was sent, in seconds since 1970 as ``ended``; None until then."""
+        return self._started
+
+    @started.setter
+    def started(self, at: float | None) -> None:
+        self._started = at
+        self.began = None if at is None else time.monotonic()
 
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""
@@ -138,7 +150,7 @@ class Job:
             "state": "ended" if self.status else self.state,
             "status": self.status,
             "started": self.started,
-            "elapsed": until - self.started if self.started else None,
+            "elapsed": max(until - self.started, 0.0) if self.started else None,
         }
 
     def show(self) -> dict[str, Any]:

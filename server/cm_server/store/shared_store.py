@@ -56,6 +56,8 @@ class SharedStore(Announcing):
         self.refused = 0  # writes, since the job or the board was another server's
         self._mine: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
         self._free = range(0)
+        self._beat_at: tuple[float, float] | None = None  # the database's time, and ours
+        self._clock_set_at = -math.inf  # when a step of the database's clock was seen, by ours
         self._failed_at = -math.inf  # when a write did last, by the monotonic clock
         self._doubt_at: float | None = None  # when something was last left open
         is_mine = (
@@ -327,7 +329,8 @@ class SharedStore(Announcing):
     def beat(self, dead_after: float) -> dict[str, str]:
         """Say that this server is there, and take out those that have not for so many seconds.
 
-        After the store was away they have as long again: they could not say it either.
+        After the store was away they have as long again: they could not say it either. So they
+        have after the database's clock was set, in either direction.
 
         Returns:
             The servers that are there, each with its address; this one is not among them
@@ -339,17 +342,36 @@ class SharedStore(Announcing):
         self.flush()
         with self._written():
             mine = sa.update(_servers).where(_servers.c.id == self.server)
-            self._db.execute(mine.values(seen=self._now()))
-            old = sa.select(_servers.c.id).where(
-                _servers.c.seen < self._now() - dead_after, _servers.c.id != self.server
+            seen = self._db.execute(mine.values(seen=self._now()).returning(_servers.c.seen))
+            self._compare_clocks(seen.scalar(), dead_after)
+            stale = (_servers.c.seen < self._now() - dead_after) | (
+                _servers.c.seen > self._now() + dead_after  # from before the clock was set back
             )
+            old = sa.select(_servers.c.id).where(stale, _servers.c.id != self.server)
             # Whoever writes is not dead, or soon undone.
             old = old.with_for_update(skip_locked=True)
-            if time.monotonic() > self._failed_at + dead_after:
+            if time.monotonic() > max(self._failed_at, self._clock_set_at) + dead_after:
                 self._db.execute(sa.delete(_servers).where(_servers.c.id.in_(old)))
             found = self._db.execute(sa.select(_servers.c.id, _servers.c.address)).all()
             self._db.commit()
         return {row[0]: row[1] for row in found}
+
+    def _compare_clocks(self, now: float | None, dead_after: float) -> None:
+        """Note a step of the database's clock, by which the other servers would look dead.
+
+        Args:
+            now: the time by the database's clock; None if this server was taken out.
+            dead_after: the seconds by which it is measured.
+        """
+        steady = time.monotonic()
+        if now is None:
+            return
+        if self._beat_at is not None:
+            passed, passed_there = steady - self._beat_at[1], now - self._beat_at[0]
+            if abs(passed_there - passed) > dead_after / 2:
+                self._clock_set_at = steady
+                log.warning("the database's clock was set by %.0f s", passed_there - passed)
+        self._beat_at = now, steady
 
     def leave(self) -> None:
         """Be none of the servers any more."""

@@ -127,7 +127,11 @@ def test_files_are_on_the_disk_before_the_decision_and_in_their_places_before_it
 ):
     steps, decided = killed.steps, killed.decided
     before, after = steps[:decided], steps[decided + 1 :]
-    assert {("fsync", name) for name in (*NAMES, "replacement.json")} <= set(before)
+    synced = [("fsync", name) for name in (*NAMES, "replacement.json")]
+    assert before[-6:-1] == synced
+    # Once when it was unpacked, and again after SQLite had changed it.
+    assert before.count(("fsync", "server.db")) == 2
+    assert before[-1][0] == "fsync"  # of the folder with the new files
     folder = f"{len(steps) + 1}"  # of the copy that came to its end
     assert after[0] == ("fsync", folder)
     last_file = max(after.index(("replace", name)) for name in NAMES)

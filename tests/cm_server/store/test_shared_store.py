@@ -309,6 +309,31 @@ def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
     assert b.beat(60) == {"B": "http://B"}
 
 
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_step_of_the_databases_clock_takes_no_server_for_dead(server: Make, step: float, caplog):
+    a, b, now = server("A"), server("B"), SharedStore._now
+    both = {"A": "http://A", "B": "http://B"}
+    assert (a.beat(0.5), b.beat(0.5)) == (both, both)
+    a._now = lambda: now(a) + step  # type: ignore[method-assign]
+    b._now = lambda: now(b) + step  # type: ignore[method-assign]
+    assert b.beat(0.5) == both
+    assert "the database's clock was set by " in caplog.text
+    assert a.beat(0.5) == both
+    b._clock_set_at -= 0.6
+    assert b.beat(0.5) == both
+    time.sleep(0.6)  # A is dead indeed
+    assert b.beat(0.5) == {"B": "http://B"}
+
+
+def test_server_that_died_before_the_clock_was_set_back_is_taken_out(server: Make):
+    a, b, now = server("A"), server("B"), SharedStore._now
+    assert a.beat(0.5) == b.beat(0.5)
+    b._now = lambda: now(b) - 3600  # type: ignore[method-assign]
+    assert "A" in b.beat(0.5)
+    b._clock_set_at -= 0.6
+    assert b.beat(0.5) == {"B": "http://B"}
+
+
 def test_what_ended_is_written_before_anything_begins(server: Make):
     a = server("A")
     job = sends(a)
