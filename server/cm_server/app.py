@@ -228,6 +228,7 @@ class Server:
 
     def warnings(self) -> list[str]:
         """Return what somebody should look at, a sentence each; the service does its work."""
+        self.clock.check()
         return [self.housekeeper.problem] if self.housekeeper.problem else []
 
     @property

@@ -95,7 +95,7 @@ class CheckedClock:
         self._known = now if known is None else float(known)
         self._candidate = now
         gap = now - self._known
-        if -TOLERANCE <= gap <= LONGEST_GAP and now >= EARLIEST:
+        if now >= EARLIEST and (-TOLERANCE <= gap <= LONGEST_GAP or self._known < EARLIEST):
             self._known = now
             return
         if -TOLERANCE <= now - float(state.get("candidate", 0.0)) <= LONGEST_GAP:
@@ -112,6 +112,9 @@ class CheckedClock:
         self._looked_at = steady
         self._uptime += passed if passed <= LONGEST_GAP else 0.0
         expected = self._known + self._uptime - self._known_at
+        if self._known < EARLIEST <= now:  # a new server's first certain time
+            self._confirm(now, anew=True)
+            return True
         if abs(now - expected) <= TOLERANCE and now >= EARLIEST:
             self._confirm(now, anew=self._uptime - self._known_at >= DAY)
             return True
@@ -137,11 +140,16 @@ class CheckedClock:
     def _doubt(self, now: float) -> None:
         """Take the clock for unconfirmed; say so in the log and in the audit log."""
         ahead = now - (self._known + self._uptime - self._known_at)
-        where = "ahead of" if ahead > 0 else "behind"
+        where = f"{_span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the time that the"
+        until = f"it has gone evenly for {CONFIRM_SECONDS / HOUR:g} h"
+        if now < EARLIEST:
+            where, until = (
+                "which is before this program was written; it is behind the time the",
+                "it is set",
+            )
         self.problem = (
-            f"this machine's clock may be wrong: it says {_moment(now)}, {_span(abs(ahead))} "
-            f"{where} the time that the server expects; nothing old is deleted until it has gone "
-            f"evenly for {CONFIRM_SECONDS / HOUR:g} h"
+            f"this machine's clock may be wrong: it says {_moment(now)}, {where} server expects; "
+            f"nothing old is deleted until {until}"
         )
         log.warning("%s", self.problem)
         if self._noted_at is None or self._uptime - self._noted_at >= HOUR:

@@ -25,7 +25,7 @@ KEEPING: Final[list[Defence]] = [
     text_defence(
         "clock: a start is compared with the stored time",
         SERVER + "clock.py",
-        "if -TOLERANCE <= gap <= LONGEST_GAP and now >= EARLIEST:",
+        "if now >= EARLIEST and (-TOLERANCE <= gap <= LONGEST_GAP or self._known < EARLIEST):",
         "if True:",
         CLOCK + "starts_again_and_again_do_not_confirm_a_wrong_clock",
         HOUSE + "wrong_clock_at_the_start_deletes_nothing",
@@ -90,9 +90,16 @@ KEEPING: Final[list[Defence]] = [
     text_defence(
         "clock: a job's line goes in the order of numbers",
         SERVER + "store/store.py",
-        "return list(itertools.takewhile(lambda row: row.created < before, rows))",
-        "return [row for row in rows if row.created < before]",
+        "        return list(rows[:count])\n",
+        "        return [row for row in rows if row.created < before]\n",
         HOUSE + "job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours",
+    ),
+    text_defence(
+        "clock: a row of 1970 is as old as the next one",
+        SERVER + "store/store.py",
+        "following = at if at >= EARLIEST else following",
+        "following = at",
+        HOUSE + "audit_rows_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones",
     ),
     text_defence(
         "clock: an expired token stays expired when it is set back",

@@ -145,6 +145,19 @@ def test_first_start_is_compared_with_the_newest_rows(wall: float):
     assert machine.clock.check()
 
 
+def test_new_server_believes_the_first_time_that_can_be_right():
+    machine = Machine(wall=5.0)
+    assert not machine.run(HOUR)
+    assert "before this program was written" in machine.clock.problem
+    machine.clock.save()
+    machine.start()
+    assert not machine.clock.check()
+    machine.wall = NOW
+    assert machine.clock.check()
+    machine.wall += 450 * DAY
+    assert not machine.clock.check()
+
+
 def test_starts_again_and_again_do_not_confirm_a_wrong_clock():
     machine = Machine()
     machine.store.note(NOTE)

@@ -215,9 +215,32 @@ def test_round_that_was_cut_off_is_told_by_the_next_server(home: Home):
 
 def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Home):
     end(home, home.store.begin(["id1"] * 5, "ann"))
-    home.store.database.driver.execute("UPDATE jobs SET created = 5 WHERE id = 3")
+    home.store.database.driver.execute(
+        "UPDATE jobs SET created = created - 100 * 86400 WHERE id = 3"
+    )
     home.clock.turn(FIRST_AFTER)
     assert home.jobs() == [1, 2, 3, 4, 5]
+
+
+def test_jobs_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
+    end(home, home.store.begin(["id1"] * 5, "ann"))
+    home.store.database.driver.execute("UPDATE jobs SET created = id WHERE id < 3")
+    home.store.database.driver.commit()
+    home.clock.turn(FIRST_AFTER)
+    home.pass_days(89)
+    assert home.jobs() == [1, 2, 3, 4, 5]
+    home.pass_days(2)
+    assert home.jobs() == [5]
+
+
+def test_audit_rows_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
+    now = time.time()
+    for verb, at in (("a", 5), ("b", now - 450 * DAY), ("c", 6), ("d", now - 20 * DAY), ("e", 7)):
+        home.store.note(NOTE._replace(at=at, verb=verb))
+    home.clock.turn(FIRST_AFTER + ROUND_EVERY)
+    home.pass_days(3)
+    assert [row.verb for row in home.store.audit(99)] == ["c", "d", "e", "prune"]
+    assert home.notes()[0].detail.startswith("2 rows")
 
 
 def test_database_with_another_time_deletes_nothing(home: Home, caplog):

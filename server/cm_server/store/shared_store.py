@@ -22,6 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server.clock import EARLIEST
 from cm_server.jobs.jobs import MAX_JOB
 
 from . import tables
@@ -246,7 +247,7 @@ class SharedStore(Announcing):
 
         So a number may be used long after the ones behind it.
         """
-        return [row for row in rows if row.created < before]
+        return [row for row in rows if EARLIEST <= row.created < before]
 
     def database_time(self) -> float | None:
         """Return the time by the database's own clock."""

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
+from cm_server.clock import DAY, EARLIEST
 
 from . import tables
 from .databases import open_database
@@ -50,7 +52,6 @@ _SEE_BOARD = (
 )
 BOARD = [tables.boards.c[name] for name in BoardRow._fields]
 JOB = [tables.jobs.c[name] for name in JobRow._fields]
-DAY = 86400.0  # seconds
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
@@ -359,14 +360,18 @@ class Store:
     def oldest(self, now: float) -> tuple[float | None, float | None]:
         """Return the times of the first job that has ended and of the first audit row, if any.
 
+        Those with a time that cannot be right, of a clock that was wrong, are passed over.
+
         Args:
-            now: seconds since 1970; jobs with a later time, of a clock that was wrong, are
-                passed over.
+            now: seconds since 1970.
         """
         job, row = tables.jobs.c, tables.audit.c
-        ended = sa.select(job.created).where(job.ended.is_not(None), job.created <= now)
+        ended = sa.select(job.created).where(
+            job.ended.is_not(None), job.created.between(EARLIEST, now)
+        )
         first = self._one(ended.order_by(job.id).limit(1))
-        return first, self._one(sa.select(row.at).order_by(row.id).limit(1))
+        rows = sa.select(row.at).where(row.at >= EARLIEST)
+        return first, self._one(rows.order_by(row.id).limit(1))
 
     def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
         """Delete some jobs that ended long ago; the newest stays: numbers go on behind it.
@@ -394,13 +399,17 @@ class Store:
         Numbers are given out in the order of time: so behind a young job no other is old, even
         if it was written by a clock that was behind.
         """
-        return list(itertools.takewhile(lambda row: row.created < before, rows))
+        times = _plausible([row.created for row in rows])
+        count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
+        return list(rows[:count])
 
     def prune_audit(self, before: float) -> int:
         """Delete some of the oldest rows of the audit log; return how many."""
         row = tables.audit.c
         rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
-        gone = list(itertools.takewhile(lambda each: each.at < before, rows))
+        times = _plausible([each.at for each in rows])
+        count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
+        gone = rows[:count]
         newest = gone[-1].id if gone else 0
         statement = sa.delete(tables.audit).where(row.id <= newest)
         return self._prune("audit", statement, [each.at for each in gone])
@@ -498,6 +507,18 @@ class Store:
         self.flush()
         query = sa.select(*JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
         return [JobRow(*row) for row in self._rows(query)]
+
+
+def _plausible(times: Sequence[float]) -> list[float]:
+    """Return when rows were written at the latest, given their times in their order.
+
+    A row of a clock that started in 1970 has the time of the next one that can be right.
+    """
+    following, found = math.inf, []
+    for at in reversed(times):
+        following = at if at >= EARLIEST else following
+        found.append(following)
+    return found[::-1]
 
 
 def _moment(seconds: float) -> str:

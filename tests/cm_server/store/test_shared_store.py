@@ -416,7 +416,7 @@ def test_the_databases_own_clock_is_asked_for(server: Make):
 def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
     store, now = server("A"), time.time()
     for _ in range(2):
-        store.note(NOTE)
+        store.note(NOTE._replace(at=now - 60 * 86400))
     numbers = store.begin(["id1"] * 5, "ann")
     for number in numbers[:4]:
         store.end(number, "ok")
