@@ -58,6 +58,7 @@ CHANGES: Final = 0x4D
 UNWATCH: Final = 0x4E
 
 AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
+AGAIN: Final = 0x02  # EXEC, FILE: it was sent before; a board that has run it does nothing
 NOBODY: Final = 0x01  # ANSWER: nobody can answer
 CUT: Final = 0x10  # RESULT: the value was cut off
 FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
@@ -162,6 +163,7 @@ def exec_messages(
     buffer_size: int,
     awaits: bool = False,
     op: int = EXEC,
+    again: bool = False,
 ) -> Iterator[bytes]:
     """Yield the messages that bring a cell, or acts on files (``op`` is FILE), to a board.
 
@@ -169,7 +171,8 @@ def exec_messages(
     """
     head = _EXEC.pack(timeout_ms, len(code))
     room = buffer_size - HEADER.size - _EXEC.size
-    yield pack(op, head + code[:room], job=job, flags=AWAITS if awaits else 0)
+    flags = AWAITS * awaits | AGAIN * again
+    yield pack(op, head + code[:room], job=job, flags=flags)
     step = buffer_size - HEADER.size
     for start in range(room, len(code), step):
         yield pack(MORE, code[start : start + step], job=job)

@@ -27,6 +27,7 @@ from .api.subscriptions import Watches
 from .auth import credentials
 from .auth.audit import Audit
 from .auth.enrolment import REVOKED, Enrolment
+from .auth.permission import Permission
 from .auth.tokens import LOCAL, Tokens
 from .clock import CheckedClock, steady_seconds
 from .cluster.membership import Others, local_name
@@ -151,6 +152,7 @@ class Server:
         self.enrolment = Enrolment(self)
         grace = max(lost_after, self.spread)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
+        self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)
         self.watches = Watches(self.registry, loop.call_later)
         self.housekeeper = Housekeeper(
             self.store,
@@ -204,7 +206,8 @@ class Server:
         self.dispatch.lost_after = max(self._lost_after, self.spread)
 
     def shut_out(self, token: TokenRow) -> int:
-        """Close the links of a token that was revoked; return how many there were."""
+        """End what a revoked token has not begun, close its links; return how many there were."""
+        self.permission.review()
         links = [caller for caller in self.callers if caller.token.hash == token.hash]
         for caller in links:
             caller.close(REVOKED, self.tokens.refusal(token))
@@ -213,6 +216,7 @@ class Server:
     def reload_tokens(self) -> None:
         """Read anew which tokens there are; close the links of those that open nothing now."""
         self.tokens.reload()
+        self.permission.review()
         for caller in list(self.callers):
             if why := self.tokens.refusal(caller.token):
                 caller.close(REVOKED, why)

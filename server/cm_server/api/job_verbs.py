@@ -89,8 +89,10 @@ def show_job(call: Call) -> Any:
 
 
 async def _job_elsewhere(call: Call, others: Others, number: int) -> dict[str, Any]:
-    line = _job_row(call, number, known=False)  # whether there is one in reach
-    return await others.show(number) or line
+    _job_row(call, number, known=False)  # whether there is one in reach
+    shown = await others.show(number)
+    line = _job_row(call, number, known=False)  # it may have left the caller's reach meanwhile
+    return shown or line
 
 
 def _job_row(call: Call, number: int, *, known: bool) -> dict[str, Any]:

@@ -61,6 +61,10 @@ class Tokens:
         """Note that it has enrolled a board; the store knows already."""
         self._rows[row.hash] = row._replace(uses=(row.uses or 1) - 1)
 
+    def by_hash(self, token_hash: str) -> TokenRow | None:
+        """Return the token with this hash, valid or not; None where none is known."""
+        return self._rows.get(token_hash)
+
     def refusal(self, token: TokenRow) -> str:
         """Say why a token opens nothing now; "" where it does."""
         row = self._rows.get(token.hash)

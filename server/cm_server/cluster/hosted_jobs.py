@@ -73,7 +73,10 @@ class Guests:
 
     def _on_run(self, sender: str, head: dict[str, Any], code: bytes) -> None:
         """Take the jobs whose boards are here, and run them; refuse the others."""
-        boards = {number: self._registry.by_id.get(board_id) for number, board_id in head["jobs"]}
+        boards = {
+            number: self._registry.by_id.get(board_id) for number, board_id, _ in head["jobs"]
+        }
+        names = {number: name for number, _, name in head["jobs"]}
         here = {n: board for n, board in boards.items() if board is not None and board.link}
         now = [number for number, board in here.items() if board.idle]
         try:
@@ -83,7 +86,11 @@ class Guests:
             self._post.send(sender, "refused", {"jobs": list(boards), "why": why})
             return
         cell = _cell(code, head)
-        jobs = [self._job(number, here[number], cell, sender, head["caller"]) for number in taken]
+        who = {"caller": head["caller"], "token": head["token"]}
+        jobs = [
+            self._job(number, here[number], cell, sender, name=names[number], **who)
+            for number in taken
+        ]
         told = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
         self._post.send(sender, "taken", {"jobs": told})
         if gone := boards.keys() - taken:
@@ -91,14 +98,16 @@ class Guests:
         self._dispatch.admit(jobs)
         self._dispatch.launch(jobs)
 
-    def _job(self, number: int, board: Board, cell: Cell, sender: str, caller: str) -> Job:
+    def _job(
+        self, number: int, board: Board, cell: Cell, sender: str, *, caller: str, **more: str
+    ) -> Job:
         """Return a job; it may be one of this server's own that comes back with its board."""
         own = self._dispatch.jobs.get(number)
         if own is not None:
             own.away, own.state = "", "queued"
             return own
         absent = self._absent.setdefault(sender, Absent(self._post, sender))
-        return Job(number, board, cell, caller, absent)
+        return Job(number, board, cell, caller, absent, **more)
 
     def lost(self, server: str) -> None:
         """Go on without the callers at a server that is gone."""

@@ -56,7 +56,7 @@ class Elsewhere:
     ) -> None:
         self._dispatch, self._endings = dispatch, endings
         self._store, self._post, self._later = store, post, later
-        self._batch: dict[tuple[str, Cell, str], list[Job]] = {}
+        self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
         self._tries: dict[int, int] = {}  # of jobs of which no word has come
         self._asked: dict[int, float] = {}  # when for the first, by the monotonic clock
         self._ended: set[int] = set()  # that the last look at the store saw
@@ -78,16 +78,17 @@ class Elsewhere:
         job.away = server
         if not self._batch:
             self._later(0, self._send)
-        self._batch.setdefault((server, job.cell, job.caller), []).append(job)
+        self._batch.setdefault((server, job.cell, job.caller, job.token), []).append(job)
 
     def _send(self) -> None:
         """Ask each server once for all that one cell is to it."""
         batch, self._batch = self._batch, {}
-        for (server, cell, caller), jobs in batch.items():
-            asked = [[job.id, job.board.id] for job in jobs if job.id in self._dispatch.jobs]
-            self._post.send(
-                server, "run", {"jobs": asked, "caller": caller, **_told(cell)}, cell.code
-            )
+        for (server, cell, caller, token), jobs in batch.items():
+            asked = [
+                [job.id, job.board.id, job.name] for job in jobs if job.id in self._dispatch.jobs
+            ]
+            who = {"caller": caller, "token": token}
+            self._post.send(server, "run", {"jobs": asked, **who, **_told(cell)}, cell.code)
             self._later(WORD_SECONDS, lambda jobs=jobs: self._on_no_word(jobs))  # type: ignore[misc]
 
     def interrupt(self, job: Job) -> None:
@@ -133,6 +134,7 @@ class Elsewhere:
         return job if job is not None and job.away == sender else None
 
     def _begun(self, job: Job) -> None:
+        job.stop_timer()
         job.state, job.started = "running", time.time()
         if job.cell.files is not None:
             job.transfer = job.cell.files.begin(job, lambda data: self._pass(job, data))
@@ -285,7 +287,10 @@ class Elsewhere:
         self._dispatch.lose(board)
         jobs = list(board.queue)
         board.queue.clear()
-        self._dispatch.launch(jobs)
+        for job in jobs:
+            if job.resends:  # it was sent: the store knows whose it is now
+                self.follow(job)
+        self._dispatch.launch([job for job in jobs if not job.resends])
 
 
 def _told(cell: Cell) -> dict[str, Any]:

@@ -72,7 +72,12 @@ class Dispatch:
         self.rekey = self._queues.rekey
         self.abandon = self._queues.abandon
         self.elsewhere: Elsewhere | None = None  # where there are other servers
+        self._refusal: Callable[[Job], str] = lambda _job: ""
         self._restore()
+
+    def permit(self, refusal: Callable[[Job], str]) -> None:
+        """Have ``refusal`` say, before each start, why a job may not begin; "" where it may."""
+        self._refusal = self._queues.refusal = refusal
 
     def meet(self, store: SharedStore, post: Post) -> Elsewhere:
         """Have other servers, which run jobs for callers here."""
@@ -92,15 +97,28 @@ class Dispatch:
     # What callers ask
 
     def submit(
-        self, boards: Sequence[Board], cell: Cell, caller: str, watcher: Watcher, **asked: str
+        self,
+        boards: Sequence[Board],
+        cell: Cell,
+        caller: str,
+        watcher: Watcher,
+        *,
+        token: str = "",
+        **asked: str,
     ) -> list[Job]:
         """Write one job per board down; ``launch`` lets them run.
 
-        ``asked`` (``address``, ``target``) is what the audit log tells of who asked.
+        Args:
+            boards: where it runs.
+            cell: what runs.
+            caller: the name of the caller's token.
+            watcher: who is told how the jobs go.
+            token: the hash of the caller's token, by which each start is judged.
+            asked: (``address``, ``target`` …) what the audit log gets to know of who asked.
         """
         numbers = self._store.begin([board.id for board in boards], caller, **asked)
         jobs = [
-            Job(number, board, cell, caller, watcher)
+            Job(number, board, cell, caller, watcher, token=token)
             for number, board in zip(numbers, boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
@@ -115,15 +133,17 @@ class Dispatch:
                 self._endings.settle(job, "error", why)
             elif board.link is None:
                 self._launch_absent(job)
-            elif board.current is None and not board.queue and not board.blocked:
-                self._queues.start(job)
             else:
                 board.queue.append(job)
+                self._queues.advance(board, quiet=job)  # who submits it is told by ACCEPTED
             board.touch()
 
     def _launch_absent(self, job: Job) -> None:
         if self.elsewhere is not None and job.board.online:
-            self.elsewhere.launch(job)
+            if why := self._refusal(job):
+                self._endings.settle(job, "error", f"{why}; it did not run")
+            else:
+                self.elsewhere.launch(job)
         else:
             self._await_board(job)
 
@@ -149,9 +169,31 @@ class Dispatch:
         elif job.state == "running" and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
         elif job.state in ("queued", "resetting"):
-            if job.state == "queued":
-                job.board.queue.remove(job)
+            self._take_out(job)
             self._endings.settle(job, "interrupted", "it was not sent yet and did not run")
+
+    def _take_out(self, job: Job) -> None:
+        """Take a job that waits out of its board's queue; one that was sent is interrupted, too."""
+        if job.state == "queued":
+            job.board.queue.remove(job)
+        if job.resends and job.board.link is not None:
+            job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
+
+    def withdraw(self, job: Job, why: str) -> None:
+        """End a job that has not begun and whose caller may not run it any more.
+
+        One that another server has is for that server to end.
+        """
+        if not job.away:
+            self._take_out(job)
+            self._endings.settle(job, "error", f"{why}; it did not run")
+
+    def part(self, job: Job, why: str) -> None:
+        """Tell a caller that it follows a job no more; what the job does on its board goes on."""
+        body = {"why": f"{why}; what had begun there goes on", "output_lost": False}
+        flags = wire.STATUSES.index("lost")
+        job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
+        self._part(job)
 
     def answer(self, job: Job, text: bytes, *, nobody: bool = False) -> None:
         """Answer the ``input()`` of a job."""
@@ -165,14 +207,14 @@ class Dispatch:
 
     def forget(self, watcher: Watcher) -> None:
         """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
-        unwanted: list[Job] = []
-        for job in self.jobs.values():
-            if job.watcher is watcher:
-                job.watcher = None
-                self.answer(job, b"", nobody=True)
-                if job.cell.files is not None and job.cell.files.gets:
-                    unwanted.append(job)
-        for job in unwanted:
+        for job in [job for job in self.jobs.values() if job.watcher is watcher]:
+            self._part(job)
+
+    def _part(self, job: Job) -> None:
+        """Go on with a job that nobody follows any more; files that nobody gets are not sent."""
+        job.watcher = None
+        self.answer(job, b"", nobody=True)
+        if job.cell.files is not None and job.cell.files.gets:
             self.interrupt(job)
 
     def left(self, number: int, size: int) -> None:
@@ -214,8 +256,10 @@ class Dispatch:
             job.deliver(data, droppable=True)
 
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
+        resets = job.state == "resetting"
         self.take_result(job, message, data)
-        self._queues.release(job.board)
+        if not resets:  # else it restarts before it can do anything else
+            self._queues.release(job.board)
 
     def take_result(self, job: Job, message: wire.Message, data: bytes) -> None:
         """Pass a result on first, then write it down: somebody waits for it."""
@@ -240,6 +284,11 @@ class Dispatch:
         board.told = {**board.told, "program": told}
         board.blocked = bool(message.flags & wire.BLOCKS)
         board.touch()
+        job = board.current
+        if board.blocked and job is not None and job.state == "running":
+            self._queues.put_back(job)
+        elif board.blocked and job is not None and job.state == "settled":
+            board.current = None  # it does not run that any more, whatever became of it
         if board.current is None:
             self._queues.next(board)
 
@@ -290,7 +339,7 @@ class Dispatch:
             self.lose(board)
         for row in rows:
             job = self.jobs.get(row.id) or Job(row.id, board, NO_CELL, row.caller, None)
-            if board.current is job:
+            if board.current is job or job in board.queue:  # there it waits to be sent again
                 continue
             job.away, job.state, job.started = "", "adrift", job.started or row.created
             self.jobs[job.id] = job
@@ -336,14 +385,28 @@ class Dispatch:
         job, board.current = board.current, None
         told = read_last(last)
         if job is not None and job.state == "resetting" and not same_boot:
-            job.deliver(wire.pack(wire.STARTED, job=job.id))
-            self._queues.start(job)
+            if not self._queues.start(job, quiet=False):
+                self._queues.next(board)
             return
+        was_resent = self._settle_resent(board, told, same_boot=same_boot)
         if job is not None and job.state != "settled":
             self._on_return(job, told, same_boot=same_boot)
-        elif told is not None:
+        elif told is not None and not was_resent:
             self._endings.amend(board, told)
         self._queues.next(board)
+
+    def _settle_resent(self, board: Board, told: Told | None, *, same_boot: bool) -> bool:
+        """Settle the job that waits to be sent again, if its board may have run it by now.
+
+        Returns:
+            Whether ``told`` was about it.
+        """
+        job = next((job for job in board.queue if job.resends), None)
+        is_told = job is not None and told is not None and told.job == job.id
+        if job is not None and (is_told or not same_boot):
+            board.queue.remove(job)
+            self._on_return(job, told, same_boot=same_boot)
+        return is_told
 
     def _on_return(self, job: Job, told: Told | None, *, same_boot: bool) -> None:
         """Settle a job whose board is back."""
@@ -369,7 +432,7 @@ class Dispatch:
     def stop(self) -> None:
         """End what was not sent; what runs stays open, its board tells the next server."""
         for job in list(self.jobs.values()):
-            if job.state in ("queued", "resetting") and not job.away:
+            if job.state in ("queued", "resetting") and not (job.away or job.resends):
                 why = "the server stopped before it was sent; it did not run"
                 self._endings.settle(job, "lost", why)
         self._store.flush()

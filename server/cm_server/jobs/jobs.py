@@ -89,22 +89,36 @@ class Job:
         "ended",
         "error",
         "id",
+        "name",
+        "resends",
         "state",
         "status",
         "tail",
         "timer",
+        "token",
         "transfer",
         "value",
         "watcher",
     )
 
     def __init__(
-        self, number: int, board: Board, cell: Cell, caller: str, watcher: Watcher | None
+        self,
+        number: int,
+        board: Board,
+        cell: Cell,
+        caller: str,
+        watcher: Watcher | None,
+        *,
+        token: str = "",
+        name: str = "",
     ) -> None:
         self.id = number
         self.board = board
+        self.name = name or board.name  # as its caller knows the board, whatever it is called now
         self.cell = cell
         self.caller = caller
+        self.token = token  # the hash of its caller's token; "" where it has begun already
+        self.resends = 0  # how often it went back into the queue after it was sent
         self.watcher = watcher
         self.state = "queued"
         self.status: str | None = None
@@ -129,6 +143,11 @@ class Job:
         self._started = at
         self.began = None if at is None else time.monotonic()
 
+    @property
+    def begun(self) -> bool:
+        """Whether it may have begun on its board."""
+        return self.state in ("running", "adrift")
+
     def messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""
         return wire.exec_messages(
@@ -138,6 +157,7 @@ class Job:
             awaits=self.cell.awaits,
             op=wire.EXEC if self.cell.files is None else wire.FILE,
             buffer_size=self.board.buffer_size,
+            again=self.resends > 0,
         )
 
     def describe(self) -> dict[str, Any]:

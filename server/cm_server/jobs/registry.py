@@ -58,10 +58,17 @@ class Board:
     Args:
         row: what the store knows of it.
         touch: called with it after each change that callers can see.
+        relabelled: called after its labels changed: other tokens may reach it now.
     """
 
-    def __init__(self, row: BoardRow, touch: Callable[[Board], None] | None = None) -> None:
+    def __init__(
+        self,
+        row: BoardRow,
+        touch: Callable[[Board], None] | None = None,
+        relabelled: Callable[[], None] | None = None,
+    ) -> None:
         self._touch = touch
+        self._relabelled = relabelled
         self.id = row.id
         self.name = row.name
         self.key = row.key
@@ -124,6 +131,8 @@ class Board:
     def labels(self, labels: Mapping[str, str]) -> None:
         self._labels = labels
         self.touch()
+        if self._relabelled is not None:
+            self._relabelled()
 
     @property
     def next_key(self) -> bytes | None:
@@ -238,6 +247,8 @@ class Registry:
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
         self.on_change: Callable[[Board], None] | None = None  # what watches.py listens by
         self.on_touch: Callable[[Board], None] | None = None  # and presence.py
+        #: Called after a board got another name or other labels: who reaches it may have changed.
+        self.on_access: Callable[[], None] = lambda: None
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
@@ -245,7 +256,9 @@ class Registry:
 
     def add(self, row: BoardRow) -> Board:
         """Take in a board that was enrolled."""
-        board = self.by_name[row.name] = self.by_id[row.id] = Board(row, self._on_touch)
+        board = self.by_name[row.name] = self.by_id[row.id] = Board(
+            row, self._on_touch, lambda: self.on_access()
+        )
         board.touch()
         return board
 
@@ -271,6 +284,7 @@ class Registry:
         board.name = name
         self.by_name[name] = board
         board.touch()
+        self.on_access()
 
     def online(self) -> list[Board]:
         """Return the boards that have a link now."""

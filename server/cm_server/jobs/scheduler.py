@@ -47,23 +47,33 @@ class Queues:
         self._later = later
         self.lost_after = lost_after
         self.on_refused: Callable[[Job], None] = lambda _job: None  # it is another server's
+        self.refusal: Callable[[Job], str] = lambda _job: ""  # why its caller may not run it now
 
-    def start(self, job: Job) -> None:
-        """Send a job to its board, which is idle; one for a fresh board lets it restart first."""
+    def start(self, job: Job, *, quiet: bool = True) -> bool:
+        """Send a job to its board; one for a fresh board lets it restart first.
+
+        Args:
+            job: for a board that runs no other, and is linked to this server.
+            quiet: whether the caller knows that it starts; else it is told first.
+
+        Returns:
+            False where the job has ended instead, or is another server's: the next may start.
+        """
         board, cell = job.board, job.cell
         assert board.link is not None
-        if why := _unfit(job):
+        why = f"{refused}; it did not run" if (refused := self.refusal(job)) else _unfit(job)
+        if why:
             self._endings.settle(job, "error", why)
-            self.next(board)
-            return
+            return False
         if not self._may_send(job):
-            self.next(board)
-            return
+            return False
+        if not quiet:
+            job.deliver(wire.pack(wire.STARTED, job=job.id))
         board.current = job
         job.stop_timer()
-        if cell.fresh and job.state == "queued":
+        if _resets(job):
             self._reset(job)
-            return
+            return True
         job.state, job.started = "running", time.time()
         if cell.files is not None:
             job.transfer = cell.files.begin(job, board.link.send)
@@ -72,6 +82,35 @@ class Queues:
         self._endings.tally.started(job)
         if cell.timeout is not None:
             job.timer = self._later(cell.timeout + CONFIRM, lambda: self._on_deadline(job))
+        return True
+
+    def put_back(self, job: Job) -> None:
+        """Queue a job anew that its board has not begun: its own program began first.
+
+        A board reads what it is sent in order, and says how a job ended before it does anything
+        else. So one that says that its program keeps it busy has not read this job, and passes
+        over it meanwhile. It is sent once more when the board is free, marked as sent before:
+        a board that has read it after all, behind a program that ended at once, runs it once.
+
+        A program that began after the reset for a fresh job (it could not be kept out) is ended.
+        """
+        board = job.board
+        job.stop_timer()
+        job.state, job.started, job.transfer, job.asking = "queued", None, None, False
+        job.resends += 1
+        board.current = None
+        board.queue.appendleft(job)
+        if job.cell.fresh and board.link is not None:
+            board.link.send(wire.pack(wire.INTERRUPT))
+            job.timer = self._later(RESET_SECONDS, lambda: self._on_not_free(job))
+
+    def _on_not_free(self, job: Job) -> None:
+        """End a fresh job whose board runs its own program, which ignores that it was ended."""
+        job.timer = None
+        if job.state == "queued" and job in job.board.queue:
+            job.board.queue.remove(job)
+            why = f"its own program began again after the reset, and did not end in {RESET_SECONDS:g} s"
+            self._endings.settle(job, "lost", why)
 
     def _may_send(self, job: Job) -> bool:
         """See that the store knows that a job is sent now, and nobody else sends it."""
@@ -85,7 +124,7 @@ class Queues:
         return False
 
     def _reset(self, job: Job) -> None:
-        """Have the board restart; its next link starts the job."""
+        """Have the board restart, whatever its own program does; its next link starts the job."""
         assert job.board.link is not None
         job.state = "resetting"
         job.board.link.send(wire.pack(wire.RESET, job=job.id))
@@ -123,12 +162,21 @@ class Queues:
         self.next(board)
 
     def next(self, board: Board) -> None:
-        """Start what waits for a board that is idle."""
+        """Go on with a board that runs no job: its next key, then what waits for it."""
         self.rekey(board)
-        if board.queue and board.link is not None and not board.blocked:
-            job = board.queue.popleft()
-            job.deliver(wire.pack(wire.STARTED, job=job.id))
-            self.start(job)
+        self.advance(board)
+
+    def advance(self, board: Board, *, quiet: Job | None = None) -> None:
+        """Start what waits for a board, if it can begin now.
+
+        Args:
+            board: of which nobody need be sure that it is free.
+            quiet: the job of which its caller need not be told that it starts.
+        """
+        while (job := _startable(board)) is not None:
+            board.queue.remove(job)
+            if self.start(job, quiet=job is quiet):
+                return
 
     def rekey(self, board: Board) -> None:
         """Ask an idle board to take its next key; a busy one is asked when it is idle."""
@@ -150,7 +198,10 @@ class Queues:
         why = f"its link broke and it did not come back within {self.lost_after:g} s"
         self._end_current(board, why)
         for job in list(board.queue):
-            if job.timer is None:  # else its caller's own patience counts
+            if job.resends:
+                board.queue.remove(job)
+                self._endings.settle(job, "lost", why)
+            elif job.timer is None:  # else its caller's own patience counts
                 board.queue.remove(job)
                 self._endings.settle(job, "offline", board.absence)
 
@@ -164,6 +215,24 @@ class Queues:
         job, board.current = board.current, None
         if job is not None and job.state != "settled":
             self._endings.settle(job, "lost", why)
+
+
+def _startable(board: Board) -> Job | None:
+    """Return the job that a board can begin now, None where there is none.
+
+    While the board's own program keeps it busy, that is the first that resets the board: such a
+    job ends the program, and does not wait behind those that wait for the program's end.
+    """
+    if board.link is None or board.current is not None:
+        return None
+    if board.blocked:
+        return next((job for job in board.queue if _resets(job)), None)
+    return board.queue[0] if board.queue else None
+
+
+def _resets(job: Job) -> bool:
+    """Return whether a job's board has yet to restart before it is sent."""
+    return job.cell.fresh and job.state == "queued" and not job.resends
 
 
 def _unfit(job: Job) -> str:

@@ -114,6 +114,7 @@ class CallerConversation:
         self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
         self._open = 0  # jobs that have not ended
         self._look: asyncio.TimerHandle | None = None  # at the token again
+        self._shut = False  # whether it is being closed, since the token is not valid any more
         self._watches: dict[int, Watch] = {}  # by the caller's own number
         self._later: set[asyncio.Task[None]] = set()  # replies that take their time
 
@@ -124,17 +125,26 @@ class CallerConversation:
         self._check_token()
 
     def _check_token(self) -> None:
-        """Close the link of a token that opens nothing any more; look again when it expires.
+        """Close the link of a token that is no longer valid; look again when it expires.
 
         The timer is of the loop's clock, which nobody sets; the token expires by the wall clock.
         So it looks again each second, too.
         """
-        if why := self._server.tokens.refusal(self.token):
-            self.close(REVOKED, why)
-        elif (left := self._server.tokens.seconds_left(self.token)) is not None:
+        if not self._is_valid():
+            return
+        if (left := self._server.tokens.seconds_left(self.token)) is not None:
             left = max(left, 0.01)
             loop = asyncio.get_running_loop()
             self._look = loop.call_later(min(left, TOKEN_LOOK_SECONDS), self._check_token)
+
+    def _is_valid(self) -> bool:
+        """Return whether the link's token is valid now; else hang up."""
+        why = self._server.tokens.refusal(self.token)
+        if why and not self._shut:
+            self._shut = True
+            self._server.permission.review()  # its jobs' ends leave before the link does
+            self.close(REVOKED, why)
+        return not why
 
     def _on_end(self) -> None:
         if self._look is not None:
@@ -157,6 +167,8 @@ class CallerConversation:
 
     def _on_message(self, data: bytes) -> None:
         message = wire.unpack(data)
+        if not self._is_valid():
+            return
         if message.op == wire.SUBMIT:
             self._reply_to(message, self._submit)
         elif message.op == wire.REQUEST:
@@ -203,7 +215,8 @@ class CallerConversation:
         except Exception:
             log.exception("a request failed")
             body = verbs.pack_error(ServerError("it failed at this; its log says why"))
-        self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
+        if self._is_valid():
+            self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
 
     def _take_content(self, message: wire.Message) -> None:
         """Take a piece of a file; the reply is how much of it is there."""
@@ -226,7 +239,7 @@ class CallerConversation:
                 parse(target),
                 reach=known,  # chosen anew at each look
                 send=self._link.send,
-                ready=lambda: not self._link.writing,
+                ready=lambda: self._is_valid() and not self._link.writing,
                 samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
@@ -304,6 +317,7 @@ class CallerConversation:
             cell,
             self.token.name,
             self,
+            token=self.token.hash,
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
             detail=shorten(order.detail),
@@ -337,6 +351,8 @@ class CallerConversation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._shut:
+            self._is_valid()  # else nothing more is told but how its jobs ended
         while self._outbox and not self._link.writing:
             messages, self._outbox = self._outbox, []
             if self._waiting > limits.FRAME_BYTES:
