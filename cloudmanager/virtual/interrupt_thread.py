@@ -25,7 +25,8 @@ from typing import Any
 # The mailbox, byte by byte; the same table is in mpy_client/cm/unix.py.
 _USER = 0  # 1 while code of the user's runs: only then may it be interrupted
 _RUN = 1  # 1 from a cell's start to its end
-_FIRE = 2  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was, by the board
+# The cell shall be interrupted: 1 now, 2 in a while, 3 it was, by the board; 4: end the process.
+_FIRE = 2
 _SHOT = 3  # we are about to interrupt: the board waits until we have
 _LATE = 4  # output is gathered that nobody will send but our call
 _NOTED = 5  # note is on its way
@@ -42,6 +43,7 @@ _LOST = 2.0  # seconds after which a call that did not come is made again
 _QUIET = 10  # ticks without work until we sleep
 _LOG_BYTES = 256 * 1024  # of a board's log; then it starts anew
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
+RESTART = 77  # the exit code of a board that wants to start anew; as in mpy_client/cm/unix.py
 _NONE = 1  # MicroPython's small integer 0, the argument of note
 
 
@@ -138,6 +140,8 @@ class Watcher:
     def _fire(self) -> None:
         """Raise KeyboardInterrupt in code of the user's, and nowhere else."""
         now = time.monotonic()
+        if self.box[_FIRE] == 4:
+            os._exit(RESTART)  # what a hard reset is to a chip
         if self.box[_FIRE] == 3:
             self.box[_FIRE] = 2
             self._shot = now

@@ -1,17 +1,20 @@
 # The user's program, app.py: beside cells where it has `async def main()`, else in their place.
 # Boards: all; imported where there is an app.py, and kept while it is needed.
-# Cost: 1,692 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,138 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 #
 # /cm.boot holds how many starts in a row ended badly, of which app.py, and the last traceback.
 import io
 import os
 import sys
-from time import ticks_diff, ticks_ms
+from time import ticks_add, ticks_diff, ticks_ms
 
 from cm import link, run
 
+_tick = run.tick
+
 _OUT = const(16)  # as in run.py
 _PROGRAM = const(0x27)
+_RESET = const(0x14)
 _RUNNING = const(4)
 _BAD = const(3)  # bad starts in a row until it is left out
 _GOOD = const(60000)  # ms: who ran so long has started well
@@ -23,6 +26,9 @@ text = ""
 since = 0
 patience = 60000  # ms that it may keep the board busy without a link
 _LONGEST = const(3600000)
+_GRACE = const(2000)  # ms in which the program may end by itself, where a reset is wanted
+resets = 0  # when that is over; 0: no reset is wanted
+_FINE = ("SystemExit", "CancelledError")
 
 
 def _keep():
@@ -89,6 +95,46 @@ def _last(lead):
     return line and (lead + line)[:_SHORT]
 
 
+# Looks after the link in the place of run.tick, while the program keeps the board busy: what its
+# interrupt does not end, because it catches it, ends by a hard reset.
+def tick(at):
+    stop = _tick(at)
+    if resets and ticks_diff(ticks_ms(), resets) >= 0:
+        restart(True)
+    return stop
+
+
+# In the place of link.recv meanwhile: a reset ends the program.
+def hear(at):
+    global resets
+    n = link.recv(at)
+    if n and link.buf[at] == _RESET:
+        run.stop = _RESET
+        resets = run.deadline = ticks_add(ticks_ms(), _GRACE) | 1  # a deadline wakes the console
+    return n
+
+
+# Starts the interpreter anew, without the program this once.
+def restart(hard):
+    try:
+        open("/cm.skip", "w").close()
+    except Exception:  # no room
+        pass
+    try:
+        link.frame(0x88, 8, 8)  # a close without a code
+    except Exception:
+        pass
+    if not hard:
+        link.close()
+        run.port.reset()
+    elif hasattr(run.port, "hard_reset"):  # virtual boards
+        run.port.hard_reset()
+    else:
+        import machine
+
+        machine.reset()
+
+
 # The fleet hears of it as soon as no cell runs.
 def _ended(error):
     global text
@@ -122,6 +168,8 @@ async def _main(coro):
 # stopped when the link is gone for long, so that the board can dial; each time it may run longer.
 def go():
     global count, patience, since
+    if run.rest:  # a cell is on its way: first that, so that the server knows what was begun
+        return link.wait(10)
     if not since:
         count += 1
         _keep()
@@ -130,6 +178,7 @@ def go():
     run.mark = run.end = _OUT
     run.limit = patience
     link.told = "app.py"
+    last = bytes(link.job)
     say(1)
     port = run.port
     try:
@@ -141,6 +190,8 @@ def go():
     main = error = None
     sys.modules.pop("app", None)
     port.begin()
+    run.tick = tick
+    run.recv = hear
     try:
         port.user(True)
         import app
@@ -152,6 +203,11 @@ def go():
         port.user(False)
         error = e
     port.end()
+    run.tick = _tick
+    run.recv = link.recv
+    link.job[:] = last  # it never runs again, whatever is sent twice
+    if resets:
+        restart(False)
     run.mark = run.end = _OUT
     run.limit = 60000
     if hasattr(main, "send") and not error:

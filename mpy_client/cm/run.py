@@ -1,6 +1,6 @@
 # Cells: runs what the server sends, ends it when asked to, remembers how the last one ended.
 # Boards: all that link.py runs on; loop.py (await) is optional, console.py or unix.py captures.
-# Cost: 2,954 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 3,016 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
 import __main__
 import builtins
 import gc
@@ -30,6 +30,7 @@ _INTERRUPT = const(0x12)
 _ANSWER = const(0x13)
 _RESET = const(0x14)
 _REKEY = const(0x15)
+_AGAIN = const(2)  # of EXEC and FILE: it was sent before
 _FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
@@ -190,7 +191,8 @@ def input(prompt=""):
 # Does what the server says, until the link ends; when there is nothing to do, it tells what has
 # changed of its facts.
 def serve():
-    global stop
+    global rest, stop
+    rest = None
     dirty = False
     while link.socket:
         n = recv(_IN)
@@ -212,10 +214,13 @@ def serve():
         if op in (_EXEC, _FILE):
             begin(n)
         elif op == _RESET:
+            try:
+                os.stat("/app.py")
+                open("/cm.skip", "w").close()  # it stays out this once, also where it is new
+            except OSError:
+                pass
             link.frame(0x88, _IN, _IN)  # a close without a code
             close()
-            if link.told:
-                open("/cm.skip", "w").close()  # app.py stays out this once
             port.reset()
         elif op == _REKEY:
             from cm.identity import rekey
@@ -239,6 +244,8 @@ def serve():
 def begin(n):
     global awaits, code, deadline, lost, rest, status, stop, trace
     if mv[_IN + 2 : _IN + 6] == job:  # it came before: never twice
+        if buf[_IN + 1] & _AGAIN:
+            return
         raise EOFError
     deadline, size = unpack_from(">II", buf, _IN + 6)
     awaits = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & 1

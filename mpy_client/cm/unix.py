@@ -13,7 +13,8 @@ from cm import link, run
 # The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
 _USER = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
 _RUN = const(1)  # 1 from a cell's start to its end
-_FIRE = const(2)  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was, by ourselves
+# The cell shall be interrupted: 1 now, 2 in a while, 3 it was, by ourselves; 4: end the process.
+_FIRE = const(2)
 _SHOT = const(3)  # the watcher is about to shoot: wait until it has
 _LATE = const(4)  # output is gathered that nobody will send but the watcher's call
 _NOTED = const(5)  # note is on its way
@@ -91,6 +92,7 @@ def look():
     _call()
     if run.tick(_SIDE) and not box[_FIRE]:
         box[_FIRE] = 1
+    pack_into("<q", box, _DEADLINE, run.deadline)
 
 
 # A scheduled call, on the main thread, between two steps of the user's code. No jump may
@@ -221,3 +223,8 @@ def leave():
 # Restarts the interpreter: the supervisor forks a board anew when it ends with this status.
 def reset():
     raise SystemExit(_RESTART)
+
+
+# What machine.reset() is to a chip: the watcher ends the process, whatever the user's code does.
+def hard_reset():
+    box[_FIRE] = 4

@@ -109,7 +109,9 @@ class Queues:
         job.timer = None
         if job.state == "queued" and job in job.board.queue:
             job.board.queue.remove(job)
-            why = f"its own program began again after the reset, and did not end in {RESET_SECONDS:g} s"
+            why = (
+                f"its own program began after the reset and did not end within {RESET_SECONDS:g} s"
+            )
             self._endings.settle(job, "lost", why)
 
     def _may_send(self, job: Job) -> bool:
@@ -137,9 +139,13 @@ class Queues:
         if job.state == "resetting":  # else it was interrupted meanwhile
             why = f"it did not come back from its reset within {RESET_SECONDS:g} s"
             self._endings.settle(job, "lost", why + "; the cell did not run")
+        link = board.link
         self.release(board)
-        if board.link is None:
+        if link is None:
             self._give_up(board, board.links)
+        else:  # it read nothing for so long: what was sent to it meanwhile must not wait for ever
+            log.warning("%s did not restart when it was asked to: its link is closed", board.name)
+            link.close(frames.GOING_AWAY, "it did not restart")
 
     def _on_deadline(self, job: Job) -> None:
         """The board should have said by now that it stopped its job."""
