@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.client.board_paths import on_board
-from cloudmanager.client.files import nothing
+from cloudmanager.client.files import failed, nothing
 from cloudmanager.client.fleet import Boards
+from cloudmanager.client.jobs import STOP_SECONDS
 from cloudmanager.client.sources import of_bytes
 from cloudmanager.client.uploads import Item, spread
-from cloudmanager.client.verbs import drive
+from cloudmanager.client.verbs import TICK, drive
+from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import nearest
-from cloudmanager.results.results import Results
+from cloudmanager.results.results import Result, Results
 
+PROGRAM: Final = "app.py"  # what a board says while its own program runs
 SETTINGS: Final = ":settings.json"  # what the user's own programs read on a board
 
 
@@ -54,8 +58,24 @@ def _echo(boards: Boards, text: str) -> Results:
 
 
 def _stop(boards: Boards) -> Results:
-    told = boards.stop()
-    return Results({name: nothing(name) for name in told}, ())
+    """End the boards' own programs; one that goes on is an error, though its board was asked."""
+    asked = boards.stop()
+    deadline = time.monotonic() + STOP_SECONDS
+    while (going := _programs(boards, asked)) and time.monotonic() < deadline:
+        time.sleep(TICK)
+    return Results({name: _goes_on(name) if name in going else nothing(name) for name in asked}, ())
+
+
+def _programs(boards: Boards, names: Sequence[str]) -> set[str]:
+    """Return those of the boards whose own program runs."""
+    there = {board["name"] for board in boards.info() if board["program"] == PROGRAM}
+    return there & set(names)
+
+
+def _goes_on(name: str) -> Result:
+    error = CloudmanagerError(f"its program still runs {STOP_SECONDS:g} s after it was interrupted")
+    error.hint = f"`mbm board {name} reset` ends it, whatever it does."
+    return failed(name, error)
 
 
 def _settings(boards: Boards) -> Results:

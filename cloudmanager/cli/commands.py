@@ -15,6 +15,8 @@ from typing import Any
 
 from cloudmanager import local_server
 from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import STOP_SECONDS
+from cloudmanager.client.verbs import still_open
 from cloudmanager.display.tables import duration, fleet_table, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold
@@ -183,8 +185,14 @@ def job_interrupt(options: argparse.Namespace) -> int:
     """Interrupt jobs."""
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
+        left = still_open(fleet, options.jobs) if count else []
     text = f"{count} of {len(options.jobs)} had not ended and were interrupted."
-    return say(options, {"interrupted": count}, text)
+    if not left:
+        return say(options, {"interrupted": count}, text)
+    numbers = ", ".join(map(str, left))
+    text += f" Not ended within {STOP_SECONDS:g} s: {numbers}. What runs there ignores it."
+    say(options, {"interrupted": count - len(left), "open": left}, text)
+    return FAILED
 
 
 # Virtual boards

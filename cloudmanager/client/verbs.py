@@ -7,6 +7,7 @@ calling thread; ``in_loop`` drives it as part of an asyncio program.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -197,6 +198,26 @@ class BoardsVerbs:
         """Set labels on the boards; an empty value takes one away. Return the boards' names."""
         body = {"target": self.target, "labels": dict(labels)}
         return list(await self.exchange().request("label", body))
+
+
+class _Jobs(Protocol):
+    """What can list jobs, at once."""
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs that run or wait, then those that ended lately."""
+
+
+def still_open(fleet: _Jobs, numbers: Sequence[int]) -> list[int]:
+    """Return those of these jobs, which were interrupted, that do not end within seconds.
+
+    Blocks for at most ``STOP_SECONDS``.
+    """
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        left = {job["job"] for job in fleet.jobs() if job["status"] is None} & set(numbers)
+        if not left or time.monotonic() > deadline:
+            return sorted(left)
+        time.sleep(TICK)
 
 
 def cell_of(code: str, inputs: Mapping[str, Any] | None) -> Cell:

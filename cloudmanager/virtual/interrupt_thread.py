@@ -25,8 +25,7 @@ from typing import Any
 # The mailbox, byte by byte; the same table is in mpy_client/cm/unix.py.
 _USER = 0  # 1 while code of the user's runs: only then may it be interrupted
 _RUN = 1  # 1 from a cell's start to its end
-# The cell shall be interrupted: 1 now, 2 in a while, 3 it was, by the board; 4: end the process.
-_FIRE = 2
+_FIRE = 2  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was; 4: end the process
 _SHOT = 3  # we are about to interrupt: the board waits until we have
 _LATE = 4  # output is gathered that nobody will send but our call
 _NOTED = 5  # note is on its way

@@ -17,7 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from .interrupt_thread import RESTART, run_board
+from .interrupt_thread import RESTART as RESTART
+from .interrupt_thread import run_board
 
 _PDEATHSIG = 1  # prctl's, linux/prctl.h
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -1,6 +1,6 @@
 # The user's program, app.py: beside cells where it has `async def main()`, else in their place.
 # Boards: all; imported where there is an app.py, and kept while it is needed.
-# Cost: 2,138 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 2,140 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 #
 # /cm.boot holds how many starts in a row ended badly, of which app.py, and the last traceback.
 import io
@@ -169,7 +169,8 @@ async def _main(coro):
 def go():
     global count, patience, since
     if run.rest:  # a cell is on its way: first that, so that the server knows what was begun
-        return link.wait(10)
+        link.wait(10)
+        return
     if not since:
         count += 1
         _keep()

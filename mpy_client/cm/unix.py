@@ -13,8 +13,7 @@ from cm import link, run
 # The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
 _USER = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
 _RUN = const(1)  # 1 from a cell's start to its end
-# The cell shall be interrupted: 1 now, 2 in a while, 3 it was, by ourselves; 4: end the process.
-_FIRE = const(2)
+_FIRE = const(2)  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was; 4: end all
 _SHOT = const(3)  # the watcher is about to shoot: wait until it has
 _LATE = const(4)  # output is gathered that nobody will send but the watcher's call
 _NOTED = const(5)  # note is on its way
