@@ -114,7 +114,7 @@ class CallerConversation:
         self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
         self._open = 0  # jobs that have not ended
         self._look: asyncio.TimerHandle | None = None  # at the token again
-        self._shut = False  # whether it is being closed, since the token is not valid any more
+        self._shut = False  # whether it is being closed
         self._watches: dict[int, Watch] = {}  # by the caller's own number
         self._later: set[asyncio.Task[None]] = set()  # replies that take their time
 
@@ -141,7 +141,6 @@ class CallerConversation:
         """Return whether the link's token is valid now; else hang up."""
         why = self._server.tokens.refusal(self.token)
         if why and not self._shut:
-            self._shut = True
             self._server.permission.review()  # its jobs' ends leave before the link does
             self.close(REVOKED, why)
         return not why
@@ -160,6 +159,7 @@ class CallerConversation:
 
     def close(self, code: int, reason: str) -> None:
         """Send what waits, say why, and hang up."""
+        self._shut = True
         self._flush()
         self._link.close(code, reason)
 
@@ -351,8 +351,10 @@ class CallerConversation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._shut:
-            self._is_valid()  # else nothing more is told but how its jobs ended
+        if not self._shut and self._server.tokens.refusal(self.token):
+            # Not here: a job may be about to end, which is the review's to find ended.
+            asyncio.get_running_loop().call_soon(self._is_valid)
+            return
         while self._outbox and not self._link.writing:
             messages, self._outbox = self._outbox, []
             if self._waiting > limits.FRAME_BYTES:

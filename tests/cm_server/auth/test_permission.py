@@ -1,0 +1,235 @@
+"""Permission is judged when a job begins and whenever it changes, not when it was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from cloudmanager.protocol import wire
+from cm_server.auth.enrolment import REVOKED
+from tests.cm_server.dispatching import Rig
+from tests.cm_server.pairs import Two, run
+from tests.cm_server.peers import FakeBoard, FakeCaller, Service, running_service
+
+LATER = 604_800.0  # seconds that an absent board may take
+
+
+class Lab:
+    """A service with an operator of lab-* and a board that runs that operator's first cell."""
+
+    def __init__(self, service: Service, owner: FakeCaller, board: FakeBoard) -> None:
+        self.service, self.owner, self.board = service, owner, board
+        self.next = 0
+
+    async def operator(self, target: str = "lab-*", expires: float | None = None) -> FakeCaller:
+        token = self.service.add_token("operator", target, name="leaver", expires=expires)
+        return await FakeCaller.join(self.service, token)
+
+
+@pytest.fixture
+async def lab(tmp_path: Path):
+    async with running_service(tmp_path) as service:
+        (told, _) = service.enrol("lab-1", "lab-2")
+        async with (
+            await FakeBoard.join(service, told) as board,
+            await FakeCaller.join(service) as owner,
+        ):
+            yield Lab(service, owner, board)
+
+
+async def nothing_more(board: FakeBoard) -> None:
+    """The board is sent nothing: what comes next is the answer to a request about it."""
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(board.socket.recv(), 0.05)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_queued_and_waiting_jobs_of_a_revoked_token_never_begin(lab: Lab, fresh: bool):
+    async with await lab.operator() as caller:
+        (running,) = await caller.submit("lab-1")
+        assert (await lab.board.next()).op == wire.EXEC
+        (queued,) = await caller.submit("lab-1", b"queued", fresh=fresh)
+        (waiting,) = await caller.submit("lab-2", b"a week later", wait=LATER, fresh=fresh)
+        await lab.owner.ask("token-revoke", name="leaver")
+        for job in (queued, waiting):
+            status, why = await caller.ending(job)
+            assert status == "error"
+            assert why.startswith("the token 'leaver' was revoked on ")
+            assert why.endswith("; it did not run")
+        assert (await caller.closed())[0] == REVOKED
+    await lab.board.end(running, rest=b"1")
+    await nothing_more(lab.board)
+    row = lab.service.server.store.job(running)
+    assert row is not None
+    assert row.status == "ok", "what had begun came to its end"
+    (_, told) = lab.service.enrol("lab-1", "lab-2")
+    async with await FakeBoard.join(lab.service, told) as late:
+        await nothing_more(late)
+
+
+async def test_jobs_of_a_token_that_expires_end_then_and_its_link_is_closed(lab: Lab):
+    async with await lab.operator(expires=0.3) as caller:
+        await caller.submit("lab-1")
+        (waiting,) = await caller.submit("lab-2", wait=LATER)
+        status, why = await caller.ending(waiting)
+        assert status == "error"
+        assert why.startswith("the token 'leaver' expired on ")
+        assert (await caller.closed())[0] == REVOKED
+
+
+async def test_expiry_is_read_at_each_start_even_if_the_clock_was_set(lab: Lab, monkeypatch):
+    async with await lab.operator(expires=3000) as caller:
+        (running,) = await caller.submit("lab-1")
+        assert (await lab.board.next()).op == wire.EXEC
+        (queued,) = await caller.submit("lab-1")
+        tokens = lab.service.server.tokens
+        monkeypatch.setattr(tokens, "_clock", lambda: time.time() + 4000)
+        await lab.board.end(running, rest=b"1")
+        status, why = await caller.ending(queued)
+        assert (status, "expired" in why) == ("error", True)
+    await nothing_more(lab.board)
+
+
+async def test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_was_set(
+    lab: Lab, monkeypatch
+):
+    async with await lab.operator(expires=3000) as caller:
+        assert (await caller.ask("boards"))["reply"]
+        monkeypatch.setattr(lab.service.server.tokens, "_clock", lambda: time.time() + 4000)
+        await caller.send(
+            wire.REQUEST, b'{"verb": "label", "target": "lab-1", "labels": {"a":"b"}}'
+        )
+        code, reason = await caller.closed()
+        assert (code, "expired" in reason) == (REVOKED, True)
+    assert not lab.service.server.registry.by_name["lab-1"].labels
+
+
+@pytest.mark.parametrize("how", ["renamed", "relabelled"])
+async def test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs(lab: Lab, how: str):
+    await lab.owner.ask("label", target="lab-1", labels={"room": "lab"})
+    async with await lab.operator("lab-*&room=lab") as caller:
+        (running,) = await caller.submit("lab-1")
+        assert (await lab.board.next()).op == wire.EXEC
+        (queued,) = await caller.submit("lab-1")
+        if how == "renamed":
+            await lab.owner.ask("rename", target="lab-1", name="prod-3")
+        else:
+            await lab.owner.ask("label", target="lab-1", labels={"room": "vault"})
+        assert await caller.ending(queued) == (
+            "error",
+            "lab-1 is no longer within reach of your token; it did not run",
+        )
+        await lab.board.end(running, output=b"secret", rest=b"1")
+        status, why = await caller.ending(running)
+        if status == "lost":  # it did not end before its caller was parted from it
+            assert (
+                why == "lab-1 is no longer within reach of your token; what had begun there goes on"
+            )
+    await nothing_more(lab.board)
+
+
+async def test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach(lab: Lab):
+    async with await lab.operator() as caller:
+        (job,) = await caller.submit("lab-1", answers=True)
+        assert (await lab.board.next()).op == wire.EXEC
+        await lab.owner.ask("rename", target="lab-1", name="prod-3")
+        assert (await caller.ending(job))[0] == "lost"
+        await lab.board.send(wire.OUTPUT, b"secret", job=job)
+        await lab.board.send(wire.INPUT, b"? ", job=job)
+        answer = await lab.board.next()
+        assert (answer.op, answer.flags) == (wire.ANSWER, wire.NOBODY)
+        assert (await caller.ask("boards"))["reply"] != []  # the next message is no output
+        await lab.board.end(job, rest=b"1")
+        await lab.service.until(lambda: job not in lab.service.server.dispatch.jobs)
+        row = lab.service.server.store.job(job)
+        assert row is not None
+        assert row.status == "ok"
+
+
+async def test_board_that_is_called_as_before_by_the_time_it_dials_in_gets_its_job(lab: Lab):
+    async with await lab.operator() as caller:
+        board = lab.service.server.registry.by_name["lab-2"]
+        (job,) = await caller.submit("lab-2", wait=LATER)
+        lab.service.server.registry.rename(board, "prod-3")
+        lab.service.server.registry.rename(board, "lab-2")
+        (_, told) = lab.service.enrol("lab-1", "lab-2")
+        async with await FakeBoard.join(lab.service, told) as late:
+            assert (await late.next()).job == job
+
+
+async def test_board_with_the_name_of_another_gets_none_of_its_jobs(lab: Lab):
+    async with await lab.operator("lab-2") as caller:
+        (job,) = await caller.submit("lab-2", wait=LATER)
+        await lab.owner.ask("rename", target="lab-2", name="prod-3")
+        await lab.owner.ask("rename", target="lab-1", name="lab-2")
+        assert (await caller.ending(job))[0] == "error"
+    await nothing_more(lab.board)
+
+
+async def test_token_of_the_same_name_does_not_permit_what_a_revoked_one_asked_for(lab: Lab):
+    async with await lab.operator() as caller:
+        (job,) = await caller.submit("lab-2", wait=LATER)
+        dispatch = lab.service.server.dispatch
+        dispatch.jobs[job].watcher = None
+        await lab.owner.ask("token-revoke", name="leaver")
+        lab.service.add_token("operator", name="leaver")
+        assert job not in dispatch.jobs
+
+
+async def test_fresh_cell_whose_token_is_revoked_during_the_reset_does_not_begin(lab: Lab):
+    async with await lab.operator() as caller:
+        (job,) = await caller.submit("lab-1", fresh=True)
+        assert (await lab.board.next()).op == wire.RESET
+        await lab.owner.ask("token-revoke", name="leaver")
+        assert (await caller.ending(job))[0] == "error"
+    await lab.board.socket.close()
+    (told, _) = lab.service.enrol("lab-1", "lab-2")
+    async with await FakeBoard.join(lab.service, told, boot="b2") as again:
+        await nothing_more(again)
+
+
+async def test_job_that_waits_at_another_server_does_not_begin_after_a_revocation(pair: Two):
+    _, board = await pair.board_at_b()
+    token = pair.a.add_token("operator", "lab-*", name="leaver")
+    async with (
+        board,
+        await FakeCaller.join(pair.a) as owner,
+        await FakeCaller.join(pair.a, token) as caller,
+    ):
+        (running,) = await caller.submit("lab-1")
+        await run(board)
+        await pair.seen(state="busy")
+        (queued,) = await caller.submit("lab-1")
+        await pair.b.until(lambda: queued in pair.b.server.dispatch.jobs)
+        await owner.ask("token-revoke", name="leaver")
+        await pair.b.until(lambda: queued not in pair.b.server.dispatch.jobs)
+        await board.end(running, rest=b"1")
+        await nothing_more(board)
+        row = pair.b.server.store.job(queued)
+        assert row is not None
+        assert (row.status, "was revoked" in (row.error or "")) == ("error", True)
+
+
+async def test_server_that_was_not_told_of_a_revocation_reads_the_token_with_the_job(pair: Two):
+    """A token that this server has never heard of is looked up in the store that they share."""
+    _, board = await pair.board_at_b()
+    async with board:
+        pair.b.server.tokens._rows.clear()
+        token = pair.a.add_token("operator", "lab-*", name="new")
+        async with await FakeCaller.join(pair.a, token) as caller:
+            (job,) = await caller.submit("lab-1")
+            assert (await run(board)).job == job
+
+
+def test_thousand_refused_jobs_of_one_queue_do_not_exhaust_the_stack():
+    rig = Rig()
+    rig.connect()
+    (first,) = rig.run()
+    for _ in range(999):
+        rig.run()
+    rig.dispatch.permit(lambda job: "" if job is first else "not any more")
+    rig.end(first)
+    assert not rig.dispatch.jobs
