@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import time
 
 import pytest
@@ -15,7 +16,9 @@ import pytest
 from cloudmanager.cable.serial_ports import Repl
 from cm_server.net import certificates
 
-from .peer import INTERRUPTED, OK
+from .peer import EXEC, INTERRUPTED, OK, message
+
+AGAIN = 2  # EXEC's flag: it was sent before
 
 TICKING = """
 import asyncio, time
@@ -213,6 +216,67 @@ def test_fresh_leaves_the_program_out_this_once(lab):
     again.reset()
     third = lab.link(after=again)
     assert third.told["boot"] != again.told["boot"]
+
+
+DEAF = "while True:\n    try:\n        while True:\n            pass\n    except:\n        pass"
+
+
+@pytest.mark.parametrize(
+    "app", ["while True:\n    pass", "while True:\n    print('x' * 50)", DEAF], ids=str.split
+)
+def test_reset_ends_a_program_that_keeps_the_board_busy(lab, app):
+    link = lab.boot(app).link()
+    link.program(1, "app.py")
+    link.reset()
+    again = lab.link(after=link)
+    assert again.told["boot"] != link.told["boot"]
+    assert again.told["facts"]["program"] == "app.py was left out this once"
+    assert again.run("__cm__((6 * 7))").value == b"42"
+
+
+def test_reset_leaves_out_a_program_that_is_new_on_the_board(lab):
+    link = lab.boot().link()
+    assert link.run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')").status == OK
+    link.reset()
+    again = lab.link(after=link)
+    assert again.told["facts"]["program"] == "app.py was left out this once"
+    assert again.run("__cm__((6 * 7))").value == b"42"
+
+
+def test_reset_without_a_program_leaves_none_out_later(lab):
+    link = lab.boot().link()
+    link.reset()
+    again = lab.link(after=link)
+    assert again.run("import os\n__cm__(('cm.skip' in os.listdir('/')))").value == b"False"
+
+
+def test_cell_that_the_program_overtook_runs_when_it_is_sent_again(lab):
+    link = lab.boot("while True:\n    pass").link()
+    link.program(1, "app.py")
+    job = link.submit("n = globals().get('n', 0) + 1\n__cm__((n))")
+    link.ping()
+    link.stop()
+    link.program(0, "app.py ended")
+    assert job.status is None
+    link.send(again(job, "n = globals().get('n', 0) + 1\n__cm__((n))"))
+    assert job.wait().value == b"1"
+
+
+def test_cell_that_ran_is_not_run_again_also_behind_a_program(lab):
+    link = lab.boot("while True:\n    pass").link()
+    link.program(1, "app.py")
+    link.stop()
+    link.program(0, "app.py ended")
+    job = link.submit("n = globals().get('n', 0) + 1")
+    assert job.wait().status == OK
+    link.send(again(job, "n = globals().get('n', 0) + 1"))
+    assert link.run("__cm__((n))").value == b"1"
+
+
+def again(job, code):
+    """A cell as the server sends it once more."""
+    head = struct.pack(">II", 0, len(code))
+    return message(EXEC, job.number, head + code.encode(), AGAIN)
 
 
 # Crashes, and safe mode

@@ -131,7 +131,7 @@ class Dispatch:
             board = job.board
             if board.queue and (why := _too_long(board.queue, job)):
                 self._endings.settle(job, "error", why)
-            elif board.link is None:
+            elif board.link is None and not board.restarts:
                 self._launch_absent(job)
             else:
                 board.queue.append(job)

@@ -123,6 +123,11 @@ class Board:
         return self.link is not None and not (self.current or self.queue or self.blocked)
 
     @property
+    def restarts(self) -> bool:
+        """Whether this server has it restart now: it is expected back, linked or not."""
+        return self.current is not None and self.current.state == "resetting"
+
+    @property
     def labels(self) -> Mapping[str, str]:
         """What people attached to it."""
         return self._labels

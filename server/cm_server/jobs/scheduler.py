@@ -199,7 +199,7 @@ class Queues:
 
     def _give_up(self, board: Board, links: int) -> None:
         """End what a board that has not come back still owes."""
-        if board.links != links or (board.current and board.current.state == "resetting"):
+        if board.links != links or board.restarts:
             return
         why = f"its link broke and it did not come back within {self.lost_after:g} s"
         self._end_current(board, why)

@@ -264,3 +264,169 @@ def test_a_board_back_from_a_reset_that_was_interrupted_goes_on(rig: Rig):
     rig.dispatch.interrupt(fresh)
     link = rig.connect(boot="b2")
     assert (link.ops(fresh), link.ops(after)) == ([], [wire.EXEC])
+
+
+# The board's own program, which begins when it likes
+
+
+def program(rig: Rig, *, blocks: bool, name: str = "lab-1") -> None:
+    """Say as a board that its own program runs, or has ended."""
+    text, flags = (b"app.py", wire.BLOCKS) if blocks else (b"app.py ended", 0)
+    rig.dispatch.on_message(rig.board(name), wire.pack(wire.PROGRAM, text, flags=flags))
+
+
+def test_reset_does_not_wait_for_the_boards_own_program(rig: Rig):
+    link = rig.connect()
+    program(rig, blocks=True)
+    (reset,) = rig.run(fresh=True)
+    assert (reset.state, link.ops(reset)) == ("resetting", [wire.RESET])
+    assert rig.caller.ops(reset) == []
+    rig.drop()
+    link = rig.connect(boot="b2")
+    assert link.ops(reset) == [wire.EXEC]
+
+
+def test_reset_goes_before_cells_that_wait_for_the_program(rig: Rig):
+    link = rig.connect()
+    program(rig, blocks=True)
+    cell, reset, second = rig.run()[0], rig.run(fresh=True)[0], rig.run(fresh=True)[0]
+    assert (link.ops(cell), link.ops(reset), link.ops(second)) == ([], [wire.RESET], [])
+    rig.drop()
+    link = rig.connect(boot="b2")
+    rig.end(reset)
+    assert (link.ops(cell), link.ops(second)) == ([wire.EXEC], [])
+
+
+def test_reset_that_waited_for_the_board_ends_a_program_that_began_at_once(rig: Rig):
+    (reset,) = rig.run(fresh=True, wait=60.0)
+    link = rig.connect()
+    assert link.ops(reset) == [wire.RESET]
+    program(rig, blocks=True)
+    assert reset.state == "resetting", "the board resets when it reads it"
+
+
+def test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(timeout=5.0)
+    program(rig, blocks=True)
+    assert (job.state, rig.board().current) == ("queued", None)
+    rig.clock.turn(60)
+    assert job.state == "queued", "its time has not begun"
+    program(rig, blocks=False)
+    first, again = [m for m in link.sent if m.job == job.id]
+    assert (first.op, first.flags) == (wire.EXEC, 0)
+    assert (again.op, again.flags, again.payload) == (wire.EXEC, wire.AGAIN, first.payload)
+    rig.end(job)
+    assert rig.caller.ending(job)[0] == "ok"
+
+
+def test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    program(rig, blocks=True)
+    rig.drop()
+    link = rig.connect(boot="b2")
+    assert rig.caller.ending(job) == ("lost", "the board restarted while it ran")
+    assert link.ops(job) == []
+
+
+def test_cell_that_went_back_is_sent_again_on_the_same_boots_next_link(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    program(rig, blocks=True)
+    rig.drop()
+    link = rig.connect()
+    assert [(m.op, m.flags) for m in link.sent] == [(wire.EXEC, wire.AGAIN)]
+
+
+def test_cell_that_went_back_and_ran_after_all_ends_as_its_board_tells(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    program(rig, blocks=True)
+    rig.drop()
+    link = rig.connect(last=last(job, "error", "ValueError: 1"))
+    assert rig.caller.ending(job) == ("error", "ValueError: 1")
+    assert link.ops(job) == []
+
+
+def test_cell_that_went_back_is_lost_with_a_board_that_does_not_come_back(rig: Rig):
+    rig.connect()
+    (job,) = rig.run()
+    program(rig, blocks=True)
+    rig.drop()
+    rig.clock.turn(GRACE)
+    assert rig.caller.ending(job)[0] == "lost"
+
+
+def test_cell_that_went_back_is_interrupted_in_the_queue_and_on_its_way(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run()
+    program(rig, blocks=True)
+    rig.dispatch.interrupt(job)
+    assert rig.caller.ending(job)[0] == "interrupted"
+    assert link.ops(job) == [wire.EXEC, wire.INTERRUPT]
+    program(rig, blocks=False)
+    assert link.ops(job) == [wire.EXEC, wire.INTERRUPT]
+
+
+def test_fresh_cell_ends_a_program_that_began_after_the_reset(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.drop()
+    link = rig.connect(boot="b2")
+    assert link.ops(job) == [wire.EXEC]
+    program(rig, blocks=True)
+    assert [(m.op, m.job) for m in link.sent][1:] == [(wire.INTERRUPT, 0)]
+    program(rig, blocks=False)
+    assert link.ops(job) == [wire.EXEC, wire.EXEC]
+
+
+def test_fresh_cell_does_not_wait_for_ever_for_a_program_that_does_not_end(rig: Rig):
+    rig.connect()
+    (job,) = rig.run(fresh=True)
+    rig.drop()
+    rig.connect(boot="b2")
+    program(rig, blocks=True)
+    rig.clock.turn(RESET_SECONDS)
+    status, why = rig.caller.ending(job)
+    assert (status, "did not end within 20 s" in why) == ("lost", True)
+
+
+def test_job_that_timed_out_does_not_hold_up_a_reset_behind_a_program(rig: Rig):
+    link = rig.connect()
+    (job,) = rig.run(timeout=1.0)
+    rig.clock.turn(2)
+    assert rig.caller.ending(job)[0] == "timeout"
+    program(rig, blocks=True)
+    (reset,) = rig.run(fresh=True)
+    assert link.ops(reset) == [wire.RESET]
+
+
+def test_link_of_a_board_that_ignores_its_reset_is_closed(rig: Rig):
+    link = rig.connect()
+    rig.run(fresh=True)
+    rig.clock.turn(RESET_SECONDS)
+    assert link.closed == [1001]
+
+
+def test_result_before_a_reset_leaves_the_board_to_its_restart(rig: Rig):
+    """A fresh cell that went back, ran after all, and whose board has yet to restart."""
+    link = rig.connect()
+    program(rig, blocks=True)
+    reset, after = rig.run(fresh=True)[0], rig.run()[0]
+    rig.end(reset)
+    assert (reset.state, link.ops(after)) == ("settled", [])
+    rig.drop()
+    link = rig.connect(boot="b2")
+    assert link.ops(after) == [wire.EXEC]
+
+
+def test_job_for_a_board_that_is_away_to_restart_waits_for_it(rig: Rig):
+    rig.connect()
+    (reset,) = rig.run(fresh=True)
+    rig.drop()
+    (job,) = rig.run()
+    assert job.state == "queued"
+    link = rig.connect(boot="b2")
+    rig.end(reset)
+    assert link.ops(job) == [wire.EXEC]

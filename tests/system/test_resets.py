@@ -1,0 +1,129 @@
+"""A reset ends whatever the board's own program does, and no job hangs beside a program that begins.
+
+Boards start with programs of many kinds, as after a power cut; cells and resets come at random
+moments of that start, so that they meet each step of it: before the link, on its first message,
+while the program begins, while it runs. A seed chooses the same moments again.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cloudmanager.client.fleet import Fleet
+from cloudmanager.client.jobs import JobGroup
+from cloudmanager.virtual.virtual_boards import VirtualBoards
+from tests.conftest import Server, running_boards, running_server
+
+from .conftest import WAIT, fleet_of
+
+BOARDS = 10
+SPAN = 0.5  # seconds after the start in which cells and resets come
+PROGRAMS = {
+    "blocks": "import time\nwhile True: time.sleep(0.2)",
+    "computes": "while True: pass",
+    "prints": "while True: print('x' * 50)",
+    "swallows its interrupt": "import time\nwhile True:\n try: time.sleep(0.2)\n except: pass",
+    "is async": "import asyncio\nasync def main():\n while True: await asyncio.sleep(0.05)",
+    "crashes": "1 / 0",
+    "crashes later": "import time\ntime.sleep(0.05)\n1 / 0",
+    "ends": "x = 1",
+}
+#: Puts a program in place that was never left out and has not crashed yet.
+PLACE = """
+import os
+with open("/app.py", "w") as file:
+    file.write({!r})
+for name in ("cm.boot", "cm.skip"):
+    if name in os.listdir("/"):
+        os.remove("/" + name)
+"""
+
+
+class Bench:
+    """Boards, and how they get programs."""
+
+    def __init__(self, fleet: Fleet, boards: VirtualBoards, names: list[str]) -> None:
+        self.fleet, self.boards, self.names = fleet, boards, names
+
+    def begin(self, programs: dict[str, str]) -> None:
+        """Start boards anew, each with its program."""
+        placed = [
+            self.fleet[name].submit(PLACE.format(PROGRAMS[kind]), wait=WAIT)
+            for name, kind in programs.items()
+        ]
+        for group in placed:
+            assert group.results(WAIT).ok
+        for name in programs:
+            self.boards.restart(name)
+
+    def run(self, seed: int) -> int:
+        """Have one start of all boards met by cells and resets; return how many resets."""
+        chance = random.Random(seed)
+        kinds = list(PROGRAMS)
+        self.begin({name: chance.choice(kinds) for name in self.names})
+        plan = sorted(
+            (
+                chance.random() * SPAN,
+                name,
+                chance.choice([("cell",), ("reset",), ("cell", "reset")]),
+            )
+            for name in self.names
+        )
+        began, groups = time.monotonic(), []
+        for at, name, acts in plan:
+            time.sleep(max(0.0, began + at - time.monotonic()))
+            groups += [self.act(name, act) for act in acts]
+        time.sleep(max(0.0, began + SPAN - time.monotonic()))
+        groups += [self.act(name, "reset") for name in self.names]  # ends the programs that run
+        check(groups)
+        return sum(group.fresh for group in groups)
+
+    def act(self, name: str, act: str) -> JobGroup:
+        if act == "cell":
+            return self.fleet[name].submit("6 * 7", wait=WAIT)
+        return self.fleet[name].submit("", fresh=True, wait=WAIT)
+
+
+def check(groups: list[JobGroup]) -> None:
+    """See that all of them ended well, within the time that one may take."""
+    deadline = time.monotonic() + WAIT
+    for group in groups:
+        results = group.results(max(deadline - time.monotonic(), 0.01))
+        assert results.ok, [(result.status, result.why) for result in results.values()]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    names = [f"reset-{number}" for number in range(1, BOARDS + 1)]
+    server: Server
+    with (
+        running_server(tmp_path_factory.mktemp("resets")) as server,
+        fleet_of(server) as fleet,
+        running_boards(server, fleet, names) as boards,
+    ):
+        yield Bench(fleet, boards, names)
+
+
+def test_resets_and_cells_that_meet_programs_as_they_begin_all_end(bench: Bench):
+    assert bench.run(seed=1) >= BOARDS
+
+
+def test_reset_of_boards_that_just_got_a_program_and_again_at_once(bench: Bench):
+    """The report: `mbm board 'r-*' reset`, twice, of boards with ``while True: sleep``."""
+    name = ",".join(bench.names)
+    assert bench.fleet[name].run(PLACE.format(PROGRAMS["blocks"])).ok
+    check([bench.fleet[name].submit("", fresh=True) for _ in range(2)])
+    states = {board["program"] for board in bench.fleet[name].info()}
+    assert states == {"app.py was left out this once"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_five_hundred_resets_of_boards_with_programs_of_all_kinds(bench: Bench):
+    resets = seed = 0
+    while resets < 500:
+        resets, seed = resets + bench.run(seed), seed + 1
