@@ -207,12 +207,9 @@ class _Jobs(Protocol):
         """Return the jobs that run or wait, then those that ended lately."""
 
 
-def still_open(fleet: _Jobs, numbers: Sequence[int]) -> list[int]:
-    """Return those of these jobs, which were interrupted, that do not end within seconds.
-
-    Blocks for at most ``STOP_SECONDS``.
-    """
-    deadline = time.monotonic() + STOP_SECONDS
+def still_open(fleet: _Jobs, numbers: Sequence[int], seconds: float = STOP_SECONDS) -> list[int]:
+    """Return those of these jobs, which were interrupted, that do not end within ``seconds``."""
+    deadline = time.monotonic() + seconds
     while True:
         left = {job["job"] for job in fleet.jobs() if job["status"] is None} & set(numbers)
         if not left or time.monotonic() > deadline:

@@ -23,6 +23,44 @@ BOUNDS: Final = [
         "cm_server/net/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
     ),
     text_defence(
+        "a reset ends the board's own program",
+        BOARD + "app.py",
+        "    if n and link.buf[at] == _RESET:\n",
+        "    if False:\n",
+        "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[computes]",
+    ),
+    text_defence(
+        "a program that swallows its interrupt ends by a hard reset",
+        BOARD + "app.py",
+        "    if resets and ticks_diff(ticks_ms(), resets) >= 0:\n",
+        "    if False:\n",
+        "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[swallows]",
+    ),
+    text_defence(
+        "a reset does not wait for the board's own program",
+        SERVER + "jobs/scheduler.py",
+        "        return next((job for job in board.queue if _resets(job)), None)\n",
+        "        return None\n",
+        "cm_server/jobs/test_scheduler.py::test_reset_does_not_wait_for_the_boards_own_program",
+        "cm_server/jobs/test_scheduler.py::test_reset_goes_before_cells_that_wait_for_the_program",
+    ),
+    text_defence(
+        "a cell that a board passed over, since its program began first, is sent once more",
+        SERVER + "jobs/dispatch.py",
+        'if board.blocked and job is not None and job.state == "running":',
+        "if False:",
+        "cm_server/jobs/test_scheduler.py::"
+        "test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more",
+    ),
+    text_defence(
+        "a cell that went back into the queue is lost with the boot that may have run it",
+        SERVER + "jobs/dispatch.py",
+        "if job is not None and (is_told or not same_boot):",
+        "if job is not None and is_told:",
+        "cm_server/jobs/test_scheduler.py::"
+        "test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it",
+    ),
+    text_defence(
         "a board that owes its word too long is asked anew",
         SERVER + "jobs/scheduler.py",
         "self._later(self.lost_after, lambda: self._ask_anew(job))",

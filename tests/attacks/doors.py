@@ -107,6 +107,41 @@ DOORS: Final = [
         "test_a_revoked_tokens_links_are_closed_within_two_seconds",
     ),
     text_defence(
+        "a job begins only if its token still permits it",
+        SERVER + "jobs/scheduler.py",
+        "(refused := self.refusal(job))",
+        "(refused := '')",
+        "cm_server/auth/test_permission.py::test_expiry_is_read_at_each_start_even_if_the_clock_was_set",
+    ),
+    text_defence(
+        "what waits ends when its token is revoked or its board leaves the token's reach",
+        SERVER + "auth/permission.py",
+        "                self._dispatch.withdraw(job, why)\n",
+        "                pass\n",
+        "cm_server/auth/test_permission.py::"
+        "test_queued_and_waiting_jobs_of_a_revoked_token_never_begin[False]",
+        "cm_server/auth/test_permission.py::"
+        "test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs[renamed]",
+        "cm_server/auth/test_permission.py::"
+        "test_job_that_waits_at_another_server_does_not_begin_after_a_revocation",
+    ),
+    text_defence(
+        "a caller follows no cell out of its reach",
+        SERVER + "auth/permission.py",
+        "                self._dispatch.part(job, why)\n",
+        "                pass\n",
+        "cm_server/auth/test_permission.py::"
+        "test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach",
+    ),
+    text_defence(
+        "a token is judged at each message of its link, whatever the timers say",
+        SERVER + "net/caller_socket.py",
+        "= wire.unpack(data)\n        if not self._is_valid():\n            return\n",
+        "= wire.unpack(data)\n",
+        "cm_server/auth/test_permission.py::"
+        "test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_was_set",
+    ),
+    text_defence(
         "wrong tokens are slowed down",
         SERVER + "net/caller_socket.py",
         "if self._server.bad_logins.allow(group_of(address)) is None:",

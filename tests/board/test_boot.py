@@ -221,9 +221,14 @@ def test_fresh_leaves_the_program_out_this_once(lab):
 DEAF = "while True:\n    try:\n        while True:\n            pass\n    except:\n        pass"
 
 
-@pytest.mark.parametrize(
-    "app", ["while True:\n    pass", "while True:\n    print('x' * 50)", DEAF], ids=str.split
-)
+BUSY = {
+    "computes": "while True:\n    pass",
+    "prints": "while True:\n    print('x' * 50)",
+    "swallows": DEAF,
+}
+
+
+@pytest.mark.parametrize("app", BUSY.values(), ids=BUSY)
 def test_reset_ends_a_program_that_keeps_the_board_busy(lab, app):
     link = lab.boot(app).link()
     link.program(1, "app.py")

@@ -1,4 +1,4 @@
-"""A reset ends whatever the board's own program does, and no job hangs beside a program that begins.
+"""A reset ends whatever the own program of a board does; no job hangs beside one that begins.
 
 Boards start with programs of many kinds, as after a power cut; cells and resets come at random
 moments of that start, so that they meet each step of it: before the link, on its first message,
@@ -13,12 +13,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from cloudmanager.cli import board_commands
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.verbs import still_open
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import Server, running_boards, running_server
 
-from .conftest import WAIT, fleet_of
+from .conftest import WAIT, fleet_of, until
 
 BOARDS = 10
 SPAN = 0.5  # seconds after the start in which cells and resets come
@@ -119,6 +121,24 @@ def test_reset_of_boards_that_just_got_a_program_and_again_at_once(bench: Bench)
     check([bench.fleet[name].submit("", fresh=True) for _ in range(2)])
     states = {board["program"] for board in bench.fleet[name].info()}
     assert states == {"app.py was left out this once"}
+
+
+def test_stop_and_interrupt_do_not_say_that_something_ended_which_goes_on(bench: Bench):
+    deaf, well = bench.names[:2]
+    bench.begin({deaf: "swallows its interrupt", well: "blocks"})
+    boards = bench.fleet[f"{deaf},{well}"]
+    until(lambda: {b["state"] for b in boards.info()} == {"busy"}, "the programs do not run")
+    stopped = board_commands.run(boards, "stop", ())
+    assert (stopped[deaf].status, stopped[well].status) == ("error", "ok")
+    assert "its program still runs" in str(stopped[deaf].error)
+    cell = bench.fleet[well].submit("import time\n" + PROGRAMS["swallows its interrupt"])
+    number = cell.jobs[well].number
+    until(lambda: bench.fleet.job(number)["state"] == "running", "the cell does not run")
+    assert bench.fleet.interrupt([number]) == 1
+    assert still_open(bench.fleet, [number], 0.3) == [number]
+    bench.boards.restart(well)
+    assert cell.results(WAIT)[well].status == "lost"
+    check([bench.act(deaf, "reset"), bench.act(well, "reset")])
 
 
 @pytest.mark.soak

@@ -285,6 +285,13 @@ def test_cell_takes_no_more_messages_than_it_needs(size, count):
     ]
 
 
+def test_cell_that_was_sent_before_says_so():
+    parts = [unpack(part) for part in exec_messages(bytes(99), timeout_ms=0, again=True)]
+    assert [part.flags for part in parts] == [wire.AGAIN, 0]
+    both = exec_messages(b"x", timeout_ms=0, awaits=True, again=True)[0]
+    assert unpack(both).flags == wire.AWAITS | wire.AGAIN
+
+
 def test_exec_carries_job_timeout_and_whether_it_awaits():
     found = unpack(exec_messages(b"x", timeout_ms=2500, awaits=True)[0])
     assert (found.job, found.flags, found.payload[:8]) == (
