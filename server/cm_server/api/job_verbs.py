@@ -89,9 +89,9 @@ def show_job(call: Call) -> Any:
 
 
 async def _job_elsewhere(call: Call, others: Others, number: int) -> dict[str, Any]:
-    _job_row(call, number, known=False)  # whether there is one in reach
+    line = _job_row(call, number, known=False)  # whether there is one in reach
     shown = await others.show(number)
-    line = _job_row(call, number, known=False)  # it may have left the caller's reach meanwhile
+    _job_row(call, number, known=False)  # again: it may have left the caller's reach meanwhile
     return shown or line
 
 
