@@ -69,6 +69,7 @@ class BoardLink:
         self._reader = FrameReader(BUFFER_BYTES, masked=False)
         self._messages: list[Message] = []
         self.closed = False
+        self._torn = False  # whether a frame may be half written: then nothing may follow
         self.heard = time.monotonic()
         try:
             self._socket: socket.socket | Tls = socket.create_connection(address, PATIENCE)
@@ -110,7 +111,7 @@ class BoardLink:
     def _upgrade(self, host: str) -> bytes:
         """Shake hands; return what came behind the answer."""
         key = base64.b64encode(os.urandom(16)).decode()
-        self._socket.sendall(
+        self._write(
             f"GET /board HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
@@ -158,9 +159,26 @@ class BoardLink:
         return self._socket.fileno()
 
     def send(self, message: bytes) -> None:
-        """Send a message; a link that breaks here is closed, and raises at the next receive."""
+        """Send a message; a link that breaks here raises at the next receive."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(encode(message, BINARY, mask=True))
+            self._write(encode(message, BINARY, mask=True))
+
+    def _write(self, frame: bytes) -> None:
+        """Write a frame, whole; where that fails, or is interrupted, nothing is written again.
+
+        Raises:
+            OSError: the link is broken, or the server did not read for ``PATIENCE`` seconds.
+        """
+        if self._torn:
+            raise ConnectionAbortedError
+        self._torn = True
+        try:
+            self._socket.sendall(frame)
+            self._torn = False
+        finally:
+            if self._torn:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)  # receive sees the end
 
     def receive(self, timeout: float) -> Iterator[Message]:
         """Yield the messages that are there; wait for the first up to ``timeout`` seconds.
@@ -188,7 +206,8 @@ class BoardLink:
             if frame.opcode == BINARY:
                 self._messages.append(wire.unpack(frame.payload))
             elif frame.opcode == PING:
-                self._socket.sendall(encode(frame.payload, PONG, mask=True))
+                with contextlib.suppress(OSError):
+                    self._write(encode(frame.payload, PONG, mask=True))
             elif frame.opcode == CLOSE:
                 code = close_code(frame.payload)
                 why = frame.payload[2:].decode(errors="replace")
@@ -197,9 +216,9 @@ class BoardLink:
                 raise LinkLost("", None, why or f"the server closed the link ({code})")
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; with a word, if no frame is half written."""
         self.closed = True
         with contextlib.suppress(OSError):
-            self._socket.sendall(encode_close(NO_CODE, mask=True))
+            self._write(encode_close(NO_CODE, mask=True))
         with contextlib.suppress(OSError):
             self._socket.close()

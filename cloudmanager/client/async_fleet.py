@@ -170,7 +170,8 @@ class AsyncBoards:
 
         group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
-        await done(group.accepted)
+        with verbs.interrupting(group):
+            await done(group.accepted)
         group.accepted.get()
         return AsyncJobGroup(group, events)
 

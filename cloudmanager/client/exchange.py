@@ -9,6 +9,7 @@ makes whole.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import os
 import threading
@@ -28,11 +29,13 @@ from cloudmanager.protocol.errors import (
 
 from .future import Once
 from .jobs import Job, JobGroup
+from .outgoing import OutgoingFrame
 
 MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
 REVOKED: Final = 4004  # the close code for a token that opens nothing any more
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
 _UNSURE: Final = "whether the cell runs is not known; `mbm job-list` tells"
+_NOT_SENT: Final = "the cell was not sent, and does not run"
 _GONE: Final = "the link to the server broke; the cell goes on, and its outcome is with the server"
 
 
@@ -42,10 +45,13 @@ class Exchange:
     Args:
         address: the server, and the token that opens it.
         host: what the ``Host`` header says.
-        send: writes bytes to the server; from any thread.
+        send: writes a frame to the server, and returns at once; from any thread. What it returns
+            tells how much of it has left.
     """
 
-    def __init__(self, address: Address, host: str, send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, address: Address, host: str, send: Callable[[bytes], OutgoingFrame | None]
+    ) -> None:
         self.opened: Once[None] = Once()
         self.closed = False
         self._address = address
@@ -86,8 +92,19 @@ class Exchange:
                 self._groups[ref] = group
         if lost:
             group.refuse(self._unreachable("the link broke"))
-        else:
-            self._send(frames.encode(message, mask=True))
+            return
+        group.withdraw = lambda: self._withdraw(ref, group)
+        try:
+            group.frame = self._send(frames.encode(message, mask=True))
+        except BaseException:  # such as Ctrl-C: if it is sent all the same, it is not wanted
+            group.interrupt()
+            raise
+
+    def _withdraw(self, ref: int, group: JobGroup) -> None:
+        """Keep a cell that nobody wants any more from the server, if it does not have it yet."""
+        withdrawn = group.frame is not None and group.frame.withdraw()
+        if withdrawn and self._groups.pop(ref, None) is not None:
+            group.refuse(CloudmanagerError(f"interrupted: {_NOT_SENT}"))
 
     def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:
         """Ask for something that is not a cell (sends REQUEST); return what becomes the reply."""
@@ -180,15 +197,22 @@ class Exchange:
             self.opened.fail(error)
         for reply in self._replies.values():
             reply.fail(error)
-        unsure = error if self._refusal else self._unreachable(f"{reason}, and {_UNSURE}")
-        for group in self._groups.values():
-            group.refuse(unsure)
+        while self._groups:
+            with contextlib.suppress(KeyError):  # another thread withdrew the last one
+                self._refuse_lost(self._groups.popitem()[1], error, reason)
         for group, job in self._jobs.values():
             group.give_up(job, _GONE)
         for tell in list(self._watches.values()):
             tell(error)
-        for waiting in (self._replies, self._groups, self._jobs, self._watches):
+        for waiting in (self._replies, self._jobs, self._watches):
             waiting.clear()
+
+    def _refuse_lost(self, group: JobGroup, error: CloudmanagerError, reason: str) -> None:
+        """Tell a group that the link broke before the server had accepted its cell."""
+        if not self._refusal:
+            arrived = group.frame is None or group.frame.complete  # or may have
+            error = self._unreachable(f"{reason}, and {_UNSURE if arrived else _NOT_SENT}")
+        group.refuse(error)
 
     def _unreachable(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(self._address.url, self._address.source, reason)

@@ -140,7 +140,8 @@ class Boards:
         """
         group = JobGroup(verbs.cell_of(code, inputs), listen=listen, tell=tell)
         verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
-        group.accepted.get()
+        with verbs.interrupting(group):
+            group.accepted.get()
         return group
 
     run = blocking(BoardsVerbs.run)

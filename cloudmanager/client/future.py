@@ -46,20 +46,29 @@ class Once(Generic[T]):
     def set(self, value: T) -> None:
         """Set the value and let everybody go who waits."""
         self._value, self.done = value, True
-        self._unset.release()
+        self._release()
         self._call_thens()
 
     def fail(self, error: CloudmanagerError) -> None:
         """Set the error that ``get`` raises."""
         self._error, self.done = error, True
-        self._unset.release()
+        self._release()
         self._call_thens()
+
+    def _release(self) -> None:
+        """If this is set, let the next of those go who wait; the lock protects nothing then."""
+        if self.done:
+            with contextlib.suppress(RuntimeError):  # it is released
+                self._unset.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; return whether it is set."""
         seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
-        if not self.done and self._unset.acquire(timeout=seconds):
-            self._unset.release()
+        if not self.done:
+            try:
+                self._unset.acquire(timeout=seconds)
+            finally:  # Ctrl-C may come before it is known here that the lock was acquired
+                self._release()
         return self.done
 
     def get(self) -> T:

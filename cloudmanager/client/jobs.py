@@ -22,6 +22,7 @@ from cloudmanager.results.results import Result, Results
 
 from .cells import Cell, traceback_lines
 from .future import Once
+from .outgoing import OutgoingFrame
 
 #: Characters of a job's output that a caller keeps; of a longer one, the end.
 MAX_OUTPUT: Final = 8 * 1024 * 1024
@@ -203,6 +204,8 @@ class JobGroup:
             queue.SimpleQueue() if listen else None
         )
         self._tell = tell or (self._events.put if self._events is not None else _ignore)
+        self.frame: OutgoingFrame | None = None  # what carries the cell to the server
+        self.withdraw: Callable[[], None] = lambda: None  # keeps the cell from the server
         self._stop: Callable[[list[int]], None] = lambda _: None
         self._answer: Callable[[int, str | None], None] = lambda _job, _text: None
 
@@ -235,11 +238,16 @@ class JobGroup:
         return self.finished.get()
 
     def interrupt(self) -> None:
-        """Interrupt the cell on every board where it has not ended; returns at once."""
+        """Interrupt the cell on every board where it has not ended; returns at once.
+
+        A cell that the server does not have yet, or only a part of, is not sent, and ends so.
+        """
         self._unwanted = True  # also what the server accepts only after this
         numbers = [job.number for job in self.jobs.values() if job.result is None]
         if numbers:
             self._stop(numbers)
+        elif not self.accepted.done:
+            self.withdraw()
 
     def answer(self, job: Job, text: str | None) -> None:
         """Answer a job's ``input()``; None means that nobody can (EOFError there)."""

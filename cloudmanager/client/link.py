@@ -1,12 +1,11 @@
 """A caller's link to the server: the one place of the library that opens a socket.
 
-People's threads write to the socket themselves; a thread of the link's own reads from it
-and settles what they wait for. What is said stands in exchange.py.
+Outgoing frames leave through outgoing.py; a thread of the link reads from the socket and settles
+what callers wait for. The conversation itself is in exchange.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import sys
@@ -19,6 +18,7 @@ from cloudmanager.config import DEFAULT_TCP_PORT, Address
 from cloudmanager.protocol.errors import ServerUnreachable
 
 from .exchange import Exchange
+from .outgoing import Outgoing
 
 if TYPE_CHECKING:
     from .tls import Tls
@@ -51,29 +51,27 @@ class Link:
             self._socket, host = _dial(address)
         except (OSError, ValueError) as error:
             raise ServerUnreachable(address.url, address.source, _reason(error)) from error
-        self._writing = threading.Lock()
-        self.exchange = Exchange(address, host, self._send)
+        self._outgoing = Outgoing(self._socket)
+        self.exchange = Exchange(address, host, self._outgoing.send)
         self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
-        self._send(self.exchange.handshake())
-        self._reader.start()
-        self.exchange.opened.get()
+        try:
+            self._outgoing.send(self.exchange.handshake())
+            self._reader.start()
+            self.exchange.opened.get()
+        except BaseException:  # such as Ctrl-C: nobody will have this link, so nobody closes it
+            self._outgoing.stop()
+            raise
 
     @property
     def closed(self) -> bool:
         """Whether the link is gone; it never comes back, another has to be made."""
-        return self.exchange.closed
+        return self.exchange.closed or self._outgoing.closed
 
     def close(self) -> None:
         """Hang up and wait for the link's thread; what runs goes on on the boards."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self._outgoing.close()
         if threading.current_thread() is not self._reader:
             self._reader.join(CONNECT_SECONDS)
-
-    def _send(self, data: bytes) -> None:
-        """Write; a link that breaks here is noticed by the reading thread."""
-        with self._writing, contextlib.suppress(OSError):
-            self._socket.sendall(data)
 
     def _read(self) -> None:
         reason, greeting = "it hung up", True
@@ -87,22 +85,26 @@ class Link:
         except OSError as error:
             reason = _reason(error)
         finally:
-            self.exchange.lose(reason)
+            self._outgoing.stop()  # first: what is not complete by now never arrives
+            self.exchange.lose(self._outgoing.why or reason)
             self._socket.close()
 
     def _hear(self) -> bytes:
         """Return what the server says; a silent one is asked for a sign of life, and then left."""
-        asked = False
+        asked, written = False, -1
         while True:
             try:
                 return self._socket.recv(READ_BYTES)
             except SILENCE:
-                if self._writing.acquire(blocking=False):  # else somebody sends: TCP itself watches
-                    self._writing.release()
-                    if asked:
+                if self._outgoing.busy:  # a ping would wait, too: see whether the server reads
+                    if self._outgoing.written == written:
                         raise TimeoutError from None
+                    written = self._outgoing.written
+                elif asked:
+                    raise TimeoutError from None
+                else:
                     asked = True
-                    self._send(self.exchange.ping())
+                    self._outgoing.send(self.exchange.ping())
 
 
 def _dial(address: Address) -> tuple[socket.socket | Tls, str]:

@@ -42,7 +42,7 @@ class Tls:
         self._tls = context.wrap_bio(self._came, self._goes, server_hostname=name)
         self._touching, self._writing = threading.Lock(), threading.Lock()
         self.settimeout, self.shutdown, self.close = sock.settimeout, sock.shutdown, sock.close
-        self.fileno = sock.fileno
+        self.fileno, self.send_encrypted = sock.fileno, sock.send
         while not self._shaken():
             pass
 
@@ -67,13 +67,16 @@ class Tls:
         """Whether bytes were taken from the socket that ``recv`` has not returned yet."""
         return bool(self._came.pending or self._tls.pending())
 
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """Return what goes to the socket for this; it has to go there, whole and in this order."""
+        with self._touching:
+            self._tls.write(data)
+            return self._goes.read()
+
     def sendall(self, data: bytes) -> None:
-        """Send all of it; from any thread."""
+        """Send all of it; from any thread. Where this raises, nothing may be sent any more."""
         with self._writing:
-            with self._touching:
-                self._tls.write(data)
-                sealed = self._goes.read()
-            self._sock.sendall(sealed)
+            self._sock.sendall(self.encrypt(data))
 
     def recv(self, _: int) -> bytes:
         """Return what came, b"" at the end; from one thread."""

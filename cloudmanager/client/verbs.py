@@ -6,9 +6,10 @@ calling thread; ``in_loop`` drives it as part of an asyncio program.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from cloudmanager.results.results import Results
@@ -231,8 +232,15 @@ def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup
 
 async def ending(group: JobGroup) -> Results:
     """Wait for a group; who stops waiting interrupts it."""
-    try:
+    with interrupting(group):
         return await group.finished
+
+
+@contextlib.contextmanager
+def interrupting(group: JobGroup) -> Iterator[None]:
+    """Interrupt a group if the waiting in here is interrupted or cancelled."""
+    try:
+        yield
     except KeyboardInterrupt:
         group.interrupt()
         group.wait(STOP_SECONDS)

@@ -119,8 +119,7 @@ class Supervisor:
                 for line in lines:
                     self.obey(json.loads(line))
                     self.reap()
-                    answer = json.dumps(self.pids).encode() + b"\n"
-                    os.write(1, answer)
+                    _write_all(1, json.dumps(self.pids).encode() + b"\n")
                 if not data:
                     watched.remove(0)
                     if not self.stay:  # a SIGTERM of the same moment stays noted
@@ -130,6 +129,12 @@ class Supervisor:
 
     def _note(self, number: int, _: object) -> None:
         self.ending = self.ending or number in (signal.SIGTERM, signal.SIGINT)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """Write all of it: a signal, such as a board's end, makes a write that waits return early."""
+    while data:
+        data = data[os.write(handle, data) :]
 
 
 if __name__ == "__main__":

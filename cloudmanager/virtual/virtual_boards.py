@@ -115,15 +115,34 @@ class VirtualBoards:
         self._order(do="start", spec=spec)
 
     def _order(self, **order: object) -> dict[str, int]:
-        """Tell the supervisor, over a pipe: no secret is on a command line."""
+        """Tell the supervisor, over a pipe: no secret is on a command line.
+
+        A thread does it, which Ctrl-C does not interrupt: half a line, or an answer that nobody
+        read, would belong to the next order.
+        """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("virtual boards are not started")
-        with self._lock:
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.stdin.flush()
-            answer: dict[str, int] = json.loads(process.stdout.readline())
-        return answer
+        line, stdin, stdout = json.dumps(order).encode() + b"\n", process.stdin, process.stdout
+        answers: list[bytes] = []
+        errors: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                with self._lock:
+                    stdin.write(line)
+                    stdin.flush()
+                    answers.append(stdout.readline())
+            except (OSError, ValueError) as error:  # the supervisor is gone, or the pipe closed
+                errors.append(error)
+
+        thread = threading.Thread(target=ask, name="virtual-boards", daemon=True)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        pids: dict[str, int] = json.loads(answers[0])
+        return pids
 
     @property
     def pids(self) -> dict[str, int]:

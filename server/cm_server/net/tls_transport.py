@@ -85,11 +85,15 @@ class TlsTransport(asyncio.Transport):
         if self._lost or self._closing:
             return
         if self._unsent:
-            self._unsent += data
+            self._unsent += data  # all of it, or, without memory, nothing
             return
         sent = self._send(data)
         if sent < len(data) and not self._lost:
-            self._unsent += memoryview(data)[sent:]
+            try:
+                self._unsent += memoryview(data)[sent:]
+            except MemoryError:
+                self.abort()  # nothing may follow half a frame
+                raise
             self._loop.add_writer(self._sock.fileno(), self._write_on)
             self._protocol.pause_writing()
 
