@@ -35,7 +35,7 @@ MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far sma
 REVOKED: Final = 4004  # the close code for a token that opens nothing any more
 MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
 _UNSURE: Final = "whether the cell runs is not known; `mbm job-list` tells"
-_NOT_SENT: Final = "the cell was not sent, and does not run"
+_NOT_SENT: Final = "the cell was not sent: it does not run"
 _GONE: Final = "the link to the server broke; the cell goes on, and its outcome is with the server"
 
 

@@ -127,10 +127,11 @@ class Outgoing:
         if self._encrypt is not None:
             frame.data = self._encrypt(frame.data)
         taken: list[int] = []
+        write = map(self._write, (frame.data,), (DO_NOT_WAIT,))
         try:
             # A signal's handler runs between two steps of the interpreter. This is one step: it
             # cannot come between the write and the note of how much was written.
-            taken.extend(map(self._write, (frame.data,), (DO_NOT_WAIT,)))
+            taken.extend(write)
         except OSError:
             if taken:  # it is not of the socket, but of a signal's handler
                 raise
@@ -174,7 +175,7 @@ class Outgoing:
 
     def _cut(self) -> None:
         """Shut the stream down in the middle of a frame."""
-        self.why = self.why or "it was cut in the middle of a message that was interrupted"
+        self.why = self.why or "the link ended, since a message on it was interrupted"
         self.stop()
 
     # The writing thread

@@ -70,8 +70,8 @@ BOUNDS: Final = [
     text_defence(
         "a caller notices that the server fell silent",
         LIBRARY + "client/link.py",
-        "                    if asked:\n",
-        "                    if False:\n",
+        "                elif asked:\n",
+        "                elif False:\n",
         "cloudmanager/client/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
     ),
     text_defence(

@@ -10,7 +10,8 @@ from .doors import DOORS
 from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
+from .streams import STREAMS
 from .timers import TIMERS
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS, *KEEPING]
+DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS, *KEEPING, *STREAMS]

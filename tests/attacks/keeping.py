@@ -126,7 +126,7 @@ KEEPING: Final[list[Defence]] = [
     text_defence(
         "replacement: what was decided is finished at the next start",
         SERVER + "app.py",
-        "    notes = [told] if (told := replacement.finish(home)) else []\n",
+        "    notes = [told] if (told := file_replacement.finish(home)) else []\n",
         "    notes: list[str] = []\n",
         REPLACED + "server_that_starts_after_a_killed_restore_finishes_it_and_says_so",
     ),
@@ -190,7 +190,7 @@ KEEPING: Final[list[Defence]] = [
     text_defence(
         "replacement: the first certificates are there both or not at all",
         SERVER + "net/certificates.py",
-        '        replacement.replace_all(home, folder, names, "change of certificates")\n',
+        '        file_replacement.replace_all(home, folder, names, "change of certificates")\n',
         "        for name in names:\n            (folder / name).replace(home / name)\n",
         REPLACED + "first_start_that_is_killed_leaves_both_certificates_or_none",
     ),

@@ -181,6 +181,9 @@ ATTACKS: Final = [
         "a_peer_that_does_not_read_is_cut_before_it_costs_much",
         "cm_server/net/test_board_socket.py: an_oversize_message_is_refused_before_it_is_read",
         "attacks/test_transport.py: a_flood_of_pings_holds_up_nobody",
+        "cloudmanager/client/test_outgoing.py: nothing_follows_half_a_frame "
+        "no_instant_of_an_interrupt_mixes_two_frames "
+        "cells_run_at_most_once_whenever_they_are_interrupted",
         "board/test_link.py: board_refuses_what_breaks_the_rules",
     ),
     attack(

@@ -85,15 +85,11 @@ class TlsTransport(asyncio.Transport):
         if self._lost or self._closing:
             return
         if self._unsent:
-            self._unsent += data  # all of it, or, without memory, nothing
+            self._unsent += data
             return
         sent = self._send(data)
         if sent < len(data) and not self._lost:
-            try:
-                self._unsent += memoryview(data)[sent:]
-            except MemoryError:
-                self.abort()  # nothing may follow half a frame
-                raise
+            self._unsent += memoryview(data)[sent:]
             self._loop.add_writer(self._sock.fileno(), self._write_on)
             self._protocol.pause_writing()
 

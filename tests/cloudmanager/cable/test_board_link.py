@@ -14,6 +14,7 @@ from cloudmanager.cable.board_link import BoardLink
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import LinkLost, NotAllowed, ServerUnreachable
+from cloudmanager.protocol.frames import BINARY, encode
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.conftest import Server
 
@@ -102,3 +103,25 @@ def test_other_servers_are_refused(identity, answer):
         with pytest.raises(ServerUnreachable, match=r"no Cloudmanager server|reset"):
             BoardLink(server.getsockname(), identity, ABOUT)
         thread.join()
+
+
+def test_nothing_follows_half_a_frame(server: Server, identity):
+    """Neither a message nor a close frame, once the server did not read for too long."""
+    link = dial(server, identity)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        link._socket.close()
+        link._socket = ours
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        ours.settimeout(0.05)
+        big = wire.pack(wire.OUTPUT, b"a" * 1_000_000, job=7)
+        link.send(big)
+        link.send(wire.pack(wire.RESULT, b"\0\0", job=7))
+        with pytest.raises(LinkLost, match="the server hung up"):
+            list(link.receive(5))
+        link.close()
+        got = bytearray()
+        while data := theirs.recv(65536):
+            got += data
+    assert 0 < len(got) < len(big)
+    assert encode(big, BINARY, mask=True).startswith(got)

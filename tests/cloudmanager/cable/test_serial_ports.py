@@ -131,3 +131,14 @@ def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
     monkeypatch.setattr(repl.transport, "exec", lambda code: run(code.replace("MTIzNDU=", "MTIz")))
     with pytest.raises(CableError, match="/cut.bin arrived with other bytes than were sent"):
         repl.put("/cut.bin", b"12345")
+
+
+@pytest.mark.parametrize("begin", [b"\x05A\x01", b""], ids=["raw paste", "raw"])
+def test_half_a_cell_does_not_run(chip, begin):
+    """Whoever sent it was ended in the middle; the next one begins at a prompt."""
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        repl.transport.serial.write(begin + b"open('/half', 'w').close()\n")
+    with Repl(chip.port) as repl:
+        repl.await_prompt(10)
+        assert repl.run("import os\nprint('half' in os.listdir('/'))").strip() == "False"

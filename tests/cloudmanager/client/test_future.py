@@ -2,6 +2,7 @@
 
 import math
 import threading
+from typing import Any, cast
 
 import pytest
 
@@ -60,3 +61,32 @@ def test_once_is_awaited_by_who_drives_it():
     with pytest.raises(StopIteration) as caught:
         asking.send(None)
     assert caught.value.value == 7
+
+
+def test_wait_that_is_interrupted_keeps_nobody_else_waiting():
+    """Ctrl-C may come when the lock is acquired, before ``wait`` knows of it."""
+    once: Once[int] = Once()
+    lock, is_mine = once._unset, threading.Event()
+
+    class Interrupted:
+        release = staticmethod(lock.release)
+
+        def acquire(self, timeout):
+            if threading.current_thread() is not threading.main_thread():
+                assert is_mine.wait(WAIT)
+                return lock.acquire(timeout=timeout)
+            assert lock.acquire(timeout=timeout)
+            is_mine.set()
+            raise KeyboardInterrupt
+
+    once._unset = cast("Any", Interrupted())
+    others = [threading.Thread(target=once.wait) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    setting = threading.Timer(0.05, once.set, (1,))
+    setting.start()
+    with pytest.raises(KeyboardInterrupt):
+        once.wait()
+    for thread in (*others, setting):
+        thread.join(WAIT)
+        assert not thread.is_alive()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -56,3 +58,28 @@ def test_stop_ends_it(codes: list[int]) -> None:
     boards = Supervisor()
     boards.obey({"do": "stop"})
     assert boards.ending is True
+
+
+def test_answer_is_written_whole_though_signals_come_meanwhile() -> None:
+    """A signal makes a write that waits for the reader return early, such as a board's end."""
+    out, into = os.pipe()
+    answer, read = b"0123456789" * 30_000, bytearray()
+
+    def reader() -> None:
+        while len(read) < len(answer) and (data := os.read(out, 4096)):
+            read.extend(data)
+            time.sleep(0.001)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    thread = threading.Thread(target=reader)
+    thread.start()
+    try:
+        supervisor._write_all(into, answer)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        os.close(into)
+        thread.join()
+        os.close(out)
+    assert read == answer

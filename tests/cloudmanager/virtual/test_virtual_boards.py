@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_killed_board_stays_off_until_it_is_restarted(
         boards.restart("lab-1")
         assert sorted(boards.pids) == ["lab-1", "lab-2"]
         assert boards.pids["lab-1"] != before["lab-1"]
+
+
+def test_interrupted_order_does_not_mix_up_the_answers(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    with VirtualBoards(some(2), listener.getsockname(), tmp_path) as boards:
+        before = boards.pids
+        assert boards._process is not None
+        boards._process.send_signal(signal.SIGSTOP)  # it does not answer now
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                _ = boards.pids
+        finally:
+            boards._process.send_signal(signal.SIGCONT)
+        timer.join()
+        answer = boards._order(do="kill", name="lab-1", signal=int(signal.SIGKILL))
+        assert answer == {"lab-2": before["lab-2"]}
 
 
 def test_board_that_ends_by_itself_is_not_restarted(
