@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -93,17 +94,19 @@ class Exchange:
         if lost:
             group.refuse(self._unreachable("the link broke"))
             return
-        group.withdraw = lambda: self._withdraw(ref, group)
+        group.withdraw = functools.partial(self._withdraw, ref)
         try:
             group.frame = self._send(frames.encode(message, mask=True))
         except BaseException:  # such as Ctrl-C: if it is sent all the same, it is not wanted
             group.interrupt()
             raise
 
-    def _withdraw(self, ref: int, group: JobGroup) -> None:
+    def _withdraw(self, ref: int) -> None:
         """Keep a cell that nobody wants any more from the server, if it does not have it yet."""
-        withdrawn = group.frame is not None and group.frame.withdraw()
-        if withdrawn and self._groups.pop(ref, None) is not None:
+        group = self._groups.get(ref)
+        if group is None or group.frame is None:
+            return
+        if group.frame.withdraw() and self._groups.pop(ref, None) is not None:
             group.refuse(CloudmanagerError(f"interrupted: {_NOT_SENT}"))
 
     def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:

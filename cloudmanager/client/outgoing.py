@@ -136,11 +136,11 @@ class Outgoing:
             if taken:  # it is not of the socket, but of a signal's handler
                 raise
         finally:
-            frame.data = memoryview(frame.data)[sum(taken) :]
-            if frame.data:  # also if the link is broken: the thread notices
+            if taken and taken[0] == len(frame.data):
+                frame.complete, frame.data = True, b""
+            else:  # also if the link is broken: the thread notices
+                frame.data = memoryview(frame.data)[sum(taken) :]
                 self._hand_over(frame)
-            else:
-                frame.complete = True
             self._halfway = None
 
     def _hand_over(self, frame: OutgoingFrame) -> None:

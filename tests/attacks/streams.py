@@ -51,8 +51,8 @@ STREAMS: Final[list[Defence]] = [
     text_defence(
         "an interrupted cell that the server does not have whole does not run",
         LIBRARY + "client/exchange.py",
-        "withdrawn = group.frame is not None and group.frame.withdraw()",
-        "withdrawn = False",
+        "        if group is None or group.frame is None:\n",
+        "        if True:\n",
         OUTGOING + "test_interrupted_cell_that_is_half_sent_does_not_run[plain-run]",
     ),
     text_defence(
