@@ -14,4 +14,13 @@ from .streams import STREAMS
 from .timers import TIMERS
 from .trust import TRUST
 
-DEFENCES: Final[list[Defence]] = [*DOORS, *TRUST, *BOUNDS, *PACKAGES, *SERVERS, *TIMERS, *KEEPING, *STREAMS]
+DEFENCES: Final[list[Defence]] = [
+    *DOORS,
+    *TRUST,
+    *BOUNDS,
+    *PACKAGES,
+    *SERVERS,
+    *TIMERS,
+    *KEEPING,
+    *STREAMS,
+]
