@@ -28,7 +28,9 @@ PROTOCOL_ERROR: Final = 1002
 NOT_SPOKEN: Final = 1003
 NO_CODE: Final = 1005  # never sent: it stands for a close frame that names none
 BAD_TEXT: Final = 1007
+POLICY: Final = 1008
 TOO_BIG: Final = 1009
+INTERNAL_ERROR: Final = 1011
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 #: What a close frame may say: the registered codes (7.4.1, IANA), and those of libraries and ours.
@@ -104,43 +106,59 @@ class FrameReader:
         self._masked = masked
         self._buffer = bytearray()
 
+    @property
+    def empty(self) -> bool:
+        """Whether all bytes that came are read as frames."""
+        return not self._buffer
+
+    def push(self, data: bytes) -> None:
+        """Append what came; ``next_frame`` reads it."""
+        self._buffer += data
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take ``data`` and yield each frame that is now whole.
 
         Raises:
             FrameError: the peer broke a rule; the link has to be closed.
         """
-        buffer = self._buffer
-        buffer += data
-        start = 0
-        try:
-            while (head := self._head(buffer, start)) is not None:
-                opcode, key_at, body_at, end = head
-                if end > len(buffer):
-                    break
-                payload = bytes(memoryview(buffer)[body_at:end])
-                if self._masked:
-                    payload = _unmask(payload, buffer[key_at:body_at])
-                start = end
-                if opcode == CLOSE:
-                    _check_close(payload)
-                yield Frame(opcode, payload)
-        finally:
-            del buffer[:start]
+        self.push(data)
+        while (frame := self.next_frame()) is not None:
+            yield frame
 
-    def _head(self, buffer: bytearray, at: int) -> tuple[int, int, int, int] | None:
+    def next_frame(self) -> Frame | None:
+        """Take the next frame out of what came; None where none is whole.
+
+        Raises:
+            FrameError: the peer broke a rule; the link has to be closed.
+        """
+        buffer = self._buffer
+        head = self._head(buffer)
+        if head is None:
+            return None
+        opcode, key_at, body_at, end = head
+        if end > len(buffer):
+            return None
+        payload = bytes(memoryview(buffer)[body_at:end])
+        if self._masked:
+            payload = _unmask(payload, buffer[key_at:body_at])
+        del buffer[:end]  # cheap: CPython moves the beginning of a bytearray, not its bytes
+        if opcode == CLOSE:
+            _check_close(payload)
+        return Frame(opcode, payload)
+
+    def _head(self, buffer: bytearray) -> tuple[int, int, int, int] | None:
         """Return (opcode, where the key is, where the body is, where it ends)."""
-        have = len(buffer) - at
+        have = len(buffer)
         if have < 2:
             return None
-        opcode, size = self._check(buffer[at], buffer[at + 1])
-        key_at = at + 2
+        opcode, size = self._check(buffer[0], buffer[1])
+        key_at = 2
         if size > _SHORT_MAX:
             kind, fits = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
             key_at += kind.size
-            if have < key_at - at:
+            if have < key_at:
                 return None
-            size = int(kind.unpack_from(buffer, at + 2)[0])
+            size = int(kind.unpack_from(buffer, 2)[0])
             if size <= fits:
                 raise FrameError("a length is not in its shortest form")
         if size > self.max_size:

@@ -38,14 +38,15 @@ from .installs.plan_cache import Plans
 from .jobs.dispatch import Dispatch
 from .jobs.registry import Board, Registry
 from .jobs.scheduler import LOST_AFTER
-from .logs import log_to
+from .logs import PeerLog, log_to
 from .loop_lag import Pulse
-from .net import certificates
+from .net import certificates, cleanup
 from .net.board_socket import BoardSocket
 from .net.caller_socket import CallerConversation, CallerSocket
+from .net.fair_queue import FairQueue
 from .net.handlers import Authority, Health, Metrics, NotFound, Page
 from .net.listener import Door, bind, on_loopback
-from .net.rate_limits import Rate, Unproven
+from .net.rate_limits import Rate, TokenBucket, Unproven
 from .packages.planner import Packages
 from .packages.source_settings import DEFAULT_INDEX, Settings
 from .sample_buffer import Sample, Samples
@@ -144,6 +145,8 @@ class Server:
         self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
         self.plans = Plans()
         self.unproven = Unproven()
+        self.backlogs = FairQueue()
+        self.peer_log = PeerLog()
         self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
         self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
         self.origins, self.proxies = frozenset(origins), tuple(proxies)
@@ -164,6 +167,7 @@ class Server:
         self.pulse = Pulse(loop.call_later, loop.time)
         self.samples = Samples(samples, self._on_sample)
         self.dispatch.on_emit = self.samples.take
+        self.dispatch.on_stray = self._on_stray
         self._meet_others(bus)
 
     def _meet_others(self, bus: str | Bus | None) -> None:
@@ -189,6 +193,20 @@ class Server:
         else:
             self.store.saw_board(board.id, facts)
             self.dispatch.write_soon()
+
+    def _on_stray(self, board: Board, job: int) -> None:
+        """Note that a board spoke of a job that is not its own; cut who does so all the time.
+
+        A board that is confused, not hostile, is helped by that: when it dials in again, it
+        says what it is doing.
+        """
+        text = "%s spoke of job %d, which is not its own"
+        self.peer_log.write(board.name, logging.WARNING, text, board.name, job)
+        if board.strays is None:
+            per_minute = limits.STRAYS_PER_MINUTE
+            board.strays = TokenBucket(per_minute / 60, per_minute)
+        if board.strays.spend() and board.link is not None:
+            board.link.close(frames.POLICY, "it goes on speaking of jobs that are not its own")
 
     def _on_sample(self, board: Board, sample: Sample) -> None:
         self.watches.on_sample(board, sample)
@@ -251,13 +269,15 @@ class Server:
 
     def stop(self) -> None:
         """Tell callers and boards, and write everything down."""
-        self.pulse.stop()
-        self.housekeeper.stop()
-        self.dispatch.stop()
-        self._hang_up("the server stops")
-        if self.others is not None:
-            self.others.leave()
-        self.store.close()
+        cleanup.run_all(
+            "the server",
+            self.pulse.stop,
+            self.housekeeper.stop,
+            self.dispatch.stop,
+            lambda: self._hang_up("the server stops"),
+            *([self.others.leave] if self.others is not None else []),
+            self.store.close,
+        )
 
     def _hang_up(self, why: str) -> None:
         for caller in list(self.callers):

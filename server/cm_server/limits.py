@@ -23,10 +23,21 @@ UNPROVEN_PER_ADDRESS = 1280  # a building is one address, too: 600 chips a secon
 #: Taken from the kernel in one turn of the loop. A busy loop turns slowly: so a crowd that comes
 #: at once waits in the kernel, where it costs nothing, instead of being cut half-way.
 ACCEPTED_AT_ONCE = 16
+#: Each costs up to a millisecond until it is proven or refused; at this rate, cells get on beside.
+ACCEPTED_PER_SECOND = 1000
+UNPROVEN_MESSAGES = 8  # of a board until its proof: one of each kind; pings are none of them
+UNPROVEN_READS = 64  # pieces in which a TLS handshake, a request, or a board's proof may come
 FULL_SECONDS = 1.0  # until the next try, where there are no more files
 BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
 ADDRESSES = 1024  # whose bad logins are counted at once
 TOKEN_CHARS = 256  # of a token that is looked at; ours have 46
+
+# Work. The cost of small messages is by their number: a limit on bytes does not bound it.
+#: That one link may keep the loop busy; then others are served. One message is never divided.
+SLICE_SECONDS = 0.00025
+MESSAGES_PER_SECOND = 10_000  # and reads, of one link; four times what one cell after another needs
+MESSAGES_AT_ONCE = 10_000  # of one link, after a pause
+STRAYS_PER_MINUTE = 100  # messages of a board about jobs that are not its own
 
 # Callers.
 CALLERS = 1000  # links at once
@@ -101,6 +112,9 @@ WATCH_SAMPLES = 10_000  # that wait for one who watches and does not read
 
 # What is written down.
 LOG_BYTES = 8 * MIB  # of server.log; one older file is kept
+PEER_LINES_PER_MINUTE = 10  # in server.log, for one board, or one address of strangers
+LIBRARY_LINES_PER_MINUTE = 30  # in server.log, for one library: HTTP that is malformed
+FAILURE_LINES_PER_MINUTE = 1  # in server.log, for each kind of failure that nobody foresaw
 STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
 STRANGERS_ROWS_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
 REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token

@@ -228,4 +228,5 @@ class Enrolment:
         if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):
             self.used(board, gen)
         else:
-            log.warning("%s did not prove its new key; the old one goes on", board.name)
+            text = "%s did not prove its new key; the old one goes on"
+            self._server.peer_log.write(board.name, logging.WARNING, text, board.name)

@@ -175,7 +175,8 @@ class Presence:
             board.last_seen = time.time()
         board.away = away
         if board.link is not None:
-            log.warning("%s dialled another server: its older link is closed", board.name)
+            text = "%s dialled another server: its older link is closed"
+            self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
             link = board.link
             board.disconnect()
             link.close(REPLACED, "a newer link took over")

@@ -16,6 +16,7 @@ next is queues.py's to say. Call from the server's one thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from cloudmanager.protocol import wire
 from cm_server import limits
 from cm_server.cluster.remote_jobs import Elsewhere
 from cm_server.installs.job_steps import Refused
+from cm_server.net import cleanup
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 
@@ -65,6 +67,8 @@ class Dispatch:
         self._endings = Endings(store, later)
         self._queues = Queues(store, self._endings, later, lost_after=lost_after)
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
+        #: Called where a board speaks of a job that is not its own, with that job's number.
+        self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
         self.jobs = self._endings.jobs
         self.recent = self._endings.recent
         self.tally = self._endings.tally
@@ -208,7 +212,7 @@ class Dispatch:
     def forget(self, watcher: Watcher) -> None:
         """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
         for job in [job for job in self.jobs.values() if job.watcher is watcher]:
-            self._part(job)
+            cleanup.run_all("a caller's job", functools.partial(self._part, job))
 
     def _part(self, job: Job) -> None:
         """Go on with a job that nobody follows any more; files that nobody gets are not sent."""
@@ -244,7 +248,7 @@ class Dispatch:
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
         elif job is None or job.id != message.job:
-            log.warning("%s spoke of job %d, which is not its own", board.name, message.job)
+            self.on_stray(board, message.job)
         elif message.op == wire.RESULT:
             self._on_result(job, message, data)
         elif message.op == wire.INPUT:

@@ -11,6 +11,7 @@ from cloudmanager.protocol import proofs
 from cm_server.sample_buffer import Ring
 
 if TYPE_CHECKING:
+    from cm_server.net.rate_limits import TokenBucket
     from cm_server.store.rows import BoardRow
 
     from .jobs import Job
@@ -88,6 +89,7 @@ class Board:
         self._current: Job | None = None
         self.queue: deque[Job] = deque()
         self.samples = Ring()
+        self.strays: TokenBucket | None = None  # how often it may speak of others' jobs
         self.blocked = False  # whether its own program keeps it busy: cells wait
         self.epoch = 0  # of several servers: how often it dialled one of them
         self._away: Away | None = None

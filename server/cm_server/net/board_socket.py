@@ -13,6 +13,7 @@ from cm_server import limits
 from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board
 
+from . import cleanup
 from .handlers import Page
 from .rate_limits import Entry
 from .websocket import Link, accept
@@ -33,7 +34,7 @@ class BoardSocket(Page):
 
     async def get(self) -> None:
         """Upgrade; from then on the conversation lives by itself."""
-        link = Link(limits.BOARD_MESSAGE_BYTES, sips=True)
+        link = Link(limits.BOARD_MESSAGE_BYTES, self._server.backlogs, sips=True)
         conversation = BoardConversation(self._server, link, self.address, secure=self.secure)
         link.on_start = conversation.begin
         await accept(self, link)
@@ -61,27 +62,42 @@ class BoardConversation:
         self._nonce = self._key = b""
         self._entry: Entry | None = None  # among those that have proven nothing
         self._heard = time.monotonic()
+        self._deadline: asyncio.TimerHandle | None = None  # of the proof
+        self._beat_timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Give the board its time to prove itself."""
         loop = asyncio.get_running_loop()
         self._link.on_end = self._on_end
+        self._link.proven = False
+        self._link.write_log = self._write_log
         self._entry = self._server.unproven.enter(self._address, self._link.abort)
         seconds = limits.GREETING_SECONDS
         self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN, "too slow")
-        self._beat_timer = loop.call_later(self._server.beat, self._beat)
+
+    def _write_log(self, level: int, text: str, *args: object) -> None:
+        """Write a line about this peer, unless it has caused too many."""
+        if self._board is not None:
+            self._server.peer_log.write(self._board.name, level, text, *args)
+        else:
+            self._server.peer_log.write_of_stranger(self._address, level, text, *args)
 
     def _on_end(self) -> None:
-        self._leave_the_door()
-        self._deadline.cancel()
-        self._beat_timer.cancel()
+        cleanup.run_all("a board's link", self._leave_the_door, self._stop_timers, self._lose_board)
+
+    def _stop_timers(self) -> None:
+        for timer in (self._deadline, self._beat_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _lose_board(self) -> None:
         if self._board is not None:
             self._server.dispatch.on_link_gone(self._board, self._link)
 
     def _leave_the_door(self) -> None:
         if self._entry is not None:
-            self._server.unproven.leave(self._entry)
-            self._entry = None
+            entry, self._entry = self._entry, None
+            self._server.unproven.leave(entry)
 
     def _refuse(self, code: int, reason: str) -> None:
         if self._board is not None:
@@ -141,7 +157,8 @@ class BoardConversation:
         """Take in a board that proved itself; the newest link wins."""
         server, dispatch = self._server, self._server.dispatch
         if board.link is not None:
-            log.warning("%s dialled in again: its older link is closed", board.name)
+            text = "%s dialled in again: its older link is closed"
+            server.peer_log.write(board.name, logging.WARNING, text, board.name)
             old = board.link
             dispatch.on_link_gone(board, old)
             old.close(REPLACED, "a newer link took over")
@@ -155,7 +172,8 @@ class BoardConversation:
         try:
             server.saw(board, facts)
         except ServerError as error:
-            log.warning("%s cannot be taken in now: %s", board.name, error.reason)
+            text = "%s cannot be taken in now: %s"
+            server.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
             self._link.close(frames.GOING_AWAY, "it cannot be taken in now")
             return
         dispatch.tally.links += 1
@@ -164,6 +182,7 @@ class BoardConversation:
         if self._hello is not None:
             server.enrolment.used(board, self._hello.gen)
         self._leave_the_door()
+        self._link.proven = True
         self._link.on_message = self._on_work
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
@@ -172,7 +191,8 @@ class BoardConversation:
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
         dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
-        log.info("%s is here, from %s", board.name, self._link.peer)
+        self._beat_timer = asyncio.get_running_loop().call_later(server.beat, self._beat)
+        self._write_log(logging.INFO, "%s is here, from %s", board.name, self._link.peer)
 
     def _on_work(self, data: bytes) -> None:
         assert self._board is not None
@@ -194,13 +214,11 @@ class BoardConversation:
 
     def _beat(self) -> None:
         """Ping; an idle board that stayed silent for two beats is gone."""
-        board = self._board
+        assert self._board is not None
         silent = time.monotonic() - self._heard
-        idle = board is None or board.current is None
-        if idle and silent > 2 * self._server.beat:
-            log.warning(
-                "%s fell silent: its link is closed", board.name if board else self._link.peer
-            )
+        if self._board.current is None and silent > 2 * self._server.beat:
+            text = "%s fell silent: its link is closed"
+            self._write_log(logging.WARNING, text, self._board.name)
             self._server.dispatch.tally.silent += 1
             self._link.close(frames.GOING_AWAY, "silent")
             return

@@ -21,6 +21,7 @@ from cm_server.auth.enrolment import REVOKED
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.store.rows import TokenRow
 
+from . import cleanup
 from .handlers import Page
 from .rate_limits import group_of
 from .websocket import Link, accept
@@ -57,7 +58,7 @@ class CallerSocket(Page):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
             return
-        link = Link(limits.CALLER_MESSAGE_BYTES)
+        link = Link(limits.CALLER_MESSAGE_BYTES, self._server.backlogs)
         conversation = CallerConversation(self._server, caller, link)
         link.on_start = conversation.begin
         await accept(self, link)
@@ -120,9 +121,14 @@ class CallerConversation:
 
     def begin(self) -> None:
         """Count as one of the server's callers, until the link ends."""
-        self._server.callers.add(self)
         self._link.on_end = self._on_end
+        self._link.write_log = self._write_log
+        self._server.callers.add(self)
         self._check_token()
+
+    def _write_log(self, level: int, text: str, *args: object) -> None:
+        """Write a line about this caller, unless its token has caused too many."""
+        self._server.peer_log.write(f"caller {self.token.name}", level, text, *args)
 
     def _check_token(self) -> None:
         """Close the link of a token that is no longer valid; look again when it expires.
@@ -146,22 +152,26 @@ class CallerConversation:
         return not why
 
     def _on_end(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-        for task in self._later:
-            task.cancel()
-        self._server.callers.discard(self)
-        self._server.contents.forget(self)
-        self._server.plans.forget(self)
-        self._server.dispatch.forget(self)
-        for ref in list(self._watches):
-            self._unwatch(ref)
+        cleanup.run_all(
+            "a caller's link",
+            lambda: self._server.callers.discard(self),
+            self._stop_timers,
+            lambda: self._server.contents.forget(self),
+            lambda: self._server.plans.forget(self),
+            *(lambda ref=ref: self._unwatch(ref) for ref in list(self._watches)),
+            *(task.cancel for task in list(self._later)),
+            lambda: self._server.dispatch.forget(self),
+        )
+
+    def _stop_timers(self) -> None:
+        for timer in (self._look, self._timer):
+            if timer is not None:
+                timer.cancel()
 
     def close(self, code: int, reason: str) -> None:
-        """Send what waits, say why, and hang up."""
+        """Send what waits, say why, and hang up; never raises."""
         self._shut = True
-        self._flush()
-        self._link.close(code, reason)
+        cleanup.run_all("a caller's link", self._flush, lambda: self._link.close(code, reason))
 
     # From the caller
 
@@ -212,8 +222,8 @@ class CallerConversation:
             body = {"reply": await reply}
         except CloudmanagerError as error:
             body = verbs.pack_error(error)
-        except Exception:
-            log.exception("a request failed")
+        except Exception as error:
+            cleanup.log_failure("a request", error)
             body = verbs.pack_error(ServerError("it failed at this; its log says why"))
         if self._is_valid():
             self._link.send(wire.pack_json(wire.REPLY, body, job=ref))

@@ -23,7 +23,8 @@ from tornado.web import Application
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
-from .rate_limits import Entry
+from . import cleanup
+from .rate_limits import Entry, TokenBucket
 
 if TYPE_CHECKING:
     from cm_server.app import Server
@@ -41,6 +42,7 @@ class Door(HTTPServer):
         self._server = server
         self._entries: dict[IOStream, Entry] = {}
         self._listening: list[socket.socket] = []
+        self._accepts = TokenBucket(limits.ACCEPTED_PER_SECOND, limits.ACCEPTED_AT_ONCE)
         super().initialize(
             app,
             no_keep_alive=True,
@@ -61,20 +63,31 @@ class Door(HTTPServer):
             asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
 
     def _accept(self, sock: socket.socket) -> None:
-        """Take a few, so that those who are in get on first; the others wait in the kernel."""
+        """Accept a few connections; the others wait in the kernel, where they cost nothing.
+
+        Each costs up to a millisecond until it is proven or refused. So they are accepted at a
+        bounded rate, not as fast as somebody dials: then the loop is free for proven links.
+        """
         for _ in range(limits.ACCEPTED_AT_ONCE):
             try:
-                self._knock(*sock.accept())
+                accepted, address = sock.accept()
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # no file left, or no memory
                 log.error("nobody can be let in for %g s: %s", limits.FULL_SECONDS, error.strerror)
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(sock.fileno())
-                loop.call_later(limits.FULL_SECONDS, self._listen, sock)
+                self._pause_accepting(sock, limits.FULL_SECONDS)
                 return
+            self._knock(accepted, address)
+            if seconds := self._accepts.spend():
+                self._pause_accepting(sock, seconds)
+                return
+
+    def _pause_accepting(self, sock: socket.socket, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sock.fileno())
+        loop.call_later(seconds, self._listen, sock)
 
     def shut(self) -> None:
         """Let nobody in any more; who is in stays."""
@@ -84,11 +97,16 @@ class Door(HTTPServer):
             sock.close()
 
     def _knock(self, sock: socket.socket, address: Any) -> None:
-        _Knock(self._server, sock, str(address[0]), lambda came: self._let_in(came, address))
+        """Wait for a connection's first byte; what fails there ends this connection only."""
+        try:
+            _Knock(self._server, sock, str(address[0]), lambda came: self._let_in(came, address))
+        except Exception as error:
+            sock.close()
+            cleanup.log_failure("the beginning of a connection", error)
 
     def _let_in(self, sock: socket.socket, address: Any) -> None:
         is_tls = isinstance(sock, ssl.SSLSocket)
-        self.handle_stream(SSLIOStream(sock) if is_tls else IOStream(sock), address)
+        self.handle_stream(_TlsStream(sock) if is_tls else _PlainStream(sock), address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Take a connection in."""
@@ -98,12 +116,48 @@ class Door(HTTPServer):
                 stream.close()
 
         self._entries[stream] = self._server.unproven.enter(str(address[0]), cut)
-        super().handle_stream(stream, address)
+        try:
+            super().handle_stream(stream, address)
+        except Exception:
+            self._release(stream)
+            raise
 
     def on_close(self, server_conn: Any) -> None:
         """Note that a connection is gone, or that somebody else has it now."""
-        self._server.unproven.leave(self._entries.pop(server_conn.stream))
+        self._release(server_conn.stream)
         super().on_close(server_conn)
+
+    def _release(self, stream: IOStream) -> None:
+        """Count a connection no more among those that have proven nothing."""
+        entry = self._entries.pop(stream, None)
+        if entry is not None:
+            self._server.unproven.leave(entry)
+
+
+class _FewReads(IOStream):
+    """A stream that ends a request which comes in very many pieces.
+
+    The limit on a request's bytes is none on the work: each piece costs a turn of its own.
+    """
+
+    _reads = 0
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Read, as the stream's kind does; raise as if the peer had hung up after too many."""
+        count = super().read_from_fd(buf)
+        if count:
+            self._reads += 1
+            if self._reads > limits.UNPROVEN_READS:
+                raise ConnectionResetError(errno.ECONNRESET, "a request in too many pieces")
+        return count
+
+
+class _PlainStream(_FewReads, IOStream):
+    """A request without TLS."""
+
+
+class _TlsStream(_FewReads, SSLIOStream):
+    """A request over TLS, whose handshake is done."""
 
 
 class _Knock:
@@ -119,11 +173,36 @@ class _Knock:
         sock.setblocking(False)
         self._server = server
         self._sock = sock
+        self._fd = sock.fileno()  # a socket that TLS could not take over tells it no more
         self._let_in = let_in
+        self._reading = self._left = False
+        self._pieces = 0  # of the TLS handshake
         self._loop = asyncio.get_running_loop()
         self._entry = server.unproven.enter(address, self._end)
         self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)
-        self._loop.add_reader(sock.fileno(), self._look)
+        try:
+            self._read_by(self._look)
+        except BaseException:
+            self._end()
+            raise
+
+    def _read_by(self, act: Callable[[], None]) -> None:
+        self._loop.add_reader(self._fd, self._guarded, act)
+        self._reading = True
+
+    def _read_no_more(self) -> None:
+        """Let go of the descriptor; later, its number may be another connection's."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Act; a failure that nobody foresaw ends this connection."""
+        try:
+            act()
+        except Exception as error:
+            self._end()
+            cleanup.log_failure("a connection that has proven nothing", error)
 
     def _look(self) -> None:
         try:
@@ -140,38 +219,57 @@ class _Knock:
             self._enter()
 
     def _begin_tls(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())
+        self._read_no_more()
         context = self._server.certificates.context
-        self._sock = context.wrap_socket(
-            self._sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
-        )
-        self._loop.add_reader(self._sock.fileno(), self._shake)
+        try:
+            self._sock.getpeername()  # of a connection that is there no more: ENOTCONN
+            self._sock = context.wrap_socket(
+                self._sock,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=True,
+            )
+        except (OSError, ValueError):  # the socket may be detached now, its descriptor closed
+            self._end()
+            return
+        self._read_by(self._shake)
         self._shake()
 
     def _shake(self) -> None:
         """Go on with the handshake; its few bytes always fit in a fresh socket."""
         assert isinstance(self._sock, ssl.SSLSocket)
+        self._pieces += 1
         try:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
-            return
+            if self._pieces > limits.UNPROVEN_READS:
+                self._end()
         except (OSError, ValueError):
             self._end()
         else:
             self._enter()
 
     def _enter(self) -> None:
+        """Hand the connection on; it counts among the unproven there, too."""
         self._leave()
-        self._let_in(self._sock)
+        try:
+            self._let_in(self._sock)
+        except BaseException:
+            self._sock.close()
+            raise
 
     def _end(self) -> None:
         self._leave()
-        self._sock.close()
+        cleanup.run_all("a connection that has proven nothing", self._sock.close)
 
     def _leave(self) -> None:
-        self._timer.cancel()
-        self._loop.remove_reader(self._sock.fileno())
+        """Release the count first: nothing that fails behind it can keep it."""
+        if self._left:
+            return
+        self._left = True
         self._server.unproven.leave(self._entry)
+        self._timer.cancel()
+        cleanup.run_all("a connection that has proven nothing", self._read_no_more)
 
 
 def bind(host: str, tcp_port: int) -> list[socket.socket]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import functools
 import ipaddress
 import itertools
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from cm_server import limits
+
+log = logging.getLogger("cm_server")
 
 MINUTE = 60.0  # seconds
 
@@ -50,6 +53,39 @@ class Rate:
         return left_out
 
 
+class TokenBucket:
+    """Allows a steady rate of events, and a burst of them after a pause.
+
+    Args:
+        per_second: the steady rate.
+        burst: how many may come at once.
+        clock: seconds, from any beginning.
+    """
+
+    __slots__ = ("_burst", "_clock", "_left", "_per_second", "_since")
+
+    def __init__(
+        self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second, self._burst, self._clock = per_second, burst, clock
+        self._left = burst
+        self._since = clock()
+
+    def spend(self, events: float = 1) -> float:
+        """Count events; return the seconds to wait until no more than allowed have come.
+
+        Returns:
+            0.0 where they were allowed. The clock is read only where the burst is used up.
+        """
+        self._left -= events
+        if self._left >= 0:
+            return 0.0
+        now = self._clock()
+        self._left = min(self._left + (now - self._since) * self._per_second, self._burst)
+        self._since = now
+        return max(-self._left / self._per_second, 0.0)
+
+
 class _Count:
     __slots__ = ("events", "left_out", "since")
 
@@ -76,6 +112,7 @@ class Unproven:
         self.count = 0
         self.cut = 0
         self._numbers = itertools.count()
+        self._failures = Rate(limits.FAILURE_LINES_PER_MINUTE)
         self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # the oldest first
 
     def enter(self, address: str, end: Callable[[], object]) -> Entry:
@@ -103,7 +140,11 @@ class Unproven:
         number, end = next(iter(self._groups[name].items()))
         self.leave(Entry(name, number))
         self.cut += 1
-        end()
+        try:
+            end()
+        except Exception:  # it is another connection's: the newcomer must not pay for it
+            if self._failures.allow("") is not None:
+                log.exception("a connection of which there were too many could not be ended")
 
 
 @functools.lru_cache(limits.ADDRESSES)

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import ssl
 
+from . import cleanup
+
 READ_BYTES = 64 * 1024  # handed on at once: what a read of a plain socket takes
 _RECORD = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
 _SHORT = 512  # bytes: a shorter record is a message on its own; to look for another costs a tenth
@@ -28,11 +30,12 @@ class TlsTransport(asyncio.Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._fd = sock.fileno()  # a socket that failed may tell it no more
         self._protocol = protocol
         self._unsent = bytearray()
         self._closing = self._lost = self._paused = False
+        self._loop.add_reader(self._fd, self._read)
         protocol.connection_made(self)
-        self._loop.add_reader(sock.fileno(), self._read)
         self._loop.call_soon(self._read)  # what came with the handshake makes no file readable
 
     # Reading
@@ -61,7 +64,7 @@ class TlsTransport(asyncio.Transport):
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
-        except OSError:
+        except (OSError, ValueError):  # ValueError: what TLS knew of the connection is gone
             return data, False
         return data, True
 
@@ -69,13 +72,13 @@ class TlsTransport(asyncio.Transport):
         """Leave what comes in the socket."""
         if not self._paused and not self._lost:
             self._paused = True
-            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
         """Go on reading; some of it may be deciphered already."""
         if self._paused and not self._lost:
             self._paused = False
-            self._loop.add_reader(self._sock.fileno(), self._read)
+            self._loop.add_reader(self._fd, self._read)
             self._loop.call_soon(self._read)
 
     # Writing
@@ -90,7 +93,7 @@ class TlsTransport(asyncio.Transport):
         sent = self._send(data)
         if sent < len(data) and not self._lost:
             self._unsent += memoryview(data)[sent:]
-            self._loop.add_writer(self._sock.fileno(), self._write_on)
+            self._loop.add_writer(self._fd, self._write_on)
             self._protocol.pause_writing()
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
@@ -101,7 +104,7 @@ class TlsTransport(asyncio.Transport):
                 sent += self._sock.send(view[sent : sent + _RECORD])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
-        except OSError:
+        except (OSError, ValueError):
             self.abort()
         return sent
 
@@ -112,7 +115,7 @@ class TlsTransport(asyncio.Transport):
         del self._unsent[:sent]
         if self._unsent:
             return
-        self._loop.remove_writer(self._sock.fileno())
+        self._loop.remove_writer(self._fd)
         self._protocol.resume_writing()
         if self._closing:
             self._hang_up()
@@ -148,10 +151,12 @@ class TlsTransport(asyncio.Transport):
         if self._lost:
             return
         self._lost = True
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._loop.call_soon(self._end)
+        self._loop.call_soon(self._end)  # first: whatever fails below, the end comes
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
 
     def _end(self) -> None:
-        self._sock.close()
-        self._protocol.connection_lost(None)
+        """Close the socket; the protocol hears of the end even where that fails."""
+        cleanup.run_all(
+            "a TLS link", self._sock.close, lambda: self._protocol.connection_lost(None)
+        )

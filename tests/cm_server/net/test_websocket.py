@@ -258,12 +258,13 @@ async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
     service: Service, monkeypatch, caplog
 ):
     monkeypatch.setattr(limits, "UNSENT_BYTES", 256 * 1024)
+    service.enrol(*(f"lab-{number}" for number in range(100)))
+    question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (conversation,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        ping = masked(b"p" * 125, frames.PING)
         for _ in range(10_000):
-            peer.say(ping * 100)
+            peer.say(question)
             await asyncio.sleep(0)
             if not service.server.callers:
                 break
@@ -295,7 +296,8 @@ async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     link.close(1000)
     assert isinstance(link, websocket.Link)
     link.abort()
-    link._read_on()  # the end of a sip
+    link._release()  # the end of a sip
+    link._serve_on()  # its turn, where it had a backlog
 
 
 def test_a_socket_whose_peer_is_gone_has_no_name():
