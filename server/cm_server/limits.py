@@ -23,10 +23,14 @@ UNPROVEN_PER_ADDRESS = 1280  # a building is one address, too: 600 chips a secon
 #: Taken from the kernel in one turn of the loop. A busy loop turns slowly: so a crowd that comes
 #: at once waits in the kernel, where it costs nothing, instead of being cut half-way.
 ACCEPTED_AT_ONCE = 16
-#: Each costs up to a millisecond until it is proven or refused; at this rate, cells get on beside.
+#: A TLS handshake or an HTTP request costs up to a millisecond; what hangs up before costs a tenth.
 ACCEPTED_PER_SECOND = 1000
 UNPROVEN_MESSAGES = 8  # of a board until its proof: one of each kind; pings are none of them
-UNPROVEN_READS = 64  # pieces in which a TLS handshake, a request, or a board's proof may come
+#: Pieces in which a TLS handshake, a request, or a board's proof may come. The first are read at
+#: once; the others share a rate, so that bytes which come one by one are gathered.
+UNPROVEN_READS = 64
+UNPROVEN_READS_AT_ONCE = 2
+UNPROVEN_READS_PER_SECOND = 500  # of all such connections, from the third piece of each on
 FULL_SECONDS = 1.0  # until the next try, where there are no more files
 BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
 ADDRESSES = 1024  # whose bad logins are counted at once
@@ -35,8 +39,9 @@ TOKEN_CHARS = 256  # of a token that is looked at; ours have 46
 # Work. The cost of small messages is by their number: a limit on bytes does not bound it.
 #: That one link may keep the loop busy; then others are served. One message is never divided.
 SLICE_SECONDS = 0.00025
-MESSAGES_PER_SECOND = 10_000  # and reads, of one link; four times what one cell after another needs
+MESSAGES_PER_SECOND = 10_000  # of one link; four times what one cell after another needs
 MESSAGES_AT_ONCE = 10_000  # of one link, after a pause
+RARE_MESSAGES = 20  # as so many a message counts that nobody sends often: pings, facts, samples
 STRAYS_PER_MINUTE = 100  # messages of a board about jobs that are not its own
 
 # Callers.

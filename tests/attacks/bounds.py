@@ -198,6 +198,105 @@ BOUNDS: Final = [
         "cm_server/jobs/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
     ),
     text_defence(
+        "a link is handled in slices",
+        SERVER + "net/websocket.py",
+        "if debt or time.perf_counter() >= end:",
+        "if debt:",
+        "cm_server/net/test_websocket.py::"
+        "test_a_flood_is_handled_in_slices_and_others_are_served_between[pings]",
+    ),
+    text_defence(
+        "one link with a backlog is served in each turn of the loop",
+        SERVER + "net/fair_queue.py",
+        "        serve()\n",
+        "        serve()\n        while self._waiting:\n            self._waiting.popleft()()\n",
+        "cm_server/net/test_fair_queue.py::test_one_is_served_in_each_turn_of_the_loop",
+    ),
+    text_defence(
+        "a link is read at a bounded rate",
+        SERVER + "net/websocket.py",
+        "            debt = self._rate.spend()\n",
+        "            debt = 0.0\n",
+        "cm_server/net/test_websocket.py::test_a_link_is_read_at_a_bounded_rate",
+    ),
+    text_defence(
+        "a stranger may not ping",
+        SERVER + "net/websocket.py",
+        "if frame.opcode in (frames.PING, frames.PONG):",
+        "if False:",
+        "cm_server/net/test_websocket.py::"
+        "test_a_stranger_may_not_ping_and_is_let_go_a_while_later[ping]",
+    ),
+    text_defence(
+        "lines about one peer are limited",
+        SERVER + "logs.py",
+        "        if left_out is None:\n            return\n        if left_out:\n            text",
+        "        if left_out:\n            text",
+        "cm_server/test_logs.py::"
+        "test_lines_about_one_peer_are_limited_and_those_left_out_are_counted",
+        "cm_server/net/test_websocket.py::test_lines_about_strangers_who_break_rules_are_limited",
+    ),
+    text_defence(
+        "lines of libraries are limited",
+        SERVER + "logs.py",
+        "        return left_out is not None\n",
+        "        return True\n",
+        "cm_server/test_logs.py::test_lines_of_libraries_that_a_peer_can_cause_are_limited",
+    ),
+    text_defence(
+        "a board that goes on speaking of others' jobs is cut",
+        SERVER + "app.py",
+        "if board.strays.spend() and board.link is not None:",
+        "if False:",
+        "cm_server/net/test_board_socket.py::test_a_board_that_goes_on_speaking_of_others_jobs_is_cut",
+    ),
+    text_defence(
+        "a request in very many pieces is cut",
+        SERVER + "net/listener.py",
+        "            if self._reads > limits.UNPROVEN_READS:\n",
+        "            if False:\n",
+        "cm_server/net/test_listener.py::test_what_comes_byte_by_byte_is_cut_after_so_many_reads[head]",
+    ),
+    text_defence(
+        "pieces of connections that have proven nothing share a rate",
+        SERVER + "net/rate_limits.py",
+        "return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0",
+        "return 0.0",
+        "cm_server/net/test_listener.py::test_pieces_of_very_many_connections_share_a_rate",
+    ),
+    text_defence(
+        "connections are accepted at a bounded rate",
+        SERVER + "net/listener.py",
+        "if seconds := self._accepts.spend(1 - _LOOK_COST):  # many speak at once: one by one",
+        "if False:",
+        "cm_server/net/test_listener.py::test_connections_are_accepted_at_a_bounded_rate",
+    ),
+    text_defence(
+        "a socket that TLS cannot wrap is counted no more",
+        SERVER + "net/listener.py",
+        "        self._server.unproven.leave(self._entry)\n        self._timer.cancel()\n"
+        '        cleanup.run_all("a connection that has proven nothing", self._read_no_more)\n',
+        "        self._loop.remove_reader(self._sock.fileno())\n"
+        "        self._server.unproven.leave(self._entry)\n        self._timer.cancel()\n",
+        "cm_server/net/test_listener.py::test_a_socket_that_tls_cannot_wrap_is_counted_no_more",
+    ),
+    text_defence(
+        "one connection's end does not hinder another's beginning",
+        SERVER + "net/rate_limits.py",
+        "        try:\n            end()\n        except Exception:",
+        "        end()\n        try:\n            pass\n        except Exception:",
+        "cm_server/net/test_rate_limits.py::"
+        "test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer",
+    ),
+    text_defence(
+        "a clean-up goes on where one step of it failed",
+        SERVER + "net/cleanup.py",
+        "            step()\n        except Exception as error:\n            log_failure",
+        "            step()\n        except ZeroDivisionError as error:\n            log_failure",
+        "cm_server/net/test_cleanup.py::test_every_step_runs_whichever_fails",
+        "cm_server/net/test_websocket.py::test_a_clean_up_that_fails_releases_the_rest",
+    ),
+    text_defence(
         "a tail of output is bounded",
         SERVER + "jobs/jobs.py",
         "if len(self._bytes) > 2 * limits.TAIL_BYTES:",

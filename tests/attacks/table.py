@@ -184,6 +184,14 @@ ATTACKS: Final = [
         "cloudmanager/client/test_outgoing.py: nothing_follows_half_a_frame "
         "no_instant_of_an_interrupt_mixes_two_frames "
         "cells_run_at_most_once_whenever_they_are_interrupted",
+        "cm_server/net/test_websocket.py: "
+        "a_flood_is_handled_in_slices_and_others_are_served_between "
+        "a_link_is_read_at_a_bounded_rate "
+        "a_stranger_may_not_ping_and_is_let_go_a_while_later "
+        "lines_about_strangers_who_break_rules_are_limited",
+        "cm_server/net/test_board_socket.py: a_board_that_goes_on_speaking_of_others_jobs_is_cut",
+        "cm_server/net/test_listener.py: what_comes_byte_by_byte_is_cut_after_so_many_reads "
+        "pieces_of_very_many_connections_share_a_rate",
         "board/test_link.py: board_refuses_what_breaks_the_rules",
     ),
     attack(
@@ -193,7 +201,12 @@ ATTACKS: Final = [
         "connections_that_come_and_go_leave_nothing_behind",
         "cm_server/net/test_rate_limits.py: the_oldest_of_an_address_is_cut_and_the_newest_comes_in "
         "another_address_is_not_disturbed_by_a_flood_of_one "
-        "many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+        "many_addresses_are_bounded_as_a_whole_and_the_greediest_pays "
+        "a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer",
+        "cm_server/net/test_listener.py: connections_that_end_by_rst_leave_no_count_behind "
+        "a_socket_that_tls_cannot_wrap_is_counted_no_more "
+        "connections_are_accepted_at_a_bounded_rate",
+        "cm_server/net/test_websocket.py: a_clean_up_that_fails_releases_the_rest",
     ),
     attack(
         14,

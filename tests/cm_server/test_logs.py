@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.client.fleet import Fleet
-from cm_server.logs import FIELDS, JsonLines, log_to
+from cm_server import limits
+from cm_server.logs import FIELDS, JsonLines, PeerLog, log_to
 from tests.conftest import running_boards, running_server
 
 HOSTILE = 'x\n{"level": "forged"}\u2028\x1b[31m\udc80'
@@ -79,3 +80,38 @@ def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
     assert told[2]["status"] == "error"
     here = [line["message"] for line in lines(tmp_path / "server.log") if "event" not in line]
     assert any(message.startswith("lab-1 is here, from ") for message in here)
+
+
+def test_lines_about_one_peer_are_limited_and_those_left_out_are_counted(caplog):
+    now = [0.0]
+    log = PeerLog(lambda: now[0])
+    for number in range(500):
+        log.write("lab-1", logging.WARNING, "%s spoke of job %d", "lab-1", number)
+    log.write("lab-2", logging.WARNING, "%s fell silent", "lab-2")
+    assert caplog.text.count("lab-1 spoke") == limits.PEER_LINES_PER_MINUTE
+    assert "lab-2 fell silent" in caplog.text
+    now[0] = 61.0
+    log.write("lab-1", logging.WARNING, "%s spoke of job %d", "lab-1", 500)
+    assert "lab-1 spoke of job 500 (490 lines before it were left out)" in caplog.text
+
+
+def test_strangers_of_very_many_addresses_share_a_limit(caplog):
+    log = PeerLog(lambda: 0.0)
+    for number in range(200):
+        log.write_of_stranger(f"192.0.2.{number}", logging.WARNING, "garbage")
+    assert caplog.text.count("garbage") == limits.STRANGERS_ROWS_PER_MINUTE
+    log.write("lab-1", logging.WARNING, "line of interest")
+    assert "line of interest" in caplog.text
+
+
+def test_lines_of_libraries_that_a_peer_can_cause_are_limited(tmp_path: Path):
+    with logging_to(tmp_path / "log"):
+        for number in range(500):
+            logging.getLogger("tornado.general").info("Malformed HTTP message from %d", number)
+        logging.getLogger("asyncio").error("another library")
+        for number in range(50):
+            logging.getLogger("cm_server").info("line of interest %d", number)
+    text = (tmp_path / "log").read_text()
+    assert text.count("Malformed") == limits.LIBRARY_LINES_PER_MINUTE
+    assert text.count("another library") == 1
+    assert text.count("line of interest") == 50

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 _REKEYED = bytes((wire.REKEYED,))
+_RARE = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
 NOT_PROVEN, WRONG_VERSION, REPLACED, NOT_SECURE = 4001, 4002, 4003, 4005
 
 
@@ -70,6 +71,7 @@ class BoardConversation:
         loop = asyncio.get_running_loop()
         self._link.on_end = self._on_end
         self._link.proven = False
+        self._link.read_pause = self._server.unproven.read_pause
         self._link.write_log = self._write_log
         self._entry = self._server.unproven.enter(self._address, self._link.abort)
         seconds = limits.GREETING_SECONDS
@@ -196,6 +198,8 @@ class BoardConversation:
 
     def _on_work(self, data: bytes) -> None:
         assert self._board is not None
+        if data[:1] in _RARE:
+            self._link.charge(limits.RARE_MESSAGES - 1)
         if data[:1] == _REKEYED:
             proof = wire.unpack(data).payload
             self._server.enrolment.on_rekeyed(self._board, proof)

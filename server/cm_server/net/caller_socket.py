@@ -33,6 +33,7 @@ log = logging.getLogger("cm_server")
 
 ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
 TOKEN_LOOK_SECONDS = 1.0  # between two looks at a token that expires: the clock may be set
+REQUEST_MESSAGES = 5  # as so many messages a request counts: it does more, and waits for a reply
 KNOWN_REFS = 64  # cells of a link, of which none may come again
 
 
@@ -182,12 +183,14 @@ class CallerConversation:
         if message.op == wire.SUBMIT:
             self._reply_to(message, self._submit)
         elif message.op == wire.REQUEST:
+            self._link.charge(REQUEST_MESSAGES - 1)
             self._reply_to(message, self._request)
         elif message.op == wire.CONTENT:
             self._reply_to(message, self._take_content)
         elif message.op == wire.WATCH:
             self._reply_to(message, self._watch)
         elif message.op == wire.UNWATCH:
+            self._link.charge(limits.RARE_MESSAGES - 1)
             self._unwatch(message.job)
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
@@ -204,6 +207,7 @@ class CallerConversation:
         except PeerWireError:
             raise
         except CloudmanagerError as error:
+            self._link.charge(limits.RARE_MESSAGES)
             self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
 
     def _request(self, message: wire.Message) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import logging
 import socket
@@ -24,7 +25,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
 from . import cleanup
-from .rate_limits import Entry, TokenBucket
+from .rate_limits import Entry, TokenBucket, Unproven
 
 if TYPE_CHECKING:
     from cm_server.app import Server
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 _HANDSHAKE = b"\x16"
+_LOOK_COST = 0.1  # of a connection that hangs up before its request, beside one that does not
 
 
 class Door(HTTPServer):
@@ -80,7 +82,7 @@ class Door(HTTPServer):
                 self._pause_accepting(sock, limits.FULL_SECONDS)
                 return
             self._knock(accepted, address)
-            if seconds := self._accepts.spend():
+            if seconds := self._accepts.spend(0):
                 self._pause_accepting(sock, seconds)
                 return
 
@@ -98,15 +100,29 @@ class Door(HTTPServer):
 
     def _knock(self, sock: socket.socket, address: Any) -> None:
         """Wait for a connection's first byte; what fails there ends this connection only."""
+        sock.setblocking(False)
         try:
-            _Knock(self._server, sock, str(address[0]), lambda came: self._let_in(came, address))
+            gone = not sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            gone = False
+        except OSError:
+            gone = True
+        if gone:  # many at once may hang up: who waits behind them is not to wait for that
+            sock.close()
+            return
+        self._accepts.spend(_LOOK_COST)
+        try:
+            let_in = functools.partial(self._let_in, address=address)
+            _Knock(self._server, sock, str(address[0]), let_in, self._accepts)
         except Exception as error:
             sock.close()
             cleanup.log_failure("the beginning of a connection", error)
 
     def _let_in(self, sock: socket.socket, address: Any) -> None:
         is_tls = isinstance(sock, ssl.SSLSocket)
-        self.handle_stream(_TlsStream(sock) if is_tls else _PlainStream(sock), address)
+        stream = _TlsStream(sock) if is_tls else _PlainStream(sock)
+        stream.unproven = self._server.unproven
+        self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Take a connection in."""
@@ -135,11 +151,15 @@ class Door(HTTPServer):
 
 
 class _FewReads(IOStream):
-    """A stream that ends a request which comes in very many pieces.
+    """A stream that reads slowly what comes in very many pieces.
 
-    The limit on a request's bytes is none on the work: each piece costs a turn of its own.
+    The limit on a request's bytes is none on the work: each piece costs as much as a whole.
+
+    Attributes:
+        unproven: the connections among which it counts.
     """
 
+    unproven: Unproven
     _reads = 0
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
@@ -149,7 +169,15 @@ class _FewReads(IOStream):
             self._reads += 1
             if self._reads > limits.UNPROVEN_READS:
                 raise ConnectionResetError(errno.ECONNRESET, "a request in too many pieces")
+            if seconds := self.unproven.read_pause(self._reads):
+                self.io_loop.update_handler(self.fileno(), self.io_loop.ERROR)
+                self.io_loop.call_later(seconds, self._read_on)
         return count
+
+    def _read_on(self) -> None:
+        """Read again after a pause, unless the connection is gone, or a link's now."""
+        if not self.closed() and self.reading():
+            self.io_loop.update_handler(self.fileno(), self.io_loop.READ | self.io_loop.ERROR)
 
 
 class _PlainStream(_FewReads, IOStream):
@@ -169,12 +197,13 @@ class _Knock:
         sock: socket.socket,
         address: str,
         let_in: Callable[[socket.socket], None],
+        accepts: TokenBucket,
     ) -> None:
-        sock.setblocking(False)
         self._server = server
         self._sock = sock
         self._fd = sock.fileno()  # a socket that TLS could not take over tells it no more
         self._let_in = let_in
+        self._accepts = accepts
         self._reading = self._left = False
         self._pieces = 0  # of the TLS handshake
         self._loop = asyncio.get_running_loop()
@@ -213,10 +242,18 @@ class _Knock:
             first = b""
         if not first:
             self._end()
-        elif first == _HANDSHAKE:
-            self._begin_tls()
+            return
+        proceed = self._begin_tls if first == _HANDSHAKE else self._enter
+        if seconds := self._accepts.spend(1 - _LOOK_COST):  # many speak at once: one by one
+            self._read_no_more()
+            self._loop.call_later(seconds, self._proceed, proceed)
         else:
-            self._enter()
+            proceed()
+
+    def _proceed(self, act: Callable[[], None]) -> None:
+        """Go on after a pause, if the connection is there still."""
+        if not self._left:
+            self._guarded(act)
 
     def _begin_tls(self) -> None:
         self._read_no_more()
@@ -244,10 +281,16 @@ class _Knock:
         except ssl.SSLWantReadError:
             if self._pieces > limits.UNPROVEN_READS:
                 self._end()
+            elif seconds := self._server.unproven.read_pause(self._pieces):
+                self._read_no_more()
+                self._loop.call_later(seconds, self._proceed, self._shake_on)
         except (OSError, ValueError):
             self._end()
         else:
             self._enter()
+
+    def _shake_on(self) -> None:
+        self._read_by(self._shake)
 
     def _enter(self) -> None:
         """Hand the connection on; it counts among the unproven there, too."""

@@ -58,7 +58,7 @@ class TokenBucket:
 
     Args:
         per_second: the steady rate.
-        burst: how many may come at once.
+        burst: how many may come at once; twice as many after a pause that is long enough.
         clock: seconds, from any beginning.
     """
 
@@ -113,6 +113,8 @@ class Unproven:
         self.cut = 0
         self._numbers = itertools.count()
         self._failures = Rate(limits.FAILURE_LINES_PER_MINUTE)
+        per_second = limits.UNPROVEN_READS_PER_SECOND
+        self._reads = TokenBucket(per_second, per_second / 5)
         self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # the oldest first
 
     def enter(self, address: str, end: Callable[[], object]) -> Entry:
@@ -126,6 +128,17 @@ class Unproven:
         elif self.count > limits.UNPROVEN:
             self._cut_oldest(max(self._groups, key=lambda name: len(self._groups[name])))
         return entry
+
+    def read_pause(self, reads: int) -> float:
+        """Return the seconds to wait before the next read of one of them.
+
+        The first reads of each are free. All others share a rate: who sends byte by byte on
+        very many connections waits longer and longer, and his bytes are gathered meanwhile.
+
+        Args:
+            reads: how many there were of this connection.
+        """
+        return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0
 
     def leave(self, entry: Entry) -> None:
         """Let a connection go: it is proven, or gone; it may be gone already."""

@@ -50,6 +50,7 @@ class Link(asyncio.Protocol):
         peer: the other end's address, for the log.
         proven: whether the peer has proven who it is; until then it may send a few messages,
             and no pings.
+        read_pause: returns the seconds to wait after so many reads before the proof.
         write_log: writes a line about this peer (level, text, arguments), or leaves it out.
         on_message: takes each message; may raise PeerWireError, which ends the link.
         on_frame: called after frames of any kind: a sign of life.
@@ -64,6 +65,7 @@ class Link(asyncio.Protocol):
         self.sips = sips
         self.peer = "a peer"
         self.proven = True
+        self.read_pause: Callable[[int], float] = lambda _: 0.0
         self.write_log: Callable[..., None] = log.log
         self.on_message: Callable[[bytes], None] = lambda _: None
         self.on_frame: Callable[[], None] = _nothing
@@ -131,6 +133,10 @@ class Link(asyncio.Protocol):
         self._closed = True
         asyncio.get_running_loop().call_later(limits.CLOSE_SECONDS, transport.abort)
 
+    def charge(self, messages: int) -> None:
+        """Count a message that nobody needs often as so many more."""
+        self._rate.spend(messages)
+
     def abort(self) -> None:
         """Hang up at once, without a word; never raises."""
         if self._transport is not None:
@@ -167,6 +173,8 @@ class Link(asyncio.Protocol):
         self._reader.push(data)
         if not self.proven:
             self._early_reads += 1
+            if seconds := self.read_pause(self._early_reads):
+                self._hold_for(seconds)
         if self.sips and len(data) >= limits.SIP_BYTES // 2:
             self._hold_for(limits.SIP_PAUSE_SECONDS)
         if self._backlog:
@@ -259,6 +267,8 @@ class Link(asyncio.Protocol):
     def _on_frame(self, frame: frames.Frame) -> None:
         if not self.proven:
             self._check_early(frame)
+        if frame.opcode != frames.BINARY:
+            self.charge(limits.RARE_MESSAGES - 1)
         if frame.opcode == frames.BINARY:
             self.on_message(self.mac.open(frame.payload) if self.mac else frame.payload)
         elif frame.opcode == frames.PING:

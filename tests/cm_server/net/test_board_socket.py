@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from cloudmanager.protocol import frames, proofs, wire
 from cm_server import limits
@@ -481,3 +482,32 @@ async def test_the_end_of_the_server_is_told(tmp_path):
         (lab,) = service.enrol("lab-1")
         board = await FakeBoard.join(service, lab)
     assert await board.closed() == (frames.GOING_AWAY, "the server stops")
+
+
+async def test_a_board_that_goes_on_speaking_of_others_jobs_is_cut(service: Service, caplog):
+    (lab,) = service.enrol("lab-1")
+    async with await FakeBoard.join(service, lab) as board:
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(3 * limits.STRAYS_PER_MINUTE):
+                await board.send(wire.OUTPUT, job=77)
+        code, reason = await board.closed()
+        assert code == frames.POLICY
+        assert "not its own" in reason
+    assert caplog.text.count("which is not its own") <= limits.PEER_LINES_PER_MINUTE
+    await service.until(lambda: service.state("lab-1") == "offline")
+    async with await FakeBoard.join(service, lab):  # it may come back, and is known
+        assert service.state("lab-1") == "idle"
+
+
+async def test_a_board_that_does_so_now_and_then_stays(service: Service):
+    (lab,) = service.enrol("lab-1")
+    async with (
+        await FakeBoard.join(service, lab) as board,
+        await FakeCaller.join(service) as caller,
+    ):
+        for _ in range(limits.STRAYS_PER_MINUTE // 2):
+            await board.send(wire.OUTPUT, job=77)
+        (job,) = await caller.submit("lab-1")
+        await board.next()
+        await board.end(job)
+        assert (await caller.ending(job))[0] == "ok"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cm_server import limits
+from cm_server.net import cleanup
 from cm_server.net.listener import bind, on_loopback
+from cm_server.net.rate_limits import Rate
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
 
 HELLO = bytes.fromhex("16030100c8010000c40303")  # as a TLS client begins
@@ -135,6 +140,138 @@ async def test_without_a_file_left_it_says_so_and_tries_again(service, monkeypat
             free_one()
             peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await peer.answer()).startswith("HTTP/1.1 200 ")
+
+
+def reset(sock: socket.socket) -> None:
+    """End a connection by RST, as health checks of some load balancers do."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.parametrize("says", [b"", b"\x16", HELLO, b"G", b"GET / HTTP/1.1\r\n"], ids=len)
+async def test_connections_that_end_by_rst_leave_no_count_behind(service: Service, says, caplog):
+    (identity,) = service.enrol("lab-1")
+    loop = asyncio.get_running_loop()
+    for number in range(60):
+        sock = socket.socket()
+        sock.setblocking(False)
+        await loop.sock_connect(sock, ("127.0.0.1", service.tcp_port))
+        if number % 2:  # the server looks at it before it is reset
+            await service.until(lambda: service.server.unproven.count > 0)
+        if says:
+            await loop.sock_sendall(sock, says)
+        if number % 3:
+            await asyncio.sleep(0)
+        reset(sock)
+    await service.until(lambda: service.server.unproven.count == 0)
+    assert caplog.text == ""
+    async with await FakeBoard.join(service, identity, tls=True):
+        assert service.state("lab-1") == "idle"
+
+
+class ResetMeanwhile:
+    """A TLS context whose sockets are reset just before they are wrapped."""
+
+    def wrap_socket(self, sock: socket.socket, **_: object) -> socket.socket:
+        os.close(sock.detach())  # as ssl does: the socket is detached, and then it fails
+        raise OSError(errno.ENOTCONN, "not connected")
+
+
+async def test_a_socket_that_tls_cannot_wrap_is_counted_no_more(service, monkeypatch, caplog):
+    broken = service.server.certificates._replace(context=ResetMeanwhile())
+    monkeypatch.setattr(service.server, "certificates", broken)
+    for _ in range(5):
+        async with await RawPeer.dial(service) as peer:
+            peer.say(HELLO)
+            await gone(peer)
+    assert service.server.unproven.count == 0
+    assert caplog.text == ""
+
+
+async def test_a_failure_at_the_beginning_of_one_connection_ends_that_one(
+    service, monkeypatch, caplog
+):
+    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(service.door, "handle_stream", None)  # what is called raises
+        for _ in range(5):
+            async with await RawPeer.dial(service) as peer:
+                peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                await gone(peer)
+    assert service.server.unproven.count == 0
+    assert caplog.text.count("Traceback") == 1
+    async with await RawPeer.dial(service) as peer:
+        peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await peer.answer()).startswith("HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "begins",
+    [
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\n",
+        b"\x16\x03\x01\x20\x00\x01\x00\x1f\xfc\x03\x03",
+    ],
+    ids=["head", "body", "TLS"],
+)
+async def test_what_comes_byte_by_byte_is_cut_after_so_many_reads(service, monkeypatch, begins):
+    monkeypatch.setattr(limits, "UNPROVEN_READS", 8)
+    async with await RawPeer.dial(service) as peer:
+        peer.say(begins)
+        cut = asyncio.ensure_future(gone(peer))
+        for _ in range(500):
+            peer.say(b"x")
+            await asyncio.wait([cut], timeout=0.005)
+            if cut.done():
+                break
+        assert cut.done()
+    await service.until(lambda: service.server.unproven.count == 0)
+
+
+async def test_a_request_in_several_pieces_is_answered(service: Service):
+    async with await RawPeer.dial(service) as peer:
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":
+            peer.say(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert (await peer.answer()).startswith("HTTP/1.1 200 ")
+
+
+async def test_pieces_of_very_many_connections_share_a_rate(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 20)
+    async with running_service(tmp_path) as service:
+        reads = 0
+        read_pause = service.server.unproven.read_pause
+
+        def count(number: int) -> float:
+            nonlocal reads
+            reads += 1
+            return read_pause(number)
+
+        monkeypatch.setattr(service.server.unproven, "read_pause", count)
+        peers = [await RawPeer.dial(service) for _ in range(20)]
+        for peer in peers:
+            peer.say(b"GET / HTTP/1.1\r\nX: ")
+        for _ in range(100):
+            for peer in peers:
+                peer.say(b"x")
+            await asyncio.sleep(0.002)
+        assert 3 * len(peers) <= reads < 5 * len(peers)  # of 2,000 pieces
+        for peer in peers:
+            await peer.__aexit__(None, None, None)
+
+
+async def test_connections_are_accepted_at_a_bounded_rate(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(limits, "ACCEPTED_PER_SECOND", 20)
+    monkeypatch.setattr(limits, "ACCEPTED_AT_ONCE", 4)
+    async with running_service(tmp_path) as service:
+        began = asyncio.get_running_loop().time()
+        peers = [await RawPeer.dial(service) for _ in range(12)]
+        for peer in peers:
+            peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for peer in peers:
+            assert (await peer.answer()).startswith("HTTP/1.1 200 ")
+            await peer.__aexit__(None, None, None)
+        assert asyncio.get_running_loop().time() - began > 0.2
 
 
 @contextlib.contextmanager

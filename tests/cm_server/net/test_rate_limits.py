@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cm_server import limits
-from cm_server.net.rate_limits import Entry, Rate, Unproven, group_of
+from cm_server.net.rate_limits import Entry, Rate, TokenBucket, Unproven, group_of
 
 
 class Clock:
@@ -128,3 +128,40 @@ def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
         rate.allow(str(number))
         assert len(rate._counts) <= 3
     assert rate.allow("steady") is None
+
+
+def test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer(monkeypatch, caplog):
+    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 1)
+    unproven = Unproven()
+
+    def fail() -> None:
+        raise ValueError("a detached socket")
+
+    for _ in range(20):
+        unproven.enter("192.0.2.1", fail)
+    assert (unproven.count, unproven.cut) == (1, 19)
+    assert caplog.text.count("could not be ended") == 1
+
+
+def test_a_token_bucket_allows_a_burst_and_then_a_rate():
+    now = [0.0]
+    bucket = TokenBucket(10, 5, lambda: now[0])
+    assert [bucket.spend() for _ in range(5)] == [0.0] * 5
+    assert bucket.spend() == pytest.approx(0.1)
+    assert bucket.spend() == pytest.approx(0.2)  # each further one waits for a later slot
+    now[0] = 0.2
+    assert bucket.spend(0) == 0.0
+    assert bucket.spend() == pytest.approx(0.1)
+    now[0] = 100.0
+    assert [bucket.spend() for _ in range(5)][-1] == 0.0
+    assert max(bucket.spend() for _ in range(5)) > 0.0  # a long pause earns no more
+
+
+def test_the_first_reads_of_a_connection_are_free_and_all_others_share_a_rate(monkeypatch):
+    monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 10)
+    unproven = Unproven()
+    for _ in range(100):
+        assert unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE) == 0.0
+    pauses = [unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE + 1) for _ in range(10)]
+    assert pauses[0] == 0.0
+    assert 0.5 < pauses[-1] < 1.0

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from cloudmanager import config
-from cm_server.net import certificates
+from cm_server.net import certificates, cleanup
+from cm_server.net.rate_limits import Rate
 from cm_server.net.tls_transport import READ_BYTES, TlsTransport
 from tests.cm_server.peers import within
 
@@ -140,3 +141,17 @@ async def test_a_peer_that_goes_ends_it_and_what_it_said_is_heard(pair: Pair, ho
         raw.close()
     await within(pair.ours.over.wait())
     assert pair.ours.data == b"last words"
+
+
+async def test_the_end_is_heard_even_where_the_socket_cannot_be_closed(pair, monkeypatch, caplog):
+    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    sock, close = pair.transport._sock, pair.transport._sock.close
+
+    def fail() -> None:
+        close()
+        raise OSError
+
+    monkeypatch.setattr(sock, "close", fail)
+    pair.transport.abort()
+    await within(pair.ours.over.wait())
+    assert "the clean-up of a TLS link failed" in caplog.text

@@ -12,7 +12,8 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from cloudmanager.protocol import frames, wire
 from cm_server import limits
-from cm_server.net import websocket
+from cm_server.net import cleanup, websocket
+from cm_server.net.rate_limits import Rate
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
 
 STATUS = wire.pack(wire.REQUEST, b'{"verb":"status"}', job=7)
@@ -196,6 +197,134 @@ async def test_a_frame_that_never_ends_is_dropped_with_its_link(service: Service
         peer.writer.write_eof()
         await peer.gone()
     await service.until(lambda: not service.server.callers)
+
+
+# Floods
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(masked(b"", frames.PING), id="ping"),
+        pytest.param(masked(b"", frames.PONG), id="pong"),
+        pytest.param(masked(b"", frames.PING) * 8000, id="pings"),
+    ],
+)
+async def test_a_stranger_may_not_ping_and_is_let_go_a_while_later(
+    service, flood, monkeypatch, caplog
+):
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
+    async with await RawPeer.upgraded(service) as peer:
+        peer.say(flood)
+        frame = await peer.frame()
+        assert frame is not None
+        assert frame.opcode == frames.CLOSE
+        assert frames.close_code(frame.payload) == frames.POLICY
+        assert service.server.unproven.count == 1  # it goes on to count, and nothing is read
+        await peer.gone()
+    await service.until(lambda: service.server.unproven.count == 0)
+    assert caplog.text.count("no pings and pongs before the proof") == 1
+
+
+async def test_a_stranger_who_goes_on_flooding_is_gone_in_time(service, monkeypatch):
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
+    async with await RawPeer.upgraded(service) as peer:
+        peer.say(masked(b"", frames.PING) * 100_000)
+        await peer.gone()
+    await service.until(lambda: service.server.unproven.count == 0)
+
+
+async def test_lines_about_strangers_who_break_rules_are_limited(service, monkeypatch, caplog):
+    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.0)
+    for number in range(40):
+        async with await RawPeer.upgraded(service) as peer:
+            peer.say(masked(b"", frames.PING) if number % 2 else masked(b"", 0x3))
+            await peer.gone()
+    assert caplog.text.count("broke the protocol") == limits.PEER_LINES_PER_MINUTE
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        pytest.param(masked(b"", frames.PING), id="pings"),
+        pytest.param(masked(wire.pack(wire.UNWATCH, job=1)), id="messages"),
+        pytest.param(masked(wire.pack(wire.REQUEST, b'{"verb":"nonsense"}')), id="refusals"),
+    ],
+)
+async def test_a_flood_is_handled_in_slices_and_others_are_served_between(
+    service, flood, monkeypatch
+):
+    """One read of the flood is some 10,000 frames; without slices nobody gets on meanwhile."""
+    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 10**9)  # slices alone
+    async with await caller(service) as attacker, await caller(service) as healthy:
+        links = [conversation._link for conversation in service.server.callers]
+        attacker.say(flood * (250_000 // len(flood)))
+        await service.until(lambda: any(link._backlog for link in links))
+        healthy.say(masked(STATUS))
+        assert (await said(healthy)).job == 7
+        await service.until(lambda: any(link._backlog for link in links))  # it is not done
+
+
+async def test_a_link_is_read_at_a_bounded_rate(service: Service, monkeypatch):
+    monkeypatch.setattr(limits, "MESSAGES_PER_SECOND", 200)
+    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 50)
+    async with await caller(service) as peer:
+        began = asyncio.get_running_loop().time()
+        peer.say(masked(b"x", frames.PONG) * 4 + masked(STATUS))  # pongs count for many
+        assert (await said(peer)).job == 7
+        took = asyncio.get_running_loop().time() - began
+        assert (4 * limits.RARE_MESSAGES - 50) / 200 <= took < 2
+
+
+async def test_many_pings_at_once_may_have_one_answer(service: Service):
+    async with await caller(service) as peer:
+        pings = b"".join(masked(bytes((n,)), frames.PING) for n in range(100))
+        peer.say(pings + masked(STATUS))
+        pongs = []
+        while (frame := await peer.frame()) is not None and frame.opcode == frames.PONG:
+            pongs.append(frame.payload[0])
+        if frame is not None:  # the newest is answered behind what came in the same slice
+            last = None if 99 in pongs else await peer.frame()
+            pongs += [last.payload[0]] if last is not None else []
+        assert pongs == sorted(set(pongs))
+        assert pongs[-1] == 99
+
+
+async def test_a_message_that_makes_the_server_fail_ends_its_link_only(
+    service, monkeypatch, caplog
+):
+    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+
+    def fail(_data: bytes) -> None:
+        raise ZeroDivisionError
+
+    async with await caller(service) as peer:
+        (conversation,) = service.server.callers
+        conversation._link.on_message = fail
+        peer.say(masked(STATUS))
+        assert (await peer.closed())[0] == frames.INTERNAL_ERROR
+    assert caplog.text.count("ZeroDivisionError") >= 1
+    await service.until(lambda: not service.server.callers)
+    async with await FakeCaller.join(service) as healthy:
+        assert "reply" in await healthy.ask("status")
+
+
+async def test_a_clean_up_that_fails_releases_the_rest(service, monkeypatch, caplog):
+    monkeypatch.setattr(cleanup, "_failures", Rate(10))
+    (identity,) = service.enrol("lab-1")
+    for place in (service.server.contents, service.server.plans, service.server.dispatch):
+        monkeypatch.setattr(place, "forget", None)  # what is called raises
+    async with await FakeBoard.join(service, identity) as board:
+        async with await FakeCaller.join(service):
+            assert len(service.server.callers) == 1
+        await service.until(lambda: not service.server.callers)
+        monkeypatch.setattr(service.server.dispatch, "on_link_gone", None)
+        await board.socket.close()
+        await service.until(lambda: "a board's link failed" in caplog.text)
+    assert service.server.unproven.count == 0
+    assert "a caller's link failed" in caplog.text
+    monkeypatch.undo()
+    service.server.registry.by_name["lab-1"].disconnect()
 
 
 # The end
