@@ -11,21 +11,26 @@ import pkgutil
 import sys
 
 from benchmarks import rows as benches
-from benchmarks.report import Row, table
+from benchmarks.report import Row, format_table
 
 
-def main(chosen: list[str]) -> int:
+def main(chosen_names: list[str]) -> int:
     """Measures the chosen benches, all where none is named; returns the exit status."""
     names = [module.name for module in pkgutil.iter_modules(benches.__path__)]
-    if unknown := set(chosen) - set(names):
+    if unknown := set(chosen_names) - set(names):
         print(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
         return 2
-    measured = [row for name in names if not chosen or name in chosen for row in _measure(name)]
-    print(table(measured))
+    measured = [
+        row
+        for name in names
+        if not chosen_names or name in chosen_names
+        for row in _measure_rows(name)
+    ]
+    print(format_table(measured))
     return 1 if any(row.ok is False for row in measured) else 0
 
 
-def _measure(name: str) -> list[Row]:
+def _measure_rows(name: str) -> list[Row]:
     print(f"measuring {name} …", file=sys.stderr, flush=True)
     return list(importlib.import_module(f"benchmarks.rows.{name}").rows())
 

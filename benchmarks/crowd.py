@@ -29,16 +29,16 @@ from cloudmanager.protocol import frames, proofs, wire
 from cm_server.net.tls_transport import TlsTransport
 
 PROCESSES = 2
-_AT_ONCE = 50  # of one process, that dial at the same time when they begin
-_PATIENCE = 10.0  # seconds: as a board's, to connect, and then until it is welcome
+_CONCURRENT_DIALS = 50  # of one process, that dial at the same time when they begin
+_STEP_SECONDS = 10.0  # seconds: as a board's, to connect, and then until it is welcome
 _FACTS = {"platform": "simulated", "version": "1.28.0", "mpy": 0x0306, "machine": "none"}
-_BUFFER = 1016  # bytes: as a board's
-_PRINTED = b"\0\x031\r\n"  # what RESULT carries: 3 bytes of output
-_HEAD_ENDS = b"\r\n\r\n"
+_BUFFER_BYTES = 1016  # bytes: as a board's
+_RESULT_PAYLOAD = b"\0\x031\r\n"  # what RESULT carries: 3 bytes of output
+_HEAD_END = b"\r\n\r\n"
 
 
 @contextlib.contextmanager
-def crowd(
+def simulated_boards(
     host: str, tcp_port: int, boards: list[dict[str, Any]], ca: Path | None
 ) -> Iterator[None]:
     """Keep a link for each board for the length of a `with`, in processes of their own.
@@ -72,9 +72,9 @@ class Dialler:
     def __init__(self, host: str, tcp_port: int, ca: str) -> None:
         self._address = (host, tcp_port)
         self._context = ssl.create_default_context(cafile=ca) if ca else None
-        self.few = asyncio.Semaphore(_AT_ONCE)
+        self.dial_slots = asyncio.Semaphore(_CONCURRENT_DIALS)
 
-    async def dial(self, board: Board) -> None:
+    async def dial(self, board: SimulatedBoard) -> None:
         """Connect a board."""
         loop = asyncio.get_running_loop()
         sock = socket.socket()
@@ -88,14 +88,14 @@ class Dialler:
             secure = self._context.wrap_socket(
                 sock, server_hostname=config.TLS_NAME, do_handshake_on_connect=False
             )
-            await _shake(loop, secure)
+            await _do_handshake(loop, secure)
         except BaseException:
             sock.close()
             raise
         TlsTransport(secure, board)
 
 
-async def _shake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
+async def _do_handshake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
     while True:
         with contextlib.suppress(ssl.SSLWantReadError):
             sock.do_handshake()
@@ -108,40 +108,42 @@ async def _shake(loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket) -> None:
             loop.remove_reader(sock.fileno())
 
 
-class Board(asyncio.Protocol):
+class SimulatedBoard(asyncio.Protocol):
     """One simulated board."""
 
-    def __init__(self, told: dict[str, Any], dialler: Dialler) -> None:
-        self.id, self.key = told["id"], bytes.fromhex(told["key"])
+    def __init__(self, enrolment: dict[str, Any], dialler: Dialler) -> None:
+        self.id, self.key = enrolment["id"], bytes.fromhex(enrolment["key"])
         self._dialler = dialler
-        self._boot = os.urandom(8).hex()
-        self._last: dict[str, Any] | None = None
-        self._span = 2.0  # seconds over which boards dial again
+        self._boot_id = os.urandom(8).hex()
+        self._last_job: dict[str, Any] | None = None
+        self._reconnect_spread = 2.0  # seconds over which boards dial again
         self._tries = 0
 
     # Dialling, as dial.py does it
 
-    async def begin(self) -> None:
+    async def dial_first(self) -> None:
         """Dial for the first time."""
-        async with self._dialler.few:
-            await self._try()
+        async with self._dialler.dial_slots:
+            await self._dial()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._open.wait(), 10)
 
-    async def _try(self) -> None:
+    async def _dial(self) -> None:
         self._tries += 1
         self._open = asyncio.Event()
         try:
-            await asyncio.wait_for(self._dialler.dial(self), _PATIENCE)
+            await asyncio.wait_for(self._dialler.dial(self), _STEP_SECONDS)
         except (TimeoutError, OSError):
-            self._again()
+            self._dial_later()
         else:
-            self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._transport.abort)
+            self._step_timer = asyncio.get_running_loop().call_later(
+                _STEP_SECONDS, self._transport.abort
+            )
 
-    def _again(self) -> None:
-        span = self._span / 2 ** max(0, 3 - self._tries)
+    def _dial_later(self) -> None:
+        span = self._reconnect_spread / 2 ** max(0, 3 - self._tries)
         loop = asyncio.get_running_loop()
-        loop.call_later(random.random() * span, lambda: _keep(loop.create_task(self._try())))
+        loop.call_later(random.random() * span, lambda: _keep_task(loop.create_task(self._dial())))
 
     # asyncio.Protocol
 
@@ -149,7 +151,7 @@ class Board(asyncio.Protocol):
         """Ask for a WebSocket."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._head = b""
+        self._response_head = b""
         self._frames: frames.FrameReader | None = None
         key = base64.b64encode(os.urandom(16)).decode()
         transport.write(
@@ -161,66 +163,66 @@ class Board(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what the server says."""
         if self._frames is None:
-            self._head += data
-            head, ends, data = self._head.partition(_HEAD_ENDS)
+            self._response_head += data
+            head, ends, data = self._response_head.partition(_HEAD_END)
             if not ends:
                 return
             if not head.startswith(b"HTTP/1.1 101 "):
                 self._transport.abort()
                 return
-            self._frames = frames.FrameReader(_BUFFER, masked=False)
-            self._greet()
+            self._frames = frames.FrameReader(_BUFFER_BYTES, masked=False)
+            self._send_hello()
         for frame in self._frames.feed(data):
             if frame.opcode == frames.BINARY:
-                self._hear(wire.unpack(frame.payload))
+                self._on_message(wire.unpack(frame.payload))
             elif frame.opcode == frames.PING:
-                self._transport.write(frames.encode(frame.payload, frames.PONG, mask=True))
+                self._transport.write(frames.encode_frame(frame.payload, frames.PONG, mask=True))
             elif frame.opcode == frames.CLOSE:
                 self._tries = 3  # told to go: stay away for up to the whole span
                 self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Dial again."""
-        self._patience.cancel()
+        self._step_timer.cancel()
         self._open.set()
-        self._again()
+        self._dial_later()
 
     # What is said
 
-    def _say(self, op: int, payload: bytes, *, job: int = 0) -> None:
-        self._transport.write(frames.encode(wire.pack(op, payload, job=job), mask=True))
+    def _send(self, op: int, payload: bytes, *, job: int = 0) -> None:
+        self._transport.write(frames.encode_frame(wire.pack(op, payload, job=job), mask=True))
 
-    def _greet(self) -> None:
+    def _send_hello(self) -> None:
         self._nonce = os.urandom(16)
         hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": self._nonce.hex()}
-        self._say(wire.HELLO, json.dumps(hello).encode())
+        self._send(wire.HELLO, json.dumps(hello).encode())
 
-    def _hear(self, message: wire.Message) -> None:
+    def _on_message(self, message: wire.Message) -> None:
         if message.op == wire.EXEC:
-            self._last = {"job": f"{message.job:08x}", "status": 0, "error": "", "dropped": 0}
-            self._say(wire.RESULT, _PRINTED, job=message.job)
+            self._last_job = {"job": f"{message.job:08x}", "status": 0, "error": "", "dropped": 0}
+            self._send(wire.RESULT, _RESULT_PAYLOAD, job=message.job)
         elif message.op == wire.CHALLENGE:
-            self._prove(message.payload)
+            self._send_proof(message.payload)
         elif message.op == wire.WELCOME:
-            self._span, self._tries = wire.read_json(message.payload)["spread"], 1
-            self._patience.cancel()
+            self._reconnect_spread, self._tries = wire.read_json(message.payload)["spread"], 1
+            self._step_timer.cancel()
             self._open.set()
 
-    def _prove(self, challenge: bytes) -> None:
+    def _send_proof(self, challenge: bytes) -> None:
         """Check the server's proof, then send one's own."""
         nonces = self._nonce + challenge[:16]
         wanted = proofs.server_proof(self.key, nonces, self.id, challenge[48:])
         if not hmac.compare_digest(challenge[16:48], wanted):
             raise SystemExit("the server has not proven itself")
-        about = {"boot": self._boot, "buf": _BUFFER, "parts": ["run"], "facts": _FACTS}
-        text = json.dumps({**about, "last": self._last}).encode()
-        self._say(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
+        about = {"boot": self._boot_id, "buf": _BUFFER_BYTES, "parts": ["run"], "facts": _FACTS}
+        text = json.dumps({**about, "last": self._last_job}).encode()
+        self._send(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
 
 
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def _keep(task: asyncio.Task[None]) -> None:
+def _keep_task(task: asyncio.Task[None]) -> None:
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
@@ -230,7 +232,7 @@ async def _main(host: str, tcp_port: int, ca: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     dialler = Dialler(host, tcp_port, ca)
     for told in json.loads(sys.stdin.buffer.readline()):
-        _keep(asyncio.create_task(Board(told, dialler).begin()))
+        _keep_task(asyncio.create_task(SimulatedBoard(told, dialler).dial_first()))
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 

@@ -20,7 +20,7 @@ _HEAP = "heapsize=64k"
 
 
 @contextlib.contextmanager
-def farm(count: int, script: Path, *args: str) -> Iterator[None]:
+def micropython_processes(count: int, script: Path, *args: str) -> Iterator[None]:
     """Keeps `count` MicroPython processes with `script` alive for the length of a `with`.
 
     Args:
@@ -37,7 +37,7 @@ def farm(count: int, script: Path, *args: str) -> Iterator[None]:
             process.stdin.close()
 
 
-def _board(argv: list[str]) -> None:
+def _become_micropython(argv: list[str]) -> None:
     """Becomes a MicroPython; ends with it, or with its parent."""
     import micropython_run
 
@@ -55,7 +55,7 @@ def _main(count: int, argv: list[str]) -> None:
     for number in range(count):
         pid = os.fork()
         if pid == 0:
-            _board([*argv, str(number)])
+            _become_micropython([*argv, str(number)])
         pids.append(pid)
     sys.stdin.buffer.read()
     for pid in pids:

@@ -25,12 +25,12 @@ from cloudmanager.protocol import frames, proofs, wire
 
 _FACTS = {"version": "1.28.0", "mpy": 0x0306, "machine": "simulated", "client": "0.1"}
 _PLATFORMS = ("esp32", "rp2", "esp8266")
-_AT_ONCE = 50  # that dial at the same time
-_PAUSE = 0.2  # seconds that a cell takes
+_CONCURRENT_DIALS = 50  # that dial at the same time
+_CELL_SECONDS = 0.2  # seconds that a cell takes
 
 
 @contextlib.contextmanager
-def linked(url: str, boards: list[dict[str, Any]], seconds: float) -> Iterator[None]:
+def emitting_boards(url: str, boards: list[dict[str, Any]], seconds: float) -> Iterator[None]:
     """Keep a link for each board for the length of a `with`, in a process of their own.
 
     Args:
@@ -49,7 +49,7 @@ def linked(url: str, boards: list[dict[str, Any]], seconds: float) -> Iterator[N
             process.stdin.close()
 
 
-class Link:
+class EmittingBoard:
     """One simulated board."""
 
     def __init__(self, board: dict[str, Any], number: int) -> None:
@@ -58,32 +58,32 @@ class Link:
         self.number = number
         self.facts = json.loads(board.get("facts", "{}"))  # in place of the usual ones
         self._frames = frames.FrameReader(1 << 20, masked=False)
-        self._waiting: list[frames.Frame] = []
+        self._unread_frames: list[frames.Frame] = []
 
-    def say(self, op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> None:
+    def send(self, op: int, payload: bytes = b"", *, job: int = 0, flags: int = 0) -> None:
         """Send a message."""
         message = wire.pack(op, payload, job=job, flags=flags)
-        self._writer.write(frames.encode(message, mask=True))
+        self._writer.write(frames.encode_frame(message, mask=True))
 
-    async def hear(self) -> wire.Message:
+    async def receive(self) -> wire.Message:
         """Return the next message; pings are answered.
 
         Raises:
             ConnectionError: the server ended the link.
         """
         while True:
-            while not self._waiting:
+            while not self._unread_frames:
                 data = await self._reader.read(1 << 16)
                 if not data:
                     raise ConnectionError(f"the server ended the link of {self.name}")
-                self._waiting += self._frames.feed(data)
-            frame = self._waiting.pop(0)
+                self._unread_frames += self._frames.feed(data)
+            frame = self._unread_frames.pop(0)
             if frame.opcode == frames.BINARY:
                 return wire.unpack(frame.payload)
             if frame.opcode == frames.PING:
-                self._writer.write(frames.encode(frame.payload, frames.PONG, mask=True))
+                self._writer.write(frames.encode_frame(frame.payload, frames.PONG, mask=True))
 
-    async def open(self, host: str, tcp_port: int) -> None:
+    async def connect(self, host: str, tcp_port: int) -> None:
         """Dial in and prove oneself."""
         self._reader, self._writer = await asyncio.open_connection(host, tcp_port)
         key = base64.b64encode(os.urandom(16)).decode()
@@ -95,13 +95,13 @@ class Link:
         await self._reader.readuntil(b"\r\n\r\n")
         nonce = os.urandom(16)
         hello = {"v": wire.PROTOCOL, "id": self.id, "nonce": nonce.hex(), "gen": self.gen}
-        self.say(wire.HELLO, json.dumps(hello).encode())
-        nonces = nonce + (await self.hear()).payload[:16]
-        text = json.dumps(self._about()).encode()
-        self.say(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
-        await self.hear()
+        self.send(wire.HELLO, json.dumps(hello).encode())
+        nonces = nonce + (await self.receive()).payload[:16]
+        text = json.dumps(self._proof_fields()).encode()
+        self.send(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
+        await self.receive()
 
-    def _about(self) -> dict[str, Any]:
+    def _proof_fields(self) -> dict[str, Any]:
         facts = {
             **_FACTS,
             "platform": _PLATFORMS[self.number % len(_PLATFORMS)],
@@ -112,36 +112,36 @@ class Link:
         boot = os.urandom(8).hex()
         return {"boot": boot, "buf": 1016, "parts": ["run"], "facts": facts, "last": None}
 
-    async def emit(self, seconds: float) -> None:
+    async def emit_values(self, seconds: float) -> None:
         """Emit values until the link ends."""
         await asyncio.sleep(random.random() * seconds)
         while True:
             now = time.monotonic()
             values = {"temp": round(21 + 3 * math.sin(now / 10 + self.number), 2)}
-            self.say(wire.EMIT, int(now * 1000).to_bytes(8, "big") + json.dumps(values).encode())
+            self.send(wire.EMIT, int(now * 1000).to_bytes(8, "big") + json.dumps(values).encode())
             await asyncio.sleep(seconds)
 
-    async def serve(self) -> None:
+    async def answer_cells(self) -> None:
         """Answer cells."""
         while True:
-            message = await self.hear()
+            message = await self.receive()
             if message.op == wire.EXEC:
-                await asyncio.sleep(_PAUSE)
-                self.say(wire.RESULT, b"\0\0" + repr(self.name).encode(), job=message.job)
+                await asyncio.sleep(_CELL_SECONDS)
+                self.send(wire.RESULT, b"\0\0" + repr(self.name).encode(), job=message.job)
 
 
 async def _main(url: str, seconds: float) -> None:
     boards = json.loads(sys.stdin.buffer.readline())
     host, tcp_port = urlsplit(url).hostname or "", urlsplit(url).port or 0
-    few = asyncio.Semaphore(_AT_ONCE)
+    few = asyncio.Semaphore(_CONCURRENT_DIALS)
 
-    async def live(link: Link) -> None:
+    async def live(link: EmittingBoard) -> None:
         async with few:
-            await link.open(host, tcp_port)
-        await asyncio.gather(link.emit(seconds), link.serve())
+            await link.connect(host, tcp_port)
+        await asyncio.gather(link.emit_values(seconds), link.answer_cells())
 
     for number, board in enumerate(boards):
-        task = asyncio.ensure_future(live(Link(board, number)))
+        task = asyncio.ensure_future(live(EmittingBoard(board, number)))
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)  # what a refused one raises is said at once
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)

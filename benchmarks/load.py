@@ -25,20 +25,20 @@ from pathlib import Path
 import psutil
 
 from benchmarks import ours
-from benchmarks.crowd import crowd
+from benchmarks.crowd import simulated_boards
 from cloudmanager import Fleet, local_server
 from cloudmanager.client.async_fleet import AsyncFleet
 
 #: What was measured once, for the picture in docs/; see benchmarks/README.md.
-FIGURES = Path(__file__).with_name("load.jsonl")
+FIGURES_PATH = Path(__file__).with_name("load.jsonl")
 
-_BEAT = 30.0  # seconds: the server's own
-_CALM = 3.0  # seconds after all are there
-_CELLS = 5  # on all boards
-_CALLERS = 50  # cells at the same time, each on one board
-_ONE_BY_ONE = 5.0  # seconds of them
-_WATCHED = 10  # boards on which a cell is run again and again while the server is gone
-_PATIENCE = 200.0  # seconds that anything may take
+_IDLE_SECONDS = 30.0  # seconds: the server's own
+_SETTLE_SECONDS = 3.0  # seconds after all are there
+_FAN_OUT_CELLS = 5  # on all boards
+_CONCURRENT_CELLS = 50  # cells at the same time, each on one board
+_SINGLE_CELLS_SECONDS = 5.0  # seconds of them
+_BOARDS_TRIED = 10  # boards on which a cell is run again and again while the server is gone
+_MAX_WAIT_SECONDS = 200.0  # seconds that anything may take
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Figures:
     cells: int = 0
 
 
-class Lab:
+class ServerUnderLoad:
     """A server with simulated boards, and a caller."""
 
     def __init__(self, fleet: Fleet, host: str, tcp_port: int, home: Path) -> None:
@@ -88,24 +88,24 @@ class Lab:
         """The server's process, of the moment."""
         return psutil.Process(self.fleet.status()["pid"])
 
-    def until_online(self, boards: int) -> float:
+    def wait_online(self, boards: int) -> float:
         """Wait until so many boards are there; return how long that took."""
         begun = time.perf_counter()
         while (online := self.fleet.status()["online"]) < boards:
-            if time.perf_counter() - begun > _PATIENCE:
+            if time.perf_counter() - begun > _MAX_WAIT_SECONDS:
                 raise TimeoutError(f"{online} of {boards} boards are there")
             time.sleep(0.05)
         return time.perf_counter() - begun
 
 
 @contextlib.contextmanager
-def lab(*, tls: bool) -> Iterator[Lab]:
+def server_under_load(*, tls: bool) -> Iterator[ServerUnderLoad]:
     """Start a server, and end it."""
     host, tcp_port = "0.0.0.0" if tls else "127.0.0.1", _free_port()
-    with ours.home() as home, Fleet() as fleet:
+    with ours.temporary_home() as home, Fleet() as fleet:
         local_server.start(host, tcp_port)
         try:
-            yield Lab(fleet, host, tcp_port, home)
+            yield ServerUnderLoad(fleet, host, tcp_port, home)
         finally:
             local_server.stop()
 
@@ -116,37 +116,39 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def say_so(text: str) -> None:
+def print_progress(text: str) -> None:
     """Tell a person what is being done."""
     print(text, file=sys.stderr, flush=True)
 
 
-def measure(boards: int, *, tls: bool = False, say: Callable[[str], None] = say_so) -> Figures:
+def measure(
+    boards: int, *, tls: bool = False, on_progress: Callable[[str], None] = print_progress
+) -> Figures:
     """Measure everything with so many boards.
 
     Args:
         boards: how many, simulated.
         tls: whether all links are TLS.
-        say: told what is being done.
+        on_progress: told what is being done.
     """
     figures = Figures(boards, tls)
-    with lab(tls=tls) as it:
+    with server_under_load(tls=tls) as it:
         nobody = it.server.memory_info().rss
         told = it.fleet.enrol([f"sim-{number}" for number in range(1, boards + 1)])
         enrolled = it.server.memory_info().rss
-        with crowd("127.0.0.1", it.tcp_port, told, it.home / "ca.pem" if tls else None):
-            say(f"{boards} simulated boards dial")
-            figures.joined = it.until_online(boards)
-            time.sleep(_CALM)
+        with simulated_boards("127.0.0.1", it.tcp_port, told, it.home / "ca.pem" if tls else None):
+            on_progress(f"{boards} simulated boards dial")
+            figures.joined = it.wait_online(boards)
+            time.sleep(_SETTLE_SECONDS)
             rss = it.server.memory_info().rss
             figures.rss, figures.link = (rss - nobody) / boards, (rss - enrolled) / boards
-            say("they idle")
-            figures.beats = _cpu_share(it.server, _BEAT)
-            say("a cell on all, cells one by one")
-            _fan_out(it, figures)
-            figures.rate = asyncio.run(_one_by_one(boards))
-            say("the server is killed")
-            _storm(it, figures)
+            on_progress("they idle")
+            figures.beats = _cpu_share(it.server, _IDLE_SECONDS)
+            on_progress("a cell on all, cells one by one")
+            _measure_fan_out(it, figures)
+            figures.rate = asyncio.run(_measure_single_cells(boards))
+            on_progress("the server is killed")
+            _measure_restart(it, figures)
     return figures
 
 
@@ -161,24 +163,24 @@ def _cpu_share(process: psutil.Process, seconds: float) -> float:
     return (_cpu(process) - before) / seconds
 
 
-def _fan_out(it: Lab, figures: Figures) -> None:
+def _measure_fan_out(load: ServerUnderLoad, figures: Figures) -> None:
     """Run `print(1)` on all boards, some times over."""
-    server, took = it.server, []
+    server, took = load.server, []
     before = _cpu(server)
-    for _ in range(_CELLS):
+    for _ in range(_FAN_OUT_CELLS):
         begun = time.perf_counter()
-        results = it.fleet["all"].run("print(1)")
+        results = load.fleet["all"].run("print(1)")
         took.append(time.perf_counter() - begun)
         assert results.ok, results
         assert len(results) == figures.boards
     figures.fan_out = statistics.median(took)
-    figures.fan_out_cpu = (_cpu(server) - before) / _CELLS / figures.boards
+    figures.fan_out_cpu = (_cpu(server) - before) / _FAN_OUT_CELLS / figures.boards
 
 
-async def _one_by_one(boards: int) -> float:
+async def _measure_single_cells(boards: int) -> float:
     """Run cells on one board each, many at a time; return how many a second."""
     done = 0
-    ends = time.perf_counter() + _ONE_BY_ONE
+    ends = time.perf_counter() + _SINGLE_CELLS_SECONDS
     async with AsyncFleet() as fleet:
 
         async def call(number: int) -> None:
@@ -189,38 +191,43 @@ async def _one_by_one(boards: int) -> float:
                 done += 1
 
         begun = time.perf_counter()
-        await asyncio.gather(*(call(number) for number in range(0, boards, boards // _CALLERS)))
+        await asyncio.gather(
+            *(call(number) for number in range(0, boards, boards // _CONCURRENT_CELLS))
+        )
         return done / (time.perf_counter() - begun)
 
 
-def _storm(it: Lab, figures: Figures) -> None:
+def _measure_restart(load: ServerUnderLoad, figures: Figures) -> None:
     """Kill the server and start it again; cells that may wait go on meanwhile."""
-    killed = it.server
+    killed = load.server
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(10)
-    local_server.start(it.host, it.tcp_port)
+    local_server.start(load.host, load.tcp_port)
     back = threading.Event()
-    callers = [threading.Thread(target=_call, args=(n, back, figures)) for n in range(_WATCHED)]
+    callers = [
+        threading.Thread(target=_run_cells_until, args=(n, back, figures))
+        for n in range(_BOARDS_TRIED)
+    ]
     for caller in callers:
         caller.start()
     try:
-        figures.back = it.until_online(figures.boards)
+        figures.back = load.wait_online(figures.boards)
     finally:
         back.set()
         for caller in callers:
             caller.join()
 
 
-def _call(number: int, back: threading.Event, figures: Figures) -> None:
+def _run_cells_until(number: int, all_back: threading.Event, figures: Figures) -> None:
     """Run cells on one board until all are back; the first may wait for it to dial in."""
-    name = f"sim-{number * (figures.boards // _WATCHED) + 1}"
+    name = f"sim-{number * (figures.boards // _BOARDS_TRIED) + 1}"
     with Fleet() as fleet:
-        while not back.is_set():
-            result = fleet[name].run("print(1)", wait=_PATIENCE)[name]
+        while not all_back.is_set():
+            result = fleet[name].run("print(1)", wait=_MAX_WAIT_SECONDS)[name]
             figures.cells += 1
             if result.status != "ok":
                 figures.refused.append(f"{name}: {result.status} {result.error}")
-            back.wait(0.2)
+            all_back.wait(0.2)
 
 
 def main() -> None:

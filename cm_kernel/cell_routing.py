@@ -13,13 +13,13 @@ import re
 from typing import Final, NamedTuple
 
 #: A line of IPython's: a magic, a command of the system, or what one of them is assigned to.
-_OWN: Final = re.compile(r"(?:[\w\s,.*]+=\s*)?[%!]")
+_HOST_LINE: Final = re.compile(r"(?:[\w\s,.*]+=\s*)?[%!]")
 _QUESTION: Final = re.compile(r"(?:\?{1,2}\s*([\w.]+)|([\w.]+)\s*\?{1,2})\s*")
-_HOST: Final = "%%host"
-_BOARD: Final = re.compile(r"%%board(?:\s+(.*))?\Z")
+_HOST_MAGIC: Final = "%%host"
+_BOARD_MAGIC: Final = re.compile(r"%%board(?:\s+(.*))?\Z")
 
 
-class Part(NamedTuple):
+class CellPart(NamedTuple):
     """What a cell's lines are from one of them on.
 
     ``kind`` is host, board or question; ``line`` what stands behind ``%%board``, None where the
@@ -31,48 +31,48 @@ class Part(NamedTuple):
     line: str | None = None
 
 
-def split(text: str) -> tuple[list[str], Part | None]:
+def split_cell(text: str) -> tuple[list[str], CellPart | None]:
     """Return the notebook's own lines at the top of a cell, and what comes after them."""
     own: list[str] = []
     lines = text.splitlines(keepends=True)
-    while lines and (not lines[0].strip() or _is_own(lines[0])):
+    while lines and (not lines[0].strip() or _is_host_line(lines[0])):
         own.append(lines.pop(0))
         while own[-1].endswith("\\\n") and lines:
             own.append(lines.pop(0))
     rest = "".join(lines)
-    return own, _part(lines[0], rest, own) if rest.strip() else None
+    return own, _make_part(lines[0], rest, own) if rest.strip() else None
 
 
-def _is_own(line: str) -> bool:
-    return _OWN.match(line) is not None and not line.startswith("%%")
+def _is_host_line(line: str) -> bool:
+    return _HOST_LINE.match(line) is not None and not line.startswith("%%")
 
 
-def _part(first: str, rest: str, own: list[str]) -> Part:
-    if first.split(None, 1)[0] == _HOST:
+def _make_part(first: str, rest: str, host_lines: list[str]) -> CellPart:
+    if first.split(None, 1)[0] == _HOST_MAGIC:
         below = rest[len(first) :]
         # A comment in its place keeps the numbers of the lines.
-        return Part("host", below if below.startswith("%%") else f"# {_HOST}\n{below}")
-    if found := _BOARD.match(first.rstrip()):
-        return Part("board", rest[len(first) :], found[1] or "")
+        return CellPart("host", below if below.startswith("%%") else f"# {_HOST_MAGIC}\n{below}")
+    if found := _BOARD_MAGIC.match(first.rstrip()):
+        return CellPart("board", rest[len(first) :], found[1] or "")
     if first.startswith("%%"):
-        return Part("host", rest)
+        return CellPart("host", rest)
     if asked := _QUESTION.fullmatch(rest):
-        return Part("question", asked[1] or asked[2])
-    return Part("board", rest)
+        return CellPart("question", asked[1] or asked[2])
+    return CellPart("board", rest)
 
 
-def transform(lines: list[str]) -> list[str]:
+def transform_cell(lines: list[str]) -> list[str]:
     """Make of a cell what IPython runs: one of its ``input_transformers_cleanup``."""
-    own, part = split("".join(lines))
+    own, part = split_cell("".join(lines))
     if part is None:
         return lines
     if part.kind == "host":
         return [*own, *part.text.splitlines(keepends=True)]
     call = f"help({part.text!r})"
     if part.kind == "board":
-        call = f"run({part.text!r}, {part.line!r}{', below=True' if own else ''})"
+        call = f"run({part.text!r}, {part.line!r}{', after_host_lines=True' if own else ''})"
     return [*own, f"await get_ipython().kernel.boards.{call}\n"]
 
 
 #: IPython leaves it out when it asks whether a cell is complete: what is in quotes always is.
-transform.has_side_effects = True  # type: ignore[attr-defined]
+transform_cell.has_side_effects = True  # type: ignore[attr-defined]

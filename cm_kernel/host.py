@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .interrupts import Interrupts
+from .interrupts import InterruptHandler
 
 
 class KernelHost(Protocol):
     """The attributes of `BoardKernel` that its parts use (see ipykernel's ``Kernel``)."""
 
     shell: Any
-    interrupts: Interrupts
+    interrupts: InterruptHandler
     iopub_socket: Any
     execution_count: Any
 

@@ -16,12 +16,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
-NAME: Final = "cm_kernel"
+KERNEL_NAME: Final = "cm_kernel"
 
 
 def main(argv: Sequence[str]) -> int:
     """Install the kernelspec and say where it is."""
-    asked = _parser().parse_args(argv)
+    asked = _make_parser().parse_args(argv)
     prefix = sys.prefix if asked.sys_prefix else asked.prefix
     place = install(user=asked.user, prefix=prefix, name=asked.name, display=asked.display_name)
     print(f"Installed the kernel in {place}")  # noqa: T201 - a command's own word
@@ -29,7 +29,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def install(
-    *, user: bool = False, prefix: str | None = None, name: str = NAME, display: str | None = None
+    *,
+    user: bool = False,
+    prefix: str | None = None,
+    name: str = KERNEL_NAME,
+    display: str | None = None,
 ) -> str:
     """Install the kernelspec.
 
@@ -45,7 +49,7 @@ def install(
     from jupyter_client.kernelspec import KernelSpecManager
 
     with tempfile.TemporaryDirectory() as folder, as_file(files(__package__)) as package:
-        copy = Path(folder) / NAME
+        copy = Path(folder) / KERNEL_NAME
         shutil.copytree(package / "kernelspec", copy)
         spec = json.loads((copy / "kernel.json").read_text(encoding="utf-8"))
         spec["argv"][0] = sys.executable
@@ -55,12 +59,12 @@ def install(
         return str(manager.install_kernel_spec(str(copy), name, user=user, prefix=prefix))
 
 
-def _parser() -> ArgumentParser:
+def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m cm_kernel install", description=__doc__)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="for this user")
     where.add_argument("--sys-prefix", action="store_true", help="into this environment")
     where.add_argument("--prefix", help="into the environment of this folder")
-    parser.add_argument("--name", default=NAME, help="what Jupyter calls it")
+    parser.add_argument("--name", default=KERNEL_NAME, help="what Jupyter calls it")
     parser.add_argument("--display-name", help="what people see")
     return parser

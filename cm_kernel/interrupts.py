@@ -19,19 +19,19 @@ from typing import Any, Final
 
 Task = asyncio.Task[Any]
 
-STEPS: Final = "between two steps, and while it waits"
-WAITS: Final = "while it waits"
+ANY_TIME: Final = "between two steps, and while it waits"
+WHILE_WAITING: Final = "while it waits"
 NEVER: Final = "never"
 
 
-class Interrupts:
+class InterruptHandler:
     """Knows the cell that may be interrupted now."""
 
     def __init__(self) -> None:
-        self._expected = False  # whether a cell is about to run
-        self._early = False  # whether it is to be stopped as soon as it does
+        self._cell_expected = False  # whether a cell is about to run
+        self._interrupt_pending = False  # whether it is to be stopped as soon as it does
         self._task: Task | None = None  # what runs the cell's code
-        self._when = STEPS  # its code may be interrupted
+        self._allowed = ANY_TIME  # its code may be interrupted
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -44,12 +44,12 @@ class Interrupts:
         """Whether a cell's code runs."""
         return self._task is not None
 
-    def expect(self, cell: bool) -> None:
+    def expect_cell(self, expected: bool) -> None:
         """Take it that an interrupt means a cell from here on, though it does not run yet."""
-        self._expected, self._early = cell, False
+        self._cell_expected, self._interrupt_pending = expected, False
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running_cell(self) -> Iterator[None]:
         """The cell's code runs. Only in here KeyboardInterrupt may come, and must be caught.
 
         Raises:
@@ -58,41 +58,41 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield  # a subshell's, which no signal reaches
             return
-        before = self._task, self._when
+        before = self._task, self._allowed
         try:
-            self._task, self._when = asyncio.current_task(), STEPS
-            if self._early:
-                self._early = False
+            self._task, self._allowed = asyncio.current_task(), ANY_TIME
+            if self._interrupt_pending:
+                self._interrupt_pending = False
                 raise KeyboardInterrupt
             yield
         finally:
-            self._task, self._when = before
+            self._task, self._allowed = before
 
     @contextlib.contextmanager
-    def only(self, when: str) -> Iterator[None]:
+    def allow_only(self, when: str) -> Iterator[None]:
         """Let the cell be interrupted at such moments only."""
-        before, self._when = self._when, when
+        before, self._allowed = self._allowed, when
         try:
             yield
         finally:
-            self._when = before
+            self._allowed = before
 
-    def wake(self) -> None:
+    def wake_handler(self) -> None:
         """Let the handler be called, where the signal met another thread than the main one."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(_nothing)
+            self._loop.call_soon_threadsafe(_do_nothing)
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         task, loop = self._task, self._loop
         if task is None or loop is None:
-            self._early = self._expected
-        elif self._when == NEVER:
+            self._interrupt_pending = self._cell_expected
+        elif self._allowed == NEVER:
             pass
-        elif asyncio.current_task(loop) is not task or self._when == WAITS:
+        elif asyncio.current_task(loop) is not task or self._allowed == WHILE_WAITING:
             loop.call_soon_threadsafe(task.cancel)
         else:
             raise KeyboardInterrupt
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Give the loop something to do."""

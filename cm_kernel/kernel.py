@@ -13,14 +13,16 @@ from ipykernel.ipkernel import IPythonKernel
 from IPython.utils.tokenutil import token_at_cursor
 from traitlets import List, Type
 
-from .interrupts import Interrupts
+from .interrupts import InterruptHandler
 from .shell import BoardShell
 
 if TYPE_CHECKING:
     from .board_cells import BoardCells
-    from .cell_routing import Part
+    from .cell_routing import CellPart
 
-_ARRIVE: Final = 0.002  # seconds in which the cells of a Run All arrive, which an error stops
+_ARRIVE_SECONDS: Final = (
+    0.002  # seconds in which the cells of a Run All arrive, which an error stops
+)
 
 
 class BoardKernel(IPythonKernel):
@@ -49,7 +51,7 @@ class BoardKernel(IPythonKernel):
     )
 
     def __init__(self, **kwargs: Any) -> None:
-        self.interrupts = Interrupts()
+        self.interrupts = InterruptHandler()
         super().__init__(**kwargs)
 
     @cached_property
@@ -74,7 +76,11 @@ class BoardKernel(IPythonKernel):
 
     async def shell_main(self, subshell_id: str | None, msg: Any) -> None:
         """Serve Tab and Shift-Tab while a cell waits, as ipykernel serves widgets."""
-        if subshell_id is not None or not self._main_asyncio_lock.locked() or not self._asks(msg):
+        if (
+            subshell_id is not None
+            or not self._main_asyncio_lock.locked()
+            or not self._is_name_request(msg)
+        ):
             await super().shell_main(subshell_id, msg)
             return
         ident, parent = self._parent_ident["shell"], self.get_parent("shell")
@@ -83,7 +89,7 @@ class BoardKernel(IPythonKernel):
         finally:
             self.set_parent(ident, parent)
 
-    def _asks(self, msg: Any) -> bool:
+    def _is_name_request(self, msg: Any) -> bool:
         """Whether a message asks about names."""
         session: Any = self.session
         _, frames = session.feed_identities(msg, copy=False)
@@ -103,7 +109,7 @@ class BoardKernel(IPythonKernel):
     def set_parent(self, ident: Any, parent: dict[str, Any], channel: str = "shell") -> None:
         """Turn to a request; if it is to run a cell, the stop button means that from here on."""
         if channel == "shell" and not self.interrupts.busy:
-            self.interrupts.expect(parent["header"]["msg_type"] == "execute_request")
+            self.interrupts.expect_cell(parent["header"]["msg_type"] == "execute_request")
         super().set_parent(ident, parent, channel)
 
     async def do_execute(
@@ -120,22 +126,24 @@ class BoardKernel(IPythonKernel):
         """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
         asked = code, silent, store_history, user_expressions, allow_stdin
         try:
-            own, part = self.boards.split(code)
+            own, part = self.boards.split_cell(code)
             if part is not None and part.kind == "board" and not own:
                 history = store_history and not silent
-                reply = await self._on_boards(part, code, history, user_expressions, allow_stdin)
+                reply = await self._run_on_boards(
+                    part, code, history, user_expressions, allow_stdin
+                )
             else:
                 reply = await super().do_execute(*asked, cell_meta=cell_meta, cell_id=cell_id)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
-            reply = self._failed(error)
+            reply = self._send_uncaught_error(error)
         if reply["status"] == "error":
             with contextlib.suppress(asyncio.CancelledError):  # a second press that came late
-                await asyncio.sleep(_ARRIVE)
+                await asyncio.sleep(_ARRIVE_SECONDS)
         return reply
 
-    async def _on_boards(
+    async def _run_on_boards(
         self,
-        part: Part,
+        part: CellPart,
         code: str,
         store_history: bool,
         user_expressions: dict[str, str] | None,
@@ -149,12 +157,12 @@ class BoardKernel(IPythonKernel):
             shell.execution_count += 1
         self._forward_input(allow_stdin)
         try:
-            with self.interrupts.running():
+            with self.interrupts.running_cell():
                 value = await self.boards.run(part.text, part.line)
             shell.displayhook(value)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             shell.showtraceback()
-            return self._error(error, shell._last_traceback or [])
+            return self._error_reply(error, shell._last_traceback or [])
         finally:
             self._restore_input()
             shell.events.trigger("post_execute")
@@ -166,7 +174,7 @@ class BoardKernel(IPythonKernel):
         cursor = len(code) if cursor_pos is None else cursor_pos
         if (target := self.boards.target_at(code, cursor)) is None:
             return dict(super().do_complete(code, cursor))
-        return await self.boards.complete(code, cursor, target)
+        return await self.boards.completion_reply(code, cursor, target)
 
     async def do_inspect(
         self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
@@ -176,7 +184,7 @@ class BoardKernel(IPythonKernel):
             told: dict[str, Any] = super().do_inspect(code, cursor_pos, detail_level, omit_sections)
             return told
         name = token_at_cursor(code, cursor_pos)
-        text = await self.boards.about(name, code, target, detail_level) if name else ""
+        text = await self.boards.describe_name(name, code, target, detail_level) if name else ""
         data = {"text/plain": text} if text else {}
         return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
@@ -188,14 +196,14 @@ class BoardKernel(IPythonKernel):
         told["history"] = [(session or number, *rest) for session, *rest in told["history"]]
         return told
 
-    def _failed(self, error: BaseException) -> dict[str, Any]:
+    def _send_uncaught_error(self, error: BaseException) -> dict[str, Any]:
         """Tell of an error that IPython did not catch."""
-        reply = self._error(error, [f"{type(error).__name__}: {error}"])
+        reply = self._error_reply(error, [f"{type(error).__name__}: {error}"])
         told = {key: reply[key] for key in ("ename", "evalue", "traceback")}
         self.send_response(self.iopub_socket, "error", told, ident=self._topic("error"))
         return reply
 
-    def _error(self, error: BaseException, traceback: list[str]) -> dict[str, Any]:
+    def _error_reply(self, error: BaseException, traceback: list[str]) -> dict[str, Any]:
         return {
             "status": "error",
             "execution_count": self.execution_count - 1,
@@ -209,6 +217,6 @@ class BoardKernel(IPythonKernel):
     async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
         self._send_interrupt_children()
-        self.interrupts.wake()
+        self.interrupts.wake_handler()
         session: Any = self.session
         session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)

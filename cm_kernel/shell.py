@@ -17,10 +17,10 @@ class BoardShell(ZMQInteractiveShell):
         self, code_obj: CodeType, result: Any = None, *, async_: bool = False
     ) -> bool:
         """Run code that the stop button may interrupt."""
-        with self.kernel.interrupts.running():
+        with self.kernel.interrupts.running_cell():
             return bool(await super().run_code(code_obj, result, async_=async_))
 
     def showtraceback(self, *args: Any, **named: Any) -> None:
         """Show an error; an impatient second press of the button does not spoil it."""
-        with self.kernel.interrupts.only(NEVER):
+        with self.kernel.interrupts.allow_only(NEVER):
             super().showtraceback(*args, **named)

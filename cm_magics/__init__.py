@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .board_magics import ManageMagics
+from .board_magics import ManagementMagics
 from .file_magics import FileMagics
-from .magics import BoardMagics, dashboard, fleet, hang_up
+from .magics import BoardMagics, close_fleet, dashboard, fleet
 from .package_magics import PackageMagics
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "BoardMagics",
     "FileMagics",
-    "ManageMagics",
+    "ManagementMagics",
     "PackageMagics",
     "dashboard",
     "fleet",
     "load_ipython_extension",
-    "load_words",
+    "register_target_magics",
     "unload_ipython_extension",
 ]
 
@@ -29,22 +29,22 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics, their completion and how results look."""
     magics = BoardMagics(shell)
     shell.register_magics(magics)
-    magics.plug_in()
-    load_words(shell, magics)
+    magics.register_hooks()
+    register_target_magics(shell, magics)
 
 
-def load_words(shell: InteractiveShell, boards: BoardMagics) -> None:
+def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None:
     """Register the other magics; ``boards`` knows which were chosen."""
-    for kind in (FileMagics, PackageMagics, ManageMagics):
+    for kind in (FileMagics, PackageMagics, ManagementMagics):
         magics = kind(shell, boards)
         shell.register_magics(magics)
-        magics.plug_in()
+        magics.register_hooks()
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything back; boards go on with what they run."""
-    for kind in (BoardMagics, FileMagics, PackageMagics, ManageMagics):
+    for kind in (BoardMagics, FileMagics, PackageMagics, ManagementMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):
-            magics.unplug()
-    hang_up()
+            magics.unregister_hooks()
+    close_fleet()

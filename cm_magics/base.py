@@ -11,39 +11,39 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics
 
 from cloudmanager.client.fleet import Boards
-from cloudmanager.display.progress import Work
+from cloudmanager.display.progress import VerbWithProgress
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Results
 
 from . import cell_display
-from .magic_completion import completer
+from .magic_completion import make_completer
 from .magic_line import split_words
-from .magic_options import Options
-from .magics import NO_TARGET, BoardMagics, board_names, fleet
+from .magic_options import MagicParser
+from .magics import NO_TARGET_ERROR, BoardMagics, board_names, fleet
 
 
-def parser(name: str, text: str) -> Options:
+def make_parser(name: str, text: str) -> MagicParser:
     """Make the parser of a magic."""
-    return Options(name, description=text)
+    return MagicParser(name, description=text)
 
 
-class WordMagics(Magics):
+class TargetMagics(Magics):
     """Magics whose lines are a target, words and options."""
 
     #: Each magic, with its signs, and its parser.
-    parsers: ClassVar[Mapping[str, Options]] = {}
+    parsers: ClassVar[Mapping[str, MagicParser]] = {}
 
     def __init__(self, shell: Any, boards: BoardMagics) -> None:
         super().__init__(shell)
         self._boards = boards
 
-    def plug_in(self) -> None:
+    def register_hooks(self) -> None:
         """Add completion."""
         shell: Any = self.shell
         for key, known in self.parsers.items():
-            shell.set_hook("complete_command", completer(board_names, known), str_key=key)
+            shell.set_hook("complete_command", make_completer(board_names, known), str_key=key)
 
-    def unplug(self) -> None:
+    def unregister_hooks(self) -> None:
         """Take back what ``plug_in`` added, and the magics."""
         shell: Any = self.shell
         for key in self.parsers:
@@ -52,7 +52,7 @@ class WordMagics(Magics):
             for name in magics:
                 shell.magics_manager.magics[kind].pop(name, None)
 
-    def _said(self, parser: Options, line: str) -> tuple[Boards, list[str], Namespace]:
+    def _parse_line(self, parser: MagicParser, line: str) -> tuple[Boards, list[str], Namespace]:
         """Return boards, words and options of a line; without a target, `%board_use`'s boards."""
         said = split_words(parser, line)
         target, words = said.target, said.words
@@ -60,23 +60,23 @@ class WordMagics(Magics):
             target, words = "", [target, *words]
         target = target or self._boards.target
         if not target:
-            raise UsageError(NO_TARGET)
+            raise UsageError(NO_TARGET_ERROR)
         return fleet()[target], words, said.options
 
-    def _done(self, work: Work, *, before: str = "") -> Results:
-        """Do it, show what came of it, raise what failed; ``before``: what it begins with."""
-        with plain_errors():
-            results = cell_display.follow_files(work, before)
-            self._boards.note_shown(results)
+    def _run_verb(self, verb: VerbWithProgress, *, preparation: str = "") -> Results:
+        """Do it, show what came of it, raise what failed; ``preparation``: what it begins with."""
+        with without_traceback():
+            results = cell_display.run_file_verb(verb, preparation)
+            self._boards.mark_shown(results)
             cell_display.raise_failures(results)
             return results
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def without_traceback() -> Iterator[None]:
     """Let errors be shown as their own words, also those of this machine's files."""
     try:
         yield
     except (CloudmanagerError, OSError, ValueError) as error:
-        cell_display.render(error)
+        cell_display.hide_traceback(error)
         raise

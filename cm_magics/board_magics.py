@@ -7,63 +7,73 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class, no_var_expand
 
-from cloudmanager.display.tables import facts_text
-from cloudmanager.protocol.text import fold
+from cloudmanager.display.tables import boards_text
+from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
 from . import cell_display
-from .base import WordMagics, parser, plain_errors
+from .base import TargetMagics, make_parser, without_traceback
 from .magics import fleet
 
-_RESET: Final = parser("board_reset", "Have boards make a soft reset: %board_reset lab-*")
-_INFO: Final = parser("board_info", "Show what boards are, there or not: %board_info lab-1")
-_RENAME: Final = parser("board_rename", "Give a board another name: %board_rename lab-1 roof")
+_RESET_PARSER: Final = make_parser(
+    "board_reset", "Have boards make a soft reset: %board_reset lab-*"
+)
+_INFO_PARSER: Final = make_parser(
+    "board_info", "Show what boards are, there or not: %board_info lab-1"
+)
+_RENAME_PARSER: Final = make_parser(
+    "board_rename", "Give a board another name: %board_rename lab-1 roof"
+)
 
 
 @magics_class
-class ManageMagics(WordMagics):
+class ManagementMagics(TargetMagics):
     """``%board_reset``, ``%board_info``, ``%board_rename``."""
 
-    parsers = {"%board_reset": _RESET, "%board_info": _INFO, "%board_rename": _RENAME}
+    parsers = {
+        "%board_reset": _RESET_PARSER,
+        "%board_info": _INFO_PARSER,
+        "%board_rename": _RENAME_PARSER,
+    }
 
     @no_var_expand
     @line_magic
     def board_reset(self, line: str) -> Results:
         """Reset; the help of its options takes this place."""
-        boards, words, _ = self._said(_RESET, line)
+        boards, words, _ = self._parse_line(_RESET_PARSER, line)
         if words:
             raise UsageError("%board_reset TARGET")
-        with plain_errors():
+        with without_traceback():
             results = boards.reset()
-            self._boards.note_shown(results)
+            self._boards.mark_shown(results)
             if back := [name for name, result in results.items() if result.ok]:
-                cell_display.publish(f"{fold(back)}: back from a soft reset.")
+                cell_display.display_text(f"{fold_names(back)}: back from a soft reset.")
             cell_display.raise_failures(results)
             return results
 
-    board_reset.__doc__ = _RESET.format_help()
+    board_reset.__doc__ = _RESET_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_info(self, line: str) -> None:
         """Show what boards are; the help of its options takes this place."""
-        boards, words, _ = self._said(_INFO, line)
+        boards, words, _ = self._parse_line(_INFO_PARSER, line)
         if words:
             raise UsageError("%board_info TARGET")
-        with plain_errors():
-            cell_display.publish(facts_text(boards.info()))
+        with without_traceback():
+            cell_display.display_text(boards_text(boards.info()))
 
-    board_info.__doc__ = _INFO.format_help()
+    board_info.__doc__ = _INFO_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_rename(self, line: str) -> None:
         """Rename a board; the help of its options takes this place."""
-        boards, words, _ = self._said(_RENAME, line)
+        boards, words, _ = self._parse_line(_RENAME_PARSER, line)
         if len(words) != 1:
             raise UsageError("%board_rename BOARD NAME")
-        with plain_errors():
+        with without_traceback():
             name = fleet().rename(boards.target, words[0])
-            cell_display.publish(f"{boards.target} is called {name} now.")
+            cell_display.display_text(f"{boards.target} is called {name} now.")
 
-    board_rename.__doc__ = _RENAME.format_help()
+    board_rename.__doc__ = _RENAME_PARSER.format_help()

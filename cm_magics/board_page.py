@@ -7,17 +7,17 @@ from typing import Any, Final, NamedTuple
 
 from cloudmanager.client.files import Entry
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.client.packages import Packages
+from cloudmanager.client.packages import BoardPackages
 from cloudmanager.display.file_report import size_text, value_text
-from cloudmanager.display.tables import facts, moment
+from cloudmanager.display.tables import board_facts, format_time
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import clean
+from cloudmanager.protocol.text import sanitize_text
 
-_JOBS: Final = 12  # that are listed
-_FILES: Final = 200
-_CLIENT: Final = "/lib/cm/"  # a folder of ours
+_MAX_JOBS: Final = 12  # that are listed
+_MAX_FILES: Final = 200
+_CLIENT_FOLDER: Final = "/lib/cm/"  # a folder of ours
 
-Board = Mapping[str, Any]
+BoardInfo = Mapping[str, Any]
 
 
 class Section(NamedTuple):
@@ -25,79 +25,81 @@ class Section(NamedTuple):
 
     Attributes:
         title: its heading.
-        make: returns its ``pairs``, ``jobs`` or ``text``.
-        asked: whether it waits until somebody asks for it, since the board works for it.
+        make_content: returns its ``pairs``, ``jobs`` or ``text``.
+        on_demand: whether it waits until somebody asks for it, since the board works for it.
     """
 
     title: str
-    make: Callable[[Fleet, Board], dict[str, Any]]
-    asked: bool = False
+    make_content: Callable[[Fleet, BoardInfo], dict[str, Any]]
+    on_demand: bool = False
 
 
-def _facts(_: Fleet, board: Board) -> dict[str, Any]:
-    return {"pairs": facts(board)}
+def _facts_content(_: Fleet, board: BoardInfo) -> dict[str, Any]:
+    return {"pairs": board_facts(board)}
 
 
-def _jobs(fleet: Fleet, board: Board) -> dict[str, Any]:
+def _jobs_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     jobs = [
-        {"number": job["job"], "line": clean(_line(job))}
-        for job in fleet.jobs(board["name"])[:_JOBS]
+        {"number": job["job"], "line": sanitize_text(_job_line(job))}
+        for job in fleet.jobs(board["name"])[:_MAX_JOBS]
     ]
     return {"jobs": jobs} if jobs else {"text": "none yet"}
 
 
-def _line(job: Board) -> str:
+def _job_line(job: BoardInfo) -> str:
     took = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
     return f"{job['job']} · {job['status'] or job['state']}{took} · for {job['caller']}"
 
 
-def _files(fleet: Fleet, board: Board) -> dict[str, Any]:
+def _files_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     boards = fleet[board["name"]]
     found: list[Entry] = boards.ls(":/", recursive=True).value
-    shown = [entry for entry in found if not entry.path.startswith(_CLIENT)]
+    shown = [entry for entry in found if not entry.path.startswith(_CLIENT_FOLDER)]
     pairs = [
-        (clean(entry.path), "folder" if entry.is_dir else size_text(entry.size))
-        for entry in sorted(shown)[:_FILES]
+        (sanitize_text(entry.path), "folder" if entry.is_dir else size_text(entry.size))
+        for entry in sorted(shown)[:_MAX_FILES]
     ]
     more = len(shown) - len(pairs)
     left = value_text(boards.df().value)
     return {"pairs": pairs, "text": f"… and {more:,} more\n{left}" if more else left}
 
 
-def _packages(fleet: Fleet, board: Board) -> dict[str, Any]:
-    found: Packages = fleet[board["name"]].packages().value
-    pairs = [(clean(name), clean(version)) for name, version in found.items()]
-    pairs += [("drift", clean(told)) for told in found.drift]
+def _packages_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
+    found: BoardPackages = fleet[board["name"]].packages().value
+    pairs = [(sanitize_text(name), sanitize_text(version)) for name, version in found.items()]
+    pairs += [("drift", sanitize_text(told)) for told in found.drift]
     if pairs and found.as_of is not None:
-        pairs.append(("as of", moment(found.as_of)))
+        pairs.append(("as of", format_time(found.as_of)))
     return {"pairs": pairs} if pairs else {"text": "none"}
 
 
 SECTIONS: Final = (
-    Section("Facts", _facts),
-    Section("Recent jobs", _jobs),
-    Section("Files", _files, asked=True),
-    Section("Packages", _packages, asked=True),
+    Section("Facts", _facts_content),
+    Section("Recent jobs", _jobs_content),
+    Section("Files", _files_content, on_demand=True),
+    Section("Packages", _packages_content, on_demand=True),
 )
 
 
-def sections(fleet: Fleet, board: Board) -> list[dict[str, Any]]:
+def make_sections(fleet: Fleet, board: BoardInfo) -> list[dict[str, Any]]:
     """Return the page of a board; of what has to be asked for, the titles."""
     return [
-        {"title": each.title, "asked": True} if each.asked else _made(each, fleet, board)
+        {"title": each.title, "asked": True}
+        if each.on_demand
+        else _fill_section(each, fleet, board)
         for each in SECTIONS
     ]
 
 
-def section(fleet: Fleet, board: Board, title: str) -> dict[str, Any] | None:
+def make_section(fleet: Fleet, board: BoardInfo, title: str) -> dict[str, Any] | None:
     """Return one part of the page; None where there is no such part."""
     found = (each for each in SECTIONS if each.title == title)
-    return next((_made(each, fleet, board) for each in found), None)
+    return next((_fill_section(each, fleet, board) for each in found), None)
 
 
-def _made(part: Section, fleet: Fleet, board: Board) -> dict[str, Any]:
+def _fill_section(section: Section, fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     """Make a part; one that cannot be had says why."""
     try:
-        return {"title": part.title, **part.make(fleet, board)}
+        return {"title": section.title, **section.make_content(fleet, board)}
     except (CloudmanagerError, OSError) as error:  # OSError: the board's file system
-        return {"title": part.title, "text": clean(str(error))}
+        return {"title": section.title, "text": sanitize_text(str(error))}

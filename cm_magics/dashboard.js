@@ -110,7 +110,7 @@ class Dashboard {
     this.filter = el("input", {
       type: "text", spellcheck: "false", "aria-label": "Target", placeholder: "All boards, or a target: lab-*, room=north, state=busy",
     });
-    this.filter.value = model.get("begins");
+    this.filter.value = model.get("initial_filter");
     this.filter.addEventListener("input", () => this.onFilter());
     this.complaint = el("span", { class: "cm-complaint", role: "status" });
     this.counted = el("span", { class: "cm-count", role: "status" });

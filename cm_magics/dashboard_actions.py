@@ -16,19 +16,19 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import Event
 from cloudmanager.client.package_verbs import PackageVerbs
 from cloudmanager.display import progress, terminal
-from cloudmanager.display.cell_view import Looks, View
+from cloudmanager.display.cell_view import CellView, DisplayOptions
 from cloudmanager.display.file_report import files_text
 from cloudmanager.protocol.errors import TargetError
-from cloudmanager.protocol.text import fold
+from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
 RESET_SECONDS: Final = 30.0  # that boards have to come back
-_TICK: Final = 0.25  # seconds between two looks at a running cell
+_REFRESH_SECONDS: Final = 0.25  # seconds between two looks at a running cell
 
-Say = Callable[[str], None]
+ShowText = Callable[[str], None]
 
 
-class Failed(Exception):
+class ActionFailed(Exception):
     """It did not go well on all boards; says how it went on each."""
 
 
@@ -38,40 +38,40 @@ class Action(NamedTuple):
     Attributes:
         name: what the page calls it.
         title: what the button says.
-        act: does it: fleet, target, what was typed, say -> what is said in the end.
+        handler: does it: fleet, target, what was typed, say -> what is said in the end.
         prompt: what is to be typed; "" where nothing is.
         lines: of the field that it is typed into.
     """
 
     name: str
     title: str
-    act: Callable[[Fleet, str, str, Say], str]
+    handler: Callable[[Fleet, str, str, ShowText], str]
     prompt: str = ""
     lines: int = 1
 
 
-def _run(fleet: Fleet, target: str, code: str, say: Say) -> str:
+def _run_code(fleet: Fleet, target: str, code: str, show_text: ShowText) -> str:
     group = fleet[target].submit(code, listen=True)
-    view = View(group, Looks("show"))
+    view = CellView(group, DisplayOptions("show"))
     due = 0.0
 
     def draw(_: Event | None) -> None:
         nonlocal due
         if (now := time.monotonic()) >= due:
-            due = now + _TICK
-            say(view.text())
+            due = now + _REFRESH_SECONDS
+            show_text(view.text())
 
-    terminal.watch(group, view, draw, lambda _: None, lambda: None)
-    return _outcome(group.results(), view.text(final=True) or "done")
+    terminal.run_display(group, view, draw, lambda _: None, lambda: None)
+    return _check_outcome(group.results(), view.text(final=True) or "done")
 
 
-def _outcome(results: Results, text: str) -> str:
+def _check_outcome(results: Results, text: str) -> str:
     if not results.ok:
-        raise Failed(text)
+        raise ActionFailed(text)
     return text
 
 
-def _interrupt(fleet: Fleet, target: str, _: str, __: Say) -> str:
+def _interrupt_jobs(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
     open_jobs = [job for job in fleet.jobs(target) if job["status"] is None]
     if not open_jobs:
         return "nothing runs there"
@@ -79,54 +79,67 @@ def _interrupt(fleet: Fleet, target: str, _: str, __: Say) -> str:
     return f"{count:,} {'job' if count == 1 else 'jobs'} interrupted"
 
 
-def _reset(fleet: Fleet, target: str, _: str, __: Say) -> str:
+def _reset_boards(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
     results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS)
-    well = fold(name for name, result in results.items() if result.ok)
+    well = fold_names(name for name, result in results.items() if result.ok)
     failed = [f"{name}: {result.error}" for name, result in results.failed.items()]
-    return _outcome(results, "\n".join([f"{well} restarted" if well else "", *failed]).strip())
+    return _check_outcome(
+        results, "\n".join([f"{well} restarted" if well else "", *failed]).strip()
+    )
 
 
-def _label(fleet: Fleet, target: str, text: str, __: Say) -> str:
+def _set_label(fleet: Fleet, target: str, text: str, __: ShowText) -> str:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
         raise TargetError("A label is written key=value.", text, 0, "`room=` takes one away.")
     names = fleet[target].label({key: value})
-    return f"{fold(names)}: {key}={value}" if value else f"{fold(names)}: {key} taken away"
+    return (
+        f"{fold_names(names)}: {key}={value}" if value else f"{fold_names(names)}: {key} taken away"
+    )
 
 
-def _upload(fleet: Fleet, target: str, text: str, say: Say) -> str:
+def _upload_file(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards = fleet[target]
     source, _, dest = text.strip().partition(" ")
     path, place = Path(source).expanduser(), dest.strip() or ":/"
-    return _move(lambda tell: FileVerbs.put(boards, path, place, progress=tell), say)
+    return _run_transfer(lambda tell: FileVerbs.put(boards, path, place, progress=tell), show_text)
 
 
-def _install(fleet: Fleet, target: str, text: str, say: Say) -> str:
+def _install_packages(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards, wanted = fleet[target], text.split()
-    return _move(lambda tell: PackageVerbs.install(boards, *wanted, progress=tell), say)
+    return _run_transfer(
+        lambda tell: PackageVerbs.install(boards, *wanted, progress=tell), show_text
+    )
 
 
-def _move(work: progress.Work, say: Say) -> str:
+def _run_transfer(verb: progress.VerbWithProgress, show_text: ShowText) -> str:
     """Do what moves bytes to boards, and say how far it is."""
-    results = progress.follow(work, lambda moved: say(moved.text()))
-    return _outcome(results, files_text(results) or "done")
+    results = progress.run_with_progress(verb, lambda moved: show_text(moved.text()))
+    return _check_outcome(results, files_text(results) or "done")
 
 
-def _rename(fleet: Fleet, target: str, name: str, __: Say) -> str:
+def _rename_board(fleet: Fleet, target: str, name: str, __: ShowText) -> str:
     return f"it is called {fleet.rename(target, name.strip())} now"
 
 
 ACTIONS: Final = (
-    Action("run", "Run…", _run, "Code for the selected boards", 4),
-    Action("interrupt", "Interrupt", _interrupt),
-    Action("reset", "Reset", _reset),
-    Action("label", "Label…", _label, "room=greenhouse"),
-    Action("install", "Install…", _install, "Packages: logging pypi:NAME github:OWNER/REPO ./DIR"),
-    Action("upload", "Upload…", _upload, "A file of this machine, and perhaps where to: app.py :/"),
-    Action("rename", "Rename…", _rename, "Another name for the one board that is selected"),
+    Action("run", "Run…", _run_code, "Code for the selected boards", 4),
+    Action("interrupt", "Interrupt", _interrupt_jobs),
+    Action("reset", "Reset", _reset_boards),
+    Action("label", "Label…", _set_label, "room=greenhouse"),
+    Action(
+        "install",
+        "Install…",
+        _install_packages,
+        "Packages: logging pypi:NAME github:OWNER/REPO ./DIR",
+    ),
+    Action(
+        "upload", "Upload…", _upload_file, "A file of this machine, and perhaps where to: app.py :/"
+    ),
+    Action("rename", "Rename…", _rename_board, "Another name for the one board that is selected"),
 )
 
 
-def buttons() -> list[dict[str, Any]]:
+def action_buttons() -> list[dict[str, Any]]:
     """Return what the page needs to know of each action."""
-    return [{key: value for key, value in a._asdict().items() if key != "act"} for a in ACTIONS]
+    return [{key: value for key, value in a._asdict().items() if key != "handler"} for a in ACTIONS]

@@ -24,20 +24,20 @@ import anywidget
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.watch import Update, Watch
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import clean
+from cloudmanager.protocol.text import sanitize_text
 
-_living: weakref.WeakSet[Live] = weakref.WeakSet()
-_HERE = Path(__file__).parent
-CSS = (_HERE / "dashboard.css").read_text(encoding="utf-8")
-
-
-def module(view: str, *files: str) -> str:
-    """Return the JavaScript module that shows the class ``view`` of these files."""
-    parts = [(_HERE / name).read_text(encoding="utf-8") for name in files]
-    return "\n".join([*parts, f"export default show({view});\n"])
+_live_widgets: weakref.WeakSet[LiveWidget] = weakref.WeakSet()
+_FOLDER = Path(__file__).parent
+CSS = (_FOLDER / "dashboard.css").read_text(encoding="utf-8")
 
 
-class Live(anywidget.AnyWidget):
+def javascript_module(class_name: str, *files: str) -> str:
+    """Return the JavaScript module that shows the class ``class_name`` of these files."""
+    parts = [(_FOLDER / name).read_text(encoding="utf-8") for name in files]
+    return "\n".join([*parts, f"export default show({class_name});\n"])
+
+
+class LiveWidget(anywidget.AnyWidget):
     """A widget that follows boards for as long as a page shows it."""
 
     _css = CSS
@@ -47,39 +47,39 @@ class Live(anywidget.AnyWidget):
         self._fleet = fleet
         self._target = target
         self._watch: Watch | None = None
-        self._views: set[str] = set()
-        self._heard: contextvars.Context | None = None
+        self._open_views: set[str] = set()
+        self._page_context: contextvars.Context | None = None
         self._lock = threading.RLock()  # what is sent leaves in the order in which it became so
         self.on_msg(self._on_message)
-        _living.add(self)
-        self.look()
+        _live_widgets.add(self)
+        self.start_watching()
 
     def send(self, content: Any, buffers: Any = None) -> None:
         """Send the page a message, from any thread."""
-        if self._heard is None:
+        if self._page_context is None:
             super().send(content, buffers)
         else:
-            self._heard.copy().run(super().send, content, buffers)
+            self._page_context.copy().run(super().send, content, buffers)
 
-    def take(self, update: Update) -> None:
+    def on_update(self, update: Update) -> None:
         """Show an update; called with the lock held."""
         raise NotImplementedError
 
-    def greet(self) -> None:
+    def send_everything(self) -> None:
         """Tell a page that has just opened all that there is; called with the lock held."""
         raise NotImplementedError
 
-    def hear(self, message: dict[str, Any]) -> None:
+    def on_page_message(self, message: dict[str, Any]) -> None:
         """Do what somebody did in the page."""
 
-    def look(self) -> None:
+    def start_watching(self) -> None:
         """Follow the boards, unless that is done already."""
         with self._lock:
             if self._watch is None:
                 self._watch = self._fleet.watch(self._target)
-                in_thread(self._follow, self._watch)
+                run_in_thread(self._watch_boards, self._watch)
 
-    def end(self) -> None:
+    def stop_watching(self) -> None:
         """Follow them no more."""
         with self._lock:
             watch, self._watch = self._watch, None
@@ -88,45 +88,47 @@ class Live(anywidget.AnyWidget):
 
     def close(self) -> None:
         """End it for good, as every widget can."""
-        self.end()
+        self.stop_watching()
         super().close()
 
-    def _follow(self, watch: Watch) -> None:
+    def _watch_boards(self, watch: Watch) -> None:
         try:
             for update in watch:
                 with self._lock:
-                    self.take(update)
+                    self.on_update(update)
         except CloudmanagerError as error:
-            self.send({"kind": "lost", "why": clean(str(error))})
+            self.send({"kind": "lost", "why": sanitize_text(str(error))})
 
     def _on_message(self, _: object, message: dict[str, Any], __: object) -> None:
-        self._heard = contextvars.copy_context()
+        self._page_context = contextvars.copy_context()
         if message.get("do") == "open":
-            self._views.add(str(message.get("view")))
-            self.look()
+            self._open_views.add(str(message.get("view")))
+            self.start_watching()
             with self._lock:
-                self.greet()
+                self.send_everything()
         elif message.get("do") == "close":
-            self._views.discard(str(message.get("view")))
-            if not self._views:
-                self.end()
+            self._open_views.discard(str(message.get("view")))
+            if not self._open_views:
+                self.stop_watching()
         elif message.get("do") == "here":
             self.send({"kind": "here"})  # from now on we speak from where the page is heard
         else:
-            self.hear(message)
+            self.on_page_message(message)
 
 
-def end_all() -> None:
+def stop_all_watching() -> None:
     """Have no widget follow boards any more; one that is looked at again begins anew."""
-    for live in list(_living):
-        live.end()
+    for live in list(_live_widgets):
+        live.stop_watching()
 
 
-def in_thread(act: Callable[..., object], *args: object) -> None:
+def run_in_thread(callback: Callable[..., object], *args: object) -> None:
     """Do something that takes time; a kernel that ends does not wait for it."""
-    threading.Thread(target=_quietly, args=(act, *args), daemon=True, name="cm_magics").start()
+    threading.Thread(
+        target=_call_unless_exiting, args=(callback, *args), daemon=True, name="cm_magics"
+    ).start()
 
 
-def _quietly(act: Callable[..., object], *args: object) -> None:
+def _call_unless_exiting(callback: Callable[..., object], *args: object) -> None:
     with contextlib.suppress(RuntimeError):  # the interpreter ends meanwhile
-        act(*args)
+        callback(*args)

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from .magic_line import option_choices, option_names, takes_value
-from .magic_options import variables
+from .magic_options import parse_variables
 
 Completer = Callable[[Any, Any], "list[str]"]
 
 
-def completer(
+def make_completer(
     names: Callable[[], list[str]],
     parser: ArgumentParser | None = None,
     *,
     code: bool = False,
-    more: tuple[str, ...] = ("all",),
+    extra: tuple[str, ...] = ("all",),
 ) -> Completer:
     """Make a hook for IPython's ``complete_command``.
 
@@ -25,27 +25,27 @@ def completer(
         names: returns the names of boards, or of what else may stand there.
         parser: knows the options; None where there are none.
         code: whether code follows the target on the line, which Python completes.
-        more: what may stand there, too.
+        extra: what may stand there, too.
     """
 
     def complete(shell: Any, event: Any) -> list[str]:
         before = event.text_until_cursor
         before = before[: len(before) - len(event.symbol)] if event.symbol else before
         words = before.split()[1:]
-        if parser is not None and words and (of := _of_option(parser, words)):
-            if parser._option_string_actions[of].type is variables:
+        if parser is not None and words and (of := _option_before(parser, words)):
+            if parser._option_string_actions[of].type is parse_variables:
                 return [name for name in shell.user_ns if not name.startswith("_")]
             return option_choices(parser, of)
         if parser is not None and event.symbol.startswith("-"):
             return option_names(parser)
         if code and before.endswith((" ", "\t")) and _has_target(parser, words):
             return []
-        return [*names(), *more]
+        return [*names(), *extra]
 
     return complete
 
 
-def _of_option(parser: ArgumentParser, words: list[str]) -> str:
+def _option_before(parser: ArgumentParser, words: list[str]) -> str:
     """Return the option that the next word belongs to; "" for none."""
     *before, last = words
     if takes_value(parser, last):

@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
-from cloudmanager.display.cell_view import GROUPED, PROGRESS_AFTER
-from cloudmanager.protocol.text import nearest
+from cloudmanager.display.cell_view import GROUPINGS, PROGRESS_AFTER_SECONDS
+from cloudmanager.protocol.text import nearest_name
 
 _BOARD_HELP: Final = """Run code on boards, on all of them at once.
 
@@ -29,7 +29,7 @@ nobody to answer its input(): that raises EOFError on the board.
 """
 
 
-class Options(MagicArgumentParser):
+class MagicParser(MagicArgumentParser):
     """A parser whose errors are one sentence, without a word of its own."""
 
     def error(self, message: str) -> NoReturn:
@@ -37,28 +37,28 @@ class Options(MagicArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
-def board_parser() -> Options:
+def make_board_parser() -> MagicParser:
     """Make the parser of `%board` and `%%board`."""
-    parser = Options("board", description=_BOARD_HELP)
-    _add_target(parser)
-    _add_ways(parser)
-    _add_looks(parser)
+    parser = MagicParser("board", description=_BOARD_HELP)
+    _add_target_options(parser)
+    _add_run_options(parser)
+    _add_display_options(parser)
     return parser
 
 
-def result_parser() -> Options:
+def make_result_parser() -> MagicParser:
     """Make the parser of `%board_result`."""
-    parser = Options("board_result", description=_RESULT_HELP)
+    parser = MagicParser("board_result", description=_RESULT_HELP)
     parser.add_argument(
         "cell",
         nargs="?",
         help="the NAME that the cell was given with -o, or the number of one of its jobs",
     )
-    _add_looks(parser)
+    _add_display_options(parser)
     return parser
 
 
-def _add_target(parser: Options) -> None:
+def _add_target_options(parser: MagicParser) -> None:
     add = parser.add_argument
     add(
         "target",
@@ -70,7 +70,7 @@ def _add_target(parser: Options) -> None:
         "-i",
         "--input",
         metavar="A,B",
-        type=variables,
+        type=parse_variables,
         action="append",
         default=[],
         help="assign these variables of the notebook on the boards first: numbers, text, bytes, "
@@ -78,7 +78,7 @@ def _add_target(parser: Options) -> None:
     )
 
 
-def _add_ways(parser: Options) -> None:
+def _add_run_options(parser: MagicParser) -> None:
     """Add how a cell is run."""
     add = parser.add_argument
     add(
@@ -90,13 +90,13 @@ def _add_ways(parser: Options) -> None:
     add(
         "--timeout",
         metavar="S",
-        type=seconds,
+        type=parse_seconds,
         help="seconds that the code may run on a board; its time in a queue does not count",
     )
     add(
         "--wait",
         metavar="S",
-        type=seconds,
+        type=parse_seconds,
         default=0.0,
         help="seconds that boards which are not there have to dial in",
     )
@@ -112,27 +112,27 @@ def _add_ways(parser: Options) -> None:
     )
 
 
-def _add_looks(parser: Options) -> None:
+def _add_display_options(parser: MagicParser) -> None:
     """Add what becomes of the results."""
     add = parser.add_argument
     add(
         "-o",
         "--out",
         metavar="NAME",
-        type=variable,
+        type=parse_variable,
         help="keep the results in this variable: NAME['demo-1'].value",
     )
     add(
         "--on-error",
         metavar="HOW",
-        type=one_of("raise", "show", "ignore"),
+        type=make_choice("raise", "show", "ignore"),
         default="raise",
         help="raise what fails on a board (the default), only show it, or ignore it",
     )
     add(
         "--group-outputs",
         metavar="HOW",
-        type=one_of(*GROUPED),
+        type=make_choice(*GROUPINGS),
         default="same",
         help="same (the default): boards that told the same are one block; board: one block for "
         "each board; order: line by line as it comes, each behind its board's name",
@@ -140,27 +140,27 @@ def _add_looks(parser: Options) -> None:
     add(
         "--progress-after",
         metavar="S",
-        type=number,
-        default=PROGRESS_AFTER,
+        type=parse_number,
+        default=PROGRESS_AFTER_SECONDS,
         help="seconds until it is shown how many boards are done (2); 0: at once, -1: never",
     )
 
 
-def one_of(*words: str) -> Callable[[str], str]:
+def make_choice(*choices: str) -> Callable[[str], str]:
     """Make an argparse type of a few words, which suggests the nearest."""
 
     def choose(text: str) -> str:
-        if text in words:
+        if text in choices:
             return text
-        meant = nearest(text, words)
-        guess = f": did you mean {meant}?" if meant else f": it is one of {', '.join(words)}."
+        meant = nearest_name(text, choices)
+        guess = f": did you mean {meant}?" if meant else f": it is one of {', '.join(choices)}."
         raise ArgumentTypeError(f"{text!r} is not known{guess}")
 
-    choose.words = words  # type: ignore[attr-defined]  # for completion
+    choose.words = choices  # type: ignore[attr-defined]  # for completion
     return choose
 
 
-def seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """Read a span, an argparse type."""
     try:
         span = float(text)
@@ -171,7 +171,7 @@ def seconds(text: str) -> float:
     return span
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """Read a number, an argparse type."""
     try:
         read = float(text)
@@ -182,12 +182,12 @@ def number(text: str) -> float:
     return read
 
 
-def variables(text: str) -> list[str]:
+def parse_variables(text: str) -> list[str]:
     """Read the names of variables, an argparse type."""
-    return [variable(name.strip()) for name in text.split(",")]
+    return [parse_variable(name.strip()) for name in text.split(",")]
 
 
-def variable(text: str) -> str:
+def parse_variable(text: str) -> str:
     """Read the name of a variable, an argparse type."""
     if not text.isidentifier() or iskeyword(text):
         raise ArgumentTypeError(f"{text!r} is no name of a variable.")

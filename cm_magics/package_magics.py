@@ -8,17 +8,17 @@ from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class, no_var_expand
 
 from cloudmanager.client.install_options import (
-    PLANNING,
+    PLANNING_TEXT,
     add_change_options,
     add_install_options,
-    install_options,
-    what_lacks,
+    install_arguments,
+    install_options_error,
 )
 from cloudmanager.client.package_verbs import PackageVerbs
 from cloudmanager.results.results import Results
 
-from .base import WordMagics, parser
-from .magic_options import Options
+from .base import TargetMagics, make_parser
+from .magic_options import MagicParser
 
 _INSTALL_HELP: Final = """Install packages, and what they need, on boards.
 
@@ -40,84 +40,84 @@ _UPGRADE_HELP: Final = """Install the newest of what boards were asked to have.
 """
 
 
-def install_parser() -> Options:
+def make_install_parser() -> MagicParser:
     """Make the parser of `%board_install`."""
-    made = parser("board_install", _INSTALL_HELP)
+    made = make_parser("board_install", _INSTALL_HELP)
     add_install_options(made, names=False)
     return made
 
 
-def change_parser(name: str, text: str) -> Options:
+def make_change_parser(name: str, text: str) -> MagicParser:
     """Make the parser of a magic that changes what boards have."""
-    made = parser(name, text)
+    made = make_parser(name, text)
     add_change_options(made)
     return made
 
 
-_INSTALL: Final = install_parser()
-_UNINSTALL: Final = change_parser("board_uninstall", _UNINSTALL_HELP)
-_PACKAGES: Final = parser("board_packages", _PACKAGES_HELP)
-_UPGRADE: Final = change_parser("board_upgrade", _UPGRADE_HELP)
+_INSTALL_PARSER: Final = make_install_parser()
+_UNINSTALL_PARSER: Final = make_change_parser("board_uninstall", _UNINSTALL_HELP)
+_PACKAGES_PARSER: Final = make_parser("board_packages", _PACKAGES_HELP)
+_UPGRADE_PARSER: Final = make_change_parser("board_upgrade", _UPGRADE_HELP)
 
 
 @magics_class
-class PackageMagics(WordMagics):
+class PackageMagics(TargetMagics):
     """``%board_install`` and its family."""
 
     parsers = {
-        "%board_install": _INSTALL,
-        "%board_uninstall": _UNINSTALL,
-        "%board_packages": _PACKAGES,
-        "%board_upgrade": _UPGRADE,
+        "%board_install": _INSTALL_PARSER,
+        "%board_uninstall": _UNINSTALL_PARSER,
+        "%board_packages": _PACKAGES_PARSER,
+        "%board_upgrade": _UPGRADE_PARSER,
     }
 
     @line_magic
     def board_install(self, line: str) -> Results:
         """Install; the help of its options takes this place."""
-        boards, words, options = self._said(_INSTALL, line)
+        boards, words, options = self._parse_line(_INSTALL_PARSER, line)
         options.names = words
-        if why := what_lacks(options):
+        if why := install_options_error(options):
             raise UsageError(why)
-        given = install_options(options)
-        return self._done(
+        given = install_arguments(options)
+        return self._run_verb(
             lambda tell: PackageVerbs.install(boards, *words, progress=tell, **given),
-            before=PLANNING,
+            preparation=PLANNING_TEXT,
         )
 
-    board_install.__doc__ = _INSTALL.format_help()
+    board_install.__doc__ = _INSTALL_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_uninstall(self, line: str) -> Results:
         """Take off; the help of its options takes this place."""
-        boards, words, options = self._said(_UNINSTALL, line)
+        boards, words, options = self._parse_line(_UNINSTALL_PARSER, line)
         if not words:
             raise UsageError("%board_uninstall TARGET NAME…")
         how = {"force": options.force, "dry_run": options.dry_run}
-        return self._done(lambda _: PackageVerbs.uninstall(boards, *words, **how))
+        return self._run_verb(lambda _: PackageVerbs.uninstall(boards, *words, **how))
 
-    board_uninstall.__doc__ = _UNINSTALL.format_help()
+    board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_packages(self, line: str) -> Results:
         """Show what there is; the help of its options takes this place."""
-        boards, words, _ = self._said(_PACKAGES, line)
+        boards, words, _ = self._parse_line(_PACKAGES_PARSER, line)
         if words:
             raise UsageError("%board_packages TARGET")
-        return self._done(lambda _: PackageVerbs.packages(boards))
+        return self._run_verb(lambda _: PackageVerbs.packages(boards))
 
-    board_packages.__doc__ = _PACKAGES.format_help()
+    board_packages.__doc__ = _PACKAGES_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_upgrade(self, line: str) -> Results:
         """Install the newest; the help of its options takes this place."""
-        boards, words, options = self._said(_UPGRADE, line)
+        boards, words, options = self._parse_line(_UPGRADE_PARSER, line)
         how = {"force": options.force, "dry_run": options.dry_run}
-        return self._done(
+        return self._run_verb(
             lambda tell: PackageVerbs.upgrade(boards, *words, progress=tell, **how),
-            before=PLANNING,
+            preparation=PLANNING_TEXT,
         )
 
-    board_upgrade.__doc__ = _UPGRADE.format_help()
+    board_upgrade.__doc__ = _UPGRADE_PARSER.format_help()

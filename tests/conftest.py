@@ -12,21 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .engines import Nats, Postgres, running_nats, running_postgres
 
-__all__ = ["Server", "running_boards", "running_server", "wait_online"]
+__all__ = ["RunningServer", "running_boards", "running_server", "wait_online"]
 
 
 @contextlib.contextmanager
-def running_boards(server: Server, fleet: Fleet, names: list[str]) -> Iterator[VirtualBoards]:
+def running_boards(
+    server: RunningServer, fleet: Fleet, names: list[str]
+) -> Iterator[VirtualBoards]:
     """Virtual boards of one's own, all of them connected."""
-    identities = [Identity.of(told, server.url) for told in fleet.enrol(names)]
+    identities = [BoardIdentity.from_enrolment(told, server.url) for told in fleet.enrol(names)]
     folder = server.home / "virtual"
     with VirtualBoards(identities, ("127.0.0.1", server.tcp_port), folder) as boards:
         wait_online(fleet, names)
@@ -40,13 +42,13 @@ def home(cm_home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(cm_server: Server) -> Server:
+def server(cm_server: RunningServer) -> RunningServer:
     """The server that most tests share."""
     return cm_server
 
 
 @pytest.fixture(scope="session")
-def start_server(home: Path) -> Callable[..., contextlib.AbstractContextManager[Server]]:
+def start_server(home: Path) -> Callable[..., contextlib.AbstractContextManager[RunningServer]]:
     """What starts a server of one's own: `with start_server(folder) as server`."""
     return running_server
 
@@ -58,7 +60,7 @@ def fleet(cm_fleet: Fleet) -> Fleet:
 
 
 @pytest.fixture(scope="session")
-def boards(server: Server, fleet: Fleet) -> Iterator[VirtualBoards]:
+def boards(server: RunningServer, fleet: Fleet) -> Iterator[VirtualBoards]:
     """Three virtual boards, demo-1 to demo-3, which most tests share."""
     with running_boards(server, fleet, ["demo-1", "demo-2", "demo-3"]) as boards:
         yield boards

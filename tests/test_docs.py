@@ -62,7 +62,7 @@ def verbs() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each verb of ``mbm``."""
     (found,) = [
         action.choices
-        for action in command_line._parser()._actions
+        for action in command_line._make_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
     return dict(found)

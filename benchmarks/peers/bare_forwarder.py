@@ -28,11 +28,11 @@ from tornado.websocket import WebSocketHandler
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from benchmarks.farm import farm
-from benchmarks.timing import timed
+from benchmarks.farm import micropython_processes
+from benchmarks.timing import time_calls
 
-_BOARD = Path(__file__).parent / "boards" / "bare.py"
-_DEADLINE = 30.0  # seconds for all boards to dial in, and for any answer
+_BOARD_SCRIPT = Path(__file__).parent / "boards" / "bare.py"
+_TIMEOUT_SECONDS = 30.0  # seconds for all boards to dial in, and for any answer
 
 
 def measure(boards: int = 1, n: int = 500) -> list[float]:
@@ -42,20 +42,20 @@ def measure(boards: int = 1, n: int = 500) -> list[float]:
         boards: how many MicroPython processes to start, at most 65,536.
         n: how many cells count, after a warm-up.
     """
-    with running(boards) as once:
-        return timed(once, n)
+    with running_forwarder(boards) as once:
+        return time_calls(once, n)
 
 
 @contextlib.contextmanager
-def running(boards: int = 1) -> Iterator[Callable[[], object]]:
+def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
     """Gives the call to time: one cell on all boards.
 
     Raises:
         RuntimeError: a board did not dial in, or did not answer 1.
     """
     with (
-        _server(boards) as (tcp_port, all_there),
-        farm(boards, _BOARD, str(tcp_port)),
+        _running_server(boards) as (tcp_port, all_there),
+        micropython_processes(boards, _BOARD_SCRIPT, str(tcp_port)),
         connect(f"ws://127.0.0.1:{tcp_port}/caller", compression=None) as link,
     ):
         all_there()
@@ -78,38 +78,38 @@ class _Caller:
         self._link.send(code)
         answers: dict[bytes, bytes] = {}
         while len(answers) < self._boards:
-            message = self._link.recv(_DEADLINE, decode=False)
+            message = self._link.recv(_TIMEOUT_SECONDS, decode=False)
             answers[message[:2]] = message[2:]
         return answers
 
 
-class _Hub:
+class _Connections:
     """Who is connected."""
 
     def __init__(self, expected: int) -> None:
-        self.expected = expected
-        self.boards: list[_BoardLink] = []
-        self.caller: _CallerLink | None = None
+        self.expected_boards = expected
+        self.boards: list[_BoardHandler] = []
+        self.caller: _CallerHandler | None = None
 
 
-class _Link(WebSocketHandler):
+class _LinkHandler(WebSocketHandler):
     """What both kinds of link share."""
 
-    def initialize(self, hub: _Hub) -> None:
+    def initialize(self, hub: _Connections) -> None:
         self.hub = hub
 
     def open(self, *_args: str) -> None:
         self.set_nodelay(True)
 
 
-class _BoardLink(_Link):
+class _BoardHandler(_LinkHandler):
     """A board: what it says goes to the caller, under its number."""
 
     def open(self, *_args: str) -> None:
         super().open()
         self.number = len(self.hub.boards).to_bytes(2, "big")
         self.hub.boards.append(self)
-        if len(self.hub.boards) == self.hub.expected:
+        if len(self.hub.boards) == self.hub.expected_boards:
             print("all there", flush=True)
 
     def on_message(self, message: str | bytes) -> None:
@@ -118,7 +118,7 @@ class _BoardLink(_Link):
             self.hub.caller.write_message(self.number + message, binary=True)
 
 
-class _CallerLink(_Link):
+class _CallerHandler(_LinkHandler):
     """The caller: what it says goes to every board."""
 
     def open(self, *_args: str) -> None:
@@ -131,7 +131,7 @@ class _CallerLink(_Link):
 
 
 @contextlib.contextmanager
-def _server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
+def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
     """Starts the server; gives its TCP port and a call that waits for the boards."""
     command = [sys.executable, "-m", __name__, str(boards)]
     with subprocess.Popen(
@@ -142,7 +142,7 @@ def _server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
         lines = process.stdout
 
         def all_there() -> None:
-            if not select.select([lines], [], [], _DEADLINE)[0] or not lines.readline():
+            if not select.select([lines], [], [], _TIMEOUT_SECONDS)[0] or not lines.readline():
                 raise RuntimeError(f"not all {boards} bare boards dialled in")
 
         try:
@@ -152,8 +152,8 @@ def _server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
 
 
 async def _serve(boards: int) -> None:
-    hub = {"hub": _Hub(boards)}
-    app = Application([("/board", _BoardLink, hub), ("/caller", _CallerLink, hub)])
+    hub = {"hub": _Connections(boards)}
+    app = Application([("/board", _BoardHandler, hub), ("/caller", _CallerHandler, hub)])
     sockets = bind_sockets(0, "127.0.0.1", backlog=1024)
     server = HTTPServer(app)
     server.add_sockets(sockets)

@@ -15,38 +15,38 @@ from typing import Any
 
 import psutil
 
-from benchmarks.timing import timed
+from benchmarks.timing import time_calls
 
 ENGINES = 20
-_DEADLINE = 120  # seconds for 20 engines to start on two cores
+_TIMEOUT_SECONDS = 120  # seconds for 20 engines to start on two cores
 
 
 def measure(n: int = 30) -> list[float]:
     """Returns the seconds per engine of `n` calls on all 20 engines, after a warm-up."""
-    with running() as once:
-        return [seconds / ENGINES for seconds in timed(once, n, warm_up=5)]
+    with running_engines() as once:
+        return [seconds / ENGINES for seconds in time_calls(once, n, warm_up=5)]
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Callable[[], object]]:
+def running_engines() -> Iterator[Callable[[], object]]:
     """Gives the call to time: `print(1)` on 20 engines."""
     with (
         tempfile.TemporaryDirectory() as home,
         _environment("IPYTHONDIR", home),
-        _client() as client,
+        _running_client() as client,
     ):
         view = client[:]
 
         def once() -> None:
             result = view.execute("print(1)", silent=False, block=False)
-            result.get(_DEADLINE)
-            result.wait_for_output(_DEADLINE)
+            result.get(_TIMEOUT_SECONDS)
+            result.wait_for_output(_TIMEOUT_SECONDS)
 
         yield once
 
 
 @contextlib.contextmanager
-def _client() -> Iterator[Any]:
+def _running_client() -> Iterator[Any]:
     """A cluster's client; at the end each process that is still there is killed by its pid."""
     import ipyparallel
 
@@ -56,7 +56,7 @@ def _client() -> Iterator[Any]:
     try:
         with ipyparallel.Cluster(n=ENGINES, log_level=logging.ERROR) as client:
             try:
-                client.wait_for_engines(ENGINES, timeout=_DEADLINE, interactive=False)
+                client.wait_for_engines(ENGINES, timeout=_TIMEOUT_SECONDS, interactive=False)
                 yield client
             finally:
                 began = set(me.children(recursive=True)) - before

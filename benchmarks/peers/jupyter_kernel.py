@@ -11,58 +11,60 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.mpremote_exec import repl
+from benchmarks.peers.mpremote_exec import running_repl
 
-_DEADLINE = 60.0  # seconds; a kernel starts in one
+_TIMEOUT_SECONDS = 60.0  # seconds; a kernel starts in one
 
 
 @contextlib.contextmanager
-def running(module: str, *first: str, cell: str = "print(1)") -> Iterator[Callable[[], object]]:
+def running_kernel(
+    module: str, *first_cells: str, cell: str = "print(1)"
+) -> Iterator[Callable[[], object]]:
     """Gives the call to time: one cell that prints 1.
 
     Args:
         module: what is the kernel, `python -m …`.
-        first: cells that run once before.
+        first_cells: cells that run once before.
         cell: what is timed.
 
     Raises:
         RuntimeError: a cell failed.
     """
-    with _manager(module) as manager:
+    with _kernel_manager(module) as manager:
         manager.start_kernel()
         try:
             client = manager.client()
             client.start_channels()
-            client.wait_for_ready(_DEADLINE)
-            for each in first:
-                _run(client, each)
-            if "1" not in _run(client, cell):
+            client.wait_for_ready(_TIMEOUT_SECONDS)
+            for each in first_cells:
+                _run_cell(client, each)
+            if "1" not in _run_cell(client, cell):
                 raise RuntimeError(f"{module} did not print 1")
-            yield lambda: _run(client, cell)
+            yield lambda: _run_cell(client, cell)
             client.stop_channels()
         finally:
             manager.shutdown_kernel(now=True)
 
 
 @contextlib.contextmanager
-def over_a_pty() -> Iterator[Callable[[], object]]:
+def running_kernel_over_pty() -> Iterator[Callable[[], object]]:
     """Gives a cell in jupyter_micropython_kernel, on the same MicroPython over a pty."""
     with (
-        repl() as device,
-        running("jupyter_micropython_kernel", f"%serialconnect --port {device}") as call,
+        running_repl() as device,
+        running_kernel("jupyter_micropython_kernel", f"%serialconnect --port {device}") as call,
     ):
         yield call
 
 
-def start(module: str) -> float:
+def time_start(module: str) -> float:
     """Returns the seconds from a kernel's start until it answers."""
-    with _manager(module) as manager:
+    with _kernel_manager(module) as manager:
         begun = time.perf_counter()
         manager.start_kernel()
         try:
             client = manager.client()
             client.start_channels()
-            client.wait_for_ready(_DEADLINE)
+            client.wait_for_ready(_TIMEOUT_SECONDS)
             took = time.perf_counter() - begun
             client.stop_channels()
             return took
@@ -71,7 +73,7 @@ def start(module: str) -> float:
 
 
 @contextlib.contextmanager
-def _manager(module: str) -> Iterator[Any]:
+def _kernel_manager(module: str) -> Iterator[Any]:
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import KernelManager
 
@@ -85,7 +87,7 @@ def _manager(module: str) -> Iterator[Any]:
         yield KernelManager(kernel_name="timed", kernel_spec_manager=specs)
 
 
-def _run(client: Any, code: str) -> str:
+def _run_cell(client: Any, code: str) -> str:
     """Runs a cell to its end; returns what it printed."""
     said: list[str] = []
 
@@ -94,7 +96,7 @@ def _run(client: Any, code: str) -> str:
             said.append(message["content"]["text"])
 
     reply = client.execute_interactive(
-        code, allow_stdin=False, output_hook=hook, timeout=_DEADLINE
+        code, allow_stdin=False, output_hook=hook, timeout=_TIMEOUT_SECONDS
     )["content"]
     if reply["status"] != "ok":
         raise RuntimeError(f"{code!r}: {reply['status']} {reply.get('evalue', '')}")

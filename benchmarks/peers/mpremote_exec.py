@@ -12,20 +12,20 @@ import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.timing import timed
+from benchmarks.timing import time_calls
 
-_ANSWER = b"1"
-_DEADLINE = 5.0  # seconds; a REPL answers in milliseconds
+_EXPECTED_OUTPUT = b"1"
+_TIMEOUT_SECONDS = 5.0  # seconds; a REPL answers in milliseconds
 
 
 def measure(n: int) -> list[float]:
     """Returns the seconds that each of `n` times `exec("print(1)")` took, after a warm-up."""
-    with running() as once:
-        return timed(once, n)
+    with running_mpremote() as once:
+        return time_calls(once, n)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Callable[[], object]]:
+def running_mpremote() -> Iterator[Callable[[], object]]:
     """Gives the call to time: one `exec`, in a raw REPL that was entered once.
 
     Raises:
@@ -33,10 +33,10 @@ def running() -> Iterator[Callable[[], object]]:
     """
     from mpremote.transport_serial import SerialTransport
 
-    with repl() as device:
+    with running_repl() as device:
         transport = SerialTransport(device)
         transport.enter_raw_repl(soft_reset=False)
-        if transport.exec("print(1)").strip() != _ANSWER:
+        if transport.exec("print(1)").strip() != _EXPECTED_OUTPUT:
             raise RuntimeError("mpremote's exec did not answer 1")
         try:
             yield lambda: transport.exec("print(1)")
@@ -45,7 +45,7 @@ def running() -> Iterator[Callable[[], object]]:
 
 
 @contextlib.contextmanager
-def repl() -> Iterator[str]:
+def running_repl() -> Iterator[str]:
     """Starts a MicroPython REPL on the far end of a pty and gives the near end's name."""
     board, cable = pty.openpty()
     tty.setraw(cable)
@@ -54,7 +54,7 @@ def repl() -> Iterator[str]:
         command, stdin=board, stdout=board, stderr=board, start_new_session=True
     ) as process:
         try:
-            select.select([cable], [], [], _DEADLINE)  # its banner
+            select.select([cable], [], [], _TIMEOUT_SECONDS)  # its banner
             yield os.ttyname(cable)
         finally:
             process.kill()

@@ -7,18 +7,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.peers.mpremote_exec import repl
+from benchmarks.peers.mpremote_exec import running_repl
 
 
 @contextlib.contextmanager
-def running(data: bytes) -> Iterator[Callable[[], object]]:
+def running_mpremote_write(data: bytes) -> Iterator[Callable[[], object]]:
     """Gives the call to time: one file written, in a raw REPL that was entered once.
 
     It writes to the host's own file system, which is faster than a flash.
     """
     from mpremote.transport_serial import SerialTransport
 
-    with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder, repl() as device:
+    with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder, running_repl() as device:
         transport = SerialTransport(device)
         transport.enter_raw_repl(soft_reset=False)
         place = Path(folder) / "data.bin"

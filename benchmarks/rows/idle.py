@@ -15,9 +15,9 @@ _SECONDS = 20.0  # of idleness that are measured
 
 def rows() -> list[Row]:
     """Measures 200 connected virtual boards and their server."""
-    with ours.running(1):
+    with ours.running_boards(1):
         alone = _server().memory_info().rss
-    with ours.running(_BOARDS):
+    with ours.running_boards(_BOARDS):
         server = _server()
         together = server.memory_info().rss
         processes = [server, *_virtual_boards()]

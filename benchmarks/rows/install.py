@@ -10,13 +10,13 @@ from pathlib import Path
 
 from benchmarks import ours
 from benchmarks.report import Row
-from benchmarks.shelf import Shelf, shelf
+from benchmarks.shelf import PackageIndex, running_package_index
 from cloudmanager import Boards
 
 _BOARDS = 100
 _FILES = 20
-_LINES = 120  # of each file's source
-_TIMES = 5
+_LINES_PER_FILE = 120  # of each file's source
+_REPETITIONS = 5
 
 
 def rows() -> list[Row]:
@@ -24,12 +24,12 @@ def rows() -> list[Row]:
     installs: list[float] = []
     copies: list[float] = []
     repeats: list[float] = []
-    with shelf() as index, ours.running(_BOARDS) as boards:
-        for number in range(_TIMES):
-            publish(index, number)
-            installs.append(_timed(lambda: _install(boards, index)))
-            repeats.append(_timed(lambda: _install(boards, index)))
-            copies.append(_copy(boards, number))
+    with running_package_index() as index, ours.running_boards(_BOARDS) as boards:
+        for number in range(_REPETITIONS):
+            publish_packages(index, number)
+            installs.append(_time_call(lambda: _install_packages(boards, index)))
+            repeats.append(_time_call(lambda: _install_packages(boards, index)))
+            copies.append(_copy_same_bytes(boards, number))
             boards.uninstall("pack", "one", "two").raise_for_error()
             boards.rm(":/copy", recursive=True).raise_for_error()
     return [
@@ -43,27 +43,27 @@ def rows() -> list[Row]:
     ]
 
 
-def publish(index: Shelf, number: int) -> None:
+def publish_packages(index: PackageIndex, number: int) -> None:
     """Put a version of a package and of what it needs on an index: all of its files are new."""
     chance = random.Random(number)
-    parts = {f"pack/m{n}.py": _source(chance, number) for n in range(_FILES - 3)}
+    parts = {f"pack/m{n}.py": _make_source(chance, number) for n in range(_FILES - 3)}
     for name in ("one", "two"):
-        index.publish(name, f"1.{number}", {f"{name}.py": _source(chance, number)})
+        index.publish(name, f"1.{number}", {f"{name}.py": _make_source(chance, number)})
     files = {"pack/__init__.py": f"VERSION = {number}\n", **parts}
     index.publish("pack", f"1.{number}", files, "one", "two")
 
 
-def _source(chance: random.Random, number: int) -> str:
+def _make_source(chance: random.Random, number: int) -> str:
     """Return a module whose bytecode is about 2 KB."""
-    lines = [f"V{n} = {chance.randrange(10**9)}" for n in range(_LINES)]
+    lines = [f"V{n} = {chance.randrange(10**9)}" for n in range(_LINES_PER_FILE)]
     return f"N = {number}\n" + "\n".join(lines) + "\n"
 
 
-def _install(boards: Boards, index: Shelf) -> None:
+def _install_packages(boards: Boards, index: PackageIndex) -> None:
     boards.install("pack", indexes={"": index.url}).raise_for_error()
 
 
-def _copy(boards: Boards, number: int) -> float:
+def _copy_same_bytes(boards: Boards, number: int) -> float:
     """Copy as many files of the same sizes, which no board has; return how long that took."""
     chance = random.Random(f"copy {number}")
     listed = [boards.ls(path)[f"bench-{_BOARDS}"].value for path in (":/lib", ":/lib/pack")]
@@ -71,10 +71,10 @@ def _copy(boards: Boards, number: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for n, size in enumerate(sizes):
             (Path(folder) / f"f{n}.bin").write_bytes(chance.randbytes(size))
-        return _timed(lambda: boards.put(folder, ":/copy/").raise_for_error())
+        return _time_call(lambda: boards.put(folder, ":/copy/").raise_for_error())
 
 
-def _timed(act: Callable[[], object]) -> float:
+def _time_call(callback: Callable[[], object]) -> float:
     begun = time.perf_counter()
-    act()
+    callback()
     return time.perf_counter() - begun

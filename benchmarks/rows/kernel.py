@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import ours
 from benchmarks.peers import jupyter_kernel
 from benchmarks.report import Row
-from benchmarks.timing import in_turns
+from benchmarks.timing import time_in_turns
 
 _CELLS = 300
 _STARTS = 7
@@ -15,13 +15,13 @@ def rows() -> list[Row]:
     """Times `print(1)` and the start, the contenders in turns."""
     choose = "%board_use bench-1"
     with (
-        ours.running(1),
-        jupyter_kernel.running("cm_kernel", choose) as mine,
-        jupyter_kernel.over_a_pty() as other,
+        ours.running_boards(1),
+        jupyter_kernel.running_kernel("cm_kernel", choose) as mine,
+        jupyter_kernel.running_kernel_over_pty() as other,
     ):
-        cells, others = in_turns([mine, other], _CELLS)
+        cells, others = time_in_turns([mine, other], _CELLS)
     starts = [
-        (jupyter_kernel.start("cm_kernel"), jupyter_kernel.start("ipykernel_launcher"))
+        (jupyter_kernel.time_start("cm_kernel"), jupyter_kernel.time_start("ipykernel_launcher"))
         for _ in range(_STARTS)
     ]
     started, peers = map(list, zip(*starts, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import ours
 from benchmarks.peers import bare_forwarder, ipyparallel_exec
 from benchmarks.report import Row
-from benchmarks.timing import in_turns
+from benchmarks.timing import time_in_turns
 
 _CELLS = 40
 _BOARDS = (200, 500)
@@ -13,7 +13,7 @@ _BOARDS = (200, 500)
 
 def rows() -> list[Row]:
     """Times `print(1)` on all boards, and per target beside ipyparallel's engines."""
-    found = {boards: _in_turns(boards) for boards in _BOARDS}
+    found = {boards: _time_boards(boards) for boards in _BOARDS}
     engine = ipyparallel_exec.measure(_CELLS)
     most = max(_BOARDS)
     target = [seconds / most for seconds in found[most][0]]
@@ -26,7 +26,7 @@ def rows() -> list[Row]:
     ]
 
 
-def _in_turns(boards: int) -> tuple[list[float], list[float]]:
-    with ours.running(boards) as mine, bare_forwarder.running(boards) as forwarder:
-        times = in_turns([lambda: mine.run("print(1)"), forwarder], _CELLS)
+def _time_boards(boards: int) -> tuple[list[float], list[float]]:
+    with ours.running_boards(boards) as mine, bare_forwarder.running_forwarder(boards) as forwarder:
+        times = time_in_turns([lambda: mine.run("print(1)"), forwarder], _CELLS)
     return times[0], times[1]

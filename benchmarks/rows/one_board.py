@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import ours
 from benchmarks.peers import bare_forwarder, mpremote_exec
 from benchmarks.report import Row
-from benchmarks.timing import in_turns
+from benchmarks.timing import time_in_turns
 
 _CELLS = 1000
 
@@ -13,12 +13,12 @@ _CELLS = 1000
 def rows() -> list[Row]:
     """Times `print(1)`, the contenders in turns."""
     with (
-        ours.running(1) as boards,
-        bare_forwarder.running() as forwarder,
-        mpremote_exec.running() as mpremote,
+        ours.running_boards(1) as boards,
+        bare_forwarder.running_forwarder() as forwarder,
+        mpremote_exec.running_mpremote() as mpremote,
     ):
         calls = [lambda: boards.run("print(1)"), forwarder, mpremote]
-        mine, forwarded, executed = in_turns(calls, _CELLS)
+        mine, forwarded, executed = time_in_turns(calls, _CELLS)
     return [
         Row("one board, beside a bare forwarder", mine, forwarded, budget=1.5),
         Row("one board, beside mpremote's exec over a pty", mine, executed, budget=2.5),

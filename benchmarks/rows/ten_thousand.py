@@ -14,15 +14,15 @@ def rows() -> list[Row]:
     return [
         Row("10,000 simulated boards: memory for each", [plain.rss], [], 20e3, "KB"),
         Row("the same by TLS", [secure.rss], [], 40e3, "KB"),
-        *_rows("10,000 simulated boards", plain),
-        *_rows("10,000 simulated boards by TLS", secure),
+        *_load_rows("10,000 simulated boards", plain),
+        *_load_rows("10,000 simulated boards by TLS", secure),
     ]
 
 
-def _rows(what: str, figures: Figures) -> list[Row]:
+def _load_rows(label: str, figures: Figures) -> list[Row]:
     refused = float(len(figures.refused))
     return [
-        Row(f"{what}: beats, of a core", [figures.beats], [], 0.10, "%"),
-        Row(f"{what}: all back after kill -9", [figures.back], [], 90.0, "s"),
-        Row(f"{what}: cells refused meanwhile", [refused], [], 0.0, "cells"),
+        Row(f"{label}: beats, of a core", [figures.beats], [], 0.10, "%"),
+        Row(f"{label}: all back after kill -9", [figures.back], [], 90.0, "s"),
+        Row(f"{label}: cells refused meanwhile", [refused], [], 0.0, "cells"),
     ]

@@ -6,13 +6,13 @@ from functools import partial
 
 from benchmarks import ours
 from benchmarks.report import Row
-from benchmarks.timing import in_turns
+from benchmarks.timing import time_in_turns
 
 _CELLS = 1000
 
 
 def rows() -> list[Row]:
     """Times `print(1)` on two servers of ours, in turns."""
-    with ours.running(1) as plain, ours.running(1, "0.0.0.0") as secure:
-        mine, clear = in_turns([partial(at.run, "print(1)") for at in (secure, plain)], _CELLS)
+    with ours.running_boards(1) as plain, ours.running_boards(1, "0.0.0.0") as secure:
+        mine, clear = time_in_turns([partial(at.run, "print(1)") for at in (secure, plain)], _CELLS)
     return [Row("one board by TLS, beside plain", mine, clear, budget=1.3)]

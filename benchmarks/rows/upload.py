@@ -9,12 +9,12 @@ import os
 from benchmarks import ours
 from benchmarks.peers import mpremote_put
 from benchmarks.report import Row
-from benchmarks.throttle import throttled
-from benchmarks.timing import timed
+from benchmarks.throttle import throttled_port
+from benchmarks.timing import time_calls
 from cloudmanager import Boards
 
 _SIZE = 1_000_000  # bytes
-_TIMES = 5  # ours; mpremote takes seconds
+_REPETITIONS = 5  # ours; mpremote takes seconds
 _RATE = 100_000.0  # bytes a second
 _DELAY = 0.05  # seconds
 
@@ -22,12 +22,21 @@ _DELAY = 0.05  # seconds
 def rows() -> list[Row]:
     """Times whole uploads: hashed, sent, written, verified, renamed."""
     data = os.urandom(_SIZE)
-    with ours.running(1, flash="4M") as boards, mpremote_put.running(data) as theirs:
-        mine = timed(functools.partial(_put, boards, itertools.count()), _TIMES, warm_up=1)
-        peer = timed(theirs, 2, warm_up=0)
-    narrow = functools.partial(throttled, rate=_RATE, delay=_DELAY)
-    with ours.behind(narrow) as boards:
-        slow = timed(functools.partial(_put, boards, itertools.count()), 1, warm_up=0)
+    with (
+        ours.running_boards(1, flash="4M") as boards,
+        mpremote_put.running_mpremote_write(data) as theirs,
+    ):
+        mine = time_calls(
+            functools.partial(_upload_new_content, boards, itertools.count()),
+            _REPETITIONS,
+            warm_up=1,
+        )
+        peer = time_calls(theirs, 2, warm_up=0)
+    narrow = functools.partial(throttled_port, rate=_RATE, delay=_DELAY)
+    with ours.board_behind_proxy(narrow) as boards:
+        slow = time_calls(
+            functools.partial(_upload_new_content, boards, itertools.count()), 1, warm_up=0
+        )
     return [
         Row("1 MB to one board, beside mpremote over a pty", mine, peer, budget=1 / 20),
         Row(
@@ -40,7 +49,7 @@ def rows() -> list[Row]:
     ]
 
 
-def _put(boards: Boards, numbers: itertools.count[int]) -> None:
+def _upload_new_content(boards: Boards, numbers: itertools.count[int]) -> None:
     """Put another content each time, in the same place."""
     data = next(numbers).to_bytes(4, "big") + os.urandom(_SIZE - 4)
     boards.put(data, ":/data.bin").raise_for_error()

@@ -18,97 +18,101 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager import config
-from cloudmanager.board_client import Identity
-from cloudmanager.client.link import KEEPALIVE
+from cloudmanager.board_client import BoardIdentity
+from cloudmanager.client.link import TCP_KEEPALIVE
 from cloudmanager.protocol import proofs, wire
 from cloudmanager.protocol.errors import LinkLost, NotAllowed, PeerWireError, ServerUnreachable
 from cloudmanager.protocol.frames import (
     BINARY,
     CLOSE,
-    NO_CODE,
+    CLOSE_NO_STATUS,
     PING,
     PONG,
     FrameReader,
     accept_key,
-    close_code,
-    encode,
-    encode_close,
+    encode_close_frame,
+    encode_frame,
+    read_close_code,
 )
 from cloudmanager.protocol.wire import Message
 
 if TYPE_CHECKING:
-    from cloudmanager.client.tls import Tls
+    from cloudmanager.client.tls import TlsSocket
 
-PATIENCE: Final = 10.0  # seconds for each step, as on a board
-BUFFER_BYTES: Final = 65_536  # of the longest message that we take
+STEP_SECONDS: Final = 10.0  # seconds for each step, as on a board
+MAX_MESSAGE_BYTES: Final = 65_536  # of the longest message that we take
 _READ_BYTES: Final = 65_536
-_NOT_PROVEN: Final = (1008, 4001)  # docs/protocol.md
+_CLOSE_NOT_AUTHENTICATED: Final = (1008, 4001)  # docs/protocol.md
 
 
-class BoardLink:
+class BridgedBoardLink:
     """One open link of a board; for one thread.
 
     Args:
         address: host and TCP port of the server.
         identity: who the board is.
-        about: PROOF's JSON, without ``buf``.
+        proof_fields: PROOF's JSON, without ``buf``.
 
     Raises:
         ServerUnreachable: nobody answers there.
         NotAllowed: the server does not know the board, or is not who it claims to be.
 
     Attributes:
-        beat: seconds between two pings of the server.
-        spread: seconds over which boards dial again.
-        heard: when it was last heard of (``time.monotonic``).
+        heartbeat_seconds: seconds between two pings of the server.
+        reconnect_spread: seconds over which boards dial again.
+        last_heard: when it was last heard of (``time.monotonic``).
     """
 
-    def __init__(self, address: tuple[str, int], identity: Identity, about: dict[str, Any]) -> None:
-        host, ca = f"{address[0]}:{address[1]}", identity.more.get("ca")
-        self._where = f"{'https' if ca else 'http'}://{host}"
-        self._reader = FrameReader(BUFFER_BYTES, masked=False)
+    def __init__(
+        self, address: tuple[str, int], identity: BoardIdentity, proof_fields: dict[str, Any]
+    ) -> None:
+        host, ca = f"{address[0]}:{address[1]}", identity.extra.get("ca")
+        self._url = f"{'https' if ca else 'http'}://{host}"
+        self._reader = FrameReader(MAX_MESSAGE_BYTES, masked=False)
         self._messages: list[Message] = []
         self.closed = False
         self._torn = False  # whether a frame may be half written: then nothing may follow
-        self.heard = time.monotonic()
+        self.last_heard = time.monotonic()
         try:
-            self._socket: socket.socket | Tls = socket.create_connection(address, PATIENCE)
+            self._socket: socket.socket | TlsSocket = socket.create_connection(
+                address, STEP_SECONDS
+            )
         except OSError as error:
-            raise ServerUnreachable(self._where, "the bridge", str(error)) from error
+            raise ServerUnreachable(self._url, "the bridge", str(error)) from error
         try:
-            self._tune()
+            self._set_socket_options()
             if ca:
-                self._secure(base64.b64decode(ca))
-            self._take(self._upgrade(host))
-            told = self._prove(identity, {**about, "buf": BUFFER_BYTES})
+                self._start_tls(base64.b64decode(ca))
+            self._handle_data(self._websocket_handshake(host))
+            told = self._authenticate(identity, {**proof_fields, "buf": MAX_MESSAGE_BYTES})
         except OSError as error:
             self.close()
-            raise ServerUnreachable(self._where, "the bridge", str(error)) from error
+            raise ServerUnreachable(self._url, "the bridge", str(error)) from error
         except BaseException:
             self.close()
             raise
         self.name = str(told["name"])
-        self.beat, self.spread = float(told["beat"]), float(told["spread"])
+        self.heartbeat_seconds, self.reconnect_spread = float(told["beat"]), float(told["spread"])
 
-    def _tune(self) -> None:
+    def _set_socket_options(self) -> None:
         assert isinstance(self._socket, socket.socket)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
+        for name, value in TCP_KEEPALIVE.items():
             if hasattr(socket, name):
                 self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def _secure(self, ca: bytes) -> None:
+    def _start_tls(self, ca: bytes) -> None:
         """Go on by TLS, with whom this authority vouches for."""
         import ssl  # only here: its import takes 20 ms
 
-        from cloudmanager.client.tls import Tls
+        from cloudmanager.client.tls import TlsSocket
 
         assert isinstance(self._socket, socket.socket)
         context = ssl.create_default_context(cadata=ca)
-        self._socket = Tls(self._socket, context, config.TLS_NAME)
+        self._socket = TlsSocket(self._socket, context, config.TLS_NAME)
 
-    def _upgrade(self, host: str) -> bytes:
+    def _websocket_handshake(self, host: str) -> bytes:
         """Shake hands; return what came behind the answer."""
         key = base64.b64encode(os.urandom(16)).decode()
         self._write(
@@ -127,32 +131,34 @@ class BoardLink:
             raise OSError("it is no Cloudmanager server")
         return rest
 
-    def _prove(self, identity: Identity, about: dict[str, Any]) -> dict[str, Any]:
+    def _authenticate(
+        self, identity: BoardIdentity, proof_fields: dict[str, Any]
+    ) -> dict[str, Any]:
         """Have the server prove itself, then prove who we are; return WELCOME's JSON."""
         nonce = os.urandom(proofs.NONCE_BYTES)
-        gen = identity.more.get("gen", 0)
+        gen = identity.extra.get("gen", 0)
         hello = {"v": wire.PROTOCOL, "id": identity.id, "nonce": nonce.hex(), "gen": gen}
         self.send(wire.pack_json(wire.HELLO, hello))
-        payload = self._await(wire.CHALLENGE)
+        payload = self._await_message(wire.CHALLENGE)
         at = proofs.NONCE_BYTES + proofs.PROOF_BYTES
         nonces, body = nonce + payload[: proofs.NONCE_BYTES], payload[at:]
         wanted = proofs.server_proof(identity.key, nonces, identity.id, body)
         if not hmac.compare_digest(wanted, payload[proofs.NONCE_BYTES : at]):
             raise NotAllowed("", f"the server does not prove that it knows {identity.name}")
-        text = json.dumps(about).encode()
+        text = json.dumps(proof_fields).encode()
         proof = proofs.board_proof(identity.key, nonces, identity.id, text)
         self.send(wire.pack(wire.PROOF, proof + text))
-        return wire.read_json(self._await(wire.WELCOME))
+        return wire.read_json(self._await_message(wire.WELCOME))
 
-    def _await(self, op: int) -> bytes:
+    def _await_message(self, op: int) -> bytes:
         """Return the payload of the next message, which has to be this one."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + STEP_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             for message in self.receive(left):
                 if message.op != op:
                     raise PeerWireError(f"op 0x{message.op:02x} came in place of 0x{op:02x}")
                 return message.payload
-        raise ServerUnreachable(self._where, "the bridge", "no answer in time")
+        raise ServerUnreachable(self._url, "the bridge", "no answer in time")
 
     def fileno(self) -> int:
         """Return the socket, for select."""
@@ -161,7 +167,7 @@ class BoardLink:
     def send(self, message: bytes) -> None:
         """Send a message; a link that breaks here raises at the next receive."""
         with contextlib.suppress(OSError):
-            self._write(encode(message, BINARY, mask=True))
+            self._write(encode_frame(message, BINARY, mask=True))
 
     def _write(self, frame: bytes) -> None:
         """Write a frame, whole; where that fails, or is interrupted, nothing is written again.
@@ -187,7 +193,7 @@ class BoardLink:
             LinkLost: the link is gone.
             PeerWireError: the server broke the protocol.
         """
-        waiting = not isinstance(self._socket, socket.socket) and self._socket.waiting()
+        waiting = not isinstance(self._socket, socket.socket) and self._socket.has_buffered_data()
         ready = waiting or self._messages or select.select([self._socket], [], [], timeout)[0]
         if ready and not self._messages:
             try:
@@ -196,22 +202,22 @@ class BoardLink:
                 data = b""
             if not data:
                 raise LinkLost("", None, "the server hung up")
-            self._take(data)
+            self._handle_data(data)
         while self._messages:
             yield self._messages.pop(0)
 
-    def _take(self, data: bytes) -> None:
-        self.heard = time.monotonic()
+    def _handle_data(self, data: bytes) -> None:
+        self.last_heard = time.monotonic()
         for frame in self._reader.feed(data):
             if frame.opcode == BINARY:
                 self._messages.append(wire.unpack(frame.payload))
             elif frame.opcode == PING:
                 with contextlib.suppress(OSError):
-                    self._write(encode(frame.payload, PONG, mask=True))
+                    self._write(encode_frame(frame.payload, PONG, mask=True))
             elif frame.opcode == CLOSE:
-                code = close_code(frame.payload)
+                code = read_close_code(frame.payload)
                 why = frame.payload[2:].decode(errors="replace")
-                if code in _NOT_PROVEN:
+                if code in _CLOSE_NOT_AUTHENTICATED:
                     raise NotAllowed("", why or "the server does not know this board")
                 raise LinkLost("", None, why or f"the server closed the link ({code})")
 
@@ -219,6 +225,6 @@ class BoardLink:
         """Hang up; with a word, if no frame is half written."""
         self.closed = True
         with contextlib.suppress(OSError):
-            self._write(encode_close(NO_CODE, mask=True))
+            self._write(encode_close_frame(CLOSE_NO_STATUS, mask=True))
         with contextlib.suppress(OSError):
             self._socket.close()

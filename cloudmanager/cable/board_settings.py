@@ -10,11 +10,11 @@ from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 
 #: The fields of an enrolment that a board stores (docs/protocol.md, "Board link: authentication").
-KEPT = ("name", "id", "key", "gen", "ca", "mac", "token")
-_ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737): nothing is sent to it
+KEPT_KEYS = ("name", "id", "key", "gen", "ca", "mac", "token")
+_UNUSED_ADDRESS = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737): nothing is sent to it
 
 
-class Place(NamedTuple):
+class DialAddress(NamedTuple):
     """Where boards dial.
 
     Attributes:
@@ -26,7 +26,7 @@ class Place(NamedTuple):
     reachable: bool
 
 
-def place_of(fleet: Fleet, server: str | None = None) -> Place:
+def find_dial_address(fleet: Fleet, server: str | None = None) -> DialAddress:
     """Return where boards reach the server of a fleet.
 
     Args:
@@ -37,33 +37,37 @@ def place_of(fleet: Fleet, server: str | None = None) -> Place:
         ServerUnreachable: no server.
         ValueError: ``server`` is no address.
     """
-    here = config.split(fleet.address.url)
-    listens = config.split(str(fleet.status()["address"]))
-    told = config.split(f"https://{server}" if server else fleet.address.url)
+    here = config.split_url(fleet.address.url)
+    listens = config.split_url(str(fleet.status()["address"]))
+    told = config.split_url(f"https://{server}" if server else fleet.address.url)
     host, tcp_port = told.hostname or "", told.port or here.port or config.DEFAULT_TCP_PORT
-    if not server and host in config.LOOPBACK and listens.hostname not in config.LOOPBACK:
+    if (
+        not server
+        and host in config.LOOPBACK_HOSTS
+        and listens.hostname not in config.LOOPBACK_HOSTS
+    ):
         host = (
             _own_address() if listens.hostname in ("", "0.0.0.0", "::", None) else listens.hostname
         )
-    return Place(host, tcp_port, listens.hostname not in config.LOOPBACK)
+    return DialAddress(host, tcp_port, listens.hostname not in config.LOOPBACK_HOSTS)
 
 
-def settings(told: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def make_board_settings(enrolment: Mapping[str, Any], dial_address: DialAddress) -> dict[str, Any]:
     """Return the content of a board's ``/cm.json``; it is secret.
 
     Args:
-        told: what the server said when it enrolled the board, or made a token for it.
-        place: where the board dials.
+        enrolment: what the server said when it enrolled the board, or made a token for it.
+        dial_address: where the board dials.
     """
-    known = {name: told[name] for name in KEPT if told.get(name)}
-    return {"host": place.host, "tcp_port": place.tcp_port, **known}
+    known = {name: enrolment[name] for name in KEPT_KEYS if enrolment.get(name)}
+    return {"host": dial_address.host, "tcp_port": dial_address.tcp_port, **known}
 
 
 def _own_address() -> str:
     """Return the address by which others reach this machine; its name, where there is none."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(_ELSEWHERE)
+            probe.connect(_UNUSED_ADDRESS)
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()

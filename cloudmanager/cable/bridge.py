@@ -26,17 +26,17 @@ from cloudmanager.protocol import proofs, wire
 from cloudmanager.protocol.errors import CableError, CloudmanagerError, LinkLost, NotAllowed
 from cloudmanager.protocol.wire import Message
 
-from .board_link import BoardLink
-from .bridged_boards import Members
-from .repl_jobs import Jobs
-from .serial_ports import Repl, serial_ports
+from .board_link import BridgedBoardLink
+from .bridged_boards import BridgedIdentities
+from .repl_jobs import ReplJobs
+from .serial_ports import BoardRepl, find_serial_ports
 
 VERSION: Final = "bridge 0.1"
 PROMPT_SECONDS: Final = 10.0  # that a board may take to show its REPL
-PORT_SECONDS: Final = 0.5  # between two looks for a port that is gone
+PORT_POLL_SECONDS: Final = 0.5  # between two looks for a port that is gone
 _EOT: Final = b"\x04"
 _REKEY: Final = struct.Struct(">I")
-_ABOUT: Final = """
+_BOARD_INFO_CODE: Final = """
 try:
  import gc
  gc.collect()
@@ -50,7 +50,7 @@ except ImportError:
  u=''
 print((h,u))
 """
-Tell = Callable[[str, str], None]
+OnBridgeEvent = Callable[[str, str], None]
 
 
 class Bridge:
@@ -60,85 +60,87 @@ class Bridge:
         fleet: whose members the boards become.
         ports: these serial ports; none: all with USB behind them, also those that come later.
         names: what new boards may be called.
-        tell: is called with port and what is new, from the boards' threads.
+        on_event: is called with port and what is new, from the boards' threads.
     """
 
     def __init__(
-        self, fleet: Fleet, ports: Sequence[str], names: Sequence[str], tell: Tell
+        self, fleet: Fleet, ports: Sequence[str], names: Sequence[str], on_event: OnBridgeEvent
     ) -> None:
-        url = config.split(fleet.address.url)
+        url = config.split_url(fleet.address.url)
         self._address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
-        self._members = Members(fleet, names)
-        self._ports, self._tell = list(ports), tell
+        self._identities = BridgedIdentities(fleet, names)
+        self._ports, self._on_event = list(ports), on_event
         self._stopped = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
-        self._watcher = threading.Thread(target=self._watch)
+        self._port_watcher = threading.Thread(target=self._watch_ports)
 
     def __enter__(self) -> Bridge:
         """Start."""
-        self._watcher.start()
+        self._port_watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let go of all boards; cells that run go on on them, and are lost."""
         self._stopped.set()
-        for thread in (self._watcher, *self._threads.values()):
+        for thread in (self._port_watcher, *self._threads.values()):
             thread.join()
 
-    def _watch(self) -> None:
+    def _watch_ports(self) -> None:
         while True:
-            for port in self._ports or [port.device for port in serial_ports()]:
+            for port in self._ports or [port.device for port in find_serial_ports()]:
                 if port not in self._threads:
-                    member = Member(port, self._address, self._members, self._tell, self._stopped)
+                    member = BridgedBoard(
+                        port, self._address, self._identities, self._on_event, self._stopped
+                    )
                     self._threads[port] = threading.Thread(target=member.run)
                     self._threads[port].start()
-            if self._stopped.wait(PORT_SECONDS):
+            if self._stopped.wait(PORT_POLL_SECONDS):
                 return
 
 
-class Member:
+class BridgedBoard:
     """One port's board, in a thread of its own."""
 
     def __init__(
         self,
         port: str,
         address: tuple[str, int],
-        members: Members,
-        tell: Tell,
+        identities: BridgedIdentities,
+        on_event: OnBridgeEvent,
         stopped: threading.Event,
     ) -> None:
-        self.port, self._address, self._members = port, address, members
-        self._tell, self._stopped = tell, stopped
-        self._jobs: Jobs | None = None  # of the board that is there
-        self._said = ""
+        self.port, self._address, self._identities = port, address, identities
+        self._on_event, self._stopped = on_event, stopped
+        self._jobs: ReplJobs | None = None  # of the board that is there
+        self._last_message = ""
 
     def run(self) -> None:
         """Serve the board whenever it is there."""
         while not self._stopped.is_set():
             try:
-                with Repl(self.port) as self._repl:
+                with BoardRepl(self.port) as self._repl:
                     self._serve_board()
             except CloudmanagerError as error:
-                self._say(error.told())
+                self._report(error.message_without_subject())
             finally:
                 if self._jobs is not None:
-                    self._jobs.hang_up()
-            self._stopped.wait(PORT_SECONDS)
+                    self._jobs.close_link()
+            self._stopped.wait(PORT_POLL_SECONDS)
 
-    def _say(self, what: str) -> None:
-        if what != self._said:
-            self._said = what
-            self._tell(self.port, what)
+    def _report(self, message: str) -> None:
+        if message != self._last_message:
+            self._last_message = message
+            self._on_event(self.port, message)
 
     def _serve_board(self) -> None:
         """Serve the board from its start to its next, by one link after the other."""
         self._repl.await_prompt(PROMPT_SECONDS)
         facts = self._repl.facts()
-        heap, hardware = self._repl.told(_ABOUT, 2)
+        heap, hardware = self._repl.run_tuple(_BOARD_INFO_CODE, 2)
         self._hardware = hardware or self.port
-        self._identity = self._members.identity(self._hardware, facts["platform"])
+        self._identity = self._identities.get_identity(self._hardware, facts["platform"])
         self._facts = {**facts, "client": VERSION, "heap": heap}
-        jobs = self._jobs = Jobs(self._repl, heap, self._stopped)
+        jobs = self._jobs = ReplJobs(self._repl, heap, self._stopped)
         jobs.finish_install()
         tries = 0
         while not self._stopped.is_set():
@@ -149,57 +151,62 @@ class Member:
             except (NotAllowed, CableError):
                 raise
             except CloudmanagerError as error:
-                jobs.hang_up()
-                self._say(error.told())
+                jobs.close_link()
+                self._report(error.message_without_subject())
             tries += 1
             self._stopped.wait(random.uniform(0, min(2.0, 0.1 * 2**tries)))
 
-    def _dial(self, jobs: Jobs) -> None:
-        about = {"boot": jobs.boot, "parts": jobs.parts, "facts": self._facts, "last": jobs.last}
-        link = BoardLink(self._address, self._identity, about)
-        jobs.begin_link(link)
-        self._say(f"{link.name} is in the fleet")
+    def _dial(self, jobs: ReplJobs) -> None:
+        about = {
+            "boot": jobs.boot_id,
+            "parts": jobs.client_parts,
+            "facts": self._facts,
+            "last": jobs.last_job,
+        }
+        link = BridgedBoardLink(self._address, self._identity, about)
+        jobs.set_link(link)
+        self._report(f"{link.name} is in the fleet")
 
-    def _serve_link(self, jobs: Jobs) -> None:
+    def _serve_link(self, jobs: ReplJobs) -> None:
         """Do what the server says, until the link or the cable ends."""
         while (link := jobs.link) is not None and not self._stopped.is_set():
-            self._check_cable()
-            if time.monotonic() - link.heard > 2.5 * link.beat:
+            self._check_connected()
+            if time.monotonic() - link.last_heard > 2.5 * link.heartbeat_seconds:
                 raise LinkLost("", None, "the server fell silent")
-            for message in link.receive(PORT_SECONDS):
-                self._handle(jobs, message)
+            for message in link.receive(PORT_POLL_SECONDS):
+                self._handle_message(jobs, message)
                 if link.closed:
                     return
 
-    def _handle(self, jobs: Jobs, message: Message) -> None:
+    def _handle_message(self, jobs: ReplJobs, message: Message) -> None:
         if message.op == wire.RESET:
-            jobs.hang_up()
-            self._reset()
+            jobs.close_link()
+            self._reset_board()
         elif message.op == wire.REKEY:
             self._rekey(jobs, message)
         else:
-            jobs.take(message)
+            jobs.handle_message(message)
 
-    def _check_cable(self) -> None:
+    def _check_connected(self) -> None:
         """Notice that the board is unplugged."""
-        with self._repl.failing("The board is gone"):
+        with self._repl.cable_errors("The board is gone"):
             _ = self._repl.transport.serial.in_waiting  # asks the driver
 
-    def _rekey(self, jobs: Jobs, message: Message) -> None:
+    def _rekey(self, jobs: ReplJobs, message: Message) -> None:
         """Take another key; it is kept before the server hears of it."""
         (gen,), nonce = _REKEY.unpack_from(message.payload), message.payload[_REKEY.size :]
-        if gen == self._identity.more.get("gen", 0) + 1:
+        if gen == self._identity.extra.get("gen", 0) + 1:
             key = proofs.next_key(self._identity.key, gen, nonce)
-            self._identity = self._members.rekey(self._hardware, key, gen)
+            self._identity = self._identities.change_key(self._hardware, key, gen)
             jobs.send(wire.REKEYED, proofs.rekey_proof(key, gen, nonce))
 
-    def _reset(self) -> None:
+    def _reset_board(self) -> None:
         """Restart the interpreter; in the raw REPL no program of the user's is started."""
-        with self._repl.failing("The board did not come back from its reset"):
+        with self._repl.cable_errors("The board did not come back from its reset"):
             serial = self._repl.transport.serial
             self._repl.transport.read_until(1, b">", timeout=1)
             serial.write(_EOT)
             self._repl.transport.in_raw_repl = False
         with contextlib.suppress(CableError):
-            self._repl.listen(0.2)
+            self._repl.read_output(0.2)
         raise CableError(self.port, "The board was reset", "It comes back by itself.")

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cloudmanager import config
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 
-from .flash import NameBook
+from .flash import NameAllocator
 
 
-class Members:
+class BridgedIdentities:
     """Who the bridged boards are: their identities, kept in the user's folder.
 
     Args:
@@ -24,32 +24,32 @@ class Members:
 
     def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
         self._fleet = fleet
-        self._book = NameBook(fleet, names)
-        self._file = config.make_home() / "bridge.json"
+        self._name_allocator = NameAllocator(fleet, names)
+        self._file = config.make_home_folder() / "bridge.json"
         self._lock = threading.Lock()
 
-    def identity(self, hardware: str, platform: str) -> Identity:
+    def get_identity(self, hardware: str, platform: str) -> BoardIdentity:
         """Return who the board with this hardware id is; a new one is enrolled."""
         with self._lock:
-            known = self._read()
+            known = self._load()
             row = known.get(hardware)
             if row is None or row["id"] not in {board["id"] for board in self._fleet.boards()}:
-                name = row["name"] if row else self._book.take(platform)
+                name = row["name"] if row else self._name_allocator.allocate(platform)
                 (row,) = self._fleet.enrol([name])
-                self._keep(hardware, row)
-            return Identity.of(row, self._fleet.address.url)
+                self._save(hardware, row)
+            return BoardIdentity.from_enrolment(row, self._fleet.address.url)
 
-    def rekey(self, hardware: str, key: bytes, gen: int) -> Identity:
+    def change_key(self, hardware: str, key: bytes, gen: int) -> BoardIdentity:
         """Give the board with this hardware id another key, number ``gen``."""
         with self._lock:
-            row = {**self._read()[hardware], "key": key.hex(), "gen": gen}
-            self._keep(hardware, row)
-            return Identity.of(row, self._fleet.address.url)
+            row = {**self._load()[hardware], "key": key.hex(), "gen": gen}
+            self._save(hardware, row)
+            return BoardIdentity.from_enrolment(row, self._fleet.address.url)
 
-    def _keep(self, hardware: str, row: dict[str, Any]) -> None:
-        config.write_private(self._file, json.dumps({**self._read(), hardware: row}))
+    def _save(self, hardware: str, row: dict[str, Any]) -> None:
+        config.write_private(self._file, json.dumps({**self._load(), hardware: row}))
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _load(self) -> dict[str, dict[str, Any]]:
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

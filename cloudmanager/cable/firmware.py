@@ -19,11 +19,11 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 from cloudmanager import config
 from cloudmanager.protocol.errors import CableError
 
-PAGES: Final = "https://micropython.org/download/"
+DOWNLOAD_PAGES_URL: Final = "https://micropython.org/download/"
 FETCH_SECONDS: Final = 60.0
-MOST_BYTES: Final = 16 * 1024 * 1024  # the largest flash of these chips
+MAX_IMAGE_BYTES: Final = 16 * 1024 * 1024  # the largest flash of these chips
 #: Chip as esptool calls it -> MicroPython's own name of its generic board.
-BOARDS: Final = {
+BOARD_NAMES: Final = {
     "ESP8266": "ESP8266_GENERIC",
     "ESP32": "ESP32_GENERIC",
     "ESP32-S2": "ESP32_GENERIC_S2",
@@ -67,29 +67,29 @@ def chip_of(image: bytes) -> str | None:
     return "ESP8266"
 
 
-def find(given: str | None, chip: str) -> Firmware:
+def find_firmware(requested: str | None, chip: str) -> Firmware:
     """Return the firmware that somebody named, for this chip.
 
     Args:
-        given: a file's path, a URL, a version, or None: the newest.
+        requested: a file's path, a URL, a version, or None: the newest.
         chip: as esptool calls it, or "RP2".
 
     Raises:
         CableError: there is none, it cannot be had, or it is for another chip.
     """
-    if given is None or _VERSION.fullmatch(given):
-        found = _by_version(given.removeprefix("v") if given else "", chip)
-    elif "://" in given:
-        found = _by_url(given)
+    if requested is None or _VERSION.fullmatch(requested):
+        found = _find_version(requested.removeprefix("v") if requested else "", chip)
+    elif "://" in requested:
+        found = _fetch_cached(requested)
     else:
-        found = _by_path(given)
+        found = _read_file(requested)
     if found.chip != chip:
         what = f"for {found.chip}" if found.chip else "no firmware image"
         raise CableError("", f"{found.source} is {what}, but the chip is {chip}", _HINT)
     return found
 
 
-def _by_path(path: str) -> Firmware:
+def _read_file(path: str) -> Firmware:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -98,19 +98,19 @@ def _by_path(path: str) -> Firmware:
     return Firmware(path, data, hashlib.sha256(data).hexdigest())
 
 
-def _by_url(url: str, key: str = "") -> Firmware:
+def _fetch_cached(url: str, key: str = "") -> Firmware:
     """Return what is at a URL, by itself or from the cache."""
     plain, fragment = urldefrag(url)
     wanted = fragment.removeprefix("sha256=").lower() if fragment else ""
-    cache = Cache(config.make_home() / "firmware")
+    cache = FirmwareCache(config.make_home_folder() / "firmware")
     key = key or plain
     data = cache.get(key, wanted)
     if data is None:
-        local = (urlsplit(plain).hostname or "") in config.LOOPBACK
+        local = (urlsplit(plain).hostname or "") in config.LOOPBACK_HOSTS
         if urlsplit(plain).scheme != "https" and not wanted and not local:
             hint = "Use https, or add #sha256= and the hash to the URL."
             raise CableError("", f"{plain} can be changed on its way here", hint)
-        data = fetch(plain)
+        data = fetch_url(plain)
         if wanted and hashlib.sha256(data).hexdigest() != wanted:
             hint = "Do not flash it: ask whoever gave you the URL and the hash."
             raise CableError("", f"{plain} has another SHA-256 than it should", hint)
@@ -118,39 +118,39 @@ def _by_url(url: str, key: str = "") -> Firmware:
     return Firmware(plain, data, hashlib.sha256(data).hexdigest())
 
 
-def _by_version(version: str, chip: str) -> Firmware:
+def _find_version(version: str, chip: str) -> Firmware:
     """Look a version up; "" is the newest release."""
-    if chip not in BOARDS:
+    if chip not in BOARD_NAMES:
         raise CableError("", f"No version is known for {chip}", "Give --firmware a FILE or a URL.")
-    board = BOARDS[chip]
-    pages = os.environ.get("CM_FIRMWARE", PAGES)
-    cache = Cache(config.make_home() / "firmware")
+    board = BOARD_NAMES[chip]
+    pages = os.environ.get("CM_FIRMWARE", DOWNLOAD_PAGES_URL)
+    cache = FirmwareCache(config.make_home_folder() / "firmware")
     key = f"{board} {version} {pages}"
     if version and (data := cache.get(key)) is not None:
         return Firmware(f"MicroPython {version}", data, hashlib.sha256(data).hexdigest())
     page = urljoin(pages, f"{board}/")
-    links = read_page(fetch(page).decode(errors="replace"), board)
+    links = parse_download_page(fetch_url(page).decode(errors="replace"), board)
     if not version and links:
-        version = max(links, key=_order)
+        version = max(links, key=_version_key)
     if version not in links:
-        known = ", ".join(sorted(links, key=_order, reverse=True)[:5]) or "none"
+        known = ", ".join(sorted(links, key=_version_key, reverse=True)[:5]) or "none"
         raise CableError("", f"{page} has no {board} {version}; it has: {known}", _HINT)
     url = urljoin(page, links[version])
-    found = _by_url(url, f"{board} {version} {pages}")
+    found = _fetch_cached(url, f"{board} {version} {pages}")
     return found._replace(source=f"MicroPython {version}")
 
 
-def read_page(page: str, board: str) -> dict[str, str]:
+def parse_download_page(page: str, board: str) -> dict[str, str]:
     """Return version -> link of a download page; previews are left out."""
     name = rf'href="([^"]*/{re.escape(board)}-\d{{8}}-v(\d+(?:\.\d+){{1,2}})\.(?:bin|uf2))"'
     return {version: link for link, version in re.findall(name, page)}
 
 
-def _order(version: str) -> list[int]:
+def _version_key(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def fetch(url: str) -> bytes:
+def fetch_url(url: str) -> bytes:
     """Return what is at a URL.
 
     Raises:
@@ -158,17 +158,17 @@ def fetch(url: str) -> bytes:
     """
     try:
         with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as reply:
-            data: bytes = reply.read(MOST_BYTES + 1)
+            data: bytes = reply.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors
         why = getattr(error, "reason", None) or error
         hint = "Give --firmware a FILE that you have, or try again with a network."
         raise CableError("", f"{url} cannot be had: {why}", hint) from error
-    if len(data) > MOST_BYTES:
+    if len(data) > MAX_IMAGE_BYTES:
         raise CableError("", f"{url} is larger than any flash", _HINT)
     return data
 
 
-class Cache:
+class FirmwareCache:
     """Images that were downloaded: each under its SHA-256, and an index of what they are.
 
     Args:
@@ -179,9 +179,9 @@ class Cache:
         self._folder = folder
         self._index = folder / "index.json"
 
-    def get(self, key: str, wanted: str = "") -> bytes | None:
+    def get(self, key: str, expected_sha256: str = "") -> bytes | None:
         """Return an image whose bytes are still what they were; None where there is none."""
-        digest = wanted or self._known().get(key)
+        digest = expected_sha256 or self._read_index().get(key)
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             return None
         try:
@@ -196,13 +196,13 @@ class Cache:
         digest = hashlib.sha256(data).hexdigest()
         for path, content in (
             (self._folder / f"{digest}.bin", data),
-            (self._index, json.dumps({**self._known(), key: digest}).encode()),
+            (self._index, json.dumps({**self._read_index(), key: digest}).encode()),
         ):
             beside = path.with_name(f"{path.name}.{os.getpid()}")
             beside.write_bytes(content)
             beside.replace(path)
 
-    def _known(self) -> dict[str, Any]:
+    def _read_index(self) -> dict[str, Any]:
         try:
             known = json.loads(self._index.read_bytes())
         except (OSError, ValueError):

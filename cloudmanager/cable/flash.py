@@ -26,15 +26,15 @@ from cloudmanager.protocol.errors import CableError, CloudmanagerError
 from . import firmware
 from .esp_chip import open_chip
 from .firmware import Firmware
-from .serial_ports import Repl, serial_ports
+from .serial_ports import BoardRepl, find_serial_ports
 
 REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start
-PORT_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
+PORT_REOPEN_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
 JOIN_SECONDS: Final = 60.0  # Wi-Fi, an address, the server: seldom above 10 s
-HANG_UP_SECONDS: Final = 5.0  # until the server has seen that a board's old link is gone
+DISCONNECT_SECONDS: Final = 5.0  # until the server has seen that a board's old link is gone
 CELL_SECONDS: Final = 10.0
 #: In what state a failed step leaves the board.
-STATES: Final = {
+STATE_AFTER_FAILURE: Final = {
     "chip": "Nothing was changed.",
     "firmware": "Nothing was changed.",
     "write": "The chip has no working firmware now.",
@@ -43,7 +43,7 @@ STATES: Final = {
     "copy": "MicroPython runs on the board; the client is not whole on it.",
     "join": "Firmware, client and settings are on the board, which goes on trying.",
 }
-_HANG_UP = """
+_CLOSE_LINK_CODE = """
 import sys
 l = sys.modules.get('cm.link')
 l and l.close()
@@ -51,7 +51,7 @@ l and l.close()
 
 
 @dataclass(frozen=True)
-class Wish:
+class FlashOptions:
     """What somebody wants of the boards that are flashed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Wish:
 
 
 @dataclass
-class Outcome:
+class FlashOutcome:
     """How it went with one board; ``error`` is empty where all went well."""
 
     port: str
@@ -92,15 +92,15 @@ class Outcome:
         return {"status": "error" if self.error else "ok", **asdict(self)}
 
 
-class NameBook:
+class NameAllocator:
     """Hands out names to boards that are flashed side by side."""
 
     def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
         self._fleet, self._names = fleet, names
-        self._given: set[str] = set()
+        self._allocated: set[str] = set()
         self._lock = threading.Lock()
 
-    def take(self, platform: str) -> str:
+    def allocate(self, platform: str) -> str:
         """Return a name: one of those that were asked for, else PLATFORM-1 and so on.
 
         A single name is taken even where a board has it: that board is replaced.
@@ -109,30 +109,33 @@ class NameBook:
             CableError: there are more boards than names.
         """
         with self._lock:
-            known = {board["name"] for board in self._fleet.boards()} | self._given
+            known = {board["name"] for board in self._fleet.boards()} | self._allocated
             if len(self._names) == 1:
-                known = self._given
+                known = self._allocated
             wanted = self._names or [f"{platform}-{n}" for n in range(1, len(known) + 2)]
             free = [name for name in wanted if name not in known]
             if not free:
                 raise CableError("", "There are more boards than free names", "Widen --name.")
-            self._given.add(free[0])
+            self._allocated.add(free[0])
             return free[0]
 
 
-def flash(
-    ports: Sequence[str], wish: Wish, fleet: Fleet, tell: Callable[[str, str, str], None]
-) -> list[Outcome]:
+def flash_and_join(
+    ports: Sequence[str],
+    options: FlashOptions,
+    fleet: Fleet,
+    on_progress: Callable[[str, str, str], None],
+) -> list[FlashOutcome]:
     """Make boards members of the fleet, side by side.
 
     Args:
         ports: the serial ports; in place of one, the drive of a board that takes UF2 files.
-        wish: what is wanted.
+        options: what is wanted.
         fleet: whose members they become; for administrators.
-        tell: is called with port, step and what is new, from the boards' threads.
+        on_progress: is called with port, step and what is new, from the boards' threads.
     """
-    book = NameBook(fleet, wish.names)
-    boards = [Flashing(port, wish, fleet, book, tell) for port in ports]
+    book = NameAllocator(fleet, options.names)
+    boards = [BoardFlasher(port, options, fleet, book, on_progress) for port in ports]
     threads = [threading.Thread(target=board.run) for board in boards]
     for thread in threads:
         thread.start()
@@ -141,73 +144,78 @@ def flash(
     return [board.outcome for board in boards]
 
 
-class Flashing:
+class BoardFlasher:
     """One board's way into the fleet."""
 
     def __init__(
         self,
         port: str,
-        wish: Wish,
+        options: FlashOptions,
         fleet: Fleet,
-        book: NameBook,
-        tell: Callable[[str, str, str], None],
+        name_allocator: NameAllocator,
+        on_progress: Callable[[str, str, str], None],
     ) -> None:
-        self.port, self.wish, self.fleet, self.book = port, wish, fleet, book
-        self._tell = tell
-        self.outcome = Outcome(port)
+        self.port, self.options, self.fleet, self.name_allocator = (
+            port,
+            options,
+            fleet,
+            name_allocator,
+        )
+        self._on_progress = on_progress
+        self.outcome = FlashOutcome(port)
         self._enrolled = False  # by us, under a name that nobody had
 
-    def run(self) -> Outcome:
+    def run(self) -> FlashOutcome:
         """Go all steps; what fails is in the outcome."""
         try:
-            if self.wish.flash:
+            if self.options.flash:
                 self._write_firmware()
-            if not (self.wish.dry_run and self.wish.flash):
+            if not (self.options.dry_run and self.options.flash):
                 self._join_fleet()
         except CloudmanagerError as error:
-            self.outcome.error = self._explained(error)
+            self.outcome.error = self._explain_error(error)
         return self.outcome
 
-    def _explained(self, error: CloudmanagerError) -> str:
+    def _explain_error(self, error: CloudmanagerError) -> str:
         step = self.outcome.step
-        state = STATES["chip" if step == "repl" and not self.wish.flash else step]
+        state = STATE_AFTER_FAILURE["chip" if step == "repl" and not self.options.flash else step]
         told = error.detail if state in error.detail or not state else f"{error.detail} {state}"
         return f"{told} {error.hint}".strip()
 
-    def _step(self, step: str, what: str) -> None:
+    def _start_step(self, step: str, message: str) -> None:
         self.outcome.step = step
-        self._tell(self.port, step, what)
+        self._on_progress(self.port, step, message)
 
     # The chip
 
     def _write_firmware(self) -> None:
-        self._step("chip", "looking for a chip")
+        self._start_step("chip", "looking for a chip")
         if Path(self.port).is_dir():
             self._copy_uf2()
             return
         with open_chip(self.port) as chip:
             self.outcome.chip = chip.name
-            image = self._find(chip.name)
-            if self.wish.dry_run:
-                self._tell(self.port, "firmware", "nothing is written: --dry-run")
+            image = self._find_firmware(chip.name)
+            if self.options.dry_run:
+                self._on_progress(self.port, "firmware", "nothing is written: --dry-run")
             else:
-                self._step("write", "erasing and writing")
-                chip.write(image.data, self._progress)
-                self._tell(
-                    self.port, "write", "written and verified" if chip.by_stub else "written"
+                self._start_step("write", "erasing and writing")
+                chip.write_image(image.data, self._on_write_progress)
+                self._on_progress(
+                    self.port, "write", "written and verified" if chip.uses_stub else "written"
                 )
-            if not chip.start():
-                self._tell(self.port, "write", "press RESET on the board now")
+            if not chip.start_firmware():
+                self._on_progress(self.port, "write", "press RESET on the board now")
 
-    def _find(self, chip: str) -> Firmware:
-        self._step("firmware", f"the chip is {chip}")
-        found = firmware.find(self.wish.firmware, chip)
+    def _find_firmware(self, chip: str) -> Firmware:
+        self._start_step("firmware", f"the chip is {chip}")
+        found = firmware.find_firmware(self.options.firmware, chip)
         self.outcome.firmware = found.source
-        self._tell(self.port, "firmware", f"{found.source}, {len(found.data):,} bytes")
+        self._on_progress(self.port, "firmware", f"{found.source}, {len(found.data):,} bytes")
         return found
 
-    def _progress(self, part: float) -> None:
-        self._tell(self.port, "write", f"{part:.0%} written")
+    def _on_write_progress(self, fraction: float) -> None:
+        self._on_progress(self.port, "write", f"{fraction:.0%} written")
 
     def _copy_uf2(self) -> None:
         """Copy firmware onto the drive of an RP2 in its loader: it restarts by itself."""
@@ -216,22 +224,22 @@ class Flashing:
             hint = "Hold BOOTSEL while you plug the board in; its drive has a file INFO_UF2.TXT."
             raise CableError(self.port, "This folder is not a board's drive", hint)
         self.outcome.chip = "RP2"
-        image = self._find("RP2")
-        if self.wish.dry_run:
+        image = self._find_firmware("RP2")
+        if self.options.dry_run:
             return
-        before = {port.device for port in serial_ports()}
-        self._step("write", "copying")
+        before = {port.device for port in find_serial_ports()}
+        self._start_step("write", "copying")
         try:
             (drive / "firmware.uf2").write_bytes(image.data)
         except OSError as error:
             hint = "Unplug the board, hold BOOTSEL, plug it in, and run this again."
             raise CableError(self.port, f"The copy failed: {error.strerror}", hint) from error
-        self.port = self.outcome.port = self._new_port(before)
+        self.port = self.outcome.port = self._await_new_port(before)
 
-    def _new_port(self, before: set[str]) -> str:
+    def _await_new_port(self, known_ports: set[str]) -> str:
         deadline = time.monotonic() + REPL_SECONDS
         while time.monotonic() < deadline:
-            new = [port.device for port in serial_ports() if port.device not in before]
+            new = [port.device for port in find_serial_ports() if port.device not in known_ports]
             if new:
                 return new[0]
             time.sleep(0.1)
@@ -241,32 +249,32 @@ class Flashing:
     # The board
 
     def _join_fleet(self) -> None:
-        self._step("repl", "waiting for MicroPython")
-        with self._repl() as repl:
+        self._start_step("repl", "waiting for MicroPython")
+        with self._open_repl() as repl:
             repl.await_prompt(REPL_SECONDS)
             facts = repl.facts()
             self.outcome.platform, self.outcome.version = facts["platform"], facts["version"]
-            files = self._client(facts)
-            self._step("enrol", f"MicroPython {facts['version']} on {facts['platform']}")
-            settings = self._enrol(repl)
-            if self.wish.dry_run:
-                repl.leave()
+            files = self._client_files(facts)
+            self._start_step("enrol", f"MicroPython {facts['version']} on {facts['platform']}")
+            settings = self._enrol_board(repl)
+            if self.options.dry_run:
+                repl.leave_raw_repl()
                 return
-            self._step("copy", f"it is {self.outcome.name}; copying the client")
-            with self._forgotten_on_failure():
-                self._copy(repl, files, settings)
-            self._step("join", "restarting")
+            self._start_step("copy", f"it is {self.outcome.name}; copying the client")
+            with self._revoke_on_failure():
+                self._copy_files(repl, files, settings)
+            self._start_step("join", "restarting")
             before = self._connected_since()
             repl.restart()
             self._await_join(repl, before)
 
     @contextlib.contextmanager
-    def _repl(self) -> Iterator[Repl]:
+    def _open_repl(self) -> Iterator[BoardRepl]:
         """Open the port; a chip whose USB is its own takes it away while it restarts."""
-        deadline = time.monotonic() + (PORT_SECONDS if self.wish.flash else 1)
+        deadline = time.monotonic() + (PORT_REOPEN_SECONDS if self.options.flash else 1)
         while True:
             try:
-                repl = Repl(self.port)
+                repl = BoardRepl(self.port)
                 break
             except CableError:
                 if time.monotonic() > deadline:
@@ -275,7 +283,7 @@ class Flashing:
         with repl:
             yield repl
 
-    def _client(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
+    def _client_files(self, facts: Mapping[str, Any]) -> dict[str, bytes]:
         """Return path -> content of the client, compiled for this firmware."""
         if tuple(map(int, facts["version"].split(".")[:2])) < (1, 23):
             hint = "Flash a newer one: leave out --no-flash, or give --firmware 1.28.0."
@@ -289,30 +297,34 @@ class Flashing:
             raise CableError(self.port, what, hint)
         return files
 
-    def _enrol(self, repl: Repl) -> dict[str, Any]:
+    def _enrol_board(self, repl: BoardRepl) -> dict[str, Any]:
         """Give the board a name and a key; return what goes into its cm.json."""
         board_id, old = repl.identity()
         known = {board["id"]: board["name"] for board in self.fleet.boards()}
         mine = known.get(board_id) if board_id else None
-        name = mine if mine and not self.wish.names else self.book.take(self.outcome.platform)
+        name = (
+            mine
+            if mine and not self.options.names
+            else self.name_allocator.allocate(self.outcome.platform)
+        )
         self.outcome.name = name
         self._enrolled = name not in known.values()
-        if self.wish.dry_run:
+        if self.options.dry_run:
             return {}
         if old:
-            repl.run(_HANG_UP)
-        self._await_absence()
+            repl.run(_CLOSE_LINK_CODE)
+        self._await_disconnect()
         plain = self.outcome.platform == "esp8266"  # its TLS verifies no certificate
         (row,) = self.fleet.enrol([name], plain=plain)
-        host, tcp_port = self.wish.server
-        told = {"wifi": [], **repl.kept(), **row, "host": host, "tcp_port": tcp_port}
-        if self.wish.wifi:
-            told["wifi"] = [list(network) for network in self.wish.wifi]
+        host, tcp_port = self.options.server
+        told = {"wifi": [], **repl.kept_settings(), **row, "host": host, "tcp_port": tcp_port}
+        if self.options.wifi:
+            told["wifi"] = [list(network) for network in self.options.wifi]
         return told
 
-    def _await_absence(self) -> None:
+    def _await_disconnect(self) -> None:
         """Wait until the server has seen that the board's old link is gone."""
-        deadline = time.monotonic() + HANG_UP_SECONDS
+        deadline = time.monotonic() + DISCONNECT_SECONDS
         while time.monotonic() < deadline and self._connected_since():
             time.sleep(0.05)
 
@@ -321,7 +333,7 @@ class Flashing:
         return boards.get(self.outcome.name)
 
     @contextlib.contextmanager
-    def _forgotten_on_failure(self) -> Iterator[None]:
+    def _revoke_on_failure(self) -> Iterator[None]:
         """Leave no name behind for a board that never got its key."""
         try:
             yield
@@ -331,34 +343,36 @@ class Flashing:
                     self.fleet.revoke(self.outcome.name)
             raise
 
-    def _copy(self, repl: Repl, files: Mapping[str, bytes], settings: dict[str, Any]) -> None:
+    def _copy_files(
+        self, repl: BoardRepl, files: Mapping[str, bytes], settings: dict[str, Any]
+    ) -> None:
         """Copy all; main.py comes last, so that half a client is never started."""
-        repl.put("/cm.json", json.dumps(settings).encode())
+        repl.put_file("/cm.json", json.dumps(settings).encode())
         for path, data in files.items():
-            repl.put(path, data)
+            repl.put_file(path, data)
 
-    def _await_join(self, repl: Repl, before: float | None) -> None:
+    def _await_join(self, repl: BoardRepl, previous_connection: float | None) -> None:
         deadline, heard = time.monotonic() + JOIN_SECONDS, ""
         while time.monotonic() < deadline:
             with contextlib.suppress(CableError):  # the port may be gone for a moment
-                heard = (heard + repl.listen(0.1))[-1000:]
-            if self._connected_since() not in (None, before):
+                heard = (heard + repl.read_output(0.1))[-1000:]
+            if self._connected_since() not in (None, previous_connection):
                 self._run_first_cell()
                 return
         lines = [line.strip() for line in heard.splitlines() if line.strip()]
         says = f": the board says {lines[-1]!r}" if lines else ""
-        host, tcp_port = self.wish.server
+        host, tcp_port = self.options.server
         hint = (
             f"Check that the board's network reaches {host}:{tcp_port}, then run this again with "
-            f"--no-flash{'' if self.wish.wifi else ' and, if it has none, --wifi SSID'}."
+            f"--no-flash{'' if self.options.wifi else ' and, if it has none, --wifi SSID'}."
         )
         what = f"{self.outcome.name} did not dial in within {JOIN_SECONDS:g} s{says}"
         raise CableError(self.port, what, hint)
 
     def _run_first_cell(self) -> None:
-        self._tell(self.port, "join", "it dialled in; running a cell")
+        self._on_progress(self.port, "join", "it dialled in; running a cell")
         boards = self.fleet[self.outcome.name]
         boards.run("6 * 7", timeout=CELL_SECONDS).raise_for_error()
-        if self.wish.labels:
-            boards.label(self.wish.labels)
-        self._tell(self.port, "join", f"{self.outcome.name} is in the fleet and ran a cell")
+        if self.options.labels:
+            boards.label(self.options.labels)
+        self._on_progress(self.port, "join", f"{self.outcome.name} is in the fleet and ran a cell")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloudmanager.board_client import client_source
+from cloudmanager.board_client import client_source_folder
 
-JOURNAL: Final = "/.cm/journal"
+JOURNAL_PATH: Final = "/.cm/journal"
 #: Makes a module of the part, unless the board has it: {0} is its source.
-_LEND: Final = """
+_INSTALL_TEMPLATE: Final = """
 try:
  __import__('cm.switch')
 except ImportError:
@@ -18,8 +18,8 @@ except ImportError:
  __import__('sys').modules.update({{'cm':__cm_m__,'cm.switch':__cm_m__}})
  del __cm_d__
 """
-FINISH: Final = "__import__('cm.switch',None,None,('finish',)).finish()"
-TAKE_BACK: Final = """
+FINISH_CODE: Final = "__import__('cm.switch',None,None,('finish',)).finish()"
+REMOVE_CODE: Final = """
 try:
  del __cm_m__
  for __cm_n__ in ('cm','cm.switch'):__import__('sys').modules.pop(__cm_n__,None)
@@ -27,7 +27,9 @@ except NameError:pass
 """
 
 
-def lend() -> str:
+def make_install_code() -> str:
     """Return the code that lends a board the part."""
-    source = (client_source() / "cm/switch.py").read_text(encoding="utf-8")
-    return _LEND.format("\n".join(line for line in source.splitlines() if line[:1] != "#"))
+    source = (client_source_folder() / "cm/switch.py").read_text(encoding="utf-8")
+    return _INSTALL_TEMPLATE.format(
+        "\n".join(line for line in source.splitlines() if line[:1] != "#")
+    )

@@ -11,104 +11,110 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from .serial_ports import Repl
+from .serial_ports import BoardRepl
 
-TICK_SECONDS: Final = 0.02  # output that is older goes out
-AGAIN_SECONDS: Final = 0.25  # until a cell that swallowed its interrupt gets the next, as on boards
-DEAF_SECONDS: Final = 15.0  # that a cell may take to end after its first interrupt
-PIECE_BYTES: Final = 16_384  # of output in one message
+OUTPUT_FLUSH_SECONDS: Final = 0.02  # output that is older goes out
+INTERRUPT_AGAIN_SECONDS: Final = (
+    0.25  # until a cell that swallowed its interrupt gets the next, as on boards
+)
+UNRESPONSIVE_SECONDS: Final = 15.0  # that a cell may take to end after its first interrupt
+MAX_OUTPUT_BYTES: Final = 16_384  # of output in one message
 _EOT: Final = b"\x04"
 
 
-class Watch(Protocol):
+class ExecutionMonitor(Protocol):
     """Who is to be heard meanwhile."""
 
     def fileno(self) -> int | None:
         """Return what becomes readable when there is something to hear, if there is such."""
 
-    def listen(self) -> None:
+    def handle_messages(self) -> None:
         """Hear it."""
 
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether what runs on the board shall end."""
 
 
-def execute(
-    repl: Repl, code: bytes, output: Callable[[bytes], object], watch: Watch, grace: float = 0.0
+def execute_code(
+    repl: BoardRepl,
+    code: bytes,
+    on_output: Callable[[bytes], object],
+    monitor: ExecutionMonitor,
+    grace: float = 0.0,
 ) -> bytes:
     """Run code on a board to its end; return its traceback.
 
     Args:
         repl: the board's; in its raw mode.
         code: what is run.
-        output: is called with what it prints, as it comes.
-        watch: is heard meanwhile.
+        on_output: is called with what it prints, as it comes.
+        monitor: is heard meanwhile.
         grace: seconds until it is interrupted, though it shall end: what is short may end well.
 
     Raises:
         CableError: the board is gone, or does not end.
     """
     serial = repl.transport.serial
-    with repl.failing("The board stopped answering in the middle of a cell"):
+    with repl.cable_errors("The board stopped answering in the middle of a cell"):
         if serial.in_waiting > 1:  # more than the prompt: what it says by itself is nobody's
             serial.reset_input_buffer()
             serial.write(b"\x01")  # the prompt again
         repl.transport.exec_raw_no_follow(code)
-        run = _Run(serial, watch, time.monotonic() + grace)
-        run.follow(output)
+        run = _Execution(serial, monitor, time.monotonic() + grace)
+        run.read_until_eot(on_output)
         error = bytearray()
-        run.follow(error.extend)
+        run.read_until_eot(error.extend)
     return bytes(error)
 
 
-class _Run:
+class _Execution:
     """What runs on the board now.
 
     Args:
         serial: its cable.
-        watch: who is heard meanwhile.
-        after: when it may be interrupted.
+        monitor: who is heard meanwhile.
+        first_interrupt_at: when it may be interrupted.
     """
 
-    def __init__(self, serial: Any, watch: Watch, after: float) -> None:
-        self._serial, self._watch = serial, watch
-        self._next = after  # when the next Ctrl-C may go out
-        self._first = 0.0  # when the first did
+    def __init__(self, serial: Any, monitor: ExecutionMonitor, first_interrupt_at: float) -> None:
+        self._serial, self._monitor = serial, monitor
+        self._next_interrupt_at = first_interrupt_at  # when the next Ctrl-C may go out
+        self._first_interrupt_at = 0.0  # when the first did
 
-    def follow(self, take: Callable[[bytes], object]) -> None:
+    def read_until_eot(self, on_output: Callable[[bytes], object]) -> None:
         """Take what the board says up to the end sign, byte by byte: what follows is mpremote's."""
         gathered, since = bytearray(), time.monotonic()
         while True:
-            byte = _read(self._serial.fileno())
+            byte = _read_byte(self._serial.fileno())
             if byte and byte != _EOT:
                 gathered += byte
-            late = time.monotonic() - since > TICK_SECONDS
-            if gathered and (not byte or byte == _EOT or late or len(gathered) >= PIECE_BYTES):
-                take(bytes(gathered))
+            late = time.monotonic() - since > OUTPUT_FLUSH_SECONDS
+            if gathered and (not byte or byte == _EOT or late or len(gathered) >= MAX_OUTPUT_BYTES):
+                on_output(bytes(gathered))
                 gathered.clear()
             if byte == _EOT:
                 return
             if late or not byte:
                 since = time.monotonic()
-                self._attend(0 if byte else TICK_SECONDS)
+                self._wait_and_interrupt(0 if byte else OUTPUT_FLUSH_SECONDS)
 
-    def _attend(self, timeout: float) -> None:
+    def _wait_and_interrupt(self, timeout: float) -> None:
         """Wait for the board or for whom we watch; pass interrupts on."""
-        other = self._watch.fileno()
+        other = self._monitor.fileno()
         ends = [self._serial.fileno()] if other is None else [self._serial.fileno(), other]
         ready, _, _ = select.select(ends, [], [], timeout)
         if other in ready:
-            self._watch.listen()
+            self._monitor.handle_messages()
         now = time.monotonic()
-        if self._watch.stopping() and now > self._next:
-            self._first = self._first or now
-            if now - self._first > DEAF_SECONDS:
-                raise OSError(f"it took no Ctrl-C for {DEAF_SECONDS:g} s")
-            self._next = now + AGAIN_SECONDS
+        if self._monitor.should_stop() and now > self._next_interrupt_at:
+            self._first_interrupt_at = self._first_interrupt_at or now
+            if now - self._first_interrupt_at > UNRESPONSIVE_SECONDS:
+                raise OSError(f"it took no Ctrl-C for {UNRESPONSIVE_SECONDS:g} s")
+            self._next_interrupt_at = now + INTERRUPT_AGAIN_SECONDS
             self._serial.write(b"\x03")
 
 
-def _read(handle: int) -> bytes:
+def _read_byte(handle: int) -> bytes:
     """Return the next byte of a serial port; none where there is none yet (pyserial: 20 us)."""
     try:
         byte = os.read(handle, 1)

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.file_ops import ACTS
+from cloudmanager.protocol.file_ops import OP_ARGUMENTS
 
 from . import install_helper
 
 #: What the board can: print((files at all, folders and renames, hashes, base64)).
-ABILITIES: Final = """
+ABILITIES_CODE: Final = """
 def __cm_h__(m,*n):
  try:
   m=__import__(m)
@@ -35,25 +35,28 @@ print((__cm_h__("os","remove"),__cm_h__("os","rename","stat","ilistdir"),
 del __cm_h__
 __cm_f__=None
 """
-FOLDER: Final = 0x4000  # of a mode, as MicroPython has it
-_STEPS: Final = 4  # of the window, as in mpy_client/cm/files.py
-_LEAST_PIECE, _MOST_PIECE = 64, 2048  # bytes that travel at once
-_SHARE: Final = 64  # of its heap that a piece may be, which a board holds some times
+FOLDER_MODE: Final = 0x4000  # of a mode, as MicroPython has it
+_ACKS_PER_WINDOW: Final = 4  # of the window, as in mpy_client/cm/files.py
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 64, 2048  # bytes that travel at once
+_HEAP_FRACTION: Final = 64  # of its heap that a piece may be, which a board holds some times
 _SHA_BYTES, _BLOCK_BYTES = 32, 512
 #: Hashes some blocks of the open file: an interrupt waits so long. Prints how long the last was.
-_HASH: Final = f"""
+_HASH_CODE: Final = f"""
 for __cm_n__ in range(32):
  __cm_n__=__cm_f__.readinto(__cm_b__)
  __cm_h__.update(__cm_b__ if __cm_n__=={_BLOCK_BYTES} else __cm_b__[:__cm_n__])
  if __cm_n__<{_BLOCK_BYTES}:break
 print(__cm_n__)
 """
-_COUNT: Final = struct.Struct(">I")
-_NUMBER: Final = re.compile(r"OSError: \(?(?:\[Errno )?(\d+)")
-_WORDS: Final = {"file not found": errno.ENOENT, "no more storage": errno.ENOSPC}  # micro:bit's
+_BYTE_COUNT: Final = struct.Struct(">I")
+_ERRNO_PATTERN: Final = re.compile(r"OSError: \(?(?:\[Errno )?(\d+)")
+_ERRNO_BY_MESSAGE: Final = {
+    "file not found": errno.ENOENT,
+    "no more storage": errno.ENOSPC,
+}  # micro:bit's
 
 
-class Abilities(NamedTuple):
+class FileAbilities(NamedTuple):
     """What a board has for files; ``heap`` in bytes."""
 
     heap: int
@@ -63,75 +66,80 @@ class Abilities(NamedTuple):
     base64: bool
 
 
-class ActFailed(Exception):
+class FileOpFailed(Exception):
     """An act failed on the board, with this traceback."""
 
 
-class Carrier(Protocol):
+class FileJobChannel(Protocol):
     """Who brings messages of this job to the server, and from there."""
 
-    def tell(self, flags: int, payload: bytes) -> None:
+    def send_chunk(self, flags: int, payload: bytes) -> None:
         """Send a CHUNK."""
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Raise ActFailed if the job shall end."""
 
-    def hear(self) -> wire.Message:
+    def next_data(self) -> wire.Message:
         """Return the next DATA as soon as it is there; raise as ``check`` does."""
 
 
-class Files:
+class ReplFiles:
     """Does acts on a board's files, one after the other.
 
     Args:
-        run: runs code on the board; returns what it printed, and its traceback.
-        carrier: of the job's messages.
-        can: what the board has.
+        execute: runs code on the board; returns what it printed, and its traceback.
+        channel: of the job's messages.
+        abilities: what the board has.
     """
 
     def __init__(
-        self, run: Callable[[str], tuple[bytes, str]], carrier: Carrier, can: Abilities
+        self,
+        execute: Callable[[str], tuple[bytes, str]],
+        channel: FileJobChannel,
+        abilities: FileAbilities,
     ) -> None:
-        self._on_board, self._carrier, self._can = run, carrier, can
-        self._piece = max(_LEAST_PIECE, min(_MOST_PIECE, can.heap // _SHARE))
-        self._step = self._moved = self._confirmed = 0
+        self._execute, self._channel, self._abilities = execute, channel, abilities
+        self._piece_bytes = max(
+            _MIN_PIECE_BYTES, min(_MAX_PIECE_BYTES, abilities.heap // _HEAP_FRACTION)
+        )
+        self._ack_bytes = self._bytes_moved = self._bytes_acknowledged = 0
 
-    def do(self, text: bytes) -> list[Any]:
+    def run_ops(self, text: bytes) -> list[Any]:
         """Do what a FILE says; return what each act gave, but for what was told already.
 
         Raises:
             OSError: an act failed; it has the path that it is about.
             ActFailed: one failed in another way, or was interrupted.
         """
-        self._moved = self._confirmed = 0
+        self._bytes_moved = self._bytes_acknowledged = 0
         while True:
-            self._step, acts, *more = json.loads(text)
+            self._ack_bytes, acts, *more = json.loads(text)
             if not more:
-                return [self._act(*act) for act in acts]
-            self._tell_each(acts)
-            message = self._carrier.hear()
-            while not message.flags & wire.NEXT:  # a late word on what was taken of a file
-                message = self._carrier.hear()
+                return [self._run_op(*act) for act in acts]
+            self._run_stepwise(acts)
+            message = self._channel.next_data()
+            while not message.flags & wire.NEXT_OPS:  # a late word on what was taken of a file
+                message = self._channel.next_data()
             text = message.payload
 
-    def _tell_each(self, acts: list[Any]) -> None:
+    def _run_stepwise(self, ops: list[Any]) -> None:
         """Tell what each act gave, up to the first that failed."""
-        for act in acts:
+        for act in ops:
             try:
-                answer = self._act(*act)
+                answer = self._run_op(*act)
             except OSError as error:
                 answer = {"errno": error.errno}
-            self._carrier.tell(wire.GAVE, json.dumps(answer).encode())
+            self._channel.send_chunk(wire.OP_RESULT, json.dumps(answer).encode())
             if isinstance(answer, dict):
                 return
 
-    def _act(self, name: str, path: str, *more: Any) -> Any:
-        self._carrier.check()
-        act = getattr(self, name) if name in ACTS or name == "finish" else None
+    def _run_op(self, name: str, path: str, *arguments: Any) -> Any:
+        self._channel.check_running()
+        act = getattr(self, name) if name in OP_ARGUMENTS or name == "finish" else None
         if act is None:
-            raise ActFailed(f"AttributeError: there is no act {name}")
+            raise FileOpFailed(f"AttributeError: there is no act {name}")
         try:
-            return act(path, *more)
+            return act(path, *arguments)
         except OSError as error:
             raise OSError(error.errno, "", path) from error
 
@@ -139,23 +147,23 @@ class Files:
 
     def stat(self, path: str) -> Any:
         """Return what the board's ``os.stat`` gives."""
-        return self._os("stat", path)
+        return self._call_os("stat", path)
 
     def statvfs(self, path: str) -> Any:
         """Return what the board's ``os.statvfs`` gives."""
-        return self._os("statvfs", path)
+        return self._call_os("statvfs", path)
 
     def mkdir(self, path: str) -> None:
         """Make a folder."""
-        self._os("mkdir", path)
+        self._call_os("mkdir", path)
 
     def rmdir(self, path: str) -> None:
         """Remove a folder that is empty."""
-        self._os("rmdir", path)
+        self._call_os("rmdir", path)
 
     def rename(self, path: str, to: str) -> None:
         """Give a file another path, in place of what is there."""
-        self._os("rename", path, to)
+        self._call_os("rename", path, to)
 
     def makedirs(self, path: str) -> None:
         """Make a folder, and those that it is in; they may be there."""
@@ -170,18 +178,18 @@ class Files:
         """Return path, type and size of what is in a folder."""
         code = f"for __cm_e__ in __import__('os').ilistdir({path!r}):print(repr(__cm_e__),end=',')"
         found = []
-        for name, kind, _, *size in self._told(code, "[", "]"):
+        for name, kind, _, *size in self._eval_code(code, "[", "]"):
             inner = f"{path.rstrip('/')}/{name}"
             found.append((inner, kind, size[0] if size else 0))
-            self._carrier.check()
-            if deep and kind == FOLDER:
+            self._channel.check_running()
+            if deep and kind == FOLDER_MODE:
                 found += self.ls(inner, True)
         return found
 
     def rm(self, path: str, deep: bool) -> None:
         """Remove a file, or a folder and all that is in it."""
-        if not self.stat(path)[0] & FOLDER:
-            self._os("remove", path)
+        if not self.stat(path)[0] & FOLDER_MODE:
+            self._call_os("remove", path)
             return
         if not deep:
             raise OSError(errno.EISDIR, "")
@@ -195,11 +203,11 @@ class Files:
             self.stat(path)
         except OSError:
             return
-        self._run(install_helper.lend())
+        self._run_code(install_helper.make_install_code())
         try:
-            self._run(install_helper.FINISH)
+            self._run_code(install_helper.FINISH_CODE)
         finally:
-            self._run(install_helper.TAKE_BACK)
+            self._run_code(install_helper.REMOVE_CODE)
 
     def hash(self, path: str, size: int) -> str | bool | None:
         """Return the SHA-256 of a file of this size, or of any (-1).
@@ -208,26 +216,26 @@ class Files:
         """
         try:
             stat = self.stat(path)
-            if stat[0] & FOLDER:
+            if stat[0] & FOLDER_MODE:
                 return False
-            return self._sha(path).hex() if size in (stat[6], -1) else ""
+            return self._file_sha256(path).hex() if size in (stat[6], -1) else ""
         except OSError:
             return None
 
     def get(self, path: str) -> tuple[int, str]:
         """Send a file; return its size and SHA-256."""
-        self._open(path, "rb")
-        self._carrier.tell(wire.HAVE, b"")
+        self._open_file(path, "rb")
+        self._channel.send_chunk(wire.RESUME_STATE, b"")
         h, size = hashlib.sha256(), 0
-        while piece := self._read():
+        while piece := self._read_piece():
             h.update(piece)
-            self._carrier.tell(0, piece)
+            self._channel.send_chunk(0, piece)
             size += len(piece)
-            self._moved += len(piece)
-            self._carrier.check()
-            while self._moved - self._confirmed > _STEPS * self._step:
-                (self._confirmed,) = _COUNT.unpack(self._carrier.hear().payload)
-        self._close()
+            self._bytes_moved += len(piece)
+            self._channel.check_running()
+            while self._bytes_moved - self._bytes_acknowledged > _ACKS_PER_WINDOW * self._ack_bytes:
+                (self._bytes_acknowledged,) = _BYTE_COUNT.unpack(self._channel.next_data().payload)
+        self._close_file()
         return size, h.hexdigest()
 
     def put(self, path: str, size: int, digest: str, staged: int = 0) -> int:
@@ -242,131 +250,133 @@ class Files:
         if there is False:
             raise OSError(errno.EISDIR, "")
         if there == digest:
-            self._offer(size, bytes.fromhex(digest))
+            self._send_resume_state(size, bytes.fromhex(digest))
             return 0
         part = path if staged else path + ".part"
-        first, have = self._resumed(part)
-        before = self._moved
-        self._open(part, "ab" if have else "wb")
+        first, have = self._resume_upload(part)
+        before = self._bytes_moved
+        self._open_file(part, "ab" if have else "wb")
         try:
-            self._receive(first, size - have)
-            self._close()
-            if self._sha(part).hex() != digest:
+            self._receive_file(first, size - have)
+            self._close_file()
+            if self._file_sha256(part).hex() != digest:
                 raise OSError(errno.EIO, "")
             if not staged:
                 self.rename(part, path)
         except OSError:
-            self._tidy(part)
+            self._clean_up(part)
             raise
-        except ActFailed:
-            self._tidy()  # what is there of it, the next try goes on with
+        except FileOpFailed:
+            self._clean_up()  # what is there of it, the next try goes on with
             raise
-        return self._moved - before
+        return self._bytes_moved - before
 
-    def _resumed(self, part: str) -> tuple[wire.Message, int]:
+    def _resume_upload(self, part_path: str) -> tuple[wire.Message, int]:
         """Say what an earlier try left; return the first DATA, and how much of that counts."""
         try:
-            have, digest = self.stat(part)[6], self._sha(part)
+            have, digest = self.stat(part_path)[6], self._file_sha256(part_path)
         except OSError:
             have, digest = 0, bytes(_SHA_BYTES)
-        first = self._offer(have, digest)
-        return first, 0 if first.flags & wire.FRESH else have
+        first = self._send_resume_state(have, digest)
+        return first, 0 if first.flags & wire.RESTART_FILE else have
 
-    def _offer(self, have: int, digest: bytes) -> wire.Message:
-        self._carrier.tell(wire.HAVE, _COUNT.pack(have) + digest)
-        return self._carrier.hear()
+    def _send_resume_state(self, size: int, digest: bytes) -> wire.Message:
+        self._channel.send_chunk(wire.RESUME_STATE, _BYTE_COUNT.pack(size) + digest)
+        return self._channel.next_data()
 
-    def _receive(self, message: wire.Message, left: int) -> None:
+    def _receive_file(self, message: wire.Message, bytes_left: int) -> None:
         """Write what the server sends, up to the file's end."""
         while True:
-            self._write(message.payload)
-            left -= len(message.payload)
-            if left <= 0:
+            self._write_data(message.payload)
+            bytes_left -= len(message.payload)
+            if bytes_left <= 0:
                 return
-            message = self._carrier.hear()
+            message = self._channel.next_data()
 
-    def _tidy(self, path: str = "") -> None:
+    def _clean_up(self, path: str = "") -> None:
         """Close what is open, and remove a file; whatever fails here failed before."""
         remove = f"\n__import__('os').remove({path!r})" if path else ""
-        self._on_board(f"if __cm_f__:__cm_f__.close()\n__cm_f__=None{remove}")
+        self._execute(f"if __cm_f__:__cm_f__.close()\n__cm_f__=None{remove}")
 
     # On the board
 
-    def _run(self, code: str) -> str:
+    def _run_code(self, code: str) -> str:
         """Run a piece of code; return what it printed."""
-        printed, error = self._on_board(code)
+        printed, error = self._execute(code)
         if not error:
             return printed.decode().strip()
         last = error.rstrip().rpartition("\n")[2]
-        if number := _NUMBER.match(last):
+        if number := _ERRNO_PATTERN.match(last):
             raise OSError(int(number[1]), "")
-        for words, known in _WORDS.items():
+        for words, known in _ERRNO_BY_MESSAGE.items():
             if words in last:
                 raise OSError(known, "")
-        raise ActFailed(error)
+        raise FileOpFailed(error)
 
-    def _told(self, code: str, before: str = "", behind: str = "") -> Any:
+    def _eval_code(self, code: str, prefix: str = "", suffix: str = "") -> Any:
         """Run a piece of code that prints a literal, and return it."""
         try:
-            return ast.literal_eval(before + self._run(code) + behind)
+            return ast.literal_eval(prefix + self._run_code(code) + suffix)
         except (ValueError, SyntaxError) as error:
-            raise ActFailed("ValueError: what the board says of its files is no answer") from error
+            raise FileOpFailed(
+                "ValueError: what the board says of its files is no answer"
+            ) from error
 
-    def _os(self, name: str, *args: Any) -> Any:
+    def _call_os(self, name: str, *args: Any) -> Any:
         """Call a function of the board's ``os``."""
-        return self._told(f"print(repr(__import__('os').{name}({','.join(map(repr, args))})))")
+        return self._eval_code(f"print(repr(__import__('os').{name}({','.join(map(repr, args))})))")
 
-    def _open(self, path: str, mode: str) -> None:
-        self._run(f"__cm_f__=open({path!r},{mode!r})")
+    def _open_file(self, path: str, mode: str) -> None:
+        self._run_code(f"__cm_f__=open({path!r},{mode!r})")
 
-    def _close(self) -> None:
-        self._run("__cm_f__.close()\n__cm_f__=None")
+    def _close_file(self) -> None:
+        self._run_code("__cm_f__.close()\n__cm_f__=None")
 
-    def _read(self) -> bytes:
+    def _read_piece(self) -> bytes:
         """Return the next piece of the open file."""
-        got = f"__cm_f__.read({self._piece})"
-        if self._can.base64:
+        got = f"__cm_f__.read({self._piece_bytes})"
+        if self._abilities.base64:
             got = f"__import__('binascii').b2a_base64({got})"
-        told = bytes(self._told(f"print(repr({got}))"))
-        return binascii.a2b_base64(told) if self._can.base64 else told
+        told = bytes(self._eval_code(f"print(repr({got}))"))
+        return binascii.a2b_base64(told) if self._abilities.base64 else told
 
-    def _write(self, data: bytes) -> None:
+    def _write_data(self, data: bytes) -> None:
         """Write to the open file, piece by piece."""
-        for start in range(0, len(data), self._piece):
-            piece = data[start : start + self._piece]
+        for start in range(0, len(data), self._piece_bytes):
+            piece = data[start : start + self._piece_bytes]
             literal = repr(piece)
-            if self._can.base64:
+            if self._abilities.base64:
                 packed = binascii.b2a_base64(piece, newline=False)
                 literal = f"__import__('binascii').a2b_base64({packed!r})"
-            self._run(f"__cm_n__=__cm_f__.write({literal})")
-            self._moved += len(piece)
-            if self._moved - self._confirmed >= self._step:
-                self._confirm()
-            self._carrier.check()
+            self._run_code(f"__cm_n__=__cm_f__.write({literal})")
+            self._bytes_moved += len(piece)
+            if self._bytes_moved - self._bytes_acknowledged >= self._ack_bytes:
+                self._acknowledge()
+            self._channel.check_running()
 
-    def _confirm(self) -> None:
+    def _acknowledge(self) -> None:
         """Say how many bytes are on the flash."""
-        if self._can.folders:
-            self._run("__cm_f__.flush()")
-        self._confirmed = self._moved
-        self._carrier.tell(0, _COUNT.pack(self._moved))
+        if self._abilities.folders:
+            self._run_code("__cm_f__.flush()")
+        self._bytes_acknowledged = self._bytes_moved
+        self._channel.send_chunk(0, _BYTE_COUNT.pack(self._bytes_moved))
 
-    def _sha(self, path: str) -> bytes:
+    def _file_sha256(self, path: str) -> bytes:
         """Return the SHA-256 of a file as it stands on the flash."""
-        self._open(path, "rb")
-        if not self._can.hashes:
-            return self._sha_here()
-        self._run("__cm_h__=__import__('hashlib').sha256()\n__cm_b__=bytearray(512)")
-        while self._told(_HASH) == _BLOCK_BYTES:
-            self._carrier.check()
-        digest = bytes(self._told("print(__cm_h__.digest())\ndel __cm_h__,__cm_b__"))
-        self._close()
+        self._open_file(path, "rb")
+        if not self._abilities.hashes:
+            return self._file_sha256_on_host()
+        self._run_code("__cm_h__=__import__('hashlib').sha256()\n__cm_b__=bytearray(512)")
+        while self._eval_code(_HASH_CODE) == _BLOCK_BYTES:
+            self._channel.check_running()
+        digest = bytes(self._eval_code("print(__cm_h__.digest())\ndel __cm_h__,__cm_b__"))
+        self._close_file()
         return digest
 
-    def _sha_here(self) -> bytes:
+    def _file_sha256_on_host(self) -> bytes:
         h = hashlib.sha256()
-        while piece := self._read():
+        while piece := self._read_piece():
             h.update(piece)
-            self._carrier.check()
-        self._close()
+            self._channel.check_running()
+        self._close_file()
         return h.digest()

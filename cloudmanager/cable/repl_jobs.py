@@ -18,17 +18,17 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CableError, CloudmanagerError
 from cloudmanager.protocol.wire import Message
 
-from .board_link import BoardLink
-from .flat_files import FlatFiles
-from .install_helper import JOURNAL
-from .raw_repl import PIECE_BYTES, execute
-from .repl_files import ABILITIES, Abilities, ActFailed, Files
-from .serial_ports import Repl
+from .board_link import BridgedBoardLink
+from .flat_files import FlatReplFiles
+from .install_helper import JOURNAL_PATH
+from .raw_repl import MAX_OUTPUT_BYTES, execute_code
+from .repl_files import ABILITIES_CODE, FileAbilities, FileOpFailed, ReplFiles
+from .serial_ports import BoardRepl
 
-ALONE_SECONDS: Final = 60.0  # that a job may run without a link
+WITHOUT_LINK_SECONDS: Final = 60.0  # that a job may run without a link
 GRACE_SECONDS: Final = 0.25  # that a piece of an act on files may take until it is interrupted
-VALUE_BYTES: Final = 1 << 20  # of a value's repr
-ERROR_BYTES: Final = 256  # of an error's end, for the next hello
+MAX_VALUE_BYTES: Final = 1 << 20  # of a value's repr
+MAX_ERROR_CHARS: Final = 256  # of an error's end, for the next hello
 _EXEC: Final = struct.Struct(">II")
 _OK, _ERROR, _INTERRUPTED, _TIMEOUT = range(4)  # wire.STATUSES
 #: What a cell needs on the board: where its value goes, and an input() that cannot be answered.
@@ -41,11 +41,11 @@ def input(p=''):
 __cm_v__=None
 """
 #: Prints the value as the only element of a tuple, so that no repr is built whole on the board.
-_VALUE: Final = b"if __cm_v__ is not None:print((__cm_v__,),end='')\n__cm_v__=None"
-_AWAIT: Final = b"\nimport asyncio\nasyncio.run(__cm_cell__())"
+_PRINT_VALUE_CODE: Final = b"if __cm_v__ is not None:print((__cm_v__,),end='')\n__cm_v__=None"
+_RUN_COROUTINE_CODE: Final = b"\nimport asyncio\nasyncio.run(__cm_cell__())"
 
 
-class Jobs:
+class ReplJobs:
     """Runs the jobs of one board, from its start to its next; for one thread.
 
     Args:
@@ -55,40 +55,40 @@ class Jobs:
 
     Attributes:
         link: to the server, while there is one.
-        boot: random at each start.
-        last: what the next hello says of the last job.
-        parts: what the board can do, as a hello says it.
+        boot_id: random at each start.
+        last_job: what the next hello says of the last job.
+        client_parts: what the board can do, as a hello says it.
     """
 
-    def __init__(self, repl: Repl, heap: int, stopped: threading.Event) -> None:
+    def __init__(self, repl: BoardRepl, heap: int, stopped: threading.Event) -> None:
         self._repl, self._stopped = repl, stopped
-        self.link: BoardLink | None = None
-        self.boot = os.urandom(8).hex()
-        self.last: dict[str, Any] | None = None
-        self._job = self._timeout_ms = self._size = self._dropped = 0
-        self._awaits = self._acts = False
+        self.link: BridgedBoardLink | None = None
+        self.boot_id = os.urandom(8).hex()
+        self.last_job: dict[str, Any] | None = None
+        self._job = self._timeout_ms = self._code_size = self._dropped = 0
+        self._awaits = self._has_file_ops = False
         self._code = bytearray()
         self._data: list[Message] = []  # of a job with files
-        self._stop = _OK  # why the job shall end
+        self._stop_status = _OK  # why the job shall end
         self._deadline = float("inf")
-        self._lost = time.monotonic()  # when its link broke
+        self._link_lost_at = time.monotonic()  # when its link broke
         repl.run(_PRELUDE)
-        can = Abilities(heap, *repl.told(ABILITIES, 4))
-        self._files = (Files if can.folders else FlatFiles)(self._piece, self, can)
-        self.parts = ["run", *["files"] * can.files, *["switch"] * can.folders]
+        can = FileAbilities(heap, *repl.run_tuple(ABILITIES_CODE, 4))
+        self._files = (ReplFiles if can.folders else FlatReplFiles)(self._run_piece, self, can)
+        self.client_parts = ["run", *["files"] * can.files, *["switch"] * can.folders]
 
     def finish_install(self) -> None:
         """Bring to its end what a power cut left of an install, if the board can do that."""
-        if "switch" in self.parts:
-            with contextlib.suppress(OSError, ActFailed):  # whatever it is, the board is there
-                self._files.finish(JOURNAL)
+        if "switch" in self.client_parts:
+            with contextlib.suppress(OSError, FileOpFailed):  # whatever it is, the board is there
+                self._files.finish(JOURNAL_PATH)
 
-    def begin_link(self, link: BoardLink) -> None:
+    def set_link(self, link: BridgedBoardLink) -> None:
         """Go on with a new link."""
         self.link = link
         self._dropped = 0
 
-    def hang_up(self) -> None:
+    def close_link(self) -> None:
         """Close the link."""
         if self.link is not None:
             self.link.close()
@@ -99,91 +99,95 @@ class Jobs:
         if self.link is not None:
             self.link.send(wire.pack(op, payload, job=self._job, flags=flags))
 
-    def take(self, message: Message) -> None:
+    def handle_message(self, message: Message) -> None:
         """Take what the server says of a job; return when it has ended, if it began."""
         if message.op in (wire.EXEC, wire.FILE):
-            self._begin(message)
+            self._start_job(message)
         elif message.op == wire.MORE:
-            self._more(message)
+            self._add_code(message)
 
-    def _begin(self, message: Message) -> None:
-        self._timeout_ms, self._size = _EXEC.unpack_from(message.payload)
-        self._job, self._acts = message.job, message.op == wire.FILE
-        self._awaits = not self._acts and bool(message.flags & wire.AWAITS)
+    def _start_job(self, message: Message) -> None:
+        self._timeout_ms, self._code_size = _EXEC.unpack_from(message.payload)
+        self._job, self._has_file_ops = message.job, message.op == wire.FILE
+        self._awaits = not self._has_file_ops and bool(message.flags & wire.TOP_LEVEL_AWAIT)
         self._code = bytearray(message.payload[_EXEC.size :])
-        self._stop = _OK
+        self._stop_status = _OK
         self._data.clear()
-        self._run_when_whole()
+        self._run_when_complete()
 
-    def _more(self, message: Message) -> None:
-        if message.job == self._job and len(self._code) < self._size:
+    def _add_code(self, message: Message) -> None:
+        if message.job == self._job and len(self._code) < self._code_size:
             self._code += message.payload
-            self._run_when_whole()
+            self._run_when_complete()
 
-    def _run_when_whole(self) -> None:
-        if len(self._code) >= self._size:
-            self._run(bytes(self._code))
+    def _run_when_complete(self) -> None:
+        if len(self._code) >= self._code_size:
+            self._run_job(bytes(self._code))
 
-    def _run(self, code: bytes) -> None:
-        self.last = self._told(wire.RUNNING, "")
+    def _run_job(self, code: bytes) -> None:
+        self.last_job = self._describe_job(wire.RUNNING, "")
         seconds = self._timeout_ms / 1000
         self._deadline = time.monotonic() + seconds if seconds else float("inf")
         try:
-            if self._acts:
-                value = self._files.do(code)
-                self._succeed(repr(value).encode() if value else b"")
+            if self._has_file_ops:
+                value = self._files.run_ops(code)
+                self._send_value(repr(value).encode() if value else b"")
             else:
                 self._run_cell(code)
         except OSError as error:
             number = error.errno or errno.EIO
             name = errno.errorcode.get(number, "EIO")
-            self._fail(f"OSError: [Errno {number}] {name}: {error.filename}")
-        except ActFailed as failed:
-            self._fail(str(failed))
+            self._send_error(f"OSError: [Errno {number}] {name}: {error.filename}")
+        except FileOpFailed as failed:
+            self._send_error(str(failed))
 
     def _run_cell(self, code: bytes) -> None:
         printed = bytearray()
-        error = self._execute(code + _AWAIT if self._awaits else code, self._output)
+        error = self._execute(
+            code + _RUN_COROUTINE_CODE if self._awaits else code, self._send_output
+        )
         if not error and b"__cm__((" in code:
-            error = self._execute(_VALUE, printed.extend)
+            error = self._execute(_PRINT_VALUE_CODE, printed.extend)
         if error:
-            self._fail(error.decode(errors="replace"))
+            self._send_error(error.decode(errors="replace"))
         else:
-            self._succeed(bytes(printed).removeprefix(b"(").removesuffix(b",)"))
+            self._send_value(bytes(printed).removeprefix(b"(").removesuffix(b",)"))
 
-    def _output(self, data: bytes) -> None:
+    def _send_output(self, data: bytes) -> None:
         if self.link is None:
             self._dropped += len(data)
         else:
             self.send(wire.OUTPUT, data)
 
-    def _succeed(self, value: bytes) -> None:
+    def _send_value(self, value: bytes) -> None:
         """Send the value."""
-        cut = wire.CUT if len(value) > VALUE_BYTES else 0
-        value = value[:VALUE_BYTES]
-        for start in range(0, len(value) - PIECE_BYTES, PIECE_BYTES):
-            self.send(wire.VALUE, value[start : start + PIECE_BYTES])
-        rest = value[max(0, -(-len(value) // PIECE_BYTES) - 1) * PIECE_BYTES :]
-        self._end(_OK, b"\0\0" + rest, "", cut)
+        cut = wire.VALUE_TRUNCATED if len(value) > MAX_VALUE_BYTES else 0
+        value = value[:MAX_VALUE_BYTES]
+        for start in range(0, len(value) - MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES):
+            self.send(wire.VALUE, value[start : start + MAX_OUTPUT_BYTES])
+        rest = value[max(0, -(-len(value) // MAX_OUTPUT_BYTES) - 1) * MAX_OUTPUT_BYTES :]
+        self._send_result(_OK, b"\0\0" + rest, "", cut)
 
-    def _fail(self, text: str) -> None:
+    def _send_error(self, text: str) -> None:
         text = text.replace("\r\n", "\n").replace('File "<stdin>"', 'File "<cell>"')
-        status = self._stop or _INTERRUPTED if "KeyboardInterrupt" in text else _ERROR
-        self._end(status, b"\0\0" + text.encode()[-PIECE_BYTES:], text)
+        status = self._stop_status or _INTERRUPTED if "KeyboardInterrupt" in text else _ERROR
+        self._send_result(status, b"\0\0" + text.encode()[-MAX_OUTPUT_BYTES:], text)
 
-    def _end(self, status: int, payload: bytes, error: str, flags: int = 0) -> None:
-        self.last = self._told(status, error)
+    def _send_result(self, status: int, payload: bytes, error: str, flags: int = 0) -> None:
+        self.last_job = self._describe_job(status, error)
         self.send(wire.RESULT, payload, status | flags)
 
-    def _told(self, status: int, error: str) -> dict[str, Any]:
+    def _describe_job(self, status: int, error: str) -> dict[str, Any]:
         """Return what the next hello says of this job."""
-        last = error[-ERROR_BYTES:]
+        last = error[-MAX_ERROR_CHARS:]
         job = f"{self._job:08x}"
         return {"job": job, "status": status, "error": last, "dropped": self._dropped}
 
-    def _execute(self, code: bytes, output: Callable[[bytes], object], grace: float = 0.0) -> bytes:
+    def _execute(
+        self, code: bytes, on_output: Callable[[bytes], object], grace: float = 0.0
+    ) -> bytes:
         """Run code on the board to its end; return its traceback."""
-        return execute(self._repl, code, output, self, grace)
+        return execute_code(self._repl, code, on_output, self, grace)
 
     # What rawrepl.py watches while code runs
 
@@ -191,18 +195,18 @@ class Jobs:
         """Return the link's socket, if there is one."""
         return None if self.link is None else self.link.fileno()
 
-    def stopping(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether what runs shall end: the server says so, its time is over, or nobody hears it."""
         if self._stopped.is_set():
             raise CableError(self._repl.port, "The bridge ends", "")
         now = time.monotonic()
-        if not self._stop and now > self._deadline:
-            self._stop = _TIMEOUT
-        if self.link is None and now - self._lost > ALONE_SECONDS:
-            self._stop = self._stop or _INTERRUPTED
-        return bool(self._stop)
+        if not self._stop_status and now > self._deadline:
+            self._stop_status = _TIMEOUT
+        if self.link is None and now - self._link_lost_at > WITHOUT_LINK_SECONDS:
+            self._stop_status = self._stop_status or _INTERRUPTED
+        return bool(self._stop_status)
 
-    def listen(self, timeout: float = 0.0) -> None:
+    def handle_messages(self, timeout: float = 0.0) -> None:
         """Hear the server while a job runs; a link that breaks does not disturb a cell."""
         assert self.link is not None
         try:
@@ -210,33 +214,33 @@ class Jobs:
                 if message.job != self._job:
                     continue
                 if message.op == wire.INTERRUPT:
-                    self._stop = self._stop or _INTERRUPTED
+                    self._stop_status = self._stop_status or _INTERRUPTED
                 elif message.op == wire.DATA:
                     self._data.append(message)
         except CloudmanagerError:
-            self._lost = time.monotonic()
-            self.hang_up()
+            self._link_lost_at = time.monotonic()
+            self.close_link()
 
     # What replfiles.py does its acts by
 
-    def _piece(self, code: str) -> tuple[bytes, str]:
+    def _run_piece(self, code: str) -> tuple[bytes, str]:
         """Run a short piece of code; return what it printed, and its traceback."""
         printed = bytearray()
         error = self._execute(code.encode(), printed.extend, GRACE_SECONDS)
         return bytes(printed), error.decode(errors="replace")
 
-    def tell(self, flags: int, payload: bytes) -> None:
+    def send_chunk(self, flags: int, payload: bytes) -> None:
         """Send a CHUNK."""
         self.send(wire.CHUNK, payload, flags)
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """End a job with files that shall end, or that nobody would send the rest of."""
-        if self.stopping() or self.link is None:
-            raise ActFailed("KeyboardInterrupt")
+        if self.should_stop() or self.link is None:
+            raise FileOpFailed("KeyboardInterrupt")
 
-    def hear(self) -> Message:
+    def next_data(self) -> Message:
         """Return the job's next DATA."""
         while not self._data:
-            self.check()
-            self.listen(GRACE_SECONDS)
+            self.check_running()
+            self.handle_messages(GRACE_SECONDS)
         return self._data.pop(0)

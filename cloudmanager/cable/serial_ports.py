@@ -25,19 +25,21 @@ if TYPE_CHECKING:
 BAUD = 115_200  # of every MicroPython REPL
 CELL_SECONDS = 10.0  # that a cell of ours may run on a board
 READ_SECONDS = 1  # that mpremote waits for a byte which has to come
-_IDLE = "for _ in range(2000): pass"  # takes a chip some 10 ms
-_TRIES = 5
-_LOOK_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
-_PIECE = 768  # bytes of a file that travel at once, as 1 KB of text: small boards hold it twice
-_ETC = "Look at `mbm board-scan`, and run this again: that is always safe."
+_BUSY_LOOP_CODE = "for _ in range(2000): pass"  # takes a chip some 10 ms
+_MAX_TRIES = 5
+_PROMPT_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
+_PIECE_BYTES = (
+    768  # bytes of a file that travel at once, as 1 KB of text: small boards hold it twice
+)
+_RETRY_HINT = "Look at `mbm board-scan`, and run this again: that is always safe."
 #: What a board is; where MicroPython is old, `_mpy` and `_machine` are missing.
-_FACTS = """
+_FACTS_CODE = """
 import sys
 i = sys.implementation
 print((sys.platform, tuple(i[1][:3]), getattr(i, '_mpy', 0) & 255, getattr(i, '_machine', '')))
 """
 #: Who a board is in a fleet: the key stays on the board.
-_IDENTITY = """
+_IDENTITY_CODE = """
 try:
     import json
     with open('/cm.json') as f:
@@ -47,7 +49,7 @@ except (OSError, ValueError, ImportError):
     print((None, None))
 """
 #: The SHA-256 of the file at ``path``, as it stands on the flash.
-_HASH = """
+_HASH_CODE = """
 import hashlib
 h = hashlib.sha256()
 b = bytearray(512)
@@ -64,7 +66,7 @@ except OSError:
     print((None,))
 """
 #: What of a board's settings is a person's: flashing it again does not ask for them anew.
-_KEPT = """
+_KEPT_SETTINGS_CODE = """
 try:
     import json
     with open('/cm.json') as f:
@@ -79,12 +81,12 @@ class SerialPort(NamedTuple):
     """A serial port of this machine: its device, and what is plugged in."""
 
     device: str
-    what: str
+    description: str
 
 
-def serial_ports() -> list[SerialPort]:
+def find_serial_ports() -> list[SerialPort]:
     """Return the serial ports with something on USB behind them."""
-    need_tools()
+    require_tools()
     from serial.tools import list_ports
 
     return [
@@ -94,7 +96,7 @@ def serial_ports() -> list[SerialPort]:
     ]
 
 
-def need_tools() -> None:
+def require_tools() -> None:
     """Refuse where the libraries for cables are missing."""
     try:
         import mpremote  # noqa: F401
@@ -105,13 +107,13 @@ def need_tools() -> None:
         raise error from None
 
 
-def check(port: str) -> bool:
+def check_port(port: str) -> bool:
     """Open a port once, and close it; return whether it has the lines RTS and DTR.
 
     Raises:
         CableError: it is not there, somebody else has it, or this user may not use it.
     """
-    need_tools()
+    require_tools()
     import serial
 
     try:
@@ -121,10 +123,10 @@ def check(port: str) -> bool:
             except OSError:
                 return False
     except (OSError, ValueError) as error:
-        raise _refused(port, error) from error
+        raise _port_error(port, error) from error
 
 
-def _refused(port: str, error: Exception) -> CableError:
+def _port_error(port: str, error: Exception) -> CableError:
     """Say why a port cannot be opened."""
     number = getattr(error, "errno", None)
     told = str(error)
@@ -138,7 +140,7 @@ def _refused(port: str, error: Exception) -> CableError:
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or "No such" in told:
         hint = "Plug the board in; `mbm board-scan` shows what is there. Some cables only charge."
         return CableError(port, "There is no such port", hint)
-    return CableError(port, f"The port cannot be opened: {told}", _ETC)
+    return CableError(port, f"The port cannot be opened: {told}", _RETRY_HINT)
 
 
 def _group_of(port: str) -> str:
@@ -150,7 +152,7 @@ def _group_of(port: str) -> str:
         return "dialout"
 
 
-class Repl:
+class BoardRepl:
     """The REPL of a board: a context manager, from one thread.
 
     Args:
@@ -161,7 +163,7 @@ class Repl:
     """
 
     def __init__(self, port: str) -> None:
-        check(port)
+        check_port(port)
         from mpremote.transport import TransportError
         from mpremote.transport_serial import SerialTransport
 
@@ -169,11 +171,11 @@ class Repl:
         try:
             self.transport: SerialTransport = SerialTransport(port, BAUD, timeout=READ_SECONDS)
         except TransportError as error:
-            raise _refused(port, error) from error
-        self._folders: set[str] = set()  # that are there
-        self.ran = False  # whether a program was interrupted to get here
+            raise _port_error(port, error) from error
+        self._known_folders: set[str] = set()  # that are there
+        self.interrupted_program = False  # whether a program was interrupted to get here
 
-    def __enter__(self) -> Repl:
+    def __enter__(self) -> BoardRepl:
         """Return itself."""
         return self
 
@@ -193,34 +195,34 @@ class Repl:
             CableError: no REPL within ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        with self.failing("No REPL answers"):
+        with self.cable_errors("No REPL answers"):
             self.transport.serial.write(b"\r\x02\r")
-            self.ran = not self._hears(b">>> ")
-            while not self._interrupt():
+            self.interrupted_program = not self._read_until(b">>> ")
+            while not self._send_interrupt():
                 if time.monotonic() > deadline:
                     hint = (
                         "Press RESET and run this again; without MicroPython, leave out --no-flash."
                     )
                     raise CableError(self.port, f"No REPL answers within {seconds:g} s", hint)
             self.transport.enter_raw_repl(soft_reset=False, timeout_overall=5)
-            for _ in range(_TRIES):  # a Ctrl-C that comes late ends one of these, and no cell
-                if not self.transport.exec_raw(_IDLE)[1]:
+            for _ in range(_MAX_TRIES):  # a Ctrl-C that comes late ends one of these, and no cell
+                if not self.transport.exec_raw(_BUSY_LOOP_CODE)[1]:
                     break
 
-    def _interrupt(self) -> bool:
+    def _send_interrupt(self) -> bool:
         """Type Ctrl-C twice; a client in the middle of a message needs it."""
         self.transport.serial.write(b"\r\x03\x03\x02")
-        return self._hears(b">>> ")
+        return self._read_until(b">>> ")
 
-    def _hears(self, what: bytes) -> bool:
+    def _read_until(self, ending: bytes) -> bool:
         """Read until the board says this and no more; it may print without end."""
-        deadline, heard = time.monotonic() + _LOOK_SECONDS, b""
-        while (left := deadline - time.monotonic()) > 0 and not heard.endswith(what):
+        deadline, heard = time.monotonic() + _PROMPT_SECONDS, b""
+        while (left := deadline - time.monotonic()) > 0 and not heard.endswith(ending):
             self.transport.serial.timeout = left
             heard += self.transport.serial.read(1)
             heard += self.transport.serial.read(self.transport.serial.in_waiting)
         self.transport.serial.timeout = READ_SECONDS
-        return heard.endswith(what)
+        return heard.endswith(ending)
 
     def run(self, code: str) -> str:
         """Run a cell of ours and return what it printed.
@@ -228,30 +230,30 @@ class Repl:
         Raises:
             CableError: it failed, or the cable did.
         """
-        with self.failing("The board did not do what it was told"):
+        with self.cable_errors("The board did not do what it was told"):
             output, error = self.transport.exec_raw(code, timeout=CELL_SECONDS)
         if error:
             why = error.decode(errors="replace").strip().rpartition("\n")[2]
-            raise CableError(self.port, f"The board raised {why}", _ETC)
+            raise CableError(self.port, f"The board raised {why}", _RETRY_HINT)
         return str(output.decode(errors="replace"))
 
     def facts(self) -> dict[str, Any]:
         """Return platform, version, mpy (of bytecode, 0 where unknown) and machine."""
-        platform, version, mpy, machine = self.told(_FACTS, 4)
+        platform, version, mpy, machine = self.run_tuple(_FACTS_CODE, 4)
         dotted = ".".join(str(part) for part in version)
         return {"platform": str(platform), "version": dotted, "mpy": mpy, "machine": str(machine)}
 
     def identity(self) -> tuple[str | None, str | None]:
         """Return the board's id and name in the fleet that it was flashed for."""
-        board_id, name = self.told(_IDENTITY, 2)
+        board_id, name = self.run_tuple(_IDENTITY_CODE, 2)
         return board_id, name
 
-    def kept(self) -> dict[str, Any]:
+    def kept_settings(self) -> dict[str, Any]:
         """Return the networks and the watchdog that the board was given before."""
-        told = zip(("wifi", "lan", "watchdog"), self.told(_KEPT, 3), strict=True)
+        told = zip(("wifi", "lan", "watchdog"), self.run_tuple(_KEPT_SETTINGS_CODE, 3), strict=True)
         return {name: value for name, value in told if value}
 
-    def told(self, code: str, size: int) -> tuple[Any, ...]:
+    def run_tuple(self, code: str, size: int) -> tuple[Any, ...]:
         """Run a cell that prints a tuple of this size, and return it."""
         printed = self.run(code).strip().rpartition("\n")[2]
         try:
@@ -259,10 +261,12 @@ class Repl:
         except (ValueError, SyntaxError):
             told = None
         if not isinstance(told, tuple) or len(told) != size:
-            raise CableError(self.port, "The board answers, but not as MicroPython does", _ETC)
+            raise CableError(
+                self.port, "The board answers, but not as MicroPython does", _RETRY_HINT
+            )
         return told
 
-    def put(self, path: str, data: bytes) -> bool:
+    def put_file(self, path: str, data: bytes) -> bool:
         """Write a file, unless the board has it; return whether it was written.
 
         Raises:
@@ -271,47 +275,49 @@ class Repl:
         digest = hashlib.sha256(data).digest()
         if self._hash(path) == digest:
             return False
-        with self.failing(f"{path} could not be written"):
+        with self.cable_errors(f"{path} could not be written"):
             self._make_folders(path)
             self.transport.exec(f"f = open({path!r}, 'wb')\nfrom binascii import a2b_base64")
-            for start in range(0, len(data) or 1, _PIECE):
-                packed = binascii.b2a_base64(data[start : start + _PIECE], newline=False)
-                close = "\nf.close()" if start + _PIECE >= len(data) else ""
+            for start in range(0, len(data) or 1, _PIECE_BYTES):
+                packed = binascii.b2a_base64(data[start : start + _PIECE_BYTES], newline=False)
+                close = "\nf.close()" if start + _PIECE_BYTES >= len(data) else ""
                 self.transport.exec(f"n = f.write(a2b_base64({packed!r})){close}")
         if self._hash(path) != digest:
-            raise CableError(self.port, f"{path} arrived with other bytes than were sent", _ETC)
+            raise CableError(
+                self.port, f"{path} arrived with other bytes than were sent", _RETRY_HINT
+            )
         return True
 
     def _make_folders(self, path: str) -> None:
         """Make the folders that a file is in."""
         folder = path.rpartition("/")[0]
         for end in (i for i, sign in enumerate(folder + "/") if sign == "/" and i):
-            if folder[:end] not in self._folders:
+            if folder[:end] not in self._known_folders:
                 with contextlib.suppress(OSError):  # it is there
                     self.transport.fs_mkdir(folder[:end])
-                self._folders.add(folder[:end])
+                self._known_folders.add(folder[:end])
 
     def _hash(self, path: str) -> bytes | None:
         """Return the SHA-256 of a file; None where there is none."""
-        (digest,) = self.told(f"path = {path!r}\n{_HASH}", 1)
+        (digest,) = self.run_tuple(f"path = {path!r}\n{_HASH_CODE}", 1)
         return digest if isinstance(digest, bytes) else None
 
     def restart(self) -> None:
         """Have the board start anew, as after RESET; do not wait for it."""
-        with self.failing("The board was not restarted"):
+        with self.cable_errors("The board was not restarted"):
             self.transport.exec_raw_no_follow("import machine\nmachine.reset()")
 
-    def leave(self) -> None:
+    def leave_raw_repl(self) -> None:
         """Leave the raw REPL; a program that was interrupted starts again (a soft reset)."""
         with contextlib.suppress(OSError):
             self.transport.exit_raw_repl()
-            if self.ran:
+            if self.interrupted_program:
                 self.transport.serial.write(b"\x04")
 
-    def listen(self, seconds: float) -> str:
+    def read_output(self, seconds: float) -> str:
         """Return what the board says by itself meanwhile."""
         deadline, heard = time.monotonic() + seconds, b""
-        with self.failing("The board cannot be heard"):
+        with self.cable_errors("The board cannot be heard"):
             while (left := deadline - time.monotonic()) > 0:
                 self.transport.serial.timeout = left
                 heard += self.transport.serial.read(1)
@@ -320,7 +326,7 @@ class Repl:
         return heard.decode(errors="replace")
 
     @contextlib.contextmanager
-    def failing(self, what: str) -> Iterator[None]:
+    def cable_errors(self, problem: str) -> Iterator[None]:
         """Raise what mpremote or the driver raise as a sentence of ours; its prints go nowhere."""
         from mpremote.transport import TransportError
 
@@ -328,4 +334,6 @@ class Repl:
             yield
         except (TransportError, OSError, IndexError) as error:
             told = str(error) or type(error).__name__
-            raise CableError(self.port, f"{what}: {told.rpartition(chr(10))[2]}", _ETC) from error
+            raise CableError(
+                self.port, f"{problem}: {told.rpartition(chr(10))[2]}", _RETRY_HINT
+            ) from error

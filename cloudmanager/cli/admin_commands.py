@@ -14,18 +14,18 @@ from typing import Any
 
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.display.tables import audit_table, moment, token_table
-from cloudmanager.protocol.text import fold
+from cloudmanager.display.tables import audit_table, format_time, token_table
+from cloudmanager.protocol.text import fold_names
 
-from .commands import OK, Verb, print_json, say
+from .commands import OK, AddVerb, print_json, print_outcome
 
 ROLES = ("viewer", "operator", "admin")
-_SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
+_UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
-def add_verbs(verb: Verb) -> None:
+def add_verbs(add_verb: AddVerb) -> None:
     """Add the verbs of this module to the command line."""
-    enrol = verb("board-enrol", board_enrol, "make what a board needs to join: /cm.json")
+    enrol = add_verb("board-enrol", board_enrol, "make what a board needs to join: /cm.json")
     enrol.add_argument("name", nargs="?", metavar="NAME", help="the board's")
     enrol.add_argument(
         "--plain", action="store_true", help="it cannot verify a certificate: ESP8266"
@@ -34,26 +34,26 @@ def add_verbs(verb: Verb) -> None:
     enrol.add_argument("--server", metavar="HOST[:PORT]", help="where the board dials")
     enrol.add_argument("--token", action="store_true", help="boards enrol themselves, over TLS")
     enrol.add_argument("--match", metavar="TARGET", help="the names that they may get")
-    enrol.add_argument("--uses", type=_number, default=1, metavar="N", help="how many; else 1")
-    enrol.add_argument("--expires", type=_span, metavar="SPAN", help="such as 30d; else 1h")
-    revoke = verb("board-revoke", board_revoke, "take boards out of the fleet, at once")
+    enrol.add_argument("--uses", type=_parse_count, default=1, metavar="N", help="how many; else 1")
+    enrol.add_argument("--expires", type=_parse_span, metavar="SPAN", help="such as 30d; else 1h")
+    revoke = add_verb("board-revoke", board_revoke, "take boards out of the fleet, at once")
     revoke.add_argument("target", metavar="TARGET")
-    rename = verb("board-rename", board_rename, "give a board another name")
+    rename = add_verb("board-rename", board_rename, "give a board another name")
     rename.add_argument("board", metavar="BOARD")
     rename.add_argument("name", metavar="NAME")
-    rotate = verb("board-rotate", board_rotate, "give boards new keys")
+    rotate = add_verb("board-rotate", board_rotate, "give boards new keys")
     rotate.add_argument("target", metavar="TARGET")
 
-    token = verb("token-create", token_create, "make a token for somebody's programs")
+    token = add_verb("token-create", token_create, "make a token for somebody's programs")
     token.add_argument("name", metavar="NAME", help="who, in lists and in the audit log")
     token.add_argument("--role", choices=ROLES, default="operator")
     token.add_argument("--target", default="all", metavar="TARGET", help="the boards it reaches")
-    token.add_argument("--expires", type=_span, metavar="SPAN", help="such as 30d or 12h")
-    verb("token-list", token_list, "list tokens: roles, targets, and when they end")
-    revoke = verb("token-revoke", token_revoke, "let a token open nothing any more")
+    token.add_argument("--expires", type=_parse_span, metavar="SPAN", help="such as 30d or 12h")
+    add_verb("token-list", token_list, "list tokens: roles, targets, and when they end")
+    revoke = add_verb("token-revoke", token_revoke, "let a token open nothing any more")
     revoke.add_argument("name", metavar="NAME")
-    log = verb("audit", audit, "show who did what, the newest last")
-    log.add_argument("-n", dest="count", type=_number, default=50, metavar="N", help="else 50")
+    log = add_verb("audit", audit, "show who did what, the newest last")
+    log.add_argument("-n", dest="count", type=_parse_count, default=50, metavar="N", help="else 50")
 
 
 # Boards
@@ -61,10 +61,10 @@ def add_verbs(verb: Verb) -> None:
 
 def board_enrol(options: argparse.Namespace) -> int:
     """Make a board's identity, or a token by which boards enrol themselves."""
-    from cloudmanager.cable.board_settings import place_of, settings
+    from cloudmanager.cable.board_settings import find_dial_address, make_board_settings
 
     with Fleet() as fleet:
-        place = place_of(fleet, options.server)
+        place = find_dial_address(fleet, options.server)
         if options.token:
             told = fleet.enrol_token(
                 options.match or options.name or "all", uses=options.uses, expires=options.expires
@@ -72,23 +72,24 @@ def board_enrol(options: argparse.Namespace) -> int:
             told["name"] = options.name
         else:
             (told,) = fleet.enrol([options.name], plain=options.plain)
-    text = json.dumps(settings(told, place), indent=2)
+    text = json.dumps(make_board_settings(told, place), indent=2)
     if options.output is None:
         print(text)
     else:
         config.write_private(Path(options.output), text + "\n")
         print(f"{options.output} is what goes to {told['name'] or 'a board'} as /cm.json.")
-    print(_enrolled(options, told, place.reachable), file=sys.stderr)
+    print(_enrolment_notes(options, told, place.reachable), file=sys.stderr)
     return OK
 
 
-def _enrolled(options: argparse.Namespace, told: dict[str, Any], reachable: bool) -> str:
+def _enrolment_notes(
+    options: argparse.Namespace, enrolment: dict[str, Any], reachable: bool
+) -> str:
     what = f"It holds the key of {options.name}: keep it secret."
     if options.token:
-        until = moment(told["expires"])
-        what = (
-            f"{options.uses} of {told['target']} may enrol with it until {until}: keep it secret."
-        )
+        until = format_time(enrolment["expires"])
+        boards = f"{options.uses} of {enrolment['target']}"
+        what = f"{boards} may enrol with it until {until}: keep it secret."
     if not reachable:
         how = "`mbm server-start --listen 0.0.0.0`"
         what += f"\nOnly this machine can reach the server; start it with {how}."
@@ -99,14 +100,16 @@ def board_revoke(options: argparse.Namespace) -> int:
     """Take boards out of the fleet."""
     with Fleet() as fleet:
         names = fleet.revoke(options.target)
-    return say(options, names, f"{fold(names)}: out of the fleet; the keys open nothing any more.")
+    return print_outcome(
+        options, names, f"{fold_names(names)}: out of the fleet; the keys open nothing any more."
+    )
 
 
 def board_rename(options: argparse.Namespace) -> int:
     """Give a board another name."""
     with Fleet() as fleet:
         name = fleet.rename(options.board, options.name)
-    return say(options, name, f"{options.board} is called {name} now.")
+    return print_outcome(options, name, f"{options.board} is called {name} now.")
 
 
 def board_rotate(options: argparse.Namespace) -> int:
@@ -119,7 +122,7 @@ def board_rotate(options: argparse.Namespace) -> int:
     for state, what in (("asked", "takes its new key now"), ("waits", "will, once it is idle")):
         names = [name for name, is_so in told.items() if is_so == state]
         if names:
-            print(f"{fold(names)}: {what}.")
+            print(f"{fold_names(names)}: {what}.")
     return OK
 
 
@@ -135,7 +138,7 @@ def token_create(options: argparse.Namespace) -> int:
         print_json(made)
         return OK
     print(made["token"])
-    until = f"until {moment(made['expires'])}" if made["expires"] else "until it is revoked"
+    until = f"until {format_time(made['expires'])}" if made["expires"] else "until it is revoked"
     told = f"{made['name']}: {made['role']} on {made['target']}, {until}."
     print(f"{told} It is shown this once: set CM_TOKEN to it.", file=sys.stderr)
     return OK
@@ -145,7 +148,7 @@ def token_list(options: argparse.Namespace) -> int:
     """List tokens, those that open nothing any more, too."""
     with Fleet() as fleet:
         tokens = fleet.request("token-list")
-    return say(options, tokens, token_table(tokens))
+    return print_outcome(options, tokens, token_table(tokens))
 
 
 def token_revoke(options: argparse.Namespace) -> int:
@@ -164,20 +167,20 @@ def audit(options: argparse.Namespace) -> int:
     """Show who did what, the newest last."""
     with Fleet() as fleet:
         rows = fleet.request("audit", count=options.count)
-    return say(options, rows, audit_table(rows))
+    return print_outcome(options, rows, audit_table(rows))
 
 
 # Arguments
 
 
-def _span(text: str) -> int:
+def _parse_span(text: str) -> int:
     found = re.fullmatch("([1-9][0-9]{0,5})([mhdw])", text)
-    if found and (seconds := int(found[1]) * _SPANS[found[2]]) <= 3650 * 86400:
+    if found and (seconds := int(found[1]) * _UNIT_SECONDS[found[2]]) <= 3650 * 86400:
         return seconds
     raise argparse.ArgumentTypeError("a span is such as 90m, 12h, 30d or 8w, at most ten years")
 
 
-def _number(text: str) -> int:
+def _parse_count(text: str) -> int:
     if text.isdecimal() and 0 < int(text[:6]) <= 10_000:
         return int(text)
     raise argparse.ArgumentTypeError("how many is a number from 1 to 10000")

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.client.board_paths import on_board
-from cloudmanager.client.files import failed, nothing
+from cloudmanager.client.board_paths import parse_board_path
+from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
-from cloudmanager.client.jobs import STOP_SECONDS
-from cloudmanager.client.sources import of_bytes
-from cloudmanager.client.uploads import Item, spread
-from cloudmanager.client.verbs import TICK, drive
+from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
+from cloudmanager.client.sources import source_from_bytes
+from cloudmanager.client.uploads import UploadItem, upload_per_board
+from cloudmanager.client.verbs import TICK_SECONDS, run_blocking
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import nearest
+from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
 PROGRAM: Final = "app.py"  # what a board says while its own program runs
@@ -26,12 +26,12 @@ SETTINGS: Final = ":settings.json"  # what the user's own programs read on a boa
 class Macro(NamedTuple):
     """One macro: what it takes, and what it does."""
 
-    takes: tuple[str, ...]
-    text: str
-    act: Callable[..., Results]
+    arguments: tuple[str, ...]
+    description: str
+    action: Callable[..., Results]
 
 
-def run(boards: Boards, name: str, words: Sequence[str]) -> Results:
+def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
     """Run a macro.
 
     Raises:
@@ -39,16 +39,18 @@ def run(boards: Boards, name: str, words: Sequence[str]) -> Results:
     """
     macro = MACROS.get(name)
     if macro is None:
-        meant = nearest(name, MACROS)
+        meant = nearest_name(name, MACROS)
         guess = f" Did you mean {meant}?" if meant else ""
         raise ValueError(f"There is no macro {name}.{guess} There are {', '.join(MACROS)}.")
-    least = sum(not word.startswith("[") for word in macro.takes)
-    if not least <= len(words) <= len(macro.takes):
-        raise ValueError(f"It is used so: mbm board TARGET {name} {' '.join(macro.takes)}".rstrip())
-    return macro.act(boards, *words)
+    least = sum(not word.startswith("[") for word in macro.arguments)
+    if not least <= len(arguments) <= len(macro.arguments):
+        raise ValueError(
+            f"It is used so: mbm board TARGET {name} {' '.join(macro.arguments)}".rstrip()
+        )
+    return macro.action(boards, *arguments)
 
 
-def _path(text: str) -> str:
+def _board_path(text: str) -> str:
     """Return a path on boards; here, the colon may be left out."""
     return text if text.startswith(":") else f":{text}"
 
@@ -57,13 +59,15 @@ def _echo(boards: Boards, text: str) -> Results:
     return boards.run(f"print({text!r})")
 
 
-def _stop(boards: Boards) -> Results:
+def _stop_programs(boards: Boards) -> Results:
     """End the boards' own programs; one that goes on is an error, though its board was asked."""
     asked = boards.stop()
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
     while (going := _programs(boards, asked)) and time.monotonic() < deadline:
-        time.sleep(TICK)
-    return Results({name: _goes_on(name) if name in going else nothing(name) for name in asked}, ())
+        time.sleep(TICK_SECONDS)
+    return Results(
+        {name: _goes_on(name) if name in going else empty_result(name) for name in asked}, ()
+    )
 
 
 def _programs(boards: Boards, names: Sequence[str]) -> set[str]:
@@ -73,29 +77,34 @@ def _programs(boards: Boards, names: Sequence[str]) -> set[str]:
 
 
 def _goes_on(name: str) -> Result:
-    error = CloudmanagerError(f"its program still runs {STOP_SECONDS:g} s after it was interrupted")
+    error = CloudmanagerError(
+        f"its program still runs {INTERRUPT_GRACE_SECONDS:g} s after it was interrupted"
+    )
     error.hint = f"`mbm board {name} reset` ends it, whatever it does."
-    return failed(name, error)
+    return failed_result(name, error)
 
 
-def _settings(boards: Boards) -> Results:
+def _show_settings(boards: Boards) -> Results:
     return boards.read(SETTINGS)
 
 
-def _set(boards: Boards, key: str, value: str) -> Results:
+def _change_setting(boards: Boards, key: str, value: str) -> Results:
     """Change one setting on each board, and leave its others alone."""
     known = boards.read(SETTINGS)
     plans = {}
     for name, result in known.items():
         if result.ok or isinstance(result.error, FileNotFoundError):
-            settings = {**(_read(result.value) if result.ok else {}), key: _literal(value)}
-            source = of_bytes(json.dumps(settings, indent=1).encode())
-            plans[name] = [Item(source, on_board(SETTINGS))]
-    done = drive(spread(boards, plans, None))
+            settings = {
+                **(_parse_settings(result.value) if result.ok else {}),
+                key: _parse_value(value),
+            }
+            source = source_from_bytes(json.dumps(settings, indent=1).encode())
+            plans[name] = [UploadItem(source, parse_board_path(SETTINGS))]
+    done = run_blocking(upload_per_board(boards, plans, None))
     return Results({**known, **done}, known.left_out)
 
 
-def _read(raw: bytes) -> dict[str, Any]:
+def _parse_settings(raw: bytes) -> dict[str, Any]:
     try:
         told = json.loads(raw)
     except ValueError:
@@ -105,7 +114,7 @@ def _read(raw: bytes) -> dict[str, Any]:
     return told
 
 
-def _literal(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     """Return what a word means: a number, true, a list …, else the word itself."""
     for read in (json.loads, ast.literal_eval):
         try:
@@ -118,14 +127,22 @@ def _literal(text: str) -> Any:
 MACROS: Final[dict[str, Macro]] = {
     "echo": Macro(("TEXT",), "print it", _echo),
     "reset": Macro((), "a soft reset", lambda boards: boards.reset()),
-    "ls": Macro(("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_path(path))),
-    "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_path(path))),
-    "stat": Macro(("PATH",), "look at a path", lambda boards, path: boards.stat(_path(path))),
-    "mkdir": Macro(("PATH",), "make a folder", lambda boards, path: boards.mkdir(_path(path))),
-    "rmdir": Macro(("PATH",), "remove a folder", lambda boards, path: boards.rmdir(_path(path))),
-    "rm": Macro(("PATH",), "remove a file", lambda boards, path: boards.rm(_path(path))),
+    "ls": Macro(
+        ("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_board_path(path))
+    ),
+    "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_board_path(path))),
+    "stat": Macro(("PATH",), "look at a path", lambda boards, path: boards.stat(_board_path(path))),
+    "mkdir": Macro(
+        ("PATH",), "make a folder", lambda boards, path: boards.mkdir(_board_path(path))
+    ),
+    "rmdir": Macro(
+        ("PATH",), "remove a folder", lambda boards, path: boards.rmdir(_board_path(path))
+    ),
+    "rm": Macro(("PATH",), "remove a file", lambda boards, path: boards.rm(_board_path(path))),
     "mv": Macro(
-        ("PATH", "PATH"), "rename", lambda boards, path, to: boards.mv(_path(path), _path(to))
+        ("PATH", "PATH"),
+        "rename",
+        lambda boards, path, to: boards.mv(_board_path(path), _board_path(to)),
     ),
     "df": Macro((), "the room on the flash", lambda boards: boards.df()),
     "mem_free": Macro(
@@ -138,7 +155,7 @@ MACROS: Final[dict[str, Macro]] = {
         "what it is",
         lambda boards: boards.run("__import__('sys').platform, __import__('sys').version"),
     ),
-    "stop": Macro((), "end their own programs (app.py)", _stop),
-    "settings": Macro((), f"show {SETTINGS[1:]}", _settings),
-    "set": Macro(("KEY", "VALUE"), f"change a setting in {SETTINGS[1:]}", _set),
+    "stop": Macro((), "end their own programs (app.py)", _stop_programs),
+    "settings": Macro((), f"show {SETTINGS[1:]}", _show_settings),
+    "set": Macro(("KEY", "VALUE"), f"change a setting in {SETTINGS[1:]}", _change_setting),
 }

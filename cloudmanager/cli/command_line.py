@@ -25,25 +25,25 @@ from cloudmanager.protocol.errors import (
 )
 
 from . import admin_commands, cable_commands, commands, file_commands, package_commands
-from .commands import FAILED, NO_SERVER, USAGE, Verb
+from .commands import FAILED, NO_SERVER, USAGE, AddVerb
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run ``mbm`` and exit."""
-    options = _parse(arguments)
+    options = _parse_arguments(arguments)
     act: Callable[[argparse.Namespace], int] = options.act
     try:
         status = act(options)
         sys.stdout.flush()
     except ServerUnreachable as error:
-        status = _complain(error, NO_SERVER)
+        status = _print_error(error, NO_SERVER)
     except (TargetError, NoSuchBoard, CellSyntaxError) as error:
-        status = _complain(error, USAGE)
+        status = _print_error(error, USAGE)
     except BrokenPipeError:  # `mbm … | head`: what is left to be written goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     except (CloudmanagerError, OSError) as error:
-        status = _complain(error, FAILED)
+        status = _print_error(error, FAILED)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     sys.exit(status)
@@ -54,7 +54,7 @@ def flash_main(arguments: Sequence[str] | None = None) -> NoReturn:
     main(["flash", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _complain(error: Exception, status: int) -> int:
+def _print_error(error: Exception, status: int) -> int:
     print(f"mbm: {error}", file=sys.stderr)
     return status
 
@@ -62,9 +62,9 @@ def _complain(error: Exception, status: int) -> int:
 # The command line
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; FILE and NAMEs may come after options too, as argparse alone does not have it."""
-    parser = _parser()
+    parser = _make_parser()
     options, rest = parser.parse_known_args(arguments)
     plain = all(text == "-" or not text.startswith("-") for text in rest)
     if plain and isinstance(getattr(options, "names", None), list):
@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mbm", description="A fleet of MicroPython boards, from the shell."
     )
@@ -94,27 +94,31 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print JSON, for programs")
         return made
 
-    _add_server(verb)
-    _add_boards(verb)
+    _add_server_verbs(verb)
+    _add_board_verbs(verb)
     admin_commands.add_verbs(verb)
     cable_commands.add_verbs(verb)
-    file_commands.add_to(verb)
-    package_commands.add_to(verb)
-    _add_jobs(verb)
-    _add_virtual(verb)
+    file_commands.add_verbs(verb)
+    package_commands.add_verbs(verb)
+    _add_job_verbs(verb)
+    _add_virtual_verbs(verb)
     return parser
 
 
-def _add_server(verb: Verb) -> None:
-    start = verb("server-start", commands.server_start, "start the local server in the background")
+def _add_server_verbs(add_verb: AddVerb) -> None:
+    start = add_verb(
+        "server-start", commands.server_start, "start the local server in the background"
+    )
     start.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
-    start.add_argument("--port", type=_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
-    start.add_argument("--cert", type=_file, metavar="FILE", help="for browsers and monitors, PEM")
-    start.add_argument("--key", type=_file, metavar="FILE", help="its key, PEM")
+    start.add_argument("--port", type=_parse_tcp_port, default=config.DEFAULT_TCP_PORT, metavar="N")
+    start.add_argument(
+        "--cert", type=_absolute_path, metavar="FILE", help="for browsers and monitors, PEM"
+    )
+    start.add_argument("--key", type=_absolute_path, metavar="FILE", help="its key, PEM")
     start.add_argument("--behind-proxy", dest="proxy", metavar="CIDR", help="proxies that end TLS")
     start.add_argument(
         "--index",
-        type=config.index,
+        type=config.parse_index,
         action="append",
         default=[],
         metavar="[ALIAS=]URL",
@@ -124,87 +128,93 @@ def _add_server(verb: Verb) -> None:
     start.add_argument("--log-json", action="store_true", help="server.log for programs")
     start.add_argument("--keep-jobs", type=int, metavar="DAYS", help="else 90")
     start.add_argument("--keep-audit", type=int, metavar="DAYS", help="31 or more; else 400")
-    verb("server-stop", commands.server_stop, "stop the local server")
-    backup = verb("server-backup", commands.server_backup, "save the local server into a file")
+    add_verb("server-stop", commands.server_stop, "stop the local server")
+    backup = add_verb("server-backup", commands.server_backup, "save the local server into a file")
     backup.add_argument("file", metavar="FILE")
-    restore = verb("server-restore", commands.server_restore, "make it what it was at a backup")
+    restore = add_verb("server-restore", commands.server_restore, "make it what it was at a backup")
     restore.add_argument("file", metavar="FILE")
-    verb("server-status", commands.server_status, "tell how the server is")
+    add_verb("server-status", commands.server_status, "tell how the server is")
 
 
-def _add_boards(verb: Verb) -> None:
-    boards = verb("board-list", commands.board_list, "list the boards")
+def _add_board_verbs(add_verb: AddVerb) -> None:
+    boards = add_verb("board-list", commands.board_list, "list the boards")
     boards.add_argument("target", nargs="?", metavar="TARGET", help="which ones; else all")
-    execute = verb("board-execute", commands.board_execute, "run a cell on boards, all at once")
+    execute = add_verb("board-execute", commands.board_execute, "run a cell on boards, all at once")
     execute.add_argument("target", metavar="TARGET", help="such as 'esp-[1-3]' (quote it)")
     execute.add_argument("file", nargs="?", metavar="FILE", help="else standard input")
     execute.add_argument("-c", dest="code", metavar="CODE", help="the cell itself")
     execute.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="interrupt it after S seconds"
+        "--timeout", type=_parse_seconds, metavar="S", help="interrupt it after S seconds"
     )
     execute.add_argument("--fresh", action="store_true", help="after a soft reset")
-    execute.add_argument("--wait", type=_seconds, default=0, metavar="S", help="for absent boards")
-    label = verb("board-label", commands.board_label, "set labels; an empty value takes one away")
+    execute.add_argument(
+        "--wait", type=_parse_seconds, default=0, metavar="S", help="for absent boards"
+    )
+    label = add_verb(
+        "board-label", commands.board_label, "set labels; an empty value takes one away"
+    )
     label.add_argument("target", metavar="TARGET")
     label.add_argument("labels", nargs="+", metavar="KEY=VALUE")
 
 
-def _add_jobs(verb: Verb) -> None:
-    jobs = verb(
+def _add_job_verbs(add_verb: AddVerb) -> None:
+    jobs = add_verb(
         "job-list", commands.job_list, "list jobs: those that run, then those that ended lately"
     )
     jobs.add_argument("target", nargs="?", metavar="TARGET", help="of which boards; else all")
-    show = verb("job-show", commands.job_show, "show a job: how it ended and the end of its output")
+    show = add_verb(
+        "job-show", commands.job_show, "show a job: how it ended and the end of its output"
+    )
     show.add_argument("job", type=int, metavar="JOB")
-    stop = verb("job-interrupt", commands.job_interrupt, "interrupt jobs, anybody's")
+    stop = add_verb("job-interrupt", commands.job_interrupt, "interrupt jobs, anybody's")
     stop.add_argument("jobs", type=int, nargs="+", metavar="JOB")
 
 
-def _add_virtual(verb: Verb) -> None:
-    virtual = verb(
+def _add_virtual_verbs(add_verb: AddVerb) -> None:
+    virtual = add_verb(
         "simulate", commands.simulate, "start virtual boards (real MicroPython processes)"
     )
-    virtual.add_argument("count", type=_count, nargs="?", default=1, metavar="N")
+    virtual.add_argument("count", type=_parse_count, nargs="?", default=1, metavar="N")
     virtual.add_argument(
         "--name", default="sim", metavar="PREFIX", help="names are PREFIX-1 and so on"
     )
-    virtual.add_argument("--heap", type=_size, metavar="SIZE", help="such as 64k")
-    virtual.add_argument("--flash", type=_size, metavar="SIZE", help="such as 1M")
+    virtual.add_argument("--heap", type=_check_size, metavar="SIZE", help="such as 64k")
+    virtual.add_argument("--flash", type=_check_size, metavar="SIZE", help="such as 1M")
     virtual.add_argument("--detach", action="store_true", help="go on in the background")
     virtual.add_argument(
         "--allow-remote", action="store_true", help="join a server that others can reach"
     )
     virtual.add_argument("--stop", action="store_true", help="end those that --detach left")
-    demo = verb(
+    demo = add_verb(
         "demo", commands.demo, "three virtual boards, a cell on all of them, and JupyterLab"
     )
     demo.add_argument("--no-lab", dest="lab", action="store_false", help="stop after the cell")
 
 
-def _file(text: str) -> str:
+def _absolute_path(text: str) -> str:
     return str(Path(text).absolute())  # the server works in another folder
 
 
-def _seconds(text: str) -> float:
+def _parse_seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 < (value := float(text)) < float("inf"):
             return value
     raise argparse.ArgumentTypeError("seconds are a number above 0")
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if text.isdecimal() and 0 < int(text[:5]) <= 1000:
         return int(text)
     raise argparse.ArgumentTypeError("how many is a number from 1 to 1000")
 
 
-def _tcp_port(text: str) -> int:
+def _parse_tcp_port(text: str) -> int:
     if text.isdecimal() and int(text[:6]) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError("a TCP port is a number from 0 to 65535")
 
 
-def _size(text: str) -> str:
+def _check_size(text: str) -> str:
     if re.fullmatch("[1-9][0-9]{0,8}[kKmM]?", text):
         return text
     raise argparse.ArgumentTypeError("a size is a number of bytes, such as 64k or 1M")

@@ -15,15 +15,15 @@ from typing import Any
 
 from cloudmanager import local_server
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.client.jobs import STOP_SECONDS
+from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.verbs import still_open
-from cloudmanager.display.tables import duration, fleet_table, job_table, job_text
+from cloudmanager.display.tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
-from cloudmanager.protocol.text import fold
+from cloudmanager.protocol.text import fold_names
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
 #: Adds a verb to `mbm`: its name, what it does, and its help.
-Verb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 # The server
@@ -75,7 +75,7 @@ def server_status(options: argparse.Namespace) -> int:
         return OK
     print(f"address  {status['address']}")
     print(f"version  {status['version']}")
-    print(f"uptime   {duration(status['uptime'])}")
+    print(f"uptime   {format_duration(status['uptime'])}")
     print(
         f"boards   {status['boards']} enrolled, {status['online']} connected, {status['busy']} busy"
     )
@@ -87,18 +87,18 @@ def server_status(options: argparse.Namespace) -> int:
 
 def server_backup(options: argparse.Namespace) -> int:
     """Save the local server into a file."""
-    return _say_files(options, local_server.back_up(Path(options.file)), "holds")
+    return _print_backup(options, local_server.back_up(Path(options.file)), "holds")
 
 
 def server_restore(options: argparse.Namespace) -> int:
     """Make the local server what it was at a backup."""
-    return _say_files(options, local_server.restore(Path(options.file)), "gave back")
+    return _print_backup(options, local_server.restore(Path(options.file)), "gave back")
 
 
-def _say_files(options: argparse.Namespace, saved: local_server.Saved, what: str) -> int:
+def _print_backup(options: argparse.Namespace, saved: local_server.Saved, verb: str) -> int:
     _say_notes(saved.notes)
-    held = f"{options.file} {what} {', '.join(saved.files)}"
-    return say(options, saved.files, f"{held}. Who has it is the server: keep it secret.")
+    held = f"{options.file} {verb} {', '.join(saved.files)}"
+    return print_outcome(options, saved.files, f"{held}. Who has it is the server: keep it secret.")
 
 
 def _say_notes(notes: Iterable[str]) -> None:
@@ -113,14 +113,14 @@ def board_list(options: argparse.Namespace) -> int:
     """List boards."""
     with Fleet() as fleet:
         boards = fleet.boards(options.target)
-    return say(options, boards, fleet_table(boards))
+    return print_outcome(options, boards, fleet_table(boards))
 
 
 def board_execute(options: argparse.Namespace) -> int:
     """Run a cell on boards."""
-    from cloudmanager.display.terminal import follow
+    from cloudmanager.display.terminal import follow_cell
 
-    code = _code(options)
+    code = _read_code(options)
     with Fleet() as fleet:
         boards = fleet[options.target]
         given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
@@ -128,8 +128,8 @@ def board_execute(options: argparse.Namespace) -> int:
             results = boards.run(code, **given)
             print_json({name: result.to_json() for name, result in results.items()})
         else:
-            group = boards.submit(code, **given, listen=True, answers=_has_person())
-            results = follow(group)
+            group = boards.submit(code, **given, listen=True, answers=_is_interactive())
+            results = follow_cell(group)
     return OK if results.ok else FAILED
 
 
@@ -142,10 +142,10 @@ def board_label(options: argparse.Namespace) -> int:
         )
     with Fleet() as fleet:
         names = fleet[options.target].label(labels)
-    return say(options, names, f"{fold(names)}: {', '.join(options.labels)}")
+    return print_outcome(options, names, f"{fold_names(names)}: {', '.join(options.labels)}")
 
 
-def _code(options: argparse.Namespace) -> str:
+def _read_code(options: argparse.Namespace) -> str:
     if options.code is not None:
         return str(options.code)
     from_stdin = options.file is None or options.file == "-"
@@ -160,7 +160,7 @@ def _code(options: argparse.Namespace) -> str:
         sys.exit(USAGE)
 
 
-def _has_person() -> bool:
+def _is_interactive() -> bool:
     return sys.stdin.isatty()
 
 
@@ -171,14 +171,14 @@ def job_list(options: argparse.Namespace) -> int:
     """List jobs."""
     with Fleet() as fleet:
         jobs = fleet.jobs(options.target)
-    return say(options, jobs, job_table(jobs))
+    return print_outcome(options, jobs, job_table(jobs))
 
 
 def job_show(options: argparse.Namespace) -> int:
     """Show one job."""
     with Fleet() as fleet:
         job = fleet.job(options.job)
-    return say(options, job, job_text(job))
+    return print_outcome(options, job, job_text(job))
 
 
 def job_interrupt(options: argparse.Namespace) -> int:
@@ -188,10 +188,12 @@ def job_interrupt(options: argparse.Namespace) -> int:
         left = still_open(fleet, options.jobs) if count else []
     text = f"{count} of {len(options.jobs)} had not ended and were interrupted."
     if not left:
-        return say(options, {"interrupted": count}, text)
+        return print_outcome(options, {"interrupted": count}, text)
     numbers = ", ".join(map(str, left))
-    text += f" Not ended within {STOP_SECONDS:g} s: {numbers}. What runs there ignores it."
-    say(options, {"interrupted": count - len(left), "open": left}, text)
+    text += (
+        f" Not ended within {INTERRUPT_GRACE_SECONDS:g} s: {numbers}. What runs there ignores it."
+    )
+    print_outcome(options, {"interrupted": count - len(left), "open": left}, text)
     return FAILED
 
 
@@ -204,12 +206,12 @@ def simulate(options: argparse.Namespace) -> int:
     from cloudmanager.virtual.virtual_boards import stop_detached
 
     if options.stop:
-        stopped = stop_detached(virtual_boards.folder())
+        stopped = stop_detached(virtual_boards.boards_folder())
         print(
             "The detached virtual boards stopped." if stopped else "No detached virtual boards run."
         )
         return OK
-    names = virtual_boards.names_of(options.name, options.count)
+    names = virtual_boards.numbered_names(options.name, options.count)
     sizes = {"heap": options.heap, "flash": options.flash}
     given = {name: size for name, size in sizes.items() if size}
     with Fleet() as fleet:
@@ -219,7 +221,7 @@ def simulate(options: argparse.Namespace) -> int:
         if options.json:
             print_json(boards.pids)
         else:
-            print(f"{fold(names)} joined {fleet.address.url}", flush=True)
+            print(f"{fold_names(names)} joined {fleet.address.url}", flush=True)
     if options.detach:
         print("They run until `mbm simulate --stop`.", file=sys.stderr)
         return OK
@@ -237,17 +239,17 @@ def demo(options: argparse.Namespace) -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends all that it began, too
         signal.signal(number, signal.default_int_handler)
-    return show(_say, lab=options.lab)
+    return show(_print_paragraph, lab=options.lab)
 
 
-def _say(paragraph: str) -> None:
+def _print_paragraph(paragraph: str) -> None:
     print(paragraph, end="\n\n", flush=True)
 
 
-def say(options: argparse.Namespace, told: Any, text: str) -> int:
+def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:
     """Print what came of a verb, as JSON for programs or as text; return the exit status."""
     if options.json:
-        print_json(told)
+        print_json(data)
     else:
         print(text)
     return OK

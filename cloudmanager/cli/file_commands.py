@@ -14,29 +14,31 @@ from cloudmanager.display.file_report import files_text
 from cloudmanager.results.results import Results
 
 from . import board_commands
-from .commands import FAILED, OK, USAGE, Verb
+from .commands import FAILED, OK, USAGE, AddVerb
 
 
-def add_to(verb: Verb) -> None:
+def add_verbs(add_verb: AddVerb) -> None:
     """Add these verbs to the parser of ``mbm``."""
-    up = verb("board-upload", upload, "copy files or folders to boards")
+    up = add_verb("board-upload", upload, "copy files or folders to boards")
     up.add_argument("target", metavar="TARGET")
     up.add_argument("sources", nargs="+", metavar="FILE", help="and, last, where to, such as :lib/")
-    down = verb("board-download", download, "copy a file or folder from boards")
+    down = add_verb("board-download", download, "copy a file or folder from boards")
     down.add_argument("target", metavar="TARGET")
     down.add_argument("path", metavar=":PATH")
     down.add_argument(
         "folder", nargs="?", default=".", metavar="FOLDER", help="with a folder for each of several"
     )
-    same = verb("board-sync", sync, "make a folder on boards equal to one here")
+    same = add_verb("board-sync", sync, "make a folder on boards equal to one here")
     same.add_argument("target", metavar="TARGET")
     same.add_argument("folder", metavar="FOLDER", help=".mbmignore in it names what stays out")
     same.add_argument("dest", nargs="?", default=":/", metavar="DEST", help="else :/")
     same.add_argument("--delete", action="store_true", help="files that are not here go there")
     same.add_argument("--dry-run", action="store_true", help="only tell what would be done")
     same.add_argument("--watch", action="store_true", help="again, whenever a file is saved")
-    names = "; ".join(f"{name}: {macro.text}" for name, macro in board_commands.MACROS.items())
-    board = verb("board", macro, f"a macro on boards ({names})".replace("%", "%%"))
+    names = "; ".join(
+        f"{name}: {macro.description}" for name, macro in board_commands.MACROS.items()
+    )
+    board = add_verb("board", run_board_macro, f"a macro on boards ({names})".replace("%", "%%"))
     board.add_argument("target", metavar="TARGET")
     board.add_argument("macro", metavar="MACRO", help=", ".join(board_commands.MACROS))
     board.add_argument("words", nargs="*", metavar="WORD")
@@ -48,31 +50,31 @@ def upload(options: argparse.Namespace) -> int:
     if not sources or not (_is_board_path(dest) or not Path(dest).exists()):
         sources, dest = options.sources, ":/"
     one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
-    with Fleet() as fleet, progress.Bar() as bar:
+    with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
-        results = progress.follow(
+        results = progress.run_with_progress(
             lambda moved: FileVerbs.put(boards, one, _board_path(dest), progress=moved), bar
         )
-    return tell(results, options)
+    return print_results(results, options)
 
 
 def download(options: argparse.Namespace) -> int:
     """Copy from boards."""
-    with Fleet() as fleet, progress.Bar() as bar:
+    with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
-        results = progress.follow(
+        results = progress.run_with_progress(
             lambda moved: FileVerbs.get(
                 boards, _board_path(options.path), options.folder, progress=moved
             ),
             bar,
         )
-    return tell(results, options)
+    return print_results(results, options)
 
 
 def sync(options: argparse.Namespace) -> int:
     """Make a folder equal; with --watch, until Ctrl-C."""
     if not Path(options.folder).is_dir():
-        return refuse(f"{options.folder} is no folder.")
+        return print_usage_error(f"{options.folder} is no folder.")
     with Fleet() as fleet:
         status = _sync_once(fleet, options)
         if options.watch:
@@ -85,8 +87,8 @@ def sync(options: argparse.Namespace) -> int:
 
 def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
     boards = fleet[options.target]
-    with progress.Bar() as bar:
-        results = progress.follow(
+    with progress.ProgressBar() as bar:
+        results = progress.run_with_progress(
             lambda moved: FileVerbs.sync(
                 boards,
                 options.folder,
@@ -97,20 +99,20 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
             ),
             bar,
         )
-    return tell(results, options)
+    return print_results(results, options)
 
 
-def macro(options: argparse.Namespace) -> int:
+def run_board_macro(options: argparse.Namespace) -> int:
     """Run a macro."""
     with Fleet() as fleet:
         try:
-            results = board_commands.run(fleet[options.target], options.macro, options.words)
+            results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
         except ValueError as error:
-            return refuse(str(error))
-    return tell(results, options)
+            return print_usage_error(str(error))
+    return print_results(results, options)
 
 
-def tell(results: Results, options: argparse.Namespace) -> int:
+def print_results(results: Results, options: argparse.Namespace) -> int:
     """Print what came of a verb; return the exit status."""
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
@@ -119,9 +121,9 @@ def tell(results: Results, options: argparse.Namespace) -> int:
     return OK if results.ok else FAILED
 
 
-def refuse(why: str) -> int:
+def print_usage_error(reason: str) -> int:
     """Say what makes no sense; return the exit status."""
-    print(f"mbm: {why}", file=sys.stderr)
+    print(f"mbm: {reason}", file=sys.stderr)
     return USAGE
 
 

@@ -6,31 +6,31 @@ import argparse
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.install_options import (
-    PLANNING,
+    PLANNING_TEXT,
     add_change_options,
     add_install_options,
-    install_options,
-    what_lacks,
+    install_arguments,
+    install_options_error,
 )
 from cloudmanager.client.package_verbs import PackageVerbs
 from cloudmanager.display import progress
 
-from .commands import Verb
-from .file_commands import refuse, tell
+from .commands import AddVerb
+from .file_commands import print_results, print_usage_error
 
 
-def add_to(verb: Verb) -> None:
+def add_verbs(add_verb: AddVerb) -> None:
     """Add these verbs to the parser of ``mbm``."""
-    made = verb("board-install", install, "install packages, and what they need, on boards")
+    made = add_verb("board-install", install, "install packages, and what they need, on boards")
     made.add_argument("target", metavar="TARGET")
     add_install_options(made)
-    gone = verb("board-uninstall", uninstall, "take packages off boards")
+    gone = add_verb("board-uninstall", uninstall, "take packages off boards")
     gone.add_argument("target", metavar="TARGET")
     gone.add_argument("names", nargs="+", metavar="NAME")
     add_change_options(gone)
-    have = verb("board-packages", packages, "tell which packages boards have")
+    have = add_verb("board-packages", packages, "tell which packages boards have")
     have.add_argument("target", metavar="TARGET")
-    newer = verb("board-upgrade", upgrade, "install the newest of what boards have")
+    newer = add_verb("board-upgrade", upgrade, "install the newest of what boards have")
     newer.add_argument("target", metavar="TARGET")
     newer.add_argument("names", nargs="*", metavar="NAME", help="else all")
     add_change_options(newer)
@@ -38,17 +38,17 @@ def add_to(verb: Verb) -> None:
 
 def install(options: argparse.Namespace) -> int:
     """Install."""
-    if why := what_lacks(options):
-        return refuse(why)
-    given = install_options(options)
-    with Fleet() as fleet, progress.Bar() as bar:
+    if why := install_options_error(options):
+        return print_usage_error(why)
+    given = install_arguments(options)
+    with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
-        results = progress.follow(
+        results = progress.run_with_progress(
             lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **given),
             bar,
-            PLANNING,
+            PLANNING_TEXT,
         )
-    return tell(results, options)
+    return print_results(results, options)
 
 
 def uninstall(options: argparse.Namespace) -> int:
@@ -57,20 +57,20 @@ def uninstall(options: argparse.Namespace) -> int:
         results = fleet[options.target].uninstall(
             *options.names, force=options.force, dry_run=options.dry_run
         )
-    return tell(results, options)
+    return print_results(results, options)
 
 
 def packages(options: argparse.Namespace) -> int:
     """Tell what there is."""
     with Fleet() as fleet:
-        return tell(fleet[options.target].packages(), options)
+        return print_results(fleet[options.target].packages(), options)
 
 
 def upgrade(options: argparse.Namespace) -> int:
     """Install the newest."""
-    with Fleet() as fleet, progress.Bar() as bar:
+    with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
-        results = progress.follow(
+        results = progress.run_with_progress(
             lambda moved: PackageVerbs.upgrade(
                 boards,
                 *options.names,
@@ -79,6 +79,6 @@ def upgrade(options: argparse.Namespace) -> int:
                 progress=moved,
             ),
             bar,
-            PLANNING,
+            PLANNING_TEXT,
         )
-    return tell(results, options)
+    return print_results(results, options)

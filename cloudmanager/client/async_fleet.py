@@ -14,9 +14,9 @@ from cloudmanager.results.results import Results
 from . import verbs
 from .exchange import Exchange
 from .file_verbs import FileVerbs
-from .future import Once
+from .future import Future
 from .jobs import Event, Job, JobGroup
-from .link import Link
+from .link import ServerLink
 from .package_verbs import PackageVerbs
 from .verbs import BoardsVerbs, FleetVerbs
 from .watch import Update, Watch
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_loop(
+def asynchronous(
     verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Return the verb as a method that asyncio awaits."""
@@ -33,18 +33,18 @@ def in_loop(
     @functools.wraps(verb)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         await self.connect()
-        return await _drive(verb(self, *args, **kwargs))
+        return await _run_in_loop(verb(self, *args, **kwargs))
 
     return call
 
 
-async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
+async def _run_in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a verb to its end; a cancellation is raised inside of it."""
     try:
-        awaited: Once[Any] = coroutine.send(None)
+        awaited: Future[Any] = coroutine.send(None)
         while True:
             try:
-                await done(awaited)
+                await wait_done(awaited)
             except BaseException as error:
                 awaited = coroutine.throw(error)
             else:
@@ -54,17 +54,19 @@ async def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
         return value
 
 
-async def done(once: Once[Any]) -> None:
+async def wait_done(future: Future[Any]) -> None:
     """Wait until it is set, without blocking the loop."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
-    once.then(lambda: soon(loop, told.set))
+    future.add_done_callback(lambda: call_in_loop(loop, told.set))
     await told.wait()
 
 
-def soon(loop: asyncio.AbstractEventLoop, act: Callable[..., object], *args: object) -> None:
-    """Have the loop call ``act``; nothing where the program has ended its loop."""
+def call_in_loop(
+    loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object
+) -> None:
+    """Have the loop call ``callback``; nothing where the program has ended its loop."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(act, *args)
+        loop.call_soon_threadsafe(callback, *args)
 
 
 class AsyncFleet:
@@ -77,8 +79,8 @@ class AsyncFleet:
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self._url, self._token = url, token
-        self._link: Link | None = None
-        self._dialling = asyncio.Lock()
+        self._link: ServerLink | None = None
+        self._connect_lock = asyncio.Lock()
 
     async def __aenter__(self) -> AsyncFleet:
         await self.connect()
@@ -96,10 +98,10 @@ class AsyncFleet:
         Raises:
             ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
         """
-        async with self._dialling:
+        async with self._connect_lock:
             if self._link is None or self._link.closed:
-                address = config.find(self._url, self._token)
-                self._link = await asyncio.to_thread(Link, address)
+                address = config.find_server(self._url, self._token)
+                self._link = await asyncio.to_thread(ServerLink, address)
 
     async def close(self) -> None:
         """Hang up. What runs goes on on the boards."""
@@ -122,18 +124,18 @@ class AsyncFleet:
 
         return AsyncWatch(Watch(dial, target, samples=samples))
 
-    request = in_loop(FleetVerbs.request)
-    boards = in_loop(FleetVerbs.boards)
-    status = in_loop(FleetVerbs.status)
-    enrol = in_loop(FleetVerbs.enrol)
-    enrol_token = in_loop(FleetVerbs.enrol_token)
-    revoke = in_loop(FleetVerbs.revoke)
-    rename = in_loop(FleetVerbs.rename)
-    rotate = in_loop(FleetVerbs.rotate)
-    jobs = in_loop(FleetVerbs.jobs)
-    job = in_loop(FleetVerbs.job)
-    interrupt = in_loop(FleetVerbs.interrupt)
-    samples = in_loop(FleetVerbs.samples)
+    request = asynchronous(FleetVerbs.request)
+    boards = asynchronous(FleetVerbs.boards)
+    status = asynchronous(FleetVerbs.status)
+    enrol = asynchronous(FleetVerbs.enrol)
+    enrol_token = asynchronous(FleetVerbs.enrol_token)
+    revoke = asynchronous(FleetVerbs.revoke)
+    rename = asynchronous(FleetVerbs.rename)
+    rotate = asynchronous(FleetVerbs.rotate)
+    jobs = asynchronous(FleetVerbs.jobs)
+    job = asynchronous(FleetVerbs.job)
+    interrupt = asynchronous(FleetVerbs.interrupt)
+    samples = asynchronous(FleetVerbs.samples)
 
 
 class AsyncBoards:
@@ -166,35 +168,37 @@ class AsyncBoards:
         loop = asyncio.get_running_loop()
 
         def tell(event: Event | None) -> None:
-            soon(loop, events.put_nowait, event)
+            call_in_loop(loop, events.put_nowait, event)
 
-        group = JobGroup(verbs.cell_of(code, inputs), tell=tell)
-        verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
+        group = JobGroup(verbs.make_cell(code, inputs), on_event=tell)
+        verbs.submit_group(
+            self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
+        )
         with verbs.interrupting(group):
-            await done(group.accepted)
-        group.accepted.get()
+            await wait_done(group.accepted)
+        group.accepted.result()
         return AsyncJobGroup(group, events)
 
-    run = in_loop(BoardsVerbs.run)
-    reset = in_loop(BoardsVerbs.reset)
-    info = in_loop(BoardsVerbs.info)
-    label = in_loop(BoardsVerbs.label)
-    put = in_loop(FileVerbs.put)
-    get = in_loop(FileVerbs.get)
-    read = in_loop(FileVerbs.read)
-    sync = in_loop(FileVerbs.sync)
-    ls = in_loop(FileVerbs.ls)
-    stat = in_loop(FileVerbs.stat)
-    df = in_loop(FileVerbs.df)
-    mkdir = in_loop(FileVerbs.mkdir)
-    rmdir = in_loop(FileVerbs.rmdir)
-    rm = in_loop(FileVerbs.rm)
-    mv = in_loop(FileVerbs.mv)
-    stop = in_loop(BoardsVerbs.stop)
-    install = in_loop(PackageVerbs.install)
-    uninstall = in_loop(PackageVerbs.uninstall)
-    packages = in_loop(PackageVerbs.packages)
-    upgrade = in_loop(PackageVerbs.upgrade)
+    run = asynchronous(BoardsVerbs.run)
+    reset = asynchronous(BoardsVerbs.reset)
+    info = asynchronous(BoardsVerbs.info)
+    label = asynchronous(BoardsVerbs.label)
+    put = asynchronous(FileVerbs.put)
+    get = asynchronous(FileVerbs.get)
+    read = asynchronous(FileVerbs.read)
+    sync = asynchronous(FileVerbs.sync)
+    ls = asynchronous(FileVerbs.ls)
+    stat = asynchronous(FileVerbs.stat)
+    df = asynchronous(FileVerbs.df)
+    mkdir = asynchronous(FileVerbs.mkdir)
+    rmdir = asynchronous(FileVerbs.rmdir)
+    rm = asynchronous(FileVerbs.rm)
+    mv = asynchronous(FileVerbs.mv)
+    stop = asynchronous(BoardsVerbs.stop)
+    install = asynchronous(PackageVerbs.install)
+    uninstall = asynchronous(PackageVerbs.uninstall)
+    packages = asynchronous(PackageVerbs.packages)
+    upgrade = asynchronous(PackageVerbs.upgrade)
 
 
 class AsyncJobGroup:
@@ -220,7 +224,7 @@ class AsyncJobGroup:
     async def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
         try:
-            await asyncio.wait_for(done(self._group.finished), timeout)
+            await asyncio.wait_for(wait_done(self._group.finished), timeout)
         except TimeoutError:
             return False
         return True

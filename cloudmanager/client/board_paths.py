@@ -12,12 +12,14 @@ import unicodedata
 from pathlib import Path
 from typing import Final
 
-_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")  # of Windows
-_FORBIDDEN: Final = frozenset('<>:"/\\|?*')
-_LONGEST: Final = 255  # bytes of a name, on the file systems there are
+_WINDOWS_RESERVED: Final = re.compile(
+    r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
+)  # of Windows
+_FORBIDDEN_CHARS: Final = frozenset('<>:"/\\|?*')
+_MAX_NAME_BYTES: Final = 255  # bytes of a name, on the file systems there are
 
 
-def on_board(text: str) -> str:
+def parse_board_path(text: str) -> str:
     """Return the path that text such as ``:lib/a.py`` means on a board: ``/lib/a.py``.
 
     Raises:
@@ -30,17 +32,17 @@ def on_board(text: str) -> str:
     return "/" + posixpath.normpath("/" + text[1:]).lstrip("/")
 
 
-def joined(folder: str, name: str) -> str:
+def join_path(folder: str, name: str) -> str:
     """Return the path of a name in a folder of a board."""
     return posixpath.join(folder, name)
 
 
-def shown(path: str) -> str:
+def display_path(path: str) -> str:
     """Return a board's path as people write it."""
     return f":{path}"
 
 
-def here(folder: Path, path: str) -> Path:
+def local_path(folder: Path, path: str) -> Path:
     """Return where a board's file goes below a folder of this machine.
 
     Args:
@@ -52,11 +54,11 @@ def here(folder: Path, path: str) -> Path:
     """
     parts = path.split("/")
     for part in parts:
-        check_name(part)
+        check_local_name(part)
     return folder.joinpath(*parts)
 
 
-def check_name(name: str) -> None:
+def check_local_name(name: str) -> None:
     """Refuse a name that is more than a name, on this system or on another.
 
     Raises:
@@ -64,11 +66,11 @@ def check_name(name: str) -> None:
     """
     plain = (
         name not in ("", ".", "..")
-        and not set(name) & _FORBIDDEN
+        and not set(name) & _FORBIDDEN_CHARS
         and not any(unicodedata.category(char) in ("Cc", "Cf", "Cs") for char in name)
         and not name.endswith((".", " "))
-        and not _RESERVED.fullmatch(name)
-        and len(name.encode("utf-8", "replace")) <= _LONGEST
+        and not _WINDOWS_RESERVED.fullmatch(name)
+        and len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
     )
     if not plain:
         raise ValueError(f"{name[:64]!r} is no name for a file here; it was left on the board")

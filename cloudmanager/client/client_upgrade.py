@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cloudmanager.board_client import client_files
-from cloudmanager.protocol.text import fold
-from cloudmanager.results.results import Results, last_line
+from cloudmanager.protocol.text import fold_names
+from cloudmanager.results.results import Results, error_text
 
 from .fleet import Fleet
 
 PIECE_BYTES: Final = 1024  # a board has to hold a piece twice
 CELL_SECONDS: Final = 20.0
-JOIN_SECONDS: Final = 90.0  # for restart, network and link
-_PREPARE: Final = """
+RECONNECT_SECONDS: Final = 90.0  # for restart, network and link
+_PREPARE_CODE: Final = """
 import sys
 if 'cm_start' not in sys.modules:
     raise OSError('its client was not put there by mbm flash')
@@ -36,8 +36,8 @@ if free[3] > free[2] or free[0] * free[3] < size:
     raise OSError('its flash is too full for a second client')
 os.mkdir('/lib/cm.new')
 """
-_WRITE: Final = "with open('/lib/cm.new/' + name, mode) as file:\n    n = file.write(data)"
-_HASHES: Final = """
+_WRITE_CODE: Final = "with open('/lib/cm.new/' + name, mode) as file:\n    n = file.write(data)"
+_HASHES_CODE: Final = """
 import hashlib, os
 hashes = {}
 for name in os.listdir('/lib/cm.new'):
@@ -51,8 +51,8 @@ for name in os.listdir('/lib/cm.new'):
     hashes[name] = h.digest()
 hashes
 """
-_COMMIT: Final = "open('/lib/cm.new/ok', 'w').close()"
-_CONFIRM: Final = """
+_COMMIT_CODE: Final = "open('/lib/cm.new/ok', 'w').close()"
+_CONFIRM_CODE: Final = """
 import cm_start, os
 kept = 'trial' in os.listdir('/lib/cm')
 if kept:
@@ -62,23 +62,23 @@ kept
 """
 
 
-class Upgrade:
+class ClientUpgrade:
     """New clients for the boards of a target.
 
     Args:
         fleet: whose boards they are.
         target: which ones; those that are not connected end as failed.
-        tell: is called with what is new.
+        on_progress: is called with what is new.
 
     Attributes:
         failed: board -> why it still has its old client.
     """
 
-    def __init__(self, fleet: Fleet, target: str, tell: Callable[[str], None]) -> None:
-        self._fleet, self._tell = fleet, tell
+    def __init__(self, fleet: Fleet, target: str, on_progress: Callable[[str], None]) -> None:
+        self._fleet, self._on_progress = fleet, on_progress
         boards = fleet[target].info()
-        self._left = {board["name"] for board in boards if board["connected_since"]}
-        absent = {board["name"] for board in boards} - self._left
+        self._remaining = {board["name"] for board in boards if board["connected_since"]}
+        absent = {board["name"] for board in boards} - self._remaining
         self.failed = dict.fromkeys(sorted(absent), "it is offline")
         files = client_files()
         start = "/lib/cm/"
@@ -86,59 +86,63 @@ class Upgrade:
 
     def run(self) -> list[str]:
         """Upgrade; return the names of the boards that have the new client."""
-        self._cell(_PREPARE, size=sum(map(len, self._files.values())) + 8192)
+        self._run_cell(_PREPARE_CODE, size=sum(map(len, self._files.values())) + 8192)
         for number, (name, data) in enumerate(self._files.items(), 1):
-            if not self._left:
+            if not self._remaining:
                 return []
-            self._tell(f"writing {name}, {number} of {len(self._files)}")
+            self._on_progress(f"writing {name}, {number} of {len(self._files)}")
             for start in range(0, len(data), PIECE_BYTES):
                 piece = data[start : start + PIECE_BYTES]
-                self._cell(_WRITE, name=name, mode="ab" if start else "wb", data=piece)
-        self._compare()
-        self._cell(_COMMIT)
-        self._restart()
-        self._confirm()
-        return sorted(self._left)
+                self._run_cell(_WRITE_CODE, name=name, mode="ab" if start else "wb", data=piece)
+        self._verify_files()
+        self._run_cell(_COMMIT_CODE)
+        self._restart_boards()
+        self._confirm_boards()
+        return sorted(self._remaining)
 
-    def _fail(self, name: str, why: str) -> None:
-        self._left.discard(name)
+    def _fail_board(self, name: str, why: str) -> None:
+        self._remaining.discard(name)
         self.failed[name] = why
 
-    def _cell(self, code: str, **inputs: Any) -> Results | None:
+    def _run_cell(self, code: str, **inputs: Any) -> Results | None:
         """Run a cell on the boards that are left; those that fail are left out from here on."""
-        if not self._left:
+        if not self._remaining:
             return None
-        boards = self._fleet[fold(self._left)]
+        boards = self._fleet[fold_names(self._remaining)]
         results = boards.run(code, inputs=inputs or None, timeout=CELL_SECONDS)
         for name, result in results.items():
             if not result.ok:
-                self._fail(name, last_line(result.error))
+                self._fail_board(name, error_text(result.error))
         return results
 
-    def _compare(self) -> None:
+    def _verify_files(self) -> None:
         wanted = {name: hashlib.sha256(data).digest() for name, data in self._files.items()}
-        for name, result in (self._cell(_HASHES) or {}).items():
+        for name, result in (self._run_cell(_HASHES_CODE) or {}).items():
             if result.ok and result.value != wanted:
-                self._fail(name, "the files arrived with other bytes than were sent")
+                self._fail_board(name, "the files arrived with other bytes than were sent")
 
-    def _restart(self) -> None:
-        if not self._left:
+    def _restart_boards(self) -> None:
+        if not self._remaining:
             return
-        before = self._links()
-        self._tell("restarting")
-        self._fleet[fold(self._left)].submit("import machine\nmachine.reset()")
-        deadline = time.monotonic() + JOIN_SECONDS
-        while missing := {n for n in self._left if self._links()[n] in (None, before[n])}:
+        before = self._connection_times()
+        self._on_progress("restarting")
+        self._fleet[fold_names(self._remaining)].submit("import machine\nmachine.reset()")
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        while missing := {
+            n for n in self._remaining if self._connection_times()[n] in (None, before[n])
+        }:
             if time.monotonic() > deadline:
                 for name in missing:
-                    self._fail(name, "it did not dial in again; its next boot takes the old client")
+                    self._fail_board(
+                        name, "it did not dial in again; its next boot takes the old client"
+                    )
                 return
             time.sleep(0.1)
 
-    def _links(self) -> Mapping[str, float | None]:
+    def _connection_times(self) -> Mapping[str, float | None]:
         return {board["name"]: board["connected_since"] for board in self._fleet.boards()}
 
-    def _confirm(self) -> None:
-        for name, result in (self._cell(_CONFIRM) or {}).items():
+    def _confirm_boards(self) -> None:
+        for name, result in (self._run_cell(_CONFIRM_CODE) or {}).items():
             if result.ok and result.value is not True:
-                self._fail(name, "the new client did not start; the old one is back")
+                self._fail_board(name, "the new client did not start; the old one is back")

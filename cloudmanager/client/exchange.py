@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from cloudmanager.config import Address
+from cloudmanager.config import ServerAddress
 from cloudmanager.protocol import errors, frames, wire
 from cloudmanager.protocol.errors import (
     CloudmanagerError,
@@ -28,16 +28,18 @@ from cloudmanager.protocol.errors import (
     VersionMismatch,
 )
 
-from .future import Once
+from .future import Future
 from .jobs import Job, JobGroup
 from .outgoing import OutgoingFrame
 
-MAX_MESSAGE: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
-REVOKED: Final = 4004  # the close code for a token that opens nothing any more
-MAX_HEAD: Final = 16 * 1024  # bytes of the answer's head
-_UNSURE: Final = "whether the cell runs is not known; `mbm job-list` tells"
+MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
+CLOSE_REVOKED: Final = 4004  # the close code for a token that opens nothing any more
+MAX_HEAD_BYTES: Final = 16 * 1024  # bytes of the answer's head
+_UNKNOWN_OUTCOME: Final = "whether the cell runs is not known; `mbm job-list` tells"
 _NOT_SENT: Final = "the cell was not sent: it does not run"
-_GONE: Final = "the link to the server broke; the cell goes on, and its outcome is with the server"
+_LINK_BROKEN: Final = (
+    "the link to the server broke; the cell goes on, and its outcome is with the server"
+)
 
 
 class Exchange:
@@ -51,9 +53,9 @@ class Exchange:
     """
 
     def __init__(
-        self, address: Address, host: str, send: Callable[[bytes], OutgoingFrame | None]
+        self, address: ServerAddress, host: str, send: Callable[[bytes], OutgoingFrame | None]
     ) -> None:
-        self.opened: Once[None] = Once()
+        self.opened: Future[None] = Future()
         self.closed = False
         self._address = address
         self._host = host
@@ -61,17 +63,17 @@ class Exchange:
         self._key = base64.b64encode(os.urandom(16)).decode()
         self._head = b""
         self._refusal = ""  # why the server closed the link, where the token is why
-        self._reader = frames.FrameReader(MAX_MESSAGE, masked=False)
+        self._reader = frames.FrameReader(MAX_MESSAGE_BYTES, masked=False)
         self._refs = itertools.count(1)
-        self._ending = threading.Lock()  # nothing is added once the link is lost
-        self._replies: dict[int, Once[Any]] = {}
+        self._close_lock = threading.Lock()  # nothing is added once the link is lost
+        self._replies: dict[int, Future[Any]] = {}
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
-        self._watches: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
+        self._watch_callbacks: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
 
     # What people ask
 
-    def handshake(self) -> bytes:
+    def handshake_request(self) -> bytes:
         """Return what a caller says first (RFC 6455, 4.1)."""
         token = self._address.token.encode("ascii", "replace").decode()
         token = "".join(char for char in token if char.isprintable())
@@ -87,16 +89,16 @@ class Exchange:
         ref = next(self._refs)
         head = {"target": target, "awaits": group.cell.awaits, **options}
         message = wire.pack_submit(ref, head, group.cell.code)
-        with self._ending:
+        with self._close_lock:
             lost = self.closed
             if not lost:
                 self._groups[ref] = group
         if lost:
-            group.refuse(self._unreachable("the link broke"))
+            group.on_refused(self._unreachable_error("the link broke"))
             return
         group.withdraw = functools.partial(self._withdraw, ref)
         try:
-            group.frame = self._send(frames.encode(message, mask=True))
+            group.frame = self._send(frames.encode_frame(message, mask=True))
         except BaseException:  # such as Ctrl-C: if it is sent all the same, it is not wanted
             group.interrupt()
             raise
@@ -107,126 +109,130 @@ class Exchange:
         if group is None or group.frame is None:
             return
         if group.frame.withdraw() and self._groups.pop(ref, None) is not None:
-            group.refuse(CloudmanagerError(f"interrupted: {_NOT_SENT}"))
+            group.on_refused(CloudmanagerError(f"interrupted: {_NOT_SENT}"))
 
-    def request(self, verb: str, body: dict[str, Any]) -> Once[Any]:
+    def request(self, verb: str, body: dict[str, Any]) -> Future[Any]:
         """Ask for something that is not a cell (sends REQUEST); return what becomes the reply."""
         ref = next(self._refs)
-        return self._ask(ref, wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref))
+        return self._send_request(
+            ref, wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
+        )
 
-    def send_content(self, upload: int, piece: bytes) -> Once[Any]:
+    def send_content(self, upload: int, data: bytes) -> Future[Any]:
         """Send a piece of a file that was offered (sends CONTENT); the reply: it has been read."""
         ref = next(self._refs)
-        return self._ask(ref, wire.pack_content(ref, upload, piece))
+        return self._send_request(ref, wire.pack_content(ref, upload, data))
 
-    def _ask(self, ref: int, message: bytes) -> Once[Any]:
-        reply = Once[Any]()
-        with self._ending:
+    def _send_request(self, ref: int, message: bytes) -> Future[Any]:
+        reply = Future[Any]()
+        with self._close_lock:
             lost = self.closed
             if not lost:
                 self._replies[ref] = reply
         if lost:
-            reply.fail(self._unreachable("the link broke"))
+            reply.set_exception(self._unreachable_error("the link broke"))
         else:
-            self._send(frames.encode(message, mask=True))
+            self._send(frames.encode_frame(message, mask=True))
         return reply
 
-    def ping(self) -> bytes:
+    def ping_frame(self) -> bytes:
         """Return what asks the server for a sign of life."""
-        return frames.encode(b"", frames.PING, mask=True)
+        return frames.encode_frame(b"", frames.PING, mask=True)
 
     def watch(
         self,
         target: str,
         *,
         samples: bool,
-        tell: Callable[[wire.Message | CloudmanagerError], None],
+        on_message: Callable[[wire.Message | CloudmanagerError], None],
     ) -> int:
         """Follow boards (sends WATCH); return the number for ``unwatch``.
 
-        ``tell`` gets each CHANGES, in the link's thread, and an error as the last word: the
+        ``on_message`` gets each CHANGES, in the link's thread, and an error as the last word: the
         server's no, or that the link broke.
         """
         ref = next(self._refs)
         message = wire.pack_json(wire.WATCH, {"target": target, "samples": samples}, job=ref)
-        with self._ending:
+        with self._close_lock:
             lost = self.closed
             if not lost:
-                self._watches[ref] = tell
+                self._watch_callbacks[ref] = on_message
         if lost:
-            tell(self._unreachable("the link broke"))
+            on_message(self._unreachable_error("the link broke"))
         else:
-            self._send(frames.encode(message, mask=True))
+            self._send(frames.encode_frame(message, mask=True))
         return ref
 
     def unwatch(self, ref: int) -> None:
         """Follow no more (sends UNWATCH)."""
-        if self._watches.pop(ref, None) is not None:
-            self._send(frames.encode(wire.pack(wire.UNWATCH, job=ref), mask=True))
+        if self._watch_callbacks.pop(ref, None) is not None:
+            self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=ref), mask=True))
 
-    def _stop(self, numbers: list[int]) -> None:
+    def _interrupt_jobs(self, numbers: list[int]) -> None:
         message = wire.pack_json(wire.REQUEST, {"verb": "interrupt", "jobs": numbers})
-        self._send(frames.encode(message, mask=True))
+        self._send(frames.encode_frame(message, mask=True))
 
-    def _answer(self, number: int, text: str | None) -> None:
-        flags = wire.NOBODY if text is None else 0
+    def _answer_input(self, number: int, text: str | None) -> None:
+        flags = wire.INPUT_EOF if text is None else 0
         message = wire.pack(wire.ANSWER, (text or "").encode(), job=number, flags=flags)
-        self._send(frames.encode(message, mask=True))
+        self._send(frames.encode_frame(message, mask=True))
 
     # What the server says
 
-    def feed(self, data: bytes) -> bool:
+    def handle_data(self, data: bytes) -> bool:
         """Take bytes from the server; return whether the link is to be kept."""
         try:
             if not self.opened.done:
-                data = self._read_head(data)
+                data = self._read_response_head(data)
             return all(self._on_frame(frame) for frame in self._reader.feed(data))
         except CloudmanagerError as error:
             if not self.opened.done:
-                self.opened.fail(error)
+                self.opened.set_exception(error)
             else:
-                code = getattr(error, "close_code", frames.PROTOCOL_ERROR)
-                self._send(frames.encode_close(code, mask=True))
+                code = getattr(error, "close_code", frames.CLOSE_PROTOCOL_ERROR)
+                self._send(frames.encode_close_frame(code, mask=True))
             return False
 
-    def lose(self, reason: str = "it hung up") -> None:
+    def on_link_lost(self, reason: str = "it hung up") -> None:
         """Tell everybody who waits that the link is gone."""
-        with self._ending:
+        with self._close_lock:
             self.closed = True
-        error: CloudmanagerError = self._unreachable(reason)
+        error: CloudmanagerError = self._unreachable_error(reason)
         if self._refusal:
             error = NotAllowed("caller", self._refusal)
         if not self.opened.done:
-            self.opened.fail(error)
+            self.opened.set_exception(error)
         for reply in self._replies.values():
-            reply.fail(error)
+            reply.set_exception(error)
         while self._groups:
             with contextlib.suppress(KeyError):  # another thread withdrew the last one
                 self._refuse_lost(self._groups.popitem()[1], error, reason)
         for group, job in self._jobs.values():
-            group.give_up(job, _GONE)
-        for tell in list(self._watches.values()):
+            group.end_as_lost(job, _LINK_BROKEN)
+        for tell in list(self._watch_callbacks.values()):
             tell(error)
-        for waiting in (self._replies, self._jobs, self._watches):
+        for waiting in (self._replies, self._jobs, self._watch_callbacks):
             waiting.clear()
 
     def _refuse_lost(self, group: JobGroup, error: CloudmanagerError, reason: str) -> None:
         """Tell a group that the link broke before the server had accepted its cell."""
         if not self._refusal:
             arrived = group.frame is None or group.frame.complete  # or may have
-            error = self._unreachable(f"{reason}, and {_UNSURE if arrived else _NOT_SENT}")
-        group.refuse(error)
+            error = self._unreachable_error(
+                f"{reason}, and {_UNKNOWN_OUTCOME if arrived else _NOT_SENT}"
+            )
+        group.on_refused(error)
 
-    def _unreachable(self, reason: str) -> ServerUnreachable:
+    def _unreachable_error(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(self._address.url, self._address.source, reason)
 
-    def _read_head(self, data: bytes) -> bytes:
+    def _read_response_head(self, data: bytes) -> bytes:
         """Take the answer to the handshake; return the bytes after it."""
         self._head += data
         head, end, rest = self._head.partition(b"\r\n\r\n")
         if not end:
-            if len(self._head) > MAX_HEAD:
-                raise self._unreachable("what answers there is no Cloudmanager server")
+            if len(self._head) > MAX_HEAD_BYTES:
+                raise self._unreachable_error("what answers there is no Cloudmanager server")
             return b""
         status, headers = _parse_head(head.decode("latin-1"))
         why = headers.get("cm-refused", "")[:200]  # in the server's words
@@ -234,24 +240,24 @@ class Exchange:
             raise NotAllowed("caller", why or "the server does not know this token")
         if why:
             raise ServerError(why)
-        if status == 409 and (theirs := _number(headers.get("cm-protocol", ""))):
+        if status == 409 and (theirs := _parse_number(headers.get("cm-protocol", ""))):
             raise VersionMismatch(wire.PROTOCOL, theirs)
         accepted = headers.get("sec-websocket-accept") == frames.accept_key(self._key)
         if status != 101 or not accepted:
-            raise self._unreachable("what answers there is no Cloudmanager server")
-        self.opened.set(None)
+            raise self._unreachable_error("what answers there is no Cloudmanager server")
+        self.opened.set_result(None)
         return rest
 
     def _on_frame(self, frame: frames.Frame) -> bool:
         if frame.opcode == frames.BINARY:
             self._on_message(wire.unpack(frame.payload))
         elif frame.opcode == frames.PING:
-            self._send(frames.encode(frame.payload, frames.PONG, mask=True))
+            self._send(frames.encode_frame(frame.payload, frames.PONG, mask=True))
         elif frame.opcode == frames.CLOSE:
-            code = frames.close_code(frame.payload)
-            if code == REVOKED:
+            code = frames.read_close_code(frame.payload)
+            if code == CLOSE_REVOKED:
                 self._refusal = frame.payload[2:].decode("utf-8", "replace")
-            self._send(frames.encode_close(code, mask=True))
+            self._send(frames.encode_close_frame(code, mask=True))
         return frame.opcode != frames.CLOSE
 
     def _on_message(self, message: wire.Message) -> None:
@@ -261,7 +267,7 @@ class Exchange:
         elif message.op == wire.REPLY:
             self._on_reply(message.job, wire.read_json(message.payload))
         elif message.op == wire.CHANGES:
-            self._watches.get(message.job, _ignore)(message)
+            self._watch_callbacks.get(message.job, _ignore_message)(message)
         else:
             raise PeerWireError(f"the server sent op 0x{message.op:02x}")
 
@@ -270,15 +276,15 @@ class Exchange:
             self._on_accepted(message)
         elif message.job in self._jobs:
             group, job = self._jobs[message.job]
-            group.take(job, message)
-            if message.op in wire.ENDINGS:
+            group.handle_message(job, message)
+            if message.op in wire.JOB_END_OPS:
                 del self._jobs[message.job]
 
     def _on_accepted(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         try:
             group = self._groups[message.job]
-            jobs = group.accept(body, self._stop, self._answer)
+            jobs = group.on_accepted(body, self._interrupt_jobs, self._answer_input)
         except (KeyError, TypeError, ValueError) as error:
             raise PeerWireError("the server sent an ACCEPTED that is malformed") from error
         del self._groups[message.job]
@@ -286,18 +292,18 @@ class Exchange:
 
     def _on_reply(self, ref: int, body: dict[str, Any]) -> None:
         group, reply = self._groups.pop(ref, None), self._replies.pop(ref, None)
-        watching = self._watches.pop(ref, _ignore)
+        watching = self._watch_callbacks.pop(ref, _ignore_message)
         error = _read_error(body) if "error" in body else None
         watching(error or ServerError("it answered with something else"))
         if group is not None:
-            group.refuse(error or ServerError("it answered with something else"))
+            group.on_refused(error or ServerError("it answered with something else"))
         elif reply is not None and error is not None:
-            reply.fail(error)
+            reply.set_exception(error)
         elif reply is not None:
-            reply.set(body.get("reply"))
+            reply.set_result(body.get("reply"))
 
 
-def _ignore(_: wire.Message | CloudmanagerError) -> None:
+def _ignore_message(_: wire.Message | CloudmanagerError) -> None:
     """Follow nothing: it was said before the server knew of an UNWATCH."""
 
 
@@ -319,9 +325,9 @@ def _parse_head(text: str) -> tuple[int, dict[str, str]]:
     number = parts[1] if parts[0].startswith("HTTP/1.") and len(parts) > 1 else ""
     pairs = (line.partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    return _number(number), headers
+    return _parse_number(number), headers
 
 
-def _number(text: str) -> int:
+def _parse_number(text: str) -> int:
     """Return a small number; 0 for all that is none."""
     return int(text) if text.isdecimal() and len(text) < 10 else 0

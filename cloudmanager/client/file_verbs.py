@@ -9,9 +9,9 @@ from typing import Any
 from cloudmanager.results.results import Results
 
 from . import board_paths, downloads, files, syncing, uploads
-from .file_jobs import Progress, act
-from .sources import Origin, PathLike
-from .verbs import Targeted
+from .file_jobs import ProgressCallback, run_file_ops
+from .sources import PathLike, UploadOrigin
+from .verbs import HasTarget
 
 
 class FileVerbs:
@@ -21,45 +21,61 @@ class FileVerbs:
     family where it is the board's file system that fails.
     """
 
-    async def ls(self: Targeted, path: str = ":/", *, recursive: bool = False) -> Results:
+    async def ls(self: HasTarget, path: str = ":/", *, recursive: bool = False) -> Results:
         """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size)."""
-        return await act(
-            self, [["ls", board_paths.on_board(path), recursive]], read=_first(files.entries)
+        return await run_file_ops(
+            self,
+            [["ls", board_paths.parse_board_path(path), recursive]],
+            make_value=_of_first_result(files.read_entries),
         )
 
-    async def stat(self: Targeted, path: str) -> Results:
+    async def stat(self: HasTarget, path: str) -> Results:
         """Look at a path; each board's value is a ``Stat`` (is_dir, size, mtime)."""
-        return await act(self, [["stat", board_paths.on_board(path)]], read=_first(files.stat))
+        return await run_file_ops(
+            self,
+            [["stat", board_paths.parse_board_path(path)]],
+            make_value=_of_first_result(files.read_stat),
+        )
 
-    async def df(self: Targeted, path: str = ":/") -> Results:
+    async def df(self: HasTarget, path: str = ":/") -> Results:
         """Return the room on a file system; each board's value is a ``Space``, in bytes."""
-        return await act(self, [["statvfs", board_paths.on_board(path)]], read=_first(files.space))
+        return await run_file_ops(
+            self,
+            [["statvfs", board_paths.parse_board_path(path)]],
+            make_value=_of_first_result(files.read_space),
+        )
 
-    async def mkdir(self: Targeted, path: str, *, parents: bool = False) -> Results:
+    async def mkdir(self: HasTarget, path: str, *, parents: bool = False) -> Results:
         """Make a folder; with ``parents``, those that it is in, too, and it may be there."""
         name = "makedirs" if parents else "mkdir"
-        return await act(self, [[name, board_paths.on_board(path)]], read=_nothing)
+        return await run_file_ops(
+            self, [[name, board_paths.parse_board_path(path)]], make_value=_no_value
+        )
 
-    async def rmdir(self: Targeted, path: str) -> Results:
+    async def rmdir(self: HasTarget, path: str) -> Results:
         """Remove a folder that is empty."""
-        place = board_paths.on_board(path)  # littlefs would take a file, too
-        return await act(self, [["ls", place, False], ["rmdir", place]], read=_nothing)
+        place = board_paths.parse_board_path(path)  # littlefs would take a file, too
+        return await run_file_ops(
+            self, [["ls", place, False], ["rmdir", place]], make_value=_no_value
+        )
 
-    async def rm(self: Targeted, path: str, *, recursive: bool = False) -> Results:
+    async def rm(self: HasTarget, path: str, *, recursive: bool = False) -> Results:
         """Remove a file; with ``recursive``, a folder and all that is in it."""
-        return await act(self, [["rm", board_paths.on_board(path), recursive]], read=_nothing)
+        return await run_file_ops(
+            self, [["rm", board_paths.parse_board_path(path), recursive]], make_value=_no_value
+        )
 
-    async def mv(self: Targeted, path: str, to: str) -> Results:
+    async def mv(self: HasTarget, path: str, to: str) -> Results:
         """Rename a file or folder on the boards."""
-        acts = [["rename", board_paths.on_board(path), board_paths.on_board(to)]]
-        return await act(self, acts, read=_nothing)
+        acts = [["rename", board_paths.parse_board_path(path), board_paths.parse_board_path(to)]]
+        return await run_file_ops(self, acts, make_value=_no_value)
 
     async def put(
-        self: Targeted,
-        source: Origin | Sequence[PathLike],
+        self: HasTarget,
+        source: UploadOrigin | Sequence[PathLike],
         dest: str = ":/",
         *,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Results:
         """Copy files, folders or bytes to the boards; what is there and equal stays as it is.
 
@@ -78,14 +94,14 @@ class FileVerbs:
         Raises:
             OSError: a source cannot be read; nothing was sent.
         """
-        return await uploads.put(self, source, dest, progress)
+        return await uploads.upload(self, source, dest, progress)
 
     async def get(
-        self: Targeted,
+        self: HasTarget,
         path: str,
         folder: PathLike = ".",
         *,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Results:
         """Copy a file or a folder from the boards; of several boards, into a folder of each.
 
@@ -99,20 +115,20 @@ class FileVerbs:
         Returns:
             For each board the ``Path`` of the file here; of a folder, a list of them.
         """
-        return await downloads.get(self, path, Path(folder), progress)
+        return await downloads.download(self, path, Path(folder), progress)
 
-    async def read(self: Targeted, path: str) -> Results:
+    async def read(self: HasTarget, path: str) -> Results:
         """Return what a file holds: each board's value is its ``bytes``."""
-        return await downloads.read(self, path)
+        return await downloads.read_file(self, path)
 
     async def sync(
-        self: Targeted,
+        self: HasTarget,
         folder: PathLike,
         dest: str = ":/",
         *,
         delete: bool = False,
         dry_run: bool = False,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Results:
         """Make a folder on the boards equal to one here; only what differs travels.
 
@@ -135,9 +151,9 @@ class FileVerbs:
         return await syncing.sync(self, Path(folder), dest, delete, dry_run, progress)
 
 
-def _first(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:
+def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:
     return lambda answers: read(answers[0])
 
 
-def _nothing(_: list[Any]) -> None:
+def _no_value(_: list[Any]) -> None:
     """Return nothing: that it went well is all there is to say."""

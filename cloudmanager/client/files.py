@@ -14,17 +14,19 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, PackageError, PeerWireError
-from cloudmanager.protocol.file_ops import Act, room
+from cloudmanager.protocol.file_ops import FileOp, disk_space
 from cloudmanager.results.results import Result
 
-from .cells import prepare
+from .cells import prepare_cell
 from .jobs import Event, Job, JobGroup
 
 #: MicroPython's words: ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` where it has no name for it.
-_OSERROR: Final = re.compile(r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$")
-_REFUSED: Final = "PackageError: "
-_NO_CELL: Final = prepare("")
-_FOLDER: Final = 0x4000  # of a mode, as MicroPython's ilistdir and stat have it
+_OSERROR_PATTERN: Final = re.compile(
+    r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$"
+)
+_PACKAGE_ERROR_PREFIX: Final = "PackageError: "
+_EMPTY_CELL: Final = prepare_cell("")
+_FOLDER_MODE: Final = 0x4000  # of a mode, as MicroPython's ilistdir and stat have it
 
 
 class Entry(NamedTuple):
@@ -56,21 +58,21 @@ class Space(NamedTuple):
     free: int
 
 
-def entries(told: Any) -> list[Entry]:
+def read_entries(listing: Any) -> list[Entry]:
     """Return what an ``ls`` found, sorted: folders first."""
-    found = [Entry(path, kind == _FOLDER, int(size)) for path, kind, size in told]
+    found = [Entry(path, kind == _FOLDER_MODE, int(size)) for path, kind, size in listing]
     return sorted(found, key=lambda entry: (not entry.is_dir, entry.path))
 
 
-def stat(told: Any) -> Stat:
+def read_stat(stat_tuple: Any) -> Stat:
     """Return what a ``stat`` gave."""
-    is_dir = bool(told[0] & _FOLDER)  # whose size is what littlefs finds in memory
-    return Stat(is_dir, 0 if is_dir else int(told[6]), int(told[8]))
+    is_dir = bool(stat_tuple[0] & _FOLDER_MODE)  # whose size is what littlefs finds in memory
+    return Stat(is_dir, 0 if is_dir else int(stat_tuple[6]), int(stat_tuple[8]))
 
 
-def space(told: Any) -> Space:
+def read_space(statvfs: Any) -> Space:
     """Return what a ``statvfs`` gave (block size, fragment size, blocks, free blocks …)."""
-    total, free = room(told)
+    total, free = disk_space(statvfs)
     return Space(total, total - free, free)
 
 
@@ -80,7 +82,7 @@ class FileResult(Result):
     Its ``error`` is of the ``OSError`` family where the board's was.
 
     Attributes:
-        answers: what each act gave, as the board told it.
+        op_results: what each act gave, as the board told it.
     """
 
     def __init__(
@@ -89,25 +91,25 @@ class FileResult(Result):
         job: int,
         status: str,
         *,
-        read: Callable[[list[Any]], Any] = list,
+        make_value: Callable[[list[Any]], Any] = list,
         failure: Exception | None = None,
-        **told: Any,
+        **fields: Any,
     ) -> None:
-        self.answers: list[Any] = []
+        self.op_results: list[Any] = []
         self._value: Any = None
         self._failure = failure
         if status == "ok" and failure is None:
             try:
-                self.answers = list(ast.literal_eval(told.pop("text")))
-                self._value = read(self.answers)
+                self.op_results = list(ast.literal_eval(fields.pop("text")))
+                self._value = make_value(self.op_results)
             except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
                 self._failure = PeerWireError("what the board answers about its files is no answer")
-        told["text"] = "" if self._value is None else repr(self._value)
-        super().__init__(board, job, "error" if self._failure else status, **told)
+        fields["text"] = "" if self._value is None else repr(self._value)
+        super().__init__(board, job, "error" if self._failure else status, **fields)
         if self._failure is None:
-            self._failure = _error(board, self.traceback or self.why)
+            self._failure = _board_error(board, self.traceback or self.why)
         if self._failure is not None:
-            self.traceback = _words(board, self._failure)
+            self.traceback = _error_line(board, self._failure)
 
     @property
     def value(self) -> Any:
@@ -130,39 +132,39 @@ class FileResult(Result):
         told = super().to_json()
         return {**told, "value": _to_json(self._value)}
 
-    def with_value(self, value: Any, elapsed: float = 0.0) -> FileResult:
-        """Return the same ending with another value; ``elapsed`` is what went before it."""
+    def with_value(self, value: Any, earlier_elapsed: float = 0.0) -> FileResult:
+        """Return the same ending with another value; ``earlier_elapsed`` is what went before it."""
         copy = FileResult.__new__(FileResult)
         copy.__dict__.update(self.__dict__)
         if self.ok:
             copy._value = value
             copy.text = "" if value is None else repr(value)
-        copy.elapsed = self.elapsed + elapsed
+        copy.elapsed = self.elapsed + earlier_elapsed
         return copy
 
 
-def nothing(board: str) -> FileResult:
+def empty_result(board: str) -> FileResult:
     """Return what is left where there was nothing to do."""
     return FileResult(board, 0, "ok", text="[]")
 
 
-def failed(board: str, error: Exception) -> FileResult:
+def failed_result(board: str, error: Exception) -> FileResult:
     """Return what is left of work that failed here, on this machine."""
     return FileResult(board, 0, "error", failure=error)
 
 
-def _error(board: str, traceback: str) -> Exception | None:
+def _board_error(board: str, traceback: str) -> Exception | None:
     """Return the error that a traceback, or the server's word, ends with, if Python has it."""
-    if traceback.startswith(_REFUSED):
-        return PackageError(traceback.removeprefix(_REFUSED))
-    found = _OSERROR.search(traceback)
+    if traceback.startswith(_PACKAGE_ERROR_PREFIX):
+        return PackageError(traceback.removeprefix(_PACKAGE_ERROR_PREFIX))
+    found = _OSERROR_PATTERN.search(traceback)
     if found is None:
         return None
     number, path = int(found[1] or found[3]), found[2] or found[4] or ""
     return OSError(number, os.strerror(number), f"{board}:{path}")
 
 
-def _words(board: str, error: Exception) -> str:
+def _error_line(board: str, error: Exception) -> str:
     """Return an error in one line, the same for each board."""
     name = type(error).__name__
     return f"{name}: {error}".replace(f"'{board}:", "':")
@@ -177,10 +179,10 @@ def _to_json(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-class Sink(Protocol):
+class ByteSink(Protocol):
     """Where the bytes go that boards send; called in the link's thread."""
 
-    def begin(self, board: str) -> None:
+    def start_file(self, board: str) -> None:
         """Take it that a board's next file begins."""
 
     def write(self, board: str, data: bytes) -> None:
@@ -188,77 +190,79 @@ class Sink(Protocol):
 
 
 #: Takes a board and the bytes that a job has moved for it so far.
-Moved = Callable[[str, int], None]
+OnMoved = Callable[[str, int], None]
 
 
 class FileJob(Job):
     """Acts on one board's files, while they are done."""
 
-    group: FileGroup
+    group: FileJobGroup
 
-    def take(self, message: wire.Message) -> Iterator[Event]:
+    def handle_message(self, message: wire.Message) -> Iterator[Event]:
         """Take one message about this job and yield what it means."""
         if message.op == wire.CHUNK:
             self.group.on_chunk(self, message)
         else:
-            yield from super().take(message)
+            yield from super().handle_message(message)
 
-    def _make_result(self, status: str, **told: Any) -> Result:
+    def _make_result(self, status: str, **fields: Any) -> Result:
         group = self.group
         failure = group.failures.get(self.board)
-        return FileResult(self.board, self.number, status, read=group.read, failure=failure, **told)
+        return FileResult(
+            self.board, self.number, status, make_value=group.make_value, failure=failure, **fields
+        )
 
 
-class FileGroup(JobGroup):
+class FileJobGroup(JobGroup):
     """The same acts on the files of several boards.
 
     Args:
-        acts: what is to be done, in this order; the first that fails is the last.
-        read: answers -> what the verb returns.
+        ops: what is to be done, in this order; the first that fails is the last.
+        make_value: answers -> what the verb returns.
         sink: takes the bytes of files that boards send.
-        moved: is told how far each board is.
+        on_moved: is told how far each board is.
     """
 
     def __init__(
         self,
-        acts: Sequence[Act],
+        ops: Sequence[FileOp],
         *,
-        read: Callable[[list[Any]], Any] = list,
-        sink: Sink | None = None,
-        moved: Moved | None = None,
+        make_value: Callable[[list[Any]], Any] = list,
+        sink: ByteSink | None = None,
+        on_moved: OnMoved | None = None,
     ) -> None:
-        super().__init__(_NO_CELL)
-        self.acts = acts
-        self.read = read
+        super().__init__(_EMPTY_CELL)
+        self.ops = ops
+        self.make_value = make_value
         self.failures: dict[str, Exception] = {}
         self._sink = sink
-        self._on_moved = moved
-        self._moved: dict[str, int] = {}
+        self._on_moved = on_moved
+        self._bytes_moved: dict[str, int] = {}
 
     def _make_job(self, number: int, board: str) -> Job:
-        job = FileJob(number, board, self.cell, self._submitted)
+        job = FileJob(number, board, self.cell, self._submitted_at)
         job.group = self
         return job
 
     def on_chunk(self, job: Job, message: wire.Message) -> None:
         """Take a piece of a file, or the board's word on how far it is."""
         if self._sink is None:
-            if not message.flags & wire.HAVE:
-                self._tell_moved(job.board, wire.read_count(message))
+            if not message.flags & wire.RESUME_STATE:
+                self._report_moved(job.board, wire.read_byte_count(message))
             return
         if job.board in self.failures:
             return
         try:
-            if message.flags & wire.HAVE:
-                self._sink.begin(job.board)
+            if message.flags & wire.RESUME_STATE:
+                self._sink.start_file(job.board)
             else:
                 self._sink.write(job.board, message.payload)
         except (OSError, ValueError, CloudmanagerError) as error:
             self.failures[job.board] = error
-            self._stop([job.number])
-        self._tell_moved(job.board, self._moved.get(job.board, 0) + len(message.payload))
+            self._interrupt_jobs([job.number])
+        self._report_moved(job.board, self._bytes_moved.get(job.board, 0) + len(message.payload))
 
-    def _tell_moved(self, board: str, moved: int) -> None:
-        self._moved[board] = moved
+    def _report_moved(self, board: str, moved: int) -> None:
+        self._bytes_moved[board] = moved
         if self._on_moved is not None:
             self._on_moved(board, moved)

@@ -12,7 +12,7 @@ from . import verbs
 from .exchange import Exchange
 from .file_verbs import FileVerbs
 from .jobs import Event, JobGroup
-from .link import Link
+from .link import ServerLink
 from .package_verbs import PackageVerbs
 from .verbs import BoardsVerbs, FleetVerbs, blocking
 from .watch import Watch
@@ -31,8 +31,8 @@ class Fleet:
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
         self._url, self._token = url, token
-        self._link: Link | None = None
-        self._dialling = threading.Lock()
+        self._link: ServerLink | None = None
+        self._connect_lock = threading.Lock()
 
     def __enter__(self) -> Fleet:
         return self
@@ -48,9 +48,9 @@ class Fleet:
         return f"Fleet({self.address.url!r})"
 
     @property
-    def address(self) -> config.Address:
+    def address(self) -> config.ServerAddress:
         """Where the server is looked for now."""
-        return config.find(self._url, self._token)
+        return config.find_server(self._url, self._token)
 
     def close(self) -> None:
         """Hang up. What runs goes on on the boards."""
@@ -64,9 +64,9 @@ class Fleet:
         Raises:
             ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
         """
-        with self._dialling:
+        with self._connect_lock:
             if self._link is None or self._link.closed:
-                self._link = Link(self.address)
+                self._link = ServerLink(self.address)
             return self._link.exchange
 
     def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
@@ -115,7 +115,7 @@ class Boards:
         fresh: bool = False,
         wait: float = 0,
         listen: bool = False,
-        tell: Callable[[Event | None], None] | None = None,
+        on_event: Callable[[Event | None], None] | None = None,
         answers: bool = False,
     ) -> JobGroup:
         """Run a cell on all of the boards at once; return without waiting for them to end.
@@ -128,7 +128,7 @@ class Boards:
             fresh: whether each board makes a soft reset first.
             wait: seconds that absent boards have to dial in.
             listen: whether ``events()`` of what is returned will be read.
-            tell: called with each event instead, and with None after the last; in the
+            on_event: called with each event instead, and with None after the last; in the
                 link's thread, so it must return at once.
             answers: whether the reader of the events answers ``input()``.
 
@@ -138,10 +138,12 @@ class Boards:
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = JobGroup(verbs.cell_of(code, inputs), listen=listen, tell=tell)
-        verbs.send(self, group, {**verbs.options(timeout, fresh, wait), "answers": answers})
+        group = JobGroup(verbs.make_cell(code, inputs), listen=listen, on_event=on_event)
+        verbs.submit_group(
+            self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
+        )
         with verbs.interrupting(group):
-            group.accepted.get()
+            group.accepted.result()
         return group
 
     run = blocking(BoardsVerbs.run)

@@ -12,7 +12,7 @@ from cloudmanager.protocol.errors import CloudmanagerError
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class Future(Generic[T]):
     """A value, or an error, that is set once and waited for; from any thread.
 
     What ``concurrent.futures.Future`` is for, with one lock in place of a condition: it
@@ -21,57 +21,57 @@ class Once(Generic[T]):
 
     def __init__(self) -> None:
         self.done = False  # whether it is set; the lock cannot tell: who waits holds it shortly
-        self._unset = threading.Lock()
-        self._unset.acquire()
+        self._unset_lock = threading.Lock()
+        self._unset_lock.acquire()
         self._value: T | None = None
         self._error: CloudmanagerError | None = None
-        self._thens: list[Callable[[], object]] = []
+        self._callbacks: list[Callable[[], object]] = []
 
-    def __await__(self) -> Generator[Once[T], None, T]:
+    def __await__(self) -> Generator[Future[T], None, T]:
         """Let verbs.py drive who awaits it."""
         yield self
-        return self.get()
+        return self.result()
 
-    def then(self, act: Callable[[], object]) -> None:
-        """Have ``act`` called, once, in the thread that sets this, or now if it is set."""
-        self._thens.append(act)
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called, once, in the thread that sets this, or now if it is set."""
+        self._callbacks.append(callback)
         if self.done:
-            self._call_thens()
+            self._run_callbacks()
 
-    def _call_thens(self) -> None:
-        while self._thens:
+    def _run_callbacks(self) -> None:
+        while self._callbacks:
             with contextlib.suppress(IndexError):  # the other thread took the last one
-                self._thens.pop(0)()
+                self._callbacks.pop(0)()
 
-    def set(self, value: T) -> None:
+    def set_result(self, value: T) -> None:
         """Set the value and let everybody go who waits."""
         self._value, self.done = value, True
         self._release()
-        self._call_thens()
+        self._run_callbacks()
 
-    def fail(self, error: CloudmanagerError) -> None:
+    def set_exception(self, error: CloudmanagerError) -> None:
         """Set the error that ``get`` raises."""
         self._error, self.done = error, True
         self._release()
-        self._call_thens()
+        self._run_callbacks()
 
     def _release(self) -> None:
         """If this is set, let the next of those go who wait; the lock protects nothing then."""
         if self.done:
             with contextlib.suppress(RuntimeError):  # it is released
-                self._unset.release()
+                self._unset_lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; return whether it is set."""
         seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
         if not self.done:
             try:
-                self._unset.acquire(timeout=seconds)
+                self._unset_lock.acquire(timeout=seconds)
             finally:  # Ctrl-C may come before it is known here that the lock was acquired
                 self._release()
         return self.done
 
-    def get(self) -> T:
+    def result(self) -> T:
         """Wait for the value and return it, or raise the error."""
         self.wait()
         if self._error is not None:

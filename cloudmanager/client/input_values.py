@@ -12,15 +12,15 @@ import keyword
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from cloudmanager.protocol.text import clean
+from cloudmanager.protocol.text import sanitize_text
 
 _DECIMAL_BITS: Final = 8192  # of a number; Python writes none of more than 4,300 digits in decimal
-_FLOATS: Final = {
+_SPECIAL_FLOATS: Final = {
     "inf": "float('inf')",
     "-inf": "float('-inf')",
     "nan": "float('nan')",
 }
-_PLAIN: Final = "None, bool, int, float, str, bytes, list, tuple, dict and set"
+_SUPPORTED_TYPES: Final = "None, bool, int, float, str, bytes, list, tuple, dict and set"
 
 
 def prelude(inputs: Mapping[str, Any]) -> str:
@@ -38,18 +38,18 @@ def prelude(inputs: Mapping[str, Any]) -> str:
 
 def _assignment(name: str, value: Any) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{clean(name)!r} is no name of a variable.")
+        raise ValueError(f"{sanitize_text(name)!r} is no name of a variable.")
     try:
         return f"{name} = {_literal(value)}"
-    except _Foreign as foreign:
+    except _UnsupportedValue as foreign:
         what = type(foreign.args[0]).__name__
         holds = "is" if foreign.args[0] is value else "holds a value"
-        raise TypeError(f"{name} {holds} of type {what}: boards take {_PLAIN}.") from None
+        raise TypeError(f"{name} {holds} of type {what}: boards take {_SUPPORTED_TYPES}.") from None
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply for a board, or holds itself.") from None
 
 
-class _Foreign(Exception):
+class _UnsupportedValue(Exception):
     """A value that is no literal."""
 
 
@@ -62,30 +62,30 @@ def _literal(value: Any) -> str:
         return int.__repr__(value) if small else hex(value)
     if isinstance(value, float):
         text = float.__repr__(value)
-        return _FLOATS.get(text, text)
+        return _SPECIAL_FLOATS.get(text, text)
     if isinstance(value, str):
         return str.__repr__(value)
     if isinstance(value, bytes):
         return bytes.__repr__(value)
     if isinstance(value, bytearray):
         return f"bytearray({bytes(value)!r})"
-    return _container(value)
+    return _container_literal(value)
 
 
-def _container(value: Any) -> str:
+def _container_literal(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{_joined(value)}]"
+        return f"[{_join_literals(value)}]"
     if isinstance(value, tuple):
-        return f"({_joined(value)},)" if value else "()"
+        return f"({_join_literals(value)},)" if value else "()"
     if isinstance(value, dict):
         pairs = (f"{_literal(key)}: {_literal(each)}" for key, each in value.items())
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, set):
-        return f"{{{_joined(value)}}}" if value else "set()"
+        return f"{{{_join_literals(value)}}}" if value else "set()"
     if callable(tolist := getattr(value, "tolist", None)) and not isinstance(value, type):
         return _literal(tolist())
-    raise _Foreign(value)
+    raise _UnsupportedValue(value)
 
 
-def _joined(values: Iterable[Any]) -> str:
+def _join_literals(values: Iterable[Any]) -> str:
     return ", ".join(map(_literal, values))

@@ -10,7 +10,7 @@ from cloudmanager import config
 #: Of an installing verb, in the shell and in a notebook.
 NAME_HELP = "such as logging@0.6.1, github:OWNER/REPO, pypi:NAME, a URL, ./FOLDER"
 #: What an install does before it moves bytes.
-PLANNING: Final = "resolving, fetching and compiling"
+PLANNING_TEXT: Final = "resolving, fetching and compiling"
 
 
 def add_install_options(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
@@ -25,7 +25,7 @@ def add_install_options(parser: argparse.ArgumentParser, *, names: bool = True) 
     parser.add_argument(
         "--index",
         dest="indexes",
-        type=config.index,
+        type=config.parse_index,
         action="append",
         default=[],
         metavar="[ALIAS=]URL",
@@ -40,13 +40,13 @@ def add_change_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
 
 
-def install_options(options: argparse.Namespace) -> dict[str, Any]:
+def install_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return options of the shell, or of a magic, as the library takes them."""
     names = ("file", "lock", "locked", "no_mpy", "target_dir", "force", "dry_run")
     return {**{name: getattr(options, name) for name in names}, "indexes": dict(options.indexes)}
 
 
-def what_lacks(options: argparse.Namespace) -> str:
+def install_options_error(options: argparse.Namespace) -> str:
     """Say what makes no sense of what was asked; "" where it makes sense."""
     if options.locked and not options.lock:
         return "--locked obeys a lock: name it with --lock FILE."

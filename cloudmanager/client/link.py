@@ -14,27 +14,27 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cloudmanager import config
-from cloudmanager.config import DEFAULT_TCP_PORT, Address
+from cloudmanager.config import DEFAULT_TCP_PORT, ServerAddress
 from cloudmanager.protocol.errors import ServerUnreachable
 
 from .exchange import Exchange
 from .outgoing import Outgoing
 
 if TYPE_CHECKING:
-    from .tls import Tls
+    from .tls import TlsSocket
 
 CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
 #: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
-KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+TCP_KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 #: Of silence, until the server is asked for a sign of life; after as much again it is gone. TCP
 #: does not notice a middlebox that swallows what passes.
-BEAT_SECONDS: Final = 15.0
+HEARTBEAT_SECONDS: Final = 15.0
 #: What recv raises then.
-SILENCE: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
+RECEIVE_TIMEOUT_ERROR: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
 READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
 
 
-class Link:
+class ServerLink:
     """One open WebSocket to the server. From any thread.
 
     Args:
@@ -46,18 +46,18 @@ class Link:
         VersionMismatch: it speaks another version of the protocol.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: ServerAddress) -> None:
         try:
-            self._socket, host = _dial(address)
+            self._socket, host = _open_socket(address)
         except (OSError, ValueError) as error:
-            raise ServerUnreachable(address.url, address.source, _reason(error)) from error
+            raise ServerUnreachable(address.url, address.source, _failure_reason(error)) from error
         self._outgoing = Outgoing(self._socket)
         self.exchange = Exchange(address, host, self._outgoing.send)
-        self._reader = threading.Thread(target=self._read, name="cloudmanager", daemon=True)
+        self._reader = threading.Thread(target=self._read_loop, name="cloudmanager", daemon=True)
         try:
-            self._outgoing.send(self.exchange.handshake())
+            self._outgoing.send(self.exchange.handshake_request())
             self._reader.start()
-            self.exchange.opened.get()
+            self.exchange.opened.result()
         except BaseException:  # such as Ctrl-C: nobody will have this link, so nobody closes it
             self._outgoing.stop()
             raise
@@ -73,29 +73,29 @@ class Link:
         if threading.current_thread() is not self._reader:
             self._reader.join(CONNECT_SECONDS)
 
-    def _read(self) -> None:
+    def _read_loop(self) -> None:
         reason, greeting = "it hung up", True
         deadline = time.monotonic() + CONNECT_SECONDS
         try:
-            while (data := self._hear()) and self.exchange.feed(data):
+            while (data := self._receive()) and self.exchange.handle_data(data):
                 if greeting:  # here and not in __init__: a recv keeps the timeout it began with
                     greeting = not self.exchange.opened.done
                     left = max(deadline - time.monotonic(), 0.001)
                     self._socket.settimeout(left if greeting else None)
         except OSError as error:
-            reason = _reason(error)
+            reason = _failure_reason(error)
         finally:
             self._outgoing.stop()  # first: what is not complete by now never arrives
-            self.exchange.lose(self._outgoing.why or reason)
+            self.exchange.on_link_lost(self._outgoing.why or reason)
             self._socket.close()
 
-    def _hear(self) -> bytes:
+    def _receive(self) -> bytes:
         """Return what the server says; a silent one is asked for a sign of life, and then left."""
         asked, written = False, -1
         while True:
             try:
                 return self._socket.recv(READ_BYTES)
-            except SILENCE:
+            except RECEIVE_TIMEOUT_ERROR:
                 if self._outgoing.busy:  # a ping would wait, too: see whether the server reads
                     if self._outgoing.written == written:
                         raise TimeoutError from None
@@ -104,12 +104,12 @@ class Link:
                     raise TimeoutError from None
                 else:
                     asked = True
-                    self._outgoing.send(self.exchange.ping())
+                    self._outgoing.send(self.exchange.ping_frame())
 
 
-def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
+def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str]:
     """Return a connected socket and what the Host header says."""
-    parts = config.split(address.url)
+    parts = config.split_url(address.url)
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
     is_tls = parts.scheme in ("https", "wss")
     if not is_tls and not config.is_local(address.url):
@@ -117,16 +117,16 @@ def _dial(address: Address) -> tuple[socket.socket | Tls, str]:
     sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
+    for name, value in TCP_KEEPALIVE.items():
         if hasattr(socket, name):  # not every platform has each
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(BEAT_SECONDS))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(HEARTBEAT_SECONDS))
     if not is_tls:
         return sock, parts.netloc
-    from .tls import secure
+    from .tls import start_tls
 
     try:
-        return secure(sock, host, address), parts.netloc
+        return start_tls(sock, host, address), parts.netloc
     except BaseException:
         sock.close()
         raise
@@ -139,7 +139,7 @@ def _timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
-def _reason(error: Exception) -> str:
+def _failure_reason(error: Exception) -> str:
     """Say in words why the link is not there."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"

@@ -21,7 +21,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from .tls import Tls
+    from .tls import TlsSocket
 
 #: Bytes that the writing thread hands to the system in one call: how often progress is noted.
 PIECE_BYTES: Final = 16 * 1024
@@ -65,7 +65,7 @@ class Outgoing:
         why: why the stream was shut down in the middle of a frame; "" where it was not.
     """
 
-    def __init__(self, sock: socket.socket | Tls) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket) -> None:
         self._stream = sock
         if isinstance(sock, socket.socket):
             self._write, self._encrypt = sock.send, None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
-class Installed(NamedTuple):
+class InstallResult(NamedTuple):
     """What an install, an uninstall or its dry run comes to on one board.
 
     Attributes:
@@ -30,9 +30,9 @@ class Installed(NamedTuple):
     dry_run: bool = False
 
     @classmethod
-    def read(cls, answers: list[Any]) -> Installed:
+    def from_op_results(cls, op_results: list[Any]) -> InstallResult:
         """Return what the server tells of it."""
-        (told,) = answers
+        (told,) = op_results
         return cls(
             dict(told.get("packages", {})),
             tuple(told["put"]),
@@ -44,9 +44,9 @@ class Installed(NamedTuple):
             bool(told["dry_run"]),
         )
 
-    def joined(self, other: Installed) -> Installed:
+    def merged_with(self, other: InstallResult) -> InstallResult:
         """Return what both come to, one after the other."""
-        return Installed(
+        return InstallResult(
             {**self.packages, **other.packages},
             self.put + other.put,
             self.removed + other.removed,
@@ -58,13 +58,13 @@ class Installed(NamedTuple):
         )
 
 
-class Packages(dict[str, str]):
+class BoardPackages(dict[str, str]):
     """What a board has: name -> version.
 
     Attributes:
         as_of: when it last said so, in seconds since 1970; None: now.
         drift: where its files are not what was installed, each in a sentence.
-        asked: of each package, what an upgrade wants to know: wanted, how, local.
+        upgrade_info: of each package, what an upgrade wants to know: wanted, how, local.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Packages(dict[str, str]):
         *,
         as_of: float | None = None,
         drift: Iterable[str] = (),
-        asked: Mapping[str, Mapping[str, Any]] | None = None,
+        upgrade_info: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(versions)
         self.as_of = as_of
         self.drift = tuple(drift)
-        self.asked = dict(asked or {})
+        self.upgrade_info = dict(upgrade_info or {})
 
     @classmethod
-    def read(cls, answers: list[Any]) -> Packages:
+    def from_op_results(cls, op_results: list[Any]) -> BoardPackages:
         """Return what a board tells of itself."""
-        (told,) = answers
-        return cls(told["packages"], drift=told["drift"], asked=told["record"])
+        (told,) = op_results
+        return cls(told["packages"], drift=told["drift"], upgrade_info=told["record"])
 
     @classmethod
-    def recorded(cls, row: Mapping[str, Any]) -> Packages:
+    def from_record(cls, row: Mapping[str, Any]) -> BoardPackages:
         """Return what the server recorded of a board that is not there."""
         versions = {name: told["version"] for name, told in row["packages"].items()}
         return cls(versions, as_of=row["confirmed"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from cloudmanager.protocol.text import clean, fold
+from cloudmanager.protocol.text import fold_names, sanitize_text
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +61,7 @@ class Samples(Sequence[Sample]):
         import pandas
 
         rows = [
-            {"board": sample.board, "ticks": sample.ticks, **_unlike(sample.values)}
+            {"board": sample.board, "ticks": sample.ticks, **_rename_reserved(sample.values)}
             for sample in self
         ]
         times = pandas.to_datetime([sample.at for sample in self], unit="s", utc=True)
@@ -71,14 +71,14 @@ class Samples(Sequence[Sample]):
 
     def __repr__(self) -> str:
         """Say how many of what there are, in one line."""
-        boards = fold(sample.board for sample in self)
+        boards = fold_names(sample.board for sample in self)
         if not boards:
             return "<no samples>"
-        names = clean(", ".join(self.names[:8])).replace("\n", " ")
+        names = sanitize_text(", ".join(self.names[:8])).replace("\n", " ")
         count = f"{len(self):,} sample{'' if len(self) == 1 else 's'}"
         return f"<{count} of {boards}: {names}>"
 
 
-def _unlike(values: dict[str, Any]) -> dict[str, Any]:
+def _rename_reserved(values: dict[str, Any]) -> dict[str, Any]:
     """Rename values whose names are those of our own columns."""
     return {f"{name}_" if name in ("board", "ticks") else name: v for name, v in values.items()}

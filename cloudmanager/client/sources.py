@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 PathLike = str | os.PathLike[str]
-Origin = PathLike | bytes
+UploadOrigin = PathLike | bytes
 
 PIECE_BYTES: Final = 64 * 1024  # that are read at once
 
 
-class Source(NamedTuple):
+class ContentSource(NamedTuple):
     """One content: a file of this machine, or bytes."""
 
     origin: Path | bytes
@@ -36,12 +36,12 @@ class Source(NamedTuple):
                 yield piece
 
 
-def of_bytes(data: bytes) -> Source:
+def source_from_bytes(data: bytes) -> ContentSource:
     """Return a source that is these bytes."""
-    return Source(data, len(data), hashlib.sha256(data).hexdigest())
+    return ContentSource(data, len(data), hashlib.sha256(data).hexdigest())
 
 
-def of_file(path: Path) -> Source:
+def source_from_file(path: Path) -> ContentSource:
     """Return a source that is this file, as it stands now.
 
     Raises:
@@ -52,17 +52,17 @@ def of_file(path: Path) -> Source:
         while piece := file.read(PIECE_BYTES):
             found.update(piece)
             size += len(piece)
-    return Source(path, size, found.hexdigest())
+    return ContentSource(path, size, found.hexdigest())
 
 
-def walk(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
+def walk_files(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
     """Yield the files below a folder, each with its path in it, in order; no links out of it.
 
     Raises:
         OSError: a folder cannot be read.
     """
     root = folder.resolve()
-    for where, folders, names in os.walk(root, onerror=_raise):
+    for where, folders, names in os.walk(root, onerror=_raise_error):
         folders[:] = sorted(name for name in folders if not (Path(where) / name).is_symlink())
         for name in sorted(names):
             path = Path(where) / name
@@ -70,5 +70,5 @@ def walk(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
                 yield PurePosixPath(path.relative_to(root).as_posix()), path
 
 
-def _raise(error: OSError) -> None:
+def _raise_error(error: OSError) -> None:
     raise error

@@ -20,13 +20,13 @@ import threading
 from typing import Final
 
 from cloudmanager import config
-from cloudmanager.config import Address
+from cloudmanager.config import ServerAddress
 
 READ_BYTES: Final = 16 * 1024  # the longest record (RFC 8446, 5.1)
-MAX_PEM: Final = 64 * 1024  # bytes of an authority's certificate, as PEM
+MAX_PEM_BYTES: Final = 64 * 1024  # bytes of an authority's certificate, as PEM
 
 
-class Tls:
+class TlsSocket:
     """A connected socket under TLS, written to by any thread while one reads.
 
     OpenSSL's state may be touched by one thread at a time, and a thread that reads waits
@@ -38,77 +38,77 @@ class Tls:
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str) -> None:
         self._sock = sock
-        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._came, self._goes, server_hostname=name)
-        self._touching, self._writing = threading.Lock(), threading.Lock()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._tls_lock, self._write_lock = threading.Lock(), threading.Lock()
         self.settimeout, self.shutdown, self.close = sock.settimeout, sock.shutdown, sock.close
         self.fileno, self.send_encrypted = sock.fileno, sock.send
-        while not self._shaken():
+        while not self._step_handshake():
             pass
 
-    def _shaken(self) -> bool:
+    def _step_handshake(self) -> bool:
         """Go on with the handshake; return whether it is done."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            self._sock.sendall(self._goes.read())
-            self._take(self._sock.recv(READ_BYTES))
+            self._sock.sendall(self._outgoing.read())
+            self._feed(self._sock.recv(READ_BYTES))
             return False
-        self._sock.sendall(self._goes.read())
+        self._sock.sendall(self._outgoing.read())
         return True
 
-    def _take(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> None:
         if data:
-            self._came.write(data)
+            self._incoming.write(data)
         else:
-            self._came.write_eof()
+            self._incoming.write_eof()
 
-    def waiting(self) -> bool:
+    def has_buffered_data(self) -> bool:
         """Whether bytes were taken from the socket that ``recv`` has not returned yet."""
-        return bool(self._came.pending or self._tls.pending())
+        return bool(self._incoming.pending or self._tls.pending())
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
         """Return what goes to the socket for this; it has to go there, whole and in this order."""
-        with self._touching:
+        with self._tls_lock:
             self._tls.write(data)
-            return self._goes.read()
+            return self._outgoing.read()
 
     def sendall(self, data: bytes) -> None:
         """Send all of it; from any thread. Where this raises, nothing may be sent any more."""
-        with self._writing:
+        with self._write_lock:
             self._sock.sendall(self.encrypt(data))
 
     def recv(self, _: int) -> bytes:
         """Return what came, b"" at the end; from one thread."""
         while True:
-            with self._touching:
+            with self._tls_lock:
                 try:
-                    if self.waiting() or self._came.eof:
+                    if self.has_buffered_data() or self._incoming.eof:
                         return self._tls.read(READ_BYTES)
                 except ssl.SSLWantReadError:
                     pass
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     return b""
             data = self._sock.recv(READ_BYTES)
-            with self._touching:
-                self._take(data)
+            with self._tls_lock:
+                self._feed(data)
 
 
-def secure(sock: socket.socket, host: str, address: Address) -> Tls:
+def start_tls(sock: socket.socket, host: str, address: ServerAddress) -> TlsSocket:
     """Put TLS over a connected socket.
 
     Raises:
         OSError: the server is not who it should be, or does not speak TLS.
     """
     if address.pin:
-        pem = _fetch_authority(host, sock.getpeername()[1], address.pin)
-        return Tls(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)
+        pem = _fetch_ca(host, sock.getpeername()[1], address.pin)
+        return TlsSocket(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)
     if address.ca is not None:
-        return Tls(sock, ssl.create_default_context(cafile=address.ca), config.TLS_NAME)
-    return Tls(sock, ssl.create_default_context(), host)
+        return TlsSocket(sock, ssl.create_default_context(cafile=address.ca), config.TLS_NAME)
+    return TlsSocket(sock, ssl.create_default_context(), host)
 
 
-def _fetch_authority(host: str, tcp_port: int, pin: str) -> str:
+def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
     """Return the server's authority as PEM, which is the one with this fingerprint.
 
     What it is fetched over is not verified: the fingerprint is what counts, and nothing
@@ -119,7 +119,7 @@ def _fetch_authority(host: str, tcp_port: int, pin: str) -> str:
     connection = http.client.HTTPSConnection(host, tcp_port, timeout=10, context=context)
     try:
         connection.request("GET", "/ca.pem")
-        pem = connection.getresponse().read(MAX_PEM).decode("ascii", "replace")
+        pem = connection.getresponse().read(MAX_PEM_BYTES).decode("ascii", "replace")
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest()
     except (ValueError, http.client.HTTPException) as error:
         raise OSError("what answers there is no Cloudmanager server") from error

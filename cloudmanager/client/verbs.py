@@ -17,27 +17,29 @@ from cloudmanager.results.results import Results
 from . import cells
 from .cells import Cell
 from .exchange import Exchange
-from .future import Once
+from .future import Future
 from .input_values import prelude
-from .jobs import STOP_SECONDS, JobGroup
+from .jobs import INTERRUPT_GRACE_SECONDS, JobGroup
 from .samples import Sample, Samples
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TICK: Final = 0.12  # seconds between two pictures of what lasts
+TICK_SECONDS: Final = 0.12  # seconds between two pictures of what lasts
 
-prepare = functools.lru_cache(maxsize=64)(cells.prepare)  # the same cell is often run again
+prepare_cached = functools.lru_cache(maxsize=64)(
+    cells.prepare_cell
+)  # the same cell is often run again
 
 
-class Connected(Protocol):
+class HasExchange(Protocol):
     """Who has a conversation with the server."""
 
     def exchange(self) -> Exchange:
         """Return it."""
 
 
-class Targeted(Connected, Protocol):
+class HasTarget(HasExchange, Protocol):
     """Who has chosen boards, too."""
 
     target: str
@@ -46,7 +48,7 @@ class Targeted(Connected, Protocol):
 class FleetVerbs:
     """What a fleet can be asked."""
 
-    async def request(self: Connected, verb: str, /, **body: Any) -> Any:
+    async def request(self: HasExchange, verb: str, /, **body: Any) -> Any:
         """Ask the server for one of its verbs (docs/protocol.md) and return the reply.
 
         Raises:
@@ -54,7 +56,7 @@ class FleetVerbs:
         """
         return await self.exchange().request(verb, body)
 
-    async def boards(self: Connected, target: str | None = None) -> list[dict[str, Any]]:
+    async def boards(self: HasExchange, target: str | None = None) -> list[dict[str, Any]]:
         """Return what the server knows of each board, sorted by name.
 
         Raises:
@@ -62,12 +64,12 @@ class FleetVerbs:
         """
         return list(await self.exchange().request("boards", {"target": target}))
 
-    async def status(self: Connected) -> dict[str, Any]:
+    async def status(self: HasExchange) -> dict[str, Any]:
         """Return how the server is: version, address, uptime (seconds), boards, online, busy."""
         return dict(await self.exchange().request("status", {}))
 
     async def enrol(
-        self: Connected, names: Sequence[str], *, plain: bool = False
+        self: HasExchange, names: Sequence[str], *, plain: bool = False
     ) -> list[dict[str, Any]]:
         """Give each name an identity; for admins.
 
@@ -84,7 +86,7 @@ class FleetVerbs:
         return list(await self.exchange().request("enrol", body))
 
     async def enrol_token(
-        self: Connected, target: str, *, uses: int = 1, expires: float | None = None
+        self: HasExchange, target: str, *, uses: int = 1, expires: float | None = None
     ) -> dict[str, Any]:
         """Make a token that boards enrol themselves with; for admins.
 
@@ -96,18 +98,18 @@ class FleetVerbs:
         body = {"target": target, "uses": uses, "expires": expires}
         return dict(await self.exchange().request("enrol-token", body))
 
-    async def revoke(self: Connected, target: str) -> list[str]:
+    async def revoke(self: HasExchange, target: str) -> list[str]:
         """Take boards out of the fleet; return their names; for admins.
 
         Their keys open nothing from now on, their links are closed, and what waits for them ends.
         """
         return list(await self.exchange().request("revoke", {"target": target}))
 
-    async def rename(self: Connected, board: str, name: str) -> str:
+    async def rename(self: HasExchange, board: str, name: str) -> str:
         """Give a board another name and return it; for admins."""
         return str(await self.exchange().request("rename", {"target": board, "name": name}))
 
-    async def rotate(self: Connected, target: str) -> dict[str, str]:
+    async def rotate(self: HasExchange, target: str) -> dict[str, str]:
         """Give boards new keys; for admins.
 
         Returns:
@@ -116,11 +118,11 @@ class FleetVerbs:
         """
         return dict(await self.exchange().request("rotate", {"target": target}))
 
-    async def jobs(self: Connected, target: str | None = None) -> list[dict[str, Any]]:
+    async def jobs(self: HasExchange, target: str | None = None) -> list[dict[str, Any]]:
         """Return the jobs that run or wait, anybody's, then those that ended lately."""
         return list(await self.exchange().request("jobs", {"target": target}))
 
-    async def job(self: Connected, number: int) -> dict[str, Any]:
+    async def job(self: HasExchange, number: int) -> dict[str, Any]:
         """Return a job: its line, its outcome, and the last 64 KiB of its output.
 
         Raises:
@@ -128,7 +130,7 @@ class FleetVerbs:
         """
         return dict(await self.exchange().request("job", {"job": number}))
 
-    async def samples(self: Connected, target: str = "all", count: int | None = None) -> Samples:
+    async def samples(self: HasExchange, target: str = "all", count: int | None = None) -> Samples:
         """Return what boards emitted lately (``cm.emit`` there), the newest last.
 
         Args:
@@ -141,7 +143,7 @@ class FleetVerbs:
         body = {"target": target, "count": count}
         return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
 
-    async def interrupt(self: Connected, numbers: Sequence[int]) -> int:
+    async def interrupt(self: HasExchange, numbers: Sequence[int]) -> int:
         """Interrupt jobs, anybody's; return how many of them had not ended."""
         return int(await self.exchange().request("interrupt", {"jobs": list(numbers)}))
 
@@ -150,7 +152,7 @@ class BoardsVerbs:
     """What the boards of a target can be asked; the server chooses them anew at each call."""
 
     async def run(
-        self: Targeted,
+        self: HasTarget,
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
@@ -177,25 +179,31 @@ class BoardsVerbs:
             TargetError, NoSuchBoard: the target means no boards; nothing ran.
             ServerUnreachable: no server.
         """
-        group = send(self, JobGroup(cell_of(code, inputs)), options(timeout, fresh, wait))
-        return await ending(group)
+        group = submit_group(
+            self, JobGroup(make_cell(code, inputs)), submit_options(timeout, fresh, wait)
+        )
+        return await wait_results(group)
 
-    async def reset(self: Targeted) -> Results:
+    async def reset(self: HasTarget) -> Results:
         """Have each board make a soft reset, and wait until it is back.
 
         It dials anew; ``app.py`` is left out this once, as before a cell that is ``fresh``.
         """
-        return await ending(send(self, JobGroup(prepare("")), options(None, fresh=True, wait=0)))
+        return await wait_results(
+            submit_group(
+                self, JobGroup(prepare_cached("")), submit_options(None, fresh=True, wait=0)
+            )
+        )
 
-    async def info(self: Targeted) -> list[dict[str, Any]]:
+    async def info(self: HasTarget) -> list[dict[str, Any]]:
         """Return what the server knows of each of the boards."""
         return list(await self.exchange().request("boards", {"target": self.target}))
 
-    async def stop(self: Targeted) -> list[str]:
+    async def stop(self: HasTarget) -> list[str]:
         """End the boards' own programs (``app.py``); return the names of those that are there."""
         return list(await self.exchange().request("stop", {"target": self.target}))
 
-    async def label(self: Targeted, labels: Mapping[str, str]) -> list[str]:
+    async def label(self: HasTarget, labels: Mapping[str, str]) -> list[str]:
         """Set labels on the boards; an empty value takes one away. Return the boards' names."""
         body = {"target": self.target, "labels": dict(labels)}
         return list(await self.exchange().request("label", body))
@@ -208,29 +216,31 @@ class _Jobs(Protocol):
         """Return the jobs that run or wait, then those that ended lately."""
 
 
-def still_open(fleet: _Jobs, numbers: Sequence[int], seconds: float = STOP_SECONDS) -> list[int]:
+def still_open(
+    fleet: _Jobs, numbers: Sequence[int], seconds: float = INTERRUPT_GRACE_SECONDS
+) -> list[int]:
     """Return those of these jobs, which were interrupted, that do not end within ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         left = {job["job"] for job in fleet.jobs() if job["status"] is None} & set(numbers)
         if not left or time.monotonic() > deadline:
             return sorted(left)
-        time.sleep(TICK)
+        time.sleep(TICK_SECONDS)
 
 
-def cell_of(code: str, inputs: Mapping[str, Any] | None) -> Cell:
+def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:
     """Prepare a cell, with what is assigned before it."""
-    return cells.prepare(code, prelude(inputs)) if inputs else prepare(code)
+    return cells.prepare_cell(code, prelude(inputs)) if inputs else prepare_cached(code)
 
 
-def send(boards: Targeted, group: JobGroup, options: dict[str, Any]) -> JobGroup:
+def submit_group(boards: HasTarget, group: JobGroup, options: dict[str, Any]) -> JobGroup:
     """Send the group's cell to the boards; returns before the server has seen it."""
     group.fresh = bool(options.get("fresh"))
     boards.exchange().submit(group, boards.target, options)
     return group
 
 
-async def ending(group: JobGroup) -> Results:
+async def wait_results(group: JobGroup) -> Results:
     """Wait for a group; who stops waiting interrupts it."""
     try:  # and not ``interrupting``, which takes 1 us
         return await group.finished
@@ -244,7 +254,7 @@ def _give_up(group: JobGroup, error: BaseException) -> None:
     if not group.finished.done:
         group.interrupt()
     if isinstance(error, KeyboardInterrupt):
-        group.wait(STOP_SECONDS)
+        group.wait(INTERRUPT_GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -257,7 +267,7 @@ def interrupting(group: JobGroup) -> Iterator[None]:
         raise
 
 
-def options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
+def submit_options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
     """Return the options of a SUBMIT; what is the default is left out."""
     given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
     return {name: value for name, value in given.items() if value is not None}
@@ -270,25 +280,27 @@ def blocking(
 
     @functools.wraps(verb)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return drive(verb(self, *args, **kwargs))
+        return run_blocking(verb(self, *args, **kwargs))
 
     return call
 
 
-def drive(coroutine: Coroutine[Any, Any, T], tick: Callable[[], object] | None = None) -> T:
+def run_blocking(
+    coroutine: Coroutine[Any, Any, T], on_tick: Callable[[], object] | None = None
+) -> T:
     """Run a verb to its end; an interrupt is raised inside of it.
 
     Args:
         coroutine: the verb.
-        tick: called in this thread every ``TICK`` seconds meanwhile.
+        on_tick: called in this thread every ``TICK`` seconds meanwhile.
     """
     try:
-        awaited: Once[Any] = coroutine.send(None)
+        awaited: Future[Any] = coroutine.send(None)
         while True:
             try:
-                while not awaited.wait(TICK if tick else None):
-                    if tick:
-                        tick()
+                while not awaited.wait(TICK_SECONDS if on_tick else None):
+                    if on_tick:
+                        on_tick()
             except BaseException as error:
                 awaited = coroutine.throw(error)
             else:

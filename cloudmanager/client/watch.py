@@ -19,10 +19,10 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 from .exchange import Exchange
 from .samples import Sample
 
-_FIRST: Final = 0.25  # seconds until a server that is gone is dialled again
-_LONGEST: Final = 5.0  # to which that grows
+_FIRST_RETRY_SECONDS: Final = 0.25  # seconds until a server that is gone is dialled again
+_MAX_RETRY_SECONDS: Final = 5.0  # to which that grows
 
-_WAITING: Final = 50_000  # samples that wait for who does not read
+_MAX_PENDING_SAMPLES: Final = 50_000  # samples that wait for who does not read
 
 
 class Update(NamedTuple):
@@ -63,10 +63,10 @@ class Watch(Iterator[Update]):
         self._dial = dial
         self._target = target
         self._samples = samples
-        self._inbox = _Inbox()
+        self._inbox = _UpdateBuffer()
         self._closed = threading.Event()
-        self._updates = self._follow()
-        self._reading = threading.Lock()  # a reader who was called off may still be leaving
+        self._updates = self._iterate_updates()
+        self._read_lock = threading.Lock()  # a reader who was called off may still be leaving
 
     def __enter__(self) -> Watch:
         return self
@@ -81,7 +81,7 @@ class Watch(Iterator[Update]):
             StopIteration: it was closed.
             CloudmanagerError: the server refused it; not that the server is gone.
         """
-        with self._reading:
+        with self._read_lock:
             return next(self._updates)
 
     def close(self) -> None:
@@ -89,65 +89,69 @@ class Watch(Iterator[Update]):
         self._closed.set()
         self._inbox.close()
 
-    def _follow(self) -> Iterator[Update]:
+    def _iterate_updates(self) -> Iterator[Update]:
         """Yield updates, over all links; of an outage, once that it is there."""
         wait = 0.0
         while not self._closed.wait(wait):
             try:
                 exchange = self._dial()
-                ref = exchange.watch(self._target, samples=self._samples, tell=self._inbox.put)
-                for update in self._until_lost():
+                ref = exchange.watch(
+                    self._target, samples=self._samples, on_message=self._inbox.put
+                )
+                for update in self._iterate_link_updates():
                     wait = 0.0
                     yield update
                 exchange.unwatch(ref)
             except ServerUnreachable as error:
                 if not wait:
                     yield Update(lost=str(error))
-                wait = random.uniform(0.5, 1) * min(_LONGEST, wait * 2 or _FIRST)
+                wait = random.uniform(0.5, 1) * min(
+                    _MAX_RETRY_SECONDS, wait * 2 or _FIRST_RETRY_SECONDS
+                )
 
-    def _until_lost(self) -> Iterator[Update]:
+    def _iterate_link_updates(self) -> Iterator[Update]:
         """Yield what one link tells; ends when this is closed."""
         while (update := self._inbox.get()) is not None:
             yield update
 
 
-class _Inbox:
+class _UpdateBuffer:
     """What was told and not read yet, as one update."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._closed = False
         self._error: CloudmanagerError | None = None
-        self._empty()
+        self._clear()
 
-    def _empty(self) -> None:
+    def _clear(self) -> None:
         self._boards: dict[str, dict[str, Any]] = {}
         self._gone: dict[str, None] = {}
         self._samples: collections.deque[Sample] = collections.deque()
-        self._whole, self._left_out, self._time = False, 0, 0.0
+        self._is_snapshot, self._dropped_samples, self._time = False, 0, 0.0
 
-    def put(self, told: wire.Message | CloudmanagerError) -> None:
+    def put(self, message: wire.Message | CloudmanagerError) -> None:
         """Take what the link tells, in its thread."""
         with self._changed:
-            if isinstance(told, CloudmanagerError):
-                self._error = told
+            if isinstance(message, CloudmanagerError):
+                self._error = message
             else:
-                self._merge(read_update(told))
+                self._merge(read_update(message))
             self._changed.notify()
 
     def _merge(self, update: Update) -> None:
         if update.whole:
-            self._empty()
+            self._clear()
         for name in update.gone:
             self._boards.pop(name, None)
             self._gone[name] = None
         self._boards.update((board["name"], board) for board in update.boards)
         self._samples.extend(update.samples)
-        over = max(0, len(self._samples) - _WAITING)
+        over = max(0, len(self._samples) - _MAX_PENDING_SAMPLES)
         for _ in range(over):
             self._samples.popleft()
-        self._whole = self._whole or update.whole
-        self._left_out += update.left_out + over
+        self._is_snapshot = self._is_snapshot or update.whole
+        self._dropped_samples += update.left_out + over
         self._time = update.time
 
     def close(self) -> None:
@@ -171,8 +175,10 @@ class _Inbox:
                 assert error is not None
                 raise error
             boards, samples, gone = list(self._boards.values()), list(self._samples), self._gone
-            update = Update(boards, list(gone), samples, self._whole, self._left_out, self._time)
-            self._empty()
+            update = Update(
+                boards, list(gone), samples, self._is_snapshot, self._dropped_samples, self._time
+            )
+            self._clear()
             return update
 
 
@@ -182,7 +188,7 @@ def read_update(message: wire.Message) -> Update:
     Raises:
         PeerWireError: it is malformed.
     """
-    body, whole = wire.read_json(message.payload), bool(message.flags & wire.WHOLE)
+    body, whole = wire.read_json(message.payload), bool(message.flags & wire.FULL_SNAPSHOT)
     try:
         samples = [Sample(*row) for row in body["samples"]]
         return Update(body["boards"], body["gone"], samples, whole, body["left_out"], body["time"])

@@ -10,48 +10,59 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from cloudmanager.protocol.text import clean, fold
+from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result
 
 #: What a piece of a line is; "" is what boards said.
 ROLES: Final = ("", "name", "rule", "note", "bad", "bad name", "warn", "warn name", "done")
-Piece = tuple[str, str]  # text and role
-Line = list[Piece]  # its text may have newlines in it, but for the one at its end
+StyledText = tuple[str, str]  # text and role
+StyledLine = list[StyledText]  # its text may have newlines in it, but for the one at its end
 
 RESETTING: Final = "resetting, then running"  # the server tells when that begins, not its end
-WAITING: Final = "waiting for it to dial in"
+WAITING_FOR_BOARD: Final = "waiting for it to dial in"
 
-_RULE: Final = 48  # characters of a head, if its words fit
-_BAR: Final = 24  # characters of a bar
-_TAIL: Final = 16 * 1024  # characters of output that are kept while a board runs: a screen or five
-_BODY: Final = 64 * 1024  # characters of output that a block shows in the end
-_VALUE: Final = 8 * 1024  # characters of a value or of a traceback that are shown
-_SIZE: Final = {False: _TAIL, True: _BODY}  # characters of output, all blocks together
-_LEAST: Final = {False: 512, True: 4 * 1024}  # characters of output that each block may show
-_LINES: Final = {False: 100, True: 1000}  # that all blocks show together; live, final
-_FEWEST: Final = {False: 4, True: 20}  # lines that each block may show, however many there are
-_BLOCKS: Final = {False: 20, True: 100}  # that are shown; the boards of the others are named
+_HEAD_CHARS: Final = 48  # characters of a head, if its words fit
+_BAR_CHARS: Final = 24  # characters of a bar
+_TAIL_CHARS: Final = (
+    16 * 1024
+)  # characters of output that are kept while a board runs: a screen or five
+_FINAL_CHARS: Final = 64 * 1024  # characters of output that a block shows in the end
+_VALUE_CHARS: Final = 8 * 1024  # characters of a value or of a traceback that are shown
+_TOTAL_CHARS: Final = {
+    False: _TAIL_CHARS,
+    True: _FINAL_CHARS,
+}  # characters of output, all blocks together
+_MIN_BLOCK_CHARS: Final = {
+    False: 512,
+    True: 4 * 1024,
+}  # characters of output that each block may show
+_TOTAL_LINES: Final = {False: 100, True: 1000}  # that all blocks show together; live, final
+_MIN_BLOCK_LINES: Final = {
+    False: 4,
+    True: 20,
+}  # lines that each block may show, however many there are
+_MAX_BLOCKS: Final = {False: 20, True: 100}  # that are shown; the boards of the others are named
 #: Said where the server left some out.
-LEFT_OUT: Final = "… some output was left out: it came faster than it could be read"
-_ROWS: Final = 3  # answers of one line each, from here on, are shown as a table
+OUTPUT_OMITTED: Final = "… some output was left out: it came faster than it could be read"
+_MIN_TABLE_ROWS: Final = 3  # answers of one line each, from here on, are shown as a table
 
 
-def printable(text: str) -> str:
+def printable_output(text: str) -> str:
     """Make output safe to show: what a CR would overwrite stays, on a line of its own."""
-    return clean(text.replace("\r", "\n"))
+    return sanitize_text(text.replace("\r", "\n"))
 
 
-def plain(lines: Iterable[Line]) -> str:
+def plain_text(lines: Iterable[StyledLine]) -> str:
     """Return lines as one text, without a newline at its end."""
     return "\n".join("".join(text for text, _ in line) for line in lines)
 
 
-def head_text(words: str) -> str:
+def head_text(title: str) -> str:
     """Return a head that stands alone."""
-    return f"── {words} ".ljust(_RULE, "─")
+    return f"── {title} ".ljust(_HEAD_CHARS, "─")
 
 
-class Told:
+class BoardOutput:
     """What one board has told so far."""
 
     def __init__(self, since: float) -> None:
@@ -60,35 +71,35 @@ class Told:
         self.result: Result | None = None
         self.truncated = False
         self.tail = ""
-        self._newlines = 0
-        self._size = 0  # characters printed
+        self._newline_count = 0
+        self._char_count = 0  # characters printed
         self._hash = blake2b(digest_size=16)
 
     @classmethod
-    def of(cls, result: Result) -> Told:
+    def from_result(cls, result: Result) -> BoardOutput:
         """Return what a board has told that ended."""
         told = cls(0.0)
-        told.print(result.stdout, keep=_BODY)
+        told.add_output(result.stdout, tail_chars=_FINAL_CHARS)
         told.state, told.result, told.truncated = result.status, result, result.truncated
         return told
 
-    def print(self, text: str, *, keep: int = _TAIL) -> None:
+    def add_output(self, text: str, *, tail_chars: int = _TAIL_CHARS) -> None:
         """Take output; its end is kept."""
         self._hash.update(text.encode("utf-8", "surrogatepass"))
-        self._newlines += text.count("\n") + text.count("\r")
-        self._size += len(text)
-        if len(self.tail) + len(text) > 2 * keep:
-            self.tail = self.tail[-keep:] + text[-keep:]
+        self._newline_count += text.count("\n") + text.count("\r")
+        self._char_count += len(text)
+        if len(self.tail) + len(text) > 2 * tail_chars:
+            self.tail = self.tail[-tail_chars:] + text[-tail_chars:]
         else:
             self.tail += text
 
     @property
-    def key(self) -> tuple[object, ...]:
+    def grouping_key(self) -> tuple[object, ...]:
         """Return what is equal for boards whose outcome so far is equal."""
         told: tuple[object, ...] = (self.state, self._hash.digest(), self.truncated)
         if self.result is not None:
             why = "" if self.state == "offline" else self.result.why
-            told += (self.result.text, self.result.traceback, self.result.cut, why)
+            told += (self.result.text, self.result.traceback, self.result.value_truncated, why)
         return told
 
     @property
@@ -97,144 +108,164 @@ class Told:
         return self.result is None
 
     @property
-    def well(self) -> bool:
+    def ok_so_far(self) -> bool:
         """Whether it has not failed."""
         return self.result is None or self.result.ok
 
-    def lines(self, most: int, size: int) -> tuple[list[str], int]:
+    def last_lines(self, max_lines: int, max_chars: int) -> tuple[list[str], int]:
         """Return the last lines of the output, and how many come before them.
 
         Args:
-            most: lines.
-            size: characters; a line that is cut by it begins with "…".
+            max_lines: lines.
+            max_chars: characters; a line that is cut by it begins with "…".
         """
         if not self.tail:
             return [], 0
         ended = self.tail[-1] in "\r\n"  # a newline at the end is not worth an empty line
         text = self.tail[:-1] if ended else self.tail
-        shown = printable(text[-size:]).split("\n")
-        if self._size - ended > size:
+        shown = printable_output(text[-max_chars:]).split("\n")
+        if self._char_count - ended > max_chars:
             shown[0] = f"…{shown[0]}"
-        return shown[-most:], self._newlines + (not ended) - len(shown[-most:])
+        return shown[-max_lines:], self._newline_count + (not ended) - len(shown[-max_lines:])
 
 
 class Block(NamedTuple):
     """Boards that told the same, and what."""
 
     boards: list[str]
-    told: list[Told]
+    outputs: list[BoardOutput]
 
     @property
-    def one(self) -> Told:
+    def first_output(self) -> BoardOutput:
         """What each of them told."""
-        return self.told[0]
+        return self.outputs[0]
 
 
-class Page(NamedTuple):
+class Report(NamedTuple):
     """One text: how it is to be made."""
 
     width: int
     final: bool
     failures: str
-    kept: str
+    full_output_hint: str
     now: float
-    grouped: str = "same"  # or "board": a block for each, in the target's order
+    grouping: str = "same"  # or "board": a block for each, in the target's order
 
-    def text(self, boards: dict[str, Told], left_out: Sequence[str]) -> str:
+    def text(self, boards: dict[str, BoardOutput], left_out: Sequence[str]) -> str:
         """Lay everything out, as plain text."""
-        return plain(self.lines(boards, left_out))
+        return plain_text(self.lines(boards, left_out))
 
-    def lines(self, boards: dict[str, Told], left_out: Sequence[str]) -> Iterator[Line]:
+    def lines(
+        self, boards: dict[str, BoardOutput], left_out: Sequence[str]
+    ) -> Iterator[StyledLine]:
         """Lay everything out."""
-        blocks = self._blocks(boards)
-        if self._silent(blocks):
+        blocks = self._group_blocks(boards)
+        if self._has_no_output(blocks):
             blocks = []
-        rows = [(block, line) for block in blocks if (line := self._row(block)) is not None]
-        table = len(rows) >= _ROWS and self.grouped == "same"
+        rows = [(block, line) for block in blocks if (line := self._single_line(block)) is not None]
+        table = len(rows) >= _MIN_TABLE_ROWS and self.grouping == "same"
         if table:
-            yield from self._table(rows)
+            yield from self._table_lines(rows)
             taken = {id(block.boards) for block, _ in rows}
             blocks = [block for block in blocks if id(block.boards) not in taken]
-        shown, rest = blocks[: _BLOCKS[self.final]], blocks[_BLOCKS[self.final] :]
-        yield from self._spaced(shown, alone=len(boards) == 1, after=table)
+        shown, rest = blocks[: _MAX_BLOCKS[self.final]], blocks[_MAX_BLOCKS[self.final] :]
+        yield from self._block_lines(shown, single_board=len(boards) == 1, after_table=table)
         if rest:
             names = [board for block in rest for board in block.boards]
-            yield [(f"… and {len(names):,} boards more: {self._names(names)}", "note")]
-        yield from self.missing(left_out)
+            yield [(f"… and {len(names):,} boards more: {self._short_names(names)}", "note")]
+        yield from self.missing_lines(left_out)
 
-    def ending(self, board: str, told: Told) -> list[Line]:
+    def end_lines(self, board: str, output: BoardOutput) -> list[StyledLine]:
         """Lay out what follows the output of a board alone."""
-        block = Block([board], [told])
-        headed = self._headed(block, alone=True)
-        return [*self._heads([block] if headed else []), *self._outcome(block, alone=True)]
+        block = Block([board], [output])
+        headed = self._needs_head(block, single_board=True)
+        return [
+            *self._head_lines([block] if headed else []),
+            *self._value_or_traceback(block, single_board=True),
+        ]
 
-    def outcome(self, board: str, told: Told, *, alone: bool) -> list[Line]:
+    def outcome_lines(
+        self, board: str, output: BoardOutput, *, single_board: bool
+    ) -> list[StyledLine]:
         """Lay out how a board ended, for a log that names it on every line."""
-        block = Block([board], [told])
-        state = self._state(block)
-        plainly_bad = told.state == "error" and not self._why(block)
-        first: list[Line] = []
-        if not told.well and state and not plainly_bad and not self._unsaid(alone=alone):
-            first = [[(state, _tone(told))]]
-        return [*first, *self._outcome(block, alone=alone)]
+        block = Block([board], [output])
+        state = self._state_text(block)
+        plainly_bad = output.state == "error" and not self._shared_reason(block)
+        first: list[StyledLine] = []
+        if (
+            not output.ok_so_far
+            and state
+            and not plainly_bad
+            and not self._hides_failures(single_board=single_board)
+        ):
+            first = [[(state, _failure_role(output))]]
+        return [*first, *self._value_or_traceback(block, single_board=single_board)]
 
-    def missing(self, left_out: Sequence[str]) -> Iterator[Line]:
+    def missing_lines(self, left_out: Sequence[str]) -> Iterator[StyledLine]:
         """Name the boards that the target matched but that are not there."""
         if left_out:
             few = len(left_out) <= 4
-            names = ", ".join(left_out) if few else self._names(left_out)
+            names = ", ".join(left_out) if few else self._short_names(left_out)
             yield [(f"not there: {names}", "note")]
 
-    def progress(self, boards: dict[str, Told], seconds: float) -> Line:
+    def progress_line(self, boards: dict[str, BoardOutput], seconds: float) -> StyledLine:
         """Say how many boards are done, and whom everybody waits for."""
         ended = [told for told in boards.values() if not told.active]
         spent = f" · {int(seconds)} s"
         if len(boards) == 1:
             ((name, told),) = boards.items()
             return [(f"{name} · {told.state}{spent}", "note")]
-        filled = _BAR * len(ended) // len(boards)
-        failed = sum(not told.well for told in ended)
+        filled = _BAR_CHARS * len(ended) // len(boards)
+        failed = sum(not told.ok_so_far for told in ended)
         words = f" {len(ended):,} of {len(boards):,} boards are done"
         words += f", {failed:,} failed" if failed and self.failures != "ignore" else ""
-        for state, verb in ((WAITING, "waiting for"), (RESETTING, "resetting")):
+        for state, verb in ((WAITING_FOR_BOARD, "waiting for"), (RESETTING, "resetting")):
             names = [name for name, told in boards.items() if told.state == state]
-            words += f", {verb} {self._names(names)}" if names else ""
-        return [("━" * filled, "done"), ("─" * (_BAR - filled), "rule"), (words + spent, "note")]
+            words += f", {verb} {self._short_names(names)}" if names else ""
+        return [
+            ("━" * filled, "done"),
+            ("─" * (_BAR_CHARS - filled), "rule"),
+            (words + spent, "note"),
+        ]
 
-    def _blocks(self, boards: dict[str, Told]) -> list[Block]:
+    def _group_blocks(self, boards: dict[str, BoardOutput]) -> list[Block]:
         """Gather boards that told the same: well first, the many first."""
         alike: dict[tuple[object, ...], Block] = {}
         for board, told in boards.items():
-            if told.well or told.tail or self.failures != "ignore":
-                key = told.key if self.grouped == "same" else (board,)
+            if told.ok_so_far or told.tail or self.failures != "ignore":
+                key = told.grouping_key if self.grouping == "same" else (board,)
                 block = alike.setdefault(key, Block([], []))
                 block.boards.append(board)
-                block.told.append(told)
-        if self.grouped != "same":
+                block.outputs.append(told)
+        if self.grouping != "same":
             return list(alike.values())
-        return sorted(alike.values(), key=lambda block: (not block.one.well, -len(block.boards)))
+        return sorted(
+            alike.values(), key=lambda block: (not block.first_output.ok_so_far, -len(block.boards))
+        )
 
-    def _silent(self, blocks: list[Block]) -> bool:
+    def _has_no_output(self, blocks: list[Block]) -> bool:
         """Whether all ended well and said nothing, as a cell without output does."""
         return all(
-            block.one.state == "ok" and not block.one.tail and not self._outcome(block, alone=False)
+            block.first_output.state == "ok"
+            and not block.first_output.tail
+            and not self._value_or_traceback(block, single_board=False)
             for block in blocks
         )
 
-    def _row(self, block: Block) -> Line | None:
+    def _single_line(self, block: Block) -> StyledLine | None:
         """Return the one line that says all, if one does."""
-        told = block.one
+        told = block.first_output
         if told.state != "ok" or told.truncated or len(told.tail) > self.width:
             return None
-        lines: list[Line] = [[(line, "")] for line in told.lines(2, self.width)[0]]
-        lines += self._outcome(block, alone=False)
-        text = plain(lines)
+        lines: list[StyledLine] = [[(line, "")] for line in told.last_lines(2, self.width)[0]]
+        lines += self._value_or_traceback(block, single_board=False)
+        text = plain_text(lines)
         short = len(lines) == 1 and len(text) <= self.width // 2 and "\n" not in text
         return lines[0] if short else None
 
-    def _table(self, rows: list[tuple[Block, Line]]) -> Iterator[Line]:
-        shown, rest = rows[: _LINES[self.final]], rows[_LINES[self.final] :]
-        names = [self._names(block.boards) for block, _ in shown]
+    def _table_lines(self, rows: list[tuple[Block, StyledLine]]) -> Iterator[StyledLine]:
+        shown, rest = rows[: _TOTAL_LINES[self.final]], rows[_TOTAL_LINES[self.final] :]
+        names = [self._short_names(block.boards) for block, _ in shown]
         wide = max(map(len, names))
         for name, (_, line) in zip(names, shown, strict=True):
             yield [(f"{name:<{wide}}", "name"), ("  ", ""), *line]
@@ -242,48 +273,64 @@ class Page(NamedTuple):
             more = sum(len(block.boards) for block, _ in rest)
             yield [(f"… and {more:,} boards more", "note")]
 
-    def _spaced(self, blocks: list[Block], *, alone: bool, after: bool) -> Iterator[Line]:
+    def _block_lines(
+        self, blocks: list[Block], *, single_board: bool, after_table: bool
+    ) -> Iterator[StyledLine]:
         """Lay blocks out, with an empty line between two that are more than a head."""
-        headed = [block for block in blocks if self._headed(block, alone=alone)]
-        heads = dict(zip((id(block.boards) for block in headed), self._heads(headed), strict=True))
-        long = after
+        headed = [block for block in blocks if self._needs_head(block, single_board=single_board)]
+        heads = dict(
+            zip((id(block.boards) for block in headed), self._head_lines(headed), strict=True)
+        )
+        long = after_table
         for number, block in enumerate(blocks):
             head = heads.get(id(block.boards))
-            body = list(self._body(block, len(blocks), alone=alone))
-            if (number or after) and (long or body):
+            body = list(self._body_lines(block, len(blocks), single_board=single_board))
+            if (number or after_table) and (long or body):
                 yield []
             yield from [head] if head else []
             yield from body
             long = bool(body)
 
-    def _body(self, block: Block, blocks: int, *, alone: bool) -> Iterator[Line]:
+    def _body_lines(
+        self, block: Block, block_count: int, *, single_board: bool
+    ) -> Iterator[StyledLine]:
         """Lay out one of so many blocks, which share what room there is."""
-        most = max(_FEWEST[self.final], _LINES[self.final] // blocks)
-        size = max(_LEAST[self.final], _SIZE[self.final] // blocks)
-        lines, before = block.one.lines(most, size)
+        most = max(_MIN_BLOCK_LINES[self.final], _TOTAL_LINES[self.final] // block_count)
+        size = max(_MIN_BLOCK_CHARS[self.final], _TOTAL_CHARS[self.final] // block_count)
+        lines, before = block.first_output.last_lines(most, size)
         if before > 0:
-            where = ", " + self.kept.replace("{board}", block.boards[0]) if self.final else ""
+            where = (
+                ", " + self.full_output_hint.replace("{board}", block.boards[0])
+                if self.final
+                else ""
+            )
             yield [(f"… {before:,} lines more{where}", "note")]
-        if block.one.truncated:
-            yield [(LEFT_OUT, "note")]
+        if block.first_output.truncated:
+            yield [(OUTPUT_OMITTED, "note")]
         yield from ([(line, "")] for line in lines)
-        yield from self._outcome(block, alone=alone)
+        yield from self._value_or_traceback(block, single_board=single_board)
 
-    def _headed(self, block: Block, *, alone: bool) -> bool:
+    def _needs_head(self, block: Block, *, single_board: bool) -> bool:
         """Whether a block needs its board's name: not one board's that goes well."""
-        told = block.one
-        if told.well:
-            return not alone or (told.active and told.state != "running")
-        return not (alone and self._unsaid(alone=True))
+        told = block.first_output
+        if told.ok_so_far:
+            return not single_board or (told.active and told.state != "running")
+        return not (single_board and self._hides_failures(single_board=True))
 
-    def _heads(self, blocks: Sequence[Block]) -> list[Line]:
+    def _head_lines(self, blocks: Sequence[Block]) -> list[StyledLine]:
         """Make the heads of some blocks, all of them equally wide."""
-        said = [(self._names(block.boards), self._state(block)) for block in blocks]
+        said = [(self._short_names(block.boards), self._state_text(block)) for block in blocks]
         words = [f"── {names} · {state} " if state else f"── {names} " for names, state in said]
-        wide = max([min(_RULE, self.width), *(min(len(each) + 2, self.width) for each in words)])
-        heads: list[Line] = []
+        wide = max(
+            [min(_HEAD_CHARS, self.width), *(min(len(each) + 2, self.width) for each in words)]
+        )
+        heads: list[StyledLine] = []
         for block, (names, state), each in zip(blocks, said, words, strict=True):
-            tone = _tone(block.one) if state and not block.one.well else ""
+            tone = (
+                _failure_role(block.first_output)
+                if state and not block.first_output.ok_so_far
+                else ""
+            )
             heads.append(
                 [
                     ("── ", tone or "rule"),
@@ -294,66 +341,70 @@ class Page(NamedTuple):
             )
         return heads
 
-    def _state(self, block: Block) -> str:
+    def _state_text(self, block: Block) -> str:
         """Return what a head says besides the names; "" for what ended well."""
-        told = block.one
-        if not told.well and self.failures == "ignore":
+        told = block.first_output
+        if not told.ok_so_far and self.failures == "ignore":
             return ""
         if told.state == "ok":
-            return "" if told.tail or self._outcome(block, alone=False) else "ok"
+            return "" if told.tail or self._value_or_traceback(block, single_board=False) else "ok"
         if told.state == "running":
-            seconds = int(self.now - max(each.since for each in block.told))
+            seconds = int(self.now - max(each.since for each in block.outputs))
             return f"running {seconds} s" if seconds > 0 else "running"
-        after = _spent(block) if told.state == "timeout" else ""
-        why = self._why(block)
-        return f"{told.state}{after}" + (f": {why}" if why and self._short(why) else "")
+        after = _elapsed_text(block) if told.state == "timeout" else ""
+        why = self._shared_reason(block)
+        return f"{told.state}{after}" + (f": {why}" if why and self._fits_in_head(why) else "")
 
-    def _why(self, block: Block) -> str:
+    def _shared_reason(self, block: Block) -> str:
         """Return the server's words, if they are the same for all."""
-        whys = {told.result.why for told in block.told if told.result is not None}
-        return printable(whys.pop()) if len(whys) == 1 else ""
+        whys = {told.result.why for told in block.outputs if told.result is not None}
+        return printable_output(whys.pop()) if len(whys) == 1 else ""
 
-    def _short(self, why: str) -> bool:
-        return len(why) <= self.width - 30 and "\n" not in why
+    def _fits_in_head(self, reason: str) -> bool:
+        return len(reason) <= self.width - 30 and "\n" not in reason
 
-    def _outcome(self, block: Block, *, alone: bool) -> list[Line]:
+    def _value_or_traceback(self, block: Block, *, single_board: bool) -> list[StyledLine]:
         """Return what comes after the output."""
-        result = block.one.result
-        if result is None or (not result.ok and self._unsaid(alone=alone)):
+        result = block.first_output.result
+        if result is None or (not result.ok and self._hides_failures(single_board=single_board)):
             return []
         if result.ok:
-            prefix: Line = [("Out: ", "note")] if block.one.tail else []
-            return [[*prefix, (self._cut(result.text), "")]] if result.text else []
-        why = self._why(block)
-        told = result.traceback.rstrip() or ("" if self._short(why) else why)
-        return [[(self._cut(told, end=True), "")]] if told else []
+            prefix: StyledLine = [("Out: ", "note")] if block.first_output.tail else []
+            return [[*prefix, (self._truncate(result.text), "")]] if result.text else []
+        why = self._shared_reason(block)
+        told = result.traceback.rstrip() or ("" if self._fits_in_head(why) else why)
+        return [[(self._truncate(told, keep_end=True), "")]] if told else []
 
-    def _unsaid(self, *, alone: bool) -> bool:
+    def _hides_failures(self, *, single_board: bool) -> bool:
         """Whether failures are not shown here."""
-        return self.failures == "ignore" or (alone and self.failures == "raise")
+        return self.failures == "ignore" or (single_board and self.failures == "raise")
 
-    def _cut(self, text: str, *, end: bool = False) -> str:
-        more = len(text) - _VALUE
+    def _truncate(self, text: str, *, keep_end: bool = False) -> str:
+        more = len(text) - _VALUE_CHARS
         if more <= 0:
-            return printable(text)
+            return printable_output(text)
         note = f"… {more:,} characters more"
-        return f"{note}\n{printable(text[more:])}" if end else f"{printable(text[:_VALUE])}\n{note}"
+        return (
+            f"{note}\n{printable_output(text[more:])}"
+            if keep_end
+            else f"{printable_output(text[:_VALUE_CHARS])}\n{note}"
+        )
 
-    def _names(self, names: Sequence[str]) -> str:
+    def _short_names(self, names: Sequence[str]) -> str:
         """Fold names; of a fold that is too long, its beginning."""
-        folded, room = fold(names), max(24, self.width - 24)
+        folded, room = fold_names(names), max(24, self.width - 24)
         if len(folded) <= room:
             return folded
         return f"{folded[:room]}… ({len(names):,} boards)"
 
 
-def _tone(told: Told) -> str:
+def _failure_role(output: BoardOutput) -> str:
     """Return the role of a failure: red for what the cell did, yellow for what befell it."""
-    return "bad" if told.state == "error" else "warn"
+    return "bad" if output.state == "error" else "warn"
 
 
-def _spent(block: Block) -> str:
+def _elapsed_text(block: Block) -> str:
     """Say after how long boards were stopped."""
-    seconds = max(told.result.elapsed for told in block.told if told.result is not None)
+    seconds = max(told.result.elapsed for told in block.outputs if told.result is not None)
     digits = 0 if seconds >= 1 else 1
     return f" after {seconds:.{digits}f} s" if seconds else ""

@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from cloudmanager.client.jobs import STOP_SECONDS, Event, JobGroup
-from cloudmanager.protocol.text import clean
+from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS, Event, JobGroup
+from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Results
 
-from .cell_view import LOOKS, Looks, View, printable
-from .layout import Line, plain
+from .cell_view import DEFAULT_OPTIONS, CellView, DisplayOptions, printable_output
+from .layout import StyledLine, plain_text
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 #: Seconds between two pictures: what looks live, at a cost of a few percent of a core.
-TICK: Final = 0.12
+REFRESH_SECONDS: Final = 0.12
 #: Role of a piece of text (``layout.ROLES``) -> what a terminal is told (ECMA-48, 8.3.117).
 _COLOURS: Final = {
     "name": "1",  # bold
@@ -40,8 +40,12 @@ def can_answer() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def follow(
-    group: JobGroup, out: TextIO | None = None, looks: Looks = LOOKS, *, late: bool = False
+def follow_cell(
+    group: JobGroup,
+    out: TextIO | None = None,
+    options: DisplayOptions = DEFAULT_OPTIONS,
+    *,
+    background: bool = False,
 ) -> Results:
     """Show what a cell does until all boards are done; return the results.
 
@@ -51,46 +55,48 @@ def follow(
     Args:
         group: what was submitted, with ``listen=True``.
         out: where to write; standard output when not given.
-        looks: how it is to look.
-        late: as ``watch`` takes it; Ctrl-C ends only the waiting then.
+        options: how it is to look.
+        background: as ``watch`` takes it; Ctrl-C ends only the waiting then.
 
     Raises:
         KeyboardInterrupt: after the boards were interrupted and their outcomes shown.
         CloudmanagerError: the server refused the cell. A board's failure is not raised.
     """
     out = out or sys.stdout
-    view = View(group, looks)
-    stream = len(group.jobs) == 1 and looks.grouped != "order" and not late
-    screen: _Stream | _Region = _Stream(view, out) if stream else _Region(view, out)
-    return watch(group, view, screen.draw, screen.ask, screen.close, late=late)
+    view = CellView(group, options)
+    stream = len(group.jobs) == 1 and options.grouping != "order" and not background
+    screen: _StreamDisplay | _LiveDisplay = (
+        _StreamDisplay(view, out) if stream else _LiveDisplay(view, out)
+    )
+    return run_display(group, view, screen.draw, screen.ask, screen.close, background=background)
 
 
-def painted(lines: Iterable[Line], out: TextIO) -> str:
+def colour_lines(lines: Iterable[StyledLine], out: TextIO) -> str:
     """Return lines as one text, coloured where ``out`` is a terminal that wants colours."""
     lines = list(lines)
-    if not _colourful(out):
-        return plain(lines)
-    return plain([[(_paint(text, role), role) for text, role in line] for line in lines])
+    if not _wants_colours(out):
+        return plain_text(lines)
+    return plain_text([[(_colour_text(text, role), role) for text, role in line] for line in lines])
 
 
-def _paint(text: str, role: str) -> str:
+def _colour_text(text: str, role: str) -> str:
     colour = _COLOURS.get(role)
     return f"\x1b[{colour}m{text}\x1b[0m" if colour and text else text
 
 
-def _colourful(out: TextIO) -> bool:
+def _wants_colours(out: TextIO) -> bool:
     """Whether colours are wanted (https://no-color.org)."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def watch(
+def run_display(
     group: JobGroup,
-    view: View,
+    view: CellView,
     draw: Callable[[Event | None], None],
     ask: Callable[[str], str | None],
     close: Callable[[], None],
     *,
-    late: bool = False,
+    background: bool = False,
 ) -> Results:
     """Feed a view until all jobs ended; the loop behind every live display.
 
@@ -100,52 +106,52 @@ def watch(
         draw: called after each event, and about every ``TICK`` with None.
         ask: puts a prompt before a person and returns the answer; None if nobody is there.
         close: called once when nothing more is drawn, however this ends.
-        late: the group runs by itself, and nobody reads its events: only look at it.
+        background: the group runs by itself, and nobody reads its events: only look at it.
 
     Raises:
         KeyboardInterrupt: after the boards were interrupted and their outcomes taken; if
-            ``late``, at once, and the boards go on.
+            ``background``, at once, and the boards go on.
     """
     try:
         try:
-            if late:
-                _look(group, view, draw)
+            if background:
+                _poll_jobs(group, view, draw)
             else:
-                _pump(group, view, draw, ask)
+                _handle_events(group, view, draw, ask)
         except KeyboardInterrupt:
-            if late:
+            if background:
                 raise
-            _stop(group, view, draw)
+            _interrupt_and_drain(group, view, draw)
             raise
     finally:
         close()
     return group.results()
 
 
-def _pump(group: JobGroup, view: View, draw: Any, ask: Any) -> None:
-    for event in group.events(TICK):
+def _handle_events(group: JobGroup, view: CellView, draw: Any, ask: Any) -> None:
+    for event in group.events(REFRESH_SECONDS):
         if event is not None:
-            view.take(event)
+            view.handle_event(event)
         draw(event)
         if event is not None and event.kind == "input":
-            group.answer(event.job, ask(clean(f"{event.job.board}: {event.text}")))
+            group.answer(event.job, ask(sanitize_text(f"{event.job.board}: {event.text}")))
 
 
-def _look(group: JobGroup, view: View, draw: Any) -> None:
-    while not group.wait(TICK):
-        view.look()
+def _poll_jobs(group: JobGroup, view: CellView, draw: Any) -> None:
+    while not group.wait(REFRESH_SECONDS):
+        view.poll_jobs()
         draw(None)
-    view.look()
+    view.poll_jobs()
 
 
-def _stop(group: JobGroup, view: View, draw: Any) -> None:
+def _interrupt_and_drain(group: JobGroup, view: CellView, draw: Any) -> None:
     """Interrupt the boards and take their outcomes, for a short while."""
     group.interrupt()
     view.show_failures()  # it is not the boards' errors that are raised now
-    deadline = time.monotonic() + STOP_SECONDS
-    for event in group.events(TICK):
+    deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
+    for event in group.events(REFRESH_SECONDS):
         if event is not None:
-            view.take(event)
+            view.handle_event(event)
             if event.kind == "input":
                 group.answer(event.job, None)
         draw(event)
@@ -153,73 +159,73 @@ def _stop(group: JobGroup, view: View, draw: Any) -> None:
             return
 
 
-class _Stream:
+class _StreamDisplay:
     """One board: its output as it comes."""
 
-    def __init__(self, view: View, out: TextIO) -> None:
+    def __init__(self, view: CellView, out: TextIO) -> None:
         self._view = view
         self._out = out
-        self._fresh = True  # whether the cursor is at the start of a line
+        self._at_line_start = True  # whether the cursor is at the start of a line
 
     def draw(self, event: Event | None) -> None:
         """Write what is new."""
         if event is None or event.kind not in ("output", "ended"):
             self._out.flush()
         elif event.kind == "output":
-            self._write(printable(event.text))
-        elif ending := self._view.ending(event.job.board, _width()):
-            text = painted(ending, self._out)
-            self._write(f"{text}\n" if self._fresh else f"\n{text}\n")
+            self._write(printable_output(event.text))
+        elif ending := self._view.end_lines(event.job.board, _width()):
+            text = colour_lines(ending, self._out)
+            self._write(f"{text}\n" if self._at_line_start else f"\n{text}\n")
 
     def ask(self, prompt: str) -> str | None:
         """Ask the person at the terminal."""
         self._out.flush()
-        self._fresh = True
-        return _input(prompt)
+        self._at_line_start = True
+        return _read_input(prompt)
 
     def close(self) -> None:
         """End the last line."""
-        self._write("" if self._fresh else "\n")
+        self._write("" if self._at_line_start else "\n")
         self._out.flush()
 
     def _write(self, text: str) -> None:
         self._out.write(text)
-        self._fresh = text.endswith("\n") if text else self._fresh
+        self._at_line_start = text.endswith("\n") if text else self._at_line_start
 
 
-class _Region:
+class _LiveDisplay:
     """Several boards: a live region in a terminal, and the folded text in the end."""
 
-    def __init__(self, view: View, out: TextIO) -> None:
+    def __init__(self, view: CellView, out: TextIO) -> None:
         self._view = view
         self._out = out
-        self._due = time.monotonic() + TICK
+        self._next_draw = time.monotonic() + REFRESH_SECONDS
         self._live: Live | None = None
-        self._drawn = ""
+        self._drawn_text = ""
 
     def draw(self, _: Event | None) -> None:
         """Draw anew if it is time to."""
         now = time.monotonic()
-        if now < self._due or not self._out.isatty():
+        if now < self._next_draw or not self._out.isatty():
             return
-        self._due = now + TICK
-        text = painted(_last(self._view.lines(_width()), _height()), self._out)
+        self._next_draw = now + REFRESH_SECONDS
+        text = colour_lines(_last_lines(self._view.lines(_width()), _height()), self._out)
         if self._live is None:
             self._live = _open_live(self._out)
-        elif text == self._drawn:
+        elif text == self._drawn_text:
             return
-        self._live.update(_rich(text), refresh=True)
-        self._drawn = text
+        self._live.update(_rich_text(text), refresh=True)
+        self._drawn_text = text
 
     def ask(self, prompt: str) -> str | None:
         """Ask the person at the terminal; the region makes room for that."""
         self._hide()
-        return _input(prompt)
+        return _read_input(prompt)
 
     def close(self) -> None:
         """Leave the final text."""
         self._hide()
-        text = painted(self._view.lines(_width(), final=True), self._out)
+        text = colour_lines(self._view.lines(_width(), final=True), self._out)
         self._out.write(f"{text}\n" if text else "")
         self._out.flush()
 
@@ -239,19 +245,19 @@ def _open_live(out: TextIO) -> Live:
     return live
 
 
-def _rich(text: str) -> Any:
+def _rich_text(text: str) -> Any:
     from rich.text import Text
 
     return Text.from_ansi(text, no_wrap=True, overflow="ellipsis")
 
 
-def _last(lines: list[Line], most: int) -> list[Line]:
+def _last_lines(lines: list[StyledLine], max_lines: int) -> list[StyledLine]:
     """Return the last lines that a screen has room for."""
-    tall: list[Line] = []
+    tall: list[StyledLine] = []
     for line in reversed(lines):
-        text = plain([line])
-        most -= text.count("\n") + 1
-        if most < 0 and tall:
+        text = plain_text([line])
+        max_lines -= text.count("\n") + 1
+        if max_lines < 0 and tall:
             break
         tall.append(line)
     return tall[::-1]
@@ -265,7 +271,7 @@ def _height() -> int:
     return shutil.get_terminal_size().lines - 1  # the last is the cursor's
 
 
-def _input(prompt: str) -> str | None:
+def _read_input(prompt: str) -> str | None:
     """Ask at the terminal; None where nobody is there, or answers Ctrl-D."""
     if not can_answer():
         return None

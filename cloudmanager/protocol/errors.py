@@ -30,36 +30,36 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
-from .text import clean, fold, pointed
+from .text import fold_names, line_with_caret, sanitize_text
 
-_SHOWN = 4  # different errors, or names, that one message shows before it counts the rest
+_MAX_SHOWN = 4  # different errors, or names, that one message shows before it counts the rest
 
 
 class CloudmanagerError(Exception):
     """The root: whoever catches this catches everything that Cloudmanager raises.
 
     Attributes:
-        head: the board that it is about; empty where it is about none.
+        subject: the board that it is about; empty where it is about none.
         detail: what is wrong, safe to show.
         hint: what to do next.
     """
 
-    head = ""
+    subject = ""
     hint = "`mbm server-status` tells how the server is."
 
     def __init__(self, *args: object, detail: str = "") -> None:
         super().__init__(*args)  # all that __init__ took: pickle makes the copy from them
-        self.detail = clean(detail or ": ".join(str(arg) for arg in args).rstrip(".") + ".")
+        self.detail = sanitize_text(detail or ": ".join(str(arg) for arg in args).rstrip(".") + ".")
 
-    def told(self) -> str:
+    def message_without_subject(self) -> str:
         """Say what is wrong and what to do next, without the board's name."""
         gap = "\n" if "\n" in self.detail else " "
-        return f"{self.detail}{gap}{clean(self.hint)}" if self.hint else self.detail
+        return f"{self.detail}{gap}{sanitize_text(self.hint)}" if self.hint else self.detail
 
     def __str__(self) -> str:
-        told = self.told()
+        told = self.message_without_subject()
         gap = "\n" if "\n" in told else " "
-        return f"{clean(self.head)}:{gap}{told}" if self.head else told
+        return f"{sanitize_text(self.subject)}:{gap}{told}" if self.subject else told
 
     def _render_traceback_(self) -> list[str]:
         """Have IPython show these words, and not thirty lines of ours around them."""
@@ -71,9 +71,11 @@ class ServerUnreachable(CloudmanagerError):
 
     hint = "Start a server with `mbm server-start`, or name another one in CM_URL."
 
-    def __init__(self, url: str, where: str, reason: str = "no answer") -> None:
-        super().__init__(url, where, reason, detail=f"No server at {url} (from {where}): {reason}.")
-        self.url, self.where = url, where
+    def __init__(self, url: str, source: str, reason: str = "no answer") -> None:
+        super().__init__(
+            url, source, reason, detail=f"No server at {url} (from {source}): {reason}."
+        )
+        self.url, self.source = url, source
 
 
 class NotAllowed(CloudmanagerError):
@@ -107,7 +109,7 @@ class TargetError(CloudmanagerError, ValueError):
     """
 
     def __init__(self, reason: str, text: str, position: int, hint: str) -> None:
-        detail = f"{reason}\n{pointed(text, position)}"
+        detail = f"{reason}\n{line_with_caret(text, position)}"
         super().__init__(reason, text, position, hint, detail=detail)
         self.text, self.position, self.hint = text, position, hint
 
@@ -124,8 +126,8 @@ class NoSuchBoard(CloudmanagerError):
     def __init__(
         self, board: str, suggestion: str | None = None, others: Sequence[str] = ()
     ) -> None:
-        shown = ", ".join((board, *others)[:_SHOWN])
-        rest = 1 + len(others) - _SHOWN
+        shown = ", ".join((board, *others)[:_MAX_SHOWN])
+        rest = 1 + len(others) - _MAX_SHOWN
         more = f" and {rest} more" if rest > 0 else ""
         super().__init__(board, suggestion, others, detail=f"No board is called {shown}{more}.")
         self.board, self.suggestion, self.others = board, suggestion, tuple(others)
@@ -145,9 +147,9 @@ class BoardOffline(CloudmanagerError):
     hint = "Check its power and its network, or wait for it with `--wait`."
 
     def __init__(self, board: str, last_seen: float | None = None, why: str = "") -> None:
-        detail = f"The board is offline: {why or _seen(last_seen)}."
+        detail = f"The board is offline: {why or _last_seen_text(last_seen)}."
         super().__init__(board, last_seen, why, detail=detail)
-        self.board = self.head = board
+        self.board = self.subject = board
         self.last_seen, self.why = last_seen, why
 
 
@@ -168,7 +170,7 @@ class LinkLost(CloudmanagerError):
         known = why or "the link broke, and the board may still be running the job"
         super().__init__(board, job, why, detail=f"Lost: {known}.")
         self.board, self.job, self.why = board, job, why
-        self.head = board if job is None else f"{board}, job {job}"
+        self.subject = board if job is None else f"{board}, job {job}"
 
 
 class CellSyntaxError(CloudmanagerError):
@@ -185,7 +187,7 @@ class CellSyntaxError(CloudmanagerError):
 
     def __init__(self, msg: str, lineno: int, offset: int, text: str) -> None:
         indent = len(text) - len(text.lstrip())
-        line = pointed(text.strip(), offset - 1 - indent)
+        line = line_with_caret(text.strip(), offset - 1 - indent)
         super().__init__(msg, lineno, offset, text, detail=f"{msg} (line {lineno})\n{line}")
         self.msg, self.lineno, self.offset, self.text = msg, lineno, offset, text
 
@@ -211,7 +213,7 @@ class BoardError(CloudmanagerError):
     ) -> None:
         detail = (traceback or f"{ename}: {evalue}").rstrip(" \n:")
         super().__init__(board, ename, evalue, traceback, status, detail=detail)
-        self.board = self.head = board
+        self.board = self.subject = board
         self.ename, self.evalue, self.status = ename, evalue, status
         self.traceback = traceback
         self.hint = self._HINTS.get(status, "")
@@ -223,8 +225,8 @@ class FleetError(CloudmanagerError):
     hint = "Each board's own error is in `.errors`."
 
     def __init__(self, errors: Mapping[str, Exception]) -> None:
-        head = f"{_boards(len(errors))} failed."
-        super().__init__(errors, detail="\n".join([head, *_blocks(errors)]))
+        head = f"{_count_boards(len(errors))} failed."
+        super().__init__(errors, detail="\n".join([head, *_group_by_message(errors)]))
         self.errors = dict(errors)
 
 
@@ -252,14 +254,14 @@ class CableError(CloudmanagerError):
 
     Attributes:
         port: the serial port; empty where it is about none.
-        what: what happened.
+        problem: what happened.
         step: of flashing, the step that failed.
     """
 
-    def __init__(self, port: str, what: str, hint: str = "", step: str = "") -> None:
-        super().__init__(port, what, hint, step, detail=f"{what.rstrip('.')}.")
-        self.port = self.head = port
-        self.what, self.hint, self.step = what, hint, step
+    def __init__(self, port: str, problem: str, hint: str = "", step: str = "") -> None:
+        super().__init__(port, problem, hint, step, detail=f"{problem.rstrip('.')}.")
+        self.port = self.subject = port
+        self.problem, self.hint, self.step = problem, hint, step
 
 
 class WireError(CloudmanagerError):
@@ -284,7 +286,7 @@ class PackageError(CloudmanagerError):
     hint = ""
 
 
-def _seen(last_seen: float | None) -> str:
+def _last_seen_text(last_seen: float | None) -> str:
     """Say when, in local time; what no calendar can hold is shown as the number it is."""
     if last_seen is None:
         return "it was never seen"
@@ -294,24 +296,24 @@ def _seen(last_seen: float | None) -> str:
         return f"it was last seen at {last_seen!r}"
 
 
-def _told(error: Exception, board: str) -> str:
+def _message_without_board(error: Exception, board: str) -> str:
     """Return an error's words without the board's name, which an OSError has before its path."""
     if isinstance(error, CloudmanagerError):
-        return error.told()
+        return error.message_without_subject()
     name = type(error).__name__
-    return clean(f"{name}: {error}".replace(f"'{board}:", "':"))
+    return sanitize_text(f"{name}: {error}".replace(f"'{board}:", "':"))
 
 
-def _blocks(errors: Mapping[str, Exception]) -> list[str]:
+def _group_by_message(errors: Mapping[str, Exception]) -> list[str]:
     """Fold boards whose errors read the same under one head; show a few, count the rest."""
     alike: dict[str, list[str]] = {}
     for board, error in errors.items():
-        alike.setdefault(_told(error, board), []).append(board)
-    shown = list(alike.items())[:_SHOWN]
+        alike.setdefault(_message_without_board(error, board), []).append(board)
+    shown = list(alike.items())[:_MAX_SHOWN]
     rest = len(errors) - sum(len(boards) for _, boards in shown)
-    blocks = [f"{fold(boards)}:\n{textwrap.indent(told, '  ')}" for told, boards in shown]
-    return [*blocks, f"... and {_boards(rest, 'more ')}"] if rest else blocks
+    blocks = [f"{fold_names(boards)}:\n{textwrap.indent(told, '  ')}" for told, boards in shown]
+    return [*blocks, f"... and {_count_boards(rest, 'more ')}"] if rest else blocks
 
 
-def _boards(count: int, kind: str = "") -> str:
-    return f"{count} {kind}board" if count == 1 else f"{count} {kind}boards"
+def _count_boards(count: int, adjective: str = "") -> str:
+    return f"{count} {adjective}board" if count == 1 else f"{count} {adjective}boards"

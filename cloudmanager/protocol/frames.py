@@ -22,27 +22,27 @@ PING: Final = 0x9
 PONG: Final = 0xA
 
 #: Close codes (RFC 6455, 7.4.1; 4000 and up are ours, docs/protocol.md).
-NORMAL: Final = 1000
-GOING_AWAY: Final = 1001
-PROTOCOL_ERROR: Final = 1002
-NOT_SPOKEN: Final = 1003
-NO_CODE: Final = 1005  # never sent: it stands for a close frame that names none
-BAD_TEXT: Final = 1007
+CLOSE_NORMAL: Final = 1000
+CLOSE_GOING_AWAY: Final = 1001
+CLOSE_PROTOCOL_ERROR: Final = 1002
+CLOSE_UNSUPPORTED_DATA: Final = 1003
+CLOSE_NO_STATUS: Final = 1005  # never sent: it stands for a close frame that names none
+CLOSE_INVALID_PAYLOAD: Final = 1007
 POLICY: Final = 1008
-TOO_BIG: Final = 1009
+CLOSE_MESSAGE_TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 #: What a close frame may say: the registered codes (7.4.1, IANA), and those of libraries and ours.
-_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
+_VALID_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 _TEXT: Final = 0x1
-_CONTROL: Final = 0x8  # bit of the opcodes of control frames
+_CONTROL_BIT: Final = 0x8  # bit of the opcodes of control frames
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
 _SHORT_MAX: Final = 125  # longest length that fits in the second byte
 _LEN16: Final = struct.Struct(">H")
 _LEN64: Final = struct.Struct(">Q")
-_NO_KEY: Final = b"\0\0\0\0"  # a mask of zero is a mask, and costs nothing
+_ZERO_MASK_KEY: Final = b"\0\0\0\0"  # a mask of zero is a mask, and costs nothing
 
 
 class Frame(NamedTuple):
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
 class FrameError(PeerWireError):
     """The peer broke the rules; ``close_code`` is what to close with."""
 
-    def __init__(self, message: str, close_code: int = PROTOCOL_ERROR) -> None:
+    def __init__(self, message: str, close_code: int = CLOSE_PROTOCOL_ERROR) -> None:
         super().__init__(message)
         self.close_code = close_code
 
@@ -66,10 +66,10 @@ def accept_key(key: str) -> str:
     return base64.b64encode(digest.digest()).decode()
 
 
-def frame_head(opcode: int, size: int, *, mask: bool) -> bytes:
+def frame_header(opcode: int, size: int, *, mask: bool) -> bytes:
     """Return the bytes before a payload of ``size`` bytes; a mask is the zero key."""
     bit = _MASKED if mask else 0
-    key = _NO_KEY if mask else b""
+    key = _ZERO_MASK_KEY if mask else b""
     if size <= _SHORT_MAX:
         return bytes((_FIN | opcode, bit | size)) + key
     if size <= 0xFFFF:
@@ -77,20 +77,22 @@ def frame_head(opcode: int, size: int, *, mask: bool) -> bytes:
     return bytes((_FIN | opcode, bit | 127)) + _LEN64.pack(size) + key
 
 
-def encode(payload: bytes, opcode: int = BINARY, *, mask: bool = False) -> bytes:
+def encode_frame(payload: bytes, opcode: int = BINARY, *, mask: bool = False) -> bytes:
     """Return one whole frame with ``payload``."""
-    return frame_head(opcode, len(payload), mask=mask) + payload
+    return frame_header(opcode, len(payload), mask=mask) + payload
 
 
-def encode_close(code: int, reason: str = "", *, mask: bool = False) -> bytes:
+def encode_close_frame(code: int, reason: str = "", *, mask: bool = False) -> bytes:
     """Return a close frame; the reason is cut to what a control frame holds."""
     text = reason.encode()[: _SHORT_MAX - 2].decode(errors="ignore").encode()
-    return encode(b"" if code == NO_CODE else _LEN16.pack(code) + text, CLOSE, mask=mask)
+    return encode_frame(
+        b"" if code == CLOSE_NO_STATUS else _LEN16.pack(code) + text, CLOSE, mask=mask
+    )
 
 
-def close_code(payload: bytes) -> int:
+def read_close_code(payload: bytes) -> int:
     """Return the code of a close frame's payload; 1005 when it names none."""
-    return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else NO_CODE
+    return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else CLOSE_NO_STATUS
 
 
 class FrameReader:
@@ -132,7 +134,7 @@ class FrameReader:
             FrameError: the peer broke a rule; the link has to be closed.
         """
         buffer = self._buffer
-        head = self._head(buffer)
+        head = self._read_header(buffer)
         if head is None:
             return None
         opcode, key_at, body_at, end = head
@@ -143,15 +145,15 @@ class FrameReader:
             payload = _unmask(payload, buffer[key_at:body_at])
         del buffer[:end]  # cheap: CPython moves the beginning of a bytearray, not its bytes
         if opcode == CLOSE:
-            _check_close(payload)
+            _check_close_payload(payload)
         return Frame(opcode, payload)
 
-    def _head(self, buffer: bytearray) -> tuple[int, int, int, int] | None:
+    def _read_header(self, buffer: bytearray) -> tuple[int, int, int, int] | None:
         """Return (opcode, where the key is, where the body is, where it ends)."""
         have = len(buffer)
         if have < 2:
             return None
-        opcode, size = self._check(buffer[0], buffer[1])
+        opcode, size = self._check_first_bytes(buffer[0], buffer[1])
         key_at = 2
         if size > _SHORT_MAX:
             kind, fits = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
@@ -162,11 +164,11 @@ class FrameReader:
             if size <= fits:
                 raise FrameError("a length is not in its shortest form")
         if size > self.max_size:
-            raise FrameError(f"a message of {size} bytes is too long", TOO_BIG)
+            raise FrameError(f"a message of {size} bytes is too long", CLOSE_MESSAGE_TOO_BIG)
         body_at = key_at + 4 if self._masked else key_at
         return opcode, key_at, body_at, body_at + size
 
-    def _check(self, first: int, second: int) -> tuple[int, int]:
+    def _check_first_bytes(self, first: int, second: int) -> tuple[int, int]:
         """Refuse what RFC 6455 or the protocol forbids in the first two bytes."""
         opcode, size = first & 0x0F, second & 0x7F
         if first & 0x70:
@@ -174,28 +176,28 @@ class FrameReader:
         if bool(second & _MASKED) is not self._masked:
             raise FrameError("a client must mask and a server must not")
         if opcode not in (BINARY, CLOSE, PING, PONG):
-            code = NOT_SPOKEN if opcode == _TEXT else PROTOCOL_ERROR
+            code = CLOSE_UNSUPPORTED_DATA if opcode == _TEXT else CLOSE_PROTOCOL_ERROR
             raise FrameError(f"opcode {opcode} is not spoken here", code)
-        if opcode & _CONTROL and (size > _SHORT_MAX or not first & _FIN):
+        if opcode & _CONTROL_BIT and (size > _SHORT_MAX or not first & _FIN):
             raise FrameError("a control frame is too long or a fragment")
         if not first & _FIN:
-            raise FrameError("fragments are not spoken here", NOT_SPOKEN)
+            raise FrameError("fragments are not spoken here", CLOSE_UNSUPPORTED_DATA)
         return opcode, size
 
 
-def _check_close(payload: bytes) -> None:
+def _check_close_payload(payload: bytes) -> None:
     """Refuse a close frame that RFC 6455 does not know (5.5.1, 7.4, and 5.6 on its text)."""
-    if payload and (len(payload) == 1 or close_code(payload) not in _CLOSE_CODES):
+    if payload and (len(payload) == 1 or read_close_code(payload) not in _VALID_CLOSE_CODES):
         raise FrameError("a close frame is malformed")
     try:
         payload[2:].decode()
     except UnicodeDecodeError:
-        raise FrameError("a close frame's reason is not UTF-8", BAD_TEXT) from None
+        raise FrameError("a close frame's reason is not UTF-8", CLOSE_INVALID_PAYLOAD) from None
 
 
 def _unmask(payload: bytes, key: bytes | bytearray) -> bytes:
     """Return ``payload`` XOR ``key`` repeated; free for the zero key."""
-    if key == _NO_KEY or not payload:
+    if key == _ZERO_MASK_KEY or not payload:
         return payload
     size = len(payload)
     pad = bytes(key) * (size // 4 + 1)

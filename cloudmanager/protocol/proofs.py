@@ -53,7 +53,7 @@ def pack_rekey(gen: int, nonce: bytes) -> bytes:
     return wire.pack(wire.REKEY, _U32.pack(gen) + nonce)
 
 
-class Mac:
+class LinkMac:
     """The MACs of one link: on each message, over its direction, its number and its bytes.
 
     What is forged, changed, replayed, reordered or left out breaks the link.
@@ -64,12 +64,12 @@ class Mac:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._sent = self._got = 0
+        self._sent = self._received = 0
 
     def seal(self, message: bytes) -> bytes:
         """Return a message of the server's with its tag."""
         self._sent += 1
-        return message + self._tag(b"s", self._sent - 1, message)
+        return message + self._make_tag(b"s", self._sent - 1, message)
 
     def open(self, data: bytes) -> bytes:
         """Return the board's message in ``data``.
@@ -78,14 +78,14 @@ class Mac:
             PeerWireError: its tag is not right.
         """
         message = data[:-TAG_BYTES]
-        wanted = self._tag(b"b", self._got, message)
+        wanted = self._make_tag(b"b", self._received, message)
         if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):
             raise PeerWireError("a message's MAC is wrong")
-        self._got += 1
+        self._received += 1
         return message
 
-    def _tag(self, who: bytes, number: int, message: bytes) -> bytes:
-        text = who + _U64.pack(number) + message
+    def _make_tag(self, direction: bytes, number: int, message: bytes) -> bytes:
+        text = direction + _U64.pack(number) + message
         return hmac.digest(self._key, text, hashlib.sha256)[:TAG_BYTES]
 
 

@@ -29,22 +29,22 @@ from .errors import NoSuchBoard, TargetError
 from .names import FACT_NAMES as FACT_NAMES
 from .names import MAX_NAMES as MAX_NAMES
 from .names import NAME_PATTERN as NAME_PATTERN
+from .names import check_chars, check_identifier, expand_range
 from .names import check_label as check_label
-from .names import check_legal, check_word, expand
 from .names import check_name as check_name
-from .text import fold as fold
+from .text import fold_names as fold_names
 from .text import natural_key as natural_key
-from .text import nearest
+from .text import nearest_name
 
-MAX_TEXT = 65_536  # characters: a list of 1,000 names of the greatest length fits
+MAX_TARGET_CHARS = 65_536  # characters: a list of 1,000 names of the greatest length fits
 MAX_PATTERNS = 32  # each is tried on every board: 0.1 s for 10,000 boards
 
-_MAX_WORD = 160  # characters between two signs, but for a range: a key, "=", a pattern
-_SIGNS = re.compile(r"[][(){},!&]")
-_UNREADABLE = re.compile(r"[^ -~\t\n]")
-_NOT_IN_PATTERN = re.compile(r"[^A-Za-z0-9._*?-]")
-_NOT_IN_VALUE = re.compile(r"[][=\t\n]")
-_ASCII = "Targets are written in ASCII; `?` and `*` stand for any other character."
+_MAX_TERM_CHARS = 160  # characters between two signs, but for a range: a key, "=", a pattern
+_OPERATOR_PATTERN = re.compile(r"[][(){},!&]")
+_UNPRINTABLE = re.compile(r"[^ -~\t\n]")
+_ILLEGAL_IN_PATTERN = re.compile(r"[^A-Za-z0-9._*?-]")
+_ILLEGAL_IN_CONDITION = re.compile(r"[][=\t\n]")
+_ASCII_HINT = "Targets are written in ASCII; `?` and `*` stand for any other character."
 
 
 class BoardView(Protocol):
@@ -79,12 +79,12 @@ class Resolution:
 
 
 @dataclass(frozen=True)
-class Names:
+class NamedBoards:
     """A term that names its boards: one name, or a range expanded."""
 
     names: tuple[str, ...]
 
-    def pick(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
+    def select_boards(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
         """Map each board to True: it was named.
 
         Raises:
@@ -92,26 +92,26 @@ class Names:
         """
         unknown = [name for name in self.names if name not in boards]
         if unknown:
-            raise NoSuchBoard(unknown[0], nearest(unknown[0], boards), unknown[1:])
+            raise NoSuchBoard(unknown[0], nearest_name(unknown[0], boards), unknown[1:])
         return dict.fromkeys(self.names, True)
 
     def covers(self, name: str, board: BoardView) -> bool:
         """Say whether the board is one of these."""
-        return name in self._set
+        return name in self._name_set
 
     @cached_property
-    def _set(self) -> frozenset[str]:
+    def _name_set(self) -> frozenset[str]:
         return frozenset(self.names)
 
 
 @dataclass(frozen=True)
-class Matching:
+class MatchingBoards:
     """A term that describes its boards, by name or by the label or fact called `key`."""
 
     pattern: str
     key: str | None = None
 
-    def pick(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
+    def select_boards(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
         """Map each board to False: it was not named."""
         found = [name for name, board in boards.items() if self.covers(name, board)]
         return dict.fromkeys(sorted(found, key=natural_key), False)
@@ -138,7 +138,7 @@ class Target:
     """
 
     text: str
-    steps: tuple[tuple[str, Names | Matching], ...]
+    steps: tuple[tuple[str, NamedBoards | MatchingBoards], ...]
 
     def resolve(self, boards: Mapping[str, BoardView]) -> Resolution:
         """Find the boards that this target means now.
@@ -150,20 +150,20 @@ class Target:
             NoSuchBoard: a name, or one of a range, is not enrolled.
             TargetError: there is no board to run on.
         """
-        found, seen = self._found(boards)
+        found, seen = self._find_boards(boards)
         names = tuple(name for name, named in found.items() if named or boards[name].online)
         if not names:
-            raise TargetError(*self._why_empty(len(boards), len(found), seen))
+            raise TargetError(*self._no_boards_error(len(boards), len(found), seen))
         away = [name for name, named in found.items() if not (named or boards[name].online)]
         return Resolution(names, tuple(sorted(away, key=natural_key)))
 
-    def matches(self, boards: Mapping[str, BoardView]) -> list[str]:
+    def matching_names(self, boards: Mapping[str, BoardView]) -> list[str]:
         """Return the names of the boards that this target means, there or not; maybe none.
 
         Raises:
             NoSuchBoard: a name, or one of a range, is not enrolled.
         """
-        return list(self._found(boards)[0])
+        return list(self._find_boards(boards)[0])
 
     def covers(self, name: str, board: BoardView) -> bool:
         """Say whether this target means the board, be it there or not, enrolled or not.
@@ -182,24 +182,25 @@ class Target:
                 before, since = before or since, picked
         return before or since
 
-    def candidates(self, uid: str, other: str) -> Iterator[str]:
+    def candidate_names(self, uid: str, fallback: str) -> Iterator[str]:
         """Yield names that a new board might get; ``covers`` has to judge each.
 
-        Names and ranges are themselves, a pattern has ``uid`` for its star, ``all`` is ``other``.
+        Names and ranges stay as they are. The star of a pattern becomes ``uid``, and ``all``
+        becomes ``fallback``.
         """
         for _, term in self.steps:
-            if isinstance(term, Names):
+            if isinstance(term, NamedBoards):
                 yield from term.names
             elif term.key is None and "?" not in term.pattern:
-                yield other if term.pattern == "*" else term.pattern.replace("*", uid, 1)
+                yield fallback if term.pattern == "*" else term.pattern.replace("*", uid, 1)
 
-    def _found(self, boards: Mapping[str, BoardView]) -> tuple[dict[str, bool], bool]:
+    def _find_boards(self, boards: Mapping[str, BoardView]) -> tuple[dict[str, bool], bool]:
         """Take the steps: the boards with whether each was named, and whether any ever matched."""
         before: dict[str, bool] = {}  # what stands before the last ","
         since: dict[str, bool] = {}  # what stands after it: what "&" narrows
         seen = False
         for sign, term in self.steps:
-            picked = term.pick(boards)
+            picked = term.select_boards(boards)
             if sign == "&":
                 since = {n: named or picked[n] for n, named in since.items() if n in picked}
             elif sign == "!":
@@ -207,12 +208,14 @@ class Target:
                     before.pop(name, None)
                     since.pop(name, None)
             else:
-                _join(before, since)
+                _merge_boards(before, since)
                 since, seen = picked, seen or bool(picked)
-        _join(before, since)
+        _merge_boards(before, since)
         return before, seen
 
-    def _why_empty(self, enrolled: int, found: int, seen: bool) -> tuple[str, str, int, str]:
+    def _no_boards_error(
+        self, enrolled: int, found: int, any_matched: bool
+    ) -> tuple[str, str, int, str]:
         hint = "`mbm board-list` shows every board, and who is there."
         if not enrolled:
             why = "No board is enrolled yet."
@@ -220,12 +223,12 @@ class Target:
         elif found:
             why = f"None of the boards that match ({found}) is connected."
         else:
-            why = "All that matched is taken away again." if seen else "No board matches."
+            why = "All that matched is taken away again." if any_matched else "No board matches."
         return why, self.text, 0, hint
 
 
 @lru_cache(maxsize=64)  # the same target is often used again; 64 of the longest are 4 MB
-def parse(text: str) -> Target:
+def parse_target(text: str) -> Target:
     """Read a target.
 
     Args:
@@ -235,11 +238,11 @@ def parse(text: str) -> Target:
         TargetError: it is malformed; the error points at the place.
     """
     _check_text(text)
-    steps: list[tuple[str, Names | Matching]] = []
+    steps: list[tuple[str, NamedBoards | MatchingBoards]] = []
     names = patterns = 0
-    for sign, start, end in _cut(text):
-        term = _term(text, start, end, MAX_NAMES - names)
-        if isinstance(term, Names):
+    for sign, start, end in _split_terms(text):
+        term = _parse_term(text, start, end, MAX_NAMES - names)
+        if isinstance(term, NamedBoards):
             names += len(term.names)
         else:
             patterns += 1
@@ -250,18 +253,20 @@ def parse(text: str) -> Target:
 
 
 def _check_text(text: str) -> None:
-    if len(text) > MAX_TEXT:
+    if len(text) > MAX_TARGET_CHARS:
         why = f"A target of {len(text):,} characters is too long."
-        raise TargetError(why, text, MAX_TEXT, "Write ranges such as demo-[1-400], or a label.")
+        raise TargetError(
+            why, text, MAX_TARGET_CHARS, "Write ranges such as demo-[1-400], or a label."
+        )
     if not text.strip():
         raise TargetError("The target is empty.", text, 0, "Write a board's name, or `all`.")
-    check_legal(_UNREADABLE, text, text, 0, _ASCII)
+    check_chars(_UNPRINTABLE, text, text, 0, _ASCII_HINT)
 
 
-def _cut(text: str) -> Iterator[tuple[str, int, int]]:
+def _split_terms(text: str) -> Iterator[tuple[str, int, int]]:
     """Cut at the signs outside of brackets: each sign with the start and end of what follows."""
     sign, start, opened = ",", 0, -1
-    for found in _SIGNS.finditer(text):
+    for found in _OPERATOR_PATTERN.finditer(text):
         char, at = found[0], found.start()
         if char in "(){}":
             hint = "Ranges are written in [ ]; in a value, `?` stands for any character."
@@ -280,37 +285,43 @@ def _cut(text: str) -> Iterator[tuple[str, int, int]]:
     yield sign, start, len(text)
 
 
-def _term(text: str, start: int, end: int, room: int) -> Names | Matching:
+def _parse_term(text: str, start: int, end: int, max_names: int) -> NamedBoards | MatchingBoards:
     word = text[start:end].strip()
     at = text.find(word, start)
     if not word and start == 0 and text[end : end + 1] == "!":
-        return Matching("*")
+        return MatchingBoards("*")
     if not word:
         hint = "Write a name on both sides of `,` and `&`, and after `!`."
         raise TargetError("A name is missing.", text, end, hint)
-    if len(word) > _MAX_WORD and "[" not in word:
+    if len(word) > _MAX_TERM_CHARS and "[" not in word:
         raise TargetError("This is too long.", text, at, "`*` stands for any number of characters.")
     if "=" in word:
-        return _described(word, text, at)
+        return _parse_condition(word, text, at)
     if "[" in word:
-        return Names(expand(word, text, at, room))
+        return NamedBoards(expand_range(word, text, at, max_names))
     if "*" in word or "?" in word:
-        check_legal(_NOT_IN_PATTERN, word, text, at, "A pattern is a name with `*` or `?` in it.")
-        return Matching(word)
-    return Matching("*") if word == "all" else Names((check_word(word, text, at),))
+        check_chars(
+            _ILLEGAL_IN_PATTERN, word, text, at, "A pattern is a name with `*` or `?` in it."
+        )
+        return MatchingBoards(word)
+    return (
+        MatchingBoards("*") if word == "all" else NamedBoards((check_identifier(word, text, at),))
+    )
 
 
-def _described(word: str, text: str, at: int) -> Matching:
+def _parse_condition(word: str, text: str, position: int) -> MatchingBoards:
     key, _, value = word.partition("=")
-    check_word(key.rstrip(), text, at)
-    start = at + len(key) + 1
+    check_identifier(key.rstrip(), text, position)
+    start = position + len(key) + 1
     if not value.strip():
         raise TargetError("The value is missing.", text, start, "Write `*` for any value.")
-    check_legal(_NOT_IN_VALUE, value, text, start, "A value is plain words; `*` is any text.")
-    return Matching(value.strip(), key.rstrip())
+    check_chars(
+        _ILLEGAL_IN_CONDITION, value, text, start, "A value is plain words; `*` is any text."
+    )
+    return MatchingBoards(value.strip(), key.rstrip())
 
 
-def _join(into: dict[str, bool], more: Mapping[str, bool]) -> None:
+def _merge_boards(boards: dict[str, bool], more: Mapping[str, bool]) -> None:
     """Add boards; one that was named in either place counts as named."""
     for name, named in more.items():
-        into[name] = named or into.get(name, False)
+        boards[name] = named or boards.get(name, False)

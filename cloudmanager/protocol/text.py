@@ -14,17 +14,19 @@ from os.path import commonprefix
 # C0 but newline and tab, DEL, C1; the marks and overrides of bidirectional text (Unicode TR 9);
 # the line and paragraph separators, which str.splitlines takes for a new line; lone surrogates,
 # which no terminal can encode.
-_UNSAFE = re.compile(
+_UNSAFE_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_WINDOW = 72  # characters of a long line that are shown around the place pointed at
-_CUT = "..."  # stands for what is not shown
+_CONTEXT_CHARS = 72  # characters of a long line that are shown around the place pointed at
+_ELLIPSIS = "..."  # stands for what is not shown
 _NUMBER = re.compile(r"([0-9]{1,64})")  # 64: as long as a name; int() refuses 4,300 digits
 _LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,64})([^0-9]*)", re.DOTALL)
-_LIKELY = 50  # names that are compared closely; all 10,000 of a full server would take 0.2 s
+_MAX_CANDIDATES = (
+    50  # names that are compared closely; all 10,000 of a full server would take 0.2 s
+)
 
 
-def clean(text: str) -> str:
+def sanitize_text(text: str) -> str:
     r"""Replace each control character by a visible escape.
 
     Newline and tab stay; so does every printable character. Cleaning twice changes nothing.
@@ -35,10 +37,10 @@ def clean(text: str) -> str:
     Returns:
         The same text, with an escape character shown as `\x1b` and a bidi override as `\u202e`.
     """
-    return _UNSAFE.sub(_escape, text)
+    return _UNSAFE_CHARS.sub(_escape_char, text)
 
 
-def pointed(line: str, position: int) -> str:
+def line_with_caret(line: str, position: int) -> str:
     """Show a line with a caret under one of its characters.
 
     Args:
@@ -49,10 +51,10 @@ def pointed(line: str, position: int) -> str:
         Two lines, indented by four spaces, without a newline at the end.
     """
     position = min(max(position, 0), len(line))
-    first = max(0, position - _WINDOW // 2)
-    last = first + _WINDOW
-    before = (_CUT if first else "") + _one_line(line[first:position])
-    after = _one_line(line[position:last]) + (_CUT if last < len(line) else "")
+    first = max(0, position - _CONTEXT_CHARS // 2)
+    last = first + _CONTEXT_CHARS
+    before = (_ELLIPSIS if first else "") + _sanitize_line(line[first:position])
+    after = _sanitize_line(line[position:last]) + (_ELLIPSIS if last < len(line) else "")
     # A tab stays a tab above the caret, so that both lines are equally wide.
     blank = re.sub(r"[^\t]", " ", before)
     return f"    {before}{after}\n    {blank}^"
@@ -66,7 +68,7 @@ def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
     return tuple(parts), name
 
 
-def fold(names: Iterable[str]) -> str:
+def fold_names(names: Iterable[str]) -> str:
     """Fold names into the shortest target that means them; the inverse of expansion.
 
     Args:
@@ -82,11 +84,11 @@ def fold(names: Iterable[str]) -> str:
             groups.setdefault((found[1], found[3]), set()).add(found[2])
         else:
             alone.add(name)
-    folded = [_folded(before, numbers, after) for (before, after), numbers in groups.items()]
+    folded = [_fold_group(before, numbers, after) for (before, after), numbers in groups.items()]
     return ",".join(word for _, word in sorted([*folded, *((natural_key(n), n) for n in alone)]))
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
     """Return which of `names` was probably meant by `name`, or None."""
     small = name.lower()
 
@@ -94,16 +96,16 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
         return len(commonprefix((small, other))) + len(commonprefix((small[::-1], other[::-1])))
 
     known = {other.lower(): other for other in names}
-    likely = heapq.nlargest(_LIKELY, known, key=shared)
+    likely = heapq.nlargest(_MAX_CANDIDATES, known, key=shared)
     return next((known[near] for near in difflib.get_close_matches(small, likely, n=1)), None)
 
 
-def _folded(before: str, numbers: set[str], after: str) -> tuple[tuple[object, str], str]:
+def _fold_group(before: str, numbers: set[str], after: str) -> tuple[tuple[object, str], str]:
     """Fold names that differ in one number; the first one's key comes along to sort by."""
     padded = {len(n) for n in numbers if n[0] == "0" and len(n) > 1}
     runs: list[list[str]] = []
     for number in sorted(numbers, key=lambda n: (len(n) if len(n) in padded else 0, int(n), n)):
-        if runs and _follows(number, runs[-1]):
+        if runs and _extends_run(number, runs[-1]):
             runs[-1].append(number)
         else:
             runs.append([number])
@@ -113,16 +115,16 @@ def _folded(before: str, numbers: set[str], after: str) -> tuple[tuple[object, s
     return natural_key(before + runs[0][0] + after), before + shown + after
 
 
-def _follows(number: str, run: list[str]) -> bool:
+def _extends_run(number: str, run: list[str]) -> bool:
     """Say whether a range from the run's first number can go on to this one."""
     grows = len(number) == len(run[0]) or run[0] == "0" or run[0][0] != "0"
     return grows and number == str(int(run[-1]) + 1).zfill(len(run[-1]))
 
 
-def _one_line(text: str) -> str:
-    return clean(text).replace("\n", " ")
+def _sanitize_line(text: str) -> str:
+    return sanitize_text(text).replace("\n", " ")
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape_char(found: re.Match[str]) -> str:
     code = ord(found.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -57,17 +57,17 @@ WATCH: Final = 0x4C
 CHANGES: Final = 0x4D
 UNWATCH: Final = 0x4E
 
-AWAITS: Final = 0x01  # EXEC: the cell awaits at its top level
+TOP_LEVEL_AWAIT: Final = 0x01  # EXEC: the cell awaits at its top level
 AGAIN: Final = 0x02  # EXEC, FILE: it was sent before; a board that has run it does nothing
-NOBODY: Final = 0x01  # ANSWER: nobody can answer
-CUT: Final = 0x10  # RESULT: the value was cut off
-FRESH: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
-HAVE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
-GAVE: Final = 0x02  # CHUNK: what an act gave, in JSON
-NEXT: Final = 0x02  # DATA: the acts that come next
-TOTAL: Final = 0x04  # CHUNK, to a caller: how many bytes there are to come
-WHOLE: Final = 0x01  # CHANGES: these are all boards; what was told before is void
-BLOCKS: Final = 0x01  # PROGRAM: it keeps the board busy
+INPUT_EOF: Final = 0x01  # ANSWER: nobody can answer
+VALUE_TRUNCATED: Final = 0x10  # RESULT: the value was cut off
+RESTART_FILE: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
+RESUME_STATE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
+OP_RESULT: Final = 0x02  # CHUNK: what an act gave, in JSON
+NEXT_OPS: Final = 0x02  # DATA: the acts that come next
+TOTAL_BYTES: Final = 0x04  # CHUNK, to a caller: how many bytes there are to come
+FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; what was told before is void
+BLOCKING: Final = 0x01  # PROGRAM: it keeps the board busy
 
 #: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
@@ -75,21 +75,21 @@ RUNNING: Final = STATUSES.index("running")
 
 HEADER: Final = struct.Struct(">BBI")  # op, flags, job
 _EXEC: Final = struct.Struct(">II")  # timeout in ms, length of the whole code
-_HAVE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
+_RESUME_STATE: Final = struct.Struct(">I32s")  # bytes, their SHA-256
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
-_PLAIN: Final = (str, int, float)  # a bool is an int
+_PLAIN_TYPES: Final = (str, int, float)  # a bool is an int
 _to_json: Final = json.JSONEncoder(
     separators=(",", ":")
 ).encode  # made once: it is used for each cell
 
-ENDINGS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's link
+JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's link
 
 #: What a board may send, by the state of its link.
-FROM_BOARD: Final = {
+BOARD_OPS_BY_STATE: Final = {
     "new": frozenset((HELLO, ENROL)),
     "challenged": frozenset((PROOF,)),
     "open": frozenset((OUTPUT, VALUE, RESULT, INPUT, CHUNK, REKEYED, EMIT, PROGRAM, FACTS)),
@@ -111,7 +111,7 @@ def check_op(state: str, message: Message) -> None:
     Raises:
         PeerWireError: it has another op than the state allows.
     """
-    if message.op not in FROM_BOARD[state]:
+    if message.op not in BOARD_OPS_BY_STATE[state]:
         raise PeerWireError(f"a board whose link is {state} may not send op 0x{message.op:02x}")
 
 
@@ -171,23 +171,23 @@ def exec_messages(
     """
     head = _EXEC.pack(timeout_ms, len(code))
     room = buffer_size - HEADER.size - _EXEC.size
-    flags = AWAITS * awaits | AGAIN * again
+    flags = TOP_LEVEL_AWAIT * awaits | AGAIN * again
     yield pack(op, head + code[:room], job=job, flags=flags)
     step = buffer_size - HEADER.size
     for start in range(room, len(code), step):
         yield pack(MORE, code[start : start + step], job=job)
 
 
-class Ending(NamedTuple):
+class ResultBody(NamedTuple):
     """What a RESULT says: output is text's bytes, rest a value's repr or a traceback."""
 
     status: str
     output: bytes
-    rest: bytes
-    cut: bool
+    value_or_traceback: bytes
+    truncated: bool
 
 
-def read_result(message: Message) -> Ending:
+def read_result(message: Message) -> ResultBody:
     """Return what the RESULT in ``message`` says.
 
     Raises:
@@ -200,38 +200,38 @@ def read_result(message: Message) -> Ending:
     if end > len(message.payload):
         raise PeerWireError("RESULT's output is longer than RESULT")
     output, rest = message.payload[_U16.size : end], message.payload[end:]
-    return Ending(STATUSES[status], output, rest, bool(message.flags & CUT))
+    return ResultBody(STATUSES[status], output, rest, bool(message.flags & VALUE_TRUNCATED))
 
 
-def pack_acts(step: int, acts: Sequence[Sequence[Any]], *, more: bool = False) -> bytes:
-    """Return acts on files as a board reads them; it tells how far it is each ``step`` bytes.
+def pack_file_ops(ack_bytes: int, ops: Sequence[Sequence[Any]], *, stepwise: bool = False) -> bytes:
+    """Return acts on files as a board reads them; it tells how far it is each ``ack_bytes`` bytes.
 
-    With ``more`` it tells what each gave, and waits for what comes next.
+    With ``stepwise`` it tells what each gave, and waits for what comes next.
     """
-    told = [step, acts, 1] if more else [step, acts]
+    told = [ack_bytes, ops, 1] if stepwise else [ack_bytes, ops]
     text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
     return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
 
 
-class Have(NamedTuple):
+class ResumeState(NamedTuple):
     """What a board has of a file from an earlier try: so many bytes, with this SHA-256."""
 
     size: int
     digest: bytes
 
 
-def read_have(message: Message) -> Have:
+def read_resume_state(message: Message) -> ResumeState:
     """Return what a CHUNK with the flag HAVE says.
 
     Raises:
         PeerWireError: it is malformed.
     """
-    if len(message.payload) != _HAVE.size:
+    if len(message.payload) != _RESUME_STATE.size:
         raise PeerWireError("CHUNK is malformed")
-    return Have(*_HAVE.unpack(message.payload))
+    return ResumeState(*_RESUME_STATE.unpack(message.payload))
 
 
-def read_count(message: Message) -> int:
+def read_byte_count(message: Message) -> int:
     """Return how many bytes of a job a CHUNK says to be written, or a caller to be taken.
 
     Raises:
@@ -242,7 +242,7 @@ def read_count(message: Message) -> int:
     return int(_U32.unpack(message.payload)[0])
 
 
-def pack_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
+def pack_byte_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
     """Return a message that says how many bytes of a job have come through."""
     return pack(op, _U32.pack(count), job=job, flags=flags)
 
@@ -259,15 +259,15 @@ def read_facts(message: Message) -> dict[str, int | None]:
     return {"heap": heap, "rssi": rssi or None}
 
 
-class Emitted(NamedTuple):
+class EmittedSample(NamedTuple):
     """What an EMIT says: ``values`` is JSON, in ASCII and in order."""
 
     ticks: int  # ms of the board's own clock
-    missed: int  # how many the board left out before this one, at most 255
+    dropped: int  # how many the board left out before this one, at most 255
     values: str
 
 
-def read_emit(message: Message) -> Emitted:
+def read_emit(message: Message) -> EmittedSample:
     """Return what the EMIT in ``message`` says; whatever it says is safe to pass on.
 
     Raises:
@@ -277,7 +277,7 @@ def read_emit(message: Message) -> Emitted:
         raise PeerWireError("EMIT is malformed")
     values = read_json(message.payload[_U64.size :])
     plain = all(
-        0 < len(name) <= _SAMPLE_NAME_CHARS and (value is None or isinstance(value, _PLAIN))
+        0 < len(name) <= _SAMPLE_NAME_CHARS and (value is None or isinstance(value, _PLAIN_TYPES))
         for name, value in values.items()
     )
     if not plain or not values:
@@ -286,15 +286,15 @@ def read_emit(message: Message) -> Emitted:
         text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
         raise PeerWireError("EMIT holds what is no number") from error
-    return Emitted(_U64.unpack_from(message.payload)[0], message.flags, text)
+    return EmittedSample(_U64.unpack_from(message.payload)[0], message.flags, text)
 
 
 # Callers
 
 
-def pack_content(ref: int, upload: int, piece: bytes) -> bytes:
+def pack_content(ref: int, upload: int, data: bytes) -> bytes:
     """Return a piece of a content that the server is to hold."""
-    return pack(CONTENT, _U32.pack(upload) + piece, job=ref)
+    return pack(CONTENT, _U32.pack(upload) + data, job=ref)
 
 
 def read_content(message: Message) -> tuple[int, bytes]:

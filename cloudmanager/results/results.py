@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, LinkLost
-from cloudmanager.protocol.text import clean
+from cloudmanager.protocol.text import sanitize_text
 
 from .html_table import results_html
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: Longest number in bits that JSON is given: Python writes no number of more than 4,300 digits.
 MAX_JSON_BITS: Final = 8192
-_LINE: Final = 80  # characters of a summary
-_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
+_SUMMARY_CHARS: Final = 80  # characters of a summary
+_UP_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
 
 
 class Repr(str):
@@ -29,7 +29,7 @@ class Repr(str):
 
     def __repr__(self) -> str:
         """Show the board's own text, not a string of it; made safe to show."""
-        return clean(self)
+        return sanitize_text(self)
 
 
 class Result:
@@ -44,20 +44,20 @@ class Result:
         traceback: the board's own traceback, its lines those of the cell; empty if ok.
         why: the server's words where it was the server that ended the job.
         elapsed: seconds from the write to the board to its result, as seen here.
-        truncated: whether output was left out; ``cut`` says the same of the value.
+        truncated: whether output was left out; ``value_truncated`` says the same of the value.
     """
 
-    def __init__(self, board: str, job: int, status: str, **told: Any) -> None:
+    def __init__(self, board: str, job: int, status: str, **fields: Any) -> None:
         self.board = board
         self.job = job
         self.status = status
-        self.stdout: str = told.get("stdout", "")
-        self.text: str = told.get("text", "")
-        self.traceback: str = told.get("traceback", "")
-        self.why: str = told.get("why", "")
-        self.elapsed: float = told.get("elapsed", 0.0)
-        self.truncated: bool = told.get("truncated", False)
-        self.cut: bool = told.get("cut", False)
+        self.stdout: str = fields.get("stdout", "")
+        self.text: str = fields.get("text", "")
+        self.traceback: str = fields.get("traceback", "")
+        self.why: str = fields.get("why", "")
+        self.elapsed: float = fields.get("elapsed", 0.0)
+        self.truncated: bool = fields.get("truncated", False)
+        self.value_truncated: bool = fields.get("value_truncated", False)
 
     @property
     def ok(self) -> bool:
@@ -80,7 +80,7 @@ class Result:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what Python thinks of a board's text
-                return Repr(self.text) if self.cut else ast.literal_eval(self.text)
+                return Repr(self.text) if self.value_truncated else ast.literal_eval(self.text)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return Repr(self.text)
 
@@ -114,7 +114,7 @@ class Result:
     def __repr__(self) -> str:
         """Show the outcome in one line."""
         told = self.text if self.ok else (_last_error(self.traceback) or (self.why, ""))[0]
-        return _line(f"<Result {self.board}: {self.status}{' ' + told if told else ''}") + ">"
+        return _one_line(f"<Result {self.board}: {self.status}{' ' + told if told else ''}") + ">"
 
 
 class Results(Mapping[str, Result]):
@@ -205,30 +205,30 @@ class Results(Mapping[str, Result]):
 
     def __repr__(self) -> str:
         """Show one line a board."""
-        lines = [f"{name}: {_summary(result)}" for name, result in self.items()]
+        lines = [f"{name}: {_summarize_result(result)}" for name, result in self.items()]
         return "\n".join(lines) if lines else "<no results>"
 
 
-def _summary(result: Result) -> str:
+def _summarize_result(result: Result) -> str:
     """Return what one line has room for."""
     if result.ok:
-        return _line(result.text or result.stdout.strip() or "ok")
+        return _one_line(result.text or result.stdout.strip() or "ok")
     last = _last_error(result.traceback)
     told = ": ".join(part for part in last if part) if last else result.why
-    return _line(f"{result.status} ({told})" if told else result.status)
+    return _one_line(f"{result.status} ({told})" if told else result.status)
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     """Return the beginning of ``text`` as one line that is safe to show."""
-    line = clean(text[:_LINE]).replace("\n", " ")
-    return line if len(text) <= _LINE else line + "…"
+    line = sanitize_text(text[:_SUMMARY_CHARS]).replace("\n", " ")
+    return line if len(text) <= _SUMMARY_CHARS else line + "…"
 
 
 def _last_error(traceback: str) -> tuple[str, str] | None:
     """Return (name, message) of the exception that a traceback ends with."""
     if not traceback.strip():
         return None
-    told = _TO_LAST_FRAME.sub("", traceback, count=1)
+    told = _UP_TO_LAST_FRAME.sub("", traceback, count=1)
     name, _, message = told.strip().partition(": ")
     return name.rstrip(":"), message
 
@@ -246,6 +246,6 @@ def _is_json(value: Any) -> bool:
     return value is None or type(value) in (str, bool)
 
 
-def last_line(error: Exception | None) -> str:
+def error_text(error: Exception | None) -> str:
     """Return what a board's error says, without its traceback."""
     return str(getattr(error, "evalue", "") or error)

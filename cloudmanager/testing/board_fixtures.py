@@ -16,16 +16,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Boards, Fleet
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import clean, fold
+from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result, Results
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 JOIN_SECONDS = 30.0  # that boards may take to join, however busy the machine is
 JOIN_SECONDS_EACH = 0.3
-_FIRST_LOOK, _LAST_LOOK = 0.005, 0.1  # seconds between two looks at who is there, rising
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = (
+    0.005,
+    0.1,
+)  # seconds between two looks at who is there, rising
 
 
 def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> None:
@@ -39,28 +42,30 @@ def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> No
     Raises:
         TimeoutError: they are not there in time.
     """
-    _wait(fleet, names, lambda board: (board["connected_since"] or 0) > since, "not connected")
+    _wait_until(
+        fleet, names, lambda board: (board["connected_since"] or 0) > since, "not connected"
+    )
 
 
 def _wait_offline(fleet: Fleet, names: Iterable[str]) -> None:
-    _wait(fleet, names, lambda board: not board["connected_since"], "still connected")
+    _wait_until(fleet, names, lambda board: not board["connected_since"], "still connected")
 
 
-def _wait(
-    fleet: Fleet, names: Iterable[str], good: Callable[[dict[str, Any]], bool], bad: str
+def _wait_until(
+    fleet: Fleet, names: Iterable[str], condition: Callable[[dict[str, Any]], bool], problem: str
 ) -> None:
     """Ask the server until all of the boards are as they should be."""
     wanted = set(names)
     deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(wanted)
-    pause = _FIRST_LOOK
-    while missing := wanted - {board["name"] for board in fleet.boards() if good(board)}:
+    pause = _MIN_POLL_SECONDS
+    while missing := wanted - {board["name"] for board in fleet.boards() if condition(board)}:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{bad}: {fold(sorted(missing))}")
+            raise TimeoutError(f"{problem}: {fold_names(sorted(missing))}")
         time.sleep(pause)
-        pause = min(2 * pause, _LAST_LOOK)
+        pause = min(2 * pause, _MAX_POLL_SECONDS)
 
 
-class _UnderTest:
+class _BoardsUnderTestBase:
     """What a test can do with its boards, be it one or many.
 
     Everything else that ``Fleet[target]`` can do, it can do too.
@@ -72,14 +77,14 @@ class _UnderTest:
     """
 
     def __init__(
-        self, fleet: Fleet, machine: VirtualBoards, names: tuple[str, ...], timeout: float
+        self, fleet: Fleet, virtual_boards: VirtualBoards, names: tuple[str, ...], timeout: float
     ) -> None:
         self.names = names
-        self.target = fold(names)
+        self.target = fold_names(names)
         self.timeout = timeout
         self._fleet = fleet
         self._boards: Boards = fleet[self.target]
-        self._machine = machine
+        self._virtual_boards = virtual_boards
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}>"
@@ -99,7 +104,7 @@ class _UnderTest:
         text = code.read_text() if isinstance(code, Path) else textwrap.dedent(code)
         try:
             results = self._boards.run(text, timeout=timeout or self.timeout, **options)
-            _show(results)
+            _print_output(results)
             return results.raise_for_error() if check else results
         except CloudmanagerError as error:
             failure = error
@@ -120,7 +125,7 @@ class _UnderTest:
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Cut the power; ``restart`` brings it back. SIGSTOP, SIGCONT: hang, and go on."""
         for name in self.names:
-            self._machine.kill(name, number)
+            self._virtual_boards.kill(name, number)
         if number == signal.SIGKILL:
             _wait_offline(self._fleet, self.names)
 
@@ -141,10 +146,10 @@ class _UnderTest:
         cut: set[str] = set()
         begun = time.time()
         while worker.is_alive():
-            worker.join(_FIRST_LOOK)
-            off = set(self.names) - set(self._machine.pids)
+            worker.join(_MIN_POLL_SECONDS)
+            off = set(self.names) - set(self._virtual_boards.pids)
             for name in off:
-                self._machine.restart(name)
+                self._virtual_boards.restart(name)
             cut |= off
         wait_online(self._fleet, cut, since=begun)
         self._run(f"{flash}.cut(1 << 30)", None, True, {})
@@ -154,11 +159,11 @@ class _UnderTest:
         """Cut the power and switch it on again: names are gone, files are there."""
         since = time.time()
         for name in self.names:
-            self._machine.restart(name)
+            self._virtual_boards.restart(name)
         wait_online(self._fleet, self.names, since=since)
 
 
-class BoardUnderTest(_UnderTest):
+class BoardUnderTest(_BoardsUnderTestBase):
     """One board of a test."""
 
     @property
@@ -190,7 +195,7 @@ class BoardUnderTest(_UnderTest):
         return self._run(code, timeout, check, options)[self.name]
 
 
-class BoardsUnderTest(_UnderTest):
+class BoardsUnderTest(_BoardsUnderTestBase):
     """Some boards of a test: ``boards[0]`` is one of them, and so is ``boards["board-1"]``."""
 
     def __len__(self) -> int:
@@ -203,7 +208,7 @@ class BoardsUnderTest(_UnderTest):
         name = self.names[which] if isinstance(which, int) else which
         if name not in self.names:
             raise KeyError(name)
-        return BoardUnderTest(self._fleet, self._machine, (name,), self.timeout)
+        return BoardUnderTest(self._fleet, self._virtual_boards, (name,), self.timeout)
 
     def run(
         self,
@@ -222,23 +227,25 @@ class BoardsUnderTest(_UnderTest):
         return self._run(code, timeout, check, options)
 
 
-def _show(results: Results) -> None:
+def _print_output(results: Results) -> None:
     """Print what the boards printed: pytest shows it with a failure."""
     for name, result in results.items():
         lead = f"{name} | " if len(results) > 1 else ""
-        for line in clean(result.stdout).splitlines():
+        for line in sanitize_text(result.stdout).splitlines():
             sys.stdout.write(f"{lead}{line}\n")
 
 
 class BoardsFactory:
     """Makes boards that live longer than a test: ``with cm_boards_factory(3) as boards``."""
 
-    def __init__(self, fleet: Fleet, machine: VirtualBoards, count: int, timeout: float) -> None:
+    def __init__(
+        self, fleet: Fleet, virtual_boards: VirtualBoards, count: int, timeout: float
+    ) -> None:
         self._fleet = fleet
-        self._machine = machine
+        self._virtual_boards = virtual_boards
         self._count = count
         self._timeout = timeout
-        self._taken: set[str] = set()
+        self._used_names: set[str] = set()
 
     @contextlib.contextmanager
     def __call__(
@@ -252,33 +259,33 @@ class BoardsFactory:
             heap: bytes of each MicroPython heap, such as "64k"; as ``cm_heap`` says, unless told.
             flash: bytes of each flash; as ``cm_flash`` says, unless told.
         """
-        names = self._names(name, self._count if count is None else count)
-        self._taken.update(names)
+        names = self._free_names(name, self._count if count is None else count)
+        self._used_names.update(names)
         try:
-            self._start(names, heap, flash)
-            yield BoardsUnderTest(self._fleet, self._machine, names, self._timeout)
+            self._start_boards(names, heap, flash)
+            yield BoardsUnderTest(self._fleet, self._virtual_boards, names, self._timeout)
         finally:
-            self._end(names)
-            self._taken.difference_update(names)
+            self._remove_boards(names)
+            self._used_names.difference_update(names)
 
-    def _names(self, prefix: str, count: int) -> tuple[str, ...]:
+    def _free_names(self, prefix: str, count: int) -> tuple[str, ...]:
         """Return the first names that nobody has."""
         if count < 1:
             raise ValueError("at least one board")
-        numbers = range(1, count + len(self._taken) + 1)
-        free = [name for n in numbers if (name := f"{prefix}-{n}") not in self._taken]
+        numbers = range(1, count + len(self._used_names) + 1)
+        free = [name for n in numbers if (name := f"{prefix}-{n}") not in self._used_names]
         return tuple(free[:count])
 
-    def _start(self, names: tuple[str, ...], heap: str, flash: str) -> None:
+    def _start_boards(self, names: tuple[str, ...], heap: str, flash: str) -> None:
         for row in self._fleet.enrol(names):
-            identity = Identity.of(row, self._fleet.address.url)
-            self._machine.add(identity, heap=heap, flash=flash)
+            identity = BoardIdentity.from_enrolment(row, self._fleet.address.url)
+            self._virtual_boards.add_board(identity, heap=heap, flash=flash)
         wait_online(self._fleet, names)
 
-    def _end(self, names: tuple[str, ...]) -> None:
+    def _remove_boards(self, names: tuple[str, ...]) -> None:
         for name in names:
-            self._machine.kill(name)
-            shutil.rmtree(self._machine.folder / name, ignore_errors=True)
+            self._virtual_boards.kill(name)
+            shutil.rmtree(self._virtual_boards.folder / name, ignore_errors=True)
         known = {board["name"] for board in self._fleet.boards()}
         left = [name for name in names if name in known]  # a test may have taken one out
         if left:

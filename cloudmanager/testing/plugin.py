@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 END_SECONDS = 10.0  # that the server may take to end
 #: The server, until its standard input ends: that it does when this process is gone.
-_SERVE = """
+_SERVER_CODE = """
 import os, runpy, signal, threading
 def end_with_parent():
     os.read(0, 1)
@@ -39,7 +39,7 @@ runpy.run_module("cm_server", run_name="__main__", alter_sys=True)
 """
 
 
-class Server(NamedTuple):
+class RunningServer(NamedTuple):
     """A running server: its process, its address, and the CM_HOME that it keeps its things in."""
 
     process: subprocess.Popen[bytes]
@@ -53,7 +53,7 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Server]:
+def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[RunningServer]:
     """Have a server, to be stopped or killed at will.
 
     Args:
@@ -67,7 +67,7 @@ def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Ser
     home = home.absolute()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     errors = home / "server.err"
-    command = [sys.executable, "-c", _SERVE, "--port", str(tcp_port), *options]
+    command = [sys.executable, "-c", _SERVER_CODE, "--port", str(tcp_port), *options]
     with errors.open("wb") as stderr:
         process = subprocess.Popen(
             command,
@@ -85,20 +85,20 @@ def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Ser
             with process.stdout:
                 said = json.loads(process.stdout.readline() or b"{}")
             if "url" not in said:
-                _refuse(said.get("error"), errors)
-            yield Server(process, said["url"], home)
+                _raise_start_error(said.get("error"), errors)
+            yield RunningServer(process, said["url"], home)
         finally:
-            _end(process)
+            _stop_process(process)
 
 
-def _refuse(why: str | None, errors: Path) -> None:
+def _raise_start_error(reason: str | None, errors: Path) -> None:
     from cloudmanager.protocol.errors import ServiceError
 
     last = errors.read_text(errors="replace").strip().rpartition("\n")[2]
-    raise ServiceError(why or f"The server did not start: {last}", str(errors))
+    raise ServiceError(reason or f"The server did not start: {last}", str(errors))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _stop_process(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(END_SECONDS)
@@ -134,14 +134,14 @@ def cm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def cm_server(cm_home: Path) -> Iterator[Server]:
+def cm_server(cm_home: Path) -> Iterator[RunningServer]:
     """A server for this test run alone; with pytest-xdist, one for each worker."""
     with running_server(cm_home) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def cm_fleet(cm_server: Server) -> Iterator[Fleet]:
+def cm_fleet(cm_server: RunningServer) -> Iterator[Fleet]:
     """The fleet of that server; `Fleet()` in the code under test is the same one."""
     from cloudmanager.client.fleet import Fleet
 
@@ -151,7 +151,7 @@ def cm_fleet(cm_server: Server) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="session")
 def cm_boards_factory(
-    cm_server: Server, cm_fleet: Fleet, pytestconfig: pytest.Config
+    cm_server: RunningServer, cm_fleet: Fleet, pytestconfig: pytest.Config
 ) -> Iterator[BoardsFactory]:
     """Makes boards that several tests share; see BoardsFactory."""
     from cloudmanager.virtual.virtual_boards import VirtualBoards

@@ -23,144 +23,154 @@ from pathlib import Path
 from typing import Any
 
 # The mailbox, byte by byte; the same table is in mpy_client/cm/unix.py.
-_USER = 0  # 1 while code of the user's runs: only then may it be interrupted
-_RUN = 1  # 1 from a cell's start to its end
-_FIRE = 2  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was; 4: end the process
-_SHOT = 3  # we are about to interrupt: the board waits until we have
-_LATE = 4  # output is gathered that nobody will send but our call
-_NOTED = 5  # note is on its way
+_USER_CODE_RUNS = 0  # 1 while code of the user's runs: only then may it be interrupted
+_CELL_RUNS = 1  # 1 from a cell's start to its end
+_INTERRUPT_STATE = 2  # 1 interrupt now, 2 in a while, 3 interrupted, 4 end the process
+_INTERRUPTING = 3  # we are about to interrupt: the board waits until we have
+_OUTPUT_PENDING = 4  # output is gathered that nobody will send but our call
+_CALLBACK_SCHEDULED = 5  # note is on its way
 _ASLEEP = 6  # we sleep: a byte through the pipe wakes us
-_NOTE = 8  # 8 bytes: the address of note
+_CALLBACK_ADDRESS = 8  # 8 bytes: the address of note
 _DEADLINE = 16  # 8 bytes: milliseconds of the monotonic clock, or 0
-_FD = 24  # 4 bytes: the link's socket, or -1
-_SIZE = 32
+_LINK_FD = 24  # 4 bytes: the link's socket, or -1
+_MAILBOX_BYTES = 32
 
-_TICK = 0.02  # seconds: how old output may get; short cells end before we look
-_AGAIN = 0.25  # seconds until a cell that swallowed its interrupt gets the next
-_ORPHAN = 1.0  # seconds between looks at a cell whose link is gone
-_LOST = 2.0  # seconds after which a call that did not come is made again
-_QUIET = 10  # ticks without work until we sleep
-_LOG_BYTES = 256 * 1024  # of a board's log; then it starts anew
+_TICK_SECONDS = 0.02  # seconds: how old output may get; short cells end before we look
+_INTERRUPT_AGAIN_SECONDS = 0.25  # seconds until a cell that swallowed its interrupt gets the next
+_NO_LINK_POLL_SECONDS = 1.0  # seconds between looks at a cell whose link is gone
+_CALLBACK_RETRY_SECONDS = 2.0  # seconds after which a call that did not come is made again
+_IDLE_TICKS = 10  # ticks without work until we sleep
+_MAX_LOG_BYTES = 256 * 1024  # of a board's log; then it starts anew
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
 RESTART = 77  # the exit code of a board that wants to start anew; as in mpy_client/cm/unix.py
-_NONE = 1  # MicroPython's small integer 0, the argument of note
+_CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of note
 
 
-class Watcher:
+class InterruptThread:
     """Does for a unix board what a timer interrupt does for a real one."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.box = (ctypes.c_uint8 * _SIZE)()
-        self.wake, self.pipe = os.pipe()
+        self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
+        self.wake_reader, self.wake_writer = os.pipe()
         self._main = threading.main_thread().ident or 0
-        self._schedule = library.mp_sched_schedule
-        self._schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-        self._schedule.restype = ctypes.c_bool
-        self._interrupt = library.mp_sched_keyboard_interrupt
-        self._shot = self._called = 0.0
+        self._schedule_call = library.mp_sched_schedule
+        self._schedule_call.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._schedule_call.restype = ctypes.c_bool
+        self._raise_keyboard_interrupt = library.mp_sched_keyboard_interrupt
+        self._interrupted_at = self._scheduled_at = 0.0
         signal.signal(signal.SIGUSR1, lambda *_: None)  # without SA_RESTART: it ends system calls
-        threading.Thread(target=self._work, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         quiet = 0
         while True:
-            quiet = 0 if self._tick() else quiet + 1
-            if quiet < _QUIET:
-                time.sleep(_TICK)
+            quiet = 0 if self._check_cell() else quiet + 1
+            if quiet < _IDLE_TICKS:
+                time.sleep(_TICK_SECONDS)
             else:
                 self._sleep()
                 quiet = 0
 
     def _sleep(self) -> None:
         """Block until the board wakes us, its link has something, or its time is over."""
-        self.box[_ASLEEP] = 1
-        running = self.box[_RUN]
-        fd, deadline = struct.unpack_from("<i", self.box, _FD)[0], self._deadline()
-        if not (running and (self.box[_LATE] or self.box[_FIRE])):
+        self.mailbox[_ASLEEP] = 1
+        running = self.mailbox[_CELL_RUNS]
+        fd, deadline = struct.unpack_from("<i", self.mailbox, _LINK_FD)[0], self._deadline()
+        if not (running and (self.mailbox[_OUTPUT_PENDING] or self.mailbox[_INTERRUPT_STATE])):
             poll = select.poll()
-            poll.register(self.wake, select.POLLIN)
+            poll.register(self.wake_reader, select.POLLIN)
             timeout: float | None = None
             if running:
                 if fd >= 0:
                     poll.register(fd, select.POLLIN)
                 else:
-                    timeout = _ORPHAN * 1000
+                    timeout = _NO_LINK_POLL_SECONDS * 1000
                 if deadline:
                     left = max(0.0, deadline - time.monotonic() * 1000)
                     timeout = left if timeout is None else min(timeout, left)
-            if any(ready == self.wake for ready, _ in poll.poll(timeout)):
-                os.read(self.wake, 4096)
-        self.box[_ASLEEP] = 0
+            if any(ready == self.wake_reader for ready, _ in poll.poll(timeout)):
+                os.read(self.wake_reader, 4096)
+        self.mailbox[_ASLEEP] = 0
 
     def _deadline(self) -> int:
-        return int(struct.unpack_from("<q", self.box, _DEADLINE)[0])
+        return int(struct.unpack_from("<q", self.mailbox, _DEADLINE)[0])
 
-    def _tick(self) -> bool:
+    def _check_cell(self) -> bool:
         """Look after the cell that runs, if one does; say whether there was work."""
-        if not self.box[_RUN]:
+        if not self.mailbox[_CELL_RUNS]:
             return False
-        due = self._due()
+        due = self._needs_callback()
         if due:
-            self._call()
-        if self.box[_FIRE]:
-            self._fire()
-        return due or bool(self.box[_FIRE])
+            self._schedule_callback()
+        if self.mailbox[_INTERRUPT_STATE]:
+            self._interrupt_cell()
+        return due or bool(self.mailbox[_INTERRUPT_STATE])
 
-    def _due(self) -> bool:
+    def _needs_callback(self) -> bool:
         """Say whether the board owes its link something."""
-        if self.box[_LATE] or self.box[_NOTED]:
+        if self.mailbox[_OUTPUT_PENDING] or self.mailbox[_CALLBACK_SCHEDULED]:
             return True
         deadline = self._deadline()
         if deadline and time.monotonic() * 1000 >= deadline:
             return True
-        fd = struct.unpack_from("<i", self.box, _FD)[0]
+        fd = struct.unpack_from("<i", self.mailbox, _LINK_FD)[0]
         if fd < 0:
-            return time.monotonic() - self._called >= _ORPHAN
+            return time.monotonic() - self._scheduled_at >= _NO_LINK_POLL_SECONDS
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _call(self) -> None:
+    def _schedule_callback(self) -> None:
         """Let the board's main thread run note, also if it sleeps in a system call."""
         now = time.monotonic()
-        if not self.box[_NOTED] or now - self._called > _LOST:
-            self._called = now
-            self.box[_NOTED] = 1
-            note = struct.unpack_from("<q", self.box, _NOTE)[0]
-            if not self._schedule(note, _NONE):  # its queue is full: the next tick
-                self.box[_NOTED] = 0
+        if (
+            not self.mailbox[_CALLBACK_SCHEDULED]
+            or now - self._scheduled_at > _CALLBACK_RETRY_SECONDS
+        ):
+            self._scheduled_at = now
+            self.mailbox[_CALLBACK_SCHEDULED] = 1
+            note = struct.unpack_from("<q", self.mailbox, _CALLBACK_ADDRESS)[0]
+            if not self._schedule_call(
+                note, _CALLBACK_ARGUMENT
+            ):  # its queue is full: the next tick
+                self.mailbox[_CALLBACK_SCHEDULED] = 0
                 return
         for _ in range(3):
             time.sleep(0.001)
-            if not self.box[_NOTED]:
+            if not self.mailbox[_CALLBACK_SCHEDULED]:
                 return
             signal.pthread_kill(self._main, signal.SIGUSR1)
 
-    def _fire(self) -> None:
+    def _interrupt_cell(self) -> None:
         """Raise KeyboardInterrupt in code of the user's, and nowhere else."""
         now = time.monotonic()
-        if self.box[_FIRE] == 4:
+        if self.mailbox[_INTERRUPT_STATE] == 4:
             os._exit(RESTART)  # what a hard reset is to a chip
-        if self.box[_FIRE] == 3:
-            self.box[_FIRE] = 2
-            self._shot = now
-        if self.box[_FIRE] == 2 and now - self._shot < _AGAIN:
+        if self.mailbox[_INTERRUPT_STATE] == 3:
+            self.mailbox[_INTERRUPT_STATE] = 2
+            self._interrupted_at = now
+        if (
+            self.mailbox[_INTERRUPT_STATE] == 2
+            and now - self._interrupted_at < _INTERRUPT_AGAIN_SECONDS
+        ):
             return
         for _ in range(5):
-            self.box[_SHOT] = 1  # first this, then the look: the board does it the other way round
-            hit = self.box[_USER]
+            self.mailbox[_INTERRUPTING] = (
+                1  # first this, then the look: the board does it the other way round
+            )
+            hit = self.mailbox[_USER_CODE_RUNS]
             if hit:
-                self._interrupt()
-                self.box[_FIRE] = 2
-                self._shot = now
-            self.box[_SHOT] = 0
+                self._raise_keyboard_interrupt()
+                self.mailbox[_INTERRUPT_STATE] = 2
+                self._interrupted_at = now
+            self.mailbox[_INTERRUPTING] = 0
             signal.pthread_kill(self._main, signal.SIGUSR1)
-            if hit or self.box[_FIRE] != 1:
+            if hit or self.mailbox[_INTERRUPT_STATE] != 1:
                 break
             time.sleep(0.0005)
 
 
-def _keep_log(path: Path) -> None:
+def _redirect_output(path: Path) -> None:
     """Send what the process says into a file that does not grow for ever."""
     out, into = os.pipe()
     os.dup2(into, 1)
@@ -171,7 +181,7 @@ def _keep_log(path: Path) -> None:
     def work() -> None:
         with path.open("ab", buffering=0) as log:
             while data := os.read(out, 4096):
-                if log.tell() > _LOG_BYTES:
+                if log.tell() > _MAX_LOG_BYTES:
                     log.truncate(0)
                 log.write(data)
 
@@ -188,8 +198,8 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
     """
     folder = Path(spec["folder"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _keep_log(folder / "board.log")
-    watcher = Watcher(library)
+    _redirect_output(folder / "board.log")
+    watcher = InterruptThread(library)
     flash = folder / "flash.img"
     flash.touch(mode=0o600)
     size = spec["blocks"] * _BLOCK_BYTES
@@ -200,8 +210,8 @@ def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
             "client": spec["client"],
             "flash": str(flash),
             "blocks": spec["blocks"],
-            "pipe": watcher.pipe,
-            "box": ctypes.addressof(watcher.box),
+            "pipe": watcher.wake_writer,
+            "box": ctypes.addressof(watcher.mailbox),
             "config": spec["config"],
         }
     ).encode()

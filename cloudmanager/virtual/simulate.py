@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloudmanager import config, local_server
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.text import fold
+from cloudmanager.protocol.text import fold_names
 
 from .virtual_boards import VirtualBoards
 
@@ -22,7 +22,7 @@ JOIN_SECONDS = 30.0  # for the first board; more boards get more time
 JOIN_SECONDS_EACH = 0.3
 
 
-def names_of(prefix: str, count: int) -> list[str]:
+def numbered_names(prefix: str, count: int) -> list[str]:
     """Return the names of ``count`` boards: PREFIX-1 and so on."""
     return [f"{prefix}-{number}" for number in range(1, count + 1)]
 
@@ -52,10 +52,12 @@ def simulate(
     """
     if not allow_remote:
         _check_local(fleet)
-    identities = [Identity.of(told, fleet.address.url) for told in fleet.enrol(list(names))]
-    url = config.split(fleet.address.url)
+    identities = [
+        BoardIdentity.from_enrolment(told, fleet.address.url) for told in fleet.enrol(list(names))
+    ]
+    url = config.split_url(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
-    boards = VirtualBoards(identities, address, folder(), detach=detach, **sizes)
+    boards = VirtualBoards(identities, address, boards_folder(), detach=detach, **sizes)
     boards.start()
     try:
         _await_boards(fleet, names)
@@ -84,7 +86,7 @@ class Demo:
 
     def __repr__(self) -> str:
         """Say which boards these are, and where."""
-        return f"<{fold(self.names)} at {self.url}>"
+        return f"<{fold_names(self.names)} at {self.url}>"
 
     def stop(self) -> None:
         """End the boards that were started for it; it may be called again."""
@@ -113,7 +115,7 @@ def start_demo(count: int = 3, name: str = "demo") -> Demo:
     """
     if not os.environ.get("CM_URL"):
         local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
-    names = names_of(name, count)
+    names = numbered_names(name, count)
     with Fleet() as fleet:
         there = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing = [name for name in names if name not in there]
@@ -139,9 +141,9 @@ def _check_local(fleet: Fleet) -> None:
         raise error
 
 
-def folder() -> Path:
+def boards_folder() -> Path:
     """Return where virtual boards keep their flash."""
-    return config.make_home() / "virtual"
+    return config.make_home_folder() / "virtual"
 
 
 def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:
@@ -151,8 +153,8 @@ def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:
         online = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing -= online
         if missing and time.monotonic() > deadline:
-            log = folder() / min(missing) / "board.log"
-            error = CloudmanagerError(f"{fold(missing)} did not join the server")
+            log = boards_folder() / min(missing) / "board.log"
+            error = CloudmanagerError(f"{fold_names(missing)} did not join the server")
             error.hint = f"The board's own log is {log}."
             raise error
         time.sleep(0.02)

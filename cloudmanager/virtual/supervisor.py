@@ -20,7 +20,7 @@ from typing import Any
 from .interrupt_thread import RESTART as RESTART
 from .interrupt_thread import run_board
 
-_PDEATHSIG = 1  # prctl's, linux/prctl.h
+_PR_SET_PDEATHSIG = 1  # prctl's, linux/prctl.h
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -33,10 +33,10 @@ class Supervisor:
         self.library = ctypes.CDLL(micropython_run.__file__)
         self.specs: dict[str, dict[str, Any]] = {}
         self.pids: dict[str, int] = {}
-        self.stay = False
-        self.ending = False
+        self.is_detached = False
+        self.is_ending = False
 
-    def start(self, spec: dict[str, Any]) -> None:
+    def start_board(self, spec: dict[str, Any]) -> None:
         """Fork the board that `spec` describes."""
         self.specs[spec["name"]] = spec
         parent = os.getpid()
@@ -50,7 +50,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
             if sys.platform == "linux":
-                ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == parent:
                 code = run_board(spec, self.library)
         except BaseException:
@@ -58,45 +58,45 @@ class Supervisor:
         finally:
             os._exit(code)
 
-    def reap(self) -> None:
+    def reap_boards(self) -> None:
         """Note who has ended; start anew who asked for it."""
         for name, pid in list(self.pids.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 continue
             del self.pids[name]
-            if os.waitstatus_to_exitcode(status) == RESTART and not self.ending:
-                self.start(self.specs[name])
+            if os.waitstatus_to_exitcode(status) == RESTART and not self.is_ending:
+                self.start_board(self.specs[name])
 
-    def end(self, name: str, number: int = signal.SIGKILL) -> None:
+    def signal_board(self, name: str, signal_number: int = signal.SIGKILL) -> None:
         """Send a signal to a board; wait until it is gone if that is SIGKILL."""
         pid = self.pids.get(name)
         if pid is None:
             return
-        os.kill(pid, number)
-        if number == signal.SIGKILL:
+        os.kill(pid, signal_number)
+        if signal_number == signal.SIGKILL:
             os.waitpid(pid, 0)
             self.pids.pop(name, None)
 
-    def obey(self, order: dict[str, Any]) -> None:
+    def handle_command(self, command: dict[str, Any]) -> None:
         """Do what one line says."""
-        verb = order["do"]
+        verb = command["do"]
         if verb == "start":
-            self.start(order["spec"])
+            self.start_board(command["spec"])
         elif verb == "kill":
-            self.end(order["name"], order["signal"])
+            self.signal_board(command["name"], command["signal"])
         elif verb == "restart":
-            self.end(order["name"])
-            self.start(self.specs[order["name"]])
+            self.signal_board(command["name"])
+            self.start_board(self.specs[command["name"]])
         elif verb == "stay":
-            self.stay = True
-            pid_file = Path(order["pid_file"])
+            self.is_detached = True
+            pid_file = Path(command["pid_file"])
             pid_file.write_text(str(os.getpid()))
             # From now on not our parent's terminal: who reads what it says would wait for us.
             with pid_file.with_name("supervisor.log").open("a") as log:
                 os.dup2(log.fileno(), 2)
         elif verb == "stop":
-            self.ending = True
+            self.is_ending = True
 
     def serve(self) -> None:
         """Obey until told to end, then end every board."""
@@ -105,30 +105,30 @@ class Supervisor:
         os.set_blocking(wake_into, False)
         signal.set_wakeup_fd(wake_into)
         for number in _SIGNALS:
-            signal.signal(number, self._note)
+            signal.signal(number, self._on_signal)
         watched = [0, wake]
         rest = b""
-        while not self.ending:
+        while not self.is_ending:
             ready, _, _ = select.select(watched, [], [])
             if wake in ready:
                 os.read(wake, 4096)
-            self.reap()
+            self.reap_boards()
             if 0 in ready:
                 data = os.read(0, 65536)
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    self.obey(json.loads(line))
-                    self.reap()
+                    self.handle_command(json.loads(line))
+                    self.reap_boards()
                     _write_all(1, json.dumps(self.pids).encode() + b"\n")
                 if not data:
                     watched.remove(0)
-                    if not self.stay:  # a SIGTERM of the same moment stays noted
-                        self.ending = True
+                    if not self.is_detached:  # a SIGTERM of the same moment stays noted
+                        self.is_ending = True
         for name in list(self.pids):
-            self.end(name)
+            self.signal_board(name)
 
-    def _note(self, number: int, _: object) -> None:
-        self.ending = self.ending or number in (signal.SIGTERM, signal.SIGINT)
+    def _on_signal(self, number: int, _: object) -> None:
+        self.is_ending = self.is_ending or number in (signal.SIGTERM, signal.SIGINT)
 
 
 def _write_all(handle: int, data: bytes) -> None:

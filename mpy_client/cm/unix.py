@@ -11,17 +11,17 @@ from time import ticks_diff, ticks_ms
 from cm import link, run
 
 # The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
-_USER = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
-_RUN = const(1)  # 1 from a cell's start to its end
-_FIRE = const(2)  # the cell shall be interrupted: 1 now, 2 in a while, 3 it was; 4: end all
-_SHOT = const(3)  # the watcher is about to shoot: wait until it has
-_LATE = const(4)  # output is gathered that nobody will send but the watcher's call
-_NOTED = const(5)  # note is on its way
+_USER_CODE_RUNS = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
+_CELL_RUNS = const(1)  # 1 from a cell's start to its end
+_INTERRUPT_STATE = const(2)  # 1 interrupt now, 2 in a while, 3 interrupted, 4 end the process
+_INTERRUPTING = const(3)  # the watcher is about to shoot: wait until it has
+_OUTPUT_PENDING = const(4)  # output is gathered that nobody will send but the watcher's call
+_CALLBACK_SCHEDULED = const(5)  # note is on its way
 _ASLEEP = const(6)  # the watcher sleeps: a byte through the pipe wakes it
 _AGAIN = const(7)  # note came while our own code ran
-_NOTE = const(8)  # 8 bytes: the address of note
+_CALLBACK_ADDRESS = const(8)  # 8 bytes: the address of note
 _DEADLINE = const(16)  # 8 bytes: ms of the monotonic clock, or 0
-_FD = const(24)  # 4 bytes: the link's socket, or -1
+_LINK_FD = const(24)  # 4 bytes: the link's socket, or -1
 _TICK = const(20)  # ms: output older than this goes out
 _OUT = const(16)  # as in run.py
 _SIDE = const(896)
@@ -37,12 +37,12 @@ calls = []
 # seldom met outside of ours.
 def own(on):
     if on:
-        box[_USER] = 0
+        box[_USER_CODE_RUNS] = 0
         try:
-            while box[_SHOT]:
+            while box[_INTERRUPTING]:
                 pass
         except KeyboardInterrupt:
-            box[_USER] = 1
+            box[_USER_CODE_RUNS] = 1
             raise
     else:
         return back(True)
@@ -52,12 +52,12 @@ def back(may):
     if box[_AGAIN]:
         look()
     if not link.socket:
-        pack_into("<i", box, _FD, -1)
-    box[_LATE] = run.mark > _OUT
-    fire = may and box[_FIRE] == 1
+        pack_into("<i", box, _LINK_FD, -1)
+    box[_OUTPUT_PENDING] = run.mark > _OUT
+    fire = may and box[_INTERRUPT_STATE] == 1
     if fire:
-        box[_FIRE] = 3
-    box[_USER] = 1
+        box[_INTERRUPT_STATE] = 3
+    box[_USER_CODE_RUNS] = 1
     return fire
 
 
@@ -89,38 +89,40 @@ def _call():
 def look():
     box[_AGAIN] = 0
     _call()
-    if run.tick(_SIDE) and not box[_FIRE]:
-        box[_FIRE] = 1
+    if run.tick(_SIDE) and not box[_INTERRUPT_STATE]:
+        box[_INTERRUPT_STATE] = 1
     pack_into("<q", box, _DEADLINE, run.deadline)
 
 
 # A scheduled call, on the main thread, between two steps of the user's code. No jump may
 # follow back(): an interrupt that comes out in here is lost.
 def note(_):
-    if not box[_USER]:
+    if not box[_USER_CODE_RUNS]:
         box[_AGAIN] = 1
-        box[_NOTED] = 0
+        box[_CALLBACK_SCHEDULED] = 0
         return
     try:
         own(True)
     except KeyboardInterrupt:
-        box[_USER] = 0
-        box[_FIRE] = 0  # look sets it again
+        box[_USER_CODE_RUNS] = 0
+        box[_INTERRUPT_STATE] = 0  # look sets it again
     look()
-    box[_NOTED] = 0
+    box[_CALLBACK_SCHEDULED] = 0
     back(False)
 
 
 # The stream that a cell writes to.
 class Out(io.IOBase):
     def write(self, b):
-        if not box[_USER]:  # a task between cells
+        if not box[_USER_CODE_RUNS]:  # a task between cells
             return sys.stdout.write(b)
         if isinstance(b, str):
             b = b.encode()
         try:
-            box[_USER] = 0
-            while box[_SHOT]:  # what is pending comes out here, before anything is half done
+            box[_USER_CODE_RUNS] = 0
+            while box[
+                _INTERRUPTING
+            ]:  # what is pending comes out here, before anything is half done
                 pass
             run.put(b, True)
             if b and b[-1] == 10 and ticks_diff(ticks_ms(), run.ticks) >= _TICK:
@@ -173,12 +175,12 @@ def hook(*args, **kw):
 # input() begins or ends.
 def ask(on):
     if on:
-        if not box[_USER]:
+        if not box[_USER_CODE_RUNS]:
             raise EOFError
         own(True)
     else:
         if run.stop:
-            box[_FIRE] = 3
+            box[_INTERRUPT_STATE] = 3
         back(False)
 
 
@@ -186,10 +188,10 @@ def ask(on):
 def begin():
     builtins.print = hook
     sys.modules["sys"] = theirs
-    box[_FIRE] = box[_LATE] = box[_AGAIN] = 0
+    box[_INTERRUPT_STATE] = box[_OUTPUT_PENDING] = box[_AGAIN] = 0
     pack_into("<q", box, _DEADLINE, run.deadline)
-    pack_into("<i", box, _FD, link.socket.fileno() if link.socket else -1)
-    box[_RUN] = 1
+    pack_into("<i", box, _LINK_FD, link.socket.fileno() if link.socket else -1)
+    box[_CELL_RUNS] = 1
     if box[_ASLEEP]:
         pipe.write(b"w")
 
@@ -197,12 +199,12 @@ def begin():
 # Code of the user's begins or ends; at its end late interrupts are caught.
 def user(on):
     if on:
-        box[_USER] = 1
+        box[_USER_CODE_RUNS] = 1
         return
     while True:
         try:
-            box[_USER] = 0
-            while box[_SHOT]:
+            box[_USER_CODE_RUNS] = 0
+            while box[_INTERRUPTING]:
                 pass
             return
         except KeyboardInterrupt:
@@ -211,7 +213,7 @@ def user(on):
 
 # A cell has ended.
 def end():
-    box[_RUN] = 0
+    box[_CELL_RUNS] = 0
 
 
 # The client ends.
@@ -226,4 +228,4 @@ def reset():
 
 # What machine.reset() is to a chip: the watcher ends the process, whatever the user's code does.
 def hard_reset():
-    box[_FIRE] = 4
+    box[_INTERRUPT_STATE] = 4

@@ -23,47 +23,53 @@ from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
 
 from . import limits, options
-from .api.subscriptions import Watches
+from .api.subscriptions import Subscriptions
 from .auth import credentials
-from .auth.audit import Audit
-from .auth.enrolment import REVOKED, Enrolment
+from .auth.audit import AuditLog
+from .auth.enrolment import CLOSE_REVOKED, Enrolment
 from .auth.permission import Permission
-from .auth.tokens import LOCAL, Tokens
+from .auth.tokens import LOCAL_TOKEN_NAME, Tokens
 from .clock import CheckedClock, steady_seconds
-from .cluster.membership import Others, local_name
-from .cluster.pubsub import Bus, Hub, NatsBus
+from .cluster.membership import Cluster, local_token_name
+from .cluster.pubsub import InProcessBroker, NatsPubSub, PubSub
 from .housekeeping import Housekeeper
-from .installs.content_store import Contents
-from .installs.plan_cache import Plans
+from .installs.content_store import ContentStore
+from .installs.plan_cache import PlanCache
 from .jobs.dispatch import Dispatch
 from .jobs.registry import Board, Registry
 from .jobs.scheduler import LOST_AFTER
-from .logs import PeerLog, log_to
-from .loop_lag import Pulse
+from .logs import PeerLog, configure_logging
+from .loop_lag import LoopLagMonitor
 from .net import certificates, cleanup
 from .net.board_socket import BoardSocket
-from .net.caller_socket import CallerConversation, CallerSocket
+from .net.caller_socket import CallerConnection, CallerSocket
 from .net.fair_queue import FairQueue
-from .net.handlers import Authority, Health, Metrics, NotFound, Page
-from .net.listener import Door, bind, on_loopback
-from .net.rate_limits import Rate, TokenBucket, Unproven
-from .packages.planner import Packages
-from .packages.source_settings import DEFAULT_INDEX, Settings
-from .sample_buffer import Sample, Samples
+from .net.handlers import (
+    BaseHandler,
+    CaCertificateHandler,
+    HealthHandler,
+    MetricsHandler,
+    NotFoundHandler,
+)
+from .net.listener import Listener, all_on_loopback, open_listening_sockets
+from .net.rate_limits import RateLimiter, TokenBucket, UnauthenticatedConnections
+from .packages.planner import PackagePlanner
+from .packages.source_settings import DEFAULT_INDEX, SourceSettings
+from .sample_buffer import Sample, SampleCollector
 from .store import file_replacement
-from .store.lockfile import only_one
+from .store.lockfile import hold_lock
 from .store.rows import TokenRow
 from .store.shared_store import SharedStore
 from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
-MIN_SPREAD = 2.0  # seconds over which boards come back
-BOARDS_A_SECOND = 150  # boards that may come back in one second
+MIN_RECONNECT_SPREAD = 2.0  # seconds over which boards come back
+RECONNECTS_PER_SECOND = 150  # boards that may come back in one second
 
 
 #: How this machine dials a server that listens on all of its addresses.
-_NEAR = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+_DIAL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
@@ -74,12 +80,12 @@ class StartError(Exception):
     """The server cannot start; the message is one sentence for a person."""
 
 
-def _open_store(home: Path, store: str | Path | None) -> Store:
+def _open_store(home: Path, location: str | Path | None) -> Store:
     """Return a server's own store, or the shared one, from which it takes the certificate."""
-    if store is None:
+    if location is None:
         return Store(home / DATABASE)
-    shared = SharedStore(store)
-    certificates.share(home, shared.share)
+    shared = SharedStore(location)
+    certificates.use_shared(home, shared.put_if_absent)
     return shared
 
 
@@ -95,7 +101,7 @@ class Server:
         proxies: where proxies stand that end TLS for it.
         cert: a certificate for browsers and monitors, see ``certificates.load``.
         key: its key.
-        samples: how many values are kept of those that a board emitted.
+        sample_collector: how many values are kept of those that a board emitted.
         store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
         bus: ``nats://…``, by which they reach each other.
         indexes: URLs of mip indexes by their alias; "" takes the default one's place.
@@ -111,16 +117,16 @@ class Server:
         self,
         home: Path,
         *,
-        beat: float = options.BEAT,
+        beat: float = options.HEARTBEAT_SECONDS,
         lost_after: float = LOST_AFTER,
         local: bool = True,
         origins: Sequence[str] = (),
         proxies: Sequence[options.Network] = (),
         cert: Path | None = None,
         key: Path | None = None,
-        samples: int = limits.SAMPLES,
+        samples: int = limits.SAMPLES_PER_BOARD,
         store: str | Path | None = None,
-        bus: str | Bus | None = None,
+        bus: str | PubSub | None = None,
         indexes: Mapping[str, str] | None = None,
         keep_jobs: int = limits.KEEP_JOBS_DAYS,
         keep_audit: int = limits.KEEP_AUDIT_DAYS,
@@ -128,35 +134,41 @@ class Server:
     ) -> None:
         self.home, self.local = home, local
         self.store = _open_store(home, store)
-        self.clock = CheckedClock(self.store, "" if store is None else local_name(home), wall=clock)
+        self.clock = CheckedClock(
+            self.store, "" if store is None else local_token_name(home), wall=clock
+        )
         boards = self.store.boards()
         self.certificates = certificates.load(home, cert, key, in_use=bool(boards))
         self.beat = beat
         self.version = metadata.version("cloudmanager")
-        self.started, self.pid = clock(), os.getpid()
+        self.started_at, self.pid = clock(), os.getpid()
         self._started_steady = steady_seconds()
         self.address = ""
-        self.callers: set[CallerConversation] = set()
+        self.callers: set[CallerConnection] = set()
         self.registry = Registry(boards)
-        self.audit = Audit(self.store)
+        self.audit_log = AuditLog(self.store)
         self.tokens = Tokens(self.store, self.clock.latest)
-        self.tokens.adopt(self._local_token(), LOCAL if store is None else local_name(home))
-        self.contents = Contents(home)
-        self.packages = Packages(home / "packages", Settings({**_DEFAULT_INDEX, **(indexes or {})}))
-        self.plans = Plans()
-        self.unproven = Unproven()
+        self.tokens.install_local_token(
+            self._local_token(), LOCAL_TOKEN_NAME if store is None else local_token_name(home)
+        )
+        self.content_store = ContentStore(home)
+        self.package_planner = PackagePlanner(
+            home / "packages", SourceSettings({**_DEFAULT_INDEX, **(indexes or {})})
+        )
+        self.plan_cache = PlanCache()
+        self.unauthenticated = UnauthenticatedConnections()
         self.backlogs = FairQueue()
         self.peer_log = PeerLog()
-        self.bad_logins = Rate(limits.BAD_LOGINS_PER_MINUTE)
-        self.bad_requests = Rate(limits.STRANGER_ROWS_PER_MINUTE)
+        self.bad_login_rate = RateLimiter(limits.BAD_LOGINS_PER_MINUTE)
+        self.bad_request_rate = RateLimiter(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE)
         self.origins, self.proxies = frozenset(origins), tuple(proxies)
         self._lost_after, loop = lost_after, asyncio.get_running_loop()
-        self.others: Others | None = None
+        self.cluster: Cluster | None = None
         self.enrolment = Enrolment(self)
-        grace = max(lost_after, self.spread)
+        grace = max(lost_after, self.reconnect_spread)
         self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
         self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)
-        self.watches = Watches(self.registry, loop.call_later)
+        self.subscriptions = Subscriptions(self.registry, loop.call_later)
         self.housekeeper = Housekeeper(
             self.store,
             loop.call_later,
@@ -164,35 +176,35 @@ class Server:
             keep_audit=keep_audit,
             clock=self.clock,
         )
-        self.pulse = Pulse(loop.call_later, loop.time)
-        self.samples = Samples(samples, self._on_sample)
-        self.dispatch.on_emit = self.samples.take
+        self.loop_lag_monitor = LoopLagMonitor(loop.call_later, loop.time)
+        self.sample_collector = SampleCollector(samples, self._on_sample)
+        self.dispatch.on_emit = self.sample_collector.add_message
         self.dispatch.on_stray = self._on_stray
-        self._meet_others(bus)
+        self._create_cluster(bus)
 
-    def _meet_others(self, bus: str | Bus | None) -> None:
+    def _create_cluster(self, bus: str | PubSub | None) -> None:
         """Make what knows the other servers, where the store is shared."""
         if isinstance(self.store, SharedStore):
-            bus = NatsBus(bus) if isinstance(bus, str) else bus or Hub().bus()
+            bus = NatsPubSub(bus) if isinstance(bus, str) else bus or InProcessBroker().new_client()
             loop = asyncio.get_running_loop()
-            self.others = Others(self, self.store, bus, self._lost_after, loop)
+            self.cluster = Cluster(self, self.store, bus, self._lost_after, loop)
 
-    def open(self) -> None:
+    def start(self) -> None:
         """Be one of the fleet's servers, where there are others."""
-        if self.others is not None:
-            self.others.open()
+        if self.cluster is not None:
+            self.cluster.start()
 
-    def saw(self, board: Board, facts: dict[str, Any]) -> None:
+    def on_board_authenticated(self, board: Board, facts: dict[str, Any]) -> None:
         """Note that a board has proven itself.
 
         Raises:
             ServerError: it cannot be taken in now.
         """
-        if self.others is not None:
-            self.others.presence.hold(board, facts)
+        if self.cluster is not None:
+            self.cluster.board_directory.claim_board(board, facts)
         else:
-            self.store.saw_board(board.id, facts)
-            self.dispatch.write_soon()
+            self.store.mark_board_seen(board.id, facts)
+            self.dispatch.flush_later()
 
     def _on_stray(self, board: Board, job: int) -> None:
         """Note that a board spoke of a job that is not its own; cut who does so all the time.
@@ -209,26 +221,28 @@ class Server:
             board.link.close(frames.POLICY, "it goes on speaking of jobs that are not its own")
 
     def _on_sample(self, board: Board, sample: Sample) -> None:
-        self.watches.on_sample(board, sample)
-        if self.others is not None and board.link is not None:
-            self.others.presence.on_sample(board, sample)
+        self.subscriptions.on_sample(board, sample)
+        if self.cluster is not None and board.link is not None:
+            self.cluster.board_directory.on_sample(board, sample)
 
     @property
-    def spread(self) -> float:
+    def reconnect_spread(self) -> float:
         """Return the seconds over which boards that lost the server come back."""
-        servers = len(self.others.servers) if self.others is not None else 1
-        return max(MIN_SPREAD, len(self.registry.by_id) / max(servers, 1) / BOARDS_A_SECOND)
+        servers = len(self.cluster.servers) if self.cluster is not None else 1
+        return max(
+            MIN_RECONNECT_SPREAD, len(self.registry.by_id) / max(servers, 1) / RECONNECTS_PER_SECOND
+        )
 
-    def spread_changed(self) -> None:
+    def update_lost_after(self) -> None:
         """Keep the grace of lost boards above the spread over which they come back."""
-        self.dispatch.lost_after = max(self._lost_after, self.spread)
+        self.dispatch.lost_after = max(self._lost_after, self.reconnect_spread)
 
-    def shut_out(self, token: TokenRow) -> int:
+    def close_token_links(self, token: TokenRow) -> int:
         """End what a revoked token has not begun, close its links; return how many there were."""
         self.permission.review()
         links = [caller for caller in self.callers if caller.token.hash == token.hash]
         for caller in links:
-            caller.close(REVOKED, self.tokens.refusal(token))
+            caller.close(CLOSE_REVOKED, self.tokens.refusal_reason(token))
         return len(links)
 
     def reload_tokens(self) -> None:
@@ -236,17 +250,17 @@ class Server:
         self.tokens.reload()
         self.permission.review()
         for caller in list(self.callers):
-            if why := self.tokens.refusal(caller.token):
-                caller.close(REVOKED, why)
+            if why := self.tokens.refusal_reason(caller.token):
+                caller.close(CLOSE_REVOKED, why)
 
-    def drop_all(self) -> None:
+    def drop_links_and_jobs(self) -> None:
         """Hang up on everybody, and forget what was under way: it is other servers' now."""
-        self.dispatch.drop_all()
-        self._hang_up("this server stood still for too long; dial again")
+        self.dispatch.drop_all_jobs()
+        self._close_all_links("this server stood still for too long; dial again")
 
     def problems(self) -> list[str]:
         """Return what keeps the service from its work, a sentence each."""
-        return [self.store.failure] if self.store.failure else []
+        return [self.store.write_error] if self.store.write_error else []
 
     def warnings(self) -> list[str]:
         """Return what somebody should look at, a sentence each; the service does its work."""
@@ -271,29 +285,29 @@ class Server:
         """Tell callers and boards, and write everything down."""
         cleanup.run_all(
             "the server",
-            self.pulse.stop,
+            self.loop_lag_monitor.stop,
             self.housekeeper.stop,
             self.dispatch.stop,
-            lambda: self._hang_up("the server stops"),
-            *([self.others.leave] if self.others is not None else []),
+            lambda: self._close_all_links("the server stops"),
+            *([self.cluster.leave] if self.cluster is not None else []),
             self.store.close,
         )
 
-    def _hang_up(self, why: str) -> None:
+    def _close_all_links(self, why: str) -> None:
         for caller in list(self.callers):
-            caller.close(frames.GOING_AWAY, why)
+            caller.close(frames.CLOSE_GOING_AWAY, why)
         for board in self.registry.by_id.values():
             if board.link is not None:
-                board.link.close(frames.GOING_AWAY, why)
+                board.link.close(frames.CLOSE_GOING_AWAY, why)
 
 
 #: The whole URL table. What opens each is its handler's ``opened_by``.
-ROUTES: list[tuple[str, type[Page]]] = [
+ROUTES: list[tuple[str, type[BaseHandler]]] = [
     (r"/board", BoardSocket),
     (r"/caller", CallerSocket),
-    (r"/healthz", Health),
-    (r"/metrics", Metrics),
-    (r"/ca.pem", Authority),
+    (r"/healthz", HealthHandler),
+    (r"/metrics", MetricsHandler),
+    (r"/ca.pem", CaCertificateHandler),
 ]
 
 
@@ -302,7 +316,7 @@ def make_app(server: Server) -> Application:
     given = {"server": server}
     return Application(
         [(path, page, given) for path, page in ROUTES],
-        default_handler_class=NotFound,
+        default_handler_class=NotFoundHandler,
         default_handler_args=given,
         log_function=_log_request,
     )
@@ -310,9 +324,9 @@ def make_app(server: Server) -> Application:
 
 def _log_request(handler: RequestHandler) -> None:
     """Log refusals only, with what cannot hold a secret; wrong tokens have a line already."""
-    assert isinstance(handler, Page)
+    assert isinstance(handler, BaseHandler)
     request, status = handler.request, handler.get_status()
-    if status >= 400 and status not in (401, 429) and handler.worth_a_line():
+    if status >= 400 and status not in (401, 429) and handler.should_log_refusal():
         log.info(
             "%s %.64r from %s: %d",
             request.method,
@@ -322,7 +336,7 @@ def _log_request(handler: RequestHandler) -> None:
         )
 
 
-async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: Any) -> None:
+async def serve(home: Path, host: str, tcp_port: int, on_ready: Any, **settings: Any) -> None:
     """Serve until SIGTERM or SIGINT; calls ``ready(url, address, notes)`` once it listens.
 
     ``url`` is what this machine dials, ``address`` where it listens; ``notes`` are sentences
@@ -334,31 +348,31 @@ async def serve(home: Path, host: str, tcp_port: int, ready: Any, **settings: An
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(only_one(home))
+            stack.enter_context(hold_lock(home))
             notes = _look_after(home, alone=settings.get("store") is None)
-            sockets = bind(host, tcp_port)
-            server = Server(home, local=on_loopback(sockets), **settings)
+            sockets = open_listening_sockets(host, tcp_port)
+            server = Server(home, local=all_on_loopback(sockets), **settings)
         except ServerError as error:
             raise StartError(error.reason) from error
         tcp_port, scheme = sockets[0].getsockname()[1], "http" if server.local else "https"
-        server.address = f"{scheme}://{_named(host)}:{tcp_port}"
-        near = f"{scheme}://{_named(_NEAR.get(host, host))}:{tcp_port}"
-        door = Door(server, make_app(server))
-        server.open()
-        door.open(sockets)
-        state = config.state_file(home)
+        server.address = f"{scheme}://{_url_host(host)}:{tcp_port}"
+        near = f"{scheme}://{_url_host(_DIAL_ADDRESSES.get(host, host))}:{tcp_port}"
+        listener = Listener(server, make_app(server))
+        server.start()
+        listener.start_accepting(sockets)
+        state = config.server_state_file(home)
         config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
         stop = _stop_signal()  # before anybody is told: the signal may follow at once
-        ready(near, server.address, notes)
+        on_ready(near, server.address, notes)
         gc.freeze()  # what is there now stays: collections need not look at it
         try:
             await stop.wait()
         finally:
-            door.shut()
+            listener.stop_accepting()
             server.stop()
-            if server.others is not None:
-                await server.others.close()
+            if server.cluster is not None:
+                await server.cluster.close()
             state.unlink(missing_ok=True)
             log.info("stopped")
 
@@ -386,7 +400,7 @@ def _look_after(home: Path, *, alone: bool) -> list[str]:
     return notes
 
 
-def _named(host: str) -> str:
+def _url_host(host: str) -> str:
     """Return a host as it stands in a URL (IPv6: RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host
 
@@ -402,14 +416,16 @@ def _stop_signal() -> asyncio.Event:
 
 def main() -> None:
     """Run in the foreground; one line of JSON on standard output says how the start went."""
-    given = options.read()
+    given = options.parse_args()
     _raise_file_limit()
     os.umask(0o077)  # whatever it writes is its user's alone
     try:
         home = _open_home(log_json=given.log_json)
-        asyncio.run(serve(home, given.listen, given.port, _say_ready, **options.settings(given)))
+        asyncio.run(
+            serve(home, given.listen, given.port, _print_ready, **options.server_settings(given))
+        )
     except StartError as error:
-        _say({"error": str(error)})
+        _print_json({"error": str(error)})
         sys.exit(1)
 
 
@@ -423,17 +439,17 @@ def _raise_file_limit() -> None:
 
 def _open_home(*, log_json: bool) -> Path:
     try:
-        home = config.make_home()
-        log_to(home / "server.log", as_json=log_json)
+        home = config.make_home_folder()
+        configure_logging(home / "server.log", as_json=log_json)
     except OSError as error:
         raise StartError(f"Its folder cannot be used: {error}") from error
     return home
 
 
-def _say_ready(url: str, address: str, notes: list[str]) -> None:
-    _say({"url": url, "listens": address, **({"notes": notes} if notes else {})})
+def _print_ready(url: str, address: str, notes: list[str]) -> None:
+    _print_json({"url": url, "listens": address, **({"notes": notes} if notes else {})})
 
 
-def _say(line: dict[str, Any]) -> None:
+def _print_json(line: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()

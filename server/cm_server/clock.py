@@ -158,7 +158,7 @@ class CheckedClock:
                 now, "", "this machine", "clock", "", self.problem, None, None, None, "done"
             )
             try:
-                self._store.note(note)
+                self._store.add_audit_row(note)
             except ServerError:
                 return  # it is in the log
         self._keep()

@@ -15,15 +15,15 @@ from cloudmanager.protocol.errors import ServerError
 
 from . import limits
 from .clock import DAY, TOLERANCE, CheckedClock
-from .jobs.jobs import Timer
+from .jobs.jobs import TimerHandle
 from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
-FIRST_AFTER = 60.0  # seconds after the start: boards come back first
-ROUND_EVERY = 3600.0  # seconds between two looks whether a round is due
-BITE_PAUSE = 0.1  # seconds between two bites: 5,000 rows a second
-PROBE_EVERY = 60.0  # seconds between two looks at the clock, and at a store that failed
+FIRST_ROUND_SECONDS = 60.0  # seconds after the start: boards come back first
+ROUND_SECONDS = 3600.0  # seconds between two looks whether a round is due
+BATCH_PAUSE_SECONDS = 0.1  # seconds between two bites: 5,000 rows a second
+PROBE_SECONDS = 60.0  # seconds between two looks at the clock, and at a store that failed
 
 
 class Housekeeper:
@@ -31,7 +31,7 @@ class Housekeeper:
 
     Args:
         store: where they are.
-        later: calls a function after so many seconds and returns what calls it off.
+        call_later: calls a function after so many seconds and returns what calls it off.
         keep_jobs: days that the line of a job that ended is kept.
         keep_audit: days that a row of the audit log is kept.
         clock: says whether the time is certain enough to delete by it.
@@ -43,22 +43,22 @@ class Housekeeper:
     def __init__(
         self,
         store: Store,
-        later: Callable[[float, Callable[[], None]], Timer],
+        call_later: Callable[[float, Callable[[], None]], TimerHandle],
         *,
         keep_jobs: int,
         keep_audit: int,
         clock: CheckedClock,
     ) -> None:
         self._store = store
-        self._later = later
+        self._call_later = call_later
         self._keep_jobs = keep_jobs * DAY
         self._keep_audit = keep_audit * DAY
         self._clock = clock
         self._database_problem = ""
         self._stopped = False
         self.pruned = {"jobs": 0, "audit": 0}
-        self._timer = later(FIRST_AFTER, self._go_round)
-        self._probe_timer = later(PROBE_EVERY, self._probe)
+        self._timer = call_later(FIRST_ROUND_SECONDS, self._start_round)
+        self._probe_timer = call_later(PROBE_SECONDS, self._probe_store)
 
     def stop(self) -> None:
         """Stop; what is left is for the next server."""
@@ -73,15 +73,15 @@ class Housekeeper:
         """Return why nothing is deleted now, a sentence; "" where nothing stands against it."""
         return self._clock.problem or self._database_problem
 
-    def _probe(self) -> None:
-        if self._store.failure:
-            self._store.probe()
+    def _probe_store(self) -> None:
+        if self._store.write_error:
+            self._store.probe_writable()
         self._clock.check()
-        self._probe_timer = self._later(PROBE_EVERY, self._probe)
+        self._probe_timer = self._call_later(PROBE_SECONDS, self._probe_store)
 
-    def _go_round(self) -> None:
+    def _start_round(self) -> None:
         """Begin a round if one is due, and the time is certain."""
-        self._timer = self._later(ROUND_EVERY, self._go_round)
+        self._timer = self._call_later(ROUND_SECONDS, self._start_round)
         self._clock.save()
         try:
             if self._is_certain() and self._store.begin_pruning(self._clock.wall()):
@@ -112,26 +112,26 @@ class Housekeeper:
         oldest_job, oldest_row = self._store.oldest(now)
         jobs_before = _horizon(now - self._keep_jobs, oldest_job)
         audit_before = _horizon(now - self._keep_audit, oldest_row)
-        self._bite(jobs_before, audit_before, 0)
+        self._prune_batch(jobs_before, audit_before, 0)
 
-    def _bite(self, jobs_before: float, audit_before: float, after: int) -> None:
-        """Delete the next rows; jobs' numbers up to ``after`` were looked at before."""
-        jobs, reached, rows = 0, after, 0
+    def _prune_batch(self, jobs_before: float, audit_before: float, after_job: int) -> None:
+        """Delete the next rows; jobs' numbers up to ``after_job`` were looked at before."""
+        jobs, reached, rows = 0, after_job, 0
         try:
             if self._clock.check():
-                jobs, reached = self._store.prune_jobs(jobs_before, after)
+                jobs, reached = self._store.prune_jobs(jobs_before, after_job)
                 rows = self._store.prune_audit(audit_before)
         except ServerError:
-            reached = after  # the store is away; the next round goes on
+            reached = after_job  # the store is away; the next round goes on
         self.pruned["jobs"] += jobs
         self.pruned["audit"] += rows
-        if reached > after or rows:
-            self._timer = self._later(
-                BITE_PAUSE, lambda: self._bite(jobs_before, audit_before, reached)
+        if reached > after_job or rows:
+            self._timer = self._call_later(
+                BATCH_PAUSE_SECONDS, lambda: self._prune_batch(jobs_before, audit_before, reached)
             )
             return
         self._end_round()
-        self._timer = self._later(ROUND_EVERY, self._go_round)
+        self._timer = self._call_later(ROUND_SECONDS, self._start_round)
 
     def _end_round(self) -> None:
         for row in self._store.end_pruning(self._clock.wall()):

@@ -15,25 +15,28 @@ MIB: Final = 1024 * KIB
 # Who has not proven itself yet: no token, no board's key.
 HEAD_BYTES = 8 * KIB  # of an HTTP request, and of a body, of which none is needed
 HEAD_SECONDS = 10.0  # for a whole request
-GREETING_SECONDS = 10.0  # for a board's proof, once its link is upgraded
+AUTHENTICATION_SECONDS = 10.0  # for a board's proof, once its link is upgraded
 #: Connections that have not proven themselves: of all addresses, and of one. The oldest is
 #: cut, not the newest refused: a peer that can prove itself takes milliseconds for it.
-UNPROVEN = 1536
-UNPROVEN_PER_ADDRESS = 1280  # a building is one address, too: 600 chips a second, 2 s each for TLS
+UNAUTHENTICATED = 1536
+UNAUTHENTICATED_PER_ADDRESS = (
+    1280  # a building is one address, too: 600 chips a second, 2 s each for TLS
+)
 #: Taken from the kernel in one turn of the loop. A busy loop turns slowly: so a crowd that comes
 #: at once waits in the kernel, where it costs nothing, instead of being cut half-way.
 ACCEPTED_AT_ONCE = 16
 #: A TLS handshake or an HTTP request costs up to a millisecond; what hangs up before costs a tenth.
-ACCEPTED_PER_SECOND = 1000
+ACCEPTED_PER_SECOND = 500
+ACCEPTED_AHEAD_SECONDS = 0.25  # of such work may wait here; then the others wait in the kernel
 UNPROVEN_MESSAGES = 8  # of a board until its proof: one of each kind; pings are none of them
 #: Pieces in which a TLS handshake, a request, or a board's proof may come. The first are read at
 #: once; the others share a rate, so that bytes which come one by one are gathered.
 UNPROVEN_READS = 64
 UNPROVEN_READS_AT_ONCE = 2
 UNPROVEN_READS_PER_SECOND = 500  # of all such connections, from the third piece of each on
-FULL_SECONDS = 1.0  # until the next try, where there are no more files
+ACCEPT_RETRY_SECONDS = 1.0  # until the next try, where there are no more files
 BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
-ADDRESSES = 1024  # whose bad logins are counted at once
+RATE_LIMIT_KEYS = 1024  # whose bad logins are counted at once
 TOKEN_CHARS = 256  # of a token that is looked at; ours have 46
 
 # Work. The cost of small messages is by their number: a limit on bytes does not bound it.
@@ -61,25 +64,25 @@ TOKEN_SECONDS = 10 * 366 * 86400.0  # until a token that expires has expired
 
 # Files.
 CONTENT_BYTES = 64 * MIB  # of one file for boards
-CONTENTS_BYTES = 256 * MIB  # of files that are kept, on disk, in case they are wanted again
-CONTENTS = 1000  # such files
+CONTENT_STORE_BYTES = 256 * MIB  # of files that are kept, on disk, in case they are wanted again
+CONTENT_STORE_FILES = 1000  # such files
 UPLOADS = 250  # that callers have begun and not ended
-PIECE_BYTES = 64 * KIB  # of a file that is read at once
-ACTS = 500  # on files, in one job
-ACTS_BYTES = 64 * KIB  # of their names and paths
+FILE_READ_BYTES = 64 * KIB  # of a file that is read at once
+FILE_OPS = 500  # on files, in one job
+FILE_OPS_BYTES = 64 * KIB  # of their names and paths
 PATH_BYTES = KIB  # of one path
 #: On their way to or from one board, unconfirmed; and to all boards of a job, as far as each has
 #: the least.
 WINDOW_BYTES = 64 * KIB
-WINDOW_LEAST_BYTES = 4 * KIB
-WINDOWS_BYTES = 16 * MIB
+MIN_WINDOW_BYTES = 4 * KIB
+TOTAL_WINDOW_BYTES = 16 * MIB
 
 # Boards.
 BOARD_MESSAGE_BYTES = 64 * KIB
 BOARD_BUFFER_BYTES = 64 * KIB  # that a board may claim to have
-SIP_BYTES = 64 * KIB  # of a flood that is read at once
-SIP_PAUSE_SECONDS = 0.01  # then, in which others are served: 6 MB a second
-RIVAL_SECONDS = 120.0  # over which boards come back that push each other out by one key
+READ_BURST_BYTES = 64 * KIB  # of a flood that is read at once
+READ_PAUSE_SECONDS = 0.01  # then, in which others are served: 6 MB a second
+TAKEOVER_SPREAD_SECONDS = 120.0  # over which boards come back that push each other out by one key
 QUEUED_JOBS = 1000  # that wait for one board
 QUEUED_BYTES = 32 * MIB  # of their cells
 TAIL_BYTES = 64 * KIB  # of each job's output, and of its value, that the server keeps
@@ -106,28 +109,28 @@ COMPILED_BYTES = 4 * MIB  # that may come out
 # What boards emit, and who watches.
 SAMPLE_BYTES = KIB  # of what is emitted at once; a board's own limit is 512 bytes of JSON
 SAMPLES_PER_SECOND = 100  # of one board, and as many at once after a pause; a board's own is 50
-SAMPLES = 1000  # that are kept of one board, at most; `--samples` says how many
-SAMPLES_IN_ALL = 100_000  # that are kept of all boards, shared by those that emit
+SAMPLES_PER_BOARD = 1000  # that are kept of one board, at most; `--samples` says how many
+TOTAL_SAMPLES = 100_000  # that are kept of all boards, shared by those that emit
 REPLY_SAMPLES = 100_000  # in one reply
-WATCH_SECONDS = 0.25  # between two updates for who watches
-WATCHES = 200  # of all callers
-WATCHES_PER_LINK = 16
-WATCH_BOARDS = 2000  # in one update; the others are in the next
-WATCH_SAMPLES = 10_000  # that wait for one who watches and does not read
+SUBSCRIPTION_UPDATE_SECONDS = 0.25  # between two updates for who watches
+SUBSCRIPTIONS = 200  # of all callers
+SUBSCRIPTIONS_PER_LINK = 16
+SUBSCRIPTION_UPDATE_BOARDS = 2000  # in one update; the others are in the next
+SUBSCRIPTION_PENDING_SAMPLES = 10_000  # that wait for one who watches and does not read
 
 # What is written down.
 LOG_BYTES = 8 * MIB  # of server.log; one older file is kept
 PEER_LINES_PER_MINUTE = 10  # in server.log, for one board, or one address of strangers
 LIBRARY_LINES_PER_MINUTE = 30  # in server.log, for one library: HTTP that is malformed
 FAILURE_LINES_PER_MINUTE = 1  # in server.log, for each kind of failure that nobody foresaw
-STRANGER_ROWS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
-STRANGERS_ROWS_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
+STRANGER_ROWS_PER_ADDRESS_PER_MINUTE = 10  # in the audit log and in server.log, for one address
+STRANGER_ROWS_TOTAL_PER_MINUTE = 30  # for all addresses: 6 MB a day at the worst
 REFUSAL_ROWS_PER_MINUTE = 60  # in the audit log, for one token
 READ_ROWS_PER_MINUTE = 1  # in the audit log, for one token and each verb that only reads
 PROGRAM_CHARS = 128  # of what a board says of its own program
 AUDIT_CHARS = 500  # of a target and of a detail
 KEEP_JOBS_DAYS = 90  # that a job's line is kept once it has ended (`--keep-jobs`)
 KEEP_AUDIT_DAYS = 400  # that a row of the audit log is kept (`--keep-audit`)
-KEEP_AUDIT_LEAST_DAYS = 31  # the database itself refuses to let go of what is younger than 30
+MIN_KEEP_AUDIT_DAYS = 31  # the database itself refuses to let go of what is younger than 30
 PRUNE_DAYS = 7  # of the oldest rows, that are deleted in one day at most
 PRUNE_ROWS = 500  # that are taken out at once: a few milliseconds

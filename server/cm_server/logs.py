@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from . import limits
-from .net.rate_limits import Rate, group_of
+from .net.rate_limits import RateLimiter, address_group
 
 log = logging.getLogger("cm_server")
 
 #: What a line may tell besides its message, by these names (docs/metrics.md).
-FIELDS = ("event", "job", "jobs", "board", "caller", "target", "status", "elapsed")
+EXTRA_FIELDS = ("event", "job", "jobs", "board", "caller", "target", "status", "elapsed")
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One line of JSON for one event, whatever the event holds."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        line |= {name: vars(record)[name] for name in FIELDS if name in vars(record)}
+        line |= {name: vars(record)[name] for name in EXTRA_FIELDS if name in vars(record)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -45,8 +45,8 @@ class PeerLog:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._peers = Rate(limits.PEER_LINES_PER_MINUTE, clock)
-        self._strangers = Rate(limits.STRANGERS_ROWS_PER_MINUTE, clock)
+        self._peers = RateLimiter(limits.PEER_LINES_PER_MINUTE, clock)
+        self._strangers = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
 
     def write(self, peer: str, level: int, text: str, *args: object) -> None:
         """Write a line about a peer that has proven who it is, by its name."""
@@ -54,7 +54,7 @@ class PeerLog:
 
     def write_of_stranger(self, address: str, level: int, text: str, *args: object) -> None:
         """Write a line about a peer that has proven nothing; all of them share a limit, too."""
-        left_out = self._peers.allow(f"stranger {group_of(address)}")
+        left_out = self._peers.allow(f"stranger {address_group(address)}")
         whole = self._strangers.allow("") if left_out is not None else None
         self._write(
             None if whole is None or left_out is None else left_out + whole, level, text, args
@@ -76,7 +76,7 @@ class LibraryFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rate = Rate(limits.LIBRARY_LINES_PER_MINUTE)
+        self._rate = RateLimiter(limits.LIBRARY_LINES_PER_MINUTE)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether a record is written; its line says how many before it were not."""
@@ -89,7 +89,7 @@ class LibraryFilter(logging.Filter):
         return left_out is not None
 
 
-def log_to(path: Path, *, as_json: bool = False) -> None:
+def configure_logging(path: Path, *, as_json: bool = False) -> None:
     """Write the log into a file, which is bounded.
 
     Args:
@@ -98,7 +98,7 @@ def log_to(path: Path, *, as_json: bool = False) -> None:
     """
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
     people = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if as_json else people)
+    handler.setFormatter(JsonFormatter() if as_json else people)
     handler.addFilter(LibraryFilter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("cm_server.jobs").setLevel(logging.INFO if as_json else logging.WARNING)

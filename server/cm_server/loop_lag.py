@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .jobs.jobs import Timer
+from .jobs.jobs import TimerHandle
 
-SECOND = 1.0
+INTERVAL_SECONDS = 1.0
 
 
-class Pulse:
+class LoopLagMonitor:
     """Measures, until it is stopped.
 
     Args:
-        later: calls a function after so many seconds and returns what calls it off.
+        call_later: calls a function after so many seconds and returns what calls it off.
         clock: seconds, from any beginning.
 
     Attributes:
@@ -21,20 +21,22 @@ class Pulse:
     """
 
     def __init__(
-        self, later: Callable[[float, Callable[[], None]], Timer], clock: Callable[[], float]
+        self,
+        call_later: Callable[[float, Callable[[], None]], TimerHandle],
+        clock: Callable[[], float],
     ) -> None:
-        self._later = later
+        self._call_later = call_later
         self._clock = clock
         self.lag = 0.0
-        self._wait()
+        self._schedule()
 
-    def _wait(self) -> None:
-        self._due = self._clock() + SECOND
-        self._timer = self._later(SECOND, self._look)
+    def _schedule(self) -> None:
+        self._due = self._clock() + INTERVAL_SECONDS
+        self._timer = self._call_later(INTERVAL_SECONDS, self._measure)
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         self.lag = max(self._clock() - self._due, 0.0)
-        self._wait()
+        self._schedule()
 
     def stop(self) -> None:
         """Look no more."""

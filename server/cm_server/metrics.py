@@ -26,13 +26,13 @@ from prometheus_client.core import (
     Metric,
 )
 
-from .jobs.counters import BOUNDS, Tally
+from .jobs.counters import DURATION_BOUNDS, Counters
 
 if TYPE_CHECKING:
     from .app import Server
-    from .cluster.membership import Others
+    from .cluster.membership import Cluster
 
-_Labelled = GaugeMetricFamily | CounterMetricFamily
+_LabelledFamily = GaugeMetricFamily | CounterMetricFamily
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BOARD_STATES = ("offline", "idle", "busy", "lost")
 JOB_STATES = ("queued", "resetting", "running", "adrift")
@@ -54,7 +54,7 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric."""
-        server, tally = self._server, self._server.dispatch.tally
+        server, tally = self._server, self._server.dispatch.counters
         boards = dict.fromkeys(BOARD_STATES, 0) | Counter(
             board.state for board in server.registry.by_id.values()
         )
@@ -63,42 +63,56 @@ class _Collector:
         )
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
         yield InfoMetricFamily("cm", "which server it is", {"version": server.version})
-        yield gauge("cm_start_seconds", "when it started, since 1970", server.started)
+        yield gauge("cm_start_seconds", "when it started, since 1970", server.started_at)
         yield gauge("cm_healthy", "whether /healthz finds nothing wrong", not server.problems())
-        yield gauge("cm_loop_lag_seconds", "how late its loop was", server.pulse.lag)
-        yield _labelled(gauge, "cm_boards", "enrolled boards", "state", boards)
-        yield counter("cm_board_links", "links of boards that proved themselves", tally.links)
-        yield counter("cm_boards_silent", "links of boards that fell silent", tally.silent)
+        yield gauge("cm_loop_lag_seconds", "how late its loop was", server.loop_lag_monitor.lag)
+        yield _labelled_metric(gauge, "cm_boards", "enrolled boards", "state", boards)
+        yield counter("cm_board_links", "links of boards that proved themselves", tally.board_links)
+        yield counter("cm_boards_silent", "links of boards that fell silent", tally.silent_links)
         yield gauge("cm_callers", "callers' links", len(server.callers))
-        yield gauge("cm_watches", "targets that callers watch", len(server.watches))
+        yield gauge("cm_watches", "targets that callers watch", len(server.subscriptions))
         yield gauge(
-            "cm_unproven", "connections that have proven nothing yet", server.unproven.count
+            "cm_unproven", "connections that have proven nothing yet", server.unauthenticated.count
         )
-        yield counter("cm_unproven_cut", "those that were cut as too many", server.unproven.cut)
-        yield _labelled(counter, "cm_refused", "who was not let in", "who", tally.refused)
-        yield _labelled(gauge, "cm_jobs_open", "jobs that have not ended", "state", jobs)
-        yield _labelled(counter, "cm_jobs_ended", "jobs that ended", "status", tally.ended)
+        yield counter(
+            "cm_unproven_cut", "those that were cut as too many", server.unauthenticated.dropped
+        )
+        yield _labelled_metric(
+            counter, "cm_refused", "who was not let in", "who", tally.refused_links
+        )
+        yield _labelled_metric(gauge, "cm_jobs_open", "jobs that have not ended", "state", jobs)
+        yield _labelled_metric(
+            counter, "cm_jobs_ended", "jobs that ended", "status", tally.jobs_ended
+        )
         pruned = server.housekeeper.pruned
-        yield _labelled(counter, "cm_pruned", "old rows taken out", "what", pruned)
-        yield _histogram("cm_job_seconds", "how long jobs ran", tally)
-        if server.others is not None:
-            yield from self._collect_others(server.others)
+        yield _labelled_metric(counter, "cm_pruned", "old rows taken out", "what", pruned)
+        yield _duration_histogram("cm_job_seconds", "how long jobs ran", tally)
+        if server.cluster is not None:
+            yield from self._collect_cluster(server.cluster)
 
-    def _collect_others(self, others: Others) -> Iterator[Metric]:
+    def _collect_cluster(self, cluster: Cluster) -> Iterator[Metric]:
         """Yield what there is to say of several servers."""
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        away = sum(bool(job.away) for job in self._server.dispatch.jobs.values())
-        yield gauge("cm_servers", "servers of this fleet that are there", len(others.servers))
-        yield gauge("cm_boards_held", "boards whose link is here", others.presence.held)
+        away = sum(bool(job.owner) for job in self._server.dispatch.jobs.values())
+        yield gauge("cm_servers", "servers of this fleet that are there", len(cluster.servers))
+        yield gauge(
+            "cm_boards_held", "boards whose link is here", cluster.board_directory.held_count
+        )
         yield gauge("cm_jobs_elsewhere", "open jobs that other servers run", away)
-        yield gauge("cm_bus_up", "whether the bus is there", others.post.bus.up)
-        yield gauge("cm_bus_waiting_bytes", "what waits for the bus", others.post.bus.waiting)
-        yield counter("cm_bus_dropped", "what came and was no letter to us", others.post.dropped)
-        yield counter("cm_writes_refused", "what was fenced off", others.refused)
+        yield gauge("cm_bus_up", "whether the bus is there", cluster.peer_messages.pubsub.connected)
+        yield gauge(
+            "cm_bus_waiting_bytes",
+            "what waits for the bus",
+            cluster.peer_messages.pubsub.pending_bytes,
+        )
+        yield counter(
+            "cm_bus_dropped", "what came and was no letter to us", cluster.peer_messages.dropped
+        )
+        yield counter("cm_writes_refused", "what was fenced off", cluster.refused_writes)
 
 
-def _labelled(
-    family: type[_Labelled], name: str, text: str, label: str, counts: Mapping[str, float]
+def _labelled_metric(
+    family: type[_LabelledFamily], name: str, text: str, label: str, counts: Mapping[str, float]
 ) -> Metric:
     made = family(name, text, labels=[label])
     for value, count in counts.items():
@@ -106,7 +120,9 @@ def _labelled(
     return made
 
 
-def _histogram(name: str, text: str, tally: Tally) -> Metric:
-    sums = itertools.accumulate(tally.durations)
-    bounds = [*map(str, BOUNDS), "+Inf"]
-    return HistogramMetricFamily(name, text, list(zip(bounds, sums, strict=True)), tally.seconds)
+def _duration_histogram(name: str, text: str, counters: Counters) -> Metric:
+    sums = itertools.accumulate(counters.duration_counts)
+    bounds = [*map(str, DURATION_BOUNDS), "+Inf"]
+    return HistogramMetricFamily(
+        name, text, list(zip(bounds, sums, strict=True)), counters.run_seconds
+    )

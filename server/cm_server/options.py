@@ -13,21 +13,21 @@ from cloudmanager import config
 from . import limits
 from .jobs.scheduler import LOST_AFTER
 
-BEAT = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
+HEARTBEAT_SECONDS = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def read() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     """Return the options of this process; those that make no sense end it."""
     parser = _parser()
     options = parser.parse_args()
     if options.bus and not options.store:
         parser.error("servers that share a bus share a store: --store postgresql://…")
-    if options.keep_jobs < 1 or options.keep_audit < limits.KEEP_AUDIT_LEAST_DAYS:
-        least = limits.KEEP_AUDIT_LEAST_DAYS
+    if options.keep_jobs < 1 or options.keep_audit < limits.MIN_KEEP_AUDIT_DAYS:
+        least = limits.MIN_KEEP_AUDIT_DAYS
         parser.error(f"jobs are kept for 1 day at least, the audit log for {least}")
-    if not 0 < options.samples <= limits.SAMPLES_IN_ALL:
-        parser.error(f"1 to {limits.SAMPLES_IN_ALL} values are kept of a board")
+    if not 0 < options.samples <= limits.TOTAL_SAMPLES:
+        parser.error(f"1 to {limits.TOTAL_SAMPLES} values are kept of a board")
     if not 0 <= options.port < 65536:
         parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
     return options
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--listen", default=config.DEFAULT_HOST, metavar="ADDRESS")
     parser.add_argument("--port", type=int, default=config.DEFAULT_TCP_PORT, metavar="N")
-    parser.add_argument("--beat", type=float, default=BEAT, metavar="SECONDS")
+    parser.add_argument("--beat", type=float, default=HEARTBEAT_SECONDS, metavar="SECONDS")
     parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
@@ -55,18 +55,18 @@ def _parser() -> argparse.ArgumentParser:
         help="where proxies stand that end TLS",
     )
     parser.add_argument("--log-json", action="store_true", help="server.log for programs")
-    parser.add_argument("--samples", type=int, default=limits.SAMPLES, metavar="N")
+    parser.add_argument("--samples", type=int, default=limits.SAMPLES_PER_BOARD, metavar="N")
     parser.add_argument("--store", default=os.environ.get("CM_STORE"), help="postgresql://…")
     parser.add_argument("--bus", default=os.environ.get("CM_BUS"), help="nats://…")
     parser.add_argument(
-        "--index", type=config.index, action="append", default=[], metavar="[ALIAS=]URL"
+        "--index", type=config.parse_index, action="append", default=[], metavar="[ALIAS=]URL"
     )
     for what, days in (("jobs", limits.KEEP_JOBS_DAYS), ("audit", limits.KEEP_AUDIT_DAYS)):
         parser.add_argument(f"--keep-{what}", type=int, default=days, metavar="DAYS")
     return parser
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
+def server_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what of them a ``Server`` takes."""
     return {
         "beat": options.beat,

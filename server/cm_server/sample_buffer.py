@@ -24,22 +24,22 @@ class Sample(NamedTuple):
     missed: int  # how many before it were left out, by the board or here
     values: str  # JSON
 
-    def text(self, board: str) -> str:
+    def to_json(self, board: str) -> str:
         """Return it as callers get it: JSON, with the board's name."""
         return f'["{board}",{self.at:.6f},{self.ticks},{self.missed},{self.values}]'
 
 
-class Ring:
+class SampleBuffer:
     """The last values of one board, and whether they come too fast."""
 
-    __slots__ = ("_due", "kept", "missed")
+    __slots__ = ("_due", "missed", "samples")
 
     def __init__(self) -> None:
-        self.kept: deque[Sample] = deque()
+        self.samples: deque[Sample] = deque()
         self.missed = 0  # since the last that was kept
         self._due = 0.0  # when the next one would be on time, by the monotonic clock
 
-    def in_time(self, now: float) -> bool:
+    def allow(self, now: float) -> bool:
         """Take one more; say whether it is one of not too many."""
         self._due = max(self._due, now - 1)
         if self._due > now:
@@ -48,40 +48,42 @@ class Ring:
         return True
 
 
-class Samples:
+class SampleCollector:
     """Takes what boards emit.
 
     Args:
-        most: how many values are kept of a board.
-        tell: called with each that was taken.
+        max_per_board: how many values are kept of a board.
+        on_sample: called with each that was taken.
     """
 
-    def __init__(self, most: int, tell: Callable[[Board, Sample], None]) -> None:
-        self._most = most
-        self._tell = tell
-        self._boards = 0  # that ever emitted
+    def __init__(self, max_per_board: int, on_sample: Callable[[Board, Sample], None]) -> None:
+        self._max_per_board = max_per_board
+        self._on_sample = on_sample
+        self._emitting_boards = 0  # that ever emitted
 
-    def take(self, board: Board, message: wire.Message) -> None:
+    def add_message(self, board: Board, message: wire.Message) -> None:
         """Keep what a board emitted and pass it on; what is malformed or too much counts only."""
-        ring = board.samples
+        ring = board.sample_buffer
         try:
             too_long = len(message.payload) > limits.SAMPLE_BYTES
-            if too_long or not ring.in_time(time.monotonic()):
+            if too_long or not ring.allow(time.monotonic()):
                 raise PeerWireError("EMIT is too long, or comes too fast")
             told = wire.read_emit(message)
         except PeerWireError:
             ring.missed += 1
             return
         now = round(time.time(), 6)  # as it travels
-        sample = Sample(now, told.ticks, told.missed + ring.missed, told.values)
+        sample = Sample(now, told.ticks, told.dropped + ring.missed, told.values)
         ring.missed = 0
-        self.keep(board, sample)
+        self.add_sample(board, sample)
 
-    def keep(self, board: Board, sample: Sample) -> None:
+    def add_sample(self, board: Board, sample: Sample) -> None:
         """Keep what a board emitted, here or at another server, and pass it on."""
-        ring = board.samples
-        self._boards += not ring.kept
-        ring.kept.append(sample)
-        while len(ring.kept) > min(self._most, limits.SAMPLES_IN_ALL // self._boards or 1):
-            ring.kept.popleft()
-        self._tell(board, sample)
+        ring = board.sample_buffer
+        self._emitting_boards += not ring.samples
+        ring.samples.append(sample)
+        while len(ring.samples) > min(
+            self._max_per_board, limits.TOTAL_SAMPLES // self._emitting_boards or 1
+        ):
+            ring.samples.popleft()
+        self._on_sample(board, sample)

@@ -157,7 +157,7 @@ def test_nothing_of_a_board_has_another_face_than_text(kind: type):
 def test_what_a_board_says_is_plain_text_in_the_notebook(text: str, monkeypatch):
     shown: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(cell_display, "display", lambda bundle, **how: shown.append((bundle, how)))
-    cell_display.publish(text)
+    cell_display.display_text(text)
     assert shown == [({"text/plain": text}, {"raw": True})]
 
 

@@ -62,12 +62,12 @@ async def test_a_recorded_link_that_is_replayed_opens_nothing(tmp_path: Path, ki
                 assert (await caller.ending(job))[0] == "ok"
             await service.until(lambda: service.state("lab-1") == "offline")
             for size in (len(recorder.heard), len(recorder.heard) - 1):
-                links = service.server.registry.by_name["lab-1"].links
+                links = service.server.registry.by_name["lab-1"].link_count
                 async with await RawPeer.dial(service) as thief:
                     thief.say(recorder.heard[:size])
                     with contextlib.suppress(ConnectionResetError):
                         await within(thief.reader.read(-1))
-                assert service.server.registry.by_name["lab-1"].links == links
+                assert service.server.registry.by_name["lab-1"].link_count == links
                 assert service.state("lab-1") == "offline"
             assert service.server.dispatch.jobs == {}
             async with await FakeBoard.join(service, identity, **how):  # it is well meanwhile

@@ -11,14 +11,14 @@ import psutil
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 
 #: Files that are their owner's alone and hold secrets: the token, and the database with the keys.
 MAY = {"token", "server.db", "server.db-wal", "server.db-shm"}
 
 
-def everything_said(server: Server, pids: list[int]) -> str:
+def everything_said(server: RunningServer, pids: list[int]) -> str:
     """What stands in process lists, environments apart, and in every file but those that may."""
     lists = [" ".join(psutil.Process(pid).cmdline()) for pid in (server.process.pid, *pids)]
     files = [path for path in server.home.rglob("*") if path.is_file()]

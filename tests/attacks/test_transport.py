@@ -17,7 +17,7 @@ async def test_a_flood_of_pings_holds_up_nobody(service: Service):
         await FakeCaller.join(service) as caller,
         await RawPeer.upgraded(service, "/caller") as flood,
     ):
-        flood.say(frames.encode(b"x" * 100, frames.PING, mask=True) * PINGS)
+        flood.say(frames.encode_frame(b"x" * 100, frames.PING, mask=True) * PINGS)
         began = time.monotonic()
         (job,) = await caller.submit("lab-1")
         cell = await board.next()

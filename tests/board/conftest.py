@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloudmanager.board_client import Identity, client_files
+from cloudmanager.board_client import BoardIdentity, client_files
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .bootlab import Lab as BootLab
@@ -27,7 +27,9 @@ def make_lab(tmp_path_factory):
     ends = []
 
     def make(count=1, *, start=True, keys=None, heap="128k", **peer):
-        identities = [Identity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
+        identities = [
+            BoardIdentity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)
+        ]
         server = Peer(keys or {one.id: one.key for one in identities}, **peer)
         ends.append(server.stop)
         folder = tmp_path_factory.mktemp("boards")

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.cable.serial_ports import BoardRepl
 from cm_server.net import certificates
 
 from .peer import EXEC, INTERRUPTED, OK, message
@@ -368,7 +368,7 @@ def test_ctrl_c_on_the_cable_leaves_for_the_repl(lab, app):
     link = lab.boot(app).link()
     if app:
         link.program(1, "app.py")
-    with Repl(lab.chip.port) as repl:
+    with BoardRepl(lab.chip.port) as repl:
         repl.await_prompt(10)
         assert repl.run("print(6 * 7)").strip() == "42"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.board_client import compiled_client
+from cloudmanager.board_client import compile_client
 
 from .peer import ERROR, INTERRUPTED, OK, TIMEOUT, Peer
 
@@ -32,7 +32,7 @@ def peer(tmp_path_factory):
     peer = Peer({"id-1": key}, spread=0.2)
     folder = tmp_path_factory.mktemp("client")
     told = {
-        "client": str(compiled_client(folder)),
+        "client": str(compile_client(folder)),
         "config": {"id": "id-1", "key": key.hex(), "host": "127.0.0.1", "tcp_port": peer.tcp_port},
     }
     script = str(Path(__file__).with_name("standin_host.py"))

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parent.parent.parent
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 #: What an upgrade runs on a board, one after the other.
 CELLS = {
-    "prepare": client_upgrade._PREPARE,
-    "write": client_upgrade._WRITE,
-    "hashes": client_upgrade._HASHES,
-    "commit": client_upgrade._COMMIT,
-    "confirm": client_upgrade._CONFIRM,
+    "prepare": client_upgrade._PREPARE_CODE,
+    "write": client_upgrade._WRITE_CODE,
+    "hashes": client_upgrade._HASHES_CODE,
+    "commit": client_upgrade._COMMIT_CODE,
+    "confirm": client_upgrade._CONFIRM_CODE,
 }
 
 

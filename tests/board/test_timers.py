@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.cable.serial_ports import BoardRepl
 
 from .peer import INTERRUPTED, OK
 from .test_boot import TICKING
@@ -256,7 +256,7 @@ def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
 @pytest.mark.parametrize("app", APPS)
 def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
     link = boot(lab, "esp8266-1.28", app)
-    with Repl(lab.chip.port) as repl:
+    with BoardRepl(lab.chip.port) as repl:
         repl.await_prompt(10)
         assert repl.run("import cm.ticker; print(len(cm.ticker.calls))").strip() == "1"
         repl.transport.serial.write(b"\x02\x04")  # the friendly REPL, then Ctrl-D

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.frames import FrameReader
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -28,7 +28,7 @@ class BoardLink:
         sock.settimeout(WAIT)
 
     def send(self, message):
-        self.sock.sendall(frames.encode(message))
+        self.sock.sendall(frames.encode_frame(message))
 
     def receive(self):
         """The next message; pings and pongs are left out."""
@@ -74,7 +74,9 @@ class BoardLink:
             return wire.pack(message.op, message.payload, job=message.job, flags=message.flags)
         ending = wire.read_result(message)
         output += ending.output
-        rest = re.sub(rb'  File "cm/.*\n', b"", ending.rest)  # a frame of the client's own
+        rest = re.sub(
+            rb'  File "cm/.*\n', b"", ending.value_or_traceback
+        )  # a frame of the client's own
         payload = len(output).to_bytes(2, "big") + output + rest
         return wire.pack(wire.RESULT, payload, job=message.job, flags=message.flags)
 
@@ -83,7 +85,7 @@ class BoardLink:
 def link(tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(WAIT)
-        identity = Identity("golden", "0123456789abcdef", KEY)
+        identity = BoardIdentity("golden", "0123456789abcdef", KEY)
         folder = tmp_path_factory.mktemp("golden")
         with VirtualBoards([identity], listening.getsockname(), folder):
             sock, _ = listening.accept()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, expect
 
-from benchmarks.links import linked
+from benchmarks.links import emitting_boards
 from cloudmanager.client.fleet import Fleet
-from tests.conftest import Server, running_boards, running_server
+from tests.conftest import RunningServer, running_boards, running_server
 
 from .conftest import Lab, Notebook
 
@@ -93,7 +93,7 @@ def show(lab: Lab) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def rack(server: Server, fleet: Fleet, tmp_path_factory: Any) -> Iterator[Any]:
+def rack(server: RunningServer, fleet: Fleet, tmp_path_factory: Any) -> Iterator[Any]:
     """Boards that may come and go: rack-1 to rack-3."""
     with running_boards(server, fleet, [f"rack-{n}" for n in (1, 2, 3)]) as boards:
         yield boards
@@ -249,10 +249,12 @@ def test_survives_a_restart_of_the_server_and_says_that_it_is_gone(show, tmp_pat
                 expect(seen.row("solo-2")).to_contain_text("offline")
 
 
-def test_a_thousand_boards_update_and_the_page_stays_quick(show, server: Server, fleet: Fleet):
+def test_a_thousand_boards_update_and_the_page_stays_quick(
+    show, server: RunningServer, fleet: Fleet
+):
     """The boards are simulated links that speak the real protocol with real proofs."""
     names = [f"farm-{number}" for number in range(1, MANY + 1)]
-    with linked(server.url, fleet.enrol(names), 1.0):
+    with emitting_boards(server.url, fleet.enrol(names), 1.0):
         seen = show("many.ipynb", "%load_ext cm_magics\n%fleet farm-*", LONG)
         expect(seen.count).to_contain_text("1,000 of ")
         seen.settle()
@@ -311,7 +313,9 @@ def fleet_is_gone(fleet: Fleet) -> None:
     fleet.revoke(f"farm-[1-{MANY}]")
 
 
-def test_what_hostile_boards_say_does_nothing_in_the_page(show, server: Server, fleet: Fleet):
+def test_what_hostile_boards_say_does_nothing_in_the_page(
+    show, server: RunningServer, fleet: Fleet
+):
     script = f"""
 import cm
 evil = {EVIL!r}
@@ -346,10 +350,10 @@ evil
         assert "\x1b" not in text
 
 
-def hostile(server: Server, fleet: Fleet, name: str, facts: dict[str, str]) -> Any:
+def hostile(server: RunningServer, fleet: Fleet, name: str, facts: dict[str, str]) -> Any:
     """A simulated link whose facts are as given; it answers each cell with them."""
     (board,) = fleet.enrol([name])
-    return linked(server.url, [{**board, "facts": json.dumps(facts)}], 1000)
+    return emitting_boards(server.url, [{**board, "facts": json.dumps(facts)}], 1000)
 
 
 def test_nothing_in_the_page_is_made_of_text_as_html():

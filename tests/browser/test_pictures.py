@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.links import linked
+from benchmarks.links import emitting_boards
 from cloudmanager.client.fleet import Fleet
-from tests.conftest import Server, running_boards
+from tests.conftest import RunningServer, running_boards
 
 from .conftest import Lab
 from .test_dashboard import Fleets, at_work
@@ -45,15 +45,15 @@ KERNEL_CELLS = ("%board_use lab-[1-6]", "print('reading the sensor')\nsensor.rea
 
 
 @pytest.fixture
-def farm(server: Server, fleet: Fleet) -> Any:
+def farm(server: RunningServer, fleet: Fleet) -> Any:
     """Some hundred simulated links, some of them gone."""
     names = [f"greenhouse-{number}" for number in range(1, 241)]
-    with linked(server.url, fleet.enrol(names)[:228], 0.5):
+    with emitting_boards(server.url, fleet.enrol(names)[:228], 0.5):
         yield fleet
     fleet.revoke("greenhouse-[1-240]")  # with what they emitted: the next plot begins anew
 
 
-def test_notebook(lab: Lab, server: Server, fleet: Fleet):
+def test_notebook(lab: Lab, server: RunningServer, fleet: Fleet):
     with running_boards(server, fleet, [f"lab-{number}" for number in range(1, 7)]):
         fleet["lab-[1-6]"].run("def read():\n    return 21.5").raise_for_error()
         fleet["lab-2"].run("def read():\n    return 85.0").raise_for_error()
@@ -71,7 +71,7 @@ def test_notebook(lab: Lab, server: Server, fleet: Fleet):
         lab.close(notebook)
 
 
-def test_kernel(lab: Lab, server: Server, fleet: Fleet):
+def test_kernel(lab: Lab, server: RunningServer, fleet: Fleet):
     with running_boards(server, fleet, [f"lab-{number}" for number in range(1, 7)]):
         fleet["lab-[1-6]"].run(SENSOR % 0).raise_for_error()
         fleet["lab-4"].run("sensor.offset = 63.5").raise_for_error()

@@ -11,7 +11,7 @@ import pytest
 from cloudmanager.cable.bridge import Bridge
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 from .chip import Chip
 from .microbit import Microbit
@@ -59,7 +59,7 @@ def bridged_unix(chips, fleet: Fleet):
 
 
 @pytest.fixture(scope="session")
-def bridged_microbit(server: Server, fleet: Fleet):
+def bridged_microbit(server: RunningServer, fleet: Fleet):
     board = Microbit()
     try:
         with bridged(fleet, [board.port], "micro-1"):

@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 
 from cloudmanager import config
-from cloudmanager.config import Address
+from cloudmanager.config import ServerAddress
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def home(tmp_path, monkeypatch):
 def server_in(home, url="http://127.0.0.1:7", pid=None):
     """What a running server leaves in its folder: a state, a token, a lock that it holds."""
     state = {"url": url, "pid": os.getpid() if pid is None else pid}
-    config.write_private(config.state_file(home), json.dumps(state))
+    config.write_private(config.server_state_file(home), json.dumps(state))
     config.write_private(config.token_file(home), "cm_local\n")
-    with config.lock_file(home).open("w") as lock:
+    with config.server_lock_file(home).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield state
 
@@ -53,16 +53,16 @@ def ended_pid():
 
 
 def test_home_is_cm_home(home):
-    assert config.home() == home
+    assert config.home_folder() == home
 
 
 def test_home_may_start_with_a_tilde_or_be_relative(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CM_HOME", "~/cm")
-    assert config.home() == tmp_path / "cm"
+    assert config.home_folder() == tmp_path / "cm"
     monkeypatch.setenv("CM_HOME", "here")
-    assert config.home() == tmp_path / "here"
+    assert config.home_folder() == tmp_path / "here"
 
 
 @pytest.mark.parametrize("named", [None, ""])
@@ -70,15 +70,15 @@ def test_home_is_else_the_platforms_own_folder(monkeypatch, tmp_path, named):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("CM_HOME", "") if named == "" else monkeypatch.delenv("CM_HOME", False)
-    assert config.home() == platformdirs.user_data_path("cloudmanager", appauthor=False)
-    assert str(config.home()).startswith(str(tmp_path))
+    assert config.home_folder() == platformdirs.user_data_path("cloudmanager", appauthor=False)
+    assert str(config.home_folder()).startswith(str(tmp_path))
 
 
 def test_home_is_made_for_its_owner_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("CM_HOME", str(tmp_path / "a" / "b"))
-    folder = config.make_home()
+    folder = config.make_home_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert config.make_home() == folder
+    assert config.make_home_folder() == folder
 
 
 # Private files
@@ -145,31 +145,31 @@ def test_token_of_no_file_is_none(home):
 
 
 def test_state_of_a_running_server_is_read(running):
-    assert config.read_state(running) == {"url": "http://127.0.0.1:7", "pid": os.getpid()}
+    assert config.read_server_state(running) == {"url": "http://127.0.0.1:7", "pid": os.getpid()}
 
 
 def test_state_of_another_users_server_is_read(home):
     """Process 1 is alive, whether or not we may send it signals."""
     with server_in(home, pid=1) as state:
-        assert config.read_state(home) == state
+        assert config.read_server_state(home) == state
 
 
 def test_state_of_a_dead_process_is_stale(home):
     with server_in(home, pid=ended_pid()):
-        assert config.read_state(home) is None
+        assert config.read_server_state(home) is None
 
 
 def test_state_without_the_servers_lock_is_stale(home):
     """Its number was given to somebody else, whom `mbm server-stop` must not end."""
     with server_in(home):
         pass
-    assert config.read_state(home) is None
+    assert config.read_server_state(home) is None
 
 
 def test_state_without_a_lock_file_is_stale(home):
     with server_in(home):
-        config.lock_file(home).unlink()
-        assert config.read_state(home) is None
+        config.server_lock_file(home).unlink()
+        assert config.read_server_state(home) is None
 
 
 @pytest.mark.parametrize(
@@ -193,46 +193,50 @@ def test_state_without_a_lock_file_is_stale(home):
     ],
 )
 def test_state_that_is_malformed_is_none(running, text):
-    config.state_file(running).write_text(text, encoding="latin-1")
-    assert config.read_state(running) is None
+    config.server_state_file(running).write_text(text, encoding="latin-1")
+    assert config.read_server_state(running) is None
 
 
 def test_no_state_is_none(home):
-    assert config.read_state(home) is None
+    assert config.read_server_state(home) is None
 
 
 def test_state_can_be_read_where_there_are_no_locks(running, monkeypatch):
     """As on Windows, where the process has to do."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert config.read_state(running) is not None
+    assert config.read_server_state(running) is not None
 
 
 # Which server
 
 
 def test_server_is_else_the_default(home):
-    assert config.find() == Address("http://127.0.0.1:18266", "", "the default")
+    assert config.find_server() == ServerAddress("http://127.0.0.1:18266", "", "the default")
 
 
 def test_server_is_found_by_its_state(running):
-    assert config.find() == Address("http://127.0.0.1:7", "cm_local", "the local server")
+    assert config.find_server() == ServerAddress(
+        "http://127.0.0.1:7", "cm_local", "the local server"
+    )
 
 
 def test_cm_url_and_cm_token_go_before_the_local_server(running, monkeypatch):
     monkeypatch.setenv("CM_URL", "https://lab:443")
     monkeypatch.setenv("CM_TOKEN", "cm_lab")
-    assert config.find() == Address("https://lab:443", "cm_lab", "CM_URL")
+    assert config.find_server() == ServerAddress("https://lab:443", "cm_lab", "CM_URL")
 
 
 def test_what_is_given_goes_before_everything(running, monkeypatch):
     monkeypatch.setenv("CM_URL", "https://lab:443")
     monkeypatch.setenv("CM_TOKEN", "cm_lab")
-    assert config.find("http://here:1", "cm_mine") == Address("http://here:1", "cm_mine", "url=")
+    assert config.find_server("http://here:1", "cm_mine") == ServerAddress(
+        "http://here:1", "cm_mine", "url="
+    )
 
 
 def test_cm_token_goes_before_the_file(running, monkeypatch):
     monkeypatch.setenv("CM_TOKEN", "cm_env")
-    assert config.find().token == "cm_env"
+    assert config.find_server().token == "cm_env"
 
 
 @pytest.mark.parametrize(
@@ -251,16 +255,16 @@ def test_cm_token_goes_before_the_file(running, monkeypatch):
     ],
 )
 def test_local_token_is_sent_to_this_machine_alone(running, url, token):
-    assert config.find(url).token == token
+    assert config.find_server(url).token == token
 
 
 def test_local_server_gets_its_token_whatever_it_listens_on(home):
     with server_in(home, url="http://0.0.0.0:7"):
-        assert config.find().token == "cm_local"
+        assert config.find_server().token == "cm_local"
 
 
 def test_address_does_not_show_its_token():
-    assert repr(Address("http://lab", "cm_secret", "CM_URL")) == (
+    assert repr(ServerAddress("http://lab", "cm_secret", "CM_URL")) == (
         "Address(url='http://lab', source='CM_URL')"
     )
 
@@ -275,4 +279,4 @@ def test_address_does_not_show_its_token():
     ],
 )
 def test_an_index_is_named_with_or_without_an_alias(text, told):
-    assert config.index(text) == told
+    assert config.parse_index(text) == told

@@ -31,7 +31,7 @@ def started():
 
 
 def pid_of(home):
-    return json.loads(config.state_file(home).read_text())["pid"]
+    return json.loads(config.server_state_file(home).read_text())["pid"]
 
 
 def test_started_server_answers_and_is_found(home):
@@ -51,14 +51,14 @@ def test_what_it_leaves_is_its_owners_alone(home):
 
 def test_second_start_finds_the_first(home):
     begun = started()
-    assert local_server.start(tcp_port=1) == local_server.Started(begun.url, already=True)
+    assert local_server.start(tcp_port=1) == local_server.StartOutcome(begun.url, already=True)
 
 
 def test_stop_says_what_it_stopped_and_leaves_no_process(home):
     begun = started()
     pid = pid_of(home)
     assert local_server.stop() == begun.url
-    assert not config.state_file(home).exists()
+    assert not config.server_state_file(home).exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -94,7 +94,7 @@ def test_server_can_be_started_again_after_it_was_killed(home):
 def test_state_left_behind_does_not_end_a_stranger(home):
     """The number of a server that was killed may be anybody's by now: here, our own."""
     state = {"url": "http://127.0.0.1:7", "pid": os.getpid()}
-    config.write_private(config.state_file(home), json.dumps(state))
+    config.write_private(config.server_state_file(home), json.dumps(state))
     assert local_server.stop() is None
 
 
@@ -147,11 +147,11 @@ def test_address_that_is_not_this_machines_is_told(home):
 def test_server_that_lost_its_state_is_told(home):
     """A server runs, but nothing says where: such as after somebody tidied up."""
     begun = started()
-    state = config.state_file(home).read_text()
-    config.state_file(home).unlink()
+    state = config.server_state_file(home).read_text()
+    config.server_state_file(home).unlink()
     assert refused("127.0.0.1", 0).startswith(f"A server runs in {home} already;")
-    config.write_private(config.state_file(home), state)
-    assert local_server.start() == local_server.Started(begun.url, already=True)
+    config.write_private(config.server_state_file(home), state)
+    assert local_server.start() == local_server.StartOutcome(begun.url, already=True)
 
 
 def test_server_that_dies_at_once_says_its_last_words(home, monkeypatch):

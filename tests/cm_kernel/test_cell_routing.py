@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cm_kernel.cell_routing import Part, split, transform
+from cm_kernel.cell_routing import CellPart, split_cell, transform_cell
 
 
 @pytest.mark.parametrize(
@@ -12,37 +12,37 @@ from cm_kernel.cell_routing import Part, split, transform
     [
         ("", [], None),
         ("\n \n", ["\n", " \n"], None),
-        ("x = 1", [], Part("board", "x = 1")),
-        ("x = 5 % 3", [], Part("board", "x = 5 % 3")),
-        ("x = 5\n% 3", [], Part("board", "x = 5\n% 3")),
+        ("x = 1", [], CellPart("board", "x = 1")),
+        ("x = 5 % 3", [], CellPart("board", "x = 5 % 3")),
+        ("x = 5\n% 3", [], CellPart("board", "x = 5\n% 3")),
         ("%boards", ["%boards"], None),
-        ("!ls\nx", ["!ls\n"], Part("board", "x")),
-        ("r = %board demo-1 1\nx", ["r = %board demo-1 1\n"], Part("board", "x")),
-        ("a, b = !ls\nx", ["a, b = !ls\n"], Part("board", "x")),
-        ("%boards \\\n demo-1\nx", ["%boards \\\n", " demo-1\n"], Part("board", "x")),
-        ("%%board demo-1\nx", [], Part("board", "x", "demo-1")),
-        ("%%board\nx", [], Part("board", "x", "")),
-        ("%%board_writefile a.py\nx", [], Part("host", "%%board_writefile a.py\nx")),
-        ("%%host\nx", [], Part("host", "# %%host\nx")),
-        ("%%host\n%%time\nx", [], Part("host", "%%time\nx")),
-        ("%%time\nx", [], Part("host", "%%time\nx")),
-        ("x?", [], Part("question", "x")),
-        ("??os.path", [], Part("question", "os.path")),
-        ("x = 'why?'", [], Part("board", "x = 'why?'")),
+        ("!ls\nx", ["!ls\n"], CellPart("board", "x")),
+        ("r = %board demo-1 1\nx", ["r = %board demo-1 1\n"], CellPart("board", "x")),
+        ("a, b = !ls\nx", ["a, b = !ls\n"], CellPart("board", "x")),
+        ("%boards \\\n demo-1\nx", ["%boards \\\n", " demo-1\n"], CellPart("board", "x")),
+        ("%%board demo-1\nx", [], CellPart("board", "x", "demo-1")),
+        ("%%board\nx", [], CellPart("board", "x", "")),
+        ("%%board_writefile a.py\nx", [], CellPart("host", "%%board_writefile a.py\nx")),
+        ("%%host\nx", [], CellPart("host", "# %%host\nx")),
+        ("%%host\n%%time\nx", [], CellPart("host", "%%time\nx")),
+        ("%%time\nx", [], CellPart("host", "%%time\nx")),
+        ("x?", [], CellPart("question", "x")),
+        ("??os.path", [], CellPart("question", "os.path")),
+        ("x = 'why?'", [], CellPart("board", "x = 'why?'")),
     ],
 )
-def test_split(cell: str, own: list[str], part: Part | None):
-    assert split(cell) == (own, part)
+def test_split(cell: str, own: list[str], part: CellPart | None):
+    assert split_cell(cell) == (own, part)
 
 
 def test_transform_of_a_cell_for_boards():
     lines = ["%boards\n", "x = 1\n"]
-    assert transform(lines) == [
+    assert transform_cell(lines) == [
         "%boards\n",
-        "await get_ipython().kernel.boards.run('x = 1\\n', None, below=True)\n",
+        "await get_ipython().kernel.boards.run('x = 1\\n', None, after_host_lines=True)\n",
     ]
 
 
 def test_transform_leaves_the_notebooks_own_alone():
-    assert transform(["%boards\n"]) == ["%boards\n"]
-    assert transform(["%%time\n", "x\n"]) == ["%%time\n", "x\n"]
+    assert transform_cell(["%boards\n"]) == ["%boards\n"]
+    assert transform_cell(["%%time\n", "x\n"]) == ["%%time\n", "x\n"]

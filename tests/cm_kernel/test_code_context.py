@@ -24,16 +24,16 @@ from cm_kernel import code_context
     ],
 )
 def test_token(code: str, found: tuple[str, str, bool]):
-    assert code_context.token(code, len(code)) == found
+    assert code_context.token_before(code, len(code)) == found
 
 
 def test_token_ends_at_the_cursor():
-    assert code_context.token("os.path", 5) == ("os", "pa", False)
+    assert code_context.token_before("os.path", 5) == ("os", "pa", False)
 
 
 def test_imports():
     cell = "import os, machine as m\nfrom time import sleep as nap, ticks_ms\nimport a.b"
-    assert code_context.imports([cell]) == {
+    assert code_context.imported_names([cell]) == {
         "os": "os",
         "m": "machine",
         "nap": "time.sleep",
@@ -44,20 +44,20 @@ def test_imports():
 
 def test_path_leads_to_where_it_was_imported_from_and_to_the_class_that_made_it():
     cells = ["from machine import Pin", "led = Pin(2)"]
-    assert code_context.real("led.value", cells) == "machine.Pin.value"
-    assert code_context.real("os.path", cells) == "os.path"
+    assert code_context.resolve_path("led.value", cells) == "machine.Pin.value"
+    assert code_context.resolve_path("os.path", cells) == "os.path"
 
 
 def test_newest_definition_is_told():
     cells = ["def f(a): pass", "class C:\n    def m(self, x: int = 1) -> str:\n        'Does.'"]
-    found = code_context.defined("f", [*cells, "def f(b): pass"])
+    found = code_context.find_definition("f", [*cells, "def f(b): pass"])
     assert found is not None
     assert found.signatures == ("f(b)",)
-    method = code_context.defined("C.m", cells)
+    method = code_context.find_definition("C.m", cells)
     assert method is not None
     assert (method.signatures, method.doc) == (("m(x: int=1) -> str",), "Does.")
-    assert code_context.defined("C.n", cells) is None
+    assert code_context.find_definition("C.n", cells) is None
 
 
 def test_cell_that_is_half_typed_defines_nothing():
-    assert code_context.defined("f", ["def f(:"]) is None
+    assert code_context.find_definition("f", ["def f(:"]) is None

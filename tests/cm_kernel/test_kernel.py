@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.client.fleet import Fleet
-from tests.conftest import Server, running_boards
+from tests.conftest import RunningServer, running_boards
 
 from .conftest import Kernel, Output, running_kernel
 
@@ -228,14 +228,14 @@ def test_no_board_is_one_sentence_and_the_kernel_lives_through_a_restart_of_the_
             _join(kernel, server)
 
 
-def _join(kernel: Kernel, server: Server) -> None:
+def _join(kernel: Kernel, server: RunningServer) -> None:
     with Fleet() as fleet, running_boards(server, fleet, ["new-1"]):
         assert "new-1 are there" in kernel.run("6*7")[1][0].text
         assert kernel.run("%%board new-1\n6*7")[1][0].text == "42"
 
 
 def test_board_that_vanishes_in_mid_cell_is_one_sentence(
-    kernel: Kernel, server: Server, fleet: Fleet
+    kernel: Kernel, server: RunningServer, fleet: Fleet
 ):
     with running_boards(server, fleet, ["gone-1"]) as boards:
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import cm_magics
-from cm_magics.base import parser
+from cm_magics.base import make_parser
 
 
 def test_help_says_what_the_magic_does_with_its_signs_as_they_are_typed():
-    made = parser("board_x", "Do it: %board_x lab-* 5 %")
+    made = make_parser("board_x", "Do it: %board_x lab-* 5 %")
     assert "Do it: %board_x lab-* 5 %" in made.format_help()
 
 

@@ -15,9 +15,9 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.protocol.errors import TargetError
 from cm_magics import plot
-from cm_magics.dashboard_actions import ACTIONS, buttons
+from cm_magics.dashboard_actions import ACTIONS, action_buttons
 from cm_magics.dashboard_widget import Dashboard
-from cm_magics.live_widget import Live
+from cm_magics.live_widget import LiveWidget
 from cm_magics.plot import Plot
 
 WAIT = 15.0  # seconds that anything here may take
@@ -31,12 +31,12 @@ class Page:
         self.told: list[dict[str, Any]] = []
         self._came = threading.Condition()
 
-        def send(_: Live, content: Any, buffers: Any = None) -> None:
+        def send(_: LiveWidget, content: Any, buffers: Any = None) -> None:
             with self._came:
                 self.told.append(json.loads(json.dumps(content, allow_nan=False)))
                 self._came.notify_all()
 
-        monkeypatch.setattr(Live, "send", send)
+        monkeypatch.setattr(LiveWidget, "send", send)
 
     def until(self, kind: str, true: Callable[[Any], object] = lambda _: True) -> Any:
         """Wait for a message, and forget those before it."""
@@ -52,7 +52,7 @@ class Page:
             del self.told[:at]
             return message
 
-    def say(self, live: Live, **message: Any) -> None:
+    def say(self, live: LiveWidget, **message: Any) -> None:
         live._on_message(live, message, [])
 
 
@@ -88,7 +88,7 @@ def test_a_page_that_opens_is_told_all_then_what_changes(page: Page, dashboard: 
     page.until("boards", lambda message: row_of(message, "demo-1").get("state") == "idle")
 
 
-def follows(live: Live) -> bool:
+def follows(live: LiveWidget) -> bool:
     return live._watch is not None
 
 
@@ -105,7 +105,7 @@ def test_nobody_looks_nothing_is_followed(page: Page, dashboard: Dashboard):
 
 
 def test_unloading_the_magics_ends_what_is_followed(page: Page, dashboard: Dashboard):
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
     assert not follows(dashboard)
 
 
@@ -244,8 +244,8 @@ def test_what_boards_say_is_cleaned_on_its_way(page: Page, dashboard: Dashboard,
 
 
 def test_every_action_is_a_button():
-    assert [button["name"] for button in buttons()] == [action.name for action in ACTIONS]
-    assert all(set(button) == {"name", "title", "prompt", "lines"} for button in buttons())
+    assert [button["name"] for button in action_buttons()] == [action.name for action in ACTIONS]
+    assert all(set(button) == {"name", "title", "prompt", "lines"} for button in action_buttons())
 
 
 def test_a_server_that_is_gone_is_said(page: Page):
@@ -270,7 +270,7 @@ def test_dashboard_begins_with_a_target(page: Page, boards: Any):
     shown.close()
     with pytest.raises(TargetError):
         cm_magics.dashboard("demo-[")
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
 
 
 # Plots
@@ -297,8 +297,8 @@ def test_plot_begins_with_what_there_is_and_goes_on(page: Page, fleet: Fleet, bo
 
 def test_lines_are_the_numbers_of_the_names_that_are_wanted():
     told = samples({"t": 1, "on": True, "s": "x", "n": None}, {"t": 2.5, "h": 3})
-    assert set(plot.lines_of(told, None)) == {("lab-1", "t"), ("lab-1", "h")}
-    assert plot.lines_of(told, ["t"]) == {("lab-1", "t"): [(100.0, 1), (101.0, 2.5)]}
+    assert set(plot.make_plot_lines(told, None)) == {("lab-1", "t"), ("lab-1", "h")}
+    assert plot.make_plot_lines(told, ["t"]) == {("lab-1", "t"): [(100.0, 1), (101.0, 2.5)]}
 
 
 @pytest.mark.parametrize(
@@ -311,11 +311,11 @@ def test_lines_are_the_numbers_of_the_names_that_are_wanted():
     ],
 )
 def test_plot_as_text(told, text):
-    assert plot.lines_text(plot.lines_of(told, None)) == text
+    assert plot.lines_text(plot.make_plot_lines(told, None)) == text
 
 
 def test_plot_as_an_image_escapes_what_boards_say():
-    svg = plot.lines_svg(plot.lines_of(samples({EVIL: 1}, {EVIL: 2}), None))
+    svg = plot.lines_svg(plot.make_plot_lines(samples({EVIL: 1}, {EVIL: 2}), None))
     assert "&lt;script&gt;" in svg
     assert not set("\x1b\u202e") & set(svg)
     assert plot.lines_svg({}).startswith("<svg ")
@@ -323,4 +323,4 @@ def test_plot_as_an_image_escapes_what_boards_say():
 
 def test_very_many_lines_are_cut():
     told = [sample for n in range(60) for sample in samples({"t": n}, board=f"lab-{n}")]
-    assert len(plot.lines_of(told, None)) == 24
+    assert len(plot.make_plot_lines(told, None)) == 24

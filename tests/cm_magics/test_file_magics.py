@@ -103,7 +103,7 @@ def test_names_and_options_are_completed_and_taken_back(shell: Shell):  # noqa: 
 
 
 def test_words_may_be_quoted_and_options_stand_anywhere():
-    said = split_words(file_magics._SYNC, "--dry-run lab-* & all 'my src' --delete :")
+    said = split_words(file_magics._SYNC_PARSER, "--dry-run lab-* & all 'my src' --delete :")
     assert (said.target, said.words) == ("lab-* & all", ["my src", ":"])
     assert said.options.delete
     assert said.options.dry_run

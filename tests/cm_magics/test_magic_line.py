@@ -6,9 +6,9 @@ import pytest
 from IPython.core.error import UsageError
 
 from cm_magics.magic_line import split_cell_line, split_line
-from cm_magics.magic_options import board_parser
+from cm_magics.magic_options import make_board_parser
 
-PARSER = board_parser()
+PARSER = make_board_parser()
 
 
 @pytest.mark.parametrize(

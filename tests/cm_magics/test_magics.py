@@ -24,10 +24,10 @@ from cloudmanager import (
     Results,
     ServerUnreachable,
 )
-from cloudmanager.client.cells import prepare
+from cloudmanager.client.cells import prepare_cell
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_magics.magic_line import option_names
-from cm_magics.magic_options import board_parser, result_parser
+from cm_magics.magic_options import make_board_parser, make_result_parser
 
 #: `ip.complete` is what consoles still call.
 pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
@@ -222,14 +222,14 @@ def test_wrong_usage_gets_one_sentence(shell: Shell, cell: str, sentence: str):
 
 
 def test_without_a_server_there_is_one_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch):
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
     told = shell.run("%board demo-1 1")
     assert told.startswith("ServerUnreachable: No server at http://127.0.0.1:1 (from CM_URL)")
     assert "\n" not in told
     assert isinstance(shell.error, ServerUnreachable)
     assert not [name for name in shell.complete("%board de") if name.startswith("demo")]
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
 
 
 def test_raised_errors_can_be_pickled(shell: Shell):
@@ -442,7 +442,7 @@ def test_every_magic_and_option_is_in_the_docs(shell: Shell):
     for kind, magics in cm_magics.BoardMagics.magics.items():
         signs = {"line": "%", "cell": "%%"}[kind]
         assert [name for name in magics if f"`{signs}{name} " not in text] == []
-    for parser in (board_parser(), result_parser()):
+    for parser in (make_board_parser(), make_result_parser()):
         options = [name for name in option_names(parser) if f"`{name}" not in text]
         assert options == []
 
@@ -469,7 +469,7 @@ def test_every_magic_and_option_is_in_the_docs(shell: Shell):
 )
 def test_tab_completes(shell: Shell, jedi: bool, line: str, found: list[str]):
     shell.ip.Completer.use_jedi = jedi
-    shell.ip.user_ns.update(mine_1=1, mine_2=2, long=JobGroup(prepare("1")))
+    shell.ip.user_ns.update(mine_1=1, mine_2=2, long=JobGroup(prepare_cell("1")))
     complete = shell.complete(line)
     assert sorted(complete) == found or (not found and "demo-1" not in complete)
     with provisionalcompleter():
@@ -514,20 +514,20 @@ def test_person_at_a_terminal_does_not_see_an_empty_prompt(
 def test_magics_find_a_server_that_started_anew(
     shell: Shell, start_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     with start_server(tmp_path):
         assert shell.run("%boards").startswith("No board is enrolled yet.")
     with start_server(tmp_path):
         shell.run("%boards")  # the old link may be found broken only now
         assert shell.run("%boards").startswith("No board is enrolled yet.")
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
 
 
 def test_session_has_one_fleet(home: Path):
     assert cm_magics.fleet() is cm_magics.fleet()
-    cm_magics.magics.hang_up()
-    cm_magics.magics.hang_up()
+    cm_magics.magics.close_fleet()
+    cm_magics.magics.close_fleet()
 
 
 def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):

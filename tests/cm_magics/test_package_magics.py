@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cm_magics
-from benchmarks.shelf import Shelf, shelf
+from benchmarks.shelf import PackageIndex, running_package_index
 from cloudmanager import Fleet, Results
 from cm_magics import package_magics
 from cm_magics.magic_line import option_names
@@ -27,13 +27,13 @@ def work(fleet: Fleet, boards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def index() -> Iterator[Shelf]:
-    with shelf() as made:
+def index() -> Iterator[PackageIndex]:
+    with running_package_index() as made:
         made.publish("mmm", "1.0", {"mmm.py": "M = 1"})
         yield made
 
 
-def test_install_packages_upgrade_uninstall(shell: Shell, index: Shelf):  # noqa: F811
+def test_install_packages_upgrade_uninstall(shell: Shell, index: PackageIndex):  # noqa: F811
     plan = shell.run(f"%board_install demo-[1-2] here:mmm --index here={index.url} --dry-run")
     assert "bytes free; nothing was done" in plan
     shown = shell.run(f"r = %board_install demo-[1-2] here:mmm --index here={index.url}")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from cloudmanager.results.results import Result
-from cm_magics.rich_values import bundle
+from cm_magics.rich_values import mime_bundle
 
 PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 5, 3)
 
 
 def shown(text: str, **told: Any) -> dict[str, Any]:
-    return bundle(Result("demo-1", 1, "ok", text=text, **told))
+    return mime_bundle(Result("demo-1", 1, "ok", text=text, **told))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_png_is_a_picture():
 
 
 def test_value_that_was_cut_is_its_text():
-    assert set(shown(repr(PNG), cut=True)) == {"text/plain"}
+    assert set(shown(repr(PNG), value_truncated=True)) == {"text/plain"}
 
 
 def pixels(png: bytes) -> list[list[int]]:

@@ -24,8 +24,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers wait for each other's words for moments."""
-    monkeypatch.setattr(remote_jobs, "WORD_SECONDS", 0.5)
-    monkeypatch.setattr(membership, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(remote_jobs, "ACK_SECONDS", 0.5)
+    monkeypatch.setattr(membership, "OUTCOME_POLL_SECONDS", 0.1)
 
 
 @pytest.fixture

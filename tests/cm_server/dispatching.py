@@ -10,7 +10,7 @@ from cloudmanager.protocol import wire
 from cm_server.jobs.dispatch import Dispatch
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board, Registry
-from cm_server.store.rows import new_board
+from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 
 GRACE = 10.0
@@ -81,7 +81,7 @@ class RecordingWatcher:
 
     def ending(self, job: Job) -> tuple[str, str]:
         """How the job ended, and the server's words for it; a job ends once."""
-        (end,) = (m for m in self.told if m.job == job.id and m.op in wire.ENDINGS)
+        (end,) = (m for m in self.told if m.job == job.id and m.op in wire.JOB_END_OPS)
         if end.op == wire.RESULT:
             return wire.read_result(end).status, ""
         return wire.STATUSES[end.flags], wire.read_json(end.payload)["why"]
@@ -93,7 +93,9 @@ class Rig:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store(None)
         if not self.store.boards():
-            self.store.enrol([new_board(f"id{n}", f"lab-{n}", bytes(32)) for n in (1, 2, 3)])
+            self.store.enrol_boards(
+                [new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (1, 2, 3)]
+            )
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
         self.dispatch = Dispatch(self.store, self.registry, self.clock.later, lost_after=GRACE)
@@ -108,16 +110,16 @@ class Rig:
         """Dial in as the board, as board_socket.py does it."""
         board, link = self.board(name), RecordingLink()
         if board.link is not None:
-            self.dispatch.on_link_gone(board, board.link)
-        same_boot = boot == board.told.get("boot")
+            self.dispatch.on_link_closed(board, board.link)
+        same_boot = boot == board.reported_facts.get("boot")
         board.connect(link, {"boot": boot}, buffer_size)
-        self.dispatch.on_link(board, same_boot=same_boot, last=last)
+        self.dispatch.on_link_opened(board, same_boot=same_boot, last=last)
         return link
 
     def drop(self, name: str = "lab-1") -> None:
         board = self.board(name)
         assert board.link is not None
-        self.dispatch.on_link_gone(board, board.link)
+        self.dispatch.on_link_closed(board, board.link)
 
     def run(
         self, *names: str, code: bytes = b"1", timeout: float | None = None, **more: Any

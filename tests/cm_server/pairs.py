@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from cloudmanager.protocol import wire
-from cm_server.cluster.membership import Others
-from cm_server.cluster.pubsub import Hub
+from cm_server.cluster.membership import Cluster
+from cm_server.cluster.pubsub import InProcessBroker
 from cm_server.store.shared_store import SharedStore
 
 from .peers import FakeBoard, Identity, Service, running_service
@@ -20,7 +21,7 @@ DEAD_AFTER = 1.0  # seconds
 class Two:
     """Two servers; boards are enrolled at A."""
 
-    def __init__(self, a: Service, b: Service, hub: Hub | None) -> None:
+    def __init__(self, a: Service, b: Service, hub: InProcessBroker | None) -> None:
         self.a, self.b, self.hub = a, b, hub
 
     async def enrol(self, *names: str) -> list[Identity]:
@@ -47,8 +48,8 @@ async def run(board: FakeBoard) -> wire.Message:
     return message
 
 
-def others_of(service: Service) -> Others:
-    others = service.server.others
+def others_of(service: Service) -> Cluster:
+    others = service.server.cluster
     assert others is not None
     return others
 
@@ -59,18 +60,23 @@ def store_of(service: Service) -> SharedStore:
     return store
 
 
+def _is_connected(cluster: Cluster) -> bool:
+    """Whether a server is connected to the bus and knows the other one."""
+    return cluster.peer_messages.pubsub.connected and len(cluster.servers) == 2
+
+
 @contextlib.asynccontextmanager
 async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> AsyncIterator[Two]:
     """Have them; without NATS, the bus is this process's."""
-    hub = None if nats_url else Hub()
+    hub = None if nats_url else InProcessBroker()
     settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER}
     for name in "ab":
         (folder / name).mkdir()
     async with (
-        running_service(folder / "a", bus=hub.bus() if hub else nats_url, **settings) as a,
-        running_service(folder / "b", bus=hub.bus() if hub else nats_url, **settings) as b,
+        running_service(folder / "a", bus=hub.new_client() if hub else nats_url, **settings) as a,
+        running_service(folder / "b", bus=hub.new_client() if hub else nats_url, **settings) as b,
     ):
         for service in (a, b):
             others = others_of(service)
-            await service.until(lambda: others.post.bus.up and len(others.servers) == 2)  # noqa: B023
+            await service.until(functools.partial(_is_connected, others))
         yield Two(a, b, hub)

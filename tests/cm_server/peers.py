@@ -24,8 +24,8 @@ from websockets.exceptions import ConnectionClosed
 from cloudmanager import config
 from cloudmanager.protocol import frames, proofs, wire
 from cm_server import app
-from cm_server.auth.audit import Note
-from cm_server.net.listener import Door
+from cm_server.auth.audit import AuditEntry
+from cm_server.net.listener import Listener
 from cm_server.store.rows import AuditRow
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ async def within(awaitable: Awaitable[T]) -> T:
 class Service:
     """A server in this event loop."""
 
-    def __init__(self, server: app.Server, door: Door, tcp_port: int) -> None:
+    def __init__(self, server: app.Server, door: Listener, tcp_port: int) -> None:
         self.server = server
         self.door = door
         self.tcp_port = tcp_port
@@ -68,12 +68,12 @@ class Service:
         self, role: str, target: str = "all", *, name: str = "", expires: float | None = None
     ) -> str:
         """Return a fresh token of this role."""
-        note = Note("test", "", "token-create")
+        note = AuditEntry("test", "", "token-create")
         return self.server.tokens.create(name or role, role, target, expires, note)
 
     def audited(self) -> list[AuditRow]:
         """The audit log's rows, but for the first: the local user's token."""
-        first, *rows = self.server.store.audit(1000)
+        first, *rows = self.server.store.audit_rows(1000)
         assert (first.who, first.verb, first.target) == ("local", "token-create", "local")
         return rows
 
@@ -94,20 +94,20 @@ class Service:
 async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
     """Serve as `app.serve` does, with the server at hand."""
     server = app.Server(home, **settings)
-    door = Door(server, app.make_app(server))
+    listener = Listener(server, app.make_app(server))
     sockets = bind_sockets(0, "127.0.0.1")
-    door.open(sockets)
-    service = Service(server, door, sockets[0].getsockname()[1])
+    listener.start_accepting(sockets)
+    service = Service(server, listener, sockets[0].getsockname()[1])
     server.address = f"http://127.0.0.1:{service.tcp_port}"
-    server.open()
+    server.start()
     try:
         yield service
     finally:
-        door.shut()
+        listener.stop_accepting()
         server.stop()
-        if server.others is not None:
-            await server.others.close()
-        await door.close_all_connections()
+        if server.cluster is not None:
+            await server.cluster.close()
+        await listener.close_all_connections()
         await service.until(lambda: not server.callers and not server.registry.online())
 
 
@@ -119,11 +119,11 @@ class Identity:
         self.gen = int(told.get("gen", 0))
 
 
-class BoardMac(proofs.Mac):
+class BoardMac(proofs.LinkMac):
     """The board's end of the MACs."""
 
-    def _tag(self, who: bytes, number: int, message: bytes) -> bytes:
-        return super()._tag({b"s": b"b", b"b": b"s"}[who], number, message)
+    def _make_tag(self, who: bytes, number: int, message: bytes) -> bytes:
+        return super()._make_tag({b"s": b"b", b"b": b"s"}[who], number, message)
 
 
 class Peer:
@@ -283,7 +283,7 @@ class FakeCaller(Peer):
                 return wire.STATUSES[message.flags], why
             if message.job == job and message.op == wire.RESULT:
                 ending = wire.read_result(message)
-                return ending.status, ending.rest.decode()
+                return ending.status, ending.value_or_traceback.decode()
 
 
 class RawPeer:
@@ -361,7 +361,7 @@ class RawPeer:
         while (frame := await self.frame()) is not None:
             if frame.opcode == frames.CLOSE:
                 assert await within(self.reader.read()) == b""
-                return frames.close_code(frame.payload), frame.payload[2:].decode()
+                return frames.read_close_code(frame.payload), frame.payload[2:].decode()
         raise AssertionError("the connection ended without a close frame")
 
     async def gone(self) -> None:

@@ -23,7 +23,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
 from cm_server import app, limits
 from cm_server.net import certificates
-from tests.conftest import Server, running_server
+from tests.conftest import RunningServer, running_server
 
 from .peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, running_service
 
@@ -56,11 +56,11 @@ def pin(home):
     return "." + certificates.load(home).pin
 
 
-def token(server: Server) -> str:
+def token(server: RunningServer) -> str:
     return (server.home / "token").read_text().strip()
 
 
-def fleet(server: Server) -> Fleet:
+def fleet(server: RunningServer) -> Fleet:
     return Fleet(server.url, token(server))
 
 
@@ -84,7 +84,7 @@ def test_a_second_server_in_the_same_folder_does_not_start(tmp_path):
         assert (status, err) == (1, "")
         assert "runs in" in said["error"]
         assert "`mbm server-stop`" in said["error"]
-        state = config.read_state(tmp_path)
+        state = config.read_server_state(tmp_path)
         assert state is not None
         assert state["pid"] == first.process.pid
         with fleet(first) as caller:
@@ -255,7 +255,7 @@ def test_kill_9_leaves_a_folder_that_the_next_server_takes(tmp_path):
             caller.enrol(["lab-1"])
         server.process.kill()
         server.process.wait(WAIT)
-        assert config.read_state(tmp_path) is None  # the file is there, its process is not
+        assert config.read_server_state(tmp_path) is None  # the file is there, its process is not
     with running_server(tmp_path) as again, fleet(again) as caller:
         assert [board["name"] for board in caller.boards()] == ["lab-1"]
 
@@ -264,10 +264,10 @@ async def test_the_end_takes_no_other_hands_than_these(tmp_path):
     ready = asyncio.Event()
     serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda *_: ready.set()))
     await asyncio.wait_for(ready.wait(), WAIT)
-    assert config.read_state(tmp_path) is not None
+    assert config.read_server_state(tmp_path) is not None
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(serving, WAIT)
-    assert config.read_state(tmp_path) is None
+    assert config.read_server_state(tmp_path) is None
 
 
 # What it serves
@@ -351,11 +351,11 @@ async def test_a_request_whose_body_is_slow_is_cut(tmp_path, monkeypatch):
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as slow:
         slow.say(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\nx")
         await asyncio.wait_for(slow.reader.read(), WAIT)
-        await service.until(lambda: service.server.unproven.count == 0)
+        await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 async def test_a_flood_of_connections_is_bounded_and_lets_the_healthy_in(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 20)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 20)
     async with running_service(tmp_path) as service, contextlib.AsyncExitStack() as stack:
         (identity,) = service.enrol("lab-1")
         for number in range(100):
@@ -363,20 +363,20 @@ async def test_a_flood_of_connections_is_bounded_and_lets_the_healthy_in(tmp_pat
             if number % 2:
                 peer.say(handshake("/board"))
                 await asyncio.sleep(0)
-            assert service.server.unproven.count <= 21
-        await service.until(lambda: service.server.unproven.cut >= 80)
+            assert service.server.unauthenticated.count <= 21
+        await service.until(lambda: service.server.unauthenticated.dropped >= 80)
         async with (
             await FakeBoard.join(service, identity) as board,
             await FakeCaller.join(service) as caller,
         ):
-            await service.until(lambda: service.server.unproven.count <= 20)
+            await service.until(lambda: service.server.unauthenticated.count <= 20)
             for _ in range(50):  # nor are they cut, once they are proven
                 await stack.enter_async_context(await RawPeer.dial(service))
             (job,) = await caller.submit("lab-1")
             await board.next()
             await board.end(job)
             assert (await caller.ending(job))[0] == "ok"
-    assert service.server.unproven.count == 0
+    assert service.server.unauthenticated.count == 0
 
 
 async def test_connections_that_come_and_go_leave_nothing_behind(service: Service):
@@ -386,8 +386,8 @@ async def test_connections_that_come_and_go_leave_nothing_behind(service: Servic
             peer.say((b"", b"GET /board", handshake("/board"), handshake("/caller"))[number % 4])
         for peer in peers:
             peer.writer.transport.abort()
-    await service.until(lambda: service.server.unproven.count == 0)
-    assert service.server.unproven._groups == {}
+    await service.until(lambda: service.server.unauthenticated.count == 0)
+    assert service.server.unauthenticated._groups == {}
 
 
 async def test_many_half_open_requests_hold_up_nobody(service: Service):
@@ -421,9 +421,9 @@ async def test_a_refusal_is_logged_in_one_line_without_secrets(service: Service,
 
 async def test_a_flood_of_bad_requests_fills_no_log(service: Service, caplog):
     caplog.set_level("INFO")
-    for _ in range(limits.STRANGER_ROWS_PER_MINUTE + 20):
+    for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 20):
         await get(service, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert caplog.text.count("GET '/nothing'") == limits.STRANGER_ROWS_PER_MINUTE
+    assert caplog.text.count("GET '/nothing'") == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
 
 
 # The grace
@@ -438,22 +438,22 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
     async with running_service(tmp_path) as service:
         service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
     async with running_service(tmp_path, lost_after=lost_after) as service:
-        assert service.server.spread == max(2.0, boards / 150)
+        assert service.server.reconnect_spread == max(2.0, boards / 150)
         assert grace_of(service) == grace
 
 
 async def test_the_grace_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
         service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
-        assert grace_of(service) == service.server.spread == 4.0
+        assert grace_of(service) == service.server.reconnect_spread == 4.0
 
 
 def grace_of(service: Service) -> Any:
     """How long the dispatch waits for a board whose link broke."""
     seconds: list[float] = []
     dispatch = service.server.dispatch
-    dispatch._queues._later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
-    dispatch._queues.expect(service.server.registry.by_name["lab-1"])
+    dispatch._scheduler._call_later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]
+    dispatch._scheduler.start_grace_period(service.server.registry.by_name["lab-1"])
     return seconds[0]
 
 

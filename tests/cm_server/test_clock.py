@@ -114,7 +114,7 @@ def test_doubt_is_one_row_in_the_audit_log_and_one_line_in_the_log(machine: Mach
     for step in (9 * DAY, -9 * DAY):  # a clock that jumps about does not fill the audit log
         machine.wall += step
         machine.run(MINUTE)
-    (row,) = machine.store.audit(9)
+    (row,) = machine.store.audit_rows(9)
     assert (row.verb, row.outcome) == ("clock", "done")
     assert "450 days ahead of the time that the server expects" in row.detail
     assert len(caplog.records) == 3
@@ -138,7 +138,7 @@ def test_start_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
 @pytest.mark.parametrize("wall", [0.0, 946684800.0, NOW + 450 * DAY], ids=["1970", "2000", "later"])
 def test_first_start_is_compared_with_the_newest_rows(wall: float):
     store = Store(None)
-    store.note(NOTE)
+    store.add_audit_row(NOTE)
     machine = Machine(store, wall)
     assert not machine.clock.check()
     machine.wall = NOW + HOUR  # NTP, a moment later
@@ -160,7 +160,7 @@ def test_new_server_believes_the_first_time_that_can_be_right():
 
 def test_starts_again_and_again_do_not_confirm_a_wrong_clock():
     machine = Machine()
-    machine.store.note(NOTE)
+    machine.store.add_audit_row(NOTE)
     for _ in range(5):
         machine.wall += 450 * DAY
         machine.start()
@@ -223,7 +223,7 @@ def test_real_clocks_of_this_machine_agree():
 
 
 def test_disk_that_is_full_stops_neither_look_nor_end(machine: Machine):
-    machine.store._db.exec_driver_sql("PRAGMA query_only=ON")
+    machine.store._connection.exec_driver_sql("PRAGMA query_only=ON")
     machine.wall += 450 * DAY
     assert not machine.clock.check()
     machine.clock.save()

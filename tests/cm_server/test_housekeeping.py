@@ -11,7 +11,13 @@ import pytest
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 from cm_server.clock import DAY, CheckedClock
-from cm_server.housekeeping import BITE_PAUSE, FIRST_AFTER, PROBE_EVERY, ROUND_EVERY, Housekeeper
+from cm_server.housekeeping import (
+    BATCH_PAUSE_SECONDS,
+    FIRST_ROUND_SECONDS,
+    PROBE_SECONDS,
+    ROUND_SECONDS,
+    Housekeeper,
+)
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
 
@@ -47,17 +53,17 @@ class Home:
         """Let days go by, on both clocks, with a round's time in each."""
         for _ in range(days):
             self.day += 1
-            self.clock.turn(ROUND_EVERY)
+            self.clock.turn(ROUND_SECONDS)
 
     def notes(self, verb: str = "prune") -> list[Any]:
-        return [row for row in self.store.audit(10_000) if row.verb == verb]
+        return [row for row in self.store.audit_rows(10_000) if row.verb == verb]
 
     def jobs(self) -> list[int]:
         rows = self.store.database.driver.execute("SELECT id FROM jobs ORDER BY id")
         return [number for (number,) in rows]
 
     def audited(self) -> int:
-        return len(self.store.audit(10_000))
+        return len(self.store.audit_rows(10_000))
 
 
 @pytest.fixture
@@ -68,15 +74,15 @@ def home(monkeypatch) -> Home:
 
 def end(home: Home, numbers: range) -> None:
     for number in numbers:
-        home.store.end(number, "ok")
+        home.store.end_job(number, "ok")
     home.store.flush()
 
 
 def test_jobs_go_when_their_time_has_come_but_for_open_ones_and_the_newest(home: Home):
-    numbers = home.store.begin(["id1"] * 35, "ann")
+    numbers = home.store.insert_jobs(["id1"] * 35, "ann")
     end(home, range(1, 5))
     end(home, range(6, 36))
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     home.pass_days(89)
     assert home.jobs() == list(numbers)
     home.pass_days(2)
@@ -90,20 +96,20 @@ def test_jobs_go_when_their_time_has_come_but_for_open_ones_and_the_newest(home:
 
 def test_numbers_go_on_behind_those_that_went(tmp_path: Path):
     home = Home(tmp_path / "server.db")
-    end(home, home.store.begin(["id1"] * 3, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 3, "ann"))
     home.pass_days(92)
     home.store.close()
     store = Store(tmp_path / "server.db")
-    assert list(store.begin(["id1"], "ann")) == [4]
+    assert list(store.insert_jobs(["id1"], "ann")) == [4]
     store.close()
 
 
 def test_one_bite_is_a_few_rows_and_others_come_between(home: Home):
-    end(home, home.store.begin(["id1"] * 100, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 100, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     assert home.jobs()[0] == 11
-    home.clock.turn(BITE_PAUSE)
+    home.clock.turn(BATCH_PAUSE_SECONDS)
     assert home.jobs()[0] == 21
 
 
@@ -111,12 +117,12 @@ def test_audit_rows_go_later_the_oldest_first(home: Home):
     now = time.time()
     days_ago = [*[450] * 12, *range(449, 436, -1), 399, 5, 450, 1]  # one by a clock that was back
     for days in days_ago:
-        home.store.note(NOTE._replace(at=now - days * DAY))
-    home.clock.turn(FIRST_AFTER + 10 * BITE_PAUSE)
+        home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
+    home.clock.turn(FIRST_ROUND_SECONDS + 10 * BATCH_PAUSE_SECONDS)
     assert home.keeper.pruned == {"jobs": 0, "audit": 12 + 6}  # the oldest week
     home.pass_days(1)
     assert home.keeper.pruned == {"jobs": 0, "audit": 25}
-    left = [round((now - row.at) / DAY) for row in home.store.audit(99) if row.verb == "label"]
+    left = [round((now - row.at) / DAY) for row in home.store.audit_rows(99) if row.verb == "label"]
     assert left == [399, 5, 450, 1]
     first, second = home.notes()
     assert [row.target for row in (first, second)] == ["audit", "audit"]
@@ -130,8 +136,8 @@ def old_rows(home: Home) -> None:
     """A year of the audit log and of jobs, and nothing that is due."""
     now = time.time()
     for days in range(380, 0, -20):
-        home.store.note(NOTE._replace(at=now - days * DAY))
-    end(home, home.store.begin(["id1"] * 9, "ann"))
+        home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
+    end(home, home.store.insert_jobs(["id1"] * 9, "ann"))
     for number, days in enumerate(range(85, 0, -10), 1):
         home.store.database.driver.execute(
             "UPDATE jobs SET created = created - ? WHERE id = ?", (days * DAY, number)
@@ -140,21 +146,23 @@ def old_rows(home: Home) -> None:
 
 
 def everything(home: Home) -> tuple[list[int], int]:
-    return home.jobs(), sum(row.verb in ("label", "submit") for row in home.store.audit(10_000))
+    return home.jobs(), sum(
+        row.verb in ("label", "submit") for row in home.store.audit_rows(10_000)
+    )
 
 
 @pytest.mark.parametrize("wrong", [450, 450 * 40, 10, -450, -100], ids=str)
 def test_wrong_clock_deletes_nothing(home: Home, wrong: int):
     old_rows(home)
     whole = everything(home)
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     home.wrong = wrong
     home.day += 2  # however long: until it has gone evenly for a day of looks
-    home.clock.turn(3 * ROUND_EVERY)
+    home.clock.turn(3 * ROUND_SECONDS)
     assert everything(home) == whole
     assert "nothing old is deleted" in home.keeper.problem
     home.wrong = 0
-    home.clock.turn(2 * ROUND_EVERY)
+    home.clock.turn(2 * ROUND_SECONDS)
     assert home.keeper.problem == ""
     assert everything(home) == whole
     assert home.notes("clock")
@@ -167,22 +175,22 @@ def test_wrong_clock_at_the_start_deletes_nothing(home: Home):
         home.keeper.stop()
         home.wrong = 450
         home.start()
-        home.store.note(NOTE._replace(at=time.time() + 450 * DAY))
-        home.clock.turn(FIRST_AFTER + 2 * ROUND_EVERY)
+        home.store.add_audit_row(NOTE._replace(at=time.time() + 450 * DAY))
+        home.clock.turn(FIRST_ROUND_SECONDS + 2 * ROUND_SECONDS)
     jobs, rows = everything(home)
     assert (jobs, rows - 3) == whole
 
 
 def test_clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so(home: Home):
     old_rows(home)
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     home.wrong = 450
     counts = []
     for _ in range(4):
         for _ in range(24 * 60):
             home.day += 1 / 24 / 60
-            home.clock.turn(PROBE_EVERY)
-        counts.append(len([row for row in home.store.audit(999) if row.verb == "label"]))
+            home.clock.turn(PROBE_SECONDS)
+        counts.append(len([row for row in home.store.audit_rows(999) if row.verb == "label"]))
     assert counts[0] == 19  # the day in which it was not believed
     assert counts[1:] == [18, 17, 16]
     assert [row.target for row in home.notes()].count("audit") == 3
@@ -191,9 +199,9 @@ def test_clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so(home: Hom
 def test_restarts_do_not_make_more_rounds_of_one_day(home: Home):
     now = time.time()
     for days in range(450, 410, -1):
-        home.store.note(NOTE._replace(at=now - days * DAY))
+        home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
     for _ in range(5):
-        home.clock.turn(FIRST_AFTER + 10 * BITE_PAUSE)
+        home.clock.turn(FIRST_ROUND_SECONDS + 10 * BATCH_PAUSE_SECONDS)
         home.keeper.stop()
         home.start()
     assert len(home.notes()) == 1
@@ -203,30 +211,30 @@ def test_restarts_do_not_make_more_rounds_of_one_day(home: Home):
 def test_round_that_was_cut_off_is_told_by_the_next_server(home: Home):
     now = time.time()
     for _ in range(25):
-        home.store.note(NOTE._replace(at=now - 450 * DAY))
-    home.clock.turn(FIRST_AFTER)
+        home.store.add_audit_row(NOTE._replace(at=now - 450 * DAY))
+    home.clock.turn(FIRST_ROUND_SECONDS)
     assert home.audited() == 15
     home.keeper.stop()
     home.start()
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     (row,) = home.notes()
     assert row.detail.startswith("10 rows")
 
 
 def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Home):
-    end(home, home.store.begin(["id1"] * 5, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 5, "ann"))
     home.store.database.driver.execute(
         "UPDATE jobs SET created = created - 100 * 86400 WHERE id = 3"
     )
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     assert home.jobs() == [1, 2, 3, 4, 5]
 
 
 def test_jobs_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
-    end(home, home.store.begin(["id1"] * 5, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 5, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = id WHERE id < 3")
     home.store.database.driver.commit()
-    home.clock.turn(FIRST_AFTER)
+    home.clock.turn(FIRST_ROUND_SECONDS)
     home.pass_days(89)
     assert home.jobs() == [1, 2, 3, 4, 5]
     home.pass_days(2)
@@ -236,15 +244,15 @@ def test_jobs_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: 
 def test_audit_rows_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
     now = time.time()
     for verb, at in (("a", 5), ("b", now - 450 * DAY), ("c", 6), ("d", now - 20 * DAY), ("e", 7)):
-        home.store.note(NOTE._replace(at=at, verb=verb))
-    home.clock.turn(FIRST_AFTER + ROUND_EVERY)
+        home.store.add_audit_row(NOTE._replace(at=at, verb=verb))
+    home.clock.turn(FIRST_ROUND_SECONDS + ROUND_SECONDS)
     home.pass_days(3)
-    assert [row.verb for row in home.store.audit(99)] == ["c", "d", "e", "prune"]
+    assert [row.verb for row in home.store.audit_rows(99)] == ["c", "d", "e", "prune"]
     assert home.notes()[0].detail.startswith("2 rows")
 
 
 def test_database_with_another_time_deletes_nothing(home: Home, caplog):
-    home.store.note(NOTE._replace(at=time.time() - 500 * DAY))
+    home.store.add_audit_row(NOTE._replace(at=time.time() - 500 * DAY))
     old_rows(home)
 
     class Other(Store):
@@ -253,36 +261,36 @@ def test_database_with_another_time_deletes_nothing(home: Home, caplog):
 
     home.store.__class__ = Other
     whole = everything(home)
-    home.clock.turn(FIRST_AFTER + 3 * ROUND_EVERY)
+    home.clock.turn(FIRST_ROUND_SECONDS + 3 * ROUND_SECONDS)
     assert everything(home) == whole
     assert "the database's differ" in home.keeper.problem
     assert len(caplog.records) == 1
 
 
 def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
-    db = home.store._db
+    db = home.store._connection
     db.exec_driver_sql("PRAGMA query_only=ON")
     with pytest.raises(ServerError):
-        home.store.begin(["id1"], "ann")
-    home.clock.turn(PROBE_EVERY)
-    assert home.store.failure
+        home.store.insert_jobs(["id1"], "ann")
+    home.clock.turn(PROBE_SECONDS)
+    assert home.store.write_error
     db.exec_driver_sql("PRAGMA query_only=OFF")
-    home.clock.turn(PROBE_EVERY)
-    assert not home.store.failure
+    home.clock.turn(PROBE_SECONDS)
+    assert not home.store.write_error
 
 
 def test_a_disk_that_is_full_is_no_reason_to_stop_nor_to_try_without_end(home: Home, caplog):
-    home.store.note(NOTE)
-    end(home, home.store.begin(["id1"] * 30, "ann"))
+    home.store.add_audit_row(NOTE)
+    end(home, home.store.insert_jobs(["id1"] * 30, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
     home.store.database.driver.commit()
-    db = home.store._db
+    db = home.store._connection
     db.exec_driver_sql("PRAGMA query_only=ON")
-    home.clock.turn(FIRST_AFTER + 100 * BITE_PAUSE)
+    home.clock.turn(FIRST_ROUND_SECONDS + 100 * BATCH_PAUSE_SECONDS)
     assert len(home.jobs()) == 30
     assert len(caplog.records) < 10
     db.exec_driver_sql("PRAGMA query_only=OFF")
-    home.clock.turn(ROUND_EVERY + 10 * BITE_PAUSE)
+    home.clock.turn(ROUND_SECONDS + 10 * BATCH_PAUSE_SECONDS)
     assert home.jobs() == [30]
 
 
@@ -294,7 +302,7 @@ def test_it_stops(home: Home):
 def test_a_bite_keeps_nobody_waiting(tmp_path: Path):
     """Measured: 2 ms for 500 rows; a cell on one board waits no longer than for another cell."""
     home = Home(tmp_path / "server.db")
-    end(home, home.store.begin(["id1"] * 2 * limits.PRUNE_ROWS, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 2 * limits.PRUNE_ROWS, "ann"))
     begun = time.perf_counter()
     home.store.prune_jobs(time.time() + DAY, 0)
     assert time.perf_counter() - begun < 0.1

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloudmanager.client.fleet import Fleet
 from cm_server import limits
-from cm_server.logs import FIELDS, JsonLines, PeerLog, log_to
+from cm_server.logs import EXTRA_FIELDS, JsonFormatter, PeerLog, configure_logging
 from tests.conftest import running_boards, running_server
 
 HOSTILE = 'x\n{"level": "forged"}\u2028\x1b[31m\udc80'
@@ -23,7 +23,7 @@ def logging_to(path: Path, **more: bool) -> Iterator[None]:
     root, jobs = logging.getLogger(), logging.getLogger("cm_server.jobs")
     level, kept, jobs_level = root.level, root.handlers[:], jobs.level
     root.handlers.clear()
-    log_to(path, **more)
+    configure_logging(path, **more)
     yield
     for handler in root.handlers:
         handler.close()
@@ -61,8 +61,8 @@ def test_for_people_it_is_a_line_of_text_without_jobs(tmp_path: Path):
 
 def test_every_field_is_in_the_docs():
     text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
-    assert not [name for name in FIELDS if f"| `{name}` |" not in text]
-    assert JsonLines().format(logging.makeLogRecord({"msg": "x"})).count("\n") == 0
+    assert not [name for name in EXTRA_FIELDS if f"| `{name}` |" not in text]
+    assert JsonFormatter().format(logging.makeLogRecord({"msg": "x"})).count("\n") == 0
 
 
 def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_strangers_of_very_many_addresses_share_a_limit(caplog):
     log = PeerLog(lambda: 0.0)
     for number in range(200):
         log.write_of_stranger(f"192.0.2.{number}", logging.WARNING, "garbage")
-    assert caplog.text.count("garbage") == limits.STRANGERS_ROWS_PER_MINUTE
+    assert caplog.text.count("garbage") == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
     log.write("lab-1", logging.WARNING, "line of interest")
     assert "line of interest" in caplog.text
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from cm_server.loop_lag import Pulse
+from cm_server.loop_lag import LoopLagMonitor
 
 from .dispatching import Clock
 
 
 def test_a_loop_that_is_held_up_is_late_and_then_no_more():
     clock, late = Clock(), 0.0
-    pulse = Pulse(clock.later, lambda: clock.now + late)
+    pulse = LoopLagMonitor(clock.later, lambda: clock.now + late)
     clock.turn(1)
     assert pulse.lag == 0
     late = 0.3

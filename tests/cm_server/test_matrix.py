@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from cloudmanager.protocol import proofs, wire
-from cm_server.api.verbs import MESSAGES, VERBS
+from cm_server.api.verbs import MESSAGE_ROLES, VERBS
 from cm_server.app import ROUTES
 from cm_server.auth import credentials
-from cm_server.auth.audit import Note
+from cm_server.auth.audit import AuditEntry
 from cm_server.auth.credentials import ROLES
 from cm_server.store.rows import AuditRow
 
@@ -81,8 +81,8 @@ class Lab(NamedTuple):
 async def lab(service: Service) -> AsyncIterator[Lab]:
     boards = {board.name: board for board in service.enrol("lab-1", "lab-2", "vault-1")}
     service.add_token("viewer", name="victim")
-    service.server.store.begin([boards["lab-2"].id], "ann")
-    service.server.store.end(1, "ok")
+    service.server.store.insert_jobs([boards["lab-2"].id], "ann")
+    service.server.store.end_job(1, "ok")
     async with await FakeBoard.join(service, boards["lab-1"]) as link:
         yield Lab(service, boards, link)
 
@@ -96,7 +96,7 @@ def expired(lab: Lab) -> str:
 
 def revoked(lab: Lab) -> str:
     token = lab.service.add_token("admin", name="dead")
-    lab.service.server.tokens.revoke("dead", Note("test", "here", "token-revoke"))
+    lab.service.server.tokens.revoke("dead", AuditEntry("test", "here", "token-revoke"))
     return token
 
 
@@ -135,12 +135,17 @@ async def test_every_route_by_every_credential(lab: Lab, path, page, credential)
             "loopback": 200,  # test_pages.py has who comes from elsewhere
             "token": 101 if opens else 401,
             "key": 101,  # a board proves itself on its link: below
-        }[page.opened_by]
+        }[page.required_credential]
     )
 
 
 async def test_every_route_says_what_opens_it_and_the_rest_opens_nothing(lab: Lab):
-    assert {page.opened_by for _, page in ROUTES} == {"nothing", "loopback", "token", "key"}
+    assert {page.required_credential for _, page in ROUTES} == {
+        "nothing",
+        "loopback",
+        "token",
+        "key",
+    }
     headers = {"Authorization": f"Bearer {lab.service.token}", "Cm-Protocol": "1"}
     for path in ("/", "/boards", "/callers", "/caller/", "//caller", "/Caller", "/board/lab-1"):
         async with await RawPeer.dial(lab.service) as peer:
@@ -174,7 +179,7 @@ async def test_a_proven_board_asks_for_nothing_that_callers_may(lab: Lab, op):
 
 def test_every_verb_has_its_place_here():
     assert set(BODIES) == set(VERBS)
-    assert set(OUTSIDE) == {verb for verb, entry in VERBS.items() if not entry.everywhere}
+    assert set(OUTSIDE) == {verb for verb, entry in VERBS.items() if not entry.requires_all_boards}
 
 
 async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
@@ -196,9 +201,9 @@ async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("verb", [*VERBS, *MESSAGES])
+@pytest.mark.parametrize("verb", [*VERBS, *MESSAGE_ROLES])
 async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, role):
-    needed = VERBS[verb].role if verb in VERBS else MESSAGES[verb]
+    needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES[verb]
     allowed = ROLES.index(role) >= ROLES.index(needed)
     before = json.dumps([*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs])
     told = await ask(lab, lab.service.add_token(role, name="somebody"), verb)
@@ -213,7 +218,7 @@ async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, r
         assert json.dumps(now) == before
 
 
-@pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.everywhere])
+@pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.requires_all_boards])
 async def test_an_administrator_of_some_boards_is_none_of_all(lab: Lab, verb):
     told = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)
     assert (told["error"], told["args"][0]) == ("NotAllowed", "admin on all boards")
@@ -262,7 +267,7 @@ async def test_no_secret_and_no_cell_is_in_the_audit_log(lab: Lab):
         await caller.submit("lab-1", b"password = 'hunter2'")
     with contextlib.suppress(Exception):
         await FakeCaller.join(lab.service, token[:-1])
-    text = repr(lab.service.server.store.audit(1000))
+    text = repr(lab.service.server.store.audit_rows(1000))
     for secret in (token, token[:-1], told["token"], enrolled[0]["key"], "hunter2"):
         assert secret not in text
         assert secret[3:30] not in text or secret == "hunter2"

@@ -94,5 +94,5 @@ async def test_they_count(service: Service):
     assert challenge.payload
     assert value(server, "cm_refused_total", who="board") == 1
     assert value(server, "cm_healthy") == 1
-    server.store.failure = "its store cannot be written: disk full"
+    server.store.write_error = "its store cannot be written: disk full"
     assert value(server, "cm_healthy") == 0

@@ -11,7 +11,7 @@ from cm_server import options
 
 def read(monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, object]:
     monkeypatch.setattr(sys, "argv", ["cm_server", *given])
-    return options.settings(options.read())
+    return options.server_settings(options.parse_args())
 
 
 def test_what_servers_share_comes_from_options_or_from_the_environment(monkeypatch):

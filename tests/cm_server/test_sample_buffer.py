@@ -10,7 +10,7 @@ import pytest
 from cloudmanager.protocol import wire
 from cm_server import limits
 from cm_server.jobs.registry import Board
-from cm_server.sample_buffer import Sample, Samples
+from cm_server.sample_buffer import Sample, SampleCollector
 from cm_server.store.rows import BoardRow
 
 
@@ -30,49 +30,51 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sample_is_stamped_kept_and_passed_on():
     told: list[tuple[Board, Sample]] = []
     lab, before = board(), time.time()
-    Samples(10, lambda *each: told.append(each)).take(lab, emitted(ticks=77))
-    (sample,) = lab.samples.kept
+    SampleCollector(10, lambda *each: told.append(each)).add_message(lab, emitted(ticks=77))
+    (sample,) = lab.sample_buffer.samples
     assert told == [(lab, sample)]
     assert (sample.ticks, sample.missed, sample.values) == (77, 0, '{"t":1}')
     assert before - 1e-6 <= sample.at <= time.time() + 1e-6
-    assert json.loads(sample.text("lab-1")) == ["lab-1", sample.at, 77, 0, {"t": 1}]
+    assert json.loads(sample.to_json("lab-1")) == ["lab-1", sample.at, 77, 0, {"t": 1}]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense", '{"t":"%s"}' % ("x" * 1100)])
 def test_what_is_malformed_or_too_long_is_counted_in_the_next(text):
-    lab, samples = board(), Samples(10, lambda *_: None)
-    samples.take(lab, emitted(text))
-    assert not lab.samples.kept
-    samples.take(lab, emitted(missed=3))
-    samples.take(lab, emitted())
-    assert [sample.missed for sample in lab.samples.kept] == [4, 0]
+    lab, samples = board(), SampleCollector(10, lambda *_: None)
+    samples.add_message(lab, emitted(text))
+    assert not lab.sample_buffer.samples
+    samples.add_message(lab, emitted(missed=3))
+    samples.add_message(lab, emitted())
+    assert [sample.missed for sample in lab.sample_buffer.samples] == [4, 0]
 
 
 @pytest.mark.usefixtures("fast")
 def test_the_last_so_many_of_a_board_are_kept():
-    lab, samples = board(), Samples(3, lambda *_: None)
+    lab, samples = board(), SampleCollector(3, lambda *_: None)
     for ticks in range(10):
-        samples.take(lab, emitted(ticks=ticks))
-    assert [sample.ticks for sample in lab.samples.kept] == [7, 8, 9]
+        samples.add_message(lab, emitted(ticks=ticks))
+    assert [sample.ticks for sample in lab.sample_buffer.samples] == [7, 8, 9]
 
 
 @pytest.mark.usefixtures("fast")
 def test_boards_share_what_is_kept_in_all(monkeypatch):
-    monkeypatch.setattr(limits, "SAMPLES_IN_ALL", 12)
-    samples, labs = Samples(10, lambda *_: None), [board(f"lab-{n}") for n in range(4)]
+    monkeypatch.setattr(limits, "TOTAL_SAMPLES", 12)
+    samples, labs = SampleCollector(10, lambda *_: None), [board(f"lab-{n}") for n in range(4)]
     for lab in labs:
         for ticks in range(20):
-            samples.take(lab, emitted(ticks=ticks))
-    assert [len(lab.samples.kept) for lab in labs] == [10, 6, 4, 3]
+            samples.add_message(lab, emitted(ticks=ticks))
+    assert [len(lab.sample_buffer.samples) for lab in labs] == [10, 6, 4, 3]
     for lab in labs:
-        samples.take(lab, emitted())
-    assert [len(lab.samples.kept) for lab in labs] == [3, 3, 3, 3]
+        samples.add_message(lab, emitted())
+    assert [len(lab.sample_buffer.samples) for lab in labs] == [3, 3, 3, 3]
 
 
 def test_a_flood_is_dropped_and_counted():
-    lab, samples = board(), Samples(10_000, lambda *_: None)
+    lab, samples = board(), SampleCollector(10_000, lambda *_: None)
     for _ in range(5000):
-        samples.take(lab, emitted())
-    kept = len(lab.samples.kept)
+        samples.add_message(lab, emitted())
+    kept = len(lab.sample_buffer.samples)
     assert limits.SAMPLES_PER_SECOND <= kept < 2 * limits.SAMPLES_PER_SECOND
-    assert lab.samples.missed + sum(s.missed for s in lab.samples.kept) == 5000 - kept
+    assert (
+        lab.sample_buffer.missed + sum(s.missed for s in lab.sample_buffer.samples) == 5000 - kept
+    )

@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_server.net import certificates
 
@@ -57,7 +57,7 @@ class Bench(NamedTuple):
     """A server, and desks that are free; ``kind`` is one of ``LINKS``."""
 
     kind: str
-    server: Server
+    server: RunningServer
     loop: Loop
     fleet: Fleet
     token: str
@@ -81,7 +81,7 @@ def until(true: Callable[[], object], what: str) -> None:
 
 
 @contextlib.contextmanager
-def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[Server, str]]:
+def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[RunningServer, str]]:
     """A server and its own token, with its fingerprint where others can reach it."""
     listen = ("--listen", "0.0.0.0") if public else ()
     with running_server(home, *listen, *options) as server:
@@ -108,7 +108,7 @@ def bench(
         for row in fleet.enrol(names, plain=kind == "mac"):
             proxy = loop.proxy(server.tcp_port, tls=kind == "tls")
             machine.address = ("127.0.0.1", proxy.tcp_port)
-            machine.add(Identity.of(row, server.url))
+            machine.add_board(BoardIdentity.from_enrolment(row, server.url))
             free.put(Desk(row["name"], proxy, fleet))
         wait_online(fleet, names)
         yield Bench(kind, server, loop, fleet, token, free)

@@ -9,7 +9,7 @@ from typing import Final
 import psutil
 
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cm_server.net import certificates
 
 GRACE: Final = "6"  # seconds that the server waits for a board
@@ -26,7 +26,7 @@ class Servers:
         self.deaths = 0
         self.server = self._start(0)
 
-    def _start(self, tcp_port: int) -> Server:
+    def _start(self, tcp_port: int) -> RunningServer:
         options = ("--beat", BEAT, "--lost-after", GRACE, *self._listen)
         context = running_server(self._home, *options, tcp_port=tcp_port)
         return self._stack.enter_context(context)

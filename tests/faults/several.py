@@ -26,11 +26,11 @@ from typing import Any, Final
 
 import psycopg
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import ServerUnreachable
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.engines import Engine, Nats, Postgres, running_nats, running_postgres
 
@@ -75,14 +75,14 @@ class Cluster:
         self._home, self._dead_after = home, str(dead_after)
         self.servers = [self._start(number, 0) for number in range(count)]
 
-    def _start(self, number: int, tcp_port: int) -> Server:
+    def _start(self, number: int, tcp_port: int) -> RunningServer:
         told = ("--store", self.store, "--bus", self.nats.url, "--beat", BEAT)
         home = self._home / f"server-{number}"
         context = running_server(home, *told, "--lost-after", self._dead_after, tcp_port=tcp_port)
         return self._stack.enter_context(context)
 
     @property
-    def server(self) -> Server:
+    def server(self) -> RunningServer:
         return self.servers[0]
 
     @property
@@ -163,7 +163,7 @@ class SeveralSoak(Soak):
             for row in fleet.enrol(self.names):
                 proxy = self._balancer(loop)
                 machine.address = ("127.0.0.1", proxy.tcp_port)
-                machine.add(Identity.of(row, self.cluster.servers[0].url))
+                machine.add_board(BoardIdentity.from_enrolment(row, self.cluster.servers[0].url))
                 self.board_proxies.append(proxy)
             wait_online(fleet, self.names)
             yield machine

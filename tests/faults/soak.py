@@ -25,11 +25,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.testing.plugin import Server
+from cloudmanager.testing.plugin import RunningServer
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .proxy import Loop, Proxy, Strike
@@ -149,7 +149,7 @@ class Soak:
             return self._judge(counts, seconds, servers.deaths)
 
     @contextlib.contextmanager
-    def _machine(self, server: Server, loop: Loop) -> Iterator[VirtualBoards]:
+    def _machine(self, server: RunningServer, loop: Loop) -> Iterator[VirtualBoards]:
         """The boards, each behind a proxy of its own."""
         with (
             VirtualBoards([], ("127.0.0.1", 0), self.home / "virtual") as machine,
@@ -158,7 +158,7 @@ class Soak:
             for row in fleet.enrol(self.names):
                 proxy = loop.proxy(server.tcp_port, tls=self.tls)
                 machine.address = ("127.0.0.1", proxy.tcp_port)
-                machine.add(Identity.of(row, server.url))
+                machine.add_board(BoardIdentity.from_enrolment(row, server.url))
                 self.board_proxies.append(proxy)
             wait_online(fleet, self.names)
             yield machine

@@ -28,7 +28,7 @@ def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
     """All rows that were chosen, begun."""
     rows = Rows(bench)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(link, "BEAT_SECONDS", 1.5)
+        patch.setattr(link, "HEARTBEAT_SECONDS", 1.5)
         for row in chosen(request, bench.kind):
             assert isinstance(row, CallerRow)
             rows.begin(str(row), functools.partial(act, bench, row))
@@ -83,7 +83,7 @@ class ByTurns:
         if self._at != "ACCEPTED":
             until(lambda: group.jobs, "it was not accepted")
             (job,) = group.jobs.values()
-            until(lambda: job.read()[0] == HAS[self._at], "its output did not come")
+            until(lambda: job.read_output()[0] == HAS[self._at], "its output did not come")
             self._proxy.strike(self._strike)
         self._desk.proxy.go.set()
 
@@ -97,15 +97,15 @@ def what_is_told(
     fleet: Fleet, board: str, seconds: float, turns: ByTurns | None = None
 ) -> tuple[str, str]:
     """Run the cell: how it ended for the caller, and what he has of its output."""
-    group = JobGroup(verbs.cell_of(TALKS, None))
+    group = JobGroup(verbs.make_cell(TALKS, None))
     try:
-        verbs.send(fleet[board], group, {"timeout": 5})
+        verbs.submit_group(fleet[board], group, {"timeout": 5})
         if turns is not None:
             turns.release(group)
         if not group.wait(seconds):
             fleet.close()  # nobody waits for ever: the link's end ends it
             assert group.finished.done
-            return WAITS, "".join(job.read()[0] for job in group.jobs.values())
+            return WAITS, "".join(job.read_output()[0] for job in group.jobs.values())
         (result,) = group.results(0).values()
     except CloudmanagerError as error:
         return type(error).__name__, ""

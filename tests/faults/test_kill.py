@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import pytest
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client import verbs
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.testing.board_fixtures import wait_online
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .conftest import WAIT, until
@@ -97,13 +97,13 @@ class Stage:
         self.board_proxy = loop.proxy(self.server.tcp_port)
         self.caller_proxy = loop.proxy(self.server.tcp_port)
         (row,) = self.fleet.enrol([BOARD])
-        identity = Identity(row["name"], row["id"], bytes.fromhex(row["key"]))
+        identity = BoardIdentity(row["name"], row["id"], bytes.fromhex(row["key"]))
         self.machine = self.stack.enter_context(
             VirtualBoards([identity], ("127.0.0.1", self.board_proxy.tcp_port), home / "virtual")
         )
         wait_online(self.fleet, [BOARD])
 
-    def _serve(self, tcp_port: int) -> Server:
+    def _serve(self, tcp_port: int) -> RunningServer:
         return self.stack.enter_context(running_server(self.home, tcp_port=tcp_port))
 
     @property
@@ -147,8 +147,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def begin(stage: Stage) -> tuple[Fleet, JobGroup]:
     """Submit the cell from here; what goes wrong is told by the group."""
     fleet = Fleet(stage.url, stage.token)
-    group = JobGroup(verbs.cell_of(TALKS, None))
-    verbs.send(fleet[BOARD], group, {"timeout": 10})
+    group = JobGroup(verbs.make_cell(TALKS, None))
+    verbs.submit_group(fleet[BOARD], group, {"timeout": 10})
     return fleet, group
 
 

@@ -18,9 +18,9 @@ from .units import Frames, Records
 
 WAIT = 10.0  # seconds
 HEAD = b"GET /board HTTP/1.1\r\n\r\n"
-HELLO = frames.encode(wire.pack(wire.HELLO, b"{}"), mask=True)
-OUTPUT = frames.encode(wire.pack(wire.OUTPUT, b"go\n", job=7), mask=True)
-RESULT = frames.encode(wire.pack(wire.RESULT, b"x" * 300, job=7), mask=True)
+HELLO = frames.encode_frame(wire.pack(wire.HELLO, b"{}"), mask=True)
+OUTPUT = frames.encode_frame(wire.pack(wire.OUTPUT, b"go\n", job=7), mask=True)
+RESULT = frames.encode_frame(wire.pack(wire.RESULT, b"x" * 300, job=7), mask=True)
 SAID = HEAD + HELLO + OUTPUT + RESULT
 
 
@@ -124,7 +124,11 @@ def test_hanging_up_ends_both_ends(far: Far, proxy: Proxy):
 
 def test_units_have_the_names_of_what_is_in_them():
     events = wire.pack_events([wire.pack(wire.ACCEPTED), wire.pack(wire.OUTPUT, b"x" * 200)])
-    data = b"HTTP/1.1 101 Fine\r\n\r\n" + frames.encode(b"", frames.PING) + frames.encode(events)
+    data = (
+        b"HTTP/1.1 101 Fine\r\n\r\n"
+        + frames.encode_frame(b"", frames.PING)
+        + frames.encode_frame(events)
+    )
     for size in (1, 7, len(data)):
         cutter = Frames("answer")
         units = [

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of
 
@@ -69,7 +69,7 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
 
 
 @contextlib.contextmanager
-def attack(server: Server, count: int) -> Iterator[subprocess.Popen[str]]:
+def attack(server: RunningServer, count: int) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", _ATTACK, str(count), str(server.tcp_port)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as attacker:

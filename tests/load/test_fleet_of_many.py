@@ -28,7 +28,7 @@ from cloudmanager.testing.board_fixtures import (
     BoardUnderTest,
     wait_online,
 )
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of, until
 
@@ -238,7 +238,7 @@ def median_ms(fleet: Fleet, board: BoardUnderTest) -> float:
 
 @pytest.mark.parametrize("megabytes", [20, pytest.param(100, marks=SOAK)])
 def test_flood_neither_grows_the_server_nor_delays_another_board(
-    cm_server: Server,
+    cm_server: RunningServer,
     cm_fleet: Fleet,
     cm_make_boards: Callable[..., BoardsUnderTest],
     caller: Callable[[str, str], subprocess.Popen[str]],

@@ -13,7 +13,7 @@ import pytest
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.virtual.virtual_boards import VirtualBoards
-from tests.conftest import Server, running_boards, running_server
+from tests.conftest import RunningServer, running_boards, running_server
 
 BOARDS = 20
 WAIT = 15.0  # seconds that anything here may take
@@ -22,7 +22,7 @@ WAIT = 15.0  # seconds that anything here may take
 class Lab(NamedTuple):
     """A server, a caller's link to it, and its boards lab-1 to lab-20."""
 
-    server: Server
+    server: RunningServer
     fleet: Fleet
     boards: VirtualBoards
 
@@ -31,7 +31,7 @@ class Lab(NamedTuple):
         return stored(self.server.home)[number]
 
 
-def fleet_of(server: Server) -> Fleet:
+def fleet_of(server: RunningServer) -> Fleet:
     return Fleet(server.url, (server.home / "token").read_text().strip())
 
 

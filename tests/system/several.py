@@ -8,9 +8,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_server.net import certificates
 from tests.engines import Nats, Postgres
@@ -25,17 +25,17 @@ class Several:
         self.home = home
         self._options = ("--store", store, "--bus", bus, *(options or OPTIONS))
         self._stack = contextlib.ExitStack()
-        self.servers: list[Server] = []
+        self.servers: list[RunningServer] = []
         self._numbers = itertools.count(1)
 
-    def start(self, name: str, tcp_port: int = 0) -> Server:
+    def start(self, name: str, tcp_port: int = 0) -> RunningServer:
         """Start one more, or one again."""
         context = running_server(self.home / name, *self._options, tcp_port=tcp_port)
         server = self._stack.enter_context(context)
         self.servers.append(server)
         return server
 
-    def fleet(self, server: Server) -> Fleet:
+    def fleet(self, server: RunningServer) -> Fleet:
         """A caller's link to one of them."""
         pin = certificates.load(server.home).pin
         token = f"{(server.home / 'token').read_text().strip()}.{pin}"
@@ -47,7 +47,7 @@ class Several:
         machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder)
         self._stack.enter_context(machine)
         for told in fleet.enrol(list(names)):
-            machine.add(Identity.of(told, "http://127.0.0.1"))
+            machine.add_board(BoardIdentity.from_enrolment(told, "http://127.0.0.1"))
         return machine
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
@@ -58,7 +58,7 @@ def test_twenty_boards_get_a_folder_and_give_it_back(lab: Lab, tmp_path):
 
 def test_small_heap_takes_a_file_much_larger_than_it(lab: Lab):
     (told,) = lab.fleet.enrol(["small-1"])
-    identity = Identity(told["name"], told["id"], bytes.fromhex(told["key"]))
+    identity = BoardIdentity(told["name"], told["id"], bytes.fromhex(told["key"]))
     address, folder = ("127.0.0.1", lab.server.tcp_port), lab.server.home / "small"
     with VirtualBoards([identity], address, folder, heap="48k", flash="1M"):
         wait_online(lab.fleet, ["small-1"])

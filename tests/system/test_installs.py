@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rows.install import publish
-from benchmarks.shelf import Shelf, shelf
-from cloudmanager.board_client import Identity
+from benchmarks.rows.install import publish_packages
+from benchmarks.shelf import PackageIndex, running_package_index
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -18,8 +18,8 @@ from .conftest import Lab
 
 
 @pytest.fixture
-def index() -> Iterator[Shelf]:
-    with shelf() as made:
+def index() -> Iterator[PackageIndex]:
+    with running_package_index() as made:
         yield made
 
 
@@ -29,8 +29,10 @@ def kept(lab: Lab) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, index: Shelf):
-    publish(index, 1)
+def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(
+    lab: Lab, index: PackageIndex
+):
+    publish_packages(index, 1)
     boards = lab.fleet["lab-[1-20]"]
     lab.fleet["lab-7"].put(b"MINE = 1", ":/lib/one.mpy").raise_for_error()
     urls = {"": index.url}
@@ -38,7 +40,9 @@ def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(lab: Lab, 
     assert {name for name, result in first.items() if not result.ok} == {"lab-7"}
     assert isinstance(first["lab-7"].error, PackageError)
     assert {len(result.value.put) for result in first.values() if result.ok} == {20}
-    files = {page: count for page, count in index.asked.items() if page.startswith("/file/")}
+    files = {
+        page: count for page, count in index.request_counts.items() if page.startswith("/file/")
+    }
     assert (len(files), set(files.values())) == (20, {1})
     before = kept(lab)
     lab.fleet["lab-7"].rm(":/lib/one.mpy").raise_for_error()
@@ -56,7 +60,7 @@ def test_a_board_with_macs_installs_and_its_files_are_read(lab: Lab, tmp_path: P
     """Each message is a tag longer there: the longest ones still have to fit in its buffer."""
     (told,) = lab.fleet.enrol(["mac-1"], plain=True)
     key = bytes.fromhex(told["key"])
-    identity = Identity(told["name"], told["id"], key, {"mac": told["mac"]})
+    identity = BoardIdentity(told["name"], told["id"], key, {"mac": told["mac"]})
     (tmp_path / "long.py").write_text("".join(f"V{n} = {n}\n" for n in range(600)))
     address = ("127.0.0.1", lab.server.tcp_port)
     with VirtualBoards([identity], address, tmp_path / "virtual"):

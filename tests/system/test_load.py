@@ -11,12 +11,12 @@ from benchmarks import load, plot
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_simulated_boards_are_measured_and_come_back(tls: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(load, "_BEAT", 0.2)
-    monkeypatch.setattr(load, "_CALM", 0.0)
-    monkeypatch.setattr(load, "_ONE_BY_ONE", 0.3)
-    monkeypatch.setattr(load, "_CALLERS", 4)
-    monkeypatch.setattr(load, "_WATCHED", 4)
-    figures = load.measure(12, tls=tls, say=lambda _: None)
+    monkeypatch.setattr(load, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(load, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(load, "_SINGLE_CELLS_SECONDS", 0.3)
+    monkeypatch.setattr(load, "_CONCURRENT_CELLS", 4)
+    monkeypatch.setattr(load, "_BOARDS_TRIED", 4)
+    figures = load.measure(12, tls=tls, on_progress=lambda _: None)
     assert figures.refused == []
     assert figures.cells >= 4
     assert figures.rate > 10
@@ -25,5 +25,5 @@ def test_simulated_boards_are_measured_and_come_back(tls: bool, monkeypatch: pyt
 
 
 def test_the_picture_is_of_the_figures_that_are_written_down():
-    lines = (load.FIGURES).read_text().splitlines()
-    assert plot.PICTURE.read_text() == plot.picture([json.loads(line) for line in lines])
+    lines = (load.FIGURES_PATH).read_text().splitlines()
+    assert plot.SVG_PATH.read_text() == plot.make_svg([json.loads(line) for line in lines])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -61,7 +61,7 @@ def test_boards_and_callers_find_a_server_through_nginx(two_servers: Several, tm
                 VirtualBoards([], ("127.0.0.1", listen), tmp_path / "boards") as machine,
             ):
                 for told in direct.enrol(names):
-                    machine.add(Identity.of(told, "https://127.0.0.1"))
+                    machine.add_board(BoardIdentity.from_enrolment(told, "https://127.0.0.1"))
                 wait_online(direct, names)
                 with Fleet(f"https://127.0.0.1:{listen}", f"{token}.{pin}") as fleet:
                     assert set(fleet["lab-*"].run("6 * 7").to_dict().values()) == {42}

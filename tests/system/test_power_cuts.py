@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cloudmanager.board_client import compiled_client
+from cloudmanager.board_client import compile_client
 from cloudmanager.testing.board_fixtures import BoardUnderTest
 
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
@@ -59,8 +59,8 @@ def write(folder: Path, files: dict[str, str]) -> str:
 
 def recorded(board: BoardUnderTest, folder: Path, name: str, wish: str) -> Recorded:
     """Install, and record what the board writes meanwhile."""
-    machine = board._machine
-    image, client = folder / f"{name}.image", compiled_client(machine.folder / ".client")
+    machine = board._virtual_boards
+    image, client = folder / f"{name}.image", compile_client(machine.folder / ".client")
     flash = next((machine.folder / board.names[0]).glob("flash*"))
     board.run(RECORD.format(folder=str(folder), name=f"{name}.writes"))
     shutil.copy(flash, image)

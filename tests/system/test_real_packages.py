@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloudmanager.client.fleet import Boards, Fleet
-from cloudmanager.client.packages import Installed
+from cloudmanager.client.packages import InstallResult
 from cloudmanager.protocol.errors import PackageError
 
 MODULES = {
@@ -37,14 +37,14 @@ def board(fleet: Fleet, boards: object) -> Iterator[Boards]:
         board.uninstall(*have, force=True).raise_for_error()
 
 
-def install(board: Boards, wish: str) -> Installed:
+def install(board: Boards, wish: str) -> InstallResult:
     try:
         told = board.install(wish).value
     except PackageError as error:
         if any(words in str(error) for words in NO_ANSWER):
             pytest.skip(f"the registry that pip is configured with: {error.args[0]}")
         raise
-    assert isinstance(told, Installed)
+    assert isinstance(told, InstallResult)
     return told
 
 

@@ -18,7 +18,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.client.verbs import still_open
 from cloudmanager.virtual.virtual_boards import VirtualBoards
-from tests.conftest import Server, running_boards, running_server
+from tests.conftest import RunningServer, running_boards, running_server
 
 from .conftest import WAIT, fleet_of, until
 
@@ -101,7 +101,7 @@ def check(groups: list[JobGroup]) -> None:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     names = [f"reset-{number}" for number in range(1, BOARDS + 1)]
-    server: Server
+    server: RunningServer
     with (
         running_server(tmp_path_factory.mktemp("resets")) as server,
         fleet_of(server) as fleet,
@@ -128,7 +128,7 @@ def test_stop_and_interrupt_do_not_say_that_something_ended_which_goes_on(bench:
     bench.begin({deaf: "swallows its interrupt", well: "blocks"})
     boards = bench.fleet[f"{deaf},{well}"]
     until(lambda: {b["state"] for b in boards.info()} == {"busy"}, "the programs do not run")
-    stopped = board_commands.run(boards, "stop", ())
+    stopped = board_commands.run_macro(boards, "stop", ())
     assert (stopped[deaf].status, stopped[well].status) == ("error", "ok")
     assert "its program still runs" in str(stopped[deaf].error)
     cell = bench.fleet[well].submit("import time\n" + PROGRAMS["swallows its interrupt"])

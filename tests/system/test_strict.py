@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from cloudmanager.protocol import wire
-from cloudmanager.testing.plugin import Server
+from cloudmanager.testing.plugin import RunningServer
 
 WAIT = 10.0  # seconds that anything here may take
 pytestmark = pytest.mark.usefixtures("boards")
@@ -55,13 +55,13 @@ class Caller:
                 self._events = list(wire.read_events(message.payload))
         return self._events.pop(0)
 
-    async def endings(self, jobs: dict[str, int]) -> dict[str, wire.Ending]:
+    async def endings(self, jobs: dict[str, int]) -> dict[str, wire.ResultBody]:
         """Return how each job ended; each ends once."""
         boards = {job: board for board, job in jobs.items()}
-        ended: dict[str, wire.Ending] = {}
+        ended: dict[str, wire.ResultBody] = {}
         while len(ended) < len(jobs):
             event = await self.event()
-            if event.op in wire.ENDINGS:
+            if event.op in wire.JOB_END_OPS:
                 assert boards[event.job] not in ended
                 ended[boards[event.job]] = wire.read_result(event)
         return ended
@@ -72,13 +72,13 @@ class Caller:
         return wire.unpack(data)
 
 
-def dial(server: Server, token: str = "") -> Any:
+def dial(server: RunningServer, token: str = "") -> Any:
     token = token or (server.home / "token").read_text().strip()
     headers = {"Authorization": f"Bearer {token}", "Cm-Protocol": "1"}
     return connect(f"ws://127.0.0.1:{server.tcp_port}/caller", additional_headers=headers)
 
 
-async def test_strict_client_runs_a_cell_on_every_board(server: Server):
+async def test_strict_client_runs_a_cell_on_every_board(server: RunningServer):
     async with dial(server) as socket:
         caller = Caller(socket)
         assert socket.response.headers["Upgrade"] == "websocket"
@@ -87,12 +87,12 @@ async def test_strict_client_runs_a_cell_on_every_board(server: Server):
         assert names == ["demo-1", "demo-2", "demo-3"]
         code = "print('x' * 3000)\n__cm__((6 * 7))"
         endings = await caller.endings(await caller.submit("demo-[1-3]", code, timeout=WAIT))
-        assert {(board, end.status, end.rest) for board, end in endings.items()} == {
+        assert {(board, end.status, end.value_or_traceback) for board, end in endings.items()} == {
             (name, "ok", b"42") for name in names
         }
 
 
-async def test_strict_client_interrupts(server: Server):
+async def test_strict_client_interrupts(server: RunningServer):
     async with dial(server) as socket:
         caller = Caller(socket)
         jobs = await caller.submit("demo-[1-2]", "print('go')\nwhile True: pass", timeout=WAIT)
@@ -105,7 +105,7 @@ async def test_strict_client_interrupts(server: Server):
         assert {end.status for end in endings.values()} == {"interrupted"}
 
 
-async def test_strict_client_pings_is_pinged_and_closes(server: Server):
+async def test_strict_client_pings_is_pinged_and_closes(server: RunningServer):
     async with dial(server) as socket:
         for data in (b"", b"x" * 125):
             await asyncio.wait_for(await socket.ping(data), WAIT)
@@ -113,7 +113,7 @@ async def test_strict_client_pings_is_pinged_and_closes(server: Server):
         assert socket.close_code == 3000
 
 
-async def test_strict_client_that_sends_text_is_closed_as_the_rfc_says(server: Server):
+async def test_strict_client_that_sends_text_is_closed_as_the_rfc_says(server: RunningServer):
     async with dial(server) as socket:
         await socket.send("text")
         with pytest.raises(ConnectionClosed):

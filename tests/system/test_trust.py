@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from cloudmanager import config
-from cloudmanager.board_client import Identity
+from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import ServerError, ServerUnreachable
 from cloudmanager.testing.board_fixtures import BoardUnderTest, wait_online
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_server.net import certificates
-from tests.conftest import Server, running_server
+from tests.conftest import RunningServer, running_server
 
 from .conftest import until
 
@@ -29,15 +29,15 @@ WAIT = 15.0  # seconds
 class Site(NamedTuple):
     """A server that listens on all addresses, a caller, and boards that dial it."""
 
-    server: Server
+    server: RunningServer
     fleet: Fleet
     machine: VirtualBoards
 
     def add(self, name: str, **more: Any) -> None:
         """A board that is enrolled: ``more`` is what its configuration says besides."""
         (told,) = self.fleet.enrol([name], plain=more.get("mac", False))
-        identity = Identity(name, told["id"], bytes.fromhex(told["key"]), more)
-        self.machine.add(identity)
+        identity = BoardIdentity(name, told["id"], bytes.fromhex(told["key"]), more)
+        self.machine.add_board(identity)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         ):
             site = Site(server, fleet, machine)
             (told,) = fleet.enrol(["tls-1"])
-            site.machine.add(Identity.of(told, server.url))
+            site.machine.add_board(BoardIdentity.from_enrolment(told, server.url))
             site.add("mac-1", mac=True)
             wait_online(fleet, ["tls-1", "mac-1"])
             yield site
@@ -123,7 +123,7 @@ def test_a_board_enrols_itself_by_a_token_and_is_known_from_then_on(site: Site):
     made = site.fleet.enrol_token("kit-[1-3]", uses=2)
     for name in ("one", "two"):
         more = {"ca": made["ca"], "token": made["token"]}
-        site.machine.add(Identity(name, "", b"", more))
+        site.machine.add_board(BoardIdentity(name, "", b"", more))
     wait_online(site.fleet, ["kit-1", "kit-2"])
     assert site.fleet["kit-[1-2]"].run("1").ok
     config_of = "import json; c = json.load(open('/cm.json')); (c.get('token'), c['name'])"
@@ -159,7 +159,7 @@ def test_a_key_is_changed_on_the_board_and_on_the_server(site: Site, name):
 def test_a_rotation_that_the_board_never_finished_locks_it_out_of_nothing(site: Site):
     """Its power is cut when it has been asked: whatever it kept, it comes back."""
     (told,) = site.fleet.enrol(["cut-1"])
-    site.machine.add(Identity.of(told, site.server.url))
+    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
     wait_online(site.fleet, ["cut-1"])
     for _ in range(5):
         since = time.time()
@@ -179,7 +179,7 @@ def gen_of(site: Site, name: str) -> int | None:
 @pytest.mark.timeout(120)
 def test_power_cut_at_every_write_of_a_rotation_locks_no_board_out(site: Site):
     (told,) = site.fleet.enrol(["torn-1"])
-    site.machine.add(Identity.of(told, site.server.url))
+    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
     wait_online(site.fleet, ["torn-1"])
     board = BoardUnderTest(site.fleet, site.machine, ("torn-1",), WAIT)
 
@@ -201,7 +201,7 @@ def test_power_cut_at_every_write_of_a_rotation_locks_no_board_out(site: Site):
 
 def test_a_revoked_board_is_out_within_two_seconds(site: Site):
     (told,) = site.fleet.enrol(["thief-1"])
-    site.machine.add(Identity.of(told, site.server.url))
+    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
     wait_online(site.fleet, ["thief-1"])
     job = site.fleet["thief-1"].submit("while True: pass")
     began = time.monotonic()

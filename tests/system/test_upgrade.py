@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cloudmanager
 import cm_server
-from cm_server.store.schema import SCHEMA
+from cm_server.store.schema import SCHEMA_VERSION
 from tests.conftest import running_boards, running_server, wait_online
 
 from .conftest import fleet_of, stored, until
@@ -27,8 +27,8 @@ _SCRIPT = f'''"""What the next version may bring."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "{SCHEMA + 1}"
-down_revision = "{SCHEMA}"
+revision = "{SCHEMA_VERSION + 1}"
+down_revision = "{SCHEMA_VERSION}"
 
 
 def upgrade():
@@ -44,11 +44,13 @@ def next_version(folder: Path) -> Path:
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     versions = folder / "cm_server/store/migrations/versions"
-    (versions / f"schema_{SCHEMA + 1}.py").write_text(_SCRIPT)
+    (versions / f"schema_{SCHEMA_VERSION + 1}.py").write_text(_SCRIPT)
     schema = folder / "cm_server/store/schema.py"
     text = schema.read_text()
-    assert f"SCHEMA = {SCHEMA}\n" in text
-    schema.write_text(text.replace(f"SCHEMA = {SCHEMA}\n", f"SCHEMA = {SCHEMA + 1}\n"))
+    assert f"SCHEMA = {SCHEMA_VERSION}\n" in text
+    schema.write_text(
+        text.replace(f"SCHEMA = {SCHEMA_VERSION}\n", f"SCHEMA = {SCHEMA_VERSION + 1}\n")
+    )
     return folder
 
 
@@ -81,7 +83,7 @@ def test_an_upgrade_in_mid_cell_loses_no_outcome(tmp_path: Path, monkeypatch):
             assert fleet["up-4"].run("made").value == 4
     with closing(sqlite3.connect(home / "server.db")) as db:
         assert db.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            (str(SCHEMA + 1),)
+            (str(SCHEMA_VERSION + 1),)
         ]
         assert db.execute("SELECT DISTINCT weight FROM jobs").fetchall() == [(7,)]
-    assert (home / f"server-schema-{SCHEMA}.db").exists()
+    assert (home / f"server-schema-{SCHEMA_VERSION}.db").exists()

@@ -23,15 +23,15 @@ from cm_server.sample_buffer import Sample
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Watch:
+class Subscription:
     """What one caller watches.
 
     Args:
         ref: the caller's number for it.
         target: the boards, chosen anew at each update, there or not.
-        reach: the boards that the caller's token reaches, which may change.
+        reachable: the boards that the caller's token reaches, which may change.
         send: sends a message to the caller.
-        ready: says whether the caller has read all that was sent.
+        is_ready: says whether the caller has read all that was sent.
     """
 
     def __init__(
@@ -39,29 +39,29 @@ class Watch:
         ref: int,
         target: Target,
         *,
-        reach: Mapping[str, Board],
+        reachable: Mapping[str, Board],
         send: Callable[[bytes], None],
-        ready: Callable[[], bool],
+        is_ready: Callable[[], bool],
         samples: bool = True,
     ) -> None:
         self.ref = ref
         self._target = target
-        self._reach = reach
+        self._reachable = reachable
         self._send = send
-        self._ready = ready
+        self._is_ready = is_ready
         self._with_samples = samples
-        self._shown: dict[str, str] = {}  # id -> the name that the caller knows it by
+        self._sent_names: dict[str, str] = {}  # id -> the name that the caller knows it by
         self._changed: dict[Board, None] = {}
         self._samples: deque[tuple[Board, Sample]] = deque()
-        self._left_out = 0
-        self._begun = False
+        self._dropped_samples = 0
+        self._started = False
 
     @property
-    def waits(self) -> bool:
+    def has_updates(self) -> bool:
         """Whether there is something to tell."""
-        return not self._begun or bool(self._changed or self._samples or self._left_out)
+        return not self._started or bool(self._changed or self._samples or self._dropped_samples)
 
-    def take(
+    def add_changes(
         self, changed: Iterable[Board], samples: Iterable[tuple[Board, Sample]], left_out: int = 0
     ) -> None:
         """Note what happened."""
@@ -69,19 +69,24 @@ class Watch:
         if not self._with_samples:
             return
         self._samples.extend(samples)
-        self._left_out += left_out
-        while len(self._samples) > limits.WATCH_SAMPLES:
+        self._dropped_samples += left_out
+        while len(self._samples) > limits.SUBSCRIPTION_PENDING_SAMPLES:
             self._samples.popleft()
-            self._left_out += 1
+            self._dropped_samples += 1
 
-    def tell(self, said: dict[Board, str]) -> None:
-        """Send what there is to tell, if the caller has read the last; ``said`` is for all."""
-        if not self.waits or not self._ready():
+    def send_update(self, board_json: dict[Board, str]) -> None:
+        """Send pending changes if the caller has read the last message.
+
+        ``board_json`` is a cache that all subscriptions share.
+        """
+        if not self.has_updates or not self._is_ready():
             return
-        boards, gone = self._look(said)
-        samples = [sample.text(board.name) for board, sample in self._samples if self._sees(board)]
-        whole = not self._begun
-        left_out, self._left_out, self._begun = self._left_out, 0, True
+        boards, gone = self._collect_boards(board_json)
+        samples = [
+            sample.to_json(board.name) for board, sample in self._samples if self._covers(board)
+        ]
+        whole = not self._started
+        left_out, self._dropped_samples, self._started = self._dropped_samples, 0, True
         self._samples.clear()
         if not (whole or boards or gone or samples or left_out):
             return
@@ -89,92 +94,92 @@ class Watch:
             f'{{"time":{time.time():.3f},"boards":[{",".join(boards)}],"gone":{_to_json(gone)},'
             f'"samples":[{",".join(samples)}],"left_out":{left_out}}}'
         )
-        flags = wire.WHOLE if whole else 0
+        flags = wire.FULL_SNAPSHOT if whole else 0
         self._send(wire.pack(wire.CHANGES, text.encode(), job=self.ref, flags=flags))
 
-    def _look(self, said: dict[Board, str]) -> tuple[list[str], list[str]]:
+    def _collect_boards(self, board_json: dict[Board, str]) -> tuple[list[str], list[str]]:
         """Return changed boards as JSON, and the names of those that are no more to be seen."""
         boards, gone = [], []
-        for board in list(itertools.islice(self._changed, limits.WATCH_BOARDS)):
+        for board in list(itertools.islice(self._changed, limits.SUBSCRIPTION_UPDATE_BOARDS)):
             del self._changed[board]
-            known = self._shown.pop(board.id, None)
-            sees = self._sees(board)
+            known = self._sent_names.pop(board.id, None)
+            sees = self._covers(board)
             if sees:
-                if board not in said:
-                    said[board] = _to_json(board.describe())
-                boards.append(said[board])
-                self._shown[board.id] = board.name
+                if board not in board_json:
+                    board_json[board] = _to_json(board.describe())
+                boards.append(board_json[board])
+                self._sent_names[board.id] = board.name
             if known is not None and not (sees and known == board.name):
                 gone.append(known)
         return boards, gone
 
-    def _sees(self, board: Board) -> bool:
-        return self._reach.get(board.name) is board and self._target.covers(board.name, board)
+    def _covers(self, board: Board) -> bool:
+        return self._reachable.get(board.name) is board and self._target.covers(board.name, board)
 
 
-class Watches:
+class Subscriptions:
     """All that is watched.
 
     Args:
         registry: the boards.
-        later: calls a function after so many seconds.
+        call_later: calls a function after so many seconds.
     """
 
     def __init__(
-        self, registry: Registry, later: Callable[[float, Callable[[], None]], Any]
+        self, registry: Registry, call_later: Callable[[float, Callable[[], None]], Any]
     ) -> None:
         self._registry = registry
-        self._later = later
-        self._soon = False
-        self._watches: list[Watch] = []
+        self._call_later = call_later
+        self._tick_scheduled = False
+        self._subscriptions: list[Subscription] = []
         self._changed: dict[Board, None] = {}
         self._samples: list[tuple[Board, Sample]] = []
-        self._left_out = 0
+        self._dropped_samples = 0
 
     def __len__(self) -> int:
-        return len(self._watches)
+        return len(self._subscriptions)
 
-    def begin(self, watch: Watch) -> None:
+    def add(self, subscription: Subscription) -> None:
         """Tell all that there is now, then what changes."""
-        self._watches.append(watch)
-        self._registry.on_change = self._on_change
-        watch.take(self._registry.by_name.values(), ())
-        watch.tell({})
-        self._wake()
+        self._subscriptions.append(subscription)
+        self._registry.subscriptions_listener = self._on_change
+        subscription.add_changes(self._registry.by_name.values(), ())
+        subscription.send_update({})
+        self._schedule_tick()
 
-    def end(self, watch: Watch) -> None:
+    def remove(self, subscription: Subscription) -> None:
         """Tell no more."""
-        self._watches.remove(watch)
-        if not self._watches:
-            self._registry.on_change = None
+        self._subscriptions.remove(subscription)
+        if not self._subscriptions:
+            self._registry.subscriptions_listener = None
 
     def on_sample(self, board: Board, sample: Sample) -> None:
         """Note that a board emitted something."""
-        if not self._watches:
+        if not self._subscriptions:
             return
-        if len(self._samples) < limits.WATCH_SAMPLES:
+        if len(self._samples) < limits.SUBSCRIPTION_PENDING_SAMPLES:
             self._samples.append((board, sample))
         else:
-            self._left_out += 1
-        self._wake()
+            self._dropped_samples += 1
+        self._schedule_tick()
 
     def _on_change(self, board: Board) -> None:
         self._changed[board] = None
-        self._wake()
+        self._schedule_tick()
 
-    def _wake(self) -> None:
-        if not self._soon:
-            self._soon = True
-            self._later(limits.WATCH_SECONDS, self._tick)
+    def _schedule_tick(self) -> None:
+        if not self._tick_scheduled:
+            self._tick_scheduled = True
+            self._call_later(limits.SUBSCRIPTION_UPDATE_SECONDS, self._send_updates)
 
-    def _tick(self) -> None:
-        self._soon = False
+    def _send_updates(self) -> None:
+        self._tick_scheduled = False
         changed, self._changed = self._changed, {}
         samples, self._samples = self._samples, []
-        left_out, self._left_out = self._left_out, 0
+        left_out, self._dropped_samples = self._dropped_samples, 0
         said: dict[Board, str] = {}
-        for watch in self._watches:
-            watch.take(changed, samples, left_out)
-            watch.tell(said)
-        if any(watch.waits for watch in self._watches):
-            self._wake()
+        for watch in self._subscriptions:
+            watch.add_changes(changed, samples, left_out)
+            watch.send_update(said)
+        if any(watch.has_updates for watch in self._subscriptions):
+            self._schedule_tick()

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.targets import parse_target
 from cm_server.jobs.registry import Board
 from cm_server.store.rows import TokenRow
 
-EVERYWHERE = "all"  # the target of a token without bounds
+ALL_BOARDS = "all"  # the target of a token without bounds
 
 
-def within(token: TokenRow, boards: Mapping[str, Board]) -> Mapping[str, Board]:
+def reachable_boards(token: TokenRow, boards: Mapping[str, Board]) -> Mapping[str, Board]:
     """Return the boards that a token reaches now, there or not, by name."""
-    return boards if token.target == EVERYWHERE else Within(boards, token.target)
+    return boards if token.target == ALL_BOARDS else ReachableBoards(boards, token.target)
 
 
 def reaches_all(token: TokenRow) -> bool:
     """Whether a token reaches every board, also those that are yet to be enrolled."""
-    return token.target == EVERYWHERE
+    return token.target == ALL_BOARDS
 
 
-class Within(Mapping[str, Board]):
+class ReachableBoards(Mapping[str, Board]):
     """Some of the boards, chosen anew at each look; to name one costs no look at the others."""
 
     def __init__(self, boards: Mapping[str, Board], target: str) -> None:
         self._boards = boards
-        self._covers = parse(target).covers
+        self._covers = parse_target(target).covers
 
     def __getitem__(self, name: str) -> Board:
         board = self._boards[name]
@@ -41,7 +41,7 @@ class Within(Mapping[str, Board]):
         return sum(1 for _ in self)
 
 
-class NewBoard:
+class UnenrolledBoard:
     """A board that is yet to be enrolled: it has only its name."""
 
     online = False
@@ -53,4 +53,4 @@ def may_enrol(token: TokenRow, name: str, boards: Mapping[str, Board]) -> bool:
     """Whether a name is within a token's reach, be there a board of that name or not."""
     if reaches_all(token):
         return True
-    return parse(token.target).covers(name, boards.get(name, NewBoard()))
+    return parse_target(token.target).covers(name, boards.get(name, UnenrolledBoard()))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
 from cm_server import limits
-from cm_server.net.rate_limits import Rate, group_of
+from cm_server.net.rate_limits import RateLimiter, address_group
 from cm_server.store.rows import AuditRow
 
 from . import credentials
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cm_server.store.store import Store
 
 
-class Note:
+class AuditEntry:
     """What becomes one row of the audit log, while it becomes known.
 
     Attributes:
@@ -44,7 +44,7 @@ class Note:
         self.boards: int | None = None
         self.written = False
 
-    def row(self, outcome: str = "done") -> AuditRow:
+    def to_row(self, outcome: str = "done") -> AuditRow:
         """Return it as it is written."""
         return AuditRow(
             time.time(),
@@ -60,7 +60,7 @@ class Note:
         )
 
 
-class Audit:
+class AuditLog:
     """Writes the audit log.
 
     Args:
@@ -70,61 +70,61 @@ class Audit:
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._reads = Rate(limits.READ_ROWS_PER_MINUTE, clock)
-        self._refusals = Rate(limits.REFUSAL_ROWS_PER_MINUTE, clock)
-        self._address = Rate(limits.STRANGER_ROWS_PER_MINUTE, clock)
-        self._strangers = Rate(limits.STRANGERS_ROWS_PER_MINUTE, clock)
+        self._read_rate = RateLimiter(limits.READ_ROWS_PER_MINUTE, clock)
+        self._refusal_rate = RateLimiter(limits.REFUSAL_ROWS_PER_MINUTE, clock)
+        self._address_rate = RateLimiter(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE, clock)
+        self._stranger_rate = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
 
-    def done(self, note: Note) -> None:
+    def log_action(self, audit_entry: AuditEntry) -> None:
         """Write what was done, unless the store has it already.
 
         Raises:
             ServerError: it cannot be written.
         """
-        if not note.written:
-            self._store.note(note.row(), durable=True)
+        if not audit_entry.written:
+            self._store.add_audit_row(audit_entry.to_row(), durable=True)
 
-    def read(self, note: Note) -> None:
+    def log_read(self, audit_entry: AuditEntry) -> None:
         """Write that something was looked at."""
-        if self._reads.allow(f"{note.who} {note.verb}") is not None:
-            self._write(note.row())
+        if self._read_rate.allow(f"{audit_entry.who} {audit_entry.verb}") is not None:
+            self._write(audit_entry.to_row())
 
-    def refused(self, note: Note, error: CloudmanagerError) -> None:
+    def log_refusal(self, audit_entry: AuditEntry, error: CloudmanagerError) -> None:
         """Write that a caller was refused something."""
-        left_out = self._refusals.allow(note.who)
+        left_out = self._refusal_rate.allow(audit_entry.who)
         if left_out is not None:
-            note.detail = _counted(error.detail, left_out)
-            self._write(note.row("refused"))
+            audit_entry.detail = _with_omitted_count(error.detail, left_out)
+            self._write(audit_entry.to_row("refused"))
 
-    def stranger(self, address: str, verb: str, target: str, why: str) -> str | None:
+    def log_stranger(self, address: str, verb: str, target: str, why: str) -> str | None:
         """Write that somebody unknown was refused.
 
         Returns:
             What is to be logged; None where there were too many of them.
         """
-        left_out = self._address.allow(group_of(address))
-        whole = self._strangers.allow("") if left_out is not None else None
+        left_out = self._address_rate.allow(address_group(address))
+        whole = self._stranger_rate.allow("") if left_out is not None else None
         if left_out is None or whole is None:
             return None
-        note = Note("", address, verb, target)
-        note.detail = _counted(why, left_out + whole)
-        self._write(note.row("refused"))
+        note = AuditEntry("", address, verb, target)
+        note.detail = _with_omitted_count(why, left_out + whole)
+        self._write(note.to_row("refused"))
         return note.detail
 
     def _write(self, row: AuditRow) -> None:
         """Write what may be missing where the disk is full: it was refused all the same."""
         try:
-            self._store.note(row)
+            self._store.add_audit_row(row)
         except ServerError:
             return
 
 
 def shorten(text: str, length: int = 0) -> str:
     """Return text in one line, at most ``AUDIT_CHARS`` of it, without what looks like a token."""
-    clean = credentials.TOKEN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])
+    clean = credentials.TOKEN_PATTERN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])
     line = " ".join(clean.encode("utf-8", "replace").decode().replace("\0", " ").split())
     return line[: length or limits.AUDIT_CHARS]
 
 
-def _counted(why: str, left_out: int) -> str:
-    return f"{why} ({left_out} more before it are not listed)" if left_out else why
+def _with_omitted_count(why: str, omitted: int) -> str:
+    return f"{why} ({omitted} more before it are not listed)" if omitted else why

@@ -21,11 +21,13 @@ from cm_server.store.rows import TokenRow
 _TOKEN_BYTES = 32
 
 #: What looks like a token: wherever people may have put one by mistake, it is not written down.
-TOKEN = re.compile(r"cm_[\w-]{24,}")
+TOKEN_PATTERN = re.compile(r"cm_[\w-]{24,}")
 
 #: Roles, each with the rights of those before it.
 ROLES = ("viewer", "operator", "admin")
-BOARD = "board"  # the role of a token that boards enrol themselves with: it opens no caller's door
+BOARD_ROLE = (
+    "board"  # the role of a token that boards enrol themselves with: it opens no caller's door
+)
 
 
 def new_token() -> str:
@@ -38,7 +40,7 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+def find_bearer_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
     """Return whose token the ``Authorization`` header holds, None for none that we know."""
     scheme, _, token = (header or "").partition(" ")
     return match_token(token, tokens) if scheme.lower() == "bearer" else None

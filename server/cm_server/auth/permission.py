@@ -68,13 +68,16 @@ class Permission:
         token = self._token(job.token)
         if token is None:
             return f"the token of {job.caller!r} is not known here"
-        if why := self._tokens.refusal(token):
+        if why := self._tokens.refusal_reason(token):
             return why
         try:
             check_role(token, "submit")
         except NotAllowed:
             return f"the token {token.name!r} may not run cells"
-        if access.within(token, self._registry.by_name).get(job.board.name) is not job.board:
+        if (
+            access.reachable_boards(token, self._registry.by_name).get(job.board.name)
+            is not job.board
+        ):
             return f"{job.name} is no longer within reach of your token"
         self._watch_expiry(token)
         return ""
@@ -122,7 +125,7 @@ class Permission:
                 continue
             if not job.begun:
                 self._dispatch.withdraw(job, why)
-            elif job.watcher is not None and not self._parts:
+            elif job.observer is not None and not self._parts:
                 self._parts = True
                 self._later(PART_SECONDS, self._part)
 
@@ -130,5 +133,5 @@ class Permission:
         """Have callers follow no job any more that their tokens do not permit."""
         self._parts = False
         for job in list(self._dispatch.jobs.values()):
-            if job.begun and job.watcher is not None and (why := self.refusal(job)):
+            if job.begun and job.observer is not None and (why := self.refusal(job)):
                 self._dispatch.part(job, why)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
-from cm_server.installs.transfers import Relay
+from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.jobs import Cell, Job
 
 if TYPE_CHECKING:
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
     from cm_server.jobs.registry import Board, Registry
     from cm_server.store.shared_store import SharedStore
 
-    from .peer_messages import Post
+    from .peer_messages import PeerMessages
 
 log = logging.getLogger("cm_server")
 
 
-class Absent:
+class RemoteObserver:
     """The callers at another server, as far as a job here sees them."""
 
-    def __init__(self, post: Post, server: str) -> None:
-        self._post = post
+    def __init__(self, peer_messages: PeerMessages, server: str) -> None:
+        self._peer_messages = peer_messages
         self._server = server
-        self._cut: set[tuple[int, int]] = set()  # of which something was left out
+        self._truncated: set[tuple[int, int]] = set()  # of which something was left out
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Pass on one message; where the bus does not keep up, output is left out."""
-        if droppable and self._post.bus.waiting > limits.UNSENT_BYTES:
+        if droppable and self._peer_messages.pubsub.pending_bytes > limits.UNSENT_BYTES:
             op, _, job = wire.HEADER.unpack_from(message)
-            flags = wire.CUT if op == wire.VALUE else 0
-            if (job, flags) in self._cut:
+            flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
+            if (job, flags) in self._truncated:
                 return
-            self._cut.add((job, flags))
+            self._truncated.add((job, flags))
             message = wire.pack(wire.TRUNCATED, job=job, flags=flags)
-        elif self._cut and self._post.bus.waiting <= limits.UNSENT_BYTES:
-            self._cut.clear()
-        self._post.send(self._server, "say", {}, message)
+        elif self._truncated and self._peer_messages.pubsub.pending_bytes <= limits.UNSENT_BYTES:
+            self._truncated.clear()
+        self._peer_messages.send(self._server, "say", {}, message)
 
 
-class Guests:
+class HostedJobs:
     """Runs them.
 
     Args:
         dispatch: which has the queues.
         store: which says whose a job is.
         registry: the boards.
-        post: letters to the other servers.
+        peer_messages: letters to the other servers.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Guests:
         dispatch: Dispatch,
         store: SharedStore,
         registry: Registry,
-        post: Post,
+        peer_messages: PeerMessages,
     ) -> None:
         self._dispatch, self._store, self._registry = dispatch, store, registry
-        self._post = post
-        self._absent: dict[str, Absent] = {}
-        post.handlers |= {
+        self._peer_messages = peer_messages
+        self._observers: dict[str, RemoteObserver] = {}
+        peer_messages.handlers |= {
             "run": self._on_run,
             "interrupt": self._on_interrupt,
             "answer": self._on_answer,
@@ -80,52 +80,52 @@ class Guests:
         here = {n: board for n, board in boards.items() if board is not None and board.link}
         now = [number for number, board in here.items() if board.idle]
         try:
-            taken = self._store.take(sender, now, here.keys() - set(now)) if here else set()
+            taken = self._store.claim_jobs(sender, now, here.keys() - set(now)) if here else set()
         except ServerError as error:
             why = f"{error.reason}; it did not run"
-            self._post.send(sender, "refused", {"jobs": list(boards), "why": why})
+            self._peer_messages.send(sender, "refused", {"jobs": list(boards), "why": why})
             return
-        cell = _cell(code, head)
+        cell = _read_cell(code, head)
         who = {"caller": head["caller"], "token": head["token"]}
         jobs = [
-            self._job(number, here[number], cell, sender, name=names[number], **who)
+            self._make_job(number, here[number], cell, sender, name=names[number], **who)
             for number in taken
         ]
         told = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
-        self._post.send(sender, "taken", {"jobs": told})
+        self._peer_messages.send(sender, "taken", {"jobs": told})
         if gone := boards.keys() - taken:
-            self._post.send(sender, "refused", {"jobs": sorted(gone)})
-        self._dispatch.admit(jobs)
+            self._peer_messages.send(sender, "refused", {"jobs": sorted(gone)})
+        self._dispatch.add_hosted_jobs(jobs)
         self._dispatch.launch(jobs)
 
-    def _job(
+    def _make_job(
         self, number: int, board: Board, cell: Cell, sender: str, *, caller: str, **more: str
     ) -> Job:
         """Return a job; it may be one of this server's own that comes back with its board."""
         own = self._dispatch.jobs.get(number)
         if own is not None:
-            own.away, own.state = "", "queued"
+            own.owner, own.state = "", "queued"
             return own
-        absent = self._absent.setdefault(sender, Absent(self._post, sender))
+        absent = self._observers.setdefault(sender, RemoteObserver(self._peer_messages, sender))
         return Job(number, board, cell, caller, absent, **more)
 
-    def lost(self, server: str) -> None:
+    def on_server_lost(self, server: str) -> None:
         """Go on without the callers at a server that is gone."""
-        absent = self._absent.pop(server, None)
+        absent = self._observers.pop(server, None)
         if absent is not None:
-            self._dispatch.forget(absent)
+            self._dispatch.detach_observer(absent)
 
     def _on_interrupt(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
         found = [job for number in head["jobs"] if (job := self._dispatch.jobs.get(number))]
         for job in found:
-            if not job.away:
+            if not job.owner:
                 self._dispatch.interrupt(job)
         return {"found": len(found)}, b""
 
     def _on_answer(self, _sender: str, head: dict[str, Any], text: bytes) -> None:
         job = self._dispatch.jobs.get(head["job"])
         if job is not None:
-            self._dispatch.answer(job, text, nobody=head["nobody"])
+            self._dispatch.answer_input(job, text, nobody=head["nobody"])
 
     def _on_data(self, _sender: str, head: dict[str, Any], data: bytes) -> None:
         job = self._dispatch.jobs.get(head["job"])
@@ -134,11 +134,11 @@ class Guests:
 
     def _on_refuse(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
         job = self._dispatch.jobs.get(head["job"])
-        if job is not None and not job.away:
-            self._dispatch.refuse(job, head["why"])
+        if job is not None and not job.owner:
+            self._dispatch.fail_job(job, head["why"])
 
 
-def _cell(code: bytes, head: dict[str, Any]) -> Cell:
-    files = Relay(*head["files"]) if head["files"] else None
+def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:
+    files = RelayedTransfer(*head["files"]) if head["files"] else None
     how = head["timeout"], head["awaits"], head["fresh"]
     return Cell(code, *how, wait=0.0, answers=head["answers"], files=files)

@@ -23,90 +23,90 @@ from typing import Any
 
 from cloudmanager.protocol.errors import ServerError
 
-from .pubsub import Bus
+from .pubsub import PubSub
 
 log = logging.getLogger("cm_server")
 
 ALL = "all"  # to every server
-PIECE_BYTES = 512 * 1024  # NATS takes a megabyte
+FRAGMENT_BYTES = 512 * 1024  # NATS takes a megabyte
 REPLY_SECONDS = 2.0  # that a server has to answer another
-SENDERS = 256  # whose numbers are remembered
-WHOLE_BYTES = 64 * 1024 * 1024  # of records that come in pieces
+MAX_ROUTES = 256  # whose numbers are remembered
+MAX_REASSEMBLED_BYTES = 64 * 1024 * 1024  # of records that come in pieces
 _HEAD = struct.Struct(">8sQB16s")
 _RECORD = struct.Struct(">II")
 _FIRST, _LAST = 1, 2
 Handler = Callable[[str, dict[str, Any], bytes], Any]
 
 
-class Post:
+class PeerMessages:
     """One server's letters.
 
     Args:
-        bus: what carries them.
+        pubsub: what carries them.
         fleet: what tells this store's servers from others on the same bus.
         key: what only they know.
-        server: this server's id, 16 hex digits.
+        server_id: this server's id, 16 hex digits.
     """
 
-    def __init__(self, bus: Bus, fleet: str, key: bytes, server: str) -> None:
-        self.bus = bus
+    def __init__(self, pubsub: PubSub, fleet: str, key: bytes, server_id: str) -> None:
+        self.pubsub = pubsub
         self.handlers: dict[str, Handler] = {"reply": self._on_reply}
         self.dropped = 0  # pieces that were not what they should be
-        self._fleet, self._key, self._server = fleet, key, server
+        self._fleet, self._key, self._server_id = fleet, key, server_id
         self._numbers: dict[str, itertools.count[int]] = {}
-        self._out: dict[str, list[bytes]] = {}
-        self._heard: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._parts: dict[tuple[str, str], bytearray] = {}
+        self._outbox: dict[str, list[bytes]] = {}
+        self._last_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._partial: dict[tuple[str, str], bytearray] = {}
         self._refs = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
+        self._pending_replies: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
 
-    def open(self, changed: Callable[[bool], None]) -> None:
-        """Begin to take letters; ``changed`` is told whether the bus is there."""
-        self.bus.listen(self._subject(ALL))
-        self.bus.listen(self._subject(self._server))
-        self.bus.open(self._take, changed)
+    def start(self, on_connection_change: Callable[[bool], None]) -> None:
+        """Begin to take letters; ``on_connection_change`` is told whether the bus is there."""
+        self.pubsub.subscribe(self._subject(ALL))
+        self.pubsub.subscribe(self._subject(self._server_id))
+        self.pubsub.start(self._on_fragment, on_connection_change)
 
-    def begin_anew(self, server: str) -> None:
+    def change_server_id(self, server_id: str) -> None:
         """Be another server: letters to the one before are not ours."""
-        self._server = server
+        self._server_id = server_id
         self._numbers.clear()
-        self.bus.listen(self._subject(server))
+        self.pubsub.subscribe(self._subject(server_id))
 
-    def _subject(self, to: str) -> str:
-        return f"cloudmanager.{self._fleet}.{to}"
+    def _subject(self, recipient: str) -> str:
+        return f"cloudmanager.{self._fleet}.{recipient}"
 
     # Out
 
-    def send(self, to: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
+    def send(self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
         """Write to a server, or to ``ALL``; it leaves at the end of this turn of the loop."""
-        if not self._out:
+        if not self._outbox:
             asyncio.get_running_loop().call_soon(self.flush)
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
         record = _RECORD.pack(len(text), len(payload)) + text + payload
-        self._out.setdefault(to, []).append(record)
+        self._outbox.setdefault(recipient, []).append(record)
 
     def flush(self) -> None:
         """Let go what was written."""
-        out, self._out = self._out, {}
+        out, self._outbox = self._outbox, {}
         for to, records in out.items():
             whole = b"".join(records)
-            last = (len(whole) - 1) // PIECE_BYTES
+            last = (len(whole) - 1) // FRAGMENT_BYTES
             for index in range(last + 1):
-                piece = whole[index * PIECE_BYTES : (index + 1) * PIECE_BYTES]
+                piece = whole[index * FRAGMENT_BYTES : (index + 1) * FRAGMENT_BYTES]
                 flags = _FIRST * (index == 0) | _LAST * (index == last)
-                self.bus.publish(self._subject(to), self._pack(to, flags, piece))
+                self.pubsub.publish(self._subject(to), self._pack_fragment(to, flags, piece))
 
-    def _pack(self, to: str, flags: int, piece: bytes) -> bytes:
-        number = next(self._numbers.setdefault(to, itertools.count(1)))
-        mac = self._mac(self._server, to, number, flags, piece)
-        return _HEAD.pack(bytes.fromhex(self._server), number, flags, mac) + piece
+    def _pack_fragment(self, recipient: str, flags: int, fragment: bytes) -> bytes:
+        number = next(self._numbers.setdefault(recipient, itertools.count(1)))
+        mac = self._mac(self._server_id, recipient, number, flags, fragment)
+        return _HEAD.pack(bytes.fromhex(self._server_id), number, flags, mac) + fragment
 
-    def _mac(self, sender: str, to: str, number: int, flags: int, piece: bytes) -> bytes:
-        said = f"{sender} {to} {number} {flags} ".encode() + piece
+    def _mac(self, sender: str, recipient: str, number: int, flags: int, fragment: bytes) -> bytes:
+        said = f"{sender} {recipient} {number} {flags} ".encode() + fragment
         return hashlib.blake2b(said, digest_size=16, key=self._key).digest()
 
-    async def ask(
-        self, to: str, op: str, head: dict[str, Any], payload: bytes = b""
+    async def request(
+        self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b""
     ) -> tuple[dict[str, Any], bytes]:
         """Write to a server, and return what it answers.
 
@@ -114,50 +114,52 @@ class Post:
             ServerError: it does not answer in time.
         """
         ref = next(self._refs)
-        reply = self._asked[ref] = asyncio.get_running_loop().create_future()
-        self.send(to, op, {**head, "ref": ref}, payload)
+        reply = self._pending_replies[ref] = asyncio.get_running_loop().create_future()
+        self.send(recipient, op, {**head, "ref": ref}, payload)
         try:
             return await asyncio.wait_for(reply, REPLY_SECONDS)
         except TimeoutError:
             raise ServerError("another server, which has what it needs, does not answer") from None
         finally:
-            del self._asked[ref]
+            del self._pending_replies[ref]
 
     # In
 
-    def _take(self, data: bytes) -> None:
+    def _on_fragment(self, data: bytes) -> None:
         if len(data) < _HEAD.size:
             self.dropped += 1
             return
         raw, number, flags, mac = _HEAD.unpack_from(data)
         sender, piece = raw.hex(), data[_HEAD.size :]
-        if sender == self._server:
+        if sender == self._server_id:
             return
-        for to in (self._server, ALL):
+        for to in (self._server_id, ALL):
             if hmac.compare_digest(mac, self._mac(sender, to, number, flags, piece)):
-                self._take_piece((sender, to), number, flags, piece)
+                self._add_fragment((sender, to), number, flags, piece)
                 return
         self.dropped += 1
 
-    def _take_piece(self, lane: tuple[str, str], number: int, flags: int, piece: bytes) -> None:
-        last = self._heard.get(lane, 0)
+    def _add_fragment(
+        self, route: tuple[str, str], number: int, flags: int, fragment: bytes
+    ) -> None:
+        last = self._last_numbers.get(route, 0)
         if number <= last:
             self.dropped += 1
             return
-        self._heard[lane] = number
-        self._heard.move_to_end(lane)
-        if len(self._heard) > SENDERS:
-            self._parts.pop(self._heard.popitem(last=False)[0], None)
-        whole = bytearray() if flags & _FIRST else self._parts.pop(lane, None)
+        self._last_numbers[route] = number
+        self._last_numbers.move_to_end(route)
+        if len(self._last_numbers) > MAX_ROUTES:
+            self._partial.pop(self._last_numbers.popitem(last=False)[0], None)
+        whole = bytearray() if flags & _FIRST else self._partial.pop(route, None)
         if whole is None or (number != last + 1 and not flags & _FIRST):
             return  # its beginning was lost
-        whole += piece
+        whole += fragment
         if flags & _LAST:
-            self._read(lane[0], bytes(whole))
-        elif len(whole) < WHOLE_BYTES:
-            self._parts[lane] = whole
+            self._handle_records(route[0], bytes(whole))
+        elif len(whole) < MAX_REASSEMBLED_BYTES:
+            self._partial[route] = whole
 
-    def _read(self, sender: str, whole: bytes) -> None:
+    def _handle_records(self, sender: str, whole: bytes) -> None:
         at = 0
         while at < len(whole):
             head_size, size = _RECORD.unpack_from(whole, at)
@@ -166,9 +168,11 @@ class Post:
             at = begin + size
             handler = self.handlers.get(head["op"])
             if handler is not None:
-                self._handle(handler, sender, head, whole[begin:at])
+                self._handle_record(handler, sender, head, whole[begin:at])
 
-    def _handle(self, handler: Handler, sender: str, head: dict[str, Any], payload: bytes) -> None:
+    def _handle_record(
+        self, handler: Handler, sender: str, head: dict[str, Any], payload: bytes
+    ) -> None:
         """Act on a record; a bug of ours, or an older server's words, harm nobody else's."""
         try:
             reply = handler(sender, head, payload)
@@ -180,6 +184,6 @@ class Post:
             self.send(sender, "reply", {"to": head["ref"], "reply": told}, data)
 
     def _on_reply(self, _sender: str, head: dict[str, Any], payload: bytes) -> None:
-        asked = self._asked.get(head["to"])
+        asked = self._pending_replies.get(head["to"])
         if asked is not None and not asked.done():
             asked.set_result((head["reply"], payload))

@@ -17,7 +17,7 @@ from pathlib import Path
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
-_HEX = 64  # digits of a SHA-256
+_DIGEST_CHARS = 64  # digits of a SHA-256
 
 
 class Content:
@@ -33,7 +33,7 @@ class Content:
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
-    def of(cls, data: bytes, folder: Path) -> Content:
+    def from_bytes(cls, data: bytes, folder: Path) -> Content:
         """Return a whole one."""
         made = cls(hashlib.sha256(data).hexdigest(), len(data), folder)
         made.write(data)
@@ -56,21 +56,21 @@ class Content:
         if self.written == self.size and self._hash.hexdigest() != self.digest:
             raise ServerError("the file is not what was announced: it changed meanwhile")
 
-    def read(self, at: int, size: int) -> bytes:
-        """Return at most ``size`` bytes from ``at`` on."""
-        return os.pread(self._file, size, at)
+    def read(self, offset: int, size: int) -> bytes:
+        """Return at most ``size`` bytes from ``offset`` on."""
+        return os.pread(self._file, size, offset)
 
-    def begins_with(self, size: int, digest: bytes) -> bool:
-        """Whether its first ``size`` bytes have this SHA-256."""
-        if size >= self.size:
-            return size == self.size and digest.hex() == self.digest
+    def starts_with(self, prefix_size: int, prefix_digest: bytes) -> bool:
+        """Whether its first ``prefix_size`` bytes have this SHA-256."""
+        if prefix_size >= self.size:
+            return prefix_size == self.size and prefix_digest.hex() == self.digest
         begun = hashlib.sha256()
-        for at in range(0, size, limits.PIECE_BYTES):
-            begun.update(self.read(at, min(limits.PIECE_BYTES, size - at)))
-        return begun.digest() == digest
+        for at in range(0, prefix_size, limits.FILE_READ_BYTES):
+            begun.update(self.read(at, min(limits.FILE_READ_BYTES, prefix_size - at)))
+        return begun.digest() == prefix_digest
 
 
-class Contents:
+class ContentStore:
     """The contents that the server holds.
 
     Args:
@@ -79,79 +79,83 @@ class Contents:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: OrderedDict[str, Content] = OrderedDict()  # whole ones, the oldest first
-        self._coming: dict[int, tuple[object, Content]] = {}
-        self._numbers = itertools.count(1)
+        self._contents: OrderedDict[str, Content] = OrderedDict()  # whole ones, the oldest first
+        self._uploads: dict[int, tuple[object, Content]] = {}
+        self._upload_numbers = itertools.count(1)
 
     def get(self, digest: str) -> Content | None:
         """Return a content that is there as a whole."""
-        found = self._held.get(digest)
+        found = self._contents.get(digest)
         if found is not None:
-            self._held.move_to_end(digest)
+            self._contents.move_to_end(digest)
         return found
 
-    def offer(self, owner: object, digest: object, size: object) -> int:
-        """Return the number under which ``owner`` may write a content; 0 where it is there.
+    def start_upload(self, connection: object, digest: object, size: object) -> int:
+        """Return the number under which ``connection`` may write a content; 0 where it is there.
 
         Raises:
             ServerError: it is malformed or too large, or too much is on its way already.
         """
-        if not isinstance(digest, str) or len(digest) != _HEX or set(digest) - set(_DIGITS):
+        if (
+            not isinstance(digest, str)
+            or len(digest) != _DIGEST_CHARS
+            or set(digest) - set(_HEX_DIGITS)
+        ):
             raise ServerError("a content is named by its SHA-256 in lower case")
         if not isinstance(size, int) or not 0 <= size <= limits.CONTENT_BYTES:
             most = limits.CONTENT_BYTES // limits.MIB
             raise ServerError(f"a file for boards has at most {most} MiB")
         if self.get(digest) is not None:
             return 0
-        coming = [content for _, content in self._coming.values()]
+        coming = [content for _, content in self._uploads.values()]
         if len(coming) >= limits.UPLOADS:
             raise ServerError("too many files are on their way to it; try again")
         content = Content(digest, size, self._folder)
-        number = next(self._numbers)
-        self._coming[number] = (owner, content)
+        number = next(self._upload_numbers)
+        self._uploads[number] = (connection, content)
         if size == 0:
-            self.write(owner, number, b"")
+            self.write_upload(connection, number, b"")
             return 0
         return number
 
-    def write(self, owner: object, number: int, piece: bytes) -> int:
+    def write_upload(self, connection: object, number: int, piece: bytes) -> int:
         """Take the next piece of a content; return how many bytes of it are there.
 
         Raises:
             ServerError: nobody offered it, or it is not what was offered.
         """
-        whose, content = self._coming.get(number, (None, None))
-        if content is None or whose is not owner:
+        whose, content = self._uploads.get(number, (None, None))
+        if content is None or whose is not connection:
             raise ServerError("nobody offered this file")
         try:
             content.write(piece)
         except ServerError:
-            del self._coming[number]
+            del self._uploads[number]
             raise
         if content.written == content.size:
-            del self._coming[number]
-            self.hold(content)
+            del self._uploads[number]
+            self.add(content)
         return content.written
 
-    def keep(self, data: bytes) -> Content:
+    def add_bytes(self, data: bytes) -> Content:
         """Keep bytes that the server itself has for boards, and return them."""
         content = self.get(hashlib.sha256(data).hexdigest())
         if content is None:
-            content = Content.of(data, self._folder)
-            self.hold(content)
+            content = Content.from_bytes(data, self._folder)
+            self.add(content)
         return content
 
-    def hold(self, content: Content) -> None:
+    def add(self, content: Content) -> None:
         """Keep a whole content until newer ones need its place."""
-        self._held[content.digest] = content
-        held = sum(each.size for each in self._held.values())
-        while held > limits.CONTENTS_BYTES or len(self._held) > limits.CONTENTS:
-            held -= self._held.popitem(last=False)[1].size
+        self._contents[content.digest] = content
+        held = sum(each.size for each in self._contents.values())
+        while held > limits.CONTENT_STORE_BYTES or len(self._contents) > limits.CONTENT_STORE_FILES:
+            held -= self._contents.popitem(last=False)[1].size
 
-    def forget(self, owner: object) -> None:
+    def discard_uploads(self, connection: object) -> None:
         """Let go of what somebody began and will not end."""
-        for number in [n for n, (whose, _) in self._coming.items() if whose is owner]:
-            del self._coming[number]
+        for number in [n for n, (whose, _) in self._uploads.items() if whose is connection]:
+            del self._uploads[number]
 
 
-_DIGITS = "0123456789abcdef"
+_HEX_DIGITS = "0123456789abcdef"

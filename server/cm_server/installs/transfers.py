@@ -22,56 +22,58 @@ from .content_store import Content
 if TYPE_CHECKING:
     from cm_server.jobs.jobs import Job
 
-STEPS = 4  # how many words on how far it is a window has room for; as in mpy_client/cm/files.py
+ACKS_PER_WINDOW = (
+    4  # how many words on how far it is a window has room for; as in mpy_client/cm/files.py
+)
 
 
-class Files(NamedTuple):
+class FileTransferSpec(NamedTuple):
     """What a job does with files.
 
     Attributes:
-        step: bytes after which a board tells how far it is; the window is ``STEPS`` of them.
+        ack_bytes: bytes after which a board tells how far it is; the window is ``STEPS`` of them.
         contents: what its puts write, in their order.
-        gets: whether bytes come from the board.
-        starter: whether they replace what a flashed board starts its client by.
+        reads_files: whether bytes come from the board.
+        replaces_starter: whether they replace what a flashed board starts its client by.
     """
 
-    step: int
+    ack_bytes: int
     contents: tuple[Content, ...]
-    gets: bool
-    starter: bool = False
+    reads_files: bool
+    replaces_starter: bool = False
 
-    def begin(self, job: Job, send: Callable[[bytes], object]) -> Transfer:
+    def start(self, job: Job, send: Callable[[bytes], object]) -> FileTransfer:
         """Return what moves them for one of the boards."""
-        return Transfer(job.id, self, send, job.board.buffer_size)
+        return FileTransfer(job.id, self, send, job.board.buffer_size)
 
 
-def step_for(boards: int) -> int:
+def ack_bytes_for(boards: int) -> int:
     """Return the step for a job on so many boards at once: together, they stay bounded."""
-    share = limits.WINDOWS_BYTES // max(boards, 1)
-    return max(limits.WINDOW_LEAST_BYTES, min(limits.WINDOW_BYTES, share)) // STEPS
+    share = limits.TOTAL_WINDOW_BYTES // max(boards, 1)
+    return max(limits.MIN_WINDOW_BYTES, min(limits.WINDOW_BYTES, share)) // ACKS_PER_WINDOW
 
 
-class Transfer:
+class FileTransfer:
     """What of a job's files has moved.
 
     Args:
         job: its number.
-        files: what it does with files.
+        spec: what it does with files.
         send: writes a message to the board.
         room: bytes that a message to the board has room for.
     """
 
     def __init__(
-        self, job: int, files: Files, send: Callable[[bytes], object], buffer_size: int
+        self, job: int, spec: FileTransferSpec, send: Callable[[bytes], object], buffer_size: int
     ) -> None:
         self._job = job
         self._send = send
-        self._room = buffer_size - wire.HEADER.size
-        self._step = files.step
-        self._gets = files.gets
-        self._waiting: list[Content] = list(reversed(files.contents))
+        self._payload_bytes = buffer_size - wire.HEADER.size
+        self._ack_bytes = spec.ack_bytes
+        self._reads_files = spec.reads_files
+        self._pending_contents: list[Content] = list(reversed(spec.contents))
         self._content: Content | None = None  # on its way
-        self._at = 0  # in that
+        self._offset = 0  # in that
         self.sent = 0  # bytes of this job, both ways
         self._confirmed = 0
 
@@ -84,61 +86,61 @@ class Transfer:
         Raises:
             PeerWireError: it is malformed, or about nothing.
         """
-        if self._gets:
+        if self._reads_files:
             return True
-        if message.flags & wire.HAVE:
-            self._begin(wire.read_have(message))
+        if message.flags & wire.RESUME_STATE:
+            self._start_content(wire.read_resume_state(message))
         else:
-            self._confirmed = max(self._confirmed, wire.read_count(message))
-        self._pump()
+            self._confirmed = max(self._confirmed, wire.read_byte_count(message))
+        self._fill_window()
         return True
 
-    def expect(self, contents: Sequence[Content]) -> None:
+    def add_contents(self, contents: Sequence[Content]) -> None:
         """Have more contents ready, for the puts that come."""
-        self._waiting[:0] = reversed(contents)
+        self._pending_contents[:0] = reversed(contents)
 
-    def _begin(self, have: wire.Have) -> None:
+    def _start_content(self, have: wire.ResumeState) -> None:
         """Go on where an earlier try stopped, or begin."""
-        if not self._waiting:
+        if not self._pending_contents:
             raise PeerWireError("the board asks for a file that no job puts there")
-        content = self._content = self._waiting.pop()
-        goes_on = have.size > 0 and content.begins_with(have.size, have.digest)
-        self._at = have.size if goes_on else 0
-        self._next(content, 0 if goes_on else wire.FRESH)
+        content = self._content = self._pending_contents.pop()
+        goes_on = have.size > 0 and content.starts_with(have.size, have.digest)
+        self._offset = have.size if goes_on else 0
+        self._send_next(content, 0 if goes_on else wire.RESTART_FILE)
 
-    def _pump(self) -> None:
-        content, window = self._content, STEPS * self._step
-        while content is not None and self._at < content.size:
+    def _fill_window(self) -> None:
+        content, window = self._content, ACKS_PER_WINDOW * self._ack_bytes
+        while content is not None and self._offset < content.size:
             if self.sent - self._confirmed >= window:
                 return
-            self._next(content, 0)
+            self._send_next(content, 0)
 
-    def _next(self, content: Content, flags: int) -> None:
-        piece = content.read(self._at, self._room)
+    def _send_next(self, content: Content, flags: int) -> None:
+        piece = content.read(self._offset, self._payload_bytes)
         self._send(wire.pack(wire.DATA, piece, job=self._job, flags=flags))
-        self._at += len(piece)
+        self._offset += len(piece)
         self.sent += len(piece)
 
-    def on_left(self, size: int) -> None:
+    def on_bytes_forwarded(self, size: int) -> None:
         """Note that so many bytes of the board's have left for the caller: it may send more."""
-        if self._gets:
-            self.take(size)
+        if self._reads_files:
+            self.acknowledge(size)
 
-    def take(self, size: int) -> None:
+    def acknowledge(self, size: int) -> None:
         """Note that so many bytes of the board's have been taken."""
         self.sent += size
-        if self.sent - self._confirmed >= self._step:
+        if self.sent - self._confirmed >= self._ack_bytes:
             self._confirmed = self.sent
-            self._send(wire.pack_count(wire.DATA, self.sent, job=self._job))
+            self._send(wire.pack_byte_count(wire.DATA, self.sent, job=self._job))
 
 
-class Relay(NamedTuple):
+class RelayedTransfer(NamedTuple):
     """A job with files whose caller is at another server, where all is done; here it passes."""
 
-    gets: bool
-    starter: bool
+    reads_files: bool
+    replaces_starter: bool
 
-    def begin(self, _job: Job, _send: Callable[[bytes], object]) -> Relay:
+    def start(self, _job: Job, _send: Callable[[bytes], object]) -> RelayedTransfer:
         """Return itself: there is nothing to keep."""
         return self
 
@@ -146,5 +148,5 @@ class Relay(NamedTuple):
         """Have it go on to the other server."""
         return True
 
-    def on_left(self, size: int) -> None:
+    def on_bytes_forwarded(self, size: int) -> None:
         """Do nothing: the other server counts."""

@@ -20,51 +20,51 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server.jobs")
 
 #: Seconds: the upper bounds by which jobs are counted.
-BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
-STATUSES = tuple(status for status in wire.STATUSES if status != "running")
+DURATION_BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
+END_STATUSES = tuple(status for status in wire.STATUSES if status != "running")
 
 
-class Tally:
+class Counters:
     """The counts.
 
     Attributes:
-        ended: how many jobs ended, by status.
-        durations: how many of those that ran took up to each of ``BOUNDS`` seconds, and longer.
-        seconds: how long they ran together.
-        links: how many boards proved themselves.
-        silent: how many links were closed since their board fell silent.
-        refused: how many were not let in, boards and callers.
+        jobs_ended: how many jobs ended, by status.
+        duration_counts: jobs by duration: up to each of ``BOUNDS`` seconds, and longer.
+        run_seconds: how long they ran together.
+        board_links: how many boards proved themselves.
+        silent_links: how many links were closed since their board fell silent.
+        refused_links: how many were not let in, boards and callers.
     """
 
     def __init__(self) -> None:
-        self.ended = dict.fromkeys(STATUSES, 0)
-        self.durations = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
-        self.links = 0
-        self.silent = 0
-        self.refused = {"board": 0, "caller": 0}
+        self.jobs_ended = dict.fromkeys(END_STATUSES, 0)
+        self.duration_counts = [0] * (len(DURATION_BOUNDS) + 1)
+        self.run_seconds = 0.0
+        self.board_links = 0
+        self.silent_links = 0
+        self.refused_links = {"board": 0, "caller": 0}
 
-    def submitted(self, jobs: Sequence[Job], caller: str, target: str) -> None:
+    def on_submitted(self, jobs: Sequence[Job], caller: str, target: str) -> None:
         """Note a cell: its jobs are written down."""
         if jobs and log.isEnabledFor(logging.INFO):
             told = {"caller": caller, "target": target, "jobs": [jobs[0].id, jobs[-1].id]}
             log.info("a cell came", extra={"event": "submitted", **told})
 
-    def started(self, job: Job) -> None:
+    def on_started(self, job: Job) -> None:
         """Note that a job was sent to its board."""
         if log.isEnabledFor(logging.INFO):
             told = {"job": job.id, "board": job.board.name}
             log.info("a job was sent to its board", extra={"event": "started", **told})
 
-    def closed(self, job: Job) -> None:
+    def on_ended(self, job: Job) -> None:
         """Note how a job ended."""
         assert job.status is not None
-        self.ended[job.status] += 1
+        self.jobs_ended[job.status] += 1
         elapsed = None
         if job.started is not None and job.ended is not None:
             elapsed = max(job.ended - job.started, 0.0)
-            self.seconds += elapsed
-            self.durations[bisect_left(BOUNDS, elapsed)] += 1
+            self.run_seconds += elapsed
+            self.duration_counts[bisect_left(DURATION_BOUNDS, elapsed)] += 1
         if log.isEnabledFor(logging.INFO):
             told = {"job": job.id, "board": job.board.name, "caller": job.caller}
             how = {"status": job.status, "elapsed": elapsed}

@@ -14,80 +14,89 @@ from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store.store import Store
 
-from .counters import Tally
-from .jobs import Job, Recent, Timer, Told
+from .counters import Counters
+from .jobs import Job, RecentJobs, ReportedResult, TimerHandle
 from .registry import Board
 
 log = logging.getLogger("cm_server")
 
-FLUSH_AFTER = 0.05  # seconds that a job's ending may wait for others to share its commit
-UNCONFIRMED = "it was told to stop and has not confirmed it; the board may still be busy"
+FLUSH_SECONDS = 0.05  # seconds that a job's ending may wait for others to share its commit
+UNCONFIRMED_STOP = "it was told to stop and has not confirmed it; the board may still be busy"
 
 
-class Endings:
+class JobResults:
     """The jobs that have not ended, and the ends of those that did.
 
     Args:
         store: where endings are written.
-        later: calls a function after so many seconds and returns what calls it off.
+        call_later: calls a function after so many seconds and returns what calls it off.
     """
 
-    def __init__(self, store: Store, later: Callable[[float, Callable[[], None]], Timer]) -> None:
+    def __init__(
+        self, store: Store, call_later: Callable[[float, Callable[[], None]], TimerHandle]
+    ) -> None:
         self._store = store
-        self._later = later
-        self._flush_waits = False
+        self._call_later = call_later
+        self._flush_scheduled = False
         self.jobs: dict[int, Job] = {}  # all that are not settled
-        self.recent = Recent()
-        self.tally = Tally()
+        self.recent_jobs = RecentJobs()
+        self.counters = Counters()
 
-    def settle(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
+    def end_job(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
         """End a job by the server's own word."""
         body = {"why": why, "output_lost": output_lost}
         flags = wire.STATUSES.index(status)
         job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
-        self.close(job, status, why)
+        self.record_end(job, status, why)
 
-    def close(self, job: Job, status: str, error: str) -> None:
+    def record_end(self, job: Job, status: str, error: str) -> None:
         """Note how a job ended whose caller was told."""
         job.stop_timer()
-        job.state, job.watcher, job.transfer = "settled", None, None
+        job.state, job.observer, job.transfer = "settled", None, None
         job.status, job.error, job.ended = status, error, time.time()
         del self.jobs[job.id]
-        self.tally.closed(job)
-        self.recent.add(job)
-        job.board.touch()
-        self._store.end(job.id, status, _last_line(error))
+        self.counters.on_ended(job)
+        self.recent_jobs.add(job)
+        job.board.notify_changed()
+        self._store.end_job(job.id, status, _last_line(error))
         if not self.jobs:
             self._store.flush()  # nobody waits for the server now
         else:
-            self.write_soon()
+            self.flush_later()
 
-    def write_soon(self) -> None:
+    def flush_later(self) -> None:
         """Have the store write what waits, in company."""
-        if not self._flush_waits:
-            self._flush_waits = True
-            self._later(FLUSH_AFTER, self._flush)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._call_later(FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
-        self._flush_waits = False
+        self._flush_scheduled = False
         self._store.flush()
 
-    def amend(self, board: Board, told: Told) -> None:
+    def amend_result(self, board: Board, reported: ReportedResult) -> None:
         """Believe a board about its own job, where the server had to guess."""
         try:
-            row = self._store.job(told.job)
+            row = self._store.job(reported.job)
         except ServerError:
             return  # it stays a guess
         if row is None or row.board != board.id:
             return
-        if row.status not in (None, "lost") and row.error != UNCONFIRMED:
+        if row.status not in (None, "lost") and row.error != UNCONFIRMED_STOP:
             return
-        why = {"event": "amended", "job": told.job, "board": board.name, "status": told.status}
-        log.info("%s: job %d was %s after all", board.name, told.job, told.status, extra=why)
-        known = self.recent.get(told.job)
+        why = {
+            "event": "amended",
+            "job": reported.job,
+            "board": board.name,
+            "status": reported.status,
+        }
+        log.info(
+            "%s: job %d was %s after all", board.name, reported.job, reported.status, extra=why
+        )
+        known = self.recent_jobs.get(reported.job)
         if known is not None:
-            known.status, known.error = told.status, told.error
-        self._store.amend(told.job, board.id, told.status, _last_line(told.error))
+            known.status, known.error = reported.status, reported.error
+        self._store.amend_job(reported.job, board.id, reported.status, _last_line(reported.error))
 
 
 def _last_line(error: str) -> str:

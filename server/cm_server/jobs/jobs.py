@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
 from cm_server import limits
-from cm_server.installs.job_steps import Steps, Work
-from cm_server.installs.transfers import Files, Relay, Transfer
+from cm_server.installs.job_steps import SteppedJob, SteppedJobSpec
+from cm_server.installs.transfers import FileTransfer, FileTransferSpec, RelayedTransfer
 
 if TYPE_CHECKING:
     from cm_server.store.rows import JobRow
 
     from .registry import Board
 
-MAX_JOB = 2**32 - 1  # a job's number has four bytes on the wire
+MAX_JOB_ID = 2**32 - 1  # a job's number has four bytes on the wire
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
 
 
-class Timer(Protocol):
+class TimerHandle(Protocol):
     """What can be called off."""
 
     def cancel(self) -> None:
         """Call it off."""
 
 
-class Watcher(Protocol):
+class JobObserver(Protocol):
     """A caller that follows its jobs."""
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
@@ -44,22 +44,24 @@ class Cell(NamedTuple):
     fresh: bool = False  # after a soft reset of the board
     wait: float = 0.0  # seconds that an absent board has to dial in
     answers: bool = False  # whether a person is there to answer input()
-    files: Files | Work | Relay | None = None  # then the code is acts on files, in JSON
+    files: FileTransferSpec | SteppedJobSpec | RelayedTransfer | None = (
+        None  # then the code is acts on files, in JSON
+    )
 
 
 class Tail:
     """The last ``limits.TAIL_BYTES`` of what was written."""
 
-    __slots__ = ("_bytes", "cut")
+    __slots__ = ("_bytes", "truncated")
 
     def __init__(self) -> None:
         self._bytes = bytearray()
-        self.cut = False  # whether something before it is left out
+        self.truncated = False  # whether something before it is left out
 
     def add(self, data: bytes) -> None:
         """Write some more."""
         self._bytes += data
-        self.cut = self.cut or len(self._bytes) > limits.TAIL_BYTES
+        self.truncated = self.truncated or len(self._bytes) > limits.TAIL_BYTES
         if len(self._bytes) > 2 * limits.TAIL_BYTES:
             self._bytes = self._bytes[-limits.TAIL_BYTES :]
 
@@ -79,9 +81,9 @@ class Job:
     """
 
     __slots__ = (
-        "asking",
+        "awaiting_input",
         "_started",
-        "away",
+        "owner",
         "began",
         "board",
         "caller",
@@ -93,12 +95,12 @@ class Job:
         "resends",
         "state",
         "status",
-        "tail",
+        "output_tail",
         "timer",
         "token",
         "transfer",
         "value",
-        "watcher",
+        "observer",
     )
 
     def __init__(
@@ -107,7 +109,7 @@ class Job:
         board: Board,
         cell: Cell,
         caller: str,
-        watcher: Watcher | None,
+        observer: JobObserver | None,
         *,
         token: str = "",
         name: str = "",
@@ -119,19 +121,21 @@ class Job:
         self.caller = caller
         self.token = token  # the hash of its caller's token; "" where it has begun already
         self.resends = 0  # how often it went back into the queue after it was sent
-        self.watcher = watcher
+        self.observer = observer
         self.state = "queued"
         self.status: str | None = None
         self.error = ""  # the traceback, or the server's words
         self.began: float | None = None  # when it started, by the monotonic clock
         self._started: float | None = None
         self.ended: float | None = None
-        self.tail = Tail()
+        self.output_tail = Tail()
         self.value = Tail()
-        self.timer: Timer | None = None
-        self.asking = False
-        self.away = ""  # the other server that has it; "?" where the store alone knows
-        self.transfer: Transfer | Steps | Relay | None = None  # while it moves files
+        self.timer: TimerHandle | None = None
+        self.awaiting_input = False
+        self.owner = ""  # the other server that has it; "?" where the store alone knows
+        self.transfer: FileTransfer | SteppedJob | RelayedTransfer | None = (
+            None  # while it moves files
+        )
 
     @property
     def started(self) -> float | None:
@@ -148,7 +152,7 @@ class Job:
         """Whether it may have begun on its board."""
         return self.state in ("running", "adrift")
 
-    def messages(self) -> Iterator[bytes]:
+    def exec_messages(self) -> Iterator[bytes]:
         """Yield what brings it to its board."""
         return wire.exec_messages(
             self.id,
@@ -173,20 +177,20 @@ class Job:
             "elapsed": max(until - self.started, 0.0) if self.started else None,
         }
 
-    def show(self) -> dict[str, Any]:
+    def describe_with_output(self) -> dict[str, Any]:
         """Return all that is known of it: its line, and the tails of what it said."""
         return {
             **self.describe(),
-            "stdout": self.tail.text(),
-            "truncated": self.tail.cut,
+            "stdout": self.output_tail.text(),
+            "truncated": self.output_tail.truncated,
             "value": self.value.text(),
             "error": self.error,
         }
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Tell who watches."""
-        if self.watcher is not None:
-            self.watcher.deliver(message, droppable=droppable)
+        if self.observer is not None:
+            self.observer.deliver(message, droppable=droppable)
 
     def stop_timer(self) -> None:
         """Call its timer off."""
@@ -195,7 +199,7 @@ class Job:
             self.timer = None
 
 
-def show_row(row: JobRow, board: str) -> dict[str, Any]:
+def describe_row(row: JobRow, board: str) -> dict[str, Any]:
     """Return what the store knows of a job, as ``Job.show`` does."""
     return {
         "job": row.id,
@@ -212,7 +216,7 @@ def show_row(row: JobRow, board: str) -> dict[str, Any]:
     }
 
 
-class Recent:
+class RecentJobs:
     """The jobs that ended lately, bounded in number and in bytes; the oldest go first."""
 
     def __init__(self) -> None:
@@ -221,7 +225,7 @@ class Recent:
 
     def add(self, job: Job) -> None:
         """Keep a job that ended."""
-        size = len(job.tail) + len(job.value)
+        size = len(job.output_tail) + len(job.value)
         job.cell = job.cell._replace(code=b"", files=None)  # a cell's text is the notebook's
         self._jobs[job.id] = (job, size)
         self._bytes += size
@@ -238,7 +242,7 @@ class Recent:
         return [job for job, _ in reversed(self._jobs.values())]
 
 
-class Told(NamedTuple):
+class ReportedResult(NamedTuple):
     """What a board says of how a job ended."""
 
     job: int
@@ -246,17 +250,19 @@ class Told(NamedTuple):
     error: str
 
 
-def read_last(last: dict[str, Any] | None) -> Told | None:
+def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
     """Return what PROOF's ``last`` says; None where it says nothing of use."""
     try:
         assert last is not None
         status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
     except (AssertionError, ArithmeticError, LookupError, ValueError, TypeError):
         return None
-    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB:
+    if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB_ID:
         return None
     error = str(last.get("error") or "")[:1024]
-    return Told(job, status, error.encode("utf-8", "replace").decode())  # no lone surrogates
+    return ReportedResult(
+        job, status, error.encode("utf-8", "replace").decode()
+    )  # no lone surrogates
 
 
 def _milliseconds(timeout: float | None) -> int:

@@ -14,9 +14,9 @@ from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board
 
 from . import cleanup
-from .handlers import Page
-from .rate_limits import Entry
-from .websocket import Link, accept
+from .handlers import BaseHandler
+from .rate_limits import UnauthenticatedEntry
+from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:
     from cm_server.app import Server
@@ -25,23 +25,28 @@ log = logging.getLogger("cm_server")
 
 _REKEYED = bytes((wire.REKEYED,))
 _RARE = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
-NOT_PROVEN, WRONG_VERSION, REPLACED, NOT_SECURE = 4001, 4002, 4003, 4005
+CLOSE_NOT_AUTHENTICATED, CLOSE_WRONG_VERSION, CLOSE_REPLACED, CLOSE_NOT_SECURE = (
+    4001,
+    4002,
+    4003,
+    4005,
+)
 
 
-class BoardSocket(Page):
+class BoardSocket(BaseHandler):
     """One board's WebSocket: its key opens it, and nothing else does."""
 
-    opened_by = "key"
+    required_credential = "key"
 
     async def get(self) -> None:
         """Upgrade; from then on the conversation lives by itself."""
-        link = Link(limits.BOARD_MESSAGE_BYTES, self._server.backlogs, sips=True)
-        conversation = BoardConversation(self._server, link, self.address, secure=self.secure)
-        link.on_start = conversation.begin
-        await accept(self, link)
+        link = WebSocketLink(limits.BOARD_MESSAGE_BYTES, self._server.backlogs, throttle_reads=True)
+        conversation = BoardConnection(self._server, link, self.address, secure=self.is_secure)
+        link.on_open = conversation.start
+        await accept_websocket(self, link)
 
 
-class BoardConversation:
+class BoardConnection:
     """What is said on one board's link.
 
     Args:
@@ -51,31 +56,35 @@ class BoardConversation:
         secure: whether nobody on the way can read or change what is said.
     """
 
-    def __init__(self, server: Server, link: Link, address: str, *, secure: bool) -> None:
+    def __init__(self, server: Server, link: WebSocketLink, address: str, *, secure: bool) -> None:
         self._server = server
         self._link = link
         self._address = address
         self._secure = secure
         link.on_message = self._on_hello
-        link.on_frame = self._note_life
+        link.on_frame = self._note_activity
         self._board: Board | None = None
         self._hello: proofs.Hello | None = None
         self._nonce = self._key = b""
-        self._entry: Entry | None = None  # among those that have proven nothing
-        self._heard = time.monotonic()
+        self._unauthenticated_entry: UnauthenticatedEntry | None = (
+            None  # among those that have proven nothing
+        )
+        self._last_heard = time.monotonic()
         self._deadline: asyncio.TimerHandle | None = None  # of the proof
-        self._beat_timer: asyncio.TimerHandle | None = None
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Give the board its time to prove itself."""
         loop = asyncio.get_running_loop()
-        self._link.on_end = self._on_end
+        self._link.on_close = self._on_close
         self._link.proven = False
-        self._link.read_pause = self._server.unproven.read_pause
+        self._link.read_pause = self._server.unauthenticated.read_pause
         self._link.write_log = self._write_log
-        self._entry = self._server.unproven.enter(self._address, self._link.abort)
-        seconds = limits.GREETING_SECONDS
-        self._deadline = loop.call_later(seconds, self._refuse, NOT_PROVEN, "too slow")
+        self._unauthenticated_entry = self._server.unauthenticated.add(
+            self._address, self._link.abort
+        )
+        seconds = limits.AUTHENTICATION_SECONDS
+        self._deadline = loop.call_later(seconds, self._refuse, CLOSE_NOT_AUTHENTICATED, "too slow")
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
         """Write a line about this peer, unless it has caused too many."""
@@ -84,29 +93,31 @@ class BoardConversation:
         else:
             self._server.peer_log.write_of_stranger(self._address, level, text, *args)
 
-    def _on_end(self) -> None:
-        cleanup.run_all("a board's link", self._leave_the_door, self._stop_timers, self._lose_board)
+    def _on_close(self) -> None:
+        cleanup.run_all(
+            "a board's link", self._leave_unauthenticated, self._stop_timers, self._lose_board
+        )
 
     def _stop_timers(self) -> None:
-        for timer in (self._deadline, self._beat_timer):
+        for timer in (self._deadline, self._heartbeat_timer):
             if timer is not None:
                 timer.cancel()
 
     def _lose_board(self) -> None:
         if self._board is not None:
-            self._server.dispatch.on_link_gone(self._board, self._link)
+            self._server.dispatch.on_link_closed(self._board, self._link)
 
-    def _leave_the_door(self) -> None:
-        if self._entry is not None:
-            entry, self._entry = self._entry, None
-            self._server.unproven.leave(entry)
+    def _leave_unauthenticated(self) -> None:
+        if self._unauthenticated_entry is not None:
+            entry, self._unauthenticated_entry = self._unauthenticated_entry, None
+            self._server.unauthenticated.remove(entry)
 
     def _refuse(self, code: int, reason: str) -> None:
         if self._board is not None:
             return
-        self._server.dispatch.tally.refused["board"] += 1
+        self._server.dispatch.counters.refused_links["board"] += 1
         claimed = self._hello.board_id if self._hello else ""
-        said = self._server.audit.stranger(self._address, "board", claimed, reason)
+        said = self._server.audit_log.log_stranger(self._address, "board", claimed, reason)
         if said is not None:
             log.warning("%s was refused as a board: %s", self._link.peer, said)
         self._link.close(code, reason)
@@ -119,10 +130,10 @@ class BoardConversation:
             return
         hello = proofs.read_hello(message)
         if hello.version != wire.PROTOCOL:
-            self._refuse(WRONG_VERSION, f"protocol {hello.version} is not spoken here")
+            self._refuse(CLOSE_WRONG_VERSION, f"protocol {hello.version} is not spoken here")
             return
         self._hello, self._nonce = hello, credentials.new_nonce()
-        self._key = self._key_of(hello) or credentials.new_key()  # a stranger learns no ids
+        self._key = self._find_key(hello) or credentials.new_key()  # a stranger learns no ids
         self._link.send(proofs.pack_challenge(self._key, hello, self._nonce))
         self._link.on_message = self._on_proof
 
@@ -131,72 +142,76 @@ class BoardConversation:
         try:
             if not self._secure:
                 raise ServerError("a board enrols itself over TLS only")
-            row = self._server.enrolment.admit(body, self._address)
+            row = self._server.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
-            self._refuse(NOT_PROVEN, getattr(error, "reason", error.detail))
+            self._refuse(CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
         else:
             told = {"id": row.id, "name": row.name}
             self._link.send(wire.pack_json(wire.ENROLLED, told))
 
-    def _key_of(self, hello: proofs.Hello) -> bytes | None:
+    def _find_key(self, hello: proofs.Hello) -> bytes | None:
         board = self._server.registry.by_id.get(hello.board_id)
-        return board.key_of(hello.gen) if board else None
+        return board.key_for(hello.gen) if board else None
 
     def _on_proof(self, data: bytes) -> None:
         assert self._hello is not None
         hello = self._hello
         body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
         board = self._server.registry.by_id.get(hello.board_id)
-        if board is None or body is None or self._key_of(hello) != self._key:
-            self._refuse(NOT_PROVEN, "not proven")
+        if board is None or body is None or self._find_key(hello) != self._key:
+            self._refuse(CLOSE_NOT_AUTHENTICATED, "not proven")
         elif not (self._secure or (hello.mac and board.plain)):
             how = f"`mbm board-enrol {board.name}` says what it needs"
-            self._refuse(NOT_SECURE, f"{board.name} dialled without TLS; {how}")
+            self._refuse(CLOSE_NOT_SECURE, f"{board.name} dialled without TLS; {how}")
         else:
-            self._open(board, body)
+            self._accept_board(board, body)
 
-    def _open(self, board: Board, body: dict[str, Any]) -> None:
+    def _accept_board(self, board: Board, body: dict[str, Any]) -> None:
         """Take in a board that proved itself; the newest link wins."""
         server, dispatch = self._server, self._server.dispatch
         if board.link is not None:
             text = "%s dialled in again: its older link is closed"
             server.peer_log.write(board.name, logging.WARNING, text, board.name)
             old = board.link
-            dispatch.on_link_gone(board, old)
-            old.close(REPLACED, "a newer link took over")
-            board.rivals += 1
+            dispatch.on_link_closed(board, old)
+            old.close(CLOSE_REPLACED, "a newer link took over")
+            board.consecutive_takeovers += 1
         else:
-            board.rivals = 0
-        facts, boot = _facts(body), str(body.get("boot", ""))[:64]
-        same_boot = bool(boot) and boot == board.told.get("boot")
-        booted = board.told.get("booted") if same_boot else time.time()
+            board.consecutive_takeovers = 0
+        facts, boot = _read_facts(body), str(body.get("boot", ""))[:64]
+        same_boot = bool(boot) and boot == board.reported_facts.get("boot")
+        booted = board.reported_facts.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
         try:
-            server.saw(board, facts)
+            server.on_board_authenticated(board, facts)
         except ServerError as error:
             text = "%s cannot be taken in now: %s"
             server.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
-            self._link.close(frames.GOING_AWAY, "it cannot be taken in now")
+            self._link.close(frames.CLOSE_GOING_AWAY, "it cannot be taken in now")
             return
-        dispatch.tally.links += 1
-        board.connect(self._link, facts, _buffer_size(body), _parts(body))
+        dispatch.counters.board_links += 1
+        board.connect(self._link, facts, _read_buffer_size(body), _read_parts(body))
         self._board = board
         if self._hello is not None:
-            server.enrolment.used(board, self._hello.gen)
-        self._leave_the_door()
+            server.enrolment.on_key_used(board, self._hello.gen)
+        self._leave_unauthenticated()
         self._link.proven = True
-        self._link.on_message = self._on_work
+        self._link.on_message = self._on_board_message
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
-            self._link.mac = proofs.Mac(proofs.session_key(self._key, nonces, board.id))
-        welcome = {"name": board.name, "beat": server.beat, "spread": self._spread(board)}
+            self._link.mac = proofs.LinkMac(proofs.session_key(self._key, nonces, board.id))
+        welcome = {"name": board.name, "beat": server.beat, "spread": self._reconnect_spread(board)}
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
-        dispatch.on_link(board, same_boot=same_boot, last=last if isinstance(last, dict) else None)
-        self._beat_timer = asyncio.get_running_loop().call_later(server.beat, self._beat)
+        dispatch.on_link_opened(
+            board, same_boot=same_boot, last=last if isinstance(last, dict) else None
+        )
+        self._heartbeat_timer = asyncio.get_running_loop().call_later(
+            server.beat, self._send_heartbeat
+        )
         self._write_log(logging.INFO, "%s is here, from %s", board.name, self._link.peer)
 
-    def _on_work(self, data: bytes) -> None:
+    def _on_board_message(self, data: bytes) -> None:
         assert self._board is not None
         if data[:1] in _RARE:
             self._link.charge(limits.RARE_MESSAGES - 1)
@@ -206,32 +221,35 @@ class BoardConversation:
         else:
             self._server.dispatch.on_message(self._board, data)
 
-    def _spread(self, board: Board) -> float:
+    def _reconnect_spread(self, board: Board) -> float:
         """Return the seconds over which it may come back: two with one key would take turns."""
-        spread = self._server.spread
-        if board.rivals > 1:
-            spread = min(spread * 2.0**board.rivals, max(spread, limits.RIVAL_SECONDS))
+        spread = self._server.reconnect_spread
+        if board.consecutive_takeovers > 1:
+            spread = min(
+                spread * 2.0**board.consecutive_takeovers,
+                max(spread, limits.TAKEOVER_SPREAD_SECONDS),
+            )
         return spread
 
-    def _note_life(self) -> None:
-        self._heard = time.monotonic()
+    def _note_activity(self) -> None:
+        self._last_heard = time.monotonic()
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         """Ping; an idle board that stayed silent for two beats is gone."""
         assert self._board is not None
-        silent = time.monotonic() - self._heard
-        if self._board.current is None and silent > 2 * self._server.beat:
+        silent = time.monotonic() - self._last_heard
+        if self._board.current_job is None and silent > 2 * self._server.beat:
             text = "%s fell silent: its link is closed"
             self._write_log(logging.WARNING, text, self._board.name)
-            self._server.dispatch.tally.silent += 1
-            self._link.close(frames.GOING_AWAY, "silent")
+            self._server.dispatch.counters.silent_links += 1
+            self._link.close(frames.CLOSE_GOING_AWAY, "silent")
             return
         self._link.ping()
         loop = asyncio.get_running_loop()
-        self._beat_timer = loop.call_later(self._server.beat, self._beat)
+        self._heartbeat_timer = loop.call_later(self._server.beat, self._send_heartbeat)
 
 
-def _buffer_size(body: dict[str, Any]) -> int:
+def _read_buffer_size(body: dict[str, Any]) -> int:
     size = body.get("buf")
     return (
         min(max(size, MIN_BUFFER), limits.BOARD_BUFFER_BYTES)
@@ -240,13 +258,13 @@ def _buffer_size(body: dict[str, Any]) -> int:
     )
 
 
-def _parts(body: dict[str, Any]) -> list[str]:
+def _read_parts(body: dict[str, Any]) -> list[str]:
     """Return which parts of the client it says to have, bounded."""
     told = body.get("parts")
     return [str(part)[:32] for part in told[:32]] if isinstance(told, list) else []
 
 
-def _facts(body: dict[str, Any]) -> dict[str, Any]:
+def _read_facts(body: dict[str, Any]) -> dict[str, Any]:
     """Return the facts that the server knows by name, bounded; a board may say anything."""
     told = body.get("facts")
     facts: dict[str, Any] = {}

@@ -11,88 +11,88 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
-from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.targets import parse_target
 from cm_server import limits
 from cm_server.api import job_requests, verbs
-from cm_server.api.subscriptions import Watch
+from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
-from cm_server.auth.audit import Note, shorten
-from cm_server.auth.enrolment import REVOKED
+from cm_server.auth.audit import AuditEntry, shorten
+from cm_server.auth.enrolment import CLOSE_REVOKED
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.store.rows import TokenRow
 
 from . import cleanup
-from .handlers import Page
-from .rate_limits import group_of
-from .websocket import Link, accept
+from .handlers import BaseHandler
+from .rate_limits import address_group
+from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:
     from cm_server.app import Server
 
 log = logging.getLogger("cm_server")
 
-ACCEPT_SECONDS = 0.002  # how long "accepted" may wait for company
-TOKEN_LOOK_SECONDS = 1.0  # between two looks at a token that expires: the clock may be set
+ACCEPTED_DELAY_SECONDS = 0.002  # how long "accepted" may wait for company
+TOKEN_CHECK_SECONDS = 1.0  # between two looks at a token that expires: the clock may be set
 REQUEST_MESSAGES = 5  # as so many messages a request counts: it does more, and waits for a reply
-KNOWN_REFS = 64  # cells of a link, of which none may come again
+REMEMBERED_REFS = 64  # cells of a link, of which none may come again
 
 
-class CallerSocket(Page):
+class CallerSocket(BaseHandler):
     """One caller's WebSocket: a token opens it, and nothing else does."""
 
-    opened_by = "token"
+    required_credential = "token"
 
     async def get(self) -> None:
         """Check token and version, upgrade; from then on the conversation lives by itself."""
-        caller = self._server.tokens.find(self.request.headers.get("Authorization"))
+        caller = self._server.tokens.find_caller_token(self.request.headers.get("Authorization"))
         if caller is None:
-            self._refuse_stranger()
+            self._refuse_unknown_token()
             return
-        if why := self._server.tokens.refusal(caller):
-            self._refuse_known(caller, 401, why)
+        if why := self._server.tokens.refusal_reason(caller):
+            self._refuse_known_token(caller, 401, why)
             return
-        if why := self._why_too_many(caller):
-            self._refuse_known(caller, 503, why)
+        if why := self._too_many_callers_reason(caller):
+            self._refuse_known_token(caller, 503, why)
             return
         self.set_header("Cm-Protocol", str(wire.PROTOCOL))
         if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
             return
-        link = Link(limits.CALLER_MESSAGE_BYTES, self._server.backlogs)
-        conversation = CallerConversation(self._server, caller, link)
-        link.on_start = conversation.begin
-        await accept(self, link)
+        link = WebSocketLink(limits.CALLER_MESSAGE_BYTES, self._server.backlogs)
+        conversation = CallerConnection(self._server, caller, link)
+        link.on_open = conversation.start
+        await accept_websocket(self, link)
 
-    def _refuse_stranger(self) -> None:
+    def _refuse_unknown_token(self) -> None:
         """Refuse a token that nobody has; a right one behind the same address still opens."""
-        self._server.dispatch.tally.refused["caller"] += 1
+        self._server.dispatch.counters.refused_links["caller"] += 1
         address = self.address
-        said = self._server.audit.stranger(address, "login", "", "wrong token")
+        said = self._server.audit_log.log_stranger(address, "login", "", "wrong token")
         if said is not None:
             log.warning("%s was refused as a caller: %s", address, said)
-        if self._server.bad_logins.allow(group_of(address)) is None:
+        if self._server.bad_login_rate.allow(address_group(address)) is None:
             self.refuse(429, "too many wrong tokens came from this address; wait a minute")
         else:
             self.refuse(401, "the server does not know this token")
 
-    def _refuse_known(self, caller: TokenRow, status: int, why: str) -> None:
-        self._server.dispatch.tally.refused["caller"] += 1
-        note = Note(caller.name, self.address, "login")
-        self._server.audit.refused(note, NotAllowed("caller", why))
+    def _refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
+        self._server.dispatch.counters.refused_links["caller"] += 1
+        note = AuditEntry(token.name, self.address, "login")
+        self._server.audit_log.log_refusal(note, NotAllowed("caller", why))
         self.refuse(status, why)
 
-    def _why_too_many(self, caller: TokenRow) -> str:
+    def _too_many_callers_reason(self, token: TokenRow) -> str:
         callers = self._server.callers
         if len(callers) >= limits.CALLERS:
             return f"there are {limits.CALLERS} callers already"
-        own = sum(other.token.hash == caller.hash for other in callers)
+        own = sum(other.token.hash == token.hash for other in callers)
         if own >= limits.CALLERS_PER_TOKEN:
-            return f"{limits.CALLERS_PER_TOKEN} callers use the token {caller.name!r} already"
+            return f"{limits.CALLERS_PER_TOKEN} callers use the token {token.name!r} already"
         return ""
 
 
-class CallerConversation:
+class CallerConnection:
     """What is said on one caller's link.
 
     A write costs more than all that is done here for a message, so messages share frames:
@@ -102,27 +102,31 @@ class CallerConversation:
     jobs end is never left out.
     """
 
-    def __init__(self, server: Server, token: TokenRow, link: Link) -> None:
+    def __init__(self, server: Server, token: TokenRow, link: WebSocketLink) -> None:
         self._server = server
         self.token = token
         self._link = link
         link.on_message = self._on_message
         link.on_drained = self._flush
         self._outbox: list[bytes] = []
-        self._waiting = 0  # bytes in the outbox
-        self._soon = False  # whether the outbox leaves at the end of this turn of the loop
-        self._timer: asyncio.TimerHandle | None = None  # else by then
+        self._outbox_bytes = 0  # bytes in the outbox
+        self._flush_scheduled = (
+            False  # whether the outbox leaves at the end of this turn of the loop
+        )
+        self._flush_timer: asyncio.TimerHandle | None = None  # else by then
         self._truncated: set[tuple[int, int]] = set()
-        self._refs: deque[int] = deque(maxlen=KNOWN_REFS)  # a cell that comes twice runs once
-        self._open = 0  # jobs that have not ended
-        self._look: asyncio.TimerHandle | None = None  # at the token again
+        self._recent_refs: deque[int] = deque(
+            maxlen=REMEMBERED_REFS
+        )  # a cell that comes twice runs once
+        self._open_jobs = 0  # jobs that have not ended
+        self._token_timer: asyncio.TimerHandle | None = None  # at the token again
         self._shut = False  # whether it is being closed
-        self._watches: dict[int, Watch] = {}  # by the caller's own number
-        self._later: set[asyncio.Task[None]] = set()  # replies that take their time
+        self._subscriptions: dict[int, Subscription] = {}  # by the caller's own number
+        self._reply_tasks: set[asyncio.Task[None]] = set()  # replies that take their time
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Count as one of the server's callers, until the link ends."""
-        self._link.on_end = self._on_end
+        self._link.on_close = self._on_close
         self._link.write_log = self._write_log
         self._server.callers.add(self)
         self._check_token()
@@ -142,30 +146,30 @@ class CallerConversation:
         if (left := self._server.tokens.seconds_left(self.token)) is not None:
             left = max(left, 0.01)
             loop = asyncio.get_running_loop()
-            self._look = loop.call_later(min(left, TOKEN_LOOK_SECONDS), self._check_token)
+            self._token_timer = loop.call_later(min(left, TOKEN_CHECK_SECONDS), self._check_token)
 
     def _is_valid(self) -> bool:
         """Return whether the link's token is valid now; else hang up."""
-        why = self._server.tokens.refusal(self.token)
+        why = self._server.tokens.refusal_reason(self.token)
         if why and not self._shut:
             self._server.permission.review()  # its jobs' ends leave before the link does
-            self.close(REVOKED, why)
+            self.close(CLOSE_REVOKED, why)
         return not why
 
-    def _on_end(self) -> None:
+    def _on_close(self) -> None:
         cleanup.run_all(
             "a caller's link",
             lambda: self._server.callers.discard(self),
             self._stop_timers,
-            lambda: self._server.contents.forget(self),
-            lambda: self._server.plans.forget(self),
-            *(lambda ref=ref: self._unwatch(ref) for ref in list(self._watches)),
-            *(task.cancel for task in list(self._later)),
-            lambda: self._server.dispatch.forget(self),
+            lambda: self._server.content_store.discard_uploads(self),
+            lambda: self._server.plan_cache.discard_plans(self),
+            *(lambda ref=ref: self._unsubscribe(ref) for ref in list(self._subscriptions)),
+            *(task.cancel for task in list(self._reply_tasks)),
+            lambda: self._server.dispatch.detach_observer(self),
         )
 
     def _stop_timers(self) -> None:
-        for timer in (self._look, self._timer):
+        for timer in (self._token_timer, self._flush_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -181,46 +185,46 @@ class CallerConversation:
         if not self._is_valid():
             return
         if message.op == wire.SUBMIT:
-            self._reply_to(message, self._submit)
+            self._handle_and_reply(message, self._on_submit)
         elif message.op == wire.REQUEST:
             self._link.charge(REQUEST_MESSAGES - 1)
-            self._reply_to(message, self._request)
+            self._handle_and_reply(message, self._on_request)
         elif message.op == wire.CONTENT:
-            self._reply_to(message, self._take_content)
+            self._handle_and_reply(message, self._on_content)
         elif message.op == wire.WATCH:
-            self._reply_to(message, self._watch)
+            self._handle_and_reply(message, self._on_watch)
         elif message.op == wire.UNWATCH:
             self._link.charge(limits.RARE_MESSAGES - 1)
-            self._unwatch(message.job)
+            self._unsubscribe(message.job)
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
-            if job is not None and job.watcher is self:
-                nobody = bool(message.flags & wire.NOBODY)
-                self._server.dispatch.answer(job, message.payload, nobody=nobody)
+            if job is not None and job.observer is self:
+                nobody = bool(message.flags & wire.INPUT_EOF)
+                self._server.dispatch.answer_input(job, message.payload, nobody=nobody)
         else:
             raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
 
-    def _reply_to(self, message: wire.Message, act: Any) -> None:
+    def _handle_and_reply(self, message: wire.Message, handler: Any) -> None:
         """Do what is asked; what goes wrong is the reply."""
         try:
-            act(message)
+            handler(message)
         except PeerWireError:
             raise
         except CloudmanagerError as error:
             self._link.charge(limits.RARE_MESSAGES)
             self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
 
-    def _request(self, message: wire.Message) -> None:
+    def _on_request(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
-        reply = verbs.answer(self._server, self.token, body, self._link.peer, self)
+        reply = verbs.handle_request(self._server, self.token, body, self._link.peer, self)
         if asyncio.iscoroutine(reply):
-            task = asyncio.ensure_future(self._reply_later(message.job, reply))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
+            task = asyncio.ensure_future(self._send_async_reply(message.job, reply))
+            self._reply_tasks.add(task)
+            task.add_done_callback(self._reply_tasks.discard)
         else:
             self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
 
-    async def _reply_later(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
+    async def _send_async_reply(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
         """Send a reply that takes its time: the link and the loop go on meanwhile."""
         try:
             body = {"reply": await reply}
@@ -232,97 +236,97 @@ class CallerConversation:
         if self._is_valid():
             self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
 
-    def _take_content(self, message: wire.Message) -> None:
+    def _on_content(self, message: wire.Message) -> None:
         """Take a piece of a file; the reply is how much of it is there."""
         number, piece = wire.read_content(message)
-        taken = self._server.contents.write(self, number, piece)
+        taken = self._server.content_store.write_upload(self, number, piece)
         self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
 
-    def _watch(self, message: wire.Message) -> None:
+    def _on_watch(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         target = str(body.get("target", ""))
-        note = Note(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
+        note = AuditEntry(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
         try:
             verbs.check_role(self.token, "watch")
-            if why := self._why_no_watch(message.job):
+            if why := self._watch_refusal_reason(message.job):
                 raise ServerError(why)
-            known = access.within(self.token, self._server.registry.by_name)
-            parse(target).matches(known)  # a name that nobody has is an error
-            watch = Watch(
+            known = access.reachable_boards(self.token, self._server.registry.by_name)
+            parse_target(target).matching_names(known)  # a name that nobody has is an error
+            watch = Subscription(
                 message.job,
-                parse(target),
-                reach=known,  # chosen anew at each look
+                parse_target(target),
+                reachable=known,  # chosen anew at each look
                 send=self._link.send,
-                ready=lambda: self._is_valid() and not self._link.writing,
+                is_ready=lambda: self._is_valid() and not self._link.write_blocked,
                 samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
-            self._server.audit.refused(note, error)
+            self._server.audit_log.log_refusal(note, error)
             raise
-        self._server.audit.read(note)
-        self._watches[message.job] = watch
-        self._server.watches.begin(watch)
+        self._server.audit_log.log_read(note)
+        self._subscriptions[message.job] = watch
+        self._server.subscriptions.add(watch)
 
-    def _why_no_watch(self, ref: int) -> str:
-        if ref in self._watches:
+    def _watch_refusal_reason(self, ref: int) -> str:
+        if ref in self._subscriptions:
             return "a watch of that number is there already"
-        if len(self._watches) >= limits.WATCHES_PER_LINK:
-            return f"a link watches {limits.WATCHES_PER_LINK} targets at most"
-        if len(self._server.watches) >= limits.WATCHES:
-            return f"{limits.WATCHES} targets are watched already"
+        if len(self._subscriptions) >= limits.SUBSCRIPTIONS_PER_LINK:
+            return f"a link watches {limits.SUBSCRIPTIONS_PER_LINK} targets at most"
+        if len(self._server.subscriptions) >= limits.SUBSCRIPTIONS:
+            return f"{limits.SUBSCRIPTIONS} targets are watched already"
         return ""
 
-    def _unwatch(self, ref: int) -> None:
-        watch = self._watches.pop(ref, None)
+    def _unsubscribe(self, ref: int) -> None:
+        watch = self._subscriptions.pop(ref, None)
         if watch is not None:
-            self._server.watches.end(watch)
+            self._server.subscriptions.remove(watch)
 
-    def _submit(self, message: wire.Message) -> None:
-        if message.job in self._refs:
+    def _on_submit(self, message: wire.Message) -> None:
+        if message.job in self._recent_refs:
             raise PeerWireError("this cell was submitted before")
-        self._refs.append(message.job)
+        self._recent_refs.append(message.job)
         head, code = wire.read_submit(message)
         target = str(head.get("target", ""))
         try:
-            jobs, left_out = self._begin(head, target, code)
+            jobs, left_out = self._create_jobs(head, target, code)
         except CloudmanagerError as error:
-            note = Note(self.token.name, self._link.peer, "submit", target)
-            self._server.audit.refused(note, error)
+            note = AuditEntry(self.token.name, self._link.peer, "submit", target)
+            self._server.audit_log.log_refusal(note, error)
             raise
-        self._open += len(jobs) + 1  # one more: nothing leaves before "accepted" does
+        self._open_jobs += len(jobs) + 1  # one more: nothing leaves before "accepted" does
         place = len(self._outbox)
         self._server.dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": left_out,
-            "queued": [[job.id, _before(job)] for job in jobs if job.state == "queued"],
+            "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
         }
         self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
-        self._open -= 1
-        if not self._open:
+        self._open_jobs -= 1
+        if not self._open_jobs:
             self._flush()
-        elif self._timer is None:
+        elif self._flush_timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(ACCEPT_SECONDS, self._flush)
+            self._flush_timer = loop.call_later(ACCEPTED_DELAY_SECONDS, self._flush)
 
-    def _begin(
+    def _create_jobs(
         self, head: dict[str, Any], target: str, code: bytes
     ) -> tuple[list[Job], tuple[str, ...]]:
         """Write a cell's jobs down, on the boards that the token reaches; none has begun."""
         verbs.check_role(self.token, "submit")
-        known = access.within(self.token, self._server.registry.by_name)
-        resolution = parse(target).resolve(known)
+        known = access.reachable_boards(self.token, self._server.registry.by_name)
+        resolution = parse_target(target).resolve(known)
         boards, left_out = [known[name] for name in resolution.names], resolution.left_out
         if head.get("idle"):
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
-        order = job_requests.order_of(self._server, self, head, code, len(boards))
+        order = job_requests.read_job_request(self._server, self, head, code, len(boards))
         cell = Cell(
             order.code,
-            _seconds(head, "timeout"),
+            _read_seconds(head, "timeout"),
             bool(head.get("awaits")),
             bool(head.get("fresh")),
-            _seconds(head, "wait") or 0.0,
+            _read_seconds(head, "wait") or 0.0,
             bool(head.get("answers")),
             order.files,
         )
@@ -343,44 +347,44 @@ class CallerConversation:
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Put one message about a job into the outbox."""
-        if droppable and self._waiting > limits.OUTBOX_BYTES:
+        if droppable and self._outbox_bytes > limits.OUTBOX_BYTES:
             op, _, job = wire.HEADER.unpack_from(message)
-            flags = wire.CUT if op == wire.VALUE else 0
+            flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
             if (job, flags) not in self._truncated:
                 self._truncated.add((job, flags))
                 self._outbox.append(wire.pack(wire.TRUNCATED, job=job, flags=flags))
             return
         self._outbox.append(message)
-        self._waiting += len(message)
-        self._open -= message[0] in wire.ENDINGS
-        if not self._open:
+        self._outbox_bytes += len(message)
+        self._open_jobs -= message[0] in wire.JOB_END_OPS
+        if not self._open_jobs:
             self._flush()
-        elif not self._soon:
-            self._soon = True
+        elif not self._flush_scheduled:
+            self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         """Send the outbox as one frame, or more than fit; the next when that has been read."""
-        self._soon = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._shut and self._server.tokens.refusal(self.token):
+        self._flush_scheduled = False
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        if not self._shut and self._server.tokens.refusal_reason(self.token):
             # Not here: a job may be about to end, which is the review's to find ended.
             asyncio.get_running_loop().call_soon(self._is_valid)
             return
-        while self._outbox and not self._link.writing:
+        while self._outbox and not self._link.write_blocked:
             messages, self._outbox = self._outbox, []
-            if self._waiting > limits.FRAME_BYTES:
+            if self._outbox_bytes > limits.FRAME_BYTES:
                 sizes = itertools.accumulate(map(len, messages))
                 count = sum(size <= limits.FRAME_BYTES for size in sizes) or 1
                 messages, self._outbox = messages[:count], messages[count:]
-            self._waiting = sum(map(len, self._outbox))
+            self._outbox_bytes = sum(map(len, self._outbox))
             self._truncated.clear()
             self._link.send(wire.pack_events(messages))
-            self._note_left(messages)
+            self._report_forwarded(messages)
 
-    def _note_left(self, messages: list[bytes]) -> None:
+    def _report_forwarded(self, messages: list[bytes]) -> None:
         """Let boards send more of their files for what of them has left now."""
         left: dict[int, int] = {}
         for message in messages:
@@ -388,18 +392,18 @@ class CallerConversation:
                 job = wire.HEADER.unpack_from(message)[2]
                 left[job] = left.get(job, 0) + len(message) - wire.HEADER.size
         for job, size in left.items():
-            self._server.dispatch.left(job, size)
+            self._server.dispatch.on_bytes_forwarded(job, size)
 
 
-def _before(job: Job) -> int:
+def _jobs_ahead(job: Job) -> int:
     """Return how many jobs its board does first; with none, it is the board that is missing."""
     board = job.board
-    if job.away:
-        return board.away.queued + 1 if board.away else 0
-    return board.queue.index(job) + (board.current is not None or board.blocked)
+    if job.owner:
+        return board.remote_state.queued + 1 if board.remote_state else 0
+    return board.queue.index(job) + (board.current_job is not None or board.blocked)
 
 
-def _seconds(head: dict[str, Any], name: str) -> float | None:
+def _read_seconds(head: dict[str, Any], name: str) -> float | None:
     value = head.get(name)
     if value is None:
         return None

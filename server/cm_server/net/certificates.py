@@ -23,10 +23,10 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.store import file_replacement
 
 #: The one name that boards and callers check the server's certificate for.
-NAME = config.TLS_NAME
+SERVER_NAME = config.TLS_NAME
 _ISSUER = "Cloudmanager CA"  # names are compared without regard to case (RFC 5280, 7.1)
-_BORN = datetime(2000, 1, 1, tzinfo=UTC)
-_END = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_NOT_BEFORE = datetime(2000, 1, 1, tzinfo=UTC)
+_NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class Certificates(NamedTuple):
@@ -76,36 +76,36 @@ def load(
             "and enrol the boards anew"
         )
     if not (ca.exists() and own.exists()):
-        _write(home, _make())
-    context = _context(own)
+        _write(home, _create_certificates())
+    context = _tls_context(own)
     if cert is not None:
-        public = _context(cert, key)
-        context.sni_callback = lambda sock, name, _: _show(sock, name, public)
+        public = _tls_context(cert, key)
+        context.sni_callback = lambda sock, name, _: _select_certificate(sock, name, public)
     return Certificates(ssl.PEM_cert_to_DER_cert(ca.read_text()), context)
 
 
-def share(home: Path, first: Callable[[str, bytes], bytes]) -> None:
+def use_shared(home: Path, put_if_absent: Callable[[str, bytes], bytes]) -> None:
     """Have the same certificates as the other servers of a fleet: boards trust one authority.
 
     Args:
         home: the server's folder.
-        first: takes a name and a value, and returns the value that was first there.
+        put_if_absent: takes a name and a value, and returns the value that was first there.
     """
     files = (config.ca_file(home), home / "server.pem")
     there = all(file.exists() for file in files)
-    mine = [file.read_text() for file in files] if there else _make()
-    shared = json.loads(first("certificates", json.dumps(mine).encode()))
+    mine = [file.read_text() for file in files] if there else _create_certificates()
+    shared = json.loads(put_if_absent("certificates", json.dumps(mine).encode()))
     if not there or shared != mine:
         _write(home, shared)
 
 
-def _show(sock: Any, name: str | None, public: ssl.SSLContext) -> None:
+def _select_certificate(sock: Any, name: str | None, public: ssl.SSLContext) -> None:
     """Show the public certificate, unless our own is asked for."""
-    if name != NAME:
+    if name != SERVER_NAME:
         sock.context = public
 
 
-def _context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
+def _tls_context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -114,11 +114,11 @@ def _context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key)
     except (OSError, ValueError) as error:
-        raise ServerError(f"the certificate {cert} cannot be used: {_why(error)}") from error
+        raise ServerError(f"the certificate {cert} cannot be used: {_load_error(error)}") from error
     return context
 
 
-def _why(error: Exception) -> str:
+def _load_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return "it and its key do not fit, or one of them is not PEM"
     return getattr(error, "strerror", None) or str(error)
@@ -138,7 +138,7 @@ def _write(home: Path, texts: Sequence[str]) -> None:
         file_replacement.replace_all(home, folder, names, "change of certificates")
 
 
-def _make() -> list[str]:
+def _create_certificates() -> list[str]:
     """Return a new authority's certificate, and the server's with its key, both as PEM."""
     # Only at the first start: its import takes 50 ms.
     from cryptography.hazmat.primitives import serialization
@@ -147,14 +147,14 @@ def _make() -> list[str]:
     pem = serialization.Encoding.PEM
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ca_key, own_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca = _signed(_ISSUER, ca_key.public_key(), ca_key)
-    own = _signed(NAME, own_key.public_key(), ca_key)
+    ca = _sign_certificate(_ISSUER, ca_key.public_key(), ca_key)
+    own = _sign_certificate(SERVER_NAME, own_key.public_key(), ca_key)
     # The authority's key signs this once and is forgotten: what is not kept is not stolen.
     text = own.public_bytes(pem) + own_key.private_bytes(pem, *form)
     return [ca.public_bytes(pem).decode(), text.decode()]
 
 
-def _signed(subject: str, key: Any, issuer_key: Any) -> Any:
+def _sign_certificate(subject: str, key: Any, issuer_key: Any) -> Any:
     """Return a certificate of our authority (RFC 5280): its own, or the server's."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -166,8 +166,8 @@ def _signed(subject: str, key: Any, issuer_key: Any) -> Any:
     )
     builder = (
         x509.CertificateBuilder(issuer_name, subject_name, key, x509.random_serial_number())
-        .not_valid_before(_BORN)
-        .not_valid_after(_END)
+        .not_valid_before(_NOT_BEFORE)
+        .not_valid_after(_NOT_AFTER)
         .add_extension(x509.BasicConstraints(is_ca, 0 if is_ca else None), critical=True)
     )
     if not is_ca:

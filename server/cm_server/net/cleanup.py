@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from cm_server import limits
 
-from .rate_limits import Rate
+from .rate_limits import RateLimiter
 
 log = logging.getLogger("cm_server")
 
 #: A peer may be able to cause a failure at will, so the same failure is logged once a minute.
-_failures = Rate(limits.FAILURE_LINES_PER_MINUTE)
+_failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
 
 
 def run_all(what: str, *steps: Callable[[], object]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, RequestHandler
 
-from .rate_limits import group_of
+from .rate_limits import address_group
 
 if TYPE_CHECKING:
     from cm_server.app import Server
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: What a server on loopback is called. Any other name led here by DNS: rebinding.
 _LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 #: Where a refusal's sentence stands, besides the page: a caller reads only the head.
-WHY = "Cm-Refused"
+REFUSAL_HEADER = "Cm-Refused"
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -36,14 +36,14 @@ _HEADERS = {
 }
 
 
-class Page(RequestHandler):
+class BaseHandler(RequestHandler):
     """One page, or one socket's handshake.
 
     Attributes:
-        opened_by: what opens it: nothing, a caller's token, or a board's key.
+        required_credential: what opens it: nothing, a caller's token, or a board's key.
     """
 
-    opened_by = "nothing"
+    required_credential = "nothing"
 
     def initialize(self, server: Server) -> None:
         """Take the server that it belongs to."""
@@ -61,7 +61,7 @@ class Page(RequestHandler):
         return self._is_proxy(str(self.request.remote_ip))
 
     @property
-    def secure(self) -> bool:
+    def is_secure(self) -> bool:
         """Whether nobody on the way could read or change it."""
         return self._server.local or self.request.protocol == "https" or self.behind_proxy
 
@@ -75,7 +75,7 @@ class Page(RequestHandler):
         return next((name.strip() for name in reversed(named) if not self._is_proxy(name)), direct)
 
     @property
-    def near(self) -> bool:
+    def is_from_loopback(self) -> bool:
         """Whether it comes from this machine, by no proxy that says whence."""
         try:
             return ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
@@ -91,16 +91,22 @@ class Page(RequestHandler):
 
     def prepare(self) -> None:
         """Refuse what crosses the network in the clear, and what foreign web pages send."""
-        if not self.secure and self.opened_by != "key":  # a board's messages may carry MACs
+        if (
+            not self.is_secure and self.required_credential != "key"
+        ):  # a board's messages may carry MACs
             self.refuse(403, "this server speaks TLS: use https:// in its address")
             return
         plain = self.request.protocol == "http" and not self.behind_proxy
-        if plain and self.secure and not _LOOPBACK.fullmatch(self.request.headers.get("Host", "")):
+        if (
+            plain
+            and self.is_secure
+            and not _LOOPBACK.fullmatch(self.request.headers.get("Host", ""))
+        ):
             self.refuse(403, "this server is called localhost, 127.0.0.1 or [::1]")
             return
         origin = self.request.headers.get("Origin")
         foreign = origin is not None and origin not in self._server.origins
-        if foreign and self.opened_by != "nothing":
+        if foreign and self.required_credential != "nothing":
             self.refuse(403, "web pages may not open this")
 
     def refuse(self, status: int, why: str) -> None:
@@ -108,20 +114,20 @@ class Page(RequestHandler):
         self.set_status(status)
         if status == 401:
             self.set_header("WWW-Authenticate", "Bearer")  # RFC 9110, 15.5.2
-        self.set_header(WHY, why)
+        self.set_header(REFUSAL_HEADER, why)
         self.finish(f"{why[0].upper()}{why[1:]}.\n")
 
-    def worth_a_line(self) -> bool:
+    def should_log_refusal(self) -> bool:
         """Say whether a refusal is to be logged: not where one address has had very many."""
-        address = group_of(self.address)
-        return self._server.bad_requests.allow(address) is not None
+        address = address_group(self.address)
+        return self._server.bad_request_rate.allow(address) is not None
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Answer in plain text what went wrong."""
         self.finish(f"{status_code} {self._reason}\n")
 
 
-class Health(Page):
+class HealthHandler(BaseHandler):
     """``/healthz``: whether the service can do its work, for whoever asks."""
 
     def get(self) -> None:
@@ -136,14 +142,14 @@ class Health(Page):
         self.finish(body)
 
 
-class Metrics(Page):
+class MetricsHandler(BaseHandler):
     """``/metrics``: for this machine, and for tokens that reach all boards."""
 
-    opened_by = "loopback"
+    required_credential = "loopback"
 
     def get(self) -> None:
         """Answer, or refuse."""
-        if not self.near and (why := self._why_not()):
+        if not self.is_from_loopback and (why := self._refusal_reason()):
             self.refuse(401, why)
             return
         from cm_server import metrics  # the library behind it takes a tenth of a second to import
@@ -151,17 +157,17 @@ class Metrics(Page):
         self.set_header("Content-Type", metrics.CONTENT_TYPE)
         self.finish(metrics.render(self._server))
 
-    def _why_not(self) -> str:
+    def _refusal_reason(self) -> str:
         tokens = self._server.tokens
-        token = tokens.find(self.request.headers.get("Authorization"))
+        token = tokens.find_caller_token(self.request.headers.get("Authorization"))
         if token is None:
             return "metrics are for this machine, and for callers with a token"
         if token.target != "all":
             return "metrics are for tokens that reach all boards"
-        return tokens.refusal(token)
+        return tokens.refusal_reason(token)
 
 
-class Authority(Page):
+class CaCertificateHandler(BaseHandler):
     """``/ca.pem``: the certificate that boards and callers verify this server by.
 
     It is no secret. Who fetches it must know its fingerprint from elsewhere: tokens carry it.
@@ -173,7 +179,7 @@ class Authority(Page):
         self.finish(ssl.DER_cert_to_PEM_cert(self._server.certificates.ca))
 
 
-class NotFound(Page):
+class NotFoundHandler(BaseHandler):
     """All other addresses."""
 
     def prepare(self) -> None:

@@ -25,25 +25,25 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
 from . import cleanup
-from .rate_limits import Entry, TokenBucket, Unproven
+from .rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
 
 if TYPE_CHECKING:
     from cm_server.app import Server
 
 log = logging.getLogger("cm_server")
 
-_HANDSHAKE = b"\x16"
+_TLS_HANDSHAKE_BYTE = b"\x16"
 _LOOK_COST = 0.1  # of a connection that hangs up before its request, beside one that does not
 
 
-class Door(HTTPServer):
+class Listener(HTTPServer):
     """Reads requests, one for each connection; until it is done, the connection is unproven."""
 
     def initialize(self, server: Server, app: Application) -> None:  # type: ignore[override]
         """Take the server whose door it is, and its routes."""
         self._server = server
-        self._entries: dict[IOStream, Entry] = {}
-        self._listening: list[socket.socket] = []
+        self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
+        self._listening_sockets: list[socket.socket] = []
         self._accepts = TokenBucket(limits.ACCEPTED_PER_SECOND, limits.ACCEPTED_AT_ONCE)
         super().initialize(
             app,
@@ -54,17 +54,17 @@ class Door(HTTPServer):
             max_body_size=limits.HEAD_BYTES,
         )
 
-    def open(self, sockets: list[socket.socket]) -> None:
+    def start_accepting(self, sockets: list[socket.socket]) -> None:
         """Let people knock."""
-        self._listening = sockets
+        self._listening_sockets = sockets
         for sock in sockets:
-            self._listen(sock)
+            self._resume_accepting(sock)
 
-    def _listen(self, sock: socket.socket) -> None:
-        if sock in self._listening:
-            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock)
+    def _resume_accepting(self, sock: socket.socket) -> None:
+        if sock in self._listening_sockets:
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept_connections, sock)
 
-    def _accept(self, sock: socket.socket) -> None:
+    def _accept_connections(self, sock: socket.socket) -> None:
         """Accept a few connections; the others wait in the kernel, where they cost nothing.
 
         Each costs up to a millisecond until it is proven or refused. So they are accepted at a
@@ -78,27 +78,30 @@ class Door(HTTPServer):
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # no file left, or no memory
-                log.error("nobody can be let in for %g s: %s", limits.FULL_SECONDS, error.strerror)
-                self._pause_accepting(sock, limits.FULL_SECONDS)
+                log.error(
+                    "nobody can be let in for %g s: %s", limits.ACCEPT_RETRY_SECONDS, error.strerror
+                )
+                self._pause_accepting(sock, limits.ACCEPT_RETRY_SECONDS)
                 return
-            self._knock(accepted, address)
-            if seconds := self._accepts.spend(0):
-                self._pause_accepting(sock, seconds)
+            self._on_accepted(accepted, address)
+            ahead = self._accepts.spend(0) - limits.ACCEPTED_AHEAD_SECONDS
+            if ahead > 0:
+                self._pause_accepting(sock, ahead)
                 return
 
     def _pause_accepting(self, sock: socket.socket, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(sock.fileno())
-        loop.call_later(seconds, self._listen, sock)
+        loop.call_later(seconds, self._resume_accepting, sock)
 
-    def shut(self) -> None:
+    def stop_accepting(self) -> None:
         """Let nobody in any more; who is in stays."""
-        while self._listening:
-            sock = self._listening.pop()
+        while self._listening_sockets:
+            sock = self._listening_sockets.pop()
             asyncio.get_running_loop().remove_reader(sock.fileno())
             sock.close()
 
-    def _knock(self, sock: socket.socket, address: Any) -> None:
+    def _on_accepted(self, sock: socket.socket, address: Any) -> None:
         """Wait for a connection's first byte; what fails there ends this connection only."""
         sock.setblocking(False)
         try:
@@ -112,16 +115,16 @@ class Door(HTTPServer):
             return
         self._accepts.spend(_LOOK_COST)
         try:
-            let_in = functools.partial(self._let_in, address=address)
-            _Knock(self._server, sock, str(address[0]), let_in, self._accepts)
+            let_in = functools.partial(self._serve_connection, address=address)
+            _IncomingConnection(self._server, sock, str(address[0]), let_in, self._accepts)
         except Exception as error:
             sock.close()
             cleanup.log_failure("the beginning of a connection", error)
 
-    def _let_in(self, sock: socket.socket, address: Any) -> None:
+    def _serve_connection(self, sock: socket.socket, address: Any) -> None:
         is_tls = isinstance(sock, ssl.SSLSocket)
         stream = _TlsStream(sock) if is_tls else _PlainStream(sock)
-        stream.unproven = self._server.unproven
+        stream.unproven = self._server.unauthenticated
         self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
@@ -131,7 +134,9 @@ class Door(HTTPServer):
             if stream.socket is not None:  # else a link has taken it over
                 stream.close()
 
-        self._entries[stream] = self._server.unproven.enter(str(address[0]), cut)
+        self._unauthenticated_entries[stream] = self._server.unauthenticated.add(
+            str(address[0]), cut
+        )
         try:
             super().handle_stream(stream, address)
         except Exception:
@@ -145,9 +150,9 @@ class Door(HTTPServer):
 
     def _release(self, stream: IOStream) -> None:
         """Count a connection no more among those that have proven nothing."""
-        entry = self._entries.pop(stream, None)
+        entry = self._unauthenticated_entries.pop(stream, None)
         if entry is not None:
-            self._server.unproven.leave(entry)
+            self._server.unauthenticated.remove(entry)
 
 
 class _FewReads(IOStream):
@@ -159,7 +164,7 @@ class _FewReads(IOStream):
         unproven: the connections among which it counts.
     """
 
-    unproven: Unproven
+    unproven: UnauthenticatedConnections
     _reads = 0
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
@@ -171,10 +176,10 @@ class _FewReads(IOStream):
                 raise ConnectionResetError(errno.ECONNRESET, "a request in too many pieces")
             if seconds := self.unproven.read_pause(self._reads):
                 self.io_loop.update_handler(self.fileno(), self.io_loop.ERROR)
-                self.io_loop.call_later(seconds, self._read_on)
+                self.io_loop.call_later(seconds, self._resume_reading)
         return count
 
-    def _read_on(self) -> None:
+    def _resume_reading(self) -> None:
         """Read again after a pause, unless the connection is gone, or a link's now."""
         if not self.closed() and self.reading():
             self.io_loop.update_handler(self.fileno(), self.io_loop.READ | self.io_loop.ERROR)
@@ -188,7 +193,7 @@ class _TlsStream(_FewReads, SSLIOStream):
     """A request over TLS, whose handshake is done."""
 
 
-class _Knock:
+class _IncomingConnection:
     """A connection of which no request was read: waits for its first byte, or through TLS."""
 
     def __init__(
@@ -196,23 +201,23 @@ class _Knock:
         server: Server,
         sock: socket.socket,
         address: str,
-        let_in: Callable[[socket.socket], None],
+        on_ready: Callable[[socket.socket], None],
         accepts: TokenBucket,
     ) -> None:
         self._server = server
         self._sock = sock
         self._fd = sock.fileno()  # a socket that TLS could not take over tells it no more
-        self._let_in = let_in
+        self._on_ready = on_ready
         self._accepts = accepts
         self._reading = self._left = False
         self._pieces = 0  # of the TLS handshake
         self._loop = asyncio.get_running_loop()
-        self._entry = server.unproven.enter(address, self._end)
-        self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)
+        self._entry = server.unauthenticated.add(address, self._close)
+        self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._close)
         try:
-            self._read_by(self._look)
+            self._read_by(self._read_first_byte)
         except BaseException:
-            self._end()
+            self._close()
             raise
 
     def _read_by(self, act: Callable[[], None]) -> None:
@@ -230,10 +235,10 @@ class _Knock:
         try:
             act()
         except Exception as error:
-            self._end()
+            self._close()
             cleanup.log_failure("a connection that has proven nothing", error)
 
-    def _look(self) -> None:
+    def _read_first_byte(self) -> None:
         try:
             first = self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -241,9 +246,9 @@ class _Knock:
         except OSError:
             first = b""
         if not first:
-            self._end()
+            self._close()
             return
-        proceed = self._begin_tls if first == _HANDSHAKE else self._enter
+        proceed = self._start_tls if first == _TLS_HANDSHAKE_BYTE else self._hand_over
         if seconds := self._accepts.spend(1 - _LOOK_COST):  # many speak at once: one by one
             self._read_no_more()
             self._loop.call_later(seconds, self._proceed, proceed)
@@ -255,7 +260,7 @@ class _Knock:
         if not self._left:
             self._guarded(act)
 
-    def _begin_tls(self) -> None:
+    def _start_tls(self) -> None:
         self._read_no_more()
         context = self._server.certificates.context
         try:
@@ -267,12 +272,13 @@ class _Knock:
                 suppress_ragged_eofs=True,
             )
         except (OSError, ValueError):  # the socket may be detached now, its descriptor closed
-            self._end()
+            self._accepts.spend(_LOOK_COST - 1)  # it hung up: nobody waits for its handshake
+            self._close()
             return
-        self._read_by(self._shake)
-        self._shake()
+        self._read_by(self._continue_handshake)
+        self._continue_handshake()
 
-    def _shake(self) -> None:
+    def _continue_handshake(self) -> None:
         """Go on with the handshake; its few bytes always fit in a fresh socket."""
         assert isinstance(self._sock, ssl.SSLSocket)
         self._pieces += 1
@@ -280,42 +286,42 @@ class _Knock:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
             if self._pieces > limits.UNPROVEN_READS:
-                self._end()
-            elif seconds := self._server.unproven.read_pause(self._pieces):
+                self._close()
+            elif seconds := self._server.unauthenticated.read_pause(self._pieces):
                 self._read_no_more()
                 self._loop.call_later(seconds, self._proceed, self._shake_on)
         except (OSError, ValueError):
-            self._end()
+            self._close()
         else:
-            self._enter()
+            self._hand_over()
 
     def _shake_on(self) -> None:
-        self._read_by(self._shake)
+        self._read_by(self._continue_handshake)
 
-    def _enter(self) -> None:
+    def _hand_over(self) -> None:
         """Hand the connection on; it counts among the unproven there, too."""
-        self._leave()
+        self._stop_waiting()
         try:
-            self._let_in(self._sock)
+            self._on_ready(self._sock)
         except BaseException:
             self._sock.close()
             raise
 
-    def _end(self) -> None:
-        self._leave()
+    def _close(self) -> None:
+        self._stop_waiting()
         cleanup.run_all("a connection that has proven nothing", self._sock.close)
 
-    def _leave(self) -> None:
+    def _stop_waiting(self) -> None:
         """Release the count first: nothing that fails behind it can keep it."""
         if self._left:
             return
         self._left = True
-        self._server.unproven.leave(self._entry)
+        self._server.unauthenticated.remove(self._entry)
         self._timer.cancel()
         cleanup.run_all("a connection that has proven nothing", self._read_no_more)
 
 
-def bind(host: str, tcp_port: int) -> list[socket.socket]:
+def open_listening_sockets(host: str, tcp_port: int) -> list[socket.socket]:
     """Return sockets that listen there.
 
     Raises:
@@ -332,7 +338,7 @@ def bind(host: str, tcp_port: int) -> list[socket.socket]:
         raise ServerError(f"It cannot listen on {host}:{tcp_port}: {error.strerror}") from error
 
 
-def on_loopback(sockets: list[socket.socket]) -> bool:
+def all_on_loopback(sockets: list[socket.socket]) -> bool:
     """Whether only this machine can reach them."""
     names = (str(sock.getsockname()[0]).partition("%")[0] for sock in sockets)
     return all(ipaddress.ip_address(name).is_loopback for name in names)

@@ -23,7 +23,7 @@ log = logging.getLogger("cm_server")
 MINUTE = 60.0  # seconds
 
 
-class Rate:
+class RateLimiter:
     """So many events a minute for each key; of the rest, only how many there were.
 
     Args:
@@ -34,22 +34,22 @@ class Rate:
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute = per_minute
         self._clock = clock
-        self._counts: OrderedDict[str, _Count] = OrderedDict()  # the longest unused first
+        self._counts: OrderedDict[str, _RateWindow] = OrderedDict()  # the longest unused first
 
     def allow(self, key: str) -> int | None:
         """Count an event; return how many were left out before it, None to leave it out, too."""
         now = self._clock()
-        count = self._counts.setdefault(key, _Count(now))
+        count = self._counts.setdefault(key, _RateWindow(now))
         self._counts.move_to_end(key)
-        if len(self._counts) > limits.ADDRESSES:
+        if len(self._counts) > limits.RATE_LIMIT_KEYS:
             self._counts.popitem(last=False)
-        if now - count.since >= MINUTE:
-            count.since, count.events = now, 0
+        if now - count.started_at >= MINUTE:
+            count.started_at, count.events = now, 0
         count.events += 1
         if count.events > self.per_minute:
-            count.left_out += 1
+            count.suppressed += 1
             return None
-        left_out, count.left_out = count.left_out, 0
+        left_out, count.suppressed = count.suppressed, 0
         return left_out
 
 
@@ -86,47 +86,47 @@ class TokenBucket:
         return max(-self._left / self._per_second, 0.0)
 
 
-class _Count:
-    __slots__ = ("events", "left_out", "since")
+class _RateWindow:
+    __slots__ = ("events", "suppressed", "started_at")
 
     def __init__(self, now: float) -> None:
-        self.since, self.events, self.left_out = now, 0, 0
+        self.started_at, self.events, self.suppressed = now, 0, 0
 
 
-class Entry(NamedTuple):
+class UnauthenticatedEntry(NamedTuple):
     """One connection in ``Unproven``."""
 
     group: str
     number: int
 
 
-class Unproven:
+class UnauthenticatedConnections:
     """The connections that have proven nothing yet, bounded for each address and as a whole.
 
     Attributes:
         count: how many there are.
-        cut: how many were cut because there were too many.
+        dropped: how many were cut because there were too many.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.cut = 0
+        self.dropped = 0
         self._numbers = itertools.count()
-        self._failures = Rate(limits.FAILURE_LINES_PER_MINUTE)
+        self._failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
         per_second = limits.UNPROVEN_READS_PER_SECOND
         self._reads = TokenBucket(per_second, per_second / 5)
         self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # the oldest first
 
-    def enter(self, address: str, end: Callable[[], object]) -> Entry:
-        """Take in a connection; the oldest is cut (``end``) where there are too many."""
-        entry = Entry(group_of(address), next(self._numbers))
+    def add(self, address: str, close: Callable[[], object]) -> UnauthenticatedEntry:
+        """Take in a connection; the oldest is cut (``close``) where there are too many."""
+        entry = UnauthenticatedEntry(address_group(address), next(self._numbers))
         group = self._groups.setdefault(entry.group, {})
-        group[entry.number] = end
+        group[entry.number] = close
         self.count += 1
-        if len(group) > limits.UNPROVEN_PER_ADDRESS:
-            self._cut_oldest(entry.group)
-        elif self.count > limits.UNPROVEN:
-            self._cut_oldest(max(self._groups, key=lambda name: len(self._groups[name])))
+        if len(group) > limits.UNAUTHENTICATED_PER_ADDRESS:
+            self._drop_oldest(entry.group)
+        elif self.count > limits.UNAUTHENTICATED:
+            self._drop_oldest(max(self._groups, key=lambda name: len(self._groups[name])))
         return entry
 
     def read_pause(self, reads: int) -> float:
@@ -140,7 +140,7 @@ class Unproven:
         """
         return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0
 
-    def leave(self, entry: Entry) -> None:
+    def remove(self, entry: UnauthenticatedEntry) -> None:
         """Let a connection go: it is proven, or gone; it may be gone already."""
         group = self._groups.get(entry.group, {})
         if group.pop(entry.number, None) is None:
@@ -149,10 +149,10 @@ class Unproven:
         if not group:
             del self._groups[entry.group]
 
-    def _cut_oldest(self, name: str) -> None:
+    def _drop_oldest(self, name: str) -> None:
         number, end = next(iter(self._groups[name].items()))
-        self.leave(Entry(name, number))
-        self.cut += 1
+        self.remove(UnauthenticatedEntry(name, number))
+        self.dropped += 1
         try:
             end()
         except Exception:  # it is another connection's: the newcomer must not pay for it
@@ -160,8 +160,8 @@ class Unproven:
                 log.exception("a connection of which there were too many could not be ended")
 
 
-@functools.lru_cache(limits.ADDRESSES)
-def group_of(address: str) -> str:
+@functools.lru_cache(limits.RATE_LIMIT_KEYS)
+def address_group(address: str) -> str:
     """Return what counts as one address: of IPv6 the first 64 bits, which one host may fill."""
     try:
         read = ipaddress.ip_address(address.partition("%")[0])

@@ -14,8 +14,10 @@ import ssl
 from . import cleanup
 
 READ_BYTES = 64 * 1024  # handed on at once: what a read of a plain socket takes
-_RECORD = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
-_SHORT = 512  # bytes: a shorter record is a message on its own; to look for another costs a tenth
+_RECORD_BYTES = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
+_SHORT_RECORD_BYTES = (
+    512  # bytes: a shorter record is a message on its own; to look for another costs a tenth
+)
 
 
 class TlsTransport(asyncio.Transport):
@@ -33,7 +35,7 @@ class TlsTransport(asyncio.Transport):
         self._fd = sock.fileno()  # a socket that failed may tell it no more
         self._protocol = protocol
         self._unsent = bytearray()
-        self._closing = self._lost = self._paused = False
+        self._closing = self._aborted = self._paused = False
         self._loop.add_reader(self._fd, self._read)
         protocol.connection_made(self)
         self._loop.call_soon(self._read)  # what came with the handshake makes no file readable
@@ -41,9 +43,9 @@ class TlsTransport(asyncio.Transport):
     # Reading
 
     def _read(self) -> None:
-        if self._paused or self._lost:
+        if self._paused or self._aborted:
             return
-        data, open_still = self._pieces()
+        data, open_still = self._read_available()
         if data and not self._closing:
             self._protocol.data_received(bytes(data))
         if not open_still:
@@ -51,16 +53,16 @@ class TlsTransport(asyncio.Transport):
         elif self._sock.pending():
             self._loop.call_soon(self._read)
 
-    def _pieces(self) -> tuple[bytearray, bool]:
+    def _read_available(self) -> tuple[bytearray, bool]:
         """Return what is there, and whether more may come."""
         data = bytearray()
         try:
             while len(data) < READ_BYTES:
-                piece = self._sock.recv(_RECORD)
+                piece = self._sock.recv(_RECORD_BYTES)
                 data += piece
                 if not piece:
                     return data, False
-                if len(piece) < _SHORT and not self._sock.pending():
+                if len(piece) < _SHORT_RECORD_BYTES and not self._sock.pending():
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
@@ -70,13 +72,13 @@ class TlsTransport(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Leave what comes in the socket."""
-        if not self._paused and not self._lost:
+        if not self._paused and not self._aborted:
             self._paused = True
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
         """Go on reading; some of it may be deciphered already."""
-        if self._paused and not self._lost:
+        if self._paused and not self._aborted:
             self._paused = False
             self._loop.add_reader(self._fd, self._read)
             self._loop.call_soon(self._read)
@@ -85,15 +87,15 @@ class TlsTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send, or keep what the socket does not take now."""
-        if self._lost or self._closing:
+        if self._aborted or self._closing:
             return
         if self._unsent:
             self._unsent += data
             return
         sent = self._send(data)
-        if sent < len(data) and not self._lost:
+        if sent < len(data) and not self._aborted:
             self._unsent += memoryview(data)[sent:]
-            self._loop.add_writer(self._fd, self._write_on)
+            self._loop.add_writer(self._fd, self._write_unsent)
             self._protocol.pause_writing()
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
@@ -101,16 +103,16 @@ class TlsTransport(asyncio.Transport):
         view, sent = memoryview(data), 0
         try:
             while sent < len(view):
-                sent += self._sock.send(view[sent : sent + _RECORD])
+                sent += self._sock.send(view[sent : sent + _RECORD_BYTES])
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except (OSError, ValueError):
             self.abort()
         return sent
 
-    def _write_on(self) -> None:
+    def _write_unsent(self) -> None:
         sent = self._send(bytes(self._unsent))
-        if self._lost:
+        if self._aborted:
             return
         del self._unsent[:sent]
         if self._unsent:
@@ -118,7 +120,7 @@ class TlsTransport(asyncio.Transport):
         self._loop.remove_writer(self._fd)
         self._protocol.resume_writing()
         if self._closing:
-            self._hang_up()
+            self._shut_down_tls()
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes the socket has not taken yet."""
@@ -131,7 +133,7 @@ class TlsTransport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Whether it takes nothing more."""
-        return self._closing or self._lost
+        return self._closing or self._aborted
 
     def close(self) -> None:
         """Hang up once all has left."""
@@ -139,23 +141,23 @@ class TlsTransport(asyncio.Transport):
             return
         self._closing = True
         if not self._unsent:
-            self._hang_up()
+            self._shut_down_tls()
 
-    def _hang_up(self) -> None:
+    def _shut_down_tls(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._sock.unwrap()  # says goodbye (RFC 8446, 6.1); the answer is not waited for
         self.abort()
 
     def abort(self) -> None:
         """Hang up at once."""
-        if self._lost:
+        if self._aborted:
             return
-        self._lost = True
-        self._loop.call_soon(self._end)  # first: whatever fails below, the end comes
+        self._aborted = True
+        self._loop.call_soon(self._close_socket)  # first: whatever fails below, the end comes
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
 
-    def _end(self) -> None:
+    def _close_socket(self) -> None:
         """Close the socket; the protocol hears of the end even where that fails."""
         cleanup.run_all(
             "a TLS link", self._sock.close, lambda: self._protocol.connection_lost(None)

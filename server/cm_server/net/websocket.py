@@ -34,7 +34,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # second
 USER_TIMEOUT_MS = 15_000  # what was sent and is not acknowledged by then breaks the link
 
 
-class Link(asyncio.Protocol):
+class WebSocketLink(asyncio.Protocol):
     """One WebSocket after its handshake; each message leaves at once, in one write.
 
     What comes is handled in slices of ``limits.SLICE_SECONDS``. A link that has more waits in
@@ -44,7 +44,7 @@ class Link(asyncio.Protocol):
     Args:
         max_size: longest message in bytes that the peer may send.
         queue: where links wait that have more input than one slice.
-        sips: whether a flood of it is read in sips.
+        throttle_reads: whether a flood of it is read in sips.
 
     Attributes:
         peer: the other end's address, for the log.
@@ -55,25 +55,25 @@ class Link(asyncio.Protocol):
         on_message: takes each message; may raise PeerWireError, which ends the link.
         on_frame: called after frames of any kind: a sign of life.
         on_drained: called when a peer that had not read has read everything.
-        on_start: called once when the link is open, before its first message.
-        on_end: called once when the link is gone.
-        writing: whether bytes wait for the peer to read.
+        on_open: called once when the link is open, before its first message.
+        on_close: called once when the link is gone.
+        write_blocked: whether bytes wait for the peer to read.
         mac: what seals messages and opens them, on a board's plain link.
     """
 
-    def __init__(self, max_size: int, queue: FairQueue, *, sips: bool = False) -> None:
-        self.sips = sips
+    def __init__(self, max_size: int, queue: FairQueue, *, throttle_reads: bool = False) -> None:
+        self.throttle_reads = throttle_reads
         self.peer = "a peer"
         self.proven = True
         self.read_pause: Callable[[int], float] = lambda _: 0.0
         self.write_log: Callable[..., None] = log.log
         self.on_message: Callable[[bytes], None] = lambda _: None
-        self.on_frame: Callable[[], None] = _nothing
-        self.on_drained: Callable[[], None] = _nothing
-        self.on_start: Callable[[], None] = _nothing
-        self.on_end: Callable[[], None] = _nothing
-        self.writing = False
-        self.mac: proofs.Mac | None = None
+        self.on_frame: Callable[[], None] = _do_nothing
+        self.on_drained: Callable[[], None] = _do_nothing
+        self.on_open: Callable[[], None] = _do_nothing
+        self.on_close: Callable[[], None] = _do_nothing
+        self.write_blocked = False
+        self.mac: proofs.LinkMac | None = None
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
         self._queue = queue
@@ -85,7 +85,7 @@ class Link(asyncio.Protocol):
         self._closed = False  # whether a close frame was sent
 
     @property
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether the link has ended."""
         return self._transport is None
 
@@ -93,11 +93,11 @@ class Link(asyncio.Protocol):
         """Send one message; nothing happens on a link that is gone."""
         if self.mac is not None:
             message = self.mac.seal(message)
-        self._write(frames.encode(message))
+        self._write(frames.encode_frame(message))
 
     def ping(self) -> None:
         """Ask for a sign of life."""
-        self._write(frames.encode(b"", frames.PING))
+        self._write(frames.encode_frame(b"", frames.PING))
 
     def close(self, code: int, reason: str = "") -> None:
         """Say why, and hang up once that has left; who does not read is not waited for.
@@ -111,7 +111,7 @@ class Link(asyncio.Protocol):
             self.abort()
 
     def _close(self, code: int, reason: str) -> None:
-        self._write(frames.encode_close(code, reason))
+        self._write(frames.encode_close_frame(code, reason))
         self._closed = True
         transport = self._transport
         if transport is not None and not transport.is_closing():
@@ -129,7 +129,7 @@ class Link(asyncio.Protocol):
         if transport is None or self._closed:
             return
         self._hold()
-        self._write(frames.encode_close(code, reason))
+        self._write(frames.encode_close_frame(code, reason))
         self._closed = True
         asyncio.get_running_loop().call_later(limits.CLOSE_SECONDS, transport.abort)
 
@@ -147,7 +147,7 @@ class Link(asyncio.Protocol):
         if transport is None or self._closed or transport.is_closing():
             return
         transport.write(data)
-        if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:
+        if self.write_blocked and transport.get_write_buffer_size() > limits.UNSENT_BYTES:
             self.write_log(logging.WARNING, "%s does not read: its link is cut", self.peer)
             self._transport = None
             # Not now: we may be inside the transport's own resume_writing.
@@ -161,7 +161,7 @@ class Link(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=0)
         try:
-            self.on_start()
+            self.on_open()
         except Exception as error:
             cleanup.log_failure("the beginning of a link", error)
             transport.abort()
@@ -175,8 +175,8 @@ class Link(asyncio.Protocol):
             self._early_reads += 1
             if seconds := self.read_pause(self._early_reads):
                 self._hold_for(seconds)
-        if self.sips and len(data) >= limits.SIP_BYTES // 2:
-            self._hold_for(limits.SIP_PAUSE_SECONDS)
+        if self.throttle_reads and len(data) >= limits.READ_BURST_BYTES // 2:
+            self._hold_for(limits.READ_PAUSE_SECONDS)
         if self._backlog:
             return
         seconds = self._rate.spend()  # a read costs as much as a message, if it holds none
@@ -191,7 +191,7 @@ class Link(asyncio.Protocol):
         except PeerWireError as error:
             text = "%s broke the protocol: %s"
             self.write_log(logging.WARNING, text, self.peer, error.detail)
-            code = getattr(error, "close_code", frames.PROTOCOL_ERROR)
+            code = getattr(error, "close_code", frames.CLOSE_PROTOCOL_ERROR)
             (self._close_later if code == frames.POLICY else self.close)(code, error.detail)
         except Exception as error:
             cleanup.log_failure("the handling of a message", error)
@@ -221,7 +221,7 @@ class Link(asyncio.Protocol):
         if not self.proven and self._early_reads > limits.UNPROVEN_READS:
             raise frames.FrameError("a proof in too many pieces", frames.POLICY)
         if self._pong is not None:
-            self._write(frames.encode(self._pong, frames.PONG))
+            self._write(frames.encode_frame(self._pong, frames.PONG))
             self._pong = None
         if alive:
             self.on_frame()
@@ -274,7 +274,7 @@ class Link(asyncio.Protocol):
         elif frame.opcode == frames.PING:
             self._pong = frame.payload  # of many, the newest is answered (RFC 6455, 5.5.3)
         elif frame.opcode == frames.CLOSE:
-            self.close(frames.close_code(frame.payload))
+            self.close(frames.read_close_code(frame.payload))
 
     def _check_early(self, frame: frames.Frame) -> None:
         """Refuse what no board needs before its proof."""
@@ -286,53 +286,53 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the peer has not read what was sent."""
-        self.writing = True
+        self.write_blocked = True
 
     def resume_writing(self) -> None:
         """Note that it has."""
-        self.writing = False
+        self.write_blocked = False
         self.on_drained()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Say so, once."""
         self._transport = None
-        cleanup.run_all("a link", self.on_end)
+        cleanup.run_all("a link", self.on_close)
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Do nothing."""
 
 
-async def accept(handler: RequestHandler, link: Link) -> bool:
+async def accept_websocket(handler: RequestHandler, link: WebSocketLink) -> bool:
     """Answer a WebSocket handshake (RFC 6455, 4.2); return whether ``link`` is open now."""
     headers = handler.request.headers
     key = headers.get("Sec-WebSocket-Key", "")
     is_upgrade = headers.get("Upgrade", "").lower() == "websocket"
     if not is_upgrade or "upgrade" not in headers.get("Connection", "").lower() or not key:
         handler.set_header("Upgrade", "websocket")
-        _refuse(handler, "This address speaks WebSocket only.")
+        _refuse_upgrade(handler, "This address speaks WebSocket only.")
         return False
     if headers.get("Sec-WebSocket-Version") != "13":
         handler.set_header("Sec-WebSocket-Version", "13")
-        _refuse(handler, "WebSocket version 13 is spoken here.")
+        _refuse_upgrade(handler, "WebSocket version 13 is spoken here.")
         return False
     answer = (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Accept: {frames.accept_key(key)}\r\n\r\n"
     )
     try:
-        await _take_over(handler.detach(), link, answer.encode())
+        await _move_to_link(handler.detach(), link, answer.encode())
     except (StreamClosedError, OSError):
         return False
     return True
 
 
-def _refuse(handler: RequestHandler, why: str) -> None:
+def _refuse_upgrade(handler: RequestHandler, why: str) -> None:
     handler.set_status(426, "Upgrade Required")
     handler.finish(why + "\n")
 
 
-async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
+async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) -> None:
     """Move the connection from tornado's stream to the link, with what was read already."""
     await stream.write(answer)
     early = asyncio.ensure_future(stream.read_bytes(READ_BYTES, partial=True))
@@ -344,7 +344,7 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
     stream.io_loop.remove_handler(sock)  # as IOStream.start_tls lets go of its socket
     stream.socket = None  # type: ignore[assignment]
     try:
-        _tune(sock, sips=link.sips)
+        _set_socket_options(sock, sips=link.throttle_reads)
         link.peer = _peer_name(sock)
         if isinstance(sock, ssl.SSLSocket):
             TlsTransport(sock, link)
@@ -354,14 +354,14 @@ async def _take_over(stream: IOStream, link: Link, answer: bytes) -> None:
         link.abort()  # where it had begun: what it counts is released
         sock.close()
         raise
-    if data and not link.gone:
+    if data and not link.is_gone:
         link.data_received(data)
 
 
-def _tune(sock: socket.socket, *, sips: bool) -> None:
+def _set_socket_options(sock: socket.socket, *, sips: bool) -> None:
     """Disable Nagle's algorithm, detect a peer that lost its power, bound what waits unread."""
     if sips:  # Linux doubles it
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.SIP_BYTES // 2)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.READ_BURST_BYTES // 2)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {**KEEPALIVE, "TCP_USER_TIMEOUT": USER_TIMEOUT_MS}

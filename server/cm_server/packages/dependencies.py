@@ -9,35 +9,39 @@ from dataclasses import replace
 
 from cloudmanager.protocol.errors import PackageError
 
-from .documents import Document
-from .requirement import COMMIT, FORGES, Requirement, parse
+from .documents import PackageDocument
+from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_requirement
 
 
-def needs_of(document: Document, owner: Requirement, commit: str = "") -> tuple[Requirement, ...]:
+def read_dependencies(
+    document: PackageDocument, package: Requirement, commit: str = ""
+) -> tuple[Requirement, ...]:
     """Return what a package needs.
 
     Args:
         document: its package.json.
-        owner: the package.
+        package: the package.
         commit: of its repository, for what it needs from there and gives no version of.
 
     Raises:
         PackageError: a dependency is malformed, or names what no package may.
     """
-    return tuple(_need(text, version, owner, commit) for text, version in document.deps)
+    return tuple(
+        _read_dependency(text, version, package, commit) for text, version in document.deps
+    )
 
 
-def _need(text: str, version: str, owner: Requirement, commit: str) -> Requirement:
+def _read_dependency(text: str, version: str, package: Requirement, commit: str) -> Requirement:
     try:
-        need = parse(_with_version(text, version))
+        need = parse_requirement(_with_version(text, version))
     except PackageError as error:
-        raise PackageError(f"{owner} needs something odd: {error.args[0]}") from error
+        raise PackageError(f"{package} needs something odd: {error.args[0]}") from error
     if need.source == "index":
         if need.alias:
-            raise PackageError(f"{owner} needs {need}: no package may choose an index")
-        return replace(need, alias=owner.alias) if owner.source == "index" else need
-    same = need.source == owner.source in FORGES and need.repository == owner.repository
-    if same and not need.version and COMMIT.fullmatch(commit):
+            raise PackageError(f"{package} needs {need}: no package may choose an index")
+        return replace(need, alias=package.alias) if package.source == "index" else need
+    same = need.source == package.source in FORGE_NAMES and need.repository == package.repository
+    if same and not need.version and COMMIT_PATTERN.fullmatch(commit):
         return replace(need, version=commit)
     return need
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
-_SHORT = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits
-_DUMMY = re.compile(r"^Summary: Dummy ", re.MULTILINE)
+_HASH_PREFIX = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits
+_DUMMY_SUMMARY = re.compile(r"^Summary: Dummy ", re.MULTILINE)
 
 
-class Document(NamedTuple):
+class PackageDocument(NamedTuple):
     """A package.json.
 
     Attributes:
@@ -33,7 +33,7 @@ class Document(NamedTuple):
     deps: list[tuple[str, str]]
 
 
-def load_json(raw: bytes, whose: str) -> Any:
+def load_json(raw: bytes, source_name: str) -> Any:
     """Return what JSON says.
 
     Raises:
@@ -41,61 +41,66 @@ def load_json(raw: bytes, whose: str) -> Any:
     """
     try:
         text = raw.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"{whose} is not the JSON that it should be: {error}") from error
+        raise PackageError(f"{source_name} is not the JSON that it should be: {error}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key comes twice")
     return dict(pairs)
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def read_document(raw: bytes, whose: str) -> Document:
+def read_document(raw: bytes, source_name: str) -> PackageDocument:
     """Read a package.json; fields that it lacks are empty, others are passed over.
 
     Raises:
         PackageError: a field is of another kind than the format says.
     """
-    said = load_json(raw, whose)
+    said = load_json(raw, source_name)
     if not isinstance(said, dict):
-        raise PackageError(f"{whose} is no package.json: it is no object")
+        raise PackageError(f"{source_name} is no package.json: it is no object")
     version = said.get("version") or ""
     if isinstance(version, (int, float)) and not isinstance(version, bool):
         version = str(version)  # "version": 0.1 is seen in the wild
     if not isinstance(version, str) or len(version) > 64 or not version.isprintable():
-        raise PackageError(f"{whose}: its version is no text")
+        raise PackageError(f"{source_name}: its version is no text")
     if said.get("v", 1) != 1:
-        raise PackageError(f"{whose} is of format {said['v']!r:.20}; only 1 is known")
-    hashes = _pairs(said, "hashes", whose)
+        raise PackageError(f"{source_name} is of format {said['v']!r:.20}; only 1 is known")
+    hashes = _read_pairs(said, "hashes", source_name)
     for path, short in hashes:
-        if not _SHORT.fullmatch(short):
-            raise PackageError(f"{whose}: {path!r:.100} has no hash of 8 digits or more")
-    return Document(version, hashes, _pairs(said, "urls", whose), _pairs(said, "deps", whose))
+        if not _HASH_PREFIX.fullmatch(short):
+            raise PackageError(f"{source_name}: {path!r:.100} has no hash of 8 digits or more")
+    return PackageDocument(
+        version,
+        hashes,
+        _read_pairs(said, "urls", source_name),
+        _read_pairs(said, "deps", source_name),
+    )
 
 
-def _pairs(said: dict[str, Any], field: str, whose: str) -> list[tuple[str, str]]:
+def _read_pairs(document: dict[str, Any], field: str, source_name: str) -> list[tuple[str, str]]:
     """Return a field's pairs; a dependency may be without its version."""
-    rows = said.get(field) or []
+    rows = document.get(field) or []
     if isinstance(rows, dict):
         rows = list(rows.items())
     if not isinstance(rows, list) or len(rows) > limits.PACKAGE_FILES:
-        raise PackageError(f"{whose}: {field!r} is no list, or too long")
+        raise PackageError(f"{source_name}: {field!r} is no list, or too long")
     found = []
     for row in rows:
         pair = [row] if isinstance(row, str) else row
         if field == "deps" and isinstance(pair, list) and len(pair) == 1:
             pair = [*pair, ""]
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise PackageError(f"{whose}: {field!r} has an entry that is no pair")
+            raise PackageError(f"{source_name}: {field!r} has an entry that is no pair")
         value = "" if pair[1] is None else pair[1]
         if not isinstance(value, str):
-            raise PackageError(f"{whose}: {field!r} has an entry that is no pair of texts")
+            raise PackageError(f"{source_name}: {field!r} has an entry that is no pair of texts")
         found.append((pair[0], value))
     return found
 
@@ -107,7 +112,7 @@ def read_requires(raw: bytes) -> list[str]:
         if line.startswith("["):
             break
         if line and not line.startswith("#"):
-            needed.append(_plain(line))
+            needed.append(_strip_requirement(line))
     return needed
 
 
@@ -118,25 +123,25 @@ def read_metadata(raw: bytes) -> list[str]:
         if not line:
             break  # the description follows
         if line.lower().startswith("requires-dist:") and "extra" not in line.partition(";")[2]:
-            needed.append(_plain(line.partition(":")[2]))
+            needed.append(_strip_requirement(line.partition(":")[2]))
     return needed
 
 
 def is_dummy(raw: bytes) -> bool:
     """Say whether a METADATA or PKG-INFO is of a package that only keeps a name."""
-    return bool(_DUMMY.search(raw.decode("utf-8", "replace")))
+    return bool(_DUMMY_SUMMARY.search(raw.decode("utf-8", "replace")))
 
 
 def _lines(raw: bytes) -> list[str]:
     return [line.strip() for line in raw.decode("utf-8", "replace").splitlines()]
 
 
-def _plain(line: str) -> str:
+def _strip_requirement(line: str) -> str:
     """Return a requirement without extras, marker and brackets."""
     return re.sub(r"\[[^\]]*\]|[()\s]", "", line.partition(";")[0])
 
 
-def read_refs(raw: bytes, whose: str) -> dict[str, str]:
+def read_refs(raw: bytes, source_name: str) -> dict[str, str]:
     """Return a repository's refs and their commits, from git's answer to info/refs.
 
     An annotated tag's entry is the commit that it stands for (``NAME^{}`` on the wire).
@@ -145,7 +150,7 @@ def read_refs(raw: bytes, whose: str) -> dict[str, str]:
         PackageError: it is no such answer.
     """
     refs: dict[str, str] = {}
-    for line in _packets(raw, whose):
+    for line in _read_packets(raw, source_name):
         commit, _, name = line.partition(b"\0")[0].strip().partition(b" ")
         if not name or len(commit) not in (40, 64):
             continue  # "# service=git-upload-pack"
@@ -153,11 +158,11 @@ def read_refs(raw: bytes, whose: str) -> dict[str, str]:
             "ascii", "replace"
         )
     if not refs:
-        raise PackageError(f"{whose} has no branch and no tag")
+        raise PackageError(f"{source_name} has no branch and no tag")
     return refs
 
 
-def _packets(raw: bytes, whose: str) -> list[bytes]:
+def _read_packets(raw: bytes, source_name: str) -> list[bytes]:
     """Split git's packet lines: four digits of length, themselves included; 0000 is a mark."""
     found, at = [], 0
     while at < len(raw):
@@ -166,7 +171,7 @@ def _packets(raw: bytes, whose: str) -> list[bytes]:
         except ValueError:
             length = -1
         if length < 0 or at + length > len(raw) or length in (1, 2, 3):
-            raise PackageError(f"{whose} is not what a git server says")
+            raise PackageError(f"{source_name} is not what a git server says")
         found.append(raw[at + 4 : at + length])
         at += max(length, 4)
     return found

@@ -27,8 +27,8 @@ from cm_server import limits
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address stands at its end
-_AGENT: Final = "cloudmanager"
-_FAILURES: Final = (
+_USER_AGENT: Final = "cloudmanager"
+_FETCH_ERRORS: Final = (
     HTTPClientError,
     HTTPInputError,
     HTTPStreamClosedError,
@@ -37,7 +37,7 @@ _FAILURES: Final = (
 )
 
 
-class Reply(NamedTuple):
+class HttpReply(NamedTuple):
     """What came: the body, where it came from in the end, and what it says it is."""
 
     body: bytes
@@ -45,15 +45,15 @@ class Reply(NamedTuple):
     content_type: str
 
 
-class NotFound(PackageError):
+class SourceNotFound(PackageError):
     """The source answers that it has no such thing."""
 
 
-class Unreachable(PackageError):
+class SourceUnreachable(PackageError):
     """The source gives no answer that can be used."""
 
 
-class Private(Exception):
+class PrivateAddress(Exception):
     """The address is not a public one."""
 
 
@@ -73,7 +73,7 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname, tcp_port
 
 
-def shown(url: str) -> str:
+def without_credentials(url: str) -> str:
     """Return a URL without the user and password that may stand in it."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -107,11 +107,11 @@ class _PublicResolver(Resolver):
         found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         for *_, address in found:
             if not is_public(str(address[0])):
-                raise Private(host)
+                raise PrivateAddress(host)
         return [(kind, address) for kind, _, _, _, address in found]
 
 
-class Web:
+class HttpFetcher:
     """Fetches.
 
     Args:
@@ -120,22 +120,22 @@ class Web:
 
     def __init__(self, ca_file: str | None = None) -> None:
         self.ca_file = ca_file
-        self._turns = asyncio.Semaphore(limits.FETCHES)
+        self._semaphore = asyncio.Semaphore(limits.FETCHES)
 
-    async def get(
+    async def fetch(
         self,
         url: str,
         *,
         limit: int,
-        own: str = "",
+        trusted_url: str = "",
         accept: str = "*/*",
-    ) -> Reply:
+    ) -> HttpReply:
         """Fetch one thing.
 
         Args:
             url: http or https; a user and a password in it are sent to its origin only.
             limit: bytes that it may have, inflated.
-            own: a URL of the source that an administrator configured: at its origin, private
+            trusted_url: URL of a source that an administrator configured: at its origin, private
                 addresses are fine.
             accept: what is wanted.
 
@@ -144,17 +144,17 @@ class Web:
             Unreachable: there is no answer, or none that can be used.
             PackageError: the address is refused.
         """
-        async with self._turns:
+        async with self._semaphore:
             try:
                 return await asyncio.wait_for(
-                    self._follow(url, limit, own, accept), limits.FETCH_SECONDS
+                    self._fetch_redirected(url, limit, trusted_url, accept), limits.FETCH_SECONDS
                 )
             except TimeoutError:
-                raise Unreachable(
-                    f"{shown(url)} takes longer than {limits.FETCH_SECONDS:g} s"
+                raise SourceUnreachable(
+                    f"{without_credentials(url)} takes longer than {limits.FETCH_SECONDS:g} s"
                 ) from None
 
-    async def is_inside(self, url: str) -> bool:
+    async def is_private_host(self, url: str) -> bool:
         """Say whether a URL's host has a private address."""
         _, host, tcp_port = origin_of(url)
         loop = asyncio.get_running_loop()
@@ -164,22 +164,28 @@ class Web:
             return False
         return not all(is_public(str(address[0])) for *_, address in found)
 
-    async def _follow(self, url: str, limit: int, own: str, accept: str) -> Reply:
-        first, login = origin_of(url), _login(url)
+    async def _fetch_redirected(
+        self, url: str, limit: int, trusted_url: str, accept: str
+    ) -> HttpReply:
+        first, login = origin_of(url), _credentials(url)
         for _ in range(limits.FETCH_REDIRECTS + 1):
             ours = login if origin_of(url) == first else ""
-            response = await self._ask(url, limit, own, accept, ours)
+            response = await self._fetch_once(url, limit, trusted_url, accept, ours)
             if response.code not in _REDIRECTS:
-                return _checked(response, url)
+                return _check_response(response, url)
             onward = urljoin(url, response.headers.get("Location", ""))
             if origin_of(url)[0] == "https" and origin_of(onward)[0] != "https":
-                raise Unreachable(f"{shown(url)} leads from https to http, which is refused")
+                raise SourceUnreachable(
+                    f"{without_credentials(url)} leads from https to http, which is refused"
+                )
             url = onward
-        raise Unreachable(f"{shown(url)} leads on and on")
+        raise SourceUnreachable(f"{without_credentials(url)} leads on and on")
 
-    async def _ask(self, url: str, limit: int, own: str, accept: str, login: str) -> HTTPResponse:
+    async def _fetch_once(
+        self, url: str, limit: int, trusted_url: str, accept: str, login: str
+    ) -> HTTPResponse:
         """Ask one server once; no redirect is followed, whatever it says."""
-        private = bool(own) and origin_of(url) == origin_of(own)
+        private = bool(trusted_url) and origin_of(url) == origin_of(trusted_url)
         client = SimpleAsyncHTTPClient(
             force_instance=True,
             resolver=None if private else _PublicResolver(),
@@ -188,16 +194,21 @@ class Web:
         )
         try:
             return await client.fetch(self._request(url, accept, login), raise_error=False)
-        except _FAILURES as error:
-            raise Unreachable(f"{shown(url)} gives no answer: {error}"[:300]) from error
-        except Private:
+        except _FETCH_ERRORS as error:
+            raise SourceUnreachable(
+                f"{without_credentials(url)} gives no answer: {error}"[:300]
+            ) from error
+        except PrivateAddress:
             raise PackageError(
-                f"{shown(url)} is at a private address; only a source that the server's "
+                f"{without_credentials(url)} is at a private address; "
+                f"only a source that the server's "
                 "administrator configured may be"
             ) from None
         except (OSError, ValueError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise Unreachable(f"{shown(url)} cannot be reached: {why}"[:300]) from error
+            raise SourceUnreachable(
+                f"{without_credentials(url)} cannot be reached: {why}"[:300]
+            ) from error
         finally:
             client.close()
 
@@ -206,17 +217,17 @@ class Web:
         if login:
             headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         return HTTPRequest(
-            shown(url),
+            without_credentials(url),
             headers=headers,
             follow_redirects=False,
             connect_timeout=min(limits.FETCH_SECONDS, 10.0),
             request_timeout=limits.FETCH_SECONDS,
-            user_agent=_AGENT,
+            user_agent=_USER_AGENT,
             ca_certs=self.ca_file,
         )
 
 
-def _login(url: str) -> str:
+def _credentials(url: str) -> str:
     """Return the user and password that stand in a URL, "" for none."""
     parts = urlsplit(url)
     if parts.username is None:
@@ -224,14 +235,18 @@ def _login(url: str) -> str:
     return f"{unquote(parts.username)}:{unquote(parts.password or '')}"
 
 
-def _checked(response: HTTPResponse, url: str) -> Reply:
+def _check_response(response: HTTPResponse, url: str) -> HttpReply:
     if response.code in (404, 410):
-        raise NotFound(f"{shown(url)} is not there")
+        raise SourceNotFound(f"{without_credentials(url)} is not there")
     if response.error is not None and response.code == 599:
-        raise Unreachable(f"{shown(url)} gives no answer: {response.error}"[:300])
+        raise SourceUnreachable(
+            f"{without_credentials(url)} gives no answer: {response.error}"[:300]
+        )
     if response.code != 200:
-        raise Unreachable(f"{shown(url)} answers {response.code}")
+        raise SourceUnreachable(f"{without_credentials(url)} answers {response.code}")
     kinds: Mapping[str, str] = response.headers
     if kinds.get("Content-Encoding", "identity").lower() != "identity":
-        raise Unreachable(f"{shown(url)} is packed in a way that was not asked for")
-    return Reply(response.body, url, kinds.get("Content-Type", "").partition(";")[0].lower())
+        raise SourceUnreachable(
+            f"{without_credentials(url)} is packed in a way that was not asked for"
+        )
+    return HttpReply(response.body, url, kinds.get("Content-Type", "").partition(";")[0].lower())

@@ -15,24 +15,24 @@ from cloudmanager.protocol.errors import PackageError
 
 TARGET_DIR: Final = "/lib"
 
-_LONGEST: Final = 120  # bytes of a path: fits into a message, and no board's buffer minds
-_DEEPEST: Final = 8  # folders
+_MAX_PATH_BYTES: Final = 120  # bytes of a path: fits into a message, and no board's buffer minds
+_MAX_DEPTH: Final = 8  # folders
 _DRIVE = re.compile(r"[A-Za-z]:")
 #: The board's owner's, the client's and its key, wherever the board looks for modules.
-_OWNERS = re.compile(
+_RESERVED = re.compile(
     r"(/(boot|main)\.(py|mpy)|/cm\.json|/\.cm.*|(/lib)?/cm(\.py|\.mpy|/.*)?|/romfs/.*|/rom/.*)",
     re.IGNORECASE,
 )
 #: MicroPython's own modules that the client needs: a file of that name in front of one of
 #: them, and the board never dials again.
-BUILTIN: Final = re.compile(
+BUILTIN_MODULES: Final = re.compile(
     "array|binascii|builtins|cmath|cryptolib|deflate|framebuf|gc|hashlib|io|json|machine|math|"
     "micropython|network|os|platform|random|re|select|socket|ssl|struct|sys|time|tls|uctypes|"
     "vfs|websocket|_thread"
 )
 
 
-def check_dir(folder: str) -> str:
+def check_folder(folder: str) -> str:
     """Return an install's folder: absolute, plain, without a slash at its end.
 
     Raises:
@@ -42,13 +42,13 @@ def check_dir(folder: str) -> str:
     if not folder.startswith("/") or folder.startswith("//"):
         raise PackageError(f"{folder!r} is no folder on a board: it begins with one /")
     if plain:
-        check_plain(plain[1:])
-    if _OWNERS.fullmatch(plain + "/x"):
+        check_relative_path(plain[1:])
+    if _RESERVED.fullmatch(plain + "/x"):
         raise PackageError(f"{folder!r} is the client's own folder")
     return plain
 
 
-def check_plain(path: str) -> str:
+def check_relative_path(path: str) -> str:
     """Return a relative path if it is plain.
 
     Raises:
@@ -56,7 +56,7 @@ def check_plain(path: str) -> str:
     """
     parts = path.split("/")
     why = ""
-    if len(path.encode("utf-8", "surrogatepass")) > _LONGEST or len(parts) > _DEEPEST:
+    if len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES or len(parts) > _MAX_DEPTH:
         why = "too long"
     elif "\\" in path or _DRIVE.match(path):
         why = "of another system"
@@ -69,7 +69,7 @@ def check_plain(path: str) -> str:
     return path
 
 
-def place(folder: str, path: str, *, force: bool = False) -> str:
+def board_path(folder: str, path: str, *, force: bool = False) -> str:
     """Return the absolute path on the board of a package's file.
 
     Args:
@@ -80,40 +80,40 @@ def place(folder: str, path: str, *, force: bool = False) -> str:
     Raises:
         PackageError: it is not plain, or not the package's to write.
     """
-    full = f"{folder}/{check_plain(path)}"
-    if _OWNERS.fullmatch(full):
+    full = f"{folder}/{check_relative_path(path)}"
+    if _RESERVED.fullmatch(full):
         raise PackageError(f"no package may write {full}: it is the board's own")
-    if not force and folder in ("", TARGET_DIR) and BUILTIN.fullmatch(top(path)):
+    if not force and folder in ("", TARGET_DIR) and BUILTIN_MODULES.fullmatch(module_name(path)):
         raise PackageError(
-            f"{full} would hide MicroPython's own module {top(path)!r}; --force installs it"
+            f"{full} would hide MicroPython's own module {module_name(path)!r}; --force installs it"
         )
     return full
 
 
-def check_own(path: str) -> str:
+def check_installed_path(path: str) -> str:
     """Return an absolute path if a package could have been put there.
 
     Raises:
         PackageError: it could not.
     """
-    check_dir(path)
-    if _OWNERS.fullmatch(path):
+    check_folder(path)
+    if _RESERVED.fullmatch(path):
         raise PackageError(f"no package may write {path}: it is the board's own")
     return path
 
 
-def top(path: str) -> str:
+def module_name(path: str) -> str:
     """Return the name that is imported to reach a file."""
     return re.sub(r"\.(py|mpy)$", "", path.partition("/")[0])
 
 
-def twin(path: str) -> str | None:
+def other_form(path: str) -> str | None:
     """Return the other form of a module: what would be imported instead, or be left over."""
     stem, dot, form = path.rpartition(".")
     return {"py": f"{stem}.mpy", "mpy": f"{stem}.py"}.get(form) if dot else None
 
 
-def clash(paths: Iterable[str]) -> tuple[str, str] | None:
+def find_clash(paths: Iterable[str]) -> tuple[str, str] | None:
     """Return two paths that cannot both be: one module twice, or one name in two spellings."""
     seen: dict[str, str] = {}
     for path in sorted(paths):

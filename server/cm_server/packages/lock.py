@@ -16,16 +16,16 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .documents import load_json
-from .install_paths import check_plain
-from .release import Part, Release
-from .requirement import FORGES, Requirement, parse
+from .install_paths import check_relative_path
+from .release import Release, ReleaseFile
+from .requirement import FORGE_NAMES, Requirement, parse_requirement
 
 FORMAT: Final = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_WHOSE: Final = "the lock"
+_SOURCE_NAME: Final = "the lock"
 
 
-class Lock(NamedTuple):
+class LockFile(NamedTuple):
     """What a lock file says: the wishes it was made for, and what they led to."""
 
     wanted: tuple[str, ...]
@@ -37,23 +37,23 @@ def dump(wanted: Iterable[str], releases: Iterable[Release]) -> str:
     told = {
         "format": FORMAT,
         "wanted": sorted(wanted),
-        "packages": [_told(release) for release in releases],
+        "packages": [_release_row(release) for release in releases],
     }
     return json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _told(release: Release) -> dict[str, Any]:
+def _release_row(release: Release) -> dict[str, Any]:
     told: dict[str, Any] = {
         "package": release.key,
         "version": release.version,
-        "needs": sorted(map(str, release.needs)),
+        "needs": sorted(map(str, release.dependencies)),
         "files": [
             {"path": part.path, "sha256": part.sha256, "size": part.size}
             | ({"url": part.url} if part.url else {})
             for part in release.parts
         ],
     }
-    if release.wish.source == "local":
+    if release.requirement.source == "local":
         told["local"] = True
     if release.ref:
         told["ref"] = release.ref
@@ -62,7 +62,7 @@ def _told(release: Release) -> dict[str, Any]:
     return told
 
 
-def load(text: str) -> Lock:
+def load(text: str) -> LockFile:
     """Read a lock file.
 
     Raises:
@@ -71,11 +71,11 @@ def load(text: str) -> Lock:
     raw = text.encode()
     if len(raw) > limits.PACKAGE_DOCUMENT_BYTES:
         raise PackageError("the lock is too big")
-    said = load_json(raw, _WHOSE)
+    said = load_json(raw, _SOURCE_NAME)
     try:
         if said["format"] != FORMAT:
             raise PackageError(f"the lock is of format {said['format']!r:.20}; make it anew")
-        releases = tuple(_read(row) for row in said["packages"])
+        releases = tuple(_read_release(row) for row in said["packages"])
         wanted = tuple(str(text) for text in said["wanted"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"the lock is not whole: {error!r:.100}") from error
@@ -83,42 +83,44 @@ def load(text: str) -> Lock:
         releases
     ):
         raise PackageError("the lock has too many packages, or one twice")
-    _check_whole(wanted, releases)
-    return Lock(wanted, releases)
+    _check_complete(wanted, releases)
+    return LockFile(wanted, releases)
 
 
-def _check_whole(wanted: Iterable[str], releases: Sequence[Release]) -> None:
+def _check_complete(wanted: Iterable[str], releases: Sequence[Release]) -> None:
     """Refuse a lock that somebody took a package out of."""
     keys = {release.key for release in releases}
-    local = frozenset(release.key for release in releases if release.wish.source == "local")
-    wishes = [parse(text, local) for text in wanted]
-    for wish in (*wishes, *(need for release in releases for need in release.needs)):
+    local = frozenset(release.key for release in releases if release.requirement.source == "local")
+    wishes = [parse_requirement(text, local) for text in wanted]
+    for wish in (*wishes, *(need for release in releases for need in release.dependencies)):
         if wish.key not in keys:
             raise PackageError(f"the lock has no {wish.key}, which is wanted; make it anew")
 
 
-def _read(row: dict[str, Any]) -> Release:
+def _read_release(row: dict[str, Any]) -> Release:
     local = frozenset([row["package"]] if row.get("local") else [])
-    wish = parse(row["package"], local)
-    parts = tuple(_part(part) for part in row["files"])
+    wish = parse_requirement(row["package"], local)
+    parts = tuple(_read_part(part) for part in row["files"])
     archive = row.get("archive", {"name": "", "sha256": ""})
     _check_sha256(archive["sha256"], empty=not archive["name"])
     return Release(
         replace(wish, version=""),
         str(row["version"]),
         parts,
-        tuple(parse(need) for need in row["needs"]),
+        tuple(parse_requirement(need) for need in row["needs"]),
         str(row.get("ref", "")),
         str(archive["name"]),
         archive["sha256"],
     )
 
 
-def _part(row: dict[str, Any]) -> Part:
+def _read_part(row: dict[str, Any]) -> ReleaseFile:
     _check_sha256(row["sha256"])
     if not isinstance(row["size"], int) or not 0 <= row["size"] <= limits.PACKAGE_FILE_BYTES:
         raise ValueError("a size")
-    return Part(check_plain(row["path"]), str(row.get("url", "")), "", row["sha256"], row["size"])
+    return ReleaseFile(
+        check_relative_path(row["path"]), str(row.get("url", "")), "", row["sha256"], row["size"]
+    )
 
 
 def _check_sha256(text: Any, empty: bool = False) -> None:
@@ -126,13 +128,15 @@ def _check_sha256(text: Any, empty: bool = False) -> None:
         raise ValueError("a SHA-256")
 
 
-def compare(old: Sequence[Release], new: Sequence[Release], named: Collection[str]) -> list[str]:
+def compare_releases(
+    old: Sequence[Release], new: Sequence[Release], pinned_keys: Collection[str]
+) -> list[str]:
     """Hold what a source says now against what it said when it was locked.
 
     Args:
         old: the lock's.
         new: what was found now.
-        named: keys of the packages for which somebody named a version or a ref himself.
+        pinned_keys: keys of the packages for which somebody named a version or a ref himself.
 
     Returns:
         What moved as it may, each a sentence: a branch.
@@ -147,11 +151,13 @@ def compare(old: Sequence[Release], new: Sequence[Release], named: Collection[st
         was = before.get(release.key)
         if was is None:
             continue
-        if release.wish.source in FORGES:
-            notes += _moved(was, release)
+        if release.requirement.source in FORGE_NAMES:
+            notes += _check_moved(was, release)
         elif was.version == release.version:
             _check_same(was, release)
-        elif release.key not in named and _numbers(release.version) < _numbers(was.version):
+        elif release.key not in pinned_keys and _version_numbers(
+            release.version
+        ) < _version_numbers(was.version):
             raise PackageError(
                 f"{release.key}: its source says that {release.version} is the newest, but the "
                 f"lock has {was.version} already; if that is right, name the version"
@@ -159,36 +165,36 @@ def compare(old: Sequence[Release], new: Sequence[Release], named: Collection[st
     return notes
 
 
-def _moved(was: Release, release: Release) -> list[str]:
-    if was.version == release.version:
-        _check_same(was, release)
+def _check_moved(locked_release: Release, release: Release) -> list[str]:
+    if locked_release.version == release.version:
+        _check_same(locked_release, release)
         return []
-    if not was.ref or was.ref != release.ref:
+    if not locked_release.ref or locked_release.ref != release.ref:
         return []
     told = (
-        f"{release.key}: {was.ref} was {was.version[:12]} in the lock, "
+        f"{release.key}: {locked_release.ref} was {locked_release.version[:12]} in the lock, "
         f"and is {release.version[:12]} now"
     )
-    if was.ref.startswith("refs/tags/"):
+    if locked_release.ref.startswith("refs/tags/"):
         raise PackageError(f"{told}: a tag does not move; if that is right, make the lock anew")
     return [told]
 
 
-def _check_same(was: Release, release: Release) -> None:
-    locked = {part.path: part.sha256 for part in was.parts}
+def _check_same(locked_release: Release, release: Release) -> None:
+    locked = {part.path: part.sha256 for part in locked_release.parts}
     found = {part.path: part.sha256 for part in release.parts}
-    if locked != found and release.wish.source != "local":
+    if locked != found and release.requirement.source != "local":
         path = min(locked.items() ^ found.items())[0]
         raise PackageError(
             f"{release}: its {path} is another one than the lock has, under the same version"
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n[:9]) for n in re.findall(r"\d+", version.partition("+")[0])[:8])
 
 
-def named(wanted: Iterable[Requirement], releases: Iterable[Release]) -> set[str]:
+def find_pinned_keys(wanted: Iterable[Requirement], releases: Iterable[Release]) -> set[str]:
     """Return the keys for which a person or a package named a version."""
-    wishes = [*wanted, *(need for release in releases for need in release.needs)]
+    wishes = [*wanted, *(need for release in releases for need in release.dependencies)]
     return {wish.key for wish in wishes if wish.version}

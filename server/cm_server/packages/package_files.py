@@ -11,19 +11,19 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .archives import unpack
-from .cache import Cache, sha256
-from .http_fetcher import Web
-from .pypi import stripped
-from .release import Part, Release
-from .requirement import FORGES
+from .cache import PackageCache, sha256
+from .http_fetcher import HttpFetcher
+from .pypi import installable_files
+from .release import Release, ReleaseFile
+from .requirement import FORGE_NAMES
 
 T = TypeVar("T")
-_LFS: Final = b"version https://git-lfs.github.com/spec/"
+_LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 
 
-async def side_by_side(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Do all of them at once; when one fails, end the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.ensure_future(work) for work in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -32,59 +32,65 @@ async def side_by_side(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Contents:
+class PackageFiles:
     """Brings what releases consist of.
 
     Args:
-        web: fetches.
+        fetcher: fetches.
         cache: keeps.
-        own: says which configured source, if any, a release's URL belongs to.
-        archive: brings a release's archive from its index.
+        trusted_url_of: says which configured source, if any, a release's URL belongs to.
+        fetch_archive: brings a release's archive from its index.
         sent: what the caller sent along.
     """
 
     def __init__(
         self,
-        web: Web,
-        cache: Cache,
-        own: Callable[[Release, str], str],
-        archive: Callable[[Release], Awaitable[bytes]],
+        fetcher: HttpFetcher,
+        cache: PackageCache,
+        trusted_url_of: Callable[[Release, str], str],
+        fetch_archive: Callable[[Release], Awaitable[bytes]],
         sent: Mapping[str, Mapping[str, bytes]],
     ) -> None:
-        self._web = web
+        self._fetcher = fetcher
         self._cache = cache
-        self._own = own
-        self._archive = archive
+        self._trusted_url_of = trusted_url_of
+        self._fetch_archive = fetch_archive
         self._sent = sent
 
-    async def bring(self, release: Release) -> Release:
+    async def fetch_release(self, release: Release) -> Release:
         """Fetch what is not here; return the release with each part's hash and size."""
-        works = [self._part(release, part) for part in release.parts]
-        return replace(release, parts=tuple(await side_by_side(works)))
+        works = [self._fetch_part(release, part) for part in release.parts]
+        return replace(release, parts=tuple(await gather_or_cancel(works)))
 
-    async def _part(self, release: Release, part: Part) -> Part:
+    async def _fetch_part(self, release: Release, part: ReleaseFile) -> ReleaseFile:
         if part.sha256 and await asyncio.to_thread(self._cache.get, part.sha256) is not None:
             return part
-        fixed = bool(part.short) or release.wish.source in FORGES and release.version in part.url
-        content = await asyncio.to_thread(self._cache.recall, part.url) if fixed else None
-        known = content is not None and sha256(content).startswith(part.sha256 or part.short)
+        fixed = (
+            bool(part.hash_prefix)
+            or release.requirement.source in FORGE_NAMES
+            and release.version in part.url
+        )
+        content = await asyncio.to_thread(self._cache.get_by_address, part.url) if fixed else None
+        known = content is not None and sha256(content).startswith(part.sha256 or part.hash_prefix)
         if content is None or not known:
-            content = await self._fetch(release, part)
+            content = await self._fetch_content(release, part)
         name = await asyncio.to_thread(self._cache.put, content)
         if fixed and not known:
-            await asyncio.to_thread(self._cache.remember, part.url, name)
-        return replace(part, short="", sha256=name, size=len(content))
+            await asyncio.to_thread(self._cache.put_address, part.url, name)
+        return replace(part, hash_prefix="", sha256=name, size=len(content))
 
-    async def _fetch(self, release: Release, part: Part) -> bytes:
+    async def _fetch_content(self, release: Release, part: ReleaseFile) -> bytes:
         if part.url:
-            own = self._own(release, part.url)
-            reply = await self._web.get(part.url, limit=limits.PACKAGE_FILE_BYTES, own=own)
-            content = _sound(reply.body, reply.content_type, f"{release}: {part.path}")
+            own = self._trusted_url_of(release, part.url)
+            reply = await self._fetcher.fetch(
+                part.url, limit=limits.PACKAGE_FILE_BYTES, trusted_url=own
+            )
+            content = _check_content(reply.body, reply.content_type, f"{release}: {part.path}")
         elif release.archive:
-            content = (await self._unpacked(release)).get(part.path, b"")
+            content = (await self._unpack_archive(release)).get(part.path, b"")
         else:
             content = self._from_caller(release, part)
-        promised = part.sha256 or part.short
+        promised = part.sha256 or part.hash_prefix
         if not sha256(content).startswith(promised) or (part.sha256 and len(content) != part.size):
             raise PackageError(
                 f"{release}: {part.path} is not what was promised: its SHA-256 begins with "
@@ -92,27 +98,27 @@ class Contents:
             )
         return content
 
-    async def _unpacked(self, release: Release) -> dict[str, bytes]:
+    async def _unpack_archive(self, release: Release) -> dict[str, bytes]:
         """Return what is in a locked release's archive."""
         raw = await asyncio.to_thread(self._cache.get, release.archive_sha256)
         if raw is None:
-            raw = await self._archive(release)
+            raw = await self._fetch_archive(release)
             if sha256(raw) != release.archive_sha256:
                 raise PackageError(f"{release}: its archive is not the one that was locked")
         members = await asyncio.to_thread(unpack, raw, release.archive)
-        return stripped(members, release.archive)
+        return installable_files(members, release.archive)
 
-    def _from_caller(self, release: Release, part: Part) -> bytes:
-        for content in self._sent.get(release.wish.name, {}).values():
+    def _from_caller(self, release: Release, part: ReleaseFile) -> bytes:
+        for content in self._sent.get(release.requirement.name, {}).values():
             if sha256(content) == part.sha256:
                 return content
         raise PackageError(f"{release}: {part.path} is neither here nor sent along")
 
 
-def _sound(content: bytes, content_type: str, what: str) -> bytes:
+def _check_content(content: bytes, content_type: str, what: str) -> bytes:
     """Return a file's content, unless it plainly is something else in its place."""
     if content_type == "text/html" and not what.endswith((".html", ".htm")):
         raise PackageError(f"{what} is a web page where a file should be")
-    if content.startswith(_LFS):
+    if content.startswith(_LFS_POINTER):
         raise PackageError(f"{what} is kept in Git LFS, which is not supported")
     return content

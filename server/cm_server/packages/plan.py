@@ -9,12 +9,12 @@ from typing import Any
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
-from .install_paths import clash, place, twin
+from .install_paths import board_path, find_clash, other_form
 from .release import Release
 
 
 @dataclass(frozen=True, order=True)
-class File:
+class PlannedFile:
     """A file that a board gets.
 
     Attributes:
@@ -31,7 +31,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InstallPlan:
     """What an install does; the same wishes and the same sources make the same plan.
 
     Attributes:
@@ -46,17 +46,17 @@ class Plan:
     wanted: tuple[str, ...]
     target_dir: str
     packages: tuple[Release, ...]
-    files: Mapping[int, tuple[File, ...]]
+    files: Mapping[int, tuple[PlannedFile, ...]]
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
-    def removed(self, mpy: int) -> tuple[str, ...]:
+    def shadowing_paths(self, mpy: int) -> tuple[str, ...]:
         """Return paths that must not be on such a board: they would hide what is installed."""
         paths = {file.path for file in self.files[mpy]}
-        others = {other for path in paths if (other := twin(path)) and other not in paths}
+        others = {other for path in paths if (other := other_form(path)) and other not in paths}
         return tuple(sorted(others))
 
-    def size(self, mpy: int) -> int:
+    def size_bytes(self, mpy: int) -> int:
         """Return the bytes that such a board gets."""
         return sum(file.size for file in self.files[mpy])
 
@@ -70,15 +70,15 @@ class Plan:
                     "name": release.key,
                     "version": release.version,
                     "from": self.origins.get(release.key, str(release)),
-                    "needs": sorted(map(str, release.needs)),
+                    "needs": sorted(map(str, release.dependencies)),
                 }
                 for release in self.packages
             ],
             "boards": {
                 str(mpy): {
                     "files": [[file.path, file.size, file.package] for file in files],
-                    "removed": list(self.removed(mpy)),
-                    "bytes": self.size(mpy),
+                    "removed": list(self.shadowing_paths(mpy)),
+                    "bytes": self.size_bytes(mpy),
                 }
                 for mpy, files in sorted(self.files.items())
             },
@@ -99,20 +99,22 @@ def check_sizes(releases: Iterable[Release]) -> None:
         raise PackageError("this is too big: its files together, as they are on the server")
 
 
-def placed(releases: Iterable[Release], folder: str, *, force: bool = False) -> list[File]:
+def place_files(
+    releases: Iterable[Release], folder: str, *, force: bool = False
+) -> list[PlannedFile]:
     """Return the packages' files where they go, sources uncompiled.
 
     Raises:
         PackageError: a path is refused, or two packages want the same place.
     """
-    found: dict[str, File] = {}
+    found: dict[str, PlannedFile] = {}
     for release in releases:
         for part in release.parts:
             try:
-                path = place(folder, part.path, force=force)
+                path = board_path(folder, part.path, force=force)
             except PackageError as error:
                 raise PackageError(f"{release}: {error.args[0]}") from None
-            file = File(path, part.sha256, part.size, release.key)
+            file = PlannedFile(path, part.sha256, part.size, release.key)
             other = found.setdefault(path, file)
             if other.sha256 != file.sha256:
                 both = f"{other.package} and {file.package}"
@@ -121,13 +123,13 @@ def placed(releases: Iterable[Release], folder: str, *, force: bool = False) -> 
     return sorted(found.values())
 
 
-def check_clash(found: Mapping[str, File]) -> None:
+def check_clash(found: Mapping[str, PlannedFile]) -> None:
     """Refuse files that cannot both be on one board.
 
     Raises:
         PackageError: they cannot, and whose they are.
     """
-    if pair := clash(found):
+    if pair := find_clash(found):
         one, other = (found.get(path) for path in pair)
         whose = sorted({file.package for file in (one, other) if file})
         raise PackageError(f"{' and '.join(whose)}: {pair[0]} and {pair[1]} cannot both be there")

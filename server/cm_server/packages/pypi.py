@@ -19,20 +19,20 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 from .archives import unpack
-from .cache import Cache, sha256
+from .cache import PackageCache, sha256
 from .documents import is_dummy, read_metadata, read_requires
-from .http_fetcher import NotFound, Web
-from .install_paths import BUILTIN
-from .release import Part, Release
-from .requirement import Requirement, parse
+from .http_fetcher import HttpFetcher, SourceNotFound
+from .install_paths import BUILTIN_MODULES
+from .release import Release, ReleaseFile
+from .requirement import Requirement, parse_requirement
 
 if TYPE_CHECKING:
     from pypi_simple import ProjectPage
 
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 691
-_KINDS: Final = (".tar.gz", ".whl", ".zip")
+_ARCHIVE_SUFFIXES: Final = (".tar.gz", ".whl", ".zip")
 #: What belongs to the way a distribution is made, not to what it is (a sdist's root; a wheel's).
-_MAKING = re.compile(
+_NOT_INSTALLED = re.compile(
     r"(__init__\.py|setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
     r"|PKG-INFO|(README|LICEN[CS]E|COPYING|CHANGE|AUTHORS|HISTORY|INSTALL|Makefile|tox\.ini"
     r"|requirements)[^/]*|(tests?|docs?|examples?|scripts?|\.[^/]*|[^/]*\.(egg-info|dist-info|data"
@@ -42,14 +42,14 @@ _MAKING = re.compile(
 _PREFIX: Final = "micropython-"
 
 
-class Pip(NamedTuple):
+class PipSettings(NamedTuple):
     """What pip is configured with: the index's URL, and certificates ("" for the system's)."""
 
     url: str
     cert: str
 
 
-async def configured() -> Pip:
+async def read_pip_settings() -> PipSettings:
     """Ask pip how it is configured; nothing is downloaded."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     process = await asyncio.create_subprocess_exec(
@@ -74,102 +74,116 @@ async def configured() -> Pip:
         from pypi_simple import PYPI_SIMPLE_ENDPOINT  # pip's default is this one, too
 
         index = PYPI_SIMPLE_ENDPOINT
-    return Pip(index, setting("cert"))
+    return PipSettings(index, setting("cert"))
 
 
-class PyPI:
+class PyPISource:
     """The one index of ``pypi:``.
 
     Args:
-        web: fetches.
+        fetcher: fetches.
         cache: keeps archives.
         index: its URL.
     """
 
-    def __init__(self, web: Web, cache: Cache, index: str) -> None:
-        self._web = web
+    def __init__(self, fetcher: HttpFetcher, cache: PackageCache, index: str) -> None:
+        self._fetcher = fetcher
         self._cache = cache
         self.index = index.rstrip("/") + "/"
         self._pages: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
-    async def versions(self, wish: Requirement) -> list[str]:
+    async def versions(self, requirement: Requirement) -> list[str]:
         """Return the versions that a wish allows, the best first."""
         from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-        files = await self._files(wish)
+        files = await self._archives(requirement)
         try:
-            allowed = SpecifierSet(wish.version)
+            allowed = SpecifierSet(requirement.version)
         except InvalidSpecifier:
-            raise PackageError(f"{wish}: {wish.version!r} is no version") from None
+            raise PackageError(f"{requirement}: {requirement.version!r} is no version") from None
         found = list(allowed.filter(files)) or list(allowed.filter(files, prereleases=True))
         if not found:
-            raise NotFound(f"{wish}: of {wish.name} there is {', '.join(list(files)[:10])}")
+            raise SourceNotFound(
+                f"{requirement}: of {requirement.name} there is {', '.join(list(files)[:10])}"
+            )
         return found
 
-    async def load(self, wish: Requirement, version: str) -> Release:
+    async def load(self, requirement: Requirement, version: str) -> Release:
         """Return a version as its archive describes it."""
-        file = (await self._files(wish))[version]
-        raw = await self.archive(wish, version)
+        file = (await self._archives(requirement))[version]
+        raw = await self.fetch_archive(requirement, version)
         digest = sha256(raw)
         members = await asyncio.to_thread(unpack, raw, file.filename)
-        files = stripped(members, file.filename)
-        requires, dummy = about(members)
+        files = installable_files(members, file.filename)
+        requires, dummy = read_archive_metadata(members)
         parts = [
-            Part(path, sha256=await asyncio.to_thread(self._cache.put, content), size=len(content))
+            ReleaseFile(
+                path, sha256=await asyncio.to_thread(self._cache.put, content), size=len(content)
+            )
             for path, content in sorted(files.items())
         ]
-        needs, notes = _needs(requires, wish)
+        needs, notes = _read_dependencies(requires, requirement)
         if dummy or not any(part.size for part in parts):
-            notes += (f"{wish.key} {version} is a dummy: it keeps the name, and has no code",)
-        return Release(wish, version, tuple(parts), needs, "", file.filename, digest, notes)
+            notes += (
+                f"{requirement.key} {version} is a dummy: it keeps the name, and has no code",
+            )
+        return Release(requirement, version, tuple(parts), needs, "", file.filename, digest, notes)
 
-    async def archive(self, wish: Requirement, version: str) -> bytes:
+    async def fetch_archive(self, requirement: Requirement, version: str) -> bytes:
         """Return a version's archive, as its index promises it.
 
         Raises:
             PackageError: there is none, or another one than was promised.
         """
-        file = (await self._files(wish)).get(version)
+        file = (await self._archives(requirement)).get(version)
         if file is None:
-            raise NotFound(f"{wish}: there is no {wish.name} {version} in its index any more")
+            raise SourceNotFound(
+                f"{requirement}: there is no {requirement.name} {version} in its index any more"
+            )
         promised = (file.digests or {}).get("sha256", "")
         raw = await asyncio.to_thread(self._cache.get, promised)
         if raw is not None:
             return raw
         # An index that is itself inside may keep its archives at another place inside; one
         # that is public never leads there.
-        inside = await self._web.is_inside(self.index)
+        inside = await self._fetcher.is_private_host(self.index)
         own = file.url if inside else self.index
-        reply = await self._web.get(file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, own=own)
+        reply = await self._fetcher.fetch(
+            file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, trusted_url=own
+        )
         if promised and sha256(reply.body) != promised:
-            raise PackageError(f"{wish}: {file.filename} is not what its index promised (SHA-256)")
+            raise PackageError(
+                f"{requirement}: {file.filename} is not what its index promised (SHA-256)"
+            )
         await asyncio.to_thread(self._cache.put, reply.body)
         return reply.body
 
-    async def _files(self, wish: Requirement) -> dict[str, Any]:
+    async def _archives(self, requirement: Requirement) -> dict[str, Any]:
         """Return the archive of each version, the newest first; asked once for a plan."""
-        if wish.name not in self._pages:
-            self._pages[wish.name] = asyncio.ensure_future(self._ask(wish))
-        return await self._pages[wish.name]
+        if requirement.name not in self._pages:
+            self._pages[requirement.name] = asyncio.ensure_future(self._fetch_archives(requirement))
+        return await self._pages[requirement.name]
 
-    async def _ask(self, wish: Requirement) -> dict[str, Any]:
-        url = f"{self.index}{wish.name}/"
+    async def _fetch_archives(self, requirement: Requirement) -> dict[str, Any]:
+        url = f"{self.index}{requirement.name}/"
         try:
-            reply = await self._web.get(
-                url, limit=limits.PACKAGE_DOCUMENT_BYTES, own=self.index, accept=_ACCEPT
+            reply = await self._fetcher.fetch(
+                url, limit=limits.PACKAGE_DOCUMENT_BYTES, trusted_url=self.index, accept=_ACCEPT
             )
-        except NotFound as error:
-            raise NotFound(f"{wish} is not in the index that pip is configured with") from error
+        except SourceNotFound as error:
+            raise SourceNotFound(
+                f"{requirement} is not in the index that pip is configured with"
+            ) from error
         try:
-            page = await asyncio.to_thread(_page, wish.name, reply)
-            return await asyncio.to_thread(_choose, page)
+            page = await asyncio.to_thread(_parse_page, requirement.name, reply)
+            return await asyncio.to_thread(_choose_archives, page)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PackageError(
-                f"{wish}: its index says what cannot be read: {error}"[:300]
+                f"{requirement}: its index says what cannot be read: {error}"[:300]
             ) from error
 
 
-def _page(name: str, reply: Any) -> ProjectPage:
+def _parse_page(name: str, reply: Any) -> ProjectPage:
     from pypi_simple import ProjectPage
 
     if reply.content_type.endswith("json"):
@@ -177,15 +191,15 @@ def _page(name: str, reply: Any) -> ProjectPage:
     return ProjectPage.from_html(name, reply.body, base_url=reply.url)
 
 
-def _choose(page: ProjectPage) -> dict[str, Any]:
+def _choose_archives(page: ProjectPage) -> dict[str, Any]:
     """Return the one archive of each version that is for us; the newest version first."""
     from packaging.version import InvalidVersion, Version
 
     found: dict[Version, tuple[int, str, Any]] = {}
     for file in page.packages:
         name = file.filename
-        kind = next((n for n, end in enumerate(_KINDS) if name.endswith(end)), None)
-        if kind is None or file.is_yanked or not _for_boards(name):
+        kind = next((n for n, end in enumerate(_ARCHIVE_SUFFIXES) if name.endswith(end)), None)
+        if kind is None or file.is_yanked or not _is_pure_python(name):
             continue
         try:
             version = Version(file.version or "")
@@ -196,12 +210,12 @@ def _choose(page: ProjectPage) -> dict[str, Any]:
     return {str(found[v][2].version): found[v][2] for v in sorted(found, reverse=True)}
 
 
-def _for_boards(name: str) -> bool:
+def _is_pure_python(name: str) -> bool:
     """Whether an archive is of Python alone: a wheel says so by its tags."""
     return not name.endswith(".whl") or name.endswith("-none-any.whl")
 
 
-def stripped(members: dict[str, bytes], name: str) -> dict[str, bytes]:
+def installable_files(members: dict[str, bytes], name: str) -> dict[str, bytes]:
     """Return the files that belong on a board, below an install's folder."""
     roots = {path.partition("/")[0] for path in members}
     wheel = name.endswith(".whl")
@@ -211,12 +225,12 @@ def stripped(members: dict[str, bytes], name: str) -> dict[str, bytes]:
     for path, content in members.items():
         inside = path if wheel else path.partition("/")[2]
         inside = re.sub(r"^src/", "", inside) if not wheel else inside
-        if inside and not _MAKING.fullmatch(inside):
+        if inside and not _NOT_INSTALLED.fullmatch(inside):
             found[inside] = content
     return found
 
 
-def about(members: dict[str, bytes]) -> tuple[list[str], bool]:
+def read_archive_metadata(members: dict[str, bytes]) -> tuple[list[str], bool]:
     """Return what an archive needs, and whether it says that it is a dummy."""
     requires: list[str] = []
     dummy = False
@@ -230,19 +244,21 @@ def about(members: dict[str, bytes]) -> tuple[list[str], bool]:
     return list(dict.fromkeys(requires)), dummy
 
 
-def _needs(
-    requires: list[str], wish: Requirement
+def _read_dependencies(
+    requires: list[str], requirement: Requirement
 ) -> tuple[tuple[Requirement, ...], tuple[str, ...]]:
     """Return what is needed, less what MicroPython brings by itself, and a note for that."""
     needs, notes = [], []
     for text in requires:
         try:
-            need = parse(f"pypi:{text}")
+            need = parse_requirement(f"pypi:{text}")
         except PackageError as error:
-            raise PackageError(f"{wish} needs something odd: {error.args[0]}") from error
+            raise PackageError(f"{requirement} needs something odd: {error.args[0]}") from error
         module = re.split("[-.]", need.name.removeprefix(_PREFIX))[0]
-        if BUILTIN.fullmatch(module):
-            notes.append(f"{wish.key} needs {need.name}: MicroPython brings its own {module}")
+        if BUILTIN_MODULES.fullmatch(module):
+            notes.append(
+                f"{requirement.key} needs {need.name}: MicroPython brings its own {module}"
+            )
         else:
             needs.append(need)
     return tuple(needs), tuple(notes)

@@ -8,20 +8,20 @@ from .requirement import Requirement
 
 
 @dataclass(frozen=True)
-class Part:
+class ReleaseFile:
     """A file that a release consists of.
 
     Attributes:
         path: below the install's folder, as the source says.
         url: where from; "" where it came in the release's archive or along with the request.
-        short: the first digits of its SHA-256 that the source promises; "" for no promise.
+        hash_prefix: the first digits of its SHA-256 that the source promises; "" for no promise.
         sha256: its content's, in hex, as soon as that is here.
         size: bytes.
     """
 
     path: str
     url: str = ""
-    short: str = ""
+    hash_prefix: str = ""
     sha256: str = ""
     size: int = 0
 
@@ -31,20 +31,20 @@ class Release:
     """A package at a version.
 
     Attributes:
-        wish: the requirement that it is the answer to, without its version.
+        requirement: the requirement that it is the answer to, without its version.
         version: what it calls itself; a forge's is the commit.
         ref: a forge's ref in full, such as refs/tags/v1, that led to the commit; "" for none.
-        needs: what it requires.
+        dependencies: what it requires.
         parts: its files.
         archive: the file name of the archive that they are in, "" for none.
         archive_sha256: the archive's own.
         notes: what a person should know, each a sentence.
     """
 
-    wish: Requirement
+    requirement: Requirement
     version: str
-    parts: tuple[Part, ...]
-    needs: tuple[Requirement, ...] = ()
+    parts: tuple[ReleaseFile, ...]
+    dependencies: tuple[Requirement, ...] = ()
     ref: str = ""
     archive: str = ""
     archive_sha256: str = ""
@@ -53,9 +53,9 @@ class Release:
     @property
     def key(self) -> str:
         """Return what it has in common with its other versions."""
-        return self.wish.key
+        return self.requirement.key
 
     def __str__(self) -> str:
         if not self.version:
             return self.key
-        return f"{self.key}{'==' if self.wish.source == 'pypi' else '@'}{self.version}"
+        return f"{self.key}{'==' if self.requirement.source == 'pypi' else '@'}{self.version}"

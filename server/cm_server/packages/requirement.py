@@ -20,20 +20,22 @@ from typing import Final
 
 from cloudmanager.protocol.errors import PackageError
 
-FORGES: Final = ("github", "gitlab", "codeberg")
-COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+FORGE_NAMES: Final = ("github", "gitlab", "codeberg")
+COMMIT_PATTERN: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
-_LONGEST: Final = 500  # characters of a requirement; a URL's
+_MAX_CHARS: Final = 500  # characters of a requirement; a URL's
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,199}")
 _PART = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]{0,99}")  # of a path in a forge
 _SPECIFIER = re.compile(r"(?:(?:==|!=|<=|>=|~=|<|>)[A-Za-z0-9.*+!_-]{1,64},?)+")
-_PYPI = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\s*(.*)", re.DOTALL)
+_PYPI_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\s*(.*)", re.DOTALL)
 _LATEST: Final = ("", "latest", "*")
-_HOW: Final = "it is written NAME[@VERSION], github:OWNER/REPO[/PATH][@REF], pypi:NAME or a URL"
-_NO_FILE: Final = "the server reads no files of its own; one of yours is written ./NAME"
+_SYNTAX_HINT: Final = (
+    "it is written NAME[@VERSION], github:OWNER/REPO[/PATH][@REF], pypi:NAME or a URL"
+)
+_LOCAL_FILE_HINT: Final = "the server reads no files of its own; one of yours is written ./NAME"
 
 
 @dataclass(frozen=True, order=True)
@@ -75,7 +77,7 @@ class Requirement:
         return before.get(self.source, f"{self.source}:") + self.name + after
 
 
-def parse(text: str, local: frozenset[str] = frozenset()) -> Requirement:
+def parse_requirement(text: str, local: frozenset[str] = frozenset()) -> Requirement:
     """Read a requirement.
 
     Args:
@@ -87,68 +89,68 @@ def parse(text: str, local: frozenset[str] = frozenset()) -> Requirement:
     """
     if text in local:
         return Requirement("local", text)
-    if len(text) > _LONGEST or not text.isprintable():
-        raise _refused(text, "it is too long, or has characters that none can see")
+    if len(text) > _MAX_CHARS or not text.isprintable():
+        raise _invalid(text, "it is too long, or has characters that none can see")
     before, colon, after = text.partition(":")
-    if colon and before in FORGES:
-        return _forge(text, before, after)
+    if colon and before in FORGE_NAMES:
+        return _parse_forge(text, before, after)
     if colon and before == "pypi":
-        return _pypi(text, after)
+        return _parse_pypi(text, after)
     if before in ("http", "https"):
-        return _url(text)
+        return _parse_url(text)
     if "/" in text or "\\" in text or text.startswith(".") or text.endswith((".py", ".json")):
-        raise _refused(text, _NO_FILE)
+        raise _invalid(text, _LOCAL_FILE_HINT)
     if not colon:
         before, after = "", text
     elif not _ALIAS.fullmatch(before) or before in ("file", "ftp", "data"):
-        raise _refused(text, f"{before!r} is no source")
-    name, version = _split(text, after)
+        raise _invalid(text, f"{before!r} is no source")
+    name, version = _split_version(text, after)
     if not _NAME.fullmatch(name) or not (version in _LATEST or _VERSION.fullmatch(version)):
-        raise _refused(text, _HOW)
+        raise _invalid(text, _SYNTAX_HINT)
     return Requirement("index", name, "" if version in _LATEST else version, before)
 
 
-def _split(text: str, rest: str) -> tuple[str, str]:
+def _split_version(text: str, rest: str) -> tuple[str, str]:
     name, at, version = rest.partition("@")
     if "@" in version:
-        raise _refused(text, "it has two @, and a version has none in it")
+        raise _invalid(text, "it has two @, and a version has none in it")
     if at and not version:
-        raise _refused(text, "a version follows the @")
+        raise _invalid(text, "a version follows the @")
     return name, version
 
 
-def _forge(text: str, source: str, rest: str) -> Requirement:
-    name, ref = _split(text, rest)
+def _parse_forge(text: str, source: str, rest: str) -> Requirement:
+    name, ref = _split_version(text, rest)
     parts = name.split("/")
     if len(parts) < 2 or not all(_PART.fullmatch(part) and part.strip(".") for part in parts):
-        raise _refused(text, f"a repository is named {source}:OWNER/REPO[/PATH][@REF]")
+        raise _invalid(text, f"a repository is named {source}:OWNER/REPO[/PATH][@REF]")
     if ref and (not _REF.fullmatch(ref) or ".." in ref or "//" in ref):
-        raise _refused(text, f"{ref!r} is no branch, tag or commit")
+        raise _invalid(text, f"{ref!r} is no branch, tag or commit")
     return Requirement(source, name, "" if ref in ("HEAD", *_LATEST) else ref)
 
 
-def _pypi(text: str, rest: str) -> Requirement:
-    found = _PYPI.fullmatch(rest.strip())
+def _parse_pypi(text: str, rest: str) -> Requirement:
+    found = _PYPI_NAME.fullmatch(rest.strip())
     specifier = re.sub(r"\s+", "", found[2]) if found else ""
     if specifier.startswith("@"):
-        raise _refused(text, "a version of pypi: is written pypi:NAME==VERSION")
+        raise _invalid(text, "a version of pypi: is written pypi:NAME==VERSION")
     if not found or (specifier and not _SPECIFIER.fullmatch(specifier)):
-        raise _refused(text, "it is written pypi:NAME or pypi:NAME==VERSION")
-    return Requirement("pypi", normalized(found[1]), specifier.rstrip(","))
+        raise _invalid(text, "it is written pypi:NAME or pypi:NAME==VERSION")
+    return Requirement("pypi", normalize_name(found[1]), specifier.rstrip(","))
 
 
-def normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Return the one spelling of a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _url(text: str) -> Requirement:
+def _parse_url(text: str) -> Requirement:
     scheme, _, rest = text.partition("://")
     host = rest.partition("/")[0]
     if scheme not in ("http", "https") or not host or "@" in host or "#" in text or " " in text:
-        raise _refused(text, "a URL is https://HOST/PATH, without a user or a fragment")
+        raise _invalid(text, "a URL is https://HOST/PATH, without a user or a fragment")
     return Requirement("url", text)
 
 
-def _refused(text: str, why: str) -> PackageError:
+def _invalid(text: str, why: str) -> PackageError:
     return PackageError(f"{text[:100]!r} names no package: {why}")

@@ -19,11 +19,11 @@ from cm_server import limits
 from .release import Release
 from .requirement import Requirement
 
-_SHOWN = 6  # wishes that an explanation names
+_MAX_CAUSES = 6  # wishes that an explanation names
 
 
 @dataclass
-class Known:
+class KnownReleases:
     """What is known so far.
 
     Attributes:
@@ -36,31 +36,31 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Unknown(Exception):
+class NotKnownYet(Exception):
     """Something has to be found out first.
 
     Attributes:
-        wish: its versions are not known; or
+        requirement: its versions are not known; or
         version: that one of its versions is not.
     """
 
-    wish: Requirement
+    requirement: Requirement
     version: str | None = None
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    wish: Requirement
+    requirement: Requirement
     version: str
 
 
-def frontier(wanted: Iterable[Requirement], known: Known) -> list[Unknown]:
+def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[NotKnownYet]:
     """Return what has to be found out if nothing conflicts: to be asked side by side.
 
     Raises:
         PackageError: there are more packages than a plan may have.
     """
-    missing: dict[Unknown, None] = {}
+    missing: dict[NotKnownYet, None] = {}
     seen: set[Requirement] = set()
     todo = list(wanted)
     while todo:
@@ -69,20 +69,20 @@ def frontier(wanted: Iterable[Requirement], known: Known) -> list[Unknown]:
             continue
         seen.add(wish)
         if len(seen) > limits.PACKAGES * 4:
-            raise _too_many()
+            raise _too_many_packages()
         if wish not in known.versions:
-            missing[Unknown(wish)] = None
+            missing[NotKnownYet(wish)] = None
             continue
         version = known.versions[wish][0]
         release = known.releases.get((wish.key, version))
         if release is None:
-            missing[Unknown(wish, version)] = None
+            missing[NotKnownYet(wish, version)] = None
         else:
-            todo.extend(release.needs)
+            todo.extend(release.dependencies)
     return list(missing)
 
 
-def resolve(wanted: Sequence[Requirement], known: Known) -> list[Release]:
+def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release]:
     """Return the packages to install, in the order of their keys.
 
     Raises:
@@ -95,7 +95,7 @@ def resolve(wanted: Sequence[Requirement], known: Known) -> list[Release]:
     try:
         result = resolver.resolve(wanted, max_rounds=limits.RESOLVE_ROUNDS)
     except resolvelib.ResolutionImpossible as error:
-        raise PackageError(_explained(error.causes)) from None
+        raise PackageError(_explain_conflict(error.causes)) from None
     except resolvelib.ResolutionTooDeep:
         raise PackageError(
             f"no set of versions that fits was found in {limits.RESOLVE_ROUNDS} steps; "
@@ -103,17 +103,17 @@ def resolve(wanted: Sequence[Requirement], known: Known) -> list[Release]:
         ) from None
     chosen = [known.releases[key, one.version] for key, one in sorted(result.mapping.items())]
     if len(chosen) > limits.PACKAGES:
-        raise _too_many()
+        raise _too_many_packages()
     return chosen
 
 
 class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: KnownReleases) -> None:
         self._known = known
 
     def identify(self, requirement_or_candidate: Requirement | _Candidate) -> str:
         one = requirement_or_candidate
-        return one.wish.key if isinstance(one, _Candidate) else one.key
+        return one.requirement.key if isinstance(one, _Candidate) else one.key
 
     def get_preference(
         self,
@@ -146,41 +146,41 @@ class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
         return not requirement.version or candidate.version in self._versions(requirement)
 
     def get_dependencies(self, candidate: _Candidate) -> tuple[Requirement, ...]:
-        release = self._known.releases.get((candidate.wish.key, candidate.version))
+        release = self._known.releases.get((candidate.requirement.key, candidate.version))
         if release is None:
-            raise Unknown(candidate.wish, candidate.version)
-        return release.needs
+            raise NotKnownYet(candidate.requirement, candidate.version)
+        return release.dependencies
 
-    def _versions(self, wish: Requirement) -> list[str]:
-        if wish not in self._known.versions:
-            raise Unknown(wish)
-        return self._known.versions[wish]
+    def _versions(self, requirement: Requirement) -> list[str]:
+        if requirement not in self._known.versions:
+            raise NotKnownYet(requirement)
+        return self._known.versions[requirement]
 
 
-def _explained(causes: Iterable[Any]) -> str:
+def _explain_conflict(causes: Iterable[Any]) -> str:
     """Say in one sentence who wants what."""
     told: list[str] = []
-    for cause in sorted(causes, key=_order):
+    for cause in sorted(causes, key=_cause_key):
         parent = cause.parent
-        who = "you want" if parent is None else f"{_named(parent)} needs"
+        who = "you want" if parent is None else f"{_candidate_name(parent)} needs"
         what = f"{who} {cause.requirement}"
         if what not in told:
             told.append(what)
-    more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    more = f", and {len(told) - _MAX_CAUSES} more" if len(told) > _MAX_CAUSES else ""
     key = next((cause.requirement.key for cause in causes), "")
-    return f"no version of {key} fits: {', '.join(told[:_SHOWN])}{more}"
+    return f"no version of {key} fits: {', '.join(told[:_MAX_CAUSES])}{more}"
 
 
-def _order(cause: Any) -> tuple[str, str]:
-    return (_named(cause.parent) if cause.parent else "", str(cause.requirement))
+def _cause_key(cause: Any) -> tuple[str, str]:
+    return (_candidate_name(cause.parent) if cause.parent else "", str(cause.requirement))
 
 
-def _named(candidate: _Candidate) -> str:
+def _candidate_name(candidate: _Candidate) -> str:
     version = candidate.version[:12]
-    key = candidate.wish.key
-    mark = "==" if candidate.wish.source == "pypi" else "@"
+    key = candidate.requirement.key
+    mark = "==" if candidate.requirement.source == "pypi" else "@"
     return f"{key}{mark}{version}" if version else key
 
 
-def _too_many() -> PackageError:
+def _too_many_packages() -> PackageError:
     return PackageError(f"this needs more than {limits.PACKAGES} packages")

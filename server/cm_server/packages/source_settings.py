@@ -9,29 +9,29 @@ from typing import Final, NamedTuple
 DEFAULT_INDEX: Final = "https://micropython.org/pi/v2"
 
 
-class Forge(NamedTuple):
+class ForgeUrls(NamedTuple):
     """A forge's addresses, with places for REPO, COMMIT and PATH.
 
     Attributes:
-        refs: where git's own list of refs is (its "smart" protocol, version 0).
-        raw: where a file is, at a commit.
+        refs_url: where git's own list of refs is (its "smart" protocol, version 0).
+        raw_url: where a file is, at a commit.
     """
 
-    refs: str
-    raw: str
+    refs_url: str
+    raw_url: str
 
 
 _REFS: Final = "/{repo}.git/info/refs?service=git-upload-pack"
-FORGES: Final = {
-    "github": Forge(
+DEFAULT_FORGES: Final = {
+    "github": ForgeUrls(
         "https://github.com" + _REFS,
         "https://raw.githubusercontent.com/{repo}/{commit}/{path}",
     ),
-    "gitlab": Forge(
+    "gitlab": ForgeUrls(
         "https://gitlab.com" + _REFS,
         "https://gitlab.com/{repo}/-/raw/{commit}/{path}",
     ),
-    "codeberg": Forge(
+    "codeberg": ForgeUrls(
         "https://codeberg.org" + _REFS,
         "https://codeberg.org/api/v1/repos/{repo}/raw/{path}?ref={commit}",
     ),
@@ -39,7 +39,7 @@ FORGES: Final = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class SourceSettings:
     """What may be private, since an administrator wrote it down.
 
     Attributes:
@@ -49,5 +49,5 @@ class Settings:
     """
 
     indexes: Mapping[str, str] = field(default_factory=lambda: {"": DEFAULT_INDEX})
-    forges: Mapping[str, Forge] = field(default_factory=lambda: dict(FORGES))
+    forges: Mapping[str, ForgeUrls] = field(default_factory=lambda: dict(DEFAULT_FORGES))
     pypi: str | None = None

@@ -26,7 +26,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
 from . import file_replacement, schema
-from .lockfile import only_one, while_backups
+from .lockfile import hold_lock, while_backups
 from .rows import AuditRow
 from .store import Store
 
@@ -34,9 +34,9 @@ log = logging.getLogger("cm_server")
 
 DATABASE = "server.db"
 #: What is kept.
-NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
+FILE_NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
 #: After a load, jobs' numbers go on so much later: boards remember jobs that it does not know.
-NUMBERS_LEFT_OUT = 1_000_000
+JOB_ID_GAP = 1_000_000
 
 
 def save(home: Path, path: Path) -> list[str]:
@@ -52,7 +52,7 @@ def save(home: Path, path: Path) -> list[str]:
     """
     with while_backups(home, loading=False):
         if file_replacement.is_pending(home):  # a load was broken off
-            with only_one(home):
+            with hold_lock(home):
                 file_replacement.finish(home)
         return _save(home, path)
 
@@ -63,10 +63,10 @@ def _save(home: Path, path: Path) -> list[str]:
         raise ServerError(f"{why} (of a server with --store, PostgreSQL's own pg_dump is the way)")
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with _private(beside) as file, tarfile.open(fileobj=file, mode="w") as archive:
-            names = [name for name in NAMES if (home / name).exists()]
+        with _open_private(beside) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            names = [name for name in FILE_NAMES if (home / name).exists()]
             for name in names:
-                _add(archive, home / name)
+                _add_file(archive, home / name)
         beside.replace(path)
         config.sync_folder(path.absolute().parent)
     finally:
@@ -75,7 +75,7 @@ def _save(home: Path, path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _private(path: Path) -> Iterator[io.BufferedWriter]:
+def _open_private(path: Path) -> Iterator[io.BufferedWriter]:
     """Open a new file that only its owner may read; it is on the disk when this is done."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
@@ -84,9 +84,9 @@ def _private(path: Path) -> Iterator[io.BufferedWriter]:
         os.fsync(file.fileno())
 
 
-def _add(archive: tarfile.TarFile, path: Path) -> None:
+def _add_file(archive: tarfile.TarFile, path: Path) -> None:
     if path.name != DATABASE:
-        archive.add(path, path.name, filter=_nobodys)
+        archive.add(path, path.name, filter=_strip_owner)
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / DATABASE
@@ -96,10 +96,10 @@ def _add(archive: tarfile.TarFile, path: Path) -> None:
             contextlib.closing(sqlite3.connect(copy)) as target,
         ):
             source.backup(target)  # of one moment, and nobody who writes has to wait
-        archive.add(copy, DATABASE, filter=_nobodys)
+        archive.add(copy, DATABASE, filter=_strip_owner)
 
 
-def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
+def _strip_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
     """Leave out who its owner was here."""
     info.mode, info.uid, info.gid, info.uname, info.gname = 0o600, 0, 0, "", ""
     return info
@@ -120,12 +120,12 @@ def load(home: Path, path: Path, say: Callable[[str], None] = log.warning) -> li
         ServerError: the server runs, or the file is no backup that this version can read.
         OSError: it cannot be read, or the folder cannot be written.
     """
-    with only_one(home), while_backups(home, loading=True):
+    with hold_lock(home), while_backups(home, loading=True):
         if told := file_replacement.finish(home):
             say(told)
         with file_replacement.staging(home) as folder:
             found = _unpack(path, folder)
-            _note_load(folder / DATABASE)
+            _prepare_database(folder / DATABASE)
             if end := file_replacement.replace_all(home, folder, found, "restore"):
                 say(f"What was there is kept, with {end} behind its name.")
     return found
@@ -135,11 +135,11 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     """Unpack what a backup holds, and nothing else that an archive may."""
     try:
         with tarfile.open(path) as archive:
-            found = [info for info in archive if info.name in NAMES and info.isreg()]
+            found = [info for info in archive if info.name in FILE_NAMES and info.isreg()]
             for info in found:
                 source = archive.extractfile(info)
                 assert source is not None
-                with _private(folder / info.name) as file:
+                with _open_private(folder / info.name) as file:
                     while piece := source.read(limits.MIB):
                         file.write(piece)
     except tarfile.TarError as error:
@@ -147,20 +147,20 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     names = {info.name for info in found}
     if DATABASE not in names:
         raise ServerError(f"{path} is no backup of a server: there is no {DATABASE} in it")
-    return [name for name in NAMES if name in names]
+    return [name for name in FILE_NAMES if name in names]
 
 
-def _note_load(path: Path) -> None:
+def _prepare_database(path: Path) -> None:
     """Carry an older database over, leave a row in its audit log, go on with later numbers."""
     now = time.time()
     store = Store(path)
     what = "a backup was loaded"
     note = AuditRow(now, "local", "this machine", "load", "", what, None, None, None, "done")
-    store.note(note, durable=True)
+    store.add_audit_row(note, durable=True)
     store.close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()
-        row = (newest + NUMBERS_LEFT_OUT, "", "local", now, now, "lost", what)
+        row = (newest + JOB_ID_GAP, "", "local", now, now, "lost", what)
         names = "id, board, caller, created, ended, status, error"
         db.execute(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
@@ -180,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     os.umask(0o077)
     try:
-        said = _act(options.act, config.make_home(), options.file)
+        said = _act(options.act, config.make_home_folder(), options.file)
     except (ServerError, OSError) as error:
         said = {"error": error.reason if isinstance(error, ServerError) else str(error)}
     sys.stdout.write(json.dumps(said) + "\n")

@@ -25,7 +25,7 @@ CONNECT_SECONDS = 3  # that PostgreSQL has to take a connection
 ANSWER_SECONDS = 5.0  # that it has for a statement
 IDLE_SECONDS = 3  # after which it undoes what a server that stands still had begun: others wait
 RETRY_SECONDS = 1.0  # between two tries to reach one that is away
-_CORE_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
+_SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
 class Sqlite:
@@ -35,7 +35,7 @@ class Sqlite:
         path: the file; None keeps all in memory (for tests).
     """
 
-    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_CORE_ERRORS)
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *_SQLALCHEMY_ERRORS)
     insert: Any = staticmethod(sqlite.insert)  # which knows ON CONFLICT
 
     def __init__(self, path: Path | None) -> None:
@@ -46,27 +46,27 @@ class Sqlite:
             f"sqlite:///{path}" if path else "sqlite://", poolclass=sa.StaticPool
         )
         try:
-            self.core = self._engine.connect()
+            self.connection = self._engine.connect()
             self._pragma("busy_timeout=5000")
-            schema.prepare(self.core, tables.meta)
+            schema.prepare_tables(self.connection, tables.metadata)
             self._pragma("journal_mode=WAL")
             self._pragma("synchronous=NORMAL")
             self._pragma("recursive_triggers=ON")  # else INSERT OR REPLACE deletes unseen
         except (sa.exc.DBAPIError, ServerError):
             self._engine.dispose()
             raise
-        self.driver: Any = self.core.connection.driver_connection
-        self.core.commit()
+        self.driver: Any = self.connection.connection.driver_connection
+        self.connection.commit()
 
     def _pragma(self, text: str) -> None:
-        self.core.exec_driver_sql(f"PRAGMA {text}")
-        self.core.commit()
+        self.connection.exec_driver_sql(f"PRAGMA {text}")
+        self.connection.commit()
 
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver takes it, with its values by their places."""
         return str(statement.compile(self._engine))
 
-    def many(self, text: str, rows: list[Any]) -> int:
+    def execute_many(self, text: str, rows: list[Any]) -> int:
         """Carry a compiled statement out for each row; return how many rows it changed."""
         return int(self.driver.executemany(text, rows).rowcount)
 
@@ -84,17 +84,17 @@ class Sqlite:
 
     def commit(self) -> None:
         """Commit what both the driver and SQLAlchemy began."""
-        self.core.commit()
+        self.connection.commit()
         self.driver.commit()
 
     def rollback(self) -> None:
         """Undo it."""
-        self.core.rollback()
+        self.connection.rollback()
         self.driver.rollback()
 
     def close(self) -> None:
         """Let go of it."""
-        self.core.close()
+        self.connection.close()
         self._engine.dispose()
 
 
@@ -110,7 +110,7 @@ class Postgres:
     def __init__(self, url: str) -> None:
         import psycopg
 
-        self.errors: tuple[type[Exception], ...] = (psycopg.Error, *_CORE_ERRORS)
+        self.errors: tuple[type[Exception], ...] = (psycopg.Error, *_SQLALCHEMY_ERRORS)
         self.name = psycopg.conninfo.conninfo_to_dict(url).get("dbname") or "of PostgreSQL"
         self._url = url
         self._retry_at = 0.0
@@ -121,12 +121,12 @@ class Postgres:
             paramstyle="format",
         )
         try:
-            self.core = self._engine.connect()
+            self.connection = self._engine.connect()
             # Of servers that start at once one makes the tables.
-            self.core.exec_driver_sql("SELECT pg_advisory_lock(18266)")
-            schema.prepare(self.core, tables.meta)
-            self.core.exec_driver_sql("SELECT pg_advisory_unlock(18266)")
-            self.core.commit()
+            self.connection.exec_driver_sql("SELECT pg_advisory_lock(18266)")
+            schema.prepare_tables(self.connection, tables.metadata)
+            self.connection.exec_driver_sql("SELECT pg_advisory_unlock(18266)")
+            self.connection.commit()
         except (sa.exc.DBAPIError, ServerError):
             self._engine.dispose()
             raise
@@ -138,7 +138,7 @@ class Postgres:
         if time.monotonic() < self._retry_at:
             raise psycopg.OperationalError("it is away; it is tried again every second")
         try:
-            connection = _bounded().connect(
+            connection = _bounded_connection_class().connect(
                 self._url,
                 connect_timeout=CONNECT_SECONDS,
                 options=f"-c statement_timeout={ANSWER_SECONDS:g}s "
@@ -153,13 +153,13 @@ class Postgres:
     @property
     def driver(self) -> Any:
         """Return psycopg's connection, which is another one after a break."""
-        return self.core.connection.driver_connection
+        return self.connection.connection.driver_connection
 
     def compile(self, statement: Any) -> str:
         """Return a statement as the driver takes it, with its values by their places."""
         return str(statement.compile(self._engine))
 
-    def many(self, text: str, rows: list[Any]) -> int:
+    def execute_many(self, text: str, rows: list[Any]) -> int:
         """Carry a compiled statement out for each row; return how many rows it changed."""
         with self.driver.cursor() as cursor:
             cursor.executemany(text, rows)
@@ -168,34 +168,34 @@ class Postgres:
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
         """Have what is committed inside on the disk."""
-        self.core.exec_driver_sql("SET LOCAL synchronous_commit = on")
+        self.connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         yield
 
     def commit(self) -> None:
         """Commit what was begun."""
-        self.core.commit()
+        self.connection.commit()
         self.driver.commit()
 
     def rollback(self) -> None:
         """Undo it; a connection that broke is let go of, and the next use makes another."""
         with contextlib.suppress(Exception):  # of many kinds: there is nothing left to undo
             if self.driver.closed:
-                self.core.invalidate()
-                self.core.rollback()
+                self.connection.invalidate()
+                self.connection.rollback()
                 return  # to look at it again would be to connect anew
         with contextlib.suppress(Exception):
-            self.core.rollback()
+            self.connection.rollback()
         with contextlib.suppress(Exception):
             self.driver.rollback()
 
     def close(self) -> None:
         """Let go of it."""
         with contextlib.suppress(*self.errors):
-            self.core.close()
+            self.connection.close()
         self._engine.dispose()
 
 
-def _bounded() -> Any:
+def _bounded_connection_class() -> Any:
     """Return a kind of connection that waits for answers, but not for ever."""
     import psycopg
 
@@ -211,24 +211,24 @@ def _bounded() -> Any:
     return Bounded
 
 
-def open_database(where: Path | str | None) -> Sqlite | Postgres:
+def open_database(location: Path | str | None) -> Sqlite | Postgres:
     """Open the store's database, with the tables made or carried over.
 
     Raises:
         ServerError: it cannot be opened, is something else, or of another version.
     """
-    if not isinstance(where, str):
+    if not isinstance(location, str):
         try:
-            return Sqlite(where)
+            return Sqlite(location)
         except sa.exc.DBAPIError as error:
-            raise ServerError(f"its store {where} cannot be opened: {error.orig}") from error
+            raise ServerError(f"its store {location} cannot be opened: {error.orig}") from error
     try:
         import psycopg
     except ImportError as error:
         how = "`pip install 'cloudmanager[scale]'` brings it"
         raise ServerError(f"a store in PostgreSQL needs psycopg: {how}") from error
     try:
-        return Postgres(where)
+        return Postgres(location)
     except (psycopg.Error, sa.exc.DBAPIError) as error:
         why = str(getattr(error, "orig", error)).strip().replace("\n", "; ")
         raise ServerError(f"its store in PostgreSQL cannot be opened: {why}") from error

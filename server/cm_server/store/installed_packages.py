@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-META: Final = sa.MetaData()
+METADATA: Final = sa.MetaData()
 
 _packages = sa.Table(
     "packages",
-    META,
+    METADATA,
     sa.Column("board", sa.Text, primary_key=True),  # its id
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("version", sa.Text, nullable=False),
@@ -28,73 +28,75 @@ _packages = sa.Table(
     sa.Column("confirmed", sa.Float, nullable=False),  # seconds since 1970
 )
 _COLUMNS: Final = ("version", "source", "needs", "files")
-_OPTIONS: Final = ("wanted", "how", "local")
+_OPTIONAL_KEYS: Final = ("wanted", "how", "local")
 
 #: As in records.py; installed.py knows no more of it than its columns.
-Record = dict[str, dict[str, Any]]
+Manifest = dict[str, dict[str, Any]]
 
 
-class Installed:
+class InstalledPackages:
     """The table.
 
     Args:
-        db: the store's connection.
-        written: undoes what is done inside of it where it cannot be written.
+        connection: the store's connection.
+        rollback_on_error: undoes what is done inside of it where it cannot be written.
     """
 
     def __init__(
-        self, db: sa.Connection, written: Callable[[], AbstractContextManager[None]]
+        self,
+        connection: sa.Connection,
+        rollback_on_error: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._db = db
-        self._written = written
+        self._connection = connection
+        self._rollback_on_error = rollback_on_error
 
-    def of(self, board_id: str) -> Record:
+    def packages_of(self, board_id: str) -> Manifest:
         """Return what a board had when it last confirmed it."""
         query = sa.select(_packages).where(_packages.c.board == board_id)
-        rows = self._db.execute(query).mappings().all()
-        self._db.commit()
+        rows = self._connection.execute(query).mappings().all()
+        self._connection.commit()
         return {
             row["name"]: {**{name: row[name] for name in _COLUMNS}, **row["options"]}
             for row in rows
         }
 
-    def at(self, board_id: str) -> float | None:
+    def confirmed_at(self, board_id: str) -> float | None:
         """Return when a board last confirmed what it has, None where it has nothing."""
         column = sa.func.max(_packages.c.confirmed)
-        found: float | None = self._db.scalar(
+        found: float | None = self._connection.scalar(
             sa.select(column).where(_packages.c.board == board_id)
         )
-        self._db.commit()
+        self._connection.commit()
         return found
 
-    def confirm(self, board_id: str) -> Callable[[Record], None]:
+    def confirmer_for(self, board_id: str) -> Callable[[Manifest], None]:
         """Return what takes a board's word on what it has."""
 
-        def keep(record: Record) -> None:
+        def keep(record: Manifest) -> None:
             """Write it in place of what was there.
 
             Raises:
                 ServerError: it cannot be written.
             """
-            rows = [_row(board_id, name, told) for name, told in record.items()]
-            with self._written():
-                self._db.execute(sa.delete(_packages).where(_packages.c.board == board_id))
+            rows = [_package_row(board_id, name, told) for name, told in record.items()]
+            with self._rollback_on_error():
+                self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
                 if rows:
-                    self._db.execute(sa.insert(_packages), rows)
-                self._db.commit()
+                    self._connection.execute(sa.insert(_packages), rows)
+                self._connection.commit()
 
         return keep
 
-    def forget(self, board_id: str) -> None:
+    def delete_board(self, board_id: str) -> None:
         """Take a board out, as part of a transaction that others commit."""
-        self._db.execute(sa.delete(_packages).where(_packages.c.board == board_id))
+        self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
 
 
-def _row(board_id: str, name: str, told: dict[str, Any]) -> dict[str, Any]:
+def _package_row(board_id: str, name: str, package: dict[str, Any]) -> dict[str, Any]:
     return {
         "board": board_id,
         "name": name,
-        **{column: told.get(column, "") for column in _COLUMNS},
-        "options": {option: told[option] for option in _OPTIONS if option in told},
+        **{column: package.get(column, "") for column in _COLUMNS},
+        "options": {option: package[option] for option in _OPTIONAL_KEYS if option in package},
         "confirmed": time.time(),
     }

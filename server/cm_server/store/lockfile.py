@@ -12,7 +12,7 @@ from cloudmanager.protocol.errors import ServerError
 
 
 @contextlib.contextmanager
-def only_one(home: Path) -> Iterator[None]:
+def hold_lock(home: Path) -> Iterator[None]:
     """Hold the folder's lock, so that two servers never share a store.
 
     Raises:
@@ -20,7 +20,7 @@ def only_one(home: Path) -> Iterator[None]:
     """
     import fcntl  # not on Windows, where the store's own locks have to do
 
-    with config.lock_file(home).open("w") as lock:
+    with config.server_lock_file(home).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

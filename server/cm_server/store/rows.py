@@ -26,7 +26,7 @@ class BoardRow(NamedTuple):
         return f"BoardRow(id={self.id!r}, name={self.name!r})"
 
 
-def new_board(
+def new_board_row(
     board_id: str, name: str, key: bytes, *, gen: int = 0, plain: bool = False, token: str = ""
 ) -> BoardRow:
     """Return the row of a board that is enrolled now."""
@@ -73,15 +73,15 @@ class JobRow(NamedTuple):
     error: str | None
 
 
-class Held(NamedTuple):
+class ClaimedBoard(NamedTuple):
     """A board that was taken.
 
     Attributes:
         row: what there is to know of it.
         epoch: its new one.
-        sent: its jobs that were sent and have not ended; they go with it.
+        sent_jobs: its jobs that were sent and have not ended; they go with it.
     """
 
     row: BoardRow
     epoch: int
-    sent: list[JobRow]
+    sent_jobs: list[JobRow]

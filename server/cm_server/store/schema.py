@@ -26,16 +26,16 @@ from cloudmanager.protocol.errors import ServerError
 log = logging.getLogger("cm_server")
 
 #: The version that the store knows: the number of the newest script.
-SCHEMA = 5
+SCHEMA_VERSION = 5
 
-_OLDEST_TABLES = {"boards", "jobs", "tokens"}  # of version 0, which said nowhere what it is
+_VERSION_0_TABLES = {"boards", "jobs", "tokens"}  # of version 0, which said nowhere what it is
 
 
-def add_version_table(meta: sa.MetaData) -> sa.Table:
+def add_version_table(metadata: sa.MetaData) -> sa.Table:
     """Declare the table that Alembic keeps the version in, as Alembic makes it."""
     column = sa.Column("version_num", sa.String(32), nullable=False)
     key = sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc")
-    return sa.Table("alembic_version", meta, column, key)
+    return sa.Table("alembic_version", metadata, column, key)
 
 
 def make_private(path: Path) -> None:
@@ -45,91 +45,96 @@ def make_private(path: Path) -> None:
         path.chmod(0o600)
 
 
-def prepare(db: sa.Connection, meta: sa.MetaData) -> None:
+def prepare_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
     """Make the tables in an empty database, or carry older ones over: all, or none.
 
     Args:
-        db: a connection that is in no transaction.
-        meta: the tables that are wanted.
+        connection: a connection that is in no transaction.
+        metadata: the tables that are wanted.
 
     Raises:
         ServerError: they were made by a newer version, or by somebody else, or cannot be
             carried over; then the database is as it was.
     """
-    version = version_of(db)
-    db.commit()
+    version = read_version(connection)
+    connection.commit()
     if version is None:
-        _make(db, meta)
-    elif version != SCHEMA:
-        _refuse_unknown(version, db.engine.url.database)
-        _carry_over(db, version)
+        _create_tables(connection, metadata)
+    elif version != SCHEMA_VERSION:
+        _refuse_unknown(version, connection.engine.url.database)
+        _migrate(connection, version)
 
 
-def version_of(db: sa.Connection) -> int | None:
+def read_version(connection: sa.Connection) -> int | None:
     """Return which version the tables are: None where there are none, -1 if they are not ours."""
-    known = set(sa.inspect(db).get_table_names())
+    known = set(sa.inspect(connection).get_table_names())
     if "alembic_version" in known:
-        return int(db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
-    if db.dialect.name != "sqlite":
+        return int(
+            connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+        )
+    if connection.dialect.name != "sqlite":
         return -1 if known else None
-    version = int(db.exec_driver_sql("PRAGMA user_version").scalar_one())
+    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
     if version or not known:
         return version or None
-    return 0 if known >= _OLDEST_TABLES else -1
+    return 0 if known >= _VERSION_0_TABLES else -1
 
 
-def _refuse_unknown(version: int, where: str | None) -> None:
-    if version > SCHEMA:
-        what = f"was written by a newer Cloudmanager (schema {version}, this one knows {SCHEMA})"
+def _refuse_unknown(version: int, location: str | None) -> None:
+    if version > SCHEMA_VERSION:
+        schemas = f"schema {version}, this one knows {SCHEMA_VERSION}"
+        what = f"was written by a newer Cloudmanager ({schemas})"
         raise ServerError(
-            f"its store {where} {what}; update this one with `pip install --upgrade cloudmanager`"
+            f"its store {location} {what}; "
+            f"update this one with `pip install --upgrade cloudmanager`"
         )
     if version < 0:
-        raise ServerError(f"its store {where} holds another program's tables; move it away")
+        raise ServerError(f"its store {location} holds another program's tables; move it away")
 
 
-def _begin(db: sa.Connection) -> None:
+def _begin_transaction(connection: sa.Connection) -> None:
     """Begin a transaction that holds tables too: SQLite's driver does not by itself."""
-    if db.dialect.name == "sqlite":
-        db.exec_driver_sql("BEGIN IMMEDIATE")
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _make(db: sa.Connection, meta: sa.MetaData) -> None:
-    _begin(db)
-    meta.create_all(db)
-    db.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{SCHEMA}')")
-    if db.dialect.name == "sqlite":
-        db.exec_driver_sql("PRAGMA user_version=3")  # what knows no more than 2 reads this
-    db.commit()
+def _create_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
+    _begin_transaction(connection)
+    metadata.create_all(connection)
+    connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{SCHEMA_VERSION}')")
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA user_version=3")  # what knows no more than 2 reads this
+    connection.commit()
 
 
-def _carry_over(db: sa.Connection, version: int) -> None:
+def _migrate(connection: sa.Connection, version: int) -> None:
     copy: Path | None = None
     try:
-        if db.dialect.name == "sqlite":
-            copy = _copy(db, version)
-        _begin(db)
-        _run_scripts(db, version)
-        db.commit()
+        if connection.dialect.name == "sqlite":
+            copy = _copy_file(connection, version)
+        _begin_transaction(connection)
+        _run_scripts(connection, version)
+        connection.commit()
     except Exception as error:  # whatever a script does, the database is to be as it was
-        db.rollback()
+        connection.rollback()
         if copy is not None:
             copy.unlink(missing_ok=True)  # else each try would leave another one
         raise ServerError(
-            f"its store {db.engine.url.database} is of schema {version} and cannot be carried "
-            f"over to {SCHEMA}; it is as it was: {error}"
+            f"its store {connection.engine.url.database} is of schema {version} "
+            f"and cannot be carried "
+            f"over to {SCHEMA_VERSION}; it is as it was: {error}"
         ) from error
     log.info(
         "store carried over from schema %d to %d; the copy of before: %s",
         version,
-        SCHEMA,
+        SCHEMA_VERSION,
         copy or "yours",
     )
 
 
-def _copy(db: sa.Connection, version: int) -> Path:
+def _copy_file(connection: sa.Connection, version: int) -> Path:
     """Copy SQLite's file to a new one beside it; return which. It is whole once it has its name."""
-    path = Path(str(db.engine.url.database))
+    path = Path(str(connection.engine.url.database))
     stem = f"{path.stem}-schema-{version}"
     copy = path.with_stem(stem)
     for number in itertools.count(2):
@@ -139,10 +144,10 @@ def _copy(db: sa.Connection, version: int) -> Path:
     draft = copy.with_name(f"{copy.name}.part")
     draft.unlink(missing_ok=True)
     make_private(draft)
-    driver: Any = db.connection.driver_connection
+    driver: Any = connection.connection.driver_connection
     with contextlib.closing(sqlite3.connect(draft)) as other:
         driver.backup(other)
-    db.rollback()
+    connection.rollback()
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(copy)
@@ -150,13 +155,13 @@ def _copy(db: sa.Connection, version: int) -> Path:
     return copy
 
 
-def _run_scripts(db: sa.Connection, version: int) -> None:
+def _run_scripts(connection: sa.Connection, version: int) -> None:
     """Run the scripts from one version to ours, inside the transaction that was begun."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    config.attributes["connection"] = db
+    config.attributes["connection"] = connection
     command.stamp(config, str(version))
-    command.upgrade(config, str(SCHEMA))
+    command.upgrade(config, str(SCHEMA_VERSION))

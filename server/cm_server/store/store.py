@@ -31,27 +31,29 @@ from cm_server.clock import DAY, EARLIEST
 
 from . import tables
 from .databases import open_database
-from .installed_packages import Installed
+from .installed_packages import InstalledPackages
 from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
 #: Errors, of SQLite and of PostgreSQL, that are about what was to be written.
-_OURS = ("IntegrityError", "UniqueViolation")
-_NEW_JOB = ("id", "board", "caller", "created")
-INSERT_JOB = sa.insert(tables.jobs).values({name: sa.bindparam(name) for name in _NEW_JOB})
-HOW_IT_ENDED: dict[str, Any] = {
+_DATA_ERRORS = ("IntegrityError", "UniqueViolation")
+_JOB_INSERT_COLUMNS = ("id", "board", "caller", "created")
+INSERT_JOB = sa.insert(tables.jobs).values(
+    {name: sa.bindparam(name) for name in _JOB_INSERT_COLUMNS}
+)
+JOB_END_VALUES: dict[str, Any] = {
     name: sa.bindparam(given)
     for name, given in (("ended", "at"), ("status", "how"), ("error", "why"))
 }
 END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
-_SEE_BOARD = (
+_UPDATE_BOARD_SEEN = (
     sa.update(tables.boards)
     .where(tables.boards.c.id == sa.bindparam("board"))
     .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
 )
-BOARD = [tables.boards.c[name] for name in BoardRow._fields]
-JOB = [tables.jobs.c[name] for name in JobRow._fields]
+BOARD_COLUMNS = [tables.boards.c[name] for name in BoardRow._fields]
+JOB_COLUMNS = [tables.jobs.c[name] for name in JobRow._fields]
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
@@ -61,26 +63,28 @@ class Store:
     """The database; made when missing.
 
     Args:
-        where: SQLite's file, or ``postgresql://…``; None keeps all in memory (for tests).
+        location: SQLite's file, or ``postgresql://…``; None keeps all in memory (for tests).
 
     Raises:
         ServerError: it cannot be opened, is something else, or of another version.
     """
 
-    def __init__(self, where: Path | str | None) -> None:
-        self.database = open_database(where)
-        self._db = self.database.core
-        self.failure = ""  # why the last write failed, if it did
-        self._next_job = (self._one(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
-        self._endings: list[tuple[Any, ...]] = []  # as END_JOB takes them
-        self._seen: dict[str, tuple[str, float, str]] = {}  # facts first, as in the table
+    def __init__(self, location: Path | str | None) -> None:
+        self.database = open_database(location)
+        self._connection = self.database.connection
+        self.write_error = ""  # why the last write failed, if it did
+        self._next_job_id = (self._fetch_value(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
+        self._pending_ended_jobs: list[tuple[Any, ...]] = []  # as END_JOB takes them
+        self._pending_seen_boards: dict[
+            str, tuple[str, float, str]
+        ] = {}  # facts first, as in the table
         # Every cell waits for these: compiled once and given to the driver itself, they
         # cost a third.
         self._insert_job = self.database.compile(INSERT_JOB)
-        self._end_job = self.database.compile(END_JOB.values(HOW_IT_ENDED))
-        self._see_board = self.database.compile(_SEE_BOARD)
+        self._end_job = self.database.compile(END_JOB.values(JOB_END_VALUES))
+        self._update_board_seen = self.database.compile(_UPDATE_BOARD_SEEN)
         self._insert_audit = self.database.compile(_INSERT_AUDIT)
-        self.installed = Installed(self._db, self._written)
+        self.installed_packages = InstalledPackages(self._connection, self._rollback_on_error)
 
     def close(self) -> None:
         """Write what is waiting and close."""
@@ -88,17 +92,17 @@ class Store:
         self.database.close()
 
     @contextlib.contextmanager
-    def _durably(self, note: AuditRow | None = None) -> Iterator[None]:
+    def _durable_transaction(self, audit_row: AuditRow | None = None) -> Iterator[None]:
         """Commit what is done inside, and its row in the audit log, with an fsync."""
         self.flush()
-        with self._written(), self.database.durable():
+        with self._rollback_on_error(), self.database.durable():
             yield
-            if note is not None:
-                self.database.many(self._insert_audit, [note])
+            if audit_row is not None:
+                self.database.execute_many(self._insert_audit, [audit_row])
             self.database.commit()
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _rollback_on_error(self) -> Iterator[None]:
         """Undo what is done inside where it cannot be written: a full disk, for example."""
         try:
             yield
@@ -107,58 +111,58 @@ class Store:
             cause = getattr(error, "orig", error)
             reason = str(cause).strip()
             why = f"its store cannot be written: {reason}"
-            if type(cause).__name__ not in _OURS:
-                self.failure = why
+            if type(cause).__name__ not in _DATA_ERRORS:
+                self.write_error = why
             log.error("the store cannot be written: %s", reason)
             raise ServerError(why) from error
-        self.failure = ""
+        self.write_error = ""
 
-    def probe(self) -> None:
+    def probe_writable(self) -> None:
         """See whether it can be written by now."""
         version = tables.version
-        with contextlib.suppress(ServerError), self._written():
-            self._db.execute(sa.update(version).values(version_num=version.c.version_num))
-            self._db.commit()
+        with contextlib.suppress(ServerError), self._rollback_on_error():
+            self._connection.execute(sa.update(version).values(version_num=version.c.version_num))
+            self._connection.commit()
 
-    def _rows(self, query: Any) -> Sequence[Any]:
+    def _fetch_rows(self, query: Any) -> Sequence[Any]:
         """Return what is there.
 
         Raises:
             ServerError: it cannot be read.
         """
         try:
-            found = self._db.execute(query).all()
-            self._db.commit()
+            found = self._connection.execute(query).all()
+            self._connection.commit()
         except self.database.errors as error:
             self.database.rollback()
             reason = str(getattr(error, "orig", error)).strip()
             raise ServerError(f"its store cannot be read: {reason}") from error
         return found
 
-    def _one(self, query: Any) -> Any:
-        return next((row[0] for row in self._rows(query)), None)
+    def _fetch_value(self, query: Any) -> Any:
+        return next((row[0] for row in self._fetch_rows(query)), None)
 
     # Boards
 
     def boards(self) -> list[BoardRow]:
         """Return every enrolled board."""
         self.flush()
-        return [BoardRow(*row) for row in self._rows(sa.select(*BOARD))]
+        return [BoardRow(*row) for row in self._fetch_rows(sa.select(*BOARD_COLUMNS))]
 
-    def enrol(self, boards: Sequence[BoardRow], note: AuditRow | None = None) -> None:
+    def enrol_boards(self, boards: Sequence[BoardRow], audit_row: AuditRow | None = None) -> None:
         """Write the identity of each board; a known id gets the new key, and is numbered anew."""
-        with self._durably(note):
-            self._enrol(boards)
+        with self._durable_transaction(audit_row):
+            self._upsert_boards(boards)
 
-    def _enrol(self, boards: Sequence[BoardRow]) -> None:
+    def _upsert_boards(self, boards: Sequence[BoardRow]) -> None:
         statement = self.database.insert(tables.boards)
         given = ("key", "gen", "nonce", "plain", "token")
         statement = statement.on_conflict_do_update(
             index_elements=["id"], set_={name: statement.excluded[name] for name in given}
         )
-        self._db.execute(statement, [row._asdict() for row in boards])
+        self._connection.execute(statement, [row._asdict() for row in boards])
 
-    def enrol_by(self, token: TokenRow, board: BoardRow, note: AuditRow) -> None:
+    def enrol_with_token(self, token: TokenRow, board: BoardRow, audit_row: AuditRow) -> None:
         """Write a board that enrolled itself, and that its token has one use less.
 
         Raises:
@@ -166,90 +170,92 @@ class Store:
         """
         left = tables.tokens.c.uses
         statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token.hash, left > 0)
-        with self._durably(note):
-            self._enrol([board])
-            if not self._db.execute(statement.values(uses=left - 1)).rowcount:
+        with self._durable_transaction(audit_row):
+            self._upsert_boards([board])
+            if not self._connection.execute(statement.values(uses=left - 1)).rowcount:
                 self.database.rollback()
                 raise ServerError(f"the token {token.name!r} was used already")
 
-    def set_board(self, board_id: str, note: AuditRow | None = None, **values: Any) -> None:
+    def update_board(self, board_id: str, audit_row: AuditRow | None = None, **values: Any) -> None:
         """Change what a board is called, or its keys: ``name``, ``key``, ``gen``, ``nonce``."""
         statement = sa.update(tables.boards).where(tables.boards.c.id == board_id)
-        with self._durably(note):
-            self._db.execute(statement.values(**values))
+        with self._durable_transaction(audit_row):
+            self._connection.execute(statement.values(**values))
 
-    def open_rotation(self, nonces: Mapping[str, bytes], note: AuditRow) -> None:
+    def start_key_rotation(self, nonces: Mapping[str, bytes], audit_row: AuditRow) -> None:
         """Note what the next keys of the boards with these ids are derived with."""
         statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         rows = [{"board": board_id, "new": nonce} for board_id, nonce in nonces.items()]
-        with self._durably(note):
-            self._db.execute(statement.values(nonce=sa.bindparam("new")), rows)
+        with self._durable_transaction(audit_row):
+            self._connection.execute(statement.values(nonce=sa.bindparam("new")), rows)
 
-    def forget(self, board_ids: Sequence[str], note: AuditRow | None = None) -> None:
+    def delete_boards(self, board_ids: Sequence[str], audit_row: AuditRow | None = None) -> None:
         """Take boards out; their jobs' lines stay, under ids that never come again."""
         statement = sa.delete(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
-        with self._durably(note):
-            self._db.execute(statement, [{"board": board_id} for board_id in board_ids])
+        with self._durable_transaction(audit_row):
+            self._connection.execute(statement, [{"board": board_id} for board_id in board_ids])
             for board_id in board_ids:
-                self.installed.forget(board_id)
+                self.installed_packages.delete_board(board_id)
 
     def set_labels(
-        self, labels: Mapping[str, dict[str, str]], note: AuditRow | None = None
+        self, labels: Mapping[str, dict[str, str]], audit_row: AuditRow | None = None
     ) -> None:
         """Replace the labels of the boards with these ids."""
         statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         rows = [{"board": board_id, "new": new} for board_id, new in labels.items()]
-        with self._durably(note):
-            self._db.execute(statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows)
+        with self._durable_transaction(audit_row):
+            self._connection.execute(
+                statement.values(labels=sa.bindparam("new", type_=sa.JSON)), rows
+            )
 
-    def saw_board(self, board_id: str, facts: dict[str, Any]) -> None:
+    def mark_board_seen(self, board_id: str, facts: dict[str, Any]) -> None:
         """Note that a board was here just now, and what it said of itself.
 
         ``flush``, or the next ``begin``, writes it: when very many boards dial in at once, a
         commit for each would cost a quarter of it all.
         """
-        self._seen[board_id] = (json.dumps(facts), time.time(), board_id)
+        self._pending_seen_boards[board_id] = (json.dumps(facts), time.time(), board_id)
 
     # Tokens
 
-    def add_token(self, token: TokenRow, note: AuditRow | None = None) -> None:
+    def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
         """Let the bearer of a token in; its name is nobody else's who is not revoked."""
-        with self._durably(note):
-            self._db.execute(sa.insert(tables.tokens), token._asdict())
+        with self._durable_transaction(audit_row):
+            self._connection.execute(sa.insert(tables.tokens), token._asdict())
 
-    def revoke_token(self, token_hash: str, at: float, note: AuditRow | None = None) -> None:
+    def revoke_token(self, token_hash: str, at: float, audit_row: AuditRow | None = None) -> None:
         """Shut the bearer of a token out; its row stays."""
         statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token_hash)
-        with self._durably(note):
-            self._db.execute(statement.values(revoked=at))
+        with self._durable_transaction(audit_row):
+            self._connection.execute(statement.values(revoked=at))
 
     def tokens(self) -> list[TokenRow]:
         """Return every token, in the order in which they were made."""
         query = sa.select(tables.tokens).order_by(tables.tokens.c.created)
-        return [TokenRow(*row) for row in self._rows(query)]
+        return [TokenRow(*row) for row in self._fetch_rows(query)]
 
     # The audit log
 
-    def note(self, row: AuditRow, *, durable: bool = False) -> None:
+    def add_audit_row(self, row: AuditRow, *, durable: bool = False) -> None:
         """Write a row of the audit log; ``durable`` waits for the disk.
 
         Raises:
             ServerError: it cannot be written.
         """
         if durable:
-            with self._durably(row):
+            with self._durable_transaction(row):
                 pass
         else:
-            self._write([], row)
+            self._write_all([], row)
 
-    def audit(self, count: int) -> list[AuditRow]:
+    def audit_rows(self, count: int) -> list[AuditRow]:
         """Return the newest rows of the audit log, the newest last."""
         query = sa.select(*list(tables.audit.c)[1:]).order_by(tables.audit.c.id.desc()).limit(count)
-        return [AuditRow(*row) for row in self._rows(query)][::-1]
+        return [AuditRow(*row) for row in self._fetch_rows(query)][::-1]
 
     # Jobs
 
-    def begin(
+    def insert_jobs(
         self,
         board_ids: Sequence[str],
         caller: str,
@@ -269,76 +275,76 @@ class Store:
         """
         if not board_ids:
             return range(0)
-        numbers, now = self._numbers(len(board_ids)), time.time()
+        numbers, now = self._allocate_job_ids(len(board_ids)), time.time()
         rows = [
-            self._new_job(number, board_id, caller, now)
+            self._job_values(number, board_id, caller, now)
             for number, board_id in zip(numbers, board_ids, strict=True)
         ]
         count, last = len(rows), numbers[-1]
         cell = AuditRow(now, caller, address, verb, target, detail, count, numbers[0], last, "done")
-        self._write(rows, cell)
+        self._write_all(rows, cell)
         return numbers
 
-    def _numbers(self, count: int) -> range:
+    def _allocate_job_ids(self, count: int) -> range:
         """Return numbers of jobs that nobody had."""
-        first = self._next_job
-        self._next_job += count
-        return range(first, self._next_job)
+        first = self._next_job_id
+        self._next_job_id += count
+        return range(first, self._next_job_id)
 
-    def _new_job(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
+    def _job_values(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
         return number, board_id, caller, now
 
-    def end(self, job: int, status: str, error: str | None = None) -> None:
+    def end_job(self, job: int, status: str, error: str | None = None) -> None:
         """Note how a job ended; ``flush`` or the next ``begin`` writes it."""
-        self._endings.append((time.time(), status, error, job))
+        self._pending_ended_jobs.append((time.time(), status, error, job))
 
-    def amend(self, job: int, board_id: str, status: str, error: str | None) -> None:
+    def amend_job(self, job: int, board_id: str, status: str, error: str | None) -> None:
         """Write how a job ended by the late word of its board."""
-        self.end(job, status, error)
+        self.end_job(job, status, error)
         self.flush()
 
-    def send(self, job: int) -> bool:
+    def mark_sent(self, job: int) -> bool:
         """Have all that ended before written: a job is sent now. Say whether it may be.
 
         Raises:
             ServerError: it may not be, since the store is away.
         """
-        if self._endings:
+        if self._pending_ended_jobs:
             self.flush()
         return True
 
     def flush(self) -> None:
         """Write what waits, endings and boards; where it cannot be written it goes on waiting."""
-        if self._endings or self._seen:
+        if self._pending_ended_jobs or self._pending_seen_boards:
             with contextlib.suppress(ServerError):
-                self._write([])
+                self._write_all([])
 
-    def _write(self, jobs: list[tuple[Any, ...]], note: AuditRow | None = None) -> None:
+    def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
         """Write what waits, then new jobs and who wants them, in one transaction."""
-        many = self.database.many
-        with self._written():
-            if self._seen:
-                many(self._see_board, list(self._seen.values()))
-            if self._endings:
-                self._end_all()
+        many = self.database.execute_many
+        with self._rollback_on_error():
+            if self._pending_seen_boards:
+                many(self._update_board_seen, list(self._pending_seen_boards.values()))
+            if self._pending_ended_jobs:
+                self._write_ended_jobs()
             if jobs:
-                self._check()
+                self._check_membership()
                 many(self._insert_job, jobs)
-            if note is not None:
-                many(self._insert_audit, [note])
+            if audit_row is not None:
+                many(self._insert_audit, [audit_row])
             self.database.driver.commit()
-            self._endings, self._seen = [], {}
+            self._pending_ended_jobs, self._pending_seen_boards = [], {}
 
-    def _check(self) -> None:
+    def _check_membership(self) -> None:
         """Refuse to begin jobs where that is not this server's to do."""
 
-    def _end_all(self) -> None:
-        self.database.many(self._end_job, self._endings)
+    def _write_ended_jobs(self) -> None:
+        self.database.execute_many(self._end_job, self._pending_ended_jobs)
 
     def job(self, number: int) -> JobRow | None:
         """Return a job's line, None where there is none."""
         self.flush()
-        rows = self._rows(sa.select(*JOB).where(tables.jobs.c.id == number))
+        rows = self._fetch_rows(sa.select(*JOB_COLUMNS).where(tables.jobs.c.id == number))
         return JobRow(*rows[0]) if rows else None
 
     # Old rows
@@ -349,12 +355,12 @@ class Store:
         The day is counted in the store, so that neither restarts nor other servers on the same
         store make it two.
         """
-        with self._written():
+        with self._rollback_on_error():
             state = self._pruning()
             due = not 0 <= now - state.get("at", 0.0) < DAY
             if due:
                 self._set_pruning({**state, "at": now})
-            self._db.commit()
+            self._connection.commit()
         return due
 
     def oldest(self, now: float) -> tuple[float | None, float | None]:
@@ -369,9 +375,9 @@ class Store:
         ended = sa.select(job.created).where(
             job.ended.is_not(None), job.created.between(EARLIEST, now)
         )
-        first = self._one(ended.order_by(job.id).limit(1))
+        first = self._fetch_value(ended.order_by(job.id).limit(1))
         rows = sa.select(row.at).where(row.at >= EARLIEST)
-        return first, self._one(rows.order_by(row.id).limit(1))
+        return first, self._fetch_value(rows.order_by(row.id).limit(1))
 
     def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
         """Delete some jobs that ended long ago; the newest stays: numbers go on behind it.
@@ -385,12 +391,12 @@ class Store:
         """
         job = tables.jobs.c
         query = sa.select(job.id, job.created, job.ended).where(job.id > after)
-        rows = self._rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
-        old = [row for row in self._old(rows, before) if row.id < self._next_job - 1]
+        rows = self._fetch_rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
+        old = [row for row in self._old(rows, before) if row.id < self._next_job_id - 1]
         gone = [row for row in old if row.ended is not None]
         ids = [row.id for row in gone]
         times = [row.created for row in gone]
-        count = self._prune("jobs", sa.delete(tables.jobs).where(job.id.in_(ids)), times)
+        count = self._delete_rows("jobs", sa.delete(tables.jobs).where(job.id.in_(ids)), times)
         return count, old[-1].id if old else after
 
     def _old(self, rows: Sequence[Any], before: float) -> list[Any]:
@@ -406,28 +412,28 @@ class Store:
     def prune_audit(self, before: float) -> int:
         """Delete some of the oldest rows of the audit log; return how many."""
         row = tables.audit.c
-        rows = self._rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
+        rows = self._fetch_rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
         times = _plausible([each.at for each in rows])
         count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
         gone = rows[:count]
         newest = gone[-1].id if gone else 0
         statement = sa.delete(tables.audit).where(row.id <= newest)
-        return self._prune("audit", statement, [each.at for each in gone])
+        return self._delete_rows("audit", statement, [each.at for each in gone])
 
-    def _prune(self, what: str, statement: sa.Delete, times: list[float]) -> int:
+    def _delete_rows(self, what: str, statement: sa.Delete, times: list[float]) -> int:
         """Delete rows, and count them in the same transaction for ``end_pruning``.
 
         Returns:
             How many went: none where it cannot be written.
         """
         if times:
-            with contextlib.suppress(ServerError), self._written():
+            with contextlib.suppress(ServerError), self._rollback_on_error():
                 state = self._pruning()
                 count, oldest, newest = state.get(what, (0, times[0], times[0]))
                 span = (count + len(times), min(oldest, *times), max(newest, *times))
                 self._set_pruning({**state, what: span})
-                self._db.execute(statement)
-                self._db.commit()
+                self._connection.execute(statement)
+                self._connection.commit()
                 return len(times)
         return 0
 
@@ -439,7 +445,7 @@ class Store:
             next call writes them.
         """
         notes: list[AuditRow] = []
-        with contextlib.suppress(ServerError), self._written():
+        with contextlib.suppress(ServerError), self._rollback_on_error():
             state = self._pruning()
             for what in ("jobs", "audit"):
                 if what in state:
@@ -449,7 +455,7 @@ class Store:
                     notes.append(AuditRow(*row, "done"))
             if notes:
                 self._set_pruning(state)
-                self.database.many(self._insert_audit, notes)
+                self.database.execute_many(self._insert_audit, notes)
             self.database.commit()
             return notes
         return []
@@ -458,15 +464,15 @@ class Store:
         """Return what is noted of deletions; no other server changes it before the commit."""
         shared = tables.shared
         first = self.database.insert(shared).values(name="pruning", value=b"{}")
-        self._db.execute(first.on_conflict_do_nothing())
+        self._connection.execute(first.on_conflict_do_nothing())
         query = sa.select(shared.c.value).where(shared.c.name == "pruning").with_for_update()
-        found: dict[str, Any] = json.loads(self._db.execute(query).scalar_one())
+        found: dict[str, Any] = json.loads(self._connection.execute(query).scalar_one())
         return found
 
     def _set_pruning(self, state: Mapping[str, Any]) -> None:
         shared = tables.shared
         change = sa.update(shared).where(shared.c.name == "pruning")
-        self._db.execute(change.values(value=json.dumps(state).encode()))
+        self._connection.execute(change.values(value=json.dumps(state).encode()))
 
     # Time
 
@@ -474,8 +480,8 @@ class Store:
         """Return when the newest row of the audit log or job was written; None in a new store."""
         job, row = tables.jobs.c, tables.audit.c
         newest = (
-            self._one(sa.select(row.at).order_by(row.id.desc()).limit(1)),
-            self._one(sa.select(job.created).order_by(job.id.desc()).limit(1)),
+            self._fetch_value(sa.select(row.at).order_by(row.id.desc()).limit(1)),
+            self._fetch_value(sa.select(job.created).order_by(job.id.desc()).limit(1)),
         )
         return max((at for at in newest if at is not None), default=None)
 
@@ -492,21 +498,25 @@ class Store:
         shared = tables.shared
         row = self.database.insert(shared).values(name=name, value=json.dumps(facts).encode())
         change = {"value": row.excluded.value}
-        with self._written():
-            self._db.execute(row.on_conflict_do_update(index_elements=["name"], set_=change))
-            self._db.commit()
+        with self._rollback_on_error():
+            self._connection.execute(
+                row.on_conflict_do_update(index_elements=["name"], set_=change)
+            )
+            self._connection.commit()
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """Return the facts stored under a name, if there are any."""
         query = sa.select(tables.shared.c.value).where(tables.shared.c.name == name)
-        value = self._one(query)
+        value = self._fetch_value(query)
         return None if value is None else dict(json.loads(value))
 
     def open_jobs(self) -> list[JobRow]:
         """Return the jobs that have not ended, oldest first."""
         self.flush()
-        query = sa.select(*JOB).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
-        return [JobRow(*row) for row in self._rows(query)]
+        query = (
+            sa.select(*JOB_COLUMNS).where(tables.jobs.c.ended.is_(None)).order_by(tables.jobs.c.id)
+        )
+        return [JobRow(*row) for row in self._fetch_rows(query)]
 
 
 def _plausible(times: Sequence[float]) -> list[float]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from . import schema
-from .installed_packages import META
+from .installed_packages import METADATA
 
-meta = META
+metadata = METADATA
 
-_Big = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's are as long as it takes
+_BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's are as long as it takes
 
 boards = sa.Table(
     "boards",
-    meta,
+    metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("key", sa.LargeBinary, nullable=False),
@@ -27,12 +27,12 @@ boards = sa.Table(
     sa.Column("token", sa.Text, nullable=False),
     # Of several servers (leases.py): which one has its link, and how often that changed.
     sa.Column("holder", sa.Text),
-    sa.Column("epoch", _Big),
+    sa.Column("epoch", _BigInt),
 )
 
 tokens = sa.Table(
     "tokens",
-    meta,
+    metadata,
     sa.Column("hash", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("role", sa.Text, nullable=False),
@@ -48,8 +48,8 @@ sa.Index("tokens_name", tokens.c.name, unique=True, sqlite_where=_VALID, postgre
 
 jobs = sa.Table(
     "jobs",
-    meta,
-    sa.Column("id", _Big, primary_key=True, autoincrement=False),
+    metadata,
+    sa.Column("id", _BigInt, primary_key=True, autoincrement=False),
     sa.Column("board", sa.Text, nullable=False),  # the board's id: a name may change hands
     sa.Column("caller", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
@@ -58,15 +58,15 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     # Of several servers: which one ends it, and the board's epoch in which it was sent.
     sa.Column("server", sa.Text),
-    sa.Column("epoch", _Big),
+    sa.Column("epoch", _BigInt),
 )
 _OPEN = sa.text("ended IS NULL")
 sa.Index("jobs_open", jobs.c.board, sqlite_where=_OPEN, postgresql_where=_OPEN)
 
 audit = sa.Table(
     "audit",
-    meta,
-    sa.Column("id", _Big, primary_key=True),
+    metadata,
+    sa.Column("id", _BigInt, primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("who", sa.Text, nullable=False),  # a token's name; "" for nobody we know
     sa.Column("address", sa.Text, nullable=False),
@@ -74,8 +74,8 @@ audit = sa.Table(
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("boards", sa.Integer),
-    sa.Column("first_job", _Big),
-    sa.Column("last_job", _Big),
+    sa.Column("first_job", _BigInt),
+    sa.Column("last_job", _BigInt),
     sa.Column("outcome", sa.Text, nullable=False),
 )
 #: Its rows stay as they are. What is a month old may go, the oldest first: see ``prune``.
@@ -100,21 +100,21 @@ _AUDIT_TRIGGERS = (
 )
 
 
-def _after_audit(dialect: str, text: str) -> None:
+def _on_audit_created(dialect: str, text: str) -> None:
     ddl = sa.DDL(text.replace("%", "%%"))  # type: ignore[no-untyped-call]
     sa.event.listen(audit, "after_create", ddl.execute_if(dialect=dialect))
 
 
 for _name, _when in _AUDIT_RULES.items():
     _abort = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
-    _after_audit("sqlite", f"CREATE TRIGGER audit_no_{_name} {_when} {_abort}")
+    _on_audit_created("sqlite", f"CREATE TRIGGER audit_no_{_name} {_when} {_abort}")
 for _text in (_AUDIT_FUNCTION, *_AUDIT_TRIGGERS):
-    _after_audit("postgresql", _text)
+    _on_audit_created("postgresql", _text)
 
 #: The servers that share this store, each with when it last said that it is there.
 servers = sa.Table(
     "servers",
-    meta,
+    metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("seen", sa.Float, nullable=False),  # by the database's own clock
@@ -123,14 +123,14 @@ servers = sa.Table(
 #: What they have in common: secrets, and the next number of a job.
 shared = sa.Table(
     "shared",
-    meta,
+    metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 counters = sa.Table(
     "counters",
-    meta,
+    metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("next", _Big, nullable=False),
+    sa.Column("next", _BigInt, nullable=False),
 )
-version = schema.add_version_table(meta)
+version = schema.add_version_table(metadata)

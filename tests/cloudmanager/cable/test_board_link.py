@@ -9,14 +9,14 @@ import threading
 
 import pytest
 
-from cloudmanager.board_client import Identity
-from cloudmanager.cable.board_link import BoardLink
+from cloudmanager.board_client import BoardIdentity
+from cloudmanager.cable.board_link import BridgedBoardLink
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import LinkLost, NotAllowed, ServerUnreachable
-from cloudmanager.protocol.frames import BINARY, encode
+from cloudmanager.protocol.frames import BINARY, encode_frame
 from cloudmanager.testing.board_fixtures import wait_online
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 NUMBERS = itertools.count(1)
 ABOUT = {
@@ -31,26 +31,26 @@ ABOUT = {
 def identity(fleet: Fleet):
     name = f"linked-{next(NUMBERS)}"
     (row,) = fleet.enrol([name])
-    return Identity(row["name"], row["id"], bytes.fromhex(row["key"]))
+    return BoardIdentity(row["name"], row["id"], bytes.fromhex(row["key"]))
 
 
-def dial(server: Server, identity: Identity) -> BoardLink:
-    return BoardLink(("127.0.0.1", server.tcp_port), identity, ABOUT)
+def dial(server: RunningServer, identity: BoardIdentity) -> BridgedBoardLink:
+    return BridgedBoardLink(("127.0.0.1", server.tcp_port), identity, ABOUT)
 
 
-def test_board_is_in_the_fleet_with_its_facts(server: Server, identity, fleet: Fleet):
+def test_board_is_in_the_fleet_with_its_facts(server: RunningServer, identity, fleet: Fleet):
     link = dial(server, identity)
     try:
         assert link.name == identity.name
-        assert link.beat > 0
-        assert link.spread >= 2
+        assert link.heartbeat_seconds > 0
+        assert link.reconnect_spread >= 2
         (board,) = fleet[identity.name].info()
         assert (board["platform"], board["heap"]) == ("cable", 9000)
     finally:
         link.close()
 
 
-def test_cell_arrives_and_result_leaves(server: Server, identity, fleet: Fleet):
+def test_cell_arrives_and_result_leaves(server: RunningServer, identity, fleet: Fleet):
     link = dial(server, identity)
     try:
         wait_online(fleet, [identity.name])
@@ -64,7 +64,7 @@ def test_cell_arrives_and_result_leaves(server: Server, identity, fleet: Fleet):
         link.close()
 
 
-def test_newer_link_takes_over_and_the_older_hears_why(server: Server, identity):
+def test_newer_link_takes_over_and_the_older_hears_why(server: RunningServer, identity):
     old = dial(server, identity)
     new = dial(server, identity)
     try:
@@ -75,8 +75,8 @@ def test_newer_link_takes_over_and_the_older_hears_why(server: Server, identity)
         new.close()
 
 
-def test_wrong_key_is_not_proven(server: Server, identity):
-    wrong = Identity(identity.name, identity.id, os.urandom(32))
+def test_wrong_key_is_not_proven(server: RunningServer, identity):
+    wrong = BoardIdentity(identity.name, identity.id, os.urandom(32))
     with pytest.raises(NotAllowed, match="the server does not prove that it knows linked-"):
         dial(server, wrong)
 
@@ -85,7 +85,7 @@ def test_nobody_there_is_unreachable(identity):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()
     with pytest.raises(ServerUnreachable):
-        BoardLink(address, identity, ABOUT)
+        BridgedBoardLink(address, identity, ABOUT)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 70_000])
@@ -101,11 +101,11 @@ def test_other_servers_are_refused(identity, answer):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(ServerUnreachable, match=r"no Cloudmanager server|reset"):
-            BoardLink(server.getsockname(), identity, ABOUT)
+            BridgedBoardLink(server.getsockname(), identity, ABOUT)
         thread.join()
 
 
-def test_nothing_follows_half_a_frame(server: Server, identity):
+def test_nothing_follows_half_a_frame(server: RunningServer, identity):
     """Neither a message nor a close frame, once the server did not read for too long."""
     link = dial(server, identity)
     ours, theirs = socket.socketpair()
@@ -124,4 +124,4 @@ def test_nothing_follows_half_a_frame(server: Server, identity):
         while data := theirs.recv(65536):
             got += data
     assert 0 < len(got) < len(big)
-    assert encode(big, BINARY, mask=True).startswith(got)
+    assert encode_frame(big, BINARY, mask=True).startswith(got)

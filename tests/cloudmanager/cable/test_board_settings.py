@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cloudmanager.cable import board_settings
-from cloudmanager.cable.board_settings import Place, place_of
-from cloudmanager.config import Address
+from cloudmanager.cable.board_settings import DialAddress, find_dial_address
+from cloudmanager.config import ServerAddress
 
 TOLD = {"name": "a", "id": "b", "key": "00", "gen": 0, "ca": "MII=", "state": "valid", "uses": 1}
 
@@ -16,7 +16,7 @@ class Somewhere:
     """A fleet whose server is dialled at one address and listens on another."""
 
     def __init__(self, url, listens):
-        self.address = Address(url, "cm_x", "url=")
+        self.address = ServerAddress(url, "cm_x", "url=")
         self.listens = listens
 
     def status(self):
@@ -26,34 +26,39 @@ class Somewhere:
 @pytest.mark.parametrize(
     ("url", "listens", "server", "place"),
     [
-        ("http://127.0.0.1:7", "http://127.0.0.1:7", None, Place("127.0.0.1", 7, False)),
-        ("https://10.1.1.1:7", "https://0.0.0.0:7", None, Place("10.1.1.1", 7, True)),
-        ("https://127.0.0.1:7", "https://10.1.1.1:7", None, Place("10.1.1.1", 7, True)),
-        ("https://127.0.0.1:7", "https://0.0.0.0:7", "lab.example", Place("lab.example", 7, True)),
-        ("https://127.0.0.1:7", "https://0.0.0.0:7", "lab:443", Place("lab", 443, True)),
-        ("https://lab", "https://0.0.0.0:18266", None, Place("lab", 18266, True)),
+        ("http://127.0.0.1:7", "http://127.0.0.1:7", None, DialAddress("127.0.0.1", 7, False)),
+        ("https://10.1.1.1:7", "https://0.0.0.0:7", None, DialAddress("10.1.1.1", 7, True)),
+        ("https://127.0.0.1:7", "https://10.1.1.1:7", None, DialAddress("10.1.1.1", 7, True)),
+        (
+            "https://127.0.0.1:7",
+            "https://0.0.0.0:7",
+            "lab.example",
+            DialAddress("lab.example", 7, True),
+        ),
+        ("https://127.0.0.1:7", "https://0.0.0.0:7", "lab:443", DialAddress("lab", 443, True)),
+        ("https://lab", "https://0.0.0.0:18266", None, DialAddress("lab", 18266, True)),
     ],
 )
 def test_boards_dial_where_the_server_is_reached(url, listens, server, place):
     fleet: Any = Somewhere(url, listens)
-    assert place_of(fleet, server) == place
+    assert find_dial_address(fleet, server) == place
 
 
 @pytest.mark.parametrize("listens", ["https://0.0.0.0:7", "https://[::]:7", "https://:7"])
 def test_a_server_on_all_addresses_is_dialled_at_this_machines_own(listens, monkeypatch):
     monkeypatch.setattr(board_settings, "_own_address", lambda: "10.9.8.7")
     fleet: Any = Somewhere("https://127.0.0.1:7", listens)
-    assert place_of(fleet) == Place("10.9.8.7", 7, True)
+    assert find_dial_address(fleet) == DialAddress("10.9.8.7", 7, True)
 
 
 def test_this_machine_has_an_address_or_a_name(monkeypatch):
     assert board_settings._own_address()
-    monkeypatch.setattr(board_settings, "_ELSEWHERE", ("256.0.0.1", 9))
+    monkeypatch.setattr(board_settings, "_UNUSED_ADDRESS", ("256.0.0.1", 9))
     assert board_settings._own_address() == socket.gethostname()
 
 
 def test_a_board_keeps_what_it_needs_and_nothing_else():
-    kept = board_settings.settings(TOLD, Place("h", 1, True))
+    kept = board_settings.make_board_settings(TOLD, DialAddress("h", 1, True))
     assert kept == {
         "host": "h",
         "tcp_port": 1,

@@ -18,7 +18,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.cloudmanager.bridges import bridged
 from tests.cloudmanager.conftest import background
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 def test_fresh_starts_anew(bridged_board):
@@ -47,7 +47,7 @@ def test_microbit_has_its_nine_kilobytes(bridged_microbit):
 def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypatch):
     ports: list[SerialPort] = []
     monkeypatch.setattr(bridging, "serial_ports", lambda: ports)
-    monkeypatch.setattr(bridging, "PORT_SECONDS", 0.05)
+    monkeypatch.setattr(bridging, "PORT_POLL_SECONDS", 0.05)
     chip = chips()
     with bridged(fleet, [], "hot-1") as told:
         ports.append(SerialPort(chip.port, ""))
@@ -58,7 +58,7 @@ def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypa
 
 def test_board_that_lost_its_power_is_lost_and_comes_back(chips, fleet: Fleet, monkeypatch):
     monkeypatch.setattr(bridging, "PROMPT_SECONDS", 1)
-    monkeypatch.setattr(raw_repl, "DEAF_SECONDS", 1)
+    monkeypatch.setattr(raw_repl, "UNRESPONSIVE_SECONDS", 1)
     chip = chips()
     with bridged(fleet, [chip.port], "power-1"):
         job = fleet["power-1"].submit("while True: pass", timeout=1)
@@ -120,7 +120,7 @@ def test_link_is_tls_where_the_servers_is_and_takes_another_key(
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["words", "json"])
-def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: Server, options):
+def test_mbm_bridge_serves_until_ctrl_c(chips, fleet: Fleet, server: RunningServer, options):
     chip = chips()
     with background("bridge", chip.port, "--name", "shell-1", *options) as process:
         assert process.stdout

@@ -6,39 +6,39 @@ import json
 
 import pytest
 
-from cloudmanager.cable.bridged_boards import Members
+from cloudmanager.cable.bridged_boards import BridgedIdentities
 from cloudmanager.client.fleet import Fleet
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 @pytest.fixture
 def members(fleet: Fleet):
-    yield Members(fleet, ["cabled-1", "cabled-2"])
+    yield BridgedIdentities(fleet, ["cabled-1", "cabled-2"])
     for name in {board["name"] for board in fleet.boards()} & {"cabled-1", "cabled-2"}:
         fleet.revoke(name)
 
 
 def test_new_board_is_enrolled_and_known_again(members, fleet: Fleet):
-    first = members.identity("usb-1", "rp2")
+    first = members.get_identity("usb-1", "rp2")
     assert (first.name, len(first.key)) == ("cabled-1", 32)
-    assert Members(fleet, []).identity("usb-1", "rp2") == first
-    assert members.identity("usb-2", "rp2").name == "cabled-2"
+    assert BridgedIdentities(fleet, []).get_identity("usb-1", "rp2") == first
+    assert members.get_identity("usb-2", "rp2").name == "cabled-2"
 
 
 def test_board_that_was_taken_out_of_the_fleet_is_enrolled_anew(members, fleet: Fleet):
-    first = members.identity("usb-1", "rp2")
+    first = members.get_identity("usb-1", "rp2")
     fleet.revoke("cabled-1")
-    again = members.identity("usb-1", "rp2")
+    again = members.get_identity("usb-1", "rp2")
     assert (again.name, again.id != first.id) == ("cabled-1", True)
 
 
-def test_keys_are_their_owners_alone(members, server: Server):
-    members.identity("usb-1", "rp2")
+def test_keys_are_their_owners_alone(members, server: RunningServer):
+    members.get_identity("usb-1", "rp2")
     kept = server.home / "bridge.json"
     assert kept.stat().st_mode & 0o777 == 0o600
     assert json.loads(kept.read_text())["usb-1"]["name"] == "cabled-1"
 
 
-def test_broken_file_is_an_empty_one(members, server: Server):
+def test_broken_file_is_an_empty_one(members, server: RunningServer):
     (server.home / "bridge.json").write_text("[")
-    assert members.identity("usb-1", "rp2").name == "cabled-1"
+    assert members.get_identity("usb-1", "rp2").name == "cabled-1"

@@ -46,8 +46,8 @@ def test_image_is_in_the_flash_byte_by_byte_and_nothing_else(chip, image):
     parts: list[float] = []
     with chips.open_chip(chip.port) as opened:
         assert opened.name == chip.kind.upper()
-        opened.write(image[chip.kind], parts.append)
-        assert opened.by_stub
+        opened.write_image(image[chip.kind], parts.append)
+        assert opened.uses_stub
     wanted = as_esptool_writes(chip.kind, image[chip.kind])
     assert written(chip, wanted) == wanted
     assert chip.flash.count(b"\xff") > len(chip.flash) - len(wanted)
@@ -59,8 +59,8 @@ def test_image_is_in_the_flash_byte_by_byte_and_nothing_else(chip, image):
 def test_chip_that_refuses_the_stub_is_written_by_its_rom(chip, image):
     chip.faults[MEM_BEGIN] = "refused"
     with chips.open_chip(chip.port) as opened:
-        opened.write(image[chip.kind], lambda _: None)
-        assert not opened.by_stub
+        opened.write_image(image[chip.kind], lambda _: None)
+        assert not opened.uses_stub
     wanted = as_esptool_writes(chip.kind, image[chip.kind])
     assert written(chip, wanted) == wanted
     assert FLASH_DATA in chip.loader.seen
@@ -69,7 +69,7 @@ def test_chip_that_refuses_the_stub_is_written_by_its_rom(chip, image):
 def test_flash_that_keeps_other_bytes_is_noticed(chip, image):
     chip.faults[DEFL_DATA] = chip.faults[FLASH_DATA] = "corrupt"  # random bytes go uncompressed
     with chips.open_chip(chip.port) as opened, pytest.raises(CableError, match="MD5") as caught:
-        opened.write(image[chip.kind], lambda _: None)
+        opened.write_image(image[chip.kind], lambda _: None)
     assert "no working firmware now; run this again" in str(caught.value)
 
 
@@ -84,7 +84,7 @@ def test_silent_chip_says_to_hold_boot(chip):
 
 def test_nothing_is_printed(chip, image, capfd):
     with chips.open_chip(chip.port) as opened:
-        opened.write(image[chip.kind], lambda _: None)
+        opened.write_image(image[chip.kind], lambda _: None)
     assert capfd.readouterr() == ("", "")
 
 
@@ -96,5 +96,5 @@ def test_port_is_free_afterwards(chip):
 
 def test_start_without_lines_starts_by_command_where_the_chip_can(chip, image):
     with chips.open_chip(chip.port) as opened:
-        opened.write(image[chip.kind], lambda _: None)
-        assert opened.start() is (chip.kind == "esp8266")
+        opened.write_image(image[chip.kind], lambda _: None)
+        assert opened.start_firmware() is (chip.kind == "esp8266")

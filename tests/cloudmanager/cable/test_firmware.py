@@ -88,27 +88,27 @@ def test_uf2_is_for_rp2():
 
 
 def test_file_is_read_and_hashed():
-    found = firmware.find(str(images.esp8266()), "ESP8266")
+    found = firmware.find_firmware(str(images.esp8266()), "ESP8266")
     assert (len(found.data), found.sha256) == (595_572, images.SHA256)
 
 
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(CableError, match=r"cannot be read: No such file.*Give --firmware a FILE"):
-        firmware.find(str(tmp_path / "none.bin"), "ESP8266")
+        firmware.find_firmware(str(tmp_path / "none.bin"), "ESP8266")
 
 
 def test_image_of_another_chip_is_refused(tmp_path):
     path = tmp_path / "esp32.bin"
     path.write_bytes(images.esp32())
     with pytest.raises(CableError, match="is for ESP32, but the chip is ESP8266"):
-        firmware.find(str(path), "ESP8266")
+        firmware.find_firmware(str(path), "ESP8266")
 
 
 def test_web_page_in_place_of_an_image_is_refused(site):
     url, pages, _ = site
     pages["/x.bin"] = b"<html>please log in</html>"
     with pytest.raises(CableError, match="is no firmware image"):
-        firmware.find(f"{url}/x.bin", "ESP8266")
+        firmware.find_firmware(f"{url}/x.bin", "ESP8266")
 
 
 def test_url_is_fetched_once(site):
@@ -116,7 +116,7 @@ def test_url_is_fetched_once(site):
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
     for _ in range(2):
-        assert firmware.find(f"{url}/fw.bin", "ESP8266").sha256 == images.SHA256
+        assert firmware.find_firmware(f"{url}/fw.bin", "ESP8266").sha256 == images.SHA256
     assert asked == ["/fw.bin"]
 
 
@@ -124,10 +124,10 @@ def test_cached_image_that_was_changed_is_fetched_anew(site, own_home):
     url, pages, asked = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
-    firmware.find(f"{url}/fw.bin", "ESP8266")
+    firmware.find_firmware(f"{url}/fw.bin", "ESP8266")
     (kept,) = (own_home / "firmware").glob("*.bin")
     kept.write_bytes(kept.read_bytes()[:-1] + b"!")
-    assert firmware.find(f"{url}/fw.bin", "ESP8266").sha256 == images.SHA256
+    assert firmware.find_firmware(f"{url}/fw.bin", "ESP8266").sha256 == images.SHA256
     assert asked == ["/fw.bin", "/fw.bin"]
 
 
@@ -135,7 +135,7 @@ def test_wrong_hash_is_refused_and_not_kept(site, own_home):
     url, pages, _ = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     with pytest.raises(CableError, match=r"another SHA-256 than it should.*Do not flash it"):
-        firmware.find(f"{url}/fw.bin#sha256={'0' * 64}", "ESP8266")
+        firmware.find_firmware(f"{url}/fw.bin#sha256={'0' * 64}", "ESP8266")
     assert not (own_home / "firmware").exists()
 
 
@@ -144,55 +144,55 @@ def test_right_hash_is_fine_and_serves_from_the_cache(site):
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
     given = f"{url}/fw.bin#sha256={images.SHA256}"
-    assert [len(firmware.find(given, "ESP8266").data) for _ in range(2)] == [595_572] * 2
+    assert [len(firmware.find_firmware(given, "ESP8266").data) for _ in range(2)] == [595_572] * 2
     assert asked == ["/fw.bin"]
 
 
 def test_plain_http_from_elsewhere_needs_a_hash():
     with pytest.raises(CableError, match=r"can be changed on its way here.*Use https"):
-        firmware.find("http://192.0.2.7/fw.bin", "ESP8266")
+        firmware.find_firmware("http://192.0.2.7/fw.bin", "ESP8266")
 
 
 def test_what_is_not_there_is_one_sentence(site):
     with pytest.raises(CableError, match=r"cannot be had: Not Found"):
-        firmware.find(f"{site[0]}/none.bin", "ESP8266")
+        firmware.find_firmware(f"{site[0]}/none.bin", "ESP8266")
 
 
 @pytest.mark.parametrize("given", ["1.28.0", "v1.28.0", None])
 def test_version_is_looked_up(downloads, given):
-    found = firmware.find(given, "ESP8266")
+    found = firmware.find_firmware(given, "ESP8266")
     assert (found.source, found.sha256) == ("MicroPython 1.28.0", images.SHA256)
 
 
 def test_version_that_was_had_needs_no_network(downloads):
     _, pages, asked = downloads
-    firmware.find("1.28.0", "ESP8266")
+    firmware.find_firmware("1.28.0", "ESP8266")
     pages.clear()
     asked.clear()
-    assert firmware.find("1.28.0", "ESP8266").sha256 == images.SHA256
+    assert firmware.find_firmware("1.28.0", "ESP8266").sha256 == images.SHA256
     assert asked == []
 
 
 def test_unknown_version_tells_what_there_is(downloads):
     with pytest.raises(CableError, match=r"no ESP8266_GENERIC 1\.27\.0; it has: 1\.28\.0, 1\.9\.4"):
-        firmware.find("1.27.0", "ESP8266")
+        firmware.find_firmware("1.27.0", "ESP8266")
 
 
 def test_version_for_a_chip_without_page_is_refused():
     with pytest.raises(CableError, match="No version is known for ESP32-P4"):
-        firmware.find("1.28.0", "ESP32-P4")
+        firmware.find_firmware("1.28.0", "ESP32-P4")
 
 
 def test_endless_image_is_refused(site, monkeypatch):
     url, pages, _ = site
-    monkeypatch.setattr(firmware, "MOST_BYTES", 1000)
+    monkeypatch.setattr(firmware, "MAX_IMAGE_BYTES", 1000)
     pages["/big.bin"] = bytes(1001)
     with pytest.raises(CableError, match="larger than any flash"):
-        firmware.find(f"{url}/big.bin", "ESP8266")
+        firmware.find_firmware(f"{url}/big.bin", "ESP8266")
 
 
 def test_broken_index_is_an_empty_one(own_home):
-    cache = firmware.Cache(own_home / "firmware")
+    cache = firmware.FirmwareCache(own_home / "firmware")
     cache.put("a", b"x")
     (own_home / "firmware" / "index.json").write_text("[1]")
     assert cache.get("a") is None

@@ -18,14 +18,14 @@ from mpremote.transport_serial import SerialTransport
 from cloudmanager.board_client import client_files
 from cloudmanager.cable import esp_chip as chips
 from cloudmanager.cable import flash as flashing
-from cloudmanager.cable.flash import NameBook, Wish, flash
-from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.cable.flash import FlashOptions, NameAllocator, flash_and_join
+from cloudmanager.cable.serial_ports import BoardRepl
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.cloudmanager import images
 from tests.cloudmanager.chip import Chip
 from tests.cloudmanager.rom import DEFL_BEGIN, DEFL_DATA, SYNC
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 TOLD: list[tuple[str, str]] = []  # what the last flashing told
 SECRET = 'it\'s "quoted" \\ {0} %s é'
@@ -63,7 +63,7 @@ def _impatient(monkeypatch):
 
 
 @pytest.fixture
-def go(server: Server, fleet: Fleet, tmp_path):
+def go(server: RunningServer, fleet: Fleet, tmp_path):
     """Flash chips; the boards that they became are taken out in the end."""
     names: set[str] = set()
 
@@ -74,8 +74,8 @@ def go(server: Server, fleet: Fleet, tmp_path):
                 act(step, what)
 
         wished.setdefault("firmware", str(images.small(tmp_path)))
-        wish = Wish(wished.pop("server", ("127.0.0.1", server.tcp_port)), **wished)
-        outcomes = flash([chip.port for chip in chips], wish, fleet, tell)
+        wish = FlashOptions(wished.pop("server", ("127.0.0.1", server.tcp_port)), **wished)
+        outcomes = flash_and_join([chip.port for chip in chips], wish, fleet, tell)
         names.update(outcome.name for outcome in outcomes if outcome.name)
         return outcomes[0] if len(chips) == 1 else outcomes
 
@@ -88,7 +88,7 @@ def go(server: Server, fleet: Fleet, tmp_path):
 
 
 def settings(chip):
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
 
@@ -155,8 +155,8 @@ def test_chip_that_cannot_verify_a_certificate_links_by_macs(
     chip = make_chip()
     chip.flash[0] = 0xE9
     chip.press_reset()
-    facts = Repl.facts
-    monkeypatch.setattr(Repl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
+    facts = BoardRepl.facts
+    monkeypatch.setattr(BoardRepl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
     done = go(chip, flash=False, names=["plain-1"])
     assert (done.error, done.name) == ("", "plain-1")
     told = settings(chip)
@@ -229,7 +229,7 @@ def test_firmware_without_repl(make_chip, go, monkeypatch):
 
 
 def test_name_that_is_taken(make_chip, go, boards, monkeypatch):
-    monkeypatch.setattr(flashing, "HANG_UP_SECONDS", 0.1)
+    monkeypatch.setattr(flashing, "DISCONNECT_SECONDS", 0.1)
     chip = make_chip()
     done = go(chip, names=["demo-1"])
     assert done.step == "enrol"
@@ -280,7 +280,7 @@ def test_old_micropython_is_refused(make_chip, go, monkeypatch):
     chip.flash[0] = 0xE9
     chip.press_reset()
     facts = {"platform": "esp8266", "version": "1.9.4", "mpy": 2, "machine": ""}
-    monkeypatch.setattr(Repl, "facts", lambda _: facts)
+    monkeypatch.setattr(BoardRepl, "facts", lambda _: facts)
     done = go(chip, flash=False)
     assert "MicroPython 1.9.4 is too old for the client, which needs 1.23" in done.error
 
@@ -290,7 +290,7 @@ def test_other_bytecode_is_refused(make_chip, go, monkeypatch):
     chip.flash[0] = 0xE9
     chip.press_reset()
     facts = {"platform": "esp8266", "version": "2.0.0", "mpy": 7, "machine": ""}
-    monkeypatch.setattr(Repl, "facts", lambda _: facts)
+    monkeypatch.setattr(BoardRepl, "facts", lambda _: facts)
     assert "wants bytecode 7, mpy-cross here makes 6" in go(chip, flash=False).error
 
 
@@ -302,7 +302,7 @@ def test_uf2_is_copied_onto_the_drive(tmp_path, go, monkeypatch):
     image = tmp_path / "pico.uf2"
     image.write_bytes(b"UF2\n" + bytes(508))
     monkeypatch.setattr(flashing, "REPL_SECONDS", 0.2)
-    monkeypatch.setattr(flashing, "serial_ports", list)
+    monkeypatch.setattr(flashing, "find_serial_ports", list)
     drive = type("Drive", (), {"port": str(tmp_path)})
     done = go(drive, firmware=str(image))
     assert (tmp_path / "firmware.uf2").read_bytes() == image.read_bytes()
@@ -315,11 +315,11 @@ def test_folder_that_is_no_drive_is_refused(tmp_path, go):
 
 
 def test_names_are_handed_out_once(fleet: Fleet):
-    book = NameBook(fleet, [])
-    assert [book.take("esp32"), book.take("esp32")] == ["esp32-1", "esp32-2"]
+    book = NameAllocator(fleet, [])
+    assert [book.allocate("esp32"), book.allocate("esp32")] == ["esp32-1", "esp32-2"]
 
 
-def test_client_on_a_board_has_no_part_of_the_unix_port(server: Server):
+def test_client_on_a_board_has_no_part_of_the_unix_port(server: RunningServer):
     files = client_files()
     assert "/lib/cm/link.mpy" in files
     assert not [path for path in files if "unix" in path]

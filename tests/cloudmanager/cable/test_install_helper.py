@@ -16,11 +16,11 @@ print(sorted(n for n in globals() if n.startswith("__cm_")), "cm.switch" in sys.
 def test_what_is_lent_finishes_and_is_taken_back():
     code = "\n".join(
         [
-            install_helper.lend(),
-            install_helper.FINISH,
+            install_helper.make_install_code(),
+            install_helper.FINISH_CODE,
             "import sys",
             LOOK,
-            install_helper.TAKE_BACK,
+            install_helper.REMOVE_CODE,
             LOOK,
         ]
     )

@@ -16,7 +16,7 @@ def board(bridged_board):
 def test_interrupt_ends_a_busy_cell(board, code):
     job = board.submit(f"print('begun')\n{code}", timeout=10)
     deadline = time.monotonic() + 5
-    while "begun" not in "".join(one.read()[0] for one in job.jobs.values()):
+    while "begun" not in "".join(one.read_output()[0] for one in job.jobs.values()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     job.interrupt()

@@ -11,11 +11,11 @@ import pytest
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.board_fixtures import wait_online
 from tests.cloudmanager.chip import Chip
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 @pytest.fixture(autouse=True)
-def _home(server: Server):
+def _home(server: RunningServer):
     """The shared server's folder is CM_HOME."""
 
 

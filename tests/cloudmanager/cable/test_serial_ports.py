@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from cloudmanager.cable import serial_ports
-from cloudmanager.cable.serial_ports import Repl
+from cloudmanager.cable.serial_ports import BoardRepl
 from cloudmanager.protocol.errors import CableError
 from tests.cloudmanager.chip import Chip
 
@@ -26,7 +26,7 @@ def chip(tmp_path_factory):
 
 @pytest.fixture
 def repl(chip):
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         yield repl
 
@@ -46,9 +46,9 @@ def test_board_of_no_fleet_has_no_identity(repl):
     "data", [b"", b"'quoted' \"twice\" \\ \r\n\x00\xff", bytes(range(256)) * 9]
 )
 def test_file_arrives_whole_and_is_not_sent_twice(repl, data):
-    assert repl.put("/deep/er/x.bin", data) is True
+    assert repl.put_file("/deep/er/x.bin", data) is True
     assert bytes(repl.transport.fs_readfile("/deep/er/x.bin")) == data
-    assert repl.put("/deep/er/x.bin", data) is False
+    assert repl.put_file("/deep/er/x.bin", data) is False
 
 
 def test_cell_that_raises_is_an_error_with_the_boards_own_words(repl):
@@ -61,7 +61,7 @@ def test_full_flash_is_told(repl):
         "f = open('/big', 'wb')\nfor _ in range(970):\n    n = f.write(bytes(1024))\nf.close()"
     )
     with pytest.raises(CableError, match=r"/more could not be written"):
-        repl.put("/more", bytes(60_000))
+        repl.put_file("/more", bytes(60_000))
     repl.run("import os\nos.remove('/big')\nos.remove('/more')")
 
 
@@ -70,20 +70,20 @@ def test_full_flash_is_told(repl):
     ["while True: pass", "import time\nwhile True: time.sleep(1)", "while True: print(1)"],
 )
 def test_program_that_runs_is_interrupted_and_started_again(chip, program):
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
-        repl.put("/main.py", STARTS + program.encode())
+        repl.put_file("/main.py", STARTS + program.encode())
         chip.said.clear()
         repl.restart()
         chip.hear(b"begun")
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
-        assert repl.ran
+        assert repl.interrupted_program
         assert repl.run("print(open('/starts').read())").strip() == "x"
         chip.said.clear()
-        repl.leave()
+        repl.leave_raw_repl()
         chip.hear(b"begun")
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         assert repl.run("print(open('/starts').read())").strip() == "xx"
         repl.run("import os\nos.remove('/main.py')\nos.remove('/starts')")
@@ -91,8 +91,8 @@ def test_program_that_runs_is_interrupted_and_started_again(chip, program):
 
 def test_board_at_its_prompt_stays_there(chip, repl):
     repl.run("kept = 7")
-    repl.leave()
-    assert not repl.ran
+    repl.leave_raw_repl()
+    assert not repl.interrupted_program
     repl.await_prompt(10)
     assert repl.run("print(kept)").strip() == "7"
 
@@ -100,7 +100,10 @@ def test_board_at_its_prompt_stays_there(chip, repl):
 def test_board_without_repl_says_so(tmp_path):
     chip = Chip(tmp_path)
     try:
-        with Repl(chip.port) as repl, pytest.raises(CableError, match="No REPL answers within 1 s"):
+        with (
+            BoardRepl(chip.port) as repl,
+            pytest.raises(CableError, match="No REPL answers within 1 s"),
+        ):
             repl.await_prompt(1)
     finally:
         chip.stop()
@@ -108,37 +111,39 @@ def test_board_without_repl_says_so(tmp_path):
 
 def test_missing_port_says_so():
     with pytest.raises(CableError, match=r"no such port.*mbm board-scan.*only charge"):
-        serial_ports.check("/dev/ttyUSB99")
+        serial_ports.check_port("/dev/ttyUSB99")
 
 
 def test_busy_port_says_so(chip, repl):
     with pytest.raises(CableError, match="Another program has the port open"):
-        serial_ports.check(chip.port)
+        serial_ports.check_port(chip.port)
 
 
 def test_forbidden_port_names_the_group():
-    error = serial_ports._refused("/dev/null", PermissionError(errno.EACCES, "Permission denied"))
+    error = serial_ports._port_error(
+        "/dev/null", PermissionError(errno.EACCES, "Permission denied")
+    )
     assert "may not open the port" in str(error)
     assert "usermod -aG" in str(error)
 
 
 def test_pty_has_no_lines(chip):
-    assert serial_ports.check(chip.port) is False
+    assert serial_ports.check_port(chip.port) is False
 
 
 def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
     run = repl.transport.exec
     monkeypatch.setattr(repl.transport, "exec", lambda code: run(code.replace("MTIzNDU=", "MTIz")))
     with pytest.raises(CableError, match="/cut.bin arrived with other bytes than were sent"):
-        repl.put("/cut.bin", b"12345")
+        repl.put_file("/cut.bin", b"12345")
 
 
 @pytest.mark.parametrize("begin", [b"\x05A\x01", b""], ids=["raw paste", "raw"])
 def test_half_a_cell_does_not_run(chip, begin):
     """Whoever sent it was ended in the middle; the next one begins at a prompt."""
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         repl.transport.serial.write(begin + b"open('/half', 'w').close()\n")
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         assert repl.run("import os\nprint('half' in os.listdir('/'))").strip() == "False"

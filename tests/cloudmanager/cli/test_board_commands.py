@@ -18,7 +18,7 @@ def two(fleet: Fleet, boards: VirtualBoards) -> Boards:
 
 def run(boards: Boards, line: str):
     name, *words = line.split()
-    return board_commands.run(boards, name, words)
+    return board_commands.run_macro(boards, name, words)
 
 
 def test_files(two: Boards):

@@ -10,18 +10,18 @@ import types
 import pytest
 
 from cloudmanager.cable import serial_ports
-from cloudmanager.cable.flash import Wish
-from cloudmanager.cable.serial_ports import Repl, SerialPort
+from cloudmanager.cable.flash import FlashOptions
+from cloudmanager.cable.serial_ports import BoardRepl, SerialPort
 from cloudmanager.cli import cable_commands, flash_main
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager import images
 from tests.cloudmanager.chip import Chip
 from tests.cloudmanager.conftest import process
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 @pytest.fixture(autouse=True)
-def _home(server: Server):
+def _home(server: RunningServer):
     """The shared server's folder is CM_HOME."""
 
 
@@ -35,7 +35,7 @@ def chip(tmp_path):
 
 @pytest.fixture
 def no_ports(monkeypatch):
-    monkeypatch.setattr(serial_ports, "serial_ports", list)
+    monkeypatch.setattr(serial_ports, "find_serial_ports", list)
 
 
 @pytest.fixture
@@ -50,17 +50,17 @@ def person(monkeypatch):
 
 def record(monkeypatch):
     """Flash nothing: keep what was asked for."""
-    seen: list[tuple[list[str], Wish]] = []
+    seen: list[tuple[list[str], FlashOptions]] = []
 
     def flash(ports, wish, *_):
         seen.append((ports, wish))
         return []
 
-    monkeypatch.setattr(cable_commands, "flash", flash)
+    monkeypatch.setattr(cable_commands, "flash_and_join", flash)
     return seen
 
 
-def test_flash_from_box_to_first_cell(chip, server: Server, fleet: Fleet, tmp_path):
+def test_flash_from_box_to_first_cell(chip, server: RunningServer, fleet: Fleet, tmp_path):
     done = process(
         *["flash", "--port", chip.port, "--firmware", str(images.small(tmp_path))],
         *["--name", "shelf-[1-9]", "--label", "room=lab"],
@@ -134,7 +134,7 @@ def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
 
 def test_several_boards_need_a_choice(mbm, monkeypatch, person):
     found = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
-    monkeypatch.setattr(serial_ports, "serial_ports", lambda: found)
+    monkeypatch.setattr(serial_ports, "find_serial_ports", lambda: found)
     seen = record(monkeypatch)
     person += ["0", "x", "2"]
     assert "/dev/ttyUSB1  CH340" in mbm("flash").err
@@ -147,7 +147,9 @@ def test_several_boards_need_a_choice(mbm, monkeypatch, person):
     ]
 
 
-def test_board_on_wifi_is_not_sent_to_this_machines_loopback(server: Server, person, mbm, chip):
+def test_board_on_wifi_is_not_sent_to_this_machines_loopback(
+    server: RunningServer, person, mbm, chip
+):
     before = bytes(chip.flash)
     done = mbm("flash", "--port", chip.port, "--wifi", "home")  # nobody is asked for a password
     assert (done.status, done.out) == (1, "")
@@ -156,7 +158,7 @@ def test_board_on_wifi_is_not_sent_to_this_machines_loopback(server: Server, per
     assert bytes(chip.flash) == before
 
 
-def test_board_dials_what_the_server_is_reached_by(server: Server, person, mbm, monkeypatch):
+def test_board_dials_what_the_server_is_reached_by(server: RunningServer, person, mbm, monkeypatch):
     seen = record(monkeypatch)
     mbm("flash", "--port", "p")
     mbm("flash", "--port", "p", "--server", "lab.example")
@@ -171,9 +173,9 @@ def test_board_dials_what_the_server_is_reached_by(server: Server, person, mbm, 
 def test_scan_leaves_a_running_program_running(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()
-    with Repl(chip.port) as repl:
+    with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
-        repl.put("/main.py", b"print('begun')\nwhile True: pass")
+        repl.put_file("/main.py", b"print('begun')\nwhile True: pass")
         chip.said.clear()
         repl.restart()
         chip.hear(b"begun")

@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager.conftest import WAIT, background, process
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 # No server, or no token
 
@@ -48,7 +48,7 @@ def test_no_server_at_cm_url_says_where_that_came_from(own_home):
     assert done.err.startswith("mbm: No server at http://127.0.0.1:1 (from CM_URL)")
 
 
-def test_wrong_token_is_one_sentence(server: Server, mbm, monkeypatch):
+def test_wrong_token_is_one_sentence(server: RunningServer, mbm, monkeypatch):
     monkeypatch.setenv("CM_TOKEN", "cm_wrong")
     done = mbm("board-list")
     assert (done.status, done.out) == (1, "")

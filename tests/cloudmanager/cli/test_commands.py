@@ -12,7 +12,7 @@ import pytest
 
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager.conftest import MBM, WAIT, background, process
-from tests.conftest import Server, running_boards
+from tests.conftest import RunningServer, running_boards
 
 RESULT = {"status": "ok", "stdout": "", "value": None, "error": None}
 
@@ -328,7 +328,9 @@ def test_simulate_joins_a_server_that_others_can_reach_only_if_told_to(own_home,
     )
 
 
-def test_board_stop_ends_a_program_that_keeps_the_board_busy(mbm, fleet: Fleet, server: Server):
+def test_board_stop_ends_a_program_that_keeps_the_board_busy(
+    mbm, fleet: Fleet, server: RunningServer
+):
     with running_boards(server, fleet, ["busy-1"]) as boards:
         fleet["busy-1"].run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')")
         boards.restart("busy-1")

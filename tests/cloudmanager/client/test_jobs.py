@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudmanager.client import jobs
-from cloudmanager.client.cells import prepare
+from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import BoardError, NoSuchBoard, PeerWireError, ServerUnreachable
@@ -32,11 +32,11 @@ class Lab:
     def __init__(self, boards=("lab-1",), code="1/0", listen=True, fresh=False, **accepted):
         self.stopped: list[list[int]] = []
         self.answered: list[tuple[int, str | None]] = []
-        self.group = JobGroup(prepare(code), listen=listen)
+        self.group = JobGroup(prepare_cell(code), listen=listen)
         self.group.fresh = fresh
         numbers = itertools.count(1)
         body = {"jobs": [[next(numbers), board] for board in boards], **accepted}
-        self.group.accept(
+        self.group.on_accepted(
             body, self.stopped.append, lambda job, text: self.answered.append((job, text))
         )
 
@@ -46,7 +46,7 @@ class Lab:
 
     def say(self, op, payload=b"", flags=0, board=None):
         job = self.group.jobs[board] if board else self.job
-        self.group.take(job, Message(op, flags, job.number, payload))
+        self.group.handle_message(job, Message(op, flags, job.number, payload))
 
     def end(self, board=None, status=0, output=b"", rest=b""):
         payload = len(output).to_bytes(2, "big") + output + rest
@@ -103,7 +103,7 @@ def test_output_in_the_result_comes_after_what_was_printed_before():
 
 
 def test_output_beyond_what_is_kept_leaves_its_end(monkeypatch):
-    monkeypatch.setattr(jobs, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(jobs, "MAX_OUTPUT_CHARS", 10)
     lab = Lab()
     pieces = [f"{number:04}".encode() for number in range(10)]
     assert lab.printed(*pieces) == "06000700080009"
@@ -123,14 +123,14 @@ def test_output_that_the_server_left_out_is_marked():
 def test_a_value_with_a_hole_is_no_literal():
     lab = Lab()
     lab.say(wire.VALUE, b"[1, ")
-    lab.say(wire.TRUNCATED, flags=wire.CUT)
+    lab.say(wire.TRUNCATED, flags=wire.VALUE_TRUNCATED)
     lab.end(rest=b"3]")
     assert isinstance(lab.result.value, Repr)
-    assert (lab.result.cut, lab.result.truncated) == (True, False)
+    assert (lab.result.value_truncated, lab.result.truncated) == (True, False)
 
 
 def test_a_value_without_end_is_cut_before_it_costs_much(monkeypatch):
-    monkeypatch.setattr(jobs, "MAX_VALUE", 1000)
+    monkeypatch.setattr(jobs, "MAX_VALUE_BYTES", 1000)
     lab = Lab()
     for _ in range(100):
         lab.say(wire.VALUE, b"1" * 100)
@@ -149,8 +149,8 @@ def test_value_comes_in_pieces():
 
 def test_value_that_was_cut_is_marked():
     lab = Lab()
-    lab.end(status=wire.CUT, rest=b"[1, 2")
-    assert (lab.result.cut, lab.result.value) == (True, "[1, 2")
+    lab.end(status=wire.VALUE_TRUNCATED, rest=b"[1, 2")
+    assert (lab.result.value_truncated, lab.result.value) == (True, "[1, 2")
 
 
 @pytest.mark.parametrize(("number", "status"), [(1, "error"), (2, "interrupted"), (3, "timeout")])
@@ -201,14 +201,14 @@ def test_job_that_failed_without_a_link_has_its_error():
 def test_job_whose_link_to_the_server_broke_is_lost():
     lab = Lab()
     lab.say(wire.OUTPUT, b"so far\r")
-    lab.group.give_up(lab.job, "the link broke")
+    lab.group.end_as_lost(lab.job, "the link broke")
     assert (lab.result.status, lab.result.stdout) == ("lost", "so far\r")
 
 
 def test_job_that_has_ended_is_not_given_up():
     lab = Lab()
     lab.end(rest=b"1")
-    lab.group.give_up(lab.job, "the link broke")
+    lab.group.end_as_lost(lab.job, "the link broke")
     assert lab.result.value == 1
 
 
@@ -236,7 +236,7 @@ def test_elapsed_counts_from_the_write_to_the_board():
 
 def test_job_says_what_it_waits_for():
     lab = Lab(["a", "b", "c"], queued=[[1, 0], [2, 3]])
-    states = {name: (job.state, job.waits) for name, job in lab.group.jobs.items()}
+    states = {name: (job.state, job.waiting_for) for name, job in lab.group.jobs.items()}
     assert states == {"a": ("queued", ""), "b": ("queued", "behind 3"), "c": ("running", "")}
     lab.say(wire.STARTED, board="b")
     assert lab.group.jobs["b"].state == "running"
@@ -257,16 +257,16 @@ def test_job_counts_the_time_it_has_been_running():
 
 
 def test_output_is_read_on_from_a_place(monkeypatch):
-    monkeypatch.setattr(jobs, "MAX_OUTPUT", 4)
+    monkeypatch.setattr(jobs, "MAX_OUTPUT_CHARS", 4)
     lab = Lab()
     lab.say(wire.OUTPUT, b"one ")
-    text, place = lab.job.read()
+    text, place = lab.job.read_output()
     assert text == "one "
     lab.say(wire.OUTPUT, b"two ")
-    text, place = lab.job.read(place)
-    assert (text, lab.job.read(place)) == ("two ", ("", place))
+    text, place = lab.job.read_output(place)
+    assert (text, lab.job.read_output(place)) == ("two ", ("", place))
     lab.say(wire.OUTPUT, b"three ")  # more than is kept: what is kept starts anew
-    assert lab.job.read(place)[0] == "ree "
+    assert lab.job.read_output(place)[0] == "ree "
 
 
 # A group
@@ -300,9 +300,9 @@ def test_group_without_jobs_has_no_results():
 
 
 def test_refused_group_raises_for_everybody():
-    group = JobGroup(prepare("1"), listen=True)
-    group.refuse(NoSuchBoard("lab-7"))
-    for ask in (group.accepted.get, group.results, lambda: list(group.events())):
+    group = JobGroup(prepare_cell("1"), listen=True)
+    group.on_refused(NoSuchBoard("lab-7"))
+    for ask in (group.accepted.result, group.results, lambda: list(group.events())):
         with pytest.raises(NoSuchBoard):
             ask()
     assert group.wait(0)
@@ -338,14 +338,14 @@ def test_interrupt_of_a_group_that_ended_says_nothing():
 
 def test_interrupt_before_the_server_accepted_reaches_the_boards_too():
     stopped: list[list[int]] = []
-    group = JobGroup(prepare("while True: pass"))
+    group = JobGroup(prepare_cell("while True: pass"))
     group.interrupt()
-    group.accept({"jobs": [[7, "a"]]}, stopped.append, lambda job, text: None)
+    group.on_accepted({"jobs": [[7, "a"]]}, stopped.append, lambda job, text: None)
     assert stopped == [[7]]
 
 
 def test_interrupt_and_answer_before_there_is_a_server_do_nothing():
-    group = JobGroup(prepare("1"))
+    group = JobGroup(prepare_cell("1"))
     group.interrupt()
     group.answer(Lab().job, "7")
     assert not group.wait(0)
@@ -426,11 +426,11 @@ def test_events_are_not_gathered_where_nobody_listens():
 
 
 def test_pieces_of_a_value_whose_repr_failed_are_no_part_of_the_traceback():
-    group = JobGroup(prepare("thing"))
-    jobs = group.accept({"jobs": [[7, "lab-1"]]}, lambda _: None, lambda _job, _text: None)
+    group = JobGroup(prepare_cell("thing"))
+    jobs = group.on_accepted({"jobs": [[7, "lab-1"]]}, lambda _: None, lambda _job, _text: None)
     traceback = (
         b'Traceback (most recent call last):\n  File "<cell>", line 1, in <module>\nOSError: x'
     )
-    group.take(jobs[7], wire.Message(wire.VALUE, 0, 7, b"Thing(1, 2, "))
-    group.take(jobs[7], wire.Message(wire.RESULT, 1, 7, b"\0\0" + traceback))
+    group.handle_message(jobs[7], wire.Message(wire.VALUE, 0, 7, b"Thing(1, 2, "))
+    group.handle_message(jobs[7], wire.Message(wire.RESULT, 1, 7, b"\0\0" + traceback))
     assert group.results()["lab-1"].traceback.startswith("Traceback (most recent call last):")

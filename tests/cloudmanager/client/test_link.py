@@ -8,10 +8,10 @@ import pytest
 
 from cloudmanager import config
 from cloudmanager.client import link
-from cloudmanager.client.cells import prepare
+from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import JobGroup
-from cloudmanager.client.link import Link
-from cloudmanager.config import Address
+from cloudmanager.client.link import ServerLink
+from cloudmanager.config import ServerAddress
 from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import NotAllowed, ServerUnreachable, VersionMismatch
 
@@ -31,7 +31,7 @@ class Stranger:
 
     @property
     def address(self):
-        return Address(f"http://127.0.0.1:{self._listening.getsockname()[1]}", "cm_x", "url=")
+        return ServerAddress(f"http://127.0.0.1:{self._listening.getsockname()[1]}", "cm_x", "url=")
 
     def _serve(self):
         with contextlib.suppress(OSError), self._listening.accept()[0] as sock:
@@ -85,7 +85,7 @@ def answering(text):
 @pytest.fixture
 def opened(server):
     """A link to the shared server."""
-    made = Link(config.find())
+    made = ServerLink(config.find_server())
     yield made
     made.close()
 
@@ -97,7 +97,7 @@ def free_tcp_port():
 
 def refused(address):
     with pytest.raises(ServerUnreachable) as caught:
-        Link(address)
+        ServerLink(address)
     return str(caught.value)
 
 
@@ -105,7 +105,7 @@ def refused(address):
 
 
 def test_link_carries_requests_and_their_replies(opened):
-    status = opened.exchange.request("status", {}).get()
+    status = opened.exchange.request("status", {}).result()
     assert status["callers"] >= 1
 
 
@@ -114,7 +114,7 @@ def test_link_says_that_it_is_closed(opened):
     opened.close()
     assert opened.closed
     with pytest.raises(ServerUnreachable, match="the link broke"):
-        opened.exchange.request("status", {}).get()
+        opened.exchange.request("status", {}).result()
 
 
 def test_link_may_be_closed_twice_and_by_several_threads(opened):
@@ -129,14 +129,14 @@ def test_link_may_be_closed_twice_and_by_several_threads(opened):
 
 def test_link_may_be_closed_by_its_own_thread(opened):
     """Such as by who follows a cell; nobody can wait for himself."""
-    opened.exchange.request("status", {}).then(opened.close)
+    opened.exchange.request("status", {}).add_done_callback(opened.close)
     opened._reader.join(WAIT)
     assert opened.closed
 
 
 def test_closing_tells_everybody_who_waits(opened):
     waiting = opened.exchange.request("status", {})
-    group = JobGroup(prepare("1"))
+    group = JobGroup(prepare_cell("1"))
     opened.close()
     opened.exchange.submit(group, "all", {})
     assert waiting.wait(WAIT)
@@ -148,7 +148,7 @@ def test_several_threads_ask_at_once(opened):
 
     def ask():
         for _ in range(20):
-            replies.append(opened.exchange.request("boards", {"target": None}).get())
+            replies.append(opened.exchange.request("boards", {"target": None}).result())
 
     threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
@@ -161,7 +161,7 @@ def test_several_threads_ask_at_once(opened):
 def test_link_that_is_idle_stays(server, monkeypatch):
     """The patience of the handshake ends with it: it once cut idle links after ten seconds."""
     monkeypatch.setattr(link, "CONNECT_SECONDS", 0.5)
-    idle = Link(config.find())
+    idle = ServerLink(config.find_server())
     try:
         idle._reader.join(1.5)
         assert not idle.closed
@@ -172,19 +172,19 @@ def test_link_that_is_idle_stays(server, monkeypatch):
 @pytest.mark.parametrize("token", ["cm_wrong", ""])
 def test_wrong_token_is_not_allowed(server, token):
     with pytest.raises(NotAllowed, match="does not know this token"):
-        Link(Address(server.url, token, "CM_URL"))
+        ServerLink(ServerAddress(server.url, token, "CM_URL"))
 
 
 def test_address_may_be_without_http(server):
-    found = config.find()
-    Link(found._replace(url=found.url.removeprefix("http://"))).close()
+    found = config.find_server()
+    ServerLink(found._replace(url=found.url.removeprefix("http://"))).close()
 
 
 # To no server
 
 
 def test_nobody_there_says_so():
-    address = Address(f"http://127.0.0.1:{free_tcp_port()}", "", "CM_URL")
+    address = ServerAddress(f"http://127.0.0.1:{free_tcp_port()}", "", "CM_URL")
     assert refused(address) == (
         f"No server at {address.url} (from CM_URL): nothing listens there. "
         "Start a server with `mbm server-start`, or name another one in CM_URL."
@@ -202,13 +202,13 @@ def test_nobody_there_says_so():
     ],
 )
 def test_address_that_leads_nowhere_says_why(url, reason):
-    assert reason.lower() in refused(Address(url, "", "CM_URL")).lower()
+    assert reason.lower() in refused(ServerAddress(url, "", "CM_URL")).lower()
 
 
 def test_system_errors_are_said_in_words():
-    assert link._reason(OSError(113, "No route to host")) == "No route to host"
-    assert link._reason(TimeoutError("timed out")) == "no answer in time"
-    assert link._reason(OSError()) == "OSError"
+    assert link._failure_reason(OSError(113, "No route to host")) == "No route to host"
+    assert link._failure_reason(TimeoutError("timed out")) == "no answer in time"
+    assert link._failure_reason(OSError()) == "OSError"
 
 
 # To what is no server
@@ -254,7 +254,7 @@ def test_server_that_hangs_up_at_once(stranger, text):
 def test_server_of_another_version(stranger):
     other = stranger(answering(b"HTTP/1.1 409 Other\r\nCm-Protocol: 9\r\n\r\n"))
     with pytest.raises(VersionMismatch, match="The server speaks protocol 9"):
-        Link(other.address)
+        ServerLink(other.address)
 
 
 def test_server_that_hangs_up_later_ends_what_waits(stranger):
@@ -262,9 +262,9 @@ def test_server_that_hangs_up_later_ends_what_waits(stranger):
         accept(sock)
         sock.recv(1)
 
-    made = Link(stranger(act).address)
+    made = ServerLink(stranger(act).address)
     with pytest.raises(ServerUnreachable, match="hung up|reset"):
-        made.exchange.request("status", {}).get()
+        made.exchange.request("status", {}).result()
     made._reader.join(WAIT)
     made.close()
     assert made.closed
@@ -276,9 +276,9 @@ def test_server_that_hangs_up_rudely_ends_what_waits(stranger):
         sock.recv(1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
 
-    made = Link(stranger(act).address)
+    made = ServerLink(stranger(act).address)
     with pytest.raises(ServerUnreachable, match="Connection reset by peer"):
-        made.exchange.request("status", {}).get()
+        made.exchange.request("status", {}).result()
     made.close()
 
 
@@ -291,15 +291,15 @@ def test_server_that_breaks_the_rules_is_told_so(stranger):
         told.append(sock.recv(100))
 
     other = stranger(act)
-    made = Link(other.address)
+    made = ServerLink(other.address)
     made._reader.join(WAIT)
     made.close()
     other.close()
-    assert told == [frames.encode_close(1003, mask=True)]
+    assert told == [frames.encode_close_frame(1003, mask=True)]
 
 
 def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
-    monkeypatch.setattr(link, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(link, "HEARTBEAT_SECONDS", 0.2)
     heard = []
 
     def act(_, sock):
@@ -308,13 +308,13 @@ def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
             heard.append(data)
 
     other = stranger(act)
-    made = Link(other.address)
+    made = ServerLink(other.address)
     with pytest.raises(ServerUnreachable, match="no answer in time"):
-        made.exchange.request("status", {}).get()
+        made.exchange.request("status", {}).result()
     made.close()
     other.close()
-    assert b"".join(heard).endswith(made.exchange.ping())
-    assert b"".join(heard).count(made.exchange.ping()) == 1
+    assert b"".join(heard).endswith(made.exchange.ping_frame())
+    assert b"".join(heard).count(made.exchange.ping_frame()) == 1
 
 
 # Over TLS

@@ -50,7 +50,7 @@ def outgoing(pair):
 
 
 def frame(char, size):
-    return frames.encode(char * size)
+    return frames.encode_frame(char * size)
 
 
 def read_to_end(sock):
@@ -65,7 +65,7 @@ def whole_frames(data):
     """The payloads in a stream that ends between two frames."""
     reader = frames.FrameReader(1 << 30, masked=False)
     found = [each.payload for each in reader.feed(data)]
-    assert b"".join(frames.encode(each) for each in found) == data
+    assert b"".join(frames.encode_frame(each) for each in found) == data
     return found
 
 
@@ -149,8 +149,9 @@ def test_memory_that_runs_out_ends_the_stream(pair, outgoing):
 #: Sends frames while SIGINT comes at many instants; says what arrived (in the child, as JSON).
 _STORM = """
 import gc, json, os, random, signal, socket, ssl, sys, threading, time
-from cloudmanager import frames, tls
-from cloudmanager.outgoing import Outgoing
+from cloudmanager.client import tls
+from cloudmanager.protocol import frames
+from cloudmanager.client.outgoing import Outgoing
 
 seconds, seed, folder = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 Raised = KeyboardInterrupt if sys.argv[4] == "twice" else TimeoutError  # an OSError
@@ -197,7 +198,7 @@ def connect():
     reader.start()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    return Outgoing(tls.Tls(ours, trust, "cloudmanager")), reader
+    return Outgoing(tls.TlsSocket(ours, trust, "cloudmanager")), reader
 
 def on_interrupt(*_):
     global armed
@@ -214,7 +215,7 @@ def send_some(outgoing):
             while not outgoing.closed and time.monotonic() < until:
                 if outgoing._left < 20:
                     number += 1
-                    sent[number] = outgoing.send(frames.encode(payload(number)))
+                    sent[number] = outgoing.send(frames.encode_frame(payload(number)))
                 else:
                     time.sleep(0.0005)
         except Raised:
@@ -499,7 +500,7 @@ async def test_cancelled_cell_that_is_half_sent_does_not_run_and_the_loop_goes_o
 @PLAIN
 def test_server_that_stops_reading_is_left(lab, stopped, monkeypatch):
     """A frame that makes no progress has its end, also while nobody interrupts it."""
-    monkeypatch.setattr(link_module, "BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(link_module, "HEARTBEAT_SECONDS", 0.3)
     with Fleet(lab.url, lab.token) as fleet:
         fleet.status()
         lab.narrow(fleet)

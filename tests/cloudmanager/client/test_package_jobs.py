@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.shelf import Shelf, shelf
+from benchmarks.shelf import PackageIndex, running_package_index
 from cloudmanager import AsyncFleet, Boards, Fleet
 from cloudmanager.client import package_jobs
-from cloudmanager.client.packages import Packages
+from cloudmanager.client.packages import BoardPackages
 from cloudmanager.protocol.errors import BoardOffline, FleetError, PackageError
 
 
@@ -38,8 +38,8 @@ def three(fleet: Fleet, boards) -> Iterator[Boards]:
 
 
 @pytest.fixture
-def index() -> Iterator[Shelf]:
-    with shelf() as made:
+def index() -> Iterator[PackageIndex]:
+    with running_package_index() as made:
         yield made
 
 
@@ -57,7 +57,7 @@ def test_a_folder_becomes_importable_on_three_boards_and_goes_nowhere_twice(thre
     assert not three.stat(":/lib/zzz").ok
 
 
-def test_an_index_its_dependencies_and_an_upgrade_with_the_same_options(three, index: Shelf):
+def test_an_index_its_dependencies_and_an_upgrade_with_the_same_options(three, index: PackageIndex):
     index.publish("yyy", "1.0", {"yyy.py": "Y = 1"})
     index.publish("zzz", "1.0", {"zzz/__init__.py": "import yyy\nZ = 1", "zzz/old.py": ""}, "yyy")
     options = {"indexes": {"here": index.url}, "target_dir": "/libs", "no_mpy": True}
@@ -74,14 +74,16 @@ def test_an_index_its_dependencies_and_an_upgrade_with_the_same_options(three, i
     look = "import sys; sys.path.append('/libs'); import zzz; zzz.Z, zzz.yyy.Y"
     assert set(three.run(look, fresh=True).to_dict().values()) == {(2, 1)}
     assert three.upgrade().raise_for_error()["demo-1"].value.put == ()
-    files = {page: n for page, n in index.asked.items() if page.startswith("/file/")}
+    files = {page: n for page, n in index.request_counts.items() if page.startswith("/file/")}
     assert set(files.values()) == {1}, "each content is fetched once, whatever is planned"
     with pytest.raises(FleetError, match="here:yyy"):
         three.uninstall("here:yyy").raise_for_error()
     three.rm(":/libs", recursive=True)
 
 
-def test_boards_that_differ_get_what_they_lack_and_who_fails_says_why(fleet, three, index: Shelf):
+def test_boards_that_differ_get_what_they_lack_and_who_fails_says_why(
+    fleet, three, index: PackageIndex
+):
     index.publish("zzz", "1.0", {"zzz.py": "Z = 1"})
     named = {"indexes": {"": index.url}}
     fleet["demo-2"].install("zzz", **named).raise_for_error()
@@ -110,7 +112,7 @@ def test_one_install_is_one_job_and_one_row_and_waits_for_the_job_before(fleet, 
     assert row["last_job"] - row["first_job"] == 2
 
 
-def test_two_installs_at_once_leave_both(fleet, three, index: Shelf):
+def test_two_installs_at_once_leave_both(fleet, three, index: PackageIndex):
     index.publish("yyy", "1.0", {"yyy.py": "Y = 1"})
     index.publish("zzz", "1.0", {"zzz.py": "Z = 1"})
     named = {"indexes": {"": index.url}}
@@ -156,7 +158,7 @@ def test_what_absent_boards_have_is_known(cm_board, tmp_path: Path):
     assert cm_board.install(wish).ok
     cm_board.kill()
     have = cm_board.packages().value
-    assert isinstance(have, Packages)
+    assert isinstance(have, BoardPackages)
     assert list(have) == ["zzz"]
     assert have.as_of is not None
     cm_board.restart()
@@ -200,21 +202,21 @@ def test_a_package_of_this_machine_is_called_as_its_module(
 ):
     (tmp_path / "pack").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert package_jobs.is_local(text)
-    assert package_jobs.local_name(text) == name
+    assert package_jobs.is_local_source(text)
+    assert package_jobs.local_package_name(text) == name
 
 
 @pytest.mark.parametrize(
     "text", ["logging", "logging@1.0", "github:o/r/x.py", "https://h/x.py", "pypi:a", "here:b"]
 )
 def test_what_is_not_of_this_machine(text: str):
-    assert not package_jobs.is_local(text)
+    assert not package_jobs.is_local_source(text)
 
 
 def test_what_an_upgrade_wants_is_grouped_by_options():
-    have = Packages(
+    have = BoardPackages(
         {"a": "1", "b": "1", "c": "1", "d": "1", "dep": "1"},
-        asked={
+        upgrade_info={
             "a": {"wanted": "a", "how": {}},
             "b": {"wanted": "b@1", "how": {"target_dir": "/x"}},
             "c": {"wanted": "c", "how": {}},
@@ -222,16 +224,16 @@ def test_what_an_upgrade_wants_is_grouped_by_options():
             "dep": {},
         },
     )
-    assert package_jobs.wishes_of(have, []) == [
+    assert package_jobs.upgrade_requests(have, []) == [
         (("a", "c"), "{}"),
         (("b@1",), '{"target_dir": "/x"}'),
     ]
-    assert package_jobs.wishes_of(have, ["dep"]) == [(("dep",), "{}")]
-    assert package_jobs.wishes_of(have, ["d"]) == []
-    assert "own machine stay as they are: d" in package_jobs.untouched(have, [])[0]
-    assert package_jobs.untouched(have, ["a"]) == ()
+    assert package_jobs.upgrade_requests(have, ["dep"]) == [(("dep",), "{}")]
+    assert package_jobs.upgrade_requests(have, ["d"]) == []
+    assert "own machine stay as they are: d" in package_jobs.local_package_notes(have, [])[0]
+    assert package_jobs.local_package_notes(have, ["a"]) == ()
     with pytest.raises(PackageError, match="no package is called nope"):
-        package_jobs.wishes_of(have, ["nope"])
+        package_jobs.upgrade_requests(have, ["nope"])
 
 
 def test_an_interrupted_install_leaves_what_was_there(fleet: Fleet, three: Boards, tmp_path: Path):

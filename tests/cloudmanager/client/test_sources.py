@@ -11,7 +11,7 @@ from cloudmanager.client import sources
 def test_bytes_and_file_of_one_content_are_one(tmp_path: Path):
     data = bytes(range(256)) * 1000
     (tmp_path / "a.bin").write_bytes(data)
-    file, raw = sources.of_file(tmp_path / "a.bin"), sources.of_bytes(data)
+    file, raw = sources.source_from_file(tmp_path / "a.bin"), sources.source_from_bytes(data)
     assert file[1:] == raw[1:] == (len(data), hashlib.sha256(data).hexdigest())
     assert b"".join(file.pieces()) == b"".join(raw.pieces()) == data
     assert max(map(len, raw.pieces())) == sources.PIECE_BYTES
@@ -19,7 +19,7 @@ def test_bytes_and_file_of_one_content_are_one(tmp_path: Path):
 
 def test_file_that_is_not_there_is_pythons_own_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        sources.of_file(tmp_path / "no")
+        sources.source_from_file(tmp_path / "no")
 
 
 def test_folder_is_walked_in_order_and_never_out_of(tmp_path: Path):
@@ -34,10 +34,10 @@ def test_folder_is_walked_in_order_and_never_out_of(tmp_path: Path):
     (folder / "key").symlink_to(outside / "key")
     (folder / "out").symlink_to(outside)
     (folder / "gone").symlink_to(outside / "nothing")
-    found = [str(inner) for inner, _ in sources.walk(folder)]
+    found = [str(inner) for inner, _ in sources.walk_files(folder)]
     assert found == ["a.py", "same.py", "b/c/d.py"]
 
 
 def test_folder_that_is_not_there_is_said(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        list(sources.walk(tmp_path / "no"))
+        list(sources.walk_files(tmp_path / "no"))

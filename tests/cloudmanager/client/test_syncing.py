@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager import Boards, Fleet
 from cloudmanager.client.files import Entry
-from cloudmanager.client.syncing import Plan, _not_wanted, ignore
+from cloudmanager.client.syncing import SyncPlan, _unwanted_paths, read_ignore_file
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 
@@ -30,7 +30,7 @@ def src(tmp_path: Path) -> Path:
     return src
 
 
-def plans(results) -> set[Plan]:
+def plans(results) -> set[SyncPlan]:
     return set(results.to_dict().values())
 
 
@@ -44,7 +44,7 @@ def test_first_time_all_second_time_nothing(two: Boards, src: Path):
     assert plan.size_bytes == len("main.pylib/a.pylib/b.py")
     jobs_before = newest_job(two)
     (plan,) = plans(two.sync(src, ":s"))
-    assert plan == Plan((), (), 3, 0)
+    assert plan == SyncPlan((), (), 3, 0)
     assert newest_job(two) - jobs_before == 2  # one look at each board
 
 
@@ -67,7 +67,7 @@ def test_delete_takes_what_is_not_here_and_not_ignored(two: Boards, src: Path):
     two.sync(src, ":s")
     for name in ("old.py", "gone/deep/x.py", "notes.md"):
         two.put(b"x", f":s/{name}")
-    assert plans(two.sync(src, ":s")) == {Plan((), (), 3, 0)}
+    assert plans(two.sync(src, ":s")) == {SyncPlan((), (), 3, 0)}
     (plan,) = plans(two.sync(src, ":s", delete=True))
     assert plan.delete == ("/s/gone/deep/x.py", "/s/old.py", "/s/gone/deep/", "/s/gone/")
     left = [entry.path for entry in two.ls(":s", recursive=True)["demo-1"].value]
@@ -81,7 +81,7 @@ def test_delete_at_the_root_leaves_the_client_alone(two: Boards, src: Path, tmp_
 
 def test_folder_without_files_is_fine(two: Boards, tmp_path: Path):
     (tmp_path / "none").mkdir()
-    assert plans(two.sync(tmp_path / "none", ":s", delete=True)) == {Plan((), (), 0, 0)}
+    assert plans(two.sync(tmp_path / "none", ":s", delete=True)) == {SyncPlan((), (), 0, 0)}
 
 
 def test_folder_that_is_not_there_is_said(two: Boards, tmp_path: Path):
@@ -90,7 +90,7 @@ def test_folder_that_is_not_there_is_said(two: Boards, tmp_path: Path):
 
 
 def test_mbmignore_is_read_as_gitignore_is(src: Path):
-    spec = ignore(src)
+    spec = read_ignore_file(src)
     assert spec.match_file("notes.md")
     assert spec.match_file("deep/er/notes.md")
     assert not spec.match_file("keep.md")
@@ -108,4 +108,4 @@ def test_folder_with_something_that_stays_in_it_stays(tmp_path: Path):
         Entry("/data", True, 0),
         Entry("/data/a.part", False, 1),
     ]
-    assert _not_wanted(there, "/", set(), ignore(tmp_path)) == ("/lib/x.py",)
+    assert _unwanted_paths(there, "/", set(), read_ignore_file(tmp_path)) == ("/lib/x.py",)

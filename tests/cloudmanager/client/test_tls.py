@@ -12,7 +12,7 @@ import pytest
 
 from cloudmanager import config
 from cloudmanager.client import tls
-from cloudmanager.config import Address
+from cloudmanager.config import ServerAddress
 from cm_server.net import certificates
 
 WAIT = 20.0  # seconds
@@ -67,7 +67,7 @@ def test_what_is_sent_arrives_and_the_end_is_an_end(made, trust):
         sock.unwrap()
 
     with peer(made.context, echo) as sock:
-        link = tls.Tls(sock, trust, "cloudmanager")
+        link = tls.TlsSocket(sock, trust, "cloudmanager")
         link.sendall(b"hello")
         assert read(link, 10) == b"hellohello"
         assert link.recv(0) == b""
@@ -86,7 +86,7 @@ def test_both_directions_are_busy_at_once_and_nothing_is_lost(made, trust):
         sock.sendall(b"c" * size)
 
     with peer(made.context, both) as sock:
-        link = tls.Tls(sock, trust, "cloudmanager")
+        link = tls.TlsSocket(sock, trust, "cloudmanager")
         writer = threading.Thread(target=send, args=(link, b"a" * 40_000, 100))
         writer.start()
         got = read(link, 100_000 + size)
@@ -104,7 +104,7 @@ def test_many_threads_send_whole_messages(made, trust):
         got.extend(data.splitlines())
 
     with peer(made.context, lines) as sock:
-        link = tls.Tls(sock, trust, "cloudmanager")
+        link = tls.TlsSocket(sock, trust, "cloudmanager")
         threads = [
             threading.Thread(target=send, args=(link, char * 999 + b"\n", 100))
             for char in (b"1", b"2", b"3", b"4")
@@ -122,16 +122,16 @@ def test_another_name_and_another_authority_are_refused(made, trust, tmp_path):
         peer(made.context, lambda _: None) as sock,
         pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
     ):
-        tls.Tls(sock, trust, "localhost")
+        tls.TlsSocket(sock, trust, "localhost")
     with peer(made.context, lambda _: None) as sock, pytest.raises(ssl.SSLCertVerificationError):
-        tls.Tls(sock, ssl.create_default_context(), "cloudmanager")
+        tls.TlsSocket(sock, ssl.create_default_context(), "cloudmanager")
 
 
 def test_a_peer_that_is_cut_off_in_the_handshake_is_an_error(trust):
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours, pytest.raises(OSError, match=r".+"):
-        tls.Tls(ours, trust, "cloudmanager")
+        tls.TlsSocket(ours, trust, "cloudmanager")
 
 
 # The fingerprint
@@ -168,7 +168,7 @@ def site(made):
 
 
 def fetch(site, pin):
-    return tls._fetch_authority("127.0.0.1", site.server_address[1], pin)
+    return tls._fetch_ca("127.0.0.1", site.server_address[1], pin)
 
 
 def test_the_authority_is_fetched_and_must_have_the_fingerprint(site, made):
@@ -194,12 +194,12 @@ def test_trust_is_the_fingerprint_else_the_file_else_this_machine(
     site, made, tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(tls, "Tls", lambda sock, context, name: asked.append((context, name)))
+    monkeypatch.setattr(tls, "TlsSocket", lambda sock, context, name: asked.append((context, name)))
     with socket.create_connection(site.server_address) as sock:
         url = f"https://127.0.0.1:{site.server_address[1]}"
-        tls.secure(sock, "127.0.0.1", Address(url, "cm_x", "", None, made.pin))
-        tls.secure(sock, "127.0.0.1", Address(url, "cm_x", "", config.ca_file(tmp_path)))
-        tls.secure(sock, "lab.example", Address(url, "cm_x", ""))
+        tls.start_tls(sock, "127.0.0.1", ServerAddress(url, "cm_x", "", None, made.pin))
+        tls.start_tls(sock, "127.0.0.1", ServerAddress(url, "cm_x", "", config.ca_file(tmp_path)))
+        tls.start_tls(sock, "lab.example", ServerAddress(url, "cm_x", ""))
     assert [name for _, name in asked] == ["cloudmanager", "cloudmanager", "lab.example"]
     assert all(context.verify_mode == ssl.CERT_REQUIRED for context, _ in asked)
     assert all(context.check_hostname for context, _ in asked)

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cloudmanager.client import verbs
-from cloudmanager.client.future import Once
+from cloudmanager.client.future import Future
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.results.results import Results
@@ -24,8 +24,8 @@ class RecordingExchange:
 
     def request(self, verb, body):
         self.requests.append((verb, body))
-        reply: Once[list[object]] = Once()
-        reply.set([])
+        reply: Future[list[object]] = Future()
+        reply.set_result([])
         return reply
 
     def submit(self, group, target, options):
@@ -54,7 +54,7 @@ def boards():
 
 
 def finish(group: JobGroup) -> None:
-    group.finished.set(Results({}))
+    group.finished.set_result(Results({}))
 
 
 def test_run_returns_what_the_group_ends_with(boards):
@@ -71,15 +71,15 @@ def test_options_that_are_the_defaults_do_not_travel(boards):
 
 
 def test_a_timeout_of_zero_travels_so_that_the_server_can_refuse_it():
-    assert verbs.options(0, fresh=False, wait=0) == {"timeout": 0}
+    assert verbs.submit_options(0, fresh=False, wait=0) == {"timeout": 0}
 
 
 def test_the_same_cell_is_prepared_once():
-    assert verbs.prepare("x + 1") is verbs.prepare("x + 1")
+    assert verbs.prepare_cached("x + 1") is verbs.prepare_cached("x + 1")
 
 
 def test_a_refusal_is_raised_where_the_verb_was_called(boards):
-    boards.talk.on_submit = lambda group: group.refuse(ServerError("no"))
+    boards.talk.on_submit = lambda group: group.on_refused(ServerError("no"))
     with pytest.raises(ServerError, match="no"):
         boards.run("1")
 
@@ -92,7 +92,7 @@ def test_a_verb_that_waits_is_woken_by_another_thread(boards):
 def test_an_interrupt_of_the_wait_interrupts_the_boards(boards):
     stopped = []
 
-    class Interrupted(Once[Results]):
+    class Interrupted(Future[Results]):
         def wait(self, timeout=None):
             if timeout is None:
                 raise KeyboardInterrupt
@@ -114,13 +114,13 @@ def test_a_verb_keeps_its_name_its_help_and_its_signature():
 
 
 async def test_a_cancelled_wait_interrupts_the_boards(boards):
-    from cloudmanager.client.async_fleet import in_loop
+    from cloudmanager.client.async_fleet import asynchronous
 
     stopped = asyncio.Event()
 
     class AsyncBoards:
         target, talk, exchange = boards.target, boards.talk, boards.exchange
-        run = in_loop(verbs.BoardsVerbs.run)
+        run = asynchronous(verbs.BoardsVerbs.run)
 
         async def connect(self):
             """Is connected."""

@@ -10,7 +10,7 @@ import pytest
 
 from cloudmanager.client.exchange import Exchange
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.client.watch import Update, Watch, _Inbox, read_update
+from cloudmanager.client.watch import Update, Watch, _UpdateBuffer, read_update
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import NoSuchBoard, NotAllowed, PeerWireError, ServerUnreachable
 from tests.conftest import running_boards, running_server
@@ -45,8 +45,8 @@ def until(watch, true):
 
 
 def test_who_reads_slowly_gets_the_last_state():
-    inbox = _Inbox()
-    inbox.put(changes(board("a", n=1), board("b", n=1), flags=wire.WHOLE))
+    inbox = _UpdateBuffer()
+    inbox.put(changes(board("a", n=1), board("b", n=1), flags=wire.FULL_SNAPSHOT))
     inbox.put(changes(board("a", n=2), gone=["b"], samples=[["a", 1.0, 2, 0, {"t": 1}]]))
     inbox.put(changes(samples=[["a", 2.0, 3, 1, {"t": 2}]], left_out=4, time=9.0))
     update = read(inbox)
@@ -56,15 +56,15 @@ def test_who_reads_slowly_gets_the_last_state():
 
 
 def test_all_boards_make_what_was_told_before_void():
-    inbox = _Inbox()
+    inbox = _UpdateBuffer()
     inbox.put(changes(board("a"), samples=[["a", 1.0, 2, 0, {"t": 1}]]))
-    inbox.put(changes(board("b"), flags=wire.WHOLE))
+    inbox.put(changes(board("b"), flags=wire.FULL_SNAPSHOT))
     assert read(inbox) == Update([board("b")], whole=True, time=1.0)
 
 
 def test_samples_that_wait_are_bounded(monkeypatch):
-    monkeypatch.setattr("cloudmanager.client.watch._WAITING", 3)
-    inbox = _Inbox()
+    monkeypatch.setattr("cloudmanager.client.watch._MAX_PENDING_SAMPLES", 3)
+    inbox = _UpdateBuffer()
     for n in range(5):
         inbox.put(changes(samples=[["a", 1.0, n, 0, {"t": n}]]))
     update = read(inbox)
@@ -72,7 +72,7 @@ def test_samples_that_wait_are_bounded(monkeypatch):
 
 
 def test_what_came_before_an_error_is_read_first():
-    inbox = _Inbox()
+    inbox = _UpdateBuffer()
     inbox.put(changes(board("a")))
     inbox.put(NotAllowed("viewer"))
     assert read(inbox).boards == [board("a")]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cloudmanager.client import jobs
-from cloudmanager.client.cells import prepare
+from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import Event, JobGroup
-from cloudmanager.display.cell_view import Looks, View, results_text
-from cloudmanager.display.layout import RESETTING, WAITING, plain
+from cloudmanager.display.cell_view import CellView, DisplayOptions, results_text
+from cloudmanager.display.layout import RESETTING, WAITING_FOR_BOARD, plain_text
 from cloudmanager.protocol import wire
 from cloudmanager.results.results import Result, Results
 
@@ -22,25 +22,25 @@ class Story:
         self, *names: str, queued: list[list[int]] | None = None, fresh: bool = False, **looks: Any
     ) -> None:
         self.now = 0.0
-        self.group = JobGroup(prepare("1"))
+        self.group = JobGroup(prepare_cell("1"))
         self.group.fresh = fresh
         jobs = [[number, name] for number, name in enumerate(names)]
         body = {"jobs": jobs, "queued": queued or []}
-        self.group.accept(body, lambda _: None, lambda _job, _text: None)
+        self.group.on_accepted(body, lambda _: None, lambda _job, _text: None)
         looks = {"progress_after": -1, **looks}
-        self.view = View(self.group, Looks(**looks), clock=lambda: self.now)
+        self.view = CellView(self.group, DisplayOptions(**looks), clock=lambda: self.now)
 
     def hear(self, op: int, board: str, payload: bytes = b"") -> None:
         """Take a message of the server, whose events nobody reads."""
         job = self.group.jobs[board]
-        self.group.take(job, wire.Message(op, 0, job.number, payload))
+        self.group.handle_message(job, wire.Message(op, 0, job.number, payload))
 
     def look(self) -> list[str]:
-        self.view.look()
+        self.view.poll_jobs()
         return self.lines()
 
     def tell(self, kind: str, board: str, text: str = "") -> None:
-        self.view.take(Event(kind, self.group.jobs[board], text))
+        self.view.handle_event(Event(kind, self.group.jobs[board], text))
 
     def end(self, board: str, status: str = "ok", **told: object) -> None:
         job = self.group.jobs[board]
@@ -85,7 +85,7 @@ def test_queued_board_says_so_until_it_starts():
     story = Story("demo-1")
     story.now = 5.0
     story.tell("queued", "demo-1")
-    assert story.lines() == [head(f"demo-1 · {WAITING}")]
+    assert story.lines() == [head(f"demo-1 · {WAITING_FOR_BOARD}")]
     story.tell("queued", "demo-1", "behind 2")
     assert story.lines() == [head("demo-1 · queued behind 2")]
     story.tell("started", "demo-1")
@@ -134,7 +134,7 @@ def test_failures_are_shown_as_the_reader_wishes():
 
 
 def test_note_tells_where_the_whole_output_is():
-    story = Story("demo-1", kept="`-o r` keeps them in r['{board}'].stdout")
+    story = Story("demo-1", full_output_hint="`-o r` keeps them in r['{board}'].stdout")
     story.end("demo-1", stdout="x\n" * 1001)
     assert story.lines(final=True)[0] == "… 1 lines more, `-o r` keeps them in r['demo-1'].stdout"
 
@@ -142,10 +142,13 @@ def test_note_tells_where_the_whole_output_is():
 def test_ending_is_what_follows_the_output():
     story = Story("demo-1")
     story.end("demo-1", stdout="hi\n", text="42")
-    assert plain(story.view.ending("demo-1")) == "Out: 42"
+    assert plain_text(story.view.end_lines("demo-1")) == "Out: 42"
     story = Story("demo-1")
     story.end("demo-1", "error", stdout="hi\n", traceback="E: no\n")
-    assert plain(story.view.ending("demo-1")).split("\n") == [head("demo-1 · error"), "E: no"]
+    assert plain_text(story.view.end_lines("demo-1")).split("\n") == [
+        head("demo-1 · error"),
+        "E: no",
+    ]
 
 
 def test_results_look_as_their_view_did_in_the_end():
@@ -205,7 +208,7 @@ def test_progress_may_be_unwanted():
 
 
 def test_lines_stand_in_the_order_of_coming():
-    story = Story("demo-1", "demo-10", grouped="order")
+    story = Story("demo-1", "demo-10", grouping="order")
     story.tell("output", "demo-1", "one\nhal")
     story.tell("output", "demo-10", "two\n")
     assert story.lines() == ["demo-1   one", "demo-10  two", "demo-1   hal"]
@@ -233,7 +236,7 @@ def test_late_view_finds_what_was_said_and_goes_on():
     assert story.look()[1:] == ["one"]
     story.hear(wire.OUTPUT, "demo-1", b"two\n")
     result = wire.pack(wire.RESULT, b"\0\x04two\n7", job=0)
-    story.group.take(story.group.jobs["demo-1"], wire.unpack(result))
+    story.group.handle_message(story.group.jobs["demo-1"], wire.unpack(result))
     assert story.look()[:4] == [head("demo-1"), "one", "two", "two"]
     assert story.look()[4] == "Out: 7"
 
@@ -242,14 +245,14 @@ def test_late_view_knows_who_waits_and_who_resets():
     story = Story("demo-1", "demo-2", "demo-3", queued=[[0, 2], [1, 0]], fresh=True)
     assert story.look() == [
         head("demo-1 · queued behind 2"),
-        head(f"demo-2 · {WAITING}"),
+        head(f"demo-2 · {WAITING_FOR_BOARD}"),
         head(f"demo-3 · {RESETTING}"),
     ]
     story.hear(wire.STARTED, "demo-1")
     story.hear(wire.OUTPUT, "demo-3", b"hi\n")
     assert story.look() == [
         head(f"demo-1 · {RESETTING}"),
-        head(f"demo-2 · {WAITING}"),
+        head(f"demo-2 · {WAITING_FOR_BOARD}"),
         *("", head("demo-3 · running"), "hi"),
     ]
 
@@ -257,7 +260,7 @@ def test_late_view_knows_who_waits_and_who_resets():
 def test_late_view_of_a_flood_starts_anew_where_its_beginning_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(jobs, "MAX_OUTPUT", 10)
+    monkeypatch.setattr(jobs, "MAX_OUTPUT_CHARS", 10)
     story = Story("demo-1")
     story.hear(wire.OUTPUT, "demo-1", b"0123456789\n")
     assert story.look() == ["0123456789"]

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from cloudmanager import Result, Results
-from cloudmanager.client.files import Entry, FileResult, Space, Stat, failed
-from cloudmanager.client.packages import Installed, Packages
-from cloudmanager.client.syncing import Plan
+from cloudmanager.client.files import Entry, FileResult, Space, Stat, failed_result
+from cloudmanager.client.packages import BoardPackages, InstallResult
+from cloudmanager.client.syncing import SyncPlan
 from cloudmanager.display.file_report import files_text, value_text
 
 
 def ok(value, board="lab-1"):
-    return FileResult(board, 1, "ok", text="[]", read=lambda _: value)
+    return FileResult(board, 1, "ok", text="[]", make_value=lambda _: value)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,21 @@ def ok(value, board="lab-1"):
             [Entry("/lib", True, 0), Entry("/a", False, 5)],
             "           0 /lib/\n           5 /a",
         ),
-        (Plan((), (), 3, 0), "3 equal"),
-        (Packages({}), "no packages"),
+        (SyncPlan((), (), 3, 0), "3 equal"),
+        (BoardPackages({}), "no packages"),
         (
-            Packages({"a": "1", "b": ""}, drift=["a: /a is missing"]),
+            BoardPackages({"a": "1", "b": ""}, drift=["a: /a is missing"]),
             "a 1\nb\ndrift: a: /a is missing",
         ),
         (
-            Installed({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
+            InstallResult({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
             "a 1  from here\n  /a\n  /b goes\n1 file, 9 bytes\nnote: mind it",
         ),
-        (Installed({}, (), ("/b",), 0), "  /b goes"),
-        (Installed({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
-        (Installed({}, (), (), 0), "no files to change"),
+        (InstallResult({}, (), ("/b",), 0), "  /b goes"),
+        (InstallResult({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
+        (InstallResult({}, (), (), 0), "no files to change"),
         (
-            Plan(("/a",), ("/b",), 1, 9),
+            SyncPlan(("/a",), ("/b",), 1, 9),
             "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",
         ),
     ],
@@ -58,7 +58,7 @@ def test_value_reads_so(value, text):
 def test_boards_that_say_the_same_are_one_block():
     error = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
     results = {name: ok(7, name) for name in ("lab-1", "lab-2")}
-    text = files_text(Results({**results, "lab-3": failed("lab-3", error)}, ("lab-4",)))
+    text = files_text(Results({**results, "lab-3": failed_result("lab-3", error)}, ("lab-4",)))
     first, said, second, wrong, away = text.split("\n")
     assert first.startswith("── lab-[1-2] ─")
     assert said == "7 bytes written"
@@ -78,7 +78,7 @@ def test_cell_of_a_macro_shows_what_it_printed_and_gave():
 
 
 def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
-    plans = [Installed({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
+    plans = [InstallResult({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
     text = files_text(Results({"lab-1": ok(plans[0]), "lab-2": ok(plans[1], "lab-2")}))
     assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; nothing was done")
     assert text.count("/a") == 1
@@ -88,5 +88,5 @@ def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
 
 
 def test_what_an_absent_board_had_says_as_of_when():
-    told = value_text(Packages({"a": "1"}, as_of=0.0))
+    told = value_text(BoardPackages({"a": "1"}, as_of=0.0))
     assert told.startswith("a 1\nas of 19")

@@ -7,12 +7,12 @@ import pytest
 from cloudmanager.display.layout import (
     RESETTING,
     ROLES,
-    WAITING,
-    Page,
-    Told,
+    WAITING_FOR_BOARD,
+    BoardOutput,
+    Report,
     head_text,
-    plain,
-    printable,
+    plain_text,
+    printable_output,
 )
 from cloudmanager.results.results import Result
 
@@ -26,8 +26,10 @@ def page(
     left_out: tuple[str, ...] = (),
 ) -> list[str]:
     """The lines of the text of these results."""
-    told = {result.board: Told.of(result) for result in results}
-    text = Page(width, final, failures, "in r['{board}'].stdout", 0.0, grouped).text(told, left_out)
+    told = {result.board: BoardOutput.from_result(result) for result in results}
+    text = Report(width, final, failures, "in r['{board}'].stdout", 0.0, grouped).text(
+        told, left_out
+    )
     return text.split("\n")
 
 
@@ -216,7 +218,7 @@ def test_head_keeps_to_a_narrow_screen():
     ],
 )
 def test_what_boards_say_cannot_move_the_cursor(said: str, shown: str):
-    assert printable(said) == shown
+    assert printable_output(said) == shown
 
 
 def test_hostile_words_are_safe_wherever_they_come_from():
@@ -231,17 +233,17 @@ def test_hostile_words_are_safe_wherever_they_come_from():
 
 
 def test_equality_does_not_depend_on_how_output_was_cut():
-    one, other = Told(0.0), Told(0.0)
-    one.print("abc\ndef")
+    one, other = BoardOutput(0.0), BoardOutput(0.0)
+    one.add_output("abc\ndef")
     for character in "abc\ndef":
-        other.print(character)
-    assert one.key == other.key
+        other.add_output(character)
+    assert one.grouping_key == other.grouping_key
 
 
 def test_memory_of_a_running_board_is_bounded():
-    told = Told(0.0)
+    told = BoardOutput(0.0)
     for _ in range(100):
-        told.print("x" * 10_000)
+        told.add_output("x" * 10_000)
     assert len(told.tail) < 50_000
 
 
@@ -278,11 +280,11 @@ def test_blocks_by_board_stand_in_the_targets_order():
 
 def test_pieces_of_lines_have_roles():
     told = {
-        "demo-1": Told.of(ok("demo-1", "1", "hi\n")),
-        "demo-2": Told.of(failed("demo-2", traceback="E: 1")),
-        "demo-3": Told.of(failed("demo-3", "timeout")),
+        "demo-1": BoardOutput.from_result(ok("demo-1", "1", "hi\n")),
+        "demo-2": BoardOutput.from_result(failed("demo-2", traceback="E: 1")),
+        "demo-3": BoardOutput.from_result(failed("demo-3", "timeout")),
     }
-    lines = list(Page(80, True, "show", "", 0.0).lines(told, ["demo-4"]))
+    lines = list(Report(80, True, "show", "", 0.0).lines(told, ["demo-4"]))
     roles = {role: text for line in lines for text, role in line if text.strip(" ─")}
     assert roles == {
         "name": "demo-1",
@@ -297,17 +299,23 @@ def test_pieces_of_lines_have_roles():
 
 
 def test_progress_counts_who_is_done_and_names_whom_all_wait_for():
-    told = {"demo-1": Told.of(ok("demo-1")), "demo-2": Told.of(failed("demo-2", "lost"))}
-    waiting, resetting = Told(0.0), Told(0.0)
-    waiting.state, resetting.state = WAITING, RESETTING
+    told = {
+        "demo-1": BoardOutput.from_result(ok("demo-1")),
+        "demo-2": BoardOutput.from_result(failed("demo-2", "lost")),
+    }
+    waiting, resetting = BoardOutput(0.0), BoardOutput(0.0)
+    waiting.state, resetting.state = WAITING_FOR_BOARD, RESETTING
     told |= {"demo-3": waiting, "demo-4": resetting}
-    page = Page(80, False, "show", "", 0.0)
-    assert plain([page.progress(told, 3.4)]) == (
+    page = Report(80, False, "show", "", 0.0)
+    assert plain_text([page.progress_line(told, 3.4)]) == (
         "━━━━━━━━━━━━──────────── 2 of 4 boards are done, 1 failed, waiting for demo-3, "
         "resetting demo-4 · 3 s"
     )
-    assert "failed" not in plain([page._replace(failures="ignore").progress(told, 3.4)])
-    assert plain([page.progress({"demo-1": Told(0.0)}, 3.4)]) == "demo-1 · running · 3 s"
+    assert "failed" not in plain_text([page._replace(failures="ignore").progress_line(told, 3.4)])
+    assert (
+        plain_text([page.progress_line({"demo-1": BoardOutput(0.0)}, 3.4)])
+        == "demo-1 · running · 3 s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,9 +333,9 @@ def test_progress_counts_who_is_done_and_names_whom_all_wait_for():
 def test_outcome_in_a_log_says_the_state_that_nothing_else_tells(
     result: Result, failures: str, lines: list[str]
 ):
-    page = Page(80, True, failures, "", 0.0)
-    told = page.outcome("demo-1", Told.of(result), alone=True)
-    assert [plain([line]) for line in told] == lines
+    page = Report(80, True, failures, "", 0.0)
+    told = page.outcome_lines("demo-1", BoardOutput.from_result(result), single_board=True)
+    assert [plain_text([line]) for line in told] == lines
 
 
 def test_head_may_stand_alone():

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from cloudmanager.display.tables import (
-    HEADS,
-    MAX_CELL,
+    FLEET_HEADINGS,
+    MAX_CELL_CHARS,
     MAX_JOBS,
     audit_table,
-    duration,
     fleet_rows,
     fleet_table,
+    format_duration,
+    format_table,
+    format_time,
     job_table,
     job_text,
-    moment,
-    table,
     token_table,
 )
 
@@ -33,11 +33,11 @@ BOARD = {
 
 
 def row(**told):
-    return dict(zip(HEADS, fleet_rows([{**BOARD, **told}])[0], strict=True))
+    return dict(zip(FLEET_HEADINGS, fleet_rows([{**BOARD, **told}])[0], strict=True))
 
 
 def test_columns_are_aligned_under_their_heads():
-    assert table(("name", "n"), [("a", "1"), ("longer", "22")]).splitlines() == [
+    assert format_table(("name", "n"), [("a", "1"), ("longer", "22")]).splitlines() == [
         "name    n",
         "──────  ──",
         "a       1",
@@ -46,11 +46,11 @@ def test_columns_are_aligned_under_their_heads():
 
 
 def test_table_without_rows_has_its_heads():
-    assert table(("name", "state"), []) == "name  state\n────  ─────"
+    assert format_table(("name", "state"), []) == "name  state\n────  ─────"
 
 
 def test_lines_have_no_blanks_at_their_ends():
-    assert table(("a", "b"), [("1", ""), ("1", "22")]).splitlines()[2] == "1"
+    assert format_table(("a", "b"), [("1", ""), ("1", "22")]).splitlines()[2] == "1"
 
 
 def test_fleet_table_has_a_line_a_board():
@@ -100,7 +100,7 @@ def test_queue_is_shown_with_the_state():
 def test_what_a_board_says_cannot_spoil_the_table():
     told = row(platform="\x1b[2J\nx\ty", version="9" * 100)
     assert told["platform"] == r"\x1b[2J x y"
-    assert told["MicroPython"] == "9" * (MAX_CELL - 1) + "…"
+    assert told["MicroPython"] == "9" * (MAX_CELL_CHARS - 1) + "…"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_a_board_says_cannot_spoil_the_table():
     ],
 )
 def test_duration_is_said_as_people_do(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 JOB = {
@@ -215,8 +215,8 @@ def test_tokens_have_a_line_each():
     ends = {**TOKEN, "expires": 1_800_000_000.0}
     first, second = token_table([TOKEN, ends]).splitlines()[2:]
     assert first.split()[:4] == ["lab-notebook", "operator", "lab-*", "valid"]
-    assert first.endswith(f"{moment(TOKEN['created'])}  never")
-    assert second.endswith(moment(1_800_000_000.0))
+    assert first.endswith(f"{format_time(TOKEN['created'])}  never")
+    assert second.endswith(format_time(1_800_000_000.0))
 
 
 def test_audit_log_has_a_line_each_the_newest_last():

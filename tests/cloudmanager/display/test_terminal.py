@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cloudmanager.client.cells import prepare
+from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.display import terminal
-from cloudmanager.display.cell_view import LOOKS, View
-from cloudmanager.display.terminal import follow, painted
+from cloudmanager.display.cell_view import DEFAULT_OPTIONS, CellView
+from cloudmanager.display.terminal import colour_lines, follow_cell
 from cloudmanager.protocol import wire
 
 pytestmark = pytest.mark.usefixtures("boards")
@@ -94,7 +94,7 @@ def run(
 ) -> str:
     """The text that following a cell leaves."""
     out = out or io.StringIO()
-    follow(fleet[target].submit(code, listen=True, answers=answers), out)
+    follow_cell(fleet[target].submit(code, listen=True, answers=answers), out)
     return out.getvalue()
 
 
@@ -134,7 +134,7 @@ def test_one_board_ends_with_its_traceback(fleet: Fleet):
 def test_failure_may_be_left_to_the_exception(fleet: Fleet):
     out = io.StringIO()
     group = fleet["demo-1"].submit("print('hi')\n1/0", listen=True)
-    results = follow(group, out, LOOKS._replace(failures="raise"))
+    results = follow_cell(group, out, DEFAULT_OPTIONS._replace(failures="raise"))
     assert (out.getvalue(), results.ok) == ("hi\n", False)
 
 
@@ -144,11 +144,11 @@ def test_several_boards_are_folded_in_the_end(fleet: Fleet):
 
 def test_results_come_back(fleet: Fleet):
     group = fleet["demo-[1-2]"].submit("6*7", listen=True)
-    assert follow(group, io.StringIO()).to_dict() == {"demo-1": 42, "demo-2": 42}
+    assert follow_cell(group, io.StringIO()).to_dict() == {"demo-1": 42, "demo-2": 42}
 
 
 def test_standard_output_is_where_it_goes(fleet: Fleet, capsys: pytest.CaptureFixture[str]):
-    follow(fleet["demo-1"].submit("6*7", listen=True))
+    follow_cell(fleet["demo-1"].submit("6*7", listen=True))
     assert capsys.readouterr().out == "42\n"
 
 
@@ -158,14 +158,14 @@ def test_escape_codes_of_boards_are_disarmed(fleet: Fleet):
 
 def test_terminal_shows_boards_live_and_then_the_final_text(fleet: Fleet, tty: Tty):
     code = "import time\nprint('hi')\ntime.sleep(0.4)\n1"
-    follow(fleet["demo-[1-3]"].submit(code, listen=True), tty.out)
+    follow_cell(fleet["demo-[1-3]"].submit(code, listen=True), tty.out)
     live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
     assert head("demo-[1-3] · running") in live
     assert final == "\nhi\nOut: 1\n"
 
 
 def test_fast_cell_is_not_shown_live(fleet: Fleet, tty: Tty):
-    follow(fleet["demo-[1-3]"].submit("1", listen=True), tty.out)
+    follow_cell(fleet["demo-[1-3]"].submit("1", listen=True), tty.out)
     assert colourless(tty.read()) == f"{head('demo-[1-3]')}\n1\n"
 
 
@@ -190,7 +190,7 @@ def test_several_boards_are_answered_one_after_the_other(
 ):
     monkeypatch.setattr(sys, "stdin", Keyboard("Ada\nAda\n"))
     code = "import time\ntime.sleep(0.2)\ninput('name? ')"
-    follow(fleet["demo-[1-2]"].submit(code, listen=True, answers=True), tty.out)
+    follow_cell(fleet["demo-[1-2]"].submit(code, listen=True, answers=True), tty.out)
     assert colourless(tty.read()).endswith(f"{head('demo-[1-2]')}\n'Ada'\n")
 
 
@@ -210,8 +210,8 @@ ASKS = wire.unpack(wire.pack(wire.INPUT, b"name? ", job=1))
 
 def stubborn(told: list[object]) -> JobGroup:
     """A running cell whose boards do not stop when told to; ``told`` notes what they are told."""
-    group = JobGroup(prepare("1"), listen=True)
-    group.accept(
+    group = JobGroup(prepare_cell("1"), listen=True)
+    group.on_accepted(
         {"jobs": [[1, "demo-1"], [2, "demo-2"]], "left_out": ["demo-3"]},
         lambda numbers: told.append(numbers),
         lambda job, text: told.append((job, text)),
@@ -220,12 +220,12 @@ def stubborn(told: list[object]) -> JobGroup:
 
 
 def test_board_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(terminal, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
     told: list[object] = []
     group, out = stubborn(told), Keyboard()
     monkeypatch.setattr(terminal, "_open_live", lambda _: Nothing())
     with pytest.raises(KeyboardInterrupt):
-        follow(group, out)
+        follow_cell(group, out)
     assert told == [[1, 2]]
     assert colourless(out.getvalue()).split("\n") == [
         head("demo-[1-2] · running"),
@@ -250,16 +250,16 @@ class Nothing:
 
 
 def test_nobody_is_asked_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(terminal, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
     told: list[object] = []
     group = stubborn(told)
 
     def stop(numbers: list[int]) -> None:
         told.append(numbers)
-        group.take(group.jobs["demo-1"], ASKS)
+        group.handle_message(group.jobs["demo-1"], ASKS)
 
-    group._stop = stop
-    view = View(group)
+    group._interrupt_jobs = stop
+    view = CellView(group)
     drawn: list[object] = []
 
     def draw(event: object) -> None:
@@ -268,7 +268,7 @@ def test_nobody_is_asked_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        terminal.watch(group, view, draw, lambda _: "Ada", lambda: drawn.append("closed"))
+        terminal.run_display(group, view, draw, lambda _: "Ada", lambda: drawn.append("closed"))
     assert told == [[1, 2], (1, None)]
     assert drawn[-1] == "closed"
 
@@ -290,7 +290,7 @@ def test_failures_are_red_in_a_terminal_that_wants_colours(
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    text = painted(FAILS, Keyboard())
+    text = colour_lines(FAILS, Keyboard())
     if colourful:
         assert text == ("\x1b[31m── \x1b[0m\x1b[1;31mdemo-1\x1b[0m\x1b[31m · error \x1b[0m\nhi")
     else:
@@ -298,11 +298,11 @@ def test_failures_are_red_in_a_terminal_that_wants_colours(
 
 
 def test_pipe_has_no_colours():
-    assert painted(FAILS, io.StringIO()) == "── demo-1 · error \nhi"
+    assert colour_lines(FAILS, io.StringIO()) == "── demo-1 · error \nhi"
 
 
 def test_one_boards_failure_is_coloured_too(fleet: Fleet, tty: Tty):
-    follow(fleet["demo-1"].submit("1/0", listen=True), tty.out)
+    follow_cell(fleet["demo-1"].submit("1/0", listen=True), tty.out)
     assert tty.read().startswith("\x1b[31m── \x1b[0m\x1b[1;31mdemo-1\x1b[0m\x1b[31m · error")
 
 
@@ -311,8 +311,8 @@ def test_one_boards_failure_is_coloured_too(fleet: Fleet, tty: Tty):
 
 def test_live_region_shows_the_end_of_what_a_screen_has_no_room_for(fleet: Fleet, tty: Tty):
     code = "import time\nfor n in range(50): print('line', n)\ntime.sleep(0.4)"
-    looks = LOOKS._replace(progress_after=0)
-    follow(fleet["demo-[1-3]"].submit(code, listen=True), tty.out, looks)
+    looks = DEFAULT_OPTIONS._replace(progress_after=0)
+    follow_cell(fleet["demo-[1-3]"].submit(code, listen=True), tty.out, looks)
     live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
     assert "0 of 3 boards are done" in live
     assert "line 49" in live
@@ -321,14 +321,14 @@ def test_live_region_shows_the_end_of_what_a_screen_has_no_room_for(fleet: Fleet
 
 
 def test_one_long_line_is_shown_live_though_it_is_too_tall():
-    assert terminal._last([[("a\nb\nc", "")]], 2) == [[("a\nb\nc", "")]]
-    assert terminal._last([[("a\nb", "")], [("c", "")]], 2) == [[("c", "")]]
+    assert terminal._last_lines([[("a\nb\nc", "")]], 2) == [[("a\nb\nc", "")]]
+    assert terminal._last_lines([[("a\nb", "")], [("c", "")]], 2) == [[("c", "")]]
 
 
 def test_lines_in_the_order_of_coming(fleet: Fleet):
     out = io.StringIO()
     group = fleet["demo-1"].submit("print('hi')\n1", listen=True)
-    follow(group, out, LOOKS._replace(grouped="order"))
+    follow_cell(group, out, DEFAULT_OPTIONS._replace(grouping="order"))
     assert out.getvalue() == "demo-1  hi\ndemo-1  Out: 1\n"
 
 
@@ -338,7 +338,7 @@ def test_lines_in_the_order_of_coming(fleet: Fleet):
 def test_cell_may_be_followed_late(fleet: Fleet, tty: Tty):
     code = "import time\nprint('hi')\ntime.sleep(0.6)\n1"
     group = fleet["demo-[1-3]"].submit(code)
-    results = follow(group, tty.out, late=True)
+    results = follow_cell(group, tty.out, background=True)
     live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
     assert head("demo-[1-3] · running") in live
     assert final == "\nhi\nOut: 1\n"
@@ -349,7 +349,7 @@ def test_cell_that_is_over_may_still_be_followed(fleet: Fleet):
     group = fleet["demo-1"].submit("print('hi')\n1")
     assert group.wait(5)
     out = io.StringIO()
-    follow(group, out, late=True)
+    follow_cell(group, out, background=True)
     assert out.getvalue() == "hi\nOut: 1\n"
 
 
@@ -359,6 +359,6 @@ def test_ctrl_c_ends_only_the_waiting_for_a_cell_that_was_not_waited_for():
     threading.Timer(0.3, _thread.interrupt_main).start()
     out = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        follow(group, out, late=True)
+        follow_cell(group, out, background=True)
     assert told == []
     assert out.getvalue().startswith(head("demo-[1-2] · running"))

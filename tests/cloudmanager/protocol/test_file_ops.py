@@ -5,11 +5,17 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cloudmanager.protocol.file_ops import ACTS, OWN, STARTER_BYTES, STARTER_MARK, check
+from cloudmanager.protocol.file_ops import (
+    CLIENT_PATHS,
+    OP_ARGUMENTS,
+    STARTER_BYTES,
+    STARTER_MARK,
+    check_file_ops,
+)
 
 
 def sound(*acts):
-    return check([list(act) for act in acts], most=10, path_bytes=100)
+    return check_file_ops([list(act) for act in acts], max_ops=10, path_bytes=100)
 
 
 def test_sound_acts_come_back_as_they_are():
@@ -17,10 +23,10 @@ def test_sound_acts_come_back_as_they_are():
     assert sound(*acts) == acts
 
 
-@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize("name", OP_ARGUMENTS)
 def test_each_act_takes_what_the_table_says_and_nothing_more(name):
     example = {str: "/x", int: 1, bool: True}
-    act = [name, "/a", *(example[kind] for kind in ACTS[name])]
+    act = [name, "/a", *(example[kind] for kind in OP_ARGUMENTS[name])]
     assert sound(act) == [act]
     with pytest.raises(ServerError):
         sound([*act, 1])
@@ -28,7 +34,7 @@ def test_each_act_takes_what_the_table_says_and_nothing_more(name):
         sound(act[:1])
 
 
-@pytest.mark.parametrize("path", [*OWN, "/LIB/CM/run.mpy", "/cm.json.part"])
+@pytest.mark.parametrize("path", [*CLIENT_PATHS, "/LIB/CM/run.mpy", "/cm.json.part"])
 @pytest.mark.parametrize("act", [("put", "0" * 64), ("rm", False), ("rename", "/z"), ("rmdir",)])
 def test_what_the_client_lives_on_is_not_touched(path, act):
     name, *rest = act

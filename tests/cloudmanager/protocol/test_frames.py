@@ -45,7 +45,7 @@ def strict_peer(side):
     ],
 )
 def test_length_takes_7_16_or_64_bits(size, head):
-    assert frames.encode(bytes(size)) == bytes.fromhex(head) + bytes(size)
+    assert frames.encode_frame(bytes(size)) == bytes.fromhex(head) + bytes(size)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_length_takes_7_16_or_64_bits(size, head):
     [(5, "828500000000"), (126, "82fe007e00000000"), (65_536, "82ff000000000001000000000000")],
 )
 def test_mask_is_the_zero_key(size, head):
-    assert frames.encode(bytes(size), mask=True) == bytes.fromhex(head) + bytes(size)
+    assert frames.encode_frame(bytes(size), mask=True) == bytes.fromhex(head) + bytes(size)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,7 +61,7 @@ def test_mask_is_the_zero_key(size, head):
 def test_strict_peer_reads_what_we_send(side, size):
     peer = strict_peer(side)
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    peer.receive_data(frames.encode(payload, mask=side is SERVER))
+    peer.receive_data(frames.encode_frame(payload, mask=side is SERVER))
     assert peer.parser_exc is None
     assert [(e.opcode, e.data) for e in peer.events_received()] == [(Opcode.BINARY, payload)]
 
@@ -69,7 +69,7 @@ def test_strict_peer_reads_what_we_send(side, size):
 @pytest.mark.parametrize("opcode", [PING, PONG])
 def test_strict_peer_reads_our_beats(opcode):
     peer = strict_peer(SERVER)
-    peer.receive_data(frames.encode(b"beat", opcode, mask=True))
+    peer.receive_data(frames.encode_frame(b"beat", opcode, mask=True))
     assert [(e.opcode, e.data) for e in peer.events_received()] == [(opcode, b"beat")]
 
 
@@ -84,14 +84,14 @@ def test_strict_peer_reads_our_beats(opcode):
 )
 def test_strict_peer_reads_our_close_and_its_reason_cut_between_characters(code, reason, told):
     peer = strict_peer(CLIENT)
-    peer.receive_data(frames.encode_close(code, reason))
+    peer.receive_data(frames.encode_close_frame(code, reason))
     assert peer.close_rcvd is not None
     assert (peer.close_rcvd.code, peer.close_rcvd.reason or "done") == (code, told)
 
 
 def test_close_that_names_no_code_is_answered_with_an_empty_one():
     """1005 says that there was none, and must not be sent (RFC 6455, 7.4.1)."""
-    assert frames.encode_close(frames.close_code(b"")) == bytes((0x88, 0))
+    assert frames.encode_close_frame(frames.read_close_code(b"")) == bytes((0x88, 0))
 
 
 def test_accept_key_is_that_of_the_rfc():
@@ -122,7 +122,7 @@ def test_frames_are_read_byte_by_byte(masked):
 
 def test_several_frames_of_every_kind_come_in_one_piece():
     data = b"".join(
-        frames.encode(payload, opcode)
+        frames.encode_frame(payload, opcode)
         for opcode, payload in [(PING, b"1"), (BINARY, b"2"), (PONG, b"3"), (CLOSE, b"\x03\xe8")]
     )
     assert read(data) == [
@@ -135,7 +135,9 @@ def test_several_frames_of_every_kind_come_in_one_piece():
 
 def test_reader_that_stops_half_way_goes_on_with_the_next_frame():
     reader = FrameReader(MAX_SIZE, masked=False)
-    taken = reader.feed(frames.encode(b"1") + frames.encode(b"2") + frames.encode(b"3"))
+    taken = reader.feed(
+        frames.encode_frame(b"1") + frames.encode_frame(b"2") + frames.encode_frame(b"3")
+    )
     assert next(taken) == Frame(BINARY, b"1")
     del taken
     assert list(reader.feed(b"")) == [Frame(BINARY, b"2"), Frame(BINARY, b"3")]
@@ -144,7 +146,7 @@ def test_reader_that_stops_half_way_goes_on_with_the_next_frame():
 @given(st.lists(st.binary(max_size=300), max_size=5), st.booleans(), st.data())
 @settings(max_examples=60, deadline=None)
 def test_what_is_sent_is_read_however_it_is_cut(payloads, mask, data):
-    stream = b"".join(frames.encode(payload, mask=mask) for payload in payloads)
+    stream = b"".join(frames.encode_frame(payload, mask=mask) for payload in payloads)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     reader = FrameReader(MAX_SIZE, masked=mask)
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -156,7 +158,7 @@ def test_what_is_sent_is_read_however_it_is_cut(payloads, mask, data):
 @settings(max_examples=60, deadline=None)
 def test_mask_with_any_key_is_taken_off(payload, key):
     mixed = bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
-    head = frames.frame_head(BINARY, len(payload), mask=True)[:-4]
+    head = frames.frame_header(BINARY, len(payload), mask=True)[:-4]
     assert read(head + key + mixed, masked=True) == [Frame(BINARY, payload)]
 
 
@@ -210,26 +212,28 @@ def test_refused_with_its_close_code(data, close_code):
 
 def test_client_that_does_not_mask_is_refused():
     with pytest.raises(FrameError, match="must mask") as caught:
-        read(frames.encode(b"x"), masked=True)
+        read(frames.encode_frame(b"x"), masked=True)
     assert caught.value.close_code == 1002
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1011, 1014, 3000, 4003, 4999])
 def test_close_codes_that_exist_are_taken(code):
     payload = struct.pack(">H", code) + "schön".encode()
-    assert [frames.close_code(f.payload) for f in read(frames.encode(payload, CLOSE))] == [code]
+    assert [
+        frames.read_close_code(f.payload) for f in read(frames.encode_frame(payload, CLOSE))
+    ] == [code]
 
 
 def test_frames_before_a_broken_one_are_still_read():
     reader = FrameReader(MAX_SIZE, masked=False)
-    taken = reader.feed(frames.encode(b"good") + head(0xFF, 0xFF))
+    taken = reader.feed(frames.encode_frame(b"good") + head(0xFF, 0xFF))
     assert next(taken) == Frame(BINARY, b"good")
     with pytest.raises(FrameError):
         next(taken)
 
 
 def test_longest_message_is_taken():
-    assert read(frames.encode(bytes(10)), max_size=10) == [Frame(BINARY, bytes(10))]
+    assert read(frames.encode_frame(bytes(10)), max_size=10) == [Frame(BINARY, bytes(10))]
 
 
 def test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited():

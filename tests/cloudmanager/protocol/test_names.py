@@ -3,7 +3,13 @@
 import pytest
 
 from cloudmanager.protocol.errors import PackageError, TargetError
-from cloudmanager.protocol.names import MAX_NAMES, check_label, check_name, expand, installed
+from cloudmanager.protocol.names import (
+    MAX_NAMES,
+    check_label,
+    check_name,
+    expand_range,
+    find_installed,
+)
 
 
 @pytest.mark.parametrize("name", ["a", "7", "esp8266-0", "Lab_1.west", "x" * 64, "al", "all-1"])
@@ -83,7 +89,7 @@ def test_check_label_points_at_what_is_illegal(key, value, position):
     ],
 )
 def test_expand_makes_the_names_in_written_order(word, names):
-    assert expand(word, word, 0) == tuple(names.split())
+    assert expand_range(word, word, 0) == tuple(names.split())
 
 
 @pytest.mark.parametrize(
@@ -115,14 +121,14 @@ def test_expand_makes_the_names_in_written_order(word, names):
 )
 def test_expand_points_at_what_is_malformed(word, position):
     with pytest.raises(TargetError) as caught:
-        expand(word, word, 0)
+        expand_range(word, word, 0)
     assert caught.value.position == position
 
 
 def test_expand_makes_as_many_names_as_there_is_room_for():
-    assert len(expand(f"a[1-{MAX_NAMES}]", "", 0)) == MAX_NAMES
+    assert len(expand_range(f"a[1-{MAX_NAMES}]", "", 0)) == MAX_NAMES
     with pytest.raises(TargetError, match="has 11 names, 10 are left"):
-        expand("a[0-10]", "a[0-10]", 0, 10)
+        expand_range("a[0-10]", "a[0-10]", 0, 10)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_expand_makes_as_many_names_as_there_is_room_for():
 )
 def test_a_package_is_called_by_its_whole_name_or_the_end_of_it(name):
     have = ["pypi:micropython-logging", "github:o/blogging", "aioble"]
-    assert installed(name, have) == "pypi:micropython-logging"
+    assert find_installed(name, have) == "pypi:micropython-logging"
 
 
 @pytest.mark.parametrize(
@@ -144,4 +150,4 @@ def test_a_package_is_called_by_its_whole_name_or_the_end_of_it(name):
 )
 def test_a_package_that_is_not_clearly_meant_is_an_error_that_tells_what_is_there(name, have, told):
     with pytest.raises(PackageError, match=told):
-        installed(name, have)
+        find_installed(name, have)

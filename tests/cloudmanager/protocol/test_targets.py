@@ -12,12 +12,12 @@ from cloudmanager.protocol.errors import NoSuchBoard, TargetError
 from cloudmanager.protocol.targets import (
     MAX_NAMES,
     MAX_PATTERNS,
-    MAX_TEXT,
+    MAX_TARGET_CHARS,
     NAME_PATTERN,
     Resolution,
     Target,
-    fold,
-    parse,
+    fold_names,
+    parse_target,
 )
 
 
@@ -46,7 +46,7 @@ FLEET = {
 
 
 def names(text, boards=FLEET):
-    return " ".join(parse(text).resolve(boards).names)
+    return " ".join(parse_target(text).resolve(boards).names)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_documented_example_is_exactly_seven_names():
 
 
 def test_named_boards_that_are_absent_are_kept_and_matched_ones_left_out():
-    assert parse("lab-[3-4],esp-*").resolve(FLEET) == Resolution(
+    assert parse_target("lab-[3-4],esp-*").resolve(FLEET) == Resolution(
         ("lab-3", "lab-4", "esp-1", "esp-2"), ("esp-3",)
     )
-    assert parse("all").resolve(FLEET).left_out == ("esp-3", "lab-4")
-    assert parse("!lab-4").resolve(FLEET).left_out == ("esp-3",)
-    assert parse("lab-1").resolve(FLEET).left_out == ()
+    assert parse_target("all").resolve(FLEET).left_out == ("esp-3", "lab-4")
+    assert parse_target("!lab-4").resolve(FLEET).left_out == ("esp-3",)
+    assert parse_target("lab-1").resolve(FLEET).left_out == ()
 
 
 @pytest.mark.parametrize(
@@ -134,26 +134,26 @@ def test_named_boards_that_are_absent_are_kept_and_matched_ones_left_out():
     ],
 )
 def test_target_covers_boards_that_are_there_or_not(text, covered):
-    target = parse(text)
+    target = parse_target(text)
     assert " ".join(sorted(n for n in FLEET if target.covers(n, FLEET[n]))) == covered
 
 
 def test_target_covers_by_name_who_is_yet_to_be_enrolled():
-    assert parse("new-*!new-3").covers("new-1", Board())
-    assert not parse("new-*!new-3").covers("new-3", Board())
-    assert not parse("room=lab").covers("new-1", Board())
+    assert parse_target("new-*!new-3").covers("new-1", Board())
+    assert not parse_target("new-*!new-3").covers("new-3", Board())
+    assert not parse_target("room=lab").covers("new-1", Board())
 
 
 def test_hundred_thousand_names_cover_fast():
-    target = parse(f"b-[1-{MAX_NAMES}]")
+    target = parse_target(f"b-[1-{MAX_NAMES}]")
     start = time.perf_counter()
     assert sum(target.covers(f"b-{number}", Board()) for number in range(10_000)) == 9_999
     assert time.perf_counter() - start < 0.5
 
 
 def test_target_keeps_its_text_and_equals_its_like():
-    assert parse("lab-1,esp-*").text == "lab-1,esp-*"
-    assert parse("lab-1") == parse("lab-1") != parse("lab-2")
+    assert parse_target("lab-1,esp-*").text == "lab-1,esp-*"
+    assert parse_target("lab-1") == parse_target("lab-1") != parse_target("lab-2")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_target_keeps_its_text_and_equals_its_like():
 )
 def test_unknown_name_suggests_the_nearest(text, unknown, suggestion, others):
     with pytest.raises(NoSuchBoard) as caught:
-        parse(text).resolve(FLEET)
+        parse_target(text).resolve(FLEET)
     error = caught.value
     assert (error.board, error.others) == (unknown, others)
     assert error.suggestion == suggestion or {suggestion, error.suggestion} <= set(FLEET)
@@ -187,7 +187,7 @@ def test_unknown_name_suggests_the_nearest(text, unknown, suggestion, others):
 )
 def test_empty_outcome_says_why(text, boards, why):
     with pytest.raises(TargetError, match=why):
-        parse(text).resolve(boards)
+        parse_target(text).resolve(boards)
 
 
 @pytest.mark.parametrize(
@@ -237,37 +237,37 @@ def test_empty_outcome_says_why(text, boards, why):
         (f"b-[1-{MAX_NAMES}],a", 0, None),
         (f"b-[1-{MAX_NAMES}],a-[1-2]", 13, "has 2 names, 0 are left"),
         (f"b-[1-60000],a-[1-{10**60}]", 12, "40,000 are left"),
-        ("x" * (MAX_TEXT + 1), MAX_TEXT, "too long"),
+        ("x" * (MAX_TARGET_CHARS + 1), MAX_TARGET_CHARS, "too long"),
         (",".join(["*"] * MAX_PATTERNS), 0, None),
         (",".join(["*"] * (MAX_PATTERNS + 1)), MAX_PATTERNS * 2, "Too many patterns"),
     ],
 )
 def test_malformed_target_points_at_the_place(text, position, why):
     if why is None:
-        assert isinstance(parse(text), Target)
+        assert isinstance(parse_target(text), Target)
         return
     with pytest.raises(TargetError, match=why) as caught:
-        parse(text)
+        parse_target(text)
     assert (caught.value.text, caught.value.position) == (text, position)
 
 
 def test_huge_range_is_refused_before_it_is_expanded():
     start = time.perf_counter()
     with pytest.raises(TargetError):
-        parse(f"a[0-{'9' * 60}]")
+        parse_target(f"a[0-{'9' * 60}]")
     assert time.perf_counter() - start < 1
 
 
 def test_thousand_names_of_the_greatest_length_fit():
     long = [f"{number:0>64}" for number in range(1000)]
-    assert parse(",".join(long)).resolve(dict.fromkeys(long, Board())).names == tuple(long)
+    assert parse_target(",".join(long)).resolve(dict.fromkeys(long, Board())).names == tuple(long)
 
 
 @pytest.mark.parametrize("text", ["b-*", "b-[0-9999]", "all!b-[1-9998]", "*?-*9*9*9*9*,platform=x"])
 def test_ten_thousand_boards_resolve_fast(text):
     boards = {f"b-{number}": Board() for number in range(10_000)}
     start = time.perf_counter()
-    parse(text).resolve(boards)
+    parse_target(text).resolve(boards)
     assert time.perf_counter() - start < 0.5  # some 10 ms; generous to a busy machine
 
 
@@ -275,7 +275,7 @@ def test_ten_thousand_boards_resolve_fast(text):
 def test_hostile_text_is_refused_fast(text):
     start = time.perf_counter()
     with pytest.raises((TargetError, NoSuchBoard)):
-        parse(text).resolve(FLEET)
+        parse_target(text).resolve(FLEET)
     assert time.perf_counter() - start < 1
 
 
@@ -288,7 +288,7 @@ PIECES = st.sampled_from(
 @settings(max_examples=150)
 def test_parse_raises_nothing_but_target_error(text):
     try:
-        read: Target | TargetError = parse(text)
+        read: Target | TargetError = parse_target(text)
     except TargetError as caught:
         read = caught
     assert read.text == text
@@ -304,7 +304,7 @@ TERMS = st.sampled_from(["all", "lab-*", "esp-1", "lab-[1-4]", "room=lab", "plat
 @settings(max_examples=200)
 def test_covering_agrees_with_resolving_where_all_are_there(steps):
     here = {name: board._replace(online=True) for name, board in FLEET.items()}
-    target = parse("".join(sign + term for sign, term in steps).lstrip(",&"))
+    target = parse_target("".join(sign + term for sign, term in steps).lstrip(",&"))
     try:
         resolved = set(target.resolve(here).names)
     except TargetError:
@@ -319,6 +319,6 @@ FEW = st.builds("{}{:0{}}{}".format, st.sampled_from("ab"), *[st.integers(0, 12)
 @given(st.lists((NAMES | FEW).filter(lambda name: name != "all"), min_size=1, max_size=25))
 @settings(max_examples=100)
 def test_fold_is_the_inverse_of_expansion(chosen):
-    expanded = parse(fold(chosen)).resolve(dict.fromkeys(chosen, Board())).names
+    expanded = parse_target(fold_names(chosen)).resolve(dict.fromkeys(chosen, Board())).names
     assert sorted(expanded) == sorted(set(chosen))
-    assert fold(expanded) == fold(chosen)
+    assert fold_names(expanded) == fold_names(chosen)

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloudmanager.protocol.text import clean, fold, natural_key, nearest, pointed
+from cloudmanager.protocol.text import (
+    fold_names,
+    line_with_caret,
+    natural_key,
+    nearest_name,
+    sanitize_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,14 +27,14 @@ from cloudmanager.protocol.text import clean, fold, natural_key, nearest, pointe
     ],
 )
 def test_clean_shows_control_characters_and_keeps_the_rest(text, shown):
-    assert clean(text) == shown
+    assert sanitize_text(text) == shown
 
 
 @given(st.text(st.characters()))
 @settings(max_examples=50)
 def test_clean_text_can_be_encoded_and_stays_as_it_is(text):
-    cleaned = clean(text)
-    assert clean(cleaned) == cleaned
+    cleaned = sanitize_text(text)
+    assert sanitize_text(cleaned) == cleaned
     cleaned.encode()
     assert all(char.isprintable() or ord(char) > 0xA0 or char in "\n\t\xa0" for char in cleaned)
 
@@ -46,11 +52,11 @@ def test_clean_text_can_be_encoded_and_stays_as_it_is(text):
     ],
 )
 def test_pointed_puts_a_caret_under_the_character(line, position, shown):
-    assert pointed(line, position) == shown
+    assert line_with_caret(line, position) == shown
 
 
 def test_pointed_shows_the_surroundings_of_a_place_in_a_long_line():
-    line, caret = pointed("a" * 500 + "!" + "b" * 500, 500).split("\n")
+    line, caret = line_with_caret("a" * 500 + "!" + "b" * 500, 500).split("\n")
     assert len(line) < 90
     assert line[caret.index("^")] == "!"
     assert line.startswith("    ...a")
@@ -87,7 +93,7 @@ def test_natural_key_takes_a_number_of_any_length():
     ],
 )
 def test_fold_makes_the_target_that_means_these_names(names, folded):
-    assert fold(names) == folded
+    assert fold_names(names) == folded
 
 
 @pytest.mark.parametrize(
@@ -96,8 +102,8 @@ def test_fold_makes_the_target_that_means_these_names(names, folded):
 )
 def test_nearest_finds_what_was_probably_meant(name, meant):
     boards = ["lab-1", "lab-2", *(f"greenhouse-{number}" for number in range(500))]
-    assert nearest(name, boards) == meant
+    assert nearest_name(name, boards) == meant
 
 
 def test_nearest_of_no_names_is_none():
-    assert nearest("lab-1", []) is None
+    assert nearest_name("lab-1", []) is None

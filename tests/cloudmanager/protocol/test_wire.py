@@ -51,7 +51,7 @@ def vectors(*names):
 def own_ops():
     """The ops of wire.py, by name."""
     text = Path(wire.__file__).read_text(encoding="utf-8")
-    block = text[text.index("# A board's link") : text.index("AWAITS")]
+    block = text[text.index("# A board's link") : text.index("TOP_LEVEL_AWAIT")]
     return {
         name: int(value, 16)
         for name, value in re.findall(r"^([A-Z]+): Final = (0x..)", block, re.M)
@@ -70,13 +70,13 @@ def test_every_op_has_its_own_number_and_a_golden_vector():
 
 def test_a_board_may_send_what_protocol_md_lists_as_from_a_board():
     told = {int(number, 16) for number, _, sender in ROWS if sender == "board"}
-    assert set().union(*wire.FROM_BOARD.values()) == told
+    assert set().union(*wire.BOARD_OPS_BY_STATE.values()) == told
 
 
-@pytest.mark.parametrize("state", wire.FROM_BOARD)
+@pytest.mark.parametrize("state", wire.BOARD_OPS_BY_STATE)
 def test_ops_that_the_state_of_a_link_does_not_allow_are_refused(state):
     for op in range(256):
-        if op in wire.FROM_BOARD[state]:
+        if op in wire.BOARD_OPS_BY_STATE[state]:
             wire.check_op(state, Message(op, 0, 0, b""))
         else:
             with pytest.raises(PeerWireError, match=f"{state} may not send op 0x{op:02x}"):
@@ -130,7 +130,7 @@ def test_golden_exec_and_more(vector):
 def test_golden_text(vector):
     means = vector["means"]
     assert message(vector).payload.decode() == means["text"]
-    nobody = vector["op"] == wire.ANSWER and bool(vector["flags"] & wire.NOBODY)
+    nobody = vector["op"] == wire.ANSWER and bool(vector["flags"] & wire.INPUT_EOF)
     assert nobody == means.get("nobody", False)
 
 
@@ -144,8 +144,11 @@ def test_golden_result(vector):
     found = wire.read_result(message(vector))
     means = vector["means"]
     assert found.status == means["status"]
-    assert (found.output.decode(), found.rest.decode()) == (means["output"], means["rest"])
-    assert found.cut is means["cut"]
+    assert (found.output.decode(), found.value_or_traceback.decode()) == (
+        means["output"],
+        means["rest"],
+    )
+    assert found.truncated is means["cut"]
 
 
 @vectors("EMIT")
@@ -177,7 +180,7 @@ def test_golden_submit(vector):
 @vectors("FILE")
 def test_golden_file(vector):
     means = vector["means"]
-    text = wire.pack_acts(means["step"], means["acts"])
+    text = wire.pack_file_ops(means["step"], means["acts"])
     told = {"timeout_ms": means["timeout_ms"], "buffer_size": means["buffer_size"]}
     (made,) = wire.exec_messages(vector["job"], text, op=wire.FILE, **told)
     assert made.hex() == vector["hex"]
@@ -187,20 +190,20 @@ def test_golden_file(vector):
 def test_golden_bytes_of_files(vector):
     means, found = vector["means"], message(vector)
     if "count" in means:
-        assert wire.read_count(found) == means["count"]
-        made = wire.pack_count(vector["op"], means["count"], job=vector["job"])
+        assert wire.read_byte_count(found) == means["count"]
+        made = wire.pack_byte_count(vector["op"], means["count"], job=vector["job"])
         assert made.hex() == vector["hex"]
     elif "sha256" in means:
-        assert wire.read_have(found) == (means["size"], bytes.fromhex(means["sha256"]))
+        assert wire.read_resume_state(found) == (means["size"], bytes.fromhex(means["sha256"]))
     elif "upload" in means:
         data = bytes.fromhex(means["data"])
         assert wire.read_content(found) == (means["upload"], data)
         assert wire.pack_content(vector["job"], means["upload"], data).hex() == vector["hex"]
     else:
-        assert (found.flags, found.payload) == (wire.FRESH, bytes.fromhex(means["data"]))
+        assert (found.flags, found.payload) == (wire.RESTART_FILE, bytes.fromhex(means["data"]))
 
 
-@pytest.mark.parametrize("read", [wire.read_have, wire.read_count, wire.read_content])
+@pytest.mark.parametrize("read", [wire.read_resume_state, wire.read_byte_count, wire.read_content])
 def test_malformed_bytes_of_files_are_refused(read):
     with pytest.raises(PeerWireError, match="is malformed"):
         read(Message(wire.CHUNK, 0, 1, b"abc"))
@@ -289,21 +292,21 @@ def test_cell_that_was_sent_before_says_so():
     parts = [unpack(part) for part in exec_messages(bytes(99), timeout_ms=0, again=True)]
     assert [part.flags for part in parts] == [wire.AGAIN, 0]
     both = exec_messages(b"x", timeout_ms=0, awaits=True, again=True)[0]
-    assert unpack(both).flags == wire.AWAITS | wire.AGAIN
+    assert unpack(both).flags == wire.TOP_LEVEL_AWAIT | wire.AGAIN
 
 
 def test_exec_carries_job_timeout_and_whether_it_awaits():
     found = unpack(exec_messages(b"x", timeout_ms=2500, awaits=True)[0])
     assert (found.job, found.flags, found.payload[:8]) == (
         7,
-        wire.AWAITS,
+        wire.TOP_LEVEL_AWAIT,
         struct.pack(">II", 2500, 1),
     )
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_result_tells_how_the_job_ended(number):
-    found = wire.read_result(Message(wire.RESULT, number | wire.CUT, 7, b"\0\2hiout"))
+    found = wire.read_result(Message(wire.RESULT, number | wire.VALUE_TRUNCATED, 7, b"\0\2hiout"))
     assert found == (wire.STATUSES[number], b"hi", b"out", True)
 
 
@@ -407,4 +410,4 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, a
 def test_emit_passes_on_what_was_emitted(values):
     payload = bytes(8) + json.dumps(values).encode()
     told = wire.read_emit(Message(wire.EMIT, 3, 0, payload))
-    assert (told.ticks, told.missed, json.loads(told.values)) == (0, 3, values)
+    assert (told.ticks, told.dropped, json.loads(told.values)) == (0, 3, values)

@@ -80,7 +80,7 @@ def test_escapes_that_python_warns_of_are_read_without_a_word():
 
 def test_value_that_was_cut_off_stays_its_repr():
     """What is left of [10, 20, ..., 300] may well be a literal, and another value."""
-    value = ok("123", cut=True).value
+    value = ok("123", value_truncated=True).value
     assert (type(value), value) == (Repr, "123")
 
 

@@ -16,7 +16,7 @@ import pytest
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import ServiceError
 from cloudmanager.testing import plugin
-from cloudmanager.testing.plugin import Server, running_server
+from cloudmanager.testing.plugin import RunningServer, running_server
 
 ROOT = Path(__file__).parents[3]
 WAIT = 60.0  # seconds that a suite may take on a busy machine
@@ -226,14 +226,14 @@ def test_every_fixture_and_setting_is_documented(pytestconfig: pytest.Config):
 # In this run
 
 
-def test_home_is_where_the_server_and_everybody_here_look(cm_home: Path, cm_server: Server):
+def test_home_is_where_the_server_and_everybody_here_look(cm_home: Path, cm_server: RunningServer):
     assert os.environ["CM_HOME"] == str(cm_home) == str(cm_server.home)
     with Fleet() as fleet:
         assert fleet.status()["pid"] == cm_server.process.pid
         assert fleet.address.url == cm_server.url
 
 
-def test_server_that_cannot_start_says_why(cm_server: Server):
+def test_server_that_cannot_start_says_why(cm_server: RunningServer):
     with pytest.raises(ServiceError, match="runs in .* already"), running_server(cm_server.home):
         pass
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.virtual import interrupt_thread
-from cloudmanager.virtual.interrupt_thread import Watcher
+from cloudmanager.virtual.interrupt_thread import InterruptThread
 
 ROOT = Path(interrupt_thread.__file__).parents[2]
 USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
@@ -41,24 +41,24 @@ class Library:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Watcher, Library]]:
+def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InterruptThread, Library]]:
     """A watcher and what it watches."""
     library = Library()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
-    made = Watcher(library)  # type: ignore[arg-type]
-    struct.pack_into("<i", made.box, 24, -1)
+    made = InterruptThread(library)  # type: ignore[arg-type]
+    struct.pack_into("<i", made.mailbox, 24, -1)
     yield made, library
-    made.box[RUN] = 0
+    made.mailbox[RUN] = 0
 
 
-def begin(made: Watcher, **more: int) -> None:
+def begin(made: InterruptThread, **more: int) -> None:
     """What a board does when a cell begins."""
-    struct.pack_into("<i", made.box, 24, more.get("fd", -1))
-    struct.pack_into("<q", made.box, 16, more.get("deadline", 0))
-    made.box[USER] = made.box[RUN] = 1
-    if made.box[ASLEEP]:
-        os.write(made.pipe, b"w")
+    struct.pack_into("<i", made.mailbox, 24, more.get("fd", -1))
+    struct.pack_into("<q", made.mailbox, 16, more.get("deadline", 0))
+    made.mailbox[USER] = made.mailbox[RUN] = 1
+    if made.mailbox[ASLEEP]:
+        os.write(made.wake_writer, b"w")
 
 
 def until(true: Callable[[], object], timeout: float = 2.0) -> None:
@@ -70,58 +70,68 @@ def until(true: Callable[[], object], timeout: float = 2.0) -> None:
 
 
 def test_tables_of_both_sides_are_the_same() -> None:
-    pattern = re.compile(r"^(_[A-Z]+) = (?:const\()?(\d+)\)?  # ", re.M)
+    pattern = re.compile(r"^(_[A-Z_]+) = (?:const\()?(\d+)\)?  # ", re.M)
     ours = dict(pattern.findall((ROOT / "cloudmanager/virtual/interrupt_thread.py").read_text()))
     theirs = dict(pattern.findall((ROOT / "mpy_client/cm/unix.py").read_text()))
-    names = {"_USER", "_RUN", "_FIRE", "_SHOT", "_LATE", "_NOTED", "_ASLEEP", "_NOTE"}
-    names |= {"_DEADLINE", "_FD"}
+    names = {
+        "_USER_CODE_RUNS",
+        "_CELL_RUNS",
+        "_INTERRUPT_STATE",
+        "_INTERRUPTING",
+        "_OUTPUT_PENDING",
+        "_CALLBACK_SCHEDULED",
+        "_ASLEEP",
+        "_CALLBACK_ADDRESS",
+        "_DEADLINE",
+        "_LINK_FD",
+    }
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
-def test_idle_watcher_sleeps(board: tuple[Watcher, Library]) -> None:
+def test_idle_watcher_sleeps(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
-    until(lambda: made.box[ASLEEP])
+    until(lambda: made.mailbox[ASLEEP])
     assert library.mp_sched_schedule.times == []
 
 
-def test_gathered_output_makes_it_call(board: tuple[Watcher, Library]) -> None:
+def test_gathered_output_makes_it_call(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
 
     def note() -> None:
-        made.box[LATE] = made.box[NOTED] = 0
+        made.mailbox[LATE] = made.mailbox[NOTED] = 0
 
     library.note = note
-    made.box[LATE] = 1
+    made.mailbox[LATE] = 1
     begin(made)
     until(lambda: library.mp_sched_schedule.times)
-    assert made.box[LATE] == 0
+    assert made.mailbox[LATE] == 0
 
 
-def test_deadline_makes_it_call_in_time(board: tuple[Watcher, Library]) -> None:
+def test_deadline_makes_it_call_in_time(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
 
     def note() -> None:
-        made.box[NOTED] = 0
-        struct.pack_into("<q", made.box, 16, 0)
+        made.mailbox[NOTED] = 0
+        struct.pack_into("<q", made.mailbox, 16, 0)
 
     library.note = note
     due = int(time.monotonic() * 1000) + 400
-    begin(made, fd=made.pipe, deadline=due)
+    begin(made, fd=made.wake_writer, deadline=due)
     until(lambda: library.mp_sched_schedule.times)
     assert 0 <= library.mp_sched_schedule.times[0] * 1000 - due < 100
 
 
 def test_interrupt_waits_for_the_user_s_code_and_comes_again(
-    board: tuple[Watcher, Library],
+    board: tuple[InterruptThread, Library],
 ) -> None:
     made, library = board
     shots = library.mp_sched_keyboard_interrupt.times
-    made.box[FIRE] = 1
-    begin(made, fd=made.pipe)
-    made.box[USER] = 0
+    made.mailbox[FIRE] = 1
+    begin(made, fd=made.wake_writer)
+    made.mailbox[USER] = 0
     shots.clear()
     time.sleep(0.1)  # our own code runs: nothing may come
     assert shots == []
-    made.box[FIRE] = made.box[USER] = 1
+    made.mailbox[FIRE] = made.mailbox[USER] = 1
     until(lambda: len(shots) == 2)
     assert 0.2 < shots[1] - shots[0] < 0.4

@@ -14,11 +14,11 @@ from cloudmanager.protocol.errors import (
     TargetError,
 )
 from cloudmanager.virtual import simulate, virtual_boards
-from tests.conftest import Server
+from tests.conftest import RunningServer
 
 
 @pytest.fixture(autouse=True)
-def _home(server: Server):
+def _home(server: RunningServer):
     """The shared server's folder is CM_HOME."""
 
 
@@ -29,7 +29,7 @@ def gone(pid):
 
 
 def test_boards_are_named_by_number():
-    assert simulate.names_of("sim", 3) == ["sim-1", "sim-2", "sim-3"]
+    assert simulate.numbered_names("sim", 3) == ["sim-1", "sim-2", "sim-3"]
 
 
 def test_boards_are_there_when_it_returns_and_gone_when_stopped(fleet: Fleet):
@@ -86,7 +86,9 @@ def test_board_that_does_not_join_is_ended_and_told(fleet: Fleet, monkeypatch):
     monkeypatch.setattr(simulate, "VirtualBoards", Recording)
     with pytest.raises(CloudmanagerError, match=r"late-\[1-2\] did not join the server") as caught:
         simulate.simulate(fleet, ["late-1", "late-2"])
-    assert caught.value.hint == f"The board's own log is {simulate.folder()}/late-1/board.log."
+    assert (
+        caught.value.hint == f"The board's own log is {simulate.boards_folder()}/late-1/board.log."
+    )
     assert [gone(pid) for pid in started] == [True, True]
 
 
@@ -94,10 +96,10 @@ def test_no_server_starts_no_boards(monkeypatch):
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
     with Fleet() as fleet, pytest.raises(ServerUnreachable):
         simulate.simulate(fleet, ["none-1"])
-    assert not (simulate.folder() / "none-1").exists()
+    assert not (simulate.boards_folder() / "none-1").exists()
 
 
-def test_server_may_be_named_without_http(server: Server):
+def test_server_may_be_named_without_http(server: RunningServer):
     with Fleet(server.url.removeprefix("http://")) as fleet:
         boards = simulate.simulate(fleet, ["plain-1"])
         try:
@@ -109,18 +111,18 @@ def test_server_may_be_named_without_http(server: Server):
 def test_detached_boards_live_on_until_they_are_stopped(fleet: Fleet):
     boards = simulate.simulate(fleet, ["far-1"], detach=True)
     pid = boards.pids["far-1"]
-    assert virtual_boards.stop_detached(simulate.folder())
+    assert virtual_boards.stop_detached(simulate.boards_folder())
     assert gone(pid)
     boards.stop()
-    assert not virtual_boards.stop_detached(simulate.folder())
+    assert not virtual_boards.stop_detached(simulate.boards_folder())
 
 
-def test_folder_is_the_users_own(server: Server):
-    assert simulate.folder() == server.home / "virtual"
+def test_folder_is_the_users_own(server: RunningServer):
+    assert simulate.boards_folder() == server.home / "virtual"
     assert stat.S_IMODE(server.home.stat().st_mode) & 0o077 == 0
 
 
-def test_demo_boards_are_there_until_they_are_stopped(server: Server, fleet: Fleet):
+def test_demo_boards_are_there_until_they_are_stopped(server: RunningServer, fleet: Fleet):
     playing = simulate.start_demo(2, "play")
     try:
         assert repr(playing) == f"<play-[1-2] at {server.url}>"
@@ -140,7 +142,9 @@ def test_demo_boards_that_are_there_are_used_and_left(
     assert fleet["demo-[1-3]"].run("1").ok
 
 
-def test_demo_boards_need_no_local_server_where_cm_url_names_one(server: Server, monkeypatch):
+def test_demo_boards_need_no_local_server_where_cm_url_names_one(
+    server: RunningServer, monkeypatch
+):
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
     with pytest.raises(ServerUnreachable):
         simulate.start_demo(1, "none")

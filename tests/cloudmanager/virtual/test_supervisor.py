@@ -32,32 +32,32 @@ def test_only_a_board_that_asks_for_it_starts_anew(
     codes: list[int], code: int, again: bool
 ) -> None:
     boards = Supervisor()
-    boards.obey({"do": "start", "spec": {"name": "lab-1", "code": code}})
+    boards.handle_command({"do": "start", "spec": {"name": "lab-1", "code": code}})
     wait(boards, "lab-1")
     boards.specs["lab-1"]["code"] = 0  # once is enough
-    boards.reap()
+    boards.reap_boards()
     assert ("lab-1" in boards.pids) is again
-    boards.obey({"do": "kill", "name": "lab-1", "signal": int(signal.SIGKILL)})
+    boards.handle_command({"do": "kill", "name": "lab-1", "signal": int(signal.SIGKILL)})
     assert boards.pids == {}
 
 
 def test_unknown_board_is_left_alone(codes: list[int]) -> None:
     boards = Supervisor()
-    boards.obey({"do": "kill", "name": "nobody", "signal": int(signal.SIGKILL)})
+    boards.handle_command({"do": "kill", "name": "nobody", "signal": int(signal.SIGKILL)})
     assert boards.pids == {}
 
 
 def test_stay_writes_its_pid(codes: list[int], tmp_path: Any) -> None:
     boards = Supervisor()
-    boards.obey({"do": "stay", "pid_file": str(tmp_path / "pid")})
-    assert boards.stay is True
+    boards.handle_command({"do": "stay", "pid_file": str(tmp_path / "pid")})
+    assert boards.is_detached is True
     assert (tmp_path / "pid").read_text() == str(os.getpid())
 
 
 def test_stop_ends_it(codes: list[int]) -> None:
     boards = Supervisor()
-    boards.obey({"do": "stop"})
-    assert boards.ending is True
+    boards.handle_command({"do": "stop"})
+    assert boards.is_ending is True
 
 
 def test_answer_is_written_whole_though_signals_come_meanwhile() -> None:

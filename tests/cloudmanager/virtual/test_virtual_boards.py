@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cloudmanager.board_client import Identity, compiled_client
+from cloudmanager.board_client import BoardIdentity, compile_client
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.virtual import virtual_boards
 from cloudmanager.virtual.virtual_boards import VirtualBoards, stop_detached
@@ -31,9 +31,9 @@ def listener() -> Iterator[socket.socket]:
         yield listening
 
 
-def some(count: int) -> list[Identity]:
+def some(count: int) -> list[BoardIdentity]:
     """New identities, lab-1 and so on."""
-    return [Identity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
+    return [BoardIdentity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
 
 
 def ended(pid: int) -> bool:
@@ -54,7 +54,7 @@ def wait_ended(pids: list[int]) -> None:
 
 def test_identity_does_not_show_its_key() -> None:
     key = bytes(range(32))
-    shown = repr(Identity("lab-1", "id-1", key))
+    shown = repr(BoardIdentity("lab-1", "id-1", key))
     assert "lab-1" in shown
     assert repr(key) not in shown
     assert key.hex() not in shown
@@ -64,7 +64,7 @@ def test_identity_does_not_show_its_key() -> None:
     ("text", "size"), [("64k", 65536), ("1M", 1 << 20), ("128K", 131072), ("4096", 4096)]
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert virtual_boards._size(text) == size
+    assert virtual_boards._parse_size(text) == size
 
 
 def test_boards_dial_and_end(listener: socket.socket, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_interrupted_order_does_not_mix_up_the_answers(
         finally:
             boards._process.send_signal(signal.SIGCONT)
         timer.join()
-        answer = boards._order(do="kill", name="lab-1", signal=int(signal.SIGKILL))
+        answer = boards._send_command(do="kill", name="lab-1", signal=int(signal.SIGKILL))
         assert answer == {"lab-2": before["lab-2"]}
 
 
@@ -146,9 +146,9 @@ def test_boards_end_with_the_process_that_started_them(
 ) -> None:
     code = (
         "import sys, os, time\nfrom pathlib import Path\n"
-        "from cloudmanager.board_client import Identity\n"
+        "from cloudmanager.board_client import BoardIdentity\n"
         "from cloudmanager.virtual.virtual_boards import VirtualBoards\n"
-        "one = Identity('lab-1', 'id-1', bytes(32))\n"
+        "one = BoardIdentity('lab-1', 'id-1', bytes(32))\n"
         f"boards = VirtualBoards([one], {listener.getsockname()!r}, Path({str(tmp_path)!r}))\n"
         "boards.start()\nprint(boards.pids['lab-1'], flush=True)\ntime.sleep(60)\n"
     )
@@ -167,7 +167,7 @@ def test_detached_boards_stay_until_they_are_stopped(
     boards = VirtualBoards(some(1), listener.getsockname(), tmp_path, detach=True)
     boards.start()
     pid = boards.pids["lab-1"]
-    boards.leave()
+    boards.release()
     time.sleep(0.2)  # as long as it would take them to end
     assert not ended(pid)
     assert stop_detached(tmp_path) is True
@@ -183,7 +183,7 @@ def test_all_detached_boards_of_a_folder_are_stopped(
         boards = VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
         boards.start()
         pids += boards.pids.values()
-        boards.leave()
+        boards.release()
     assert not any(ended(pid) for pid in pids)
     assert stop_detached(tmp_path) is True
     wait_ended(pids)
@@ -200,7 +200,7 @@ def test_stopped_boards_leave_the_detached_ones_alone(
     stays.start()
     goes.start()
     pid = stays.pids["lab-1"]
-    stays.leave()
+    stays.release()
     goes.stop()
     assert not ended(pid)
     assert stop_detached(tmp_path) is True
@@ -228,9 +228,9 @@ def test_stop_may_be_called_twice_and_before_start(tmp_path: Path) -> None:
 
 
 def test_client_is_compiled_once(tmp_path: Path) -> None:
-    made = compiled_client(tmp_path)
+    made = compile_client(tmp_path)
     assert (made / "cm" / "link.mpy").read_bytes()[:2] == b"M\x06"
     stamp = (made / "cm" / "link.mpy").stat().st_mtime_ns
-    assert compiled_client(tmp_path) == made
+    assert compile_client(tmp_path) == made
     assert (made / "cm" / "link.mpy").stat().st_mtime_ns == stamp
     assert [path.name for path in tmp_path.iterdir()] == [made.name]

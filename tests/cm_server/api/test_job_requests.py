@@ -60,8 +60,8 @@ async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
     step, acts = json.loads(order.payload[8:])
     assert 4 * step == limits.WINDOW_BYTES
     assert acts == [["makedirs", "/lib"], ["put", "/lib/a.py", len(DATA), SHA]]
-    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
-    assert await board.next() == (wire.DATA, wire.FRESH, job, DATA)
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.RESUME_STATE)
+    assert await board.next() == (wire.DATA, wire.RESTART_FILE, job, DATA)
     await board.end(job, rest=b"[None, 8]")
     assert await caller.ending(job) == ("ok", "[None, 8]")
     assert (await caller.ask("offer", sha256=SHA, size=len(DATA)))["reply"] == 0
@@ -172,7 +172,7 @@ async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
     _, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
     await board.next()
-    await board.send(wire.CHUNK, job=job, flags=wire.HAVE)
+    await board.send(wire.CHUNK, job=job, flags=wire.RESUME_STATE)
     for _ in range(20):
         await board.send(wire.CHUNK, bytes(1000), job=job)
     came = 0
@@ -182,7 +182,7 @@ async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
         came += len(event.payload)
     told = await board.next()
     assert told.op == wire.DATA
-    assert wire.read_count(told) >= limits.WINDOW_BYTES // 4
+    assert wire.read_byte_count(told) >= limits.WINDOW_BYTES // 4
     await board.end(job, rest=b"[]")
     assert (await caller.ending(job))[0] == "ok"
 
@@ -201,7 +201,7 @@ async def test_put_goes_on_when_its_caller_goes_away(lab):
         await give(other, DATA)
         (job,) = await other.submit("lab-1", b"", acts=[["put", "/a", SHA]])
         await board.next()
-    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+    await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.RESUME_STATE)
     assert (await board.next()).payload == DATA
 
 
@@ -223,15 +223,15 @@ async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
             sent += 1000
             if sent - granted > limits.WINDOW_BYTES // 2 and sent < 30_000_000:
                 try:
-                    granted = wire.read_count(await asyncio.wait_for(board.next(), 0.2))
+                    granted = wire.read_byte_count(await asyncio.wait_for(board.next(), 0.2))
                 except TimeoutError:
                     break
         (cell,) = await brisk.submit("lab-2")
         await other.next()
         await other.end(cell, rest=b"1")
         assert await brisk.ending(cell) == ("ok", "1")
-        (conversation,) = [each for each in service.server.callers if each._waiting > 1000]
-        assert conversation._waiting <= 2 * limits.WINDOW_BYTES
+        (conversation,) = [each for each in service.server.callers if each._outbox_bytes > 1000]
+        assert conversation._outbox_bytes <= 2 * limits.WINDOW_BYTES
         caller.socket.transport.resume_reading()
 
 
@@ -242,7 +242,7 @@ EMPTY = ([4096, 4096, 9, 9], None, None, None, None)
 async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
     for answer in answers:
         payload = json.dumps(answer).encode()
-        await board.send(wire.CHUNK, payload, job=job, flags=wire.GAVE)
+        await board.send(wire.CHUNK, payload, job=job, flags=wire.OP_RESULT)
 
 
 async def test_a_job_about_packages_is_one_job_in_steps(lab):

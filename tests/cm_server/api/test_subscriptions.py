@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol import wire
-from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.targets import parse_target
 from cm_server import limits
-from cm_server.api.subscriptions import Watch, Watches
+from cm_server.api.subscriptions import Subscription, Subscriptions
 from cm_server.jobs.registry import Board, Registry
 from cm_server.sample_buffer import Sample
 from cm_server.store.rows import BoardRow
@@ -28,24 +28,26 @@ class Rig:
     def __init__(self, count: int = 3) -> None:
         self.registry = Registry(row(number) for number in range(1, count + 1))
         self.timers: list[Any] = []
-        self.watches = Watches(self.registry, lambda _, act: self.timers.append(act))
+        self.watches = Subscriptions(self.registry, lambda _, act: self.timers.append(act))
         self.ready = True
 
     def board(self, number: int = 1) -> Board:
         return self.registry.by_name[f"lab-{number}"]
 
-    def watch(self, target: str = "all", **more: Any) -> tuple[Watch, list[dict[str, Any]]]:
+    def watch(self, target: str = "all", **more: Any) -> tuple[Subscription, list[dict[str, Any]]]:
         told: list[dict[str, Any]] = []
 
         def send(data: bytes) -> None:
             message = wire.unpack(data)
             assert (message.op, message.job) == (wire.CHANGES, 9)
-            whole = bool(message.flags & wire.WHOLE)
+            whole = bool(message.flags & wire.FULL_SNAPSHOT)
             told.append({**json.loads(message.payload), "whole": whole})
 
-        given: dict[str, Any] = {"reach": self.registry.by_name, **more}
-        watch = Watch(9, parse(target), send=send, ready=lambda: self.ready, **given)
-        self.watches.begin(watch)
+        given: dict[str, Any] = {"reachable": self.registry.by_name, **more}
+        watch = Subscription(
+            9, parse_target(target), send=send, is_ready=lambda: self.ready, **given
+        )
+        self.watches.add(watch)
         return watch, told
 
     def tick(self) -> None:
@@ -131,7 +133,7 @@ def test_who_does_not_read_gets_the_last_state_and_delays_nobody():
 
 
 def test_samples_that_wait_too_long_are_left_out_and_counted(monkeypatch):
-    monkeypatch.setattr(limits, "WATCH_SAMPLES", 10)
+    monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
     _, told = rig.watch()
     rig.ready = False
@@ -148,7 +150,7 @@ def test_samples_that_wait_too_long_are_left_out_and_counted(monkeypatch):
 
 
 def test_a_flood_between_two_ticks_is_bounded(monkeypatch):
-    monkeypatch.setattr(limits, "WATCH_SAMPLES", 10)
+    monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
     _, told = rig.watch()
     for value in range(15):
@@ -158,7 +160,7 @@ def test_a_flood_between_two_ticks_is_bounded(monkeypatch):
 
 
 def test_many_boards_come_in_several_updates(monkeypatch):
-    monkeypatch.setattr(limits, "WATCH_BOARDS", 4)
+    monkeypatch.setattr(limits, "SUBSCRIPTION_UPDATE_BOARDS", 4)
     rig = Rig(10)
     _, told = rig.watch()
     rig.tick()
@@ -171,11 +173,11 @@ def test_many_boards_come_in_several_updates(monkeypatch):
 def test_where_nobody_watches_nothing_is_gathered():
     rig = Rig(1)
     watch, told = rig.watch()
-    rig.watches.end(watch)
+    rig.watches.remove(watch)
     rig.tick()
     rig.board().labels = {"a": "b"}
     rig.emit()
-    assert (len(told), rig.timers, rig.registry.on_change) == (1, [], None)
+    assert (len(told), rig.timers, rig.registry.subscriptions_listener) == (1, [], None)
 
 
 # On real sockets
@@ -218,7 +220,7 @@ async def test_a_malformed_emit_breaks_no_link(service: Service):
     ):
         await emit(board, b"nonsense")
         await emit(board, b'{"t": 1}')
-        await service.until(lambda: service.server.registry.by_name["lab-1"].samples.kept)
+        await service.until(lambda: service.server.registry.by_name["lab-1"].sample_buffer.samples)
         ((name, _, _, missed, values),) = (await caller.ask("samples", target="lab-1"))["reply"]
         assert (name, missed, values) == ("lab-1", 1, {"t": 1})
 
@@ -230,8 +232,8 @@ async def test_unwatch_ends_it_and_the_end_of_a_link_does(service: Service):
             await caller.send(wire.WATCH, b'{"target": "all"}', job=ref)
             await changes(caller)
         await caller.send(wire.UNWATCH, job=1)
-        await service.until(lambda: len(service.server.watches) == 1)
-    await service.until(lambda: len(service.server.watches) == 0)
+        await service.until(lambda: len(service.server.subscriptions) == 1)
+    await service.until(lambda: len(service.server.subscriptions) == 0)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +250,8 @@ async def test_a_target_that_means_nothing_is_refused(service: Service, target, 
 
 
 async def test_too_many_watches_are_refused(service: Service, monkeypatch):
-    monkeypatch.setattr(limits, "WATCHES_PER_LINK", 1)
-    monkeypatch.setattr(limits, "WATCHES", 2)
+    monkeypatch.setattr(limits, "SUBSCRIPTIONS_PER_LINK", 1)
+    monkeypatch.setattr(limits, "SUBSCRIPTIONS", 2)
     async with (
         await FakeCaller.join(service) as one,
         await FakeCaller.join(service) as two,
@@ -271,8 +273,8 @@ async def test_the_reply_to_samples_is_bounded(service: Service):
     ):
         for number in range(5):
             await emit(board, b'{"n": %d}' % number)
-        ring = service.server.registry.by_name["lab-1"].samples
-        await service.until(lambda: len(ring.kept) == 5)
+        ring = service.server.registry.by_name["lab-1"].sample_buffer
+        await service.until(lambda: len(ring.samples) == 5)
         told = (await caller.ask("samples", target="all", count=2))["reply"]
         assert [row[4] for row in told] == [{"n": 3}, {"n": 4}]
         assert (await caller.ask("samples", count=10**9))["error"] == "ServerError"

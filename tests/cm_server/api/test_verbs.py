@@ -22,7 +22,7 @@ from cloudmanager.protocol.errors import (
 from cm_server import limits
 from cm_server.api import verbs
 from cm_server.api.verbs import VERBS, check_role
-from cm_server.auth.audit import Audit
+from cm_server.auth.audit import AuditLog
 from cm_server.auth.credentials import ROLES
 from cm_server.auth.enrolment import Enrolment
 from cm_server.auth.tokens import Tokens
@@ -31,7 +31,7 @@ from cm_server.jobs.jobs import Cell
 from cm_server.jobs.registry import Registry
 from cm_server.limits import ENROL_NAMES
 from cm_server.net.certificates import Certificates
-from cm_server.store.rows import TokenRow, new_board
+from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
 
 NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
@@ -67,20 +67,20 @@ class FakeServer:
     store: Store
     registry: Registry
     dispatch: Dispatch
-    audit: Audit
+    audit_log: AuditLog
     tokens: Tokens
     version: str = "0.1"
     address: str = "http://127.0.0.1:1"
     uptime: float = 0.0
     pid: int = 4711
     callers: tuple[()] = ()
-    others: None = None
+    cluster: None = None
     certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         self.enrolment = Enrolment(self)  # type: ignore[arg-type]
 
-    def spread_changed(self) -> None:
+    def update_lost_after(self) -> None:
         pass
 
     def problems(self) -> list[str]:
@@ -95,17 +95,17 @@ class FakeServer:
     def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
         """What a caller gets, by way of JSON."""
         body = {"verb": verb, **body}
-        reply = verbs.answer(self, caller, body, "here")  # type: ignore[arg-type]
+        reply = verbs.handle_request(self, caller, body, "here")  # type: ignore[arg-type]
         return json.loads(json.dumps(reply))
 
 
 @pytest.fixture
 def server() -> FakeServer:
     store = Store(None)
-    store.enrol([new_board(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
+    store.enrol_boards([new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     registry = Registry(store.boards())
     dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
-    tools = (store, registry, dispatch, Audit(store), Tokens(store))
+    tools = (store, registry, dispatch, AuditLog(store), Tokens(store))
     server = FakeServer(*tools, uptime=5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
@@ -347,9 +347,9 @@ def test_a_job_is_shown_with_the_tail_of_its_output(server: FakeServer):
 
 
 def test_an_old_job_is_shown_as_far_as_the_store_knows_it(server: FakeServer):
-    (number,) = server.store.begin(["id2"], "ann")
-    (gone,) = server.store.begin(["id99"], "ann")
-    server.store.end(number, "error", "ValueError: old")
+    (number,) = server.store.insert_jobs(["id2"], "ann")
+    (gone,) = server.store.insert_jobs(["id99"], "ann")
+    server.store.end_job(number, "error", "ValueError: old")
     told = server.ask("job", job=number)
     assert (told["board"], told["state"], told["status"], told["error"], told["truncated"]) == (
         "lab-2",

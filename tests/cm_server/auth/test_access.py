@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import NoSuchBoard, TargetError
-from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.targets import parse_target
 from cm_server.auth import access
 from cm_server.jobs.registry import Board, Registry
 from cm_server.store.rows import BoardRow, TokenRow
@@ -36,7 +36,7 @@ def token(target: str) -> TokenRow:
 
 
 def test_a_token_without_bounds_sees_the_boards_themselves(boards):
-    assert access.within(token("all"), boards) is boards
+    assert access.reachable_boards(token("all"), boards) is boards
     assert access.reaches_all(token("all"))
     assert not access.reaches_all(token("lab-*"))
 
@@ -54,7 +54,7 @@ def test_a_token_without_bounds_sees_the_boards_themselves(boards):
     ],
 )
 def test_within_are_those_of_the_target_there_or_not(boards, target, names):
-    seen = access.within(token(target), boards)
+    seen = access.reachable_boards(token(target), boards)
     assert " ".join(seen) == names
     assert len(seen) == len(names.split())
     for name in boards:
@@ -63,24 +63,24 @@ def test_within_are_those_of_the_target_there_or_not(boards, target, names):
 
 
 def test_what_is_outside_is_unknown_and_not_suggested(boards):
-    seen = access.within(token("lab-*"), boards)
+    seen = access.reachable_boards(token("lab-*"), boards)
     outside, never = [
-        pytest.raises(NoSuchBoard, parse(name).resolve, seen).value
+        pytest.raises(NoSuchBoard, parse_target(name).resolve, seen).value
         for name in ("vault-1", "vault-2")
     ]
     assert (outside.suggestion, outside.others) == (never.suggestion, never.others) == (None, ())
-    assert "vault" not in str(pytest.raises(NoSuchBoard, parse("lab-9").resolve, seen).value)
-    assert parse("all").resolve(seen).left_out == ("lab-2", "lab-3", "lab-4")
+    assert "vault" not in str(pytest.raises(NoSuchBoard, parse_target("lab-9").resolve, seen).value)
+    assert parse_target("all").resolve(seen).left_out == ("lab-2", "lab-3", "lab-4")
 
 
 def test_where_nothing_is_in_reach_no_board_is_enrolled(boards):
-    seen = access.within(token("nobody"), boards)
+    seen = access.reachable_boards(token("nobody"), boards)
     with pytest.raises(TargetError, match="No board is enrolled yet"):
-        parse("all").resolve(seen)
+        parse_target("all").resolve(seen)
 
 
 def test_a_label_that_changes_changes_the_reach_at_once(boards):
-    seen = access.within(token("room=lab"), boards)
+    seen = access.reachable_boards(token("room=lab"), boards)
     assert "lab-1" in seen
     boards["lab-1"].labels = {"room": "vault"}
     assert "lab-1" not in seen

@@ -9,7 +9,7 @@ import pytest
 from cloudmanager.protocol.errors import NotAllowed, ServerError, TargetError
 from cm_server import limits
 from cm_server.auth import credentials
-from cm_server.auth.audit import Audit, Note, shorten
+from cm_server.auth.audit import AuditEntry, AuditLog, shorten
 from cm_server.store.store import Store
 
 
@@ -24,11 +24,11 @@ class Book:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(None)
-        self.audit = Audit(self.store, self.clock)
+        self.audit = AuditLog(self.store, self.clock)
 
     @property
     def rows(self) -> list[Any]:
-        return self.store.audit(10_000)
+        return self.store.audit_rows(10_000)
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def book() -> Book:
 
 
 def test_what_was_done_is_one_row(book):
-    note = Note("ann", "192.0.2.1:5", "label", "lab-*")
+    note = AuditEntry("ann", "192.0.2.1:5", "label", "lab-*")
     note.detail, note.boards = "room=lab", 3
-    book.audit.done(note)
+    book.audit.log_action(note)
     (row,) = book.rows
     assert row[1:] == (
         "ann",
@@ -55,45 +55,49 @@ def test_what_was_done_is_one_row(book):
 
 
 def test_what_the_store_has_already_is_not_written_again(book):
-    note = Note("ann", "here", "label")
+    note = AuditEntry("ann", "here", "label")
     note.written = True
-    book.audit.done(note)
+    book.audit.log_action(note)
     assert book.rows == []
 
 
 def test_what_cannot_be_written_is_not_done(book, monkeypatch):
     monkeypatch.setattr(book.store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
     with pytest.raises(ServerError, match="cannot be written"):
-        book.audit.done(Note("ann", "here", "interrupt"))
-    book.audit.refused(Note("ann", "here", "label"), NotAllowed("admin"))  # refused all the same
+        book.audit.log_action(AuditEntry("ann", "here", "interrupt"))
+    book.audit.log_refusal(
+        AuditEntry("ann", "here", "label"), NotAllowed("admin")
+    )  # refused all the same
 
 
 def test_a_refusal_says_why(book):
-    book.audit.refused(Note("ann", "here", "forget", "lab-1"), NotAllowed("admin"))
+    book.audit.log_refusal(AuditEntry("ann", "here", "forget", "lab-1"), NotAllowed("admin"))
     (row,) = book.rows
     assert (row.outcome, row.detail) == ("refused", "Not allowed: this needs the right 'admin'.")
 
 
 def test_a_flood_of_refusals_is_bounded_and_counted(book):
     for _ in range(1000):
-        book.audit.refused(Note("ann", "here", "forget"), NotAllowed("admin"))
+        book.audit.log_refusal(AuditEntry("ann", "here", "forget"), NotAllowed("admin"))
     assert len(book.rows) == limits.REFUSAL_ROWS_PER_MINUTE
-    book.audit.refused(Note("bob", "here", "forget"), NotAllowed("admin"))
+    book.audit.log_refusal(AuditEntry("bob", "here", "forget"), NotAllowed("admin"))
     assert book.rows[-1].who == "bob"
     book.clock.now += 60
-    book.audit.refused(Note("ann", "here", "forget"), NotAllowed("admin"))
+    book.audit.log_refusal(AuditEntry("ann", "here", "forget"), NotAllowed("admin"))
     assert book.rows[-1].detail.endswith("(940 more before it are not listed)")
 
 
 def test_a_flood_of_strangers_cannot_fill_the_disk(book):
-    said = [book.audit.stranger("192.0.2.1", "login", "", "wrong token") for _ in range(1000)]
-    assert sum(text is not None for text in said) == limits.STRANGER_ROWS_PER_MINUTE
+    said = [book.audit.log_stranger("192.0.2.1", "login", "", "wrong token") for _ in range(1000)]
+    assert sum(text is not None for text in said) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
     for number in range(1000):
-        book.audit.stranger(f"198.51.{number % 250}.{number // 250}", "login", "", "wrong token")
-    assert len(book.rows) == limits.STRANGERS_ROWS_PER_MINUTE
+        book.audit.log_stranger(
+            f"198.51.{number % 250}.{number // 250}", "login", "", "wrong token"
+        )
+    assert len(book.rows) == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
     assert {(row.who, row.outcome) for row in book.rows} == {("", "refused")}
     book.clock.now += 60
-    told = book.audit.stranger("192.0.2.1", "login", "", "wrong token")
+    told = book.audit.log_stranger("192.0.2.1", "login", "", "wrong token")
     assert told is not None
     assert told.startswith("wrong token (")
     assert book.rows[-1].address == "192.0.2.1"
@@ -101,23 +105,23 @@ def test_a_flood_of_strangers_cannot_fill_the_disk(book):
 
 def test_one_verb_that_reads_is_one_row_a_minute(book):
     for _ in range(100):
-        book.audit.read(Note("ann", "here", "boards"))
-    book.audit.read(Note("ann", "here", "jobs"))
-    book.audit.read(Note("bob", "here", "boards"))
+        book.audit.log_read(AuditEntry("ann", "here", "boards"))
+    book.audit.log_read(AuditEntry("ann", "here", "jobs"))
+    book.audit.log_read(AuditEntry("bob", "here", "boards"))
     assert [(row.who, row.verb) for row in book.rows] == [
         ("ann", "boards"),
         ("ann", "jobs"),
         ("bob", "boards"),
     ]
     book.clock.now += 60
-    book.audit.read(Note("ann", "here", "boards"))
+    book.audit.log_read(AuditEntry("ann", "here", "boards"))
     assert len(book.rows) == 4
 
 
 def test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written(book):
     token = credentials.new_token()
-    note = Note("ann", "here", f"token-revoke {token}", token)
-    book.audit.refused(note, TargetError("No board matches.", f"x,{token}", 0, "Look again."))
+    note = AuditEntry("ann", "here", f"token-revoke {token}", token)
+    book.audit.log_refusal(note, TargetError("No board matches.", f"x,{token}", 0, "Look again."))
     (row,) = book.rows
     assert token not in repr(row)
     assert token[3:20] not in repr(row)

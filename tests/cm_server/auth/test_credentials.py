@@ -9,7 +9,7 @@ import re
 import pytest
 
 from cm_server.auth import credentials
-from cm_server.auth.credentials import find_token
+from cm_server.auth.credentials import find_bearer_token
 from cm_server.store.rows import TokenRow
 
 TOKEN = "cm_Ab-1" + "xY_9" * 10
@@ -21,8 +21,8 @@ TOKENS = {row.hash: row for row in (ANN, BOB)}
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_known_token_opens(scheme):
-    assert find_token(f"{scheme} {TOKEN}", TOKENS) == ANN
-    assert find_token(f"{scheme} {OTHER}", TOKENS) == BOB
+    assert find_bearer_token(f"{scheme} {TOKEN}", TOKENS) == ANN
+    assert find_bearer_token(f"{scheme} {OTHER}", TOKENS) == BOB
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,16 @@ def test_a_known_token_opens(scheme):
     ids=lambda header: repr(header)[:24],
 )
 def test_any_other_header_is_nobody(header):
-    assert find_token(header, TOKENS) is None
+    assert find_bearer_token(header, TOKENS) is None
 
 
 def test_where_no_token_is_known_nobody_is():
-    assert find_token(f"Bearer {TOKEN}", {}) is None
+    assert find_bearer_token(f"Bearer {TOKEN}", {}) is None
 
 
 def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
     assert (
-        find_token(
+        find_bearer_token(
             "Bearer ",
             {credentials.token_hash(""): TokenRow(credentials.token_hash(""), "ghost", "admin")},
         )
@@ -89,7 +89,7 @@ def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in (TOKEN, OTHER, "nonsense"):
-        find_token(f"Bearer {token}", TOKENS)
+        find_bearer_token(f"Bearer {token}", TOKENS)
     assert compared == list(TOKENS) * 3
 
 

@@ -11,17 +11,19 @@ import pytest
 
 from cloudmanager.protocol import proofs, wire
 from cm_server.auth import credentials
-from cm_server.auth.audit import Note
-from cm_server.auth.enrolment import REVOKED
+from cm_server.auth.audit import AuditEntry
+from cm_server.auth.enrolment import CLOSE_REVOKED
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
 
 KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
 
 
 def token_for(service: Service, target: str, uses: int = 1, seconds: float = 60.0) -> str:
-    note = Note("local", "here", "enrol-token")
+    note = AuditEntry("local", "here", "enrol-token")
     name = f"enrol-{len(service.server.tokens.describe())}"
-    return service.server.tokens.create(name, credentials.BOARD, target, seconds, note, uses=uses)
+    return service.server.tokens.create(
+        name, credentials.BOARD_ROLE, target, seconds, note, uses=uses
+    )
 
 
 async def enrol(service: Service, token: str, *, tls: bool = True, **more: Any) -> Any:
@@ -140,7 +142,7 @@ async def test_expired_and_revoked_enrolment_tokens_are_refused_by_name(service:
     old = token_for(service, "lab-1", seconds=1e-6)
     assert "expired on" in (await enrol(service, old))[1]
     dead = token_for(service, "lab-1")
-    service.server.tokens.revoke("enrol-2", Note("local", "here", "token-revoke"))
+    service.server.tokens.revoke("enrol-2", AuditEntry("local", "here", "token-revoke"))
     assert "was revoked on" in (await enrol(service, dead))[1]
 
 
@@ -241,7 +243,7 @@ async def test_a_message_that_was_tampered_with_ends_the_link_and_does_nothing(
             code, reason = await board.closed()
             assert (code, reason) == (1002, "a message's MAC is wrong.")
         assert service.server.dispatch.jobs[job].status is None
-        assert b"stolen" not in service.server.dispatch.jobs[job].tail.text().encode()
+        assert b"stolen" not in service.server.dispatch.jobs[job].output_tail.text().encode()
 
 
 # Out
@@ -258,7 +260,7 @@ async def test_revoke_while_connected_closes_the_link_and_withholds_what_waits(s
         await board.next()
         (second,) = await caller.submit("lab-1")
         assert (await admin.ask("revoke", target="lab-1"))["reply"] == ["lab-1"]
-        assert await board.closed() == (REVOKED, "revoked")
+        assert await board.closed() == (CLOSE_REVOKED, "revoked")
         assert (await caller.ending(first))[0] == "lost"
         assert await caller.ending(second) == ("offline", "it was taken out of the fleet")
     async with await FakeBoard.dial(service, "/board") as board:
@@ -455,7 +457,7 @@ async def test_enrolled_anew_while_connected_the_old_keys_link_ends_and_the_new_
         await board.next()
         (second,) = await caller.submit("lab-1")
         (new,) = service.enrol("lab-1")
-        assert (await board.closed())[0] == REVOKED
+        assert (await board.closed())[0] == CLOSE_REVOKED
         async with await FakeBoard.join(service, new) as newer:
             assert (await caller.ending(first))[0] == "lost"
             assert (await newer.next()).op == wire.EXEC

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server.auth.enrolment import REVOKED
+from cm_server.auth.enrolment import CLOSE_REVOKED
 from tests.cm_server.dispatching import Rig
 from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service, running_service
@@ -59,7 +59,7 @@ async def test_queued_and_waiting_jobs_of_a_revoked_token_never_begin(lab: Lab, 
             assert status == "error"
             assert why.startswith("the token 'leaver' was revoked on ")
             assert why.endswith("; it did not run")
-        assert (await caller.closed())[0] == REVOKED
+        assert (await caller.closed())[0] == CLOSE_REVOKED
     await lab.board.end(running, rest=b"1")
     await nothing_more(lab.board)
     row = lab.service.server.store.job(running)
@@ -77,7 +77,7 @@ async def test_jobs_of_a_token_that_expires_end_then_and_its_link_is_closed(lab:
         status, why = await caller.ending(waiting)
         assert status == "error"
         assert why.startswith("the token 'leaver' expired on ")
-        assert (await caller.closed())[0] == REVOKED
+        assert (await caller.closed())[0] == CLOSE_REVOKED
 
 
 async def test_expiry_is_read_at_each_start_even_if_the_clock_was_set(lab: Lab, monkeypatch):
@@ -103,7 +103,7 @@ async def test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_wa
             wire.REQUEST, b'{"verb": "label", "target": "lab-1", "labels": {"a":"b"}}'
         )
         code, reason = await caller.closed()
-        assert (code, "expired" in reason) == (REVOKED, True)
+        assert (code, "expired" in reason) == (CLOSE_REVOKED, True)
     assert not lab.service.server.registry.by_name["lab-1"].labels
 
 
@@ -140,7 +140,7 @@ async def test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach(lab: L
         await lab.board.send(wire.OUTPUT, b"secret", job=job)
         await lab.board.send(wire.INPUT, b"? ", job=job)
         answer = await lab.board.next()
-        assert (answer.op, answer.flags) == (wire.ANSWER, wire.NOBODY)
+        assert (answer.op, answer.flags) == (wire.ANSWER, wire.INPUT_EOF)
         assert (await caller.ask("boards"))["reply"] != []  # the next message is no output
         await lab.board.end(job, rest=b"1")
         await lab.service.until(lambda: job not in lab.service.server.dispatch.jobs)
@@ -173,7 +173,7 @@ async def test_token_of_the_same_name_does_not_permit_what_a_revoked_one_asked_f
     async with await lab.operator() as caller:
         (job,) = await caller.submit("lab-2", wait=LATER)
         dispatch = lab.service.server.dispatch
-        dispatch.jobs[job].watcher = None
+        dispatch.jobs[job].observer = None
         await lab.owner.ask("token-revoke", name="leaver")
         lab.service.add_token("operator", name="leaver")
         assert job not in dispatch.jobs

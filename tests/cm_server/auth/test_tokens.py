@@ -10,7 +10,7 @@ import pytest
 from cloudmanager.protocol.errors import ServerError, TargetError
 from cm_server import limits
 from cm_server.auth import credentials
-from cm_server.auth.audit import Note
+from cm_server.auth.audit import AuditEntry
 from cm_server.auth.tokens import Tokens
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
@@ -40,12 +40,12 @@ class Desk:
         return self.tokens.revoke(name, note("token-revoke"))
 
     def refusal(self, token: str) -> str | None:
-        row = self.tokens.find(f"Bearer {token}")
-        return None if row is None else self.tokens.refusal(row)
+        row = self.tokens.find_caller_token(f"Bearer {token}")
+        return None if row is None else self.tokens.refusal_reason(row)
 
 
-def note(verb: str) -> Note:
-    return Note("ann", "here", verb)
+def note(verb: str) -> AuditEntry:
+    return AuditEntry("ann", "here", verb)
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def desk() -> Desk:
 
 def test_a_token_opens_with_its_name_role_and_target(desk):
     token = desk.create("lab-notebook", "viewer", " lab-* ")
-    row = desk.tokens.find(f"Bearer {token}")
+    row = desk.tokens.find_caller_token(f"Bearer {token}")
     assert row[1:] == ("lab-notebook", "viewer", "lab-*", desk.clock.now, None, None, None)
-    assert desk.tokens.refusal(row) == ""
+    assert desk.tokens.refusal_reason(row) == ""
 
 
 def test_the_next_server_knows_it_too(tmp_path):
@@ -151,7 +151,7 @@ def test_what_makes_no_token_is_refused_and_makes_none(desk, given, why):
     with pytest.raises((ServerError, TargetError), match=why):
         desk.create(**{"name": "x", **given})
     assert desk.tokens.describe() == []
-    assert desk.store.audit(9) == []
+    assert desk.store.audit_rows(9) == []
 
 
 def test_tokens_are_bounded_and_a_revoked_one_makes_room(desk, monkeypatch):
@@ -217,10 +217,10 @@ def test_a_token_may_be_revoked_once(desk):
 
 def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(desk):
     first, second = credentials.new_token(), credentials.new_token()
-    desk.tokens.adopt(first)
-    desk.tokens.adopt(first)
+    desk.tokens.install_local_token(first)
+    desk.tokens.install_local_token(first)
     assert desk.refusal(first) == ""
-    desk.tokens.adopt(second)
+    desk.tokens.install_local_token(second)
     assert (desk.refusal(first) or "").startswith("the token 'local' was revoked")
     assert desk.refusal(second) == ""
     assert [(row["name"], row["role"], row["target"]) for row in desk.tokens.describe()] == [
@@ -230,7 +230,7 @@ def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(des
 
 def test_the_local_token_is_not_revoked_but_deleted(desk):
     token = credentials.new_token()
-    desk.tokens.adopt(token)
+    desk.tokens.install_local_token(token)
     with pytest.raises(ServerError, match="delete it and start the server again"):
         desk.revoke("local")
     assert desk.refusal(token) == ""
@@ -238,8 +238,8 @@ def test_the_local_token_is_not_revoked_but_deleted(desk):
 
 def test_a_token_that_no_server_knows_is_refused(desk):
     token = desk.create("lab-notebook")
-    row = desk.tokens.find(f"Bearer {token}")
-    assert Tokens(Store(None)).refusal(row) == "the token 'lab-notebook' is not known here"
+    row = desk.tokens.find_caller_token(f"Bearer {token}")
+    assert Tokens(Store(None)).refusal_reason(row) == "the token 'lab-notebook' is not known here"
 
 
 # The audit log
@@ -248,7 +248,7 @@ def test_a_token_that_no_server_knows_is_refused(desk):
 def test_making_and_revoking_leave_one_row_each_without_the_token(desk):
     token = desk.create("lab-notebook", "viewer", "lab-*", DAY)
     desk.revoke("lab-notebook")
-    rows = [(row.who, row.verb, row.target, row.detail) for row in desk.store.audit(9)]
+    rows = [(row.who, row.verb, row.target, row.detail) for row in desk.store.audit_rows(9)]
     assert rows == [
         (
             "ann",

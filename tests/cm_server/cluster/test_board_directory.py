@@ -6,7 +6,7 @@ import time
 
 from cloudmanager.protocol import wire
 from cm_server.cluster import membership
-from cm_server.cluster.peer_messages import ALL, Post
+from cm_server.cluster.peer_messages import ALL, PeerMessages
 from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
@@ -18,15 +18,18 @@ async def test_the_newest_link_wins_and_older_words_are_not_heard(pair: Two):
         await pair.seen()
         a, b = (service.server.registry.by_name["lab-1"] for service in (pair.a, pair.b))
         assert (a.epoch, b.epoch) == (2, 2)
-        assert b.away is not None
-        assert b.away.server == store_of(pair.a).server
+        assert b.remote_state is not None
+        assert b.remote_state.server == store_of(pair.a).server_id
         stale = [[identity.id, [1, "offline", None, None, 0], None]]
-        others_of(pair.a).presence._on_boards("c" * 16, {"boards": stale}, b"")
+        others_of(pair.a).board_directory._on_boards("c" * 16, {"boards": stale}, b"")
         assert a.state == "idle"
-        assert (others_of(pair.a).presence.held, others_of(pair.b).presence.held) == (1, 0)
+        assert (
+            others_of(pair.a).board_directory.held_count,
+            others_of(pair.b).board_directory.held_count,
+        ) == (1, 0)
     await pair.seen(state="offline")
-    assert others_of(pair.a).presence.held == 0
-    assert store_of(pair.b).holders() == {}
+    assert others_of(pair.a).board_directory.held_count == 0
+    assert store_of(pair.b).board_holders() == {}
 
 
 async def test_what_a_board_says_of_itself_is_known_everywhere(pair: Two):
@@ -43,19 +46,19 @@ async def test_a_server_that_missed_everything_asks(pair: Two):
     identity, board = await pair.board_at_b()
     async with board:
         a = pair.a.server.registry.by_name["lab-1"]
-        a.epoch, a.away, a.told = 0, None, {}
-        others_of(pair.a)._on_bus(True)
+        a.epoch, a.remote_state, a.reported_facts = 0, None, {}
+        others_of(pair.a)._on_pubsub_change(True)
         assert a.online  # the store knows that much
-        await pair.a.until(lambda: a.told)
-    store_of(pair.b).forget([identity.id])
-    others_of(pair.b)._read()
+        await pair.a.until(lambda: a.reported_facts)
+    store_of(pair.b).delete_boards([identity.id])
+    others_of(pair.b)._reload()
     await pair.a.until(lambda: not pair.a.server.registry.by_id)
     assert not pair.b.server.registry.by_id
 
 
 async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
     (identity,) = await pair.enrol("lab-1")
-    db = store_of(pair.b)._db
+    db = store_of(pair.b)._connection
     db.exec_driver_sql("PRAGMA query_only=ON")
     db.commit()
     board: FakeBoard = await FakeBoard.dial(pair.b, "/board")
@@ -69,8 +72,8 @@ async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
 
 async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: Two):
     (identity,) = await pair.enrol("lab-1")
-    others_of(pair.a).post.bus.publish = lambda *_: None  # type: ignore[method-assign]
-    pair.a.server.store.forget([identity.id])
+    others_of(pair.a).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
+    pair.a.server.store.delete_boards([identity.id])
     board: FakeBoard = await FakeBoard.dial(pair.b, "/board")
     async with board:
         await board.greet(identity.id)
@@ -81,10 +84,10 @@ async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: 
 
 async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Two, monkeypatch):
     _, board = await pair.board_at_b()
-    monkeypatch.setattr(membership, "READ_ALONE_SECONDS", 0.1)
+    monkeypatch.setattr(membership, "RELOAD_DISCONNECTED_SECONDS", 0.1)
     assert pair.hub is not None
     async with board, await FakeCaller.join(pair.a) as caller:
-        pair.hub.set_up(False)
+        pair.hub.set_connected(False)
         await caller.ask("revoke", target="lab-1")
         assert (await board.closed())[0] == 4004
 
@@ -92,11 +95,11 @@ async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Tw
 async def test_who_publishes_on_the_bus_without_the_key_has_no_say(pair: Two):
     identity, board = await pair.board_at_b()
     assert pair.hub is not None
-    fleet = others_of(pair.a).post._fleet
-    stranger = Post(pair.hub.bus(), fleet, bytes(32), "c" * 16)
+    fleet = others_of(pair.a).peer_messages._fleet
+    stranger = PeerMessages(pair.hub.new_client(), fleet, bytes(32), "c" * 16)
     async with board:
-        dropped = others_of(pair.b).post.dropped
+        dropped = others_of(pair.b).peer_messages.dropped
         stranger.send(ALL, "stop", {"board": identity.id})
-        await pair.b.until(lambda: others_of(pair.b).post.dropped > dropped)
-        others_of(pair.a).post.send(ALL, "stop", {"board": identity.id})
+        await pair.b.until(lambda: others_of(pair.b).peer_messages.dropped > dropped)
+        others_of(pair.a).peer_messages.send(ALL, "stop", {"board": identity.id})
         assert (await board.next()).op == wire.INTERRUPT

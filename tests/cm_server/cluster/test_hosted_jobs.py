@@ -8,8 +8,8 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cm_server import limits
-from cm_server.cluster.hosted_jobs import Absent
-from cm_server.jobs.registry import Away
+from cm_server.cluster.hosted_jobs import RemoteObserver
+from cm_server.jobs.registry import RemoteBoardState
 from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeCaller
 
@@ -20,20 +20,20 @@ def test_where_the_bus_does_not_keep_up_output_is_left_out_and_endings_are_not()
     def send(_server: str, _op: str, _head: Any, message: bytes) -> None:
         sent.append((message[0], message[1]))
 
-    post = SimpleNamespace(bus=SimpleNamespace(waiting=0), send=send)
-    absent = Absent(post, "b")  # type: ignore[arg-type]
+    post = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send=send)
+    absent = RemoteObserver(post, "b")  # type: ignore[arg-type]
     output, value = wire.pack(wire.OUTPUT, b"x", job=1), wire.pack(wire.VALUE, b"x", job=1)
     absent.deliver(output, droppable=True)
-    post.bus.waiting = limits.UNSENT_BYTES + 1
+    post.pubsub.pending_bytes = limits.UNSENT_BYTES + 1
     for message in (output, output, value):
         absent.deliver(message, droppable=True)
     absent.deliver(wire.pack(wire.STARTED, job=1))
-    post.bus.waiting = 0
+    post.pubsub.pending_bytes = 0
     absent.deliver(output, droppable=True)
     assert sent == [
         (wire.OUTPUT, 0),
         (wire.TRUNCATED, 0),
-        (wire.TRUNCATED, wire.CUT),
+        (wire.TRUNCATED, wire.VALUE_TRUNCATED),
         (wire.STARTED, 0),
         (wire.OUTPUT, 0),
     ]
@@ -42,7 +42,9 @@ def test_where_the_bus_does_not_keep_up_output_is_left_out_and_endings_are_not()
 async def test_a_job_for_a_board_that_is_not_here_is_refused_and_ends_offline(pair: Two):
     await pair.enrol("lab-1")
     board = pair.a.server.registry.by_name["lab-1"]
-    board.away = Away(store_of(pair.b).server, 1, "idle", time.time())  # so A believes
+    board.remote_state = RemoteBoardState(
+        store_of(pair.b).server_id, 1, "idle", time.time()
+    )  # so A believes
     async with await FakeCaller.join(pair.a) as caller:
         (job,) = await caller.submit("lab-1")
         assert (await caller.ending(job))[0] == "offline"
@@ -55,18 +57,18 @@ async def test_a_letter_about_a_job_that_nobody_wrote_down_runs_nothing(pair: Tw
         target = pair.b.server.registry.by_name["lab-1"]
         head = {"timeout": None, "awaits": False, "fresh": False, "answers": False, "files": None}
         asked = {"jobs": [[4711, target.id]], "caller": "eve", **head}
-        others_of(pair.a).post.send(store_of(pair.b).server, "run", asked, b"evil()")
-        reply, _ = await others_of(pair.a).post.ask(
-            store_of(pair.b).server, "interrupt", {"jobs": [4711]}
+        others_of(pair.a).peer_messages.send(store_of(pair.b).server_id, "run", asked, b"evil()")
+        reply, _ = await others_of(pair.a).peer_messages.request(
+            store_of(pair.b).server_id, "interrupt", {"jobs": [4711]}
         )
         assert reply == {"found": 0}
-        assert target.current is None
+        assert target.current_job is None
 
 
 async def test_where_the_store_is_away_a_job_is_refused_with_the_reason(pair: Two):
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
-        db = store_of(pair.b)._db
+        db = store_of(pair.b)._connection
         db.exec_driver_sql("PRAGMA query_only=ON")
         db.commit()
         (job,) = await caller.submit("lab-1")

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from cloudmanager.protocol import wire
-from cm_server.store.shared_store import NEVER_SENT
+from cm_server.store.shared_store import NEVER_SENT_ERROR
 from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
@@ -72,7 +72,7 @@ async def test_input_is_asked_and_answered_over_servers(two: Two):
             assert (answer.op, answer.payload) == (wire.ANSWER, b"ann")
             await board.send(wire.INPUT, b"age? ", job=job)
             await caller.event()
-        assert (await board.next()).flags & wire.NOBODY  # the caller is gone
+        assert (await board.next()).flags & wire.INPUT_EOF  # the caller is gone
         await board.end(job)
 
 
@@ -87,13 +87,13 @@ async def test_files_go_to_boards_elsewhere_and_come_back(two: Two):
             assert (await caller.next()).op == wire.REPLY
         (job,) = await caller.submit("lab-1", b"", acts=[["put", "/a", digest]])
         assert (await board.next()).op == wire.FILE
-        await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.HAVE)
+        await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.RESUME_STATE)
         got = bytearray()
         while len(got) < len(data):
             piece = await board.next()
             assert piece.op == wire.DATA
             got += piece.payload
-            await board.socket.send(wire.pack_count(wire.CHUNK, len(got), job=job))
+            await board.socket.send(wire.pack_byte_count(wire.CHUNK, len(got), job=job))
         assert got == data
         await board.end(job)
         assert (await caller.ending(job))[0] == "ok"
@@ -106,7 +106,7 @@ async def test_files_go_to_boards_elsewhere_and_come_back(two: Two):
         while taken < 50_000:  # the caller has read: the board may send more
             word = await board.next()
             assert word.op == wire.DATA
-            (taken,) = (wire.read_count(word),)
+            (taken,) = (wire.read_byte_count(word),)
         await board.end(job)
 
 
@@ -156,11 +156,11 @@ async def test_a_running_jobs_board_moves_and_its_outcome_is_told(two: Two):
             endings: dict[int, wire.Message] = {}
             while len(endings) < 2:
                 message = await caller.event()
-                if message.op in wire.ENDINGS:
+                if message.op in wire.JOB_END_OPS:
                     endings[message.job] = message
             assert wire.STATUSES[endings[job].flags] == "ok"
             assert wire.read_json(endings[job].payload)["output_lost"]
-            assert wire.read_result(endings[waits]).rest == b"7"
+            assert wire.read_result(endings[waits]).value_or_traceback == b"7"
     assert two.a.server.registry.by_name["lab-1"].epoch == 2
 
 
@@ -170,8 +170,8 @@ async def test_with_the_bus_lost_nobody_hangs_and_the_store_has_the_outcome(two:
         (job,) = await caller.submit("lab-1")
         await run(board)
         for service in (two.a, two.b):
-            assert service.server.others is not None
-            service.server.others.post.bus.publish = lambda *_: None  # type: ignore[method-assign]
+            assert service.server.cluster is not None
+            service.server.cluster.peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
         await board.end(job, rest=b"1")
         status, _ = await caller.ending(job)
         assert status == "ok"
@@ -191,13 +191,13 @@ async def test_a_dead_servers_jobs_end_and_its_boards_are_offline(two: Two):
         async with await FakeCaller.join(two.b) as b:
             (waits,) = await b.submit("lab-2", wait=600)
         b_server = two.b.server
-        assert b_server.others is not None
-        for timer in b_server.others._timers.values():
+        assert b_server.cluster is not None
+        for timer in b_server.cluster._timers.values():
             timer.cancel()  # it stands still, as far as the others can tell
         await two.a.until(lambda: two.a.state("lab-1") == "lost")
         row = two.a.server.store.job(waits)
         assert row is not None
-        assert (row.status, row.error) == ("lost", NEVER_SENT)
+        assert (row.status, row.error) == ("lost", NEVER_SENT_ERROR)
         status, why = await a.ending(sent)
         assert status == "lost"
         assert "did not come back" in why
@@ -207,10 +207,10 @@ async def test_a_dead_servers_jobs_end_and_its_boards_are_offline(two: Two):
         await asyncio.sleep(0)
         await two.b.until(lambda: sent not in b_server.dispatch.jobs)
         b_server.store.flush()
-        assert b_server.store.refused  # type: ignore[attr-defined]
-        old = b_server.store.server  # type: ignore[attr-defined]
-        b_server.others._beat()
-        assert b_server.store.server != old  # type: ignore[attr-defined]
+        assert b_server.store.refused_writes  # type: ignore[attr-defined]
+        old = b_server.store.server_id  # type: ignore[attr-defined]
+        b_server.cluster._on_heartbeat_due()
+        assert b_server.store.server_id != old  # type: ignore[attr-defined]
         assert (await board.closed())[0] == 1001
     row = two.a.server.store.job(sent)
     assert row is not None

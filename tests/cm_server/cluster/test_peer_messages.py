@@ -9,8 +9,8 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.cluster import peer_messages as module
-from cm_server.cluster.peer_messages import ALL, Post
-from cm_server.cluster.pubsub import Hub
+from cm_server.cluster.peer_messages import ALL, PeerMessages
+from cm_server.cluster.pubsub import InProcessBroker
 
 KEY = b"k" * 32
 IDS = ("a" * 16, "b" * 16, "c" * 16)
@@ -19,11 +19,11 @@ IDS = ("a" * 16, "b" * 16, "c" * 16)
 class Recorder:
     """What a server gets."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: PeerMessages) -> None:
         self.post = post
         self.got: list[tuple[str, dict[str, Any], bytes]] = []
         post.handlers |= {"note": self.on_note, "ask": self.on_ask, "bad": self.on_bad}
-        post.open(lambda _up: None)
+        post.start(lambda _up: None)
 
     def on_note(self, *letter: Any) -> None:
         self.got.append(letter)
@@ -36,13 +36,13 @@ class Recorder:
 
 
 @pytest.fixture
-def hub() -> Hub:
-    return Hub()
+def hub() -> InProcessBroker:
+    return InProcessBroker()
 
 
 @pytest.fixture
-def servers(hub: Hub) -> list[Recorder]:
-    return [Recorder(Post(hub.bus(), "f", KEY, server)) for server in IDS]
+def servers(hub: InProcessBroker) -> list[Recorder]:
+    return [Recorder(PeerMessages(hub.new_client(), "f", KEY, server)) for server in IDS]
 
 
 async def settle() -> None:
@@ -66,39 +66,39 @@ async def test_letters_reach_one_or_all_in_their_order(servers: list[Recorder]):
 
 
 async def test_a_long_letter_travels_in_pieces_and_is_whole_or_lost(
-    servers: list[Recorder], hub: Hub, monkeypatch
+    servers: list[Recorder], hub: InProcessBroker, monkeypatch
 ):
     a, b, _ = servers
-    monkeypatch.setattr(module, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(module, "FRAGMENT_BYTES", 1000)
     sent: list[tuple[str, bytes]] = []
-    a.post.bus.publish = lambda subject, data: sent.append((subject, data))  # type: ignore[method-assign]
+    a.post.pubsub.publish = lambda subject, data: sent.append((subject, data))  # type: ignore[method-assign]
     for n in (1, 2):
         a.post.send(IDS[1], "note", {"n": n}, bytes(5000))
         a.post.flush()
     del sent[2]
     for _, data in sent:
-        b.post._take(data)
+        b.post._on_fragment(data)
     assert [(head["n"], len(data)) for _, head, data in b.got] == [(2, 5000)]
 
 
 async def test_what_is_forged_changed_replayed_or_led_astray_is_dropped(servers: list[Recorder]):
     a, b, c = servers
     sent: list[bytes] = []
-    a.post.bus.publish = lambda subject, data: sent.append(data)  # type: ignore[method-assign]
+    a.post.pubsub.publish = lambda subject, data: sent.append(data)  # type: ignore[method-assign]
     a.post.send(IDS[1], "note", {"n": 1})
     a.post.flush()
     (letter,) = sent
-    stranger = Post(Hub().bus(), "f", b"x" * 32, IDS[0])
-    forged = stranger._pack(IDS[1], 3, letter[33:])
+    stranger = PeerMessages(InProcessBroker().new_client(), "f", b"x" * 32, IDS[0])
+    forged = stranger._pack_fragment(IDS[1], 3, letter[33:])
     later = letter[:8] + bytes([0] * 7 + [9]) + letter[16:]
     partly = letter[:16] + b"\1" + letter[17:]
     changed = (letter[:-1] + b"\0", b"\0" * 8 + letter[8:], later, partly)
     for wrong in (b"", b"short", forged, *changed):
-        b.post._take(wrong)
-    c.post._take(letter)  # it is another's
+        b.post._on_fragment(wrong)
+    c.post._on_fragment(letter)  # it is another's
     assert (b.got, c.got) == ([], [])
-    b.post._take(letter)
-    b.post._take(letter)
+    b.post._on_fragment(letter)
+    b.post._on_fragment(letter)
     assert len(b.got) == 1
     assert (b.post.dropped, c.post.dropped) == (8, 1)
 
@@ -107,10 +107,10 @@ async def test_who_is_asked_answers_and_who_is_not_there_does_not(
     servers: list[Recorder], monkeypatch
 ):
     a, *_ = servers
-    assert await a.post.ask(IDS[1], "ask", {"n": 5}, b"abc") == ({"heard": 5}, b"cba")
+    assert await a.post.request(IDS[1], "ask", {"n": 5}, b"abc") == ({"heard": 5}, b"cba")
     monkeypatch.setattr(module, "REPLY_SECONDS", 0.01)
     with pytest.raises(ServerError, match="does not answer"):
-        await a.post.ask("d" * 16, "ask", {"n": 6})
+        await a.post.request("d" * 16, "ask", {"n": 6})
 
 
 async def test_a_bug_in_one_letter_harms_no_other(servers: list[Recorder], caplog):
@@ -125,7 +125,7 @@ async def test_a_bug_in_one_letter_harms_no_other(servers: list[Recorder], caplo
 
 async def test_who_begins_anew_is_reached_by_the_new_name(servers: list[Recorder]):
     a, b, _ = servers
-    b.post.begin_anew("e" * 16)
+    b.post.change_server_id("e" * 16)
     a.post.send("e" * 16, "note", {"n": 1})
     await settle()
     assert len(b.got) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cm_server.cluster import pubsub as module
-from cm_server.cluster.pubsub import Hub, NatsBus
+from cm_server.cluster.pubsub import InProcessBroker, NatsPubSub
 from tests.engines import running_nats
 
 WAIT = 10.0  # seconds
@@ -29,17 +29,17 @@ async def _leaks() -> AsyncIterator[None]:
 class Member:
     """Who takes a subject, and knows whether the bus is there."""
 
-    def __init__(self, bus: NatsBus, *subjects: str) -> None:
+    def __init__(self, bus: NatsPubSub, *subjects: str) -> None:
         self.bus = bus
         self.got: asyncio.Queue[bytes] = asyncio.Queue()
         self.states: asyncio.Queue[bool] = asyncio.Queue()
         for subject in subjects:
-            bus.listen(subject)
-        bus.open(self.got.put_nowait, self.states.put_nowait)
+            bus.subscribe(subject)
+        bus.start(self.got.put_nowait, self.states.put_nowait)
 
     async def turns(self, up: bool) -> None:
         assert await asyncio.wait_for(self.states.get(), WAIT) is up
-        assert self.bus.up is up
+        assert self.bus.connected is up
 
     async def gets(self) -> bytes:
         return await asyncio.wait_for(self.got.get(), WAIT)
@@ -47,13 +47,13 @@ class Member:
 
 async def test_nats_carries_dies_and_comes_back(tmp_path: Path, monkeypatch):
     with running_nats(tmp_path) as nats:
-        a, b = Member(NatsBus(nats.url)), Member(NatsBus(nats.url), "x")
+        a, b = Member(NatsPubSub(nats.url)), Member(NatsPubSub(nats.url), "x")
         for member in (a, b):
             await member.turns(True)
         a.bus.publish("x", b"1")
         a.bus.publish("y", b"nobody's")
         assert await b.gets() == b"1"
-        b.bus.listen("z")
+        b.bus.subscribe("z")
         while b.got.empty():  # the subscription is on its way
             a.bus.publish("z", b"2")
             await asyncio.sleep(0.01)
@@ -68,39 +68,39 @@ async def test_nats_carries_dies_and_comes_back(tmp_path: Path, monkeypatch):
             b.got.get_nowait()
         a.bus.publish("x", b"3")
         assert await b.gets() == b"3"
-        monkeypatch.setattr(module, "WAITING_BYTES", 10)
+        monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10)
         a.bus.publish("x", bytes(11))  # as much as may wait, and more
         a.bus.publish("x", b"too much")
         assert await b.gets() == bytes(11)
         for member in (a, b):
             await member.bus.close()
-        assert a.bus.waiting == 0
+        assert a.bus.pending_bytes == 0
         assert a.states.empty()
 
 
 async def test_a_server_starts_without_nats_and_finds_it(tmp_path: Path):
     with running_nats(tmp_path) as nats:
         nats.end()
-        member = Member(NatsBus(nats.url), "x")
+        member = Member(NatsPubSub(nats.url), "x")
         await asyncio.sleep(0)
-        assert not member.bus.up
+        assert not member.bus.connected
         nats.restart()
         await member.turns(True)
         await member.bus.close()
 
 
 async def test_a_hub_may_be_lost_and_found():
-    hub = Hub()
+    hub = InProcessBroker()
     got: list[bytes] = []
     states: list[bool] = []
-    a, b = hub.bus(), hub.bus()
-    b.listen("x")
+    a, b = hub.new_client(), hub.new_client()
+    b.subscribe("x")
     for bus in (a, b):
-        bus.open(got.append, states.append)
+        bus.start(got.append, states.append)
     a.publish("x", b"1")
-    hub.set_up(False)
+    hub.set_connected(False)
     a.publish("x", b"lost")
-    hub.set_up(True)
+    hub.set_connected(True)
     a.publish("x", b"2")
     await asyncio.sleep(0)
     assert got == [b"1", b"2"]

@@ -10,14 +10,14 @@ from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 def mute(service: Service) -> None:
     """Let a server's words get lost."""
-    others_of(service).post.bus.publish = lambda *_: None  # type: ignore[method-assign]
+    others_of(service).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
 
 
 async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: Two):
     _, board = await pair.board_at_b()
     letters: list[tuple[str, bytes]] = []
     async with board, await FakeCaller.join(pair.a) as caller:
-        bus = others_of(pair.a).post.bus
+        bus = others_of(pair.a).peer_messages.pubsub
         bus.publish = lambda *letter: letters.append(letter)  # type: ignore[method-assign]
         (job,) = await caller.submit("lab-1")
         status, why = await caller.ending(job)
@@ -26,7 +26,7 @@ async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: 
             "the server that has its link does not answer; it did not run",
         )
         for _, data in letters:  # they come after all
-            others_of(pair.b).post._take(data)
+            others_of(pair.b).peer_messages._on_fragment(data)
         assert pair.b.state("lab-1") == "idle"
         assert job not in pair.b.server.dispatch.jobs
 
@@ -34,7 +34,7 @@ async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: 
 async def test_a_taken_job_whose_server_falls_silent_is_lost_in_time_and_amended(
     pair: Two, monkeypatch
 ):
-    monkeypatch.setattr(remote_jobs, "CONFIRM", 0.1)
+    monkeypatch.setattr(remote_jobs, "CONFIRM_SECONDS", 0.1)
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
         (job,) = await caller.submit("lab-1", timeout=0.2)
@@ -83,14 +83,16 @@ async def test_a_board_that_moved_meanwhile_is_found(pair: Two):
     async with board, await FakeCaller.join(pair.b) as caller:
         mute(pair.a)  # B does not hear that the board moved
         async with await FakeBoard.join(pair.a, identity) as moved:
-            del others_of(pair.a).post.bus.publish
+            del others_of(pair.a).peer_messages.pubsub.publish
             (job,) = await caller.submit("lab-1", timeout=600)
             cell = await run(board)  # it is still there, as far as B can tell
             assert cell.job == job
-            others_of(pair.a).presence.tell()
-            others_of(pair.a).presence._on_who(store_of(pair.b).server, {}, b"")
+            others_of(pair.a).board_directory.publish_changes()
+            others_of(pair.a).board_directory._on_boards_requested(
+                store_of(pair.b).server_id, {}, b""
+            )
             assert (await board.closed())[0] == 4003
-            await pair.b.until(lambda: pair.b.server.dispatch.jobs[job].away == "?")
+            await pair.b.until(lambda: pair.b.server.dispatch.jobs[job].owner == "?")
             (again,) = await caller.submit("lab-1")
             assert (await run(moved)).job == again
             await moved.end(again)
@@ -102,10 +104,10 @@ async def test_a_store_that_is_away_delays_the_verdict(pair: Two, monkeypatch):
     async with board, await FakeCaller.join(pair.a) as caller:
         mute(pair.a)
         (job,) = await caller.submit("lab-1")
-        db = store_of(pair.a)._db
+        db = store_of(pair.a)._connection
         db.exec_driver_sql("PRAGMA query_only=ON")
         db.commit()
-        await pair.a.until(lambda: pair.a.server.store.failure)
+        await pair.a.until(lambda: pair.a.server.store.write_error)
         db.exec_driver_sql("PRAGMA query_only=OFF")
         db.commit()
         assert (await caller.ending(job))[0] == "offline"

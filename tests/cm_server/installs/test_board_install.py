@@ -13,13 +13,20 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.installs.board_install import Planned, Side, describe, install, look, uninstall
-from cm_server.installs.content_store import Content, Contents
-from cm_server.installs.install_manifest import JOURNAL, RECORD
-from cm_server.installs.job_steps import Doing
-from cm_server.packages.plan import File, Plan
+from cm_server.installs.board_install import (
+    PreparedPlan,
+    ServerSide,
+    describe_for_audit,
+    install,
+    report_installed,
+    uninstall,
+)
+from cm_server.installs.content_store import Content, ContentStore
+from cm_server.installs.install_manifest import JOURNAL_PATH, MANIFEST_PATH
+from cm_server.installs.job_steps import OpGenerator
+from cm_server.packages.plan import InstallPlan, PlannedFile
 from cm_server.packages.release import Release
-from cm_server.packages.requirement import parse
+from cm_server.packages.requirement import parse_requirement
 
 MPY = 0x2806
 
@@ -38,7 +45,7 @@ class FakeBoard:
         self.did: list[str] = []
         self.breaks = ""  # at the act that begins so
 
-    def do(self, doing: Doing) -> Any:
+    def do(self, doing: OpGenerator) -> Any:
         """Do all acts, until it has come to its end."""
         acts = next(doing)
         while True:
@@ -107,21 +114,21 @@ class Lab:
     """A plan of some files, and the server's side of a job."""
 
     def __init__(self, folder: Path) -> None:
-        self.contents = Contents(folder)
+        self.contents = ContentStore(folder)
         self.confirmed: list[Any] = []
         self.known: Any = {}
 
-    def side(self) -> Side:
-        return Side(self.known, self.confirmed.append, self.contents.keep)
+    def side(self) -> ServerSide:
+        return ServerSide(self.known, self.confirmed.append, self.contents.add_bytes)
 
-    def plan(self, version: str = "1", **files: bytes) -> Planned:
-        wish = parse("pack")
+    def plan(self, version: str = "1", **files: bytes) -> PreparedPlan:
+        wish = parse_requirement("pack")
         placed = [
-            File(f"/lib/pack/{name}.mpy", sha(data), len(data), "pack")
+            PlannedFile(f"/lib/pack/{name}.mpy", sha(data), len(data), "pack")
             for name, data in sorted(files.items())
         ]
         release = Release(wish, version, ())
-        plan = Plan(
+        plan = InstallPlan(
             ("pack",),
             "/lib",
             (release,),
@@ -129,10 +136,10 @@ class Lab:
             ("a note",),
             {"pack": "an index"},
         )
-        kept = {sha(data): self.contents.keep(data) for data in files.values()}
-        return Planned(plan, kept, {})
+        kept = {sha(data): self.contents.add_bytes(data) for data in files.values()}
+        return PreparedPlan(plan, kept, {})
 
-    def install(self, board: FakeBoard, planned: Planned, **how: bool) -> Any:
+    def install(self, board: FakeBoard, planned: PreparedPlan, **how: bool) -> Any:
         given = {"force": False, "dry_run": False, **how}
         return board.do(install(planned, MPY, self.side(), **given))
 
@@ -156,8 +163,8 @@ def test_install_puts_what_is_lacking_and_the_record_and_is_confirmed(lab: Lab):
         "notes": ["a note"],
     }
     assert board.files["/lib/pack/b.mpy"] == b"B"
-    assert lab.confirmed == [json.loads(board.files[RECORD])["packages"]]
-    assert JOURNAL not in board.files
+    assert lab.confirmed == [json.loads(board.files[MANIFEST_PATH])["packages"]]
+    assert JOURNAL_PATH not in board.files
 
 
 def test_only_what_the_plan_names_is_looked_at(lab: Lab):
@@ -165,7 +172,7 @@ def test_only_what_the_plan_names_is_looked_at(lab: Lab):
     lab.install(board, lab.plan(a=b"A"))
     looked = {act.partition(" ")[2] for act in board.did if act.startswith("hash")}
     assert looked == {
-        *("/CM.JSON", "/.CM", "/.cm/new", RECORD),
+        *("/CM.JSON", "/.CM", "/.cm/new", MANIFEST_PATH),
         *("/lib/pack/a.mpy", "/lib/pack/a.py", "/lib/pack", "/lib"),
     }
 
@@ -192,7 +199,7 @@ def test_an_upgrade_sends_what_differs_and_takes_what_is_gone(lab: Lab):
 
 def test_a_dry_run_changes_nothing_not_even_a_journal_that_waits(lab: Lab):
     board = FakeBoard()
-    board.files[JOURNAL] = b"-/lib/x\n"
+    board.files[JOURNAL_PATH] = b"-/lib/x\n"
     before = dict(board.files)
     told = lab.install(board, lab.plan(a=b"A"), dry_run=True)
     assert (told["put"], told["dry_run"]) == (["/lib/pack/a.mpy"], True)
@@ -232,7 +239,7 @@ def test_what_fails_before_the_journal_leaves_nothing(lab: Lab, act: str):
     with pytest.raises(OSError, match="No space left"):
         lab.install(board, lab.plan(a=b"A", b=b"B"))
     assert [path for path in board.files if path.startswith("/.cm/new")] == []
-    assert (lab.confirmed, JOURNAL in board.files) == ([], False)
+    assert (lab.confirmed, JOURNAL_PATH in board.files) == ([], False)
 
 
 def test_a_switch_that_stops_says_that_it_goes_on(lab: Lab):
@@ -291,7 +298,7 @@ def test_a_board_of_another_kind_than_the_plans_is_refused(lab: Lab):
 def test_who_lost_his_record_is_known_by_the_stores(lab: Lab):
     board = FakeBoard()
     lab.install(board, lab.plan(a=b"A"))
-    del board.files[RECORD]
+    del board.files[MANIFEST_PATH]
     with pytest.raises(PackageError, match="no package brought"):
         lab.install(board, lab.plan("2", a=b"AA"))
     lab.known = lab.confirmed[-1]
@@ -300,11 +307,11 @@ def test_who_lost_his_record_is_known_by_the_stores(lab: Lab):
 
 def test_look_tells_versions_and_drift(lab: Lab):
     board = FakeBoard()
-    assert board.do(look({})) == {"packages": {}, "drift": [], "record": {}}
+    assert board.do(report_installed({})) == {"packages": {}, "drift": [], "record": {}}
     lab.install(board, lab.plan(a=b"A", b=b"B"))
     board.files["/lib/pack/a.mpy"] = b"mine"
     del board.files["/lib/pack/b.mpy"]
-    told = board.do(look({"gone": {}}))
+    told = board.do(report_installed({"gone": {}}))
     assert told["packages"] == {"pack": "1"}
     assert told["drift"] == [
         "gone: it was installed, and its record is gone",
@@ -325,18 +332,18 @@ def test_uninstall_takes_it_off(lab: Lab):
 
 
 def test_the_audit_log_names_what_was_wanted(lab: Lab):
-    assert describe({"dry_run": True}, lab.plan(a=b"A")) == ("install", "pack (dry run)")
-    assert describe({"remove": ["a", "b"]}, None) == ("uninstall", "a b")
-    assert describe({}, None) == ("packages", "")
+    assert describe_for_audit({"dry_run": True}, lab.plan(a=b"A")) == ("install", "pack (dry run)")
+    assert describe_for_audit({"remove": ["a", "b"]}, None) == ("uninstall", "a b")
+    assert describe_for_audit({}, None) == ("packages", "")
 
 
 def test_boards_of_two_kinds_get_each_their_own(lab: Lab):
     old, new = lab.plan(a=b"old kind").plan, lab.plan(a=b"new kind")
     kinds = {0x0105: old.files[MPY], MPY: new.plan.files[MPY]}
-    contents = {sha(data): lab.contents.keep(data) for data in (b"old kind", b"new kind")}
-    plan = Plan(("pack",), "/lib", old.packages, kinds, origins={"pack": ""})
+    contents = {sha(data): lab.contents.add_bytes(data) for data in (b"old kind", b"new kind")}
+    plan = InstallPlan(("pack",), "/lib", old.packages, kinds, origins={"pack": ""})
     for mpy, data in ((0x0105, b"old kind"), (MPY, b"new kind")):
         board = FakeBoard()
-        planned = Planned(plan, contents, {})
+        planned = PreparedPlan(plan, contents, {})
         board.do(install(planned, mpy, lab.side(), force=False, dry_run=False))
         assert board.files["/lib/pack/a.mpy"] == data

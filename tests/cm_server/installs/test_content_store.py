@@ -11,7 +11,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
-from cm_server.installs.content_store import Content, Contents
+from cm_server.installs.content_store import Content, ContentStore
 
 ME, OTHER = object(), object()
 
@@ -21,23 +21,25 @@ def sha(data: bytes) -> str:
 
 
 @pytest.fixture
-def contents(tmp_path: Path) -> Contents:
-    return Contents(tmp_path)
+def contents(tmp_path: Path) -> ContentStore:
+    return ContentStore(tmp_path)
 
 
-def held(contents: Contents, data: bytes) -> Content:
-    if number := contents.offer(ME, sha(data), len(data)):
-        contents.write(ME, number, data)
+def held(contents: ContentStore, data: bytes) -> Content:
+    if number := contents.start_upload(ME, sha(data), len(data)):
+        contents.write_upload(ME, number, data)
     content = contents.get(sha(data))
     assert content is not None
     return content
 
 
-def test_content_comes_in_pieces_and_is_there_once_it_is_whole(contents: Contents, tmp_path: Path):
-    number = contents.offer(ME, sha(b"abcdef"), 6)
-    assert contents.write(ME, number, b"abc") == 3
+def test_content_comes_in_pieces_and_is_there_once_it_is_whole(
+    contents: ContentStore, tmp_path: Path
+):
+    number = contents.start_upload(ME, sha(b"abcdef"), 6)
+    assert contents.write_upload(ME, number, b"abc") == 3
     assert contents.get(sha(b"abcdef")) is None
-    assert contents.write(ME, number, b"def") == 6
+    assert contents.write_upload(ME, number, b"def") == 6
     content = contents.get(sha(b"abcdef"))
     assert content is not None
     assert content.read(2, 3) == b"cde"
@@ -45,13 +47,13 @@ def test_content_comes_in_pieces_and_is_there_once_it_is_whole(contents: Content
     assert list(tmp_path.iterdir()) == []  # its file has no name
 
 
-def test_content_that_is_there_is_not_taken_again(contents: Contents):
+def test_content_that_is_there_is_not_taken_again(contents: ContentStore):
     held(contents, b"abc")
-    assert contents.offer(OTHER, sha(b"abc"), 3) == 0
+    assert contents.start_upload(OTHER, sha(b"abc"), 3) == 0
 
 
-def test_empty_content_is_there_at_once(contents: Contents):
-    assert contents.offer(ME, sha(b""), 0) == 0
+def test_empty_content_is_there_at_once(contents: ContentStore):
+    assert contents.start_upload(ME, sha(b""), 0) == 0
     assert contents.get(sha(b"")) is not None
 
 
@@ -66,40 +68,40 @@ def test_empty_content_is_there_at_once(contents: Contents):
         ("a" * 64, limits.CONTENT_BYTES + 1, "at most 64 MiB"),
     ],
 )
-def test_malformed_or_too_large_offers_are_refused(contents: Contents, digest, size, why):
+def test_malformed_or_too_large_offers_are_refused(contents: ContentStore, digest, size, why):
     with pytest.raises(ServerError, match=why):
-        contents.offer(ME, digest, size)
+        contents.start_upload(ME, digest, size)
 
 
-def test_what_is_not_as_announced_is_refused_and_dropped(contents: Contents):
-    number = contents.offer(ME, sha(b"abc"), 3)
+def test_what_is_not_as_announced_is_refused_and_dropped(contents: ContentStore):
+    number = contents.start_upload(ME, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="changed meanwhile"):
-        contents.write(ME, number, b"abd")
-    number = contents.offer(ME, sha(b"abc"), 3)
+        contents.write_upload(ME, number, b"abd")
+    number = contents.start_upload(ME, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="longer"):
-        contents.write(ME, number, b"abcd")
+        contents.write_upload(ME, number, b"abcd")
     with pytest.raises(ServerError, match="nobody offered"):
-        contents.write(ME, number, b"")
+        contents.write_upload(ME, number, b"")
 
 
-def test_nobody_writes_to_anothers_upload(contents: Contents):
-    number = contents.offer(ME, sha(b"abc"), 3)
+def test_nobody_writes_to_anothers_upload(contents: ContentStore):
+    number = contents.start_upload(ME, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="nobody offered"):
-        contents.write(OTHER, number, b"abc")
-    assert contents.write(ME, number, b"abc") == 3
+        contents.write_upload(OTHER, number, b"abc")
+    assert contents.write_upload(ME, number, b"abc") == 3
 
 
-def test_who_goes_away_leaves_nothing_begun(contents: Contents, monkeypatch):
+def test_who_goes_away_leaves_nothing_begun(contents: ContentStore, monkeypatch):
     monkeypatch.setattr(limits, "UPLOADS", 1)
-    contents.offer(ME, sha(b"abc"), 3)
+    contents.start_upload(ME, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="too many"):
-        contents.offer(OTHER, sha(b"x"), 1)
-    contents.forget(ME)
-    assert contents.offer(OTHER, sha(b"x"), 1)
+        contents.start_upload(OTHER, sha(b"x"), 1)
+    contents.discard_uploads(ME)
+    assert contents.start_upload(OTHER, sha(b"x"), 1)
 
 
-def test_the_oldest_go_but_not_from_those_that_use_them(contents: Contents, monkeypatch):
-    monkeypatch.setattr(limits, "CONTENTS_BYTES", 10)
+def test_the_oldest_go_but_not_from_those_that_use_them(contents: ContentStore, monkeypatch):
+    monkeypatch.setattr(limits, "CONTENT_STORE_BYTES", 10)
     first, second = held(contents, b"11111"), held(contents, b"22222")
     assert contents.get(first.digest)  # now it is the newest
     held(contents, b"33333")
@@ -108,8 +110,8 @@ def test_the_oldest_go_but_not_from_those_that_use_them(contents: Contents, monk
     assert second.read(0, 9) == b"22222"
 
 
-def test_files_are_closed_with_their_last_user(contents: Contents, monkeypatch):
-    monkeypatch.setattr(limits, "CONTENTS", 1)
+def test_files_are_closed_with_their_last_user(contents: ContentStore, monkeypatch):
+    monkeypatch.setattr(limits, "CONTENT_STORE_FILES", 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for n in range(50):
         held(contents, b"%d" % n)
@@ -117,20 +119,20 @@ def test_files_are_closed_with_their_last_user(contents: Contents, monkeypatch):
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
-def test_full_disk_is_said(contents: Contents, monkeypatch):
-    number = contents.offer(ME, sha(b"abc"), 3)
+def test_full_disk_is_said(contents: ContentStore, monkeypatch):
+    number = contents.start_upload(ME, sha(b"abc"), 3)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(ServerError, match="No space left"):
-        contents.write(ME, number, b"abc")
+        contents.write_upload(ME, number, b"abc")
 
 
-def test_beginning_is_known_by_its_hash(contents: Contents, monkeypatch):
-    monkeypatch.setattr(limits, "PIECE_BYTES", 4)
+def test_beginning_is_known_by_its_hash(contents: ContentStore, monkeypatch):
+    monkeypatch.setattr(limits, "FILE_READ_BYTES", 4)
     content = held(contents, b"0123456789")
-    assert content.begins_with(7, hashlib.sha256(b"0123456").digest())
-    assert not content.begins_with(7, hashlib.sha256(b"0123457").digest())
-    assert not content.begins_with(11, bytes(32))
+    assert content.starts_with(7, hashlib.sha256(b"0123456").digest())
+    assert not content.starts_with(7, hashlib.sha256(b"0123457").digest())
+    assert not content.starts_with(11, bytes(32))

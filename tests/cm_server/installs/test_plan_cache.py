@@ -9,9 +9,9 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
-from cm_server.installs.board_install import Planned
-from cm_server.installs.plan_cache import Plans, _how
-from cm_server.packages.plan import Plan
+from cm_server.installs.board_install import PreparedPlan
+from cm_server.installs.plan_cache import PlanCache, _upgrade_options
+from cm_server.packages.plan import InstallPlan
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 
@@ -26,7 +26,7 @@ async def plan(service: Service, **body: Any) -> Any:
 
 async def test_a_file_that_was_sent_is_planned_for_the_boards_bytecode(service: Service):
     content = b"A = 1\n"
-    service.server.contents.keep(content)
+    service.server.content_store.add_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     told = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
     reply = told["reply"]
@@ -36,18 +36,18 @@ async def test_a_file_that_was_sent_is_planned_for_the_boards_bytecode(service: 
     assert reply["number"] > 0
 
 
-def planned() -> Planned:
-    return Planned(Plan((), "/lib", (), {}), {}, {})
+def planned() -> PreparedPlan:
+    return PreparedPlan(InstallPlan((), "/lib", (), {}), {}, {})
 
 
 def test_a_plan_is_its_owners_and_the_oldest_are_forgotten():
-    plans = Plans()
-    numbers = [plans.hold("ann", planned()) for _ in range(limits.PLANS_PER_LINK + 1)]
+    plans = PlanCache()
+    numbers = [plans.add("ann", planned()) for _ in range(limits.PLANS_PER_LINK + 1)]
     assert plans.get("ann", numbers[-1])
     for owner, number in (("ann", numbers[0]), ("bob", numbers[-1]), ("ann", None), ("ann", "1")):
         with pytest.raises(ServerError, match="not known any more"):
             plans.get(owner, number)
-    plans.forget("ann")
+    plans.discard_plans("ann")
     with pytest.raises(ServerError):
         plans.get("ann", numbers[-1])
 
@@ -68,7 +68,9 @@ async def test_an_index_inside_is_only_an_administrators_to_name(service: Servic
 
 
 def test_what_opens_an_index_is_in_no_record():
-    how = _how({"indexes": {"a": "https://ann:secret@h.example/pi"}, "target_dir": "/x"})
+    how = _upgrade_options(
+        {"indexes": {"a": "https://ann:secret@h.example/pi"}, "target_dir": "/x"}
+    )
     assert how == {"indexes": {"a": "https://h.example/pi"}, "target_dir": "/x"}
 
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 
-from cm_server.jobs.counters import BOUNDS, STATUSES
+from cm_server.jobs.counters import DURATION_BOUNDS, END_STATUSES
 from tests.cm_server.dispatching import Rig
 
 
 def test_jobs_are_counted_by_how_they_ended_and_how_long_they_ran():
     rig = Rig()
     rig.connect()
-    tally = rig.dispatch.tally
+    tally = rig.dispatch.counters
     (ran,) = rig.run("lab-1")
     assert ran.started is not None
     ran.started -= 5
     rig.end(ran)
     rig.run("lab-2")
-    assert tally.ended == {**dict.fromkeys(STATUSES, 0), "ok": 1, "offline": 1}
-    assert sum(tally.durations) == 1
-    assert tally.durations[BOUNDS.index(10.0)] == 1
-    assert 5 <= tally.seconds < 6
+    assert tally.jobs_ended == {**dict.fromkeys(END_STATUSES, 0), "ok": 1, "offline": 1}
+    assert sum(tally.duration_counts) == 1
+    assert tally.duration_counts[DURATION_BOUNDS.index(10.0)] == 1
+    assert 5 <= tally.run_seconds < 6
 
 
 def test_a_jobs_life_is_told_under_its_number_where_programs_read_it(caplog):

@@ -23,7 +23,7 @@ def test_an_idle_board_gets_its_cell_at_once(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(code=b"print(1)", awaits=True)
     (sent,) = link.sent
-    assert (sent.op, sent.job, sent.flags) == (wire.EXEC, job.id, wire.AWAITS)
+    assert (sent.op, sent.job, sent.flags) == (wire.EXEC, job.id, wire.TOP_LEVEL_AWAIT)
     assert sent.payload == struct.pack(">II", 0, 8) + b"print(1)"
     assert rig.board().state == "busy"
     assert job.describe()["state"] == "running"
@@ -107,9 +107,9 @@ def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
     for number in range(200):
         rig.say(job, wire.OUTPUT, b"%4d" % number * 500)
         rig.say(job, wire.VALUE, b"%4d" % number * 500)
-        assert len(job.tail) + len(job.value) <= 256 * 1024
+        assert len(job.output_tail) + len(job.value) <= 256 * 1024
     rig.end(job, output=b"the end", rest=b"]")
-    assert job.tail.text().endswith(" 199the end")
+    assert job.output_tail.text().endswith(" 199the end")
     assert job.value.text().endswith(" 199]")
 
 
@@ -122,7 +122,7 @@ def test_what_a_board_tells_of_itself_later_is_what_callers_see(rig: Rig):
 
 def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
     link = rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
     assert (rig.board().state, rig.board().describe()["program"]) == ("busy", "app.py")
     (job,) = rig.run("lab-1")
     assert (job.state, link.ops(job)) == ("queued", [])
@@ -135,7 +135,7 @@ def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
 
 def test_program_that_blocks_is_forgotten_with_its_link(rig: Rig):
     rig.connect("lab-1")
-    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKS))
+    rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
     rig.drop("lab-1")
     assert not rig.dispatch.stop_program(rig.board())
     rig.connect("lab-1", boot="b2")
@@ -161,7 +161,7 @@ def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op):
     rig.dispatch.on_message(rig.board("lab-3"), forged)
     assert rig.caller.told == []
     assert (mine.state, other.state) == ("running", "running")
-    assert other.tail.text() == ""
+    assert other.output_tail.text() == ""
     assert strays == [("lab-1", other.id), ("lab-3", other.id)]
 
 
@@ -201,8 +201,8 @@ def test_input_is_asked_of_a_caller_that_answers(rig: Rig):
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT, b"name? ")
     assert rig.caller.told[-1].payload == b"name? "
-    rig.dispatch.answer(job, b"ann")
-    rig.dispatch.answer(job, b"twice")
+    rig.dispatch.answer_input(job, b"ann")
+    rig.dispatch.answer_input(job, b"twice")
     assert link.ops(job) == [wire.EXEC, wire.ANSWER]
     assert (link.sent[-1].flags, link.sent[-1].payload) == (0, b"ann")
 
@@ -212,7 +212,7 @@ def test_input_without_an_answerer_is_refused_at_once(rig: Rig):
     (job,) = rig.run()
     rig.say(job, wire.INPUT, b"name? ")
     assert rig.caller.told == []
-    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.NOBODY)
+    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
 
 def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
@@ -220,7 +220,7 @@ def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
     rig.drop()
-    rig.dispatch.answer(job, b"ann")
+    rig.dispatch.answer_input(job, b"ann")
     assert link.ops(job) == [wire.EXEC]
 
 
@@ -256,7 +256,7 @@ def test_input_after_an_unconfirmed_timeout_is_refused(rig: Rig):
     (job,) = rig.run(timeout=1, answers=True)
     rig.clock.turn(3)
     rig.say(job, wire.INPUT)
-    assert link.sent[-1].flags == wire.NOBODY
+    assert link.sent[-1].flags == wire.INPUT_EOF
 
 
 @pytest.mark.parametrize("boot", ["b1", "b2"])
@@ -352,7 +352,7 @@ def test_the_end_of_an_older_link_is_not_the_end_of_the_newer(rig: Rig):
     older = rig.connect()
     rig.connect()
     (job,) = rig.run()
-    rig.dispatch.on_link_gone(rig.board(), older)
+    rig.dispatch.on_link_closed(rig.board(), older)
     assert job.state == "running"
     assert rig.board().state == "busy"
 
@@ -455,26 +455,26 @@ def test_no_more_jobs_wait_for_an_absent_board_than_for_a_busy_one(rig: Rig):
 def test_a_job_goes_on_without_its_caller(rig: Rig):
     rig.connect()
     (job,) = rig.run()
-    rig.dispatch.forget(rig.caller)
+    rig.dispatch.detach_observer(rig.caller)
     rig.say(job, wire.OUTPUT, b"to nobody")
     rig.end(job)
     assert rig.caller.told == []
     assert rig.written(job) == ("ok", "")
-    assert job.tail.text() == "to nobody"
+    assert job.output_tail.text() == "to nobody"
 
 
 def test_a_caller_that_goes_while_it_is_asked_leaves_eof(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
-    rig.dispatch.forget(rig.caller)
-    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.NOBODY)
+    rig.dispatch.detach_observer(rig.caller)
+    assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
 
 def test_a_caller_that_goes_takes_no_other_callers_jobs(rig: Rig):
     rig.connect()
     (job,) = rig.run()
-    rig.dispatch.forget(RecordingWatcher())
+    rig.dispatch.detach_observer(RecordingWatcher())
     rig.end(job)
     assert rig.caller.ending(job)[0] == "ok"
 
@@ -527,7 +527,7 @@ def test_a_new_server_amends_what_the_one_before_had_to_guess(rig: Rig):
 
 def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):
     rig.connect()
-    rig.store.saw_board("id1", {"boot": "b1"})
+    rig.store.mark_board_seen("id1", {"boot": "b1"})
     (job,) = rig.run()
     later = Rig(rig.store)
     later.connect(boot="b2")
@@ -535,7 +535,7 @@ def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):
 
 
 def test_open_jobs_of_boards_that_are_gone_end_at_the_next_start(rig: Rig):
-    rig.store.begin(["no such id"], "ann")
+    rig.store.insert_jobs(["no such id"], "ann")
     later = Rig(rig.store)
     row = later.store.job(1)
     assert row is not None

@@ -6,7 +6,7 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cm_server.jobs import job_results as module
-from cm_server.jobs.scheduler import CONFIRM
+from cm_server.jobs.scheduler import CONFIRM_SECONDS
 from tests.cm_server.dispatching import GRACE, Rig, last
 
 
@@ -38,7 +38,7 @@ def test_endings_share_a_commit_and_do_not_wait_long_for_it(rig: Rig, monkeypatc
     rig.end(first)
     rig.end(second)
     rig.clock.turn(1)
-    assert flushed == [pytest.approx(module.FLUSH_AFTER)]
+    assert flushed == [pytest.approx(module.FLUSH_SECONDS)]
     rig.end(third)  # nobody waits for the server now
     assert flushed[1:] == [1.0]
 
@@ -46,7 +46,7 @@ def test_endings_share_a_commit_and_do_not_wait_long_for_it(rig: Rig, monkeypatc
 def test_a_timeout_that_is_not_confirmed_is_told_within_a_second_and_amended(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=2)
-    rig.clock.turn(2 + CONFIRM)
+    rig.clock.turn(2 + CONFIRM_SECONDS)
     status, why = rig.caller.ending(job)
     assert status == "timeout"
     assert "has not confirmed it" in why
@@ -112,9 +112,9 @@ def test_a_job_that_ended_is_still_known_without_its_code(rig: Rig):
     rig.connect()
     (job,) = rig.run(code=b"secret = 1")
     rig.end(job, output=b"hi\r\n", rest=b"42")
-    known = rig.dispatch.recent.get(job.id)
+    known = rig.dispatch.recent_jobs.get(job.id)
     assert known is not None
-    told = known.show()
+    told = known.describe_with_output()
     assert (told["state"], told["status"], told["stdout"], told["value"]) == (
         "ended",
         "ok",
@@ -130,7 +130,7 @@ def test_what_is_known_is_amended_too(rig: Rig):
     rig.drop()
     rig.clock.turn(GRACE)
     rig.connect(last=last(job, "error", "Traceback\nValueError: true"))
-    known = rig.dispatch.recent.get(job.id)
+    known = rig.dispatch.recent_jobs.get(job.id)
     assert known is not None
     assert (known.status, known.error) == ("error", "Traceback\nValueError: true")
     assert rig.written(job) == ("error", "ValueError: true")

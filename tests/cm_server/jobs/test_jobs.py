@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cm_server.jobs.jobs import Cell, Job, Recent, Tail
+from cm_server.jobs.jobs import Cell, Job, RecentJobs, Tail
 from cm_server.jobs.registry import Board
 from cm_server.limits import RECENT_BYTES, RECENT_JOBS, TAIL_BYTES
 from cm_server.store.rows import BoardRow
@@ -37,7 +37,7 @@ def test_a_tail_keeps_what_is_short():
     tail = Tail()
     tail.add(b"one\r\n")
     tail.add("zw\u00f6lf".encode())
-    assert (tail.text(), tail.cut, len(tail)) == ("one\nzw\u00f6lf", False, 11)
+    assert (tail.text(), tail.truncated, len(tail)) == ("one\nzw\u00f6lf", False, 11)
 
 
 def test_a_tail_keeps_the_end_of_what_is_long():
@@ -45,7 +45,7 @@ def test_a_tail_keeps_the_end_of_what_is_long():
     for number in range(100_000):
         tail.add(b"%8d" % number)
         assert len(tail) <= 2 * TAIL_BYTES
-    assert tail.cut
+    assert tail.truncated
     assert len(tail.text()) == TAIL_BYTES
     assert tail.text().endswith("   99998   99999")
 
@@ -55,14 +55,14 @@ def test_a_tail_says_whether_something_is_left_out(size, cut):
     tail = Tail()
     for _ in range(size):
         tail.add(b"x")
-    assert (len(tail.text()), tail.cut) == (TAIL_BYTES, cut)
+    assert (len(tail.text()), tail.truncated) == (TAIL_BYTES, cut)
 
 
 def test_one_write_may_be_longer_than_the_tail():
     tail = Tail()
     tail.add(bytes(10 * TAIL_BYTES) + b"end")
     assert tail.text().endswith("\0end")
-    assert (len(tail), tail.cut) == (TAIL_BYTES, True)
+    assert (len(tail), tail.truncated) == (TAIL_BYTES, True)
 
 
 def test_a_tail_that_was_cut_in_a_character_is_still_text():
@@ -76,7 +76,7 @@ def test_a_job_tells_its_watcher_if_it_has_one():
     watched = job(watcher=watcher)
     watched.deliver(b"a")
     watched.deliver(b"b", droppable=True)
-    watched.watcher = None
+    watched.observer = None
     watched.deliver(b"c")
     assert watcher.told == [(b"a", False), (b"b", True)]
 
@@ -109,17 +109,17 @@ def test_describe_tells_state_and_time():
 
 def test_show_is_json_with_the_tails_and_without_the_code():
     known = job()
-    known.tail.add(b"hi\xff\x1b[2J")
+    known.output_tail.add(b"hi\xff\x1b[2J")
     known.value.add(b"42")
     known.error = "it was so"
-    told = json.loads(json.dumps(known.show()))
+    told = json.loads(json.dumps(known.describe_with_output()))
     assert told["stdout"] == "hi\ufffd\x1b[2J"
     assert (told["value"], told["error"], told["truncated"]) == ("42", "it was so", False)
     assert "print(1)" not in json.dumps(told)
 
 
 def test_recent_jobs_are_found_and_told_newest_first():
-    recent = Recent()
+    recent = RecentJobs()
     for number in (1, 2, 3):
         recent.add(job(number))
     found = recent.get(2)
@@ -130,7 +130,7 @@ def test_recent_jobs_are_found_and_told_newest_first():
 
 
 def test_recent_jobs_are_bounded_in_number():
-    recent = Recent()
+    recent = RecentJobs()
     for number in range(RECENT_JOBS + 5):
         recent.add(job(number))
     assert len(recent.newest()) == RECENT_JOBS
@@ -139,12 +139,12 @@ def test_recent_jobs_are_bounded_in_number():
 
 
 def test_recent_jobs_are_bounded_in_bytes():
-    recent = Recent()
+    recent = RecentJobs()
     for number in range(300):
         loud = job(number)
-        loud.tail.add(bytes(100_000))
+        loud.output_tail.add(bytes(100_000))
         recent.add(loud)
     kept = recent.newest()
-    assert sum(len(known.tail) for known in kept) <= RECENT_BYTES
+    assert sum(len(known.output_tail) for known in kept) <= RECENT_BYTES
     assert len(kept) == RECENT_BYTES // 100_000
     assert kept[0].id == 299

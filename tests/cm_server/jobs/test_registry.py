@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.protocol.targets import parse
+from cloudmanager.protocol.targets import parse_target
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import MIN_BUFFER, Board, Registry
 from cm_server.store.rows import BoardRow
@@ -39,7 +39,7 @@ def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
 def busy(board: Board) -> None:
     job = Job(7, board, Cell(b"1", None, awaits=False), "ann", None)
     job.state, job.started = "running", time.time()
-    board.current = job
+    board.current_job = job
 
 
 def test_boards_are_found_by_name_and_by_id():
@@ -72,7 +72,7 @@ def test_each_link_is_counted_and_noted():
     before = time.time()
     board.connect(Link(), FACTS, 1500)
     board.connect(Link(), FACTS, 300)
-    assert (board.links, board.buffer_size) == (2, 300)
+    assert (board.link_count, board.buffer_size) == (2, 300)
     assert board.connected_since is not None
     assert before - 60 < board.connected_since <= time.time()
     told = board.describe()
@@ -97,7 +97,9 @@ def test_facts_are_text_so_that_targets_can_ask_for_them():
         "client": "0.1",
     }
     board.connect(Link(), FACTS, 1500)
-    chosen = parse("platform=esp32 & mpy=6.3 & state=idle & room=lab").resolve({"lab-1": board})
+    chosen = parse_target("platform=esp32 & mpy=6.3 & state=idle & room=lab").resolve(
+        {"lab-1": board}
+    )
     assert chosen.names == ("lab-1",)
 
 
@@ -133,12 +135,12 @@ def test_describe_tells_when_an_absent_board_was_seen():
 def test_who_listens_is_told_of_each_change():
     registry = Registry([row()])
     told: list[Board] = []
-    registry.on_change = told.append
+    registry.subscriptions_listener = told.append
     board = registry.by_name["lab-1"]
     changes = [
         lambda: board.connect(Link(), FACTS, 1000),
         lambda: busy(board),
-        lambda: setattr(board, "current", None),
+        lambda: setattr(board, "current_job", None),
         lambda: setattr(board, "labels", {"room": "attic"}),
         board.disconnect,
         lambda: registry.remove(board),

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server.jobs.scheduler import CONFIRM, RESET_SECONDS
+from cm_server.jobs.scheduler import CONFIRM_SECONDS, RESET_SECONDS
 from tests.cm_server.dispatching import GRACE, Rig, last
 
 
@@ -71,7 +71,7 @@ def test_a_board_that_owes_its_word_too_long_is_asked_anew(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=2)
     (next_job,) = rig.run()
-    rig.clock.turn(2 + CONFIRM)
+    rig.clock.turn(2 + CONFIRM_SECONDS)
     assert link.closed == []
     rig.clock.turn(GRACE)
     assert link.closed == [1001]
@@ -96,7 +96,7 @@ def test_a_timeout_whose_board_is_gone_ends_as_lost(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.drop()
-    rig.clock.turn(1 + CONFIRM)
+    rig.clock.turn(1 + CONFIRM_SECONDS)
     assert rig.caller.ending(job)[0] == "lost"
     rig.clock.turn(GRACE)
     assert rig.board().state == "offline"
@@ -153,8 +153,8 @@ def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
     rig.connect()
     running, queued = rig.run()[0], rig.run()[0]
     (patient,) = rig.run("lab-2", wait=60)
-    rig.dispatch.abandon(rig.board("lab-1"))
-    rig.dispatch.abandon(rig.board("lab-2"))
+    rig.dispatch.end_board_jobs(rig.board("lab-1"))
+    rig.dispatch.end_board_jobs(rig.board("lab-2"))
     rig.drop("lab-1")
     rig.clock.turn(100)
     assert rig.caller.ending(running) == ("lost", "the board was taken out of the fleet")
@@ -167,8 +167,8 @@ def test_an_idle_board_is_taken_out_without_a_word(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
-    rig.dispatch.abandon(rig.board())
-    rig.dispatch.abandon(rig.board("lab-3"))
+    rig.dispatch.end_board_jobs(rig.board())
+    rig.dispatch.end_board_jobs(rig.board("lab-3"))
     assert rig.caller.ops(job) == [wire.ENDED]
 
 
@@ -271,7 +271,7 @@ def test_a_board_back_from_a_reset_that_was_interrupted_goes_on(rig: Rig):
 
 def program(rig: Rig, *, blocks: bool, name: str = "lab-1") -> None:
     """Say as a board that its own program runs, or has ended."""
-    text, flags = (b"app.py", wire.BLOCKS) if blocks else (b"app.py ended", 0)
+    text, flags = (b"app.py", wire.BLOCKING) if blocks else (b"app.py ended", 0)
     rig.dispatch.on_message(rig.board(name), wire.pack(wire.PROGRAM, text, flags=flags))
 
 
@@ -309,7 +309,7 @@ def test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more(rig: Rig
     link = rig.connect()
     (job,) = rig.run(timeout=5.0)
     program(rig, blocks=True)
-    assert (job.state, rig.board().current) == ("queued", None)
+    assert (job.state, rig.board().current_job) == ("queued", None)
     rig.clock.turn(60)
     assert job.state == "queued", "its time has not begun"
     program(rig, blocks=False)

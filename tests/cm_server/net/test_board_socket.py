@@ -99,7 +99,7 @@ async def test_a_recorded_proof_opens_nothing_later(service: Service, lab: Ident
         await replay.send(wire.HELLO, hello)
         await replay.next()
         await replay.send(wire.PROOF, proof)
-        assert (await replay.closed())[0] == board_socket.NOT_PROVEN
+        assert (await replay.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
 
 
 async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Identity):
@@ -109,7 +109,7 @@ async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Id
         text = b'{"boot": "b1", "buf": 1528}'
         proof = proofs.board_proof(lab.key, nonces, lab.id, text)
         await board.send(wire.PROOF, proof + text.replace(b"8", b"9"))
-        assert (await board.closed())[0] == board_socket.NOT_PROVEN
+        assert (await board.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
 
 
 async def test_the_servers_own_proof_sent_back_opens_nothing(service: Service, lab: Identity):
@@ -117,7 +117,7 @@ async def test_the_servers_own_proof_sent_back_opens_nothing(service: Service, l
         await board.greet(lab.id)
         challenge = await board.next()
         await board.send(wire.PROOF, challenge.payload[16:])
-        assert (await board.closed())[0] == board_socket.NOT_PROVEN
+        assert (await board.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
@@ -125,17 +125,17 @@ async def test_another_version_is_told_so(service: Service, lab: Identity, versi
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id, version)
         code, reason = await board.closed()
-        assert code == board_socket.WRONG_VERSION
+        assert code == board_socket.CLOSE_WRONG_VERSION
         assert reason == f"protocol {version} is not spoken here"
 
 
 async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
     service: Service, lab: Identity, caplog
 ):
-    for _ in range(limits.STRANGER_ROWS_PER_MINUTE + 5):
+    for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 5):
         await refusal(service, lab)
     rows = [row for row in service.audited() if row.verb == "board"]
-    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert len(rows) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
     assert rows[0][1:] == (
         "",
         "127.0.0.1",
@@ -153,7 +153,7 @@ async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
 
 
 async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, lab: Identity):
-    unproven = service.server.unproven
+    unproven = service.server.unauthenticated
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         challenge = await board.next()
@@ -166,18 +166,18 @@ async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, l
         await silent.next()
         assert unproven.count == 1
     await service.until(lambda: unproven.count == 0)
-    assert unproven.cut == 0
+    assert unproven.dropped == 0
 
 
 async def test_the_oldest_link_that_proved_nothing_is_cut_for_a_newer_one(
     service: Service, monkeypatch
 ):
-    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 3)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 3)
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(await RawPeer.upgraded(service)) for _ in range(5)]
         await within(links[0].gone())
         await within(links[1].gone())
-        assert service.server.unproven.count <= 3
+        assert service.server.unauthenticated.count <= 3
         assert not links[4].reader.at_eof()
 
 
@@ -222,7 +222,7 @@ async def test_a_malformed_hello_ends_the_link_and_nothing_else(service: Service
     async with await FakeBoard.dial(service, "/board") as board:
         await board.socket.send(data)
         code, reason = await board.closed()
-    assert code == frames.PROTOCOL_ERROR
+    assert code == frames.CLOSE_PROTOCOL_ERROR
     assert reason
     assert not [record for record in caplog.records if record.exc_info]
 
@@ -232,21 +232,21 @@ async def test_a_hello_in_place_of_a_proof_ends_the_link(service: Service, lab: 
         await board.greet(lab.id)
         await board.next()
         await board.greet(lab.id)
-        assert (await board.closed())[0] == frames.PROTOCOL_ERROR
+        assert (await board.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
 
 
 async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypatch):
-    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
     async with await FakeBoard.dial(service, "/board") as silent:
-        assert await silent.closed() == (board_socket.NOT_PROVEN, "too slow")
+        assert await silent.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
     async with await FakeBoard.dial(service, "/board") as half:
         await half.greet(lab.id)
         await half.next()
-        assert await half.closed() == (board_socket.NOT_PROVEN, "too slow")
+        assert await half.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
 
 
 async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity, monkeypatch):
-    monkeypatch.setattr(limits, "GREETING_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
     async with await FakeBoard.join(service, lab) as board:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(board.socket.recv(), 0.1)
@@ -257,7 +257,7 @@ async def test_a_token_opens_no_boards_door(service: Service, lab: Identity):
     header: dict[str, Any] = {"Authorization": f"Bearer {service.token}"}
     async with await FakeBoard.dial(service, "/board", **header) as board:
         await board.send(wire.REQUEST, b'{"verb": "boards"}')
-        assert (await board.closed())[0] == frames.PROTOCOL_ERROR
+        assert (await board.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
 
 
 # What a board tells of itself is untrusted
@@ -335,7 +335,7 @@ async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab:
         await FakeBoard.join(service, lab) as newer,
         await FakeCaller.join(service) as caller,
     ):
-        assert await older.closed() == (board_socket.REPLACED, "a newer link took over")
+        assert await older.closed() == (board_socket.CLOSE_REPLACED, "a newer link took over")
         assert service.state("lab-1") == "idle"
         (job,) = await caller.submit("lab-1")
         assert (await newer.next()).job == job
@@ -353,7 +353,7 @@ async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(servic
             board = await stack.enter_async_context(await FakeBoard.join(service, lab))
             spreads.append(board.welcome["spread"])
     assert spreads[:5] == [2, 2, 8, 16, 32]
-    assert max(spreads) == limits.RIVAL_SECONDS
+    assert max(spreads) == limits.TAKEOVER_SPREAD_SECONDS
     await service.until(lambda: service.state("lab-1") == "offline")
     async with await FakeBoard.join(service, lab) as board:
         assert board.welcome["spread"] == 2
@@ -361,7 +361,7 @@ async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(servic
 
 async def test_a_second_link_without_the_key_takes_nothing_over(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
-        assert (await refusal(service, lab))[0] == board_socket.NOT_PROVEN
+        assert (await refusal(service, lab))[0] == board_socket.CLOSE_NOT_AUTHENTICATED
         async with await FakeCaller.join(service) as caller:
             (job,) = await caller.submit("lab-1")
             assert (await board.next()).job == job
@@ -416,15 +416,15 @@ async def test_a_broken_rule_in_mid_job_loses_the_link_not_the_job(service: Serv
             await board.next()
             await board.send(wire.RESULT, b"", job=job, flags=9)
             code, reason = await board.closed()
-            assert (code, reason) == (frames.PROTOCOL_ERROR, "RESULT is malformed.")
+            assert (code, reason) == (frames.CLOSE_PROTOCOL_ERROR, "RESULT is malformed.")
         async with await FakeBoard.join(service, lab, boot="b2"):
             assert await caller.ending(job) == ("lost", "the board restarted while it ran")
 
 
 async def test_an_oversize_message_is_refused_before_it_is_read(service: Service):
     async with await RawPeer.upgraded(service) as peer:
-        peer.say(frames.frame_head(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
-        assert (await peer.closed())[0] == frames.TOO_BIG
+        peer.say(frames.frame_header(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
+        assert (await peer.closed())[0] == frames.CLOSE_MESSAGE_TOO_BIG
 
 
 async def test_the_largest_message_is_taken(service: Service, lab: Identity):
@@ -447,7 +447,7 @@ async def test_a_silent_idle_board_is_gone_after_two_beats(tmp_path):
         board.socket.transport.pause_reading()  # it hears no ping and answers none
         await service.until(lambda: service.state("lab-1") == "offline")
         board.socket.transport.resume_reading()
-        assert await board.closed() == (frames.GOING_AWAY, "silent")
+        assert await board.closed() == (frames.CLOSE_GOING_AWAY, "silent")
 
 
 async def test_a_silent_busy_board_is_not_gone(tmp_path):
@@ -481,7 +481,7 @@ async def test_the_end_of_the_server_is_told(tmp_path):
     async with running_service(tmp_path) as service:
         (lab,) = service.enrol("lab-1")
         board = await FakeBoard.join(service, lab)
-    assert await board.closed() == (frames.GOING_AWAY, "the server stops")
+    assert await board.closed() == (frames.CLOSE_GOING_AWAY, "the server stops")
 
 
 async def test_a_board_that_goes_on_speaking_of_others_jobs_is_cut(service: Service, caplog):

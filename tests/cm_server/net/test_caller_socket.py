@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from cloudmanager.protocol import frames, wire
 from cm_server import limits
 from cm_server.auth import credentials, enrolment
-from cm_server.auth.audit import Note
+from cm_server.auth.audit import AuditEntry
 from cm_server.net import caller_socket, websocket
 from tests.cm_server.peers import (
     FakeBoard,
@@ -130,7 +130,7 @@ async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Ser
         assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
         await first.next()
         code, reason = await first.closed()
-        assert code == enrolment.REVOKED
+        assert code == enrolment.CLOSE_REVOKED
         assert reason.startswith("the token 'lab-notebook' was revoked on 2")
         await service.until(lambda: len(service.server.callers) == 1)
         assert time.monotonic() - began < 2
@@ -163,15 +163,15 @@ async def test_what_a_revoked_token_began_goes_on_and_what_it_asks_is_not_heard(
 
 async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, monkeypatch):
     token = service.add_token("viewer", name="lab-notebook")
-    real = websocket.accept
+    real = websocket.accept_websocket
 
     async def accept(handler, link):
-        service.server.tokens.revoke("lab-notebook", Note("test", "", "token-revoke"))
+        service.server.tokens.revoke("lab-notebook", AuditEntry("test", "", "token-revoke"))
         return await real(handler, link)
 
-    monkeypatch.setattr(caller_socket, "accept", accept)
+    monkeypatch.setattr(caller_socket, "accept_websocket", accept)
     caller = await FakeCaller.join(service, token)
-    assert (await caller.closed())[0] == enrolment.REVOKED
+    assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
 
 
 async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service):
@@ -179,7 +179,7 @@ async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service
     async with await FakeCaller.join(service, token) as caller:
         assert "reply" in await caller.ask("status")
         code, reason = await caller.closed()
-        assert code == enrolment.REVOKED
+        assert code == enrolment.CLOSE_REVOKED
         assert reason.startswith("the token 'lab-notebook' expired on 2")
     answer = await refused(service, Authorization=f"Bearer {token}")
     assert "Cm-Refused: the token 'lab-notebook' expired on 2" in answer
@@ -187,7 +187,7 @@ async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service
 
 
 async def test_a_token_that_expires_later_is_looked_at_again(service: Service, monkeypatch):
-    monkeypatch.setattr(caller_socket, "TOKEN_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(caller_socket, "TOKEN_CHECK_SECONDS", 0.01)
     token = service.add_token("viewer", name="lab-notebook", expires=3600)
     async with await FakeCaller.join(service, token) as caller:
         await asyncio.sleep(0.05)
@@ -195,13 +195,13 @@ async def test_a_token_that_expires_later_is_looked_at_again(service: Service, m
 
 
 async def test_token_expires_when_the_clock_is_set_not_when_its_timer_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(caller_socket, "TOKEN_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(caller_socket, "TOKEN_CHECK_SECONDS", 0.01)
     ahead = 0.0
     async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
         token = service.add_token("viewer", name="lab-notebook", expires=3600)
         async with await FakeCaller.join(service, token) as caller:
             ahead = 7200.0
-            assert (await caller.closed())[0] == enrolment.REVOKED
+            assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
             assert "expired" in await refused(service, Authorization=f"Bearer {token}")
         ahead = 0.0
         async with await FakeCaller.join(service, token) as caller:  # it has not expired at all
@@ -209,7 +209,7 @@ async def test_token_expires_when_the_clock_is_set_not_when_its_timer_ends(tmp_p
 
 
 def test_tokens_are_looked_at_each_second():
-    assert caller_socket.TOKEN_LOOK_SECONDS <= 1.0
+    assert caller_socket.TOKEN_CHECK_SECONDS <= 1.0
 
 
 async def test_clock_that_is_set_back_opens_for_no_expired_token(tmp_path):
@@ -238,14 +238,16 @@ async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_sam
 
 
 async def test_a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log(service: Service, caplog):
-    for _ in range(3 * limits.STRANGER_ROWS_PER_MINUTE):
+    for _ in range(3 * limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE):
         await refused(service, Authorization="Bearer cm_almost-a-secret-that-was-guessed")
     rows = [row for row in service.audited() if row.verb == "login"]
-    assert len(rows) == limits.STRANGER_ROWS_PER_MINUTE
+    assert len(rows) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
     assert {(row.who, row.address, row.outcome, row.detail) for row in rows} == {
         ("", "127.0.0.1", "refused", "wrong token")
     }
-    assert caplog.text.count("was refused as a caller") == limits.STRANGER_ROWS_PER_MINUTE
+    assert (
+        caplog.text.count("was refused as a caller") == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    )
     assert "almost" not in repr(rows)
 
 
@@ -333,7 +335,7 @@ async def test_a_request_that_makes_no_sense_is_answered_and_the_link_stays(serv
 async def test_what_is_no_message_ends_the_link(service: Service, data, caplog):
     async with await FakeCaller.join(service) as caller:
         await caller.socket.send(data)
-        assert (await caller.closed())[0] == frames.PROTOCOL_ERROR
+        assert (await caller.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -431,8 +433,8 @@ async def test_only_the_jobs_own_caller_answers_its_input(service: Service, lab:
         assert (answer.op, answer.payload, answer.flags) == (wire.ANSWER, b"ann", 0)
         await board.send(wire.INPUT, b"again? ", job=job)
         assert (await caller.event()).payload == b"again? "
-        await caller.send(wire.ANSWER, job=job, flags=wire.NOBODY)
-        assert (await board.next()).flags == wire.NOBODY
+        await caller.send(wire.ANSWER, job=job, flags=wire.INPUT_EOF)
+        assert (await board.next()).flags == wire.INPUT_EOF
 
 
 async def test_a_later_cell_that_answers_nothing_silences_no_earlier_one(service, lab):
@@ -454,7 +456,7 @@ async def test_a_caller_that_goes_leaves_its_job_running(service: Service, lab: 
             await board.next()
             await board.send(wire.INPUT, b"name? ", job=job)
             await caller.event()
-        assert (await board.next()).flags == wire.NOBODY
+        assert (await board.next()).flags == wire.INPUT_EOF
         assert service.state("lab-1") == "busy"
         await board.end(job, rest=b"1")
         await service.until(lambda: service.state("lab-1") == "idle")
@@ -486,7 +488,7 @@ async def test_what_many_boards_say_at_once_shares_frames(service: Service):
 async def test_a_short_cell_costs_its_caller_one_frame(
     service: Service, lab: Identity, monkeypatch
 ):
-    monkeypatch.setattr(caller_socket, "ACCEPT_SECONDS", 1.0)  # this machine may be slow
+    monkeypatch.setattr(caller_socket, "ACCEPTED_DELAY_SECONDS", 1.0)  # this machine may be slow
     async with (
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
@@ -501,7 +503,7 @@ async def test_a_short_cell_costs_its_caller_one_frame(
 @pytest.fixture
 def big_sips(monkeypatch):
     """A flood that is read as fast as it comes: these tests are about what becomes of it."""
-    monkeypatch.setattr(limits, "SIP_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(limits, "READ_PAUSE_SECONDS", 0)
 
 
 class SlowCaller:
@@ -516,7 +518,7 @@ class SlowCaller:
     def submit(self, code: bytes = b"1") -> None:
         self.ref += 1
         message = wire.pack_submit(self.ref, {"target": "lab-1"}, code)
-        self.peer.say(frames.encode(message, mask=True))
+        self.peer.say(frames.encode_frame(message, mask=True))
 
     @property
     def held(self) -> int:
@@ -534,7 +536,7 @@ class SlowCaller:
             assert frame is not None, "the link was cut before all was told"
             if frame.opcode == frames.BINARY:
                 events = list(wire.read_events(frame.payload[wire.HEADER.size :]))
-                endings -= sum(event.op in wire.ENDINGS for event in events)
+                endings -= sum(event.op in wire.JOB_END_OPS for event in events)
                 told += events
         return told
 
@@ -561,7 +563,7 @@ async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service
         wire.RESULT,
     ]
     assert told[-1].op == wire.RESULT
-    assert wire.read_result(told[-1]).rest == b"42"
+    assert wire.read_result(told[-1]).value_or_traceback == b"42"
     assert wire.TRUNCATED in [m.op for m in told]
     assert sum(len(m.payload) for m in told) < 9_000_000
 
@@ -603,7 +605,7 @@ async def test_no_ending_is_lost_however_much_waits(service: Service, lab: Ident
         told = await slow.read(count)
     results = [wire.read_result(m) for m in told if m.op == wire.RESULT]
     assert len(results) == count
-    assert all(result.rest == rest for result in results)
+    assert all(result.value_or_traceback == rest for result in results)
 
 
 @pytest.mark.usefixtures("big_sips")
@@ -623,14 +625,14 @@ async def test_a_value_with_a_hole_says_so(service: Service, lab: Identity):
         told = await slow.read(1)
     holes = [m.flags for m in told if m.op == wire.TRUNCATED]
     assert wire.VALUE not in [m.op for m in told]
-    assert wire.CUT in holes
+    assert wire.VALUE_TRUNCATED in holes
     assert 0 in holes
 
 
 async def test_the_end_of_the_server_is_told(service: Service):
     async with await FakeCaller.join(service) as caller:
         service.server.stop()
-        assert await within(caller.closed()) == (frames.GOING_AWAY, "the server stops")
+        assert await within(caller.closed()) == (frames.CLOSE_GOING_AWAY, "the server stops")
 
 
 async def test_a_cell_that_comes_twice_runs_once(service: Service):

@@ -139,7 +139,7 @@ def test_servers_of_one_fleet_show_the_first_ones_certificate(tmp_path: Path):
     homes = [tmp_path / name for name in "ab"]
     for home in homes:
         home.mkdir()
-        certificates.share(home, known.setdefault)
+        certificates.use_shared(home, known.setdefault)
     first, second = (certificates.load(home) for home in homes)
     assert first.pin == second.pin
     assert (homes[0] / "server.pem").read_text() == (homes[1] / "server.pem").read_text()

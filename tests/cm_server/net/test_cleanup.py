@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cm_server.net import cleanup
-from cm_server.net.rate_limits import Rate
+from cm_server.net.rate_limits import RateLimiter
 
 
 def fail() -> None:
@@ -13,7 +13,7 @@ def fail() -> None:
 
 
 def test_every_step_runs_whichever_fails(monkeypatch: pytest.MonkeyPatch, caplog):
-    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     ran: list[str] = []
     cleanup.run_all("a link", lambda: ran.append("first"), fail, lambda: ran.append("last"))
     assert ran == ["first", "last"]
@@ -23,7 +23,7 @@ def test_every_step_runs_whichever_fails(monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_the_same_failure_is_logged_once_a_minute_and_counted(monkeypatch, caplog):
     now = [0.0]
-    monkeypatch.setattr(cleanup, "_failures", Rate(1, lambda: now[0]))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(1, lambda: now[0]))
     for _ in range(50):
         cleanup.run_all("a link", fail)
     assert caplog.text.count("Traceback") == 1

@@ -11,8 +11,8 @@ import pytest
 from cloudmanager.protocol.errors import ServerError
 from cm_server.app import ROUTES
 from cm_server.auth import credentials
-from cm_server.auth.audit import Note
-from cm_server.store.rows import new_board
+from cm_server.auth.audit import AuditEntry
+from cm_server.store.rows import new_board_row
 from tests.cm_server.peers import (
     FakeBoard,
     FakeCaller,
@@ -35,7 +35,7 @@ FOREIGN = [
     "file://",
     "",
 ]
-SOCKETS = [path for path, page in ROUTES if page.opened_by in ("token", "key")]
+SOCKETS = [path for path, page in ROUTES if page.required_credential in ("token", "key")]
 
 
 async def answer(service: Service, path: str, **headers: str) -> str:
@@ -64,14 +64,14 @@ async def get(service: Service, path: str, **headers: str) -> str:
 async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
     assert (await get(service, "/healthz")).endswith('{"status": "ok"}')
     store = service.server.store
-    store._db.exec_driver_sql("PRAGMA query_only=ON")
+    store._connection.exec_driver_sql("PRAGMA query_only=ON")
     with pytest.raises(ServerError, match="cannot be written"):
-        store.begin(["id1"], "ann")
+        store.insert_jobs(["id1"], "ann")
     said = await get(service, "/healthz")
     assert said.startswith("HTTP/1.1 503 ")
     assert "its store cannot be written: attempt to write a readonly database" in said
-    store._db.exec_driver_sql("PRAGMA query_only=OFF")
-    store.probe()
+    store._connection.exec_driver_sql("PRAGMA query_only=OFF")
+    store.probe_writable()
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
 
 
@@ -93,7 +93,7 @@ async def test_health_warns_of_a_clock_that_may_be_wrong_and_is_well(tmp_path):
 async def test_what_a_caller_asks_wrong_makes_no_server_ill(service: Service):
     service.enrol("lab-1")
     with pytest.raises(ServerError, match="UNIQUE"):
-        service.server.store.enrol([new_board("id2", "lab-1", bytes(32))])
+        service.server.store.enrol_boards([new_board_row("id2", "lab-1", bytes(32))])
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
 
 
@@ -101,7 +101,7 @@ async def test_metrics_are_for_this_machine_and_for_tokens_that_reach_all(tmp_pa
     proxies = [ipaddress.ip_network("127.0.0.0/8")]
     async with running_service(tmp_path, proxies=proxies) as service:
         some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
-        service.server.tokens.revoke("dead", Note("test", "here", "token-revoke"))
+        service.server.tokens.revoke("dead", AuditEntry("test", "here", "token-revoke"))
         tries = {"": 401, credentials.new_token(): 401, some: 401, dead: 401, service.token: 200}
         tries[service.add_token("viewer", name="ann")] = 200
         far = {"X-Forwarded-For": "203.0.113.9"}
@@ -264,7 +264,7 @@ async def test_one_request_is_one_connection(service: Service):
     text = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
     said = await answer_to(service, text * 50)
     assert said.count("HTTP/1.1 200 ") == 1
-    await service.until(lambda: service.server.unproven.count == 0)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 # Those who mean well

@@ -17,8 +17,8 @@ import pytest
 from cloudmanager.protocol import wire
 from cm_server import limits
 from cm_server.net import cleanup
-from cm_server.net.listener import bind, on_loopback
-from cm_server.net.rate_limits import Rate
+from cm_server.net.listener import all_on_loopback, open_listening_sockets
+from cm_server.net.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
 
 HELLO = bytes.fromhex("16030100c8010000c40303")  # as a TLS client begins
@@ -53,7 +53,7 @@ async def test_who_does_not_go_on_is_cut_in_time(tmp_path: Path, begins):
         if begins:
             peer.say(begins)
         await gone(peer)
-        await service.until(lambda: service.server.unproven.count == 0)
+        await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 @pytest.mark.parametrize(
@@ -76,20 +76,20 @@ async def test_what_is_no_handshake_ends_the_connection_and_nothing_else(
 async def test_who_knocks_counts_as_unproven_and_the_oldest_is_cut(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 2)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 2)
     peers = [await RawPeer.dial(service) for _ in range(2)]
-    await service.until(lambda: service.server.unproven.count == 2)
+    await service.until(lambda: service.server.unauthenticated.count == 2)
     async with await RawPeer.dial(service):
         await gone(peers[0])
-        assert service.server.unproven.cut == 1
+        assert service.server.unauthenticated.dropped == 1
         await peers[1].__aexit__(None, None, None)
     await peers[0].__aexit__(None, None, None)
 
 
 async def test_a_knock_that_hangs_up_is_forgotten(service: Service):
     async with await RawPeer.dial(service):
-        await service.until(lambda: service.server.unproven.count == 1)
-    await service.until(lambda: service.server.unproven.count == 0)
+        await service.until(lambda: service.server.unauthenticated.count == 1)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 async def test_a_long_message_and_many_frames_cross_tls_whole(service: Service):
@@ -112,9 +112,9 @@ async def test_a_long_message_and_many_frames_cross_tls_whole(service: Service):
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("", False)])
 def test_who_can_reach_it_is_read_off_its_sockets(host, local):
-    sockets = bind(host, 0)
+    sockets = open_listening_sockets(host, 0)
     try:
-        assert on_loopback(sockets) is local
+        assert all_on_loopback(sockets) is local
     finally:
         for sock in sockets:
             sock.close()
@@ -123,7 +123,7 @@ def test_who_can_reach_it_is_read_off_its_sockets(host, local):
 async def test_shut_lets_nobody_in_and_leaves_those_who_are(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity, tls=True):
-        service.door.shut()
+        service.door.stop_accepting()
         with pytest.raises(OSError, match=r".+"):
             await within(asyncio.open_connection("127.0.0.1", service.tcp_port))
         assert service.state("lab-1") == "idle"
@@ -131,7 +131,7 @@ async def test_shut_lets_nobody_in_and_leaves_those_who_are(service: Service):
 
 async def test_without_a_file_left_it_says_so_and_tries_again(service, monkeypatch, caplog):
     """Else the loop would turn for ever: the kernel goes on saying that somebody knocks."""
-    monkeypatch.setattr(limits, "FULL_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "ACCEPT_RETRY_SECONDS", 0.05)
     with no_file_left() as free_one:
         free_one()
         async with await RawPeer.dial(service) as peer:  # its own end takes the one
@@ -157,13 +157,13 @@ async def test_connections_that_end_by_rst_leave_no_count_behind(service: Servic
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", service.tcp_port))
         if number % 2:  # the server looks at it before it is reset
-            await service.until(lambda: service.server.unproven.count > 0)
+            await service.until(lambda: service.server.unauthenticated.count > 0)
         if says:
             await loop.sock_sendall(sock, says)
         if number % 3:
             await asyncio.sleep(0)
         reset(sock)
-    await service.until(lambda: service.server.unproven.count == 0)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
     assert caplog.text == ""
     async with await FakeBoard.join(service, identity, tls=True):
         assert service.state("lab-1") == "idle"
@@ -184,21 +184,21 @@ async def test_a_socket_that_tls_cannot_wrap_is_counted_no_more(service, monkeyp
         async with await RawPeer.dial(service) as peer:
             peer.say(HELLO)
             await gone(peer)
-    assert service.server.unproven.count == 0
+    assert service.server.unauthenticated.count == 0
     assert caplog.text == ""
 
 
 async def test_a_failure_at_the_beginning_of_one_connection_ends_that_one(
     service, monkeypatch, caplog
 ):
-    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     with monkeypatch.context() as patched:
         patched.setattr(service.door, "handle_stream", None)  # what is called raises
         for _ in range(5):
             async with await RawPeer.dial(service) as peer:
                 peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 await gone(peer)
-    assert service.server.unproven.count == 0
+    assert service.server.unauthenticated.count == 0
     assert caplog.text.count("Traceback") == 1
     async with await RawPeer.dial(service) as peer:
         peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -225,7 +225,7 @@ async def test_what_comes_byte_by_byte_is_cut_after_so_many_reads(service, monke
             if cut.done():
                 break
         assert cut.done()
-    await service.until(lambda: service.server.unproven.count == 0)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 async def test_a_request_in_several_pieces_is_answered(service: Service):
@@ -240,14 +240,14 @@ async def test_pieces_of_very_many_connections_share_a_rate(tmp_path: Path, monk
     monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 20)
     async with running_service(tmp_path) as service:
         reads = 0
-        read_pause = service.server.unproven.read_pause
+        read_pause = service.server.unauthenticated.read_pause
 
         def count(number: int) -> float:
             nonlocal reads
             reads += 1
             return read_pause(number)
 
-        monkeypatch.setattr(service.server.unproven, "read_pause", count)
+        monkeypatch.setattr(service.server.unauthenticated, "read_pause", count)
         peers = [await RawPeer.dial(service) for _ in range(20)]
         for peer in peers:
             peer.say(b"GET / HTTP/1.1\r\nX: ")

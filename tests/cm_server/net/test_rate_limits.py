@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cm_server import limits
-from cm_server.net.rate_limits import Entry, Rate, TokenBucket, Unproven, group_of
+from cm_server.net.rate_limits import (
+    RateLimiter,
+    TokenBucket,
+    UnauthenticatedConnections,
+    UnauthenticatedEntry,
+    address_group,
+)
 
 
 class Clock:
@@ -19,17 +25,17 @@ class Crowd:
     """Connections that note when they are cut."""
 
     def __init__(self) -> None:
-        self.door = Unproven()
+        self.door = UnauthenticatedConnections()
         self.cut: list[str] = []
 
     def enter(self, name: str, address: str = "192.0.2.1"):
-        return self.door.enter(address, lambda: self.cut.append(name))
+        return self.door.add(address, lambda: self.cut.append(name))
 
 
 @pytest.fixture
 def crowd(monkeypatch) -> Crowd:
-    monkeypatch.setattr(limits, "UNPROVEN", 5)
-    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 3)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED", 5)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 3)
     return Crowd()
 
 
@@ -39,7 +45,7 @@ def crowd(monkeypatch) -> Crowd:
 def test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in(crowd):
     for name in "abcd":
         crowd.enter(name)
-    assert (crowd.cut, crowd.door.count, crowd.door.cut) == (["a"], 3, 1)
+    assert (crowd.cut, crowd.door.count, crowd.door.dropped) == (["a"], 3, 1)
 
 
 def test_another_address_is_not_disturbed_by_a_flood_of_one(crowd):
@@ -61,27 +67,27 @@ def test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays(crowd):
 
 def test_who_leaves_makes_room_and_may_leave_twice(crowd):
     entries = [crowd.enter(name) for name in "abc"]
-    crowd.door.leave(entries[0])
-    crowd.door.leave(entries[0])
+    crowd.door.remove(entries[0])
+    crowd.door.remove(entries[0])
     crowd.enter("d")
     assert (crowd.cut, crowd.door.count) == ([], 3)
     for entry in entries[1:]:
-        crowd.door.leave(entry)
+        crowd.door.remove(entry)
     assert crowd.door.count == 1
 
 
 def test_nothing_is_left_behind_by_those_who_are_gone(crowd):
     for number in range(100):
         entry = crowd.enter("x", f"192.0.2.{number}")
-        crowd.door.leave(entry)
+        crowd.door.remove(entry)
     assert (crowd.door.count, crowd.door._groups) == (0, {})
 
 
 def test_what_cutting_one_does_may_be_to_leave(crowd):
-    entries: dict[str, Entry] = {}
+    entries: dict[str, UnauthenticatedEntry] = {}
     for name in "abcd":
-        end = lambda name=name: crowd.door.leave(entries[name])  # noqa: E731
-        entries[name] = crowd.door.enter("192.0.2.1", end)
+        end = lambda name=name: crowd.door.remove(entries[name])  # noqa: E731
+        entries[name] = crowd.door.add("192.0.2.1", end)
     assert crowd.door.count == 3
 
 
@@ -99,7 +105,7 @@ def test_what_cutting_one_does_may_be_to_leave(crowd):
     ],
 )
 def test_one_host_is_one_address_however_many_it_has(address, group):
-    assert group_of(address) == group
+    assert address_group(address) == group
 
 
 # Rates
@@ -107,7 +113,7 @@ def test_one_host_is_one_address_however_many_it_has(address, group):
 
 def test_so_many_a_minute_and_the_rest_is_counted():
     clock = Clock()
-    rate = Rate(2, clock)
+    rate = RateLimiter(2, clock)
     assert [rate.allow("a") for _ in range(5)] == [0, 0, None, None, None]
     clock.now += 59
     assert rate.allow("a") is None
@@ -116,13 +122,13 @@ def test_so_many_a_minute_and_the_rest_is_counted():
 
 
 def test_one_key_does_not_count_for_another():
-    rate = Rate(1, Clock())
+    rate = RateLimiter(1, Clock())
     assert [rate.allow(key) for key in "abab"] == [0, 0, None, None]
 
 
 def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
-    monkeypatch.setattr(limits, "ADDRESSES", 3)
-    rate = Rate(1, Clock())
+    monkeypatch.setattr(limits, "RATE_LIMIT_KEYS", 3)
+    rate = RateLimiter(1, Clock())
     for number in range(100):
         rate.allow("steady")
         rate.allow(str(number))
@@ -131,15 +137,15 @@ def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
 
 
 def test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer(monkeypatch, caplog):
-    monkeypatch.setattr(limits, "UNPROVEN_PER_ADDRESS", 1)
-    unproven = Unproven()
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 1)
+    unproven = UnauthenticatedConnections()
 
     def fail() -> None:
         raise ValueError("a detached socket")
 
     for _ in range(20):
-        unproven.enter("192.0.2.1", fail)
-    assert (unproven.count, unproven.cut) == (1, 19)
+        unproven.add("192.0.2.1", fail)
+    assert (unproven.count, unproven.dropped) == (1, 19)
     assert caplog.text.count("could not be ended") == 1
 
 
@@ -159,7 +165,7 @@ def test_a_token_bucket_allows_a_burst_and_then_a_rate():
 
 def test_the_first_reads_of_a_connection_are_free_and_all_others_share_a_rate(monkeypatch):
     monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 10)
-    unproven = Unproven()
+    unproven = UnauthenticatedConnections()
     for _ in range(100):
         assert unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE) == 0.0
     pauses = [unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE + 1) for _ in range(10)]

@@ -13,7 +13,7 @@ import pytest
 
 from cloudmanager import config
 from cm_server.net import certificates, cleanup
-from cm_server.net.rate_limits import Rate
+from cm_server.net.rate_limits import RateLimiter
 from cm_server.net.tls_transport import READ_BYTES, TlsTransport
 from tests.cm_server.peers import within
 
@@ -144,7 +144,7 @@ async def test_a_peer_that_goes_ends_it_and_what_it_said_is_heard(pair: Pair, ho
 
 
 async def test_the_end_is_heard_even_where_the_socket_cannot_be_closed(pair, monkeypatch, caplog):
-    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     sock, close = pair.transport._sock, pair.transport._sock.close
 
     def fail() -> None:

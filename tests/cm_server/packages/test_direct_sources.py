@@ -9,7 +9,7 @@ import pytest
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages import http_fetcher
-from cm_server.packages.http_fetcher import NotFound
+from cm_server.packages.http_fetcher import SourceNotFound
 
 from .shelf import Shelf
 from .test_index import sources
@@ -35,7 +35,7 @@ async def test_url_of_a_file_a_document_and_a_folder(public, packages):
 async def test_url_of_a_private_address_is_refused(shelf, packages):
     shelf.put("/m.py", "M = 1\n")
     with pytest.raises(PackageError, match="private address"):
-        await packages.plan([f"{shelf.url}/m.py"])
+        await packages.make_plan([f"{shelf.url}/m.py"])
     assert shelf.asked == []
 
 
@@ -44,27 +44,27 @@ async def test_public_package_cannot_lead_to_a_private_index(public, shelf, pack
     shelf.put("/admin", "secret")
     public.put("/package.json", {"urls": [["x.py", f"{shelf.url}/admin"]]})
     with pytest.raises(PackageError, match="private address"):
-        await packages.plan([public.url])
+        await packages.make_plan([public.url])
     assert shelf.asked == []
 
 
 async def test_hashes_at_a_url_are_refused(public, packages):
     public.put("/package.json", {"hashes": [["a.py", "01234567"]]})
     with pytest.raises(PackageError, match="only an index keeps files by them"):
-        await packages.plan([public.url])
+        await packages.make_plan([public.url])
 
 
 @pytest.mark.parametrize("where", ["../x.py", "/x.py", "a/../../x.py", "x\\y.py"])
 async def test_file_above_the_documents_folder_is_refused(public, packages, where):
     public.put("/p/package.json", {"urls": [["x.py", where]]})
     with pytest.raises(PackageError, match="is refused"):
-        await packages.plan([f"{public.url}/p"])
+        await packages.make_plan([f"{public.url}/p"])
 
 
 async def test_web_page_in_a_files_place_is_refused(public, packages):
     public.put("/m.py", "<html>please log in</html>", "text/html; charset=utf-8")
     with pytest.raises(PackageError, match="web page where a file should be"):
-        await packages.plan([f"{public.url}/m.py"])
+        await packages.make_plan([f"{public.url}/m.py"])
 
 
 async def test_files_that_were_sent_along_are_a_package(packages):
@@ -83,11 +83,11 @@ async def test_sent_package_json_says_which_files_and_what_is_needed(shelf, pack
 async def test_sent_document_cannot_name_the_servers_own_files(packages):
     document = {"urls": [["x.py", "/etc/passwd"]]}
     files = {"package.json": json.dumps(document).encode()}
-    with pytest.raises(NotFound, match="has no file '/etc/passwd'"):
-        await packages.plan(["x"], sent={"x": files})
+    with pytest.raises(SourceNotFound, match="has no file '/etc/passwd'"):
+        await packages.make_plan(["x"], sent={"x": files})
 
 
 async def test_too_many_files_are_refused(packages, monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_FILES", 3)
     with pytest.raises(PackageError, match="too many files"):
-        await packages.plan(["x"], sent={"x": {f"a{n}.py": b"" for n in range(4)}})
+        await packages.make_plan(["x"], sent={"x": {f"a{n}.py": b"" for n in range(4)}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.http_fetcher import NotFound
+from cm_server.packages.http_fetcher import SourceNotFound
 from cm_server.packages.lock import dump
 
 from .shelf import COMMITS
@@ -44,7 +44,7 @@ async def test_folder_file_and_document_are_named_by_their_paths(shelf, packages
 async def test_commit_is_pinned_in_the_lock(shelf, packages):
     shelf.refs("o/r", HEAD="a", tags_v1="b")
     shelf.commit("o/r", "b", {"package.json": document(m_py="m.py"), "m.py": "B = 1\n"})
-    plan = await packages.plan(["github:o/r@v1"])
+    plan = await packages.make_plan(["github:o/r@v1"])
     assert plan.packages[0].version == COMMITS["b"]
     assert plan.packages[0].ref == "refs/tags/v1"
     assert COMMITS["b"] in dump(plan.wanted, plan.packages)
@@ -79,23 +79,23 @@ async def test_refs_are_asked_for_once_however_many_want_them(shelf, packages):
     shelf.refs("o/r", HEAD="a")
     files = {f"{n}/package.json": document(**{f"m{n}_py": "m.py"}) for n in range(5)}
     shelf.commit("o/r", "a", {**files, **{f"{n}/m.py": f"{n}\n" for n in range(5)}})
-    await packages.plan([f"github:o/r/{n}" for n in range(5)])
+    await packages.make_plan([f"github:o/r/{n}" for n in range(5)])
     assert len([path for path in shelf.asked if "info/refs" in path]) == 1
 
 
 @pytest.mark.parametrize("ref", ["nope", "abc1234"])
 async def test_unknown_ref_is_told(shelf, packages, ref):
     shelf.refs("o/r", HEAD="a")
-    with pytest.raises(NotFound, match="no branch and no tag"):
-        await packages.plan([f"github:o/r@{ref}"])
+    with pytest.raises(SourceNotFound, match="no branch and no tag"):
+        await packages.make_plan([f"github:o/r@{ref}"])
 
 
 async def test_unknown_repository_and_missing_document_are_told(shelf, packages):
-    with pytest.raises(NotFound, match="no repository github:o/none"):
-        await packages.plan(["github:o/none"])
+    with pytest.raises(SourceNotFound, match="no repository github:o/none"):
+        await packages.make_plan(["github:o/none"])
     shelf.refs("o/r", HEAD="a")
-    with pytest.raises(NotFound, match=r"has no p/package.json at commit"):
-        await packages.plan(["github:o/r/p"])
+    with pytest.raises(SourceNotFound, match=r"has no p/package.json at commit"):
+        await packages.make_plan(["github:o/r/p"])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ async def test_file_outside_of_the_repository_is_refused(shelf, packages, where)
     shelf.refs("o/r", HEAD="a")
     shelf.commit("o/r", "a", {"package.json": document(m_py=where)})
     with pytest.raises(PackageError):
-        await packages.plan(["github:o/r"])
+        await packages.make_plan(["github:o/r"])
     assert not [path for path in shelf.asked if "other/repo" in path]
 
 
@@ -124,7 +124,7 @@ async def test_hashes_are_an_indexes_own(shelf, packages):
     shelf.refs("o/r", HEAD="a")
     shelf.commit("o/r", "a", {"package.json": {"hashes": [["a.py", "01234567"]]}})
     with pytest.raises(PackageError, match="only an index keeps files by them"):
-        await packages.plan(["github:o/r"])
+        await packages.make_plan(["github:o/r"])
 
 
 async def test_file_that_is_kept_in_git_lfs_is_told(shelf, packages):
@@ -132,4 +132,4 @@ async def test_file_that_is_kept_in_git_lfs_is_told(shelf, packages):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     shelf.commit("o/r", "a", {"m.py": pointer})
     with pytest.raises(PackageError, match="Git LFS"):
-        await packages.plan(["github:o/r/m.py"])
+        await packages.make_plan(["github:o/r/m.py"])

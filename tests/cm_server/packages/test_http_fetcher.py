@@ -12,7 +12,13 @@ import pytest
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages import http_fetcher as web_module
-from cm_server.packages.http_fetcher import NotFound, Unreachable, Web, is_public, shown
+from cm_server.packages.http_fetcher import (
+    HttpFetcher,
+    SourceNotFound,
+    SourceUnreachable,
+    is_public,
+    without_credentials,
+)
 
 from .shelf import Shelf, bomb, reply
 
@@ -20,12 +26,12 @@ MIB = 1024**2
 
 
 @pytest.fixture
-def web() -> Web:
-    return Web()
+def web() -> HttpFetcher:
+    return HttpFetcher()
 
 
 async def get(web, shelf, path="/x", **more):
-    return await web.get(shelf.url + path, **{"limit": MIB, "own": shelf.url, **more})
+    return await web.fetch(shelf.url + path, **{"limit": MIB, "trusted_url": shelf.url, **more})
 
 
 # Where it may go
@@ -73,13 +79,13 @@ async def test_private_address_is_not_connected_to_however_it_is_written(web, sh
     shelf.put("/x", b"secret")
     tcp_port = shelf.url.rpartition(":")[2]
     with pytest.raises(PackageError, match="private address|cannot be reached"):
-        await web.get(f"http://{host}:{tcp_port}/x", limit=MIB)
+        await web.fetch(f"http://{host}:{tcp_port}/x", limit=MIB)
     assert shelf.asked == []
 
 
 async def test_metadata_service_is_not_asked(web):
     with pytest.raises(PackageError, match="private address"):
-        await web.get("http://169.254.169.254/latest/meta-data/", limit=MIB)
+        await web.fetch("http://169.254.169.254/latest/meta-data/", limit=MIB)
 
 
 async def test_source_that_an_administrator_configured_may_be_private(web, shelf):
@@ -91,7 +97,7 @@ async def test_only_its_own_origin_is_exempt(web, shelf):
     async with Shelf().serving() as other:
         other.put("/x", b"secret")
         with pytest.raises(PackageError, match="private address"):
-            await web.get(f"{other.url}/x", limit=MIB, own=shelf.url)
+            await web.fetch(f"{other.url}/x", limit=MIB, trusted_url=shelf.url)
         assert other.asked == []
 
 
@@ -127,7 +133,7 @@ async def test_name_that_answers_otherwise_the_second_time_gains_nothing(web, sh
     monkeypatch.setattr(web_module, "is_public", lambda address: address != "127.0.0.1")
     for why in ("gives no answer|cannot be reached|takes longer", "private address"):
         with pytest.raises(PackageError, match=why):
-            await web.get(f"http://rebind.example:{tcp_port}/x", limit=MIB)
+            await web.fetch(f"http://rebind.example:{tcp_port}/x", limit=MIB)
     assert asked == ["192.0.2.1", "127.0.0.1"], "asked once for each connection"
     assert shelf.asked == []
 
@@ -138,7 +144,7 @@ async def test_one_private_address_among_public_ones_refuses_all(web, monkeypatc
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     with pytest.raises(PackageError, match="private address"):
-        await web.get("http://both.example/x", limit=MIB)
+        await web.fetch("http://both.example/x", limit=MIB)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +161,7 @@ async def test_one_private_address_among_public_ones_refuses_all(web, monkeypatc
 )
 async def test_other_schemes_are_refused(web, url):
     with pytest.raises(PackageError, match="no http or https URL|names no host"):
-        await web.get(url, limit=MIB)
+        await web.fetch(url, limit=MIB)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ async def test_redirect_to_another_scheme_is_refused(web, shelf, to):
 
 async def test_redirects_end(web, shelf):
     shelf.redirect("/x", "/x")
-    with pytest.raises(Unreachable, match="on and on"):
+    with pytest.raises(SourceUnreachable, match="on and on"):
         await get(web, shelf)
     assert len(shelf.asked) == limits.FETCH_REDIRECTS + 1
 
@@ -182,9 +188,9 @@ async def test_redirect_from_https_to_http_is_refused(web, monkeypatch):
     async def ask(*_, **__):
         return Moved
 
-    monkeypatch.setattr(web, "_ask", ask)
-    with pytest.raises(Unreachable, match="from https to http"):
-        await web.get("https://a.example/x", limit=MIB)
+    monkeypatch.setattr(web, "_fetch_once", ask)
+    with pytest.raises(SourceUnreachable, match="from https to http"):
+        await web.fetch("https://a.example/x", limit=MIB)
 
 
 async def test_password_is_for_its_origin_only_and_never_shown(web, shelf, monkeypatch):
@@ -192,17 +198,17 @@ async def test_password_is_for_its_origin_only_and_never_shown(web, shelf, monke
         monkeypatch.setattr(web_module, "is_public", lambda address: address == "127.0.0.2")
         shelf.redirect("/x", f"{other.url}/y")
         with_login = shelf.url.replace("//", "//user:pa%24s@")
-        with pytest.raises(NotFound) as raised:
-            await web.get(f"{with_login}/x", limit=MIB, own=shelf.url)
+        with pytest.raises(SourceNotFound) as raised:
+            await web.fetch(f"{with_login}/x", limit=MIB, trusted_url=shelf.url)
         assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[0]
         assert "Authorization" not in other.heads[0]
         assert "pa" not in str(raised.value).replace("package", "")
         assert "Authorization" not in other.heads[0]
         shelf.redirect("/a", "/b")
         shelf.put("/b", b"here")
-        await web.get(f"{with_login}/a", limit=MIB, own=shelf.url)
+        await web.fetch(f"{with_login}/a", limit=MIB, trusted_url=shelf.url)
         assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[-1], "its own origin is told"
-    assert shown(with_login + "/x?y") == f"{shelf.url}/x?y"
+    assert without_credentials(with_login + "/x?y") == f"{shelf.url}/x?y"
 
 
 # What it takes
@@ -247,7 +253,7 @@ async def claims_much(writer):
 async def test_endless_answer_is_cut(web, shelf, page):
     shelf.pages["/x"] = page
     since = time.monotonic()
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await get(web, shelf)
     assert time.monotonic() - since < 5
 
@@ -268,7 +274,7 @@ async def trickling(writer):
 async def test_slow_answer_is_given_up(web, shelf, page, monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.3)
     shelf.pages["/x"] = page
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await get(web, shelf)
 
 
@@ -280,7 +286,7 @@ async def test_redirects_share_one_fetchs_time(web, shelf, monkeypatch):
         writer.write(reply(b"", 302, Location="/x"))
 
     shelf.pages["/x"] = later
-    with pytest.raises(Unreachable, match="takes longer than 0.4 s"):
+    with pytest.raises(SourceUnreachable, match="takes longer than 0.4 s"):
         await get(web, shelf)
 
 
@@ -299,12 +305,18 @@ async def says_nothing(writer):
 @pytest.mark.parametrize("page", [cut_off, no_http, says_nothing])
 async def test_broken_answer_is_none(web, shelf, page):
     shelf.pages["/x"] = page
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await get(web, shelf)
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(404, NotFound), (410, NotFound), (500, Unreachable), (403, Unreachable)]
+    ("status", "error"),
+    [
+        (404, SourceNotFound),
+        (410, SourceNotFound),
+        (500, SourceUnreachable),
+        (403, SourceUnreachable),
+    ],
 )
 async def test_status_is_told(web, shelf, status, error):
     shelf.pages["/x"] = reply(b"", status)
@@ -315,28 +327,28 @@ async def test_status_is_told(web, shelf, status, error):
 async def test_gzip_bomb_does_not_go_off(web, shelf):
     raw = bomb()
     shelf.put("/x", raw, Content_Encoding="gzip")
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await get(web, shelf)
 
 
 async def test_gzip_is_understood_within_the_limit(web, shelf):
     shelf.put("/x", gzip.compress(b"x" * 1000), Content_Encoding="gzip")
     assert (await get(web, shelf, limit=1000)).body == b"x" * 1000
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await get(web, shelf, limit=999)
 
 
 async def test_other_packing_is_refused(web, shelf):
     shelf.put("/x", b"x", Content_Encoding="br")
-    with pytest.raises(Unreachable, match="not asked for"):
+    with pytest.raises(SourceUnreachable, match="not asked for"):
         await get(web, shelf)
 
 
 async def test_nobody_there_is_told(web):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(Unreachable, match="cannot be reached"):
-        await web.get(f"{url}/x", limit=MIB, own=url)
+    with pytest.raises(SourceUnreachable, match="cannot be reached"):
+        await web.fetch(f"{url}/x", limit=MIB, trusted_url=url)
 
 
 async def test_slow_fetches_do_not_block_the_loop(web, shelf, monkeypatch):
@@ -346,10 +358,10 @@ async def test_slow_fetches_do_not_block_the_loop(web, shelf, monkeypatch):
     since = time.monotonic()
     await asyncio.sleep(0.05)
     assert time.monotonic() - since < 0.3
-    with pytest.raises(Unreachable):
+    with pytest.raises(SourceUnreachable):
         await task
 
 
 async def test_inside_is_what_has_a_private_address(web, shelf):
-    assert await web.is_inside(shelf.url)
-    assert not await web.is_inside("http://1.1.1.1/")
+    assert await web.is_private_host(shelf.url)
+    assert not await web.is_private_host("http://1.1.1.1/")

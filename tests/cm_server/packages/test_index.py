@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.http_fetcher import NotFound, Unreachable
+from cm_server.packages.http_fetcher import SourceNotFound, SourceUnreachable
 
 from .shelf import Shelf, digest, reply
 
@@ -18,8 +18,8 @@ def paths(plan, mpy=MPY):
 
 async def sources(packages, *wanted, **how):
     """What a plan installs, uncompiled."""
-    plan = await packages.plan(list(wanted), mpys=[MPY], source_only=True, **how)
-    return {file.path: await packages.content(file.sha256) for file in plan.files[MPY]}
+    plan = await packages.make_plan(list(wanted), mpys=[MPY], source_only=True, **how)
+    return {file.path: await packages.read_content(file.sha256) for file in plan.files[MPY]}
 
 
 async def test_newest_version_is_taken_where_none_is_named(shelf, packages):
@@ -34,28 +34,28 @@ async def test_missing_version_is_told_with_those_that_there_are(shelf, packages
     shelf.put(
         "/pi/index.json", {"v": 2, "packages": [{"name": "log", "versions": {"py": ["1.0"]}}]}
     )
-    with pytest.raises(NotFound, match=r"log@9 is not in .* at version 9; it has 1.0"):
-        await packages.plan(["log@9"])
+    with pytest.raises(SourceNotFound, match=r"log@9 is not in .* at version 9; it has 1.0"):
+        await packages.make_plan(["log@9"])
 
 
 async def test_unknown_name_is_an_error_with_the_nearest_one(shelf, packages):
     shelf.put("/pi/index.json", {"v": 2, "packages": [{"name": "logging", "versions": {}}]})
-    with pytest.raises(NotFound, match="loging is not in .*did you mean logging"):
-        await packages.plan(["loging"])
+    with pytest.raises(SourceNotFound, match="loging is not in .*did you mean logging"):
+        await packages.make_plan(["loging"])
 
 
 async def test_document_without_its_version_cannot_be_the_newest(shelf, packages):
     shelf.publish("log", "1.0")
     shelf.put("/pi/package/py/log/latest.json", {"v": 1, "hashes": []})
     with pytest.raises(PackageError, match="does not say which version"):
-        await packages.plan(["log"])
+        await packages.make_plan(["log"])
 
 
 async def test_document_of_another_version_is_refused(shelf, packages):
     shelf.publish("log", "1.0")
     shelf.put("/pi/package/py/log/2.0.json", {"v": 1, "version": "1.0"})
     with pytest.raises(PackageError, match="gives version 1.0 for 2.0"):
-        await packages.plan(["log@2.0"])
+        await packages.make_plan(["log@2.0"])
 
 
 async def test_content_that_does_not_match_its_short_hash_is_refused(shelf, packages):
@@ -63,12 +63,12 @@ async def test_content_that_does_not_match_its_short_hash_is_refused(shelf, pack
     short = document["hashes"][0][1]
     shelf.put(f"/pi/file/{short[:2]}/{short}", b"something else")
     with pytest.raises(PackageError, match="not what was promised"):
-        await packages.plan(["log"])
+        await packages.make_plan(["log"])
 
 
 async def test_whole_hash_is_recorded_though_the_index_gives_eight_digits(shelf, packages):
     shelf.publish("log", files={"log.py": "V = 1\n"})
-    plan = await packages.plan(["log"])
+    plan = await packages.make_plan(["log"])
     assert plan.packages[0].parts[0].sha256 == digest(b"V = 1\n")
 
 
@@ -84,19 +84,19 @@ async def test_content_of_another_source_with_the_same_short_hash_is_not_used(sh
 
 async def test_file_under_its_hash_is_fetched_once_for_ever(shelf, packages, tmp_path):
     shelf.publish("log")
-    await packages.plan(["log"])
+    await packages.make_plan(["log"])
     again = shelf.packages(tmp_path / "packages")
     shelf.asked.clear()
-    await again.plan(["log"])
+    await again.make_plan(["log"])
     assert [path for path in shelf.asked if "/file/" in path] == []
 
 
 async def test_package_that_has_bytecode_only_is_taken_as_that(shelf, packages):
     shelf.publish("fast", files={"fast.mpy": b"M\x06\x00\x1f" + b"x"}, form="6")
-    plan = await packages.plan(["fast"], mpys=[MPY])
+    plan = await packages.make_plan(["fast"], mpys=[MPY])
     assert paths(plan) == ["/lib/fast.mpy"]
     with pytest.raises(PackageError, match="bytecode that a board with 5.0 cannot run"):
-        await packages.plan(["fast"], mpys=[MPY, 5])
+        await packages.make_plan(["fast"], mpys=[MPY, 5])
 
 
 async def test_urls_of_a_package_are_beside_its_document(shelf, packages):
@@ -111,14 +111,14 @@ async def test_urls_of_a_package_are_beside_its_document(shelf, packages):
 async def test_url_that_leads_elsewhere_is_refused(shelf, packages, where):
     shelf.publish("log", urls=[["x.py", where]])
     with pytest.raises(PackageError):
-        await packages.plan(["log"])
+        await packages.make_plan(["log"])
 
 
 @pytest.mark.parametrize("path", ["../main.py", "/../boot.py", "lib/..", "cm/link.py", "os.py"])
 async def test_target_that_is_not_the_packages_refuses_it(shelf, packages, path):
     shelf.publish("log", files={path: "evil\n"})
     with pytest.raises(PackageError, match=r"^log@1.0: "):
-        await packages.plan(["log"], target_dir="/lib")
+        await packages.make_plan(["log"], target_dir="/lib")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_target_that_is_not_the_packages_refuses_it(shelf, packages, path)
 async def test_boot_client_and_key_are_refused_at_the_root_too(shelf, packages, path):
     shelf.publish("log", files={path: "evil\n"})
     with pytest.raises(PackageError, match="the board's own"):
-        await packages.plan(["log"], target_dir="/", force=True)
+        await packages.make_plan(["log"], target_dir="/", force=True)
 
 
 # Dependency confusion, group 31
@@ -149,8 +149,8 @@ async def test_unknown_name_in_a_private_index_is_an_error_and_never_a_fallback(
         public.publish("secret", "99.0")
         indexes = {"": f"{shelf.url}/pi", "public": f"{public.url}/pi"}
         both = shelf.packages(tmp_path, indexes=indexes)
-        with pytest.raises(NotFound, match="secret is not in"):
-            await both.plan(["secret"])
+        with pytest.raises(SourceNotFound, match="secret is not in"):
+            await both.make_plan(["secret"])
         assert public.asked == []
 
 
@@ -169,12 +169,12 @@ async def test_package_cannot_choose_an_index(shelf, tmp_path):
     shelf.publish("b", "1", index="/lab")
     packages = shelf.packages(tmp_path, indexes={"": f"{shelf.url}/pi", "lab": f"{shelf.url}/lab"})
     with pytest.raises(PackageError, match="no package may choose an index"):
-        await packages.plan(["a"])
+        await packages.make_plan(["a"])
 
 
 async def test_unknown_index_is_told(packages):
     with pytest.raises(PackageError, match="knows no index called 'nope'"):
-        await packages.plan(["nope:a"])
+        await packages.make_plan(["nope:a"])
 
 
 async def test_index_that_somebody_names_may_not_be_private(shelf, packages):
@@ -182,7 +182,7 @@ async def test_index_that_somebody_names_may_not_be_private(shelf, packages):
     asked = [f"{shelf.url.replace('127.0.0.1', '127.0.0.3')}/theirs", f"{shelf.url}/theirs"]
     for url in asked:
         with pytest.raises(PackageError, match="private address|cannot be reached"):
-            await packages.plan(["a"], indexes={"": url})
+            await packages.make_plan(["a"], indexes={"": url})
     assert shelf.asked == []
 
 
@@ -210,7 +210,7 @@ async def test_index_that_answers_nonsense_installs_nothing(shelf, packages, pag
     for version in ("1.0", "latest"):
         shelf.pages[f"/pi/package/py/log/{version}.json"] = page
     with pytest.raises(PackageError):
-        await packages.plan(["log"])
+        await packages.make_plan(["log"])
 
 
 async def test_failure_half_way_leaves_no_plan_and_no_wrong_content(shelf, packages):
@@ -219,7 +219,7 @@ async def test_failure_half_way_leaves_no_plan_and_no_wrong_content(shelf, packa
     good = shelf.pages[f"/pi/file/{short[:2]}/{short}"]
     for bad in (reply(b"", 500), reply(b"B = 1", 200), reply(b"<html>", 200, "text/html")):
         shelf.pages[f"/pi/file/{short[:2]}/{short}"] = bad
-        with pytest.raises((PackageError, Unreachable)):
-            await packages.plan(["log"])
+        with pytest.raises((PackageError, SourceUnreachable)):
+            await packages.make_plan(["log"])
     shelf.pages[f"/pi/file/{short[:2]}/{short}"] = good
     assert await sources(packages, "log") == {"/lib/a.py": b"A = 1\n", "/lib/b.py": b"B = 1\n"}

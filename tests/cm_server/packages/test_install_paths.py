@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.install_paths import check_dir, clash, place, twin
+from cm_server.packages.install_paths import board_path, check_folder, find_clash, other_form
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ from cm_server.packages.install_paths import check_dir, clash, place, twin
 )
 def test_path_that_is_not_plain_is_refused(path):
     with pytest.raises(PackageError, match="is refused"):
-        place("/lib", path)
+        board_path("/lib", path)
 
 
 @pytest.mark.parametrize("path", ["logging.py", "a/b/__init__.mpy", "data/é.json", ".hidden/x"])
 def test_plain_path_is_placed(path):
-    assert place("/lib", path) == f"/lib/{path}"
+    assert board_path("/lib", path) == f"/lib/{path}"
 
 
 @pytest.mark.parametrize(
@@ -71,29 +71,29 @@ def test_plain_path_is_placed(path):
 @pytest.mark.parametrize("force", [False, True])
 def test_boot_client_and_key_are_never_a_packages(folder, path, force):
     with pytest.raises(PackageError, match="the board's own"):
-        place(folder, path, force=force)
+        board_path(folder, path, force=force)
 
 
 @pytest.mark.parametrize("path", ["os.py", "os/path.py", "json/__init__.mpy", "ssl.mpy"])
 def test_what_would_hide_a_module_that_the_client_needs_is_refused_unless_forced(path):
     with pytest.raises(PackageError, match="would hide MicroPython's own"):
-        place("/lib", path)
-    assert place("/lib", path, force=True) == f"/lib/{path}"
-    assert place("/apps", path) == f"/apps/{path}"
+        board_path("/lib", path)
+    assert board_path("/lib", path, force=True) == f"/lib/{path}"
+    assert board_path("/apps", path) == f"/apps/{path}"
 
 
 @pytest.mark.parametrize("folder", ["lib", "//lib", "/lib/..", "/../x", "/cm", "/lib/cm/", "/.cm"])
 def test_folder_that_is_not_for_packages_is_refused(folder):
     with pytest.raises(PackageError):
-        check_dir(folder)
+        check_folder(folder)
 
 
 def test_folder_is_told_without_its_last_slash():
-    assert (check_dir("/lib/"), check_dir("/")) == ("/lib", "")
+    assert (check_folder("/lib/"), check_folder("/")) == ("/lib", "")
 
 
 def test_twin_is_the_other_form_of_a_module():
-    assert (twin("/lib/a.py"), twin("/lib/a.mpy"), twin("/lib/a.json")) == (
+    assert (other_form("/lib/a.py"), other_form("/lib/a.mpy"), other_form("/lib/a.json")) == (
         "/lib/a.mpy",
         "/lib/a.py",
         None,
@@ -112,12 +112,12 @@ def test_twin_is_the_other_form_of_a_module():
     ],
 )
 def test_files_that_cannot_both_be_there_are_found(paths):
-    assert clash(paths)
-    assert clash(reversed(paths))
+    assert find_clash(paths)
+    assert find_clash(reversed(paths))
 
 
 def test_files_that_can_both_be_there_are_fine():
     assert (
-        clash(["/lib/a.py", "/lib/ab.py", "/lib/b/a.py", "/lib/b/__init__.py", "/lib/b.json"])
+        find_clash(["/lib/a.py", "/lib/ab.py", "/lib/b/a.py", "/lib/b/__init__.py", "/lib/b.json"])
         is None
     )

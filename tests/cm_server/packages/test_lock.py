@@ -9,26 +9,32 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.packages import lock
-from cm_server.packages.release import Part, Release
-from cm_server.packages.requirement import parse
+from cm_server.packages.release import Release, ReleaseFile
+from cm_server.packages.requirement import parse_requirement
 
 SHA, OTHER = "a" * 64, "b" * 64
-LOG = Release(parse("log"), "1.2", (Part("log.py", "https://i.example/f/aa/aaaaaaaa", "", SHA, 5),))
+LOG = Release(
+    parse_requirement("log"),
+    "1.2",
+    (ReleaseFile("log.py", "https://i.example/f/aa/aaaaaaaa", "", SHA, 5),),
+)
 FORGE = Release(
-    parse("github:o/r"),
+    parse_requirement("github:o/r"),
     "c" * 40,
-    (Part("r.py", "https://raw.example/r.py", "", SHA, 5),),
-    (parse("log@1.2"),),
+    (ReleaseFile("r.py", "https://raw.example/r.py", "", SHA, 5),),
+    (parse_requirement("log@1.2"),),
     ref="refs/tags/v1",
 )
 OLD = Release(
-    parse("pypi:micropython-x"),
+    parse_requirement("pypi:micropython-x"),
     "1",
-    (Part("x.py", "", "", SHA, 5),),
+    (ReleaseFile("x.py", "", "", SHA, 5),),
     archive="x-1.tar.gz",
     archive_sha256=OTHER,
 )
-SENT = Release(parse("./d", frozenset(["./d"])), "abc", (Part("d.py", "", "", SHA, 5),))
+SENT = Release(
+    parse_requirement("./d", frozenset(["./d"])), "abc", (ReleaseFile("d.py", "", "", SHA, 5),)
+)
 ALL = (LOG, FORGE, OLD, SENT)
 
 
@@ -86,36 +92,39 @@ def test_lock_that_somebody_mended_badly_is_refused(text):
 def test_older_version_than_the_locks_is_a_rollback():
     older = replace(LOG, version="1.1")
     with pytest.raises(PackageError, match="1.1 is the newest, but the lock has 1.2 already"):
-        lock.compare([LOG], [older], named=[])
-    assert lock.compare([LOG], [older], named=["log"]) == []
+        lock.compare_releases([LOG], [older], pinned_keys=[])
+    assert lock.compare_releases([LOG], [older], pinned_keys=["log"]) == []
 
 
 def test_newer_version_is_fine_and_numbers_count_as_numbers():
-    assert lock.compare([LOG], [replace(LOG, version="1.10")], named=[]) == []
+    assert lock.compare_releases([LOG], [replace(LOG, version="1.10")], pinned_keys=[]) == []
 
 
 def test_frozen_index_gives_what_the_lock_has():
-    assert lock.compare([LOG], [LOG], named=[]) == []
+    assert lock.compare_releases([LOG], [LOG], pinned_keys=[]) == []
 
 
 def test_same_version_with_other_content_is_refused():
-    other = replace(LOG, parts=(Part("log.py", sha256=OTHER),))
+    other = replace(LOG, parts=(ReleaseFile("log.py", sha256=OTHER),))
     with pytest.raises(PackageError, match="log.py is another one than the lock has"):
-        lock.compare([LOG], [other], named=["log"])
+        lock.compare_releases([LOG], [other], pinned_keys=["log"])
 
 
 def test_tag_that_moved_is_refused():
     moved = replace(FORGE, version="d" * 40)
     with pytest.raises(PackageError, match="refs/tags/v1 was cccccccccccc in the lock, and is ddd"):
-        lock.compare([FORGE], [moved], named=["github:o/r"])
+        lock.compare_releases([FORGE], [moved], pinned_keys=["github:o/r"])
 
 
 def test_branch_that_moved_is_told():
     branch = replace(FORGE, ref="refs/heads/main")
-    (note,) = lock.compare([branch], [replace(branch, version="d" * 40)], named=[])
+    (note,) = lock.compare_releases([branch], [replace(branch, version="d" * 40)], pinned_keys=[])
     assert "refs/heads/main was cccccccccccc in the lock, and is dddddddddddd now" in note
 
 
 def test_other_ref_and_new_packages_are_a_choice():
-    assert lock.compare([FORGE], [replace(FORGE, ref="refs/tags/v2", version="d" * 40)], []) == []
-    assert lock.compare([], [LOG], named=[]) == []
+    assert (
+        lock.compare_releases([FORGE], [replace(FORGE, ref="refs/tags/v2", version="d" * 40)], [])
+        == []
+    )
+    assert lock.compare_releases([], [LOG], pinned_keys=[]) == []

@@ -8,7 +8,7 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.packages.lock import dump
-from cm_server.packages.package_files import side_by_side
+from cm_server.packages.package_files import gather_or_cancel
 
 from .test_index import sources
 
@@ -27,7 +27,7 @@ async def test_failure_of_one_ends_the_others():
         raise PackageError("one")
 
     with pytest.raises(PackageError, match="one"):
-        await side_by_side([slow(), fails(), slow()])
+        await gather_or_cancel([slow(), fails(), slow()])
     assert ended == [1, 1]
 
 
@@ -51,24 +51,24 @@ async def test_cache_does_not_answer_for_another_hash_than_the_locks(shelf, pack
     """The address is known, with its content; the lock promises another one."""
     shelf.refs("o/r", HEAD="a")
     shelf.commit("o/r", "a", {"m.py": "M = 1\n"})
-    plan = await packages.plan(["github:o/r/m.py"])
+    plan = await packages.make_plan(["github:o/r/m.py"])
     text = dump(plan.wanted, plan.packages)
     sha256 = plan.packages[0].parts[0].sha256
     with pytest.raises(PackageError, match="not what was promised"):
-        await packages.plan([], lock=text.replace(sha256, "0" * 64), locked=True)
+        await packages.make_plan([], lock=text.replace(sha256, "0" * 64), locked=True)
 
 
 async def test_hash_that_is_right_with_another_length_cannot_be(shelf, packages):
     """The whole hash binds the length; a lock that says another one is refused."""
     shelf.publish("log")
-    plan = await packages.plan(["log"])
+    plan = await packages.make_plan(["log"])
     text = dump(plan.wanted, plan.packages)
     size = plan.packages[0].parts[0].size
     wrong = text.replace(f'"size": {size}', f'"size": {size + 1}')
     assert wrong != text
-    await packages.plan([], lock=text, locked=True)
+    await packages.make_plan([], lock=text, locked=True)
     for path in packages.cache._contents.rglob("*"):
         if path.is_file():
             path.unlink()
     with pytest.raises(PackageError, match="not what was promised"):
-        await packages.plan([], lock=wrong, locked=True)
+        await packages.make_plan([], lock=wrong, locked=True)

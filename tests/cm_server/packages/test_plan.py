@@ -8,28 +8,32 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
-from cm_server.packages.plan import File, Plan, check_sizes, placed
-from cm_server.packages.release import Part, Release
-from cm_server.packages.requirement import parse
+from cm_server.packages.plan import InstallPlan, PlannedFile, check_sizes, place_files
+from cm_server.packages.release import Release, ReleaseFile
+from cm_server.packages.requirement import parse_requirement
 
 
 def release(name: str, *files: str, content: str = "x") -> Release:
-    return Release(parse(name), "1", tuple(Part(path, sha256=content + path) for path in files))
+    return Release(
+        parse_requirement(name),
+        "1",
+        tuple(ReleaseFile(path, sha256=content + path) for path in files),
+    )
 
 
 def test_files_are_placed_in_order_with_their_package():
-    found = placed([release("b", "b.py"), release("a", "a.py")], "/lib")
+    found = place_files([release("b", "b.py"), release("a", "a.py")], "/lib")
     assert [(file.path, file.package) for file in found] == [("/lib/a.py", "a"), ("/lib/b.py", "b")]
 
 
 def test_same_file_of_two_packages_is_one():
-    found = placed([release("a", "x.py"), release("b", "x.py")], "/lib")
+    found = place_files([release("a", "x.py"), release("b", "x.py")], "/lib")
     assert len(found) == 1
 
 
 def test_two_packages_with_different_files_at_one_place_are_told():
     with pytest.raises(PackageError, match="^a and b both have a /lib/x.py"):
-        placed([release("a", "x.py"), release("b", "x.py", content="y")], "/lib")
+        place_files([release("a", "x.py"), release("b", "x.py", content="y")], "/lib")
 
 
 @pytest.mark.parametrize(
@@ -37,21 +41,24 @@ def test_two_packages_with_different_files_at_one_place_are_told():
 )
 def test_two_packages_whose_modules_hide_each_other_are_told(one, other):
     with pytest.raises(PackageError, match="^a and b: .* cannot both be there"):
-        placed([release("a", one), release("b", other)], "/lib")
+        place_files([release("a", one), release("b", other)], "/lib")
 
 
 def test_refused_path_is_told_with_its_package():
     with pytest.raises(PackageError, match="^a@1: the path '../x.py' is refused"):
-        placed([release("a", "../x.py")], "/lib")
+        place_files([release("a", "../x.py")], "/lib")
 
 
-def plan(*paths: str) -> Plan:
-    files = tuple(File(path, "0" * 64, 10, "a") for path in paths)
-    return Plan(("a",), "/lib", (release("a", "x.py"),), {6: files}, ("a note",))
+def plan(*paths: str) -> InstallPlan:
+    files = tuple(PlannedFile(path, "0" * 64, 10, "a") for path in paths)
+    return InstallPlan(("a",), "/lib", (release("a", "x.py"),), {6: files}, ("a note",))
 
 
 def test_source_that_would_hide_bytecode_goes_and_the_reverse():
-    assert plan("/lib/a.mpy", "/lib/b.py", "/lib/c.json").removed(6) == ("/lib/a.py", "/lib/b.mpy")
+    assert plan("/lib/a.mpy", "/lib/b.py", "/lib/c.json").shadowing_paths(6) == (
+        "/lib/a.py",
+        "/lib/b.mpy",
+    )
 
 
 def test_plan_is_described_as_json():
@@ -69,6 +76,8 @@ def test_too_many_files_and_bytes_together_are_refused(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_FILES", 2)
     with pytest.raises(PackageError, match="more than 2 files"):
         check_sizes([release("a", "1", "2"), release("b", "3")])
-    big = Release(parse("a"), "1", (Part("a", size=limits.PACKAGE_UNPACKED_BYTES + 1),))
+    big = Release(
+        parse_requirement("a"), "1", (ReleaseFile("a", size=limits.PACKAGE_UNPACKED_BYTES + 1),)
+    )
     with pytest.raises(PackageError, match="too big"):
         check_sizes([big])

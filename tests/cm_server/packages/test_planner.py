@@ -12,7 +12,7 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
-from cm_server.packages.http_fetcher import Unreachable
+from cm_server.packages.http_fetcher import SourceUnreachable
 from cm_server.packages.lock import dump
 
 from .shelf import COMMITS, Shelf, digest, sdist
@@ -34,8 +34,8 @@ def everything(shelf):
 
 async def test_plan_is_the_same_every_time_and_in_every_order(shelf, packages, tmp_path):
     wanted = everything(shelf)
-    first = await packages.plan(wanted, mpys=[MPY])
-    other = await shelf.packages(tmp_path / "other").plan(wanted[::-1], mpys=[MPY])
+    first = await packages.make_plan(wanted, mpys=[MPY])
+    other = await shelf.packages(tmp_path / "other").make_plan(wanted[::-1], mpys=[MPY])
     assert (first.packages, first.files) == (other.packages, other.files)
     assert dump(first.wanted, first.packages) == dump(other.wanted, other.packages)
     assert paths(first) == [
@@ -49,29 +49,29 @@ async def test_plan_is_the_same_every_time_and_in_every_order(shelf, packages, t
 
 async def test_each_kind_of_board_gets_its_own_files(shelf, packages):
     shelf.publish("log", files={"log.py": "V = 1\n"})
-    plan = await packages.plan(["log"], mpys=[MPY, OLD_MPY, NO_MPY, MPY])
+    plan = await packages.make_plan(["log"], mpys=[MPY, OLD_MPY, NO_MPY, MPY])
     assert list(plan.files) == [NO_MPY, OLD_MPY, MPY]
     assert [file.path for file in plan.files[NO_MPY]] == ["/lib/log.py"]
-    new = await packages.content(plan.files[MPY][0].sha256)
-    old = await packages.content(plan.files[OLD_MPY][0].sha256)
+    new = await packages.read_content(plan.files[MPY][0].sha256)
+    old = await packages.read_content(plan.files[OLD_MPY][0].sha256)
     assert (new[:2], old[:2]) == (b"M\x06", b"M\x05")
-    assert plan.removed(MPY) == ("/lib/log.py",)
-    assert plan.removed(NO_MPY) == ("/lib/log.mpy",)
+    assert plan.shadowing_paths(MPY) == ("/lib/log.py",)
+    assert plan.shadowing_paths(NO_MPY) == ("/lib/log.mpy",)
 
 
 async def test_what_does_not_compile_goes_as_source_with_a_word(shelf, packages):
     shelf.publish("log", files={"good.py": "V = 1\n", "bad.py": "print 'two'\n"})
-    plan = await packages.plan(["log"], mpys=[MPY])
+    plan = await packages.make_plan(["log"], mpys=[MPY])
     assert paths(plan) == ["/lib/bad.py", "/lib/good.mpy"]
     (note,) = plan.notes
     assert note.startswith("/lib/bad.py does not compile: SyntaxError")
     assert note.endswith("its source is installed")
-    assert plan.removed(MPY) == ("/lib/bad.mpy", "/lib/good.py")
+    assert plan.shadowing_paths(MPY) == ("/lib/bad.mpy", "/lib/good.py")
 
 
 async def test_other_folder_and_source_only(shelf, packages):
     shelf.publish("log")
-    plan = await packages.plan(["log"], mpys=[MPY], target_dir="/apps/", source_only=True)
+    plan = await packages.make_plan(["log"], mpys=[MPY], target_dir="/apps/", source_only=True)
     assert paths(plan) == ["/apps/log.py"]
 
 
@@ -79,7 +79,11 @@ async def test_cycle_of_dependencies_ends(shelf, packages):
     shelf.publish("a", deps=[["b", "latest"]])
     shelf.publish("b", deps=[["c", "1.0"]])
     shelf.publish("c", deps=[["a", ""], ["c", ""]])
-    assert [release.key for release in (await packages.plan(["a"])).packages] == ["a", "b", "c"]
+    assert [release.key for release in (await packages.make_plan(["a"])).packages] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 async def test_conflict_is_told_in_one_sentence(shelf, packages):
@@ -88,7 +92,7 @@ async def test_conflict_is_told_in_one_sentence(shelf, packages):
     shelf.publish("c", "1.0")
     shelf.publish("c", "2.0")
     with pytest.raises(PackageError) as raised:
-        await packages.plan(["a", "b"])
+        await packages.make_plan(["a", "b"])
     assert raised.value.args[0] == ("no version of c fits: a@1.0 needs c@1.0, b@1.0 needs c@2.0")
 
 
@@ -96,7 +100,7 @@ async def test_hundred_thousand_dependencies_are_refused(shelf, packages):
     shelf.publish("a", deps=[[f"d{n}", ""] for n in range(100_000)])
     since = time.monotonic()
     with pytest.raises(PackageError, match="too long"):
-        await packages.plan(["a"])
+        await packages.make_plan(["a"])
     assert time.monotonic() - since < 5
 
 
@@ -105,7 +109,7 @@ async def test_chain_without_an_end_is_refused(shelf, packages, monkeypatch):
     for n in range(60):
         shelf.publish(f"a{n}", deps=[[f"a{n + 1}", ""]])
     with pytest.raises(PackageError, match="more than 10 packages"):
-        await packages.plan(["a0"])
+        await packages.make_plan(["a0"])
 
 
 async def test_plan_that_takes_too_long_is_given_up(shelf, packages, monkeypatch):
@@ -116,18 +120,18 @@ async def test_plan_that_takes_too_long_is_given_up(shelf, packages, monkeypatch
 
     shelf.pages["/pi/package/py/a/latest.json"] = silent
     with pytest.raises(PackageError, match="took longer than 0.2 s"):
-        await packages.plan(["a"])
+        await packages.make_plan(["a"])
 
 
 # Locks
 
 
 async def locked(packages, text, wanted=()):
-    return await packages.plan(list(wanted), mpys=[MPY], lock=text, locked=True)
+    return await packages.make_plan(list(wanted), mpys=[MPY], lock=text, locked=True)
 
 
 async def test_locked_plan_is_the_same_whatever_the_sources_say_now(shelf, packages, tmp_path):
-    plan = await packages.plan(everything(shelf), mpys=[MPY])
+    plan = await packages.make_plan(everything(shelf), mpys=[MPY])
     text = dump(plan.wanted, plan.packages)
     shelf.publish("log", "9.0", {"log.py": "V = 9\n"})
     shelf.refs("o/r", HEAD="c", tags_v1="c")
@@ -138,7 +142,7 @@ async def test_locked_plan_is_the_same_whatever_the_sources_say_now(shelf, packa
 
 
 async def test_plan_works_offline_from_cache_and_lock(shelf, packages):
-    plan = await packages.plan(everything(shelf), mpys=[MPY])
+    plan = await packages.make_plan(everything(shelf), mpys=[MPY])
     text = dump(plan.wanted, plan.packages)
     shelf.pages.clear()
     shelf.asked.clear()
@@ -146,23 +150,23 @@ async def test_plan_works_offline_from_cache_and_lock(shelf, packages):
     assert again.files == plan.files
     assert shelf.asked == []
     with pytest.raises(PackageError):
-        await packages.plan(plan.wanted, mpys=[MPY])
+        await packages.make_plan(plan.wanted, mpys=[MPY])
 
 
 async def test_lock_is_for_what_it_was_made_for(shelf, packages):
-    plan = await packages.plan(everything(shelf))
+    plan = await packages.make_plan(everything(shelf))
     text = dump(plan.wanted, plan.packages)
     with pytest.raises(PackageError, match="the lock is for github:o/r@v1, log, pypi"):
         await locked(packages, text, ["other"])
     with pytest.raises(PackageError, match="no lock to keep to"):
-        await packages.plan([], locked=True)
+        await packages.make_plan([], locked=True)
 
 
 @pytest.mark.parametrize("which", ["log.py", "r.py", "x-1.tar.gz"])
 async def test_content_that_is_another_one_than_the_locks_is_refused(
     shelf, packages, which, tmp_path
 ):
-    plan = await packages.plan(everything(shelf))
+    plan = await packages.make_plan(everything(shelf))
     text = dump(plan.wanted, plan.packages)
     evil = sdist("x-1", {"x.py": "evil\n"}) if which.endswith("gz") else b"evil\n"
     if which == "x-1.tar.gz":
@@ -181,7 +185,7 @@ async def test_lock_cannot_make_the_server_ask_a_private_address(shelf, packages
     """Whoever brings a lock may have written it himself."""
     async with Shelf().serving() as inside:
         inside.put("/secret", "secret")
-        plan = await packages.plan(everything(shelf))
+        plan = await packages.make_plan(everything(shelf))
         text = dump(plan.wanted, plan.packages).replace(shelf.url, inside.url)
         with pytest.raises(PackageError, match="private address"):
             await locked(shelf.packages(tmp_path / "empty"), text)
@@ -190,20 +194,20 @@ async def test_lock_cannot_make_the_server_ask_a_private_address(shelf, packages
 
 async def test_rollback_of_the_newest_version_is_refused(shelf, packages):
     shelf.publish("log", "2.0")
-    plan = await packages.plan(["log"])
+    plan = await packages.make_plan(["log"])
     text = dump(plan.wanted, plan.packages)
     shelf.publish("log", "1.0")  # the index now says that this is the latest
     with pytest.raises(PackageError, match="1.0 is the newest, but the lock has 2.0 already"):
-        await packages.plan(["log"], lock=text)
-    assert (await packages.plan(["log@1.0"], lock=text)).packages[0].version == "1.0"
+        await packages.make_plan(["log"], lock=text)
+    assert (await packages.make_plan(["log@1.0"], lock=text)).packages[0].version == "1.0"
 
 
 async def test_version_whose_content_changed_since_the_lock_is_refused(shelf, packages):
     shelf.publish("log", "1.0", {"log.py": "V = 1\n"})
-    plan = await packages.plan(["log@1.0"])
+    plan = await packages.make_plan(["log@1.0"])
     shelf.publish("log", "1.0", {"log.py": "evil\n"})
     with pytest.raises(PackageError, match="another one than the lock has"):
-        await packages.plan(["log@1.0"], lock=dump(plan.wanted, plan.packages))
+        await packages.make_plan(["log@1.0"], lock=dump(plan.wanted, plan.packages))
 
 
 async def test_tag_that_moved_since_the_lock_is_refused_and_a_branch_told(shelf, packages):
@@ -212,12 +216,12 @@ async def test_tag_that_moved_since_the_lock_is_refused_and_a_branch_told(shelf,
     shelf.refs("o/r", HEAD="a", heads_main="a", tags_v1="a")
     locks = {}
     for ref in ("main", "v1"):
-        plan = await packages.plan([f"github:o/r/m.py@{ref}"])
+        plan = await packages.make_plan([f"github:o/r/m.py@{ref}"])
         locks[ref] = dump(plan.wanted, plan.packages)
     shelf.refs("o/r", HEAD="b", heads_main="b", tags_v1="b")
     with pytest.raises(PackageError, match="a tag does not move"):
-        await packages.plan(["github:o/r/m.py@v1"], lock=locks["v1"])
-    told = (await packages.plan(["github:o/r/m.py@main"], lock=locks["main"])).notes
+        await packages.make_plan(["github:o/r/m.py@v1"], lock=locks["v1"])
+    told = (await packages.make_plan(["github:o/r/m.py@main"], lock=locks["main"])).notes
     assert f"is {COMMITS['b'][:12]} now" in told[0]
 
 
@@ -226,7 +230,7 @@ async def test_tag_that_moved_since_the_lock_is_refused_and_a_branch_told(shelf,
 
 async def test_cache_that_was_tampered_with_is_fetched_anew(shelf, packages):
     shelf.publish("log", files={"log.py": "V = 1\n"})
-    await packages.plan(["log"])
+    await packages.make_plan(["log"])
     for path in packages.cache._contents.rglob("*"):
         if path.is_file():
             path.write_bytes(b"evil")
@@ -235,18 +239,18 @@ async def test_cache_that_was_tampered_with_is_fetched_anew(shelf, packages):
 
 async def test_content_that_is_gone_is_told(shelf, packages):
     shelf.publish("log")
-    plan = await packages.plan(["log"], mpys=[MPY])
+    plan = await packages.make_plan(["log"], mpys=[MPY])
     shutil.rmtree(packages.cache._contents)
     with pytest.raises(PackageError, match="not in the cache any more; plan anew"):
-        await packages.content(plan.files[MPY][0].sha256)
+        await packages.read_content(plan.files[MPY][0].sha256)
 
 
 async def test_sources_that_are_away_are_told(packages, shelf, tmp_path):
     gone = Shelf()
     async with gone.serving():
         pass
-    with pytest.raises(Unreachable, match="cannot be reached"):
-        await gone.packages(tmp_path).plan(["log"])
+    with pytest.raises(SourceUnreachable, match="cannot be reached"):
+        await gone.packages(tmp_path).make_plan(["log"])
 
 
 # The server
@@ -267,7 +271,7 @@ async def test_server_answers_others_while_it_plans(shelf, packages):
             worst = max(worst, time.monotonic() - since)
 
     watching = asyncio.ensure_future(watch())
-    await packages.plan(["log", "pypi:x"], mpys=[MPY])
+    await packages.make_plan(["log", "pypi:x"], mpys=[MPY])
     watching.cancel()
     assert worst < 0.5
 

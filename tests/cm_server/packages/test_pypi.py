@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server.packages import pypi
-from cm_server.packages.http_fetcher import NotFound
+from cm_server.packages.http_fetcher import SourceNotFound
 
 from .shelf import Shelf, digest, sdist, wheel
 from .test_index import sources
@@ -44,8 +44,8 @@ async def test_newest_version_is_chosen_as_versions_are_ordered(shelf, packages)
     assert await sources(packages, "pypi:micropython-x") == {"/lib/x.py": b"0.10-1"}
     assert await sources(packages, "pypi:micropython-x==0.2") == {"/lib/x.py": b"0.2"}
     assert await sources(packages, "pypi:micropython-x<0.10") == {"/lib/x.py": b"0.9"}
-    with pytest.raises(NotFound, match="there is 1.0rc1, 0.10-1"):
-        await packages.plan(["pypi:micropython-x==7"])
+    with pytest.raises(SourceNotFound, match="there is 1.0rc1, 0.10-1"):
+        await packages.make_plan(["pypi:micropython-x==7"])
 
 
 async def test_dependencies_come_along_and_what_micropython_brings_does_not(shelf, packages):
@@ -53,7 +53,7 @@ async def test_dependencies_come_along_and_what_micropython_brings_does_not(shel
     shelf.project("micropython-a", {"micropython-a-1.tar.gz": a})
     b = old("micropython-b", "2", {"b.py": "B\n"}, "micropython-a\n")  # a cycle
     shelf.project("micropython-b", {"micropython-b-2.tar.gz": b})
-    plan = await packages.plan(["pypi:micropython-a"], mpys=[0], source_only=True)
+    plan = await packages.make_plan(["pypi:micropython-a"], mpys=[0], source_only=True)
     assert [file.path for file in plan.files[0]] == ["/lib/a.py", "/lib/b.py"]
     assert plan.notes == (
         "pypi:micropython-a needs micropython-os-path: MicroPython brings its own os",
@@ -64,13 +64,13 @@ async def test_asking_for_what_hides_a_module_of_the_client_is_refused(shelf, pa
     raw = old("micropython-os", "1", {"os/__init__.py": "import ffi\n"})
     shelf.project("micropython-os", {"micropython-os-1.tar.gz": raw})
     with pytest.raises(PackageError, match="would hide MicroPython's own module 'os'"):
-        await packages.plan(["pypi:micropython-os"])
+        await packages.make_plan(["pypi:micropython-os"])
 
 
 async def test_dummy_is_told(shelf, packages):
     raw = old("micropython-abc", "0", {"abc.py": ""}, summary="Dummy abc module for MicroPython")
     shelf.project("micropython-abc", {"micropython-abc-0.tar.gz": raw})
-    plan = await packages.plan(["pypi:micropython-abc"])
+    plan = await packages.make_plan(["pypi:micropython-abc"])
     assert "is a dummy" in plan.notes[0]
 
 
@@ -90,11 +90,11 @@ async def test_wheel_is_read_with_its_metadata(shelf, packages):
 
 async def test_wheel_for_another_machine_and_yanked_files_are_left_out(shelf, packages):
     shelf.project("w", {"w-1-cp311-cp311-linux_x86_64.whl": wheel({"w.py": "1"})})
-    with pytest.raises(NotFound):
-        await packages.plan(["pypi:w"])
+    with pytest.raises(SourceNotFound):
+        await packages.make_plan(["pypi:w"])
     shelf.project("y", {"y-1.tar.gz": sdist("y-1", {"y.py": "1"})}, yanked="broken")
-    with pytest.raises(NotFound):
-        await packages.plan(["pypi:y"])
+    with pytest.raises(SourceNotFound):
+        await packages.make_plan(["pypi:y"])
 
 
 async def test_no_setup_py_no_build_backend_no_pth_and_no_entry_point_ever_runs(
@@ -118,7 +118,7 @@ async def test_no_setup_py_no_build_backend_no_pth_and_no_entry_point_ever_runs(
         },
     )
     shelf.project("canary", {"canary-1.tar.gz": canary})
-    plan = await packages.plan(["pypi:canary"], mpys=[0x2806])
+    plan = await packages.make_plan(["pypi:canary"], mpys=[0x2806])
     paths = [file.path for file in plan.files[0x2806]]
     assert paths == ["/lib/backend.mpy", "/lib/canary/__init__.mpy", "/lib/sitecustomize.mpy"]
     assert not touched.exists()
@@ -128,13 +128,13 @@ async def test_archive_that_is_not_what_the_index_promised_is_refused(shelf, pac
     shelf.project("x", {"x-1.tar.gz": sdist("x-1", {"x.py": "1"})})
     shelf.put("/files/x-1.tar.gz", sdist("x-1", {"x.py": "evil"}))
     with pytest.raises(PackageError, match="not what its index promised"):
-        await packages.plan(["pypi:x"])
+        await packages.make_plan(["pypi:x"])
 
 
 async def test_archive_is_fetched_once(shelf, packages):
     shelf.project("x", {"x-1.tar.gz": sdist("x-1", {"x.py": "1"})})
-    await packages.plan(["pypi:x"])
-    await packages.plan(["pypi:x"])
+    await packages.make_plan(["pypi:x"])
+    await packages.make_plan(["pypi:x"])
     assert shelf.asked.count("/files/x-1.tar.gz") == 1
 
 
@@ -160,13 +160,13 @@ async def test_html_page_is_understood_too(shelf, packages):
 async def test_page_that_is_nonsense_is_refused(shelf, packages, page, kind):
     shelf.put("/simple/x/", page, kind)
     with pytest.raises(PackageError):
-        await packages.plan(["pypi:x"])
+        await packages.make_plan(["pypi:x"])
 
 
 async def test_unknown_name_is_an_error_and_no_other_index_is_asked(shelf, packages, tmp_path):
     shelf.publish("micropython-x")
-    with pytest.raises(NotFound, match="not in the index that pip is configured with"):
-        await packages.plan(["pypi:micropython-x"])
+    with pytest.raises(SourceNotFound, match="not in the index that pip is configured with"):
+        await packages.make_plan(["pypi:micropython-x"])
     assert shelf.asked == ["/simple/micropython-x/"]
 
 
@@ -201,9 +201,9 @@ async def test_public_index_does_not_lead_inside(shelf, packages, monkeypatch, t
         async def outside(_):
             return False
 
-        monkeypatch.setattr(packages.web, "is_inside", outside)
+        monkeypatch.setattr(packages.fetcher, "is_private_host", outside)
         with pytest.raises(PackageError, match="private address"):
-            await packages.plan(["pypi:x"])
+            await packages.make_plan(["pypi:x"])
         assert inside.asked == []
 
 
@@ -214,7 +214,7 @@ async def test_archive_without_one_folder_is_refused(shelf, packages):
     shelf.project("y", {"y-1.tar.gz": two[:-20]})
     for wish in ("pypi:x", "pypi:y"):
         with pytest.raises(PackageError, match="no sdist|no sound archive|cut off"):
-            await packages.plan([wish])
+            await packages.make_plan([wish])
 
 
 # pip's own word
@@ -239,20 +239,20 @@ def pip_says(monkeypatch, tmp_path):
 
 async def test_index_is_the_one_that_pip_is_configured_with(pip_says, monkeypatch):
     pip_says("[global]\nindex-url = https://one.example/simple\ncert = /certs.pem\n")
-    assert await pypi.configured() == ("https://one.example/simple", "/certs.pem")
+    assert await pypi.read_pip_settings() == ("https://one.example/simple", "/certs.pem")
     pip_says(
         "[global]\nindex-url = https://one.example\n[install]\nindex-url = https://two.example\n"
     )
-    assert (await pypi.configured()).url == "https://two.example"
+    assert (await pypi.read_pip_settings()).url == "https://two.example"
     monkeypatch.setenv("PIP_INDEX_URL", "https://three.example")
-    assert (await pypi.configured()).url == "https://three.example"
+    assert (await pypi.read_pip_settings()).url == "https://three.example"
 
 
 async def test_extra_indexes_of_pip_are_left_out(pip_says):
     pip_says("[global]\nextra-index-url = https://extra.example\n")
     from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
-    assert (await pypi.configured()).url == PYPI_SIMPLE_ENDPOINT
+    assert (await pypi.read_pip_settings()).url == PYPI_SIMPLE_ENDPOINT
 
 
 async def test_pip_is_asked_once(shelf, tmp_path, monkeypatch):
@@ -261,10 +261,10 @@ async def test_pip_is_asked_once(shelf, tmp_path, monkeypatch):
     async def configured():
         calls.append(1)
         await asyncio.sleep(0)
-        return pypi.Pip(f"{shelf.url}/simple", "")
+        return pypi.PipSettings(f"{shelf.url}/simple", "")
 
-    monkeypatch.setattr("cm_server.packages.planner.configured", configured)
+    monkeypatch.setattr("cm_server.packages.planner.read_pip_settings", configured)
     packages = shelf.packages(tmp_path, pypi=None)
     shelf.project("x", {"x-1.tar.gz": sdist("x-1", {"x.py": "1"})})
-    await asyncio.gather(packages.plan(["pypi:x"]), packages.plan(["pypi:x"]))
+    await asyncio.gather(packages.make_plan(["pypi:x"]), packages.make_plan(["pypi:x"]))
     assert calls == [1]

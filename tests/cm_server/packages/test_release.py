@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cm_server.packages.release import Release
-from cm_server.packages.requirement import parse
+from cm_server.packages.requirement import parse_requirement
 
 
 @pytest.mark.parametrize(
@@ -19,5 +19,5 @@ from cm_server.packages.requirement import parse
     ],
 )
 def test_release_is_told_as_a_requirement_for_exactly_it(wish, version, told):
-    assert str(Release(parse(wish), version, ())) == told
-    assert parse(told).key == parse(wish).key
+    assert str(Release(parse_requirement(wish), version, ())) == told
+    assert parse_requirement(told).key == parse_requirement(wish).key

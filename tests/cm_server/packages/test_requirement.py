@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server.packages.requirement import Requirement, parse
+from cm_server.packages.requirement import Requirement, parse_requirement
 
 
 @pytest.mark.parametrize(
@@ -26,18 +26,18 @@ from cm_server.packages.requirement import Requirement, parse
     ],
 )
 def test_requirement_is_read(text, found):
-    assert parse(text) == found
+    assert parse_requirement(text) == found
 
 
 @pytest.mark.parametrize("text", ["logging@0.6.1", "lab:x@2", "github:o/r/p@v1", "pypi:x==1"])
 def test_requirement_is_written_as_it_is_read(text):
-    assert str(parse(text)) == text
+    assert str(parse_requirement(text)) == text
 
 
 def test_wishes_for_one_package_have_one_key():
-    assert parse("a@1").key == parse("a").key == "a"
-    assert parse("github:o/r@v1").key == "github:o/r"
-    assert parse("lab:a").key != parse("a").key
+    assert parse_requirement("a@1").key == parse_requirement("a").key == "a"
+    assert parse_requirement("github:o/r@v1").key == "github:o/r"
+    assert parse_requirement("lab:a").key != parse_requirement("a").key
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_wishes_for_one_package_have_one_key():
 )
 def test_what_names_no_package_is_refused_in_a_sentence(text, why):
     with pytest.raises(PackageError, match="names no package") as raised:
-        parse(text)
+        parse_requirement(text)
     assert why in str(raised.value)
 
 
 def test_only_what_the_caller_sent_is_local():
     sent = frozenset(["./driver", "/etc/passwd"])
-    assert parse("./driver", sent) == Requirement("local", "./driver")
+    assert parse_requirement("./driver", sent) == Requirement("local", "./driver")
     with pytest.raises(PackageError, match="no files of its own"):
-        parse("./other", sent)
+        parse_requirement("./other", sent)

@@ -9,20 +9,20 @@ import pytest
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages.release import Release
-from cm_server.packages.requirement import parse
-from cm_server.packages.resolve import Known, Unknown, frontier, resolve
+from cm_server.packages.requirement import parse_requirement
+from cm_server.packages.resolve import KnownReleases, NotKnownYet, find_missing, resolve
 
 
-def known(**releases: dict[str, list[str]]) -> Known:
+def known(**releases: dict[str, list[str]]) -> KnownReleases:
     """Packages of pypi:, by name: their versions, newest first, and what each needs."""
     from packaging.specifiers import SpecifierSet
 
-    found = Known()
+    found = KnownReleases()
     wishes = set()
     for name, versions in releases.items():
-        key = parse(f"pypi:{name}")
+        key = parse_requirement(f"pypi:{name}")
         for version, needs in versions.items():
-            wanted = tuple(parse(f"pypi:{need}") for need in needs)
+            wanted = tuple(parse_requirement(f"pypi:{need}") for need in needs)
             wishes |= {key, *wanted}
             found.releases[key.key, version] = Release(key, version, (), wanted)
     found.wishes = wishes  # type: ignore[attr-defined]
@@ -32,14 +32,14 @@ def known(**releases: dict[str, list[str]]) -> Known:
     return found
 
 
-def solve(about: Known, *wanted: str) -> dict[str, str]:
+def solve(about: KnownReleases, *wanted: str) -> dict[str, str]:
     from packaging.specifiers import SpecifierSet
 
-    wishes = [parse(f"pypi:{text}") for text in wanted]
+    wishes = [parse_requirement(f"pypi:{text}") for text in wanted]
     for wish in wishes:
         there = [version for key, version in about.releases if key == wish.key]
         about.versions[wish] = list(SpecifierSet(wish.version).filter(there))
-    return {release.wish.name: release.version for release in resolve(wishes, about)}
+    return {release.requirement.name: release.version for release in resolve(wishes, about)}
 
 
 def test_newest_versions_that_fit_are_chosen():
@@ -84,47 +84,53 @@ def test_order_of_the_wishes_changes_nothing():
 
 
 def test_what_is_not_known_is_asked_for_and_side_by_side():
-    about = Known()
-    a, b = parse("a"), parse("b@1")
-    assert set(frontier([a, b], about)) == {Unknown(a), Unknown(b)}
+    about = KnownReleases()
+    a, b = parse_requirement("a"), parse_requirement("b@1")
+    assert set(find_missing([a, b], about)) == {NotKnownYet(a), NotKnownYet(b)}
     about.versions = {a: ["2"], b: ["1"]}
-    assert set(frontier([a, b], about)) == {Unknown(a, "2"), Unknown(b, "1")}
-    with pytest.raises(Unknown):
+    assert set(find_missing([a, b], about)) == {NotKnownYet(a, "2"), NotKnownYet(b, "1")}
+    with pytest.raises(NotKnownYet):
         resolve([a, b], about)
 
 
 def test_unversioned_wish_is_content_with_what_another_one_names():
-    about = Known(
-        {parse("a@1"): ["1"], parse("a"): ["2"]}, {("a", "1"): Release(parse("a"), "1", ())}
+    about = KnownReleases(
+        {parse_requirement("a@1"): ["1"], parse_requirement("a"): ["2"]},
+        {("a", "1"): Release(parse_requirement("a"), "1", ())},
     )
-    assert [str(release) for release in resolve([parse("a"), parse("a@1")], about)] == ["a@1"]
+    assert [
+        str(release)
+        for release in resolve([parse_requirement("a"), parse_requirement("a@1")], about)
+    ] == ["a@1"]
 
 
 def test_two_versions_of_one_package_conflict():
-    about = Known({parse("a@1"): ["1"], parse("a@2"): ["2"]})
+    about = KnownReleases({parse_requirement("a@1"): ["1"], parse_requirement("a@2"): ["2"]})
     with pytest.raises(PackageError, match="no version of a fits: you want a@1, you want a@2"):
-        resolve([parse("a@1"), parse("a@2")], about)
+        resolve([parse_requirement("a@1"), parse_requirement("a@2")], about)
 
 
 def test_hundred_thousand_dependencies_are_refused_quickly():
-    about = Known()
-    needs = tuple(parse(f"d{n}") for n in range(100_000))
-    about.versions[parse("a")] = ["1"]
-    about.releases["a", "1"] = Release(parse("a"), "1", (), needs)
+    about = KnownReleases()
+    needs = tuple(parse_requirement(f"d{n}") for n in range(100_000))
+    about.versions[parse_requirement("a")] = ["1"]
+    about.releases["a", "1"] = Release(parse_requirement("a"), "1", (), needs)
     since = time.monotonic()
     with pytest.raises(PackageError, match="more than 200 packages"):
-        frontier([parse("a")], about)
+        find_missing([parse_requirement("a")], about)
     assert time.monotonic() - since < 2
 
 
 def test_chain_without_an_end_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGES", 10)
-    about = Known()
+    about = KnownReleases()
     for n in range(50):
-        about.versions[parse(f"a{n}")] = ["1"]
-        about.releases[f"a{n}", "1"] = Release(parse(f"a{n}"), "1", (), (parse(f"a{n + 1}"),))
+        about.versions[parse_requirement(f"a{n}")] = ["1"]
+        about.releases[f"a{n}", "1"] = Release(
+            parse_requirement(f"a{n}"), "1", (), (parse_requirement(f"a{n + 1}"),)
+        )
     with pytest.raises(PackageError, match="more than 10 packages"):
-        frontier([parse("a0")], about)
+        find_missing([parse_requirement("a0")], about)
 
 
 def test_more_packages_than_a_plan_may_have_are_refused(monkeypatch):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from cm_server.packages.source_settings import FORGES, Settings
+from cm_server.packages.source_settings import DEFAULT_FORGES, SourceSettings
 
 
-@pytest.mark.parametrize("name", FORGES)
+@pytest.mark.parametrize("name", DEFAULT_FORGES)
 def test_forge_has_https_addresses_with_places_for_what_differs(name):
-    forge = FORGES[name]
-    assert forge.refs.format(repo="o/r").endswith("/o/r.git/info/refs?service=git-upload-pack")
-    raw = forge.raw.format(repo="o/r", commit="c0ffee", path="a/b.py")
-    assert forge.refs.startswith("https://")
+    forge = DEFAULT_FORGES[name]
+    assert forge.refs_url.format(repo="o/r").endswith("/o/r.git/info/refs?service=git-upload-pack")
+    raw = forge.raw_url.format(repo="o/r", commit="c0ffee", path="a/b.py")
+    assert forge.refs_url.startswith("https://")
     assert raw.startswith("https://")
     assert all(part in raw for part in ("o/r", "c0ffee", "a/b.py"))
 
 
 def test_default_index_is_micropythons():
-    assert Settings().indexes == {"": "https://micropython.org/pi/v2"}
+    assert SourceSettings().indexes == {"": "https://micropython.org/pi/v2"}

@@ -15,9 +15,9 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import backup
-from cm_server.store.backup import NUMBERS_LEFT_OUT, load, save
-from cm_server.store.lockfile import only_one
-from cm_server.store.rows import TokenRow, new_board
+from cm_server.store.backup import JOB_ID_GAP, load, save
+from cm_server.store.lockfile import hold_lock
+from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
 
 from .test_schema import old_database
@@ -32,9 +32,9 @@ def home(tmp_path: Path) -> Path:
     for name in ("token", "ca.pem", "server.pem", "server.log"):
         (home / name).write_text(f"the {name}")
     store = Store(home / "server.db")
-    store.enrol([new_board("id1", "lab-1", KEY)])
-    store.begin(["id1"] * 3, "ann")
-    store.end(1, "error", "ValueError")
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
+    store.insert_jobs(["id1"] * 3, "ann")
+    store.end_job(1, "error", "ValueError")
     store.close()
     return home
 
@@ -44,7 +44,7 @@ def test_what_is_saved_while_the_server_works_comes_back(home: Path, tmp_path: P
     running.add_token(TokenRow("abc", "ann", "viewer"))  # still in the write-ahead log
     file, other = tmp_path / "backup.tar", tmp_path / "other"
     names = save(home, file)
-    running.begin(["id1"], "ann")
+    running.insert_jobs(["id1"], "ann")
     running.close()
     assert names == ["token", "ca.pem", "server.pem", "server.db"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -56,7 +56,15 @@ def test_what_is_saved_while_the_server_works_comes_back(home: Path, tmp_path: P
     assert [board.key for board in store.boards()] == [KEY]
     assert [token.name for token in store.tokens()] == ["ann"]
     assert [job.id for job in store.open_jobs()] == [2, 3]
-    assert store.audit(1)[0][3:] == ("load", "", "a backup was loaded", None, None, None, "done")
+    assert store.audit_rows(1)[0][3:] == (
+        "load",
+        "",
+        "a backup was loaded",
+        None,
+        None,
+        None,
+        "done",
+    )
     store.close()
 
 
@@ -64,7 +72,7 @@ def test_numbers_that_boards_may_remember_do_not_come_again(home: Path, tmp_path
     save(home, tmp_path / "backup.tar")
     load(home, tmp_path / "backup.tar")
     store = Store(home / "server.db")
-    assert list(store.begin(["id1"], "ann")) == [3 + NUMBERS_LEFT_OUT + 1]
+    assert list(store.insert_jobs(["id1"], "ann")) == [3 + JOB_ID_GAP + 1]
     store.close()
 
 
@@ -90,7 +98,7 @@ def test_what_was_there_stays_beside_it_with_its_write_ahead_log(home: Path, tmp
 def test_a_server_that_runs_is_not_touched(home: Path, tmp_path: Path):
     save(home, tmp_path / "backup.tar")
     before = (home / "server.db").read_bytes()
-    with only_one(home), pytest.raises(ServerError, match="runs in .* `mbm server-stop` ends it"):
+    with hold_lock(home), pytest.raises(ServerError, match="runs in .* `mbm server-stop` ends it"):
         load(home, tmp_path / "backup.tar")
     assert (home / "server.db").read_bytes() == before
 
@@ -161,7 +169,7 @@ def test_a_backup_that_cannot_be_written_leaves_the_one_before(
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(backup, "_add", fail)
+    monkeypatch.setattr(backup, "_add_file", fail)
     with pytest.raises(OSError, match="no space left"):
         save(home, file)
     assert file.read_bytes() == before

@@ -9,7 +9,7 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import databases
-from cm_server.store.rows import new_board
+from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 from tests.engines import Postgres, running_postgres
 
@@ -26,12 +26,12 @@ def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
 ):
     monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.2)
     store = Store(mortal.new())
-    board = new_board("id1", "lab-1", bytes(32))
-    store.enrol([board])
+    board = new_board_row("id1", "lab-1", bytes(32))
+    store.enrol_boards([board])
     mortal.pause()
     began = time.monotonic()
     with pytest.raises(ServerError, match="its store cannot be written"):
-        store.begin(["id1"], "ann")
+        store.insert_jobs(["id1"], "ann")
     assert time.monotonic() - began < 8
     mortal.restart()
     while True:
@@ -42,7 +42,7 @@ def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
             assert time.monotonic() < began + 20
             time.sleep(0.05)
     assert found.key == board.key
-    store.end(1, "ok")
+    store.end_job(1, "ok")
     store.close()
 
 

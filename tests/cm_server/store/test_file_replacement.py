@@ -18,8 +18,8 @@ import pytest
 from cloudmanager.protocol.errors import ServerError
 from cm_server.net import certificates
 from cm_server.store import backup, file_replacement
-from cm_server.store.lockfile import only_one, while_backups
-from cm_server.store.rows import new_board
+from cm_server.store.lockfile import hold_lock, while_backups
+from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 from tests.cm_server.killed import steps_of
 
@@ -35,7 +35,7 @@ def make(home: Path, what: str) -> Path:
     for name in FILES:
         (home / name).write_text(f"{what} {name}")
     store = Store(home / "server.db")
-    store.enrol([new_board(f"id-{what}", what, bytes(32))])
+    store.enrol_boards([new_board_row(f"id-{what}", what, bytes(32))])
     store.close()
     return home
 
@@ -105,7 +105,7 @@ def test_restore_that_is_killed_at_any_step_is_finished_or_undone(killed: Killed
     shutil.copytree(killed.copies, tmp_path / "copies")
     for number in range(1, len(steps) + 2):
         copy = tmp_path / "copies" / str(number)
-        with only_one(copy):
+        with hold_lock(copy):
             told = file_replacement.finish(copy)
         outcomes.append(owner(copy))
         if outcomes[-1] == "backup":
@@ -186,12 +186,12 @@ def test_backup_and_restore_do_not_go_on_at_once(home: Path, saved: Path, tmp_pa
         backup.save(home, tmp_path / "second.tar")  # two who read are none too many
         with pytest.raises(ServerError, match="is being saved or loaded in"):
             backup.load(home, saved)
-    with only_one(home), while_backups(home, loading=True):
+    with hold_lock(home), while_backups(home, loading=True):
         with pytest.raises(ServerError, match="a backup is being loaded in"):
             backup.save(home, tmp_path / "third.tar")
         with (
             pytest.raises(ServerError, match="a backup is being loaded in"),
-            only_one(home),
+            hold_lock(home),
         ):
             pass
     assert owner(home) == "own"
@@ -298,7 +298,7 @@ def test_server_that_starts_after_a_killed_restore_finishes_it_and_says_so(tmp_p
         home = tmp_path / what
         home.mkdir()
         store = Store(home / "server.db")
-        store.enrol([new_board(f"id-{what}", what, bytes(32))])
+        store.enrol_boards([new_board_row(f"id-{what}", what, bytes(32))])
         store.close()
         certificates.load(home)
     authority = (tmp_path / "backup" / "ca.pem").read_bytes()

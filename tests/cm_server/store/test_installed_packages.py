@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from cm_server.store.rows import new_board
+from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 
 A = "a" * 64
@@ -25,32 +25,40 @@ RECORD: dict[str, dict[str, Any]] = {
 def test_a_record_comes_back_as_it_was_and_the_next_takes_its_place():
     store = Store(None)
     before = time.time()
-    store.installed.confirm("b1")(RECORD)
-    assert store.installed.of("b1") == RECORD
-    at = store.installed.at("b1")
+    store.installed_packages.confirmer_for("b1")(RECORD)
+    assert store.installed_packages.packages_of("b1") == RECORD
+    at = store.installed_packages.confirmed_at("b1")
     assert at is not None
     assert before <= at <= time.time()
-    store.installed.confirm("b1")({"mine": RECORD["mine"]})
-    assert store.installed.of("b1") == {"mine": RECORD["mine"]}
-    store.installed.confirm("b1")({})
-    assert (store.installed.of("b1"), store.installed.at("b1")) == ({}, None)
+    store.installed_packages.confirmer_for("b1")({"mine": RECORD["mine"]})
+    assert store.installed_packages.packages_of("b1") == {"mine": RECORD["mine"]}
+    store.installed_packages.confirmer_for("b1")({})
+    assert (
+        store.installed_packages.packages_of("b1"),
+        store.installed_packages.confirmed_at("b1"),
+    ) == ({}, None)
     store.close()
 
 
 def test_a_board_that_is_taken_out_takes_its_record_along():
     store = Store(None)
-    store.enrol([new_board("b1", "lab-1", b"k" * 32), new_board("b2", "lab-2", b"k" * 32)])
+    store.enrol_boards(
+        [new_board_row("b1", "lab-1", b"k" * 32), new_board_row("b2", "lab-2", b"k" * 32)]
+    )
     for board in ("b1", "b2"):
-        store.installed.confirm(board)(RECORD)
-    store.forget(["b1"])
-    assert (store.installed.of("b1"), store.installed.of("b2")) == ({}, RECORD)
+        store.installed_packages.confirmer_for(board)(RECORD)
+    store.delete_boards(["b1"])
+    assert (
+        store.installed_packages.packages_of("b1"),
+        store.installed_packages.packages_of("b2"),
+    ) == ({}, RECORD)
     store.close()
 
 
 def test_it_outlives_the_server(tmp_path):
     store = Store(tmp_path / "server.db")
-    store.installed.confirm("b1")(RECORD)
+    store.installed_packages.confirmer_for("b1")(RECORD)
     store.close()
     store = Store(tmp_path / "server.db")
-    assert store.installed.of("b1") == RECORD
+    assert store.installed_packages.packages_of("b1") == RECORD
     store.close()

@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store.lockfile import only_one
+from cm_server.store.lockfile import hold_lock
 
 
 def test_a_folder_is_one_servers_until_it_is_done(tmp_path: Path):
     with (
-        only_one(tmp_path),
+        hold_lock(tmp_path),
         pytest.raises(ServerError, match="runs in .* already"),
-        only_one(tmp_path),
+        hold_lock(tmp_path),
     ):
         pass
-    with only_one(tmp_path):
+    with hold_lock(tmp_path):
         pass
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path):
     child = os.fork()
     if not child:
-        with only_one(tmp_path):
+        with hold_lock(tmp_path):
             os._exit(0)
     os.waitpid(child, 0)
-    with only_one(tmp_path):
+    with hold_lock(tmp_path):
         pass

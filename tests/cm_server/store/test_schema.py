@@ -23,11 +23,11 @@ from alembic.script import ScriptDirectory
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import schema
 from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow
-from cm_server.store.schema import SCHEMA
+from cm_server.store.schema import SCHEMA_VERSION
 from cm_server.store.store import Store
 
 FOLDER = Path(__file__).with_name("schemas")
-OLD = range(SCHEMA)
+OLD = range(SCHEMA_VERSION)
 KEY = bytes(range(32))
 BOARDS = [
     BoardRow("id1", "lab-1", KEY, {}, {}, 1790000000.0, None, 3, b"nonce", False, "abc"),
@@ -115,7 +115,7 @@ def test_an_older_database_is_carried_over_whole_and_a_copy_is_kept(version: int
 
 def told(store: Store) -> tuple[list[BoardRow], list[TokenRow], list[AuditRow], list[JobRow]]:
     jobs = [job for number in (1, 2) if (job := store.job(number))]
-    return store.boards(), store.tokens(), store.audit(99), jobs
+    return store.boards(), store.tokens(), store.audit_rows(99), jobs
 
 
 @pytest.mark.parametrize("version", OLD)
@@ -130,7 +130,7 @@ def test_carried_over_tables_are_as_those_that_the_store_makes(version: int, tmp
 def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Path):
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new/server.db").close()
-    written = shape(old_database(tmp_path, SCHEMA))
+    written = shape(old_database(tmp_path, SCHEMA_VERSION))
     how = "the tables changed: raise SCHEMA, add a script, write schemas/ (CONTRIBUTING.md)"
     assert shape(tmp_path / "new/server.db") == written, how
 
@@ -139,21 +139,23 @@ def test_there_is_one_script_for_each_version_one_after_the_other():
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).with_name("migrations")))
     scripts = list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
-    assert [script.revision for script in scripts] == [str(n) for n in range(SCHEMA + 1)]
-    assert {path.stem for path in FOLDER.iterdir()} == {f"schema_{n}" for n in range(SCHEMA + 1)}
+    assert [script.revision for script in scripts] == [str(n) for n in range(SCHEMA_VERSION + 1)]
+    assert {path.stem for path in FOLDER.iterdir()} == {
+        f"schema_{n}" for n in range(SCHEMA_VERSION + 1)
+    }
 
 
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        ("99", f"newer Cloudmanager (schema 99, this one knows {SCHEMA}); update this one"),
+        ("99", f"newer Cloudmanager (schema 99, this one knows {SCHEMA_VERSION}); update this one"),
         ("-1", "holds another program's tables; move it away"),
     ],
 )
 def test_what_is_not_known_is_refused_in_one_sentence_and_not_touched(
     version: str, told: str, tmp_path: Path
 ):
-    path = old_database(tmp_path, SCHEMA)
+    path = old_database(tmp_path, SCHEMA_VERSION)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE alembic_version SET version_num = ?", [version])
     refused(path, told)
@@ -204,18 +206,18 @@ def write() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "server.db"
         store = Store(path)
-        store.enrol(BOARDS, NOTE)
+        store.enrol_boards(BOARDS, NOTE)
         for token in TOKENS:
             store.add_token(token)
         store.set_labels({"id1": {"room": "lab"}})
-        store.saw_board("id2", {"platform": "esp32"})
-        store.begin(["id1", "id2"], "ann")
-        store.end(1, "error", "ValueError: \u00e4")
+        store.mark_board_seen("id2", {"platform": "esp32"})
+        store.insert_jobs(["id1", "id2"], "ann")
+        store.end_job(1, "error", "ValueError: \u00e4")
         store.close()
         (version,) = ask(path, "PRAGMA user_version")
         with closing(sqlite3.connect(path)) as db:
             lines = [f"PRAGMA user_version={version[0]};", *db.iterdump()]
-    (FOLDER / f"schema_{SCHEMA}.sql").write_text("\n".join(lines) + "\n")
+    (FOLDER / f"schema_{SCHEMA_VERSION}.sql").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import pytest
 
 from cloudmanager.protocol.errors import ServerError
 from cm_server.store import tables
-from cm_server.store.rows import AuditRow, TokenRow, new_board
-from cm_server.store.shared_store import NEVER_SENT, STRAY, SharedStore
+from cm_server.store.rows import AuditRow, TokenRow, new_board_row
+from cm_server.store.shared_store import NEVER_SENT_ERROR, ORPHAN_ERROR, SharedStore
 from tests.engines import Postgres
 
 KEY = bytes(range(32))
@@ -34,12 +34,12 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
 
     def make(name: str) -> SharedStore:
         view = SharedStore(where, name)
-        view.join(f"http://{name}")
+        view.register_server(f"http://{name}")
         views.append(view)
         return view
 
     first = make("A")
-    first.enrol([new_board("id1", "lab-1", KEY), new_board("id2", "lab-2", KEY)])
+    first.enrol_boards([new_board_row("id1", "lab-1", KEY), new_board_row("id2", "lab-2", KEY)])
     yield lambda name: first if name == "A" else make(name)
     for view in views:
         view.close()
@@ -47,10 +47,10 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
 
 def sends(view: SharedStore, board_id: str = "id1") -> int:
     """Hold the board there, and send it a job; return the job's number."""
-    held = view.hold(board_id, FACTS)
+    held = view.claim_board(board_id, FACTS)
     assert held is not None
     view.epoch_for = {board_id: held.epoch}.get
-    (number,) = view.begin([board_id], "ann")
+    (number,) = view.insert_jobs([board_id], "ann")
     return number
 
 
@@ -65,61 +65,61 @@ def test_identity_tokens_and_audit_are_found_by_every_server(server: Make):
     a.set_labels({"id1": {"room": "lab"}}, NOTE)
     a.add_token(TokenRow("abc", "ann", "viewer"), NOTE)
     with pytest.raises(ServerError, match="cannot be written"):
-        b.enrol([new_board("id9", "lab-1", KEY)], NOTE)
+        b.enrol_boards([new_board_row("id9", "lab-1", KEY)], NOTE)
     with pytest.raises(ServerError, match="cannot be written"):
         b.add_token(TokenRow("def", "ann", "viewer"))
     assert b.boards()[0].labels == {"room": "lab"} or b.boards()[1].labels == {"room": "lab"}
     assert [row.name for row in b.tokens()] == ["ann"]
     b.revoke_token("abc", 8.0)
     b.add_token(TokenRow("def", "ann", "viewer"))
-    assert b.audit(9) == [NOTE] * 2
-    b.forget(["id2"])
-    assert [row.id for row in a.some_boards(["id1", "id2"])] == ["id1"]
+    assert b.audit_rows(9) == [NOTE] * 2
+    b.delete_boards(["id2"])
+    assert [row.id for row in a.boards_by_id(["id1", "id2"])] == ["id1"]
 
 
 def test_of_two_servers_one_uses_a_token_up(server: Make):
     a, b = server("A"), server("B")
     token = TokenRow("abc", "enrol-1", "board", uses=1)
     a.add_token(token)
-    a.enrol_by(token, new_board("id3", "lab-3", KEY), NOTE)
+    a.enrol_with_token(token, new_board_row("id3", "lab-3", KEY), NOTE)
     with pytest.raises(ServerError, match="was used already"):
-        b.enrol_by(token, new_board("id4", "lab-4", KEY), NOTE)
+        b.enrol_with_token(token, new_board_row("id4", "lab-4", KEY), NOTE)
     assert {row.id for row in b.boards()} == {"id1", "id2", "id3"}
-    assert b.audit(9) == [NOTE]
+    assert b.audit_rows(9) == [NOTE]
 
 
 def test_numbers_are_one_servers_each(server: Make):
     a, b = server("A"), server("B")
-    numbers = [n for view in (a, b, a, b) for n in view.begin(["id1", "id2"], "ann")]
+    numbers = [n for view in (a, b, a, b) for n in view.insert_jobs(["id1", "id2"], "ann")]
     assert len(set(numbers)) == 8
-    assert len(a.begin(["id1"] * 1500, "ann")) == 1500
+    assert len(a.insert_jobs(["id1"] * 1500, "ann")) == 1500
     assert len({row.id for view in (a, b) for row in view.open_jobs()}) == 1508
 
 
 def test_an_ending_of_ones_own_job_is_written(server: Make):
     a = server("A")
     job = sends(a)
-    a.end(job, "error", "ValueError: \u00e4")
+    a.end_job(job, "error", "ValueError: \u00e4")
     a.flush()
     assert ending(a, job) == ("error", "ValueError: \u00e4")
-    assert a.refused == 0
+    assert a.refused_writes == 0
 
 
 def test_a_board_that_dials_elsewhere_takes_its_sent_job_along(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
     a.epoch_for = lambda _id: None
-    (waits,) = a.begin(["id1"], "ann")
-    held = b.hold("id1", FACTS)
+    (waits,) = a.insert_jobs(["id1"], "ann")
+    held = b.claim_board("id1", FACTS)
     assert held is not None
     assert (held.epoch, held.row.name) == (2, "lab-1")
-    assert [row.id for row in held.sent] == [job]
-    a.end(job, "lost", "its link broke")  # it does not know yet
+    assert [row.id for row in held.sent_jobs] == [job]
+    a.end_job(job, "lost", "its link broke")  # it does not know yet
     a.flush()
-    assert a.refused == 1
+    assert a.refused_writes == 1
     assert ending(b, job) == (None, None)
-    b.end(job, "ok")
-    a.end(waits, "interrupted")
+    b.end_job(job, "ok")
+    a.end_job(waits, "interrupted")
     a.flush()
     b.flush()
     assert ending(a, job) == ("ok", None)
@@ -129,63 +129,63 @@ def test_a_board_that_dials_elsewhere_takes_its_sent_job_along(server: Make):
 def test_a_board_that_comes_back_is_held_in_a_newer_epoch(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
-    assert b.hold("id1", FACTS)
-    back = a.hold("id1", FACTS)
+    assert b.claim_board("id1", FACTS)
+    back = a.claim_board("id1", FACTS)
     assert back is not None
     assert back.epoch == 3
-    assert [row.id for row in back.sent] == [job]
-    assert not b.release({"id1": 2})
-    assert not a.release({"id1": 1})
-    assert a.holders() == {"id1": ("A", 3)}
-    assert a.release({"id1": 3}) == 1
-    assert a.holders() == {}
+    assert [row.id for row in back.sent_jobs] == [job]
+    assert not b.release_boards({"id1": 2})
+    assert not a.release_boards({"id1": 1})
+    assert a.board_holders() == {"id1": ("A", 3)}
+    assert a.release_boards({"id1": 3}) == 1
+    assert a.board_holders() == {}
 
 
 def test_a_board_that_was_taken_out_is_held_by_nobody(server: Make):
     a, b = server("A"), server("B")
-    b.forget(["id1"])
-    assert a.hold("id1", FACTS) is None
+    b.delete_boards(["id1"])
+    assert a.claim_board("id1", FACTS) is None
 
 
 def test_a_job_is_taken_once_and_by_the_holder_only(server: Make):
     a, b, c = server("A"), server("B"), server("C")
-    (now, waits, other) = (a.begin([board], "ann")[0] for board in ("id1", "id1", "id2"))
-    assert b.hold("id1", FACTS)
-    assert c.take("A", [now], []) == set()  # it holds no board
-    assert b.take("A", [now, other], [waits]) == {now, waits}
-    assert b.take("A", [now], [waits]) == set()
-    assert c.take("A", [], [waits]) == set()
-    assert a.withdraw([now, waits, other], "offline", "no word") == {other}
-    a.end(now, "offline")
+    (now, waits, other) = (a.insert_jobs([board], "ann")[0] for board in ("id1", "id1", "id2"))
+    assert b.claim_board("id1", FACTS)
+    assert c.claim_jobs("A", [now], []) == set()  # it holds no board
+    assert b.claim_jobs("A", [now, other], [waits]) == {now, waits}
+    assert b.claim_jobs("A", [now], [waits]) == set()
+    assert c.claim_jobs("A", [], [waits]) == set()
+    assert a.withdraw_jobs([now, waits, other], "offline", "no word") == {other}
+    a.end_job(now, "offline")
     a.flush()
     assert ending(a, now) == (None, None)
-    assert b.send(now)
-    assert b.send(waits)
-    assert [row.id for row in c.hold("id1", FACTS).sent] == [now, waits]  # type: ignore[union-attr]
+    assert b.mark_sent(now)
+    assert b.mark_sent(waits)
+    assert [row.id for row in c.claim_board("id1", FACTS).sent_jobs] == [now, waits]  # type: ignore[union-attr]
 
 
 def test_a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own(server: Make):
     a, b = server("A"), server("B")
-    assert a.hold("id1", FACTS)
-    (job,) = a.begin(["id1"], "ann")
-    assert b.hold("id1", FACTS)
-    assert not a.send(job)  # the board is elsewhere
-    assert a.refused == 1
-    assert b.take("A", [], [job]) == {job}
-    assert b.send(job)
+    assert a.claim_board("id1", FACTS)
+    (job,) = a.insert_jobs(["id1"], "ann")
+    assert b.claim_board("id1", FACTS)
+    assert not a.mark_sent(job)  # the board is elsewhere
+    assert a.refused_writes == 1
+    assert b.claim_jobs("A", [], [job]) == {job}
+    assert b.mark_sent(job)
 
 
 def test_late_truth_is_the_holders_to_write(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
-    a.end(job, "lost", "its link broke")
+    a.end_job(job, "lost", "its link broke")
     a.flush()
-    assert b.hold("id1", FACTS)
-    a.amend(job, "id1", "error", "stale")
+    assert b.claim_board("id1", FACTS)
+    a.amend_job(job, "id1", "error", "stale")
     assert ending(a, job) == ("lost", "its link broke")
-    b.amend(job, "id2", "error", "another board's")
+    b.amend_job(job, "id2", "error", "another board's")
     assert ending(a, job) == ("lost", "its link broke")
-    b.amend(job, "id1", "ok", None)
+    b.amend_job(job, "id1", "ok", None)
     assert ending(a, job) == ("ok", None)
 
 
@@ -193,45 +193,45 @@ def test_a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on(serve
     a, b = server("A"), server("B")
     sent = sends(a)
     a.epoch_for = lambda _id: None
-    (waits,) = a.begin(["id2"], "ann")
-    assert b.beat(10) == {"A": "http://A", "B": "http://B"}
-    assert b.inherit() == []
+    (waits,) = a.insert_jobs(["id2"], "ann")
+    assert b.send_heartbeat(10) == {"A": "http://A", "B": "http://B"}
+    assert b.take_over_jobs() == []
     time.sleep(0.1)
-    assert b.beat(0.05) == {"B": "http://B"}
-    assert [row.id for row in b.inherit()] == [sent]
-    assert ending(b, waits) == ("lost", NEVER_SENT)
-    assert b.holders() == {}
-    assert "A" not in a.beat(10)  # it wakes up, and learns it
-    a.end(sent, "ok")
-    a.end(waits, "ok")
+    assert b.send_heartbeat(0.05) == {"B": "http://B"}
+    assert [row.id for row in b.take_over_jobs()] == [sent]
+    assert ending(b, waits) == ("lost", NEVER_SENT_ERROR)
+    assert b.board_holders() == {}
+    assert "A" not in a.send_heartbeat(10)  # it wakes up, and learns it
+    a.end_job(sent, "ok")
+    a.end_job(waits, "ok")
     a.flush()
-    assert a.refused == 2
-    b.end(sent, "lost", "it did not come back")
+    assert a.refused_writes == 2
+    b.end_job(sent, "lost", "it did not come back")
     b.flush()
     assert ending(a, sent) == ("lost", "it did not come back")
-    assert {row.id for row in b.outcomes([sent, waits, 77])} == {sent, waits}
+    assert {row.id for row in b.ended_jobs([sent, waits, 77])} == {sent, waits}
 
 
 def test_a_server_that_was_taken_out_sends_nothing(server: Make):
     a, b = server("A"), server("B")
-    assert a.hold("id1", FACTS)
-    (waits,) = a.begin(["id1"], "ann")
-    (theirs,) = b.begin(["id1"], "ann")
+    assert a.claim_board("id1", FACTS)
+    (waits,) = a.insert_jobs(["id1"], "ann")
+    (theirs,) = b.insert_jobs(["id1"], "ann")
     time.sleep(0.1)
-    assert b.beat(0.05) == {"B": "http://B"}
+    assert b.send_heartbeat(0.05) == {"B": "http://B"}
     for act in (
-        lambda: a.begin(["id1"], "ann"),
-        lambda: a.send(waits),
-        lambda: a.take("B", [theirs], []),
-        lambda: a.hold("id1", FACTS),
+        lambda: a.insert_jobs(["id1"], "ann"),
+        lambda: a.mark_sent(waits),
+        lambda: a.claim_jobs("B", [theirs], []),
+        lambda: a.claim_board("id1", FACTS),
     ):
         with pytest.raises(ServerError, match="was taken for dead"):
             act()
-    assert a.refused == 4
-    a.begin_anew("C")
-    a.join("http://A")
-    assert a.hold("id1", FACTS)
-    assert a.take("B", [theirs], []) == {theirs}
+    assert a.refused_writes == 4
+    a.change_server_id("C")
+    a.register_server("http://A")
+    assert a.claim_board("id1", FACTS)
+    assert a.claim_jobs("B", [theirs], []) == {theirs}
 
 
 @contextlib.contextmanager
@@ -251,113 +251,113 @@ def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
 
 def test_what_was_written_without_an_answer_ends(server: Make):
     a, b = server("A"), server("B")
-    core, error = a.database.core, a.database.errors[0]
-    assert a.hold("id1", FACTS)
-    (sent,), (taken,) = a.begin(["id1"], "ann"), b.begin(["id1"], "ann")
+    core, error = a.database.connection, a.database.errors[0]
+    assert a.claim_board("id1", FACTS)
+    (sent,), (taken,) = a.insert_jobs(["id1"], "ann"), b.insert_jobs(["id1"], "ann")
     with unanswered(core, error):
-        a.send(sent)
-    a.end(sent, "lost", "it did not run")  # as queues.py does; but it is marked as sent
+        a.mark_sent(sent)
+    a.end_job(sent, "lost", "it did not run")  # as queues.py does; but it is marked as sent
     with unanswered(core, error):
-        a.take("B", [], [taken])
-    b.end(taken, "lost", "it did not run")  # as A says to B; but it is A's
+        a.claim_jobs("B", [], [taken])
+    b.end_job(taken, "lost", "it did not run")  # as A says to B; but it is A's
     for view in (a, b):
         view.flush()
-        assert view.refused == 1
-    (row,) = a.inherit()
+        assert view.refused_writes == 1
+    (row,) = a.take_over_jobs()
     assert row.id == sent  # dispatch ends it, by the word of its board if there is one
-    assert ending(b, taken) == ("lost", STRAY)
-    a.end(sent, "lost", "it never reached the board")
+    assert ending(b, taken) == ("lost", ORPHAN_ERROR)
+    a.end_job(sent, "lost", "it never reached the board")
     a.flush()
     assert ending(b, sent) == ("lost", "it never reached the board")
-    assert a.inherit() == []
+    assert a.take_over_jobs() == []
 
 
 def test_a_job_that_was_begun_without_an_answer_ends(postgres: Postgres):
     store = SharedStore(postgres.new(), "A")
-    store.join("http://A")
-    store.enrol([new_board("id1", "lab-1", KEY)])
-    (known,) = store.begin(["id1"], "ann")
+    store.register_server("http://A")
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
+    (known,) = store.insert_jobs(["id1"], "ann")
     with unanswered(store.database.driver, psycopg.OperationalError):
-        store.begin(["id1"], "ann")
+        store.insert_jobs(["id1"], "ann")
     (_, row) = store.open_jobs()
-    assert store.inherit() == []
-    assert ending(store, row.id) == ("lost", STRAY)
+    assert store.take_over_jobs() == []
+    assert ending(store, row.id) == ("lost", ORPHAN_ERROR)
     assert ending(store, known) == (None, None)
     store.close()
 
 
 def test_a_job_that_its_own_server_may_not_send_ends(server: Make):
     a = server("A")
-    (job,) = a.begin(["id1"], "ann")
-    assert not a.send(job)
-    a.let_go(job)
-    a.inherit()
-    assert ending(a, job) == ("lost", STRAY)
+    (job,) = a.insert_jobs(["id1"], "ann")
+    assert not a.mark_sent(job)
+    a.release_job(job)
+    a.take_over_jobs()
+    assert ending(a, job) == ("lost", ORPHAN_ERROR)
 
 
 def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
     a, b = server("A"), server("B")
     seen = tables.servers.update().where(tables.servers.c.id == "A").values(seen=0)
-    with unanswered(b.database.core, b.database.errors[0]), b._written():
-        b._db.execute(seen)
-        b._db.commit()
-    assert b.beat(60) == {"A": "http://A", "B": "http://B"}
-    assert a.beat(60) == {"A": "http://A", "B": "http://B"}
-    b._db.execute(seen)
-    b._db.commit()
+    with unanswered(b.database.connection, b.database.errors[0]), b._rollback_on_error():
+        b._connection.execute(seen)
+        b._connection.commit()
+    assert b.send_heartbeat(60) == {"A": "http://A", "B": "http://B"}
+    assert a.send_heartbeat(60) == {"A": "http://A", "B": "http://B"}
+    b._connection.execute(seen)
+    b._connection.commit()
     b._failed_at -= 61
-    assert b.beat(60) == {"B": "http://B"}
+    assert b.send_heartbeat(60) == {"B": "http://B"}
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
 def test_step_of_the_databases_clock_takes_no_server_for_dead(server: Make, step: float, caplog):
-    a, b, now = server("A"), server("B"), SharedStore._now
+    a, b, now = server("A"), server("B"), SharedStore._database_time
     both = {"A": "http://A", "B": "http://B"}
-    assert (a.beat(0.5), b.beat(0.5)) == (both, both)
-    a._now = lambda: now(a) + step  # type: ignore[method-assign]
-    b._now = lambda: now(b) + step  # type: ignore[method-assign]
-    assert b.beat(0.5) == both
+    assert (a.send_heartbeat(0.5), b.send_heartbeat(0.5)) == (both, both)
+    a._database_time = lambda: now(a) + step  # type: ignore[method-assign]
+    b._database_time = lambda: now(b) + step  # type: ignore[method-assign]
+    assert b.send_heartbeat(0.5) == both
     assert "the database's clock was set by " in caplog.text
-    assert a.beat(0.5) == both
+    assert a.send_heartbeat(0.5) == both
     b._clock_set_at -= 0.6
-    assert b.beat(0.5) == both
+    assert b.send_heartbeat(0.5) == both
     time.sleep(0.6)  # A is dead indeed
-    assert b.beat(0.5) == {"B": "http://B"}
+    assert b.send_heartbeat(0.5) == {"B": "http://B"}
 
 
 def test_server_that_died_before_the_clock_was_set_back_is_taken_out(server: Make):
-    a, b, now = server("A"), server("B"), SharedStore._now
-    assert a.beat(0.5) == b.beat(0.5)
-    b._now = lambda: now(b) - 3600  # type: ignore[method-assign]
-    assert "A" in b.beat(0.5)
+    a, b, now = server("A"), server("B"), SharedStore._database_time
+    assert a.send_heartbeat(0.5) == b.send_heartbeat(0.5)
+    b._database_time = lambda: now(b) - 3600  # type: ignore[method-assign]
+    assert "A" in b.send_heartbeat(0.5)
     b._clock_set_at -= 0.6
-    assert b.beat(0.5) == {"B": "http://B"}
+    assert b.send_heartbeat(0.5) == {"B": "http://B"}
 
 
 def test_what_ended_is_written_before_anything_begins(server: Make):
     a = server("A")
     job = sends(a)
     a.epoch_for = lambda _id: None
-    (waits,) = a.begin(["id1"], "ann")
-    a.end(job, "ok")
+    (waits,) = a.insert_jobs(["id1"], "ann")
+    a.end_job(job, "ok")
     a._end_job = "nonsense"
     with pytest.raises(ServerError, match="cannot be written"):
-        a.send(waits)
+        a.mark_sent(waits)
     with pytest.raises(ServerError, match="cannot be written"):
-        a.hold("id1", FACTS)
-    a._endings.clear()
+        a.claim_board("id1", FACTS)
+    a._pending_ended_jobs.clear()
 
 
 def test_a_server_that_leaves_is_gone_at_once(server: Make):
     a, b = server("A"), server("B")
-    a.leave()
-    assert b.beat(10) == {"B": "http://B"}
+    a.unregister_server()
+    assert b.send_heartbeat(10) == {"B": "http://B"}
 
 
 def test_what_is_shared_is_the_first_ones(server: Make):
     a, b = server("A"), server("B")
-    assert a.share("key", b"a") == b"a"
-    assert b.share("key", b"b") == b"a"
+    assert a.put_if_absent("key", b"a") == b"a"
+    assert b.put_if_absent("key", b"b") == b"a"
 
 
 @pytest.mark.parametrize(
@@ -367,28 +367,28 @@ def test_what_is_shared_is_the_first_ones(server: Make):
 def test_postgresql_guards_the_audit_log_too(postgres: Postgres, statement):
     store = SharedStore(postgres.new(), "A")
     for at in (1.0, time.time()):
-        store.note(NOTE._replace(at=at))
+        store.add_audit_row(NOTE._replace(at=at))
     with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
         store.database.driver.execute(statement)
     store.database.rollback()
     store.database.driver.execute("DELETE FROM audit WHERE at = 1")
     store.database.commit()
-    assert len(store.audit(9)) == 1
+    assert len(store.audit_rows(9)) == 1
     store.close()
 
 
 def test_a_store_that_was_away_is_used_again_and_endings_wait(postgres: Postgres):
     url = postgres.new()
     store = SharedStore(url, "A")
-    store.join("http://A")
-    store.enrol([new_board("id1", "lab-1", KEY)])
+    store.register_server("http://A")
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     job = sends(store)
     with psycopg.connect(url, autocommit=True) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    store.end(job, "ok")
+    store.end_job(job, "ok")
     store.flush()
     assert ending(store, job) == ("ok", None)
     store.close()
@@ -416,18 +416,18 @@ def test_the_databases_own_clock_is_asked_for(server: Make):
 def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
     store, now = server("A"), time.time()
     for _ in range(2):
-        store.note(NOTE._replace(at=now - 60 * 86400))
-    numbers = store.begin(["id1"] * 5, "ann")
+        store.add_audit_row(NOTE._replace(at=now - 60 * 86400))
+    numbers = store.insert_jobs(["id1"] * 5, "ann")
     for number in numbers[:4]:
-        store.end(number, "ok")
+        store.end_job(number, "ok")
     store.flush()
     assert store.prune_jobs(now - 86400, 0) == (0, 0)
     assert store.prune_jobs(now + 86400, 0) == (4, numbers[-1])
     assert [row.id for row in store.open_jobs()] == [numbers[-1]]
     assert store.prune_audit(now - 40 * 86400) == 2
-    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert [row.verb for row in store.audit_rows(9)] == ["submit"]
     assert store.prune_audit(now + 86400) == 0  # the database does not let it go
-    assert [row.verb for row in store.audit(9)] == ["submit"]
+    assert [row.verb for row in store.audit_rows(9)] == ["submit"]
     other = server("B")
     assert [(row.target, row.detail.split()[0]) for row in other.end_pruning(now)] == [
         ("jobs", "4"),
@@ -437,4 +437,4 @@ def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
     assert other.begin_pruning(now)
     assert not store.begin_pruning(now + 3600)  # one round a day, whichever server's
     assert store.begin_pruning(now + 86400)
-    assert other.begin(["id2"], "ann")[0] > numbers[-1]
+    assert other.insert_jobs(["id2"], "ann")[0] > numbers[-1]

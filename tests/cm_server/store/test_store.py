@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow, new_board
+from cm_server.store.rows import AuditRow, BoardRow, JobRow, TokenRow, new_board_row
 from cm_server.store.store import Store
 
 KEY = bytes(range(32))
@@ -48,7 +48,7 @@ def ask(path: Path, query: str) -> list[Any]:
 
 
 def test_jobs_are_in_the_file_before_begin_returns(store: Store, path: Path):
-    assert list(store.begin(["id1", "id2"], "ann")) == [1, 2]
+    assert list(store.insert_jobs(["id1", "id2"], "ann")) == [1, 2]
     assert ask(path, "SELECT id, board, caller, ended, status FROM jobs") == [
         (1, "id1", "ann", None, None),
         (2, "id2", "ann", None, None),
@@ -56,13 +56,13 @@ def test_jobs_are_in_the_file_before_begin_returns(store: Store, path: Path):
 
 
 def test_a_cell_on_no_board_writes_nothing(store: Store, path: Path):
-    assert list(store.begin([], "ann")) == []
+    assert list(store.insert_jobs([], "ann")) == []
     assert ask(path, "SELECT * FROM jobs") == []
 
 
 def test_an_ending_waits_for_flush(store: Store, path: Path):
-    store.begin(["id1"], "ann")
-    store.end(1, "error", "ValueError: \u00e4")
+    store.insert_jobs(["id1"], "ann")
+    store.end_job(1, "error", "ValueError: \u00e4")
     assert ask(path, "SELECT status FROM jobs") == [(None,)]
     before = time.time()
     store.flush()
@@ -73,16 +73,16 @@ def test_an_ending_waits_for_flush(store: Store, path: Path):
 
 
 def test_an_ending_is_in_the_file_before_the_next_job(store: Store, path: Path):
-    store.begin(["id1"], "ann")
-    store.end(1, "ok")
-    store.begin(["id1"], "ann")
+    store.insert_jobs(["id1"], "ann")
+    store.end_job(1, "ok")
+    store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT id, status FROM jobs") == [(1, "ok"), (2, None)]
 
 
 def test_the_last_word_on_a_job_counts(store: Store):
-    store.begin(["id1"], "ann")
-    store.end(1, "lost", "the link broke")
-    store.end(1, "ok")
+    store.insert_jobs(["id1"], "ann")
+    store.end_job(1, "lost", "the link broke")
+    store.end_job(1, "ok")
     row = store.job(1)
     assert row is not None
     assert (row.status, row.error) == ("ok", None)
@@ -96,24 +96,24 @@ def test_flush_with_nothing_to_write_is_free(store: Store, path: Path):
 
 
 def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: Store, caplog):
-    store.enrol([new_board("id1", "lab-1", KEY)])
-    store.begin(["id1"] * 2, "ann")
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
+    store.insert_jobs(["id1"] * 2, "ann")
     pages = pragma(store, "page_count")
     pragma(store, f"max_page_count={pages}")
-    store.end(1, "ok")
-    store.end(2, "error", "x" * 100_000)
+    store.end_job(1, "ok")
+    store.end_job(2, "error", "x" * 100_000)
     store.flush()
     assert "the store cannot be written: database or disk is full" in caplog.text
     with pytest.raises(ServerError, match="database or disk is full"):
-        store.begin(["id1"], "ann")
+        store.insert_jobs(["id1"], "ann")
     with pytest.raises(ServerError, match="database or disk is full"):
-        store.enrol([new_board("id2", "lab-2", bytes(100_000))])
-    store.saw_board("id1", {"platform": "x" * 100_000})
+        store.enrol_boards([new_board_row("id2", "lab-2", bytes(100_000))])
+    store.mark_board_seen("id1", {"platform": "x" * 100_000})
     assert store.boards()[0].facts == {}
     pragma(store, "max_page_count=100000")
-    store.saw_board("id1", {"platform": "esp32"})
+    store.mark_board_seen("id1", {"platform": "esp32"})
     assert store.boards()[0].facts == {"platform": "esp32"}
-    (number,) = store.begin(["id1"], "ann")
+    (number,) = store.insert_jobs(["id1"], "ann")
     assert [row.id for row in store.open_jobs()] == [number]
     row = store.job(2)
     assert row is not None
@@ -121,7 +121,7 @@ def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: 
 
 
 def test_job_tells_one_line(store: Store):
-    store.begin(["id1"], "ann")
+    store.insert_jobs(["id1"], "ann")
     row = store.job(1)
     assert isinstance(row, JobRow)
     assert (row.id, row.board, row.caller, row.status) == (1, "id1", "ann", None)
@@ -129,17 +129,17 @@ def test_job_tells_one_line(store: Store):
 
 
 def test_open_jobs_are_those_without_an_ending_oldest_first(store: Store):
-    store.begin(["id2", "id1", "id2"], "ann")
-    store.end(2, "ok")
+    store.insert_jobs(["id2", "id1", "id2"], "ann")
+    store.end_job(2, "ok")
     assert [(row.id, row.board) for row in store.open_jobs()] == [(1, "id2"), (3, "id2")]
 
 
 def test_numbers_go_on_in_the_next_server(path: Path):
     first = Store(path)
-    first.begin(["id1"] * 7, "ann")
+    first.insert_jobs(["id1"] * 7, "ann")
     first.close()
     second = Store(path)
-    assert list(second.begin(["id1"], "ann")) == [8]
+    assert list(second.insert_jobs(["id1"], "ann")) == [8]
     second.close()
 
 
@@ -148,9 +148,9 @@ def test_numbers_go_on_in_the_next_server(path: Path):
 
 def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
     first = Store(path)
-    first.enrol([new_board("id1", "lab-1", KEY)])
+    first.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     first.set_labels({"id1": {"room": "r\u00f6d"}})
-    first.saw_board("id1", {"platform": "esp32", "boot": "b1"})
+    first.mark_board_seen("id1", {"platform": "esp32", "boot": "b1"})
     first.close()
     second = Store(path)
     (row,) = second.boards()
@@ -167,9 +167,9 @@ def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
 
 
 def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Store):
-    store.enrol([new_board("id1", "lab-1", KEY), new_board("id2", "lab-2", KEY)])
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY), new_board_row("id2", "lab-2", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
-    store.enrol([new_board("id1", "lab-1", bytes(32))])
+    store.enrol_boards([new_board_row("id1", "lab-1", bytes(32))])
     assert [(row.id, row.key, row.labels) for row in store.boards()] == [
         ("id1", bytes(32), {"room": "lab"}),
         ("id2", KEY, {}),
@@ -177,20 +177,20 @@ def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Sto
 
 
 def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Path):
-    store.enrol([new_board("id1", "lab-1", KEY)])
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     with pytest.raises(Exception, match="UNIQUE"):
-        store.enrol([new_board("id3", "lab-3", KEY), new_board("id2", "lab-1", KEY)])
+        store.enrol_boards([new_board_row("id3", "lab-3", KEY), new_board_row("id2", "lab-1", KEY)])
     assert ask(path, "SELECT id FROM boards") == [("id1",)]
-    store.enrol([new_board("id2", "lab-2", KEY)])
+    store.enrol_boards([new_board_row("id2", "lab-2", KEY)])
     assert len(store.boards()) == 2
 
 
 def test_seeing_boards_is_written_in_company_and_before_their_next_job(store: Store, path: Path):
-    store.enrol([new_board("id1", "lab-1", KEY)])
-    store.saw_board("id1", {"boot": "b1"})
-    store.saw_board("id1", {"boot": "b2"})
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
+    store.mark_board_seen("id1", {"boot": "b1"})
+    store.mark_board_seen("id1", {"boot": "b2"})
     assert ask(path, "SELECT facts FROM boards") == [("{}",)]
-    store.begin(["id1"], "ann")
+    store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT facts FROM boards") == [('{"boot": "b2"}',)]
 
 
@@ -212,7 +212,7 @@ def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
 
 
 def test_what_is_enrolled_is_told(store: Store):
-    store.enrol([new_board("id1", "lab-1", KEY)])
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     (row,) = store.boards()
     assert isinstance(row, BoardRow)
     assert row[:3] == ("id1", "lab-1", KEY)
@@ -222,7 +222,7 @@ def test_what_is_enrolled_is_told(store: Store):
 
 
 def test_a_cell_and_its_row_are_one_transaction(store: Store, path: Path):
-    store.begin(["id1", "id2"], "ann", address="192.0.2.1:5", target="lab-*")
+    store.insert_jobs(["id1", "id2"], "ann", address="192.0.2.1:5", target="lab-*")
     ((_, at, *row),) = ask(path, "SELECT * FROM audit")
     assert at > 1e9
     assert row == ["ann", "192.0.2.1:5", "submit", "lab-*", "", 2, 1, 2, "done"]
@@ -231,14 +231,14 @@ def test_a_cell_and_its_row_are_one_transaction(store: Store, path: Path):
 def test_a_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monkeypatch):
     monkeypatch.setattr(store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
     with pytest.raises(ServerError, match="cannot be written"):
-        store.begin(["id1"], "ann")
+        store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT * FROM jobs") == []
 
 
 def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, monkeypatch):
     said: list[str] = []
     store.database.driver.set_trace_callback(said.append)
-    store.begin(["id1", "id2"], "ann")
+    store.insert_jobs(["id1", "id2"], "ann")
     store.database.driver.set_trace_callback(None)
     said = list(dict.fromkeys(said))  # for a trigger, a statement is told once more
     assert [text.split()[0] for text in said] == ["BEGIN", *["INSERT"] * 3, "COMMIT"]
@@ -248,23 +248,23 @@ def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, 
 def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: Store, path: Path):
     said: list[str] = []
     store.database.driver.set_trace_callback(said.append)
-    store.enrol([new_board("id1", "lab-1", KEY)], NOTE)
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)], NOTE)
     store.set_labels({"id1": {"room": "lab"}}, NOTE)
-    store.forget(["id1"], NOTE)
+    store.delete_boards(["id1"], NOTE)
     store.add_token(ANN, NOTE)
     store.revoke_token("abc", 8.0, NOTE)
-    store.note(NOTE, durable=True)
+    store.add_audit_row(NOTE, durable=True)
     store.database.driver.set_trace_callback(None)
     assert said.count("PRAGMA synchronous=FULL") == said.count("COMMIT") == 6
     assert "".join(text[0] for text in said if text[:3] in ("PRA", "BEG", "COM")) == "PBCP" * 6
     assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
-    assert store.audit(9) == [NOTE] * 6
+    assert store.audit_rows(9) == [NOTE] * 6
 
 
 def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path: Path):
-    store.enrol([new_board("id1", "lab-1", KEY)])
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     with pytest.raises(ServerError, match="UNIQUE"):
-        store.enrol([new_board("id2", "lab-1", KEY)], NOTE)
+        store.enrol_boards([new_board_row("id2", "lab-1", KEY)], NOTE)
     assert ask(path, "SELECT * FROM audit") == []
 
 
@@ -281,34 +281,34 @@ def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path:
     ],
 )
 def test_no_row_is_changed_or_taken_out(store: Store, path: Path, statement):
-    store.note(NOTE)
-    store.note(NOTE)
+    store.add_audit_row(NOTE)
+    store.add_audit_row(NOTE)
     with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
         store.database.driver.execute(statement)
     store.database.driver.rollback()
-    assert store.audit(9) == [NOTE] * 2
+    assert store.audit_rows(9) == [NOTE] * 2
 
 
 def test_a_month_old_rows_may_go_the_oldest_first(store: Store):
     for at in (1.0, 2.0, NOW):
-        store.note(NOTE._replace(at=at))
+        store.add_audit_row(NOTE._replace(at=at))
     for row in (2, 3):
         with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
             store.database.driver.execute(f"DELETE FROM audit WHERE id = {row}")
     store.database.driver.execute("DELETE FROM audit WHERE id <= 2")
     store.database.driver.commit()
-    assert [row.at for row in store.audit(9)] == [NOW]
+    assert [row.at for row in store.audit_rows(9)] == [NOW]
 
 
 def test_the_newest_rows_are_told_the_newest_last(store: Store):
     for number in range(5):
-        store.note(NOTE._replace(at=float(number)))
-    assert [row.at for row in store.audit(3)] == [2.0, 3.0, 4.0]
+        store.add_audit_row(NOTE._replace(at=float(number)))
+    assert [row.at for row in store.audit_rows(3)] == [2.0, 3.0, 4.0]
 
 
 def test_kill_9_loses_no_row_of_what_was_done(path: Path):
     program = _WRITER.replace(
-        'store.begin(["id1", "id2", "id3"], "ann")', 'store.begin(["id1"] * 3, "ann")'
+        'store.insert_jobs(["id1", "id2", "id3"], "ann")', 'store.insert_jobs(["id1"] * 3, "ann")'
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
@@ -331,14 +331,14 @@ def test_the_file_is_its_owners_alone_and_becomes_so(path: Path):
     path.touch(mode=0o644)
     path.chmod(0o644)
     store = Store(path)
-    store.begin(["id1"], "ann")
+    store.insert_jobs(["id1"], "ann")
     modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     store.close()
     assert modes == {0o600}
 
 
 def test_tables_that_were_begun_and_not_finished_are_not_there(path: Path, monkeypatch):
-    monkeypatch.setattr("cm_server.store.schema.SCHEMA", "nonsense'")
+    monkeypatch.setattr("cm_server.store.schema.SCHEMA_VERSION", "nonsense'")
     with pytest.raises(ServerError, match="cannot be opened"):
         Store(path)
     monkeypatch.undo()
@@ -352,14 +352,14 @@ def test_the_file_is_in_wal_mode_and_jobs_do_not_wait_for_the_disk(store: Store,
 
 def test_identity_waits_for_the_disk(store: Store, monkeypatch):
     seen: list[int] = []
-    real = store._db.execute
+    real = store._connection.execute
 
     def execute(*args, **kwargs):
         seen.append(pragma(store, "synchronous"))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(store._db, "execute", execute)
-    store.enrol([new_board("id1", "lab-1", KEY)])
+    monkeypatch.setattr(store._connection, "execute", execute)
+    store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
     store.add_token(ANN)
     assert seen == [2, 2, 2]  # FULL
@@ -367,22 +367,22 @@ def test_identity_waits_for_the_disk(store: Store, monkeypatch):
 
 
 def pragma(store: Store, name: str) -> int:
-    value = store._db.exec_driver_sql(f"PRAGMA {name}").scalar()
+    value = store._connection.exec_driver_sql(f"PRAGMA {name}").scalar()
     assert isinstance(value, int)
     return value
 
 
 def test_identity_takes_endings_that_wait_along(store: Store, path: Path):
-    store.begin(["id1"], "ann")
-    store.end(1, "ok")
+    store.insert_jobs(["id1"], "ann")
+    store.end_job(1, "ok")
     store.add_token(ANN)
     assert ask(path, "SELECT status FROM jobs") == [("ok",)]
 
 
 def test_close_writes_what_waits(path: Path):
     store = Store(path)
-    store.begin(["id1"], "ann")
-    store.end(1, "ok")
+    store.insert_jobs(["id1"], "ann")
+    store.end_job(1, "ok")
     store.close()
     assert ask(path, "SELECT status FROM jobs") == [("ok",)]
     assert not path.with_name("server.db-wal").exists()
@@ -390,7 +390,7 @@ def test_close_writes_what_waits(path: Path):
 
 def test_a_store_in_memory_leaves_no_file(tmp_path: Path):
     store = Store(None)
-    store.begin(["id1"], "ann")
+    store.insert_jobs(["id1"], "ann")
     store.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -414,9 +414,9 @@ from pathlib import Path
 from cm_server.store.store import Store
 store = Store(Path(sys.argv[1]))
 while True:
-    for job in store.begin(["id1", "id2", "id3"], "ann"):
+    for job in store.insert_jobs(["id1", "id2", "id3"], "ann"):
         print(job, flush=True)
-        store.end(job, "ok")
+        store.end_job(job, "ok")
 """
 
 
@@ -437,5 +437,5 @@ def test_kill_9_loses_no_job_that_was_begun(path: Path):
     assert unsure == sorted(rows)[-len(unsure) :]
     assert len(unsure) <= 3  # the last cell's: the boards will tell
     store = Store(path)
-    assert list(store.begin(["id1"], "ann")) == [max(rows) + 1]
+    assert list(store.insert_jobs(["id1"], "ann")) == [max(rows) + 1]
     store.close()

@@ -12,7 +12,7 @@ from tests.engines import Postgres
 
 
 def columns(store: Store) -> dict[str, list[tuple[str, bool]]]:
-    look = sa.inspect(store.database.core)
+    look = sa.inspect(store.database.connection)
     return {
         name: [(column["name"], column["nullable"]) for column in look.get_columns(name)]
         for name in look.get_table_names()
@@ -23,6 +23,6 @@ def test_both_databases_have_the_same_tables_and_columns(tmp_path: Path, postgre
     stores = [Store(tmp_path / "server.db"), Store(postgres.new())]
     one, other = (columns(store) for store in stores)
     assert one == other
-    assert set(one) == set(tables.meta.tables)
+    assert set(one) == set(tables.metadata.tables)
     for store in stores:
         store.close()
