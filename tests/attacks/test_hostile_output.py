@@ -36,7 +36,7 @@ HOSTILE = {
     "overwrite": "all is bad\rall is well",
     "bidi": "\u202eok\u2066 \u2069 \u200f",
     "nul": "a\0b\x7f\x9b31m\x85",
-    "forged line": "x\n2026-01-01 00:00:00,000 INFO safe-1 is here, from 10.0.0.1:1",
+    "forged line": "x\n2026-01-01 00:00:00,000 INFO safe-1 is connected, from 10.0.0.1:1",
     "separators": "a\u2028b\u2029c",
     "surrogate": "\ud800",
     "formula": "=cmd|'/c calc'!A1",

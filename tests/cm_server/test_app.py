@@ -170,7 +170,7 @@ def test_whoever_others_can_reach_speaks_tls_and_nothing_else(tmp_path, address)
         with Fleet(server.url, token(server) + pin(tmp_path)) as caller:
             listens = caller.status()["address"]
         assert listens.startswith("https://")
-        with pytest.raises(ServerError, match="speaks TLS: use https://"):
+        with pytest.raises(ServerError, match="requires TLS: use https://"):
             Fleet(server.url.replace("https:", "http:"), token(server)).status()
     assert "403" in (tmp_path / "server.log").read_text()
 

@@ -79,7 +79,7 @@ def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
     assert told[1]["board"] == told[2]["board"] == "lab-1"
     assert told[2]["status"] == "error"
     here = [line["message"] for line in lines(tmp_path / "server.log") if "event" not in line]
-    assert any(message.startswith("lab-1 is here, from ") for message in here)
+    assert any(message.startswith("lab-1 is connected, from ") for message in here)
 
 
 def test_lines_about_one_peer_are_limited_and_those_left_out_are_counted(caplog):

@@ -109,7 +109,7 @@ def refused(site: Site, name: str, sentence: str, **more: Any) -> None:
 
 
 def test_a_board_in_the_clear_is_refused_by_both_sides(site: Site):
-    refused(site, "clear-1", "clear-1 dialled without TLS")
+    refused(site, "clear-1", "clear-1 connected without TLS")
 
 
 def test_a_fake_server_is_refused_by_its_certificate(site: Site, tmp_path: Path):
@@ -251,7 +251,7 @@ def test_a_token_never_crosses_the_network_in_the_clear():
 
 def test_a_caller_in_the_clear_is_told_what_to_write(site: Site):
     token = (site.server.home / "token").read_text().strip()
-    with pytest.raises(ServerError, match="speaks TLS: use https://"):
+    with pytest.raises(ServerError, match="requires TLS: use https://"):
         Fleet(site.server.url.replace("https", "http"), token).status()
 
 

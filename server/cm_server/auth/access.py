@@ -1,4 +1,4 @@
-"""The boards that a caller reaches: to all he asks for, there are no others. Pure."""
+"""Which boards a caller may use: for a caller, other boards do not exist. No I/O here."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from cloudmanager.protocol.targets import parse_target
 from cm_server.jobs.registry import Board
 from cm_server.store.rows import TokenRow
 
-ALL_BOARDS = "all"  # the target of a token without bounds
+ALL_BOARDS = "all"  # the target of a token that reaches every board
 
 
 def reachable_boards(token: TokenRow, boards: Mapping[str, Board]) -> Mapping[str, Board]:
-    """Return the boards that a token reaches now, there or not, by name."""
+    """Return the boards that a token reaches now, by name, connected or not."""
     return boards if token.target == ALL_BOARDS else ReachableBoards(boards, token.target)
 
 
 def reaches_all(token: TokenRow) -> bool:
-    """Whether a token reaches every board, also those that are yet to be enrolled."""
+    """Return whether a token reaches every board, also those that are enrolled later."""
     return token.target == ALL_BOARDS
 
 
 class ReachableBoards(Mapping[str, Board]):
-    """Some of the boards, chosen anew at each look; to name one costs no look at the others."""
+    """A view of the boards that a target covers, evaluated at each access.
+
+    Args:
+        boards: all boards, by name.
+        target: selects some of them, for example by label. A look-up by name evaluates the target
+            for that board only.
+    """
 
     def __init__(self, boards: Mapping[str, Board], target: str) -> None:
         self._boards = boards
@@ -42,7 +48,7 @@ class ReachableBoards(Mapping[str, Board]):
 
 
 class UnenrolledBoard:
-    """A board that is yet to be enrolled: it has only its name."""
+    """Stands for a board that is not enrolled yet: only its name is known."""
 
     online = False
     labels: Mapping[str, str] = {}
@@ -50,7 +56,7 @@ class UnenrolledBoard:
 
 
 def may_enrol(token: TokenRow, name: str, boards: Mapping[str, Board]) -> bool:
-    """Whether a name is within a token's reach, be there a board of that name or not."""
+    """Return whether a token's target covers a name, whether or not such a board exists."""
     if reaches_all(token):
         return True
     return parse_target(token.target).covers(name, boards.get(name, UnenrolledBoard()))

@@ -1,9 +1,9 @@
 """The audit log: who did what, to which boards, and whether it was allowed. No sockets, no SQL.
 
-A verb that changes something, and a cell, leave one row in the same transaction as what they
-change; so does each refusal. Verbs that only read leave one row a minute, since programs ask
-again and again. Refusals are bounded too, so that no flood fills the disk: the next row tells
-how many were left out. No secret and no cell's text ever stands in a row.
+Each cell and each verb that changes something writes one row, in the same transaction as the
+change. Verbs that only read write a limited number of rows per minute, because programs repeat
+them. Refusals are limited too, so that a flood of them cannot fill the disk; the next row states
+how many were left out. A row never contains secrets or the text of a cell.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 
 
 class AuditEntry:
-    """What becomes one row of the audit log, while it becomes known.
+    """A future row of the audit log, whose fields are filled in while a request is handled.
+
+    Args:
+        who: the name of the caller's token; "" for an unauthenticated peer.
+        address: the peer's address.
+        verb: what was requested.
+        target: the boards, jobs or tokens that it concerns, as the caller wrote them.
 
     Attributes:
-        target: which boards, jobs or tokens it is about, as the caller said it.
         detail: what was done with them.
-        boards: how many boards that turned out to be, None where it is about none.
-        written: whether it is in the store.
+        boards: how many boards it concerned; None if it is not about boards.
+        written: whether the row is in the store.
     """
 
     __slots__ = ("address", "boards", "detail", "target", "verb", "who", "written")
@@ -45,7 +50,7 @@ class AuditEntry:
         self.written = False
 
     def to_row(self, outcome: str = "done") -> AuditRow:
-        """Return it as it is written."""
+        """Return the row for the store, with its texts shortened."""
         return AuditRow(
             time.time(),
             self.who,
@@ -64,8 +69,8 @@ class AuditLog:
     """Writes the audit log.
 
     Args:
-        store: where its rows are.
-        clock: seconds, from any beginning.
+        store: where the rows are kept.
+        clock: seconds since an arbitrary start, for the rate limits.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,46 +78,54 @@ class AuditLog:
         self._read_rate = RateLimiter(limits.READ_ROWS_PER_MINUTE, clock)
         self._refusal_rate = RateLimiter(limits.REFUSAL_ROWS_PER_MINUTE, clock)
         self._address_rate = RateLimiter(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE, clock)
-        self._stranger_rate = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
+        self._unauthenticated_rate = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
 
     def log_action(self, audit_entry: AuditEntry) -> None:
-        """Write what was done, unless the store has it already.
+        """Write what was done, unless the row is in the store already.
 
         Raises:
-            ServerError: it cannot be written.
+            ServerError: the row cannot be written.
         """
         if not audit_entry.written:
             self._store.add_audit_row(audit_entry.to_row(), durable=True)
 
     def log_read(self, audit_entry: AuditEntry) -> None:
-        """Write that something was looked at."""
+        """Write that a caller has read something, unless it did so too often in this minute."""
         if self._read_rate.allow(f"{audit_entry.who} {audit_entry.verb}") is not None:
             self._write(audit_entry.to_row())
 
     def log_refusal(self, audit_entry: AuditEntry, error: CloudmanagerError) -> None:
-        """Write that a caller was refused something."""
-        left_out = self._refusal_rate.allow(audit_entry.who)
-        if left_out is not None:
-            audit_entry.detail = _with_omitted_count(error.detail, left_out)
+        """Write that a caller's request was refused, unless it had too many refusals."""
+        omitted = self._refusal_rate.allow(audit_entry.who)
+        if omitted is not None:
+            audit_entry.detail = _with_omitted_count(error.detail, omitted)
             self._write(audit_entry.to_row("refused"))
 
-    def log_stranger(self, address: str, verb: str, target: str, why: str) -> str | None:
-        """Write that somebody unknown was refused.
+    def log_unauthenticated(self, address: str, verb: str, target: str, reason: str) -> str | None:
+        """Write that an unauthenticated peer was refused, unless there were too many.
+
+        Args:
+            address: the peer's address.
+            verb: what it tried.
+            target: the identity that it claimed, if any.
+            reason: why it was refused.
 
         Returns:
-            What is to be logged; None where there were too many of them.
+            The text for the server's log; None if there were too many refusals.
         """
-        left_out = self._address_rate.allow(address_group(address))
-        whole = self._stranger_rate.allow("") if left_out is not None else None
-        if left_out is None or whole is None:
+        omitted = self._address_rate.allow(address_group(address))
+        if omitted is None:
             return None
-        note = AuditEntry("", address, verb, target)
-        note.detail = _with_omitted_count(why, left_out + whole)
-        self._write(note.to_row("refused"))
-        return note.detail
+        omitted_in_total = self._unauthenticated_rate.allow("")
+        if omitted_in_total is None:
+            return None
+        entry = AuditEntry("", address, verb, target)
+        entry.detail = _with_omitted_count(reason, omitted + omitted_in_total)
+        self._write(entry.to_row("refused"))
+        return entry.detail
 
     def _write(self, row: AuditRow) -> None:
-        """Write what may be missing where the disk is full: it was refused all the same."""
+        """Write a row that may be lost if the disk is full: nothing was changed."""
         try:
             self._store.add_audit_row(row)
         except ServerError:
@@ -120,11 +133,21 @@ class AuditLog:
 
 
 def shorten(text: str, length: int = 0) -> str:
-    """Return text in one line, at most ``AUDIT_CHARS`` of it, without what looks like a token."""
-    clean = credentials.TOKEN_PATTERN.sub("cm_***", text[: 4 * limits.AUDIT_CHARS])
-    line = " ".join(clean.encode("utf-8", "replace").decode().replace("\0", " ").split())
+    """Return text as one line without tokens.
+
+    Args:
+        text: any text, also from a peer.
+        length: the maximum number of characters; 0 for ``AUDIT_CHARS``.
+    """
+    masked = _mask_tokens(text[: 4 * limits.AUDIT_CHARS])
+    line = " ".join(masked.encode("utf-8", "replace").decode().replace("\0", " ").split())
     return line[: length or limits.AUDIT_CHARS]
 
 
-def _with_omitted_count(why: str, omitted: int) -> str:
-    return f"{why} ({omitted} more before it are not listed)" if omitted else why
+def _mask_tokens(text: str) -> str:
+    """Replace everything that looks like a token."""
+    return credentials.TOKEN_PATTERN.sub("cm_***", text)
+
+
+def _with_omitted_count(reason: str, omitted: int) -> str:
+    return f"{reason} ({omitted} more before it are not listed)" if omitted else reason

@@ -1,11 +1,12 @@
-"""Who is in the fleet: boards enrolled, renamed, given new keys, taken out. No sockets, no SQL.
+"""Enrols, renames and removes boards, and replaces their keys. No sockets, no SQL.
 
-An identity is an id that never comes again, and a key. A name belongs to one board at a
-time, and whoever gets it next inherits nothing.
+A board's identity is an id, which is never used again, and a key. A name belongs to one board at a
+time; another board that gets it later inherits nothing.
 
-A key is changed in two phases. The server writes down what the next one is derived with and
-tells the board, which derives it, keeps it and says so; the old key opens until the new one
-has been used, and nothing after. So neither a lost answer nor a power cut locks a board out.
+A key is replaced in two phases. The server stores a nonce, from which the next key is derived, and
+sends it to the board. The board derives the key, stores it, and proves that it has it. The old key
+is valid until the new one has been used once. So neither a lost message nor a power cut locks
+a board out.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-CLOSE_REVOKED = 4004  # the code of the close
-_UID = re.compile(r"[0-9a-zA-Z]{1,32}")  # what a board says that no other is called
+CLOSE_REVOKED = 4004  # WebSocket close code
+_UID = re.compile(r"[0-9a-zA-Z]{1,32}")  # a board's unique id, or its platform
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class Enrolment:
-    """Changes who is in the fleet; each change is on the disk before it counts.
+    """Changes the enrolled boards; each change is in the store before it takes effect.
 
     Args:
-        server: whose fleet it is.
+        server: the server that the boards belong to.
     """
 
     def __init__(self, server: Server) -> None:
@@ -50,15 +51,16 @@ class Enrolment:
     def enrol(
         self, names: Iterable[str], audit_entry: AuditEntry | None = None, *, plain: bool = False
     ) -> list[dict[str, Any]]:
-        """Give each name an identity; a board of that name gets another key.
+        """Enrol boards by name; a board that exists already gets a new key.
 
         Args:
-            names: legal ones.
-            audit_entry: the row that the audit log gets.
-            plain: whether they cannot verify a certificate, and may dial with MACs.
+            names: legal names.
+            audit_entry: for the audit log.
+            plain: whether the boards cannot verify a certificate, and may connect without TLS,
+                with MACs.
 
         Returns:
-            What each board has to know (``/cm.json``), and its name.
+            For each board, the contents of its ``/cm.json``: name, id, key and more.
         """
         rows = [self._new_row(name, plain=plain) for name in names]
         self._server.store.enrol_boards(rows, audit_entry.to_row() if audit_entry else None)
@@ -69,12 +71,12 @@ class Enrolment:
         return [self._board_config(row) for row in rows]
 
     def _new_row(self, name: str, *, plain: bool) -> BoardRow:
-        """Return a new identity, or a known one with a key that is newer than all of its own."""
+        """Return a new identity, or the identity of an existing board with a new key."""
         board = self._server.registry.by_name.get(name)
         if board is None:
-            return new_board_row(
-                credentials.new_board_id(), name, credentials.new_key(), plain=plain
-            )
+            return _new_identity(name, plain=plain)
+        # The board may know the key after its current one, from a replacement in progress; so the
+        # new key's number is larger by two.
         return new_board_row(board.id, name, credentials.new_key(), gen=board.gen + 2, plain=plain)
 
     def _register_board(self, row: BoardRow) -> None:
@@ -86,80 +88,94 @@ class Enrolment:
         self._server.update_lost_after()
 
     def _apply_key(self, board: Board, row: BoardRow) -> None:
-        """Take over a board's key; a link that one before it opened, not by a rotation, ends."""
+        """Set a board's key; close a link that used an older one, except after a rotation."""
         link = board.link
         if link is not None and row.gen > board.gen + 1:
             self._server.dispatch.on_link_closed(board, link)
-            link.close(CLOSE_REVOKED, "enrolled anew: this key opens nothing any more")
+            link.close(CLOSE_REVOKED, "enrolled again: this key is no longer valid")
         board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
         board.plain, board.token = row.plain, row.token
 
     def _board_config(self, row: BoardRow) -> dict[str, Any]:
-        told: dict[str, Any] = {"name": row.name, "id": row.id, "key": row.key.hex()}
+        """Return what a board needs to connect: the contents of its ``/cm.json``."""
+        config: dict[str, Any] = {"name": row.name, "id": row.id, "key": row.key.hex()}
         if row.gen:
-            told["gen"] = row.gen
-        return {**told, "mac": True} if row.plain else {**told, "ca": self.ca_base64}
+            config["gen"] = row.gen
+        return {**config, "mac": True} if row.plain else {**config, "ca": self.ca_base64}
 
     @property
     def ca_base64(self) -> str:
-        """What boards verify the server by, as it stands in their configuration."""
+        """The certificate of the server's authority, as in the configuration of boards."""
         return base64.b64encode(self._server.certificates.ca).decode()
 
     def enrol_with_token(self, body: dict[str, Any], address: str) -> BoardRow:
-        """Enrol a board that came with a token (ENROL).
+        """Enrol a board that has sent an enrolment token (ENROL).
 
-        A board that never heard the answer asks again with the same token and key, and gets
-        the same identity.
+        If the answer is lost, the board sends the same token and key again, and gets the same
+        identity.
+
+        Args:
+            body: the contents of the message.
+            address: the board's address, for the audit log.
+
+        Returns:
+            The board's row.
 
         Raises:
-            ServerError: the token does not open, or not to this name.
-            TargetError: the name is none.
+            ServerError: the token is not valid, or not for this name, or the name is taken.
+            TargetError: the name is not legal.
         """
         server, key = self._server, str(body.get("key"))
         token = server.tokens.find_enrolment_token(str(body.get("token")))
         if token is None or not _KEY.fullmatch(key):
             raise ServerError("the server does not know this token")
-        again = self._find_enrolled(token, bytes.fromhex(key))
-        if again is not None:
-            return again
-        why = server.tokens.refusal_reason(token)
-        if why or not token.uses:
-            raise ServerError(why or f"the token {token.name!r} was used already")
+        enrolled = self._find_enrolled(token, bytes.fromhex(key))
+        if enrolled is not None:
+            return enrolled
+        if reason := server.tokens.refusal_reason(token):
+            raise ServerError(reason)
+        if _is_used_up(token):
+            raise ServerError(f"the token {token.name!r} was used already")
         name = self._choose_name(token.target, body)
         row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key), token=token.hash)
-        note = AuditEntry(token.name, address, "enrol", name)
-        note.boards = 1
-        server.store.enrol_with_token(token, row, note.to_row())
+        entry = AuditEntry(token.name, address, "enrol", name)
+        entry.boards = 1
+        server.store.enrol_with_token(token, row, entry.to_row())
         server.tokens.count_use(token)
         self._register_board(row)
         log.info("%s enrolled itself with the token %s", name, token.name)
         return row
 
     def _find_enrolled(self, token: TokenRow, key: bytes) -> BoardRow | None:
+        """Return the row of a board that has enrolled itself with this token and key."""
         for board in self._server.registry.by_id.values():
             if board.token == token.hash and hmac.compare_digest(board.key, key):
                 return new_board_row(board.id, board.name, key)
         return None
 
     def _choose_name(self, target: str, body: dict[str, Any]) -> str:
-        """Return a name for a board within its token's target: its own, else the first free."""
-        taken, asked = self._server.registry.by_name, str(body.get("name") or "")
-        if asked:
-            if not parse_target(target).covers(check_name(asked), UnenrolledBoard()):
-                raise ServerError(f"the token is not for a board called {asked}")
-            if asked in taken:
-                raise ServerError(f"there is a board called {asked} already")
-            return asked
+        """Return a name within the token's target: the board's own, else the first free one."""
+        requested = str(body.get("name") or "")
+        if requested:
+            if not _is_name_allowed(check_name(requested), target):
+                raise ServerError(f"the token is not for a board called {requested}")
+            self._require_free_name(requested)
+            return requested
         uid, platform = str(body.get("uid")), str(body.get("platform"))
         if not (_UID.fullmatch(uid) and _UID.fullmatch(platform)):
-            raise ServerError("a board tells its name, or its platform and unique id")
+            raise ServerError("a board has to send its name, or its platform and unique id")
         for name in parse_target(target).candidate_names(uid, f"{platform}-{uid}"):
-            if name not in taken and parse_target(target).covers(name, UnenrolledBoard()):
+            is_free = name not in self._server.registry.by_name
+            if is_free and _is_name_allowed(name, target):
                 return name
         raise ServerError(f"the names of {target} are taken")
 
+    def _require_free_name(self, name: str) -> None:
+        if name in self._server.registry.by_name:
+            raise ServerError(f"there is a board called {name} already")
+
     def revoke(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
-        """Take boards out: their keys open nothing, their links and what they owe end now."""
+        """Remove boards: their keys are not valid any more, their links and jobs end now."""
         boards = list(boards)
         self._server.store.delete_boards([board.id for board in boards], audit_entry.to_row())
         audit_entry.written = True
@@ -167,14 +183,13 @@ class Enrolment:
             self.remove_board(board)
 
     def remove_board(self, board: Board) -> None:
-        """End what a board owes, and its link: it is enrolled no more."""
+        """End the jobs and the link of a board that is not enrolled any more."""
         self._server.dispatch.end_board_jobs(board)
         self._server.registry.remove(board)
-        if board.link is not None:
-            board.link.close(CLOSE_REVOKED, "revoked")
+        _close_link(board)
 
     def apply_row(self, row: BoardRow) -> None:
-        """Take over what another server wrote of a board."""
+        """Apply a board's row that another server has written."""
         board = self._server.registry.by_id.get(row.id)
         if board is None:
             self._server.registry.add(row)
@@ -191,19 +206,18 @@ class Enrolment:
             self._server.dispatch.send_rekey(board)
 
     def rename(self, board: Board, name: str, audit_entry: AuditEntry) -> None:
-        """Give a board another name; everything that is its own goes with it.
+        """Rename a board, which keeps its identity, labels and jobs.
 
         Raises:
-            ServerError: somebody has that name.
+            ServerError: another board has that name.
         """
-        if name in self._server.registry.by_name:
-            raise ServerError(f"there is a board called {name} already")
+        self._require_free_name(name)
         self._server.store.update_board(board.id, audit_entry.to_row(), name=name)
         audit_entry.written = True
         self._server.registry.rename(board, name)
 
     def rotate(self, boards: Iterable[Board], audit_entry: AuditEntry) -> None:
-        """Give boards new keys: at once, or when they are idle, or when they dial in."""
+        """Replace boards' keys: now, or when a board is idle, or when it connects."""
         boards = list(boards)
         nonces = {board.id: board.nonce or credentials.new_nonce() for board in boards}
         self._server.store.start_key_rotation(nonces, audit_entry.to_row())
@@ -213,22 +227,49 @@ class Enrolment:
             self._server.dispatch.send_rekey(board)
 
     def on_key_used(self, board: Board, gen: int) -> None:
-        """Note with which of its keys a board proved itself: the next one ends the old one."""
+        """Finish a key's replacement when a board has authenticated with its next key."""
         key = board.next_key
         if gen != board.gen + 1 or key is None:
             return
-        note = AuditEntry("", "", "board-rotate", board.name)
-        note.detail, note.boards = f"key {gen} is used; the one before opens nothing now", 1
-        self._server.store.update_board(board.id, note.to_row(), key=key, gen=gen, nonce=None)
+        entry = AuditEntry("", "", "board-rotate", board.name)
+        entry.detail = f"key {gen} is in use; the key before it is no longer valid"
+        entry.boards = 1
+        self._server.store.update_board(board.id, entry.to_row(), key=key, gen=gen, nonce=None)
         board.key, board.gen, board.nonce = key, gen, None
 
     def on_rekeyed(self, board: Board, proof: bytes) -> None:
-        """Take a board's word that it has its next key, if it proves it."""
+        """Handle REKEYED: finish the key's replacement if the board proves its next key."""
         gen, key = board.gen + 1, board.next_key
         if key is None or board.nonce is None:
             return
-        if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):
+        if _proves_key(key, gen, board.nonce, proof):
             self.on_key_used(board, gen)
         else:
-            text = "%s did not prove its new key; the old one goes on"
+            text = "%s did not prove its new key; the old key stays valid"
             self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
+
+
+def _new_identity(name: str, *, plain: bool) -> BoardRow:
+    """Return a row with an id that was never used before, and a new key."""
+    return new_board_row(credentials.new_board_id(), name, credentials.new_key(), plain=plain)
+
+
+def _is_used_up(token: TokenRow) -> bool:
+    """Return whether no further board may enrol itself with a token."""
+    return not token.uses
+
+
+def _is_name_allowed(name: str, target: str) -> bool:
+    """Return whether a token's target covers the name of a board that is not enrolled yet."""
+    return parse_target(target).covers(name, UnenrolledBoard())
+
+
+def _close_link(board: Board) -> None:
+    """Close the link of a board that was removed."""
+    if board.link is not None:
+        board.link.close(CLOSE_REVOKED, "revoked")
+
+
+def _proves_key(key: bytes, gen: int, nonce: bytes, proof: bytes) -> bool:
+    """Return whether a proof shows that a board has derived its next key (constant time)."""
+    return hmac.compare_digest(proofs.rekey_proof(key, gen, nonce), proof)

@@ -1,9 +1,9 @@
-"""Whether a caller's token still permits a job, asked whenever the job would begin.
+"""Checks whether a caller's token still permits a job. No sockets, no SQL.
 
-A job may wait for days: behind other jobs, or for its board to dial in. Meanwhile its token may
-expire or be revoked, and its board may get a name or labels that the token does not reach. So
-permission is read when it is used, and again whenever a token or a board changes: then all jobs
-that have not begun and are permitted no more end at once. No sockets, no SQL.
+A job may wait for days: behind other jobs, or for its board to connect. Meanwhile its token may
+expire or be revoked, and its board may get a name or labels that the token does not reach. So the
+permission is checked right before a job starts, and for all jobs whenever a token or a board
+changes: waiting jobs that are no longer permitted end immediately.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
     from .tokens import Tokens
 
-#: Longest time in seconds between two looks at a token that expires: the clock may be set.
-LOOK_SECONDS = 60.0
-#: Seconds until a caller is parted from what runs on a board that it does not reach any more: as
-#: fast as watches follow (limits.WATCH_SECONDS), and a label may be replaced in two steps.
-PART_SECONDS = 0.25
+#: Longest time between two checks of a token that expires: somebody may set the wall clock.
+EXPIRY_CHECK_SECONDS = 60.0
+#: Delay until a caller is detached from a running job on a board that its token does not reach any
+#: more: the same as that of subscriptions, and a label may be replaced in two steps meanwhile.
+DETACH_SECONDS = 0.25
 
 
 class Permission:
-    """Judges jobs by their callers' tokens.
+    """Checks jobs against their callers' tokens.
 
     Args:
-        tokens: every token that is known.
-        registry: the boards.
-        dispatch: the jobs; it asks ``refusal`` before each start.
-        later: calls a function after so many seconds.
+        tokens: all tokens.
+        registry: all boards.
+        dispatch: all jobs; it calls ``refusal_reason`` before it starts a job.
+        call_later: calls a function after a number of seconds.
     """
 
     def __init__(
@@ -47,43 +47,43 @@ class Permission:
         tokens: Tokens,
         registry: Registry,
         dispatch: Dispatch,
-        later: Callable[[float, Callable[[], None]], object],
+        call_later: Callable[[float, Callable[[], None]], object],
     ) -> None:
-        self._tokens, self._registry, self._dispatch = tokens, registry, dispatch
-        self._later = later
+        self._tokens = tokens
+        self._registry = registry
+        self._dispatch = dispatch
+        self._call_later = call_later
         self._expiring: set[str] = set()  # hashes of tokens that have a timer
-        self._reviews = False  # whether a review is scheduled
-        self._parts = False  # whether callers are to be parted from running jobs
-        dispatch.permit(self.refusal)
-        registry.on_access = self.review_soon
+        self._review_scheduled = False
+        self._detach_scheduled = False
+        dispatch.permit(self.refusal_reason)
+        registry.on_access = self.schedule_review
 
-    def refusal(self, job: Job) -> str:
-        """Return why a job may not begin, or its caller not follow it; "" where they may.
+    def refusal_reason(self, job: Job) -> str:
+        """Return why a job may not start, or its caller not follow it; "" if they may.
 
-        The sentence names the board as the caller knew it: a new name outside of the token's
-        reach is not the caller's to know.
+        The text contains the board's name from when the job was submitted: the caller may not
+        learn a new name that its token does not reach.
         """
         if not job.token:
-            return ""  # sent by an earlier server, or by this one for itself
-        token = self._token(job.token)
+            return ""  # from an older version of the server, or a job of the server itself
+        token = self._find_token(job.token)
         if token is None:
             return f"the token of {job.caller!r} is not known here"
-        if why := self._tokens.refusal_reason(token):
-            return why
+        if reason := self._tokens.refusal_reason(token):
+            return reason
         try:
             check_role(token, "submit")
         except NotAllowed:
             return f"the token {token.name!r} may not run cells"
-        if (
-            access.reachable_boards(token, self._registry.by_name).get(job.board.name)
-            is not job.board
-        ):
+        reachable = access.reachable_boards(token, self._registry.by_name)
+        if reachable.get(job.board.name) is not job.board:
             return f"{job.name} is no longer within reach of your token"
         self._watch_expiry(token)
         return ""
 
-    def _token(self, token_hash: str) -> TokenRow | None:
-        """Return a job's token; one that another server has just made comes out of the store."""
+    def _find_token(self, token_hash: str) -> TokenRow | None:
+        """Return a job's token; read the store if another server may have just created it."""
         token = self._tokens.by_hash(token_hash)
         if token is None:
             with contextlib.suppress(ServerError):
@@ -92,46 +92,56 @@ class Permission:
         return token
 
     def _watch_expiry(self, token: TokenRow) -> None:
-        """See that what waits when a token expires ends then, not when it would begin."""
+        """Schedule a review for the time when a token expires, which ends its waiting jobs."""
         left = self._tokens.seconds_left(token)
         if left is None or token.hash in self._expiring:
             return
         self._expiring.add(token.hash)
-        seconds = min(max(left, 0.01), LOOK_SECONDS)
-        self._later(seconds, lambda: self._on_expiry(token.hash))
+        seconds = min(max(left, 0.01), EXPIRY_CHECK_SECONDS)
+        self._call_later(seconds, lambda: self._on_expiry(token.hash))
 
     def _on_expiry(self, token_hash: str) -> None:
         self._expiring.discard(token_hash)
         self.review()  # sets the timer again for a token that is still valid and has jobs
 
-    def review_soon(self) -> None:
-        """Review all jobs once this turn of the loop is over; many changes share one review."""
-        if not self._reviews:
-            self._reviews = True
-            self._later(0, self._review_now)
+    def schedule_review(self) -> None:
+        """Review all jobs in the next iteration of the event loop, once for many changes."""
+        if not self._review_scheduled:
+            self._review_scheduled = True
+            self._call_later(0, self._run_scheduled_review)
 
-    def _review_now(self) -> None:
-        self._reviews = False
+    def _run_scheduled_review(self) -> None:
+        self._review_scheduled = False
         self.review()
 
     def review(self) -> None:
-        """End the jobs that have not begun and are permitted no more.
+        """End waiting jobs that are no longer permitted.
 
-        A job that has begun goes on: half an upload or an install would be worse. Its caller
-        learns no more of it, and no outcome but that its token does not reach it any more.
+        A running job continues, because half an upload or half an install would be worse. Its
+        caller gets no more messages about it; the outcome that it sees is that its token does not
+        reach the board any more.
         """
         for job in list(self._dispatch.jobs.values()):
-            if not (why := self.refusal(job)):
+            if not (reason := self.refusal_reason(job)):
                 continue
             if not job.begun:
-                self._dispatch.withdraw(job, why)
-            elif job.observer is not None and not self._parts:
-                self._parts = True
-                self._later(PART_SECONDS, self._part)
+                self._withdraw(job, reason)
+            elif job.observer is not None and not self._detach_scheduled:
+                self._detach_scheduled = True
+                self._call_later(DETACH_SECONDS, self._detach_callers)
 
-    def _part(self) -> None:
-        """Have callers follow no job any more that their tokens do not permit."""
-        self._parts = False
+    def _withdraw(self, job: Job, reason: str) -> None:
+        """End a waiting job that is no longer permitted."""
+        self._dispatch.withdraw(job, reason)
+
+    def _detach_callers(self) -> None:
+        """Detach callers from running jobs that their tokens no longer permit."""
+        self._detach_scheduled = False
         for job in list(self._dispatch.jobs.values()):
-            if job.begun and job.observer is not None and (why := self.refusal(job)):
-                self._dispatch.part(job, why)
+            is_followed = job.begun and job.observer is not None
+            if is_followed and (reason := self.refusal_reason(job)):
+                self._detach_caller(job, reason)
+
+    def _detach_caller(self, job: Job, reason: str) -> None:
+        """Stop sending messages about a running job to its caller."""
+        self._dispatch.part(job, reason)

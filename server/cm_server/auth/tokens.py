@@ -1,7 +1,7 @@
-"""Callers' tokens: made, found, expired, revoked. No sockets, no SQL.
+"""Creates, finds, checks and revokes tokens. No sockets, no SQL.
 
-Each has a name, a role, a target that it reaches, and perhaps an end. The local user's own is
-called ``local`` and stands in a file that is his alone; the server makes it.
+A token has a name, a role, a target, and may expire. The server creates the local user's token,
+which is called ``local`` and kept in a file that only that user can read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LOCAL_TOKEN_NAME = "local"  # the name of the local user's token
 
 
 class Tokens:
-    """Every token that opens something, and those that did.
+    """All valid tokens, and those that expired or were revoked most recently.
 
     Args:
-        store: where they are kept, hashed.
+        store: where the tokens' hashes are kept.
         clock: seconds since 1970.
     """
 
@@ -39,28 +39,32 @@ class Tokens:
         self.reload()
 
     def reload(self) -> None:
-        """Read what the store has."""
+        """Read the tokens from the store."""
         rows = self._store.tokens()
-        # By the time of their end: a clock that is wrong makes valid tokens look expired, and
-        # those end last, so that they are still here when it is right again.
-        dead = sorted((row for row in rows if self._invalid_reason(row)), key=_end_of)[
-            -limits.TOKENS :
-        ]
-        live = [row for row in rows if not self._invalid_reason(row)]
-        self._rows = {row.hash: row for row in (*dead, *live)}
+        valid = [row for row in rows if not self._invalid_reason(row)]
+        # Those with the latest end are kept. While the clock is wrong, valid tokens may seem to be
+        # expired; they end last, so that they are still known when the clock is right again.
+        invalid = sorted((row for row in rows if self._invalid_reason(row)), key=_end_time)
+        self._rows = {row.hash: row for row in (*invalid[-limits.TOKENS :], *valid)}
 
     def find_caller_token(self, header: str | None) -> TokenRow | None:
-        """Return the caller whose token an ``Authorization`` header holds; see ``refusal``."""
+        """Return the token in a caller's ``Authorization`` header; None if it is unknown.
+
+        It may be invalid: see ``refusal_reason``. An enrolment token is not a caller's token.
+        """
         row = credentials.find_bearer_token(header, self._rows)
         return row if row is not None and row.uses is None else None
 
     def find_enrolment_token(self, token: str) -> TokenRow | None:
-        """Return the row of a token that enrols boards; see ``refusal``."""
+        """Return an enrolment token's row; None if it is unknown or a caller's token.
+
+        It may be invalid: see ``refusal_reason``.
+        """
         row = credentials.match_token(token, self._rows)
         return row if row is not None and row.uses is not None else None
 
     def count_use(self, row: TokenRow) -> None:
-        """Note that it has enrolled a board; the store knows already."""
+        """Count one use of an enrolment token, which the store has counted already."""
         self._rows[row.hash] = row._replace(uses=(row.uses or 1) - 1)
 
     def by_hash(self, token_hash: str) -> TokenRow | None:
@@ -68,30 +72,36 @@ class Tokens:
         return self._rows.get(token_hash)
 
     def refusal_reason(self, token: TokenRow) -> str:
-        """Say why a token opens nothing now; "" where it does."""
+        """Return why a token is not valid now; "" if it is valid."""
         row = self._rows.get(token.hash)
         return self._invalid_reason(row) if row else f"the token {token.name!r} is not known here"
 
     def _invalid_reason(self, row: TokenRow) -> str:
+        return self._revoked_reason(row) or self._expired_reason(row)
+
+    def _revoked_reason(self, row: TokenRow) -> str:
         if row.revoked is not None:
             return f"the token {row.name!r} was revoked on {_format_time(row.revoked)}"
+        return ""
+
+    def _expired_reason(self, row: TokenRow) -> str:
         if row.expires is not None and row.expires <= self._clock():
             return f"the token {row.name!r} expired on {_format_time(row.expires)}"
         return ""
 
     def seconds_left(self, row: TokenRow) -> float | None:
-        """Return the seconds until a token expires, by the clock as it is now; None for never."""
+        """Return the seconds until a token expires, by the wall clock; None if it never does."""
         return None if row.expires is None else row.expires - self._clock()
 
     def install_local_token(self, token: str, name: str = LOCAL_TOKEN_NAME) -> None:
-        """See that the local user's token opens the door, and none that was his before."""
+        """Store the local user's token, and revoke earlier ones of that name."""
         if credentials.token_hash(token) in self._rows:
             return
-        note = AuditEntry(name, "this machine", "token-create", name)
+        entry = AuditEntry(name, "this machine", "token-create", name)
         for row in self._find_unrevoked(name):
             self._revoke(row, None)
         row = TokenRow(credentials.token_hash(token), name, "admin", created=self._clock())
-        self._store.add_token(row, note.to_row())
+        self._store.add_token(row, entry.to_row())
         self._rows[row.hash] = row
 
     def create(
@@ -104,19 +114,21 @@ class Tokens:
         *,
         uses: Any = None,
     ) -> str:
-        """Make a token and return it; from now on only its bearer knows it.
+        """Create a token and return it; only its hash is stored.
+
+        The arguments come from a caller and may be of any type.
 
         Args:
-            name: what it is called, in lists and in the audit log.
-            role: viewer, operator or admin.
-            target: the boards that it reaches.
-            seconds: after which it opens nothing any more; None for never.
-            audit_entry: the row that the audit log gets.
-            uses: how many boards may enrol themselves with it; its role is ``board`` then.
+            name: for lists and the audit log.
+            role: viewer, operator or admin; board for an enrolment token.
+            target: the boards that it reaches, or the names that it may enrol.
+            seconds: lifetime; None for no end.
+            audit_entry: for the audit log; its target and detail are set here.
+            uses: how many boards may enrol themselves with it, if its role is board.
 
         Raises:
-            TargetError: the name or the target is none.
-            ServerError: the role or the time is none, or the name is taken.
+            TargetError: the name or the target is not legal.
+            ServerError: the role or the lifetime is not legal, or the name is taken.
         """
         row = self._new_row(name, role, target, seconds)._replace(uses=_check_uses(role, uses))
         until = f", expires {_format_time(row.expires)}" if row.expires else ""
@@ -134,13 +146,16 @@ class Tokens:
             or not isinstance(target, str)
             or credentials.TOKEN_PATTERN.search(name)
         ):
-            raise ServerError("a token has a name, and the boards that it reaches are a target")
+            raise ServerError(
+                "a token needs a name and a target; the name may not look like a token"
+            )
         check_name(name)
         if self._find_unrevoked(name) or name == LOCAL_TOKEN_NAME:
-            why = f"there is a token called {name} already"
-            raise ServerError(f"{why}; revoke it, or choose another name")
+            raise ServerError(
+                f"there is a token called {name} already; revoke it, or choose another name"
+            )
         if role not in (*credentials.ROLES, credentials.BOARD_ROLE):
-            raise ServerError(f"a role is one of {', '.join(credentials.ROLES)}")
+            raise ServerError(f"the role must be one of {', '.join(credentials.ROLES)}")
         if sum(not self._invalid_reason(row) for row in self._rows.values()) >= limits.TOKENS:
             raise ServerError(f"there are {limits.TOKENS} tokens already; revoke some")
         now = self._clock()
@@ -148,15 +163,17 @@ class Tokens:
         return TokenRow("", name, role, parse_target(target.strip()).text, now, expires)
 
     def revoke(self, name: Any, audit_entry: AuditEntry) -> TokenRow:
-        """Let a token open nothing any more, and return it.
+        """Revoke the token of a name, and return its row.
 
         Raises:
-            ServerError: there is none of that name, or it is the local user's.
+            ServerError: there is no valid token of that name, or it is the local user's.
         """
         audit_entry.target = str(name)
         if name == LOCAL_TOKEN_NAME:
-            why = "the local user's token is a file"
-            raise ServerError(f"{why}: delete it and start the server again, then it is another")
+            raise ServerError(
+                "the local user's token is a file: delete it and restart the server, "
+                "which creates another"
+            )
         rows = self._find_unrevoked(str(name))
         if not rows:
             raise ServerError(f"there is no token called {str(name)[:64]!r}")
@@ -173,11 +190,11 @@ class Tokens:
         return revoked
 
     def _find_unrevoked(self, name: str) -> list[TokenRow]:
-        """Return the token of that name that is not revoked, if there is one."""
+        """Return the tokens of that name that are not revoked: at most one."""
         return [row for row in self._rows.values() if row.name == name and row.revoked is None]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return every token as callers see it: all but the token."""
+        """Return all tokens as callers may see them: without the token or its hash."""
         return [
             {
                 "name": row.name,
@@ -193,16 +210,17 @@ class Tokens:
         ]
 
 
-def _end_of(row: TokenRow) -> float:
-    ends = [at for at in (row.revoked, row.expires) if at is not None]
-    return min(ends)
+def _end_time(row: TokenRow) -> float:
+    """Return when an invalid token was revoked or expired, whichever came first."""
+    return min(at for at in (row.revoked, row.expires) if at is not None)
 
 
 def _check_uses(role: str, uses: Any) -> int | None:
+    """Return how many boards an enrolment token may enrol; None for a caller's token."""
     if role != credentials.BOARD_ROLE:
         return None
     if type(uses) is not int or not 0 < uses <= limits.ENROL_NAMES:
-        raise ServerError(f"a token enrols 1 to {limits.ENROL_NAMES} boards")
+        raise ServerError(f"a token may enrol 1 to {limits.ENROL_NAMES} boards")
     return uses
 
 
@@ -213,7 +231,7 @@ def _token_state(row: TokenRow, invalid_reason: str) -> str:
 def _check_lifetime(seconds: Any) -> float:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= limits.TOKEN_SECONDS:
-        raise ServerError("a token expires after seconds above 0 and at most ten years")
+        raise ServerError("a token's lifetime must be above 0 seconds and at most ten years")
     return float(seconds)
 
 

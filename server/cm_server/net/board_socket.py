@@ -1,4 +1,4 @@
-"""``/board``: a board's link, from its hello to its end (docs/protocol.md)."""
+"""``/board``: the link of one board, from its first message to its end (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
 from cm_server import limits
 from cm_server.auth import credentials
-from cm_server.jobs.registry import MIN_BUFFER, Board
+from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
 
 from . import cleanup
 from .handlers import BaseHandler
@@ -24,36 +24,37 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 _REKEYED = bytes((wire.REKEYED,))
-_RARE = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
-CLOSE_NOT_AUTHENTICATED, CLOSE_WRONG_VERSION, CLOSE_REPLACED, CLOSE_NOT_SECURE = (
-    4001,
-    4002,
-    4003,
-    4005,
-)
+#: First bytes of messages that a board seldom has to send; each counts as several.
+_RARE_OPS = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
+_FACT_CHARS = 128  # of a fact that is text
+
+CLOSE_NOT_AUTHENTICATED = 4001
+CLOSE_WRONG_VERSION = 4002
+CLOSE_REPLACED = 4003
+CLOSE_NOT_SECURE = 4005
 
 
 class BoardSocket(BaseHandler):
-    """One board's WebSocket: its key opens it, and nothing else does."""
+    """The WebSocket endpoint for boards, which authenticate with their keys."""
 
     required_credential = "key"
 
     async def get(self) -> None:
-        """Upgrade; from then on the conversation lives by itself."""
+        """Upgrade to a WebSocket; the link outlives this handler."""
         link = WebSocketLink(limits.BOARD_MESSAGE_BYTES, self._server.backlogs, throttle_reads=True)
-        conversation = BoardConnection(self._server, link, self.address, secure=self.is_secure)
-        link.on_open = conversation.start
+        connection = BoardConnection(self._server, link, self.address, secure=self.is_secure)
+        link.on_open = connection.start
         await accept_websocket(self, link)
 
 
 class BoardConnection:
-    """What is said on one board's link.
+    """The server's end of one board's link: authentication, then messages and heartbeats.
 
     Args:
-        server: that it dialled.
-        link: its link.
-        address: where it comes from.
-        secure: whether nobody on the way can read or change what is said.
+        server: the server that the board connected to.
+        link: the WebSocket.
+        address: the board's IP address.
+        secure: whether nobody on the network path can read or change messages.
     """
 
     def __init__(self, server: Server, link: WebSocketLink, address: str, *, secure: bool) -> None:
@@ -63,31 +64,34 @@ class BoardConnection:
         self._secure = secure
         link.on_message = self._on_hello
         link.on_frame = self._note_activity
-        self._board: Board | None = None
+        self._board: Board | None = None  # set once it has authenticated
         self._hello: proofs.Hello | None = None
-        self._nonce = self._key = b""
-        self._unauthenticated_entry: UnauthenticatedEntry | None = (
-            None  # among those that have proven nothing
-        )
+        self._nonce = b""
+        self._key = b""
+        self._unauthenticated_entry: UnauthenticatedEntry | None = None
         self._last_heard = time.monotonic()
-        self._deadline: asyncio.TimerHandle | None = None  # of the proof
+        self._deadline: asyncio.TimerHandle | None = None  # for the authentication
         self._heartbeat_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Give the board its time to prove itself."""
-        loop = asyncio.get_running_loop()
+        """Count the link as unauthenticated and start the deadline of its authentication."""
         self._link.on_close = self._on_close
-        self._link.proven = False
+        self._link.authenticated = False
         self._link.read_pause = self._server.unauthenticated.read_pause
         self._link.write_log = self._write_log
         self._unauthenticated_entry = self._server.unauthenticated.add(
             self._address, self._link.abort
         )
-        seconds = limits.AUTHENTICATION_SECONDS
-        self._deadline = loop.call_later(seconds, self._refuse, CLOSE_NOT_AUTHENTICATED, "too slow")
+        self._start_deadline()
+
+    def _start_deadline(self) -> None:
+        """Refuse the board unless it authenticates in time."""
+        self._deadline = asyncio.get_running_loop().call_later(
+            limits.AUTHENTICATION_SECONDS, self._refuse, CLOSE_NOT_AUTHENTICATED, "too slow"
+        )
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
-        """Write a line about this peer, unless it has caused too many."""
+        """Log a line about this peer, unless it has caused too many."""
         if self._board is not None:
             self._server.peer_log.write(self._board.name, level, text, *args)
         else:
@@ -95,7 +99,7 @@ class BoardConnection:
 
     def _on_close(self) -> None:
         cleanup.run_all(
-            "a board's link", self._leave_unauthenticated, self._stop_timers, self._lose_board
+            "a board's link", self._leave_unauthenticated, self._stop_timers, self._detach_board
         )
 
     def _stop_timers(self) -> None:
@@ -103,26 +107,33 @@ class BoardConnection:
             if timer is not None:
                 timer.cancel()
 
-    def _lose_board(self) -> None:
+    def _detach_board(self) -> None:
         if self._board is not None:
             self._server.dispatch.on_link_closed(self._board, self._link)
 
     def _leave_unauthenticated(self) -> None:
+        """Stop counting the link as unauthenticated."""
         if self._unauthenticated_entry is not None:
             entry, self._unauthenticated_entry = self._unauthenticated_entry, None
             self._server.unauthenticated.remove(entry)
 
     def _refuse(self, code: int, reason: str) -> None:
+        """Close the link of a peer that has not authenticated, and record the refusal."""
         if self._board is not None:
             return
         self._server.dispatch.counters.refused_links["board"] += 1
-        claimed = self._hello.board_id if self._hello else ""
-        said = self._server.audit_log.log_stranger(self._address, "board", claimed, reason)
-        if said is not None:
-            log.warning("%s was refused as a board: %s", self._link.peer, said)
+        claimed_id = self._hello.board_id if self._hello else ""
+        logged_reason = self._server.audit_log.log_unauthenticated(
+            self._address, "board", claimed_id, reason
+        )
+        if logged_reason is not None:
+            log.warning("%s was refused as a board: %s", self._link.peer, logged_reason)
         self._link.close(code, reason)
 
+    # Authentication
+
     def _on_hello(self, data: bytes) -> None:
+        """Answer HELLO with a challenge, or ENROL with an identity."""
         message = wire.unpack(data)
         wire.check_op("new", message)
         if message.op == wire.ENROL:
@@ -130,28 +141,41 @@ class BoardConnection:
             return
         hello = proofs.read_hello(message)
         if hello.version != wire.PROTOCOL:
-            self._refuse(CLOSE_WRONG_VERSION, f"protocol {hello.version} is not spoken here")
+            self._refuse(
+                CLOSE_WRONG_VERSION, f"this server does not support protocol {hello.version}"
+            )
             return
-        self._hello, self._nonce = hello, credentials.new_nonce()
-        self._key = self._find_key(hello) or credentials.new_key()  # a stranger learns no ids
+        self._hello = hello
+        self._nonce = credentials.new_nonce()
+        self._key = self._key_or_random(hello)
         self._link.send(proofs.pack_challenge(self._key, hello, self._nonce))
         self._link.on_message = self._on_proof
 
     def _enrol(self, body: dict[str, Any]) -> None:
-        """Take in a board that has a token; it says its hello next."""
+        """Enrol a board that has a token; it sends HELLO next, on the same link."""
         try:
-            if not self._secure:
-                raise ServerError("a board enrols itself over TLS only")
+            self._require_tls_to_enrol()
             row = self._server.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
             self._refuse(CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
         else:
-            told = {"id": row.id, "name": row.name}
-            self._link.send(wire.pack_json(wire.ENROLLED, told))
+            self._link.send(wire.pack_json(wire.ENROLLED, {"id": row.id, "name": row.name}))
+
+    def _require_tls_to_enrol(self) -> None:
+        if not self._secure:
+            raise ServerError("a board can enrol itself over TLS only")
 
     def _find_key(self, hello: proofs.Hello) -> bytes | None:
         board = self._server.registry.by_id.get(hello.board_id)
         return board.key_for(hello.gen) if board else None
+
+    def _key_or_random(self, hello: proofs.Hello) -> bytes:
+        """Return the board's key; a random one for an unknown board.
+
+        So an unknown board gets a challenge too, and fails only at its proof: the answers do not
+        reveal which ids exist.
+        """
+        return self._find_key(hello) or credentials.new_key()
 
     def _on_proof(self, data: bytes) -> None:
         assert self._hello is not None
@@ -159,22 +183,26 @@ class BoardConnection:
         body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
         board = self._server.registry.by_id.get(hello.board_id)
         if board is None or body is None or self._find_key(hello) != self._key:
-            self._refuse(CLOSE_NOT_AUTHENTICATED, "not proven")
-        elif not (self._secure or (hello.mac and board.plain)):
-            how = f"`mbm board-enrol {board.name}` says what it needs"
-            self._refuse(CLOSE_NOT_SECURE, f"{board.name} dialled without TLS; {how}")
+            self._refuse(CLOSE_NOT_AUTHENTICATED, "authentication failed")
+        elif not self._is_protected(hello, board):
+            advice = f"`mbm board-enrol {board.name}` prints the settings that it needs"
+            self._refuse(CLOSE_NOT_SECURE, f"{board.name} connected without TLS; {advice}")
         else:
             self._accept_board(board, body)
 
+    def _is_protected(self, hello: proofs.Hello, board: Board) -> bool:
+        """Return whether the link has TLS, or MACs on a board that was enrolled to use them."""
+        return self._secure or (hello.mac and board.plain)
+
     def _accept_board(self, board: Board, body: dict[str, Any]) -> None:
-        """Take in a board that proved itself; the newest link wins."""
+        """Attach an authenticated board to this link; its newest link replaces an older one."""
         server, dispatch = self._server, self._server.dispatch
         if board.link is not None:
-            text = "%s dialled in again: its older link is closed"
+            text = "%s connected again: its older link is closed"
             server.peer_log.write(board.name, logging.WARNING, text, board.name)
             old = board.link
             dispatch.on_link_closed(board, old)
-            old.close(CLOSE_REPLACED, "a newer link took over")
+            _close_replaced_link(old)
             board.consecutive_takeovers += 1
         else:
             board.consecutive_takeovers = 0
@@ -185,9 +213,9 @@ class BoardConnection:
         try:
             server.on_board_authenticated(board, facts)
         except ServerError as error:
-            text = "%s cannot be taken in now: %s"
+            text = "%s cannot be accepted now: %s"
             server.peer_log.write(board.name, logging.WARNING, text, board.name, error.reason)
-            self._link.close(frames.CLOSE_GOING_AWAY, "it cannot be taken in now")
+            self._link.close(frames.CLOSE_GOING_AWAY, "the server cannot accept the board now")
             return
         dispatch.counters.board_links += 1
         board.connect(self._link, facts, _read_buffer_size(body), _read_parts(body))
@@ -195,7 +223,7 @@ class BoardConnection:
         if self._hello is not None:
             server.enrolment.on_key_used(board, self._hello.gen)
         self._leave_unauthenticated()
-        self._link.proven = True
+        self._link.authenticated = True
         self._link.on_message = self._on_board_message
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
@@ -209,20 +237,14 @@ class BoardConnection:
         self._heartbeat_timer = asyncio.get_running_loop().call_later(
             server.beat, self._send_heartbeat
         )
-        self._write_log(logging.INFO, "%s is here, from %s", board.name, self._link.peer)
-
-    def _on_board_message(self, data: bytes) -> None:
-        assert self._board is not None
-        if data[:1] in _RARE:
-            self._link.charge(limits.RARE_MESSAGES - 1)
-        if data[:1] == _REKEYED:
-            proof = wire.unpack(data).payload
-            self._server.enrolment.on_rekeyed(self._board, proof)
-        else:
-            self._server.dispatch.on_message(self._board, data)
+        self._write_log(logging.INFO, "%s is connected, from %s", board.name, self._link.peer)
 
     def _reconnect_spread(self, board: Board) -> float:
-        """Return the seconds over which it may come back: two with one key would take turns."""
+        """Return the seconds over which the board spreads its reconnects.
+
+        Two boards with the same key close each other's links in turn, so the time doubles with
+        each takeover after the first.
+        """
         spread = self._server.reconnect_spread
         if board.consecutive_takeovers > 1:
             spread = min(
@@ -231,15 +253,30 @@ class BoardConnection:
             )
         return spread
 
+    # After the authentication
+
+    def _on_board_message(self, data: bytes) -> None:
+        assert self._board is not None
+        if data[:1] in _RARE_OPS:
+            self._link.charge(limits.RARE_MESSAGES - 1)
+        if data[:1] == _REKEYED:
+            proof = wire.unpack(data).payload
+            self._server.enrolment.on_rekeyed(self._board, proof)
+        else:
+            self._server.dispatch.on_message(self._board, data)
+
     def _note_activity(self) -> None:
         self._last_heard = time.monotonic()
 
     def _send_heartbeat(self) -> None:
-        """Ping; an idle board that stayed silent for two beats is gone."""
+        """Ping the board; close the link if it is idle and was silent for two heartbeats.
+
+        A board that runs a job may be silent for longer: the job blocks its interpreter.
+        """
         assert self._board is not None
         silent = time.monotonic() - self._last_heard
         if self._board.current_job is None and silent > 2 * self._server.beat:
-            text = "%s fell silent: its link is closed"
+            text = "%s does not answer pings: its link is closed"
             self._write_log(logging.WARNING, text, self._board.name)
             self._server.dispatch.counters.silent_links += 1
             self._link.close(frames.CLOSE_GOING_AWAY, "silent")
@@ -247,6 +284,11 @@ class BoardConnection:
         self._link.ping()
         loop = asyncio.get_running_loop()
         self._heartbeat_timer = loop.call_later(self._server.beat, self._send_heartbeat)
+
+
+def _close_replaced_link(link: BoardLinkProtocol) -> None:
+    """Close the older link of a board that has connected again."""
+    link.close(CLOSE_REPLACED, "a newer link took over")
 
 
 def _read_buffer_size(body: dict[str, Any]) -> int:
@@ -259,21 +301,21 @@ def _read_buffer_size(body: dict[str, Any]) -> int:
 
 
 def _read_parts(body: dict[str, Any]) -> list[str]:
-    """Return which parts of the client it says to have, bounded."""
-    told = body.get("parts")
-    return [str(part)[:32] for part in told[:32]] if isinstance(told, list) else []
+    """Return which parts of the client the board reports to have, bounded."""
+    parts = body.get("parts")
+    return [str(part)[:32] for part in parts[:32]] if isinstance(parts, list) else []
 
 
 def _read_facts(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts that the server knows by name, bounded; a board may say anything."""
-    told = body.get("facts")
+    """Return the facts that the server knows by name, bounded; their values are untrusted."""
+    reported = body.get("facts")
     facts: dict[str, Any] = {}
-    if isinstance(told, dict):
+    if isinstance(reported, dict):
         for name in ("platform", "version", "machine", "client", "program"):
-            facts[name] = str(told.get(name, ""))[:128]
+            facts[name] = str(reported.get(name, ""))[:_FACT_CHARS]
         for name in ("mpy", "heap"):
-            value = told.get(name)
+            value = reported.get(name)
             facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
-        rssi = told.get("rssi")
+        rssi = reported.get("rssi")
         facts["rssi"] = rssi if isinstance(rssi, int) and -200 <= rssi <= 100 else None  # dBm
     return facts

@@ -1,4 +1,4 @@
-"""``/caller``: the link of a person's program (docs/protocol.md, "Caller link")."""
+"""``/caller``: the link of a notebook, shell or program (docs/protocol.md, "Caller link")."""
 
 from __future__ import annotations
 
@@ -31,19 +31,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-ACCEPTED_DELAY_SECONDS = 0.002  # how long "accepted" may wait for company
-TOKEN_CHECK_SECONDS = 1.0  # between two looks at a token that expires: the clock may be set
-REQUEST_MESSAGES = 5  # as so many messages a request counts: it does more, and waits for a reply
-REMEMBERED_REFS = 64  # cells of a link, of which none may come again
+#: Longest delay of ACCEPTED, so that it can share a frame with the job's first messages.
+ACCEPTED_DELAY_SECONDS = 0.002
+#: Time between two checks of a token that expires: somebody may set the wall clock.
+TOKEN_CHECK_SECONDS = 1.0
+#: A request counts as this many messages: it causes more work, and its sender awaits the reply.
+REQUEST_MESSAGES = 5
+#: How many of a link's newest cells are remembered, so that a repeated one is refused.
+REMEMBERED_REFS = 64
 
 
 class CallerSocket(BaseHandler):
-    """One caller's WebSocket: a token opens it, and nothing else does."""
+    """The WebSocket endpoint for callers, which authenticate with tokens."""
 
     required_credential = "token"
 
     async def get(self) -> None:
-        """Check token and version, upgrade; from then on the conversation lives by itself."""
+        """Check token and protocol version, then upgrade; the link outlives this handler."""
         caller = self._server.tokens.find_caller_token(self.request.headers.get("Authorization"))
         if caller is None:
             self._refuse_unknown_token()
@@ -57,24 +61,34 @@ class CallerSocket(BaseHandler):
         self.set_header("Cm-Protocol", str(wire.PROTOCOL))
         if self.request.headers.get("Cm-Protocol") != str(wire.PROTOCOL):
             self.set_status(409, "Other Protocol Version")
-            self.finish(f"This server speaks version {wire.PROTOCOL} of the protocol.\n")
+            self.finish(f"This server uses version {wire.PROTOCOL} of the protocol.\n")
             return
         link = WebSocketLink(limits.CALLER_MESSAGE_BYTES, self._server.backlogs)
-        conversation = CallerConnection(self._server, caller, link)
-        link.on_open = conversation.start
+        connection = CallerConnection(self._server, caller, link)
+        link.on_open = connection.start
         await accept_websocket(self, link)
 
     def _refuse_unknown_token(self) -> None:
-        """Refuse a token that nobody has; a right one behind the same address still opens."""
+        """Refuse an unknown token.
+
+        An address with many wrong tokens gets another status, but is not blocked: a valid token
+        from the same address is still accepted.
+        """
         self._server.dispatch.counters.refused_links["caller"] += 1
         address = self.address
-        said = self._server.audit_log.log_stranger(address, "login", "", "wrong token")
-        if said is not None:
-            log.warning("%s was refused as a caller: %s", address, said)
-        if self._server.bad_login_rate.allow(address_group(address)) is None:
+        logged_reason = self._server.audit_log.log_unauthenticated(
+            address, "login", "", "wrong token"
+        )
+        if logged_reason is not None:
+            log.warning("%s was refused as a caller: %s", address, logged_reason)
+        if self._sent_too_many_wrong_tokens(address):
             self.refuse(429, "too many wrong tokens came from this address; wait a minute")
         else:
             self.refuse(401, "the server does not know this token")
+
+    def _sent_too_many_wrong_tokens(self, address: str) -> bool:
+        """Count a wrong token; return whether its address has exceeded the rate limit."""
+        return self._server.bad_login_rate.allow(address_group(address)) is None
 
     def _refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
         self._server.dispatch.counters.refused_links["caller"] += 1
@@ -83,23 +97,32 @@ class CallerSocket(BaseHandler):
         self.refuse(status, why)
 
     def _too_many_callers_reason(self, token: TokenRow) -> str:
-        callers = self._server.callers
-        if len(callers) >= limits.CALLERS:
+        """Return why there is no room for another caller; "" if there is."""
+        if len(self._server.callers) >= limits.CALLERS:
             return f"there are {limits.CALLERS} callers already"
-        own = sum(other.token.hash == token.hash for other in callers)
-        if own >= limits.CALLERS_PER_TOKEN:
+        if self._callers_of(token) >= limits.CALLERS_PER_TOKEN:
             return f"{limits.CALLERS_PER_TOKEN} callers use the token {token.name!r} already"
         return ""
 
+    def _callers_of(self, token: TokenRow) -> int:
+        """Return how many callers are connected with a token."""
+        return sum(other.token.hash == token.hash for other in self._server.callers)
+
 
 class CallerConnection:
-    """What is said on one caller's link.
+    """The server's end of one caller's link.
 
-    A write costs more than all that is done here for a message, so messages share frames:
-    that a cell was accepted waits a moment for its first answer, and what many boards say
-    leaves at the end of the loop's turn. While the caller has not read the last frame,
-    they wait; output beyond ``OUTBOX_BYTES`` is left out and the caller is told so. How
-    jobs end is never left out.
+    Messages to the caller are batched in an outbox, because a write to the socket costs more than
+    everything else that is done for a message. ACCEPTED waits up to ``ACCEPTED_DELAY_SECONDS``
+    for its job's first messages, and messages of many boards are sent together at the end of an
+    iteration of the event loop. While the caller has not read the previous frame, messages stay in
+    the outbox; output beyond ``OUTBOX_BYTES`` is dropped, and TRUNCATED notifies the caller.
+    Results are never dropped.
+
+    Args:
+        server: the server that the caller connected to.
+        token: the caller's token.
+        link: the WebSocket.
     """
 
     def __init__(self, server: Server, token: TokenRow, link: WebSocketLink) -> None:
@@ -109,37 +132,33 @@ class CallerConnection:
         link.on_message = self._on_message
         link.on_drained = self._flush
         self._outbox: list[bytes] = []
-        self._outbox_bytes = 0  # bytes in the outbox
-        self._flush_scheduled = (
-            False  # whether the outbox leaves at the end of this turn of the loop
-        )
-        self._flush_timer: asyncio.TimerHandle | None = None  # else by then
-        self._truncated: set[tuple[int, int]] = set()
-        self._recent_refs: deque[int] = deque(
-            maxlen=REMEMBERED_REFS
-        )  # a cell that comes twice runs once
+        self._outbox_bytes = 0
+        self._flush_scheduled = False  # for the end of this iteration of the event loop
+        self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
+        self._truncated: set[tuple[int, int]] = set()  # (job, flags) that TRUNCATED is queued for
+        self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
         self._open_jobs = 0  # jobs that have not ended
-        self._token_timer: asyncio.TimerHandle | None = None  # at the token again
-        self._shut = False  # whether it is being closed
-        self._subscriptions: dict[int, Subscription] = {}  # by the caller's own number
-        self._reply_tasks: set[asyncio.Task[None]] = set()  # replies that take their time
+        self._token_timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._subscriptions: dict[int, Subscription] = {}  # by the number that the caller chose
+        self._reply_tasks: set[asyncio.Task[None]] = set()  # of requests that are answered later
 
     def start(self) -> None:
-        """Count as one of the server's callers, until the link ends."""
+        """Register as one of the server's callers until the link ends."""
         self._link.on_close = self._on_close
         self._link.write_log = self._write_log
         self._server.callers.add(self)
         self._check_token()
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
-        """Write a line about this caller, unless its token has caused too many."""
+        """Log a line about this caller, unless its token has caused too many."""
         self._server.peer_log.write(f"caller {self.token.name}", level, text, *args)
 
     def _check_token(self) -> None:
-        """Close the link of a token that is no longer valid; look again when it expires.
+        """Close the link if its token is no longer valid; else check again when it expires.
 
-        The timer is of the loop's clock, which nobody sets; the token expires by the wall clock.
-        So it looks again each second, too.
+        The timer uses the monotonic clock of the event loop, but the token expires by the wall
+        clock, which somebody may set. So the token is also checked each second.
         """
         if not self._is_valid():
             return
@@ -149,10 +168,10 @@ class CallerConnection:
             self._token_timer = loop.call_later(min(left, TOKEN_CHECK_SECONDS), self._check_token)
 
     def _is_valid(self) -> bool:
-        """Return whether the link's token is valid now; else hang up."""
+        """Return whether the link's token is valid now; close the link if it is not."""
         why = self._server.tokens.refusal_reason(self.token)
-        if why and not self._shut:
-            self._server.permission.review()  # its jobs' ends leave before the link does
+        if why and not self._closing:
+            self._server.permission.review()  # ends its jobs, whose results are then still sent
             self.close(CLOSE_REVOKED, why)
         return not why
 
@@ -174,16 +193,19 @@ class CallerConnection:
                 timer.cancel()
 
     def close(self, code: int, reason: str) -> None:
-        """Send what waits, say why, and hang up; never raises."""
-        self._shut = True
+        """Send the outbox, then close the link with a reason; never raises."""
+        self._closing = True
         cleanup.run_all("a caller's link", self._flush, lambda: self._link.close(code, reason))
 
     # From the caller
 
     def _on_message(self, data: bytes) -> None:
         message = wire.unpack(data)
-        if not self._is_valid():
-            return
+        # Timers may be late: the token is checked at each message, too.
+        if self._is_valid():
+            self._handle_message(message)
+
+    def _handle_message(self, message: wire.Message) -> None:
         if message.op == wire.SUBMIT:
             self._handle_and_reply(message, self._on_submit)
         elif message.op == wire.REQUEST:
@@ -199,13 +221,13 @@ class CallerConnection:
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
             if job is not None and job.observer is self:
-                nobody = bool(message.flags & wire.INPUT_EOF)
-                self._server.dispatch.answer_input(job, message.payload, nobody=nobody)
+                end_of_input = bool(message.flags & wire.INPUT_EOF)
+                self._server.dispatch.answer_input(job, message.payload, nobody=end_of_input)
         else:
             raise PeerWireError(f"a caller may not send op 0x{message.op:02x}")
 
     def _handle_and_reply(self, message: wire.Message, handler: Any) -> None:
-        """Do what is asked; what goes wrong is the reply."""
+        """Handle a message; if it fails, the error is the reply."""
         try:
             handler(message)
         except PeerWireError:
@@ -225,64 +247,66 @@ class CallerConnection:
             self._link.send(wire.pack_json(wire.REPLY, {"reply": reply}, job=message.job))
 
     async def _send_async_reply(self, ref: int, reply: Coroutine[Any, Any, Any]) -> None:
-        """Send a reply that takes its time: the link and the loop go on meanwhile."""
+        """Send a reply once it is available; other messages are handled meanwhile."""
         try:
             body = {"reply": await reply}
         except CloudmanagerError as error:
             body = verbs.pack_error(error)
         except Exception as error:
             cleanup.log_failure("a request", error)
-            body = verbs.pack_error(ServerError("it failed at this; its log says why"))
+            body = verbs.pack_error(ServerError("the request failed; server.log has the reason"))
         if self._is_valid():
             self._link.send(wire.pack_json(wire.REPLY, body, job=ref))
 
     def _on_content(self, message: wire.Message) -> None:
-        """Take a piece of a file; the reply is how much of it is there."""
+        """Store one piece of an upload; reply with the number of bytes received so far."""
         number, piece = wire.read_content(message)
-        taken = self._server.content_store.write_upload(self, number, piece)
-        self._link.send(wire.pack_json(wire.REPLY, {"reply": taken}, job=message.job))
+        received = self._server.content_store.write_upload(self, number, piece)
+        self._link.send(wire.pack_json(wire.REPLY, {"reply": received}, job=message.job))
 
     def _on_watch(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         target = str(body.get("target", ""))
-        note = AuditEntry(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
+        entry = AuditEntry(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
         try:
             verbs.check_role(self.token, "watch")
             if why := self._watch_refusal_reason(message.job):
                 raise ServerError(why)
-            known = access.reachable_boards(self.token, self._server.registry.by_name)
-            parse_target(target).matching_names(known)  # a name that nobody has is an error
-            watch = Subscription(
+            reachable = access.reachable_boards(self.token, self._server.registry.by_name)
+            parse_target(target).matching_names(reachable)  # raises for a name that does not exist
+            subscription = Subscription(
                 message.job,
                 parse_target(target),
-                reachable=known,  # chosen anew at each look
+                reachable=reachable,  # evaluated at each access
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,
                 samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
-            self._server.audit_log.log_refusal(note, error)
+            self._server.audit_log.log_refusal(entry, error)
             raise
-        self._server.audit_log.log_read(note)
-        self._subscriptions[message.job] = watch
-        self._server.subscriptions.add(watch)
+        self._server.audit_log.log_read(entry)
+        self._subscriptions[message.job] = subscription
+        self._server.subscriptions.add(subscription)
 
     def _watch_refusal_reason(self, ref: int) -> str:
+        """Return why there may not be another subscription; "" if there may."""
         if ref in self._subscriptions:
-            return "a watch of that number is there already"
+            return f"subscription {ref} exists already"
         if len(self._subscriptions) >= limits.SUBSCRIPTIONS_PER_LINK:
-            return f"a link watches {limits.SUBSCRIPTIONS_PER_LINK} targets at most"
+            return f"a link may have {limits.SUBSCRIPTIONS_PER_LINK} subscriptions at most"
         if len(self._server.subscriptions) >= limits.SUBSCRIPTIONS:
-            return f"{limits.SUBSCRIPTIONS} targets are watched already"
+            return f"the server has {limits.SUBSCRIPTIONS} subscriptions already"
         return ""
 
     def _unsubscribe(self, ref: int) -> None:
-        watch = self._subscriptions.pop(ref, None)
-        if watch is not None:
-            self._server.subscriptions.remove(watch)
+        subscription = self._subscriptions.pop(ref, None)
+        if subscription is not None:
+            self._server.subscriptions.remove(subscription)
 
     def _on_submit(self, message: wire.Message) -> None:
-        if message.job in self._recent_refs:
+        """Start the jobs of a cell, and reply with ACCEPTED before any message about them."""
+        if self._was_submitted_before(message.job):
             raise PeerWireError("this cell was submitted before")
         self._recent_refs.append(message.job)
         head, code = wire.read_submit(message)
@@ -290,18 +314,22 @@ class CallerConnection:
         try:
             jobs, left_out = self._create_jobs(head, target, code)
         except CloudmanagerError as error:
-            note = AuditEntry(self.token.name, self._link.peer, "submit", target)
-            self._server.audit_log.log_refusal(note, error)
+            entry = AuditEntry(self.token.name, self._link.peer, "submit", target)
+            self._server.audit_log.log_refusal(entry, error)
             raise
-        self._open_jobs += len(jobs) + 1  # one more: nothing leaves before "accepted" does
-        place = len(self._outbox)
+        # One more than there are: a job that ends in launch() must not flush the outbox, because
+        # ACCEPTED is inserted in front of the jobs' messages afterwards.
+        self._open_jobs += len(jobs) + 1
+        accepted_index = len(self._outbox)
         self._server.dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": left_out,
             "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
         }
-        self._outbox.insert(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
+        self._outbox.insert(
+            accepted_index, wire.pack_json(wire.ACCEPTED, accepted, job=message.job)
+        )
         self._open_jobs -= 1
         if not self._open_jobs:
             self._flush()
@@ -309,26 +337,35 @@ class CallerConnection:
             loop = asyncio.get_running_loop()
             self._flush_timer = loop.call_later(ACCEPTED_DELAY_SECONDS, self._flush)
 
+    def _was_submitted_before(self, ref: int) -> bool:
+        return ref in self._recent_refs
+
     def _create_jobs(
         self, head: dict[str, Any], target: str, code: bytes
     ) -> tuple[list[Job], tuple[str, ...]]:
-        """Write a cell's jobs down, on the boards that the token reaches; none has begun."""
+        """Create a cell's jobs on those boards of its target that the token reaches.
+
+        Returns:
+            The jobs, which are in the store but not started, and the names of boards of the target
+            that were left out.
+        """
         verbs.check_role(self.token, "submit")
-        known = access.reachable_boards(self.token, self._server.registry.by_name)
-        resolution = parse_target(target).resolve(known)
-        boards, left_out = [known[name] for name in resolution.names], resolution.left_out
+        reachable = access.reachable_boards(self.token, self._server.registry.by_name)
+        resolution = parse_target(target).resolve(reachable)
+        boards = [reachable[name] for name in resolution.names]
+        left_out = resolution.left_out
         if head.get("idle"):
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
-        order = job_requests.read_job_request(self._server, self, head, code, len(boards))
+        request = job_requests.read_job_request(self._server, self, head, code, len(boards))
         cell = Cell(
-            order.code,
+            request.code,
             _read_seconds(head, "timeout"),
             bool(head.get("awaits")),
             bool(head.get("fresh")),
             _read_seconds(head, "wait") or 0.0,
             bool(head.get("answers")),
-            order.files,
+            request.files,
         )
         jobs = self._server.dispatch.submit(
             boards,
@@ -338,16 +375,21 @@ class CallerConnection:
             token=self.token.hash,
             address=self._link.peer,
             target=target[: limits.AUDIT_CHARS],
-            detail=shorten(order.detail),
-            verb=order.verb,
+            detail=shorten(request.detail),
+            verb=request.verb,
         )
         return jobs, left_out
 
     # To the caller
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Put one message about a job into the outbox."""
-        if droppable and self._outbox_bytes > limits.OUTBOX_BYTES:
+        """Put one message about a job into the outbox.
+
+        Args:
+            message: the packed message.
+            droppable: whether it is dropped where the outbox is full.
+        """
+        if droppable and self._is_outbox_full():
             op, _, job = wire.HEADER.unpack_from(message)
             flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
             if (job, flags) not in self._truncated:
@@ -363,14 +405,21 @@ class CallerConnection:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
+    def _is_outbox_full(self) -> bool:
+        return self._outbox_bytes > limits.OUTBOX_BYTES
+
     def _flush(self) -> None:
-        """Send the outbox as one frame, or more than fit; the next when that has been read."""
+        """Send the outbox in frames of at most ``FRAME_BYTES``, until the caller has to read.
+
+        The link calls this again when the caller has read everything.
+        """
         self._flush_scheduled = False
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if not self._shut and self._server.tokens.refusal_reason(self.token):
-            # Not here: a job may be about to end, which is the review's to find ended.
+        if not self._closing and self._server.tokens.refusal_reason(self.token):
+            # In the next iteration: the review ends jobs, and the caller of this method may be in
+            # the middle of ending one.
             asyncio.get_running_loop().call_soon(self._is_valid)
             return
         while self._outbox and not self._link.write_blocked:
@@ -385,18 +434,18 @@ class CallerConnection:
             self._report_forwarded(messages)
 
     def _report_forwarded(self, messages: list[bytes]) -> None:
-        """Let boards send more of their files for what of them has left now."""
-        left: dict[int, int] = {}
+        """Report the bytes of boards' files that were sent, so that boards may send more."""
+        sent: dict[int, int] = {}
         for message in messages:
             if message[0] == wire.CHUNK:
                 job = wire.HEADER.unpack_from(message)[2]
-                left[job] = left.get(job, 0) + len(message) - wire.HEADER.size
-        for job, size in left.items():
+                sent[job] = sent.get(job, 0) + len(message) - wire.HEADER.size
+        for job, size in sent.items():
             self._server.dispatch.on_bytes_forwarded(job, size)
 
 
 def _jobs_ahead(job: Job) -> int:
-    """Return how many jobs its board does first; with none, it is the board that is missing."""
+    """Return how many jobs its board runs first; 0 if the job only waits for its board."""
     board = job.board
     if job.owner:
         return board.remote_state.queued + 1 if board.remote_state else 0
@@ -404,6 +453,7 @@ def _jobs_ahead(job: Job) -> int:
 
 
 def _read_seconds(head: dict[str, Any], name: str) -> float | None:
+    """Return an option of a cell in seconds; None if it is not given."""
     value = head.get(name)
     if value is None:
         return None

@@ -1,10 +1,11 @@
-"""The server's own certificate authority, and the TLS that stands on it. No sockets here.
+"""The server's own certificate authority, and TLS contexts with its certificate. No sockets here.
 
-Made at the first start, kept in the server's folder: ``ca.pem`` is what boards and callers
-verify the server by, for the one name ``cloudmanager``, since its address may change.
-ECDSA P-256, no intermediates, valid from 2000 on (boards wake without a clock) without an
-end (RFC 5280, 4.1.2.5): a wall of boards that all refuse their server on one day is worse
-than a key of one's own that has to be changed by hand.
+The certificates are created at the first start and kept in the server's folder. Boards and callers
+verify the server with ``ca.pem``, always for the name ``cloudmanager``, since the server's address
+may change. The keys are ECDSA P-256, and there are no intermediate certificates. The certificates
+are valid from 2000 on, because boards start without a clock, and never expire (RFC 5280, 4.1.2.5):
+otherwise, all boards would refuse their server from the same day on. To replace a key, delete
+the files and enrol the boards again.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _NOT_AFTER = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 class Certificates(NamedTuple):
-    """What a server shows, and what it is verified by.
+    """A server's certificate authority and its TLS context.
 
     Attributes:
         ca: the authority's certificate, DER.
-        context: the server's end of TLS.
+        context: for the server's side of TLS.
     """
 
     ca: bytes
@@ -42,39 +43,37 @@ class Certificates(NamedTuple):
 
     @property
     def pin(self) -> str:
-        """Return the authority's fingerprint, as tokens carry it."""
+        """Return the authority's fingerprint, as it is appended to tokens."""
         return pin_of(self.ca)
 
 
 def pin_of(ca: bytes) -> str:
-    """Return 128 bits of a certificate's SHA-256: a second one to match it is out of reach."""
+    """Return the first 128 bits of a certificate's SHA-256, in URL-safe base64.
+
+    That is enough: an attacker would need a second preimage, not a collision.
+    """
     return urlsafe_b64encode(hashlib.sha256(ca).digest()[:16]).decode().rstrip("=")
 
 
 def load(
     home: Path, cert: Path | None = None, key: Path | None = None, *, in_use: bool = False
 ) -> Certificates:
-    """Return the certificates in ``home``, made where they are missing.
+    """Return the certificates in ``home``; create them if they do not exist.
 
     Args:
         home: the server's folder.
-        cert: a certificate (PEM, with its chain) to show to whoever asks for any other name
-            than ``cloudmanager``: browsers, monitors. Boards go on with our own.
-        key: its key, where it is not in the same file.
-        in_use: whether boards know the authority; then one of the two files without the
-            other is not replaced by new ones.
+        cert: a certificate (PEM, with its chain) for clients that ask for another name than
+            ``cloudmanager``, such as browsers and monitoring. Boards still get the server's own.
+        key: the certificate's private key, if it is not in the same file.
+        in_use: whether boards are enrolled; then, if only one of the two files exists, no new
+            certificates are created.
 
     Raises:
-        ServerError: one of them cannot be read, or is none.
+        ServerError: a certificate cannot be read, is not a certificate, or one file is missing.
     """
     ca, own = config.ca_file(home), home / "server.pem"
-    if in_use and ca.exists() is not own.exists():
-        lost, there = (ca, own) if own.exists() else (own, ca)
-        raise ServerError(
-            f"{lost.name} is gone from {home}, and {there.name} is there, which boards know. "
-            "`mbm server-restore` brings both back from a backup; delete both for new ones, "
-            "and enrol the boards anew"
-        )
+    if in_use:
+        _check_both_or_none(ca, own)
     if not (ca.exists() and own.exists()):
         _write(home, _create_certificates())
     context = _tls_context(own)
@@ -84,23 +83,35 @@ def load(
     return Certificates(ssl.PEM_cert_to_DER_cert(ca.read_text()), context)
 
 
+def _check_both_or_none(ca: Path, own: Path) -> None:
+    """Raise ServerError if one of the two files is missing: new ones would lock out the boards."""
+    if ca.exists() is own.exists():
+        return
+    missing, present = (ca, own) if own.exists() else (own, ca)
+    raise ServerError(
+        f"{missing.name} is missing in {ca.parent}, but {present.name} exists, and boards are "
+        "enrolled with both. `mbm server-restore` restores them from a backup. To create new "
+        "certificates, delete both files and enrol the boards again"
+    )
+
+
 def use_shared(home: Path, put_if_absent: Callable[[str, bytes], bytes]) -> None:
-    """Have the same certificates as the other servers of a fleet: boards trust one authority.
+    """Use the same certificates as the other servers of a fleet: boards trust one authority.
 
     Args:
         home: the server's folder.
-        put_if_absent: takes a name and a value, and returns the value that was first there.
+        put_if_absent: stores a value under a name unless there is one; returns the stored value.
     """
     files = (config.ca_file(home), home / "server.pem")
-    there = all(file.exists() for file in files)
-    mine = [file.read_text() for file in files] if there else _create_certificates()
-    shared = json.loads(put_if_absent("certificates", json.dumps(mine).encode()))
-    if not there or shared != mine:
+    exist = all(file.exists() for file in files)
+    own = [file.read_text() for file in files] if exist else _create_certificates()
+    shared = json.loads(put_if_absent("certificates", json.dumps(own).encode()))
+    if not exist or shared != own:
         _write(home, shared)
 
 
 def _select_certificate(sock: Any, name: str | None, public: ssl.SSLContext) -> None:
-    """Show the public certificate, unless our own is asked for."""
+    """Use the public certificate unless the client asks for the server's own name (SNI)."""
     if name != SERVER_NAME:
         sock.context = public
 
@@ -109,7 +120,7 @@ def _tls_context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.options |= ssl.OP_NO_TICKET  # boards keep none; each would cost bytes and time
+    context.options |= ssl.OP_NO_TICKET  # boards store none; each costs bytes and time
     context.num_tickets = 0
     try:
         context.load_cert_chain(cert, key)
@@ -120,27 +131,32 @@ def _tls_context(cert: Path, key: Path | None = None) -> ssl.SSLContext:
 
 def _load_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return "it and its key do not fit, or one of them is not PEM"
+        return "it does not match its key, or one of them is not PEM"
     return getattr(error, "strerror", None) or str(error)
 
 
 def _write(home: Path, texts: Sequence[str]) -> None:
-    """Write both files, or none of them: one of them alone is of no use to anybody.
+    """Write both files or none, also if the process is killed meanwhile.
 
     Args:
         home: the server's folder.
-        texts: of ``ca.pem`` and of ``server.pem``.
+        texts: the contents of ``ca.pem`` and ``server.pem``.
     """
     names = (config.ca_file(home).name, "server.pem")
     with file_replacement.staging(home) as folder:
         for name, text in zip(names, texts, strict=True):
             config.write_private(folder / name, text)
-        file_replacement.replace_all(home, folder, names, "change of certificates")
+        _replace_files(home, folder, names)
+
+
+def _replace_files(home: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move files from a staging folder to ``home``: all of them, even across a crash."""
+    file_replacement.replace_all(home, folder, names, "change of certificates")
 
 
 def _create_certificates() -> list[str]:
-    """Return a new authority's certificate, and the server's with its key, both as PEM."""
-    # Only at the first start: its import takes 50 ms.
+    """Return a new authority's certificate, and the server's certificate with its key, as PEM."""
+    # Imported here because it takes 50 ms and is needed at the first start only.
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -149,13 +165,13 @@ def _create_certificates() -> list[str]:
     ca_key, own_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca = _sign_certificate(_ISSUER, ca_key.public_key(), ca_key)
     own = _sign_certificate(SERVER_NAME, own_key.public_key(), ca_key)
-    # The authority's key signs this once and is forgotten: what is not kept is not stolen.
+    # The authority's private key signs two certificates and is never stored: it cannot be stolen.
     text = own.public_bytes(pem) + own_key.private_bytes(pem, *form)
     return [ca.public_bytes(pem).decode(), text.decode()]
 
 
 def _sign_certificate(subject: str, key: Any, issuer_key: Any) -> Any:
-    """Return a certificate of our authority (RFC 5280): its own, or the server's."""
+    """Return a certificate signed by the authority (RFC 5280): its own, or the server's."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 

@@ -1,4 +1,4 @@
-"""Clean-up that always finishes: a step that fails is logged and hinders no other step."""
+"""Clean-up that always finishes: if a step fails, it is logged and the next steps still run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .rate_limits import RateLimiter
 
 log = logging.getLogger("cm_server")
 
-#: A peer may be able to cause a failure at will, so the same failure is logged once a minute.
+#: A peer may be able to cause a failure at any rate, so repeated failures are logged rarely.
 _failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
 
 
 def run_all(what: str, *steps: Callable[[], object]) -> None:
-    """Run every step in order, whether or not one before it raised; never raises itself.
+    """Run every step in order, even if an earlier one raised; never raises.
 
-    Put first what releases a count or a place that others wait for.
+    Steps that release something which others wait for should be first.
 
     Args:
         what: what is cleaned up, for the log.
@@ -32,8 +32,13 @@ def run_all(what: str, *steps: Callable[[], object]) -> None:
 
 
 def log_failure(what: str, error: Exception) -> None:
-    """Log an unexpected exception with its traceback; repetitions are only counted."""
-    left_out = _failures.allow(f"{what} {type(error).__name__}")
-    if left_out is not None:
-        more = f" ({left_out} more times since the last such line)" if left_out else ""
+    """Log an unexpected exception with its traceback; frequent repetitions are only counted.
+
+    Args:
+        what: what failed, as the subject of the sentence in the log.
+        error: the exception.
+    """
+    suppressed = _failures.allow(f"{what} {type(error).__name__}")
+    if suppressed is not None:
+        more = f" ({suppressed} more times since the last such line)" if suppressed else ""
         log.error("%s failed%s", what, more, exc_info=error)

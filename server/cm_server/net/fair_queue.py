@@ -1,4 +1,4 @@
-"""Shares the event loop among links that have more input than one slice of work."""
+"""A queue that shares the event loop among links with more input than one slice of work."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 class FairQueue:
-    """Calls one waiting function in each turn of the event loop, in the order they came.
+    """Calls one queued function in each iteration of the event loop, first in, first out.
 
-    A link that has not finished its input adds itself again. So however many links have a
-    backlog, all of them together delay the others by one slice a turn.
+    A link that has more input adds itself again. So all links with a backlog together delay other
+    links by at most one slice of work per iteration, however many they are.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class FairQueue:
         self._scheduled = False
 
     def add(self, serve: Callable[[], None]) -> None:
-        """Call ``serve`` once, when its turn comes."""
+        """Call ``serve`` once, after the functions that are queued already."""
         self._waiting.append(serve)
         self._schedule()
 
@@ -31,5 +31,5 @@ class FairQueue:
     def _serve_next(self) -> None:
         self._scheduled = False
         serve = self._waiting.popleft()
-        self._schedule()  # first: the next one's turn does not depend on how this one goes
+        self._schedule()  # before the call, which may raise
         serve()

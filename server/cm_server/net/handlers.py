@@ -1,10 +1,10 @@
-"""What every page and every socket's handshake refuses, and the plain pages.
+"""The base class of all HTTP handlers, which refuses unsafe requests, and the simple pages.
 
-A browser is the one caller that other people's pages can steer. So no page of ours sets or
-reads a cookie, lets another origin read it (no CORS), may be framed, or answers to a name that
-is not the server's own; and a WebSocket that a browser opens, which always names its Origin, is
-refused unless that origin was allowed by name. A server that others can reach answers by TLS
-only; there a page that another name led here (DNS rebinding) is stopped by the certificate.
+A web page of somebody else can make a browser send requests to this server. So no page of the
+server sets or reads cookies, may be read by another origin (no CORS), may be framed, or answers to
+a foreign host name. A WebSocket that a browser opens always has an Origin header; it is refused
+unless that origin was allowed by name. A server that other machines can reach requires TLS; there,
+a page that got here by DNS rebinding fails at the certificate.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .rate_limits import address_group
 if TYPE_CHECKING:
     from cm_server.app import Server
 
-#: What a server on loopback is called. Any other name led here by DNS: rebinding.
+#: Host names of a server on loopback. A request for another name got here by DNS rebinding.
 _LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-#: Where a refusal's sentence stands, besides the page: a caller reads only the head.
+#: The header with the reason of a refusal, for callers, which do not read the body.
 REFUSAL_HEADER = "Cm-Refused"
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -37,46 +37,52 @@ _HEADERS = {
 
 
 class BaseHandler(RequestHandler):
-    """One page, or one socket's handshake.
+    """Base class of all handlers: checks TLS, host name and origin before each request.
 
     Attributes:
-        required_credential: what opens it: nothing, a caller's token, or a board's key.
+        required_credential: what a client needs to authenticate with: "nothing", "loopback" (an
+            address on this machine, or a token), "token" (a caller's), or "key" (a board's).
     """
 
     required_credential = "nothing"
 
     def initialize(self, server: Server) -> None:
-        """Take the server that it belongs to."""
+        """Set the server that handles the request."""
         self._server = server
 
     def set_default_headers(self) -> None:
-        """Tell browsers to be careful, and nobody what we are made of."""
+        """Set security headers, and remove tornado's version from the answer."""
         self.clear_header("Server")
         for name, value in _HEADERS.items():
             self.set_header(name, value)
 
     @property
     def behind_proxy(self) -> bool:
-        """Whether it comes through a proxy that ended its TLS."""
+        """Whether the request comes through a trusted proxy, which terminates TLS."""
         return self._is_proxy(str(self.request.remote_ip))
 
     @property
     def is_secure(self) -> bool:
-        """Whether nobody on the way could read or change it."""
+        """Whether nobody on the network path can read or change the request."""
         return self._server.local or self.request.protocol == "https" or self.behind_proxy
 
     @property
     def address(self) -> str:
-        """Where it comes from; behind a proxy, what the nearest proxy says."""
+        """The client's IP address; behind trusted proxies, the one that they report."""
         direct = str(self.request.remote_ip)
         if not self.behind_proxy:
             return direct
-        named = self.request.headers.get("X-Forwarded-For", "").split(",")
-        return next((name.strip() for name in reversed(named) if not self._is_proxy(name)), direct)
+        # Each proxy appends the address that it saw: the last one that is no proxy is the client.
+        # Those before it were sent by the client, which may have invented them.
+        forwarded = self.request.headers.get("X-Forwarded-For", "").split(",")
+        for address in reversed(forwarded):
+            if not self._is_proxy(address):
+                return address.strip()
+        return direct
 
     @property
     def is_from_loopback(self) -> bool:
-        """Whether it comes from this machine, by no proxy that says whence."""
+        """Whether the client is on this machine: not if a proxy reports another address."""
         try:
             return ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
         except ValueError:
@@ -90,27 +96,31 @@ class BaseHandler(RequestHandler):
         return any(read in network for network in self._server.proxies)
 
     def prepare(self) -> None:
-        """Refuse what crosses the network in the clear, and what foreign web pages send."""
-        if (
-            not self.is_secure and self.required_credential != "key"
-        ):  # a board's messages may carry MACs
-            self.refuse(403, "this server speaks TLS: use https:// in its address")
-            return
-        plain = self.request.protocol == "http" and not self.behind_proxy
-        if (
-            plain
-            and self.is_secure
-            and not _LOOPBACK.fullmatch(self.request.headers.get("Host", ""))
-        ):
-            self.refuse(403, "this server is called localhost, 127.0.0.1 or [::1]")
-            return
+        """Refuse requests without TLS, for foreign host names, and from foreign web pages."""
+        if self._lacks_tls():
+            self.refuse(403, "this server requires TLS: use https:// in its address")
+        elif self._has_foreign_host():
+            self.refuse(403, "the host in the address must be localhost, 127.0.0.1 or [::1]")
+        elif self._has_foreign_origin() and self.required_credential != "nothing":
+            self.refuse(403, "web pages of other origins may not open this address")
+
+    def _lacks_tls(self) -> bool:
+        """Whether TLS is required and missing; a board's messages may have MACs instead."""
+        return not self.is_secure and self.required_credential != "key"
+
+    def _has_foreign_host(self) -> bool:
+        """Whether a request without TLS is for a host name that is not this machine's own."""
+        without_tls = self.request.protocol == "http" and not self.behind_proxy
+        host = self.request.headers.get("Host", "")
+        return without_tls and self.is_secure and not _LOOPBACK.fullmatch(host)
+
+    def _has_foreign_origin(self) -> bool:
+        """Whether a browser sent the request for a page of an origin that was not allowed."""
         origin = self.request.headers.get("Origin")
-        foreign = origin is not None and origin not in self._server.origins
-        if foreign and self.required_credential != "nothing":
-            self.refuse(403, "web pages may not open this")
+        return origin is not None and origin not in self._server.origins
 
     def refuse(self, status: int, why: str) -> None:
-        """Answer with a sentence."""
+        """Answer with an error status and a reason, in a header and as plain text."""
         self.set_status(status)
         if status == 401:
             self.set_header("WWW-Authenticate", "Bearer")  # RFC 9110, 15.5.2
@@ -118,41 +128,44 @@ class BaseHandler(RequestHandler):
         self.finish(f"{why[0].upper()}{why[1:]}.\n")
 
     def should_log_refusal(self) -> bool:
-        """Say whether a refusal is to be logged: not where one address has had very many."""
+        """Return whether to log a refusal: no if there were too many from the same address."""
         address = address_group(self.address)
         return self._server.bad_request_rate.allow(address) is not None
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """Answer in plain text what went wrong."""
+        """Answer with an error in plain text."""
         self.finish(f"{status_code} {self._reason}\n")
 
 
 class HealthHandler(BaseHandler):
-    """``/healthz``: whether the service can do its work, for whoever asks."""
+    """``/healthz``: whether the server works; needs no credentials."""
 
     def get(self) -> None:
-        """Answer: 503 says what is wrong."""
+        """Answer with 200 and warnings, or with 503 and the problems."""
         problems = self._server.problems()
         self.set_status(503 if problems else 200)
         body: dict[str, Any] = {"status": "failing" if problems else "ok"}
         if problems:
             body["problems"] = problems
         if warnings := self._server.warnings():
-            body["warnings"] = warnings  # it does its work, but somebody should look at this
+            body["warnings"] = warnings  # the server works, but needs attention
         self.finish(body)
 
 
 class MetricsHandler(BaseHandler):
-    """``/metrics``: for this machine, and for tokens that reach all boards."""
+    """``/metrics``, in the text format of Prometheus.
+
+    Allowed from this machine without credentials, else with a token that reaches all boards.
+    """
 
     required_credential = "loopback"
 
     def get(self) -> None:
-        """Answer, or refuse."""
+        """Answer with the metrics, or refuse."""
         if not self.is_from_loopback and (why := self._refusal_reason()):
             self.refuse(401, why)
             return
-        from cm_server import metrics  # the library behind it takes a tenth of a second to import
+        from cm_server import metrics  # here: the import of its library takes 0.1 s
 
         self.set_header("Content-Type", metrics.CONTENT_TYPE)
         self.finish(metrics.render(self._server))
@@ -161,29 +174,30 @@ class MetricsHandler(BaseHandler):
         tokens = self._server.tokens
         token = tokens.find_caller_token(self.request.headers.get("Authorization"))
         if token is None:
-            return "metrics are for this machine, and for callers with a token"
+            return "metrics need a token, except on the server's own machine"
         if token.target != "all":
-            return "metrics are for tokens that reach all boards"
+            return "metrics need a token that reaches all boards"
         return tokens.refusal_reason(token)
 
 
 class CaCertificateHandler(BaseHandler):
-    """``/ca.pem``: the certificate that boards and callers verify this server by.
+    """``/ca.pem``: the certificate with which boards and callers verify this server.
 
-    It is no secret. Who fetches it must know its fingerprint from elsewhere: tokens carry it.
+    It is not secret. A client that fetches it must already know its fingerprint, which is part of
+    each token.
     """
 
     def get(self) -> None:
-        """Answer."""
+        """Answer with the certificate as PEM."""
         self.set_header("Content-Type", "application/x-pem-file")
         self.finish(ssl.DER_cert_to_PEM_cert(self._server.certificates.ca))
 
 
 class NotFoundHandler(BaseHandler):
-    """All other addresses."""
+    """All other paths: 404, after the checks that all handlers make."""
 
     def prepare(self) -> None:
-        """Refuse."""
+        """Make the checks of the base class, then answer with 404."""
         super().prepare()
         if not self._finished:
             raise HTTPError(404)

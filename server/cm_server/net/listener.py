@@ -1,7 +1,7 @@
-"""The one TCP port: who knocks, by TLS or without, and what reads their requests.
+"""The server's TCP port: accepts connections with and without TLS, and reads their requests.
 
-The first byte tells TLS from plain: 0x16 begins a TLS handshake (RFC 8446, 5.1), and no
-HTTP request. Until a request is read, a connection has proven nothing (gate.py).
+The first byte distinguishes the two: 0x16 starts a TLS handshake (RFC 8446, 5.1), and never an
+HTTP request. Until its request has been handled, a connection counts as unauthenticated.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 _TLS_HANDSHAKE_BYTE = b"\x16"
-_LOOK_COST = 0.1  # of a connection that hangs up before its request, beside one that does not
+#: Cost of a connection that is closed before its request, relative to one with a request.
+_ACCEPT_COST = 0.1
 
 
 class Listener(HTTPServer):
-    """Reads requests, one for each connection; until it is done, the connection is unproven."""
+    """Accepts connections at a bounded rate and reads one request from each.
+
+    A connection counts as unauthenticated until its request has been handled.
+    """
 
     def initialize(self, server: Server, app: Application) -> None:  # type: ignore[override]
-        """Take the server whose door it is, and its routes."""
+        """Set the server and its routes, and tornado's limits for requests."""
         self._server = server
         self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
         self._listening_sockets: list[socket.socket] = []
@@ -48,14 +52,14 @@ class Listener(HTTPServer):
         super().initialize(
             app,
             no_keep_alive=True,
-            idle_connection_timeout=limits.HEAD_SECONDS,
-            body_timeout=limits.HEAD_SECONDS,
+            idle_connection_timeout=_head_timeout(),
+            body_timeout=_body_timeout(),
             max_header_size=limits.HEAD_BYTES,
             max_body_size=limits.HEAD_BYTES,
         )
 
     def start_accepting(self, sockets: list[socket.socket]) -> None:
-        """Let people knock."""
+        """Start accepting connections."""
         self._listening_sockets = sockets
         for sock in sockets:
             self._resume_accepting(sock)
@@ -67,8 +71,8 @@ class Listener(HTTPServer):
     def _accept_connections(self, sock: socket.socket) -> None:
         """Accept a few connections; the others wait in the kernel, where they cost nothing.
 
-        Each costs up to a millisecond until it is proven or refused. So they are accepted at a
-        bounded rate, not as fast as somebody dials: then the loop is free for proven links.
+        Each costs up to a millisecond until it is authenticated or refused. The rate is bounded,
+        so that a flood of connections does not delay authenticated links.
         """
         for _ in range(limits.ACCEPTED_AT_ONCE):
             try:
@@ -77,10 +81,9 @@ class Listener(HTTPServer):
                 return
             except ConnectionAbortedError:
                 continue
-            except OSError as error:  # no file left, or no memory
-                log.error(
-                    "nobody can be let in for %g s: %s", limits.ACCEPT_RETRY_SECONDS, error.strerror
-                )
+            except OSError as error:  # no file descriptor left, or no memory
+                text = "no connection can be accepted for %g s: %s"
+                log.error(text, limits.ACCEPT_RETRY_SECONDS, error.strerror)
                 self._pause_accepting(sock, limits.ACCEPT_RETRY_SECONDS)
                 return
             self._on_accepted(accepted, address)
@@ -95,106 +98,134 @@ class Listener(HTTPServer):
         loop.call_later(seconds, self._resume_accepting, sock)
 
     def stop_accepting(self) -> None:
-        """Let nobody in any more; who is in stays."""
+        """Stop accepting connections and close the listening sockets; open connections stay."""
         while self._listening_sockets:
             sock = self._listening_sockets.pop()
             asyncio.get_running_loop().remove_reader(sock.fileno())
             sock.close()
 
     def _on_accepted(self, sock: socket.socket, address: Any) -> None:
-        """Wait for a connection's first byte; what fails there ends this connection only."""
-        sock.setblocking(False)
+        """Wait for a connection's first byte; a failure closes this connection only."""
+        _set_non_blocking(sock)
         try:
             gone = not sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             gone = False
         except OSError:
             gone = True
-        if gone:  # many at once may hang up: who waits behind them is not to wait for that
+        if gone:  # not charged: connections behind many closed ones should not wait for them
             sock.close()
             return
-        self._accepts.spend(_LOOK_COST)
+        self._accepts.spend(_ACCEPT_COST)
         try:
-            let_in = functools.partial(self._serve_connection, address=address)
-            _IncomingConnection(self._server, sock, str(address[0]), let_in, self._accepts)
+            on_ready = functools.partial(self._serve_connection, address=address)
+            _IncomingConnection(self._server, sock, str(address[0]), on_ready, self._accepts)
         except Exception as error:
             sock.close()
-            cleanup.log_failure("the beginning of a connection", error)
+            cleanup.log_failure("accepting a connection", error)
 
     def _serve_connection(self, sock: socket.socket, address: Any) -> None:
+        """Read the request of a connection whose TLS handshake, if any, is complete."""
         is_tls = isinstance(sock, ssl.SSLSocket)
         stream = _TlsStream(sock) if is_tls else _PlainStream(sock)
-        stream.unproven = self._server.unauthenticated
+        stream.unauthenticated = self._server.unauthenticated
         self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Take a connection in."""
+        """Count a connection as unauthenticated and read its request."""
 
-        def cut() -> None:
-            if stream.socket is not None:  # else a link has taken it over
+        def close() -> None:
+            if stream.socket is not None:  # else a WebSocketLink owns the socket now
                 stream.close()
 
         self._unauthenticated_entries[stream] = self._server.unauthenticated.add(
-            str(address[0]), cut
+            str(address[0]), close
         )
         try:
             super().handle_stream(stream, address)
         except Exception:
-            self._release(stream)
+            self._stop_counting(stream)
             raise
 
     def on_close(self, server_conn: Any) -> None:
-        """Note that a connection is gone, or that somebody else has it now."""
-        self._release(server_conn.stream)
+        """Stop counting a connection that is closed, or whose socket a link owns now."""
+        self._stop_counting(server_conn.stream)
         super().on_close(server_conn)
 
-    def _release(self, stream: IOStream) -> None:
-        """Count a connection no more among those that have proven nothing."""
+    def _stop_counting(self, stream: IOStream) -> None:
+        """Remove a connection from the unauthenticated ones."""
         entry = self._unauthenticated_entries.pop(stream, None)
         if entry is not None:
             self._server.unauthenticated.remove(entry)
 
 
-class _FewReads(IOStream):
-    """A stream that reads slowly what comes in very many pieces.
+def _head_timeout() -> float:
+    """Return the seconds until a connection is closed whose request's head is incomplete."""
+    return limits.HEAD_SECONDS
 
-    The limit on a request's bytes is none on the work: each piece costs as much as a whole.
+
+def _body_timeout() -> float:
+    """Return the seconds until a connection is closed whose request's body is incomplete."""
+    return limits.HEAD_SECONDS
+
+
+def _set_non_blocking(sock: socket.socket) -> None:
+    """Make a socket non-blocking, so that a slow TLS handshake never blocks the event loop."""
+    sock.setblocking(False)
+
+
+class _LimitedReadsStream(IOStream):
+    """A stream that limits the reads of one request, and their rate.
+
+    A limit on a request's size does not limit the work, because each read costs the same, even
+    if it returns a single byte.
 
     Attributes:
-        unproven: the connections among which it counts.
+        unauthenticated: the connections that share the rate.
     """
 
-    unproven: UnauthenticatedConnections
+    unauthenticated: UnauthenticatedConnections
     _reads = 0
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """Read, as the stream's kind does; raise as if the peer had hung up after too many."""
+        """Read like the base class; after too many reads, raise as if the peer had closed."""
         count = super().read_from_fd(buf)
         if count:
             self._reads += 1
-            if self._reads > limits.UNPROVEN_READS:
+            if self._has_too_many_reads():
                 raise ConnectionResetError(errno.ECONNRESET, "a request in too many pieces")
-            if seconds := self.unproven.read_pause(self._reads):
+            if seconds := self.unauthenticated.read_pause(self._reads):
                 self.io_loop.update_handler(self.fileno(), self.io_loop.ERROR)
                 self.io_loop.call_later(seconds, self._resume_reading)
         return count
 
+    def _has_too_many_reads(self) -> bool:
+        return self._reads > limits.UNPROVEN_READS
+
     def _resume_reading(self) -> None:
-        """Read again after a pause, unless the connection is gone, or a link's now."""
+        """Read again after a pause, unless the connection is closed or a link owns it now."""
         if not self.closed() and self.reading():
             self.io_loop.update_handler(self.fileno(), self.io_loop.READ | self.io_loop.ERROR)
 
 
-class _PlainStream(_FewReads, IOStream):
-    """A request without TLS."""
+class _PlainStream(_LimitedReadsStream, IOStream):
+    """A connection without TLS."""
 
 
-class _TlsStream(_FewReads, SSLIOStream):
-    """A request over TLS, whose handshake is done."""
+class _TlsStream(_LimitedReadsStream, SSLIOStream):
+    """A connection over TLS whose handshake is complete."""
 
 
 class _IncomingConnection:
-    """A connection of which no request was read: waits for its first byte, or through TLS."""
+    """An accepted connection: waits for its first byte, and makes the TLS handshake if any.
+
+    Args:
+        server: the server, for its certificates and its count of unauthenticated connections.
+        sock: the accepted socket, non-blocking.
+        address: the peer's IP address.
+        on_ready: called with the socket when its request can be read.
+        accepts: the rate at which connections are served.
+    """
 
     def __init__(
         self,
@@ -206,37 +237,47 @@ class _IncomingConnection:
     ) -> None:
         self._server = server
         self._sock = sock
-        self._fd = sock.fileno()  # a socket that TLS could not take over tells it no more
+        self._fd = sock.fileno()  # kept: a detached socket does not know it any more
         self._on_ready = on_ready
         self._accepts = accepts
-        self._reading = self._left = False
-        self._pieces = 0  # of the TLS handshake
+        self._reading = False  # whether the event loop watches the descriptor
+        self._stopped = False
+        self._handshake_reads = 0
         self._loop = asyncio.get_running_loop()
-        self._entry = server.unauthenticated.add(address, self._close)
-        self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._close)
+        self._entry = self._count_as_unauthenticated(address)
+        self._timer = self._start_deadline()
         try:
-            self._read_by(self._read_first_byte)
+            self._start_reading(self._read_first_byte)
         except BaseException:
             self._close()
             raise
 
-    def _read_by(self, act: Callable[[], None]) -> None:
-        self._loop.add_reader(self._fd, self._guarded, act)
+    def _count_as_unauthenticated(self, address: str) -> UnauthenticatedEntry:
+        """Count the connection; it is closed if it is the oldest of too many."""
+        return self._server.unauthenticated.add(address, self._close)
+
+    def _start_deadline(self) -> asyncio.TimerHandle:
+        """Close the connection if the first byte or the handshake takes too long."""
+        return self._loop.call_later(limits.HEAD_SECONDS, self._close)
+
+    def _start_reading(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever the socket is readable."""
+        self._loop.add_reader(self._fd, self._call_guarded, callback)
         self._reading = True
 
-    def _read_no_more(self) -> None:
-        """Let go of the descriptor; later, its number may be another connection's."""
+    def _stop_reading(self) -> None:
+        """Stop watching the descriptor, whose number may later belong to another connection."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
-    def _guarded(self, act: Callable[[], None]) -> None:
-        """Act; a failure that nobody foresaw ends this connection."""
+    def _call_guarded(self, callback: Callable[[], None]) -> None:
+        """Call a function; an unexpected exception closes this connection."""
         try:
-            act()
+            callback()
         except Exception as error:
             self._close()
-            cleanup.log_failure("a connection that has proven nothing", error)
+            cleanup.log_failure("an unauthenticated connection", error)
 
     def _read_first_byte(self) -> None:
         try:
@@ -248,23 +289,27 @@ class _IncomingConnection:
         if not first:
             self._close()
             return
-        proceed = self._start_tls if first == _TLS_HANDSHAKE_BYTE else self._hand_over
-        if seconds := self._accepts.spend(1 - _LOOK_COST):  # many speak at once: one by one
-            self._read_no_more()
-            self._loop.call_later(seconds, self._proceed, proceed)
+        next_step = self._start_tls if first == _TLS_HANDSHAKE_BYTE else self._hand_over
+        if seconds := self._request_delay():
+            self._stop_reading()
+            self._loop.call_later(seconds, self._continue, next_step)
         else:
-            proceed()
+            next_step()
 
-    def _proceed(self, act: Callable[[], None]) -> None:
-        """Go on after a pause, if the connection is there still."""
-        if not self._left:
-            self._guarded(act)
+    def _request_delay(self) -> float:
+        """Charge the cost of a request; return the seconds to wait before it is read."""
+        return self._accepts.spend(1 - _ACCEPT_COST)
+
+    def _continue(self, next_step: Callable[[], None]) -> None:
+        """Continue after a pause, unless the connection has been closed meanwhile."""
+        if not self._stopped:
+            self._call_guarded(next_step)
 
     def _start_tls(self) -> None:
-        self._read_no_more()
+        self._stop_reading()
         context = self._server.certificates.context
         try:
-            self._sock.getpeername()  # of a connection that is there no more: ENOTCONN
+            self._sock.getpeername()  # raises ENOTCONN if the peer has closed the connection
             self._sock = context.wrap_socket(
                 self._sock,
                 server_side=True,
@@ -272,34 +317,38 @@ class _IncomingConnection:
                 suppress_ragged_eofs=True,
             )
         except (OSError, ValueError):  # the socket may be detached now, its descriptor closed
-            self._accepts.spend(_LOOK_COST - 1)  # it hung up: nobody waits for its handshake
+            self._accepts.spend(_ACCEPT_COST - 1)  # refund: there is no handshake
             self._close()
             return
-        self._read_by(self._continue_handshake)
+        self._start_handshake()
         self._continue_handshake()
 
+    def _start_handshake(self) -> None:
+        self._start_reading(self._continue_handshake)
+
     def _continue_handshake(self) -> None:
-        """Go on with the handshake; its few bytes always fit in a fresh socket."""
+        """Process received bytes of the handshake.
+
+        It never waits for the socket to be writable: the few bytes that the server sends always
+        fit in the send buffer of a new socket.
+        """
         assert isinstance(self._sock, ssl.SSLSocket)
-        self._pieces += 1
+        self._handshake_reads += 1
         try:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
-            if self._pieces > limits.UNPROVEN_READS:
+            if self._handshake_reads > limits.UNPROVEN_READS:
                 self._close()
-            elif seconds := self._server.unauthenticated.read_pause(self._pieces):
-                self._read_no_more()
-                self._loop.call_later(seconds, self._proceed, self._shake_on)
+            elif seconds := self._server.unauthenticated.read_pause(self._handshake_reads):
+                self._stop_reading()
+                self._loop.call_later(seconds, self._continue, self._start_handshake)
         except (OSError, ValueError):
             self._close()
         else:
             self._hand_over()
 
-    def _shake_on(self) -> None:
-        self._read_by(self._continue_handshake)
-
     def _hand_over(self) -> None:
-        """Hand the connection on; it counts among the unproven there, too."""
+        """Pass the socket to the listener, which counts it as unauthenticated again."""
         self._stop_waiting()
         try:
             self._on_ready(self._sock)
@@ -309,23 +358,26 @@ class _IncomingConnection:
 
     def _close(self) -> None:
         self._stop_waiting()
-        cleanup.run_all("a connection that has proven nothing", self._sock.close)
+        cleanup.run_all("an unauthenticated connection", self._sock.close)
 
     def _stop_waiting(self) -> None:
-        """Release the count first: nothing that fails behind it can keep it."""
-        if self._left:
+        """Stop counting, timing and reading the connection.
+
+        The count is released first, so that no later failure can leave it too high.
+        """
+        if self._stopped:
             return
-        self._left = True
+        self._stopped = True
         self._server.unauthenticated.remove(self._entry)
         self._timer.cancel()
-        cleanup.run_all("a connection that has proven nothing", self._read_no_more)
+        cleanup.run_all("an unauthenticated connection", self._stop_reading)
 
 
 def open_listening_sockets(host: str, tcp_port: int) -> list[socket.socket]:
-    """Return sockets that listen there.
+    """Return sockets that listen on an address and a TCP port.
 
     Raises:
-        ServerError: the address or the TCP port cannot be had.
+        ServerError: the address or the TCP port cannot be used.
     """
     try:
         return bind_sockets(tcp_port, host, backlog=1024)
@@ -335,10 +387,12 @@ def open_listening_sockets(host: str, tcp_port: int) -> list[socket.socket]:
                 f"TCP port {tcp_port} of {host} is taken by another program; "
                 f"choose another with `mbm server-start --port N`"
             ) from error
-        raise ServerError(f"It cannot listen on {host}:{tcp_port}: {error.strerror}") from error
+        raise ServerError(
+            f"The server cannot listen on {host}:{tcp_port}: {error.strerror}"
+        ) from error
 
 
 def all_on_loopback(sockets: list[socket.socket]) -> bool:
-    """Whether only this machine can reach them."""
+    """Return whether only this machine can reach the sockets."""
     names = (str(sock.getsockname()[0]).partition("%")[0] for sock in sockets)
     return all(ipaddress.ip_address(name).is_loopback for name in names)

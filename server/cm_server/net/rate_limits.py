@@ -1,8 +1,8 @@
-"""Who stands at the door: connections that have proven nothing yet, and who failed to.
+"""Rate limits, and the bounded set of unauthenticated connections. No sockets here.
 
-No sockets here: what ends a connection is handed in. Nothing locks an address out, since
-healthy boards and an attacker may share one (a building's router): where there are too many
-connections the oldest is cut, and a right token or key opens however many wrong ones came.
+No limit blocks an address, because boards and an attacker may share one (behind a router). If
+there are too many unauthenticated connections, the oldest is closed, and a valid token or key is
+accepted however many wrong ones came from the same address.
 """
 
 from __future__ import annotations
@@ -24,33 +24,39 @@ MINUTE = 60.0  # seconds
 
 
 class RateLimiter:
-    """So many events a minute for each key; of the rest, only how many there were.
+    """Allows a number of events per minute for each key, and counts the others.
 
     Args:
-        per_minute: how many.
-        clock: seconds, from any beginning.
+        per_minute: events that are allowed per minute and key.
+        clock: seconds since an arbitrary start.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_minute = per_minute
         self._clock = clock
-        self._counts: OrderedDict[str, _RateWindow] = OrderedDict()  # the longest unused first
+        self._windows: OrderedDict[str, _RateWindow] = OrderedDict()  # least recently used first
 
     def allow(self, key: str) -> int | None:
-        """Count an event; return how many were left out before it, None to leave it out, too."""
+        """Count an event.
+
+        Returns:
+            None if the event exceeds the limit; else how many were suppressed since the last
+            event that was allowed.
+        """
         now = self._clock()
-        count = self._counts.setdefault(key, _RateWindow(now))
-        self._counts.move_to_end(key)
-        if len(self._counts) > limits.RATE_LIMIT_KEYS:
-            self._counts.popitem(last=False)
-        if now - count.started_at >= MINUTE:
-            count.started_at, count.events = now, 0
-        count.events += 1
-        if count.events > self.per_minute:
-            count.suppressed += 1
+        window = self._windows.setdefault(key, _RateWindow(now))
+        self._windows.move_to_end(key)
+        if len(self._windows) > limits.RATE_LIMIT_KEYS:
+            self._windows.popitem(last=False)
+        if now - window.started_at >= MINUTE:
+            window.started_at = now
+            window.events = 0
+        window.events += 1
+        if window.events > self.per_minute:
+            window.suppressed += 1
             return None
-        left_out, count.suppressed = count.suppressed, 0
-        return left_out
+        suppressed, window.suppressed = window.suppressed, 0
+        return suppressed
 
 
 class TokenBucket:
@@ -58,8 +64,8 @@ class TokenBucket:
 
     Args:
         per_second: the steady rate.
-        burst: how many may come at once; twice as many after a pause that is long enough.
-        clock: seconds, from any beginning.
+        burst: events that are allowed at once; up to twice as many after a long pause.
+        clock: seconds since an arbitrary start.
     """
 
     __slots__ = ("_burst", "_clock", "_left", "_per_second", "_since")
@@ -72,11 +78,15 @@ class TokenBucket:
         self._since = clock()
 
     def spend(self, events: float = 1) -> float:
-        """Count events; return the seconds to wait until no more than allowed have come.
+        """Count events.
+
+        Args:
+            events: may be a fraction, or negative to take back events that were counted.
 
         Returns:
-            0.0 where they were allowed. The clock is read only where the burst is used up.
+            The seconds to wait until the rate is kept; 0.0 if the events are allowed now.
         """
+        # The clock is read only when the burst is used up: this runs for every message.
         self._left -= events
         if self._left >= 0:
             return 0.0
@@ -87,6 +97,8 @@ class TokenBucket:
 
 
 class _RateWindow:
+    """The events of one key in the current minute."""
+
     __slots__ = ("events", "suppressed", "started_at")
 
     def __init__(self, now: float) -> None:
@@ -94,18 +106,18 @@ class _RateWindow:
 
 
 class UnauthenticatedEntry(NamedTuple):
-    """One connection in ``Unproven``."""
+    """Identifies one connection in ``UnauthenticatedConnections``."""
 
     group: str
     number: int
 
 
 class UnauthenticatedConnections:
-    """The connections that have proven nothing yet, bounded for each address and as a whole.
+    """The connections that have not authenticated yet, bounded per address and in total.
 
     Attributes:
         count: how many there are.
-        dropped: how many were cut because there were too many.
+        dropped: how many were closed because there were too many.
     """
 
     def __init__(self) -> None:
@@ -115,33 +127,48 @@ class UnauthenticatedConnections:
         self._failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
         per_second = limits.UNPROVEN_READS_PER_SECOND
         self._reads = TokenBucket(per_second, per_second / 5)
-        self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # the oldest first
+        self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # oldest first
 
     def add(self, address: str, close: Callable[[], object]) -> UnauthenticatedEntry:
-        """Take in a connection; the oldest is cut (``close``) where there are too many."""
+        """Add a connection; if there are too many then, close the oldest.
+
+        Args:
+            address: the peer's IP address.
+            close: closes the connection.
+
+        Returns:
+            The entry for ``remove``.
+        """
         entry = UnauthenticatedEntry(address_group(address), next(self._numbers))
         group = self._groups.setdefault(entry.group, {})
         group[entry.number] = close
         self.count += 1
-        if len(group) > limits.UNAUTHENTICATED_PER_ADDRESS:
+        if self._is_over_address_limit(len(group)):
             self._drop_oldest(entry.group)
-        elif self.count > limits.UNAUTHENTICATED:
-            self._drop_oldest(max(self._groups, key=lambda name: len(self._groups[name])))
+        elif self._is_over_total_limit():
+            largest = max(self._groups, key=lambda name: len(self._groups[name]))
+            self._drop_oldest(largest)
         return entry
 
-    def read_pause(self, reads: int) -> float:
-        """Return the seconds to wait before the next read of one of them.
+    def _is_over_address_limit(self, count: int) -> bool:
+        return count > limits.UNAUTHENTICATED_PER_ADDRESS
 
-        The first reads of each are free. All others share a rate: who sends byte by byte on
-        very many connections waits longer and longer, and his bytes are gathered meanwhile.
+    def _is_over_total_limit(self) -> bool:
+        return self.count > limits.UNAUTHENTICATED
+
+    def read_pause(self, reads: int) -> float:
+        """Return the seconds to wait before the next read from one of the connections.
+
+        The first reads of each connection are free; all others share one rate. Bytes that arrive
+        during the wait are collected in the socket and read together.
 
         Args:
-            reads: how many there were of this connection.
+            reads: the number of reads from this connection so far.
         """
         return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0
 
     def remove(self, entry: UnauthenticatedEntry) -> None:
-        """Let a connection go: it is proven, or gone; it may be gone already."""
+        """Remove a connection that has authenticated or closed; may be called more than once."""
         group = self._groups.get(entry.group, {})
         if group.pop(entry.number, None) is None:
             return
@@ -149,26 +176,33 @@ class UnauthenticatedConnections:
         if not group:
             del self._groups[entry.group]
 
-    def _drop_oldest(self, name: str) -> None:
-        number, end = next(iter(self._groups[name].items()))
-        self.remove(UnauthenticatedEntry(name, number))
+    def _drop_oldest(self, group: str) -> None:
+        number, close = next(iter(self._groups[group].items()))
+        self.remove(UnauthenticatedEntry(group, number))
         self.dropped += 1
+        self._close_safely(close)
+
+    def _close_safely(self, close: Callable[[], object]) -> None:
+        """Close a connection; a failure must not affect the new one, which is being added."""
         try:
-            end()
-        except Exception:  # it is another connection's: the newcomer must not pay for it
+            close()
+        except Exception:
             if self._failures.allow("") is not None:
-                log.exception("a connection of which there were too many could not be ended")
+                log.exception("one of too many unauthenticated connections could not be closed")
 
 
 @functools.lru_cache(limits.RATE_LIMIT_KEYS)
 def address_group(address: str) -> str:
-    """Return what counts as one address: of IPv6 the first 64 bits, which one host may fill."""
+    """Return the key under which an address is counted.
+
+    For IPv6 it is the first 64 bits, because one host may use all addresses of such a network.
+    """
     try:
-        read = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(read, ipaddress.IPv6Address):
-        if read.ipv4_mapped:
-            return str(read.ipv4_mapped)
-        return str(ipaddress.ip_network((read, 64), strict=False))
-    return str(read)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)

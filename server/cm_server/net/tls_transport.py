@@ -1,8 +1,8 @@
-"""TLS for a link: an asyncio transport over a socket whose handshake is done.
+"""An asyncio transport over a TLS socket whose handshake is complete.
 
-asyncio's own TLS keeps a read buffer of 256 KB for each connection and copies each byte
-through two memory BIOs; an idle board may cost 40 KB. Here OpenSSL reads and writes the
-socket itself, which also frees its buffers between records.
+asyncio's own TLS transport keeps a read buffer of 256 KB for each connection and copies each byte
+through two memory BIOs, but an idle board may cost only 40 KB. Here, OpenSSL reads and writes the
+socket itself, and frees its buffers between records.
 """
 
 from __future__ import annotations
@@ -13,48 +13,49 @@ import ssl
 
 from . import cleanup
 
-READ_BYTES = 64 * 1024  # handed on at once: what a read of a plain socket takes
+READ_BYTES = 64 * 1024  # longest data of one data_received(), as with a plain socket
 _RECORD_BYTES = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)
-_SHORT_RECORD_BYTES = (
-    512  # bytes: a shorter record is a message on its own; to look for another costs a tenth
-)
+#: A record that is shorter is most often one message: after it, another recv() would most often
+#: find nothing, and cost a tenth of the time of the message.
+_SHORT_RECORD_BYTES = 512
 
 
 class TlsTransport(asyncio.Transport):
-    """What ``websocket.Link`` writes to, over TLS.
+    """An asyncio transport for ``WebSocketLink`` over TLS.
 
     Args:
-        sock: the socket, not blocking, past its handshake; it is ours from now on.
-        protocol: takes what comes; it is told of the connection before this returns.
+        sock: a non-blocking socket after its handshake, which the transport owns from now on.
+        protocol: receives the data; its ``connection_made`` is called here.
     """
 
     def __init__(self, sock: ssl.SSLSocket, protocol: asyncio.Protocol) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._fd = sock.fileno()  # a socket that failed may tell it no more
+        self._fd = sock.fileno()  # kept: a socket that failed may not know it any more
         self._protocol = protocol
         self._unsent = bytearray()
         self._closing = self._aborted = self._paused = False
         self._loop.add_reader(self._fd, self._read)
         protocol.connection_made(self)
-        self._loop.call_soon(self._read)  # what came with the handshake makes no file readable
+        # Data that was read with the handshake does not make the descriptor readable.
+        self._loop.call_soon(self._read)
 
     # Reading
 
     def _read(self) -> None:
         if self._paused or self._aborted:
             return
-        data, open_still = self._read_available()
+        data, still_open = self._read_available()
         if data and not self._closing:
             self._protocol.data_received(bytes(data))
-        if not open_still:
+        if not still_open:
             self.abort()
         elif self._sock.pending():
             self._loop.call_soon(self._read)
 
     def _read_available(self) -> tuple[bytearray, bool]:
-        """Return what is there, and whether more may come."""
+        """Return the available data, and whether the connection is still open."""
         data = bytearray()
         try:
             while len(data) < READ_BYTES:
@@ -66,18 +67,18 @@ class TlsTransport(asyncio.Transport):
                     break
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
-        except (OSError, ValueError):  # ValueError: what TLS knew of the connection is gone
+        except (OSError, ValueError):  # ValueError: the SSL object is closed
             return data, False
         return data, True
 
     def pause_reading(self) -> None:
-        """Leave what comes in the socket."""
+        """Stop reading; received bytes stay in the socket, so that the peer has to wait."""
         if not self._paused and not self._aborted:
             self._paused = True
             self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        """Go on reading; some of it may be deciphered already."""
+        """Read again, also what OpenSSL has decrypted already."""
         if self._paused and not self._aborted:
             self._paused = False
             self._loop.add_reader(self._fd, self._read)
@@ -86,7 +87,7 @@ class TlsTransport(asyncio.Transport):
     # Writing
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, or keep what the socket does not take now."""
+        """Send; keep what the socket does not accept yet until it is writable."""
         if self._aborted or self._closing:
             return
         if self._unsent:
@@ -99,7 +100,7 @@ class TlsTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def _send(self, data: bytes | bytearray | memoryview) -> int:
-        """Return how many bytes the socket took."""
+        """Return how many bytes the socket accepted."""
         view, sent = memoryview(data), 0
         try:
             while sent < len(view):
@@ -123,20 +124,20 @@ class TlsTransport(asyncio.Transport):
             self._shut_down_tls()
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes the socket has not taken yet."""
+        """Return how many bytes the socket has not accepted yet."""
         return len(self._unsent)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing to set: the protocol is told at the first byte that has to wait."""
+        """Do nothing: pause_writing() is always called at the first byte that has to wait."""
 
     # The end
 
     def is_closing(self) -> bool:
-        """Whether it takes nothing more."""
+        """Return whether the transport is closing or closed."""
         return self._closing or self._aborted
 
     def close(self) -> None:
-        """Hang up once all has left."""
+        """Close the connection once all data has been sent."""
         if self.is_closing():
             return
         self._closing = True
@@ -145,20 +146,20 @@ class TlsTransport(asyncio.Transport):
 
     def _shut_down_tls(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._sock.unwrap()  # says goodbye (RFC 8446, 6.1); the answer is not waited for
+            self._sock.unwrap()  # sends close_notify (RFC 8446, 6.1); does not await the peer's
         self.abort()
 
     def abort(self) -> None:
-        """Hang up at once."""
+        """Close the connection immediately."""
         if self._aborted:
             return
         self._aborted = True
-        self._loop.call_soon(self._close_socket)  # first: whatever fails below, the end comes
+        self._loop.call_soon(self._close_socket)  # first: it has to happen if the rest fails
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
 
     def _close_socket(self) -> None:
-        """Close the socket; the protocol hears of the end even where that fails."""
+        """Close the socket and notify the protocol, even if closing fails."""
         cleanup.run_all(
             "a TLS link", self._sock.close, lambda: self._protocol.connection_lost(None)
         )

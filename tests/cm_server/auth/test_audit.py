@@ -88,16 +88,18 @@ def test_a_flood_of_refusals_is_bounded_and_counted(book):
 
 
 def test_a_flood_of_strangers_cannot_fill_the_disk(book):
-    said = [book.audit.log_stranger("192.0.2.1", "login", "", "wrong token") for _ in range(1000)]
+    said = [
+        book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token") for _ in range(1000)
+    ]
     assert sum(text is not None for text in said) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
     for number in range(1000):
-        book.audit.log_stranger(
+        book.audit.log_unauthenticated(
             f"198.51.{number % 250}.{number // 250}", "login", "", "wrong token"
         )
     assert len(book.rows) == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
     assert {(row.who, row.outcome) for row in book.rows} == {("", "refused")}
     book.clock.now += 60
-    told = book.audit.log_stranger("192.0.2.1", "login", "", "wrong token")
+    told = book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token")
     assert told is not None
     assert told.startswith("wrong token (")
     assert book.rows[-1].address == "192.0.2.1"

@@ -163,7 +163,7 @@ async def test_a_key_that_is_none_is_refused_and_uses_no_token_up(service: Servi
 @pytest.mark.parametrize("more", [{"uid": "../x"}, {"platform": "<b>"}, {"uid": ""}, {"uid": 7.5}])
 async def test_what_a_board_says_of_itself_becomes_no_name_unless_it_is_one(service: Service, more):
     code, reason = await enrol(service, token_for(service, "all"), **more)
-    assert (code, reason) == (4001, "a board tells its name, or its platform and unique id")
+    assert (code, reason) == (4001, "a board has to send its name, or its platform and unique id")
 
 
 async def test_a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door(service: Service):
@@ -177,7 +177,7 @@ async def test_in_the_clear_nobody_enrols_where_others_listen(tmp_path: Path):
     async with running_service(tmp_path, local=False) as service:
         token = token_for(service, "all")
         code, reason = await enrol(service, token, tls=False)
-        assert (code, reason) == (4001, "a board enrols itself over TLS only")
+        assert (code, reason) == (4001, "a board can enrol itself over TLS only")
         assert (await enrol(service, token))["name"] == "esp32-a1b2"
 
 
@@ -196,7 +196,7 @@ async def test_stripped_tls_is_refused_with_a_sentence_in_the_log(tmp_path: Path
             await board.greet(identity.id, mac=1)
             await board.prove(identity, await board.next())
             assert (await board.closed())[0] == 4005
-        assert "lab-1 dialled without TLS; `mbm board-enrol lab-1` says" in caplog.text
+        assert "lab-1 connected without TLS; `mbm board-enrol lab-1` prints" in caplog.text
         async with await FakeBoard.join(service, identity, tls=True):
             assert service.state("lab-1") == "idle"
 

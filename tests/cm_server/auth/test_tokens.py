@@ -123,27 +123,27 @@ def test_a_name_is_one_tokens_at_a_time_and_free_when_revoked(desk):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"name": None}, "has a name"),
-        ({"name": ["x"]}, "has a name"),
+        ({"name": None}, "needs a name"),
+        ({"name": ["x"]}, "needs a name"),
         ({"name": ""}, "cannot be a name"),
         ({"name": "all"}, "every board"),
         ({"name": "a b"}, "cannot stand here"),
         ({"name": "x\x1b[2J"}, "cannot stand here"),
         ({"name": "x" * 65}, "cannot be a name"),
         ({"name": "local"}, "called local already"),
-        ({"name": "cm_" + "x" * 43}, "has a name"),
+        ({"name": "cm_" + "x" * 43}, "needs a name"),
         ({"role": "root"}, "viewer, operator, admin"),
         ({"role": None}, "viewer, operator, admin"),
         ({"role": ["admin"]}, "viewer, operator, admin"),
         ({"target": ""}, "is empty"),
         ({"target": "lab-["}, "never closed"),
-        ({"target": 7}, "are a target"),
-        ({"span": 0}, "seconds above 0"),
-        ({"span": -1}, "seconds above 0"),
-        ({"span": "30d"}, "seconds above 0"),
-        ({"span": True}, "seconds above 0"),
-        ({"span": float("nan")}, "seconds above 0"),
-        ({"span": 10**30}, "seconds above 0"),
+        ({"target": 7}, "needs a name and a target"),
+        ({"span": 0}, "above 0 seconds"),
+        ({"span": -1}, "above 0 seconds"),
+        ({"span": "30d"}, "above 0 seconds"),
+        ({"span": True}, "above 0 seconds"),
+        ({"span": float("nan")}, "above 0 seconds"),
+        ({"span": 10**30}, "above 0 seconds"),
     ],
     ids=str,
 )
@@ -231,7 +231,7 @@ def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(des
 def test_the_local_token_is_not_revoked_but_deleted(desk):
     token = credentials.new_token()
     desk.tokens.install_local_token(token)
-    with pytest.raises(ServerError, match="delete it and start the server again"):
+    with pytest.raises(ServerError, match="delete it and restart the server"):
         desk.revoke("local")
     assert desk.refusal(token) == ""
 

@@ -65,7 +65,7 @@ async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
     async with board:
         await board.greet(identity.id)
         await board.prove(identity, await board.next())
-        assert await board.closed() == (1001, "it cannot be taken in now")
+        assert await board.closed() == (1001, "the server cannot accept the board now")
     db.exec_driver_sql("PRAGMA query_only=OFF")
     db.commit()
 

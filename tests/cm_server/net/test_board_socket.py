@@ -71,7 +71,7 @@ async def refusal(service: Service, identity: Identity, lie: Any = None) -> tupl
 async def test_a_wrong_key_and_an_unknown_id_are_told_the_same(service: Service, lab: Identity):
     wrong_key = await refusal(service, lab)
     unknown = await refusal(service, STRANGER)
-    assert wrong_key == unknown == (4001, "not proven")
+    assert wrong_key == unknown == (4001, "authentication failed")
     assert service.state("lab-1") == "offline"
 
 
@@ -126,7 +126,7 @@ async def test_another_version_is_told_so(service: Service, lab: Identity, versi
         await board.greet(lab.id, version)
         code, reason = await board.closed()
         assert code == board_socket.CLOSE_WRONG_VERSION
-        assert reason == f"protocol {version} is not spoken here"
+        assert reason == f"this server does not support protocol {version}"
 
 
 async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
@@ -141,7 +141,7 @@ async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
         "127.0.0.1",
         "board",
         lab.id,
-        "not proven",
+        "authentication failed",
         None,
         None,
         None,
@@ -341,7 +341,7 @@ async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab:
         assert (await newer.next()).job == job
         await newer.end(job, rest=b"1")
         assert await caller.ending(job) == ("ok", "1")
-    assert "dialled in again" in caplog.text
+    assert "connected again" in caplog.text
 
 
 async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(service: Service):

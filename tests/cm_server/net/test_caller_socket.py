@@ -94,7 +94,7 @@ async def test_another_version_is_told_which_one_is_spoken(service: Service, ver
     answer = await refused(service, **headers)
     assert answer.startswith("HTTP/1.1 409 ")
     assert "\r\nCm-Protocol: 1\r\n" in answer
-    assert answer.endswith("This server speaks version 1 of the protocol.\n")
+    assert answer.endswith("This server uses version 1 of the protocol.\n")
 
 
 async def test_the_version_is_not_told_to_a_stranger(service: Service):

@@ -126,7 +126,7 @@ async def test_a_foreign_page_opens_no_link(service: Service, path, origin):
     text = handshake(path, Authorization=f"Bearer {service.token}", **{"Cm-Protocol": "1"})
     said = await say(service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n"))
     assert said.startswith("HTTP/1.1 403 ")
-    assert "Cm-Refused: web pages may not open this\r\n" in said
+    assert "Cm-Refused: web pages of other origins may not open this address\r\n" in said
 
 
 @pytest.mark.parametrize("path", SOCKETS)
@@ -293,7 +293,7 @@ async def test_in_the_clear_a_server_for_all_answers_nothing(tmp_path, path):
     async with running_service(tmp_path, local=False) as service:
         said = await say(service, PLAIN.format(path=path))
         assert said.startswith("HTTP/1.1 403 ")
-        assert "Cm-Refused: this server speaks TLS: use https:// in its address\r\n" in said
+        assert "Cm-Refused: this server requires TLS: use https:// in its address\r\n" in said
 
 
 @pytest.mark.parametrize("host", ["192.168.1.2:18266", "lab.example", "evil.example"])

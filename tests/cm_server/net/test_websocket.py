@@ -51,13 +51,13 @@ async def test_the_handshake_is_answered_as_the_rfc_says(service: Service):
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
-        ({"Upgrade": ""}, "This address speaks WebSocket only."),
-        ({"Upgrade": "h2c"}, "This address speaks WebSocket only."),
-        ({"Connection": "keep-alive"}, "This address speaks WebSocket only."),
-        ({"Connection": ""}, "This address speaks WebSocket only."),
-        ({"Sec-WebSocket-Key": ""}, "This address speaks WebSocket only."),
-        ({"Sec-WebSocket-Version": "8"}, "WebSocket version 13 is spoken here."),
-        ({"Sec-WebSocket-Version": ""}, "WebSocket version 13 is spoken here."),
+        ({"Upgrade": ""}, "This address accepts WebSocket connections only."),
+        ({"Upgrade": "h2c"}, "This address accepts WebSocket connections only."),
+        ({"Connection": "keep-alive"}, "This address accepts WebSocket connections only."),
+        ({"Connection": ""}, "This address accepts WebSocket connections only."),
+        ({"Sec-WebSocket-Key": ""}, "This address accepts WebSocket connections only."),
+        ({"Sec-WebSocket-Version": "8"}, "Only WebSocket version 13 is supported."),
+        ({"Sec-WebSocket-Version": ""}, "Only WebSocket version 13 is supported."),
     ],
     ids=str,
 )
@@ -404,7 +404,7 @@ async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
                 break
             transport = conversation._link._transport
             assert transport is None or transport.get_write_buffer_size() < 512 * 1024
-    assert "does not read: its link is cut" in caplog.text
+    assert "does not read: its link is closed" in caplog.text
     async with await FakeCaller.join(service) as healthy:
         assert "reply" in await healthy.ask("status")
 
@@ -430,10 +430,10 @@ async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     link.close(1000)
     assert isinstance(link, websocket.WebSocketLink)
     link.abort()
-    link._release()  # the end of a sip
-    link._serve_on()  # its turn, where it had a backlog
+    link._resume_reading()  # as after a pause
+    link._continue_backlog()
 
 
 def test_a_socket_whose_peer_is_gone_has_no_name():
     with socket.socket() as sock:
-        assert websocket._peer_name(sock) == "a peer that is gone"
+        assert websocket._peer_name(sock) == "a disconnected peer"
