@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, text_defence
+from .defence import BOARD, LIBRARY, SERVER, defence, text_defence
 
 BOUNDS: Final = [
     # At most once
@@ -36,35 +36,31 @@ BOUNDS: Final = [
         "    if False:\n",
         "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[swallows]",
     ),
-    text_defence(
+    defence(
         "a reset does not wait for the board's own program",
         SERVER + "jobs/scheduler.py",
-        "        return next((job for job in board.queue if _resets(job)), None)\n",
-        "        return None\n",
+        "_first_resetting_job = lambda board: None",
         "cm_server/jobs/test_scheduler.py::test_reset_does_not_wait_for_the_boards_own_program",
         "cm_server/jobs/test_scheduler.py::test_reset_goes_before_cells_that_wait_for_the_program",
     ),
-    text_defence(
-        "a cell that a board passed over, since its program began first, is sent once more",
+    defence(
+        "a cell that a board skipped because its own program started first is sent again",
         SERVER + "jobs/dispatch.py",
-        'if board.blocked and job is not None and job.state == "running":',
-        "if False:",
+        "_overtaken_job = lambda board: None",
         "cm_server/jobs/test_scheduler.py::"
         "test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more",
     ),
-    text_defence(
-        "a cell that went back into the queue is lost with the boot that may have run it",
+    defence(
+        "a cell that was put back into the queue is lost if the board restarts",
         SERVER + "jobs/dispatch.py",
-        "if job is not None and (is_told or not same_boot):",
-        "if job is not None and is_told:",
+        "_may_have_run = lambda reported, same_boot: reported",
         "cm_server/jobs/test_scheduler.py::"
         "test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it",
     ),
-    text_defence(
-        "a board that owes its word too long is asked anew",
+    defence(
+        "the link of a board that does not report a result in time is closed",
         SERVER + "jobs/scheduler.py",
-        "self._later(self.lost_after, lambda: self._ask_anew(job))",
-        "pass",
+        "Scheduler._close_unresponsive_link = lambda self, job: None",
         "cm_server/jobs/test_scheduler.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
     ),
     text_defence(
@@ -74,32 +70,29 @@ BOUNDS: Final = [
         "                elif False:\n",
         "cloudmanager/client/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
     ),
-    text_defence(
-        "a board speaks of its own job only",
+    defence(
+        "a board's messages about jobs of other boards are ignored",
         SERVER + "jobs/dispatch.py",
-        "if job is None or job.id != message.job:",
-        "if job is None:",
+        "_is_job_number = lambda job, number: True",
         "cm_server/jobs/test_dispatch.py::test_what_a_board_says_of_another_job_is_ignored",
     ),
-    text_defence(
-        "a board amends its own job only",
+    defence(
+        "a board corrects the result of its own jobs only",
         SERVER + "jobs/job_results.py",
-        "if row is None or row.board != board.id:",
-        "if row is None:",
+        "_is_job_of = lambda row, board: True",
         "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_another_boards_outcome",
     ),
-    text_defence(
-        "a board amends a guess only",
+    defence(
+        "a board corrects an assumed result only",
         SERVER + "jobs/job_results.py",
-        'if row.status not in (None, "lost") and row.error != UNCONFIRMED:',
-        "if False:",
+        "_is_uncertain = lambda row: True",
         "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_an_outcome_that_is_known",
     ),
-    text_defence(
-        "a job is in the file before its cell leaves",
+    defence(
+        "a job is committed before its cell is sent",
         SERVER + "jobs/dispatch.py",
-        "numbers = self._store.begin([board.id for board in boards], caller, **asked)",
-        "numbers = [len(self.jobs) + n + 1 for n, _ in enumerate(boards)]",
+        "Dispatch._insert_jobs = lambda self, boards, caller, **audit_fields: "
+        "[len(self.jobs) + n + 1 for n, _ in enumerate(boards)]",
         "cm_server/jobs/test_dispatch.py::test_result_ends_the_job_for_caller_store_and_board",
     ),
     # Transport abuse
@@ -190,11 +183,10 @@ BOUNDS: Final = [
         "if False:",
         "cm_server/net/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
     ),
-    text_defence(
-        "a queue is bounded",
+    defence(
+        "a board's queue is bounded",
         SERVER + "jobs/dispatch.py",
-        "if len(queue) >= limits.QUEUED_JOBS:",
-        "if False:",
+        '_queue_full_reason = lambda queue, job: ""',
         "cm_server/jobs/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
     ),
     text_defence(
@@ -296,11 +288,10 @@ BOUNDS: Final = [
         "cm_server/net/test_cleanup.py::test_every_step_runs_whichever_fails",
         "cm_server/net/test_websocket.py::test_a_clean_up_that_fails_releases_the_rest",
     ),
-    text_defence(
-        "a tail of output is bounded",
+    defence(
+        "the kept end of a job's output is bounded",
         SERVER + "jobs/jobs.py",
-        "if len(self._bytes) > 2 * limits.TAIL_BYTES:",
-        "if False:",
+        "Tail._trim = lambda self: None",
         "cm_server/jobs/test_dispatch.py::test_the_tails_of_output_and_value_are_bounded",
     ),
     # Hostile boards

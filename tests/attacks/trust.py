@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, Place, text_defence
+from .defence import BOARD, LIBRARY, SERVER, Place, defence, text_defence
 
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
@@ -187,11 +187,11 @@ TRUST: Final = [
         ENROLMENT + "rename_takes_nobodys_name",
     ),
     # Keys
-    text_defence(
-        "a key number that never was opens nothing",
+    defence(
+        "an unknown key number is refused",
         SERVER + "jobs/registry.py",
-        "self.next_key if gen == self.gen + 1 else None",
-        "self.next_key or self.key",
+        "Board.key_for = lambda self, gen: "
+        "self.key if gen == self.gen else self.next_key or self.key",
         ENROLMENT + "a_key_number_that_never_was_is_as_a_stranger",
     ),
     text_defence(

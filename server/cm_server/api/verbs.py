@@ -48,10 +48,20 @@ def check_role(token: TokenRow, verb: str) -> None:
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES.get(verb)
     if needed is None:
         raise ServerError(f"it knows no request called {verb[:64]!r}")
-    if ROLES.index(token.role) < ROLES.index(needed):
+    if not _has_role(token, needed):
         raise NotAllowed(needed)
-    if verb in VERBS and VERBS[verb].requires_all_boards and not access.reaches_all(token):
+    if verb in VERBS and VERBS[verb].requires_all_boards and not _covers_all_boards(token):
         raise NotAllowed(f"{needed} on all boards")
+
+
+def _has_role(token: TokenRow, role: str) -> bool:
+    """Return whether a token's role is this one or a higher one."""
+    return ROLES.index(token.role) >= ROLES.index(role)
+
+
+def _covers_all_boards(token: TokenRow) -> bool:
+    """Return whether a token covers all boards, as server-wide verbs require."""
+    return access.reaches_all(token)
 
 
 def handle_request(

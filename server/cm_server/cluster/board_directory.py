@@ -19,6 +19,7 @@ from .peer_messages import ALL
 
 if TYPE_CHECKING:
     from cm_server.app import Server
+    from cm_server.store.rows import ClaimedBoard
     from cm_server.store.shared_store import SharedStore
 
     from .peer_messages import PeerMessages
@@ -87,8 +88,15 @@ class BoardDirectory:
         """
         held = self._store.claim_board(board.id, facts)
         if held is None:
-            self.reload_boards([board.id])
-            raise ServerError("it is enrolled no more")
+            self._refuse_revoked(board)
+        else:
+            self._apply_lease(board, held)
+
+    def _refuse_revoked(self, board: Board) -> None:
+        self.reload_boards([board.id])
+        raise ServerError("it is enrolled no more")
+
+    def _apply_lease(self, board: Board, held: ClaimedBoard) -> None:
         self._server.enrolment.apply_row(held.row)
         board.epoch = self._epochs[board.id] = held.epoch
         self._released.discard(board.id)
@@ -167,7 +175,7 @@ class BoardDirectory:
             self.reload_boards(unknown)
         for board_id, told, facts in head["boards"]:
             board = self._registry.by_id.get(board_id)
-            if board is not None and told[0] >= board.epoch:
+            if board is not None and not _is_outdated(board, told[0]):
                 self._set_remote_state(board, RemoteBoardState(sender, *told), facts)
 
     def _set_remote_state(
@@ -229,9 +237,17 @@ class BoardDirectory:
 
     def _on_rows_changed(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
         if head.get("tokens"):
-            self._server.reload_tokens()
+            self._on_tokens_changed()
         if head.get("boards"):
-            self.reload_boards(head["boards"])
+            self._on_enrolment_changed(head["boards"])
+
+    def _on_tokens_changed(self) -> None:
+        """Read the tokens again: another server created or revoked one."""
+        self._server.reload_tokens()
+
+    def _on_enrolment_changed(self, ids: Sequence[str]) -> None:
+        """Read boards again that another server enrolled, changed or revoked."""
+        self.reload_boards(ids)
 
     def reload_boards(self, ids: Sequence[str]) -> None:
         """Read anew what the store has of some boards."""
@@ -258,3 +274,8 @@ class BoardDirectory:
     def publish_row_changes(self, boards: Sequence[str] = (), *, tokens: bool = False) -> None:
         """Have the other servers read anew what this one wrote."""
         self._peer_messages.send(ALL, "rows", {"boards": list(boards), "tokens": tokens})
+
+
+def _is_outdated(board: Board, epoch: int) -> bool:
+    """Return whether a message about a board is older than what this server knows of it."""
+    return epoch < board.epoch

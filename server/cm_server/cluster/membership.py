@@ -52,6 +52,11 @@ def local_token_name(home: Path) -> str:
     return f"{LOCAL_TOKEN_NAME}-{path.read_text().strip()}"
 
 
+def _peer_message_key(store: SharedStore) -> bytes:
+    """Return the secret key of peer messages; the first server of a store creates it."""
+    return store.put_if_absent("bus", secrets.token_bytes(32))
+
+
 class Cluster:
     """This server among the others.
 
@@ -73,7 +78,7 @@ class Cluster:
     ) -> None:
         self._server, self._store, self._loop = server, store, loop
         self._dead_after = dead_after
-        key = store.put_if_absent("bus", secrets.token_bytes(32))
+        key = _peer_message_key(store)
         fleet = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
         self.peer_messages = PeerMessages(pubsub, fleet, key, store.server_id)
         self.remote_jobs = server.dispatch.enable_remote_jobs(store, self.peer_messages)
@@ -135,11 +140,13 @@ class Cluster:
         self._server.update_lost_after()
         self._server.dispatch.take_over_jobs(self._store.take_over_jobs())
         self.board_directory.publish_changes()
-        alone = (
-            RELOAD_SECONDS if self.peer_messages.pubsub.connected else RELOAD_DISCONNECTED_SECONDS
-        )
-        if self._loop.time() - self._reloaded_at > alone:
+        if self._loop.time() - self._reloaded_at > self._reload_interval():
             self._reload()
+
+    def _reload_interval(self) -> float:
+        """Return the seconds between two reloads: shorter while no changes can be received."""
+        connected = self.peer_messages.pubsub.connected
+        return RELOAD_SECONDS if connected else RELOAD_DISCONNECTED_SECONDS
 
     def _rejoin(self) -> None:
         """Find that the others took this server for dead: what it has is theirs."""

@@ -102,8 +102,13 @@ class PeerMessages:
         return _HEAD.pack(bytes.fromhex(self._server_id), number, flags, mac) + fragment
 
     def _mac(self, sender: str, recipient: str, number: int, flags: int, fragment: bytes) -> bytes:
-        said = f"{sender} {recipient} {number} {flags} ".encode() + fragment
-        return hashlib.blake2b(said, digest_size=16, key=self._key).digest()
+        data = _mac_input(sender, recipient, number, flags, fragment)
+        return hashlib.blake2b(data, digest_size=16, key=self._key).digest()
+
+    @staticmethod
+    def _is_authentic(mac: bytes, expected: bytes) -> bool:
+        """Compare two MACs in constant time."""
+        return hmac.compare_digest(mac, expected)
 
     async def request(
         self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b""
@@ -134,7 +139,7 @@ class PeerMessages:
         if sender == self._server_id:
             return
         for to in (self._server_id, ALL):
-            if hmac.compare_digest(mac, self._mac(sender, to, number, flags, piece)):
+            if self._is_authentic(mac, self._mac(sender, to, number, flags, piece)):
                 self._add_fragment((sender, to), number, flags, piece)
                 return
         self.dropped += 1
@@ -143,7 +148,7 @@ class PeerMessages:
         self, route: tuple[str, str], number: int, flags: int, fragment: bytes
     ) -> None:
         last = self._last_numbers.get(route, 0)
-        if number <= last:
+        if _is_replay(number, last):
             self.dropped += 1
             return
         self._last_numbers[route] = number
@@ -187,3 +192,13 @@ class PeerMessages:
         asked = self._pending_replies.get(head["to"])
         if asked is not None and not asked.done():
             asked.set_result((head["reply"], payload))
+
+
+def _mac_input(sender: str, recipient: str, number: int, flags: int, fragment: bytes) -> bytes:
+    """Return the bytes that a fragment's MAC covers: its route, number, flags and content."""
+    return f"{sender} {recipient} {number} {flags} ".encode() + fragment
+
+
+def _is_replay(number: int, last: int) -> bool:
+    """Return whether a fragment with this number, or a later one, was received on its route."""
+    return number <= last

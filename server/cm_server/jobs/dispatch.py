@@ -122,7 +122,7 @@ class Dispatch:
             token: the hash of the caller's token, by which each start is judged.
             audit_fields: (``address``, ``target`` …) what the audit log gets to know of who asked.
         """
-        numbers = self._store.insert_jobs([board.id for board in boards], caller, **audit_fields)
+        numbers = self._insert_jobs(boards, caller, **audit_fields)
         jobs = [
             Job(number, board, cell, caller, observer, token=token)
             for number, board in zip(numbers, boards, strict=True)
@@ -130,6 +130,12 @@ class Dispatch:
         self.jobs.update((job.id, job) for job in jobs)
         self.counters.on_submitted(jobs, caller, audit_fields.get("target", ""))
         return jobs
+
+    def _insert_jobs(
+        self, boards: Sequence[Board], caller: str, **audit_fields: str
+    ) -> Sequence[int]:
+        """Commit one row per board to the store; return the numbers of the jobs."""
+        return self._store.insert_jobs([board.id for board in boards], caller, **audit_fields)
 
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
@@ -249,7 +255,7 @@ class Dispatch:
             board.notify_changed()
         elif not message.job:  # what its own program prints: nobody asked for it
             pass
-        elif job is None or job.id != message.job:
+        elif job is None or not _is_job_number(job, message.job):
             self.on_stray(board, message.job)
         elif message.op == wire.RESULT:
             self._on_result(job, message, data)
@@ -291,8 +297,9 @@ class Dispatch:
         board.blocked = bool(message.flags & wire.BLOCKING)
         board.notify_changed()
         job = board.current_job
-        if board.blocked and job is not None and job.state == "running":
-            self._scheduler.put_back(job)
+        overtaken = _overtaken_job(board)
+        if overtaken is not None:
+            self._scheduler.put_back(overtaken)
         elif board.blocked and job is not None and job.state == "settled":
             board.current_job = None  # it does not run that any more, whatever became of it
         if board.current_job is None:
@@ -409,7 +416,7 @@ class Dispatch:
         """
         job = next((job for job in board.queue if job.resends), None)
         is_told = job is not None and told is not None and told.job == job.id
-        if job is not None and (is_told or not same_boot):
+        if job is not None and _may_have_run(reported=is_told, same_boot=same_boot):
             board.queue.remove(job)
             self._end_returned_job(job, told, same_boot=same_boot)
         return is_told
@@ -459,6 +466,29 @@ class Dispatch:
             board.current_job = self.jobs[job.id] = job
             self._scheduler.start_grace_period(board)
         self._store.flush()
+
+
+def _is_job_number(job: Job, number: int) -> bool:
+    """Return whether a board's message is about the job that it runs."""
+    return job.id == number
+
+
+def _overtaken_job(board: Board) -> Job | None:
+    """Return the job that was sent before its board reported that its own program runs."""
+    job = board.current_job
+    if board.blocked and job is not None and job.state == "running":
+        return job
+    return None
+
+
+def _may_have_run(*, reported: bool, same_boot: bool) -> bool:
+    """Return whether a job that was put back into the queue may have run after all.
+
+    Args:
+        reported: whether its board reported a result of it.
+        same_boot: whether its board has not restarted since.
+    """
+    return reported or not same_boot
 
 
 def _queue_full_reason(queue: Sequence[Job], job: Job) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 
 from .counters import Counters
@@ -80,9 +81,7 @@ class JobResults:
             row = self._store.job(reported.job)
         except ServerError:
             return  # it stays a guess
-        if row is None or row.board != board.id:
-            return
-        if row.status not in (None, "lost") and row.error != UNCONFIRMED_STOP:
+        if row is None or not _is_job_of(row, board) or not _is_uncertain(row):
             return
         why = {
             "event": "amended",
@@ -97,6 +96,16 @@ class JobResults:
         if known is not None:
             known.status, known.error = reported.status, reported.error
         self._store.amend_job(reported.job, board.id, reported.status, _last_line(reported.error))
+
+
+def _is_job_of(row: JobRow, board: Board) -> bool:
+    """Return whether a job in the store is one of this board."""
+    return row.board == board.id
+
+
+def _is_uncertain(row: JobRow) -> bool:
+    """Return whether the server had to assume how a job ended, or has not ended it."""
+    return row.status in (None, "lost") or row.error == UNCONFIRMED_STOP
 
 
 def _last_line(error: str) -> str:

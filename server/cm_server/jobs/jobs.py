@@ -62,6 +62,10 @@ class Tail:
         """Write some more."""
         self._bytes += data
         self.truncated = self.truncated or len(self._bytes) > limits.TAIL_BYTES
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop old bytes; at twice the limit only, so that not every write copies the buffer."""
         if len(self._bytes) > 2 * limits.TAIL_BYTES:
             self._bytes = self._bytes[-limits.TAIL_BYTES :]
 

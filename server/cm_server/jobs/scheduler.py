@@ -63,12 +63,7 @@ class Scheduler:
         """
         board, cell = job.board, job.cell
         assert board.link is not None
-        why = (
-            f"{refused}; it did not run"
-            if (refused := self.refusal(job))
-            else _unsupported_reason(job)
-        )
-        if why:
+        if why := self._not_permitted_reason(job) or _unsupported_reason(job):
             self._job_results.end_job(job, "error", why)
             return False
         if not self._mark_sent(job):
@@ -91,6 +86,11 @@ class Scheduler:
                 cell.timeout + CONFIRM_SECONDS, lambda: self._on_deadline(job)
             )
         return True
+
+    def _not_permitted_reason(self, job: Job) -> str:
+        """Return why the caller's token does not permit the job any more; "" if it does."""
+        refusal = self.refusal(job)
+        return f"{refusal}; it did not run" if refusal else ""
 
     def put_back(self, job: Job) -> None:
         """Queue a job anew that its board has not begun: its own program began first.
@@ -244,8 +244,13 @@ def _startable(board: Board) -> Job | None:
     if board.link is None or board.current_job is not None:
         return None
     if board.blocked:
-        return next((job for job in board.queue if _resets(job)), None)
+        return _first_resetting_job(board)
     return board.queue[0] if board.queue else None
+
+
+def _first_resetting_job(board: Board) -> Job | None:
+    """Return the first queued job that restarts the board, None if there is none."""
+    return next((job for job in board.queue if _resets(job)), None)
 
 
 def _resets(job: Job) -> bool:
