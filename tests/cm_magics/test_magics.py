@@ -379,7 +379,7 @@ def test_absent_board_is_waited_for(shell: Shell, fleet: Fleet):
     fleet.enrol(["late-1"])
     told = shell.run("%%board late-1 --wait 0.1\n1")
     assert told.startswith("BoardOffline:")
-    assert "did not dial in within 0.1 s" in told
+    assert "did not connect within 0.1 s" in told
     fleet.revoke("late-1")
 
 

@@ -286,4 +286,4 @@ def test_run_without_wait_ends_offline_at_once(cm_fleet: Fleet, cm_board: BoardU
 def test_run_ends_offline_when_the_wait_is_over(cm_board: BoardUnderTest):
     cm_board.kill()
     result = cm_board.run("6 * 7", wait=0.3, check=False)
-    assert (result.status, "it did not dial in within 0.3 s" in result.why) == ("offline", True)
+    assert (result.status, "it did not connect within 0.3 s" in result.why) == ("offline", True)

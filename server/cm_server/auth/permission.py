@@ -56,8 +56,8 @@ class Permission:
         self._expiring: set[str] = set()  # hashes of tokens that have a timer
         self._review_scheduled = False
         self._detach_scheduled = False
-        dispatch.permit(self.refusal_reason)
-        registry.on_access = self.schedule_review
+        dispatch.set_permission_check(self.refusal_reason)
+        registry.on_access_changed = self.schedule_review
 
     def refusal_reason(self, job: Job) -> str:
         """Return why a job may not start, or its caller not follow it; "" if they may.
@@ -65,9 +65,9 @@ class Permission:
         The text contains the board's name from when the job was submitted: the caller may not
         learn a new name that its token does not reach.
         """
-        if not job.token:
+        if not job.token_hash:
             return ""  # from an older version of the server, or a job of the server itself
-        token = self._find_token(job.token)
+        token = self._find_token(job.token_hash)
         if token is None:
             return f"the token of {job.caller!r} is not known here"
         if reason := self._tokens.refusal_reason(token):
@@ -124,7 +124,7 @@ class Permission:
         for job in list(self._dispatch.jobs.values()):
             if not (reason := self.refusal_reason(job)):
                 continue
-            if not job.begun:
+            if not job.may_have_started:
                 self._withdraw(job, reason)
             elif job.observer is not None and not self._detach_scheduled:
                 self._detach_scheduled = True
@@ -132,16 +132,16 @@ class Permission:
 
     def _withdraw(self, job: Job, reason: str) -> None:
         """End a waiting job that is no longer permitted."""
-        self._dispatch.withdraw(job, reason)
+        self._dispatch.withdraw_job(job, reason)
 
     def _detach_callers(self) -> None:
         """Detach callers from running jobs that their tokens no longer permit."""
         self._detach_scheduled = False
         for job in list(self._dispatch.jobs.values()):
-            is_followed = job.begun and job.observer is not None
+            is_followed = job.may_have_started and job.observer is not None
             if is_followed and (reason := self.refusal_reason(job)):
                 self._detach_caller(job, reason)
 
     def _detach_caller(self, job: Job, reason: str) -> None:
         """Stop sending messages about a running job to its caller."""
-        self._dispatch.part(job, reason)
+        self._dispatch.stop_following(job, reason)

@@ -82,7 +82,7 @@ class RemoteJobs:
         job.owner = server
         if not self._batch:
             self._call_later(0, self._send_batch)
-        self._batch.setdefault((server, job.cell, job.caller, job.token), []).append(job)
+        self._batch.setdefault((server, job.cell, job.caller, job.token_hash), []).append(job)
 
     def _send_batch(self) -> None:
         """Ask each server once for all that one cell is to it."""
@@ -229,8 +229,8 @@ class RemoteJobs:
         job.stop_timer()
         job.owner, job.awaiting_input, job.transfer = _UNKNOWN_OWNER, False, None
         self._stop_tracking(job.id)
-        if job.cell.timeout is not None and job.began is not None:
-            until = job.began + job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
+        if job.cell.timeout is not None and job.started_monotonic is not None:
+            until = job.started_monotonic + job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
             left = max(until - time.monotonic(), 0.0)
             job.timer = self._call_later(left, lambda: self._on_result_timeout(job))
 

@@ -1,8 +1,8 @@
-"""What happened since the server started: counted for ``/metrics``, and jobs told in the log.
+"""Counters since the start of the server, for the metrics endpoint, and the log of jobs.
 
-Plain numbers, so that counting costs a cell nothing; metrics.py shows them. A job's life is
-logged under its number where the log is one for programs (``--log-json``), else not at all:
-callers, boards and the store know the job by the same number.
+The counters are plain integers, so that counting costs a cell nothing; the Prometheus library reads
+them at a request for metrics. The life of a job is logged at level INFO only, which the JSON log
+(``--log-json``) records and the log for people does not.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server.jobs")
 
-#: Seconds: the upper bounds by which jobs are counted.
+#: Upper bounds, in seconds, of the histogram of durations.
 DURATION_BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 END_STATUSES = tuple(status for status in wire.STATUSES if status != "running")
 
 
 class Counters:
-    """The counts.
+    """Counts of jobs and links since the start of the server.
 
     Attributes:
-        jobs_ended: how many jobs ended, by status.
-        duration_counts: jobs by duration: up to each of ``BOUNDS`` seconds, and longer.
-        run_seconds: how long they ran together.
-        board_links: how many boards proved themselves.
-        silent_links: how many links were closed since their board fell silent.
-        refused_links: how many were not let in, boards and callers.
+        jobs_ended: ended jobs by status.
+        duration_counts: jobs by duration: one count for each of ``DURATION_BOUNDS``, and a last one
+            for longer jobs.
+        run_seconds: the sum of the durations of all jobs.
+        board_links: links of boards that authenticated.
+        silent_links: links that were closed because the board no longer answered.
+        refused_links: refused links, by kind: boards and callers.
     """
 
     def __init__(self) -> None:
@@ -45,19 +46,19 @@ class Counters:
         self.refused_links = {"board": 0, "caller": 0}
 
     def on_submitted(self, jobs: Sequence[Job], caller: str, target: str) -> None:
-        """Note a cell: its jobs are written down."""
+        """Log that a cell was submitted and its jobs were committed."""
         if jobs and log.isEnabledFor(logging.INFO):
-            told = {"caller": caller, "target": target, "jobs": [jobs[0].id, jobs[-1].id]}
-            log.info("a cell came", extra={"event": "submitted", **told})
+            fields = {"caller": caller, "target": target, "jobs": [jobs[0].id, jobs[-1].id]}
+            log.info("cell submitted", extra={"event": "submitted", **fields})
 
     def on_started(self, job: Job) -> None:
-        """Note that a job was sent to its board."""
+        """Log that a job was sent to its board."""
         if log.isEnabledFor(logging.INFO):
-            told = {"job": job.id, "board": job.board.name}
-            log.info("a job was sent to its board", extra={"event": "started", **told})
+            fields = {"job": job.id, "board": job.board.name}
+            log.info("job sent to its board", extra={"event": "started", **fields})
 
     def on_ended(self, job: Job) -> None:
-        """Note how a job ended."""
+        """Count and log how a job ended."""
         assert job.status is not None
         self.jobs_ended[job.status] += 1
         elapsed = None
@@ -66,6 +67,6 @@ class Counters:
             self.run_seconds += elapsed
             self.duration_counts[bisect_left(DURATION_BOUNDS, elapsed)] += 1
         if log.isEnabledFor(logging.INFO):
-            told = {"job": job.id, "board": job.board.name, "caller": job.caller}
-            how = {"status": job.status, "elapsed": elapsed}
-            log.info("a job ended", extra={"event": "ended", **told, **how})
+            fields = {"job": job.id, "board": job.board.name, "caller": job.caller}
+            result = {"status": job.status, "elapsed": elapsed}
+            log.info("job ended", extra={"event": "ended", **fields, **result})

@@ -1,17 +1,17 @@
-"""What callers ask of jobs and what boards say of them; no sockets, no SQL.
+"""Requests of callers about jobs, and messages of boards about their jobs. No sockets, no SQL.
 
 One job is one cell on one board. Its states::
 
-    queued ──▶ running ──▶ settled
+    queued ──▶ running ──▶ ended
      │  ▲         │           ▲
      │  │         ▼           │
-     │  │       adrift ───────┤     the link is gone; the board may still tell
+     │  │       adrift ───────┤     the link is down; the board may still report
      ▼  │                     │
     resetting ────────────────┘     the board restarts first (--fresh)
 
-A job is settled once, towards its caller and in the store, from any of the states; a board
-that tells more later amends the store (endings.py). Jobs are never sent twice. Who runs what
-next is queues.py's to say. Call from the server's one thread.
+A job ends once, for its caller and in the store, from any of the states; if its board reports a
+result later, the row in the store is corrected (``JobResults``). A job is never started twice.
+Which job runs next is up to the ``Scheduler``. Call from the thread of the event loop only.
 """
 
 from __future__ import annotations
@@ -40,17 +40,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-EMPTY_CELL = Cell(b"", None, awaits=False)  # of a job that another server, or start, has sent
+#: The cell of a job that another server, or an earlier run of this one, has sent: it is not stored.
+EMPTY_CELL = Cell(b"", None, awaits=False)
 
 
 class Dispatch:
-    """The queues of all boards.
+    """The jobs of all boards.
 
     Args:
-        store: where jobs and their endings are written.
+        store: where jobs and their results are written.
         registry: the boards.
-        call_later: calls a function after so many seconds and returns what calls it off.
-        lost_after: seconds of grace for a board whose link broke.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        lost_after: seconds that a board has to reconnect after its link broke.
+
+    Attributes:
+        on_emit: called with a board and its EMIT message.
+        on_stray: called when a board sends a message about a job that is not its current one, with
+            the job's number.
+        remote_jobs: jobs on boards of other servers; None if there is only one server.
     """
 
     def __init__(
@@ -67,7 +74,6 @@ class Dispatch:
         self._job_results = JobResults(store, call_later)
         self._scheduler = Scheduler(store, self._job_results, call_later, lost_after=lost_after)
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
-        #: Called where a board speaks of a job that is not its own, with that job's number.
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
         self.jobs = self._job_results.jobs
         self.recent_jobs = self._job_results.recent_jobs
@@ -75,32 +81,36 @@ class Dispatch:
         self.flush_later = self._job_results.flush_later
         self.send_rekey = self._scheduler.send_rekey
         self.end_board_jobs = self._scheduler.end_board_jobs
-        self.remote_jobs: RemoteJobs | None = None  # where there are other servers
-        self._refusal: Callable[[Job], str] = lambda _job: ""
+        self.remote_jobs: RemoteJobs | None = None
+        self._permission_check: Callable[[Job], str] = lambda _job: ""
         self._restore_jobs()
 
-    def permit(self, refusal: Callable[[Job], str]) -> None:
-        """Have ``refusal`` say, before each start, why a job may not begin; "" where it may."""
-        self._refusal = self._scheduler.refusal = refusal
+    def set_permission_check(self, check: Callable[[Job], str]) -> None:
+        """Set the function that is called before each start of a job.
+
+        Args:
+            check: returns why the job may not start, "" if it may.
+        """
+        self._permission_check = self._scheduler.permission_check = check
 
     def enable_remote_jobs(self, store: SharedStore, peer_messages: PeerMessages) -> RemoteJobs:
-        """Have other servers, which run jobs for callers here."""
+        """Let other servers run jobs of callers of this server, on their boards."""
         self.remote_jobs = RemoteJobs(
             self, self._job_results, store, peer_messages, self._call_later
         )
-        self._scheduler.on_refused = self.remote_jobs.follow_in_store
+        self._scheduler.on_not_owned = self.remote_jobs.follow_in_store
         return self.remote_jobs
 
     @property
     def lost_after(self) -> float:
-        """Return the seconds of grace for a board whose link broke."""
+        """The seconds that a board has to reconnect after its link broke."""
         return self._scheduler.lost_after
 
     @lost_after.setter
     def lost_after(self, seconds: float) -> None:
         self._scheduler.lost_after = seconds
 
-    # What callers ask
+    # Requests of callers
 
     def submit(
         self,
@@ -112,15 +122,15 @@ class Dispatch:
         token: str = "",
         **audit_fields: str,
     ) -> list[Job]:
-        """Write one job per board down; ``launch`` lets them run.
+        """Create and commit one job per board; ``launch`` starts them.
 
         Args:
-            boards: where it runs.
+            boards: where the cell runs.
             cell: what runs.
             caller: the name of the caller's token.
-            observer: who is told how the jobs go.
-            token: the hash of the caller's token, by which each start is judged.
-            audit_fields: (``address``, ``target`` …) what the audit log gets to know of who asked.
+            observer: receives the messages of the jobs.
+            token: the hash of the caller's token; whether it permits a job is checked at the start.
+            audit_fields: more fields of the row in the audit log (``address``, ``target``, …).
         """
         numbers = self._insert_jobs(boards, caller, **audit_fields)
         jobs = [
@@ -138,21 +148,22 @@ class Dispatch:
         return self._store.insert_jobs([board.id for board in boards], caller, **audit_fields)
 
     def launch(self, jobs: Sequence[Job]) -> None:
-        """Start the jobs that ``submit`` wrote, or queue them; absent boards' jobs end."""
+        """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
         for job in jobs:
             board = job.board
             if board.queue and (why := _queue_full_reason(board.queue, job)):
                 self._job_results.end_job(job, "error", why)
-            elif board.link is None and not board.restarts:
-                self._launch_absent(job)
+            elif board.link is None and not board.is_restarting:
+                self._launch_not_connected(job)
             else:
                 board.queue.append(job)
-                self._scheduler.advance(board, quiet=job)  # who submits it is told by ACCEPTED
+                self._scheduler.start_queued_jobs(board, submitted=job)
             board.notify_changed()
 
-    def _launch_absent(self, job: Job) -> None:
+    def _launch_not_connected(self, job: Job) -> None:
+        """Launch a job whose board is connected to another server, or offline."""
         if self.remote_jobs is not None and job.board.online:
-            if why := self._refusal(job):
+            if why := self._permission_check(job):
                 self._job_results.end_job(job, "error", f"{why}; it did not run")
             else:
                 self.remote_jobs.launch(job)
@@ -160,7 +171,7 @@ class Dispatch:
             self._await_board(job)
 
     def _await_board(self, job: Job) -> None:
-        """Give an absent board the time that the caller grants it."""
+        """Queue the job of an offline board for the time that its caller allows (``wait``)."""
         if job.cell.wait <= 0:
             self._job_results.end_job(job, "offline", job.board.last_seen_text)
             return
@@ -171,44 +182,50 @@ class Dispatch:
         job.timer = None
         if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            why = f"it did not dial in within {job.cell.wait:g} s; {job.board.last_seen_text}"
+            why = f"it did not connect within {job.cell.wait:g} s; {job.board.last_seen_text}"
             self._job_results.end_job(job, "offline", why)
 
     def interrupt(self, job: Job) -> None:
-        """Take out a job that was not sent; interrupt a running one on its board."""
+        """End a job that was not sent; interrupt one that was, on its board (sends INTERRUPT)."""
         if job.owner and self.remote_jobs is not None:
             self.remote_jobs.interrupt_job(job)
         elif job.state == "running" and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
         elif job.state in ("queued", "resetting"):
-            self._take_out(job)
+            self._remove_from_queue(job)
             self._job_results.end_job(job, "interrupted", "it was not sent yet and did not run")
 
-    def _take_out(self, job: Job) -> None:
-        """Take a job that waits out of its board's queue; one that was sent is interrupted, too."""
+    def _remove_from_queue(self, job: Job) -> None:
+        """Remove a waiting job from its board's queue; interrupt it if it was sent before."""
         if job.state == "queued":
             job.board.queue.remove(job)
         if job.resends and job.board.link is not None:
             job.board.link.send(wire.pack(wire.INTERRUPT, job=job.id))
 
-    def withdraw(self, job: Job, why: str) -> None:
-        """End a job that has not begun and whose caller may not run it any more.
+    def withdraw_job(self, job: Job, why: str) -> None:
+        """End a job that has not started and that its caller may not run any more.
 
-        One that another server has is for that server to end.
+        A job that another server owns is left to that server.
         """
         if not job.owner:
-            self._take_out(job)
+            self._remove_from_queue(job)
             self._job_results.end_job(job, "error", f"{why}; it did not run")
 
-    def part(self, job: Job, why: str) -> None:
-        """Tell a caller that it follows a job no more; what the job does on its board goes on."""
-        body = {"why": f"{why}; what had begun there goes on", "output_lost": False}
+    def stop_following(self, job: Job, why: str) -> None:
+        """Report a job as lost to its caller, who may not follow it any more; it runs on."""
+        body = {"why": f"{why}; what has started there continues", "output_lost": False}
         flags = wire.STATUSES.index("lost")
         job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
-        self._part(job)
+        self._end_observation(job)
 
     def answer_input(self, job: Job, text: bytes, *, nobody: bool = False) -> None:
-        """Answer the ``input()`` of a job."""
+        """Answer the ``input()`` of a job.
+
+        Args:
+            job: ignored if it is not waiting for an answer.
+            text: the answer.
+            nobody: whether there is nobody to answer; the board raises EOFError.
+        """
         if job.awaiting_input and job.owner and self.remote_jobs is not None:
             job.awaiting_input = False
             self.remote_jobs.answer_input(job, text, nobody=nobody)
@@ -218,30 +235,30 @@ class Dispatch:
             job.board.link.send(wire.pack(wire.ANSWER, text, job=job.id, flags=flags))
 
     def detach_observer(self, observer: JobObserver) -> None:
-        """Go on without a caller that went away; its jobs stay, but for files that he wanted."""
+        """Continue the jobs of a caller that disconnected, except for its downloads."""
         for job in [job for job in self.jobs.values() if job.observer is observer]:
-            cleanup.run_all("a caller's job", functools.partial(self._part, job))
+            cleanup.run_all("a caller's job", functools.partial(self._end_observation, job))
 
-    def _part(self, job: Job) -> None:
-        """Go on with a job that nobody follows any more; files that nobody gets are not sent."""
+    def _end_observation(self, job: Job) -> None:
+        """Continue a job without observer: its ``input()`` gets EOF, a download is interrupted."""
         job.observer = None
         self.answer_input(job, b"", nobody=True)
         if job.cell.files is not None and job.cell.files.reads_files:
             self.interrupt(job)
 
     def on_bytes_forwarded(self, number: int, size: int) -> None:
-        """Note that bytes of a board's file have left for the caller."""
+        """Report to a transfer that bytes of a board's file were written to the caller's socket."""
         job = self.jobs.get(number)
         if job is not None and job.state == "running" and job.transfer is not None:
             job.transfer.on_bytes_forwarded(size)
 
-    # What boards say
+    # Messages of boards
 
     def on_message(self, board: Board, data: bytes) -> None:
-        """Take a board's message: it is passed on untouched, if it is about the board's job.
+        """Handle a message of a board; one about its current job is forwarded unchanged.
 
         Raises:
-            PeerWireError: the message is malformed, or not a board's to send.
+            PeerWireError: the message is malformed, or boards may not send it.
         """
         message = wire.unpack(data)
         wire.check_op("open", message)
@@ -253,7 +270,7 @@ class Dispatch:
         elif message.op == wire.FACTS:
             board.reported_facts = {**board.reported_facts, **wire.read_facts(message)}
             board.notify_changed()
-        elif not message.job:  # what its own program prints: nobody asked for it
+        elif not message.job:  # output of the board's own program: no caller follows it
             pass
         elif job is None or not _is_job_number(job, message.job):
             self.on_stray(board, message.job)
@@ -270,51 +287,51 @@ class Dispatch:
     def _on_result(self, job: Job, message: wire.Message, data: bytes) -> None:
         resets = job.state == "resetting"
         self.handle_result(job, message, data)
-        if not resets:  # else it restarts before it can do anything else
+        if not resets:  # else the board restarts before it can start another job
             self._scheduler.on_job_finished(job.board)
 
     def handle_result(self, job: Job, message: wire.Message, data: bytes) -> None:
-        """Pass a result on first, then write it down: somebody waits for it."""
-        ending = wire.read_result(message)
-        settled = job.state == "settled"
-        if not settled:
+        """Forward a result to the caller, which may be waiting for it, then store it."""
+        result = wire.read_result(message)
+        has_ended = job.state == "ended"
+        if not has_ended:
             job.deliver(data)
-        job.output_tail.add(ending.output)
-        if ending.status == "ok":
-            job.value.add(ending.value_or_traceback)
+        job.output_tail.add(result.output)
+        if result.status == "ok":
+            job.value.add(result.value_or_traceback)
             error = ""
         else:
-            error = ending.value_or_traceback.decode("utf-8", "replace")
-        if settled:
-            self._job_results.amend_result(job.board, ReportedResult(job.id, ending.status, error))
+            error = result.value_or_traceback.decode("utf-8", "replace")
+        if has_ended:
+            self._job_results.amend_result(job.board, ReportedResult(job.id, result.status, error))
         else:
-            self._job_results.record_end(job, ending.status, error)
+            self._job_results.record_end(job, result.status, error)
 
     def _on_program(self, board: Board, message: wire.Message) -> None:
-        """Note what a board's own program does; while it blocks the board, cells wait."""
-        told = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
-        board.reported_facts = {**board.reported_facts, "program": told}
+        """Record the state of a board's own program; while it blocks the board, cells wait."""
+        text = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
+        board.reported_facts = {**board.reported_facts, "program": text}
         board.blocked = bool(message.flags & wire.BLOCKING)
         board.notify_changed()
         job = board.current_job
         overtaken = _overtaken_job(board)
         if overtaken is not None:
-            self._scheduler.put_back(overtaken)
-        elif board.blocked and job is not None and job.state == "settled":
-            board.current_job = None  # it does not run that any more, whatever became of it
+            self._scheduler.requeue(overtaken)
+        elif board.blocked and job is not None and job.state == "ended":
+            board.current_job = None  # the board runs its program, so it has left that job
         if board.current_job is None:
             self._scheduler.start_next(board)
 
     def stop_program(self, board: Board) -> bool:
-        """Ask a board to end its own program; return whether the board is there."""
+        """Interrupt a board's own program; return whether the board is connected."""
         if board.link is None:
             return False
         board.link.send(wire.pack(wire.INTERRUPT))
         return True
 
     def handle_chunk(self, job: Job, message: wire.Message, data: bytes) -> None:
-        """Take a piece of a file, or a board's word on how far it is; the caller sees both."""
-        if job.transfer is None:  # it is settled, and the board does not know it yet
+        """Pass a piece of a file, or a board's acknowledgement, to the transfer and the caller."""
+        if job.transfer is None:  # the job has ended, and the board has not read that yet
             return
         try:
             if job.transfer.on_chunk(message):
@@ -326,7 +343,7 @@ class Dispatch:
                 self._job_results.end_job(job, "error", error.error_text)
 
     def handle_input(self, job: Job, data: bytes) -> None:
-        """Have somebody answer a job's ``input()``."""
+        """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
         job.awaiting_input = True
         if job.observer is not None and job.cell.answers:
             job.deliver(data)
@@ -334,27 +351,35 @@ class Dispatch:
             self.answer_input(job, b"", nobody=True)
 
     def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what is known of jobs, each with its board's id: open ones first, newest first."""
-        running = sorted(self.jobs.values(), key=lambda job: -job.id)
-        return [(job.board.id, job.describe()) for job in (*running, *self.recent_jobs.newest())]
+        """Return open jobs, then recently ended ones, each with its board's id; newest first."""
+        open_jobs = sorted(self.jobs.values(), key=lambda job: -job.id)
+        return [(job.board.id, job.describe()) for job in (*open_jobs, *self.recent_jobs.newest())]
 
-    # Of several servers
+    # Several servers
 
     def add_hosted_jobs(self, jobs: Sequence[Job]) -> None:
-        """Take jobs in that callers at another server wrote down; ``launch`` lets them run."""
+        """Add jobs that callers submitted at another server; ``launch`` starts them."""
         self.jobs.update((job.id, job) for job in jobs)
 
     def adopt_jobs(self, board: Board, rows: Sequence[JobRow]) -> None:
-        """Take over what was sent to a board; what it runs as far as we know may be lost to us."""
+        """Take over the jobs that were sent to a board and have not ended.
+
+        Args:
+            board: this server has acquired its lease.
+            rows: the jobs, in the store. The board's current job, if it is not among them, belongs
+                to another server.
+        """
         numbers = {row.id for row in rows}
         current = board.current_job
-        if current is not None and current.state != "settled" and current.id not in numbers:
+        if current is not None and current.state != "ended" and current.id not in numbers:
             self.hand_over_current(board)
         for row in rows:
             job = self.jobs.get(row.id) or Job(row.id, board, EMPTY_CELL, row.caller, None)
-            if board.current_job is job or job in board.queue:  # there it waits to be sent again
+            if board.current_job is job or job in board.queue:  # it waits there to be sent again
                 continue
-            job.owner, job.state, job.started = "", "adrift", job.started or row.created
+            job.owner = ""
+            job.state = "adrift"
+            job.started = job.started or row.created
             self.jobs[job.id] = job
             if board.current_job is None and board.link is None:
                 board.current_job = job
@@ -362,73 +387,82 @@ class Dispatch:
                 self._job_results.end_job(job, "lost", "it never reached the board")
 
     def hand_over_current(self, board: Board) -> None:
-        """Leave what a board runs to another server; its outcome comes out of the store."""
+        """Leave a board's current job to another server, and read its result from the store."""
         job, board.current_job = board.current_job, None
-        if job is not None and job.state != "settled" and self.remote_jobs is not None:
+        if job is not None and job.state != "ended" and self.remote_jobs is not None:
             self.remote_jobs.follow_in_store(job)
 
     def drop_all_jobs(self) -> None:
-        """Forget all jobs: other servers took them over."""
+        """Remove all jobs from memory: other servers have taken them over."""
         for job in self.jobs.values():
             job.stop_timer()
-            job.state, job.observer, job.transfer = "settled", None, None
+            job.state = "ended"
+            job.observer = None
+            job.transfer = None
         self.jobs.clear()
         for board in self._registry.by_id.values():
             board.queue.clear()
             board.current_job = None
 
     def fail_job(self, job: Job, why: str) -> None:
-        """End a job that its caller's server goes no further with."""
+        """End a hosted job that its caller's server cannot continue."""
         self._job_results.end_job(job, "error", why)
 
     def take_over_jobs(self, rows: Sequence[JobRow]) -> None:
-        """Take over what a dead server sent: its boards may still tell."""
+        """Take over the jobs that a dead server sent: their boards may still report results."""
         for row in rows:
             board = self._registry.by_id.get(row.board)
             if board is None:
-                self._store.end_job(row.id, "lost", "its board was taken out of the fleet")
+                self._store.end_job(row.id, "lost", "its board was removed from the fleet")
             else:
                 self.adopt_jobs(board, [row])
                 self._scheduler.start_grace_period(board)
 
-    # Links that come and go
+    # Links that open and close
 
     def on_link_opened(self, board: Board, *, same_boot: bool, last: dict[str, Any] | None) -> None:
-        """Take a board in that has just proven itself, and what it tells of its last job."""
+        """Settle the jobs of a board that has just authenticated, and start its next one.
+
+        Args:
+            board: it has a new link.
+            same_boot: whether it has not restarted since its last link.
+            last: its report of its last job, from PROOF.
+        """
         job, board.current_job = board.current_job, None
-        told = read_last_result(last)
+        reported = read_last_result(last)
         if job is not None and job.state == "resetting" and not same_boot:
-            if not self._scheduler.start_job(job, quiet=False):
+            if not self._scheduler.start_job(job, send_started=True):
                 self._scheduler.start_next(board)
             return
-        was_resent = self._settle_resent(board, told, same_boot=same_boot)
-        if job is not None and job.state != "settled":
-            self._end_returned_job(job, told, same_boot=same_boot)
-        elif told is not None and not was_resent:
-            self._job_results.amend_result(board, told)
+        was_resent = self._end_resent_job(board, reported, same_boot=same_boot)
+        if job is not None and job.state != "ended":
+            self._end_returned_job(job, reported, same_boot=same_boot)
+        elif reported is not None and not was_resent:
+            self._job_results.amend_result(board, reported)
         self._scheduler.start_next(board)
 
-    def _settle_resent(self, board: Board, told: ReportedResult | None, *, same_boot: bool) -> bool:
-        """Settle the job that waits to be sent again, if its board may have run it by now.
+    def _end_resent_job(
+        self, board: Board, reported: ReportedResult | None, *, same_boot: bool
+    ) -> bool:
+        """End the job that waits to be sent again, if the board may have run it meanwhile.
 
         Returns:
-            Whether ``told`` was about it.
+            Whether the board's report was about this job.
         """
         job = next((job for job in board.queue if job.resends), None)
-        is_told = job is not None and told is not None and told.job == job.id
-        if job is not None and _may_have_run(reported=is_told, same_boot=same_boot):
+        is_reported = job is not None and reported is not None and reported.job == job.id
+        if job is not None and _may_have_run(reported=is_reported, same_boot=same_boot):
             board.queue.remove(job)
-            self._end_returned_job(job, told, same_boot=same_boot)
-        return is_told
+            self._end_returned_job(job, reported, same_boot=same_boot)
+        return is_reported
 
     def _end_returned_job(
         self, job: Job, reported: ReportedResult | None, *, same_boot: bool
     ) -> None:
-        """Settle a job whose board is back."""
+        """End the job of a board that has reconnected."""
         if job.state == "resetting":
-            self._job_results.end_job(
-                job, "error", "the board did not restart; the cell did not run"
-            )
+            why = "the board did not restart; the cell did not run"
+            self._job_results.end_job(job, "error", why)
         elif reported is not None and reported.job == job.id:
             self._job_results.end_job(job, reported.status, reported.error, output_lost=True)
         elif same_boot:
@@ -437,7 +471,7 @@ class Dispatch:
             self._job_results.end_job(job, "lost", "the board restarted while it ran")
 
     def on_link_closed(self, board: Board, link: BoardLinkProtocol) -> None:
-        """Give a board whose link broke its grace."""
+        """Start the grace period of a board whose link broke; ignore links that were replaced."""
         if board.link is not link:
             return
         board.disconnect()
@@ -447,7 +481,10 @@ class Dispatch:
             self._scheduler.start_grace_period(board)
 
     def stop(self) -> None:
-        """End what was not sent; what runs stays open, its board tells the next server."""
+        """End the jobs that were not sent, and write results.
+
+        Running jobs stay open: their boards report the results to the next server.
+        """
         for job in list(self.jobs.values()):
             if job.state in ("queued", "resetting") and not (job.owner or job.resends):
                 why = "the server stopped before it was sent; it did not run"
@@ -455,7 +492,7 @@ class Dispatch:
         self._store.flush()
 
     def _restore_jobs(self) -> None:
-        """Take over the jobs that a server left open: each board's oldest may have run."""
+        """Take over the open jobs of an earlier run of the server: each board's oldest may run."""
         for row in self._store.open_jobs():
             board = self._registry.by_id.get(row.board)
             if board is None or board.current_job is not None:
@@ -474,7 +511,7 @@ def _is_job_number(job: Job, number: int) -> bool:
 
 
 def _overtaken_job(board: Board) -> Job | None:
-    """Return the job that was sent before its board reported that its own program runs."""
+    """Return the job that was sent to a board before the board reported that its program runs."""
     job = board.current_job
     if board.blocked and job is not None and job.state == "running":
         return job
@@ -492,7 +529,7 @@ def _may_have_run(*, reported: bool, same_boot: bool) -> bool:
 
 
 def _queue_full_reason(queue: Sequence[Job], job: Job) -> str:
-    """Say why a job may not wait behind the others; "" where it may."""
+    """Return why a job may not be added to a queue; "" if it may."""
     if len(queue) >= limits.QUEUED_JOBS:
         return f"{limits.QUEUED_JOBS} jobs wait for this board already; it did not run"
     size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)

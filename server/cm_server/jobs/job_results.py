@@ -1,7 +1,7 @@
-"""How jobs end: told to the caller first, written down in batches, amended by later truth.
+"""Ends of jobs: reported to the caller first, stored in batches, corrected by late reports.
 
-No sockets, no SQL. A job is settled once, from any of its states; a board that tells more later
-amends the store. Call from the server's one thread.
+No sockets, no SQL. A job ends once, from any of its states; if its board reports a result later,
+the row in the store is corrected. Call from the thread of the event loop only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,23 @@ from .registry import Board
 
 log = logging.getLogger("cm_server")
 
-FLUSH_SECONDS = 0.05  # seconds that a job's ending may wait for others to share its commit
-UNCONFIRMED_STOP = "it was told to stop and has not confirmed it; the board may still be busy"
+FLUSH_SECONDS = 0.05  # that a result may wait in memory, so that several share one commit
+#: The end of a job whose board did not confirm that it stopped at its timeout. Also a mark in the
+#: store: such a row may still be corrected.
+UNCONFIRMED_STOP = "it was asked to stop and has not confirmed it; the board may still be busy"
+ERROR_CHARS = 1024  # of an error's last line, in the store
 
 
 class JobResults:
-    """The jobs that have not ended, and the ends of those that did.
+    """The jobs that have not ended, and the results of those that have.
 
     Args:
-        store: where endings are written.
-        call_later: calls a function after so many seconds and returns what calls it off.
+        store: where results are written.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+
+    Attributes:
+        jobs: all jobs that have not ended, by number.
+        recent_jobs: those that ended recently.
     """
 
     def __init__(
@@ -39,34 +46,45 @@ class JobResults:
         self._store = store
         self._call_later = call_later
         self._flush_scheduled = False
-        self.jobs: dict[int, Job] = {}  # all that are not settled
+        self.jobs: dict[int, Job] = {}
         self.recent_jobs = RecentJobs()
         self.counters = Counters()
 
     def end_job(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:
-        """End a job by the server's own word."""
+        """End a job by decision of the server, and report that to its caller (sends ENDED).
+
+        Args:
+            job: one that has not ended.
+            status: one of ``wire.STATUSES``.
+            why: the reason, for the caller and the store.
+            output_lost: whether output may be missing that the board had printed.
+        """
         body = {"why": why, "output_lost": output_lost}
         flags = wire.STATUSES.index(status)
         job.deliver(wire.pack_json(wire.ENDED, body, job=job.id, flags=flags))
         self.record_end(job, status, why)
 
     def record_end(self, job: Job, status: str, error: str) -> None:
-        """Note how a job ended whose caller was told."""
+        """Count and store the end of a job that was already reported to its caller."""
         job.stop_timer()
-        job.state, job.observer, job.transfer = "settled", None, None
-        job.status, job.error, job.ended = status, error, time.time()
+        job.state = "ended"
+        job.observer = None
+        job.transfer = None
+        job.status = status
+        job.error = error
+        job.ended = time.time()
         del self.jobs[job.id]
         self.counters.on_ended(job)
         self.recent_jobs.add(job)
         job.board.notify_changed()
         self._store.end_job(job.id, status, _last_line(error))
         if not self.jobs:
-            self._store.flush()  # nobody waits for the server now
+            self._store.flush()  # no job is open: the commit delays nothing
         else:
             self.flush_later()
 
     def flush_later(self) -> None:
-        """Have the store write what waits, in company."""
+        """Schedule a batched write of pending results."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._call_later(FLUSH_SECONDS, self._flush)
@@ -76,25 +94,28 @@ class JobResults:
         self._store.flush()
 
     def amend_result(self, board: Board, reported: ReportedResult) -> None:
-        """Believe a board about its own job, where the server had to guess."""
+        """Correct a result in the store that the server had to assume, by its board's report.
+
+        Reports about other boards' jobs and about certain results are ignored.
+        """
         try:
             row = self._store.job(reported.job)
         except ServerError:
-            return  # it stays a guess
+            return  # the store is unavailable: the assumed result stays
         if row is None or not _is_job_of(row, board) or not _is_uncertain(row):
             return
-        why = {
+        extra = {
             "event": "amended",
             "job": reported.job,
             "board": board.name,
             "status": reported.status,
         }
-        log.info(
-            "%s: job %d was %s after all", board.name, reported.job, reported.status, extra=why
-        )
-        known = self.recent_jobs.get(reported.job)
-        if known is not None:
-            known.status, known.error = reported.status, reported.error
+        text = "%s: late result of job %d: %s"
+        log.info(text, board.name, reported.job, reported.status, extra=extra)
+        recent = self.recent_jobs.get(reported.job)
+        if recent is not None:
+            recent.status = reported.status
+            recent.error = reported.error
         self._store.amend_job(reported.job, board.id, reported.status, _last_line(reported.error))
 
 
@@ -110,4 +131,4 @@ def _is_uncertain(row: JobRow) -> bool:
 
 def _last_line(error: str) -> str:
     """Return the line of a traceback that names the error, for the store."""
-    return error.strip().rpartition("\n")[2][:1024]
+    return error.strip().rpartition("\n")[2][:ERROR_CHARS]

@@ -1,4 +1,4 @@
-"""One cell, or acts on files, on one board; and the jobs that ended lately. No I/O."""
+"""A job: one cell, or a list of file operations, on one board; and recently ended jobs. No I/O."""
 
 from __future__ import annotations
 
@@ -18,48 +18,66 @@ if TYPE_CHECKING:
     from .registry import Board
 
 MAX_JOB_ID = 2**32 - 1  # a job's number has four bytes on the wire
-MAX_TIMEOUT_MS = 0x3FFFFFFF  # a small integer on every port: 12 days
+MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPython ports
+REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
 
 
 class TimerHandle(Protocol):
-    """What can be called off."""
+    """A scheduled call that can be cancelled."""
 
     def cancel(self) -> None:
-        """Call it off."""
+        """Cancel the call."""
 
 
 class JobObserver(Protocol):
     """A caller that follows its jobs."""
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Pass on one message; a droppable one may be left out when the caller is slow."""
+        """Send one message to the caller.
+
+        Args:
+            message: as it travels on the wire.
+            droppable: whether it may be dropped if the caller reads too slowly.
+        """
 
 
 class Cell(NamedTuple):
-    """What a caller wants run."""
+    """What a caller asked to run.
+
+    Attributes:
+        code: the text of the cell; with ``files``, file operations in JSON.
+        timeout: seconds from the write to the board; None: no limit.
+        awaits: whether the cell is a coroutine function that the board has to run.
+        fresh: whether the board makes a soft reset first.
+        wait: seconds that an offline board has to connect.
+        answers: whether somebody can answer ``input()``.
+        files: how the file operations are carried out; None for a cell.
+    """
 
     code: bytes
-    timeout: float | None  # seconds from the write to the board
+    timeout: float | None
     awaits: bool
-    fresh: bool = False  # after a soft reset of the board
-    wait: float = 0.0  # seconds that an absent board has to dial in
-    answers: bool = False  # whether a person is there to answer input()
-    files: FileTransferSpec | SteppedJobSpec | RelayedTransfer | None = (
-        None  # then the code is acts on files, in JSON
-    )
+    fresh: bool = False
+    wait: float = 0.0
+    answers: bool = False
+    files: FileTransferSpec | SteppedJobSpec | RelayedTransfer | None = None
 
 
 class Tail:
-    """The last ``limits.TAIL_BYTES`` of what was written."""
+    """The last ``limits.TAIL_BYTES`` of a stream.
+
+    Attributes:
+        truncated: whether older bytes were dropped.
+    """
 
     __slots__ = ("_bytes", "truncated")
 
     def __init__(self) -> None:
         self._bytes = bytearray()
-        self.truncated = False  # whether something before it is left out
+        self.truncated = False
 
     def add(self, data: bytes) -> None:
-        """Write some more."""
+        """Append bytes."""
         self._bytes += data
         self.truncated = self.truncated or len(self._bytes) > limits.TAIL_BYTES
         self._trim()
@@ -73,22 +91,42 @@ class Tail:
         return len(self._bytes)
 
     def text(self) -> str:
-        """Return it as text, with LF for CRLF."""
+        """Return the bytes as text, with LF for CRLF."""
         return self._bytes[-limits.TAIL_BYTES :].decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 class Job:
     """One cell on one board.
 
-    ``state`` is queued, resetting, running, adrift or settled (see dispatch.py); ``status``
-    is how it ended, None until then.
+    Args:
+        number: its number in the store, and on the wire.
+        board: where it runs.
+        cell: what runs.
+        caller: the name of the caller's token.
+        observer: who receives its messages; None: nobody follows it.
+        token: the hash of the caller's token; "" if the job was sent already.
+        name: the board's name at the time of the request, which callers know it by; the current
+            one if empty.
+
+    Attributes:
+        state: queued, resetting, running, adrift or ended (the picture is in ``dispatch``).
+        status: how it ended, one of ``wire.STATUSES``; None until then.
+        error: the traceback, or the server's reason for its status.
+        resends: how often it was put back into the queue after it was sent.
+        owner: the id of the other server that owns it; "" if this one does, "?" if only the store
+            knows.
+        started_monotonic: when it was sent, by the monotonic clock.
+        ended: when it ended, in seconds since 1970.
+        output_tail: the end of its output.
+        value: the end of the text of its value.
+        awaiting_input: whether its ``input()`` is waiting for an answer.
+        timer: its timeout, or the time that its caller waits for the board.
+        transfer: its file transfer while it runs.
     """
 
     __slots__ = (
-        "awaiting_input",
         "_started",
-        "owner",
-        "began",
+        "awaiting_input",
         "board",
         "caller",
         "cell",
@@ -96,15 +134,17 @@ class Job:
         "error",
         "id",
         "name",
+        "observer",
+        "output_tail",
+        "owner",
         "resends",
+        "started_monotonic",
         "state",
         "status",
-        "output_tail",
         "timer",
-        "token",
+        "token_hash",
         "transfer",
         "value",
-        "observer",
     )
 
     def __init__(
@@ -120,44 +160,42 @@ class Job:
     ) -> None:
         self.id = number
         self.board = board
-        self.name = name or board.name  # as its caller knows the board, whatever it is called now
+        self.name = name or board.name
         self.cell = cell
         self.caller = caller
-        self.token = token  # the hash of its caller's token; "" where it has begun already
-        self.resends = 0  # how often it went back into the queue after it was sent
+        self.token_hash = token
+        self.resends = 0
         self.observer = observer
         self.state = "queued"
         self.status: str | None = None
-        self.error = ""  # the traceback, or the server's words
-        self.began: float | None = None  # when it started, by the monotonic clock
+        self.error = ""
+        self.started_monotonic: float | None = None
         self._started: float | None = None
         self.ended: float | None = None
         self.output_tail = Tail()
         self.value = Tail()
         self.timer: TimerHandle | None = None
         self.awaiting_input = False
-        self.owner = ""  # the other server that has it; "?" where the store alone knows
-        self.transfer: FileTransfer | SteppedJob | RelayedTransfer | None = (
-            None  # while it moves files
-        )
+        self.owner = ""
+        self.transfer: FileTransfer | SteppedJob | RelayedTransfer | None = None
 
     @property
     def started(self) -> float | None:
-        """When it was sent, in seconds since 1970 as ``ended``; None until then."""
+        """When it was sent, in seconds since 1970; None until then."""
         return self._started
 
     @started.setter
     def started(self, at: float | None) -> None:
         self._started = at
-        self.began = None if at is None else time.monotonic()
+        self.started_monotonic = None if at is None else time.monotonic()
 
     @property
-    def begun(self) -> bool:
-        """Whether it may have begun on its board."""
+    def may_have_started(self) -> bool:
+        """Whether its board may have started it: it was sent."""
         return self.state in ("running", "adrift")
 
     def exec_messages(self) -> Iterator[bytes]:
-        """Yield what brings it to its board."""
+        """Yield the messages that bring the job to its board (EXEC or FILE)."""
         return wire.exec_messages(
             self.id,
             self.cell.code,
@@ -169,7 +207,7 @@ class Job:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return the job's line, as callers see it."""
+        """Return the job as the verb ``jobs`` lists it."""
         until = self.ended or time.time()
         return {
             "job": self.id,
@@ -182,7 +220,7 @@ class Job:
         }
 
     def describe_with_output(self) -> dict[str, Any]:
-        """Return all that is known of it: its line, and the tails of what it said."""
+        """Return the job as the verb ``job`` shows it: with the ends of its output and value."""
         return {
             **self.describe(),
             "stdout": self.output_tail.text(),
@@ -192,19 +230,24 @@ class Job:
         }
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Tell who watches."""
+        """Send a message to the caller, if one follows the job."""
         if self.observer is not None:
             self.observer.deliver(message, droppable=droppable)
 
     def stop_timer(self) -> None:
-        """Call its timer off."""
+        """Cancel its timer, if there is one."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 def describe_row(row: JobRow, board: str) -> dict[str, Any]:
-    """Return what the store knows of a job, as ``Job.show`` does."""
+    """Return a job in the store in the form of ``Job.describe_with_output``.
+
+    Args:
+        row: the job.
+        board: the name of its board.
+    """
     return {
         "job": row.id,
         "board": board,
@@ -221,33 +264,33 @@ def describe_row(row: JobRow, board: str) -> dict[str, Any]:
 
 
 class RecentJobs:
-    """The jobs that ended lately, bounded in number and in bytes; the oldest go first."""
+    """Jobs that ended recently; at the limits of number and bytes, the oldest are dropped."""
 
     def __init__(self) -> None:
-        self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()
+        self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()  # id -> job, size in bytes
         self._bytes = 0
 
     def add(self, job: Job) -> None:
-        """Keep a job that ended."""
+        """Keep a job that ended, without its code: the server does not keep cells."""
         size = len(job.output_tail) + len(job.value)
-        job.cell = job.cell._replace(code=b"", files=None)  # a cell's text is the notebook's
+        job.cell = job.cell._replace(code=b"", files=None)
         self._jobs[job.id] = (job, size)
         self._bytes += size
         while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:
             self._bytes -= self._jobs.popitem(last=False)[1][1]
 
     def get(self, number: int) -> Job | None:
-        """Return a job that is still known."""
+        """Return a job, None if it is not kept."""
         found = self._jobs.get(number)
         return found[0] if found else None
 
     def newest(self) -> list[Job]:
-        """Return them, newest first."""
+        """Return all jobs, newest first."""
         return [job for job, _ in reversed(self._jobs.values())]
 
 
 class ReportedResult(NamedTuple):
-    """What a board says of how a job ended."""
+    """A board's report of how a job ended."""
 
     job: int
     status: str
@@ -255,7 +298,7 @@ class ReportedResult(NamedTuple):
 
 
 def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
-    """Return what PROOF's ``last`` says; None where it says nothing of use."""
+    """Return what ``last`` in a board's PROOF reports; None if it is absent or invalid."""
     try:
         assert last is not None
         status, job = wire.STATUSES[int(last["status"])], int(str(last["job"]), 16)
@@ -263,10 +306,9 @@ def read_last_result(last: dict[str, Any] | None) -> ReportedResult | None:
         return None
     if status not in wire.STATUSES[: wire.RUNNING] or not 0 < job <= MAX_JOB_ID:
         return None
-    error = str(last.get("error") or "")[:1024]
-    return ReportedResult(
-        job, status, error.encode("utf-8", "replace").decode()
-    )  # no lone surrogates
+    error = str(last.get("error") or "")[:REPORTED_ERROR_CHARS]
+    without_surrogates = error.encode("utf-8", "replace").decode()  # JSON may contain lone ones
+    return ReportedResult(job, status, without_surrogates)
 
 
 def _milliseconds(timeout: float | None) -> int:

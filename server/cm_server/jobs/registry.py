@@ -1,4 +1,4 @@
-"""Which boards there are, who is connected and with what facts; no sockets, no SQL."""
+"""All enrolled boards with their links, facts and queues. No sockets, no SQL."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ if TYPE_CHECKING:
 
     from .jobs import Job
 
-#: Shortest buffer of a board that can still be served, in bytes (a header, a head, some code).
+#: Smallest buffer of a board that can be served, in bytes: a frame header, a message head, some
+#: code.
 MIN_BUFFER = 64
 
 
 class BoardLinkProtocol(Protocol):
-    """What the registry knows of a link: enough to send on it and to end it."""
+    """A board's link, as far as jobs use it."""
 
     def send(self, message: bytes) -> object:
-        """Send one message."""
+        """Send one message to the board."""
 
     def close(self, code: int, reason: str = "") -> None:
-        """Hang up."""
+        """Close the link with a WebSocket close code."""
 
 
 class RemoteBoardState(NamedTuple):
-    """What another server says of a board whose link it has, or had last.
+    """The state of a board at another server, which has its link or had it last.
 
     Attributes:
-        epoch: the board's, in which that server held it.
-        since: when it dialled that server; None where it has no link.
-        job: the line of the job that it runs.
-        queued: how many jobs wait for it there.
+        server: the id of that server.
+        epoch: the board's epoch when that server acquired its lease.
+        state: idle, busy, lost or offline, as ``Board.state``.
+        since: when the board connected, in seconds since 1970; None if it has no link there.
+        job: its current job, as ``Job.describe`` returns it.
+        queued: the number of jobs in its queue there.
     """
 
     server: str
@@ -49,27 +52,37 @@ class RemoteBoardState(NamedTuple):
 
     @property
     def online(self) -> bool:
-        """Whether it has a link there."""
+        """Whether the board has a link to that server."""
         return self.since is not None
 
 
 class Board:
-    """One enrolled board and, while it is connected, its link.
+    """One enrolled board with its queue and, while it is connected, its link.
 
     Args:
-        row: what the store knows of it.
-        on_changed: called with it after each change that callers can see.
-        relabelled: called after its labels changed: other tokens may reach it now.
+        row: the board in the store.
+        on_changed: called with the board after each change that callers can see.
+        on_labels_changed: called after its labels changed, because they decide which tokens may
+            access it.
+
+    Attributes:
+        reported_facts: what the board reported about itself; untrusted.
+        link_count: links since the server started.
+        consecutive_takeovers: how often in a row a new link replaced one that still worked.
+        client_parts: the optional parts of the client that the board has, such as ``files``.
+        strays: rate of messages about jobs that are not its current one; made when needed.
+        blocked: whether its own program keeps it busy, so that cells wait.
+        epoch: with several servers: how often the board connected to any of them.
     """
 
     def __init__(
         self,
         row: BoardRow,
         on_changed: Callable[[Board], None] | None = None,
-        relabelled: Callable[[], None] | None = None,
+        on_labels_changed: Callable[[], None] | None = None,
     ) -> None:
         self._on_changed = on_changed
-        self._relabelled = relabelled
+        self._on_labels_changed = on_labels_changed
         self.id = row.id
         self.name = row.name
         self.key = row.key
@@ -78,32 +91,30 @@ class Board:
         self.plain = row.plain
         self.token = row.token
         self._labels: Mapping[str, str] = row.labels
-        self.reported_facts: dict[str, Any] = row.facts  # what it said of itself, untrusted
+        self.reported_facts: dict[str, Any] = row.facts
         self.last_seen = row.last_seen
         self.link: BoardLinkProtocol | None = None
-        self.link_count = 0  # how many there have been since the server started
-        self.consecutive_takeovers = (
-            0  # how often in a row a newer link pushed out one that was alive
-        )
+        self.link_count = 0
+        self.consecutive_takeovers = 0
         self.connected_since: float | None = None
         self.buffer_size = MIN_BUFFER
-        self.client_parts: frozenset[str] = frozenset()  # of the client, that it has
+        self.client_parts: frozenset[str] = frozenset()
         self._current_job: Job | None = None
         self.queue: deque[Job] = deque()
         self.sample_buffer = SampleBuffer()
-        self.strays: TokenBucket | None = None  # how often it may speak of others' jobs
-        self.blocked = False  # whether its own program keeps it busy: cells wait
-        self.epoch = 0  # of several servers: how often it dialled one of them
+        self.strays: TokenBucket | None = None
+        self.blocked = False
+        self.epoch = 0
         self._remote_state: RemoteBoardState | None = None
 
     def notify_changed(self) -> None:
-        """Let those who watch know that something about it changed."""
+        """Notify subscribers and other servers that something about the board changed."""
         if self._on_changed is not None:
             self._on_changed(self)
 
     @property
     def current_job(self) -> Job | None:
-        """The job that it runs."""
+        """The job that was sent to the board and has not ended there; None if it is free."""
         return self._current_job
 
     @current_job.setter
@@ -113,48 +124,54 @@ class Board:
 
     @property
     def remote_state(self) -> RemoteBoardState | None:
-        """What another server says of it, which had it last; None where that is this one."""
+        """Its state at the server that had it last; None if that is this one."""
         return self._remote_state
 
     @remote_state.setter
-    def remote_state(self, away: RemoteBoardState | None) -> None:
-        self._remote_state = away
+    def remote_state(self, state: RemoteBoardState | None) -> None:
+        self._remote_state = state
         self.notify_changed()
 
     @property
     def idle(self) -> bool:
-        """Whether a job would be sent to it at once."""
+        """Whether a new job would be sent to the board immediately."""
         return self.link is not None and not (self.current_job or self.queue or self.blocked)
 
     @property
-    def restarts(self) -> bool:
-        """Whether this server has it restart now: it is expected back, linked or not."""
+    def is_restarting(self) -> bool:
+        """Whether this server has asked it to restart: it is expected back, connected or not."""
         return self.current_job is not None and self.current_job.state == "resetting"
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """What people attached to it."""
+        """The labels that users gave it."""
         return self._labels
 
     @labels.setter
     def labels(self, labels: Mapping[str, str]) -> None:
         self._labels = labels
         self.notify_changed()
-        if self._relabelled is not None:
-            self._relabelled()
+        if self._on_labels_changed is not None:
+            self._on_labels_changed()
 
     @property
     def next_key(self) -> bytes | None:
-        """The key that a rotation gives it, which is open until that key is used."""
+        """The key of a pending rotation, None if there is none; pending until the key is used."""
         return proofs.next_key(self.key, self.gen + 1, self.nonce) if self.nonce else None
 
     def key_for(self, gen: int) -> bytes | None:
-        """Return its key of this number: the one that counts, or the next; else None."""
-        return self.key if gen == self.gen else self.next_key if gen == self.gen + 1 else None
+        """Return the key with this number: the current one or that of a pending rotation.
+
+        Returns:
+            None for any other number.
+        """
+        if gen == self.gen:
+            return self.key
+        return self.next_key if gen == self.gen + 1 else None
 
     @property
     def online(self) -> bool:
-        """Whether it has a link now, here or to another server."""
+        """Whether the board has a link to this server or to another one."""
         return self.link is not None or (
             self._remote_state is not None and self._remote_state.online
         )
@@ -170,12 +187,11 @@ class Board:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """Return what targets may ask for (``platform=esp32``), as text."""
-        told = {
-            key: str(self.reported_facts.get(key, "")) for key in ("platform", "version", "machine")
-        }
+        """Return the facts that targets can select by (``platform=esp32``), as text."""
         return {
-            **told,
+            "platform": str(self.reported_facts.get("platform", "")),
+            "version": str(self.reported_facts.get("version", "")),
+            "machine": str(self.reported_facts.get("machine", "")),
             "state": self.state,
             "mpy": self.mpy,
             "client": str(self.reported_facts.get("client", "")),
@@ -183,17 +199,18 @@ class Board:
 
     @property
     def last_seen_text(self) -> str:
-        """Say since when it has not been there."""
+        """Return a sentence about when the board was last connected, for error messages."""
         if self.last_seen is None:
-            return "it has never dialled in"
+            return "it has never connected"
         return f"it was last seen {_format_age(time.time() - self.last_seen)} ago"
 
     @property
     def mpy(self) -> str:
-        """Return its bytecode version as MicroPython writes it, such as 6.3; else ""."""
+        """The version of its bytecode as MicroPython writes it, such as 6.3; "" if unknown."""
         number = self.reported_facts.get("mpy")
         if not isinstance(number, int):
             return ""
+        # sys.implementation._mpy: version in bits 0 to 7, sub-version in bits 8 and 9.
         return f"{number & 0xFF}.{number >> 8 & 3}"
 
     def connect(
@@ -203,7 +220,7 @@ class Board:
         buffer_size: int,
         parts: Iterable[str] = (),
     ) -> None:
-        """Note that its link is open and proven."""
+        """Record that the board has authenticated on a new link."""
         self.link = link
         self.link_count += 1
         self.blocked = False
@@ -214,27 +231,26 @@ class Board:
         self.notify_changed()
 
     def disconnect(self) -> None:
-        """Note that its link is gone."""
+        """Record that the link is closed."""
         self.link = None
         self.connected_since = None
         self.last_seen = time.time()
         self.notify_changed()
 
     def describe(self) -> dict[str, Any]:
-        """Return the board as callers see it."""
+        """Return the board as the verb ``boards`` lists it."""
         return {**self._describe_local(), **self._describe_remote()}
 
     def _describe_remote(self) -> dict[str, Any]:
-        """Return what differs where another server has it."""
-        away = self._remote_state
-        if self.link is not None or away is None:
+        """Return the fields that another server knows better, if it has the board."""
+        remote = self._remote_state
+        if self.link is not None or remote is None:
             return {}
-        seen = time.time() if away.online else self.last_seen
         return {
-            "connected_since": away.since,
-            "last_seen": seen,
-            "job": away.job,
-            "queued": away.queued + len(self.queue),
+            "connected_since": remote.since,
+            "last_seen": time.time() if remote.online else self.last_seen,
+            "job": remote.job,
+            "queued": remote.queued + len(self.queue),
         }
 
     def _describe_local(self) -> dict[str, Any]:
@@ -255,36 +271,42 @@ class Board:
 
 
 class Registry:
-    """Every enrolled board, by name and by id."""
+    """All enrolled boards, by name and by id.
+
+    Attributes:
+        subscriptions_listener: called with a board after each change, for subscriptions.
+        directory_listener: the same, for the board directory of several servers.
+        on_access_changed: called after a name or labels changed: which tokens may access which
+            boards may have changed.
+    """
 
     def __init__(self, rows: Iterable[BoardRow] = ()) -> None:
-        self.subscriptions_listener: Callable[[Board], None] | None = (
-            None  # what watches.py listens by
-        )
-        self.directory_listener: Callable[[Board], None] | None = None  # and presence.py
-        #: Called after a board got another name or other labels: who reaches it may have changed.
-        self.on_access: Callable[[], None] = lambda: None
+        self.subscriptions_listener: Callable[[Board], None] | None = None
+        self.directory_listener: Callable[[Board], None] | None = None
+        self.on_access_changed: Callable[[], None] = lambda: None
         self.by_name: dict[str, Board] = {}
         self.by_id: dict[str, Board] = {}
         for row in rows:
             self.add(row)
 
     def add(self, row: BoardRow) -> Board:
-        """Take in a board that was enrolled."""
+        """Add an enrolled board."""
         board = self.by_name[row.name] = self.by_id[row.id] = Board(
-            row, self._on_board_changed, lambda: self.on_access()
+            row, self._on_board_changed, lambda: self.on_access_changed()
         )
         board.notify_changed()
         return board
 
     def remove(self, board: Board) -> None:
-        """Take out a board that is enrolled no more."""
+        """Remove a board that is no longer enrolled."""
         del self.by_id[board.id]
         self._release_name(board)
         board.notify_changed()
 
     def _release_name(self, board: Board) -> None:
-        if self.by_name.get(board.name) is board:  # else another server gave its name away
+        if (
+            self.by_name.get(board.name) is board
+        ):  # else another server gave the name to another board
             del self.by_name[board.name]
 
     def _on_board_changed(self, board: Board) -> None:
@@ -294,19 +316,20 @@ class Registry:
             self.directory_listener(board)
 
     def rename(self, board: Board, name: str) -> None:
-        """Give a board another name, which nobody has."""
+        """Rename a board; no other board may have the new name."""
         self._release_name(board)
         board.name = name
         self.by_name[name] = board
         board.notify_changed()
-        self.on_access()
+        self.on_access_changed()
 
     def online(self) -> list[Board]:
-        """Return the boards that have a link now."""
+        """Return the boards that have a link to this server."""
         return [board for board in self.by_name.values() if board.link is not None]
 
 
 def _format_age(seconds: float) -> str:
+    """Return a duration in words, in its largest unit, such as ``3 hours``."""
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             count = int(seconds // size)

@@ -1,6 +1,6 @@
-"""The queues of all boards: who runs what next, and when a board is given up. No sockets, no SQL.
+"""The scheduler: which job a board runs next, and when a board's jobs are given up.
 
-Call from the server's one thread.
+No sockets, no SQL. Call from the thread of the event loop only.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from .registry import Board
 
 log = logging.getLogger("cm_server")
 
-LOST_AFTER = 10.0  # seconds that a board has to come back and tell how its job ended
-CONFIRM_SECONDS = (
-    0.9  # seconds past its timeout in which a board confirms; the caller is told by 1 s
-)
-RESET_SECONDS = 20.0  # in which a board is back from a soft reset
+LOST_AFTER = 10.0  # seconds in which a board has to reconnect and report how its job ended
+#: Seconds after a job's timeout in which its board confirms that it stopped; the caller gets a
+#: result within one second.
+CONFIRM_SECONDS = 0.9
+RESET_SECONDS = 20.0  # in which a board reconnects after a soft reset
 
 
 class Scheduler:
     """Starts jobs, one at a time on each board.
 
     Args:
-        store: where an ending is written before the same board's next job starts.
+        store: where a result is written before the same board's next job starts.
         job_results: ends jobs.
-        call_later: calls a function after so many seconds and returns what calls it off.
-        lost_after: seconds of grace for a board whose link broke.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        lost_after: seconds that a board has to reconnect after its link broke.
+
+    Attributes:
+        permission_check: returns why a job may not start, "" if it may.
+        on_not_owned: called with a job that was not sent because another server owns it.
     """
 
     def __init__(
@@ -48,27 +52,30 @@ class Scheduler:
         self._job_results = job_results
         self._call_later = call_later
         self.lost_after = lost_after
-        self.on_refused: Callable[[Job], None] = lambda _job: None  # it is another server's
-        self.refusal: Callable[[Job], str] = lambda _job: ""  # why its caller may not run it now
+        self.on_not_owned: Callable[[Job], None] = lambda _job: None
+        self.permission_check: Callable[[Job], str] = lambda _job: ""
 
-    def start_job(self, job: Job, *, quiet: bool = True) -> bool:
-        """Send a job to its board; one for a fresh board lets it restart first.
+    def start_job(self, job: Job, *, send_started: bool = False) -> bool:
+        """Send a job to its board; for a fresh job, reset the board first.
 
         Args:
-            job: for a board that runs no other, and is linked to this server.
-            quiet: whether the caller knows that it starts; else it is told first.
+            job: its board is connected to this server and runs no other job.
+            send_started: whether the caller gets STARTED; not needed if it has just submitted the
+                job, because ACCEPTED reports that it starts.
 
         Returns:
-            False where the job has ended instead, or is another server's: the next may start.
+            False if the job has ended instead or is owned by another server, so that the next one
+            may start.
         """
         board, cell = job.board, job.cell
         assert board.link is not None
-        if why := self._not_permitted_reason(job) or _unsupported_reason(job):
+        why = self._not_permitted_reason(job) or _unsupported_reason(job)
+        if why:
             self._job_results.end_job(job, "error", why)
             return False
         if not self._mark_sent(job):
             return False
-        if not quiet:
+        if send_started:
             job.deliver(wire.pack(wire.STARTED, job=job.id))
         board.current_job = job
         job.stop_timer()
@@ -82,29 +89,33 @@ class Scheduler:
             board.link.send(message)
         self._job_results.counters.on_started(job)
         if cell.timeout is not None:
-            job.timer = self._call_later(
-                cell.timeout + CONFIRM_SECONDS, lambda: self._on_deadline(job)
-            )
+            seconds = cell.timeout + CONFIRM_SECONDS
+            job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
         return True
 
     def _not_permitted_reason(self, job: Job) -> str:
         """Return why the caller's token does not permit the job any more; "" if it does."""
-        refusal = self.refusal(job)
+        refusal = self.permission_check(job)
         return f"{refusal}; it did not run" if refusal else ""
 
-    def put_back(self, job: Job) -> None:
-        """Queue a job anew that its board has not begun: its own program began first.
+    def requeue(self, job: Job) -> None:
+        """Put a job that was sent back into the queue: the board's own program started first.
 
-        A board reads what it is sent in order, and says how a job ended before it does anything
-        else. So one that says that its program keeps it busy has not read this job, and passes
-        over it meanwhile. It is sent once more when the board is free, marked as sent before:
-        a board that has read it after all, behind a program that ended at once, runs it once.
+        A board reads its messages in order, and reports a result before it does anything else. So
+        a board that reports that its own program blocks it has not read this job, and will skip it
+        while it is blocked. The job is sent again when the board is free, with a flag that it was
+        sent before: if the board has read it after all, behind a program that ended immediately,
+        it runs it only once.
 
-        A program that began after the reset for a fresh job (it could not be kept out) is ended.
+        A program that started after the reset for a fresh job, because nothing prevented it, is
+        interrupted.
         """
         board = job.board
         job.stop_timer()
-        job.state, job.started, job.transfer, job.awaiting_input = "queued", None, None, False
+        job.state = "queued"
+        job.started = None
+        job.transfer = None
+        job.awaiting_input = False
         job.resends += 1
         board.current_job = None
         board.queue.appendleft(job)
@@ -113,28 +124,33 @@ class Scheduler:
             job.timer = self._call_later(RESET_SECONDS, lambda: self._on_not_free(job))
 
     def _on_not_free(self, job: Job) -> None:
-        """End a fresh job whose board runs its own program, which ignores that it was ended."""
+        """End a fresh job whose board's own program ignored the interrupt."""
         job.timer = None
         if job.state == "queued" and job in job.board.queue:
             job.board.queue.remove(job)
             why = (
-                f"its own program began after the reset and did not end within {RESET_SECONDS:g} s"
+                "its own program started after the reset and did not end "
+                f"within {RESET_SECONDS:g} s"
             )
             self._job_results.end_job(job, "lost", why)
 
     def _mark_sent(self, job: Job) -> bool:
-        """See that the store knows that a job is sent now, and nobody else sends it."""
+        """Commit that a job is being sent, so that it is never sent again by another server.
+
+        Returns:
+            False if it must not be sent: the store failed, or another server owns it.
+        """
         try:
             if self._store.mark_sent(job.id):
                 return True
         except ServerError as error:
             self._job_results.end_job(job, "lost", f"{error.reason}; it did not run")
             return False
-        self.on_refused(job)
+        self.on_not_owned(job)
         return False
 
     def _reset_board(self, job: Job) -> None:
-        """Have the board restart, whatever its own program does; its next link starts the job."""
+        """Ask the board to restart, whatever its own program does; its next link starts the job."""
         assert job.board.link is not None
         job.state = "resetting"
         job.board.link.send(wire.pack(wire.RESET, job=job.id))
@@ -151,65 +167,75 @@ class Scheduler:
         self.on_job_finished(board)
         if link is None:
             self._on_grace_expired(board, board.link_count)
-        else:  # it read nothing for so long: what was sent to it meanwhile must not wait for ever
-            log.warning("%s did not restart when it was asked to: its link is closed", board.name)
+        else:  # the board reads nothing: what was sent to it meanwhile must not wait for ever
+            log.warning("%s did not restart when requested: closing its link", board.name)
             link.close(frames.CLOSE_GOING_AWAY, "it did not restart")
 
     def _on_deadline(self, job: Job) -> None:
-        """The board should have said by now that it stopped its job."""
+        """End a job whose board did not confirm in time that it stopped at the timeout."""
         if job.state == "running":
             self._job_results.end_job(job, "timeout", UNCONFIRMED_STOP)
             self._call_later(self.lost_after, lambda: self._close_unresponsive_link(job))
         elif job.state == "adrift":
-            self._job_results.end_job(
-                job, "lost", "its link broke and it did not come back in time"
-            )
+            why = "its link broke and it did not come back in time"
+            self._job_results.end_job(job, "lost", why)
 
     def _close_unresponsive_link(self, job: Job) -> None:
-        """Hang up on a board that still owes its word: it tells when it dials in again."""
+        """Close the link of a board that still has not reported how its job ended.
+
+        The board reports it when it reconnects.
+        """
         board = job.board
         if board.current_job is job and board.link is not None:
-            log.warning("%s does not say how its job ended: its link is closed", board.name)
-            board.link.close(frames.CLOSE_GOING_AWAY, "it does not say how its job ended")
+            log.warning("%s does not report how its job ended: closing its link", board.name)
+            board.link.close(frames.CLOSE_GOING_AWAY, "it does not report how its job ended")
 
     def on_job_finished(self, board: Board) -> None:
-        """Note that a board is through with its job."""
+        """Mark a board as free, and start its next job."""
         board.current_job = None
         self.start_next(board)
 
     def start_next(self, board: Board) -> None:
-        """Go on with a board that runs no job: its next key, then what waits for it."""
+        """Continue with a board that may be free: first a pending key rotation, then its queue."""
         self.send_rekey(board)
-        self.advance(board)
+        self.start_queued_jobs(board)
 
-    def advance(self, board: Board, *, quiet: Job | None = None) -> None:
-        """Start what waits for a board, if it can begin now.
+    def start_queued_jobs(self, board: Board, *, submitted: Job | None = None) -> None:
+        """Start the next job of a board's queue if the board is free.
+
+        Jobs that cannot start end, and the next one is tried.
 
         Args:
-            board: of which nobody need be sure that it is free.
-            quiet: the job of which its caller need not be told that it starts.
+            board: free or busy, connected or not.
+            submitted: a job that its caller has just submitted, and that needs no STARTED.
         """
         while (job := _startable(board)) is not None:
             board.queue.remove(job)
-            if self.start_job(job, quiet=job is quiet):
+            if self.start_job(job, send_started=job is not submitted):
                 return
 
     def send_rekey(self, board: Board) -> None:
-        """Ask an idle board to take its next key; a busy one is asked when it is idle."""
+        """Send REKEY to a board with a pending key rotation, if it is connected and idle.
+
+        A busy board gets it when it is idle.
+        """
         free = board.current_job is None and not board.blocked
         if board.nonce is not None and board.link is not None and free:
             board.link.send(proofs.pack_rekey(board.gen + 1, board.nonce))
 
-    # Boards that went away
+    # Boards whose link broke
 
     def start_grace_period(self, board: Board) -> None:
-        """Give a board its grace; a link that came and went meanwhile starts it anew."""
+        """Give up the board's jobs after ``lost_after``, unless it has reconnected by then.
+
+        If it reconnects and its link breaks again, the period starts again.
+        """
         links = board.link_count
         self._call_later(self.lost_after, lambda: self._on_grace_expired(board, links))
 
     def _on_grace_expired(self, board: Board, links: int) -> None:
-        """End what a board that has not come back still owes."""
-        if board.link_count != links or board.restarts:
+        """End the jobs of a board that has not reconnected."""
+        if board.link_count != links or board.is_restarting:
             return
         why = f"its link broke and it did not come back within {self.lost_after:g} s"
         self._end_current(board, why)
@@ -217,29 +243,28 @@ class Scheduler:
             if job.resends:
                 board.queue.remove(job)
                 self._job_results.end_job(job, "lost", why)
-            elif job.timer is None:  # else its caller's own patience counts
+            elif job.timer is None:  # else its caller asked to wait longer (--wait)
                 board.queue.remove(job)
                 self._job_results.end_job(job, "offline", board.last_seen_text)
 
     def end_board_jobs(self, board: Board) -> None:
-        """End all that a board still owes: it is about to be taken out."""
-        self._end_current(board, "the board was taken out of the fleet")
+        """End all jobs of a board that is about to be removed from the fleet."""
+        self._end_current(board, "the board was removed from the fleet")
         while board.queue:
-            self._job_results.end_job(
-                board.queue.popleft(), "offline", "it was taken out of the fleet"
-            )
+            job = board.queue.popleft()
+            self._job_results.end_job(job, "offline", "it was removed from the fleet")
 
     def _end_current(self, board: Board, why: str) -> None:
         job, board.current_job = board.current_job, None
-        if job is not None and job.state != "settled":
+        if job is not None and job.state != "ended":
             self._job_results.end_job(job, "lost", why)
 
 
 def _startable(board: Board) -> Job | None:
-    """Return the job that a board can begin now, None where there is none.
+    """Return the queued job that a board can start now, None if there is none.
 
-    While the board's own program keeps it busy, that is the first that resets the board: such a
-    job ends the program, and does not wait behind those that wait for the program's end.
+    While the board's own program blocks it, that is the first job that resets the board: it ends
+    the program, and does not wait behind the jobs that wait for the program's end.
     """
     if board.link is None or board.current_job is not None:
         return None
@@ -254,18 +279,19 @@ def _first_resetting_job(board: Board) -> Job | None:
 
 
 def _resets(job: Job) -> bool:
-    """Return whether a job's board has yet to restart before it is sent."""
+    """Return whether a job's board has yet to restart before the job is sent."""
     return job.cell.fresh and job.state == "queued" and not job.resends
 
 
 def _unsupported_reason(job: Job) -> str:
-    """Return why a board cannot do what a job does with files; empty: it can."""
+    """Return why a board cannot carry out a job's file operations; "" if it can."""
     files, parts = job.cell.files, job.board.client_parts
     if files is None:
         return ""
     if "files" not in parts:
         return "its client lacks the part for files (files.mpy)"
-    starts = "boot" in parts and "unix" not in parts  # virtual boards boot by themselves
-    if starts and files.replaces_starter:
-        return "its /main.py starts its client; a program of yours is started as /app.py"
+    # Virtual boards ("unix") have the part too, but start their client without /main.py.
+    main_starts_client = "boot" in parts and "unix" not in parts
+    if main_starts_client and files.replaces_starter:
+        return "its /main.py starts its client; put your own program at /app.py instead"
     return ""

@@ -172,7 +172,7 @@ def test_absent_board_is_offline_and_the_others_run(fleet: Fleet):
     try:
         results = fleet["demo-1,absent-1"].run("1")
         assert (results["demo-1"].value, results["absent-1"].status) == (1, "offline")
-        with pytest.raises(BoardOffline, match="it has never dialled in"):
+        with pytest.raises(BoardOffline, match="it has never connected"):
             results.raise_for_error()
     finally:
         fleet.revoke("absent-1")

@@ -165,7 +165,7 @@ async def test_what_starts_a_flashed_boards_client_stays(service: Service, act, 
             assert (await board.next()).op == wire.FILE
         else:
             status, why = await caller.ending(job)
-            assert (status, "started as /app.py" in why) == ("error", True)
+            assert (status, "own program at /app.py" in why) == ("error", True)
 
 
 async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):

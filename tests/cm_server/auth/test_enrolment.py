@@ -262,7 +262,7 @@ async def test_revoke_while_connected_closes_the_link_and_withholds_what_waits(s
         assert (await admin.ask("revoke", target="lab-1"))["reply"] == ["lab-1"]
         assert await board.closed() == (CLOSE_REVOKED, "revoked")
         assert (await caller.ending(first))[0] == "lost"
-        assert await caller.ending(second) == ("offline", "it was taken out of the fleet")
+        assert await caller.ending(second) == ("offline", "it was removed from the fleet")
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(identity.id)
         await board.next()

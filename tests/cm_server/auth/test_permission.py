@@ -126,7 +126,8 @@ async def test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs(lab: L
         status, why = await caller.ending(running)
         if status == "lost":  # it did not end before its caller was parted from it
             assert (
-                why == "lab-1 is no longer within reach of your token; what had begun there goes on"
+                why
+                == "lab-1 is no longer within reach of your token; what has started there continues"
             )
     await nothing_more(lab.board)
 
@@ -230,6 +231,6 @@ def test_thousand_refused_jobs_of_one_queue_do_not_exhaust_the_stack():
     (first,) = rig.run()
     for _ in range(999):
         rig.run()
-    rig.dispatch.permit(lambda job: "" if job is first else "not any more")
+    rig.dispatch.set_permission_check(lambda job: "" if job is first else "not any more")
     rig.end(first)
     assert not rig.dispatch.jobs

@@ -76,7 +76,7 @@ def test_cells_of_too_many_bytes_do_not_wait_and_a_single_one_may(rig: Rig, monk
 @pytest.mark.parametrize(
     ("ago", "told"),
     [
-        (None, "it has never dialled in"),
+        (None, "it has never connected"),
         (-5, "it was last seen 0 s ago"),
         (42.5, "it was last seen 42 s ago"),
         (61, "it was last seen 1 minute ago"),
@@ -421,7 +421,7 @@ def test_an_absent_board_is_waited_for_and_then_offline(rig: Rig):
     status, why = rig.caller.ending(job)
     assert (status, why) == (
         "offline",
-        "it did not dial in within 30 s; it has never dialled in",
+        "it did not connect within 30 s; it has never connected",
     )
     assert not rig.board().queue
 

@@ -102,7 +102,7 @@ def test_describe_tells_state_and_time():
     }
     known.state, known.started = "running", time.time() - 5
     assert known.describe()["elapsed"] == pytest.approx(5, abs=1)
-    known.state, known.status, known.ended = "settled", "ok", known.started + 2
+    known.state, known.status, known.ended = "ended", "ok", known.started + 2
     told = known.describe()
     assert (told["state"], told["status"], told["elapsed"]) == ("ended", "ok", pytest.approx(2))
 

@@ -157,9 +157,9 @@ def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
     rig.dispatch.end_board_jobs(rig.board("lab-2"))
     rig.drop("lab-1")
     rig.clock.turn(100)
-    assert rig.caller.ending(running) == ("lost", "the board was taken out of the fleet")
+    assert rig.caller.ending(running) == ("lost", "the board was removed from the fleet")
     assert rig.caller.ending(queued)[0] == "offline"
-    assert rig.caller.ending(patient) == ("offline", "it was taken out of the fleet")
+    assert rig.caller.ending(patient) == ("offline", "it was removed from the fleet")
     assert not rig.dispatch.jobs
 
 
@@ -415,7 +415,7 @@ def test_result_before_a_reset_leaves_the_board_to_its_restart(rig: Rig):
     program(rig, blocks=True)
     reset, after = rig.run(fresh=True)[0], rig.run()[0]
     rig.end(reset)
-    assert (reset.state, link.ops(after)) == ("settled", [])
+    assert (reset.state, link.ops(after)) == ("ended", [])
     rig.drop()
     link = rig.connect(boot="b2")
     assert link.ops(after) == [wire.EXEC]

@@ -399,7 +399,7 @@ async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
 async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
     async with await FakeCaller.join(service) as caller:
         (job,) = await caller.submit("lab-1")
-        assert await caller.ending(job) == ("offline", "it has never dialled in")
+        assert await caller.ending(job) == ("offline", "it has never connected")
 
 
 async def test_interrupt_by_any_operator(service: Service, lab: Identity):
