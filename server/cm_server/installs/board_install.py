@@ -241,7 +241,7 @@ def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], _OpResults, Board
     """Do the first acts; make room of what an earlier try staged; read the record, if any."""
     answers = yield _PROBE_OPS if dry_run else (_FINISH_OP, *_PROBE_OPS)
     space, *upper, staged, digest = answers[-len(_PROBE_OPS) :]
-    if staged is False and not dry_run:
+    if _is_leftover(staged) and not dry_run:
         _, space = yield [_CLEAN_OP, _PROBE_OPS[0]]
         staged = None
     record = None
@@ -249,6 +249,11 @@ def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], _OpResults, Board
         (raw,) = yield [["get", MANIFEST_PATH]]
         record = install_manifest.read_manifest(raw)
     return BoardProbe(disk_space(space)[1], _any_exists(upper), staged is False, record)
+
+
+def _is_leftover(staged: Any) -> bool:
+    """Return whether an interrupted install left its staging folder, by the answer to `hash`."""
+    return staged is False  # a folder
 
 
 def _any_exists(hashes: Iterable[Any]) -> bool:

@@ -129,7 +129,7 @@ def plan_change(
         }
     old = {path for key in new if key in manifest for path in manifest[key]["files"]}
     kept = _all_paths(after)
-    hiding = {path for path in plan.shadowing_paths(mpy) if path in file_hashes}
+    hiding = _find_shadowing(plan, mpy, file_hashes)
     for path in sorted(hiding):
         _check_shadowing(path, owners.get(path), new, force)
     gone = sorted((old - kept) | hiding)
@@ -138,6 +138,11 @@ def plan_change(
 
 
 _REQUEST_KEYS: Final = ("wanted", "how")
+
+
+def _find_shadowing(plan: InstallPlan, mpy: int, file_hashes: FileHashes) -> set[str]:
+    """Return files on the board that would be imported in place of the plan's."""
+    return {path for path in plan.shadowing_paths(mpy) if path in file_hashes}
 
 
 def _all_paths(manifest: Manifest) -> set[str]:

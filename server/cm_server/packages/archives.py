@@ -51,12 +51,23 @@ def _collect_files(members: Iterator[tuple[str, bytes]], name: str) -> dict[str,
     found: dict[str, bytes] = {}
     spellings: set[str] = set()
     for path, content in members:
-        check_relative_path(path)
-        if path.casefold() in spellings:
+        _check_member_path(path)
+        spelling = _ignore_case(path)
+        if spelling in spellings:
             raise PackageError(f"{name} holds {path!r} twice")
-        spellings.add(path.casefold())
+        spellings.add(spelling)
         found[path] = content
     return found
+
+
+def _check_member_path(path: str) -> None:
+    """Raise PackageError if a member's path could leave the folder it is unpacked into."""
+    check_relative_path(path)
+
+
+def _ignore_case(path: str) -> str:
+    """Return what two paths have in common that name one file on a file system such as FAT."""
+    return path.casefold()
 
 
 def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
@@ -71,22 +82,33 @@ def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
             tar.members.clear()  # type: ignore[attr-defined]  # else it remembers each
             if member.isdir() or member.name in _IGNORED_MEMBERS:
                 continue
-            if not member.isreg() or member.issparse():
+            if not _is_plain_file(member):
                 raise PackageError(f"{member.name!r:.100} in the archive is no plain file")
             stream = tar.extractfile(member)
             yield member.name.removeprefix("./"), stream.read() if stream else b""
 
 
+def _is_plain_file(member: tarfile.TarInfo) -> bool:
+    """Return whether a tar member is a plain file: no link, device or sparse file."""
+    return member.isreg() and not member.issparse()
+
+
 def _inflate(raw: bytes) -> bytes:
+    """Return the tar in a .tar.gz, of at most ``limits.PACKAGE_UNPACKED_BYTES``."""
     if raw[:2] != b"\x1f\x8b":
         raise PackageError("the archive is no .tar.gz")
-    inflater = zlib.decompressobj(31)
-    inflated = inflater.decompress(raw, limits.PACKAGE_UNPACKED_BYTES + 1)
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: with a gzip header
+    inflated = inflater.decompress(raw, _max_inflated_bytes())
     if len(inflated) > limits.PACKAGE_UNPACKED_BYTES:
         raise PackageError("the archive grows too big when it is unpacked")
     if not inflater.eof:
         raise PackageError("the archive is cut off")
     return inflated
+
+
+def _max_inflated_bytes() -> int:
+    """Return where inflating stops: one byte past the limit shows that it was exceeded."""
+    return limits.PACKAGE_UNPACKED_BYTES + 1
 
 
 def _read_zip(raw: bytes) -> Iterator[tuple[str, bytes]]:

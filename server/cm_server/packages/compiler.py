@@ -178,13 +178,22 @@ async def _run_limited(command: list[str], folder: Path) -> int:
             start_new_session=True,
         )
     try:
-        return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
+        return await _wait_for_exit(process)
     except TimeoutError:
         return -signal.SIGKILL
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # what it may have left behind, too
         await process.wait()
+
+
+async def _wait_for_exit(process: asyncio.subprocess.Process) -> int:
+    """Return a compiler's exit code.
+
+    Raises:
+        TimeoutError: it runs for longer than ``limits.COMPILE_SECONDS``.
+    """
+    return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
 
 
 def _last_line(path: Path) -> str:

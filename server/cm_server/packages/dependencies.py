@@ -39,11 +39,16 @@ def _read_dependency(text: str, version: str, package: Requirement, commit: str)
     if need.source == "index":
         if need.alias:
             raise PackageError(f"{package} needs {need}: no package may choose an index")
-        return replace(need, alias=package.alias) if package.source == "index" else need
+        return _keep_index(need, package)
     same = need.source == package.source in FORGE_NAMES and need.repository == package.repository
     if same and not need.version and COMMIT_PATTERN.fullmatch(commit):
         return replace(need, version=commit)
     return need
+
+
+def _keep_index(need: Requirement, package: Requirement) -> Requirement:
+    """Return a dependency, looked up in the index that its package came from."""
+    return replace(need, alias=package.alias) if package.source == "index" else need
 
 
 def _with_version(text: str, version: str) -> str:

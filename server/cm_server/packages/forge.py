@@ -108,11 +108,11 @@ class ForgeSource:
             return parse_requirement(reference).name
         if reference.partition(":")[0] in FORGE_NAMES:
             wish = parse_requirement(reference)
-            same = (wish.source, wish.repository) == (package.source, package.repository)
             if not wish.path:
                 raise PackageError(f"{package} names a file without its path: {reference[:100]!r}")
-            at = commit if same and not wish.version else (await self.resolve_ref(wish))[0]
-            return self._raw_url(wish, at, wish.path)
+            if not _has_same_commit(wish, package):
+                commit, _ = await self.resolve_ref(wish)
+            return self._raw_url(wish, commit, wish.path)
         path = "/".join(filter(None, (folder, reference)))
         if ":" in reference or any(not part.strip(".") for part in path.split("/")):
             raise PackageError(
@@ -141,3 +141,9 @@ class ForgeSource:
         except SourceNotFound as error:
             raise SourceNotFound(f"there is no repository {whose}, or it is not public") from error
         return read_refs(reply.body, whose)
+
+
+def _has_same_commit(file: Requirement, package: Requirement) -> bool:
+    """Return whether a file is read at its package's commit: same repository, no ref of its own."""
+    same = (file.source, file.repository) == (package.source, package.repository)
+    return same and not file.version

@@ -185,7 +185,7 @@ class HttpFetcher:
         self, url: str, limit: int, trusted_url: str, accept: str, login: str
     ) -> HTTPResponse:
         """Ask one server once; no redirect is followed, whatever it says."""
-        private = bool(trusted_url) and origin_of(url) == origin_of(trusted_url)
+        private = _is_trusted(url, trusted_url)
         client = SimpleAsyncHTTPClient(
             force_instance=True,
             resolver=None if private else _PublicResolver(),
@@ -225,6 +225,11 @@ class HttpFetcher:
             user_agent=_USER_AGENT,
             ca_certs=self.ca_file,
         )
+
+
+def _is_trusted(url: str, trusted_url: str) -> bool:
+    """Return whether a URL is at the origin of a configured source, "" for none."""
+    return bool(trusted_url) and origin_of(url) == origin_of(trusted_url)
 
 
 def _credentials(url: str) -> str:

@@ -43,7 +43,7 @@ def check_folder(folder: str) -> str:
         raise PackageError(f"{folder!r} is no folder on a board: it begins with one /")
     if plain:
         check_relative_path(plain[1:])
-    if _RESERVED.fullmatch(plain + "/x"):
+    if _is_reserved(plain + "/x"):
         raise PackageError(f"{folder!r} is the client's own folder")
     return plain
 
@@ -62,11 +62,24 @@ def check_relative_path(path: str) -> str:
         why = "of another system"
     elif not path.isprintable() or unicodedata.normalize("NFC", path) != path:
         why = "not plain text"
-    elif any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts):
+    elif _leaves_folder(parts):
         why = "leaving its folder, or not plain"
     if why:
         raise PackageError(f"the path {path[:100]!r} is refused: it is {why}")
     return path
+
+
+def _leaves_folder(parts: Iterable[str]) -> bool:
+    """Return whether a part of a path is empty, ``.`` or ``..``, or FAT would read it as another.
+
+    FAT drops spaces and dots at the end of a name.
+    """
+    return any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts)
+
+
+def _is_reserved(path: str) -> bool:
+    """Return whether an absolute path belongs to the board's owner or to the client."""
+    return _RESERVED.fullmatch(path) is not None
 
 
 def board_path(folder: str, path: str, *, force: bool = False) -> str:
@@ -81,7 +94,7 @@ def board_path(folder: str, path: str, *, force: bool = False) -> str:
         PackageError: it is not plain, or not the package's to write.
     """
     full = f"{folder}/{check_relative_path(path)}"
-    if _RESERVED.fullmatch(full):
+    if _is_reserved(full):
         raise PackageError(f"no package may write {full}: it is the board's own")
     if not force and folder in ("", TARGET_DIR) and BUILTIN_MODULES.fullmatch(module_name(path)):
         raise PackageError(
@@ -97,7 +110,7 @@ def check_installed_path(path: str) -> str:
         PackageError: it could not.
     """
     check_folder(path)
-    if _RESERVED.fullmatch(path):
+    if _is_reserved(path):
         raise PackageError(f"no package may write {path}: it is the board's own")
     return path
 

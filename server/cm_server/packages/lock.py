@@ -155,14 +155,22 @@ def compare_releases(
             notes += _check_moved(was, release)
         elif was.version == release.version:
             _check_same(was, release)
-        elif release.key not in pinned_keys and _version_numbers(
-            release.version
-        ) < _version_numbers(was.version):
+        elif release.key not in pinned_keys and _is_rollback(release, was):
             raise PackageError(
                 f"{release.key}: its source says that {release.version} is the newest, but the "
                 f"lock has {was.version} already; if that is right, name the version"
             )
     return notes
+
+
+def _is_rollback(release: Release, locked_release: Release) -> bool:
+    """Return whether a version is older than the locked one."""
+    return _version_numbers(release.version) < _version_numbers(locked_release.version)
+
+
+def _is_tag(ref: str) -> bool:
+    """Return whether the full name of a ref is a tag's."""
+    return ref.startswith("refs/tags/")
 
 
 def _check_moved(locked_release: Release, release: Release) -> list[str]:
@@ -175,7 +183,7 @@ def _check_moved(locked_release: Release, release: Release) -> list[str]:
         f"{release.key}: {locked_release.ref} was {locked_release.version[:12]} in the lock, "
         f"and is {release.version[:12]} now"
     )
-    if locked_release.ref.startswith("refs/tags/"):
+    if _is_tag(locked_release.ref):
         raise PackageError(f"{told}: a tag does not move; if that is right, make the lock anew")
     return [told]
 

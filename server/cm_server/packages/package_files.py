@@ -90,8 +90,8 @@ class PackageFiles:
             content = (await self._unpack_archive(release)).get(part.path, b"")
         else:
             content = self._from_caller(release, part)
-        promised = part.sha256 or part.hash_prefix
-        if not sha256(content).startswith(promised) or (part.sha256 and len(content) != part.size):
+        if not _is_as_promised(content, part):
+            promised = part.sha256 or part.hash_prefix
             raise PackageError(
                 f"{release}: {part.path} is not what was promised: its SHA-256 begins with "
                 f"{sha256(content)[:8]}, not with {promised[:8]}"
@@ -115,9 +115,21 @@ class PackageFiles:
         raise PackageError(f"{release}: {part.path} is neither here nor sent along")
 
 
+def _is_as_promised(content: bytes, part: ReleaseFile) -> bool:
+    """Return whether content has the hash, and if it is known the size, that a part names."""
+    if part.sha256 and len(content) != part.size:
+        return False
+    return sha256(content).startswith(part.sha256 or part.hash_prefix)
+
+
+def _is_web_page(content_type: str, name: str) -> bool:
+    """Return whether an HTML page was sent in place of a file: a login form, an error page."""
+    return content_type == "text/html" and not name.endswith((".html", ".htm"))
+
+
 def _check_content(content: bytes, content_type: str, what: str) -> bytes:
     """Return a file's content, unless it plainly is something else in its place."""
-    if content_type == "text/html" and not what.endswith((".html", ".htm")):
+    if _is_web_page(content_type, what):
         raise PackageError(f"{what} is a web page where a file should be")
     if content.startswith(_LFS_POINTER):
         raise PackageError(f"{what} is kept in Git LFS, which is not supported")

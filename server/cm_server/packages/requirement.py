@@ -112,11 +112,16 @@ def parse_requirement(text: str, local: frozenset[str] = frozenset()) -> Require
 
 def _split_version(text: str, rest: str) -> tuple[str, str]:
     name, at, version = rest.partition("@")
-    if "@" in version:
-        raise _invalid(text, "it has two @, and a version has none in it")
+    _check_single_at(text, version)
     if at and not version:
         raise _invalid(text, "a version follows the @")
     return name, version
+
+
+def _check_single_at(text: str, version: str) -> None:
+    """Raise PackageError if a second ``@`` follows the first: which one counts is a guess."""
+    if "@" in version:
+        raise _invalid(text, "it has two @, and a version has none in it")
 
 
 def _parse_forge(text: str, source: str, rest: str) -> Requirement:

@@ -68,8 +68,7 @@ def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[No
         if wish in seen:
             continue
         seen.add(wish)
-        if len(seen) > limits.PACKAGES * 4:
-            raise _too_many_packages()
+        _check_requirement_count(len(seen))
         if wish not in known.versions:
             missing[NotKnownYet(wish)] = None
             continue
@@ -80,6 +79,15 @@ def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[No
         else:
             todo.extend(release.dependencies)
     return list(missing)
+
+
+def _check_requirement_count(count: int) -> None:
+    """Raise PackageError if so many requirements cannot belong to a plan that is small enough.
+
+    Several requirements may ask for the same package: hence four times the number of packages.
+    """
+    if count > limits.PACKAGES * 4:
+        raise _too_many_packages()
 
 
 def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release]:
