@@ -15,6 +15,7 @@ DEFAULT_TCP_PORT = 18266
 #: The one name in a server's own certificate: addresses change, and boards know no others.
 TLS_NAME = "cloudmanager"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_PRIVATE_MODE = 0o600  # read and written by the owner only
 
 
 class ServerAddress(NamedTuple):
@@ -93,22 +94,28 @@ def read_server_state(folder: Path) -> dict[str, Any] | None:
 def find_server(url: str | None = None, token: str | None = None) -> ServerAddress:
     """Return the server to talk to: as given, else CM_URL and CM_TOKEN, else the local one."""
     folder = home_folder()
-    state = None
+    is_own_server = False
     if url is not None:
         source = "url="
     elif named := os.environ.get("CM_URL"):
         url, source = named, "CM_URL"
     elif state := read_server_state(folder):
+        is_own_server = True
         url, source = str(state["url"]), "the local server"
     else:
         url, source = f"http://{DEFAULT_HOST}:{DEFAULT_TCP_PORT}", "the default"
     token = token or os.environ.get("CM_TOKEN")
-    if token is None and (state is not None or is_local(url)):  # to no other machine
+    if token is None and (is_own_server or _may_receive_local_token(url)):
         token = read_token(token_file(folder))
     token, _, pin = (token or "").partition(".")
     ca = ca_file(folder)
     known = not pin and is_local(url) and ca.exists()
     return ServerAddress(url, token, source, ca if known else None, pin)
+
+
+def _may_receive_local_token(url: str) -> bool:
+    """Whether the local user's token may be sent there: to this machine only."""
+    return is_local(url)
 
 
 def is_local(url: str) -> bool:
@@ -136,7 +143,7 @@ def split_url(url: str) -> SplitResult:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner may read, all of it or nothing, even if the power fails."""
-    write_whole(path, text, 0o600)
+    write_whole(path, text, _PRIVATE_MODE)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:

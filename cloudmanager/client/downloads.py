@@ -97,8 +97,11 @@ class _MemorySink:
     def write(self, board: str, data: bytes) -> None:
         kept = self.contents[board]
         kept += data
-        if len(kept) > MAX_READ_BYTES:
+        if self._is_too_long(len(kept)):
             raise OSError(errno.EFBIG, "too long to be read: use get", f"{board}:")
+
+    def _is_too_long(self, size: int) -> bool:
+        return size > MAX_READ_BYTES
 
 
 async def _list_folders(
@@ -197,13 +200,15 @@ class DownloadSink:
             place = board_paths.local_path(folder, wanted.relative_path)
         except ValueError:
             raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{wanted.path}") from None
-        begun = self._started.setdefault(board, [])
-        known = {_normalized_path(each.path) for each in begun} | {
-            _normalized_path(each) for each in self._finished_paths.get(board, ())
-        }
-        if _normalized_path(place) in known:
+        if self._is_taken(board, place):
             raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{wanted.path}")
-        begun.append(_FileDownload(place))
+        self._started.setdefault(board, []).append(_FileDownload(place))
+
+    def _is_taken(self, board: str, path: Path) -> bool:
+        """Whether some file system would store this and an earlier file as one."""
+        earlier = [download.path for download in self._started.get(board, ())]
+        earlier += self._finished_paths.get(board, ())
+        return _normalized_path(path) in map(_normalized_path, earlier)
 
     def write(self, board: str, data: bytes) -> None:
         """Take some of it.

@@ -142,9 +142,14 @@ class Boards:
         verbs.submit_group(
             self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
         )
+        self._wait_until_accepted(group)
+        return group
+
+    @staticmethod
+    def _wait_until_accepted(group: JobGroup) -> None:
+        """Wait for the server; if the wait is interrupted, interrupt the cell too."""
         with verbs.interrupting(group):
             group.accepted.result()
-        return group
 
     run = blocking(BoardsVerbs.run)
     reset = blocking(BoardsVerbs.reset)

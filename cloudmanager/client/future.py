@@ -65,11 +65,14 @@ class Future(Generic[T]):
         """Wait at most ``timeout`` seconds; return whether it is set."""
         seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
         if not self.done:
-            try:
-                self._unset_lock.acquire(timeout=seconds)
-            finally:  # Ctrl-C may come before it is known here that the lock was acquired
-                self._release()
+            self._wait_for_lock(seconds)
         return self.done
+
+    def _wait_for_lock(self, seconds: float) -> None:
+        try:
+            self._unset_lock.acquire(timeout=seconds)
+        finally:  # Ctrl-C can arrive after the lock was acquired, before acquire() returns
+            self._release()
 
     def result(self) -> T:
         """Wait for the value and return it, or raise the error."""

@@ -91,20 +91,29 @@ class ServerLink:
 
     def _receive(self) -> bytes:
         """Return what the server says; a silent one is asked for a sign of life, and then left."""
-        asked, written = False, -1
+        ping_sent = False
+        written = -1
         while True:
             try:
                 return self._socket.recv(READ_BYTES)
             except RECEIVE_TIMEOUT_ERROR:
-                if self._outgoing.busy:  # a ping would wait, too: see whether the server reads
-                    if self._outgoing.written == written:
+                if self._outgoing.busy:  # a ping would have to wait behind the other frames
+                    if self._has_stopped_reading(written):
                         raise TimeoutError from None
                     written = self._outgoing.written
-                elif asked:
+                elif self._has_stopped_answering(ping_sent):
                     raise TimeoutError from None
                 else:
-                    asked = True
+                    ping_sent = True
                     self._outgoing.send(self.exchange.ping_frame())
+
+    def _has_stopped_reading(self, written_before: int) -> bool:
+        """Whether the server read nothing since ``written_before`` bytes were written."""
+        return self._outgoing.written == written_before
+
+    def _has_stopped_answering(self, ping_sent: bool) -> bool:
+        """Whether the server has ignored a ping, given that nothing was received."""
+        return ping_sent
 
 
 def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str]:
@@ -112,8 +121,8 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
     parts = config.split_url(address.url)
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
     is_tls = parts.scheme in ("https", "wss")
-    if not is_tls and not config.is_local(address.url):
-        raise ValueError("the token would cross the network in the clear; write https://")
+    if not is_tls:
+        _check_unencrypted(address.url)
     sock = socket.create_connection((host, tcp_port), CONNECT_SECONDS)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -130,6 +139,16 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
     except BaseException:
         sock.close()
         raise
+
+
+def _check_unencrypted(url: str) -> None:
+    """Refuse to send a token without TLS to any other machine.
+
+    Raises:
+        ValueError: the server is not on this machine.
+    """
+    if not config.is_local(url):
+        raise ValueError("the token would cross the network in the clear; write https://")
 
 
 def _timeval(seconds: float) -> bytes:

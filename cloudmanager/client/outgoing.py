@@ -18,6 +18,7 @@ import contextlib
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -108,18 +109,30 @@ class Outgoing:
         torn = False
         try:
             with self._lock:
-                torn = self._halfway is not None  # whoever left it there did not come to cut
+                torn = self._is_torn()
                 if torn or self._closed:
                     pass
-                elif self._left or not DO_NOT_WAIT:
+                elif self._must_queue():
                     self._hand_over(frame)
                 else:
                     self._halfway = frame
                     self._write_now(frame)
         finally:
-            if torn or self._halfway is frame:
+            if torn or self._is_halfway(frame):
                 self._cut()
         return frame
+
+    def _is_torn(self) -> bool:
+        """Whether a thread was stopped inside an earlier frame, before it could cut the stream."""
+        return self._halfway is not None
+
+    def _is_halfway(self, frame: OutgoingFrame) -> bool:
+        """Whether writing this frame was stopped before the rest was queued."""
+        return self._halfway is frame
+
+    def _must_queue(self) -> bool:
+        """Whether the next frame is left to the writing thread."""
+        return self._left > 0 or not DO_NOT_WAIT
 
     def _write_now(self, frame: OutgoingFrame) -> None:
         """Write what the system takes at once and leave the rest to the thread; under the lock."""
@@ -127,11 +140,8 @@ class Outgoing:
         if self._encrypt is not None:
             frame.data = self._encrypt(frame.data)
         taken: list[int] = []
-        write = map(self._write, (frame.data,), (DO_NOT_WAIT,))
         try:
-            # A signal's handler runs between two steps of the interpreter. This is one step: it
-            # cannot come between the write and the note of how much was written.
-            taken.extend(write)
+            _write_and_count(self._write, frame.data, taken)
         except OSError:
             if taken:  # it is not of the socket, but of a signal's handler
                 raise
@@ -153,10 +163,14 @@ class Outgoing:
             if frame.complete:
                 return False
             frame.withdrawn = True  # the thread does not complete it from here on
-            torn = frame.begun and not self._closed
+            torn = self._is_partly_written(frame)
         if torn:
             self._cut()
         return True
+
+    def _is_partly_written(self, frame: OutgoingFrame) -> bool:
+        """Whether the server may have a part of a frame, and could receive the rest."""
+        return frame.begun and not self._closed
 
     def close(self) -> None:
         """Let what is on its way leave, for a short while; then nothing is written any more."""
@@ -215,7 +229,7 @@ class Outgoing:
         while rest:
             if len(rest) <= PIECE_BYTES:
                 with self._lock:
-                    if self._closed or frame.withdrawn:
+                    if not self._may_complete(frame):
                         raise ConnectionAbortedError
                     frame.complete = True  # from here on it may arrive whole
             with contextlib.suppress(TimeoutError, BlockingIOError):  # nothing was taken yet
@@ -223,3 +237,18 @@ class Outgoing:
                 rest = rest[count:]
                 self.written += count
         frame.data = b""
+
+    def _may_complete(self, frame: OutgoingFrame) -> bool:
+        """Whether the last piece of a frame may be written."""
+        return not self._closed and not frame.withdrawn
+
+
+def _write_and_count(
+    write: Callable[[bytes | memoryview, int], int], data: bytes | memoryview, taken: list[int]
+) -> None:
+    """Call ``write`` and append to ``taken`` how many bytes it wrote.
+
+    A signal handler runs between two bytecodes. ``extend`` is one, so that no handler can run
+    after the write and before the number is recorded.
+    """
+    taken.extend(map(write, (data,), (DO_NOT_WAIT,)))

@@ -102,7 +102,7 @@ def start_tls(sock: socket.socket, host: str, address: ServerAddress) -> TlsSock
     """
     if address.pin:
         pem = _fetch_ca(host, sock.getpeername()[1], address.pin)
-        return TlsSocket(sock, ssl.create_default_context(cadata=pem), config.TLS_NAME)
+        return TlsSocket(sock, _context_for_ca(pem), config.TLS_NAME)
     if address.ca is not None:
         return TlsSocket(sock, ssl.create_default_context(cafile=address.ca), config.TLS_NAME)
     return TlsSocket(sock, ssl.create_default_context(), host)
@@ -125,9 +125,18 @@ def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
         raise OSError("what answers there is no Cloudmanager server") from error
     finally:
         connection.close()
-    if not hmac.compare_digest(_fingerprint(digest), pin.encode("ascii", "replace")):
+    if not _has_fingerprint(digest, pin):
         raise OSError("it is another server than the one that made the token")
     return pem
+
+
+def _context_for_ca(pem: str) -> ssl.SSLContext:
+    """Return a context that trusts one certificate authority and no other."""
+    return ssl.create_default_context(cadata=pem)
+
+
+def _has_fingerprint(digest: bytes, pin: str) -> bool:
+    return hmac.compare_digest(_fingerprint(digest), pin.encode("ascii", "replace"))
 
 
 def _fingerprint(digest: bytes) -> bytes:

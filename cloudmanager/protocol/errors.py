@@ -1,29 +1,29 @@
-"""Every error that Cloudmanager raises, and how each one reads; no I/O here.
+"""All errors that Cloudmanager raises, and their messages; no I/O here.
 
 ```
 CloudmanagerError
-  ServerUnreachable        says which address, and where it was configured
-  NotAllowed               says which right is missing
+  ServerUnreachable        no server answers; names the address and where it was configured
+  NotAllowed               the token lacks a right; names it
   VersionMismatch          the server speaks another version of the protocol
-  TargetError              a target is malformed or chooses no board; also a ValueError
-  NoSuchBoard              no board is enrolled under this name; suggests the nearest
-  BoardOffline             the board is not there; says when it was last seen
+  TargetError              a target is malformed or selects no board; also a ValueError
+  NoSuchBoard              no board has this name; suggests the most similar one
+  BoardOffline             the board is not connected; states when it was last seen
   LinkLost                 the link broke while a job ran; the board may still be running it
-  CellSyntaxError          the cell is not Python; no board has seen it
+  CellSyntaxError          the cell is not valid Python; it was not sent to any board
   BoardError               raised on the board; shows the board's own traceback
-  FleetError               several boards; shows four, counts the rest
-  ServerError              the server refused a request, and says why
-  ServiceError             the local server cannot be started or stopped; says why
-  CableError               a board on a cable: says which port, what happened and what to try
+  FleetError               several boards failed; shows four errors, counts the rest
+  ServerError              the server refused a request; gives the reason
+  ServiceError             the local server cannot be started or stopped; gives the reason
+  CableError               a board on a cable: names the port, what happened and what to try
   WireError                bytes that break the protocol
-    LocalWireError         we were about to send them: our bug
+    LocalWireError         this side was about to send them: a bug of this program
     PeerWireError          the other side sent them
   PackageError             a package cannot be resolved, fetched or installed
 ```
 
-A message says what is wrong (`detail`) and ends with what to do next (`hint`); only the traceback
-of an exception on a board stands for itself. What boards said is made safe to show. All errors can
-be pickled. The verbs for files raise the built-in `OSError` family instead.
+A message states what is wrong (`detail`) and ends with what to do next (`hint`); only the
+traceback of an exception on a board has no hint. Text from boards is made safe to show. All errors
+can be pickled. The verbs for files raise the built-in `OSError` family instead.
 """
 
 import textwrap
@@ -32,37 +32,37 @@ from collections.abc import Mapping, Sequence
 
 from .text import fold_names, line_with_caret, sanitize_text
 
-_MAX_SHOWN = 4  # different errors, or names, that one message shows before it counts the rest
+_MAX_SHOWN = 4  # how many errors, or names, one message shows; of the rest it gives the number
 
 
 class CloudmanagerError(Exception):
-    """The root: whoever catches this catches everything that Cloudmanager raises.
+    """The base class of all errors that Cloudmanager raises.
 
     Attributes:
-        subject: the board that it is about; empty where it is about none.
+        subject: the board that the error concerns; empty if it concerns none.
         detail: what is wrong, safe to show.
         hint: what to do next.
     """
 
     subject = ""
-    hint = "`mbm server-status` tells how the server is."
+    hint = "`mbm server-status` shows the state of the server."
 
     def __init__(self, *args: object, detail: str = "") -> None:
-        super().__init__(*args)  # all that __init__ took: pickle makes the copy from them
+        super().__init__(*args)  # all arguments of __init__: pickle makes a copy with them
         self.detail = sanitize_text(detail or ": ".join(str(arg) for arg in args).rstrip(".") + ".")
 
     def message_without_subject(self) -> str:
-        """Say what is wrong and what to do next, without the board's name."""
+        """Return what is wrong and what to do next, without the board's name."""
         gap = "\n" if "\n" in self.detail else " "
         return f"{self.detail}{gap}{sanitize_text(self.hint)}" if self.hint else self.detail
 
     def __str__(self) -> str:
-        told = self.message_without_subject()
-        gap = "\n" if "\n" in told else " "
-        return f"{sanitize_text(self.subject)}:{gap}{told}" if self.subject else told
+        message = self.message_without_subject()
+        gap = "\n" if "\n" in message else " "
+        return f"{sanitize_text(self.subject)}:{gap}{message}" if self.subject else message
 
     def _render_traceback_(self) -> list[str]:
-        """Have IPython show these words, and not thirty lines of ours around them."""
+        """Return what IPython shows in place of a traceback: the message alone."""
         return f"{type(self).__name__}: {self}".split("\n")
 
 
@@ -79,18 +79,23 @@ class ServerUnreachable(CloudmanagerError):
 
 
 class NotAllowed(CloudmanagerError):
-    """The caller's token lacks `right`, such as "operator on lab-1"; or, in words, `why`."""
+    """The caller's token lacks a right.
+
+    Attributes:
+        right: the missing right, such as "operator on lab-1".
+        why: the reason as a sentence, which replaces `right` in the message.
+    """
 
     hint = "Ask an administrator for a token that may do this, and set CM_TOKEN to that."
 
     def __init__(self, right: str, why: str = "") -> None:
-        told = why or f"this needs the right {right!r}"
-        super().__init__(right, why, detail=f"Not allowed: {told}.")
+        reason = why or f"this needs the right {right!r}"
+        super().__init__(right, why, detail=f"Not allowed: {reason}.")
         self.right, self.why = right, why
 
 
 class VersionMismatch(CloudmanagerError):
-    """The server speaks version `theirs` of the protocol, this Cloudmanager `ours`."""
+    """The server uses version `theirs` of the protocol, this Cloudmanager `ours`."""
 
     def __init__(self, ours: int, theirs: int) -> None:
         detail = f"The server speaks protocol {theirs}, this Cloudmanager {ours}."
@@ -101,11 +106,11 @@ class VersionMismatch(CloudmanagerError):
 
 
 class TargetError(CloudmanagerError, ValueError):
-    """A target is malformed or chooses no board, or a name or label is not legal.
+    """A target is malformed or selects no board, or a name or label is not valid.
 
     Attributes:
         text: the whole target.
-        position: where in it the fault is, counted in characters from 0.
+        position: index in `text` of the character that is wrong.
     """
 
     def __init__(self, reason: str, text: str, position: int, hint: str) -> None:
@@ -115,11 +120,11 @@ class TargetError(CloudmanagerError, ValueError):
 
 
 class NoSuchBoard(CloudmanagerError):
-    """No board is enrolled under this name.
+    """No board with this name is enrolled.
 
     Attributes:
         board: the unknown name; the first of several.
-        suggestion: the nearest name that is known, or None.
+        suggestion: the most similar known name, or None.
         others: the unknown names after the first.
     """
 
@@ -136,12 +141,13 @@ class NoSuchBoard(CloudmanagerError):
 
 
 class BoardOffline(CloudmanagerError):
-    """`board` is enrolled, but not there.
+    """`board` is enrolled, but not connected.
 
     Attributes:
         board: its name.
-        last_seen: seconds since 1970, or None where that is not known.
-        why: the server's words instead, such as "it was last seen 3 minutes ago".
+        last_seen: seconds since 1970, or None if that is not known.
+        why: the server's text, which replaces `last_seen` in the message, such as "it was last
+            seen 3 minutes ago".
     """
 
     hint = "Check its power and its network, or wait for it with `--wait`."
@@ -154,7 +160,7 @@ class BoardOffline(CloudmanagerError):
 
 
 class LinkLost(CloudmanagerError):
-    """The link to `board` broke and did not come back in time: `job` may still be running.
+    """The link to `board` broke and was not restored in time: `job` may still be running.
 
     Attributes:
         board: its name.
@@ -163,7 +169,7 @@ class LinkLost(CloudmanagerError):
     """
 
     hint = (
-        "`mbm board-list` tells whether the board is back; the cell is never run twice by itself."
+        "`mbm board-list` shows whether the board is back; a cell is never repeated automatically."
     )
 
     def __init__(self, board: str, job: int | str | None = None, why: str = "") -> None:
@@ -174,12 +180,12 @@ class LinkLost(CloudmanagerError):
 
 
 class CellSyntaxError(CloudmanagerError):
-    """The cell is not Python; no board has seen it.
+    """The cell is not valid Python; it was not sent to any board.
 
     Attributes:
         msg: what is wrong.
-        lineno: the line of the cell, counted from 1.
-        offset: the character of that line, counted from 1.
+        lineno: the number of the line in the cell, from 1.
+        offset: the number of the character in that line, from 1.
         text: that line.
     """
 
@@ -198,13 +204,13 @@ class BoardError(CloudmanagerError):
     Attributes:
         board: its name.
         ename: the name of the exception's class.
-        evalue: what the exception says.
+        evalue: the exception's message.
         traceback: the board's own traceback, as the board sent it: not yet safe to show.
         status: how the job ended: "error", "interrupted" or "timeout".
     """
 
     _HINTS = {
-        "interrupted": "The board keeps its names: go on, or run the cell again.",
+        "interrupted": "The board keeps its variables: continue, or run the cell again.",
         "timeout": "Give the cell more time with `timeout=` or `--timeout`.",
     }
 
@@ -231,7 +237,7 @@ class FleetError(CloudmanagerError):
 
 
 class ServerError(CloudmanagerError):
-    """The server refused a request; `reason` says why, and what to do, in the server's words."""
+    """The server refused a request; `reason` is the server's explanation."""
 
     hint = ""
 
@@ -241,7 +247,7 @@ class ServerError(CloudmanagerError):
 
 
 class ServiceError(CloudmanagerError):
-    """The local server cannot be started or stopped; `log` is the file where it says more."""
+    """The local server cannot be started or stopped; `log` is the path of its log, or ""."""
 
     def __init__(self, reason: str, log: str = "") -> None:
         super().__init__(reason, log, detail=f"{reason.rstrip('.')}.")
@@ -253,9 +259,9 @@ class CableError(CloudmanagerError):
     """Something failed with a board on a cable.
 
     Attributes:
-        port: the serial port; empty where it is about none.
+        port: the serial port; empty if the error concerns none.
         problem: what happened.
-        step: of flashing, the step that failed.
+        step: the step that failed, if the board was being flashed; else empty.
     """
 
     def __init__(self, port: str, problem: str, hint: str = "", step: str = "") -> None:
@@ -269,7 +275,7 @@ class WireError(CloudmanagerError):
 
 
 class LocalWireError(WireError):
-    """We were about to send bytes that break the protocol."""
+    """This side was about to send bytes that break the protocol."""
 
     hint = "This is a bug in Cloudmanager: please report it."
 
@@ -277,17 +283,17 @@ class LocalWireError(WireError):
 class PeerWireError(WireError):
     """The other side sent bytes that break the protocol."""
 
-    hint = "The link was closed. If this comes again, update the older side."
+    hint = "The link was closed. If this happens again, update the older side."
 
 
 class PackageError(CloudmanagerError):
-    """A package cannot be resolved, fetched or installed; its words say what to do about it."""
+    """A package cannot be resolved, fetched or installed; the message says what to do."""
 
     hint = ""
 
 
 def _last_seen_text(last_seen: float | None) -> str:
-    """Say when, in local time; what no calendar can hold is shown as the number it is."""
+    """Return when, in local time; a time that `localtime` cannot convert is shown as a number."""
     if last_seen is None:
         return "it was never seen"
     try:
@@ -297,7 +303,7 @@ def _last_seen_text(last_seen: float | None) -> str:
 
 
 def _message_without_board(error: Exception, board: str) -> str:
-    """Return an error's words without the board's name, which an OSError has before its path."""
+    """Return an error's message without the board's name; an OSError has it before the path."""
     if isinstance(error, CloudmanagerError):
         return error.message_without_subject()
     name = type(error).__name__
@@ -305,13 +311,15 @@ def _message_without_board(error: Exception, board: str) -> str:
 
 
 def _group_by_message(errors: Mapping[str, Exception]) -> list[str]:
-    """Fold boards whose errors read the same under one head; show a few, count the rest."""
-    alike: dict[str, list[str]] = {}
+    """Return one block of text for each different error, with its boards; count the rest."""
+    boards_by_message: dict[str, list[str]] = {}
     for board, error in errors.items():
-        alike.setdefault(_message_without_board(error, board), []).append(board)
-    shown = list(alike.items())[:_MAX_SHOWN]
-    rest = len(errors) - sum(len(boards) for _, boards in shown)
-    blocks = [f"{fold_names(boards)}:\n{textwrap.indent(told, '  ')}" for told, boards in shown]
+        boards_by_message.setdefault(_message_without_board(error, board), []).append(board)
+    rest = len(errors)
+    blocks = []
+    for message, boards in list(boards_by_message.items())[:_MAX_SHOWN]:
+        blocks.append(f"{fold_names(boards)}:\n{textwrap.indent(message, '  ')}")
+        rest -= len(boards)
     return [*blocks, f"... and {_count_boards(rest, 'more ')}"] if rest else blocks
 
 

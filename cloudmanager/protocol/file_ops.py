@@ -1,6 +1,6 @@
-"""Acts on a board's files, as they travel in a job (docs/protocol.md); pure.
+"""File operations on boards, as they are sent in a job (docs/protocol.md); no I/O here.
 
-An act is a list: its name, the path that it is about, and what else it takes.
+An operation is a list: its name, the path that it concerns, and further arguments.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from typing import Any, Final
 
 from .errors import ServerError
 
-#: What each act takes behind its path; ``sha256`` names the content to be put there.
+#: Operation -> the types of its arguments after the path.
 OP_ARGUMENTS: Final[dict[str, tuple[type, ...]]] = {
     "get": (),
-    "hash": (int,),  # size: of a file of another size it is not worth looking at
-    "ls": (bool,),  # whether the folders below, too
+    "hash": (int,),  # the expected size: a file of another size is not hashed
+    "ls": (bool,),  # whether to list subfolders, too
     "makedirs": (),
     "mkdir": (),
-    "put": (str,),  # sha256
+    "put": (str,),  # the SHA-256 of the content, in hex
     "rename": (str,),  # the new path
-    "rm": (bool,),  # whether a folder and all that is in it, too
+    "rm": (bool,),  # whether to remove a folder with its contents
     "rmdir": (),
     "stat": (),
     "statvfs": (),
 }
 MUTATING_OPS: Final = frozenset(("put", "rename", "rm", "rmdir"))
-#: Without these a board is gone from the fleet; its client is replaced by flashing.
+#: Without these files a board cannot connect any more; flashing replaces them.
 CLIENT_PATHS: Final = ("/cm.json", "/lib/cm", "/lib/cm_start.mpy")
-#: What a board boots by that `mbm flash` made: without these lines it is gone at its next start.
+#: The file that starts the client on boards made with `mbm flash`: without it, a board does not
+#: connect after its next restart.
 STARTER_PATH: Final = "/main.py"
 STARTER_MARK: Final = b"cm_start"
 STARTER_BYTES: Final = 34
@@ -37,19 +38,24 @@ FileOp = Sequence[Any]
 
 
 def check_file_ops(ops: object, *, max_ops: int, path_bytes: int) -> list[list[Any]]:
-    """Return acts that a caller sent, all of them sound.
+    """Return the operations that a caller sent, after checking each.
+
+    Args:
+        ops: what the caller sent, of any type.
+        max_ops: how many are allowed.
+        path_bytes: the greatest length of a path, in bytes of UTF-8.
 
     Raises:
-        ServerError: one is none, or would cut the board off.
+        ServerError: one is malformed, or would remove the board's client.
     """
     if not isinstance(ops, list) or not 0 < len(ops) <= max_ops:
-        raise ServerError(f"a job with files has 1 to {max_ops} acts")
-    for act in ops:
-        name = act[0] if isinstance(act, list) and act else None
-        takes = OP_ARGUMENTS.get(name) if isinstance(name, str) else None
-        if takes is None or [type(each) for each in act[1:]] != [str, *takes]:
-            raise ServerError(f"it knows no such act on files: {str(name)[:64]!r}")
-        paths = [act[1], act[2]] if name == "rename" else [act[1]]
+        raise ServerError(f"a job with files must have 1 to {max_ops} operations")
+    for op in ops:
+        name = op[0] if isinstance(op, list) and op else None
+        argument_types = OP_ARGUMENTS.get(name) if isinstance(name, str) else None
+        if argument_types is None or [type(each) for each in op[1:]] != [str, *argument_types]:
+            raise ServerError(f"unknown or malformed file operation {str(name)[:64]!r}")
+        paths = [op[1], op[2]] if name == "rename" else [op[1]]
         for path in paths:
             _check_path(path, path_bytes)
             if name in MUTATING_OPS:
@@ -58,9 +64,10 @@ def check_file_ops(ops: object, *, max_ops: int, path_bytes: int) -> list[list[A
 
 
 def disk_space(statvfs: Sequence[int]) -> tuple[int, int]:
-    """Return how many bytes there are and how many are free, by what a ``statvfs`` gave.
+    """Return the total and the free bytes of a file system, from a ``statvfs`` tuple.
 
-    A littlefs that is full counts blocks twice: fewer than none are free, or, unsigned, very many.
+    A littlefs that is full may count a block twice: the number of free blocks is then negative,
+    or, where it is unsigned, very large. Such a number counts as 0.
     """
     block, fragment, blocks, free = statvfs[:4]
     unit = fragment or block
@@ -68,21 +75,23 @@ def disk_space(statvfs: Sequence[int]) -> tuple[int, int]:
 
 
 def touches_starter(op: FileOp) -> bool:
-    """Whether an act puts something in the starter's place, or takes it away."""
+    """Whether an operation replaces or removes the starter."""
     return op[0] in MUTATING_OPS and STARTER_PATH in [str(path).lower() for path in op[1:3]]
 
 
 def _check_path(path: str, max_bytes: int) -> None:
-    whole = path.startswith("/") and path == posixpath.normpath(path) and path[:2] != "//"
-    told = path.encode("utf-8", "ignore")
-    if not whole or "\0" in path or len(told) > max_bytes or told.decode() != path:
-        raise ServerError(f"{path[:64]!r} is no path on a board")
+    absolute = path.startswith("/") and path == posixpath.normpath(path) and path[:2] != "//"
+    encoded = path.encode("utf-8", "ignore")  # without lone surrogates, which have no UTF-8
+    if not absolute or "\0" in path or len(encoded) > max_bytes or encoded.decode() != path:
+        raise ServerError(f"{path[:64]!r} is not a path on a board")
 
 
 def _check_client_paths(path: str, *, include_parents: bool) -> None:
-    """Refuse the files of Cloudmanager's client; with ``include_parents`` also their folders."""
-    name = path.lower().removesuffix(".part").rstrip("/")  # FAT tells no case
+    """Refuse the files of the board's client; with ``include_parents`` also their folders."""
+    name = path.lower().removesuffix(".part").rstrip("/")  # FAT ignores case
     for own in CLIENT_PATHS:
         within = name == own or name.startswith(own + "/")
         if within or (include_parents and own.startswith(name + "/")):
-            raise ServerError(f"{path} is what the board's client lives on: it would be gone")
+            raise ServerError(
+                f"{path} belongs to the board's client: without it the board could not connect"
+            )

@@ -1,9 +1,9 @@
-"""RFC 6455 frames: bytes in, messages out; no sockets, no clock, no loop.
+"""WebSocket frames (RFC 6455): bytes in, messages out; no sockets, no clock, no event loop.
 
-Both ends of the host's side use it: the server towards boards and callers, and the
-caller's link. Only what the protocol needs is spoken: binary messages of one frame,
-ping, pong and close. Text, fragments, reserved bits and, on the server, unmasked frames
-are refused with the close code that the RFC names (sections 5.1, 5.2, 5.5, 7.4.1).
+Used by the server, for boards and callers, and by the caller's link. Only what the protocol needs
+is supported: binary messages of one frame, ping, pong and close. Text, fragments, reserved bits
+and, on the server, unmasked frames are refused with the close code that the RFC names (sections
+5.1, 5.2, 5.5, 7.4.1).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 
-#: Close codes (RFC 6455, 7.4.1; 4000 and up are ours, docs/protocol.md).
+#: Close codes (RFC 6455, 7.4.1; those from 4000 are defined in docs/protocol.md).
 CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL_ERROR: Final = 1002
 CLOSE_UNSUPPORTED_DATA: Final = 1003
-CLOSE_NO_STATUS: Final = 1005  # never sent: it stands for a close frame that names none
+CLOSE_NO_STATUS: Final = 1005  # never sent: the value for a close frame without a code
 CLOSE_INVALID_PAYLOAD: Final = 1007
 POLICY: Final = 1008
 CLOSE_MESSAGE_TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-#: What a close frame may say: the registered codes (7.4.1, IANA), and those of libraries and ours.
+#: Codes that a close frame may have: registered ones (7.4.1, IANA), and 3000 to 4999 (7.4.2).
 _VALID_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 _TEXT: Final = 0x1
-_CONTROL_BIT: Final = 0x8  # bit of the opcodes of control frames
+_CONTROL_BIT: Final = 0x8  # set in the opcodes of control frames
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
-_SHORT_MAX: Final = 125  # longest length that fits in the second byte
+_SHORT_MAX: Final = 125  # the greatest length that fits in the second byte
 _LEN16: Final = struct.Struct(">H")
 _LEN64: Final = struct.Struct(">Q")
-_ZERO_MASK_KEY: Final = b"\0\0\0\0"  # a mask of zero is a mask, and costs nothing
+_ZERO_MASK_KEY: Final = b"\0\0\0\0"  # a valid key, which needs no XOR
 
 
 class Frame(NamedTuple):
@@ -53,7 +53,7 @@ class Frame(NamedTuple):
 
 
 class FrameError(PeerWireError):
-    """The peer broke the rules; ``close_code`` is what to close with."""
+    """The peer sent a frame that is not allowed; ``close_code`` is the code to close with."""
 
     def __init__(self, message: str, close_code: int = CLOSE_PROTOCOL_ERROR) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ def accept_key(key: str) -> str:
 
 
 def frame_header(opcode: int, size: int, *, mask: bool) -> bytes:
-    """Return the bytes before a payload of ``size`` bytes; a mask is the zero key."""
+    """Return the bytes before a payload of ``size`` bytes; with ``mask``, the key is zero."""
     bit = _MASKED if mask else 0
     key = _ZERO_MASK_KEY if mask else b""
     if size <= _SHORT_MAX:
@@ -78,28 +78,27 @@ def frame_header(opcode: int, size: int, *, mask: bool) -> bytes:
 
 
 def encode_frame(payload: bytes, opcode: int = BINARY, *, mask: bool = False) -> bytes:
-    """Return one whole frame with ``payload``."""
+    """Return one complete frame with ``payload``."""
     return frame_header(opcode, len(payload), mask=mask) + payload
 
 
 def encode_close_frame(code: int, reason: str = "", *, mask: bool = False) -> bytes:
-    """Return a close frame; the reason is cut to what a control frame holds."""
+    """Return a close frame; the reason is cut to what fits in a control frame."""
     text = reason.encode()[: _SHORT_MAX - 2].decode(errors="ignore").encode()
-    return encode_frame(
-        b"" if code == CLOSE_NO_STATUS else _LEN16.pack(code) + text, CLOSE, mask=mask
-    )
+    payload = b"" if code == CLOSE_NO_STATUS else _LEN16.pack(code) + text
+    return encode_frame(payload, CLOSE, mask=mask)
 
 
 def read_close_code(payload: bytes) -> int:
-    """Return the code of a close frame's payload; 1005 when it names none."""
+    """Return the code in a close frame's payload; 1005 if there is none."""
     return int(_LEN16.unpack_from(payload)[0]) if len(payload) >= 2 else CLOSE_NO_STATUS
 
 
 class FrameReader:
-    """Cuts a byte stream into frames.
+    """Splits a byte stream into frames.
 
     Args:
-        max_size: longest payload in bytes that is taken; known before it is read.
+        max_size: the greatest length of a payload, in bytes; checked before it is received.
         masked: whether the peer must mask (True on a server, RFC 6455, 5.1).
     """
 
@@ -110,15 +109,15 @@ class FrameReader:
 
     @property
     def empty(self) -> bool:
-        """Whether all bytes that came are read as frames."""
+        """Whether all received bytes have been returned as frames."""
         return not self._buffer
 
     def push(self, data: bytes) -> None:
-        """Append what came; ``next_frame`` reads it."""
+        """Append received bytes; ``next_frame`` reads them."""
         self._buffer += data
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take ``data`` and yield each frame that is now whole.
+        """Append ``data`` and yield each frame that is now complete.
 
         Raises:
             FrameError: the peer broke a rule; the link has to be closed.
@@ -128,65 +127,87 @@ class FrameReader:
             yield frame
 
     def next_frame(self) -> Frame | None:
-        """Take the next frame out of what came; None where none is whole.
+        """Return the next frame, removed from the buffer; None if none is complete.
 
         Raises:
             FrameError: the peer broke a rule; the link has to be closed.
         """
         buffer = self._buffer
-        head = self._read_header(buffer)
-        if head is None:
+        header = self._read_header(buffer)
+        if header is None:
             return None
-        opcode, key_at, body_at, end = head
+        opcode, key_at, body_at, end = header
         if end > len(buffer):
             return None
         payload = bytes(memoryview(buffer)[body_at:end])
         if self._masked:
             payload = _unmask(payload, buffer[key_at:body_at])
-        del buffer[:end]  # cheap: CPython moves the beginning of a bytearray, not its bytes
+        del buffer[:end]  # cheap: CPython moves a bytearray's start pointer, not its bytes
         if opcode == CLOSE:
             _check_close_payload(payload)
         return Frame(opcode, payload)
 
     def _read_header(self, buffer: bytearray) -> tuple[int, int, int, int] | None:
-        """Return (opcode, where the key is, where the body is, where it ends)."""
-        have = len(buffer)
-        if have < 2:
+        """Return (opcode, index of the key, of the payload, of its end); None if incomplete."""
+        received = len(buffer)
+        if received < 2:
             return None
         opcode, size = self._check_first_bytes(buffer[0], buffer[1])
         key_at = 2
         if size > _SHORT_MAX:
-            kind, fits = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
-            key_at += kind.size
-            if have < key_at:
+            length, shorter_max = (_LEN16, _SHORT_MAX) if size == 126 else (_LEN64, 0xFFFF)
+            key_at += length.size
+            if received < key_at:
                 return None
-            size = int(kind.unpack_from(buffer, 2)[0])
-            if size <= fits:
+            size = int(length.unpack_from(buffer, 2)[0])
+            if size <= shorter_max:
                 raise FrameError("a length is not in its shortest form")
-        if size > self.max_size:
-            raise FrameError(f"a message of {size} bytes is too long", CLOSE_MESSAGE_TOO_BIG)
+        self._check_size(size)
         body_at = key_at + 4 if self._masked else key_at
         return opcode, key_at, body_at, body_at + size
 
     def _check_first_bytes(self, first: int, second: int) -> tuple[int, int]:
-        """Refuse what RFC 6455 or the protocol forbids in the first two bytes."""
+        """Return opcode and length; refuse what RFC 6455 or the protocol does not allow."""
         opcode, size = first & 0x0F, second & 0x7F
-        if first & 0x70:
-            raise FrameError("reserved bits are set")
+        _check_reserved_bits(first)
+        self._check_mask_bit(second)
+        _check_opcode(opcode)
+        _check_control_frame(opcode, first, size)
+        _check_not_fragmented(first)
+        return opcode, size
+
+    def _check_mask_bit(self, second: int) -> None:
         if bool(second & _MASKED) is not self._masked:
             raise FrameError("a client must mask and a server must not")
-        if opcode not in (BINARY, CLOSE, PING, PONG):
-            code = CLOSE_UNSUPPORTED_DATA if opcode == _TEXT else CLOSE_PROTOCOL_ERROR
-            raise FrameError(f"opcode {opcode} is not spoken here", code)
-        if opcode & _CONTROL_BIT and (size > _SHORT_MAX or not first & _FIN):
-            raise FrameError("a control frame is too long or a fragment")
-        if not first & _FIN:
-            raise FrameError("fragments are not spoken here", CLOSE_UNSUPPORTED_DATA)
-        return opcode, size
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_size:
+            raise FrameError(f"a message of {size} bytes is too long", CLOSE_MESSAGE_TOO_BIG)
+
+
+def _check_reserved_bits(first: int) -> None:
+    if first & 0x70:
+        raise FrameError("reserved bits are set")
+
+
+def _check_opcode(opcode: int) -> None:
+    if opcode not in (BINARY, CLOSE, PING, PONG):
+        code = CLOSE_UNSUPPORTED_DATA if opcode == _TEXT else CLOSE_PROTOCOL_ERROR
+        raise FrameError(f"opcode {opcode} is not supported", code)
+
+
+def _check_control_frame(opcode: int, first: int, size: int) -> None:
+    if opcode & _CONTROL_BIT and (size > _SHORT_MAX or not first & _FIN):
+        raise FrameError("a control frame is too long or fragmented")
+
+
+def _check_not_fragmented(first: int) -> None:
+    if not first & _FIN:
+        raise FrameError("fragmented messages are not supported", CLOSE_UNSUPPORTED_DATA)
 
 
 def _check_close_payload(payload: bytes) -> None:
-    """Refuse a close frame that RFC 6455 does not know (5.5.1, 7.4, and 5.6 on its text)."""
+    """Refuse a close frame that RFC 6455 does not allow (5.5.1, 7.4, and 5.6 for its text)."""
     if payload and (len(payload) == 1 or read_close_code(payload) not in _VALID_CLOSE_CODES):
         raise FrameError("a close frame is malformed")
     try:
@@ -196,10 +217,10 @@ def _check_close_payload(payload: bytes) -> None:
 
 
 def _unmask(payload: bytes, key: bytes | bytearray) -> bytes:
-    """Return ``payload`` XOR ``key`` repeated; free for the zero key."""
+    """Return ``payload`` XOR the repeated ``key``; the zero key needs no work."""
     if key == _ZERO_MASK_KEY or not payload:
         return payload
     size = len(payload)
-    pad = bytes(key) * (size // 4 + 1)
-    mixed = int.from_bytes(payload, "big") ^ int.from_bytes(pad[:size], "big")
-    return mixed.to_bytes(size, "big")
+    repeated = bytes(key) * (size // 4 + 1)
+    unmasked = int.from_bytes(payload, "big") ^ int.from_bytes(repeated[:size], "big")
+    return unmasked.to_bytes(size, "big")

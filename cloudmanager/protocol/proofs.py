@@ -1,8 +1,8 @@
-"""Who is who on a board's link: proofs, keys and MACs; no sockets, no clock, no loop.
+"""Authentication of a board's link: proofs, keys and MACs; no sockets, no clock, no event loop.
 
-docs/protocol.md ("Board link: authentication") is the specification, this module the host's half.
-A board's key is not transmitted on the link: each side proves to the other that it has it
-(HMAC-SHA256, RFC 2104).
+docs/protocol.md ("Board link: authentication") is the specification; this module implements the
+host's side. A board's key is not transmitted on the link: each side proves to the other that it
+has the key (HMAC-SHA256, RFC 2104).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import PeerWireError
 NONCE_BYTES: Final = 16
 KEY_BYTES: Final = 32
 PROOF_BYTES: Final = 32  # HMAC-SHA256
-TAG_BYTES: Final = 16  # of a message's MAC, on a plain link
+TAG_BYTES: Final = 16  # length of a message's MAC, on a link without TLS
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 
@@ -34,17 +34,17 @@ def board_proof(key: bytes, nonces: bytes, board_id: str, body: bytes) -> bytes:
 
 
 def session_key(key: bytes, nonces: bytes, board_id: str) -> bytes:
-    """Return what the MACs of one link are made with."""
+    """Return the key of the MACs of one link."""
     return hmac.digest(key, b"cm1 session" + nonces + board_id.encode(), hashlib.sha256)
 
 
 def next_key(key: bytes, gen: int, nonce: bytes) -> bytes:
-    """Return the key that follows ``key``: both sides derive it, and it crosses no wire."""
+    """Return the key that follows ``key``: both sides derive it; it is not transmitted."""
     return hmac.digest(key, b"cm1 rekey" + _U32.pack(gen) + nonce, hashlib.sha256)
 
 
 def rekey_proof(key: bytes, gen: int, nonce: bytes) -> bytes:
-    """Return the proof that a board has the new key, as REKEYED carries it."""
+    """Return the proof that a board has the new key, as sent in REKEYED."""
     return hmac.digest(key, b"cm1 rekeyed" + _U32.pack(gen) + nonce, hashlib.sha256)
 
 
@@ -54,12 +54,13 @@ def pack_rekey(gen: int, nonce: bytes) -> bytes:
 
 
 class LinkMac:
-    """The MACs of one link: on each message, over its direction, its number and its bytes.
+    """The MACs of one link: one for each message, over its direction, its number and its bytes.
 
-    What is forged, changed, replayed, reordered or left out breaks the link.
+    A message that was forged, changed, replayed, reordered or left out fails the check, and the
+    link is closed.
 
     Args:
-        key: the session's, see ``session_key``.
+        key: the key of the session, see ``session_key``.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -67,34 +68,51 @@ class LinkMac:
         self._sent = self._received = 0
 
     def seal(self, message: bytes) -> bytes:
-        """Return a message of the server's with its tag."""
+        """Return the server's next message with its tag appended."""
         self._sent += 1
         return message + self._make_tag(b"s", self._sent - 1, message)
 
     def open(self, data: bytes) -> bytes:
-        """Return the board's message in ``data``.
+        """Verify the board's next message and return it without its tag.
 
         Raises:
-            PeerWireError: its tag is not right.
+            PeerWireError: the tag is wrong.
         """
         message = data[:-TAG_BYTES]
-        wanted = self._make_tag(b"b", self._received, message)
-        if not hmac.compare_digest(wanted, data[-TAG_BYTES:]):
+        if not self._is_authentic(message, data[-TAG_BYTES:]):
             raise PeerWireError("a message's MAC is wrong")
         self._received += 1
         return message
 
+    def _is_authentic(self, message: bytes, tag: bytes) -> bool:
+        """Whether ``tag`` is that of the board's next message."""
+        return hmac.compare_digest(self._make_tag(b"b", self._received, message), tag)
+
     def _make_tag(self, direction: bytes, number: int, message: bytes) -> bytes:
-        text = direction + _U64.pack(number) + message
+        text = _authenticated_bytes(direction, number, message)
         return hmac.digest(self._key, text, hashlib.sha256)[:TAG_BYTES]
+
+
+def _authenticated_bytes(direction: bytes, number: int, message: bytes) -> bytes:
+    """Return the bytes that a tag authenticates.
+
+    Args:
+        direction: ``s`` from the server, ``b`` from the board: no message can be sent back.
+        number: of the message in its direction, from 0: none can be replayed or reordered.
+        message: its bytes, with the header.
+    """
+    return direction + _U64.pack(number) + message
 
 
 class Hello(NamedTuple):
     """A board's first message.
 
     Attributes:
-        gen: the number of the key that it has.
-        mac: whether each message carries a MAC from WELCOME on.
+        version: of the protocol.
+        board_id: the board's id; not yet authenticated.
+        nonce: 16 random bytes.
+        gen: the number (generation) of the board's key.
+        mac: whether each message from WELCOME on has a MAC.
     """
 
     version: int
@@ -112,7 +130,7 @@ def read_hello(message: wire.Message) -> Hello:
     """
     wire.check_op("new", message)
     if message.op != wire.HELLO:
-        raise PeerWireError("a board says who it is by HELLO")
+        raise PeerWireError("the first message of a board must be HELLO")
     body = wire.read_json(message.payload)
     version, board_id, nonce = body.get("v"), body.get("id"), body.get("nonce")
     if not (isinstance(version, int) and isinstance(board_id, str) and isinstance(nonce, str)):
@@ -130,7 +148,7 @@ def read_hello(message: wire.Message) -> Hello:
 
 
 def pack_challenge(key: bytes, hello: Hello, nonce: bytes) -> bytes:
-    """Return the CHALLENGE that answers ``hello`` with the server's own ``nonce``."""
+    """Return the CHALLENGE that answers ``hello``; ``nonce`` is the server's."""
     body = b'{"v":%d}' % wire.PROTOCOL
     proof = server_proof(key, hello.nonce + nonce, hello.board_id, body)
     return wire.pack(wire.CHALLENGE, nonce + proof + body)
@@ -139,12 +157,17 @@ def pack_challenge(key: bytes, hello: Hello, nonce: bytes) -> bytes:
 def check_proof(
     key: bytes, hello: Hello, nonce: bytes, message: wire.Message
 ) -> dict[str, Any] | None:
-    """Return PROOF's JSON where the board proved itself, None where it did not.
+    """Return the JSON of PROOF if the board proved that it has the key, else None.
 
     Raises:
         PeerWireError: it is another message, or malformed.
     """
     wire.check_op("challenged", message)
     proof, body = message.payload[:PROOF_BYTES], message.payload[PROOF_BYTES:]
-    wanted = board_proof(key, hello.nonce + nonce, hello.board_id, body)
-    return wire.read_json(body) if hmac.compare_digest(wanted, proof) else None
+    expected = board_proof(key, hello.nonce + nonce, hello.board_id, body)
+    return wire.read_json(body) if _is_same_proof(expected, proof) else None
+
+
+def _is_same_proof(expected: bytes, proof: bytes) -> bool:
+    """Compare in constant time: how long it takes reveals nothing about the key."""
+    return hmac.compare_digest(expected, proof)

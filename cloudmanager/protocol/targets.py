@@ -1,4 +1,4 @@
-"""Targets: "lab-*!lab-3 & platform=esp32" -> the boards it means. Pure: no I/O, never eval.
+"""Targets: "lab-*!lab-3 & platform=esp32" -> the boards it selects. No I/O here, and no eval.
 
 ```
 target  = term { ("," | "!" | "&") term }         a leading "!x" means "all!x"
@@ -6,16 +6,16 @@ term    = name | range | pattern | key "=" value | "all"
 range   = a name with "[" numbers "]" in it        esp8266-0[08-11],wipy2-[1,3,7]
 numbers = part { "," part }; a part is 7 or 1-40   zero padding is kept: 08-11
 pattern = a name with "*" (any text) or "?" (one character) in it
-value   = what a label or a fact is; it may be a pattern
+value   = the value of a label or a fact; it may be a pattern
 ```
 
-A target is read from left to right. `,` joins. `!` takes away from everything before it. `&` keeps
-what is in both, and binds tighter than `,`: it reaches back to the last `,` and no further. So
-`a,b & c` is a, and b if it is in c; `a,b!c` has nothing of c; and `lab-*!lab-3 & platform=esp32` is
-every ESP32 of the lab but lab-3. There are no parentheses.
+A target is read from left to right. `,` is the union. `!` removes boards from everything before
+it. `&` is the intersection, and binds tighter than `,`: it applies to what follows the last `,`. So
+`a,b & c` is a, and b if it is in c; `a,b!c` has no board of c; and `lab-*!lab-3 & platform=esp32`
+is every ESP32 of the lab except lab-3. There are no parentheses.
 
-Names and ranges mean enrolled boards, there or not. Patterns, labels, facts and `all` mean boards
-that are there; `Resolution.left_out` tells who else matched.
+Names and ranges select enrolled boards, connected or not. Patterns, labels, facts and `all` select
+connected boards; `Resolution.left_out` has the others that match.
 """
 
 import fnmatch
@@ -36,42 +36,42 @@ from .text import fold_names as fold_names
 from .text import natural_key as natural_key
 from .text import nearest_name
 
-MAX_TARGET_CHARS = 65_536  # characters: a list of 1,000 names of the greatest length fits
-MAX_PATTERNS = 32  # each is tried on every board: 0.1 s for 10,000 boards
+MAX_TARGET_CHARS = 65_536  # characters: 1,000 names of the greatest length fit
+MAX_PATTERNS = 32  # each is matched against every board: 0.1 s for 10,000 boards
 
-_MAX_TERM_CHARS = 160  # characters between two signs, but for a range: a key, "=", a pattern
+_MAX_TERM_CHARS = 160  # characters between two operators, except in a range: key, "=", pattern
 _OPERATOR_PATTERN = re.compile(r"[][(){},!&]")
 _UNPRINTABLE = re.compile(r"[^ -~\t\n]")
 _ILLEGAL_IN_PATTERN = re.compile(r"[^A-Za-z0-9._*?-]")
 _ILLEGAL_IN_CONDITION = re.compile(r"[][=\t\n]")
-_ASCII_HINT = "Targets are written in ASCII; `?` and `*` stand for any other character."
+_ASCII_HINT = "Targets are written in ASCII; use `?` and `*` for other characters."
 
 
 class BoardView(Protocol):
-    """What choosing needs to know of an enrolled board."""
+    """The properties of an enrolled board that a target can refer to."""
 
     @property
     def online(self) -> bool:
-        """Whether the board is there."""
+        """Whether the board is connected."""
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """What people attached to it."""
+        """Labels that people gave it."""
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What it is; the keys are FACT_NAMES."""
+        """Its facts; the keys are FACT_NAMES."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """The boards that a target means now.
+    """The boards that a target selects now.
 
     Attributes:
-        names: the boards to run on, also named ones that are not there. Names and ranges keep
-            their written order; what a pattern matched is in natural order.
-        left_out: boards that only a pattern, a label, a fact or `all` matched, and that are not
-            there; in natural order.
+        names: the boards to run on, including named ones that are not connected. Names and ranges
+            keep their written order; matches of a pattern are in natural order.
+        left_out: boards that are not connected, and that only a pattern, a label, a fact or `all`
+            matched; in natural order.
     """
 
     names: tuple[str, ...]
@@ -85,7 +85,7 @@ class NamedBoards:
     names: tuple[str, ...]
 
     def select_boards(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
-        """Map each board to True: it was named.
+        """Return the named boards, each with True for "named".
 
         Raises:
             NoSuchBoard: some are not enrolled.
@@ -96,7 +96,7 @@ class NamedBoards:
         return dict.fromkeys(self.names, True)
 
     def covers(self, name: str, board: BoardView) -> bool:
-        """Say whether the board is one of these."""
+        """Return whether the board is one of these."""
         return name in self._name_set
 
     @cached_property
@@ -106,18 +106,18 @@ class NamedBoards:
 
 @dataclass(frozen=True)
 class MatchingBoards:
-    """A term that describes its boards, by name or by the label or fact called `key`."""
+    """A term that matches names, or values of the label or fact called `key`, with a pattern."""
 
     pattern: str
     key: str | None = None
 
     def select_boards(self, boards: Mapping[str, BoardView]) -> dict[str, bool]:
-        """Map each board to False: it was not named."""
-        found = [name for name, board in boards.items() if self.covers(name, board)]
-        return dict.fromkeys(sorted(found, key=natural_key), False)
+        """Return the matching boards, each with False for "not named"."""
+        matches = [name for name, board in boards.items() if self.covers(name, board)]
+        return dict.fromkeys(sorted(matches, key=natural_key), False)
 
     def covers(self, name: str, board: BoardView) -> bool:
-        """Say whether the board is as described, there or not."""
+        """Return whether the board matches, connected or not."""
         if self.key is None:
             return self._match(name) is not None
         pairs = board.facts if self.key in FACT_NAMES else board.labels
@@ -130,35 +130,40 @@ class MatchingBoards:
 
 @dataclass(frozen=True)
 class Target:
-    """A target that was read.
+    """A parsed target.
 
     Attributes:
         text: as it was written.
-        steps: what to do, from left to right: a sign (`,` `!` `&`) and the term after it.
+        steps: the terms from left to right, each with the operator before it (`,` `!` `&`).
     """
 
     text: str
     steps: tuple[tuple[str, NamedBoards | MatchingBoards], ...]
 
     def resolve(self, boards: Mapping[str, BoardView]) -> Resolution:
-        """Find the boards that this target means now.
+        """Return the boards that this target selects now.
 
         Args:
             boards: every enrolled board, by name.
 
         Raises:
             NoSuchBoard: a name, or one of a range, is not enrolled.
-            TargetError: there is no board to run on.
+            TargetError: no board is selected.
         """
-        found, seen = self._find_boards(boards)
-        names = tuple(name for name, named in found.items() if named or boards[name].online)
-        if not names:
-            raise TargetError(*self._no_boards_error(len(boards), len(found), seen))
-        away = [name for name, named in found.items() if not (named or boards[name].online)]
-        return Resolution(names, tuple(sorted(away, key=natural_key)))
+        found, any_matched = self._find_boards(boards)
+        selected = []
+        left_out = []
+        for name, named in found.items():
+            if named or boards[name].online:
+                selected.append(name)
+            else:
+                left_out.append(name)
+        if not selected:
+            raise TargetError(*self._no_boards_error(len(boards), len(found), any_matched))
+        return Resolution(tuple(selected), tuple(sorted(left_out, key=natural_key)))
 
     def matching_names(self, boards: Mapping[str, BoardView]) -> list[str]:
-        """Return the names of the boards that this target means, there or not; maybe none.
+        """Return the names of the boards that match, connected or not; may be empty.
 
         Raises:
             NoSuchBoard: a name, or one of a range, is not enrolled.
@@ -166,27 +171,29 @@ class Target:
         return list(self._find_boards(boards)[0])
 
     def covers(self, name: str, board: BoardView) -> bool:
-        """Say whether this target means the board, be it there or not, enrolled or not.
+        """Return whether the target matches one board, connected or not, enrolled or not.
 
-        Where ``resolve`` finds boards to run on, this bounds what somebody may reach: names
-        that nobody has are no error, and ``state=offline`` means those that are offline.
+        ``resolve`` selects boards to run on; this is for access rights and enrolment: names that
+        no board has are not an error, and ``state=offline`` matches boards that are offline.
         """
-        before = since = False  # as in _found, for this board alone
-        for sign, term in self.steps:
-            picked = term.covers(name, board)
-            if sign == "&":
-                since = since and picked
-            elif sign == "!":
-                before, since = before and not picked, since and not picked
+        before_comma = after_comma = False  # as in _find_boards, for this board only
+        for operator, term in self.steps:
+            matches = term.covers(name, board)
+            if operator == "&":
+                after_comma = after_comma and matches
+            elif operator == "!":
+                before_comma = before_comma and not matches
+                after_comma = after_comma and not matches
             else:
-                before, since = before or since, picked
-        return before or since
+                before_comma = before_comma or after_comma
+                after_comma = matches
+        return before_comma or after_comma
 
     def candidate_names(self, uid: str, fallback: str) -> Iterator[str]:
-        """Yield names that a new board might get; ``covers`` has to judge each.
+        """Yield names that a new board could get; the caller must check each with ``covers``.
 
-        Names and ranges stay as they are. The star of a pattern becomes ``uid``, and ``all``
-        becomes ``fallback``.
+        Names and ranges are yielded as written. In a pattern, ``*`` is replaced by ``uid``; ``all``
+        yields ``fallback``.
         """
         for _, term in self.steps:
             if isinstance(term, NamedBoards):
@@ -195,52 +202,62 @@ class Target:
                 yield fallback if term.pattern == "*" else term.pattern.replace("*", uid, 1)
 
     def _find_boards(self, boards: Mapping[str, BoardView]) -> tuple[dict[str, bool], bool]:
-        """Take the steps: the boards with whether each was named, and whether any ever matched."""
-        before: dict[str, bool] = {}  # what stands before the last ","
-        since: dict[str, bool] = {}  # what stands after it: what "&" narrows
-        seen = False
-        for sign, term in self.steps:
-            picked = term.select_boards(boards)
-            if sign == "&":
-                since = {n: named or picked[n] for n, named in since.items() if n in picked}
-            elif sign == "!":
-                for name in picked:
-                    before.pop(name, None)
-                    since.pop(name, None)
+        """Evaluate the steps.
+
+        Returns:
+            The boards, each with whether it was named; and whether any term matched a board, even
+            if ``!`` removed it again.
+        """
+        before_comma: dict[str, bool] = {}
+        after_comma: dict[str, bool] = {}  # what "&" applies to
+        any_matched = False
+        for operator, term in self.steps:
+            matches = term.select_boards(boards)
+            if operator == "&":
+                after_comma = {
+                    name: named or matches[name]
+                    for name, named in after_comma.items()
+                    if name in matches
+                }
+            elif operator == "!":
+                for name in matches:
+                    before_comma.pop(name, None)
+                    after_comma.pop(name, None)
             else:
-                _merge_boards(before, since)
-                since, seen = picked, seen or bool(picked)
-        _merge_boards(before, since)
-        return before, seen
+                _merge_boards(before_comma, after_comma)
+                after_comma = matches
+                any_matched = any_matched or bool(matches)
+        _merge_boards(before_comma, after_comma)
+        return before_comma, any_matched
 
     def _no_boards_error(
         self, enrolled: int, found: int, any_matched: bool
     ) -> tuple[str, str, int, str]:
-        hint = "`mbm board-list` shows every board, and who is there."
+        hint = "`mbm board-list` shows every board, and whether it is connected."
         if not enrolled:
             why = "No board is enrolled yet."
             hint = "Enrol one with `mbm board-enrol`, or make some with `mbm simulate 3`."
         elif found:
             why = f"None of the boards that match ({found}) is connected."
         else:
-            why = "All that matched is taken away again." if any_matched else "No board matches."
+            why = "`!` removes all boards that match." if any_matched else "No board matches."
         return why, self.text, 0, hint
 
 
 @lru_cache(maxsize=64)  # the same target is often used again; 64 of the longest are 4 MB
 def parse_target(text: str) -> Target:
-    """Read a target.
+    """Parse a target.
 
     Args:
         text: as a person wrote it; see the grammar above.
 
     Raises:
-        TargetError: it is malformed; the error points at the place.
+        TargetError: it is malformed; the message points at the place.
     """
     _check_text(text)
     steps: list[tuple[str, NamedBoards | MatchingBoards]] = []
     names = patterns = 0
-    for sign, start, end in _split_terms(text):
+    for operator, start, end in _split_terms(text):
         term = _parse_term(text, start, end, MAX_NAMES - names)
         if isinstance(term, NamedBoards):
             names += len(term.names)
@@ -248,7 +265,7 @@ def parse_target(text: str) -> Target:
             patterns += 1
         if patterns > MAX_PATTERNS:
             raise TargetError("Too many patterns.", text, start, "Write names, or ranges.")
-        steps.append((sign, term))
+        steps.append((operator, term))
     return Target(text, tuple(steps))
 
 
@@ -264,25 +281,26 @@ def _check_text(text: str) -> None:
 
 
 def _split_terms(text: str) -> Iterator[tuple[str, int, int]]:
-    """Cut at the signs outside of brackets: each sign with the start and end of what follows."""
-    sign, start, opened = ",", 0, -1
+    """Yield the operators outside of brackets, each with the start and end of its term."""
+    operator, start = ",", 0
+    opened = -1  # index of the open bracket
     for found in _OPERATOR_PATTERN.finditer(text):
         char, at = found[0], found.start()
         if char in "(){}":
-            hint = "Ranges are written in [ ]; in a value, `?` stands for any character."
-            raise TargetError(f"{char!r} means nothing in a target.", text, at, hint)
+            hint = "Ranges are written in [ ]; in a value, `?` matches any character."
+            raise TargetError(f"{char!r} has no meaning in a target.", text, at, hint)
         if (char == "[") == (opened >= 0) and char in "[]":
-            why = "A bracket in a bracket." if char == "[" else "This bracket was never opened."
+            why = "Brackets cannot be nested." if char == "[" else "This bracket was never opened."
             raise TargetError(why, text, at, "Write a range as demo-[1-3,5].")
         if char in "[]":
             opened = at if char == "[" else -1
         elif opened < 0:
-            yield sign, start, at
-            sign, start = char, at + 1
+            yield operator, start, at
+            operator, start = char, at + 1
     if opened >= 0:
-        why = "This bracket is never closed."
+        why = "This bracket is not closed."
         raise TargetError(why, text, opened, "Write a range as demo-[1-3,5].")
-    yield sign, start, len(text)
+    yield operator, start, len(text)
 
 
 def _parse_term(text: str, start: int, end: int, max_names: int) -> NamedBoards | MatchingBoards:
@@ -294,7 +312,9 @@ def _parse_term(text: str, start: int, end: int, max_names: int) -> NamedBoards 
         hint = "Write a name on both sides of `,` and `&`, and after `!`."
         raise TargetError("A name is missing.", text, end, hint)
     if len(word) > _MAX_TERM_CHARS and "[" not in word:
-        raise TargetError("This is too long.", text, at, "`*` stands for any number of characters.")
+        raise TargetError(
+            "This name is too long.", text, at, "`*` matches any number of characters."
+        )
     if "=" in word:
         return _parse_condition(word, text, at)
     if "[" in word:
@@ -316,12 +336,12 @@ def _parse_condition(word: str, text: str, position: int) -> MatchingBoards:
     if not value.strip():
         raise TargetError("The value is missing.", text, start, "Write `*` for any value.")
     check_chars(
-        _ILLEGAL_IN_CONDITION, value, text, start, "A value is plain words; `*` is any text."
+        _ILLEGAL_IN_CONDITION, value, text, start, "A value is plain text; `*` matches any text."
     )
     return MatchingBoards(value.strip(), key.rstrip())
 
 
 def _merge_boards(boards: dict[str, bool], more: Mapping[str, bool]) -> None:
-    """Add boards; one that was named in either place counts as named."""
+    """Add boards; one that is named in either of the two counts as named."""
     for name, named in more.items():
         boards[name] = named or boards.get(name, False)

@@ -1,7 +1,7 @@
-"""Text as people read it: made safe to show, pointed into, names in order and folded; no I/O.
+"""Text for people: control characters made visible, carets, sorted and folded names; no I/O.
 
-Boards are untrusted for ever: what they say must not move a cursor, clear a screen, forge a line
-or turn a sentence round.
+Boards are never trusted: their text must not move a cursor, clear a screen, forge a line or
+reverse the direction of the text after it.
 """
 
 import difflib
@@ -12,27 +12,25 @@ from functools import lru_cache
 from os.path import commonprefix
 
 # C0 but newline and tab, DEL, C1; the marks and overrides of bidirectional text (Unicode TR 9);
-# the line and paragraph separators, which str.splitlines takes for a new line; lone surrogates,
-# which no terminal can encode.
+# the line and paragraph separators, at which str.splitlines splits; lone surrogates, which no
+# terminal can encode.
 _UNSAFE_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_CONTEXT_CHARS = 72  # characters of a long line that are shown around the place pointed at
-_ELLIPSIS = "..."  # stands for what is not shown
+_CONTEXT_CHARS = 72  # characters of a long line that are shown around the caret
+_ELLIPSIS = "..."  # marks where text is left out
 _NUMBER = re.compile(r"([0-9]{1,64})")  # 64: as long as a name; int() refuses 4,300 digits
 _LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,64})([^0-9]*)", re.DOTALL)
-_MAX_CANDIDATES = (
-    50  # names that are compared closely; all 10,000 of a full server would take 0.2 s
-)
+_MAX_CANDIDATES = 50  # names compared with difflib; all 10,000 of a full server would take 0.2 s
 
 
 def sanitize_text(text: str) -> str:
     r"""Replace each control character by a visible escape.
 
-    Newline and tab stay; so does every printable character. Cleaning twice changes nothing.
+    Newline, tab and printable characters are kept. A second call changes nothing.
 
     Args:
-        text: anything, from anyone.
+        text: from any source.
 
     Returns:
         The same text, with an escape character shown as `\x1b` and a bidi override as `\u202e`.
@@ -41,11 +39,11 @@ def sanitize_text(text: str) -> str:
 
 
 def line_with_caret(line: str, position: int) -> str:
-    """Show a line with a caret under one of its characters.
+    """Return a line with a caret under one of its characters.
 
     Args:
-        line: the line; of a long one only the surroundings of the place are shown.
-        position: counted in characters from 0; beyond either end counts as that end.
+        line: the line; of a long one, only the part around the caret is shown.
+        position: index of the character; a position outside of the line is moved to its end.
 
     Returns:
         Two lines, indented by four spaces, without a newline at the end.
@@ -60,48 +58,51 @@ def line_with_caret(line: str, position: int) -> str:
     return f"    {before}{after}\n    {blank}^"
 
 
-@lru_cache(maxsize=16_384)  # a full server's names: each cell puts them in order again
+@lru_cache(maxsize=16_384)  # the names of a full server: they are sorted for each cell
 def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
-    """Return what to sort by, so that demo-9 comes before demo-10."""
+    """Return a sort key that puts demo-9 before demo-10."""
     parts: list[str | int] = list(_NUMBER.split(name))
     parts[1::2] = map(int, parts[1::2])
     return tuple(parts), name
 
 
 def fold_names(names: Iterable[str]) -> str:
-    """Fold names into the shortest target that means them; the inverse of expansion.
+    """Fold names into the shortest target that selects them; the inverse of expansion.
 
     Args:
-        names: boards' names in any order; one that comes twice counts once.
+        names: boards' names in any order; duplicates count once.
 
     Returns:
-        Such as "demo-[1-3,5],lab-[08-11],spare", in natural order; "" for no names.
+        A target such as "demo-[1-3,5],lab-[08-11],spare", in natural order; "" for no names.
     """
     groups: dict[tuple[str, str], set[str]] = {}
-    alone: set[str] = set()
+    without_number: set[str] = set()
     for name in names:
         if found := _LAST_NUMBER.fullmatch(name):
             groups.setdefault((found[1], found[3]), set()).add(found[2])
         else:
-            alone.add(name)
+            without_number.add(name)
     folded = [_fold_group(before, numbers, after) for (before, after), numbers in groups.items()]
-    return ",".join(word for _, word in sorted([*folded, *((natural_key(n), n) for n in alone)]))
+    folded += [(natural_key(name), name) for name in without_number]
+    return ",".join(word for _, word in sorted(folded))
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """Return which of `names` was probably meant by `name`, or None."""
+    """Return the name that is most similar to `name`, or None if none is."""
     small = name.lower()
 
-    def shared(other: str) -> int:
+    def shared_chars(other: str) -> int:
+        """Return how many characters the beginnings and the ends have in common."""
         return len(commonprefix((small, other))) + len(commonprefix((small[::-1], other[::-1])))
 
     known = {other.lower(): other for other in names}
-    likely = heapq.nlargest(_MAX_CANDIDATES, known, key=shared)
-    return next((known[near] for near in difflib.get_close_matches(small, likely, n=1)), None)
+    candidates = heapq.nlargest(_MAX_CANDIDATES, known, key=shared_chars)
+    matches = difflib.get_close_matches(small, candidates, n=1)
+    return known[matches[0]] if matches else None
 
 
 def _fold_group(before: str, numbers: set[str], after: str) -> tuple[tuple[object, str], str]:
-    """Fold names that differ in one number; the first one's key comes along to sort by."""
+    """Fold names that differ in one number; return the first one's sort key, and the text."""
     padded = {len(n) for n in numbers if n[0] == "0" and len(n) > 1}
     runs: list[list[str]] = []
     for number in sorted(numbers, key=lambda n: (len(n) if len(n) in padded else 0, int(n), n)):
@@ -110,15 +111,15 @@ def _fold_group(before: str, numbers: set[str], after: str) -> tuple[tuple[objec
         else:
             runs.append([number])
     runs.sort(key=lambda run: int(run[0]))
-    inside = ",".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    shown = inside if len(numbers) == 1 else f"[{inside}]"
-    return natural_key(before + runs[0][0] + after), before + shown + after
+    parts = ",".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    folded = parts if len(numbers) == 1 else f"[{parts}]"
+    return natural_key(before + runs[0][0] + after), before + folded + after
 
 
 def _extends_run(number: str, run: list[str]) -> bool:
-    """Say whether a range from the run's first number can go on to this one."""
-    grows = len(number) == len(run[0]) or run[0] == "0" or run[0][0] != "0"
-    return grows and number == str(int(run[-1]) + 1).zfill(len(run[-1]))
+    """Whether a range from the run's first number can include this number as its next."""
+    may_widen = len(number) == len(run[0]) or run[0] == "0" or run[0][0] != "0"
+    return may_widen and number == str(int(run[-1]) + 1).zfill(len(run[-1]))
 
 
 def _sanitize_line(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Messages of the protocol <-> bytes; no sockets, no clock, no loop.
+"""Messages of the protocol <-> bytes; no sockets, no clock, no event loop.
 
-docs/protocol.md is the description, this the host's half of it; proofs.py has who is who.
-What a board may send in each state of its link is ``FROM_BOARD``; anything else closes it::
+docs/protocol.md is the specification; this module implements the host's side, without
+authentication, which is in ``proofs``. ``BOARD_OPS_BY_STATE`` has what a board may send in each
+state of its link; anything else closes the link::
 
     new ──HELLO──▶ challenged ──PROOF──▶ open ──OUTPUT, VALUE, INPUT, CHUNK, EMIT, RESULT,──▶ open
      └─ENROL──▶ new                             REKEYED, PROGRAM, FACTS
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from .errors import PeerWireError
 
-PROTOCOL: Final = 1  # raised with every change that an older peer cannot ignore
+PROTOCOL: Final = 1  # incremented with each change that an older peer cannot ignore
 
 # A board's link (docs/protocol.md, "Board link: …").
 HELLO: Final = 0x01
@@ -57,19 +58,20 @@ WATCH: Final = 0x4C
 CHANGES: Final = 0x4D
 UNWATCH: Final = 0x4E
 
+# Flags; the comment names the message that has each.
 TOP_LEVEL_AWAIT: Final = 0x01  # EXEC: the cell awaits at its top level
-AGAIN: Final = 0x02  # EXEC, FILE: it was sent before; a board that has run it does nothing
-INPUT_EOF: Final = 0x01  # ANSWER: nobody can answer
+AGAIN: Final = 0x02  # EXEC, FILE: sent before; a board that has run the job does nothing
+INPUT_EOF: Final = 0x01  # ANSWER: there is no input; input() raises EOFError
 VALUE_TRUNCATED: Final = 0x10  # RESULT: the value was cut off
-RESTART_FILE: Final = 0x01  # DATA: begin at the beginning, what is there is of another content
-RESUME_STATE: Final = 0x01  # CHUNK: how much of a file is there from an earlier try
-OP_RESULT: Final = 0x02  # CHUNK: what an act gave, in JSON
-NEXT_OPS: Final = 0x02  # DATA: the acts that come next
-TOTAL_BYTES: Final = 0x04  # CHUNK, to a caller: how many bytes there are to come
-FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; what was told before is void
+RESTART_FILE: Final = 0x01  # DATA: start the file again; the partial file has another content
+RESUME_STATE: Final = 0x01  # CHUNK: how much of a file the board has from an earlier attempt
+OP_RESULT: Final = 0x02  # CHUNK: the result of a file operation, in JSON
+NEXT_OPS: Final = 0x02  # DATA: the next file operations
+TOTAL_BYTES: Final = 0x04  # CHUNK, to a caller: how many bytes will be transferred
+FULL_SNAPSHOT: Final = 0x01  # CHANGES: these are all boards; earlier messages no longer hold
 BLOCKING: Final = 0x01  # PROGRAM: it keeps the board busy
 
-#: How a job ended, by its number on the wire; ``running`` only in a board's ``last``.
+#: How a job ended, by its number on the wire; ``running`` occurs only in a board's ``last``.
 STATUSES: Final = ("ok", "error", "interrupted", "timeout", "running", "offline", "lost")
 RUNNING: Final = STATUSES.index("running")
 
@@ -81,12 +83,13 @@ _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 _FACTS: Final = struct.Struct(">Ib")  # free heap in bytes, RSSI in dBm
 _SAMPLE_NAME_CHARS: Final = 64
-_PLAIN_TYPES: Final = (str, int, float)  # a bool is an int
-_to_json: Final = json.JSONEncoder(
-    separators=(",", ":")
-).encode  # made once: it is used for each cell
+_PLAIN_TYPES: Final = (str, int, float)  # a bool is an int, too
+#: What json.loads raises for bad text; RecursionError for text that is nested too deeply.
+_JSON_ERRORS: Final = (ValueError, RecursionError)
+#: json.dumps with these separators would create a JSONEncoder for each cell.
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
-JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # what ends a job, on a caller's link
+JOB_END_OPS: Final = frozenset((RESULT, ENDED))  # the last message of a job, on a caller's link
 
 #: What a board may send, by the state of its link.
 BOARD_OPS_BY_STATE: Final = {
@@ -109,7 +112,7 @@ def check_op(state: str, message: Message) -> None:
     """Refuse a message that a board may not send in ``state``.
 
     Raises:
-        PeerWireError: it has another op than the state allows.
+        PeerWireError: the state does not allow its op.
     """
     if message.op not in BOARD_OPS_BY_STATE[state]:
         raise PeerWireError(f"a board whose link is {state} may not send op 0x{message.op:02x}")
@@ -141,18 +144,18 @@ def read_json(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in ``payload``.
 
     Raises:
-        PeerWireError: it is no JSON object in UTF-8.
+        PeerWireError: it is not a JSON object in UTF-8.
     """
     try:
-        body = json.loads(payload.decode())  # of bytes it would guess the encoding
-    except (ValueError, RecursionError) as error:
+        body = json.loads(payload.decode())  # json.loads guesses the encoding of bytes
+    except _JSON_ERRORS as error:
         raise PeerWireError("the message is not JSON") from error
     if not isinstance(body, dict):
         raise PeerWireError("the message is not a JSON object")
     return body
 
 
-# Work
+# Jobs
 
 
 def exec_messages(
@@ -165,9 +168,16 @@ def exec_messages(
     op: int = EXEC,
     again: bool = False,
 ) -> Iterator[bytes]:
-    """Yield the messages that bring a cell, or acts on files (``op`` is FILE), to a board.
+    """Yield the messages that send a cell, or file operations, to a board.
 
-    No message is longer than ``buffer_size`` bytes.
+    Args:
+        job: its number.
+        code: the cell in UTF-8, or what ``pack_file_ops`` returned.
+        timeout_ms: how long it may run; 0 for no limit.
+        buffer_size: the greatest length of a message, in bytes: the board's buffer.
+        awaits: whether the cell awaits at its top level.
+        op: EXEC, or FILE for file operations.
+        again: whether the job may have been sent before.
     """
     head = _EXEC.pack(timeout_ms, len(code))
     room = buffer_size - HEADER.size - _EXEC.size
@@ -179,7 +189,14 @@ def exec_messages(
 
 
 class ResultBody(NamedTuple):
-    """What a RESULT says: output is text's bytes, rest a value's repr or a traceback."""
+    """The contents of a RESULT.
+
+    Attributes:
+        status: one of STATUSES before ``running``.
+        output: the last output of the job, in UTF-8.
+        value_or_traceback: the value's repr if the status is ok, else a traceback.
+        truncated: whether the value was cut off.
+    """
 
     status: str
     output: bytes
@@ -188,7 +205,7 @@ class ResultBody(NamedTuple):
 
 
 def read_result(message: Message) -> ResultBody:
-    """Return what the RESULT in ``message`` says.
+    """Return the contents of the RESULT in ``message``.
 
     Raises:
         PeerWireError: it is malformed.
@@ -204,24 +221,27 @@ def read_result(message: Message) -> ResultBody:
 
 
 def pack_file_ops(ack_bytes: int, ops: Sequence[Sequence[Any]], *, stepwise: bool = False) -> bytes:
-    """Return acts on files as a board reads them; it tells how far it is each ``ack_bytes`` bytes.
+    """Return file operations as a board reads them.
 
-    With ``stepwise`` it tells what each gave, and waits for what comes next.
+    Args:
+        ack_bytes: after how many bytes the board reports its progress.
+        ops: the operations.
+        stepwise: whether the board reports the result of each and waits for the next ones.
     """
-    told = [ack_bytes, ops, 1] if stepwise else [ack_bytes, ops]
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()  # as UTF-8: MicroPython's json reads no escaped surrogate pairs
+    body = [ack_bytes, ops, 1] if stepwise else [ack_bytes, ops]
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()  # not escaped: MicroPython's json does not read surrogate pairs
 
 
 class ResumeState(NamedTuple):
-    """What a board has of a file from an earlier try: so many bytes, with this SHA-256."""
+    """What a board has of a file from an earlier attempt: its size in bytes and its SHA-256."""
 
     size: int
     digest: bytes
 
 
 def read_resume_state(message: Message) -> ResumeState:
-    """Return what a CHUNK with the flag HAVE says.
+    """Return the contents of a CHUNK with the flag RESUME_STATE.
 
     Raises:
         PeerWireError: it is malformed.
@@ -232,7 +252,7 @@ def read_resume_state(message: Message) -> ResumeState:
 
 
 def read_byte_count(message: Message) -> int:
-    """Return how many bytes of a job a CHUNK says to be written, or a caller to be taken.
+    """Return the number of bytes in a CHUNK that reports progress, or the total.
 
     Raises:
         PeerWireError: it is malformed.
@@ -243,12 +263,12 @@ def read_byte_count(message: Message) -> int:
 
 
 def pack_byte_count(op: int, count: int, *, job: int, flags: int = 0) -> bytes:
-    """Return a message that says how many bytes of a job have come through."""
+    """Return a message with a number of bytes, such as those that a job has transferred."""
     return pack(op, _U32.pack(count), job=job, flags=flags)
 
 
 def read_facts(message: Message) -> dict[str, int | None]:
-    """Return what a FACTS says: the free heap in bytes, and RSSI in dBm or None.
+    """Return the contents of a FACTS: the free heap in bytes, and RSSI in dBm or None.
 
     Raises:
         PeerWireError: it is malformed.
@@ -260,15 +280,21 @@ def read_facts(message: Message) -> dict[str, int | None]:
 
 
 class EmittedSample(NamedTuple):
-    """What an EMIT says: ``values`` is JSON, in ASCII and in order."""
+    """The contents of an EMIT.
 
-    ticks: int  # ms of the board's own clock
-    dropped: int  # how many the board left out before this one, at most 255
+    Attributes:
+        ticks: milliseconds of the board's own clock.
+        dropped: how many samples the board left out before this one; 255 stands for more, too.
+        values: a JSON object in ASCII, its names in the board's order.
+    """
+
+    ticks: int
+    dropped: int
     values: str
 
 
 def read_emit(message: Message) -> EmittedSample:
-    """Return what the EMIT in ``message`` says; whatever it says is safe to pass on.
+    """Return the contents of the EMIT in ``message``, checked and encoded again.
 
     Raises:
         PeerWireError: it is malformed, or holds more than numbers, strings, bools and null.
@@ -281,24 +307,24 @@ def read_emit(message: Message) -> EmittedSample:
         for name, value in values.items()
     )
     if not plain or not values:
-        raise PeerWireError("EMIT holds what is no plain value")
+        raise PeerWireError("EMIT has a value that is not a number, string, bool or null")
     try:
         text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
-        raise PeerWireError("EMIT holds what is no number") from error
+        raise PeerWireError("EMIT has a number that is not finite") from error
     return EmittedSample(_U64.unpack_from(message.payload)[0], message.flags, text)
 
 
-# Callers
+# A caller's messages
 
 
 def pack_content(ref: int, upload: int, data: bytes) -> bytes:
-    """Return a piece of a content that the server is to hold."""
+    """Return the CONTENT that uploads a piece of a file."""
     return pack(CONTENT, _U32.pack(upload) + data, job=ref)
 
 
 def read_content(message: Message) -> tuple[int, bytes]:
-    """Return which upload the CONTENT in ``message`` is of, and its piece.
+    """Return the number of the upload, and the piece, of the CONTENT in ``message``.
 
     Raises:
         PeerWireError: it is malformed.
@@ -309,13 +335,13 @@ def read_content(message: Message) -> tuple[int, bytes]:
 
 
 def pack_submit(ref: int, head: dict[str, Any], code: bytes) -> bytes:
-    """Return a SUBMIT: target and options as JSON, then the code's bytes untouched."""
+    """Return a SUBMIT: target and options as JSON, then the code's bytes."""
     text = _to_json(head).encode()
     return pack(SUBMIT, _U32.pack(len(text)) + text + code, job=ref)
 
 
 def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
-    """Return head and code of the SUBMIT in ``message``.
+    """Return the options and the code of the SUBMIT in ``message``.
 
     Raises:
         PeerWireError: it is malformed.
@@ -324,12 +350,12 @@ def read_submit(message: Message) -> tuple[dict[str, Any], bytes]:
         raise PeerWireError("SUBMIT is malformed")
     end = _U32.size + _U32.unpack_from(message.payload)[0]
     if end > len(message.payload):
-        raise PeerWireError("SUBMIT's head is longer than SUBMIT")
+        raise PeerWireError("SUBMIT's options are longer than SUBMIT")
     return read_json(message.payload[_U32.size : end]), message.payload[end:]
 
 
 def pack_events(messages: Iterable[bytes]) -> bytes:
-    """Return EVENTS: each message behind its length, so that many share a frame."""
+    """Return an EVENTS that contains messages, each after its length: many in one frame."""
     parts = [HEADER.pack(EVENTS, 0, 0)]
     for message in messages:
         parts.append(_U32.pack(len(message)))
@@ -341,7 +367,7 @@ def read_events(payload: bytes) -> Iterator[Message]:
     """Yield the messages in the payload of EVENTS.
 
     Raises:
-        PeerWireError: a length leads beyond the payload.
+        PeerWireError: a message is longer than the rest of the payload.
     """
     at = 0
     while at < len(payload):

@@ -4,76 +4,66 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import LIBRARY, Defence, Place, text_defence
+from .defence import LIBRARY, Defence, Override, Place, defence, text_defence
 
 OUTGOING: Final = "cloudmanager/client/test_outgoing.py::"
 
 STREAMS: Final[list[Defence]] = [
-    text_defence(
-        "an interrupt cannot come between a write and the note of how much was written",
+    defence(
+        "an interrupt cannot come between a write and the record of its length",
         LIBRARY + "client/outgoing.py",
-        "taken.extend(write)",
-        "taken.append(self._write(frame.data, DO_NOT_WAIT))",
+        "_write_and_count = lambda write, data, taken: taken.append(write(data, DO_NOT_WAIT))",
         OUTGOING + "test_no_instant_of_an_interrupt_mixes_two_frames[plain-1_0]",
         OUTGOING + "test_what_a_signal_handler_raises_is_raised_and_mixes_no_frames",
     ),
-    text_defence(
-        "a frame waits for the one before it, which waits for the server",
+    defence(
+        "a frame is queued behind those that are not sent yet",
         LIBRARY + "client/outgoing.py",
-        "elif self._left or not DO_NOT_WAIT:",
-        "elif not DO_NOT_WAIT:",
+        "Outgoing._must_queue = lambda self: not DO_NOT_WAIT",
         OUTGOING + "test_threads_that_send_at_once_send_whole_frames",
     ),
-    text_defence(
-        "nothing follows a frame whose bytes may have left in part",
+    defence(
+        "nothing follows a frame that may be partly sent",
         LIBRARY + "client/outgoing.py",
-        "                torn = self._halfway is not None",
-        "                torn = self._halfway = None",
+        "Outgoing._is_torn = lambda self: setattr(self, '_halfway', None)",
         OUTGOING + "test_memory_that_runs_out_ends_the_stream",
-        behind=Place(
-            LIBRARY + "client/outgoing.py",
-            "            if torn or self._halfway is frame:\n",
-            "            if torn:\n",
+        behind=Override(
+            LIBRARY + "client/outgoing.py", "Outgoing._is_halfway = lambda self, frame: False"
         ),
     ),
-    text_defence(
-        "a frame that is withdrawn half-way is never completed",
+    defence(
+        "a frame that is withdrawn when partly sent is never completed",
         LIBRARY + "client/outgoing.py",
-        "        if torn:\n            self._cut()\n        return True\n",
-        "        return True\n",
+        "Outgoing._is_partly_written = lambda self, frame: False",
         OUTGOING + "test_nothing_follows_half_a_frame",
-        behind=Place(
+        behind=Override(
             LIBRARY + "client/outgoing.py",
-            "                    if self._closed or frame.withdrawn:\n",
-            "                    if self._closed:\n",
+            "Outgoing._may_complete = lambda self, frame: not self._closed",
         ),
     ),
-    text_defence(
-        "an interrupted cell that the server does not have whole does not run",
+    defence(
+        "an interrupted cell that is not sent completely does not run",
         LIBRARY + "client/exchange.py",
-        "        if group is None or group.frame is None:\n",
-        "        if True:\n",
+        "Exchange._withdraw = lambda self, ref: None",
         OUTGOING + "test_interrupted_cell_that_is_half_sent_does_not_run[plain-run]",
     ),
-    text_defence(
-        "who is interrupted while it submits a cell does not leave the cell running",
+    defence(
+        "interrupting submit does not leave the cell running",
         LIBRARY + "client/fleet.py",
-        "        with verbs.interrupting(group):\n            group.accepted.get()\n",
-        "        group.accepted.get()\n",
+        "Boards._wait_until_accepted = lambda self, group: group.accepted.result()",
         OUTGOING + "test_interrupted_cell_that_is_half_sent_does_not_run[plain-submit]",
     ),
-    text_defence(
-        "a server that stops reading in the middle of a frame is left",
+    defence(
+        "a caller notices that the server stopped reading",
         LIBRARY + "client/link.py",
-        "                    if self._outgoing.written == written:\n",
-        "                    if False:\n",
+        "ServerLink._has_stopped_reading = lambda self, written_before: False",
         OUTGOING + "test_server_that_stops_reading_is_left[plain]",
     ),
-    text_defence(
-        "an interrupted waiter keeps no other one waiting",
+    defence(
+        "an interrupted wait does not block other waiting threads",
         LIBRARY + "client/future.py",
-        "            finally:  # Ctrl-C",
-        "            except ZeroDivisionError:\n                pass\n            else:  # Ctrl-C",
+        "Future._wait_for_lock = lambda self, seconds: ("
+        "self._unset_lock.acquire(timeout=seconds) and self._release())",
         "cloudmanager/client/test_future.py::test_wait_that_is_interrupted_keeps_nobody_else_waiting",
     ),
     text_defence(

@@ -120,7 +120,7 @@ def filter_boards(seen: Fleets) -> None:
     seen.target.fill("nobody-*")
     expect(seen.table).to_contain_text("No board matches.")
     seen.target.fill("rack-[2-")
-    expect(seen.node.locator(".cm-complaint")).to_contain_text("never closed")
+    expect(seen.node.locator(".cm-complaint")).to_contain_text("is not closed")
     seen.target.fill("rack-*")
     expect(seen.count).to_contain_text("3 of ")
 

@@ -114,7 +114,7 @@ def test_filter_takes_targets_and_says_what_is_wrong(page: Page, dashboard: Dash
     assert page.until("shown")["names"] == ["demo-1", "demo-2"]
     page.say(dashboard, do="filter", text="demo-[")
     told = page.until("shown")
-    assert "never closed" in told["error"]
+    assert "is not closed" in told["error"]
     assert told["names"] == ["demo-1", "demo-2"]
     page.say(dashboard, do="filter", text="dash=yes")
     assert page.until("shown")["names"] == []

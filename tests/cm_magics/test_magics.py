@@ -204,7 +204,7 @@ def test_unknown_board_is_guessed(shell: Shell):
 
 
 def test_malformed_target_is_pointed_at(shell: Shell):
-    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is never closed.")
+    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is not closed.")
 
 
 @pytest.mark.parametrize(
@@ -537,4 +537,4 @@ def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
     shell.run("%board_plot demo-9")
     assert isinstance(shell.error, NoSuchBoard)
     assert "Say of which boards" in shell.run("%board_plot")
-    assert "never closed" in shell.run("%fleet demo-[")
+    assert "is not closed" in shell.run("%fleet demo-[")

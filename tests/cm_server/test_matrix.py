@@ -351,7 +351,7 @@ async def test_the_jobs_of_a_board_that_is_gone_are_not_its_namesakes(lab: Lab):
         ("vault-1", ("NoSuchBoard", "vault-1")),
         ("lab-1,vault-1", ("NoSuchBoard", "vault-1")),
         ("vault-*", ("TargetError", "No board matches.")),
-        ("all!lab-*", ("TargetError", "All that matched is taken away again.")),
+        ("all!lab-*", ("TargetError", "`!` removes all boards that match.")),
     ],
 )
 async def test_a_cell_for_boards_out_of_reach_is_refused_as_for_boards_that_are_none(

@@ -39,7 +39,7 @@ ONE_OF_EACH = [
     ServerUnreachable("ws://lab:18266", "CM_URL", "connection refused"),
     NotAllowed("operator on lab-1"),
     VersionMismatch(1, 2),
-    TargetError("The range runs backwards.", "esp-[3-1]", 5, "Write 1-3."),
+    TargetError("The range is in descending order.", "esp-[3-1]", 5, "Write 1-3."),
     NoSuchBoard("lab-7", "lab-1", ("lab-8", "lab-9")),
     BoardOffline("lab-1", 1e9),
     LinkLost("lab-1", 7),
@@ -122,8 +122,8 @@ def test_message_ends_with_what_to_do_next(error):
         (
             LinkLost("lab-1", 7),
             "lab-1, job 7: Lost: the link broke, and the board may still be running the job. "
-            "`mbm board-list` tells whether the board is back; "
-            "the cell is never run twice by itself.",
+            "`mbm board-list` shows whether the board is back; "
+            "a cell is never repeated automatically.",
         ),
         (
             BoardOffline("lab-1", why="it was seen 3 minutes ago"),
@@ -133,8 +133,8 @@ def test_message_ends_with_what_to_do_next(error):
         (
             LinkLost("lab-1", why="the board restarted while it ran"),
             "lab-1: Lost: the board restarted while it ran. "
-            "`mbm board-list` tells whether the board is back; "
-            "the cell is never run twice by itself.",
+            "`mbm board-list` shows whether the board is back; "
+            "a cell is never repeated automatically.",
         ),
         (
             CellSyntaxError("invalid syntax", 2, 5, "  x y  "),
@@ -142,8 +142,8 @@ def test_message_ends_with_what_to_do_next(error):
             "Nothing was sent to a board. Correct the line and run the cell again.",
         ),
         (
-            TargetError("The range runs backwards.", "esp-[3-1]", 5, "Write 1-3."),
-            "The range runs backwards.\n    esp-[3-1]\n         ^\nWrite 1-3.",
+            TargetError("The range is in descending order.", "esp-[3-1]", 5, "Write 1-3."),
+            "The range is in descending order.\n    esp-[3-1]\n         ^\nWrite 1-3.",
         ),
         (BoardError("lab-1", "E", "", TRACEBACK), f"lab-1:\n{TRACEBACK.rstrip()}"),
         (BoardError("lab-1", "OSError", "-2"), "lab-1: OSError: -2"),
@@ -167,7 +167,7 @@ def test_message_ends_with_what_to_do_next(error):
         ),
         (
             ServiceError("it does not stop"),
-            "it does not stop. `mbm server-status` tells how the server is.",
+            "it does not stop. `mbm server-status` shows the state of the server.",
         ),
         (
             ServerError("the queue is full."),

@@ -249,5 +249,5 @@ def test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited():
 def test_refusals_are_the_peers_fault():
     error = FrameError("reserved bits are set")
     assert str(error) == (
-        "reserved bits are set. The link was closed. If this comes again, update the older side."
+        "reserved bits are set. The link was closed. If this happens again, update the older side."
     )

@@ -127,7 +127,7 @@ def test_expand_points_at_what_is_malformed(word, position):
 
 def test_expand_makes_as_many_names_as_there_is_room_for():
     assert len(expand_range(f"a[1-{MAX_NAMES}]", "", 0)) == MAX_NAMES
-    with pytest.raises(TargetError, match="has 11 names, 10 are left"):
+    with pytest.raises(TargetError, match="has 11 names; 10 are still allowed"):
         expand_range("a[0-10]", "a[0-10]", 0, 10)
 
 

@@ -91,8 +91,8 @@ async def test_the_name_is_its_own_wish_or_the_first_free(service: Service, targ
         ("all", "there", "there is a board called there already"),
         ("there", "", "the names of there are taken"),
         ("room=vault", "", "the names of room=vault are taken"),
-        ("all", "../../etc", "cannot stand here"),
-        ("all", "<script>", "cannot stand here"),
+        ("all", "../../etc", "is not allowed here"),
+        ("all", "<script>", "is not allowed here"),
         ("all", "all", "means every board"),
     ],
 )
