@@ -1,4 +1,4 @@
-"""``mbm board TARGET MACRO``: small things that people do with boards, each in one word."""
+"""``mbm board TARGET MACRO``: short commands for frequent tasks on boards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
-PROGRAM: Final = "app.py"  # what a board says while its own program runs
-SETTINGS: Final = ":settings.json"  # what the user's own programs read on a board
+PROGRAM: Final = "app.py"  # the fact `program` of a board while its own program runs
+SETTINGS: Final = ":settings.json"  # a file on boards for the settings of the user's programs
 
 
 class Macro(NamedTuple):
-    """One macro: what it takes, and what it does."""
+    """One macro.
+
+    Attributes:
+        arguments: the names of its arguments; those in brackets may be left out.
+        description: what it does, for ``--help``.
+        action: called with the boards and the arguments.
+    """
 
     arguments: tuple[str, ...]
     description: str
@@ -32,26 +38,25 @@ class Macro(NamedTuple):
 
 
 def run_macro(boards: Boards, name: str, arguments: Sequence[str]) -> Results:
-    """Run a macro.
+    """Run a macro on boards.
 
     Raises:
-        ValueError: there is no such macro, or it takes other words.
+        ValueError: no macro has this name, or the number of arguments is wrong.
     """
     macro = MACROS.get(name)
     if macro is None:
-        meant = nearest_name(name, MACROS)
-        guess = f" Did you mean {meant}?" if meant else ""
-        raise ValueError(f"There is no macro {name}.{guess} There are {', '.join(MACROS)}.")
-    least = sum(not word.startswith("[") for word in macro.arguments)
-    if not least <= len(arguments) <= len(macro.arguments):
-        raise ValueError(
-            f"It is used so: mbm board TARGET {name} {' '.join(macro.arguments)}".rstrip()
-        )
+        nearest = nearest_name(name, MACROS)
+        guess = f" Did you mean {nearest}?" if nearest else ""
+        raise ValueError(f"No macro is called {name}.{guess} The macros are {', '.join(MACROS)}.")
+    required = sum(not argument.startswith("[") for argument in macro.arguments)
+    if not required <= len(arguments) <= len(macro.arguments):
+        usage = f"mbm board TARGET {name} {' '.join(macro.arguments)}".rstrip()
+        raise ValueError(f"Wrong number of arguments. Usage: {usage}")
     return macro.action(boards, *arguments)
 
 
 def _board_path(text: str) -> str:
-    """Return a path on boards; here, the colon may be left out."""
+    """Return a path on boards; the user may leave out its colon."""
     return text if text.startswith(":") else f":{text}"
 
 
@@ -60,27 +65,34 @@ def _echo(boards: Boards, text: str) -> Results:
 
 
 def _stop_programs(boards: Boards) -> Results:
-    """End the boards' own programs; one that goes on is an error, though its board was asked."""
-    asked = boards.stop()
+    """Stop the boards' own programs and wait until they have ended.
+
+    Boards whose program still runs after the grace period have a failed result.
+    """
+    names = boards.stop()
     deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
-    while (going := _programs(boards, asked)) and time.monotonic() < deadline:
+    running = _running_programs(boards, names)
+    while running and time.monotonic() < deadline:
         time.sleep(TICK_SECONDS)
-    return Results(
-        {name: _goes_on(name) if name in going else empty_result(name) for name in asked}, ()
-    )
+        running = _running_programs(boards, names)
+    results = {
+        name: _still_running(name) if name in running else empty_result(name) for name in names
+    }
+    return Results(results, ())
 
 
-def _programs(boards: Boards, names: Sequence[str]) -> set[str]:
-    """Return those of the boards whose own program runs."""
-    there = {board["name"] for board in boards.info() if board["program"] == PROGRAM}
-    return there & set(names)
+def _running_programs(boards: Boards, names: Sequence[str]) -> set[str]:
+    """Return the names of the boards whose own program runs."""
+    running = {board["name"] for board in boards.info() if board["program"] == PROGRAM}
+    return running & set(names)
 
 
-def _goes_on(name: str) -> Result:
+def _still_running(name: str) -> Result:
+    """Return the failed result of a board whose program ignored the interrupt."""
     error = CloudmanagerError(
         f"its program still runs {INTERRUPT_GRACE_SECONDS:g} s after it was interrupted"
     )
-    error.hint = f"`mbm board {name} reset` ends it, whatever it does."
+    error.hint = f"Restart the board with `mbm board {name} reset`."
     return failed_result(name, error)
 
 
@@ -89,73 +101,77 @@ def _show_settings(boards: Boards) -> Results:
 
 
 def _change_setting(boards: Boards, key: str, value: str) -> Results:
-    """Change one setting on each board, and leave its others alone."""
-    known = boards.read(SETTINGS)
-    plans = {}
-    for name, result in known.items():
+    """Change one setting on each board; the other settings of each board are kept."""
+    current = boards.read(SETTINGS)
+    uploads = {}
+    for name, result in current.items():
         if result.ok or isinstance(result.error, FileNotFoundError):
-            settings = {
-                **(_parse_settings(result.value) if result.ok else {}),
-                key: _parse_value(value),
-            }
+            settings = _parse_settings(result.value) if result.ok else {}
+            settings[key] = _parse_value(value)
             source = source_from_bytes(json.dumps(settings, indent=1).encode())
-            plans[name] = [UploadItem(source, parse_board_path(SETTINGS))]
-    done = run_blocking(upload_per_board(boards, plans, None))
-    return Results({**known, **done}, known.left_out)
+            uploads[name] = [UploadItem(source, parse_board_path(SETTINGS))]
+    written = run_blocking(upload_per_board(boards, uploads, None))
+    return Results({**current, **written}, current.left_out)
 
 
 def _parse_settings(raw: bytes) -> dict[str, Any]:
     try:
-        told = json.loads(raw)
+        settings = json.loads(raw)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise ValueError(f"{SETTINGS} is no JSON object; remove it, or mend it by hand.")
-    return told
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{SETTINGS} on a board is not a JSON object. Remove the file or correct it."
+        )
+    return settings
 
 
 def _parse_value(text: str) -> Any:
-    """Return what a word means: a number, true, a list …, else the word itself."""
-    for read in (json.loads, ast.literal_eval):
+    """Return the value that a text means as JSON or as a Python literal, else the text itself."""
+    for parse in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            return parse(text)
         except (ValueError, SyntaxError):
             continue
     return text
 
 
 MACROS: Final[dict[str, Macro]] = {
-    "echo": Macro(("TEXT",), "print it", _echo),
-    "reset": Macro((), "a soft reset", lambda boards: boards.reset()),
+    "echo": Macro(("TEXT",), "print TEXT on the boards", _echo),
+    "reset": Macro((), "soft-reset the boards", lambda boards: boards.reset()),
     "ls": Macro(
         ("[PATH]",), "list a folder", lambda boards, path=":/": boards.ls(_board_path(path))
     ),
     "cat": Macro(("PATH",), "show a file", lambda boards, path: boards.read(_board_path(path))),
-    "stat": Macro(("PATH",), "look at a path", lambda boards, path: boards.stat(_board_path(path))),
+    "stat": Macro(
+        ("PATH",),
+        "show the type and size of a path",
+        lambda boards, path: boards.stat(_board_path(path)),
+    ),
     "mkdir": Macro(
-        ("PATH",), "make a folder", lambda boards, path: boards.mkdir(_board_path(path))
+        ("PATH",), "create a folder", lambda boards, path: boards.mkdir(_board_path(path))
     ),
     "rmdir": Macro(
-        ("PATH",), "remove a folder", lambda boards, path: boards.rmdir(_board_path(path))
+        ("PATH",), "remove an empty folder", lambda boards, path: boards.rmdir(_board_path(path))
     ),
     "rm": Macro(("PATH",), "remove a file", lambda boards, path: boards.rm(_board_path(path))),
     "mv": Macro(
         ("PATH", "PATH"),
-        "rename",
+        "rename a file or folder",
         lambda boards, path, to: boards.mv(_board_path(path), _board_path(to)),
     ),
-    "df": Macro((), "the room on the flash", lambda boards: boards.df()),
+    "df": Macro((), "show the free space of the file system", lambda boards: boards.df()),
     "mem_free": Macro(
         (),
-        "bytes of free heap",
+        "show the free heap in bytes",
         lambda boards: boards.run("(__import__('gc').collect(), __import__('gc').mem_free())[1]"),
     ),
     "uname": Macro(
         (),
-        "what it is",
+        "show platform and version",
         lambda boards: boards.run("__import__('sys').platform, __import__('sys').version"),
     ),
-    "stop": Macro((), "end their own programs (app.py)", _stop_programs),
+    "stop": Macro((), "stop the boards' own program (app.py)", _stop_programs),
     "settings": Macro((), f"show {SETTINGS[1:]}", _show_settings),
-    "set": Macro(("KEY", "VALUE"), f"change a setting in {SETTINGS[1:]}", _change_setting),
+    "set": Macro(("KEY", "VALUE"), f"change one setting in {SETTINGS[1:]}", _change_setting),
 }

@@ -1,6 +1,6 @@
-"""``mbm flash``, ``board-scan``, ``board-config``: the verbs for boards on a cable.
+"""``mbm flash``, ``board-scan``, ``board-config``, ``bridge``: verbs for boards on a cable.
 
-What they do stands in flash.py and cable/; this parses, asks and prints.
+This module parses arguments, asks the user and prints; ``cloudmanager.cable`` does the work.
 """
 
 from __future__ import annotations
@@ -31,60 +31,107 @@ from cloudmanager.results.results import Results, error_text
 from .commands import AddVerb
 
 OK, FAILED = 0, 1
-WATCHDOG_SECONDS = 30  # at least: a board that dials may stand still for 20
+#: Shortest watchdog timeout: a board blocks for up to 20 s while it connects to a server.
+MIN_WATCHDOG_SECONDS = 30
 _WATCHDOG_HINT = (
-    f"Give {WATCHDOG_SECONDS} or more: a board that dials a server which is gone stands still."
+    f"Use {MIN_WATCHDOG_SECONDS} s or more: a board does not feed the watchdog while it tries to "
+    "connect to a server that does not answer."
 )
-SCAN_SECONDS = 5.0  # that a board may take to show its REPL
-KEYRING_SERVICE = "cloudmanager wifi"  # the service under which a keyring has passwords, by SSID
-_WIFI_HELP = "a network, whose password is asked for; repeated: in order"
-_LABEL_HELP = "what the fleet shall know of it, such as room=lab"
-_SERVER_HELP = "what the boards dial; else the server in use, by this machine's address"
-_PORT_HELP = "where it is: a serial port, or a Pico's drive; may be repeated; else what is found"
-_NAME_HELP = "such as lab-7 or 'lab-[1-40]'; else esp32-1 and so on"
+SCAN_SECONDS = 5.0  # time for a board to show its REPL prompt
+KEYRING_SERVICE = "cloudmanager wifi"  # the keyring's service that holds passwords by SSID
+_WIFI_HELP = (
+    "Wi-Fi network; its password is asked for. May be repeated: the board tries them in order"
+)
+_LABEL_HELP = "label of the board, such as room=lab; may be repeated"
+_SERVER_HELP = "address that the boards connect to (default: the server in use)"
+_PORT_HELP = (
+    "serial port, or drive of a Pico, of the board; may be repeated (default: search for boards)"
+)
+_NAME_HELP = "names such as lab-7 or 'lab-[1-40]' (default: by chip: esp32-1, esp32-2 …)"
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Tell the command line of ``mbm`` what there is."""
-    made = add_verb(
-        "flash", flash_boards, "put MicroPython on boards on a cable, and them in the fleet"
+    """Add the verbs of this module to the parser of ``mbm``."""
+    flash = add_verb(
+        "flash",
+        flash_boards,
+        "install MicroPython and the client on boards on a cable, and add them to the fleet",
     )
-    made.epilog = "From the box to the first cell in five minutes: docs/boards.md."
-    made.add_argument("--port", action="append", metavar="PORT", help=_PORT_HELP)
-    made.add_argument("--all", action="store_true", help="every connected board, side by side")
-    made.add_argument("--firmware", metavar="FILE|URL|VERSION", help="else the newest MicroPython")
-    made.add_argument("--no-flash", action="store_true", help="keep the MicroPython that is on it")
-    made.add_argument("--name", metavar="NAME|RANGE", help=_NAME_HELP)
-    made.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI_HELP)
-    made.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL_HELP)
-    made.add_argument("--server", type=_parse_host, metavar="HOST[:PORT]", help=_SERVER_HELP)
-    made.add_argument("--dry-run", action="store_true", help="change nothing, say what would be")
-    scan = add_verb("board-scan", board_scan, "list the boards on a cable, and what runs on them")
-    scan.add_argument("port", nargs="*", metavar="PORT", help="else every port with USB behind it")
+    flash.epilog = "docs/boards.md describes the steps from a new board to its first cell."
+    flash.add_argument("--port", action="append", metavar="PORT", help=_PORT_HELP)
+    flash.add_argument("--all", action="store_true", help="flash all connected boards in parallel")
+    flash.add_argument(
+        "--firmware",
+        metavar="FILE|URL|VERSION",
+        help="MicroPython to install (default: the newest release)",
+    )
+    flash.add_argument(
+        "--no-flash", action="store_true", help="keep the MicroPython that the board has"
+    )
+    flash.add_argument("--name", metavar="NAME|RANGE", help=_NAME_HELP)
+    flash.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI_HELP)
+    flash.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help=_LABEL_HELP
+    )
+    flash.add_argument("--server", type=_parse_host, metavar="HOST[:PORT]", help=_SERVER_HELP)
+    flash.add_argument(
+        "--dry-run", action="store_true", help="show what would be done; change nothing"
+    )
+    scan = add_verb("board-scan", board_scan, "list the boards on cables, and what runs on them")
+    scan.add_argument(
+        "port", nargs="*", metavar="PORT", help="serial port (default: all USB serial ports)"
+    )
     settings = add_verb(
         "board-config", board_config, "change a board's Wi-Fi, server, watchdog or name"
     )
-    settings.epilog = "What does not work is taken back: the board dials as it did before."
-    settings.add_argument("board", metavar="PORT|TARGET", help="on a cable, or over the air")
-    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI_HELP)
-    settings.add_argument("--server", type=_parse_host, metavar="HOST[:PORT]", help="what it dials")
-    settings.add_argument("--watchdog", type=int, metavar="S", help="seconds, 0: none; 30 or more")
-    settings.add_argument("--name", metavar="NAME", help="what it is called from now on")
-    anew = add_verb("board-upgrade-client", upgrade_client, "give boards this version's client")
-    anew.add_argument("target", metavar="TARGET")
-    bridge = add_verb(
-        "bridge", bridge_boards, "have boards without a network in the fleet, by a cable"
+    settings.epilog = (
+        "If the board cannot connect with the new settings, it goes back to the old ones."
     )
-    bridge.epilog = "Each is a board like any other while this runs; Ctrl-C ends it."
-    bridge.add_argument("port", nargs="*", metavar="PORT", help="else every board, as they come")
-    bridge.add_argument("--name", metavar="NAME|RANGE", help="what new ones are called")
+    settings.add_argument(
+        "board",
+        metavar="PORT|TARGET",
+        help="serial port of a board on a cable, or target of connected boards",
+    )
+    settings.add_argument("--wifi", action="append", default=[], metavar="SSID", help=_WIFI_HELP)
+    settings.add_argument(
+        "--server",
+        type=_parse_host,
+        metavar="HOST[:PORT]",
+        help="address that the board connects to",
+    )
+    settings.add_argument(
+        "--watchdog",
+        type=int,
+        metavar="S",
+        help=f"watchdog timeout in seconds, at least {MIN_WATCHDOG_SECONDS}; 0 disables it",
+    )
+    settings.add_argument("--name", metavar="NAME", help="new name of the board")
+    upgrade = add_verb(
+        "board-upgrade-client",
+        upgrade_client,
+        "install this version's client on boards, over the network",
+    )
+    upgrade.add_argument("target", metavar="TARGET")
+    bridge = add_verb(
+        "bridge",
+        bridge_boards,
+        "connect boards that have no network to the fleet, through their cables",
+    )
+    bridge.epilog = "The boards are in the fleet while this runs. Press Ctrl-C to stop it."
+    bridge.add_argument(
+        "port",
+        nargs="*",
+        metavar="PORT",
+        help="serial port (default: all boards, also those plugged in later)",
+    )
+    bridge.add_argument("--name", metavar="NAME|RANGE", help="names for new boards")
 
 
 def flash_boards(options: argparse.Namespace) -> int:
-    """Flash boards and make them members of the fleet."""
+    """Flash boards and add them to the fleet."""
     with Fleet() as fleet:
-        fleet.status()  # no server: say so before anything is touched
-        wish = FlashOptions(
+        fleet.status()  # raises without a server, before a board is changed
+        flash_options = FlashOptions(
             server=_server_address(options, fleet),
             firmware=options.firmware,
             flash=not options.no_flash,
@@ -93,14 +140,8 @@ def flash_boards(options: argparse.Namespace) -> int:
             labels=_parse_labels(options.label),
             dry_run=options.dry_run,
         )
-        tell = _ProgressPrinter(quiet=options.json)
-        outcomes = flash_and_join(_choose_ports(options), wish, fleet, tell)
-    for outcome in outcomes:
-        if outcome.error and not options.json:
-            print(
-                f"mbm: {sanitize_text(outcome.port)}: {sanitize_text(outcome.error)}",
-                file=sys.stderr,
-            )
+        printer = _ProgressPrinter(quiet=options.json)
+        outcomes = flash_and_join(_choose_ports(options), flash_options, fleet, printer)
     if options.json:
         print(json.dumps({outcome.port: outcome.to_json() for outcome in outcomes}, indent=2))
     else:
@@ -109,14 +150,19 @@ def flash_boards(options: argparse.Namespace) -> int:
 
 
 def _print_outcomes(outcomes: Sequence[FlashOutcome], dry_run: bool) -> None:
+    """Print a line for each board: failures on standard error, the others on standard output."""
     for outcome in outcomes:
-        if not outcome.error:
-            done = "would join the fleet" if dry_run else f"is {outcome.name}: it ran a cell"
-            print(f"{sanitize_text(outcome.port)} {done}.")
+        port = sanitize_text(outcome.port)
+        if outcome.error:
+            print(f"mbm: {port}: {sanitize_text(outcome.error)}", file=sys.stderr)
+        elif dry_run:
+            print(f"{port} would join the fleet.")
+        else:
+            print(f"{port} joined the fleet as {outcome.name} and ran a cell.")
 
 
 class _ProgressPrinter:
-    """Prints what is new, a line for each step; a percentage stays on its line in a terminal."""
+    """Prints the progress of flashing on standard error, a line for each step."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -124,9 +170,10 @@ class _ProgressPrinter:
         self._last: dict[str, str] = {}
 
     def __call__(self, port: str, step: str, message: str) -> None:
-        """Print a line; of percentages every tenth."""
+        """Print a line, unless it repeats the port's last one; percentages in steps of 20."""
         if message.endswith("% written"):
-            message = f"{int(message.split('%')[0]) // 20 * 20}% written"
+            percent = int(message.split("%")[0])
+            message = f"{percent // 20 * 20}% written"
         with self._lock:
             if not self._quiet and self._last.get(port) != message:
                 self._last[port] = message
@@ -138,18 +185,18 @@ class _ProgressPrinter:
 
 
 def _choose_ports(options: argparse.Namespace) -> list[str]:
-    """Return the ports that are meant; ask where it is not clear."""
+    """Return the ports to flash; ask the user if there are several boards and no option."""
     if options.port:
         return list(dict.fromkeys(options.port))
     found = serial_ports.find_serial_ports()
     if not found:
-        hint = "Plug one in; some cables only charge. --port names a port that was not found."
-        raise CableError("", "No board is on a cable", hint)
+        hint = "Plug one in; some cables only charge. Use --port for a port that was not found."
+        raise CableError("", "No board was found on a cable", hint)
     if options.all or len(found) == 1:
         return [port.device for port in found]
     if not sys.stdin.isatty():
         devices = ", ".join(port.device for port in found)
-        raise CableError("", f"Several boards are on cables: {devices}", "Use --port or --all.")
+        raise CableError("", f"Several boards were found: {devices}", "Use --port or --all.")
     return [_ask_port(found)]
 
 
@@ -160,43 +207,52 @@ def _ask_port(found: Sequence[SerialPort]) -> str:
             file=sys.stderr,
         )
     while True:
-        answer = input("Which one? ")
+        answer = input("Number of the board to flash: ")
         if answer.isdecimal() and 0 < int(answer) <= len(found):
             return found[int(answer) - 1].device
 
 
 def _server_address(options: argparse.Namespace, fleet: Fleet) -> tuple[str, int]:
-    """Return what boards dial: as told, else the server in use, by an address that they reach."""
-    place = find_dial_address(fleet, options.server)
-    if options.wifi and not options.server and not place.reachable:
-        what = "The server listens on this machine only: no board reaches it by Wi-Fi"
-        hint = "Start it anew: `mbm server-stop`, then `mbm server-start --listen 0.0.0.0`."
+    """Return the address that boards connect to.
+
+    Raises:
+        CableError: the boards use Wi-Fi, but the server accepts local connections only.
+    """
+    address = find_dial_address(fleet, options.server)
+    if options.wifi and not options.server and not address.reachable:
+        what = "The server listens on this machine only: boards cannot reach it over Wi-Fi"
+        hint = "Restart it: `mbm server-stop`, then `mbm server-start --listen 0.0.0.0`."
         raise CableError("", what, hint)
-    return place.host, place.tcp_port
+    return address.host, address.tcp_port
 
 
 def _find_password(ssid: str) -> str:
-    """Return a network's password: from the keyring where there is one, else ask."""
-    with contextlib.suppress(Exception):  # a keyring without its desktop raises what it likes
+    """Return a network's password from the keyring, if it has one; else ask the user."""
+    # The keyring is optional, and its backends raise errors of any class without a desktop.
+    with contextlib.suppress(Exception):
         import keyring
 
-        if (kept := keyring.get_password(KEYRING_SERVICE, ssid)) is not None:
-            return str(kept)
+        if (password := keyring.get_password(KEYRING_SERVICE, ssid)) is not None:
+            return str(password)
     if not sys.stdin.isatty():
-        hint = f"Run this in a terminal, or keep it: `keyring set {KEYRING_SERVICE!r} SSID`."
-        raise CableError("", f"Nobody is here to give the password of {ssid!r}", hint)
+        hint = (
+            "Run this in a terminal, or store the password first: "
+            f"`keyring set {KEYRING_SERVICE!r} SSID`."
+        )
+        raise CableError("", f"Cannot ask for the password of {ssid!r}: not a terminal", hint)
     return getpass.getpass(f"Password of {sanitize_text(ssid)}: ")
 
 
 def _expand_names(text: str | None) -> tuple[str, ...]:
+    """Return the names of a range such as ``lab-[1-40]``; () for no text."""
     if not text:
         return ()
-    parse_target(text)  # it sees a bracket that is not closed
+    parse_target(text)  # raises on a bracket that is not closed
     return expand_range(text, text, 0)
 
 
 def _parse_host(text: str) -> str:
-    """Return an address as boards dial it: an option's type."""
+    """Check HOST or HOST:PORT and return it; the type of an option."""
     try:
         parts = urlsplit(f"//{text}")
         plain = parts.netloc == text and parts.hostname and "@" not in text and parts.port != 0
@@ -210,11 +266,11 @@ def _parse_host(text: str) -> str:
 def _parse_labels(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise TargetError("a label is given as key=value", pair, 0, "Such as room=lab.")
+            raise TargetError("write a label as key=value", pair, 0, "For example: room=lab.")
     return dict(pair.partition("=")[::2] for pair in pairs)
 
 
-# What is there
+# Scan
 
 
 def board_scan(options: argparse.Namespace) -> int:
@@ -226,24 +282,28 @@ def board_scan(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return OK
     for row in rows:
-        runs = f"MicroPython {row['version']} on {row['platform']}" if row["version"] else ""
-        told = [row["port"], row["what"], runs or row["error"], row["name"] and f"is {row['name']}"]
-        print("  ".join(sanitize_text(str(word)) for word in told if word))
+        state = f"MicroPython {row['version']} on {row['platform']}"
+        if not row["version"]:
+            state = row["error"]
+        name = f"in the fleet as {row['name']}" if row["name"] else ""
+        columns = [row["port"], row["what"], state, name]
+        print("  ".join(sanitize_text(str(column)) for column in columns if column))
     if not rows:
-        print("No board is on a cable. Some cables only charge.")
+        print("No board was found on a cable. Some cables only charge.")
     return OK
 
 
 def _scan_port(port: SerialPort, names_by_id: dict[str, str]) -> dict[str, Any]:
-    """Look at one board; a program that was interrupted for that is started again."""
+    """Describe one board; a program that has to be interrupted for that is restarted."""
     row = {
         "port": port.device,
         "what": port.description,
         "platform": "",
         "version": "",
         "machine": "",
+        "name": "",
+        "error": "",
     }
-    row |= {"name": "", "error": ""}
     try:
         with BoardRepl(port.device) as repl:
             repl.await_prompt(SCAN_SECONDS)
@@ -252,28 +312,36 @@ def _scan_port(port: SerialPort, names_by_id: dict[str, str]) -> dict[str, Any]:
             repl.leave_raw_repl()
     except CableError as error:
         return row | {"error": error.detail}
-    told = {key: facts[key] for key in ("platform", "version", "machine")}
-    return row | told | {"name": names_by_id.get(board_id or "", "")}
+    row |= {key: facts[key] for key in ("platform", "version", "machine")}
+    return row | {"name": names_by_id.get(board_id or "", "")}
 
 
 def _names_by_id() -> dict[str, str]:
-    """Return id -> name of the fleet's boards; nothing where there is no server."""
+    """Return id -> name of the fleet's boards; empty without a server."""
     with contextlib.suppress(CloudmanagerError), Fleet() as fleet:
         return {board["id"]: board["name"] for board in fleet.boards()}
     return {}
 
 
+# Settings
+
+
 def board_config(options: argparse.Namespace) -> int:
-    """Change settings; a board goes back to its old ones where the new ones do not work."""
+    """Change settings; a board that cannot connect with them goes back to the old ones."""
     new = _read_changes(options)
     on_cable = "/" in options.board or options.board.upper().startswith("COM")
     status = (_configure_by_cable if on_cable else _configure_by_link)(options, new)
     if options.json:
         print(json.dumps(sorted([*new, *["name"] * bool(options.name)])))
     elif status == OK:
-        told = ["restarts; settings that do not work are taken back"] if new else []
-        told += [f"is {options.name} now"] if options.name else []
-        print(f"{sanitize_text(options.board)} {' and '.join(told)}.")
+        board = sanitize_text(options.board)
+        if new:
+            print(
+                f"{board} is restarting with the new settings. "
+                "If it cannot connect, it restores the old ones."
+            )
+        if options.name:
+            print(f"Renamed the board to {options.name}.")
     return status
 
 
@@ -283,47 +351,48 @@ def _configure_by_cable(options: argparse.Namespace, changes: dict[str, Any]) ->
         with Fleet() as fleet:
             names = {board["id"]: board["name"] for board in fleet.boards()}
             if board_id not in names:
-                hint = "Make it one: `mbm flash --no-flash`."
-                raise CableError(options.board, "The board is no member of this fleet", hint)
+                hint = "Add it with `mbm flash --no-flash`."
+                raise CableError(options.board, "The board is not in this fleet", hint)
             fleet.rename(names[board_id], options.name)
     return OK
 
 
 def _configure_by_link(options: argparse.Namespace, changes: dict[str, Any]) -> int:
     with Fleet() as fleet:
-        done = (
-            reconfigure.configure_by_link(fleet[options.board], changes) if changes else Results({})
-        )
-        for name, result in done.items():
+        results = Results({})
+        if changes:
+            results = reconfigure.configure_by_link(fleet[options.board], changes)
+        for name, result in results.items():
             if not result.ok:
                 print(f"mbm: {name}: {sanitize_text(error_text(result.error))}", file=sys.stderr)
-        if done.ok and options.name:
+        if results.ok and options.name:
             fleet.rename(options.board, options.name)
-    return OK if done.ok else FAILED
+    return OK if results.ok else FAILED
 
 
 def upgrade_client(options: argparse.Namespace) -> int:
-    """Give boards a new client, over the air."""
+    """Install this version's client on boards, over the network."""
     from cloudmanager.client.client_upgrade import ClientUpgrade
 
     with Fleet() as fleet:
         upgrade = ClientUpgrade(fleet, options.target, lambda what: print(what, file=sys.stderr))
-        done = upgrade.run()
+        upgraded = upgrade.run()
     if options.json:
-        told = {**dict.fromkeys(done, ""), **upgrade.failed}
+        errors = {**dict.fromkeys(upgraded, ""), **upgrade.failed}
         statuses = {
-            name: {"status": "error" if why else "ok", "error": why} for name, why in told.items()
+            name: {"status": "error" if error else "ok", "error": error}
+            for name, error in errors.items()
         }
         print(json.dumps(statuses, indent=2))
-    elif done:
-        print(f"{fold_names(done)}: the new client runs")
-    for name, why in upgrade.failed.items():
-        print(f"mbm: {name}: {sanitize_text(why)}.", file=sys.stderr)
+    elif upgraded:
+        print(f"{fold_names(upgraded)}: the new client is running")
+    for name, error in upgrade.failed.items():
+        print(f"mbm: {name}: {sanitize_text(error)}.", file=sys.stderr)
     return FAILED if upgrade.failed else OK
 
 
 def _read_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what is to change of cm.json."""
+    """Return the entries of a board's ``cm.json`` that the options change."""
     new: dict[str, Any] = {}
     if options.wifi:
         new["wifi"] = [[ssid, _find_password(ssid)] for ssid in options.wifi]
@@ -331,13 +400,16 @@ def _read_changes(options: argparse.Namespace) -> dict[str, Any]:
         parts = urlsplit(f"//{options.server}")
         new |= {"host": parts.hostname or "", "tcp_port": parts.port or config.DEFAULT_TCP_PORT}
     if options.watchdog is not None:
-        if 0 < options.watchdog < WATCHDOG_SECONDS:
+        if 0 < options.watchdog < MIN_WATCHDOG_SECONDS:
             raise CableError("", f"A watchdog of {options.watchdog} s is too short", _WATCHDOG_HINT)
         new["watchdog"] = options.watchdog
     if not new and not options.name:
-        hint = "Give --wifi, --server, --watchdog or --name."
-        raise CableError("", "Nothing is to be changed", hint)
+        hint = "Use --wifi, --server, --watchdog or --name."
+        raise CableError("", "No setting to change was given", hint)
     return new
+
+
+# Bridge
 
 
 def bridge_boards(options: argparse.Namespace) -> int:
@@ -347,10 +419,10 @@ def bridge_boards(options: argparse.Namespace) -> int:
     serial_ports.require_tools()
     names = _expand_names(options.name)
     with Fleet() as fleet:
-        fleet.status()
-        tell = _print_bridge_event_as_json if options.json else _print_bridge_event
-        with Bridge(fleet, options.port, names, tell):
-            print("Ctrl-C ends it.", file=sys.stderr)
+        fleet.status()  # raises without a server
+        on_event = _print_bridge_event_as_json if options.json else _print_bridge_event
+        with Bridge(fleet, options.port, names, on_event):
+            print("Press Ctrl-C to stop the bridge.", file=sys.stderr)
             signal.pause()
     return OK
 

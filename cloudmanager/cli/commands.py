@@ -1,6 +1,7 @@
-"""What each verb of ``mbm`` does: call the fleet, print; no logic of its own.
+"""The verbs of ``mbm`` for the server, boards, jobs and virtual boards.
 
-Each takes the options that cli.py parsed, and returns the exit status.
+Each verb's function receives the parsed options, calls the fleet, prints, and returns the exit
+status. It has no other logic.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 
 OK, FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
-#: Adds a verb to `mbm`: its name, what it does, and its help.
+#: Adds a verb to the parser of `mbm`: its name, its function and its help text.
 AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+#: A backup holds the private key of the server's certificate and the keys of the boards.
+_BACKUP_WARNING = "Whoever has this file can act as the server: keep it secret."
 
 
 # The server
@@ -36,21 +39,26 @@ def server_start(options: argparse.Namespace) -> int:
         "--key": options.key,
         "--behind-proxy": options.proxy,
         "--samples": options.samples,
+        "--keep-jobs": options.keep_jobs,
+        "--keep-audit": options.keep_audit,
     }
-    more = [text for name, value in given.items() if value for text in (name, value)]
-    more += [text for alias, url in options.index for text in ("--index", f"{alias}={url}")]
-    more += ["--log-json"] if options.log_json else []
-    more += ["--keep-jobs", str(options.keep_jobs)] if options.keep_jobs else []
-    more += ["--keep-audit", str(options.keep_audit)] if options.keep_audit else []
-    started = local_server.start(options.listen, options.port, more)
-    _say_notes(started.notes)
+    server_options = []
+    for name, value in given.items():
+        if value:
+            server_options += [name, str(value)]
+    for alias, url in options.index:
+        server_options += ["--index", f"{alias}={url}"]
+    if options.log_json:
+        server_options.append("--log-json")
+    started = local_server.start(options.listen, options.port, server_options)
+    _print_notes(started.notes)
     if options.json:
         url, already, listens, _ = started
         print_json({"url": url, "already": already, "listens": listens})
     elif started.already:
-        print(f"The server runs already, at {started.url}")
+        print(f"The server is already running at {started.url}")
     else:
-        print(f"The server listens on {started.listens}")
+        print(f"The server is listening on {started.listens}")
     return OK
 
 
@@ -60,14 +68,14 @@ def server_stop(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"url": url})
     elif url is None:
-        print("No local server runs.")
+        print("No local server is running.")
     else:
         print(f"The server at {url} has stopped.")
     return OK if url else NO_SERVER
 
 
 def server_status(options: argparse.Namespace) -> int:
-    """Tell how the server is."""
+    """Show the state of the server."""
     with Fleet() as fleet:
         status = fleet.status()
     if options.json:
@@ -86,22 +94,22 @@ def server_status(options: argparse.Namespace) -> int:
 
 
 def server_backup(options: argparse.Namespace) -> int:
-    """Save the local server into a file."""
-    return _print_backup(options, local_server.back_up(Path(options.file)), "holds")
+    """Save the local server's data and keys to a file."""
+    saved = local_server.back_up(Path(options.file))
+    _print_notes(saved.notes)
+    text = f"Saved {', '.join(saved.files)} to {options.file}."
+    return print_outcome(options, saved.files, f"{text} {_BACKUP_WARNING}")
 
 
 def server_restore(options: argparse.Namespace) -> int:
-    """Make the local server what it was at a backup."""
-    return _print_backup(options, local_server.restore(Path(options.file)), "gave back")
+    """Replace the local server's data and keys by those of a backup."""
+    saved = local_server.restore(Path(options.file))
+    _print_notes(saved.notes)
+    text = f"Restored {', '.join(saved.files)} from {options.file}."
+    return print_outcome(options, saved.files, f"{text} {_BACKUP_WARNING}")
 
 
-def _print_backup(options: argparse.Namespace, saved: local_server.Saved, verb: str) -> int:
-    _say_notes(saved.notes)
-    held = f"{options.file} {verb} {', '.join(saved.files)}"
-    return print_outcome(options, saved.files, f"{held}. Who has it is the server: keep it secret.")
-
-
-def _say_notes(notes: Iterable[str]) -> None:
+def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
         print(f"mbm: {note}", file=sys.stderr)
 
@@ -138,7 +146,7 @@ def board_label(options: argparse.Namespace) -> int:
     labels = dict(pair.partition("=")[::2] for pair in options.labels)
     if not all("=" in pair for pair in options.labels):
         raise TargetError(
-            "a label is given as key=value", " ".join(options.labels), 0, "`key=` takes one away."
+            "write a label as key=value", " ".join(options.labels), 0, "`key=` removes a label."
         )
     with Fleet() as fleet:
         names = fleet[options.target].label(labels)
@@ -146,6 +154,7 @@ def board_label(options: argparse.Namespace) -> int:
 
 
 def _read_code(options: argparse.Namespace) -> str:
+    """Return the cell from ``-c``, a file or standard input; exit with a message if unreadable."""
     if options.code is not None:
         return str(options.code)
     from_stdin = options.file is None or options.file == "-"
@@ -155,7 +164,7 @@ def _read_code(options: argparse.Namespace) -> str:
         return Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         name = "standard input" if from_stdin else options.file
-        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         print(f"mbm: {name} cannot be read: {why}.", file=sys.stderr)
         sys.exit(USAGE)
 
@@ -186,29 +195,39 @@ def job_interrupt(options: argparse.Namespace) -> int:
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
         left = still_open(fleet, options.jobs) if count else []
-    text = f"{count} of {len(options.jobs)} had not ended and were interrupted."
+    text = _interrupt_text(count, len(options.jobs))
     if not left:
         return print_outcome(options, {"interrupted": count}, text)
     numbers = ", ".join(map(str, left))
     text += (
-        f" Not ended within {INTERRUPT_GRACE_SECONDS:g} s: {numbers}. What runs there ignores it."
+        f" Still running after {INTERRUPT_GRACE_SECONDS:g} s: {numbers}. "
+        "The code there ignores interrupts."
     )
     print_outcome(options, {"interrupted": count - len(left), "open": left}, text)
     return FAILED
+
+
+def _interrupt_text(interrupted: int, requested: int) -> str:
+    text = f"Interrupted {interrupted} of {requested} jobs."
+    if interrupted < requested:
+        text += " The others had already ended or do not exist."
+    return text
 
 
 # Virtual boards
 
 
 def simulate(options: argparse.Namespace) -> int:
-    """Have virtual boards, or end those that were detached."""
+    """Start virtual boards, or stop those that were detached."""
     from cloudmanager.virtual import simulate as virtual_boards
     from cloudmanager.virtual.virtual_boards import stop_detached
 
     if options.stop:
         stopped = stop_detached(virtual_boards.boards_folder())
         print(
-            "The detached virtual boards stopped." if stopped else "No detached virtual boards run."
+            "Stopped the detached virtual boards."
+            if stopped
+            else "No detached virtual boards are running."
         )
         return OK
     names = virtual_boards.numbered_names(options.name, options.count)
@@ -223,10 +242,10 @@ def simulate(options: argparse.Namespace) -> int:
         else:
             print(f"{fold_names(names)} joined {fleet.address.url}", flush=True)
     if options.detach:
-        print("They run until `mbm simulate --stop`.", file=sys.stderr)
+        print("Stop them with `mbm simulate --stop`.", file=sys.stderr)
         return OK
     try:
-        print("Ctrl-C ends them.", file=sys.stderr)
+        print("Press Ctrl-C to stop them.", file=sys.stderr)
         signal.pause()
     finally:
         boards.stop()
@@ -234,10 +253,11 @@ def simulate(options: argparse.Namespace) -> int:
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Show it all."""
+    """Run the demo."""
     from .demo import demo as show
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal ends all that it began, too
+    # When its terminal is closed, the demo also stops everything that it started.
+    for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     return show(_print_paragraph, lab=options.lab)
 
@@ -247,7 +267,7 @@ def _print_paragraph(paragraph: str) -> None:
 
 
 def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:
-    """Print what came of a verb, as JSON for programs or as text; return the exit status."""
+    """Print the outcome of a verb, as JSON with ``--json``, else as text; return status 0."""
     if options.json:
         print_json(data)
     else:
@@ -256,5 +276,5 @@ def print_outcome(options: argparse.Namespace, data: Any, text: str) -> int:
 
 
 def print_json(body: Any) -> None:
-    """Print what `--json` asks for."""
+    """Print a value as JSON."""
     print(json.dumps(body, indent=2))

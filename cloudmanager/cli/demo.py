@@ -1,4 +1,4 @@
-"""``mbm demo``: a server, three virtual boards, one cell on all of them, JupyterLab."""
+"""``mbm demo``: start a server and virtual boards, run cells on them, open JupyterLab."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ import sys, gc
 print("Hello from", sys.platform, "with", gc.mem_free() // 1024, "KB of free heap")
 sum(n * n for n in range(10))
 """
+#: Defines `sensor()` on a board; the braces are replaced by its last statement.
 SENSOR_CODE = "readings = 0\ndef sensor():\n    global readings\n    readings += 1\n    {}\n"
 READ_SENSOR_CELL = """\
 import time
@@ -32,16 +33,16 @@ print("reading the sensor ...")
 time.sleep(1)
 sensor()
 """
-JUPYTERLAB_SECONDS = 60.0  # until JupyterLab answers
+JUPYTERLAB_SECONDS = 60.0  # time for JupyterLab to start
 FIRST_TCP_PORT = 8888  # Jupyter's own default
 FIRST_NOTEBOOK = "01_first_cells.ipynb"
 
 
 def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
-    """Run the demo; returns the exit status. Ends everything that it began.
+    """Run the demo and return its exit status; afterwards, stop everything that it started.
 
     Args:
-        show_text: shows one paragraph.
+        show_text: called with each paragraph to print.
         lab: whether to open JupyterLab and wait for Ctrl-C.
     """
     with contextlib.ExitStack() as stack:
@@ -49,7 +50,7 @@ def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
         fleet = stack.enter_context(Fleet())
         stack.enter_context(_running_boards(fleet))
         show_text(fleet_table(fleet.boards("demo-[1-3]")))
-        show_text("A cell on all three, at once:\n\n" + _indent_text(CELL))
+        show_text("The same cell runs on all three boards:\n\n" + _indent_text(CELL))
         results = follow_cell(fleet["demo-[1-3]"].submit(CELL, timeout=10, listen=True))
         demo_failures(show_text, fleet)
         if lab:
@@ -57,12 +58,12 @@ def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
                 stack.enter_context(_running_jupyterlab(show_text))
                 while True:
                     time.sleep(3600)
-            show_text("Ending JupyterLab, the boards and the server.")
+            show_text("Stopping JupyterLab, the boards and the server.")
         return 0 if results.ok else 1
 
 
 def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
-    """Six boards, one cell; one board raises, one hangs, one loses its power."""
+    """Run a cell on six boards: on one it raises, on one it hangs, and one loses its power."""
     names = numbered_names("greenhouse", 6)
     boards = simulate(fleet, names)
     try:
@@ -70,8 +71,8 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
         fleet["greenhouse-4"].run(SENSOR_CODE.format('raise OSError("the sensor is unplugged")'))
         fleet["greenhouse-5"].run(SENSOR_CODE.format("while True: pass"))
         show_text(
-            "\nSix more boards. The sensor of one is broken, that of another hangs, and a third\n"
-            "will lose its power in the middle of the cell. They get three seconds:\n\n"
+            "\nSix more boards. One has a broken sensor, the sensor of another one hangs, and a\n"
+            "third loses power while the cell runs. The cell has a timeout of three seconds:\n\n"
             + _indent_text(READ_SENSOR_CELL)
         )
         group = fleet["greenhouse-[1-6]"].submit(READ_SENSOR_CELL, timeout=3, listen=True)
@@ -79,7 +80,7 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
         power_cut.start()
         follow_cell(group)
         power_cut.join()
-        show_text("\nThe five that live go on, with their names:\n\n    1000 * readings")
+        show_text("\nThe other five boards kept their variables:\n\n    1000 * readings")
         follow_cell(fleet["greenhouse-[1-5]"].submit("1000 * readings", timeout=3, listen=True))
     finally:
         boards.stop()
@@ -88,10 +89,11 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
 
 @contextlib.contextmanager
 def _running_server(show_text: Callable[[str], None]) -> Iterator[None]:
-    """Have a server; one that ran before is left running."""
+    """Start the local server, unless it is running; stop it in the end if it was started here."""
     started = local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
     try:
-        show_text(f"The server {'runs already' if started.already else 'listens'} at {started.url}")
+        state = "is already running" if started.already else "is listening"
+        show_text(f"The server {state} at {started.url}")
         yield
     finally:
         if not started.already:
@@ -100,10 +102,10 @@ def _running_server(show_text: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _running_boards(fleet: Fleet) -> Iterator[None]:
-    """Have demo-1 to demo-3; those that are there already are used as they are."""
+    """Start those of the boards demo-1 to demo-3 that are not connected; stop them in the end."""
     names = numbered_names("demo", 3)
-    there = {board["name"] for board in fleet.boards() if board["connected_since"]}
-    missing = [name for name in names if name not in there]
+    connected = {board["name"] for board in fleet.boards() if board["connected_since"]}
+    missing = [name for name in names if name not in connected]
     if not missing:
         yield
         return
@@ -117,7 +119,10 @@ def _running_boards(fleet: Fleet) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
-    """Run JupyterLab on the tutorials; its token travels in the environment."""
+    """Run JupyterLab on the tutorials.
+
+    Its token is passed in the environment, because command lines are visible to other users.
+    """
     token, tcp_port = secrets.token_hex(16), free_tcp_port(FIRST_TCP_PORT)
     folder = Path("notebooks") if Path("notebooks").is_dir() else Path()
     command = [sys.executable, "-m", "jupyterlab", str(folder)]
@@ -135,7 +140,7 @@ def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
         page = f"/tree/{FIRST_NOTEBOOK}" if (folder / FIRST_NOTEBOOK).exists() else ""
         show_text(
             f"\nJupyterLab is at\n\n    http://127.0.0.1:{tcp_port}/lab{page}?token={token}\n\n"
-            "Ctrl-C ends everything that this demo began."
+            "Press Ctrl-C to stop everything that this demo started."
         )
         yield
     finally:
@@ -144,12 +149,19 @@ def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
 
 
 def _await_jupyterlab(process: subprocess.Popen[bytes], url: str) -> None:
+    """Return when JupyterLab answers.
+
+    Raises:
+        CloudmanagerError: it ended, or did not answer in time.
+    """
     deadline = time.monotonic() + JUPYTERLAB_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
             return
         time.sleep(0.2)
-    raise CloudmanagerError("JupyterLab did not start; `pip install 'cloudmanager[lab]'` brings it")
+    raise CloudmanagerError(
+        "JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`"
+    )
 
 
 def _indent_text(text: str) -> str:

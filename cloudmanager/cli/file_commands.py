@@ -1,4 +1,4 @@
-"""The verbs of ``mbm`` about boards' files, and its macros: parse, call the fleet, print."""
+"""The verbs of ``mbm`` for files on boards, and its macros: parse, call the fleet, print."""
 
 from __future__ import annotations
 
@@ -18,37 +18,69 @@ from .commands import FAILED, OK, USAGE, AddVerb
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Add these verbs to the parser of ``mbm``."""
+    """Add the verbs of this module to the parser of ``mbm``."""
     up = add_verb("board-upload", upload, "copy files or folders to boards")
     up.add_argument("target", metavar="TARGET")
-    up.add_argument("sources", nargs="+", metavar="FILE", help="and, last, where to, such as :lib/")
+    up.add_argument(
+        "sources",
+        nargs="+",
+        metavar="FILE",
+        help="files or folders; the last may be their destination on the boards, such as :lib/",
+    )
     down = add_verb("board-download", download, "copy a file or folder from boards")
     down.add_argument("target", metavar="TARGET")
-    down.add_argument("path", metavar=":PATH")
+    down.add_argument("path", metavar=":PATH", help="file or folder on the boards")
     down.add_argument(
-        "folder", nargs="?", default=".", metavar="FOLDER", help="with a folder for each of several"
+        "folder",
+        nargs="?",
+        default=".",
+        metavar="FOLDER",
+        help="local destination; several boards get a subfolder each (default: here)",
     )
-    same = add_verb("board-sync", sync, "make a folder on boards equal to one here")
+    same = add_verb("board-sync", sync, "make a folder on boards equal to a local folder")
     same.add_argument("target", metavar="TARGET")
-    same.add_argument("folder", metavar="FOLDER", help=".mbmignore in it names what stays out")
-    same.add_argument("dest", nargs="?", default=":/", metavar="DEST", help="else :/")
-    same.add_argument("--delete", action="store_true", help="files that are not here go there")
-    same.add_argument("--dry-run", action="store_true", help="only tell what would be done")
-    same.add_argument("--watch", action="store_true", help="again, whenever a file is saved")
-    names = "; ".join(
-        f"{name}: {macro.description}" for name, macro in board_commands.MACROS.items()
+    same.add_argument(
+        "folder", metavar="FOLDER", help="local folder; its .mbmignore lists files to leave out"
     )
-    board = add_verb("board", run_board_macro, f"a macro on boards ({names})".replace("%", "%%"))
+    same.add_argument(
+        "dest", nargs="?", default=":/", metavar="DEST", help="folder on the boards (default: :/)"
+    )
+    same.add_argument(
+        "--delete", action="store_true", help="delete files on the boards that are not in FOLDER"
+    )
+    same.add_argument(
+        "--dry-run", action="store_true", help="show what would be done; change nothing"
+    )
+    same.add_argument(
+        "--watch", action="store_true", help="sync again whenever a file in FOLDER is saved"
+    )
+    board = add_verb(
+        "board", run_board_macro, "run a macro on boards, such as ls, cat, df or reset"
+    )
+    board.formatter_class = argparse.RawDescriptionHelpFormatter
+    board.epilog = _macro_list()
     board.add_argument("target", metavar="TARGET")
-    board.add_argument("macro", metavar="MACRO", help=", ".join(board_commands.MACROS))
-    board.add_argument("words", nargs="*", metavar="WORD")
+    board.add_argument("macro", metavar="MACRO", help="name of the macro, see below")
+    board.add_argument("words", nargs="*", metavar="ARGUMENT", help="arguments of the macro")
+
+
+def _macro_list() -> str:
+    """Return a line for each macro: its arguments and what it does."""
+    lines = ["macros:"]
+    for name, macro in board_commands.MACROS.items():
+        usage = " ".join((name, *macro.arguments))
+        lines.append(f"  {usage:<15}  {macro.description}")
+    return "\n".join(lines)
 
 
 def upload(options: argparse.Namespace) -> int:
-    """Copy to boards."""
+    """Copy files or folders to boards."""
     *sources, dest = options.sources
-    if not sources or not (_is_board_path(dest) or not Path(dest).exists()):
-        sources, dest = options.sources, ":/"
+    # The last argument is the destination, unless it is the only one or names a local file.
+    is_dest = _is_board_path(dest) or not Path(dest).exists()
+    if not sources or not is_dest:
+        sources = options.sources
+        dest = ":/"
     one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
     with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
@@ -59,7 +91,7 @@ def upload(options: argparse.Namespace) -> int:
 
 
 def download(options: argparse.Namespace) -> int:
-    """Copy from boards."""
+    """Copy a file or folder from boards."""
     with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
         results = progress.run_with_progress(
@@ -72,13 +104,13 @@ def download(options: argparse.Namespace) -> int:
 
 
 def sync(options: argparse.Namespace) -> int:
-    """Make a folder equal; with --watch, until Ctrl-C."""
+    """Make a folder on boards equal to a local one; with ``--watch``, repeat until Ctrl-C."""
     if not Path(options.folder).is_dir():
-        return print_usage_error(f"{options.folder} is no folder.")
+        return print_usage_error(f"{options.folder} is not a folder.")
     with Fleet() as fleet:
         status = _sync_once(fleet, options)
         if options.watch:
-            from watchfiles import watch  # takes 30 ms to import
+            from watchfiles import watch  # importing it takes 30 ms
 
             for _ in watch(options.folder, raise_interrupt=True):
                 status = _sync_once(fleet, options)
@@ -103,7 +135,7 @@ def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
 
 
 def run_board_macro(options: argparse.Namespace) -> int:
-    """Run a macro."""
+    """Run a macro on boards."""
     with Fleet() as fleet:
         try:
             results = board_commands.run_macro(fleet[options.target], options.macro, options.words)
@@ -113,7 +145,7 @@ def run_board_macro(options: argparse.Namespace) -> int:
 
 
 def print_results(results: Results, options: argparse.Namespace) -> int:
-    """Print what came of a verb; return the exit status."""
+    """Print the results of a verb; return the exit status."""
     if options.json:
         print(json.dumps({name: result.to_json() for name, result in results.items()}, indent=2))
     elif text := files_text(results):
@@ -122,7 +154,7 @@ def print_results(results: Results, options: argparse.Namespace) -> int:
 
 
 def print_usage_error(reason: str) -> int:
-    """Say what makes no sense; return the exit status."""
+    """Print what is wrong with the arguments; return the exit status."""
     print(f"mbm: {reason}", file=sys.stderr)
     return USAGE
 
@@ -132,5 +164,5 @@ def _is_board_path(text: str) -> bool:
 
 
 def _board_path(text: str) -> str:
-    """Return a path on boards, where one must stand: the colon may be left out."""
+    """Return a path on boards, for an argument that always is one: add a missing colon."""
     return text if _is_board_path(text) else f":{text}"

@@ -1,4 +1,4 @@
-"""The verbs of ``mbm`` about boards' packages: parse, call the fleet, print."""
+"""The verbs of ``mbm`` for packages on boards: parse, call the fleet, print."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from .file_commands import print_results, print_usage_error
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Add these verbs to the parser of ``mbm``."""
-    made = add_verb("board-install", install, "install packages, and what they need, on boards")
-    made.add_argument("target", metavar="TARGET")
-    add_install_options(made)
-    gone = add_verb("board-uninstall", uninstall, "take packages off boards")
-    gone.add_argument("target", metavar="TARGET")
-    gone.add_argument("names", nargs="+", metavar="NAME")
-    add_change_options(gone)
-    have = add_verb("board-packages", packages, "tell which packages boards have")
-    have.add_argument("target", metavar="TARGET")
-    newer = add_verb("board-upgrade", upgrade, "install the newest of what boards have")
+    """Add the verbs of this module to the parser of ``mbm``."""
+    add = add_verb("board-install", install, "install packages and their dependencies on boards")
+    add.add_argument("target", metavar="TARGET")
+    add_install_options(add)
+    remove = add_verb("board-uninstall", uninstall, "uninstall packages from boards")
+    remove.add_argument("target", metavar="TARGET")
+    remove.add_argument("names", nargs="+", metavar="NAME")
+    add_change_options(remove)
+    show = add_verb("board-packages", packages, "list the packages installed on boards")
+    show.add_argument("target", metavar="TARGET")
+    newer = add_verb("board-upgrade", upgrade, "install the newest versions of packages on boards")
     newer.add_argument("target", metavar="TARGET")
-    newer.add_argument("names", nargs="*", metavar="NAME", help="else all")
+    newer.add_argument("names", nargs="*", metavar="NAME", help="packages (default: all)")
     add_change_options(newer)
 
 
 def install(options: argparse.Namespace) -> int:
-    """Install."""
-    if why := install_options_error(options):
-        return print_usage_error(why)
-    given = install_arguments(options)
+    """Install packages."""
+    if error := install_options_error(options):
+        return print_usage_error(error)
+    arguments = install_arguments(options)
     with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
         results = progress.run_with_progress(
-            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **given),
+            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **arguments),
             bar,
             PLANNING_TEXT,
         )
@@ -52,7 +52,7 @@ def install(options: argparse.Namespace) -> int:
 
 
 def uninstall(options: argparse.Namespace) -> int:
-    """Take off."""
+    """Uninstall packages."""
     with Fleet() as fleet:
         results = fleet[options.target].uninstall(
             *options.names, force=options.force, dry_run=options.dry_run
@@ -61,13 +61,13 @@ def uninstall(options: argparse.Namespace) -> int:
 
 
 def packages(options: argparse.Namespace) -> int:
-    """Tell what there is."""
+    """List the installed packages."""
     with Fleet() as fleet:
         return print_results(fleet[options.target].packages(), options)
 
 
 def upgrade(options: argparse.Namespace) -> int:
-    """Install the newest."""
+    """Install the newest versions of packages."""
     with Fleet() as fleet, progress.ProgressBar() as bar:
         boards = fleet[options.target]
         results = progress.run_with_progress(

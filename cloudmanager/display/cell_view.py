@@ -1,4 +1,4 @@
-"""How results look: equal outcomes of several boards are one block; pure, no I/O.
+"""The text of a cell's jobs: boards with equal output and outcome share one block. No I/O.
 
     ── demo-[1-38,40] ─────────────────────
     reading the sensor
@@ -9,11 +9,10 @@
       File "<cell>", line 2, in <module>
         read()
     OSError: [Errno 110] ETIMEDOUT
-    not there: demo-41
+    not connected: demo-41
 
-The notebook, a terminal and `mbm` show the same text. What came from boards is made safe to
-show. The cost of a text is bounded, whatever the boards print, so that a live display does not
-grow with the square of the output.
+The notebook, a terminal and ``mbm`` show the same text. Output of boards is made safe to show. The
+length of the text is bounded, whatever the boards print: a live display draws it again and again.
 """
 
 from __future__ import annotations
@@ -38,22 +37,25 @@ from .layout import (
 )
 from .layout import printable_output as printable_output
 
-DEFAULT_WIDTH: Final = 80  # characters, where nobody knows better
-FULL_OUTPUT_HINT: Final = "in r['{board}'].stdout"  # where the whole output is
+DEFAULT_WIDTH: Final = 80  # characters, if the width of the screen is unknown
+#: Where the user finds the whole output; ``{board}`` is replaced by the board's name.
+FULL_OUTPUT_HINT: Final = "in r['{board}'].stdout"
 GROUPINGS: Final = ("same", "board", "order")
-PROGRESS_AFTER_SECONDS: Final = 2.0  # seconds; as ipyparallel's
+PROGRESS_AFTER_SECONDS: Final = 2.0  # as in ipyparallel
 
 
 class DisplayOptions(NamedTuple):
-    """How a cell's jobs are to be shown.
+    """Options of the text of a cell's jobs.
 
     Attributes:
-        failures: "show"; "raise": if there is one board, its failure is left to the exception;
-            "ignore": what failing boards printed is shown, and nothing else of them.
-        full_output_hint: where the whole output is, for the note on omitted lines; see ``KEPT``.
-        grouping: "same": boards that told the same are one block; "board": each has a block,
-            in the target's order; "order": line by line, in the order of coming.
-        progress_after: seconds until a live view says how many boards are done; never if negative.
+        failures: ``show``: show all failures. ``raise``: with a single board, leave its failure
+            to the exception. ``ignore``: of boards that failed, show the output only.
+        full_output_hint: where the user finds the whole output; part of the note about omitted
+            lines. See ``FULL_OUTPUT_HINT``.
+        grouping: ``same``: boards with equal output and outcome share a block. ``board``: one
+            block per board, in the target's order. ``order``: line by line as output arrives.
+        progress_after: seconds after which a live view shows how many boards are done; negative:
+            never.
     """
 
     failures: str = "show"
@@ -66,12 +68,14 @@ DEFAULT_OPTIONS: Final = DisplayOptions()
 
 
 class CellView:
-    """What a cell's jobs look like by now. Feed it the group's events, or let it look.
+    """The text of a cell's jobs at the moment.
+
+    Pass it the group's events (``handle_event``), or let it read the jobs (``poll_jobs``).
 
     Args:
-        group: the jobs; it may be shown before the first event came.
-        options: see ``Looks``.
-        clock: seconds from anywhere.
+        group: the jobs.
+        options: how they are shown.
+        clock: returns seconds since any fixed time.
     """
 
     def __init__(
@@ -90,80 +94,85 @@ class CellView:
         self._log = InterleavedLog(group.jobs) if options.grouping == "order" else None
 
     def show_failures(self) -> None:
-        """Show failures from now on: nothing will raise them."""
+        """Show failures from now on, because no exception will report them."""
         self._options = self._options._replace(failures="show")
 
     def handle_event(self, event: Event) -> None:
-        """Take one event of the group."""
-        board, told = event.job.board, self._output_of(event.job.board)
+        """Process one event of the group."""
+        board = event.job.board
+        output = self._output_of(board)
         if event.kind == "output":
-            self._add_output(board, told, event.text)
+            self._add_output(board, output, event.text)
         elif event.kind == "queued":
-            told.state = _queued_state(event.text)
+            output.state = _queued_state(event.text)
         elif event.kind == "resetting":
-            told.state = RESETTING
+            output.state = RESETTING
         elif event.kind == "started":
-            told.state, told.since = "running", self._clock()
+            output.state = "running"
+            output.since = self._clock()
         elif event.kind == "truncated":
-            told.truncated = True
+            output.truncated = True
             if self._log is not None:
                 self._log.add_lines(board, [[(OUTPUT_OMITTED, "note")]])
         elif event.kind == "ended" and event.job.result is not None:
             self._on_end(event.job.result)
 
     def poll_jobs(self) -> None:
-        """Take what the jobs have told by now, from their own memory: nobody read the events."""
+        """Read output and results from the jobs themselves, if the events are not read."""
         for board, job in self._group.jobs.items():
             if not self._output_of(board).active:
                 continue
-            text, place = job.read_output(self._read_positions.get(board))
-            if board in self._read_positions and place[0] is not self._read_positions[board][0]:
-                self._outputs[board] = BoardOutput(
-                    self._started_at
-                )  # the text has all that is kept, again
-            self._read_positions[board] = place
-            self._add_output(board, self._output_of(board), text)
+            previous = self._read_positions.get(board)
+            text, position = job.read_output(previous)
+            if previous is not None and position[0] is not previous[0]:
+                # The job dropped its oldest output: `text` is everything that it still has.
+                self._outputs[board] = BoardOutput(self._started_at)
+            self._read_positions[board] = position
+            output = self._output_of(board)
+            self._add_output(board, output, text)
             if job.result is not None:
                 self._on_end(job.result)
             else:
-                self._update_state(self._output_of(board), job)
+                self._update_state(output, job)
 
     def lines(self, width: int = DEFAULT_WIDTH, *, final: bool = False) -> list[StyledLine]:
-        """Return all blocks as lines.
+        """Return the text as styled lines.
 
         Args:
-            width: characters of a line; heads keep to it where they can, output does not.
-            final: nothing more will come: show more of it.
+            width: characters per line. Heads are shortened to it where possible, output is not.
+            final: whether the jobs have ended; the final text has larger limits.
         """
         boards = {board: self._output_of(board) for board in self._group.jobs}
-        page = self._make_report(width, final)
+        report = self._make_report(width, final)
         if self._log is None:
-            lines = list(page.lines(boards, self._group.left_out))
+            lines = list(report.lines(boards, self._group.left_out))
         else:
             lines = list(
                 self._log.lines(final=final, full_output_hint=self._options.full_output_hint)
             )
-            lines += page.missing_lines(self._group.left_out)
+            lines += report.missing_lines(self._group.left_out)
         seconds = self._clock() - self._started_at
         if not final and 0 <= self._options.progress_after <= seconds:
-            lines += [[]] if lines else []
-            lines.append(page.progress_line(boards, seconds))
+            if lines:
+                lines.append([])
+            lines.append(report.progress_line(boards, seconds))
         return lines
 
     def text(self, width: int = DEFAULT_WIDTH, *, final: bool = False) -> str:
-        """Return the same as one text without a newline at its end; "" for nothing to show."""
+        """Return the text without styles and without a newline at its end; "" if empty."""
         return plain_text(self.lines(width, final=final))
 
     def html(self) -> str | None:
-        """Return the values as a table, once all boards have one; None where text is better."""
+        """Return the values as an HTML table once all jobs have ended; None if text is better."""
         if self._log is not None or self._options.grouping != "same":
             return None
         results = {name: job.result for name, job in self._group.jobs.items() if job.result}
-        whole = len(results) == len(self._group.jobs)
-        return results_html(results, self._group.left_out) if whole else None
+        if len(results) < len(self._group.jobs):
+            return None
+        return results_html(results, self._group.left_out)
 
     def end_lines(self, board: str, width: int = DEFAULT_WIDTH) -> list[StyledLine]:
-        """Return what comes after the output of a board that ended: value or traceback."""
+        """Return the lines that follow the output of a board that ended: value or traceback."""
         return self._make_report(width, final=True).end_lines(board, self._output_of(board))
 
     def _add_output(self, board: str, output: BoardOutput, text: str) -> None:
@@ -176,25 +185,29 @@ class CellView:
             self._log.add_output(board, text)
 
     def _on_end(self, result: Result) -> None:
-        told = self._outputs[result.board] = BoardOutput.from_result(result)
+        output = BoardOutput.from_result(result)
+        self._outputs[result.board] = output
         if self._log is not None:
-            alone = len(self._group.jobs) == 1
-            page = self._make_report(DEFAULT_WIDTH, final=True)
-            self._log.add_lines(
-                result.board, page.outcome_lines(result.board, told, single_board=alone)
-            )
+            single_board = len(self._group.jobs) == 1
+            report = self._make_report(DEFAULT_WIDTH, final=True)
+            lines = report.outcome_lines(result.board, output, single_board=single_board)
+            self._log.add_lines(result.board, lines)
 
     def _update_state(self, output: BoardOutput, job: Job) -> None:
-        """Note the state of a job that has not ended."""
+        """Copy the state of a job that has not ended."""
         output.truncated = job.truncated
         output.since = self._clock() - job.elapsed()
-        named = {"queued": _queued_state(job.waiting_for), "resetting": RESETTING}
-        output.state = named.get(job.state, "running")
+        states = {"queued": _queued_state(job.waiting_for), "resetting": RESETTING}
+        output.state = states.get(job.state, "running")
 
     def _make_report(self, width: int, final: bool) -> Report:
-        looks = self._options
         return Report(
-            width, final, looks.failures, looks.full_output_hint, self._clock(), looks.grouping
+            width=width,
+            final=final,
+            failures=self._options.failures,
+            full_output_hint=self._options.full_output_hint,
+            now=self._clock(),
+            grouping=self._options.grouping,
         )
 
     def _output_of(self, board: str) -> BoardOutput:
@@ -204,7 +217,7 @@ class CellView:
 def results_text(
     results: Results, width: int = DEFAULT_WIDTH, *, full_output_hint: str = FULL_OUTPUT_HINT
 ) -> str:
-    """Return the text of results, as ``View.text`` shows them in the end."""
+    """Return the text of results; the same as the final text of ``CellView``."""
     boards = {board: BoardOutput.from_result(result) for board, result in results.items()}
     return Report(width, True, "show", full_output_hint, 0.0).text(boards, results.left_out)
 

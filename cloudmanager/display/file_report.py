@@ -1,4 +1,4 @@
-"""How the outcomes of verbs for files read: boards that say the same are one block; pure."""
+"""The results of file and package verbs as text: equal results share one block. No I/O."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from .layout import head_text, printable_output
 
 
 def files_text(results: Results) -> str:
-    """Return results as text; of one board, without its name."""
-    alike: dict[tuple[str, str], list[str]] = {}
+    """Return results as text; that of a single board has no head."""
+    groups: dict[tuple[str, str], list[str]] = {}  # (status, text) -> boards
     for name, result in results.items():
         status = "" if result.ok else f" · {result.status}"
-        alike.setdefault((status, _outcome_text(result)), []).append(name)
-    told = [
-        (names, how, text + _free_space_text(results, names))
-        for (how, text), names in alike.items()
-    ]
-    left_out = [f"not there: {fold_names(results.left_out)}"] if results.left_out else []
-    if len(results) == 1:
-        return "\n".join([*(text for _, _, text in told if text), *left_out])
-    blocks = [
-        f"{head_text(fold_names(names) + how)}\n{text or 'done'}" for names, how, text in told
-    ]
-    return "\n".join([*blocks, *left_out])
+        groups.setdefault((status, _outcome_text(result)), []).append(name)
+    blocks = []
+    for (status, text), names in groups.items():
+        text += _free_space_text(results, names)
+        if len(results) > 1:
+            text = f"{head_text(fold_names(names) + status)}\n{text or 'done'}"
+        blocks.append(text)
+    if results.left_out:
+        blocks.append(f"not connected: {fold_names(results.left_out)}")
+    return "\n".join(filter(None, blocks))
 
 
 def _outcome_text(result: Result) -> str:
@@ -40,47 +38,50 @@ def _outcome_text(result: Result) -> str:
         return printable_output(result.traceback or result.why or result.status).rstrip()
     if isinstance(result, FileResult):
         return printable_output(value_text(result.value))
-    return printable_output((result.stdout + result.text).rstrip())  # a cell's
+    return printable_output((result.stdout + result.text).rstrip())  # of a cell
 
 
 def _install_text(result: InstallResult) -> str:
-    """Return what an install, an uninstall or its dry run came to."""
-    lines = [
-        f"{name} {version}".rstrip() + (f"  from {origin}" if origin else "")
-        for name, version in result.packages.items()
-        for origin in [result.origins.get(name, "")]
-    ]
+    """Return the packages, files and notes of an install, an uninstall, or a dry run."""
+    lines = []
+    for name, version in result.packages.items():
+        origin = result.origins.get(name, "")
+        lines.append(f"{name} {version}".rstrip() + (f"  from {origin}" if origin else ""))
     lines += [f"  {path}" for path in result.put]
-    lines += [f"  {path} goes" for path in result.removed]
-    files = len(result.put)
-    said = f"{files} {'file' if files == 1 else 'files'}, {size_text(result.size_bytes)}"
-    if files or not result.removed:
-        there = "nothing to send: all of it is there" if result.packages else "no files to change"
-        lines.append(said if files else there)
-    return "\n".join(filter(None, [*lines, *(f"note: {note}" for note in result.notes)]))
+    removed = "to be removed" if result.dry_run else "removed"
+    lines += [f"  {path} ({removed})" for path in result.removed]
+    if result.put:
+        count = len(result.put)
+        files = "1 file" if count == 1 else f"{count} files"
+        lines.append(f"{files}, {size_text(result.size_bytes)}")
+    elif not result.removed:
+        already = "nothing to send: already installed"
+        lines.append(already if result.packages else "no files to change")
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join(lines)
 
 
 def _free_space_text(results: Results, names: Iterable[str]) -> str:
-    """Return how much room there is on boards for which a dry run comes to the same."""
+    """Return the free space of boards as a line after their dry run; "" without a dry run."""
     values = [results[name].value for name in names if results[name].ok]
     free = sorted(v.free_bytes for v in values if isinstance(v, InstallResult) and v.dry_run)
     if not free:
         return ""
     least = f"{free[0]:,} to " if free[0] < free[-1] else ""
-    return f"\n{least}{size_text(free[-1])} free; nothing was done"
+    return f"\n{least}{size_text(free[-1])} free; dry run, nothing was changed"
 
 
 def _packages_text(packages: BoardPackages) -> str:
-    """Return what a board has, and had when it was last there."""
+    """Return the packages of a board; of an offline board, as of its last connection."""
     lines = [f"{name} {version}".rstrip() for name, version in packages.items()] or ["no packages"]
-    lines += [f"drift: {told}" for told in packages.drift]
+    lines += [f"drift: {difference}" for difference in packages.drift]
     if packages.as_of is not None:
         lines.append(time.strftime("as of %Y-%m-%d %H:%M:%S", time.localtime(packages.as_of)))
     return "\n".join(lines)
 
 
 def value_text(value: Any) -> str:
-    """Return what a verb gave, as a person reads it; "" for nothing."""
+    """Return the value of a verb's result as text for the user; "" for none."""
     if isinstance(value, SyncPlan):
         return _plan_text(value)
     if isinstance(value, InstallResult):
@@ -94,7 +95,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(_value_lines(value))
     if isinstance(value, int):
-        return f"{size_text(value)} written" if value else "it is there already"
+        return f"{size_text(value)} written" if value else "already up to date"
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return "" if value is None else str(value)
@@ -110,12 +111,15 @@ def _value_lines(values: Iterable[Any]) -> Iterable[str]:
 
 def _plan_text(plan: SyncPlan) -> str:
     lines = [*(f"+ {path}" for path in plan.put), *(f"- {path}" for path in plan.delete)]
-    equal = f"{plan.same} equal"
-    moved = f"{len(plan.put)} to put ({size_text(plan.size_bytes)}), " if plan.put else ""
-    gone = f"{len(plan.delete)} to delete, " if plan.delete else ""
-    return "\n".join([*lines, f"{moved}{gone}{equal}"])
+    counts = []
+    if plan.put:
+        counts.append(f"{len(plan.put)} to copy ({size_text(plan.size_bytes)})")
+    if plan.delete:
+        counts.append(f"{len(plan.delete)} to delete")
+    counts.append(f"{plan.same} equal")
+    return "\n".join([*lines, ", ".join(counts)])
 
 
 def size_text(size: int) -> str:
-    """Return a size in bytes as a person reads it."""
+    """Return a size in bytes with separators: 1,234 bytes."""
     return f"{size:,} bytes"

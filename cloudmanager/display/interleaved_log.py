@@ -1,10 +1,10 @@
-"""What boards said, line by line in the order of coming, each behind its board's name; pure.
+"""The output of several boards line by line as it arrives, each line after its board's name.
 
     demo-1  reading the sensor
     demo-2  reading the sensor
     demo-1  Out: 23.5
 
-Its memory is bounded: the beginning is left out.
+No I/O. Memory is bounded: only the last lines are kept.
 """
 
 from __future__ import annotations
@@ -13,34 +13,40 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from .layout import StyledLine, printable_output
+from .layout import StyledLine, more_text, printable_output
 
-_MAX_LINES: Final = {False: 100, True: 1000}  # that are shown; live, final
-_MAX_LINE_CHARS: Final = 4096  # characters of a line; a longer one goes on in the next
+#: Number of lines that are shown, by whether the text is final.
+_MAX_LINES: Final = {False: 100, True: 1000}
+_MAX_LINE_CHARS: Final = 4096  # a longer line is split
 
 
 class InterleavedLog:
-    """The lines of all boards."""
+    """The lines of all boards, in order of arrival.
+
+    Args:
+        boards: names of the boards, for the width of the first column.
+    """
 
     def __init__(self, boards: Iterable[str] = ()) -> None:
         self._entries: deque[_LogEntry] = deque(maxlen=_MAX_LINES[True])
-        self._partial_lines: dict[str, str] = {}  # lines without an end so far
+        self._partial_lines: dict[str, str] = {}  # board -> last line, while it has no newline
         self._count = 0
         self._name_width = max(map(len, boards), default=0)
 
     def add_output(self, board: str, text: str) -> None:
-        """Take output."""
-        *lines, begun = (self._partial_lines.pop(board, "") + printable_output(text)).split("\n")
-        while len(begun) > _MAX_LINE_CHARS:
-            lines.append(begun[:_MAX_LINE_CHARS])
-            begun = begun[_MAX_LINE_CHARS:]
+        """Add output of a board."""
+        text = self._partial_lines.pop(board, "") + printable_output(text)
+        *lines, partial = text.split("\n")
+        while len(partial) > _MAX_LINE_CHARS:
+            lines.append(partial[:_MAX_LINE_CHARS])
+            partial = partial[_MAX_LINE_CHARS:]
         for line in lines:
             self._add_line(board, [(line, "")])
-        if begun:
-            self._partial_lines[board] = begun
+        if partial:
+            self._partial_lines[board] = partial
 
     def add_lines(self, board: str, lines: Iterable[StyledLine]) -> None:
-        """Take what is said about a board: how it ended, most of all. Ends a begun line."""
+        """Add lines about a board, such as its outcome; a partial line of it is ended first."""
         if board in self._partial_lines:
             self.add_output(board, "\n")
         for line in lines:
@@ -48,13 +54,18 @@ class InterleavedLog:
                 self._add_line(board, each)
 
     def lines(self, *, final: bool, full_output_hint: str = "") -> Iterator[StyledLine]:
-        """Lay it out; ``full_output_hint`` says where the rest is, as in ``Page``."""
-        begun = [_LogEntry(board, [(text, "")]) for board, text in self._partial_lines.items()]
-        shown = [*self._entries, *begun][-_MAX_LINES[final] :]
-        before = self._count + len(begun) - len(shown)
-        if before > 0:
+        """Yield the last lines.
+
+        Args:
+            final: whether no more output will arrive; the final text is longer.
+            full_output_hint: where the user finds the omitted lines, see ``FULL_OUTPUT_HINT``.
+        """
+        partial = [_LogEntry(board, [(text, "")]) for board, text in self._partial_lines.items()]
+        shown = [*self._entries, *partial][-_MAX_LINES[final] :]
+        omitted = self._count + len(partial) - len(shown)
+        if omitted > 0:
             where = f", {full_output_hint.replace('{board}', shown[0].board)}" if final else ""
-            yield [(f"… {before:,} lines more{where}", "note")]
+            yield [(f"… {more_text(omitted, 'line')}{where}", "note")]
         for board, line in shown:
             yield [(f"{board:<{self._name_width}}", "name"), ("  ", ""), *line]
 
@@ -70,12 +81,12 @@ class _LogEntry(NamedTuple):
 
 
 def _split_newlines(line: StyledLine) -> Iterator[StyledLine]:
-    """Split a line whose text has newlines in it."""
-    now: StyledLine = []
+    """Split a styled line at the newlines in its text."""
+    current: StyledLine = []
     for text, role in line:
-        first, *more = text.split("\n")
-        now.append((first, role))
-        for each in more:
-            yield now
-            now = [(each, role)]
-    yield now
+        first, *rest = text.split("\n")
+        current.append((first, role))
+        for part in rest:
+            yield current
+            current = [(part, role)]
+    yield current

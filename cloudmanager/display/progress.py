@@ -1,4 +1,4 @@
-"""How far a transfer is, for a person who waits: one line, or one bar in a terminal."""
+"""The progress of a transfer: a line of text, or a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from cloudmanager.results.results import Results
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-SHOW_AFTER_SECONDS: Final = 1.0  # seconds until it is shown: what is short needs no bar
-SHOW_PREPARATION_AFTER_SECONDS: Final = (
-    2.0  # seconds until it is shown what is done before bytes are moved
-)
+SHOW_AFTER_SECONDS: Final = 1.0  # a shorter transfer shows no progress
+SHOW_PREPARATION_AFTER_SECONDS: Final = 2.0  # the same for the work before the first byte
 _MB: Final = 1_000_000
 
 
 class ProgressMeter:
-    """The bytes that a verb has moved; fed by the link's thread, read by a person's.
+    """Counts the bytes that a verb has moved.
+
+    The link's thread updates it, the user's thread reads it.
 
     Args:
-        clock: tells seconds.
-        preparation: what is done before any byte is moved; "" for nothing that lasts.
+        clock: returns seconds since any fixed time.
+        preparation: what the verb does before it moves bytes; "" if that takes no time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, preparation: str = "") -> None:
@@ -36,29 +36,29 @@ class ProgressMeter:
         self._boards: dict[str, tuple[int, int]] = {}
 
     def update(self, board: str, moved: int, total: int) -> None:
-        """Take a board's word."""
+        """Set the bytes that were moved for a board, and its total."""
         self._boards[board] = (moved, total)
 
     @property
     def moved(self) -> int:
-        """The bytes of all boards that have been moved."""
+        """The bytes that have been moved, of all boards."""
         return sum(moved for moved, _ in list(self._boards.values()))
 
     @property
     def total(self) -> int:
-        """The bytes of all boards that there are to move, as far as they have begun."""
+        """The total bytes of all boards whose transfer has begun."""
         return sum(total for _, total in list(self._boards.values()))
 
     @property
     def should_show(self) -> bool:
-        """Whether it has lasted long enough to be shown."""
-        begun = bool(self.total or self._preparation)
-        return begun and self._clock() - self._started_at >= (
-            SHOW_AFTER_SECONDS if self.total else SHOW_PREPARATION_AFTER_SECONDS
-        )
+        """Whether the verb has taken long enough to show its progress."""
+        seconds = self._clock() - self._started_at
+        if self.total:
+            return seconds >= SHOW_AFTER_SECONDS
+        return bool(self._preparation) and seconds >= SHOW_PREPARATION_AFTER_SECONDS
 
     def text(self) -> str:
-        """Return it in one line."""
+        """Return the progress as one line."""
         seconds = max(self._clock() - self._started_at, 0.001)
         if not self.total:
             return f"{self._preparation} · {seconds:.0f} s"
@@ -68,20 +68,26 @@ class ProgressMeter:
         return f"{share} % of {self.total / _MB:.1f} MB{boards}, {rate:,.0f} KB/s"
 
 
-#: A verb that is yet to be told whom to tell how far it is.
+#: Starts a verb that reports its progress to the given callback.
 VerbWithProgress = Callable[[ProgressCallback], Coroutine[Any, Any, Results]]
 
 
 def run_with_progress(
     verb: VerbWithProgress, show: Callable[[ProgressMeter], object], preparation: str = ""
 ) -> Results:
-    """Do the work; meanwhile, ``show`` is called in this thread, once it is due."""
+    """Run a verb and return its results; show its progress meanwhile.
+
+    Args:
+        verb: starts the verb with a progress callback.
+        show: called again and again in this thread, once the progress is worth showing.
+        preparation: what the verb does before it moves bytes.
+    """
     meter = ProgressMeter(preparation=preparation)
     return run_blocking(verb(meter.update), lambda: show(meter) if meter.should_show else None)
 
 
 class ProgressBar:
-    """A bar on standard error, if that is a terminal: ``with Bar() as show``."""
+    """A progress bar on standard error, if that is a terminal: ``with ProgressBar() as show``."""
 
     def __init__(self) -> None:
         self._bar: RichProgress | None = None
@@ -94,20 +100,20 @@ class ProgressBar:
             self._bar.stop()
 
     def __call__(self, meter: ProgressMeter) -> None:
-        """Draw it."""
+        """Draw the progress."""
         if not sys.stderr.isatty():
             return
         if self._bar is None:
             self._bar = _start_rich_bar()
             self._task = self._bar.add_task("", total=None)
-        words = "" if meter.total else meter.text()
+        description = "" if meter.total else meter.text()
         self._bar.update(
-            self._task, completed=meter.moved, total=meter.total or None, description=words
+            self._task, completed=meter.moved, total=meter.total or None, description=description
         )
 
 
 def _start_rich_bar() -> RichProgress:
-    from rich import progress  # rich takes 60 ms to import
+    from rich import progress  # importing rich takes 60 ms
     from rich.console import Console
 
     bar = progress.Progress(

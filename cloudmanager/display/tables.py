@@ -1,4 +1,7 @@
-"""Plain-text tables, the fleet's first of all; no I/O. What boards said is cleaned."""
+"""Tables of boards, jobs, tokens and the audit log as plain text. No I/O.
+
+Boards and callers are not trusted: all cells pass ``sanitize_text``.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from cloudmanager.protocol.text import sanitize_text
 
 from .layout import head_text
 
-#: A wider cell is cut, so that no board can push the others out of sight.
+#: A wider cell is cut, so that one long text does not make the whole table unreadable.
 MAX_CELL_CHARS: Final = 40
-MAX_DETAIL_CHARS: Final = 120  # characters of the last column of the audit log
-MAX_JOBS: Final = 20  # jobs in a table
+MAX_DETAIL_CHARS: Final = 120  # width of the column `detail` of the audit log
+MAX_JOBS: Final = 20  # rows of the table of jobs
 FLEET_HEADINGS: Final = ("name", "state", "platform", "MicroPython", "free heap", "connected since")
 
 
 def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return one row of text for each board, as ``HEADS`` names the columns."""
-    labelled = [
+    """Return a row for each board, with the columns of ``FLEET_HEADINGS``."""
+    rows = [
         (
             str(board["name"]),
             _state_text(board),
@@ -30,20 +33,23 @@ def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         )
         for board in boards
     ]
-    return [tuple(_shorten(cell) for cell in row) for row in labelled]
+    return [tuple(_shorten(cell) for cell in row) for row in rows]
 
 
 def fleet_table(boards: Sequence[Mapping[str, Any]]) -> str:
-    """Return the fleet as a table; one sentence where there is no board."""
+    """Return boards as a table; a sentence if there are none."""
     if not boards:
-        return "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
+        return "No board is enrolled yet. `mbm simulate 3` starts three virtual boards."
     return format_table(FLEET_HEADINGS, fleet_rows(boards))
 
 
 def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what there is to say of a board: what, and how it is."""
+    """Return the known facts of a board as pairs of name and text."""
     since = board["connected_since"]
-    told = {
+    connected = "no"
+    if since:
+        connected = f"{format_time(since)} ({format_duration(time.time() - since)})"
+    facts = {
         "state": board["state"],
         "platform": board["platform"],
         "MicroPython": board["version"],
@@ -53,16 +59,14 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         "id": board["id"],
         "program": board["program"],
         "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
-        "connected": f"{format_time(since)} ({format_duration(time.time() - since)})"
-        if since
-        else "no",
+        "connected": connected,
         "last seen": format_time(board["last_seen"]),
     }
-    return [(name, sanitize_text(str(value))) for name, value in told.items() if value]
+    return [(name, sanitize_text(str(value))) for name, value in facts.items() if value]
 
 
 def boards_text(boards: Sequence[Mapping[str, Any]]) -> str:
-    """Return what there is to say of boards, one below the other."""
+    """Return the facts of boards as text, a block for each board."""
     blocks = []
     for board in boards:
         lines = [f"{name:<11}  {value}" for name, value in board_facts(board)]
@@ -71,9 +75,9 @@ def boards_text(boards: Sequence[Mapping[str, Any]]) -> str:
 
 
 def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
-    """Return jobs as a table; one sentence where there is none."""
+    """Return jobs as a table of at most ``MAX_JOBS`` rows; a sentence if there are none."""
     if not jobs:
-        return "No job runs, and none ended lately."
+        return "No jobs are running, and none ended recently."
     rows = [
         (
             str(job["job"]),
@@ -85,19 +89,19 @@ def job_table(jobs: Sequence[Mapping[str, Any]]) -> str:
         )
         for job in jobs[:MAX_JOBS]
     ]
-    heads = ("job", "board", "state", "started", "took", "caller")
-    shown = format_table(heads, [tuple(_shorten(cell) for cell in row) for row in rows])
-    more = len(jobs) - len(rows)
-    return f"{shown}\n… and {more:,} more; `--json` has all" if more else shown
+    headings = ("job", "board", "state", "started", "took", "caller")
+    table = format_table(headings, [tuple(_shorten(cell) for cell in row) for row in rows])
+    omitted = len(jobs) - len(rows)
+    return f"{table}\n… and {omitted:,} more; `--json` shows all" if omitted else table
 
 
 def job_text(job: Mapping[str, Any]) -> str:
-    """Return all that is known of one job."""
+    """Return the state, output and outcome of one job as text."""
     took = "" if job["elapsed"] is None else f", {job['elapsed']:.3f} s"
     head = f"job {job['job']} on {job['board']}: {job['status'] or job['state']}{took}"
     parts = [head + f", for {job['caller']}, started {format_time(job['started'])}"]
     if job["truncated"]:
-        parts.append("… (what it printed before is not kept)")
+        parts.append("… (earlier output was not kept)")
     parts += [str(job["stdout"]).rstrip("\n"), str(job["error"]).rstrip("\n")]
     if job["status"] == "ok" and job["value"]:
         parts.append(f"Out: {job['value']}")
@@ -105,8 +109,8 @@ def job_text(job: Mapping[str, Any]) -> str:
 
 
 def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:
-    """Return callers' tokens as a table; never the tokens themselves."""
-    heads = ("name", "role", "target", "state", "created", "expires")
+    """Return callers' tokens as a table: their names and rights, not the secrets."""
+    headings = ("name", "role", "target", "state", "created", "expires")
     rows = [
         (
             token["name"],
@@ -118,18 +122,19 @@ def token_table(tokens: Sequence[Mapping[str, Any]]) -> str:
         )
         for token in tokens
     ]
-    return format_table(heads, [tuple(_shorten(str(cell)) for cell in row) for row in rows])
+    return format_table(headings, [tuple(_shorten(str(cell)) for cell in row) for row in rows])
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows of the audit log as a table, the newest last; one sentence for none."""
+    """Return rows of the audit log as a table, the newest last; a sentence if there are none."""
     if not rows:
-        return "Nobody has done anything yet."
-    heads = ("when", "who", "from", "verb", "target", "boards", "jobs", "outcome", "detail")
-    shown = [
-        (
+        return "The audit log is empty."
+    headings = ("when", "who", "from", "verb", "target", "boards", "jobs", "outcome", "detail")
+    lines = []
+    for row in rows:
+        cells = (
             format_time(row["at"]),
-            row["who"] or "nobody",
+            row["who"] or "-",
             row["address"],
             row["verb"],
             row["target"] or "-",
@@ -137,28 +142,25 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> str:
             _job_range(row),
             row["outcome"],
         )
-        for row in rows
-    ]
-    details = [_shorten(row["detail"], MAX_DETAIL_CHARS) for row in rows]
-    lines = [
-        [*(_shorten(str(cell)) for cell in row), detail]
-        for row, detail in zip(shown, details, strict=True)
-    ]
-    return format_table(heads, lines)
+        detail = _shorten(row["detail"], MAX_DETAIL_CHARS)
+        lines.append([*(_shorten(str(cell)) for cell in cells), detail])
+    return format_table(headings, lines)
 
 
 def _job_range(row: Mapping[str, Any]) -> str:
     first, last = row["first_job"], row["last_job"]
-    return "-" if first is None else str(first) if first == last else f"{first}-{last}"
+    if first is None:
+        return "-"
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def format_time(seconds: float | None) -> str:
-    """Return seconds since 1970 as local date and time."""
+    """Return a Unix time as local date and time; "-" for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return aligned columns under their heads, without trailing blanks."""
+    """Return a table with aligned columns, a line under the headings, no trailing spaces."""
     widths = [max(len(row[at]) for row in (headings, *rows)) for at in range(len(headings))]
     lines = [headings, ["─" * width for width in widths], *rows]
     return "\n".join(
@@ -168,7 +170,7 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a span as people say it: 8 s, 5 min, 3 h, 2 days."""
+    """Return a duration in its largest unit: 8 s, 5 min, 3 h, 2 days."""
     for unit, size in (("day", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             count = int(seconds // size)

@@ -1,4 +1,4 @@
-"""Following a cell in a terminal: live while it runs, folded in the end."""
+"""Show a cell in a terminal: live while it runs, grouped by equal outcomes in the end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .layout import StyledLine, plain_text
 if TYPE_CHECKING:
     from rich.live import Live
 
-#: Seconds between two pictures: what looks live, at a cost of a few percent of a core.
+#: Seconds between two updates of the live display: looks live and costs a few percent of a core.
 REFRESH_SECONDS: Final = 0.12
-#: Role of a piece of text (``layout.ROLES``) -> what a terminal is told (ECMA-48, 8.3.117).
+#: Role of a piece of text (``layout.ROLES``) -> parameters of SGR (ECMA-48, 8.3.117).
 _COLOURS: Final = {
     "name": "1",  # bold
     "rule": "2",  # faint
@@ -36,7 +36,7 @@ _COLOURS: Final = {
 
 
 def can_answer() -> bool:
-    """Whether a person is there to answer ``input()``; for ``submit(answers=…)``."""
+    """Whether a user can answer ``input()`` of a board; for ``submit(answers=…)``."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
@@ -47,32 +47,33 @@ def follow_cell(
     *,
     background: bool = False,
 ) -> Results:
-    """Show what a cell does until all boards are done; return the results.
+    """Show a cell until all boards are done; return the results.
 
-    One board's output is written as it comes. Several boards' is a live region in a terminal,
-    and one folded text in the end. Ctrl-C interrupts the boards.
+    Output of a single board is written as it arrives. Several boards share a live region in a
+    terminal, which the final text replaces. Ctrl-C interrupts the boards.
 
     Args:
-        group: what was submitted, with ``listen=True``.
-        out: where to write; standard output when not given.
-        options: how it is to look.
-        background: as ``watch`` takes it; Ctrl-C ends only the waiting then.
+        group: the jobs, submitted with ``listen=True`` unless ``background``.
+        out: where to write (default: standard output).
+        options: how the jobs are shown.
+        background: poll the jobs instead of reading their events; Ctrl-C stops the display only.
 
     Raises:
-        KeyboardInterrupt: after the boards were interrupted and their outcomes shown.
-        CloudmanagerError: the server refused the cell. A board's failure is not raised.
+        KeyboardInterrupt: after Ctrl-C, when the boards were interrupted and their outcomes shown.
+        CloudmanagerError: the server refused the cell. Failures of boards are not raised.
     """
     out = out or sys.stdout
     view = CellView(group, options)
-    stream = len(group.jobs) == 1 and options.grouping != "order" and not background
-    screen: _StreamDisplay | _LiveDisplay = (
-        _StreamDisplay(view, out) if stream else _LiveDisplay(view, out)
-    )
-    return run_display(group, view, screen.draw, screen.ask, screen.close, background=background)
+    display: _StreamDisplay | _LiveDisplay
+    if len(group.jobs) == 1 and options.grouping != "order" and not background:
+        display = _StreamDisplay(view, out)
+    else:
+        display = _LiveDisplay(view, out)
+    return run_display(group, view, display.draw, display.ask, display.close, background=background)
 
 
 def colour_lines(lines: Iterable[StyledLine], out: TextIO) -> str:
-    """Return lines as one text, coloured where ``out`` is a terminal that wants colours."""
+    """Return the text of styled lines, with colours if ``out`` is a terminal that has them."""
     lines = list(lines)
     if not _wants_colours(out):
         return plain_text(lines)
@@ -85,7 +86,7 @@ def _colour_text(text: str, role: str) -> str:
 
 
 def _wants_colours(out: TextIO) -> bool:
-    """Whether colours are wanted (https://no-color.org)."""
+    """Whether to use colours on ``out`` (https://no-color.org)."""
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -98,19 +99,21 @@ def run_display(
     *,
     background: bool = False,
 ) -> Results:
-    """Feed a view until all jobs ended; the loop behind every live display.
+    """Update a view until all jobs have ended, and return the results.
+
+    The loop of every live display: in a terminal, a notebook, the dashboard.
 
     Args:
-        group: what to follow.
-        view: what to feed.
-        draw: called after each event, and about every ``TICK`` with None.
-        ask: puts a prompt before a person and returns the answer; None if nobody is there.
-        close: called once when nothing more is drawn, however this ends.
-        background: the group runs by itself, and nobody reads its events: only look at it.
+        group: the jobs.
+        view: updated with the jobs' events.
+        draw: called after each event, and with None about every ``REFRESH_SECONDS``.
+        ask: shows a prompt to the user and returns the answer, or None if there is no answer.
+        close: called once at the end, also after an exception.
+        background: poll the jobs instead of reading their events, and do not interrupt them.
 
     Raises:
-        KeyboardInterrupt: after the boards were interrupted and their outcomes taken; if
-            ``background``, at once, and the boards go on.
+        KeyboardInterrupt: after the boards were interrupted and their outcomes received; if
+            ``background``, immediately, and the boards continue.
     """
     try:
         try:
@@ -145,9 +148,9 @@ def _poll_jobs(group: JobGroup, view: CellView, draw: Any) -> None:
 
 
 def _interrupt_and_drain(group: JobGroup, view: CellView, draw: Any) -> None:
-    """Interrupt the boards and take their outcomes, for a short while."""
+    """Interrupt the boards and receive their outcomes for up to ``INTERRUPT_GRACE_SECONDS``."""
     group.interrupt()
-    view.show_failures()  # it is not the boards' errors that are raised now
+    view.show_failures()  # KeyboardInterrupt is raised instead of them
     deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
     for event in group.events(REFRESH_SECONDS):
         if event is not None:
@@ -160,31 +163,31 @@ def _interrupt_and_drain(group: JobGroup, view: CellView, draw: Any) -> None:
 
 
 class _StreamDisplay:
-    """One board: its output as it comes."""
+    """Writes the output of a single board as it arrives, then its value or traceback."""
 
     def __init__(self, view: CellView, out: TextIO) -> None:
         self._view = view
         self._out = out
-        self._at_line_start = True  # whether the cursor is at the start of a line
+        self._at_line_start = True
 
     def draw(self, event: Event | None) -> None:
-        """Write what is new."""
+        """Write the output or outcome of an event."""
         if event is None or event.kind not in ("output", "ended"):
             self._out.flush()
         elif event.kind == "output":
             self._write(printable_output(event.text))
-        elif ending := self._view.end_lines(event.job.board, _width()):
-            text = colour_lines(ending, self._out)
+        elif lines := self._view.end_lines(event.job.board, _width()):
+            text = colour_lines(lines, self._out)
             self._write(f"{text}\n" if self._at_line_start else f"\n{text}\n")
 
     def ask(self, prompt: str) -> str | None:
-        """Ask the person at the terminal."""
+        """Ask the user at the terminal."""
         self._out.flush()
         self._at_line_start = True
         return _read_input(prompt)
 
     def close(self) -> None:
-        """End the last line."""
+        """End the last line, if the output did not."""
         self._write("" if self._at_line_start else "\n")
         self._out.flush()
 
@@ -194,7 +197,7 @@ class _StreamDisplay:
 
 
 class _LiveDisplay:
-    """Several boards: a live region in a terminal, and the folded text in the end."""
+    """Shows several boards in a live region, if in a terminal, and writes the final text."""
 
     def __init__(self, view: CellView, out: TextIO) -> None:
         self._view = view
@@ -204,7 +207,7 @@ class _LiveDisplay:
         self._drawn_text = ""
 
     def draw(self, _: Event | None) -> None:
-        """Draw anew if it is time to."""
+        """Update the live region, at most every ``REFRESH_SECONDS``."""
         now = time.monotonic()
         if now < self._next_draw or not self._out.isatty():
             return
@@ -218,12 +221,12 @@ class _LiveDisplay:
         self._drawn_text = text
 
     def ask(self, prompt: str) -> str | None:
-        """Ask the person at the terminal; the region makes room for that."""
+        """Ask the user at the terminal; the live region is removed meanwhile."""
         self._hide()
         return _read_input(prompt)
 
     def close(self) -> None:
-        """Leave the final text."""
+        """Replace the live region by the final text."""
         self._hide()
         text = colour_lines(self._view.lines(_width(), final=True), self._out)
         self._out.write(f"{text}\n" if text else "")
@@ -236,7 +239,7 @@ class _LiveDisplay:
 
 
 def _open_live(out: TextIO) -> Live:
-    from rich.console import Console  # rich takes 60 ms to import
+    from rich.console import Console  # importing rich takes 60 ms
     from rich.live import Live
 
     console = Console(file=out, highlight=False, markup=False, emoji=False)
@@ -252,15 +255,14 @@ def _rich_text(text: str) -> Any:
 
 
 def _last_lines(lines: list[StyledLine], max_lines: int) -> list[StyledLine]:
-    """Return the last lines that a screen has room for."""
-    tall: list[StyledLine] = []
+    """Return the last lines that fit on a screen; at least one, however tall it is."""
+    shown: list[StyledLine] = []
     for line in reversed(lines):
-        text = plain_text([line])
-        max_lines -= text.count("\n") + 1
-        if max_lines < 0 and tall:
+        max_lines -= plain_text([line]).count("\n") + 1
+        if max_lines < 0 and shown:
             break
-        tall.append(line)
-    return tall[::-1]
+        shown.append(line)
+    return shown[::-1]
 
 
 def _width() -> int:
@@ -268,11 +270,11 @@ def _width() -> int:
 
 
 def _height() -> int:
-    return shutil.get_terminal_size().lines - 1  # the last is the cursor's
+    return shutil.get_terminal_size().lines - 1  # the last line is for the cursor
 
 
 def _read_input(prompt: str) -> str | None:
-    """Ask at the terminal; None where nobody is there, or answers Ctrl-D."""
+    """Ask the user; return None without a terminal, or after Ctrl-D."""
     if not can_answer():
         return None
     with contextlib.suppress(EOFError):

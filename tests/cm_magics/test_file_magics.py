@@ -25,7 +25,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_cp_goes_there_and_back(shell: Shell, work: Path):  # noqa: F811
     (work / "a.py").write_text("a = 1")
     assert "5 bytes written" in shell.run("%board_cp demo-[1-2] a.py :magic/")
-    assert "it is there already" in shell.run("%board_cp demo-[1-2] a.py :magic/")
+    assert "already up to date" in shell.run("%board_cp demo-[1-2] a.py :magic/")
     shown = shell.run("r = %board_cp demo-[1-2] :magic/a.py back")
     assert (work / "back/demo-2/a.py").read_text() == "a = 1"
     assert "back/demo-1/a.py" in shown

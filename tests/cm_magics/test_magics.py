@@ -127,9 +127,9 @@ def test_code_of_a_line_is_not_touched(shell: Shell):
 
 def test_long_output_tells_how_to_keep_it(shell: Shell):
     told = shell.run("%%board demo-[1-2]\nfor n in range(1001): print(n)")
-    assert told.startswith(f"{HEAD}… 1 lines more, `-o r` keeps them in r['demo-1'].stdout")
+    assert told.startswith(f"{HEAD}… 1 more line, `-o r` keeps them in r['demo-1'].stdout")
     told = shell.run("%%board demo-[1-2] -o kept\nfor n in range(1001): print(n)")
-    assert told.startswith(f"{HEAD}… 1 lines more, in kept['demo-1'].stdout")
+    assert told.startswith(f"{HEAD}… 1 more line, in kept['demo-1'].stdout")
 
 
 # Errors

@@ -35,7 +35,7 @@ def index() -> Iterator[PackageIndex]:
 
 def test_install_packages_upgrade_uninstall(shell: Shell, index: PackageIndex):  # noqa: F811
     plan = shell.run(f"%board_install demo-[1-2] here:mmm --index here={index.url} --dry-run")
-    assert "bytes free; nothing was done" in plan
+    assert "bytes free; dry run, nothing was changed" in plan
     shown = shell.run(f"r = %board_install demo-[1-2] here:mmm --index here={index.url}")
     assert shown.splitlines()[0].startswith("── demo-[1-2] ")
     assert f"here:mmm 1.0  from {index.url}\n  /lib/mmm.mpy\n1 file, " in shown
@@ -47,7 +47,7 @@ def test_install_packages_upgrade_uninstall(shell: Shell, index: PackageIndex): 
     shell.run("%board_use demo-[1-2]")
     shown = shell.run("%board_packages")
     assert shown.index("demo-1") < shown.index("here:mmm 1.1") < shown.index("here:mmm 1.0")
-    assert "/lib/mmm.mpy goes" in shell.run("%board_uninstall demo-[1-2] here:mmm")
+    assert "/lib/mmm.mpy (removed)" in shell.run("%board_uninstall demo-[1-2] here:mmm")
     assert "no packages" in shell.run("%board_packages")
 
 

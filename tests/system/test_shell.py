@@ -64,7 +64,7 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
     assert status == 0
     url = out.split()[-1]
     assert url.startswith("http://127.0.0.1:")
-    assert mbm("server-start", "--port", "0")[1] == f"The server runs already, at {url}\n"
+    assert mbm("server-start", "--port", "0")[1] == f"The server is already running at {url}\n"
 
     status, out, _ = mbm("simulate", "3", "--name", "shop", "--detach")
     assert (status, out) == (0, f"shop-[1-3] joined {url}\n")
@@ -112,7 +112,7 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
 
     # The boards wait for the server; they are ended by the one who began them.
     status, out, _ = mbm("simulate", "--stop")
-    assert (status, out) == (0, "The detached virtual boards stopped.\n")
+    assert (status, out) == (0, "Stopped the detached virtual boards.\n")
     home = str(tmp_path)
     left = [
         process.pid

@@ -37,8 +37,8 @@ def test_enrol_prints_what_goes_onto_the_board(server, left, mbm):
     )
     assert re.fullmatch("[0-9a-f]{64}", told["key"])
     assert done.err == (
-        "It holds the key of desk-1: keep it secret.\n"
-        "Only this machine can reach the server; start it with "
+        "The settings contain the key of desk-1: keep them secret.\n"
+        "Only this machine can reach the server. To connect boards over the network, start it with "
         "`mbm server-start --listen 0.0.0.0`.\n"
     )
 
@@ -47,7 +47,7 @@ def test_enrol_writes_a_file_for_its_owner_alone(server, left, mbm, tmp_path):
     left.append("desk-2")
     path = tmp_path / "cm.json"
     done = mbm("board-enrol", "desk-2", "--plain", "-o", str(path), "--server", "lab.example:99")
-    assert done.out == f"{path} is what goes to desk-2 as /cm.json.\n"
+    assert done.out == f"Wrote {path}: copy it to desk-2 as /cm.json.\n"
     told = json.loads(path.read_text())
     assert sorted(told) == ["host", "id", "key", "mac", "name", "tcp_port"]
     assert (told["host"], told["tcp_port"], told["mac"]) == ("lab.example", 99, True)
@@ -58,7 +58,7 @@ def test_a_token_for_boards_is_made_listed_and_revoked(server, mbm):
     done = mbm("board-enrol", "--token", "--match", "kit-[1-5]", "--uses", "3", "--expires", "2h")
     told = json.loads(done.out)
     assert sorted(told) == ["ca", "host", "tcp_port", "token"]
-    assert done.err.startswith("3 of kit-[1-5] may enrol with it until 20")
+    assert done.err.startswith("The token enrols 3 boards that match kit-[1-5], until 20")
     listed = mbm("token-list").out
     (line,) = [line for line in listed.splitlines() if "kit-[1-5]" in line]
     assert re.match(r"enrol-\d+ +board +kit-\[1-5\] +valid", line)
@@ -76,10 +76,10 @@ def test_enrol_refuses_what_makes_no_sense(mbm, arguments):
 def test_rename_and_revoke_say_what_they_did(server, left, mbm):
     left += ["desk-3", "desk-4"]
     mbm("board-enrol", "desk-3")
-    assert mbm("board-rename", "desk-3", "desk-4").out == "desk-3 is called desk-4 now.\n"
+    assert mbm("board-rename", "desk-3", "desk-4").out == "Renamed desk-3 to desk-4.\n"
     assert "Did you mean desk-4?" in mbm("board-rename", "desk-3", "x").err
     done = mbm("board-revoke", "desk-4")
-    assert done.out == "desk-4: out of the fleet; the keys open nothing any more.\n"
+    assert done.out == "desk-4: removed from the fleet; its key is no longer valid.\n"
     assert mbm("board-revoke", "desk-4").status == 2
 
 
@@ -87,7 +87,10 @@ def test_rotate_says_who_takes_the_new_key_now_and_who_later(boards, left, mbm):
     left.append("desk-5")
     mbm("board-enrol", "desk-5")
     done = mbm("board-rotate", "demo-1,desk-5")
-    assert done.out == "demo-1: takes its new key now.\ndesk-5: will, once it is idle.\n"
+    assert done.out == (
+        "demo-1: the new key was sent.\n"
+        "desk-5: the new key will be sent when the board is connected and idle.\n"
+    )
     assert mbm("board-rotate", "desk-5", "--json").json == {"desk-5": "waits"}
 
 
@@ -107,7 +110,7 @@ def test_token_is_shown_once_and_opens_what_it_was_made_for(boards, token, mbm, 
     assert (token.status, token.out.count("\n")) == (0, 1)
     assert re.fullmatch(r"cm_[\w-]{43}\.[\w-]{22}", token.out.strip())
     assert token.err.startswith("cli-viewer: viewer on demo-1, until 20")
-    assert token.err.endswith("It is shown this once: set CM_TOKEN to it.\n")
+    assert token.err.endswith("The token is shown only once: set CM_TOKEN to it.\n")
     listed = mbm("token-list")
     assert re.search(r"^cli-viewer +viewer +demo-1 +valid ", listed.out, flags=re.MULTILINE)
     assert token.out.strip() not in listed.out + repr(mbm("token-list", "--json").json)
@@ -122,7 +125,7 @@ def test_token_is_shown_once_and_opens_what_it_was_made_for(boards, token, mbm, 
 
 def test_token_that_was_revoked_is_refused_by_its_name(token, mbm, monkeypatch):
     done = mbm("token-revoke", "cli-viewer")
-    assert done.out == "The token 'cli-viewer' opens nothing any more; 0 links were closed.\n"
+    assert done.out == "Revoked the token 'cli-viewer'; 0 links were closed.\n"
     monkeypatch.setenv("CM_TOKEN", token.out.strip())
     refused = mbm("board-list")
     assert (refused.status, refused.out) == (1, "")

@@ -54,7 +54,7 @@ def test_settings_are_changed_one_by_one(two: Boards, fleet: Fleet):
     assert json.loads(told["demo-1"]) == known
     assert json.loads(told["demo-2"]) == {"own": [1, 2], **known}
     fleet["demo-1"].put(b"[", ":settings.json")
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="not a JSON object"):
         run(two, "set a 1")
     two.rm(":settings.json")
 

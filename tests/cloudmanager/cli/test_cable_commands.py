@@ -66,7 +66,7 @@ def test_flash_from_box_to_first_cell(chip, server: RunningServer, fleet: Fleet,
         *["--name", "shelf-[1-9]", "--label", "room=lab"],
     )
     assert done.status == 0, done.err
-    assert done.out == f"{chip.port} is shelf-1: it ran a cell.\n"
+    assert done.out == f"{chip.port} joined the fleet as shelf-1 and ran a cell.\n"
     assert f"{chip.port}  firmware  the chip is ESP8266\n" in done.err
     assert f"{chip.port}  write     written and verified\n" in done.err
     assert done.err.endswith("shelf-1 is in the fleet and ran a cell\n")
@@ -117,7 +117,7 @@ def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
     assert done.status == 1
-    assert "Nobody is here to give the password of 'home'" in done.err
+    assert "Cannot ask for the password of 'home': not a terminal" in done.err
 
 
 def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
@@ -128,7 +128,7 @@ def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
 def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
     done = mbm("flash")
     assert done.status == 1
-    assert "No board is on a cable. Plug one in; some cables only charge." in done.err
+    assert "No board was found on a cable. Plug one in; some cables only charge." in done.err
     assert "only charge" in mbm("board-scan").out
 
 
@@ -140,7 +140,7 @@ def test_several_boards_need_a_choice(mbm, monkeypatch, person):
     assert "/dev/ttyUSB1  CH340" in mbm("flash").err
     mbm("flash", "--all")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert "Several boards are on cables: /dev/ttyUSB0, /dev/ttyUSB1" in mbm("flash").err
+    assert "Several boards were found: /dev/ttyUSB0, /dev/ttyUSB1" in mbm("flash").err
     assert [ports for ports, _ in seen] == [
         ["/dev/ttyUSB1"],
         ["/dev/ttyUSB0", "/dev/ttyUSB1"],
@@ -153,7 +153,7 @@ def test_board_on_wifi_is_not_sent_to_this_machines_loopback(
     before = bytes(chip.flash)
     done = mbm("flash", "--port", chip.port, "--wifi", "home")  # nobody is asked for a password
     assert (done.status, done.out) == (1, "")
-    assert "The server listens on this machine only: no board reaches it by Wi-Fi." in done.err
+    assert "The server listens on this machine only: boards cannot reach it over Wi-Fi." in done.err
     assert "`mbm server-start --listen 0.0.0.0`" in done.err
     assert bytes(chip.flash) == before
 

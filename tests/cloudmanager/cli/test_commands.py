@@ -28,10 +28,10 @@ def plain(results):
 
 def test_server_is_started_found_and_stopped(own_home, mbm):
     begun = mbm("server-start", "--port", "0")
-    url = begun.out.removeprefix("The server listens on ").strip()
+    url = begun.out.removeprefix("The server is listening on ").strip()
     assert (begun.status, begun.err, url.startswith("http://127.0.0.1:")) == (0, "", True)
     again = mbm("server-start")
-    assert (again.status, again.out) == (0, f"The server runs already, at {url}\n")
+    assert (again.status, again.out) == (0, f"The server is already running at {url}\n")
     shown = mbm("server-status")
     assert shown.status == 0
     assert [line.split()[0] for line in shown.out.splitlines()] == [
@@ -44,7 +44,7 @@ def test_server_is_started_found_and_stopped(own_home, mbm):
     ended = mbm("server-stop")
     assert (ended.status, ended.out) == (0, f"The server at {url} has stopped.\n")
     ended = mbm("server-stop")
-    assert (ended.status, ended.out) == (3, "No local server runs.\n")
+    assert (ended.status, ended.out) == (3, "No local server is running.\n")
 
 
 def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_home, mbm, tmp_path):
@@ -59,7 +59,7 @@ def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_hom
     assert "`mbm server-stop` ends it" in refused.err
     mbm("server-stop")
     given = mbm("server-restore", file)
-    assert given.out.startswith(f"{file} gave back token, ca.pem, server.pem, server.db.")
+    assert given.out.startswith(f"Restored token, ca.pem, server.pem, server.db from {file}.")
     mbm("server-start", "--port", "0")
     assert [board["name"] for board in mbm("board-list", "--json").json] == ["lab-1"]
     mbm("server-stop")
@@ -222,7 +222,7 @@ def test_cell_that_is_not_python_is_shown_with_its_place(nobody, mbm):
     [
         ("missing.py", "No such file or directory"),
         (".", "Is a directory"),
-        ("binary.py", "it is not text in UTF-8"),
+        ("binary.py", "it is not UTF-8 text"),
     ],
 )
 def test_file_that_cannot_be_read_is_status_2(nobody, mbm, tmp_path, name, why):
@@ -237,7 +237,7 @@ def test_standard_input_that_cannot_be_read_is_status_2(server):
     done = subprocess.run(command, input=b"\xff", capture_output=True, timeout=WAIT)
     assert (done.returncode, done.stderr) == (
         2,
-        b"mbm: standard input cannot be read: it is not text in UTF-8.\n",
+        b"mbm: standard input cannot be read: it is not UTF-8 text.\n",
     )
 
 
@@ -273,7 +273,9 @@ def test_jobs_are_listed_shown_and_interrupted(boards, fleet: Fleet, mbm):
     assert mbm("job-list", "--json").json[0]["job"] == number
     assert mbm("job-show", str(number)).out.startswith(f"job {number} on demo-1: running")
     done = mbm("job-interrupt", str(number), "999999999")
-    assert (done.status, done.out) == (0, "1 of 2 had not ended and were interrupted.\n")
+    assert (done.status, done.out) == (0, (
+        "Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"
+    ))
     assert group.results(WAIT)["demo-1"].status == "interrupted"
     assert mbm("job-interrupt", str(number), "--json").json == {"interrupted": 0}
 
@@ -289,7 +291,7 @@ def test_job_that_there_is_not_is_status_1(server, mbm):
 def test_simulate_runs_until_it_is_told_to_end(server, fleet: Fleet):
     with background("simulate", "2", "--name", "cli", "--heap", "96k", "--flash", "512k") as run:
         assert run.stdout.readline() == f"cli-[1-2] joined {server.url}\n"
-        assert run.stderr.readline() == "Ctrl-C ends them.\n"
+        assert run.stderr.readline() == "Press Ctrl-C to stop them.\n"
         assert fleet["cli-[1-2]"].run("1").ok
         run.send_signal(signal.SIGINT)
         run.wait(WAIT)
@@ -304,14 +306,14 @@ def test_simulate_lets_boards_go_on_until_they_are_stopped(server, fleet: Fleet)
     try:
         done = process("simulate", "--name", "kept", "--detach", "--json")
         assert (done.status, list(done.json)) == (0, ["kept-1"])
-        assert done.err == "They run until `mbm simulate --stop`.\n"
+        assert done.err == "Stop them with `mbm simulate --stop`.\n"
         assert fleet["kept-1"].run("6 * 7").value == 42
     finally:
         ended = process("simulate", "--stop")
-    assert (ended.status, ended.out) == (0, "The detached virtual boards stopped.\n")
+    assert (ended.status, ended.out) == (0, "Stopped the detached virtual boards.\n")
     with pytest.raises(ProcessLookupError):
         os.kill(done.json["kept-1"], 0)
-    assert process("simulate", "--stop").out == "No detached virtual boards run.\n"
+    assert process("simulate", "--stop").out == "No detached virtual boards are running.\n"
 
 
 def test_simulate_joins_a_server_that_others_can_reach_only_if_told_to(own_home, mbm):

@@ -64,7 +64,7 @@ def test_demo_shows_the_fleet_and_three_answers_and_leaves_nothing_behind(enviro
     process = start(environment, "--no-lab")
     said, complaints = process.communicate(timeout=WAIT)
     assert (process.returncode, complaints) == (0, "")
-    assert "The server listens at http://127.0.0.1:" in said
+    assert "The server is listening at http://127.0.0.1:" in said
     for number in (1, 2, 3):
         assert f"\ndemo-{number}  idle   linux" in said
     assert said.count("Hello from linux with") in (1, 2, 3)
@@ -78,7 +78,7 @@ def test_demo_that_is_told_to_end_ends_what_it_began(environment):
     process = start(environment, "--no-lab")
     assert process.stdout is not None
     first = process.stdout.readline()
-    assert first.startswith("The server listens at")
+    assert first.startswith("The server is listening at")
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=WAIT)
     assert process.returncode == 130
@@ -88,7 +88,7 @@ def test_demo_that_is_told_to_end_ends_what_it_began(environment):
 def test_demo_uses_the_server_and_the_boards_that_are_there(server, fleet, boards):
     said: list[str] = []
     assert demo.demo(said.append, lab=False) == 0
-    assert said[0] == f"The server runs already at {server.url}"
+    assert said[0] == f"The server is already running at {server.url}"
     assert sorted(boards.pids) == ["demo-1", "demo-2", "demo-3"]
     assert fleet["demo-[1-3]"].run("1").ok
     assert not [board for board in fleet.boards() if board["name"].startswith("greenhouse")]
@@ -103,8 +103,8 @@ def test_demo_that_cannot_start_jupyterlab_says_how_to_get_it(environment, tmp_p
     process = start({**environment, "PYTHONPATH": str(folder.parent)})
     _, complaints = process.communicate(timeout=WAIT)
     assert complaints == (
-        "mbm: JupyterLab did not start; `pip install 'cloudmanager[lab]'` brings it. "
-        "`mbm server-status` shows the state of the server.\n"
+        "mbm: JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`. "
+        "`mbm server-status` tells how the server is.\n"
     )
     assert process.returncode == 1
     assert nothing_is_left(environment)
@@ -134,7 +134,7 @@ def test_demo_opens_jupyterlab_and_ends_it_with_ctrl_c(environment, tmp_path):
     process = start({**environment, "PYTHONPATH": str(folder.parent)})
     assert process.stdout is not None
     said = ""
-    while "Ctrl-C ends everything" not in said:
+    while "Press Ctrl-C to stop everything" not in said:
         line = process.stdout.readline()
         assert line, said
         said += line
@@ -143,6 +143,6 @@ def test_demo_opens_jupyterlab_and_ends_it_with_ctrl_c(environment, tmp_path):
     assert not any(told["token"] in option for option in told["argv"])
     os.killpg(process.pid, signal.SIGINT)
     rest, complaints = process.communicate(timeout=WAIT)
-    assert "Ending JupyterLab, the boards and the server." in rest
+    assert "Stopping JupyterLab, the boards and the server." in rest
     assert (process.returncode, complaints) == (0, "")
     assert nothing_is_left(environment)

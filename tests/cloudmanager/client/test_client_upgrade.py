@@ -31,7 +31,7 @@ def chip(tmp_path, mbm, fleet: Fleet):
 
 def test_board_gets_the_new_client_and_keeps_it(chip, mbm, fleet: Fleet):
     done = mbm("board-upgrade-client", "hung-1")
-    assert (done.status, done.out) == (0, "hung-1: the new client runs\n")
+    assert (done.status, done.out) == (0, "hung-1: the new client is running\n")
     listed = fleet["hung-1"].run(
         "import os\nsorted(os.listdir('/lib')), 'trial' in os.listdir('/lib/cm')"
     )

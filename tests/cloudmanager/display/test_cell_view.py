@@ -136,7 +136,7 @@ def test_failures_are_shown_as_the_reader_wishes():
 def test_note_tells_where_the_whole_output_is():
     story = Story("demo-1", full_output_hint="`-o r` keeps them in r['{board}'].stdout")
     story.end("demo-1", stdout="x\n" * 1001)
-    assert story.lines(final=True)[0] == "… 1 lines more, `-o r` keeps them in r['demo-1'].stdout"
+    assert story.lines(final=True)[0] == "… 1 more line, `-o r` keeps them in r['demo-1'].stdout"
 
 
 def test_ending_is_what_follows_the_output():

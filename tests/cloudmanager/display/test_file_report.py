@@ -19,7 +19,7 @@ def ok(value, board="lab-1"):
     ("value", "text"),
     [
         (None, ""),
-        (0, "it is there already"),
+        (0, "already up to date"),
         (1234, "1,234 bytes written"),
         (b"a\xff", "a\ufffd"),
         (Path("x/y"), "x/y"),
@@ -39,14 +39,14 @@ def ok(value, board="lab-1"):
         ),
         (
             InstallResult({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
-            "a 1  from here\n  /a\n  /b goes\n1 file, 9 bytes\nnote: mind it",
+            "a 1  from here\n  /a\n  /b (removed)\n1 file, 9 bytes\nnote: mind it",
         ),
-        (InstallResult({}, (), ("/b",), 0), "  /b goes"),
-        (InstallResult({"a": ""}, (), (), 0), "a\nnothing to send: all of it is there"),
+        (InstallResult({}, (), ("/b",), 0), "  /b (removed)"),
+        (InstallResult({"a": ""}, (), (), 0), "a\nnothing to send: already installed"),
         (InstallResult({}, (), (), 0), "no files to change"),
         (
             SyncPlan(("/a",), ("/b",), 1, 9),
-            "+ /a\n- /b\n1 to put (9 bytes), 1 to delete, 1 equal",
+            "+ /a\n- /b\n1 to copy (9 bytes), 1 to delete, 1 equal",
         ),
     ],
 )
@@ -64,7 +64,7 @@ def test_boards_that_say_the_same_are_one_block():
     assert said == "7 bytes written"
     assert second.startswith("── lab-3 · error ─")
     assert wrong == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
-    assert away == "not there: lab-4"
+    assert away == "not connected: lab-4"
 
 
 def test_what_boards_say_moves_no_cursor():
@@ -80,10 +80,10 @@ def test_cell_of_a_macro_shows_what_it_printed_and_gave():
 def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
     plans = [InstallResult({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
     text = files_text(Results({"lab-1": ok(plans[0]), "lab-2": ok(plans[1], "lab-2")}))
-    assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; nothing was done")
+    assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; dry run, nothing was changed")
     assert text.count("/a") == 1
     assert files_text(Results({"lab-1": ok(plans[0])})).endswith(
-        "\n500 bytes free; nothing was done"
+        "\n500 bytes free; dry run, nothing was changed"
     )
 
 

@@ -39,10 +39,10 @@ def test_what_is_said_of_a_board_ends_its_begun_line():
 def test_beginning_is_left_out():
     record = InterleavedLog(["a"])
     record.add_output("a", "".join(f"{n}\n" for n in range(1500)) + "begun")
-    assert shown(record)[:2] == ["… 501 lines more, in r['a'].stdout", "a  501"]
+    assert shown(record)[:2] == ["… 501 more lines, in r['a'].stdout", "a  501"]
     assert shown(record)[-1] == "a  begun"
     live = shown(record, final=False)
-    assert live[:2] == ["… 1,401 lines more", "a  1401"]
+    assert live[:2] == ["… 1,401 more lines", "a  1401"]
     assert len(live) == 101
 
 

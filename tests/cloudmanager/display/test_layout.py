@@ -142,24 +142,24 @@ def test_longer_answers_stay_out_of_the_table(odd: Result):
 def test_table_is_bounded():
     lines = page(*(ok(f"demo-{n}", str(n)) for n in range(1200)))
     assert len(lines) == 1001
-    assert lines[-1] == "… and 200 boards more"
+    assert lines[-1] == "… and 200 more boards"
 
 
 def test_long_output_is_cut_and_says_where_the_rest_is():
     lines = page(ok("demo-1", stdout="".join(f"{n}\n" for n in range(2240))))
-    assert lines[0] == "… 1,240 lines more, in r['demo-1'].stdout"
+    assert lines[0] == "… 1,240 more lines, in r['demo-1'].stdout"
     assert lines[1:] == [str(n) for n in range(1240, 2240)]
 
 
 def test_output_without_a_newline_at_its_end_is_counted_too():
     lines = page(ok("demo-1", stdout="\n".join(str(n) for n in range(1001))))
-    assert lines[0] == "… 1 lines more, in r['demo-1'].stdout"
+    assert lines[0] == "… 1 more line, in r['demo-1'].stdout"
     assert lines[-1] == "1000"
 
 
 def test_running_output_is_cut_shorter():
     lines = page(ok("demo-1", stdout="x\n" * 500), final=False)
-    assert lines == ["… 400 lines more", *["x"] * 100]
+    assert lines == ["… 400 more lines", *["x"] * 100]
 
 
 def test_long_line_is_cut():
@@ -171,12 +171,12 @@ def test_long_line_is_cut():
 def test_long_value_is_cut():
     first, note = page(ok("demo-1", "x" * 9192))
     assert first == "x" * 8192
-    assert note == "… 1,000 characters more"
+    assert note == "… 1,000 more characters"
 
 
 def test_long_traceback_keeps_its_end():
     lines = page(failed("demo-1", traceback="x" * 9000 + "\nValueError: no"))
-    assert lines[1].endswith("characters more")
+    assert lines[1].endswith("more characters")
     assert lines[-1] == "ValueError: no"
 
 
@@ -188,12 +188,12 @@ def test_left_out_output_is_told():
 def test_many_different_blocks_are_bounded():
     lines = page(*(ok(f"demo-{n}", stdout=f"{n}\n{n}\n") for n in range(1, 121)))
     assert len(lines) == 400
-    assert lines[-1] == "… and 20 boards more: demo-[101-120]"
+    assert lines[-1] == "… and 20 more boards: demo-[101-120]"
 
 
 def test_boards_that_are_not_there_are_one_line():
-    assert page(ok("a"), left_out=("esp-3", "esp-9"))[-1] == "not there: esp-3, esp-9"
-    assert page(ok("a"), left_out=tuple(f"e{n}" for n in range(9)))[-1] == "not there: e[0-8]"
+    assert page(ok("a"), left_out=("esp-3", "esp-9"))[-1] == "not connected: esp-3, esp-9"
+    assert page(ok("a"), left_out=tuple(f"e{n}" for n in range(9)))[-1] == "not connected: e[0-8]"
 
 
 def test_names_that_do_not_fold_are_cut():
@@ -288,7 +288,7 @@ def test_pieces_of_lines_have_roles():
     roles = {role: text for line in lines for text, role in line if text.strip(" ─")}
     assert roles == {
         "name": "demo-1",
-        "note": "not there: demo-4",
+        "note": "not connected: demo-4",
         "bad": " · error ",
         "bad name": "demo-2",
         "warn": " · timeout ",

@@ -66,7 +66,7 @@ def test_fleet_table_has_a_line_a_board():
 
 def test_empty_fleet_says_how_to_get_boards():
     assert fleet_table([]) == (
-        "No board is enrolled yet. `mbm simulate 3` makes three virtual ones."
+        "No board is enrolled yet. `mbm simulate 3` starts three virtual boards."
     )
 
 
@@ -156,11 +156,11 @@ def test_job_table_has_a_line_a_job():
 
 def test_job_table_counts_what_it_does_not_show():
     lines = job_table([JOB] * (MAX_JOBS + 1234)).splitlines()
-    assert (len(lines), lines[-1]) == (MAX_JOBS + 3, "… and 1,234 more; `--json` has all")
+    assert (len(lines), lines[-1]) == (MAX_JOBS + 3, "… and 1,234 more; `--json` shows all")
 
 
 def test_no_jobs_say_so():
-    assert job_table([]) == "No job runs, and none ended lately."
+    assert job_table([]) == "No jobs are running, and none ended recently."
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_no_jobs_say_so():
         (
             {"status": "error", "error": "OSError: 5\n", "truncated": True},
             f"job 7 on lab-1: error, 0.250 s, for local, started {STARTED}\n"
-            "… (what it printed before is not kept)\nhi\nyou\nOSError: 5",
+            "… (earlier output was not kept)\nhi\nyou\nOSError: 5",
         ),
         (
             {"status": None, "state": "queued", "started": None, "elapsed": None, "stdout": ""},
@@ -224,9 +224,9 @@ def test_audit_log_has_a_line_each_the_newest_last():
     other = {**AUDIT, "last_job": 7, "target": ""}
     first, second, third = audit_table([AUDIT, one, other]).splitlines()[2:]
     assert first.split()[2:] == ["ann", "192.0.2.1:5", "submit", "lab-*", "3", "7-9", "done"]
-    assert second.split()[2:] == ["nobody", "192.0.2.1:5", "submit", "lab-*", "-", "-", "done"]
+    assert second.split()[2:] == ["-", "192.0.2.1:5", "submit", "lab-*", "-", "-", "done"]
     assert third.split()[2:] == ["ann", "192.0.2.1:5", "submit", "-", "3", "7", "done"]
-    assert audit_table([]) == "Nobody has done anything yet."
+    assert audit_table([]) == "The audit log is empty."
 
 
 @pytest.mark.parametrize("field", ["who", "address", "verb", "target", "detail"])

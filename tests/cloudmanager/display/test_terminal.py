@@ -229,7 +229,7 @@ def test_board_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     assert told == [[1, 2]]
     assert colourless(out.getvalue()).split("\n") == [
         head("demo-[1-2] · running"),
-        "not there: demo-3",
+        "not connected: demo-3",
         "",
     ]
 
