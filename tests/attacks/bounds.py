@@ -310,11 +310,10 @@ BOUNDS: Final = [
         "_JSON_ERRORS = (ValueError,)",
         "cloudmanager/protocol/test_wire.py::test_what_is_no_json_object_is_refused",
     ),
-    text_defence(
-        "a cell's events show nothing but text",
+    defence(
+        "what a board prints is displayed as text, not as HTML",
         "cm_magics/cell_display.py",
-        "    display(_bundle(text), raw=True)\n",
-        '    display({"text/plain": text, "text/html": text}, raw=True)\n',
+        '_mime_bundle = lambda text, html=None: {"text/plain": text, "text/html": text}',
         "attacks/test_hostile_output.py::test_what_a_board_says_is_plain_text_in_the_notebook",
     ),
 ]
