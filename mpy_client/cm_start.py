@@ -1,9 +1,9 @@
 # Starts the client. A new one (mbm board-upgrade-client) is on trial for one boot, in which the
-# fleet has to confirm it: else the old one is back at the next. This file is never replaced so.
-# Boards: all but virtual ones, on littlefs, whose rename of a folder is atomic. 976 bytes of .mpy.
+# fleet must confirm it; otherwise the next boot restores the old one. Upgrades keep this file.
+# Boards: all but virtual ones, on littlefs, whose rename of a folder is atomic. 987 bytes of .mpy.
 #
-# /lib/cm is the client, /lib/cm.new the next one (whole where it has a file `ok`), /lib/cm.old the
-# last. Each line may be the last before the power goes: the next boot goes on from there.
+# /lib/cm is the client, /lib/cm.new the next one (complete if it has a file `ok`), /lib/cm.old the
+# previous one. Power may fail after any line: the next boot continues from there.
 import os
 from time import ticks_add, ticks_diff, ticks_ms
 
@@ -11,7 +11,7 @@ _CM = "/lib/cm"
 _NEW = "/lib/cm.new"
 _OLD = "/lib/cm.old"
 _BAD = "/lib/cm.bad"
-_MINUTES = const(5)  # that a new client has to find the fleet
+_TRIAL_MINUTES = const(5)  # minutes for a new client to connect to the fleet
 
 
 def _has(path):
@@ -29,29 +29,29 @@ def remove(folder):
         os.rmdir(folder)
 
 
-def _back():
+def _roll_back():
     remove(_BAD)
     os.rename(_CM, _BAD)
     os.rename(_OLD, _CM)
 
 
-def _settle():
+def _choose():
     if _has(_NEW + "/ok") and _has(_CM):
         remove(_OLD)
         os.rename(_CM, _OLD)
     if not _has(_CM):
         os.rename(_NEW if _has(_NEW + "/ok") else _OLD, _CM)
     if _has(_CM + "/trial"):
-        _back()
+        _roll_back()
     if _has(_CM + "/ok"):
         os.rename(_CM + "/ok", _CM + "/trial")
         return True
     return False
 
 
-# A client on trial that the fleet has not confirmed in time is taken back by the reset.
-def _check(_=None):
-    if ticks_diff(ticks_ms(), due) < 0:
+# Resets a board whose new client was not confirmed in time; the boot restores the old client.
+def _check_trial(_=None):
+    if ticks_diff(ticks_ms(), deadline) < 0:
         return False
     if _has(_CM + "/trial"):
         _reset()
@@ -64,39 +64,39 @@ def _reset():
     reset()
 
 
-# Has _check called when the time is over: first by a timer of this file, held in a global and
+# Calls _check_trial when the time is over: first by a timer of this file, held in a global and
 # chosen as in console.py, then by the client's. There may be only one timer object for both (on
-# ESP32 up to MicroPython 1.28); and the client stops its timer before the interpreter restarts.
-def _limit():
-    global due, timer
+# ESP32 up to MicroPython 1.28), and the client stops its timer before the interpreter restarts.
+def _start_trial():
+    global deadline, timer
     from machine import Timer
 
-    due = ticks_add(ticks_ms(), _MINUTES * 60000)
+    deadline = ticks_add(ticks_ms(), _TRIAL_MINUTES * 60000)
     for n in (-1, 3, 2, 1, 0):
         try:
             timer = Timer(n)
             break
         except ValueError:
             pass
-    timer.init(mode=Timer.ONE_SHOT, period=_MINUTES * 60000, callback=_check)
+    timer.init(mode=Timer.ONE_SHOT, period=_TRIAL_MINUTES * 60000, callback=_check_trial)
     try:
         from cm import ticker
     except ImportError:  # a client of an earlier version
         return
     timer.deinit()
-    ticker.add(_check)
+    ticker.add(_check_trial)
 
 
 def start():
-    trial = _settle()
+    trial = _choose()
     try:
         if trial:
-            _limit()
+            _start_trial()
         from cm import link
 
         link.start()
     except Exception as e:
         if not trial:
             raise e
-        _back()
+        _roll_back()
         _reset()

@@ -1,5 +1,5 @@
-# For freezing the client into firmware (FROZEN_MANIFEST): its code then costs no heap.
-package(  # noqa: F821 - a manifest's own word
+# For freezing the client into firmware (FROZEN_MANIFEST): its code then uses no heap.
+package(  # noqa: F821 - defined for manifests
     "cm",
     files=(
         "about.py",

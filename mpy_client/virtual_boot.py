@@ -1,4 +1,4 @@
-# A virtual board, first steps: mounts the flash in a file, copies the client there, starts it.
+# Boot of a virtual board: mounts the flash in a file, copies the client there, starts it.
 # Boards: virtual ones only; it runs on the host's file system, before "/" is the flash.
 # Cost: nothing that stays in memory.
 import gc
@@ -11,10 +11,10 @@ from struct import pack_into
 _BLOCK = 4096
 
 
-# Flash in a file: the block device of MicroPython's file systems, with littlefs's extended calls.
-# On a chip it is in C, where no interrupt comes between, and littlefs is not made for one that
-# flies through it. Here a pending interrupt comes out at a jump: so these methods have none.
-# A test may set how many writes are left until the power is cut, in the middle of the next.
+# A block device in a file, with littlefs's extended calls. On a chip this is C code, which no
+# interrupt can end, and littlefs cannot handle an exception raised inside a block operation. Here a
+# pending interrupt is raised at a jump: so these methods contain none. A test may cut the power in
+# the middle of a write, after a number of writes.
 class _Flash:
     def __init__(self, path, blocks):
         self.blocks = blocks
@@ -32,13 +32,13 @@ class _Flash:
     def ioctl(self, op, arg):
         return self.blocks * (op == 4) + _BLOCK * (op == 5)
 
-    def cut(self, left):
-        self.left = left
-        self.write = self.last
+    def cut_power_after(self, writes_left):
+        self.writes_left = writes_left
+        self.write = self._counted_write
 
-    def last(self, buf):
-        self.left -= 1
-        if self.left < 0:
+    def _counted_write(self, buf):
+        self.writes_left -= 1
+        if self.writes_left < 0:
             self.file.write(memoryview(buf)[: len(buf) // 2])
             os.system("kill -9 $PPID")
         self.file.write(buf)
@@ -76,8 +76,8 @@ def _mount(flash):
     os.chdir("/")
 
 
-# The settings; an identity or a key that the board was given since is the one that counts.
-def _settled(config):
+# Merges the host's settings with those on the board: a newer identity or key of the board wins.
+def _merged_settings(config):
     try:
         own = loads(_read("/cm.json"))
         newer = own.get("gen", 0) > config.get("gen", 0)
@@ -90,46 +90,46 @@ def _settled(config):
     return config
 
 
-# An install that lost its power comes to its end before all else.
+# Completes an install that a power cut interrupted.
 def _finish_install():
     try:
         os.stat("/.cm/journal")
         from cm import switch
 
         switch.finish()
-    except Exception:  # whatever happens, the board dials in, so that it can be mended
+    except Exception:  # the board must connect in any case, so that it can be repaired
         pass
 
 
-# sys.argv: "-c", then the address and length of the settings that the host left in memory.
+# Boots. sys.argv: "-c", then the address and length of the settings in the process's memory.
 def start():
-    told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
+    spec = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
     sys.argv[:] = [""]
     parts = {}
-    for name in os.listdir(told["client"] + "/cm"):
-        parts[name] = _read(told["client"] + "/cm/" + name)
-    pipe = open(told["pipe"], "wb")
-    flash = _Flash(told["flash"], told["blocks"])
+    for name in os.listdir(spec["client"] + "/cm"):
+        parts[name] = _read(spec["client"] + "/cm/" + name)
+    pipe = open(spec["pipe"], "wb")
+    flash = _Flash(spec["flash"], spec["blocks"])
     _mount(flash)
     sys.path[:] = ["", "/lib", ".frozen"]
     _mkdir("/lib")
     _mkdir("/lib/cm")
     for name in parts:
         _write("/lib/cm/" + name, parts[name])
-    _write("/cm.json", dumps(_settled(told["config"])).encode())
+    _write("/cm.json", dumps(_merged_settings(spec["config"])).encode())
     _finish_install()
-    box = uctypes.bytearray_at(told["box"], 32)
-    del told, parts
+    mailbox = uctypes.bytearray_at(spec["box"], 32)
+    del spec, parts
     del sys.modules["virtual_boot"]
     from cm import link, unix
 
-    unix.box = box
+    unix.mailbox = mailbox
     unix.pipe = pipe
     unix.flash = flash
-    pack_into("<q", box, 8, id(unix.note))  # it lives on as the module's
+    pack_into("<q", mailbox, 8, id(unix.callback))  # a global of its module
     gc.collect()
     if "app.py" in os.listdir("/"):
         from cm import app
 
-        app.begin()
+        app.start()
     link.start(unix)

@@ -175,16 +175,28 @@ class BridgedBoardLink:
         Raises:
             OSError: the link is broken, or the server did not read for ``PATIENCE`` seconds.
         """
-        if self._torn:
-            raise ConnectionAbortedError
+        self._raise_if_torn()
         self._torn = True
         try:
             self._socket.sendall(frame)
             self._torn = False
         finally:
             if self._torn:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)  # receive sees the end
+                self._shut_down()
+
+    def _raise_if_torn(self) -> None:
+        """Raise if an earlier frame may be half written: the server would read the next as its rest.
+
+        Raises:
+            ConnectionAbortedError: an earlier frame may be half written.
+        """
+        if self._torn:
+            raise ConnectionAbortedError
+
+    def _shut_down(self) -> None:
+        """End the connection in both directions; `receive` then reads the end of the stream."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self, timeout: float) -> Iterator[Message]:
         """Yield the messages that are there; wait for the first up to ``timeout`` seconds.

@@ -140,7 +140,7 @@ class _BoardsUnderTestBase:
             Whether it came to that; the boards are back then, with what their flash holds.
         """
         flash = "__import__('cm').unix.flash"
-        self._run(f"{flash}.cut({int(writes)})", None, True, {})
+        self._run(f"{flash}.cut_power_after({int(writes)})", None, True, {})
         worker = threading.Thread(target=act, daemon=True)
         worker.start()
         cut: set[str] = set()
@@ -152,7 +152,7 @@ class _BoardsUnderTestBase:
                 self._virtual_boards.restart(name)
             cut |= off
         wait_online(self._fleet, cut, since=begun)
-        self._run(f"{flash}.cut(1 << 30)", None, True, {})
+        self._run(f"{flash}.cut_power_after(1 << 30)", None, True, {})
         return bool(cut)
 
     def restart(self) -> None:

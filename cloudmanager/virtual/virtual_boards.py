@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +34,13 @@ def _parse_size(text: str) -> int:
     units = {"k": 1024, "m": 1024 * 1024}
     unit = units.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
+
+
+def _run_uninterrupted(function: Callable[[], None]) -> None:
+    """Call a function in a thread, where Ctrl-C does not interrupt it, and wait for it."""
+    thread = threading.Thread(target=function, name="virtual-boards", daemon=True)
+    thread.start()
+    thread.join()
 
 
 def _require_micropython() -> None:
@@ -136,9 +143,7 @@ class VirtualBoards:
             except (OSError, ValueError) as error:  # the supervisor is gone, or the pipe closed
                 errors.append(error)
 
-        thread = threading.Thread(target=ask, name="virtual-boards", daemon=True)
-        thread.start()
-        thread.join()
+        _run_uninterrupted(ask)
         if errors:
             raise errors[0]
         pids: dict[str, int] = json.loads(answers[0])

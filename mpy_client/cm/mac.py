@@ -1,16 +1,17 @@
-# MACs: HMAC-SHA256 for proofs; on a plain link one on each message, so that none can be forged.
-# Boards: all; it stays in memory only where the link has no TLS.
-# Cost: 560 bytes of .mpy, 832 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# HMAC-SHA256 for authentication and, on a link without TLS, for a tag on each message.
+# Boards: all; it stays in memory only if the link has no TLS.
+# Cost: 560 bytes of .mpy, 832 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 from hashlib import sha256
 from struct import pack
 
-_TAG = const(16)  # bytes that each message is longer
-_BOARD = const(0x62)  # who says it: "b" and "s"
+_TAG = const(16)  # bytes of a tag
+_BOARD = const(0x62)  # directions: "b" from the board, "s" from the server
 _SERVER = const(0x73)
 
-# A tag binds session, direction and number, so that nothing is replayed, left out or reordered.
+# A tag covers session, direction and message number, so that messages cannot be replayed, omitted
+# or reordered.
 key = None  # of this session
-sent = got = 0
+sent = received = 0
 
 
 def hmac(key, *parts):
@@ -20,36 +21,36 @@ def hmac(key, *parts):
     return sha256(bytes([b ^ 0x5C for b in key]) + b"\x5c" * 32 + inner.digest()).digest()
 
 
-# Whether two MACs are the same; how long it takes does not tell where they differ.
-def same(a, b):
-    wrong = len(a) ^ len(b)
+# Compares two MACs in constant time.
+def equal(a, b):
+    different = len(a) ^ len(b)
     for i in range(len(b)):
-        wrong |= a[i] ^ b[i]
-    return not wrong
+        different |= a[i] ^ b[i]
+    return not different
 
 
-def begin(new):
-    global got, key, sent
+def start(new):
+    global received, key, sent
     key = new
-    sent = got = 0
+    sent = received = 0
 
 
-# Puts the tag of mv[start:end] behind it, and gives what was there.
-def seal(mv, start, end):
+# Writes the tag of mv[start:end] after it, and returns the bytes that it replaces.
+def sign(mv, start, end):
     global sent
     tag = hmac(key, pack(">BQ", _BOARD, sent), mv[start:end])
     sent += 1
-    kept = bytes(mv[end : end + _TAG])
+    covered = bytes(mv[end : end + _TAG])
     mv[end : end + _TAG] = memoryview(tag)[:_TAG]
-    return kept
+    return covered
 
 
-# The length of a message without its tag; 0 if that is not right.
-def check(mv, n):
-    global got
+# Returns the length of a message without its tag; 0 if the tag is wrong.
+def verify(mv, n):
+    global received
     n -= _TAG
     if n < 0:
         return 0
-    tag = hmac(key, pack(">BQ", _SERVER, got), mv[:n])
-    got += 1
-    return n if same(mv[n : n + _TAG], memoryview(tag)[:_TAG]) else 0
+    tag = hmac(key, pack(">BQ", _SERVER, received), mv[:n])
+    received += 1
+    return n if equal(mv[n : n + _TAG], memoryview(tag)[:_TAG]) else 0

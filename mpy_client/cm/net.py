@@ -1,17 +1,17 @@
-# The network: Wi-Fi, the first of its list that lets the board in, or a cable; then the clock.
-# Boards: those with `network`; imported to dial where cm.json names a network, then dropped.
-# Cost: 599 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# The network: the first Wi-Fi network of a list that accepts the board, or Ethernet; then NTP.
+# Boards: those with `network`; loaded to connect if cm.json names a network, then dropped.
+# Cost: 595 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import network
 from time import localtime, sleep_ms
 
-_STEP = const(100)  # ms between two looks
-_STEPS = const(150)  # looks at one network: 15 s
-_YEAR = const(2024)  # a clock that says less was never set
+_POLL_MS = const(100)  # ms between two polls of the status
+_POLLS = const(150)  # polls for each network: 15 s
+_MIN_YEAR = const(2024)  # an earlier year means that the clock was never set
 
 
-# Waits for a connection; gives why there is none.
+# Waits for a connection. Returns None, or why there is none.
 def _wait(nic):
-    for _ in range(_STEPS):
+    for _ in range(_POLLS):
         if nic.isconnected():
             return None
         status = nic.status()
@@ -21,21 +21,21 @@ def _wait(nic):
         ):
             if status == getattr(network, name, None):
                 return why
-        sleep_ms(_STEP)
+        sleep_ms(_POLL_MS)
     return "no answer"
 
 
 def _set_clock():
-    if localtime()[0] < _YEAR:
+    if localtime()[0] < _MIN_YEAR:
         try:
             import ntptime
 
             ntptime.settime()
-        except Exception:  # no way out of this network: certificates here need no clock
+        except Exception:  # the network has no NTP; certificates are verified without a clock
             pass
 
 
-def up(config):
+def connect(config):
     lan = config.get("lan")
     nic = network.LAN(**lan) if lan else network.WLAN(network.STA_IF)
     nic.active(True)
@@ -51,4 +51,4 @@ def up(config):
         print("LAN" if lan else "Wi-Fi " + name + ":", why)
         if not lan:
             nic.disconnect()
-    raise OSError  # dial.py has nothing to add
+    raise OSError  # dial.py prints no more than this

@@ -1,24 +1,24 @@
-# cm.emit(temp=21.5): one small message with the board's clock; what comes too fast is dropped.
+# cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 534 bytes of .mpy, 640 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 538 bytes of .mpy, 640 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 from json import dumps
 
 from cm import link, run
 
 _EMIT = const(0x26)
 _RUNNING = const(4)  # as in run.py
-_END = const(888)
-_HEAD = const(22)  # bytes before the JSON: a frame's head, a message's, the ticks
-_SIZE = const(512)  # bytes of JSON
-_EACH = const(20)  # ms: 50 in a second
-_MOST = const(1000)  # ms that add up in a pause: 50 at once
+_OUT_END = const(888)
+_HEAD_BYTES = const(22)  # bytes before the JSON: frame header, message header, ticks
+_MAX_BYTES = const(512)  # bytes of JSON
+_INTERVAL_MS = const(20)  # ms: 50 in a second
+_BURST_MS = const(1000)  # ms of unused intervals that accumulate: bursts of 50
 
-due = lost = 0  # when the next would be on time; how many did not leave since one did
+due = dropped = 0  # ticks when the next may be sent; samples dropped since the last that was sent
 
 
-# Says whether it left. What is no number counts as None.
+# Returns whether the sample was sent. NaN and infinity become None.
 def emit(**values):
-    global due, lost
+    global due, dropped
     for name in values:
         v = values[name]
         if not isinstance(v, (int, float, str, bool)):
@@ -27,29 +27,30 @@ def emit(**values):
             values[name] = None
     data = dumps(values).encode()
     n = len(data)
-    if n > _SIZE:
+    if n > _MAX_BYTES:
         raise ValueError
     now = run.ticks_ms()
     gap = run.ticks_diff(now, due)
-    lost += 1
-    if 0 <= gap < _EACH:
+    dropped += 1
+    if 0 <= gap < _INTERVAL_MS:
         return False
-    due = now + _EACH - (gap if 0 < gap < _MOST else _MOST)
-    own = run.port.own if run.status == _RUNNING and not run.rest else bool  # a task's is none
-    own(True)
+    due = now + _INTERVAL_MS - (gap if 0 < gap < _BURST_MS else _BURST_MS)
+    # A task between cells needs no guard; bool() does nothing.
+    guard = run.console.guard if run.status == _RUNNING and not run.left else bool
+    guard(True)
     try:
-        if own:  # an interrupt that is pending is raised at any jump: before anything is half done
+        if guard:  # a pending interrupt is raised at this jump, before anything is half done
             pass
         run.flush()
-        at = run.end + _HEAD
-        if at + n <= _END:
+        at = run.end + _HEAD_BYTES
+        if at + n <= _OUT_END:
             link.mv[at : at + n] = data
             run.pack_into(">Q", run.buf, at - 8, now)
-            run.tell(_EMIT, min(lost - 1, 255), at - 8, at + n)
+            run.send(_EMIT, min(dropped - 1, 255), at - 8, at + n)
             if link.socket:
-                lost = 0
+                dropped = 0
     finally:
-        fire = own(False)
-    if fire:
+        interrupt = guard(False)
+    if interrupt:
         raise KeyboardInterrupt
-    return not lost
+    return not dropped

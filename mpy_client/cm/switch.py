@@ -1,22 +1,22 @@
-# Finishes an install: moves staged files to their places, as a journal says, however often.
-# Boards: all; safe against power cuts on littlefs. Imported where a journal is, then dropped.
-# Cost: 448 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Completes an install: moves staged files to their places as a journal lists them. Repeatable.
+# Boards: all; safe against power cuts on littlefs. Loaded if there is a journal, then dropped.
+# Cost: 450 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 #
-# Whoever installs puts the files into /.cm/new, and their names last into /.cm/journal, by a
-# rename: from that moment the install has happened, even if the power goes. Each line is one of
-#   +NUMBER PATH   /.cm/new/NUMBER goes to PATH, whose folders are made
-#   -PATH          this file goes
-#   _PATH          this folder goes, if it is empty
-# A line that is done already changes nothing. What cannot be done leaves the journal as it is.
+# The installer writes the files to /.cm/new, and last a list of them to /.cm/journal, by a
+# rename. From then on the install is complete, even if the power fails. A line is one of
+#   +NUMBER PATH   move /.cm/new/NUMBER to PATH; make its folders
+#   -PATH          remove this file
+#   _PATH          remove this folder if it is empty
+# A line that was already applied has no effect. If a line fails, the journal stays as it is.
 import os
 
 _ENOENT = const(2)
 
 
-# Calls; that there is no such thing, or that there is one already, is as good as done.
-def _do(act, *path):
+# Calls a function; "does not exist" and "exists already" mean that an earlier run has done it.
+def _try(func, *path):
     try:
-        act(*path)
+        func(*path)
     except OSError as e:
         if e.errno not in (_ENOENT, 17, 39):  # EEXIST, ENOTEMPTY
             raise
@@ -25,12 +25,12 @@ def _do(act, *path):
 def _move(staged, path):
     at = path.find("/", 1)
     while at > 0:
-        _do(os.mkdir, path[:at])
+        _try(os.mkdir, path[:at])
         at = path.find("/", at + 1)
-    _do(os.rename, staged, path)
+    _try(os.rename, staged, path)
 
 
-# Does what the journal says, if there is one.
+# Applies the journal, if there is one.
 def finish():
     try:
         journal = open("/.cm/journal")
@@ -43,8 +43,8 @@ def finish():
                 number, path = path.split(" ", 1)
                 _move("/.cm/new/" + number, path)
             elif line[0] == "-":
-                _do(os.remove, path)
+                _try(os.remove, path)
             elif line[0] == "_":
-                _do(os.rmdir, path)
+                _try(os.rmdir, path)
     os.remove("/.cm/journal")
-    _do(os.rmdir, "/.cm/new")
+    _try(os.rmdir, "/.cm/new")

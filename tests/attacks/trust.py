@@ -85,19 +85,26 @@ TRUST: Final = [
         "_authenticated_bytes = lambda direction, number, message: _U64.pack(number) + message",
         TAMPERED + "[other direction]",
     ),
-    text_defence(
-        "the board looks at a message's MAC",
+    defence(
+        "the board verifies the MAC of a message",
         BOARD + "mac.py",
-        "return n if same(mv[n : n + _TAG], memoryview(tag)[:_TAG]) else 0",
-        "return n",
+        "def verify(mv, n):\n    return n - _TAG",
         "faults/test_board_link.py::test_fault_in_a_job[mac-flip-bit-115-of-EXEC]",
     ),
     # Certificates
-    text_defence(
+    defence(
         "the board verifies the server's certificate",
         BOARD + "dial.py",
-        "context.verify_mode = tls.CERT_REQUIRED",
-        "context.verify_mode = tls.CERT_NONE",
+        """
+def _secure(link, config, secure=_secure):
+    if "ca" not in config:
+        return secure(link, config)
+    import tls
+
+    context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
+    context.verify_mode = tls.CERT_NONE
+    link.io = context.wrap_socket(link.socket, server_hostname="cloudmanager")
+""",
         SITE + "a_fake_server_is_refused_by_its_certificate",
     ),
     defence(
@@ -203,11 +210,14 @@ TRUST: Final = [
         "if True:",
         ENROLMENT + "a_new_key_without_proof_is_not_believed",
     ),
-    text_defence(
+    defence(
         "a board keeps its old key until the new one is written",
         BOARD + "identity.py",
-        '    with open("/cm.tmp", "w") as file:\n',
-        '    import os\n    os.remove("/cm.json")\n    with open("/cm.tmp", "w") as file:\n',
+        """
+def save(config, save=save):
+    os.remove("/cm.json")
+    save(config)
+""",
         SITE + "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
     ),
     # Files of boards

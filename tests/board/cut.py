@@ -36,7 +36,7 @@ def switch_without(moves, gone):
     for number, (path, _) in enumerate(moves):
         switch._move("/.cm/new/%d" % number, path)
     for line in gone:
-        switch._do(os.remove if line[0] == "-" else os.rmdir, line[1:-1])
+        switch._try(os.remove if line[0] == "-" else os.rmdir, line[1:-1])
     os.rmdir("/.cm/new")
 
 

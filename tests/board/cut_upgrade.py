@@ -43,9 +43,9 @@ def upgrade(flash, version):
 
 # As start() in cm_start.py; where the new client dials in, the fleet confirms it.
 def boot(version):
-    if cm_start._settle():
+    if cm_start._choose():
         if BROKEN and running() == version:
-            cm_start._back()
+            cm_start._roll_back()
         else:
             cell("confirm")
 

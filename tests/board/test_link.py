@@ -152,7 +152,7 @@ def test_outcome_of_a_cell_whose_link_broke_is_told_on_return(near, board):
     assert again.run("__cm__((kept))").value == b"5"
 
 
-def test_cell_that_comes_twice_runs_once(near, board):
+def test_cell_that_is_sent_twice_runs_once(near, board):
     first = board.run("twice = 1", number=b"same")
     assert first.status == 0
     board.submit("twice = 2", number=b"same")

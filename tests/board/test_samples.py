@@ -11,7 +11,7 @@ from .peer import ERROR, INTERRUPTED, OK
 def _rested(board):
     """Nothing that was emitted before counts."""
     board.samples.clear()
-    board.run("import cm.samples\ncm.samples.due = cm.samples.lost = 0")
+    board.run("import cm.samples\ncm.samples.due = cm.samples.dropped = 0")
 
 
 def values(board):

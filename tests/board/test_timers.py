@@ -237,7 +237,7 @@ def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
     link = boot(lab, "rp2-1.28")
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
-    code = "import cm.console as c, cm.ticker\nc.timer.deinit = lambda: print('stopped')\nc.rest()"
+    code = "import cm.console as c, cm.ticker\nc.timer.deinit = lambda: print('stopped')\nc.idle()"
     assert b"stopped" in link.run(code).output
 
 
@@ -271,7 +271,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
 def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make_lab, app):
     lab = make_lab()
     link = lab.link()
-    app = "import cm.app\ncm.app.since -= 61000\n" + app
+    app = "import cm.app\ncm.app.started -= 61000\n" + app
     assert link.run(f"with open('/app.py', 'w') as f: f.write({app!r})").status == OK
     for _ in range(4):
         lab.boards.restart("lab-1")

@@ -104,7 +104,7 @@ def test_demo_that_cannot_start_jupyterlab_says_how_to_get_it(environment, tmp_p
     _, complaints = process.communicate(timeout=WAIT)
     assert complaints == (
         "mbm: JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`. "
-        "`mbm server-status` tells how the server is.\n"
+        "`mbm server-status` shows the state of the server.\n"
     )
     assert process.returncode == 1
     assert nothing_is_left(environment)
