@@ -1,6 +1,6 @@
 # The console of real boards (os.dupterm), and the only machine.Timer that the client uses.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,022 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 1,013 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
 import io
 import os
 from machine import Timer
@@ -37,7 +37,7 @@ callback = os.dupterm_notify  # called by the timer while a cell runs; ticker.py
 idle = close = timer.deinit
 
 
-def capture(b, nested):
+def append(b, nested):
     if in_user and not nested:
         run.append(b, True)
         if b[-1] == 10 and ticks_diff(ticks_ms(), run.sent) >= _FLUSH_MS:
@@ -58,7 +58,7 @@ class Stream(io.IOBase):
         nested = busy
         busy = True
         try:
-            capture(b, nested)
+            append(b, nested)
             busy = nested
             if missed:
                 missed = False
@@ -68,7 +68,7 @@ class Stream(io.IOBase):
         except KeyboardInterrupt:
             due = True
             try:
-                capture(b, nested)  # the interrupt preceded the first byte
+                append(b, nested)  # the interrupt preceded the first byte
             except BaseException:
                 pass
             busy = nested
