@@ -185,7 +185,7 @@ class BridgedBoardLink:
                 self._shut_down()
 
     def _raise_if_torn(self) -> None:
-        """Raise if an earlier frame may be half written: the server would read the next as its rest.
+        """Raise if a frame may be half written: the server would read the next one as its rest.
 
         Raises:
             ConnectionAbortedError: an earlier frame may be half written.

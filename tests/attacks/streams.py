@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import LIBRARY, Defence, Override, Place, defence, text_defence
+from .defence import LIBRARY, Defence, Override, defence
 
 OUTGOING: Final = "cloudmanager/client/test_outgoing.py::"
 

@@ -142,9 +142,12 @@ def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
     place = tmp_path / "big.bin"
     place.write_bytes(os.urandom(600_000))
     kernel.run(
-        "from cloudmanager.display import progress\nprogress.SHOW_AFTER_SECONDS, after = 0.0, progress.SHOW_AFTER_SECONDS"
+        "from cloudmanager.display import progress\n"
+        "progress.SHOW_AFTER_SECONDS, after = 0.0, progress.SHOW_AFTER_SECONDS"
     )
-    kernel.run("from cloudmanager.client import verbs\nverbs.TICK_SECONDS, tick = 0.01, verbs.TICK_SECONDS")
+    kernel.run(
+        "from cloudmanager.client import verbs\nverbs.TICK_SECONDS, tick = 0.01, verbs.TICK_SECONDS"
+    )
     status, outputs = kernel.run(f"%board_cp demo-[1-3] {place} :big.bin")
     kernel.run("progress.SHOW_AFTER_SECONDS, verbs.TICK_SECONDS = after, tick")
     kernel.run("%board_rm demo-[1-3] :big.bin")

@@ -76,7 +76,10 @@ def test_settings_change_over_the_air(chip, mbm, fleet: Fleet):
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [([], "No setting to change was given"), (["--watchdog", "5"], "A watchdog of 5 s is too short")],
+    [
+        ([], "No setting to change was given"),
+        (["--watchdog", "5"], "A watchdog of 5 s is too short"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(mbm, options, why):
     done = mbm("board-config", "set-3", *options)

@@ -273,9 +273,10 @@ def test_jobs_are_listed_shown_and_interrupted(boards, fleet: Fleet, mbm):
     assert mbm("job-list", "--json").json[0]["job"] == number
     assert mbm("job-show", str(number)).out.startswith(f"job {number} on demo-1: running")
     done = mbm("job-interrupt", str(number), "999999999")
-    assert (done.status, done.out) == (0, (
-        "Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"
-    ))
+    assert (done.status, done.out) == (
+        0,
+        ("Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"),
+    )
     assert group.results(WAIT)["demo-1"].status == "interrupted"
     assert mbm("job-interrupt", str(number), "--json").json == {"interrupted": 0}
 
