@@ -1,4 +1,4 @@
-"""The frame holds: what is packaged, mirrored, promised, and kept out of the repository."""
+"""The wheel's contents, the imports of pure modules, the changelog, and forbidden texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from .wheel import ROOT, build, pip, tracked
 
 SOURCES = {"cloudmanager": ROOT / "cloudmanager", "cm_server": ROOT / "server/cm_server"}
-#: Modules that use the standard library and each other, and nothing else.
+#: Modules that import the standard library and each other only.
 PURE = {
     "cloudmanager.client.cells",
     "cloudmanager.protocol.errors",
@@ -78,7 +78,7 @@ def imported(module: str) -> set[str]:
         ("a package registry's host", r"(?:pypi|pythonhosted|npmjs|debian)\.(?:org|com)\b"),
     ],
 )
-def test_no_tracked_file_names(what: str, pattern: str):
+def test_no_tracked_file_contains(what: str, pattern: str):
     found = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in tracked()
@@ -99,7 +99,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("wheel"))
 
 
-def test_wheel_carries_the_board_code_the_server_and_the_command(wheel: Path):
+def test_wheel_contains_the_board_code_the_server_and_the_command(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     board = {f"cm_board/cm/{path.name}" for path in (ROOT / "mpy_client/cm").glob("*.py")}
     server = {

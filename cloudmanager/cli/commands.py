@@ -208,6 +208,8 @@ def job_interrupt(options: argparse.Namespace) -> int:
 
 
 def _interrupt_text(interrupted: int, requested: int) -> str:
+    if interrupted == 0:
+        return "Nothing to interrupt: the jobs have ended or do not exist."
     text = f"Interrupted {interrupted} of {requested} jobs."
     if interrupted < requested:
         text += " The others had already ended or do not exist."

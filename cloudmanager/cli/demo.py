@@ -92,8 +92,8 @@ def _running_server(show_text: Callable[[str], None]) -> Iterator[None]:
     """Start the local server, unless it is running; stop it in the end if it was started here."""
     started = local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
     try:
-        state = "is already running" if started.already else "is listening"
-        show_text(f"The server {state} at {started.url}")
+        state = "is already running at" if started.already else "is listening on"
+        show_text(f"The server {state} {started.url}")
         yield
     finally:
         if not started.already:

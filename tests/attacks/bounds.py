@@ -291,7 +291,7 @@ BOUNDS: Final = [
         LIBRARY + "protocol/text.py",
         "sanitize_text = lambda text: text",
         "cloudmanager/protocol/test_text.py::test_clean_shows_control_characters_and_keeps_the_rest",
-        "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_disarmed",
+        "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_escaped",
         "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
     ),
     text_defence(

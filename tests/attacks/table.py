@@ -278,15 +278,15 @@ ATTACKS: Final = [
         "what_a_board_prints_is_text_in_the_shell "
         "what_a_board_says_is_a_line_of_its_own_in_no_log",
         "cloudmanager/protocol/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
-        "cloudmanager/display/test_terminal.py: escape_codes_of_boards_are_disarmed",
-        "cloudmanager/display/test_interleaved_log.py: what_boards_say_is_made_safe",
+        "cloudmanager/display/test_terminal.py: escape_codes_of_boards_are_escaped",
+        "cloudmanager/display/test_interleaved_log.py: control_characters_in_the_log_are_escaped",
     ),
     attack(
         22,
         "floods of output, lines without end, output after the end, another's ending",
         "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
-        "cloudmanager/display/test_interleaved_log.py: line_without_end_is_cut_into_several",
+        "cloudmanager/display/test_interleaved_log.py: line_without_newline_is_split",
         "cm_server/jobs/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "
         "one_write_may_be_longer_than_the_tail",
         "cm_server/jobs/test_dispatch.py: a_second_result_changes_nothing "
@@ -303,7 +303,7 @@ ATTACKS: Final = [
         "cloudmanager/client/test_board_paths.py: hostile_names_are_refused "
         "windows_devices_are_known_by_their_whole_name",
         "cloudmanager/client/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
-        "cloudmanager/display/test_file_report.py: what_boards_say_moves_no_cursor",
+        "cloudmanager/display/test_file_report.py: control_characters_in_file_names_are_escaped",
         not_here="a table of results is the caller's own (`to_pandas`); no CSV is written",
     ),
     attack(
@@ -325,7 +325,7 @@ ATTACKS: Final = [
         "cloudmanager/client/test_file_verbs.py: names_of_any_language_go_there_and_back",
         "cloudmanager/client/test_board_paths.py: what_is_no_path_on_boards_is_said",
         "cloudmanager/cable/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
-        "cloudmanager/cli/test_cable_commands.py: password_is_asked_for_and_shown_nowhere",
+        "cloudmanager/cli/test_cable_commands.py: wifi_password_is_asked_for_and_never_shown",
     ),
     attack(
         36,

@@ -1,4 +1,4 @@
-"""A lab for whole stories: a server's process and twenty real virtual boards."""
+"""The fixture ``lab`` for system tests: a server process and twenty virtual boards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import RunningServer, running_boards, running_server
 
 BOARDS = 20
-WAIT = 15.0  # seconds that anything here may take
+WAIT = 15.0  # timeout of each step, in seconds
 
 
 class Lab(NamedTuple):
@@ -27,7 +27,7 @@ class Lab(NamedTuple):
     boards: VirtualBoards
 
     def row(self, number: int) -> tuple[str | None, str | None]:
-        """What the store has of a job: status and error."""
+        """Return a job's status and error from the store."""
         return stored(self.server.home)[number]
 
 
@@ -36,7 +36,7 @@ def fleet_of(server: RunningServer) -> Fleet:
 
 
 def stored(home: Path) -> dict[int, tuple[str | None, str | None]]:
-    """Every job's status and error, as another process finds them in the file."""
+    """Return each job's status and error, as another process reads them from the file."""
     with closing(sqlite3.connect(home / "server.db")) as file:
         return {
             number: (status, error)
@@ -44,17 +44,17 @@ def stored(home: Path) -> dict[int, tuple[str | None, str | None]]:
         }
 
 
-def until(true: Callable[[], object], what: str) -> None:
-    """Return once it is so; of another process, nothing else tells."""
+def until(condition: Callable[[], object], what: str) -> None:
+    """Poll a condition in another process until it is true; ``what`` describes it on failure."""
     deadline = time.monotonic() + WAIT
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The lab that the stories share; its server waits 2 s for a lost board."""
+    """The lab that all system tests share; its server waits 2 s for a lost board."""
     home = tmp_path_factory.mktemp("lab")
     names = [f"lab-{number}" for number in range(1, BOARDS + 1)]
     with (

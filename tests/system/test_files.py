@@ -1,4 +1,4 @@
-"""Files while the rest goes on: a slow board, many boards, cells of others."""
+"""File transfers with a hung board, many boards, and a small heap."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 from .conftest import WAIT, Lab, until
 
 
-def test_one_hung_board_holds_up_no_other(lab: Lab):
-    """A board that reads nothing more gets a window of bytes; the rest is done meanwhile."""
+def test_hung_board_does_not_delay_an_upload_to_others(lab: Lab):
+    """A board that stops reading receives one window of bytes; the other boards are not delayed."""
     data = os.urandom(400_000)
     boards = lab.fleet["lab-[1-4]"]
     lab.boards.kill("lab-1", 19)  # SIGSTOP: its socket stays open
-    begun = time.monotonic()
+    started = time.monotonic()
     ended: dict[str, float] = {}
     results: dict[str, object] = {}
 
-    def note(board: str, moved: int, total: int) -> None:
+    def on_progress(board: str, moved: int, total: int) -> None:
         if moved > total - 20_000:
-            ended.setdefault(board, time.monotonic() - begun)
+            ended.setdefault(board, time.monotonic() - started)
 
-    work = threading.Thread(
-        target=lambda: results.update(boards.put(data, ":f.bin", progress=note))
+    upload = threading.Thread(
+        target=lambda: results.update(boards.put(data, ":f.bin", progress=on_progress))
     )
-    work.start()
+    upload.start()
     until(lambda: len(ended) == 3, "three boards have the file")
     assert lab.fleet["lab-5"].run("6 * 7", timeout=5).value == 42
     assert "lab-1" not in ended
     lab.boards.kill("lab-1", 18)
-    work.join(WAIT)
-    assert not work.is_alive()
+    upload.join(WAIT)
+    assert not upload.is_alive()
     assert lab.fleet["lab-[1-4]"].stat(":f.bin").ok
     assert lab.fleet["lab-[1-4]"].rm(":f.bin").ok
 
 
-def test_twenty_boards_get_a_folder_and_give_it_back(lab: Lab, tmp_path):
+def test_twenty_boards_receive_and_return_a_folder(lab: Lab, tmp_path):
     (tmp_path / "src").mkdir()
     for n in range(20):
         (tmp_path / f"src/{n}.bin").write_bytes(os.urandom(1_000 + 100 * n))
@@ -51,14 +51,14 @@ def test_twenty_boards_get_a_folder_and_give_it_back(lab: Lab, tmp_path):
     assert boards.get(":all", tmp_path / "back").ok
     for board in boards.stat(":all"):
         for n in range(20):
-            there = tmp_path / "back" / board / "all" / f"{n}.bin"
-            assert there.read_bytes() == (tmp_path / f"src/{n}.bin").read_bytes()
+            received = tmp_path / "back" / board / "all" / f"{n}.bin"
+            assert received.read_bytes() == (tmp_path / f"src/{n}.bin").read_bytes()
     assert boards.rm(":all", recursive=True).ok
 
 
-def test_small_heap_takes_a_file_much_larger_than_it(lab: Lab):
-    (told,) = lab.fleet.enrol(["small-1"])
-    identity = BoardIdentity(told["name"], told["id"], bytes.fromhex(told["key"]))
+def test_file_may_be_larger_than_the_heap(lab: Lab):
+    (enrolment,) = lab.fleet.enrol(["small-1"])
+    identity = BoardIdentity(enrolment["name"], enrolment["id"], bytes.fromhex(enrolment["key"]))
     address, folder = ("127.0.0.1", lab.server.tcp_port), lab.server.home / "small"
     with VirtualBoards([identity], address, folder, heap="48k", flash="1M"):
         wait_online(lab.fleet, ["small-1"])

@@ -1,4 +1,4 @@
-"""A stranger's first ten minutes with `mbm`, from a shell."""
+"""The first session of a new user with `mbm`, in a shell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-#: `mbm`, to which no server on this machine's default port is known: somebody's may run there.
+#: Runs `mbm` with another default port, because a server may run on this machine's default one.
 MBM = """
 import socket
 from cloudmanager import config
@@ -26,18 +26,18 @@ Shell = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def mbm(tmp_path: Path) -> Iterator[Shell]:
-    """Type `mbm …`: exit status, standard output, standard error."""
+    """Return a function that runs `mbm`; it returns status, standard output, standard error."""
     home = tmp_path / "home"
     environment = {**os.environ, "CM_HOME": str(home), "COLUMNS": "100", "NO_COLOR": "1"}
     for name in ("CM_URL", "CM_TOKEN"):
         environment.pop(name, None)
 
-    def run(*words: str, given: str = "") -> tuple[int, str, str]:
-        command = [sys.executable, "-c", MBM, *words]
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        command = [sys.executable, "-c", MBM, *arguments]
         with (tmp_path / "stderr").open("w+") as err:
             done = subprocess.run(
                 command,
-                input=given,
+                input=stdin,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=err,
@@ -46,16 +46,16 @@ def mbm(tmp_path: Path) -> Iterator[Shell]:
                 check=False,
             )
             err.seek(0)
-            told = err.read()
-        assert 'Traceback (most recent call last):\n  File "/' not in told
-        return done.returncode, done.stdout, told
+            errors = err.read()
+        assert 'Traceback (most recent call last):\n  File "/' not in errors
+        return done.returncode, done.stdout, errors
 
     yield run
     run("simulate", "--stop")
     run("server-stop")
 
 
-def test_a_strangers_story(mbm: Shell, tmp_path: Path):
+def test_first_session_of_a_new_user(mbm: Shell, tmp_path: Path):
     status, out, err = mbm("board-list")
     assert (status, out) == (3, "")
     assert "mbm server-start" in err
@@ -78,18 +78,18 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
 
     status, out, _ = mbm("board-execute", "shop-[1-3]", "-c", "print('hello')\n6*7")
     assert status == 0
-    assert out.count("hello") == 1  # three boards say the same: one block
+    assert out.count("hello") == 1  # equal output of three boards is one block
     assert "42" in out
     assert "shop-[1-3]" in out
 
     (tmp_path / "cell.py").write_text("import sys\nsys.platform\n")
     status, out, _ = mbm("board-execute", "shop-1", str(tmp_path / "cell.py"), "--json")
-    told = json.loads(out)["shop-1"]
-    assert (status, told["status"], told["value"]) == (0, "ok", "linux")
-    assert set(told) == {"status", "stdout", "value", "error", "elapsed"}
+    result = json.loads(out)["shop-1"]
+    assert (status, result["status"], result["value"]) == (0, "ok", "linux")
+    assert set(result) == {"status", "stdout", "value", "error", "elapsed"}
 
     assert mbm("board-label", "shop-[1-2]", "room=window")[0] == 0
-    status, out, _ = mbm("board-execute", "room=window", "--json", given="'window seat'")
+    status, out, _ = mbm("board-execute", "room=window", "--json", stdin="'window seat'")
     assert (status, sorted(json.loads(out))) == (0, ["shop-1", "shop-2"])
 
     status, out, err = mbm("board-execute", "shop-2", "-c", "1 // 0")
@@ -110,7 +110,7 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
     assert (status, out) == (0, f"The server at {url} has stopped.\n")
     assert mbm("server-status")[0] == 3
 
-    # The boards wait for the server; they are ended by the one who began them.
+    # The boards keep trying to reconnect; the user who started them stops them.
     status, out, _ = mbm("simulate", "--stop")
     assert (status, out) == (0, "Stopped the detached virtual boards.\n")
     home = str(tmp_path)
@@ -122,13 +122,13 @@ def test_a_strangers_story(mbm: Shell, tmp_path: Path):
     assert left == []
 
 
-def test_detached_boards_let_go_of_the_terminal(mbm: Shell, tmp_path: Path):
+def test_detached_boards_close_the_terminals_pipes(mbm: Shell, tmp_path: Path):
     mbm("server-start", "--port", "0")
-    words = [sys.executable, "-c", MBM, "simulate", "1", "--detach"]
+    command = [sys.executable, "-c", MBM, "simulate", "1", "--detach"]
     environment = {**os.environ, "CM_HOME": str(tmp_path / "home")}
-    with subprocess.Popen(words, stderr=subprocess.PIPE, env=environment) as detaching:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as detaching:
         assert detaching.wait(10) == 0
-        detaching.communicate(timeout=1)  # until nobody holds the pipe any more
+        detaching.communicate(timeout=1)  # returns when no process has the pipe open
 
 
 def _environment(process: psutil.Process) -> list[str]:

@@ -1,4 +1,4 @@
-"""What administrators do with ``mbm``: boards' identities, tokens, the audit log."""
+"""The verbs of ``mbm`` for administrators: boards' identities, tokens, the audit log."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from cloudmanager.protocol.errors import NotAllowed, ServerError
 
 
 @pytest.fixture
-def left(fleet: Fleet):
-    """Names of boards that a test enrols; none is left."""
+def enrolled(fleet: Fleet):
+    """A list for the names of boards that a test enrols; they are revoked afterwards."""
     names: list[str] = []
     yield names
     known = {board["name"] for board in fleet.boards()}
-    if gone := [name for name in names if name in known]:
-        fleet.revoke(",".join(gone))
+    if remaining := [name for name in names if name in known]:
+        fleet.revoke(",".join(remaining))
 
 
-def test_enrol_prints_what_goes_onto_the_board(server, left, mbm):
-    left.append("desk-1")
+def test_board_enrol_prints_the_settings_of_the_board(server, enrolled, mbm):
+    enrolled.append("desk-1")
     done = mbm("board-enrol", "desk-1")
-    told = json.loads(done.out)
-    assert sorted(told) == ["ca", "host", "id", "key", "name", "tcp_port"]
-    assert (told["name"], told["host"], told["tcp_port"]) == (
+    settings = json.loads(done.out)
+    assert sorted(settings) == ["ca", "host", "id", "key", "name", "tcp_port"]
+    assert (settings["name"], settings["host"], settings["tcp_port"]) == (
         "desk-1",
         "127.0.0.1",
         server.tcp_port,
     )
-    assert re.fullmatch("[0-9a-f]{64}", told["key"])
+    assert re.fullmatch("[0-9a-f]{64}", settings["key"])
     assert done.err == (
         "The settings contain the key of desk-1: keep them secret.\n"
         "Only this machine can reach the server. To connect boards over the network, start it with "
@@ -43,38 +43,38 @@ def test_enrol_prints_what_goes_onto_the_board(server, left, mbm):
     )
 
 
-def test_enrol_writes_a_file_for_its_owner_alone(server, left, mbm, tmp_path):
-    left.append("desk-2")
+def test_board_enrol_writes_a_private_file(server, enrolled, mbm, tmp_path):
+    enrolled.append("desk-2")
     path = tmp_path / "cm.json"
     done = mbm("board-enrol", "desk-2", "--plain", "-o", str(path), "--server", "lab.example:99")
     assert done.out == f"Wrote {path}: copy it to desk-2 as /cm.json.\n"
-    told = json.loads(path.read_text())
-    assert sorted(told) == ["host", "id", "key", "mac", "name", "tcp_port"]
-    assert (told["host"], told["tcp_port"], told["mac"]) == ("lab.example", 99, True)
+    settings = json.loads(path.read_text())
+    assert sorted(settings) == ["host", "id", "key", "mac", "name", "tcp_port"]
+    assert (settings["host"], settings["tcp_port"], settings["mac"]) == ("lab.example", 99, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_token_for_boards_is_made_listed_and_revoked(server, mbm):
+def test_enrolment_token_is_created_listed_and_revoked(server, mbm):
     done = mbm("board-enrol", "--token", "--match", "kit-[1-5]", "--uses", "3", "--expires", "2h")
-    told = json.loads(done.out)
-    assert sorted(told) == ["ca", "host", "tcp_port", "token"]
+    settings = json.loads(done.out)
+    assert sorted(settings) == ["ca", "host", "tcp_port", "token"]
     assert done.err.startswith("The token enrols 3 boards that match kit-[1-5], until 20")
     listed = mbm("token-list").out
     (line,) = [line for line in listed.splitlines() if "kit-[1-5]" in line]
     assert re.match(r"enrol-\d+ +board +kit-\[1-5\] +valid", line)
-    assert told["token"] not in listed
+    assert settings["token"] not in listed
     assert mbm("token-revoke", line.split()[0]).status == 0
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["--uses", "2"], ["--token", "--uses", "0"], ["--token", "--expires", "soon"]]
 )
-def test_enrol_refuses_what_makes_no_sense(mbm, arguments):
+def test_board_enrol_refuses_wrong_arguments(mbm, arguments):
     assert mbm("board-enrol", *arguments).status == 2
 
 
-def test_rename_and_revoke_say_what_they_did(server, left, mbm):
-    left += ["desk-3", "desk-4"]
+def test_board_rename_and_board_revoke_report_the_change(server, enrolled, mbm):
+    enrolled += ["desk-3", "desk-4"]
     mbm("board-enrol", "desk-3")
     assert mbm("board-rename", "desk-3", "desk-4").out == "Renamed desk-3 to desk-4.\n"
     assert "Did you mean desk-4?" in mbm("board-rename", "desk-3", "x").err
@@ -83,8 +83,8 @@ def test_rename_and_revoke_say_what_they_did(server, left, mbm):
     assert mbm("board-revoke", "desk-4").status == 2
 
 
-def test_rotate_says_who_takes_the_new_key_now_and_who_later(boards, left, mbm):
-    left.append("desk-5")
+def test_board_rotate_reports_who_gets_the_new_key_now_and_later(boards, enrolled, mbm):
+    enrolled.append("desk-5")
     mbm("board-enrol", "desk-5")
     done = mbm("board-rotate", "demo-1,desk-5")
     assert done.out == (
@@ -99,14 +99,14 @@ def test_rotate_says_who_takes_the_new_key_now_and_who_later(boards, left, mbm):
 
 @pytest.fixture
 def token(server, fleet: Fleet, mbm):
-    """A viewer's token for demo-1, called cli-viewer; none is left."""
+    """The outcome of creating a viewer's token for demo-1; it is revoked afterwards."""
     arguments = ["--role", "viewer", "--target", "demo-1", "--expires", "30d"]
     yield mbm("token-create", "cli-viewer", *arguments)
     with contextlib.suppress(ServerError):
         fleet.request("token-revoke", name="cli-viewer")
 
 
-def test_token_is_shown_once_and_opens_what_it_was_made_for(boards, token, mbm, monkeypatch):
+def test_token_is_shown_once_and_grants_its_role_on_its_target(boards, token, mbm, monkeypatch):
     assert (token.status, token.out.count("\n")) == (0, 1)
     assert re.fullmatch(r"cm_[\w-]{43}\.[\w-]{22}", token.out.strip())
     assert token.err.startswith("cli-viewer: viewer on demo-1, until 20")
@@ -123,7 +123,7 @@ def test_token_is_shown_once_and_opens_what_it_was_made_for(boards, token, mbm, 
     assert (unknown.status, "No board is called demo-2." in unknown.err) == (2, True)
 
 
-def test_token_that_was_revoked_is_refused_by_its_name(token, mbm, monkeypatch):
+def test_revoked_token_is_refused_with_its_name(token, mbm, monkeypatch):
     done = mbm("token-revoke", "cli-viewer")
     assert done.out == "Revoked the token 'cli-viewer'; 0 links were closed.\n"
     monkeypatch.setenv("CM_TOKEN", token.out.strip())
@@ -132,7 +132,7 @@ def test_token_that_was_revoked_is_refused_by_its_name(token, mbm, monkeypatch):
     assert refused.err.startswith("mbm: Not allowed: the token 'cli-viewer' was revoked on 20")
 
 
-def test_revoking_says_how_many_links_it_closed(server, token, mbm):
+def test_token_revoke_reports_the_number_of_closed_links(server, token, mbm):
     with Fleet(server.url, token.out.strip()) as other:
         other.status()
         done = mbm("token-revoke", "cli-viewer", "--json")
@@ -144,13 +144,13 @@ def test_revoking_says_how_many_links_it_closed(server, token, mbm):
     assert "there is no token called 'cli-viewer'" in again.err
 
 
-def test_one_link_is_told_as_one(server, token, mbm):
+def test_token_revoke_uses_the_singular_for_one_link(server, token, mbm):
     with Fleet(server.url, token.out.strip()) as other:
         other.status()
         assert "; 1 link was closed." in mbm("token-revoke", "cli-viewer").out
 
 
-def test_token_without_an_end_says_so_and_tells_programs(server, mbm):
+def test_token_without_expiry_is_shown_as_text_and_as_json(server, mbm):
     made = mbm("token-create", "cli-operator")
     assert "operator on all, until it is revoked." in made.err
     mbm("token-revoke", "cli-operator")
@@ -160,7 +160,7 @@ def test_token_without_an_end_says_so_and_tells_programs(server, mbm):
     assert (made["name"], made["state"], made["expires"]) == ("cli-operator", "valid", None)
 
 
-def test_audit_shows_who_did_what_the_newest_last(boards, token, mbm):
+def test_audit_shows_the_last_requests_newest_last(boards, token, mbm):
     mbm("board-label", "demo-1", "cli=x")
     mbm("board-label", "demo-1", "cli=")
     rows = mbm("audit", "--json", "-n", "2").json
@@ -169,7 +169,7 @@ def test_audit_shows_who_did_what_the_newest_last(boards, token, mbm):
         ("local", "label", "demo-1", "cli="),
     ]
     shown = mbm("audit", "-n", "3").out.splitlines()
-    heads = "when who from verb target boards jobs outcome detail"
-    assert shown[0].split() == heads.split()
+    headings = "when who from verb target boards jobs outcome detail"
+    assert shown[0].split() == headings.split()
     assert [line.split()[4] for line in shown[2:]] == ["label", "label", "audit"]
     assert token.out.strip() not in mbm("audit", "-n", "10000").out

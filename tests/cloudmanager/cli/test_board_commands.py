@@ -1,4 +1,4 @@
-"""`mbm board TARGET MACRO`: the macros of 2018, on real boards."""
+"""`mbm board TARGET MACRO`: the macros, on real boards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(boards: Boards, line: str):
     return board_commands.run_macro(boards, name, words)
 
 
-def test_files(two: Boards):
+def test_file_macros(two: Boards):
     assert run(two, "mkdir m").ok
     two.put(b"hi", ":m/a.txt")
     assert run(two, "cat m/a.txt")["demo-2"].value == b"hi"
@@ -34,25 +34,25 @@ def test_files(two: Boards):
     assert "m" not in [entry.name for entry in run(two, "ls")["demo-1"].value]
 
 
-def test_board_itself(two: Boards):
+def test_macros_about_the_board_itself(two: Boards):
     assert run(two, "echo hello")["demo-1"].stdout == "hello\n"
     assert run(two, "mem_free")["demo-1"].value > 10_000
     assert run(two, "uname")["demo-1"].value[0] == "linux"
     assert run(two, "df")["demo-1"].value.free > 0
-    two.run("gone = 1")
+    two.run("variable = 1")
     assert run(two, "reset").ok
-    assert not two.run("gone").ok
+    assert not two.run("variable").ok
 
 
-def test_settings_are_changed_one_by_one(two: Boards, fleet: Fleet):
+def test_set_changes_one_setting_and_keeps_the_others(two: Boards, fleet: Fleet):
     assert isinstance(run(two, "settings")["demo-1"].error, FileNotFoundError)
     fleet["demo-2"].put(b'{"own": [1, 2]}', ":settings.json")
     for line in ("set every 5", "set room lab", "set on true"):
         assert run(two, line).ok
-    known = {"every": 5, "room": "lab", "on": True}
-    told = run(two, "settings").to_dict()
-    assert json.loads(told["demo-1"]) == known
-    assert json.loads(told["demo-2"]) == {"own": [1, 2], **known}
+    expected = {"every": 5, "room": "lab", "on": True}
+    settings = run(two, "settings").to_dict()
+    assert json.loads(settings["demo-1"]) == expected
+    assert json.loads(settings["demo-2"]) == {"own": [1, 2], **expected}
     fleet["demo-1"].put(b"[", ":settings.json")
     with pytest.raises(ValueError, match="not a JSON object"):
         run(two, "set a 1")
@@ -68,12 +68,12 @@ def test_settings_are_changed_one_by_one(two: Boards, fleet: Fleet):
         ("df x", "TARGET df$"),
     ],
 )
-def test_what_makes_no_sense_is_said(two: Boards, line: str, why: str):
+def test_wrong_macro_or_argument_count_is_refused(two: Boards, line: str, why: str):
     with pytest.raises(ValueError, match=why):
         run(two, line)
 
 
-def test_all_of_2018_are_there():
+def test_frequent_macros_exist():
     assert {"echo", "reset", "ls", "mkdir", "rmdir", "mem_free", "set", "settings", "uname"} <= set(
         board_commands.MACROS
     )

@@ -1,4 +1,4 @@
-"""``mbm flash`` and ``board-scan``, as people type them."""
+"""``mbm flash`` and ``board-scan`` from the arguments to the output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import RunningServer
 
 @pytest.fixture(autouse=True)
 def _home(server: RunningServer):
-    """The shared server's folder is CM_HOME."""
+    """Use the shared server's folder as CM_HOME."""
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def no_ports(monkeypatch):
 
 
 @pytest.fixture
-def person(monkeypatch):
-    """Somebody in front of a terminal, who types these lines."""
+def typed_lines(monkeypatch):
+    """The lines that a user types at a terminal, passwords too."""
     lines: list[str] = []
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(getpass, "getpass", lambda _: lines.pop(0))
@@ -48,19 +48,21 @@ def person(monkeypatch):
     return lines
 
 
-def record(monkeypatch):
-    """Flash nothing: keep what was asked for."""
-    seen: list[tuple[list[str], FlashOptions]] = []
+def record_flash_calls(monkeypatch):
+    """Replace flashing; return the list to which the ports and options of each call are added."""
+    calls: list[tuple[list[str], FlashOptions]] = []
 
-    def flash(ports, wish, *_):
-        seen.append((ports, wish))
+    def flash(ports, options, *_):
+        calls.append((ports, options))
         return []
 
     monkeypatch.setattr(cable_commands, "flash_and_join", flash)
-    return seen
+    return calls
 
 
-def test_flash_from_box_to_first_cell(chip, server: RunningServer, fleet: Fleet, tmp_path):
+def test_flash_turns_a_new_board_into_a_member_that_ran_a_cell(
+    chip, server: RunningServer, fleet: Fleet, tmp_path
+):
     done = process(
         *["flash", "--port", chip.port, "--firmware", str(images.small(tmp_path))],
         *["--name", "shelf-[1-9]", "--label", "room=lab"],
@@ -74,103 +76,104 @@ def test_flash_from_box_to_first_cell(chip, server: RunningServer, fleet: Fleet,
     scan = process("board-scan", chip.port, "--json")
     (row,) = scan.json
     assert (row["name"], row["platform"], row["error"]) == ("shelf-1", "linux", "")
-    chip.stop = lambda: None  # it is gone below: nobody may be connected when it is forgotten
-    Chip.stop(chip)
+    chip.stop = lambda: None  # the fixture must not stop it again
+    Chip.stop(chip)  # the board must not be connected when the fleet removes it
 
 
-def test_json_says_what_failed_and_status_is_1(chip, mbm, tmp_path):
+def test_failure_of_flash_is_in_json_and_status_is_1(chip, mbm, tmp_path):
     wrong = tmp_path / "fw.bin"
     wrong.write_bytes(images.esp32())
     done = mbm("flash", "--port", chip.port, "--firmware", str(wrong), "--json")
     assert (done.status, done.err) == (1, "")
-    told = done.json[chip.port]
-    assert (told["status"], told["step"], told["chip"]) == ("error", "firmware", "ESP8266")
+    outcome = done.json[chip.port]
+    assert (outcome["status"], outcome["step"], outcome["chip"]) == ("error", "firmware", "ESP8266")
 
 
-def test_failure_is_a_sentence_behind_the_port(mbm):
+def test_failure_of_flash_is_printed_after_the_port(mbm):
     done = mbm("flash", "--port", "/dev/ttyUSB99", "--no-flash")
     assert (done.status, done.out) == (1, "")
     last = done.err.splitlines()[-1]
-    assert last.startswith("mbm: /dev/ttyUSB99: There is no such port.")
+    assert last.startswith("mbm: /dev/ttyUSB99: ")
 
 
-def test_password_is_asked_for_and_shown_nowhere(chip, mbm, person, monkeypatch):
-    seen = record(monkeypatch)
-    person.append("it's secret")
+def test_wifi_password_is_asked_for_and_never_shown(chip, mbm, typed_lines, monkeypatch):
+    calls = record_flash_calls(monkeypatch)
+    typed_lines.append("it's secret")
     done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
     assert done.status == 0
-    wish = seen[0][1]
-    assert (wish.wifi, wish.server[0]) == ([("home", "it's secret")], "10.0.0.7")
-    assert "secret" not in repr(wish) + done.out + done.err
+    options = calls[0][1]
+    assert (options.wifi, options.server[0]) == ([("home", "it's secret")], "10.0.0.7")
+    assert "secret" not in repr(options) + done.out + done.err
 
 
-def test_password_that_the_keyring_has_is_not_asked_for(chip, mbm, person, monkeypatch):
-    seen = record(monkeypatch)
+def test_wifi_password_is_read_from_the_keyring(chip, mbm, typed_lines, monkeypatch):
+    calls = record_flash_calls(monkeypatch)
     kept = {("cloudmanager wifi", "home"): "it's kept"}
     keyring = types.SimpleNamespace(get_password=lambda *of: kept.get(of))
     monkeypatch.setitem(sys.modules, "keyring", keyring)
     mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
-    assert seen[0][1].wifi == [("home", "it's kept")]
+    assert calls[0][1].wifi == [("home", "it's kept")]
 
 
-def test_password_with_nobody_there_is_refused(chip, mbm, monkeypatch):
+def test_wifi_password_without_a_terminal_is_an_error(chip, mbm, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     done = mbm("flash", "--port", chip.port, "--wifi", "home", "--server", "10.0.0.7")
     assert done.status == 1
     assert "Cannot ask for the password of 'home': not a terminal" in done.err
 
 
-def test_range_that_is_not_closed_is_no_name(mbm, no_ports):
+def test_unclosed_range_of_names_is_refused(mbm, no_ports):
     done = mbm("flash", "--name", "lab-[1-3")
     assert (done.status, "lab-[1-3\n" in done.err) == (2, True)
 
 
-def test_no_board_says_that_some_cables_only_charge(mbm, no_ports):
+def test_no_board_found_hints_at_charging_cables(mbm, no_ports):
     done = mbm("flash")
     assert done.status == 1
     assert "No board was found on a cable. Plug one in; some cables only charge." in done.err
     assert "only charge" in mbm("board-scan").out
 
 
-def test_several_boards_need_a_choice(mbm, monkeypatch, person):
+def test_several_boards_need_a_choice_or_an_option(mbm, monkeypatch, typed_lines):
     found = [SerialPort("/dev/ttyUSB0", "CP2102"), SerialPort("/dev/ttyUSB1", "CH340")]
     monkeypatch.setattr(serial_ports, "find_serial_ports", lambda: found)
-    seen = record(monkeypatch)
-    person += ["0", "x", "2"]
+    calls = record_flash_calls(monkeypatch)
+    typed_lines += ["0", "x", "2"]
     assert "/dev/ttyUSB1  CH340" in mbm("flash").err
     mbm("flash", "--all")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert "Several boards were found: /dev/ttyUSB0, /dev/ttyUSB1" in mbm("flash").err
-    assert [ports for ports, _ in seen] == [
+    assert [ports for ports, _ in calls] == [
         ["/dev/ttyUSB1"],
         ["/dev/ttyUSB0", "/dev/ttyUSB1"],
     ]
 
 
-def test_board_on_wifi_is_not_sent_to_this_machines_loopback(
-    server: RunningServer, person, mbm, chip
-):
+def test_wifi_with_a_server_on_loopback_is_refused(server: RunningServer, typed_lines, mbm, chip):
     before = bytes(chip.flash)
-    done = mbm("flash", "--port", chip.port, "--wifi", "home")  # nobody is asked for a password
+    # It fails before it asks for the password: no lines are typed.
+    done = mbm("flash", "--port", chip.port, "--wifi", "home")
     assert (done.status, done.out) == (1, "")
     assert "The server listens on this machine only: boards cannot reach it over Wi-Fi." in done.err
     assert "`mbm server-start --listen 0.0.0.0`" in done.err
     assert bytes(chip.flash) == before
 
 
-def test_board_dials_what_the_server_is_reached_by(server: RunningServer, person, mbm, monkeypatch):
-    seen = record(monkeypatch)
+def test_board_connects_to_the_given_address_or_the_servers(
+    server: RunningServer, typed_lines, mbm, monkeypatch
+):
+    calls = record_flash_calls(monkeypatch)
     mbm("flash", "--port", "p")
     mbm("flash", "--port", "p", "--server", "lab.example")
     mbm("flash", "--port", "p", "--server", "lab.example:443")
-    assert [wish.server for _, wish in seen] == [
+    assert [options.server for _, options in calls] == [
         ("127.0.0.1", server.tcp_port),
         ("lab.example", server.tcp_port),
         ("lab.example", 443),
     ]
 
 
-def test_scan_leaves_a_running_program_running(chip, mbm):
+def test_board_scan_restarts_the_program_it_interrupted(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()
     with BoardRepl(chip.port) as repl:
@@ -185,19 +188,19 @@ def test_scan_leaves_a_running_program_running(chip, mbm):
     chip.hear(b"begun")
 
 
-def test_scan_tells_a_blank_board(chip, mbm, monkeypatch):
+def test_board_scan_reports_a_blank_board(chip, mbm, monkeypatch):
     monkeypatch.setattr(cable_commands, "SCAN_SECONDS", 0.5)
     assert "No REPL answers" in mbm("board-scan", chip.port).out
 
 
-def test_without_the_libraries_it_says_what_to_install(mbm, monkeypatch):
+def test_missing_libraries_are_reported_with_the_install_command(mbm, monkeypatch):
     monkeypatch.setitem(sys.modules, "mpremote", None)
     done = mbm("board-scan")
     assert done.status == 1
     assert "pip install 'cloudmanager[flash]'" in done.err
 
 
-def test_mbm_flash_is_a_command_of_its_own(nobody, monkeypatch, capsys):
+def test_mbm_flash_is_a_separate_command(nobody, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         flash_main(["--port", os.devnull])
     assert caught.value.code == 3

@@ -1,4 +1,4 @@
-"""``mbm``: how it parses, what it refuses, and how it exits; as a process where that matters."""
+"""``mbm``: parsing, usage errors, exit statuses; as a process where that matters."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ from tests.conftest import RunningServer
     ],
     ids=" ".join,
 )
-def test_no_server_is_one_sentence_and_status_3(nobody, mbm, arguments):
+def test_missing_server_is_reported_with_status_3(nobody, mbm, arguments):
     done = mbm(*arguments)
     assert (done.status, done.out) == (3, "")
     assert done.err == (
@@ -42,13 +42,13 @@ def test_no_server_is_one_sentence_and_status_3(nobody, mbm, arguments):
     )
 
 
-def test_no_server_at_cm_url_says_where_that_came_from(own_home):
+def test_missing_server_message_names_the_source_of_its_address(own_home):
     done = process("board-list", env={**os.environ, "CM_URL": "http://127.0.0.1:1"})
     assert (done.status, done.out) == (3, "")
     assert done.err.startswith("mbm: No server at http://127.0.0.1:1 (from CM_URL)")
 
 
-def test_wrong_token_is_one_sentence(server: RunningServer, mbm, monkeypatch):
+def test_wrong_token_is_reported_in_one_line(server: RunningServer, mbm, monkeypatch):
     monkeypatch.setenv("CM_TOKEN", "cm_wrong")
     done = mbm("board-list")
     assert (done.status, done.out) == (1, "")
@@ -62,7 +62,7 @@ def test_wrong_token_is_one_sentence(server: RunningServer, mbm, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ([], "VERB"),
         (["nonsense"], "nonsense"),
@@ -96,12 +96,12 @@ def test_wrong_token_is_one_sentence(server: RunningServer, mbm, monkeypatch):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_status_2_and_says_what_is_meant(mbm, arguments, told):
+def test_wrong_usage_is_status_2_with_an_explanation(mbm, arguments, expected):
     done = mbm(*arguments)
-    assert (done.status, done.out, told in done.err) == (2, "", True)
+    assert (done.status, done.out, expected in done.err) == (2, "", True)
 
 
-def test_help_names_every_verb(mbm):
+def test_help_lists_the_verbs(mbm):
     shown = mbm("--help")
     assert shown.status == 0
     for name in (
@@ -116,30 +116,30 @@ def test_help_names_every_verb(mbm):
         assert f"\n    {name}" in shown.out
 
 
-def test_module_is_run_as_mbm_is():
+def test_module_runs_like_mbm():
     command = [sys.executable, "-m", "cloudmanager", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT)
     assert (done.returncode, done.stdout.startswith("usage: mbm ")) == (0, True)
 
 
-def test_demo_is_run_with_or_without_jupyterlab(mbm, monkeypatch):
-    asked = []
+def test_demo_runs_with_or_without_jupyterlab(mbm, monkeypatch):
+    calls = []
 
-    def demo(say, *, lab):
-        asked.append(lab)
-        say("x")
+    def demo(show_text, *, lab):
+        calls.append(lab)
+        show_text("x")
         return 1
 
     monkeypatch.setattr("cloudmanager.cli.demo.demo", demo)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert [mbm("demo").status, mbm("demo", "--no-lab").out] == [1, "x\n\n"]
-    assert asked == [True, False]
+    assert calls == [True, False]
 
 
 # Interrupts and pipes
 
 
-def test_ctrl_c_reaches_the_boards_and_is_status_130(boards, fleet: Fleet):
+def test_ctrl_c_interrupts_the_boards_and_is_status_130(boards, fleet: Fleet):
     with background("board-execute", "demo-1", "-c", "print('begun')\nwhile True: pass") as run:
         assert run.stdout.readline() == "begun\n"
         run.send_signal(signal.SIGINT)
@@ -150,7 +150,7 @@ def test_ctrl_c_reaches_the_boards_and_is_status_130(boards, fleet: Fleet):
 
 
 @pytest.mark.parametrize("arguments", [["board-list", "--json"], ["board-list"]], ids=" ".join)
-def test_reader_that_went_away_is_no_traceback(boards, arguments):
+def test_closed_pipe_ends_mbm_without_a_traceback(boards, arguments):
     """As in `mbm board-list | head -0`."""
     with background(*arguments) as run:
         run.stdout.close()

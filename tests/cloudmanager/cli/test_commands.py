@@ -1,4 +1,4 @@
-"""What each verb of ``mbm`` does and prints."""
+"""The verbs of ``mbm`` for the server, boards, jobs and virtual boards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.conftest import RunningServer, running_boards
 RESULT = {"status": "ok", "stdout": "", "value": None, "error": None}
 
 
-def plain(results):
-    """--json of board-execute without what differs from time to time."""
+def without_times(results):
+    """Return the JSON of board-execute without ``elapsed``, which differs from run to run."""
     assert all(result.pop("elapsed") > 0 for result in results.values())
     return results
 
@@ -27,9 +27,9 @@ def plain(results):
 
 
 def test_server_is_started_found_and_stopped(own_home, mbm):
-    begun = mbm("server-start", "--port", "0")
-    url = begun.out.removeprefix("The server is listening on ").strip()
-    assert (begun.status, begun.err, url.startswith("http://127.0.0.1:")) == (0, "", True)
+    started = mbm("server-start", "--port", "0")
+    url = started.out.removeprefix("The server is listening on ").strip()
+    assert (started.status, started.err, url.startswith("http://127.0.0.1:")) == (0, "", True)
     again = mbm("server-start")
     assert (again.status, again.out) == (0, f"The server is already running at {url}\n")
     shown = mbm("server-status")
@@ -47,7 +47,7 @@ def test_server_is_started_found_and_stopped(own_home, mbm):
     assert (ended.status, ended.out) == (3, "No local server is running.\n")
 
 
-def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_home, mbm, tmp_path):
+def test_running_server_is_backed_up_and_stopped_server_is_restored(own_home, mbm, tmp_path):
     file = str(tmp_path / "backup.tar")
     names = ["token", "ca.pem", "server.pem", "server.db"]
     assert mbm("server-start", "--port", "0", "--log-json", "--keep-jobs", "7").status == 0
@@ -58,8 +58,8 @@ def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_hom
     assert (refused.status, refused.out) == (1, "")
     assert "`mbm server-stop` ends it" in refused.err
     mbm("server-stop")
-    given = mbm("server-restore", file)
-    assert given.out.startswith(f"Restored token, ca.pem, server.pem, server.db from {file}.")
+    restored = mbm("server-restore", file)
+    assert restored.out.startswith(f"Restored token, ca.pem, server.pem, server.db from {file}.")
     mbm("server-start", "--port", "0")
     assert [board["name"] for board in mbm("board-list", "--json").json] == ["lab-1"]
     mbm("server-stop")
@@ -67,27 +67,27 @@ def test_server_is_backed_up_while_it_runs_and_restored_when_it_does_not(own_hom
     assert (missing.status, "No such file" in missing.err) == (1, True)
 
 
-def test_server_verbs_tell_programs(own_home, mbm):
-    begun = mbm("server-start", "--port", "0", "--json").json
-    assert begun == {"url": begun["url"], "already": False, "listens": begun["url"]}
+def test_server_verbs_print_json(own_home, mbm):
+    started = mbm("server-start", "--port", "0", "--json").json
+    assert started == {"url": started["url"], "already": False, "listens": started["url"]}
     assert mbm("server-start", "--json").json == {
-        "url": begun["url"],
+        "url": started["url"],
         "already": True,
         "listens": "",
     }
     shown = mbm("server-status", "--json").json
-    assert (shown["address"], shown["boards"], shown["online"]) == (begun["url"], 0, 0)
-    assert mbm("server-stop", "--json").json == {"url": begun["url"]}
+    assert (shown["address"], shown["boards"], shown["online"]) == (started["url"], 0, 0)
+    assert mbm("server-stop", "--json").json == {"url": started["url"]}
     assert mbm("server-stop", "--json").json == {"url": None}
 
 
-def test_server_outlives_the_mbm_that_started_it(own_home):
+def test_server_keeps_running_after_mbm_exits(own_home):
     url = process("server-start", "--port", "0", "--json").json["url"]
     assert process("server-status", "--json").json["address"] == url
     assert process("server-stop").status == 0
 
 
-def test_tcp_port_that_is_taken_is_told(own_home, mbm):
+def test_occupied_tcp_port_is_reported(own_home, mbm):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         tcp_port = taken.getsockname()[1]
         done = mbm("server-start", "--port", str(tcp_port))
@@ -97,7 +97,7 @@ def test_tcp_port_that_is_taken_is_told(own_home, mbm):
     assert done.err.count("\n") == 1
 
 
-def test_samples_that_the_server_shall_keep_reach_it(own_home, mbm):
+def test_samples_option_is_passed_to_the_server(own_home, mbm):
     done = mbm("server-start", "--port", "0", "--samples", "0")
     assert (done.status, done.out) == (1, "")
     assert "1 to 100000 values are kept of a board" in done.err
@@ -114,14 +114,14 @@ def test_board_list_shows_a_table(boards, mbm):
     ]
 
 
-def test_board_list_tells_programs(boards, mbm):
+def test_board_list_prints_json(boards, mbm):
     found = mbm("board-list", "--json").json
     assert {board["name"] for board in found} >= {"demo-1", "demo-2", "demo-3"}
     assert all({"name", "state", "platform", "version"} <= set(board) for board in found)
     assert not any("key" in board for board in found)
 
 
-def test_board_execute_shows_what_the_boards_said(boards, mbm):
+def test_board_execute_shows_output_and_value(boards, mbm):
     done = mbm("board-execute", "demo-[1-3]", "-c", "print('hi'); 42")
     assert (done.status, done.err) == (0, "")
     assert "demo-[1-3]" in done.out
@@ -129,10 +129,10 @@ def test_board_execute_shows_what_the_boards_said(boards, mbm):
     assert "42" in done.out
 
 
-def test_board_execute_tells_programs(boards, mbm):
+def test_board_execute_prints_json(boards, mbm):
     done = mbm("board-execute", "demo-[1-2]", "-c", "print('hi'); {'a': [1, None]}", "--json")
     one = {**RESULT, "stdout": "hi\n", "value": {"a": [1, None]}}
-    assert (done.status, plain(done.json)) == (0, {"demo-1": one, "demo-2": one})
+    assert (done.status, without_times(done.json)) == (0, {"demo-1": one, "demo-2": one})
 
 
 @pytest.mark.parametrize(
@@ -146,40 +146,41 @@ def test_board_execute_tells_programs(boards, mbm):
         ("1 << 64", 1 << 64),
     ],
 )
-def test_value_of_any_kind_is_json(boards, mbm, cell, value):
+def test_values_are_converted_to_json(boards, mbm, cell, value):
     done = mbm("board-execute", "demo-1", "-c", cell, "--json")
-    assert plain(done.json) == {"demo-1": {**RESULT, "value": value}}
+    assert without_times(done.json) == {"demo-1": {**RESULT, "value": value}}
 
 
-def test_board_that_fails_is_status_1(boards, mbm):
+def test_failing_cell_is_status_1(boards, mbm):
     fleet_cell = "import sys\nif True:\n    1 / 0"
     done = mbm("board-execute", "demo-[1-2]", "-c", fleet_cell)
     assert done.status == 1
     assert 'File "<cell>", line 3, in <module>\n    1 / 0\nZeroDivisionError' in done.out
     done = mbm("board-execute", "demo-1", "-c", fleet_cell, "--json")
-    (told,) = plain(done.json).values()
-    assert (done.status, told["status"], told["value"]) == (1, "error", None)
-    assert told["error"].endswith("ZeroDivisionError: divide by zero\n")
+    (result,) = without_times(done.json).values()
+    assert (done.status, result["status"], result["value"]) == (1, "error", None)
+    assert result["error"].endswith("ZeroDivisionError: divide by zero\n")
 
 
-def test_board_that_is_absent_is_status_1(boards, fleet: Fleet, mbm):
+def test_offline_board_is_status_1(boards, fleet: Fleet, mbm):
     fleet.enrol(["away-1"])
     try:
         done = mbm("board-execute", "away-1,demo-1", "-c", "1", "--json")
     finally:
         fleet.revoke("away-1")
-    told = done.json
-    assert (done.status, told["away-1"]["status"], told["demo-1"]["value"]) == (1, "offline", 1)
-    assert "never dialled in" in told["away-1"]["error"]
+    results = done.json
+    assert done.status == 1
+    assert (results["away-1"]["status"], results["demo-1"]["value"]) == ("offline", 1)
+    assert "never dialled in" in results["away-1"]["error"]
 
 
-def test_timeout_is_given_to_the_boards(boards, mbm):
+def test_timeout_interrupts_the_cell(boards, mbm):
     done = mbm("board-execute", "demo-1", "-c", "while True: pass", "--timeout", "0.2", "--json")
     assert (done.status, done.json["demo-1"]["status"]) == (1, "timeout")
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "expected"),
     [
         ("demmo-1", "mbm: No board is called demmo-1. Did you mean demo-1?"),
         ("demo-[3-1]", "\n    demo-[3-1]\n"),
@@ -188,12 +189,12 @@ def test_timeout_is_given_to_the_boards(boards, mbm):
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
-def test_target_that_means_no_boards_is_status_2(boards, mbm, target, told, more):
+def test_target_without_boards_is_status_2(boards, mbm, target, expected, more):
     done = mbm("board-execute", target, "-c", "1", *more)
-    assert (done.status, done.out, told in done.err) == (2, "", True)
+    assert (done.status, done.out, expected in done.err) == (2, "", True)
 
 
-def test_cell_from_a_file(boards, mbm, tmp_path):
+def test_cell_is_read_from_a_file(boards, mbm, tmp_path):
     path = tmp_path / "cell.py"
     path.write_text("x = 'é'\nx * 2\n", encoding="utf-8")
     for arguments in ([str(path), "--json"], ["--json", "--timeout", "9", str(path)]):
@@ -202,13 +203,13 @@ def test_cell_from_a_file(boards, mbm, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["-"]], ids=["nothing", "-"])
-def test_cell_from_standard_input(boards, more):
+def test_cell_is_read_from_standard_input(boards, more):
     done = process("board-execute", "demo-1", *more, "--json", input="x = 20\nx + 1\n")
     assert (done.status, done.json["demo-1"]["value"]) == (0, 21)
 
 
-def test_cell_that_is_not_python_is_shown_with_its_place(nobody, mbm):
-    """Nothing is sent, so that a server is not even missed."""
+def test_syntax_error_is_shown_with_its_line(nobody, mbm):
+    """The cell is checked before the server is contacted; here there is no server."""
     done = mbm("board-execute", "demo-1", "-c", "x = 1\ny = = 2")
     assert (done.status, done.out) == (2, "")
     assert done.err == (
@@ -225,14 +226,14 @@ def test_cell_that_is_not_python_is_shown_with_its_place(nobody, mbm):
         ("binary.py", "it is not UTF-8 text"),
     ],
 )
-def test_file_that_cannot_be_read_is_status_2(nobody, mbm, tmp_path, name, why):
+def test_unreadable_file_is_status_2(nobody, mbm, tmp_path, name, why):
     (tmp_path / "binary.py").write_bytes(b"\xff\xfe")
     path = tmp_path / name
     done = mbm("board-execute", "demo-1", str(path))
     assert (done.status, done.err) == (2, f"mbm: {path} cannot be read: {why}.\n")
 
 
-def test_standard_input_that_cannot_be_read_is_status_2(server):
+def test_unreadable_standard_input_is_status_2(server):
     command = [MBM, "board-execute", "demo-1"]
     done = subprocess.run(command, input=b"\xff", capture_output=True, timeout=WAIT)
     assert (done.returncode, done.stderr) == (
@@ -241,7 +242,7 @@ def test_standard_input_that_cannot_be_read_is_status_2(server):
     )
 
 
-def test_labels_are_set_and_taken_away(boards, mbm):
+def test_labels_are_set_and_removed(boards, mbm):
     done = mbm("board-label", "demo-[1-2]", "room=lab", "row=3")
     assert (done.status, done.out) == (0, "demo-[1-2]: room=lab, row=3\n")
     found = {board["name"]: board["labels"] for board in mbm("board-list", "--json").json}
@@ -251,7 +252,7 @@ def test_labels_are_set_and_taken_away(boards, mbm):
 
 
 @pytest.mark.parametrize("label", ["room", "platform=x", "=x", "room=[1]"])
-def test_label_that_may_not_be_one_is_status_2(boards, mbm, label):
+def test_invalid_label_is_status_2(boards, mbm, label):
     done = mbm("board-label", "demo-1", label)
     assert (done.status, done.out, done.err.startswith("mbm: ")) == (2, "", True)
 
@@ -273,15 +274,13 @@ def test_jobs_are_listed_shown_and_interrupted(boards, fleet: Fleet, mbm):
     assert mbm("job-list", "--json").json[0]["job"] == number
     assert mbm("job-show", str(number)).out.startswith(f"job {number} on demo-1: running")
     done = mbm("job-interrupt", str(number), "999999999")
-    assert (done.status, done.out) == (
-        0,
-        ("Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"),
-    )
+    assert done.status == 0
+    assert done.out == "Interrupted 1 of 2 jobs. The others had already ended or do not exist.\n"
     assert group.results(WAIT)["demo-1"].status == "interrupted"
     assert mbm("job-interrupt", str(number), "--json").json == {"interrupted": 0}
 
 
-def test_job_that_there_is_not_is_status_1(server, mbm):
+def test_unknown_job_is_status_1(server, mbm):
     done = mbm("job-show", "999999999")
     assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
 
@@ -289,7 +288,7 @@ def test_job_that_there_is_not_is_status_1(server, mbm):
 # Virtual boards
 
 
-def test_simulate_runs_until_it_is_told_to_end(server, fleet: Fleet):
+def test_simulate_runs_until_ctrl_c(server, fleet: Fleet):
     with background("simulate", "2", "--name", "cli", "--heap", "96k", "--flash", "512k") as run:
         assert run.stdout.readline() == f"cli-[1-2] joined {server.url}\n"
         assert run.stderr.readline() == "Press Ctrl-C to stop them.\n"
@@ -303,7 +302,7 @@ def test_simulate_runs_until_it_is_told_to_end(server, fleet: Fleet):
         time.sleep(0.02)
 
 
-def test_simulate_lets_boards_go_on_until_they_are_stopped(server, fleet: Fleet):
+def test_detached_boards_run_until_simulate_stop(server, fleet: Fleet):
     try:
         done = process("simulate", "--name", "kept", "--detach", "--json")
         assert (done.status, list(done.json)) == (0, ["kept-1"])
@@ -317,7 +316,7 @@ def test_simulate_lets_boards_go_on_until_they_are_stopped(server, fleet: Fleet)
     assert process("simulate", "--stop").out == "No detached virtual boards are running.\n"
 
 
-def test_simulate_joins_a_server_that_others_can_reach_only_if_told_to(own_home, mbm):
+def test_simulate_refuses_a_remote_server_without_allow_remote(own_home, mbm):
     try:
         assert mbm("server-start", "--listen", "0.0.0.0", "--port", "0").status == 0
         listens = mbm("server-status", "--json").json["address"]
@@ -348,10 +347,10 @@ def test_board_stop_ends_a_program_that_keeps_the_board_busy(
     fleet.revoke("busy-1")
 
 
-def until(look, what):
-    """Look until it is there."""
+def until(get_text, expected):
+    """Return the text once it contains what is expected."""
     deadline = time.monotonic() + 10
-    while what not in (seen := look()):
-        assert time.monotonic() < deadline, seen
+    while expected not in (text := get_text()):
+        assert time.monotonic() < deadline, text
         time.sleep(0.02)
-    return seen
+    return text

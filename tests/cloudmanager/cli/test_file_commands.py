@@ -1,4 +1,4 @@
-"""`mbm board-upload`, `-download`, `-sync` and `mbm board`, as people type them."""
+"""`mbm board-upload`, `-download`, `-sync` and `mbm board` from the arguments to the output."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_upload_and_download(mbm, work: Path):
     assert (work / "demo-2/a.py").exists()
 
 
-def test_upload_without_a_place_goes_to_the_root(mbm, work: Path, fleet: Fleet):
+def test_upload_without_destination_copies_to_the_root(mbm, work: Path, fleet: Fleet):
     (work / "root.txt").write_text("x")
     assert mbm("board-upload", "demo-1", "root.txt").status == 0
     assert fleet["demo-1"].read(":root.txt").value == b"x"
     fleet["demo-1"].rm(":root.txt")
 
 
-def test_board_that_fails_is_status_1_and_in_json(mbm, work: Path):
+def test_failing_download_is_status_1_as_text_and_as_json(mbm, work: Path):
     ran = mbm("board-download", "demo-1", ":no", "--json")
     assert ran.status == 1
     assert ran.json["demo-1"]["status"] == "error"
@@ -54,14 +54,14 @@ def test_board_that_fails_is_status_1_and_in_json(mbm, work: Path):
     assert "FileNotFoundError" in ran.out
 
 
-def test_what_is_not_here_is_said(mbm, work: Path):
+def test_missing_local_file_is_reported(mbm, work: Path):
     ran = mbm("board-upload", "demo-1", "no.py")
     assert (ran.status, ran.out) == (1, "")
     assert "No such file or directory: 'no.py'" in ran.err
     assert mbm("board-sync", "demo-1", "no").status == 2
 
 
-def test_sync(mbm, work: Path):
+def test_sync_copies_and_deletes_files(mbm, work: Path):
     (work / "src").mkdir()
     (work / "src/a.py").write_text("a")
     ran = mbm("board-sync", "demo-1", "src", ":c", "--dry-run")
@@ -77,7 +77,7 @@ def test_sync(mbm, work: Path):
     }
 
 
-def test_watch_keeps_boards_in_step_until_ctrl_c(work: Path, fleet: Fleet):
+def test_sync_watch_repeats_until_ctrl_c(work: Path, fleet: Fleet):
     (work / "src").mkdir()
     (work / "src/a.py").write_text("first")
     with background("board-sync", "demo-1", "src", ":c", "--watch") as watching:
@@ -85,7 +85,7 @@ def test_watch_keeps_boards_in_step_until_ctrl_c(work: Path, fleet: Fleet):
         deadline = time.monotonic() + WAIT
         n = 0
         while read(fleet) == b"first" and time.monotonic() < deadline:
-            n += 1  # again and again: it may not watch yet
+            n += 1  # save repeatedly, because the watch may not have started yet
             (work / "src/a.py").write_text(f"saved {n}")
             time.sleep(0.2)
         until(lambda: read(fleet) == b"saved %d" % n)
@@ -99,14 +99,14 @@ def read(fleet: Fleet) -> bytes:
     return result.value if result.ok else b""
 
 
-def until(true) -> None:
+def until(condition) -> None:
     deadline = time.monotonic() + WAIT
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_macros(mbm, work: Path):
+def test_macros_run_on_boards(mbm, work: Path):
     ran = mbm("board", "demo-[1-2]", "echo", "hello")
     assert (ran.status, "hello" in ran.out) == (0, True)
     assert mbm("board", "demo-1", "mem_free", "--json").json["demo-1"]["value"] > 10_000

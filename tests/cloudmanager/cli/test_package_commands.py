@@ -1,4 +1,4 @@
-"""``mbm board-install`` and its kin: what they print, and how they exit."""
+"""``mbm board-install``, ``-uninstall``, ``-packages``, ``-upgrade``: output and exit status."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ def clean(boards, fleet):
         fleet["demo-[2-3]"].rm(path)
 
 
-def test_install_tells_what_it_sent_and_packages_what_there_is(clean, mbm, source):
+def test_install_lists_files_and_packages_lists_versions(clean, mbm, source):
     done = mbm("board-install", "demo-2", source)
     assert (done.status, done.err) == (0, "")
     assert "  /lib/qqq.mpy\n1 file, " in done.out
     assert "nothing to send" in mbm("board-install", "demo-2", source).out
-    told = mbm("board-packages", "demo-2", "--json").json["demo-2"]
-    assert (told["status"], list(told["value"])) == ("ok", ["qqq"])
+    listed = mbm("board-packages", "demo-2", "--json").json["demo-2"]
+    assert (listed["status"], list(listed["value"])) == ("ok", ["qqq"])
     assert re.fullmatch(r"qqq [0-9a-f]{12}\n", mbm("board-packages", "demo-2").out)
-    gone = mbm("board-uninstall", "demo-2", "qqq")
-    assert (gone.status, "/lib/qqq.mpy (removed)" in gone.out) == (0, True)
+    removed = mbm("board-uninstall", "demo-2", "qqq")
+    assert (removed.status, "/lib/qqq.mpy (removed)" in removed.out) == (0, True)
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--locked"], ["qqq", "--locked"]], ids=["nothing", "no lock", "no lock's name"]
+    "words",
+    [[], ["--locked"], ["qqq", "--locked"]],
+    ids=["no names", "no lock", "names without lock"],
 )
-def test_what_makes_no_sense_is_one_sentence_and_status_2(boards, mbm, words):
+def test_wrong_usage_of_install_is_status_2(boards, mbm, words):
     done = mbm("board-install", "demo-2", *words)
     assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("mbm: ")
 
 
-def test_what_cannot_be_had_is_said_and_status_1(boards, mbm):
+def test_unavailable_package_is_status_1(boards, mbm):
     done = mbm("board-install", "demo-2", "a@b@c")
     assert done.status == 1
     assert done.err.startswith("mbm: ")
@@ -55,7 +57,7 @@ def test_what_cannot_be_had_is_said_and_status_1(boards, mbm):
     assert mbm("board-uninstall", "demo-2", "nope").status == 1
 
 
-def test_dry_run_shows_the_whole_plan_folded_and_does_nothing(clean, mbm):
+def test_dry_run_shows_the_plan_once_and_changes_nothing(clean, mbm):
     with running_package_index() as index:
         index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
         done = mbm("board-install", "demo-[2-3]", "--dry-run", "--index", index.url, "qqq")
@@ -68,16 +70,16 @@ def test_dry_run_shows_the_whole_plan_folded_and_does_nothing(clean, mbm):
     assert "no packages" in mbm("board-packages", "demo-[2-3]").out
 
 
-def test_notes_of_a_plan_are_shown(clean, mbm, tmp_path):
-    odd = tmp_path / "qqq.py"
-    odd.write_text("def f(:\n")
-    done = mbm("board-install", "demo-2", str(odd))
+def test_notes_of_an_install_are_shown(clean, mbm, tmp_path):
+    invalid = tmp_path / "qqq.py"
+    invalid.write_text("def f(:\n")
+    done = mbm("board-install", "demo-2", str(invalid))
     assert done.status == 0
     assert re.search(r"^note: /lib/qqq.py .*its source is installed$", done.out, re.MULTILINE)
     mbm("board-uninstall", "demo-2", "qqq")
 
 
-def test_upgrade_goes_back_to_where_it_came_from(clean, mbm):
+def test_upgrade_uses_the_index_of_the_install(clean, mbm):
     with running_package_index() as index:
         index.publish("qqq", "1.2", {"qqq.py": "A = 1"})
         assert mbm("board-install", "demo-2", "qqq", "--index", index.url).status == 0
@@ -88,7 +90,7 @@ def test_upgrade_goes_back_to_where_it_came_from(clean, mbm):
     assert mbm("board-uninstall", "demo-2", "qqq").status == 0
 
 
-def test_ctrl_c_takes_an_install_out_of_the_boards_queue(clean, mbm, fleet, source):
+def test_ctrl_c_removes_a_queued_install(clean, mbm, fleet, source):
     busy = fleet["demo-2"].submit("while True: pass")
     with background("board-install", "demo-2", source) as waiting:
         deadline = time.monotonic() + WAIT

@@ -1,4 +1,4 @@
-"""How the outcomes of verbs for files read."""
+"""The results of file and package verbs as text."""
 
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def ok(value, board="lab-1"):
             "a 1\nb\ndrift: a: /a is missing",
         ),
         (
-            InstallResult({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("mind it",)),
-            "a 1  from here\n  /a\n  /b (removed)\n1 file, 9 bytes\nnote: mind it",
+            InstallResult({"a": "1"}, ("/a",), ("/b",), 9, 99, {"a": "here"}, ("check it",)),
+            "a 1  from here\n  /a\n  /b (removed)\n1 file, 9 bytes\nnote: check it",
         ),
         (InstallResult({}, (), ("/b",), 0), "  /b (removed)"),
         (InstallResult({"a": ""}, (), (), 0), "a\nnothing to send: already installed"),
@@ -50,34 +50,34 @@ def ok(value, board="lab-1"):
         ),
     ],
 )
-def test_value_reads_so(value, text):
+def test_value_as_text(value, text):
     assert value_text(value) == text
     assert files_text(Results({"lab-1": ok(value)})) == text
 
 
-def test_boards_that_say_the_same_are_one_block():
-    error = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
+def test_boards_with_equal_results_share_a_block():
+    exception = FileNotFoundError(2, "No such file or directory", "lab-3:/a")
     results = {name: ok(7, name) for name in ("lab-1", "lab-2")}
-    text = files_text(Results({**results, "lab-3": failed_result("lab-3", error)}, ("lab-4",)))
-    first, said, second, wrong, away = text.split("\n")
-    assert first.startswith("── lab-[1-2] ─")
-    assert said == "7 bytes written"
-    assert second.startswith("── lab-3 · error ─")
-    assert wrong == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
-    assert away == "not connected: lab-4"
+    text = files_text(Results({**results, "lab-3": failed_result("lab-3", exception)}, ("lab-4",)))
+    first_head, value, second_head, error, left_out = text.split("\n")
+    assert first_head.startswith("── lab-[1-2] ─")
+    assert value == "7 bytes written"
+    assert second_head.startswith("── lab-3 · error ─")
+    assert error == "FileNotFoundError: [Errno 2] No such file or directory: ':/a'"
+    assert left_out == "not connected: lab-4"
 
 
-def test_what_boards_say_moves_no_cursor():
+def test_control_characters_in_file_names_are_escaped():
     text = files_text(Results({"lab-1": ok([Entry("/\x1b[2J", False, 1)])}))
     assert "\x1b" not in text
 
 
-def test_cell_of_a_macro_shows_what_it_printed_and_gave():
+def test_macro_result_shows_output_and_value():
     results = Results({"lab-1": Result("lab-1", 1, "ok", stdout="hi\n", text="3")})
     assert files_text(results) == "hi\n3"
 
 
-def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
+def test_dry_run_shows_the_range_of_free_space():
     plans = [InstallResult({"a": "1"}, ("/a",), (), 9, free, {}, (), True) for free in (500, 900)]
     text = files_text(Results({"lab-1": ok(plans[0]), "lab-2": ok(plans[1], "lab-2")}))
     assert text.endswith("1 file, 9 bytes\n500 to 900 bytes free; dry run, nothing was changed")
@@ -87,6 +87,6 @@ def test_a_dry_run_tells_how_much_room_there_is_on_all_that_it_is_alike_for():
     )
 
 
-def test_what_an_absent_board_had_says_as_of_when():
-    told = value_text(BoardPackages({"a": "1"}, as_of=0.0))
-    assert told.startswith("a 1\nas of 19")
+def test_packages_of_an_offline_board_show_their_time():
+    text = value_text(BoardPackages({"a": "1"}, as_of=0.0))
+    assert text.startswith("a 1\nas of 19")

@@ -1,4 +1,4 @@
-"""How far a transfer is: nothing at first, then a line, or a bar in a terminal."""
+"""Progress of a transfer: nothing at first, then a line, or a bar in a terminal."""
 
 import io
 import sys
@@ -11,51 +11,52 @@ from cloudmanager.display.progress import ProgressBar, ProgressMeter, run_with_p
 from cloudmanager.results.results import Results
 
 
-def test_meter_sums_its_boards_and_is_due_after_a_while():
+def test_meter_sums_boards_and_is_shown_after_a_delay():
     now = [10.0]
-    found = ProgressMeter(lambda: now[0])
-    found.update("a", 100_000, 1_000_000)
-    found.update("b", 0, 1_000_000)
-    before = found.should_show
+    meter = ProgressMeter(lambda: now[0])
+    meter.update("a", 100_000, 1_000_000)
+    meter.update("b", 0, 1_000_000)
+    before = meter.should_show
     now[0] = 12.0
-    found.update("a", 500_000, 1_000_000)
-    assert (before, found.should_show) == (False, True)
-    assert found.text() == "25 % of 2.0 MB on 2 boards, 250 KB/s"
+    meter.update("a", 500_000, 1_000_000)
+    assert (before, meter.should_show) == (False, True)
+    assert meter.text() == "25 % of 2.0 MB on 2 boards, 250 KB/s"
 
 
-def test_nothing_moved_is_never_due():
+def test_meter_without_bytes_is_never_shown():
     now = [0.0]
-    found = ProgressMeter(lambda: now[0])
+    meter = ProgressMeter(lambda: now[0])
     now[0] = 99.0
-    assert not found.should_show
+    assert not meter.should_show
 
 
-def test_what_comes_before_the_bytes_is_told_after_two_seconds():
+def test_preparation_is_shown_after_two_seconds():
     now = [0.0]
-    found = ProgressMeter(lambda: now[0], preparation="making the plan")
+    meter = ProgressMeter(lambda: now[0], preparation="making the plan")
     now[0] = 1.5
-    early = found.should_show
+    early = meter.should_show
     now[0] = 3.2
-    assert (early, found.should_show, found.text()) == (False, True, "making the plan · 3 s")
-    found.update("a", 500, 1000)
-    assert found.text().startswith("50 %")
+    assert (early, meter.should_show, meter.text()) == (False, True, "making the plan · 3 s")
+    meter.update("a", 500, 1000)
+    assert meter.text().startswith("50 %")
 
 
-def test_follow_shows_in_the_waiting_thread_and_returns_the_results(monkeypatch):
+def test_run_with_progress_shows_progress_and_returns_results(monkeypatch):
     monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
-    once, seen = Future[Results](), []
+    future = Future[Results]()
+    shown = []
 
-    async def work(tell):
-        tell("a", 1, 2)
-        return await once
+    async def work(on_progress):
+        on_progress("a", 1, 2)
+        return await future
 
-    def show(now):
-        seen.append(now.text())
-        once.set_result(Results({}))
+    def show(meter):
+        shown.append(meter.text())
+        future.set_result(Results({}))
 
     assert run_with_progress(work, show) == Results({})
-    assert seen
-    assert seen[0].startswith("50 % of")
+    assert shown
+    assert shown[0].startswith("50 % of")
 
 
 class Terminal(io.StringIO):
@@ -67,9 +68,9 @@ class Terminal(io.StringIO):
 def test_bar_is_drawn_in_a_terminal_only(monkeypatch, terminal, drawn):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    found = ProgressMeter()
-    found.update("a", 400_000, 1_000_000)
+    meter = ProgressMeter()
+    meter.update("a", 400_000, 1_000_000)
     with ProgressBar() as bar:
-        bar(found)
-        bar(found)
+        bar(meter)
+        bar(meter)
     assert ("40%" in terminal.getvalue()) is drawn

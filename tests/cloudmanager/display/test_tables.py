@@ -1,4 +1,4 @@
-"""Tables as people read them."""
+"""The tables of boards, jobs, tokens and the audit log."""
 
 import time
 from typing import Any
@@ -32,11 +32,11 @@ BOARD = {
 }
 
 
-def row(**told):
-    return dict(zip(FLEET_HEADINGS, fleet_rows([{**BOARD, **told}])[0], strict=True))
+def row(**fields):
+    return dict(zip(FLEET_HEADINGS, fleet_rows([{**BOARD, **fields}])[0], strict=True))
 
 
-def test_columns_are_aligned_under_their_heads():
+def test_columns_are_aligned_under_headings():
     assert format_table(("name", "n"), [("a", "1"), ("longer", "22")]).splitlines() == [
         "name    n",
         "──────  ──",
@@ -45,15 +45,15 @@ def test_columns_are_aligned_under_their_heads():
     ]
 
 
-def test_table_without_rows_has_its_heads():
+def test_table_without_rows_has_headings():
     assert format_table(("name", "state"), []) == "name  state\n────  ─────"
 
 
-def test_lines_have_no_blanks_at_their_ends():
+def test_lines_have_no_trailing_spaces():
     assert format_table(("a", "b"), [("1", ""), ("1", "22")]).splitlines()[2] == "1"
 
 
-def test_fleet_table_has_a_line_a_board():
+def test_fleet_table_has_a_row_per_board():
     boards = [{**BOARD, "name": f"lab-{number}"} for number in (1, 2)]
     lines = fleet_table(boards).splitlines()
     assert len(lines) == 4
@@ -64,43 +64,43 @@ def test_fleet_table_has_a_line_a_board():
     ]
 
 
-def test_empty_fleet_says_how_to_get_boards():
+def test_empty_fleet_shows_how_to_start_virtual_boards():
     assert fleet_table([]) == (
         "No board is enrolled yet. `mbm simulate 3` starts three virtual boards."
     )
 
 
-def test_connected_board_tells_its_heap_and_since_when():
+def test_connected_board_shows_heap_and_connection_time():
     since = time.time() - 65
-    told = row(connected_since=since)
+    cells = row(connected_since=since)
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-    assert (told["free heap"], told["connected since"]) == ("110.0 KB", f"{stamp} (1 min)")
+    assert (cells["free heap"], cells["connected since"]) == ("110.0 KB", f"{stamp} (1 min)")
 
 
 @pytest.mark.parametrize(("heap", "shown"), [(1024, "1.0 KB"), (None, "-"), ("much", "-")])
-def test_heap_is_shown_where_it_is_a_number(heap, shown):
+def test_heap_is_shown_if_it_is_a_number(heap, shown):
     assert row(connected_since=time.time(), heap=heap)["free heap"] == shown
 
 
 @pytest.mark.parametrize(("ago", "shown"), [(None, "never"), (7201, "last seen 2 h ago")])
-def test_absent_board_tells_when_it_was_seen(ago, shown):
-    told = row(connected_since=None, last_seen=ago and time.time() - ago, state="offline")
-    assert (told["connected since"], told["free heap"]) == (shown, "-")
+def test_offline_board_shows_when_it_was_last_seen(ago, shown):
+    cells = row(connected_since=None, last_seen=ago and time.time() - ago, state="offline")
+    assert (cells["connected since"], cells["free heap"]) == (shown, "-")
 
 
-def test_board_that_never_dialled_in_has_no_facts():
-    told = row(connected_since=None, platform="", version="")
-    assert (told["platform"], told["MicroPython"]) == ("-", "-")
+def test_board_that_never_connected_has_no_facts():
+    cells = row(connected_since=None, platform="", version="")
+    assert (cells["platform"], cells["MicroPython"]) == ("-", "-")
 
 
 def test_queue_is_shown_with_the_state():
     assert row(state="busy", queued=2)["state"] == "busy, 2 queued"
 
 
-def test_what_a_board_says_cannot_spoil_the_table():
-    told = row(platform="\x1b[2J\nx\ty", version="9" * 100)
-    assert told["platform"] == r"\x1b[2J x y"
-    assert told["MicroPython"] == "9" * (MAX_CELL_CHARS - 1) + "…"
+def test_facts_of_a_board_are_escaped_and_shortened():
+    cells = row(platform="\x1b[2J\nx\ty", version="9" * 100)
+    assert cells["platform"] == r"\x1b[2J x y"
+    assert cells["MicroPython"] == "9" * (MAX_CELL_CHARS - 1) + "…"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_a_board_says_cannot_spoil_the_table():
         (200_000, "2 days"),
     ],
 )
-def test_duration_is_said_as_people_do(seconds, text):
+def test_duration_is_in_its_largest_unit(seconds, text):
     assert format_duration(seconds) == text
 
 
@@ -137,7 +137,7 @@ JOB = {
 STARTED = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1e9))
 
 
-def test_job_table_has_a_line_a_job():
+def test_job_table_has_a_row_per_job():
     running = {
         **JOB,
         "job": 8,
@@ -146,25 +146,25 @@ def test_job_table_has_a_line_a_job():
         "elapsed": None,
         "started": None,
     }
-    heads, _, *lines = job_table([JOB, running]).splitlines()
-    assert heads.split() == ["job", "board", "state", "started", "took", "caller"]
+    headings, _, *lines = job_table([JOB, running]).splitlines()
+    assert headings.split() == ["job", "board", "state", "started", "took", "caller"]
     assert [line.split() for line in lines] == [
         ["7", "lab-1", "ok", *STARTED.split(), "0.250", "s", "local"],
         ["8", "lab-1", "running", "-", "-", "local"],
     ]
 
 
-def test_job_table_counts_what_it_does_not_show():
+def test_job_table_counts_omitted_jobs():
     lines = job_table([JOB] * (MAX_JOBS + 1234)).splitlines()
     assert (len(lines), lines[-1]) == (MAX_JOBS + 3, "… and 1,234 more; `--json` shows all")
 
 
-def test_no_jobs_say_so():
+def test_empty_job_table_is_a_sentence():
     assert job_table([]) == "No jobs are running, and none ended recently."
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("fields", "text"),
     [
         ({}, f"job 7 on lab-1: ok, 0.250 s, for local, started {STARTED}\nhi\nyou\nOut: 42"),
         (
@@ -183,8 +183,8 @@ def test_no_jobs_say_so():
     ],
     ids=["ok", "error", "queued", "control characters"],
 )
-def test_job_tells_all_that_is_known_of_it(told, text):
-    assert job_text({**JOB, **told}) == text
+def test_job_text_shows_state_output_and_outcome(fields, text):
+    assert job_text({**JOB, **fields}) == text
 
 
 # Tokens and the audit log
@@ -211,7 +211,7 @@ AUDIT = {
 }
 
 
-def test_tokens_have_a_line_each():
+def test_token_table_has_a_row_per_token():
     ends = {**TOKEN, "expires": 1_800_000_000.0}
     first, second = token_table([TOKEN, ends]).splitlines()[2:]
     assert first.split()[:4] == ["lab-notebook", "operator", "lab-*", "valid"]
@@ -219,7 +219,7 @@ def test_tokens_have_a_line_each():
     assert second.endswith(format_time(1_800_000_000.0))
 
 
-def test_audit_log_has_a_line_each_the_newest_last():
+def test_audit_table_has_a_row_per_request():
     one = {**AUDIT, "at": 1_700_000_001.0, "who": "", "boards": None, "first_job": None}
     other = {**AUDIT, "last_job": 7, "target": ""}
     first, second, third = audit_table([AUDIT, one, other]).splitlines()[2:]
@@ -230,9 +230,9 @@ def test_audit_log_has_a_line_each_the_newest_last():
 
 
 @pytest.mark.parametrize("field", ["who", "address", "verb", "target", "detail"])
-def test_what_strangers_wrote_into_the_audit_log_forges_no_line(field):
-    evil = "x\x1b[2J\r\n2023-11-14 22:13:20  ann\u202e" + "y" * 999
-    shown = audit_table([{**AUDIT, field: evil}])
+def test_audit_table_escapes_and_shortens_untrusted_text(field):
+    hostile = "x\x1b[2J\r\n2023-11-14 22:13:20  ann\u202e" + "y" * 999
+    shown = audit_table([{**AUDIT, field: hostile}])
     assert len(shown.splitlines()) == 3
     assert "\x1b" not in shown
     assert "\u202e" not in shown

@@ -1,4 +1,4 @@
-"""Following a cell in a terminal: real boards where a board matters, else a group fed by hand."""
+"""Showing a cell in a terminal: with real boards, or with a group that the test controls."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ pytestmark = pytest.mark.usefixtures("boards")
 
 
 class Recorder(io.StringIO):
-    """Keeps each write, and does something at the first that holds some text."""
+    """Keeps each write, and calls a function at the first one that contains a text."""
 
-    def __init__(self, text: str = "", act: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, text: str = "", on_text: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.writes: list[str] = []
-        self._text, self._act = text, act
+        self._text, self._on_text = text, on_text
 
     def write(self, text: str) -> int:
         self.writes.append(text)
         if self._text and self._text in text:
             self._text = ""
-            self._act()
+            self._on_text()
         return super().write(text)
 
 
 class Keyboard(io.StringIO):
-    """A person at a terminal."""
+    """Standard input of a user at a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -81,8 +81,8 @@ def tty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tty]:
     tty.out.close()
 
 
-def head(words: str) -> str:
-    return f"── {words} ".ljust(48, "─")
+def head(title: str) -> str:
+    return f"── {title} ".ljust(48, "─")
 
 
 def colourless(text: str) -> str:
@@ -92,13 +92,13 @@ def colourless(text: str) -> str:
 def run(
     fleet: Fleet, target: str, code: str, out: io.StringIO | None = None, *, answers: bool = False
 ) -> str:
-    """The text that following a cell leaves."""
+    """Return the text that ``follow_cell`` writes."""
     out = out or io.StringIO()
     follow_cell(fleet[target].submit(code, listen=True, answers=answers), out)
     return out.getvalue()
 
 
-def test_one_board_streams_its_output(fleet: Fleet):
+def test_single_board_streams_its_output(fleet: Fleet):
     out = Recorder()
     run(fleet, "demo-1", "import time\nprint('one')\ntime.sleep(0.1)\nprint('two')", out)
     assert out.writes[:2] == ["one\n", "two\n"]
@@ -114,11 +114,11 @@ def test_one_board_streams_its_output(fleet: Fleet):
         ("x = 1", ""),
     ],
 )
-def test_one_board_ends_with_its_value(fleet: Fleet, code: str, shown: str):
+def test_single_board_ends_with_its_value(fleet: Fleet, code: str, shown: str):
     assert run(fleet, "demo-1", code) == shown
 
 
-def test_one_board_ends_with_its_traceback(fleet: Fleet):
+def test_single_board_ends_with_its_traceback(fleet: Fleet):
     shown = run(fleet, "demo-1", "print('hi')\n1/0")
     assert shown.split("\n") == [
         "hi",
@@ -131,28 +131,28 @@ def test_one_board_ends_with_its_traceback(fleet: Fleet):
     ]
 
 
-def test_failure_may_be_left_to_the_exception(fleet: Fleet):
+def test_failure_is_left_to_the_exception_on_request(fleet: Fleet):
     out = io.StringIO()
     group = fleet["demo-1"].submit("print('hi')\n1/0", listen=True)
     results = follow_cell(group, out, DEFAULT_OPTIONS._replace(failures="raise"))
     assert (out.getvalue(), results.ok) == ("hi\n", False)
 
 
-def test_several_boards_are_folded_in_the_end(fleet: Fleet):
+def test_several_boards_share_a_block_in_the_final_text(fleet: Fleet):
     assert run(fleet, "demo-[1-3]", "print('hi')\n1") == f"{head('demo-[1-3]')}\nhi\nOut: 1\n"
 
 
-def test_results_come_back(fleet: Fleet):
+def test_follow_cell_returns_the_results(fleet: Fleet):
     group = fleet["demo-[1-2]"].submit("6*7", listen=True)
     assert follow_cell(group, io.StringIO()).to_dict() == {"demo-1": 42, "demo-2": 42}
 
 
-def test_standard_output_is_where_it_goes(fleet: Fleet, capsys: pytest.CaptureFixture[str]):
+def test_output_defaults_to_standard_output(fleet: Fleet, capsys: pytest.CaptureFixture[str]):
     follow_cell(fleet["demo-1"].submit("6*7", listen=True))
     assert capsys.readouterr().out == "42\n"
 
 
-def test_escape_codes_of_boards_are_disarmed(fleet: Fleet):
+def test_escape_codes_of_boards_are_escaped(fleet: Fleet):
     assert run(fleet, "demo-1", "print('\\x1b[2J')") == "\\x1b[2J\n"
 
 
@@ -169,7 +169,7 @@ def test_fast_cell_is_not_shown_live(fleet: Fleet, tty: Tty):
     assert colourless(tty.read()) == f"{head('demo-[1-3]')}\n1\n"
 
 
-def test_ctrl_c_interrupts_the_boards_and_shows_how_they_ended(fleet: Fleet):
+def test_ctrl_c_interrupts_the_boards_and_shows_their_outcome(fleet: Fleet):
     out = Recorder("go", _thread.interrupt_main)
     with pytest.raises(KeyboardInterrupt):
         run(fleet, "demo-1", "print('go')\nwhile True: pass", out)
@@ -177,7 +177,7 @@ def test_ctrl_c_interrupts_the_boards_and_shows_how_they_ended(fleet: Fleet):
     assert fleet["demo-1"].run("1", timeout=5).value == 1
 
 
-def test_person_is_asked_with_the_name_of_the_board(
+def test_input_prompt_has_the_name_of_the_board(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(sys, "stdin", Keyboard("Ada\n"))
@@ -185,7 +185,7 @@ def test_person_is_asked_with_the_name_of_the_board(
     assert capsys.readouterr().out == "demo-1: name? "
 
 
-def test_several_boards_are_answered_one_after_the_other(
+def test_input_of_several_boards_is_answered_in_turn(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, tty: Tty
 ):
     monkeypatch.setattr(sys, "stdin", Keyboard("Ada\nAda\n"))
@@ -195,38 +195,38 @@ def test_several_boards_are_answered_one_after_the_other(
 
 
 @pytest.mark.parametrize("keyboard", [io.StringIO(), Keyboard("")], ids=["no terminal", "Ctrl-D"])
-def test_without_an_answer_the_board_gets_an_end_of_file(
+def test_input_without_an_answer_raises_eof_error(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, keyboard: io.StringIO
 ):
     monkeypatch.setattr(sys, "stdin", keyboard)
     assert "EOFError" in run(fleet, "demo-1", "input('name? ')", answers=True)
 
 
-# A group fed by hand: boards that do not do what they should
+# A group that the test controls: boards that do not stop
 
 
 ASKS = wire.unpack(wire.pack(wire.INPUT, b"name? ", job=1))
 
 
-def stubborn(told: list[object]) -> JobGroup:
-    """A running cell whose boards do not stop when told to; ``told`` notes what they are told."""
+def unstoppable_group(calls: list[object]) -> JobGroup:
+    """Return running jobs that ignore interrupts; interrupts and answers are added to ``calls``."""
     group = JobGroup(prepare_cell("1"), listen=True)
     group.on_accepted(
         {"jobs": [[1, "demo-1"], [2, "demo-2"]], "left_out": ["demo-3"]},
-        lambda numbers: told.append(numbers),
-        lambda job, text: told.append((job, text)),
+        lambda numbers: calls.append(numbers),
+        lambda job, text: calls.append((job, text)),
     )
     return group
 
 
-def test_board_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+def test_board_that_ignores_ctrl_c_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
-    told: list[object] = []
-    group, out = stubborn(told), Keyboard()
-    monkeypatch.setattr(terminal, "_open_live", lambda _: Nothing())
+    calls: list[object] = []
+    group, out = unstoppable_group(calls), Keyboard()
+    monkeypatch.setattr(terminal, "_open_live", lambda _: InterruptingLive())
     with pytest.raises(KeyboardInterrupt):
         follow_cell(group, out)
-    assert told == [[1, 2]]
+    assert calls == [[1, 2]]
     assert colourless(out.getvalue()).split("\n") == [
         head("demo-[1-2] · running"),
         "not connected: demo-3",
@@ -234,28 +234,28 @@ def test_board_that_does_not_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     ]
 
 
-class Nothing:
-    """A live region that is nowhere."""
+class InterruptingLive:
+    """Stands for a live region; its first update raises KeyboardInterrupt, as Ctrl-C does."""
 
     pressed = False
 
     def update(self, *_: object, **__: object) -> None:
-        """Somebody presses Ctrl-C at the sight of it, once."""
+        """Press Ctrl-C, once."""
         if not self.pressed:
             self.pressed = True
             _thread.interrupt_main()
 
     def stop(self) -> None:
-        """Leave nothing."""
+        """Do nothing."""
 
 
-def test_nobody_is_asked_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
+def test_input_is_not_asked_for_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
-    told: list[object] = []
-    group = stubborn(told)
+    calls: list[object] = []
+    group = unstoppable_group(calls)
 
     def stop(numbers: list[int]) -> None:
-        told.append(numbers)
+        calls.append(numbers)
         group.handle_message(group.jobs["demo-1"], ASKS)
 
     group._interrupt_jobs = stop
@@ -269,7 +269,7 @@ def test_nobody_is_asked_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(KeyboardInterrupt):
         terminal.run_display(group, view, draw, lambda _: "Ada", lambda: drawn.append("closed"))
-    assert told == [[1, 2], (1, None)]
+    assert calls == [[1, 2], (1, None)]
     assert drawn[-1] == "closed"
 
 
@@ -283,7 +283,7 @@ FAILS = [[("── ", "bad"), ("demo-1", "bad name"), (" · error ", "bad")], [(
     ("settings", "colourful"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
 )
-def test_failures_are_red_in_a_terminal_that_wants_colours(
+def test_failures_are_red_in_a_terminal_with_colours(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], colourful: bool
 ):
     monkeypatch.setenv("TERM", "xterm")
@@ -297,11 +297,11 @@ def test_failures_are_red_in_a_terminal_that_wants_colours(
         assert text == "── demo-1 · error \nhi"
 
 
-def test_pipe_has_no_colours():
+def test_output_to_a_pipe_has_no_colours():
     assert colour_lines(FAILS, io.StringIO()) == "── demo-1 · error \nhi"
 
 
-def test_one_boards_failure_is_coloured_too(fleet: Fleet, tty: Tty):
+def test_failure_of_a_single_board_is_coloured(fleet: Fleet, tty: Tty):
     follow_cell(fleet["demo-1"].submit("1/0", listen=True), tty.out)
     assert tty.read().startswith("\x1b[31m── \x1b[0m\x1b[1;31mdemo-1\x1b[0m\x1b[31m · error")
 
@@ -309,10 +309,10 @@ def test_one_boards_failure_is_coloured_too(fleet: Fleet, tty: Tty):
 # Live
 
 
-def test_live_region_shows_the_end_of_what_a_screen_has_no_room_for(fleet: Fleet, tty: Tty):
+def test_live_region_shows_the_last_lines_that_fit(fleet: Fleet, tty: Tty):
     code = "import time\nfor n in range(50): print('line', n)\ntime.sleep(0.4)"
-    looks = DEFAULT_OPTIONS._replace(progress_after=0)
-    follow_cell(fleet["demo-[1-3]"].submit(code, listen=True), tty.out, looks)
+    options = DEFAULT_OPTIONS._replace(progress_after=0)
+    follow_cell(fleet["demo-[1-3]"].submit(code, listen=True), tty.out, options)
     live, _, final = colourless(tty.read()).rpartition(head("demo-[1-3]"))
     assert "0 of 3 boards are done" in live
     assert "line 49" in live
@@ -320,22 +320,22 @@ def test_live_region_shows_the_end_of_what_a_screen_has_no_room_for(fleet: Fleet
     assert "line 20" in final
 
 
-def test_one_long_line_is_shown_live_though_it_is_too_tall():
+def test_live_region_shows_at_least_one_line():
     assert terminal._last_lines([[("a\nb\nc", "")]], 2) == [[("a\nb\nc", "")]]
     assert terminal._last_lines([[("a\nb", "")], [("c", "")]], 2) == [[("c", "")]]
 
 
-def test_lines_in_the_order_of_coming(fleet: Fleet):
+def test_order_grouping_in_a_terminal(fleet: Fleet):
     out = io.StringIO()
     group = fleet["demo-1"].submit("print('hi')\n1", listen=True)
     follow_cell(group, out, DEFAULT_OPTIONS._replace(grouping="order"))
     assert out.getvalue() == "demo-1  hi\ndemo-1  Out: 1\n"
 
 
-# A cell that nobody has followed
+# Cells in the background
 
 
-def test_cell_may_be_followed_late(fleet: Fleet, tty: Tty):
+def test_background_cell_is_followed_later(fleet: Fleet, tty: Tty):
     code = "import time\nprint('hi')\ntime.sleep(0.6)\n1"
     group = fleet["demo-[1-3]"].submit(code)
     results = follow_cell(group, tty.out, background=True)
@@ -345,7 +345,7 @@ def test_cell_may_be_followed_late(fleet: Fleet, tty: Tty):
     assert results.ok
 
 
-def test_cell_that_is_over_may_still_be_followed(fleet: Fleet):
+def test_ended_cell_is_shown_in_full(fleet: Fleet):
     group = fleet["demo-1"].submit("print('hi')\n1")
     assert group.wait(5)
     out = io.StringIO()
@@ -353,12 +353,12 @@ def test_cell_that_is_over_may_still_be_followed(fleet: Fleet):
     assert out.getvalue() == "hi\nOut: 1\n"
 
 
-def test_ctrl_c_ends_only_the_waiting_for_a_cell_that_was_not_waited_for():
-    told: list[object] = []
-    group = stubborn(told)
+def test_ctrl_c_does_not_interrupt_a_background_cell():
+    calls: list[object] = []
+    group = unstoppable_group(calls)
     threading.Timer(0.3, _thread.interrupt_main).start()
     out = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         follow_cell(group, out, background=True)
-    assert told == []
+    assert calls == []
     assert out.getvalue().startswith(head("demo-[1-2] · running"))
