@@ -169,7 +169,7 @@ class _StreamOutput:
             waits = (
                 f"queued {printable_output(event.text)}"
                 if event.text
-                else "waiting for it to connect"
+                else "waiting for it to dial in"
             )
             self._write_head(f"{event.job.board} · {waits}")
         elif event.kind == "ended" and event.job.result is not None:

@@ -18,8 +18,8 @@ ROLES: Final = ("", "name", "rule", "note", "bad", "bad name", "warn", "warn nam
 StyledText = tuple[str, str]  # text and role
 StyledLine = list[StyledText]  # its text may contain newlines, but does not end with one
 
-#: State of a board that resets before it runs a cell. The server reports the start of a reset,
-#: not its end, so the state stays until the first output.
+#: State of a board that resets before it runs a cell. The server reports the start of a reset, not
+#: its end, so the state stays until the cell starts or prints something.
 RESETTING: Final = "resetting, then running"
 WAITING_FOR_BOARD: Final = "waiting for it to connect"
 
@@ -35,7 +35,7 @@ _MIN_BLOCK_CHARS: Final = {False: 512, True: 4 * 1024}
 _TOTAL_LINES: Final = {False: 100, True: 1000}
 _MIN_BLOCK_LINES: Final = {False: 4, True: 20}
 _MAX_BLOCKS: Final = {False: 20, True: 100}  # of the other blocks only the boards' names are shown
-#: Shown in place of output that the server dropped.
+#: Shown in place of output that was dropped.
 OUTPUT_OMITTED: Final = "… some output was left out: it came faster than it could be read"
 _MIN_TABLE_ROWS: Final = 3  # this many one-line outcomes or more are shown as a table
 
@@ -67,7 +67,7 @@ class BoardOutput:
         state: shown in the head: "running", "queued behind 2", or the result's status.
         since: time at which the state began, by the clock of the view.
         result: None while the job runs.
-        truncated: whether the server dropped output.
+        truncated: whether some output was dropped.
         tail: the end of the output.
     """
 

@@ -58,8 +58,8 @@ def results_html(results: Mapping[str, ResultView], left_out: Sequence[str] = ()
     heads, rows = _value_columns(values, [results[boards[0]].text for boards in groups])
     lines = [[_short_names(boards), *row] for boards, row in zip(groups, rows, strict=True)]
     more = sum(len(boards) for boards in groups[_MAX_ROWS:])
-    notes = [f"… and {more:,} more boards"] if more else []
-    notes += [f"not connected: {_short_names(left_out)}"] if left_out else []
+    notes = [f"… and {more:,} boards more"] if more else []
+    notes += [f"not there: {_short_names(left_out)}"] if left_out else []
     return _render_table(["board", *heads], lines[:_MAX_ROWS], notes)
 
 

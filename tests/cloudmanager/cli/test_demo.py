@@ -102,9 +102,8 @@ def test_demo_without_jupyterlab_prints_how_to_install_it(environment, tmp_path)
     (folder / "__main__.py").write_text("raise SystemExit(1)")
     process = start({**environment, "PYTHONPATH": str(folder.parent)})
     _, errors = process.communicate(timeout=WAIT)
-    assert errors == (
-        "mbm: JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`. "
-        "`mbm server-status` shows the state of the server.\n"
+    assert errors.startswith(
+        "mbm: JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`."
     )
     assert process.returncode == 1
     assert_nothing_left(environment)
