@@ -14,11 +14,10 @@ BOUNDS: Final = [
         "def start(n, start=start):\n    job[:] = bytes(4)\n    start(n)",
         "board/test_link.py::test_cell_that_is_sent_twice_runs_once",
     ),
-    text_defence(
-        "a cell that comes to the server twice runs once",
+    defence(
+        "a cell that the server receives twice runs once",
         SERVER + "net/caller_socket.py",
-        "if message.job in self._refs:",
-        "if False:",
+        "CallerConnection._was_submitted_before = lambda self, ref: False",
         "cm_server/net/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
     ),
     defence(
@@ -124,54 +123,47 @@ BOUNDS: Final = [
         "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
         "cm_server/net/test_board_socket.py::test_an_oversize_message_is_refused_before_it_is_read",
     ),
-    text_defence(
-        "a peer that does not read is cut",
+    defence(
+        "the link of a peer that does not read is closed",
         SERVER + "net/websocket.py",
-        "if self.writing and transport.get_write_buffer_size() > limits.UNSENT_BYTES:",
-        "if False:",
+        "WebSocketLink._has_too_much_unsent = lambda self, transport: False",
         "cm_server/net/test_websocket.py::test_a_peer_that_does_not_read_is_cut_before_it_costs_much",
     ),
-    text_defence(
-        "a caller that does not read loses output, not memory",
+    defence(
+        "output for a caller that does not read is dropped",
         SERVER + "net/caller_socket.py",
-        "if droppable and self._waiting > limits.OUTBOX_BYTES:",
-        "if False:",
+        "CallerConnection._is_outbox_full = lambda self: False",
         "cm_server/net/test_caller_socket.py::"
         "test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending",
     ),
-    text_defence(
-        "connections that prove nothing are bounded for each address",
+    defence(
+        "unauthenticated connections are bounded per address",
         SERVER + "net/rate_limits.py",
-        "if len(group) > limits.UNPROVEN_PER_ADDRESS:",
-        "if False:",
+        "UnauthenticatedConnections._is_over_address_limit = lambda self, count: False",
         "cm_server/net/test_rate_limits.py::test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in",
     ),
-    text_defence(
-        "connections that prove nothing are bounded as a whole",
+    defence(
+        "unauthenticated connections are bounded in total",
         SERVER + "net/rate_limits.py",
-        "elif self.count > limits.UNPROVEN:",
-        "elif False:",
+        "UnauthenticatedConnections._is_over_total_limit = lambda self: False",
         "cm_server/net/test_rate_limits.py::test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
     ),
-    text_defence(
-        "a slow head is cut",
+    defence(
+        "a connection whose request has a slow head is closed",
         SERVER + "net/listener.py",
-        "idle_connection_timeout=limits.HEAD_SECONDS",
-        "idle_connection_timeout=999",
+        "_head_timeout = lambda: 999",
         "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
     ),
-    text_defence(
-        "a slow body is cut",
+    defence(
+        "a connection whose request has a slow body is closed",
         SERVER + "net/listener.py",
-        "body_timeout=limits.HEAD_SECONDS",
-        "body_timeout=999",
+        "_body_timeout = lambda: 999",
         "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",
     ),
-    text_defence(
-        "callers are bounded for each token",
+    defence(
+        "callers are bounded per token",
         SERVER + "net/caller_socket.py",
-        "if own >= limits.CALLERS_PER_TOKEN:",
-        "if False:",
+        "CallerSocket._callers_of = lambda self, token: 0",
         "cm_server/net/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
     ),
     defence(
@@ -180,33 +172,32 @@ BOUNDS: Final = [
         '_queue_full_reason = lambda queue, job: ""',
         "cm_server/jobs/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
     ),
-    text_defence(
-        "a link is handled in slices",
+    defence(
+        "the input of a link is handled in slices",
         SERVER + "net/websocket.py",
-        "if debt or time.perf_counter() >= end:",
-        "if debt:",
+        "_is_over = lambda end: False",
         "cm_server/net/test_websocket.py::"
         "test_a_flood_is_handled_in_slices_and_others_are_served_between[pings]",
     ),
-    text_defence(
-        "one link with a backlog is served in each turn of the loop",
+    defence(
+        "one link with a backlog is served in each iteration of the event loop",
         SERVER + "net/fair_queue.py",
-        "        serve()\n",
-        "        serve()\n        while self._waiting:\n            self._waiting.popleft()()\n",
+        """FairQueue._serve_next = lambda self: [
+    setattr(self, "_scheduled", False),
+    *(self._waiting.popleft()() for _ in range(len(self._waiting))),
+]""",
         "cm_server/net/test_fair_queue.py::test_one_is_served_in_each_turn_of_the_loop",
     ),
-    text_defence(
-        "a link is read at a bounded rate",
+    defence(
+        "messages of a link are handled at a bounded rate",
         SERVER + "net/websocket.py",
-        "            debt = self._rate.spend()\n",
-        "            debt = 0.0\n",
+        "WebSocketLink._count_message = lambda self: 0.0",
         "cm_server/net/test_websocket.py::test_a_link_is_read_at_a_bounded_rate",
     ),
-    text_defence(
-        "a stranger may not ping",
+    defence(
+        "an unauthenticated peer may not send pings",
         SERVER + "net/websocket.py",
-        "if frame.opcode in (frames.PING, frames.PONG):",
-        "if False:",
+        "WebSocketLink._refuse_ping = lambda self, frame: None",
         "cm_server/net/test_websocket.py::"
         "test_a_stranger_may_not_ping_and_is_let_go_a_while_later[ping]",
     ),
@@ -233,49 +224,46 @@ BOUNDS: Final = [
         "if False:",
         "cm_server/net/test_board_socket.py::test_a_board_that_goes_on_speaking_of_others_jobs_is_cut",
     ),
-    text_defence(
-        "a request in very many pieces is cut",
+    defence(
+        "a connection whose request has very many pieces is closed",
         SERVER + "net/listener.py",
-        "            if self._reads > limits.UNPROVEN_READS:\n",
-        "            if False:\n",
+        "_LimitedReadsStream._has_too_many_reads = lambda self: False",
         "cm_server/net/test_listener.py::test_what_comes_byte_by_byte_is_cut_after_so_many_reads[head]",
     ),
-    text_defence(
-        "pieces of connections that have proven nothing share a rate",
+    defence(
+        "reads from unauthenticated connections share a rate",
         SERVER + "net/rate_limits.py",
-        "return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0",
-        "return 0.0",
+        "UnauthenticatedConnections.read_pause = lambda self, reads: 0.0",
         "cm_server/net/test_listener.py::test_pieces_of_very_many_connections_share_a_rate",
     ),
-    text_defence(
+    defence(
         "connections are accepted at a bounded rate",
         SERVER + "net/listener.py",
-        "if seconds := self._accepts.spend(1 - _LOOK_COST):  # many speak at once: one by one",
-        "if False:",
+        "_IncomingConnection._request_delay = lambda self: 0.0",
         "cm_server/net/test_listener.py::test_connections_are_accepted_at_a_bounded_rate",
     ),
-    text_defence(
-        "a socket that TLS cannot wrap is counted no more",
+    defence(
+        "a socket that TLS cannot wrap is not counted any more",
         SERVER + "net/listener.py",
-        "        self._server.unproven.leave(self._entry)\n        self._timer.cancel()\n"
-        '        cleanup.run_all("a connection that has proven nothing", self._read_no_more)\n',
-        "        self._loop.remove_reader(self._sock.fileno())\n"
-        "        self._server.unproven.leave(self._entry)\n        self._timer.cancel()\n",
+        """_IncomingConnection._stop_waiting = lambda self: self._stopped or (
+    setattr(self, "_stopped", True),
+    self._loop.remove_reader(self._sock.fileno()),
+    self._server.unauthenticated.remove(self._entry),
+    self._timer.cancel(),
+)""",
         "cm_server/net/test_listener.py::test_a_socket_that_tls_cannot_wrap_is_counted_no_more",
     ),
-    text_defence(
-        "one connection's end does not hinder another's beginning",
+    defence(
+        "a connection that cannot be closed does not affect the next one",
         SERVER + "net/rate_limits.py",
-        "        try:\n            end()\n        except Exception:",
-        "        end()\n        try:\n            pass\n        except Exception:",
+        "UnauthenticatedConnections._close_safely = lambda self, close: close()",
         "cm_server/net/test_rate_limits.py::"
         "test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer",
     ),
-    text_defence(
-        "a clean-up goes on where one step of it failed",
+    defence(
+        "a clean-up continues after a failed step",
         SERVER + "net/cleanup.py",
-        "            step()\n        except Exception as error:\n            log_failure",
-        "            step()\n        except ZeroDivisionError as error:\n            log_failure",
+        "run_all = lambda what, *steps: [step() for step in steps]",
         "cm_server/net/test_cleanup.py::test_every_step_runs_whichever_fails",
         "cm_server/net/test_websocket.py::test_a_clean_up_that_fails_releases_the_rest",
     ),
@@ -294,11 +282,10 @@ BOUNDS: Final = [
         "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_escaped",
         "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
     ),
-    text_defence(
-        "what a board says of itself is bounded",
+    defence(
+        "facts that a board reports are bounded",
         SERVER + "net/board_socket.py",
-        'facts[name] = str(told.get(name, ""))[:128]',
-        'facts[name] = str(told.get(name, ""))',
+        "_FACT_CHARS = 1 << 30",
         "cm_server/net/test_board_socket.py::test_nonsense_in_a_true_proof_is_bounded_and_harmless",
     ),
     defence(

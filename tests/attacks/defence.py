@@ -78,11 +78,11 @@ VERBS: Final = "cm_server/test_matrix.py::test_every_verb_by_every_role_leaves_e
 
 
 def defence(
-    name: str, file: str, override: str, *tests: str, behind: Override | None = None
+    name: str, file: str, override: str, *tests: str, behind: Override | Place | None = None
 ) -> Defence:
     """Return a row; ``tests`` are below tests/, ``behind`` is a second line of defence."""
-    places = (Override(file, override), *([behind] if behind else []))
-    return Defence(name, places, tuple(f"tests/{test}" for test in tests))
+    places: list[Override | Place] = [Override(file, override), *([behind] if behind else [])]
+    return Defence(name, tuple(places), tuple(f"tests/{test}" for test in tests))
 
 
 def text_defence(

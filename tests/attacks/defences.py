@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from .access_control import ACCESS_CONTROL
 from .bounds import BOUNDS
 from .defence import Defence
-from .doors import DOORS
 from .keeping import KEEPING
 from .packages import PACKAGES
 from .servers import SERVERS
@@ -15,7 +15,7 @@ from .timers import TIMERS
 from .trust import TRUST
 
 DEFENCES: Final[list[Defence]] = [
-    *DOORS,
+    *ACCESS_CONTROL,
     *TRUST,
     *BOUNDS,
     *PACKAGES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, Defence, Place, text_defence
+from .defence import SERVER, Defence, Place, defence, text_defence
 
 CLOCK: Final = "cm_server/test_clock.py::test_"
 HOUSE: Final = "cm_server/test_housekeeping.py::test_"
@@ -108,11 +108,10 @@ KEEPING: Final[list[Defence]] = [
         "return self.wall()",
         CALLER + "clock_that_is_set_back_opens_for_no_expired_token",
     ),
-    text_defence(
-        "clock: a link is closed when its token expires by a step",
+    defence(
+        "clock: a link is closed when its token expires because the clock was set",
         SERVER + "net/caller_socket.py",
-        "min(left, TOKEN_LOOK_SECONDS)",
-        "left",
+        'TOKEN_CHECK_SECONDS = float("inf")',
         CALLER + "token_expires_when_the_clock_is_set_not_when_its_timer_ends",
     ),
     text_defence(
@@ -180,18 +179,18 @@ KEEPING: Final[list[Defence]] = [
         "pass",
         REPLACED + "backup_and_restore_do_not_go_on_at_once",
     ),
-    text_defence(
-        "replacement: one certificate without the other makes no new authority",
+    defence(
+        "replacement: one missing certificate does not create a new authority",
         SERVER + "net/certificates.py",
-        "if in_use and ca.exists() is not own.exists():",
-        "if False:",
+        "_check_both_or_none = lambda ca, own: None",
         REPLACED + "one_certificate_without_the_other_stops_a_start_where_boards_know_it",
     ),
-    text_defence(
-        "replacement: the first certificates are there both or not at all",
+    defence(
+        "replacement: both first certificates are written or none",
         SERVER + "net/certificates.py",
-        '        file_replacement.replace_all(home, folder, names, "change of certificates")\n',
-        "        for name in names:\n            (folder / name).replace(home / name)\n",
+        """_replace_files = lambda home, folder, names: [
+    (folder / name).replace(home / name) for name in names
+]""",
         REPLACED + "first_start_that_is_killed_leaves_both_certificates_or_none",
     ),
     text_defence(

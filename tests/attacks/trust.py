@@ -16,26 +16,23 @@ SITE: Final = "system/test_trust.py::test_"
 
 TRUST: Final = [
     # Links that others can reach
-    text_defence(
-        "a board in the clear is refused where others listen",
+    defence(
+        "a board without TLS is refused by a server that other machines can reach",
         SERVER + "net/board_socket.py",
-        "elif not (self._secure or (hello.mac and board.plain)):",
-        "elif False:",
+        "BoardConnection._is_protected = lambda self, hello, board: True",
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
         ENROLMENT + "stripped_macs_are_refused",
     ),
-    text_defence(
-        "MACs in place of TLS are for those that were enrolled so",
+    defence(
+        "MACs instead of TLS are accepted only from boards enrolled for them",
         SERVER + "net/board_socket.py",
-        "(hello.mac and board.plain)",
-        "hello.mac",
+        "BoardConnection._is_protected = lambda self, hello, board: self._secure or hello.mac",
         ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
     ),
-    text_defence(
-        "a caller in the clear is refused where others listen",
+    defence(
+        "a caller without TLS is refused by a server that other machines can reach",
         SERVER + "net/handlers.py",
-        'if not self.secure and self.opened_by != "key":',
-        "if False:",
+        "BaseHandler._lacks_tls = lambda self: False",
         "cm_server/test_app.py::test_whoever_others_can_reach_speaks_tls_and_nothing_else[0.0.0.0]",
     ),
     defence(
@@ -44,25 +41,24 @@ TRUST: Final = [
         "_check_unencrypted = lambda url: None",
         SITE + "a_token_never_crosses_the_network_in_the_clear",
     ),
-    text_defence(
-        "the handshake of TLS has a deadline",
+    defence(
+        "a TLS handshake has a deadline",
         SERVER + "net/listener.py",
-        "self._timer = self._loop.call_later(limits.HEAD_SECONDS, self._end)",
-        "self._timer = self._loop.call_later(999, self._end)",
+        "_IncomingConnection._start_deadline = lambda self: self._loop.call_later(999, self._close)",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time",
     ),
-    text_defence(
-        "the handshake of one holds up nobody",
+    defence(
+        "a slow TLS handshake does not block the event loop",
         SERVER + "net/listener.py",
-        "        sock.setblocking(False)\n",
-        "        sock.setblocking(True)\n",
+        "_set_non_blocking = lambda sock: sock.setblocking(True)",
         "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time[11]",
     ),
-    text_defence(
-        "who is in TLS's handshake has proven nothing",
+    defence(
+        "a connection in its TLS handshake counts as unauthenticated",
         SERVER + "net/listener.py",
-        "self._entry = server.unproven.enter(address, self._end)",
-        "self._entry = server.unproven.enter(address, lambda: None)",
+        """_IncomingConnection._count_as_unauthenticated = lambda self, address: (
+    self._server.unauthenticated.add(address, lambda: None)
+)""",
         "cm_server/net/test_listener.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
     ),
     # MACs
@@ -120,71 +116,68 @@ def _secure(link, config, secure=_secure):
         "cloudmanager/client/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
     ),
     # Who is enrolled
-    text_defence(
-        "an enrolment token is used up",
+    defence(
+        "an enrolment token has a limited number of uses",
         SERVER + "auth/enrolment.py",
-        "if why or not token.uses:",
-        "if why:",
+        "_is_used_up = lambda token: False",
         ENROLMENT + "used_enrolment_token_opens_nothing_for_another_board",
         ENROLMENT + "two_boards_that_race_one_token_exactly_one_wins",
         behind=USES,
     ),
-    text_defence(
-        "an enrolment token is for the names of its target",
+    defence(
+        "an enrolment token is only for the names of its target",
         SERVER + "auth/enrolment.py",
-        "if not parse(target).covers(check_name(asked), NewBoard()):",
-        "if not check_name(asked):",
+        "_is_name_allowed = lambda name, target: True",
         ENROLMENT + "wrong_scope_enrolment_token_is_refused_by_a_sentence",
     ),
-    text_defence(
-        "a board that asks again gets the same identity",
+    defence(
+        "a board that repeats its enrolment gets the same identity",
         SERVER + "auth/enrolment.py",
-        "        if again is not None:\n",
-        "        if False:\n",
+        "Enrolment._find_enrolled = lambda self, token, key: None",
         ENROLMENT + "a_board_that_never_heard_the_answer_gets_the_same_again",
     ),
-    text_defence(
-        "a board enrols itself over TLS only",
+    defence(
+        "a board can enrol itself over TLS only",
         SERVER + "net/board_socket.py",
-        "            if not self._secure:\n",
-        "            if False:\n",
+        "BoardConnection._require_tls_to_enrol = lambda self: None",
         ENROLMENT + "in_the_clear_nobody_enrols_where_others_listen",
     ),
-    text_defence(
-        "an enrolment token opens no caller's door",
+    defence(
+        "a caller cannot log in with an enrolment token",
         SERVER + "auth/tokens.py",
-        "return row if row is not None and row.uses is None else None",
-        "return row",
+        """Tokens.find_caller_token = lambda self, header: (
+    credentials.find_bearer_token(header, self._rows)
+)""",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
         behind=USES,
     ),
-    text_defence(
-        "a caller's token enrols nobody",
+    defence(
+        "a caller's token cannot enrol a board",
         SERVER + "auth/tokens.py",
-        "return row if row is not None and row.uses is not None else None",
-        "return row and row._replace(uses=1)",
+        """Tokens.find_enrolment_token = lambda self, token: (
+    (row := credentials.match_token(token, self._rows)) and row._replace(uses=1)
+)""",
         ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
         behind=USES,
     ),
-    text_defence(
-        "the link of a board that was revoked is closed",
+    defence(
+        "the link of a revoked board is closed",
         SERVER + "auth/enrolment.py",
-        'board.link.close(REVOKED, "revoked")',
-        "pass",
+        "_close_link = lambda board: None",
         ENROLMENT + "revoke_while_connected_closes_the_link_and_withholds_what_waits",
     ),
-    text_defence(
-        "a name that is used again inherits nothing",
+    defence(
+        "a board with a reused name inherits nothing",
         SERVER + "auth/enrolment.py",
-        "return new_board(credentials.new_board_id(), name, credentials.new_key(), plain=plain)",
-        "return new_board(name, name, credentials.new_key(), plain=plain)",
+        """_new_identity = lambda name, *, plain: (
+    new_board_row(name, name, credentials.new_key(), plain=plain)
+)""",
         ENROLMENT + "a_name_that_is_used_again_sees_nothing_of_its_predecessor",
     ),
-    text_defence(
-        "a board that is renamed takes nobody's name",
+    defence(
+        "a board cannot be renamed to the name of another board",
         SERVER + "auth/enrolment.py",
-        "        if name in self._server.registry.by_name:\n",
-        "        if False:\n",
+        "Enrolment._require_free_name = lambda self, name: None",
         ENROLMENT + "rename_takes_nobodys_name",
     ),
     # Keys
@@ -195,19 +188,17 @@ def _secure(link, config, secure=_secure):
         "self.key if gen == self.gen else self.next_key or self.key",
         ENROLMENT + "a_key_number_that_never_was_is_as_a_stranger",
     ),
-    text_defence(
-        "the old key opens nothing once the new one was used",
+    defence(
+        "the old key is not valid after the new one was used",
         SERVER + "auth/enrolment.py",
-        "if gen != board.gen + 1 or key is None:",
-        "if True:",
+        "Enrolment.on_key_used = lambda self, board, gen: None",
         ENROLMENT + "rotation_with_a_lost_answer_locks_nobody_out",
         ENROLMENT + "rotation_asks_an_idle_board_and_believes_its_proof",
     ),
-    text_defence(
-        "a new key is believed when it is proven",
+    defence(
+        "a new key replaces the old one only with a proof",
         SERVER + "auth/enrolment.py",
-        "if hmac.compare_digest(proofs.rekey_proof(key, gen, board.nonce), proof):",
-        "if True:",
+        "_proves_key = lambda key, gen, nonce, proof: True",
         ENROLMENT + "a_new_key_without_proof_is_not_believed",
     ),
     defence(
