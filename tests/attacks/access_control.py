@@ -19,8 +19,8 @@ ACCESS_CONTROL: Final = [
         "each challenge is random",
         SERVER + "auth/credentials.py",
         "new_nonce = lambda: bytes(16)",
-        "cm_server/net/test_board_socket.py::test_a_stranger_meets_a_fresh_challenge_each_time",
-        "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
+        "cm_server/net/test_board_socket.py::test_each_challenge_is_different",
+        "cm_server/net/test_board_socket.py::test_recorded_proof_is_refused",
     ),
     defence(
         "an unauthenticated peer learns no ids of boards",
@@ -28,7 +28,7 @@ ACCESS_CONTROL: Final = [
         """BoardConnection._key_or_random = lambda self, hello: (
     self._find_key(hello) or self._refuse(CLOSE_NOT_AUTHENTICATED, "unknown") or b""
 )""",
-        "cm_server/net/test_board_socket.py::test_a_wrong_key_and_an_unknown_id_are_told_the_same",
+        "cm_server/net/test_board_socket.py::test_wrong_key_and_unknown_id_get_the_same_answer",
     ),
     defence(
         "the server authenticates itself to the board first",
@@ -49,51 +49,51 @@ def _auth(link, run, job, config, auth=_auth):
         LIBRARY + "protocol/wire.py",
         "check_op = lambda state, message: None",
         "cm_server/jobs/test_dispatch.py::test_what_no_board_may_say_is_refused",
-        "cm_server/test_matrix.py::test_a_proven_board_asks_for_nothing_that_callers_may",
+        "cm_server/test_matrix.py::test_authenticated_board_cannot_send_callers_messages",
     ),
     defence(
         "the authentication of a board has a deadline",
         SERVER + "net/board_socket.py",
         "BoardConnection._start_deadline = lambda self: None",
-        "cm_server/net/test_board_socket.py::test_a_slow_greeting_is_cut",
+        "cm_server/net/test_board_socket.py::test_slow_authentication_is_refused",
     ),
     defence(
         "the older link of a board that connects again is closed",
         SERVER + "net/board_socket.py",
         "_close_replaced_link = lambda link: None",
-        "cm_server/net/test_board_socket.py::test_the_newest_link_wins_and_the_older_is_told",
+        "cm_server/net/test_board_socket.py::test_newer_link_of_a_board_replaces_the_older_one",
     ),
     defence(
         "two boards with one key do not close each other's links all day",
         SERVER + "net/board_socket.py",
         "BoardConnection._reconnect_spread = lambda self, board: self._server.reconnect_spread",
         "cm_server/net/test_board_socket.py::"
-        "test_two_boards_with_one_key_do_not_push_each_other_out_all_day",
+        "test_two_boards_with_one_key_replace_each_other_more_and_more_slowly",
     ),
     defence(
         "tokens are compared in constant time",
         SERVER + "auth/credentials.py",
         "_find_by_hash = lambda wanted, tokens: tokens.get(wanted)",
-        "cm_server/auth/test_credentials.py::test_every_known_token_is_compared_whichever_it_is",
+        "cm_server/auth/test_credentials.py::test_every_token_is_compared",
     ),
     defence(
         "a token that is empty or too long is not hashed",
         SERVER + "auth/credentials.py",
         "_has_valid_length = lambda token: True",
-        "cm_server/auth/test_credentials.py::test_an_empty_token_is_nobody_even_if_its_hash_was_written",
+        "cm_server/auth/test_credentials.py::test_empty_token_is_refused_although_its_hash_is_stored",
     ),
     defence(
         "an expired token is refused",
         SERVER + "auth/tokens.py",
         'Tokens._expired_reason = lambda self, row: ""',
-        "cm_server/auth/test_tokens.py::test_an_expired_token_is_refused_by_name",
+        "cm_server/auth/test_tokens.py::test_expired_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-expired]",
     ),
     defence(
         "a revoked token is refused",
         SERVER + "auth/tokens.py",
         'Tokens._revoked_reason = lambda self, row: ""',
-        "cm_server/auth/test_tokens.py::test_a_revoked_token_is_refused_by_name",
+        "cm_server/auth/test_tokens.py::test_revoked_token_is_refused_by_name",
         ROUTES + "[/caller-CallerSocket-revoked]",
     ),
     text_defence(
@@ -102,7 +102,7 @@ def _auth(link, run, job, config, auth=_auth):
         "caller.close(REVOKED, self.tokens.refusal(token))",
         "pass",
         "cm_server/net/test_caller_socket.py::"
-        "test_a_revoked_tokens_links_are_closed_within_two_seconds",
+        "test_links_of_a_revoked_token_are_closed_within_two_seconds",
     ),
     defence(
         "a job starts only if its token still permits it",
@@ -115,51 +115,50 @@ def _auth(link, run, job, config, auth=_auth):
         SERVER + "auth/permission.py",
         "Permission._withdraw = lambda self, job, reason: None",
         "cm_server/auth/test_permission.py::"
-        "test_queued_and_waiting_jobs_of_a_revoked_token_never_begin[False]",
+        "test_waiting_jobs_of_a_revoked_token_never_start[False]",
         "cm_server/auth/test_permission.py::"
-        "test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs[renamed]",
+        "test_job_for_a_board_that_became_unreachable_does_not_start[renamed]",
         "cm_server/auth/test_permission.py::"
-        "test_job_that_waits_at_another_server_does_not_begin_after_a_revocation",
+        "test_job_queued_at_another_server_does_not_start_after_a_revocation",
     ),
     defence(
         "a caller gets no messages of a cell on a board that its token no longer reaches",
         SERVER + "auth/permission.py",
         "Permission._detach_caller = lambda self, job, reason: None",
         "cm_server/auth/test_permission.py::"
-        "test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach",
+        "test_caller_is_detached_from_a_cell_on_an_unreachable_board",
     ),
     defence(
         "a token is checked at each message of its link, not only by timers",
         SERVER + "net/caller_socket.py",
         "CallerConnection._on_message = lambda self, data: self._handle_message(wire.unpack(data))",
-        "cm_server/auth/test_permission.py::"
-        "test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_was_set",
+        "cm_server/auth/test_permission.py::test_expiry_is_checked_at_each_request",
     ),
     defence(
         "an address that sends many wrong tokens is rate-limited",
         SERVER + "net/caller_socket.py",
         "CallerSocket._sent_too_many_wrong_tokens = lambda self, address: False",
         "cm_server/net/test_caller_socket.py::"
-        "test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address",
+        "test_wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted",
     ),
     # Browsers
     defence(
         "a page that uses DNS rebinding is refused",
         SERVER + "net/handlers.py",
         "BaseHandler._has_foreign_host = lambda self: False",
-        "cm_server/net/test_handlers.py::test_a_name_that_was_rebound_to_loopback_reaches_nothing",
+        "cm_server/net/test_handlers.py::test_foreign_host_name_on_loopback_is_refused",
     ),
     defence(
         "a web page of a foreign origin cannot open a link",
         SERVER + "net/handlers.py",
         "BaseHandler._has_foreign_origin = lambda self: False",
-        "cm_server/net/test_handlers.py::test_a_foreign_page_opens_no_link",
+        "cm_server/net/test_handlers.py::test_foreign_origin_is_refused",
     ),
     defence(
         "no page may be framed",
         SERVER + "net/handlers.py",
         '_HEADERS = {name: value for name, value in _HEADERS.items() if name != "X-Frame-Options"}',
-        "cm_server/net/test_handlers.py::test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
+        "cm_server/net/test_handlers.py::test_every_answer_has_the_security_headers",
     ),
     defence(
         "each verb requires its role",
@@ -177,7 +176,7 @@ def _auth(link, run, job, config, auth=_auth):
         "a token reaches only the boards of its target",
         SERVER + "auth/access.py",
         "ReachableBoards.__getitem__ = lambda self, name: self._boards[name]",
-        "cm_server/test_matrix.py::test_a_board_out_of_reach_is_as_if_it_were_not_enrolled",
+        "cm_server/test_matrix.py::test_unreachable_board_is_treated_as_not_enrolled",
     ),
     defence(
         "private files are readable by their owner only",
@@ -197,9 +196,8 @@ def _auth(link, run, job, config, auth=_auth):
         "no token is written to the audit log",
         SERVER + "auth/audit.py",
         "_mask_tokens = lambda text: text",
-        "cm_server/auth/test_audit.py::"
-        "test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written",
-        "cm_server/test_matrix.py::test_no_secret_and_no_cell_is_in_the_audit_log",
+        "cm_server/auth/test_audit.py::test_token_in_another_field_is_masked",
+        "cm_server/test_matrix.py::test_audit_log_contains_no_secret_and_no_cell",
     ),
     text_defence(
         "no row of the audit log is changed",

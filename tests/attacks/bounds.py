@@ -18,7 +18,7 @@ BOUNDS: Final = [
         "a cell that the server receives twice runs once",
         SERVER + "net/caller_socket.py",
         "CallerConnection._was_submitted_before = lambda self, ref: False",
-        "cm_server/net/test_caller_socket.py::test_a_cell_that_comes_twice_runs_once",
+        "cm_server/net/test_caller_socket.py::test_cell_sent_twice_runs_once",
     ),
     defence(
         "a reset ends the board's own program",
@@ -121,32 +121,32 @@ BOUNDS: Final = [
         "FrameReader._check_size = lambda self, size: None",
         "cloudmanager/protocol/test_frames.py::"
         "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
-        "cm_server/net/test_board_socket.py::test_an_oversize_message_is_refused_before_it_is_read",
+        "cm_server/net/test_board_socket.py::test_oversize_message_is_refused_before_it_is_read",
     ),
     defence(
         "the link of a peer that does not read is closed",
         SERVER + "net/websocket.py",
         "WebSocketLink._has_too_much_unsent = lambda self, transport: False",
-        "cm_server/net/test_websocket.py::test_a_peer_that_does_not_read_is_cut_before_it_costs_much",
+        "cm_server/net/test_websocket.py::test_peer_that_does_not_read_is_closed",
     ),
     defence(
         "output for a caller that does not read is dropped",
         SERVER + "net/caller_socket.py",
         "CallerConnection._is_outbox_full = lambda self: False",
         "cm_server/net/test_caller_socket.py::"
-        "test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending",
+        "test_slow_caller_gets_truncated_output_and_its_result",
     ),
     defence(
         "unauthenticated connections are bounded per address",
         SERVER + "net/rate_limits.py",
         "UnauthenticatedConnections._is_over_address_limit = lambda self, count: False",
-        "cm_server/net/test_rate_limits.py::test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in",
+        "cm_server/net/test_rate_limits.py::test_oldest_connection_of_an_address_is_closed",
     ),
     defence(
         "unauthenticated connections are bounded in total",
         SERVER + "net/rate_limits.py",
         "UnauthenticatedConnections._is_over_total_limit = lambda self: False",
-        "cm_server/net/test_rate_limits.py::test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays",
+        "cm_server/net/test_rate_limits.py::test_total_limit_closes_a_connection_of_the_largest_group",
     ),
     defence(
         "a connection whose request has a slow head is closed",
@@ -164,7 +164,7 @@ BOUNDS: Final = [
         "callers are bounded per token",
         SERVER + "net/caller_socket.py",
         "CallerSocket._callers_of = lambda self, token: 0",
-        "cm_server/net/test_caller_socket.py::test_callers_are_bounded_as_a_whole_and_for_each_token",
+        "cm_server/net/test_caller_socket.py::test_callers_are_bounded_in_total_and_per_token",
     ),
     defence(
         "a board's queue is bounded",
@@ -177,7 +177,7 @@ BOUNDS: Final = [
         SERVER + "net/websocket.py",
         "_is_over = lambda end: False",
         "cm_server/net/test_websocket.py::"
-        "test_a_flood_is_handled_in_slices_and_others_are_served_between[pings]",
+        "test_flood_is_handled_in_slices_and_other_links_in_between[pings]",
     ),
     defence(
         "one link with a backlog is served in each iteration of the event loop",
@@ -186,20 +186,20 @@ BOUNDS: Final = [
     setattr(self, "_scheduled", False),
     *(self._waiting.popleft()() for _ in range(len(self._waiting))),
 ]""",
-        "cm_server/net/test_fair_queue.py::test_one_is_served_in_each_turn_of_the_loop",
+        "cm_server/net/test_fair_queue.py::test_one_function_is_called_in_each_iteration",
     ),
     defence(
         "messages of a link are handled at a bounded rate",
         SERVER + "net/websocket.py",
         "WebSocketLink._count_message = lambda self: 0.0",
-        "cm_server/net/test_websocket.py::test_a_link_is_read_at_a_bounded_rate",
+        "cm_server/net/test_websocket.py::test_messages_are_handled_at_a_bounded_rate",
     ),
     defence(
         "an unauthenticated peer may not send pings",
         SERVER + "net/websocket.py",
         "WebSocketLink._refuse_ping = lambda self, frame: None",
         "cm_server/net/test_websocket.py::"
-        "test_a_stranger_may_not_ping_and_is_let_go_a_while_later[ping]",
+        "test_unauthenticated_ping_closes_the_link_after_a_delay[ping]",
     ),
     text_defence(
         "lines about one peer are limited",
@@ -208,7 +208,7 @@ BOUNDS: Final = [
         "        if left_out:\n            text",
         "cm_server/test_logs.py::"
         "test_lines_about_one_peer_are_limited_and_those_left_out_are_counted",
-        "cm_server/net/test_websocket.py::test_lines_about_strangers_who_break_rules_are_limited",
+        "cm_server/net/test_websocket.py::test_log_lines_about_unauthenticated_peers_are_limited",
     ),
     text_defence(
         "lines of libraries are limited",
@@ -222,19 +222,19 @@ BOUNDS: Final = [
         SERVER + "app.py",
         "if board.strays.spend() and board.link is not None:",
         "if False:",
-        "cm_server/net/test_board_socket.py::test_a_board_that_goes_on_speaking_of_others_jobs_is_cut",
+        "cm_server/net/test_board_socket.py::test_board_with_many_messages_about_foreign_jobs_is_closed",
     ),
     defence(
         "a connection whose request has very many pieces is closed",
         SERVER + "net/listener.py",
         "_LimitedReadsStream._has_too_many_reads = lambda self: False",
-        "cm_server/net/test_listener.py::test_what_comes_byte_by_byte_is_cut_after_so_many_reads[head]",
+        "cm_server/net/test_listener.py::test_request_in_too_many_pieces_is_closed[head]",
     ),
     defence(
         "reads from unauthenticated connections share a rate",
         SERVER + "net/rate_limits.py",
         "UnauthenticatedConnections.read_pause = lambda self, reads: 0.0",
-        "cm_server/net/test_listener.py::test_pieces_of_very_many_connections_share_a_rate",
+        "cm_server/net/test_listener.py::test_reads_from_many_connections_share_a_rate",
     ),
     defence(
         "connections are accepted at a bounded rate",
@@ -251,21 +251,21 @@ BOUNDS: Final = [
     self._server.unauthenticated.remove(self._entry),
     self._timer.cancel(),
 )""",
-        "cm_server/net/test_listener.py::test_a_socket_that_tls_cannot_wrap_is_counted_no_more",
+        "cm_server/net/test_listener.py::test_socket_that_tls_cannot_wrap_is_not_counted",
     ),
     defence(
         "a connection that cannot be closed does not affect the next one",
         SERVER + "net/rate_limits.py",
         "UnauthenticatedConnections._close_safely = lambda self, close: close()",
         "cm_server/net/test_rate_limits.py::"
-        "test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer",
+        "test_connection_that_cannot_be_closed_does_not_affect_the_next",
     ),
     defence(
         "a clean-up continues after a failed step",
         SERVER + "net/cleanup.py",
         "run_all = lambda what, *steps: [step() for step in steps]",
-        "cm_server/net/test_cleanup.py::test_every_step_runs_whichever_fails",
-        "cm_server/net/test_websocket.py::test_a_clean_up_that_fails_releases_the_rest",
+        "cm_server/net/test_cleanup.py::test_every_step_runs_although_one_fails",
+        "cm_server/net/test_websocket.py::test_failed_clean_up_releases_the_rest",
     ),
     defence(
         "the kept end of a job's output is bounded",
@@ -286,7 +286,7 @@ BOUNDS: Final = [
         "facts that a board reports are bounded",
         SERVER + "net/board_socket.py",
         "_FACT_CHARS = 1 << 30",
-        "cm_server/net/test_board_socket.py::test_nonsense_in_a_true_proof_is_bounded_and_harmless",
+        "cm_server/net/test_board_socket.py::test_nonsense_in_a_valid_proof_is_bounded_and_harmless",
     ),
     defence(
         "JSON that is nested too deeply is refused",

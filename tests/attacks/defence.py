@@ -73,8 +73,8 @@ class Defence(NamedTuple):
 SERVER: Final = "server/cm_server/"
 LIBRARY: Final = "cloudmanager/"
 BOARD: Final = "mpy_client/cm/"
-ROUTES: Final = "cm_server/test_matrix.py::test_every_route_by_every_credential"
-VERBS: Final = "cm_server/test_matrix.py::test_every_verb_by_every_role_leaves_exactly_one_row"
+ROUTES: Final = "cm_server/test_matrix.py::test_every_route_with_every_credential"
+VERBS: Final = "cm_server/test_matrix.py::test_every_verb_with_every_role_writes_one_audit_row"
 
 
 def defence(

@@ -106,13 +106,13 @@ KEEPING: Final[list[Defence]] = [
         SERVER + "clock.py",
         "return max(self.wall(), self._known + uptime - self._known_at)",
         "return self.wall()",
-        CALLER + "clock_that_is_set_back_opens_for_no_expired_token",
+        CALLER + "clock_set_back_does_not_revive_an_expired_token",
     ),
     defence(
         "clock: a link is closed when its token expires because the clock was set",
         SERVER + "net/caller_socket.py",
-        'TOKEN_CHECK_SECONDS = float("inf")',
-        CALLER + "token_expires_when_the_clock_is_set_not_when_its_timer_ends",
+        "_seconds_to_next_check = lambda left: left",
+        CALLER + "token_expires_by_the_wall_clock",
     ),
     text_defence(
         "clock: the database's, set, makes no server dead",

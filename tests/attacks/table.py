@@ -40,25 +40,25 @@ ATTACKS: Final = [
     attack(
         1,
         "tokens that are none: empty, cut, wrong, very long, in other clothes",
-        "cm_server/auth/test_credentials.py: any_other_header_is_nobody "
-        "an_empty_token_is_nobody_even_if_its_hash_was_written "
-        "every_known_token_is_compared_whichever_it_is",
+        "cm_server/auth/test_credentials.py: other_headers_are_refused "
+        "empty_token_is_refused_although_its_hash_is_stored "
+        "every_token_is_compared",
         "cm_server/net/test_caller_socket.py: every_wrong_token_gets_the_same_answer "
-        "a_token_of_a_megabyte_costs_its_sender_the_link",
-        "cm_server/test_matrix.py: every_route_by_every_credential",
+        "token_of_a_megabyte_closes_the_connection",
+        "cm_server/test_matrix.py: every_route_with_every_credential",
         "cloudmanager/client/test_exchange.py: token_cannot_smuggle_a_header_in",
     ),
     attack(
         2,
         "enrolment tokens: expired, used, of another scope, raced for",
         "cm_server/auth/test_enrolment.py: "
-        "expired_and_revoked_enrolment_tokens_are_refused_by_name "
-        "used_enrolment_token_opens_nothing_for_another_board "
-        "wrong_scope_enrolment_token_is_refused_by_a_sentence "
-        "two_boards_that_race_one_token_exactly_one_wins "
-        "malformed_enrolment_tokens_are_all_refused_alike "
-        "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door "
-        "in_the_clear_nobody_enrols_where_others_listen",
+        "expired_and_revoked_enrolment_tokens_are_refused "
+        "used_enrolment_token_is_refused "
+        "name_outside_of_the_tokens_target_is_refused "
+        "one_of_two_simultaneous_enrolments_succeeds "
+        "malformed_enrolment_tokens_get_the_same_answer "
+        "tokens_of_callers_and_boards_are_not_interchangeable "
+        "enrolment_without_tls_is_refused",
         "system/test_trust.py: a_board_enrols_itself_by_a_token_and_is_known_from_then_on",
     ),
     attack(
@@ -80,9 +80,8 @@ ATTACKS: Final = [
         "faults/test_caller_link.py: fault_between_caller_and_server",
         "faults/test_board_link.py: fault_in_the_handshake_of_tls",
         "faults/test_caller_link.py: fault_between_caller_and_server_over_tls",
-        "cm_server/net/test_board_socket.py: one_flipped_bit_of_the_facts_is_noticed",
-        "cm_server/auth/test_enrolment.py: "
-        "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
+        "cm_server/net/test_board_socket.py: flipped_bit_in_the_facts_is_refused",
+        "cm_server/auth/test_enrolment.py: tampered_message_closes_the_link_and_has_no_effect",
         not_here="links in the clear, which only this machine's own loopback has: nothing tells a "
         "changed byte there",
     ),
@@ -96,19 +95,19 @@ ATTACKS: Final = [
         "a_caller_without_a_fingerprint_asks_this_machines_authorities",
         "cloudmanager/client/test_tls.py: another_name_and_another_authority_are_refused "
         "another_fingerprint_is_another_server what_is_no_authority_is_no_server_of_ours",
-        "cm_server/net/test_certificates.py: the_server_is_verified_by_its_authority_for_one_name "
-        "another_servers_authority_is_another",
+        "cm_server/net/test_certificates.py: server_is_verified_by_its_authority_for_one_name "
+        "each_server_has_its_own_authority",
     ),
     attack(
         6,
         "downgrade: another version, TLS or MAC stripped",
-        "cm_server/net/test_board_socket.py: another_version_is_told_so",
-        "cm_server/net/test_caller_socket.py: another_version_is_told_which_one_is_spoken "
-        "the_version_is_not_told_to_a_stranger",
+        "cm_server/net/test_board_socket.py: other_protocol_version_is_refused_with_a_reason",
+        "cm_server/net/test_caller_socket.py: other_protocol_version_gets_the_supported_one "
+        "protocol_version_is_not_revealed_without_a_token",
         "cloudmanager/client/test_link.py: server_of_another_version",
-        "cm_server/auth/test_enrolment.py: stripped_tls_is_refused_with_a_sentence_in_the_log "
-        "stripped_macs_are_refused in_the_clear_nobody_enrols_where_others_listen",
-        "cm_server/net/test_certificates.py: old_versions_of_tls_are_not_spoken",
+        "cm_server/auth/test_enrolment.py: stripped_tls_is_refused_and_logged "
+        "stripped_macs_are_refused enrolment_without_tls_is_refused",
+        "cm_server/net/test_certificates.py: old_tls_versions_are_refused",
         "system/test_trust.py: a_board_in_the_clear_is_refused_by_both_sides "
         "a_token_never_crosses_the_network_in_the_clear "
         "a_caller_in_the_clear_is_told_what_to_write",
@@ -116,10 +115,10 @@ ATTACKS: Final = [
     attack(
         7,
         "a board that plays another, or plays itself twice",
-        "cm_server/net/test_board_socket.py: a_board_cannot_end_another_boards_job "
-        "the_newest_link_wins_and_the_older_is_told "
-        "two_boards_with_one_key_do_not_push_each_other_out_all_day "
-        "a_second_link_without_the_key_takes_nothing_over",
+        "cm_server/net/test_board_socket.py: board_cannot_end_the_job_of_another_board "
+        "newer_link_of_a_board_replaces_the_older_one "
+        "two_boards_with_one_key_replace_each_other_more_and_more_slowly "
+        "link_without_the_key_does_not_replace_a_board",
         "cm_server/jobs/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
         "cm_server/jobs/test_job_results.py: a_board_cannot_change_another_boards_outcome",
         not_here="files, names: a board never says whose file or name it speaks of; the server "
@@ -128,13 +127,13 @@ ATTACKS: Final = [
     attack(
         8,
         "a stolen key: revoked, rotated, with the acknowledgement lost",
-        "cm_server/net/test_board_socket.py: a_new_key_shuts_the_old_one_out",
+        "cm_server/net/test_board_socket.py: old_key_is_refused_after_a_new_enrolment",
         "cm_server/auth/test_enrolment.py: "
-        "revoke_while_connected_closes_the_link_and_withholds_what_waits "
-        "rotation_asks_an_idle_board_and_believes_its_proof "
-        "rotation_with_a_lost_answer_locks_nobody_out a_rotation_outlives_the_server "
-        "a_new_key_without_proof_is_not_believed a_key_number_that_never_was_is_as_a_stranger "
-        "enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own",
+        "revocation_closes_the_link_and_ends_waiting_jobs "
+        "idle_board_gets_a_new_key_and_proves_it "
+        "both_keys_are_valid_until_the_new_one_is_used rotation_continues_after_a_restart "
+        "new_key_without_proof_is_not_accepted unknown_key_number_gets_a_random_challenge "
+        "enrolling_again_gives_a_key_newer_than_a_pending_one",
         "cm_server/api/test_verbs.py: revoke_takes_boards_out_with_all_that_they_owe",
         "system/test_trust.py: a_revoked_board_is_out_within_two_seconds "
         "a_key_is_changed_on_the_board_and_on_the_server "
@@ -144,18 +143,18 @@ ATTACKS: Final = [
         9,
         "a name that is used again sees nothing of its predecessor",
         "cm_server/api/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
-        "cm_server/test_matrix.py: the_jobs_of_a_board_that_is_gone_are_not_its_namesakes",
-        "cm_server/auth/test_enrolment.py: a_name_that_is_used_again_sees_nothing_of_its_predecessor "
-        "rename_moves_everything_that_is_the_boards_own rename_takes_nobodys_name",
+        "cm_server/test_matrix.py: jobs_of_a_removed_board_are_not_those_of_its_namesake",
+        "cm_server/auth/test_enrolment.py: board_with_a_reused_name_inherits_nothing "
+        "renamed_board_keeps_its_labels_and_jobs rename_to_the_name_of_another_board_is_refused",
     ),
     attack(
         10,
         "brute force, which locks out nobody behind the same address",
         "cm_server/net/test_caller_socket.py: "
-        "wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address "
-        "a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log",
+        "wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted "
+        "flood_of_wrong_tokens_writes_a_bounded_number_of_rows_and_lines",
         "load/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
-        "cm_server/net/test_board_socket.py: a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines",
+        "cm_server/net/test_board_socket.py: failed_authentications_write_a_bounded_number_of_rows_and_lines",
     ),
     attack(
         11,
@@ -164,10 +163,10 @@ ATTACKS: Final = [
         "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
         "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
         "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
-        "cm_server/net/test_board_socket.py: a_slow_greeting_is_cut",
-        "cm_server/net/test_listener.py: who_does_not_go_on_is_cut_in_time "
-        "who_knocks_counts_as_unproven_and_the_oldest_is_cut "
-        "what_is_no_handshake_ends_the_connection_and_nothing_else",
+        "cm_server/net/test_board_socket.py: slow_authentication_is_refused",
+        "cm_server/net/test_listener.py: stalled_connection_is_closed_in_time "
+        "new_connection_counts_as_unauthenticated_and_the_oldest_is_closed "
+        "invalid_handshake_closes_only_its_connection",
     ),
     attack(
         12,
@@ -176,22 +175,22 @@ ATTACKS: Final = [
         "client_that_does_not_mask_is_refused "
         "frame_that_is_too_long_is_refused_before_its_payload_is_awaited "
         "no_bytes_do_anything_but_frames_or_a_refusal",
-        "cm_server/net/test_websocket.py: a_broken_rule_closes_with_the_code_of_the_rfc "
-        "a_frame_that_never_ends_is_dropped_with_its_link garbage_ends_one_link_and_no_other "
-        "a_peer_that_does_not_read_is_cut_before_it_costs_much",
-        "cm_server/net/test_board_socket.py: an_oversize_message_is_refused_before_it_is_read",
-        "attacks/test_transport.py: a_flood_of_pings_holds_up_nobody",
+        "cm_server/net/test_websocket.py: protocol_violation_closes_with_the_code_of_the_rfc "
+        "incomplete_frame_is_dropped_with_its_link garbage_closes_only_its_link "
+        "peer_that_does_not_read_is_closed",
+        "cm_server/net/test_board_socket.py: oversize_message_is_refused_before_it_is_read",
+        "attacks/test_transport.py: flood_of_pings_does_not_delay_others",
         "cloudmanager/client/test_outgoing.py: nothing_follows_half_a_frame "
         "no_instant_of_an_interrupt_mixes_two_frames "
         "cells_run_at_most_once_whenever_they_are_interrupted",
         "cm_server/net/test_websocket.py: "
-        "a_flood_is_handled_in_slices_and_others_are_served_between "
-        "a_link_is_read_at_a_bounded_rate "
-        "a_stranger_may_not_ping_and_is_let_go_a_while_later "
-        "lines_about_strangers_who_break_rules_are_limited",
-        "cm_server/net/test_board_socket.py: a_board_that_goes_on_speaking_of_others_jobs_is_cut",
-        "cm_server/net/test_listener.py: what_comes_byte_by_byte_is_cut_after_so_many_reads "
-        "pieces_of_very_many_connections_share_a_rate",
+        "flood_is_handled_in_slices_and_other_links_in_between "
+        "messages_are_handled_at_a_bounded_rate "
+        "unauthenticated_ping_closes_the_link_after_a_delay "
+        "log_lines_about_unauthenticated_peers_are_limited",
+        "cm_server/net/test_board_socket.py: board_with_many_messages_about_foreign_jobs_is_closed",
+        "cm_server/net/test_listener.py: request_in_too_many_pieces_is_closed "
+        "reads_from_many_connections_share_a_rate",
         "board/test_link.py: board_refuses_what_breaks_the_rules",
     ),
     attack(
@@ -199,14 +198,14 @@ ATTACKS: Final = [
         "very many connections that prove nothing",
         "cm_server/test_app.py: a_flood_of_connections_is_bounded_and_lets_the_healthy_in "
         "connections_that_come_and_go_leave_nothing_behind",
-        "cm_server/net/test_rate_limits.py: the_oldest_of_an_address_is_cut_and_the_newest_comes_in "
-        "another_address_is_not_disturbed_by_a_flood_of_one "
-        "many_addresses_are_bounded_as_a_whole_and_the_greediest_pays "
-        "a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer",
-        "cm_server/net/test_listener.py: connections_that_end_by_rst_leave_no_count_behind "
-        "a_socket_that_tls_cannot_wrap_is_counted_no_more "
+        "cm_server/net/test_rate_limits.py: oldest_connection_of_an_address_is_closed "
+        "flood_from_one_address_does_not_affect_another "
+        "total_limit_closes_a_connection_of_the_largest_group "
+        "connection_that_cannot_be_closed_does_not_affect_the_next",
+        "cm_server/net/test_listener.py: reset_connections_are_not_counted "
+        "socket_that_tls_cannot_wrap_is_not_counted "
         "connections_are_accepted_at_a_bounded_rate",
-        "cm_server/net/test_websocket.py: a_clean_up_that_fails_releases_the_rest",
+        "cm_server/net/test_websocket.py: failed_clean_up_releases_the_rest",
     ),
     attack(
         14,
@@ -220,34 +219,34 @@ ATTACKS: Final = [
     attack(
         15,
         "compression that is offered",
-        "cm_server/net/test_websocket.py: compression_that_is_offered_is_not_taken",
+        "cm_server/net/test_websocket.py: offered_compression_is_not_used",
     ),
     attack(
         16,
         "links from foreign pages, with any Origin and any Host",
-        "cm_server/net/test_handlers.py: a_foreign_page_opens_no_link "
-        "a_name_that_was_rebound_to_loopback_reaches_nothing "
-        "two_origins_are_not_one_that_was_allowed without_a_host_nothing_is_reached "
-        "loopback_by_any_of_its_names_is_served",
+        "cm_server/net/test_handlers.py: foreign_origin_is_refused "
+        "foreign_host_name_on_loopback_is_refused "
+        "two_origin_headers_are_refused request_without_host_is_refused "
+        "loopback_host_names_are_accepted",
     ),
     attack(
         17,
         "forged requests, cookies, tokens in addresses",
-        "cm_server/net/test_handlers.py: a_form_that_a_foreign_page_posts_changes_nothing "
-        "a_cookie_is_no_token no_answer_lets_another_origin_read_frame_sniff_or_keep_it",
-        "cm_server/net/test_caller_socket.py: a_token_in_the_address_opens_nothing_and_is_not_logged",
+        "cm_server/net/test_handlers.py: form_posted_by_a_foreign_page_changes_nothing "
+        "cookie_is_not_accepted_as_a_token every_answer_has_the_security_headers",
+        "cm_server/net/test_caller_socket.py: token_in_the_address_is_refused_and_not_logged",
         not_here="there is no REST call that changes anything: all that does is said on a link",
     ),
     attack(
         18,
         "a board's key at a caller's door, and the reverse; every route by every role",
-        "cm_server/test_matrix.py: every_route_by_every_credential "
-        "every_route_says_what_opens_it_and_the_rest_opens_nothing "
-        "no_callers_token_proves_a_board a_proven_board_asks_for_nothing_that_callers_may "
-        "every_verb_by_every_role_leaves_exactly_one_row "
-        "a_board_out_of_reach_is_as_if_it_were_not_enrolled",
-        "cm_server/net/test_caller_socket.py: a_boards_key_opens_no_callers_door",
-        "cm_server/net/test_board_socket.py: a_token_opens_no_boards_door",
+        "cm_server/test_matrix.py: every_route_with_every_credential "
+        "every_route_has_a_required_credential_and_other_paths_are_404 "
+        "callers_token_is_no_boards_key authenticated_board_cannot_send_callers_messages "
+        "every_verb_with_every_role_writes_one_audit_row "
+        "unreachable_board_is_treated_as_not_enrolled",
+        "cm_server/net/test_caller_socket.py: boards_key_does_not_authenticate_a_caller",
+        "cm_server/net/test_board_socket.py: callers_token_does_not_authenticate_a_board",
     ),
     attack(
         19,
@@ -264,9 +263,9 @@ ATTACKS: Final = [
     attack(
         20,
         "HTML, script, Markdown and MIME from a board",
-        "attacks/test_hostile_output.py: what_a_board_says_is_plain_text_in_the_notebook "
-        "nothing_of_a_board_has_another_face_than_text html_is_made_in_one_place "
-        "a_table_of_values_has_our_own_tags_and_no_others",
+        "attacks/test_hostile_output.py: hostile_text_is_plain_text_in_the_notebook "
+        "results_have_no_rich_representation html_is_produced_in_one_module "
+        "table_of_values_contains_no_hostile_tags",
         "cm_magics/test_kernel.py: board_cannot_say_html",
         "cm_magics/test_dashboard_widget.py: what_boards_say_is_cleaned_on_its_way",
         "browser/test_dashboard.py: what_hostile_boards_say_does_nothing_in_the_page",
@@ -274,9 +273,9 @@ ATTACKS: Final = [
     attack(
         21,
         "escape sequences, overwriting, bidi and NUL from a board",
-        "attacks/test_hostile_output.py: what_a_board_says_of_itself_is_text_in_the_shell "
-        "what_a_board_prints_is_text_in_the_shell "
-        "what_a_board_says_is_a_line_of_its_own_in_no_log",
+        "attacks/test_hostile_output.py: hostile_facts_are_plain_text_in_the_shell "
+        "hostile_output_is_plain_text_in_the_shell "
+        "hostile_text_cannot_add_log_lines",
         "cloudmanager/protocol/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
         "cloudmanager/display/test_terminal.py: escape_codes_of_boards_are_escaped",
         "cloudmanager/display/test_interleaved_log.py: control_characters_in_the_log_are_escaped",
@@ -292,7 +291,7 @@ ATTACKS: Final = [
         "cm_server/jobs/test_dispatch.py: a_second_result_changes_nothing "
         "a_malformed_result_is_refused_and_ends_nothing "
         "the_tails_of_output_and_value_are_bounded",
-        "cm_server/net/test_caller_socket.py: a_slow_caller_stalls_neither_board_nor_other_callers",
+        "cm_server/net/test_caller_socket.py: slow_caller_does_not_delay_boards_or_other_callers",
     ),
     attack(
         23,
@@ -309,10 +308,9 @@ ATTACKS: Final = [
     attack(
         24,
         "forged lines, JSON of any depth, doubled keys, NaN, numbers of any size",
-        "attacks/test_json.py: json_that_is_a_bomb_ends_one_link_and_no_other "
-        "numbers_that_are_none_are_refused",
-        "cm_server/net/test_board_socket.py: it_cannot_forge_a_line_of_the_log "
-        "nonsense_in_a_true_proof_is_bounded_and_harmless",
+        "attacks/test_json.py: hostile_json_closes_only_its_link invalid_numbers_are_refused",
+        "cm_server/net/test_board_socket.py: board_cannot_forge_a_log_line "
+        "nonsense_in_a_valid_proof_is_bounded_and_harmless",
         "cm_server/jobs/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
         "cloudmanager/protocol/test_wire.py: what_is_no_json_object_is_refused",
         "cm_server/test_metrics.py: no_label_is_chosen_by_a_peer_and_their_number_does_not_grow",
@@ -330,9 +328,9 @@ ATTACKS: Final = [
     attack(
         36,
         "secrets in process lists, logs, errors, notebooks, audit rows",
-        "attacks/test_secrets.py: no_secret_is_anywhere_but_in_its_own_file",
+        "attacks/test_secrets.py: secrets_are_only_in_their_own_files",
         "board/test_link.py: key_is_not_on_a_command_line_nor_in_a_log",
-        "cm_server/test_matrix.py: no_secret_and_no_cell_is_in_the_audit_log",
+        "cm_server/test_matrix.py: audit_log_contains_no_secret_and_no_cell",
         "cm_server/store/test_rows.py: a_boards_key_is_in_no_repr",
         "cm_server/test_app.py: a_refusal_is_logged_in_one_line_without_secrets",
         "cm_server/jobs/test_registry.py: describe_is_json_and_holds_no_key",
@@ -342,8 +340,8 @@ ATTACKS: Final = [
     attack(
         37,
         "a privileged call without its row, a row that is changed",
-        "cm_server/test_matrix.py: every_verb_by_every_role_leaves_exactly_one_row "
-        "what_a_row_tells_of_each_verb",
+        "cm_server/test_matrix.py: every_verb_with_every_role_writes_one_audit_row "
+        "audit_rows_describe_each_verb",
         "cm_server/store/test_store.py: no_row_is_changed_or_taken_out "
         "what_is_privileged_and_its_row_are_one_transaction_on_the_disk "
         "a_cell_that_cannot_be_audited_does_not_run kill_9_loses_no_row_of_what_was_done",

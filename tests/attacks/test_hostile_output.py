@@ -95,7 +95,7 @@ def is_text(shown: str) -> bool:
     return all(char.isprintable() or char in "\n\t" for char in shown)
 
 
-async def test_what_a_board_says_of_itself_is_text_in_the_shell(taken: Taken):
+async def test_hostile_facts_are_plain_text_in_the_shell(taken: Taken):
     status, out, err = await taken.mbm("board-list")
     assert status == 0
     assert is_text(out + err), repr(out)
@@ -109,7 +109,7 @@ async def test_what_a_board_says_of_itself_is_text_in_the_shell(taken: Taken):
     assert {(board["heap"], board["mpy"]) for board in boards} == {(None, "")}
 
 
-async def test_what_a_board_prints_is_text_in_the_shell(taken: Taken):
+async def test_hostile_output_is_plain_text_in_the_shell(taken: Taken):
     script = "\n".join(HOSTILE.values()).encode("utf-8", "surrogatepass") + b"\xff\n"
     words = ("board-execute", "taken-1", "-c", "1")
     status, out, err = await taken.mbm(*words, script=script)
@@ -123,9 +123,7 @@ async def test_what_a_board_prints_is_text_in_the_shell(taken: Taken):
     assert json.loads(out)["taken-1"]["status"] == "error"
 
 
-async def test_what_a_board_says_is_a_line_of_its_own_in_no_log(
-    taken: Taken, caplog: pytest.LogCaptureFixture
-):
+async def test_hostile_text_cannot_add_log_lines(taken: Taken, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     names = range(len(HOSTILE))
     for text, identity in zip(HOSTILE.values(), taken.service.enrol(*map(str, names)), strict=True):
@@ -147,14 +145,14 @@ async def test_what_a_board_says_is_a_line_of_its_own_in_no_log(
 
 
 @pytest.mark.parametrize("kind", [Result, Job, JobGroup, Boards, Fleet])
-def test_nothing_of_a_board_has_another_face_than_text(kind: type):
+def test_results_have_no_rich_representation(kind: type):
     """IPython shows what has one of these as it says, and so would a saved notebook."""
     rich = [name for name in dir(kind) if name.startswith("_repr_") or "mimebundle" in name]
     assert rich == []
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_what_a_board_says_is_plain_text_in_the_notebook(text: str, monkeypatch):
+def test_hostile_text_is_plain_text_in_the_notebook(text: str, monkeypatch):
     shown: list[tuple[Any, dict[str, Any]]] = []
     monkeypatch.setattr(cell_display, "display", lambda bundle, **how: shown.append((bundle, how)))
     cell_display.display_text(text)
@@ -177,7 +175,7 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_table_of_values_has_our_own_tags_and_no_others(text: str):
+def test_table_of_values_contains_no_hostile_tags(text: str):
     values = {"lab-1": {text[:50]: text[:50]}, text: [text[:50]]}
     results = {name: Result(name, 1, "ok", text=repr(value)) for name, value in values.items()}
     made = results_html(results, (text,))
@@ -188,7 +186,7 @@ def test_a_table_of_values_has_our_own_tags_and_no_others(text: str):
     assert not [tag for tag in shown.seen if " on" in tag or " href" in tag or " src" in tag]
 
 
-def test_html_is_made_in_one_place():
+def test_html_is_produced_in_one_module():
     """The dashboard builds its own page, from text (tests of its own)."""
     folder = Path(cell_display.__file__).parent
     makes = set()

@@ -19,7 +19,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-async def test_json_that_is_a_bomb_ends_one_link_and_no_other(service: Service, bomb: bytes):
+async def test_hostile_json_closes_only_its_link(service: Service, bomb: bytes):
     async with await FakeCaller.join(service) as other:
         async with await FakeCaller.join(service) as caller:
             await caller.send(wire.REQUEST, bomb, job=1)
@@ -43,7 +43,7 @@ async def test_json_that_is_a_bomb_ends_one_link_and_no_other(service: Service, 
         '{"target": "lab-1", "target": "vault-1"}',
     ],
 )
-async def test_numbers_that_are_none_are_refused(service: Service, head: str):
+async def test_invalid_numbers_are_refused(service: Service, head: str):
     service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
         size = len(head.encode()).to_bytes(4, "big")

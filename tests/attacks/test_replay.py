@@ -46,7 +46,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("kind", ["tls", "mac"])
-async def test_a_recorded_link_that_is_replayed_opens_nothing(tmp_path: Path, kind: str):
+async def test_replayed_link_is_refused(tmp_path: Path, kind: str):
     async with running_service(tmp_path, local=False) as service:
         (identity,) = service.enrol("lab-1", plain=kind == "mac")
         recorder = Recorder(service)

@@ -30,7 +30,7 @@ def everything_said(server: RunningServer, pids: list[int]) -> str:
     return "\n".join((*lists, *written))
 
 
-def test_no_secret_is_anywhere_but_in_its_own_file(tmp_path: Path):
+def test_secrets_are_only_in_their_own_files(tmp_path: Path):
     with running_server(tmp_path) as server:
         own = (tmp_path / "token").read_text().strip()
         with Fleet(server.url, own) as fleet, running_boards(server, fleet, ["lab-1"]) as boards:

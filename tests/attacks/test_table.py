@@ -32,12 +32,12 @@ def exists(test: str) -> bool:
     return (TESTS / file).is_file() and name.partition("[")[0] in names_in(file)
 
 
-def test_every_group_of_attacks_has_its_place():
+def test_every_attack_number_is_listed():
     assert [attack.number for attack in ALL] == [*range(1, 40)]
 
 
 @pytest.mark.parametrize("attack", ALL, ids=lambda attack: f"{attack.number}")
-def test_every_attack_is_tried_or_says_why_not(attack: Attack):
+def test_every_attack_has_tests_or_a_reason(attack: Attack):
     assert attack.tests or attack.not_here
     assert [test for test in attack.tests if not exists(test)] == []
 

@@ -7,7 +7,7 @@ from typing import Final
 from .defence import BOARD, LIBRARY, SERVER, Place, defence, text_defence
 
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
-TAMPERED: Final = ENROLMENT + "a_message_that_was_tampered_with_ends_the_link_and_does_nothing"
+TAMPERED: Final = ENROLMENT + "tampered_message_closes_the_link_and_has_no_effect"
 #: The store refuses a token without a use left, too: of several servers one alone takes the last.
 USES: Final = Place(
     SERVER + "store/store.py", "tables.tokens.c.hash == token.hash, left > 0", "sa.true()"
@@ -20,14 +20,14 @@ TRUST: Final = [
         "a board without TLS is refused by a server that other machines can reach",
         SERVER + "net/board_socket.py",
         "BoardConnection._is_protected = lambda self, hello, board: True",
-        ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
+        ENROLMENT + "stripped_tls_is_refused_and_logged",
         ENROLMENT + "stripped_macs_are_refused",
     ),
     defence(
         "MACs instead of TLS are accepted only from boards enrolled for them",
         SERVER + "net/board_socket.py",
         "BoardConnection._is_protected = lambda self, hello, board: self._secure or hello.mac",
-        ENROLMENT + "stripped_tls_is_refused_with_a_sentence_in_the_log",
+        ENROLMENT + "stripped_tls_is_refused_and_logged",
     ),
     defence(
         "a caller without TLS is refused by a server that other machines can reach",
@@ -45,13 +45,13 @@ TRUST: Final = [
         "a TLS handshake has a deadline",
         SERVER + "net/listener.py",
         "_IncomingConnection._start_deadline = lambda self: self._loop.call_later(999, self._close)",
-        "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time",
+        "cm_server/net/test_listener.py::test_stalled_connection_is_closed_in_time",
     ),
     defence(
         "a slow TLS handshake does not block the event loop",
         SERVER + "net/listener.py",
         "_set_non_blocking = lambda sock: sock.setblocking(True)",
-        "cm_server/net/test_listener.py::test_who_does_not_go_on_is_cut_in_time[11]",
+        "cm_server/net/test_listener.py::test_stalled_connection_is_closed_in_time[11]",
     ),
     defence(
         "a connection in its TLS handshake counts as unauthenticated",
@@ -59,7 +59,7 @@ TRUST: Final = [
         """_IncomingConnection._count_as_unauthenticated = lambda self, address: (
     self._server.unauthenticated.add(address, lambda: None)
 )""",
-        "cm_server/net/test_listener.py::test_who_knocks_counts_as_unproven_and_the_oldest_is_cut",
+        "cm_server/net/test_listener.py::test_new_connection_counts_as_unauthenticated_and_the_oldest_is_closed",
     ),
     # MACs
     defence(
@@ -120,27 +120,27 @@ def _secure(link, config, secure=_secure):
         "an enrolment token has a limited number of uses",
         SERVER + "auth/enrolment.py",
         "_is_used_up = lambda token: False",
-        ENROLMENT + "used_enrolment_token_opens_nothing_for_another_board",
-        ENROLMENT + "two_boards_that_race_one_token_exactly_one_wins",
+        ENROLMENT + "used_enrolment_token_is_refused",
+        ENROLMENT + "one_of_two_simultaneous_enrolments_succeeds",
         behind=USES,
     ),
     defence(
         "an enrolment token is only for the names of its target",
         SERVER + "auth/enrolment.py",
         "_is_name_allowed = lambda name, target: True",
-        ENROLMENT + "wrong_scope_enrolment_token_is_refused_by_a_sentence",
+        ENROLMENT + "name_outside_of_the_tokens_target_is_refused",
     ),
     defence(
         "a board that repeats its enrolment gets the same identity",
         SERVER + "auth/enrolment.py",
         "Enrolment._find_enrolled = lambda self, token, key: None",
-        ENROLMENT + "a_board_that_never_heard_the_answer_gets_the_same_again",
+        ENROLMENT + "repeated_enrolment_gets_the_same_identity",
     ),
     defence(
         "a board can enrol itself over TLS only",
         SERVER + "net/board_socket.py",
         "BoardConnection._require_tls_to_enrol = lambda self: None",
-        ENROLMENT + "in_the_clear_nobody_enrols_where_others_listen",
+        ENROLMENT + "enrolment_without_tls_is_refused",
     ),
     defence(
         "a caller cannot log in with an enrolment token",
@@ -148,7 +148,7 @@ def _secure(link, config, secure=_secure):
         """Tokens.find_caller_token = lambda self, header: (
     credentials.find_bearer_token(header, self._rows)
 )""",
-        ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
+        ENROLMENT + "tokens_of_callers_and_boards_are_not_interchangeable",
         behind=USES,
     ),
     defence(
@@ -157,14 +157,14 @@ def _secure(link, config, secure=_secure):
         """Tokens.find_enrolment_token = lambda self, token: (
     (row := credentials.match_token(token, self._rows)) and row._replace(uses=1)
 )""",
-        ENROLMENT + "a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door",
+        ENROLMENT + "tokens_of_callers_and_boards_are_not_interchangeable",
         behind=USES,
     ),
     defence(
         "the link of a revoked board is closed",
         SERVER + "auth/enrolment.py",
         "_close_link = lambda board: None",
-        ENROLMENT + "revoke_while_connected_closes_the_link_and_withholds_what_waits",
+        ENROLMENT + "revocation_closes_the_link_and_ends_waiting_jobs",
     ),
     defence(
         "a board with a reused name inherits nothing",
@@ -172,13 +172,13 @@ def _secure(link, config, secure=_secure):
         """_new_identity = lambda name, *, plain: (
     new_board_row(name, name, credentials.new_key(), plain=plain)
 )""",
-        ENROLMENT + "a_name_that_is_used_again_sees_nothing_of_its_predecessor",
+        ENROLMENT + "board_with_a_reused_name_inherits_nothing",
     ),
     defence(
         "a board cannot be renamed to the name of another board",
         SERVER + "auth/enrolment.py",
         "Enrolment._require_free_name = lambda self, name: None",
-        ENROLMENT + "rename_takes_nobodys_name",
+        ENROLMENT + "rename_to_the_name_of_another_board_is_refused",
     ),
     # Keys
     defence(
@@ -192,14 +192,14 @@ def _secure(link, config, secure=_secure):
         "the old key is not valid after the new one was used",
         SERVER + "auth/enrolment.py",
         "Enrolment.on_key_used = lambda self, board, gen: None",
-        ENROLMENT + "rotation_with_a_lost_answer_locks_nobody_out",
-        ENROLMENT + "rotation_asks_an_idle_board_and_believes_its_proof",
+        ENROLMENT + "both_keys_are_valid_until_the_new_one_is_used",
+        ENROLMENT + "idle_board_gets_a_new_key_and_proves_it",
     ),
     defence(
         "a new key replaces the old one only with a proof",
         SERVER + "auth/enrolment.py",
         "_proves_key = lambda key, gen, nonce, proof: True",
-        ENROLMENT + "a_new_key_without_proof_is_not_believed",
+        ENROLMENT + "new_key_without_proof_is_not_accepted",
     ),
     defence(
         "a board keeps its old key until the new one is written",

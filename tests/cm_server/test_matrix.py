@@ -122,7 +122,7 @@ CREDENTIALS: dict[str, tuple[bool, Callable[[Lab], str]]] = {
 
 @pytest.mark.parametrize("credential", CREDENTIALS)
 @pytest.mark.parametrize(("path", "page"), ROUTES)
-async def test_every_route_by_every_credential(lab: Lab, path, page, credential):
+async def test_every_route_with_every_credential(lab: Lab, path, page, credential):
     opens, make = CREDENTIALS[credential]
     headers = {"Authorization": make(lab), "Cm-Protocol": "1"}
     async with await RawPeer.dial(lab.service) as peer:
@@ -139,7 +139,7 @@ async def test_every_route_by_every_credential(lab: Lab, path, page, credential)
     )
 
 
-async def test_every_route_says_what_opens_it_and_the_rest_opens_nothing(lab: Lab):
+async def test_every_route_has_a_required_credential_and_other_paths_are_404(lab: Lab):
     assert {page.required_credential for _, page in ROUTES} == {
         "nothing",
         "loopback",
@@ -154,7 +154,7 @@ async def test_every_route_says_what_opens_it_and_the_rest_opens_nothing(lab: La
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_no_callers_token_proves_a_board(lab: Lab, role):
+async def test_callers_token_is_no_boards_key(lab: Lab, role):
     """Not as its key, not as the key's hash, and not in the handshake's header."""
     token, board = lab.service.add_token(role), lab.boards["lab-2"]
     for secret in (token.encode()[:32], hashlib.sha256(token.encode()).digest(), bytes(32)):
@@ -169,7 +169,7 @@ async def test_no_callers_token_proves_a_board(lab: Lab, role):
 
 
 @pytest.mark.parametrize("op", [wire.REQUEST, wire.SUBMIT, wire.ANSWER, wire.WATCH])
-async def test_a_proven_board_asks_for_nothing_that_callers_may(lab: Lab, op):
+async def test_authenticated_board_cannot_send_callers_messages(lab: Lab, op):
     await lab.link.send(op, b'{"verb": "boards"}')
     assert (await lab.link.closed())[0] == 1002
 
@@ -177,7 +177,7 @@ async def test_a_proven_board_asks_for_nothing_that_callers_may(lab: Lab, op):
 # Verbs
 
 
-def test_every_verb_has_its_place_here():
+def test_every_verb_has_a_request_in_this_file():
     assert set(BODIES) == set(VERBS)
     assert set(OUTSIDE) == {verb for verb, entry in VERBS.items() if not entry.requires_all_boards}
 
@@ -202,7 +202,7 @@ async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("verb", [*VERBS, *MESSAGE_ROLES])
-async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, role):
+async def test_every_verb_with_every_role_writes_one_audit_row(lab: Lab, verb, role):
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES[verb]
     allowed = ROLES.index(role) >= ROLES.index(needed)
     before = json.dumps([*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs])
@@ -219,13 +219,13 @@ async def test_every_verb_by_every_role_leaves_exactly_one_row(lab: Lab, verb, r
 
 
 @pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.requires_all_boards])
-async def test_an_administrator_of_some_boards_is_none_of_all(lab: Lab, verb):
+async def test_admin_of_some_boards_may_not_use_verbs_for_all(lab: Lab, verb):
     told = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)
     assert (told["error"], told["args"][0]) == ("NotAllowed", "admin on all boards")
     assert [row.outcome for row in lab.audited("some")] == ["refused"]
 
 
-async def test_what_a_row_tells_of_each_verb(lab: Lab):
+async def test_audit_rows_describe_each_verb(lab: Lab):
     token = lab.service.add_token("admin", name="eve")
     async with await FakeCaller.join(lab.service, token) as caller:
         await caller.ask("label", target="lab-*,lab-2", labels={"room": "lab", "row": ""})
@@ -255,7 +255,7 @@ async def test_what_a_row_tells_of_each_verb(lab: Lab):
     ]
 
 
-async def test_no_secret_and_no_cell_is_in_the_audit_log(lab: Lab):
+async def test_audit_log_contains_no_secret_and_no_cell(lab: Lab):
     token = lab.service.add_token("admin", name="ann")
     async with await FakeCaller.join(lab.service, token) as caller:
         for verb, body in BODIES.items():
@@ -286,7 +286,7 @@ TRIES = [(verb, body) for verb, bodies in OUTSIDE.items() for body in bodies]
 
 
 @pytest.mark.parametrize(("verb", "body"), TRIES, ids=str)
-async def test_a_board_out_of_reach_is_as_if_it_were_not_enrolled(lab: Lab, verb, body):
+async def test_unreachable_board_is_treated_as_not_enrolled(lab: Lab, verb, body):
     vault = lab.boards["vault-1"]
     async with (
         await FakeBoard.join(lab.service, vault),
@@ -303,7 +303,7 @@ async def test_a_board_out_of_reach_is_as_if_it_were_not_enrolled(lab: Lab, verb
         assert lab.service.server.registry.by_name["vault-1"].key == vault.key
 
 
-async def test_lists_show_only_what_is_within_reach(lab: Lab):
+async def test_lists_contain_only_reachable_boards_and_jobs(lab: Lab):
     async with (
         await FakeBoard.join(lab.service, lab.boards["vault-1"]),
         await FakeCaller.join(lab.service) as owner,
@@ -319,7 +319,7 @@ async def test_lists_show_only_what_is_within_reach(lab: Lab):
         assert len((await owner.ask("jobs"))["reply"]) == 2
 
 
-async def test_a_job_of_a_board_within_reach_is_shown_and_interruptible(lab: Lab):
+async def test_jobs_of_reachable_boards_are_shown_and_interruptible(lab: Lab):
     token = lab.service.add_token("operator", "lab-*")
     async with (
         await FakeCaller.join(lab.service) as owner,
@@ -331,7 +331,7 @@ async def test_a_job_of_a_board_within_reach_is_shown_and_interruptible(lab: Lab
         assert await caller.ask("interrupt", jobs=[job]) == {"reply": 1}
 
 
-async def test_the_jobs_of_a_board_that_is_gone_are_not_its_namesakes(lab: Lab):
+async def test_jobs_of_a_removed_board_are_not_those_of_its_namesake(lab: Lab):
     async with await FakeCaller.join(lab.service) as owner:
         (job,) = await owner.submit("lab-2")
         await owner.ending(job)
@@ -354,9 +354,7 @@ async def test_the_jobs_of_a_board_that_is_gone_are_not_its_namesakes(lab: Lab):
         ("all!lab-*", ("TargetError", "`!` removes all boards that match.")),
     ],
 )
-async def test_a_cell_for_boards_out_of_reach_is_refused_as_for_boards_that_are_none(
-    lab: Lab, target, told
-):
+async def test_cell_for_unreachable_boards_is_refused_as_for_unknown_ones(lab: Lab, target, told):
     async with (
         await FakeBoard.join(lab.service, lab.boards["vault-1"]),
         await FakeCaller.join(lab.service, lab.service.add_token("operator", "lab-*")) as caller,
@@ -371,7 +369,7 @@ async def test_a_cell_for_boards_out_of_reach_is_refused_as_for_boards_that_are_
     assert [row.outcome for row in lab.audited("operator")] == ["refused", "done"]
 
 
-async def test_a_label_taken_away_takes_the_reach_away_from_a_live_link(lab: Lab):
+async def test_removed_label_makes_a_board_unreachable_on_an_open_link(lab: Lab):
     async with (
         await FakeCaller.join(lab.service) as owner,
         await FakeCaller.join(lab.service, lab.service.add_token("operator", "room=lab")) as caller,

@@ -163,9 +163,9 @@ class CallerConnection:
         if not self._is_valid():
             return
         if (left := self._server.tokens.seconds_left(self.token)) is not None:
-            left = max(left, 0.01)
+            seconds = _seconds_to_next_check(max(left, 0.01))
             loop = asyncio.get_running_loop()
-            self._token_timer = loop.call_later(min(left, TOKEN_CHECK_SECONDS), self._check_token)
+            self._token_timer = loop.call_later(seconds, self._check_token)
 
     def _is_valid(self) -> bool:
         """Return whether the link's token is valid now; close the link if it is not."""
@@ -442,6 +442,11 @@ class CallerConnection:
                 sent[job] = sent.get(job, 0) + len(message) - wire.HEADER.size
         for job, size in sent.items():
             self._server.dispatch.on_bytes_forwarded(job, size)
+
+
+def _seconds_to_next_check(left: float) -> float:
+    """Return when to check a token again that expires in ``left`` seconds."""
+    return min(left, TOKEN_CHECK_SECONDS)
 
 
 def _jobs_ahead(job: Job) -> int:

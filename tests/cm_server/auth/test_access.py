@@ -35,7 +35,7 @@ def token(target: str) -> TokenRow:
     return TokenRow("hash", "ann", "operator", target)
 
 
-def test_a_token_without_bounds_sees_the_boards_themselves(boards):
+def test_token_for_all_boards_gets_the_mapping_itself(boards):
     assert access.reachable_boards(token("all"), boards) is boards
     assert access.reaches_all(token("all"))
     assert not access.reaches_all(token("lab-*"))
@@ -53,7 +53,7 @@ def test_a_token_without_bounds_sees_the_boards_themselves(boards):
         ("nobody", ""),
     ],
 )
-def test_within_are_those_of_the_target_there_or_not(boards, target, names):
+def test_reachable_boards_are_those_of_the_target(boards, target, names):
     seen = access.reachable_boards(token(target), boards)
     assert " ".join(seen) == names
     assert len(seen) == len(names.split())
@@ -62,7 +62,7 @@ def test_within_are_those_of_the_target_there_or_not(boards, target, names):
         assert seen.get(name) is (boards[name] if name in names.split() else None)
 
 
-def test_what_is_outside_is_unknown_and_not_suggested(boards):
+def test_unreachable_board_is_unknown_and_not_suggested(boards):
     seen = access.reachable_boards(token("lab-*"), boards)
     outside, never = [
         pytest.raises(NoSuchBoard, parse_target(name).resolve, seen).value
@@ -73,20 +73,20 @@ def test_what_is_outside_is_unknown_and_not_suggested(boards):
     assert parse_target("all").resolve(seen).left_out == ("lab-2", "lab-3", "lab-4")
 
 
-def test_where_nothing_is_in_reach_no_board_is_enrolled(boards):
+def test_without_reachable_boards_no_board_is_enrolled(boards):
     seen = access.reachable_boards(token("nobody"), boards)
     with pytest.raises(TargetError, match="No board is enrolled yet"):
         parse_target("all").resolve(seen)
 
 
-def test_a_label_that_changes_changes_the_reach_at_once(boards):
+def test_changed_label_changes_the_reachable_boards(boards):
     seen = access.reachable_boards(token("room=lab"), boards)
     assert "lab-1" in seen
     boards["lab-1"].labels = {"room": "vault"}
     assert "lab-1" not in seen
 
 
-def test_names_that_are_to_be_enrolled_are_bounded_too(boards):
+def test_enrolment_is_limited_to_names_of_the_target(boards):
     boards["lab-4"].labels = {"room": "vault"}
     bounded = token("lab-*!room=vault")
     assert access.may_enrol(bounded, "lab-9", boards)

@@ -36,7 +36,7 @@ def book() -> Book:
     return Book()
 
 
-def test_what_was_done_is_one_row(book):
+def test_action_writes_one_row(book):
     note = AuditEntry("ann", "192.0.2.1:5", "label", "lab-*")
     note.detail, note.boards = "room=lab", 3
     book.audit.log_action(note)
@@ -54,14 +54,14 @@ def test_what_was_done_is_one_row(book):
     )
 
 
-def test_what_the_store_has_already_is_not_written_again(book):
+def test_written_entry_is_not_written_again(book):
     note = AuditEntry("ann", "here", "label")
     note.written = True
     book.audit.log_action(note)
     assert book.rows == []
 
 
-def test_what_cannot_be_written_is_not_done(book, monkeypatch):
+def test_action_fails_if_its_row_cannot_be_written(book, monkeypatch):
     monkeypatch.setattr(book.store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
     with pytest.raises(ServerError, match="cannot be written"):
         book.audit.log_action(AuditEntry("ann", "here", "interrupt"))
@@ -70,13 +70,13 @@ def test_what_cannot_be_written_is_not_done(book, monkeypatch):
     )  # refused all the same
 
 
-def test_a_refusal_says_why(book):
+def test_refusal_contains_its_reason(book):
     book.audit.log_refusal(AuditEntry("ann", "here", "forget", "lab-1"), NotAllowed("admin"))
     (row,) = book.rows
     assert (row.outcome, row.detail) == ("refused", "Not allowed: this needs the right 'admin'.")
 
 
-def test_a_flood_of_refusals_is_bounded_and_counted(book):
+def test_refusals_are_bounded_and_counted(book):
     for _ in range(1000):
         book.audit.log_refusal(AuditEntry("ann", "here", "forget"), NotAllowed("admin"))
     assert len(book.rows) == limits.REFUSAL_ROWS_PER_MINUTE
@@ -87,7 +87,7 @@ def test_a_flood_of_refusals_is_bounded_and_counted(book):
     assert book.rows[-1].detail.endswith("(940 more before it are not listed)")
 
 
-def test_a_flood_of_strangers_cannot_fill_the_disk(book):
+def test_rows_of_unauthenticated_peers_are_bounded(book):
     said = [
         book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token") for _ in range(1000)
     ]
@@ -105,7 +105,7 @@ def test_a_flood_of_strangers_cannot_fill_the_disk(book):
     assert book.rows[-1].address == "192.0.2.1"
 
 
-def test_one_verb_that_reads_is_one_row_a_minute(book):
+def test_reads_of_one_verb_write_one_row_a_minute(book):
     for _ in range(100):
         book.audit.log_read(AuditEntry("ann", "here", "boards"))
     book.audit.log_read(AuditEntry("ann", "here", "jobs"))
@@ -120,7 +120,7 @@ def test_one_verb_that_reads_is_one_row_a_minute(book):
     assert len(book.rows) == 4
 
 
-def test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written(book):
+def test_token_in_another_field_is_masked(book):
     token = credentials.new_token()
     note = AuditEntry("ann", "here", f"token-revoke {token}", token)
     book.audit.log_refusal(note, TargetError("No board matches.", f"x,{token}", 0, "Look again."))
@@ -141,5 +141,5 @@ def test_a_token_that_somebody_typed_in_the_wrong_place_is_not_written(book):
     ],
     ids=lambda text: repr(text)[:20],
 )
-def test_any_text_is_one_short_line(text, shown):
+def test_shorten_returns_one_short_line(text, shown):
     assert shorten(text) == shown

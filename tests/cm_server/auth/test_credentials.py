@@ -20,7 +20,7 @@ TOKENS = {row.hash: row for row in (ANN, BOB)}
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_a_known_token_opens(scheme):
+def test_known_token_is_found(scheme):
     assert find_bearer_token(f"{scheme} {TOKEN}", TOKENS) == ANN
     assert find_bearer_token(f"{scheme} {OTHER}", TOKENS) == BOB
 
@@ -61,15 +61,15 @@ def test_a_known_token_opens(scheme):
     ],
     ids=lambda header: repr(header)[:24],
 )
-def test_any_other_header_is_nobody(header):
+def test_other_headers_are_refused(header):
     assert find_bearer_token(header, TOKENS) is None
 
 
-def test_where_no_token_is_known_nobody_is():
+def test_without_tokens_every_header_is_refused():
     assert find_bearer_token(f"Bearer {TOKEN}", {}) is None
 
 
-def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
+def test_empty_token_is_refused_although_its_hash_is_stored():
     assert (
         find_bearer_token(
             "Bearer ",
@@ -79,7 +79,7 @@ def test_an_empty_token_is_nobody_even_if_its_hash_was_written():
     )
 
 
-def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
+def test_every_token_is_compared(monkeypatch):
     compared: list[str] = []
     real = hmac.compare_digest
 
@@ -93,19 +93,19 @@ def test_every_known_token_is_compared_whichever_it_is(monkeypatch):
     assert compared == list(TOKENS) * 3
 
 
-def test_new_tokens_are_long_printable_and_differ():
+def test_new_tokens_are_long_printable_and_different():
     tokens = {credentials.new_token() for _ in range(100)}
     assert len(tokens) == 100
     assert all(re.fullmatch(r"cm_[\w-]{43}", token) for token in tokens)
 
 
-def test_what_is_kept_of_a_token_does_not_hold_it():
+def test_hash_does_not_contain_the_token():
     kept = credentials.token_hash(TOKEN)
     assert re.fullmatch("[0-9a-f]{64}", kept)
     assert TOKEN not in kept
 
 
-def test_ids_keys_and_nonces_are_fresh():
+def test_ids_keys_and_nonces_are_random():
     assert re.fullmatch("[0-9a-f]{16}", credentials.new_board_id())
     assert credentials.new_board_id() != credentials.new_board_id()
     assert (len(credentials.new_key()), len(credentials.new_nonce())) == (32, 16)

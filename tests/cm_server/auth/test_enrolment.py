@@ -46,7 +46,7 @@ def names(service: Service) -> set[str]:
 # Tokens
 
 
-async def test_a_board_enrols_itself_and_goes_on_by_the_usual_way(service: Service):
+async def test_board_enrols_itself_and_authenticates_on_the_same_link(service: Service):
     token = token_for(service, "lab-1")
     body = {"v": 1, "uid": "a1", "platform": "esp32", "key": KEY.hex(), "token": token, "name": ""}
     async with await FakeBoard.dial(service, "/board", tls=True) as board:
@@ -76,7 +76,7 @@ async def test_a_board_enrols_itself_and_goes_on_by_the_usual_way(service: Servi
         ("all", "desk", "desk"),
     ],
 )
-async def test_the_name_is_its_own_wish_or_the_first_free(service: Service, target, asked, wanted):
+async def test_requested_or_first_free_name_is_used(service: Service, target, asked, wanted):
     if target == "lab-[1-3]":
         service.enrol("lab-1")
     told = await enrol(service, token_for(service, target), name=asked)
@@ -96,9 +96,7 @@ async def test_the_name_is_its_own_wish_or_the_first_free(service: Service, targ
         ("all", "all", "means every board"),
     ],
 )
-async def test_wrong_scope_enrolment_token_is_refused_by_a_sentence(
-    service: Service, target, asked, why
-):
+async def test_name_outside_of_the_tokens_target_is_refused(service: Service, target, asked, why):
     service.enrol("there")
     code, reason = await enrol(service, token_for(service, target), name=asked)
     assert code == 4001
@@ -106,7 +104,7 @@ async def test_wrong_scope_enrolment_token_is_refused_by_a_sentence(
     assert names(service) == {"there"}
 
 
-async def test_used_enrolment_token_opens_nothing_for_another_board(service: Service):
+async def test_used_enrolment_token_is_refused(service: Service):
     token = token_for(service, "lab-[1-9]", uses=2)
     assert (await enrol(service, token))["name"] == "lab-1"
     assert (await enrol(service, token, key=OTHER.hex()))["name"] == "lab-2"
@@ -115,7 +113,7 @@ async def test_used_enrolment_token_opens_nothing_for_another_board(service: Ser
     assert names(service) == {"lab-1", "lab-2"}
 
 
-async def test_two_boards_that_race_one_token_exactly_one_wins(service: Service):
+async def test_one_of_two_simultaneous_enrolments_succeeds(service: Service):
     token = token_for(service, "lab-[1-9]")
     body = {"v": 1, "uid": "a1", "platform": "esp32", "token": token, "name": ""}
     async with (
@@ -129,7 +127,7 @@ async def test_two_boards_that_race_one_token_exactly_one_wins(service: Service)
     assert names(service) == {"lab-1"}
 
 
-async def test_a_board_that_never_heard_the_answer_gets_the_same_again(service: Service):
+async def test_repeated_enrolment_gets_the_same_identity(service: Service):
     token = token_for(service, "lab-[1-9]")
     first = await enrol(service, token)
     assert await enrol(service, token) == first
@@ -138,7 +136,7 @@ async def test_a_board_that_never_heard_the_answer_gets_the_same_again(service: 
     assert code == 4001
 
 
-async def test_expired_and_revoked_enrolment_tokens_are_refused_by_name(service: Service):
+async def test_expired_and_revoked_enrolment_tokens_are_refused(service: Service):
     old = token_for(service, "lab-1", seconds=1e-6)
     assert "expired on" in (await enrol(service, old))[1]
     dead = token_for(service, "lab-1")
@@ -147,33 +145,33 @@ async def test_expired_and_revoked_enrolment_tokens_are_refused_by_name(service:
 
 
 @pytest.mark.parametrize("token", ["", "cm_", None, "x" * 60_000, "cm_\0", "cm_é", 7])
-async def test_malformed_enrolment_tokens_are_all_refused_alike(service: Service, token):
+async def test_malformed_enrolment_tokens_get_the_same_answer(service: Service, token):
     assert await enrol(service, token) == (4001, "the server does not know this token")
 
 
 @pytest.mark.parametrize(
     "key", ["", "00", "g" * 64, "0" * 63, "0" * 65, None, 7, KEY.hex().upper()]
 )
-async def test_a_key_that_is_none_is_refused_and_uses_no_token_up(service: Service, key):
+async def test_invalid_key_is_refused_and_counts_no_use(service: Service, key):
     token = token_for(service, "lab-1")
     assert (await enrol(service, token, key=key))[0] == 4001
     assert (await enrol(service, token))["name"] == "lab-1"
 
 
 @pytest.mark.parametrize("more", [{"uid": "../x"}, {"platform": "<b>"}, {"uid": ""}, {"uid": 7.5}])
-async def test_what_a_board_says_of_itself_becomes_no_name_unless_it_is_one(service: Service, more):
+async def test_invalid_unique_id_or_platform_is_refused(service: Service, more):
     code, reason = await enrol(service, token_for(service, "all"), **more)
     assert (code, reason) == (4001, "a board has to send its name, or its platform and unique id")
 
 
-async def test_a_callers_token_enrols_nobody_and_a_boards_opens_no_callers_door(service: Service):
+async def test_tokens_of_callers_and_boards_are_not_interchangeable(service: Service):
     assert (await enrol(service, service.token))[0] == 4001
     token = token_for(service, "all")
     with pytest.raises(Exception, match="401"):
         await FakeCaller.join(service, token)
 
 
-async def test_in_the_clear_nobody_enrols_where_others_listen(tmp_path: Path):
+async def test_enrolment_without_tls_is_refused(tmp_path: Path):
     async with running_service(tmp_path, local=False) as service:
         token = token_for(service, "all")
         code, reason = await enrol(service, token, tls=False)
@@ -184,7 +182,7 @@ async def test_in_the_clear_nobody_enrols_where_others_listen(tmp_path: Path):
 # In the clear, with MACs
 
 
-async def test_stripped_tls_is_refused_with_a_sentence_in_the_log(tmp_path: Path, caplog):
+async def test_stripped_tls_is_refused_and_logged(tmp_path: Path, caplog):
     caplog.set_level("WARNING")
     async with running_service(tmp_path, local=False) as service:
         (identity,) = service.enrol("lab-1")
@@ -213,9 +211,7 @@ async def test_stripped_macs_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fault", ["flip", "replay", "other direction", "no tag", "other session"])
-async def test_a_message_that_was_tampered_with_ends_the_link_and_does_nothing(
-    tmp_path: Path, fault, caplog
-):
+async def test_tampered_message_closes_the_link_and_has_no_effect(tmp_path: Path, fault, caplog):
     async with running_service(tmp_path, local=False) as service:
         (identity,) = service.enrol("esp-1", plain=True)
         async with (
@@ -249,7 +245,7 @@ async def test_a_message_that_was_tampered_with_ends_the_link_and_does_nothing(
 # Out
 
 
-async def test_revoke_while_connected_closes_the_link_and_withholds_what_waits(service: Service):
+async def test_revocation_closes_the_link_and_ends_waiting_jobs(service: Service):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity) as board,
@@ -270,7 +266,7 @@ async def test_revoke_while_connected_closes_the_link_and_withholds_what_waits(s
         assert (await board.closed())[0] == 4001
 
 
-async def test_a_name_that_is_used_again_sees_nothing_of_its_predecessor(service: Service):
+async def test_board_with_a_reused_name_inherits_nothing(service: Service):
     (old,) = service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
         await caller.ask("label", target="lab-1", labels={"room": "vault"})
@@ -295,7 +291,7 @@ async def test_a_name_that_is_used_again_sees_nothing_of_its_predecessor(service
         assert (await board.closed())[0] == 4001
 
 
-async def test_rename_moves_everything_that_is_the_boards_own(service: Service):
+async def test_renamed_board_keeps_its_labels_and_jobs(service: Service):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity) as board,
@@ -315,7 +311,7 @@ async def test_rename_moves_everything_that_is_the_boards_own(service: Service):
     assert [row.name for row in service.server.store.boards()] == ["kit-1"]
 
 
-async def test_rename_takes_nobodys_name(service: Service):
+async def test_rename_to_the_name_of_another_board_is_refused(service: Service):
     service.enrol("lab-1", "lab-2")
     async with await FakeCaller.join(service) as caller:
         refused = await caller.ask("rename", target="lab-1", name="lab-2")
@@ -337,7 +333,7 @@ def next_of(identity: Identity, message: wire.Message) -> Identity:
     return Identity({"name": identity.name, "id": identity.id, "key": key.hex(), "gen": gen})
 
 
-async def test_rotation_asks_an_idle_board_and_believes_its_proof(service: Service):
+async def test_idle_board_gets_a_new_key_and_proves_it(service: Service):
     (old,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, old) as board,
@@ -360,7 +356,7 @@ async def test_rotation_asks_an_idle_board_and_believes_its_proof(service: Servi
         assert service.state("lab-1") == "idle"
 
 
-async def test_rotation_with_a_lost_answer_locks_nobody_out(service: Service):
+async def test_both_keys_are_valid_until_the_new_one_is_used(service: Service):
     """The board took the new key, or it never did: either opens, until the new one was used."""
     (old,) = service.enrol("lab-1")
     async with (
@@ -379,7 +375,7 @@ async def test_rotation_with_a_lost_answer_locks_nobody_out(service: Service):
             await board.prove(old, await board.next())
 
 
-async def test_a_rotation_outlives_the_server(tmp_path: Path):
+async def test_rotation_continues_after_a_restart(tmp_path: Path):
     async with running_service(tmp_path) as service:
         (old,) = service.enrol("lab-1")
         async with await FakeCaller.join(service) as caller:
@@ -390,7 +386,7 @@ async def test_a_rotation_outlives_the_server(tmp_path: Path):
         assert service.server.registry.by_name["lab-1"].gen == 1
 
 
-async def test_a_busy_board_is_asked_when_it_is_idle(service: Service):
+async def test_busy_board_gets_its_new_key_when_it_is_idle(service: Service):
     (old,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, old) as board,
@@ -404,7 +400,7 @@ async def test_a_busy_board_is_asked_when_it_is_idle(service: Service):
 
 
 @pytest.mark.parametrize("proof", [b"", bytes(32), bytes(31), bytes(33)], ids=len)
-async def test_a_new_key_without_proof_is_not_believed(service: Service, proof, caplog):
+async def test_new_key_without_proof_is_not_accepted(service: Service, proof, caplog):
     (old,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, old) as board,
@@ -423,7 +419,7 @@ async def test_a_new_key_without_proof_is_not_believed(service: Service, proof, 
 
 
 @pytest.mark.parametrize("gen", [2, 7, 2**31])
-async def test_a_key_number_that_never_was_is_as_a_stranger(service: Service, gen):
+async def test_unknown_key_number_gets_a_random_challenge(service: Service, gen):
     (old,) = service.enrol("lab-1")
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(old.id, gen=gen)
@@ -431,7 +427,7 @@ async def test_a_key_number_that_never_was_is_as_a_stranger(service: Service, ge
             await board.prove(old, await board.next())
 
 
-async def test_enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own(service: Service):
+async def test_enrolling_again_gives_a_key_newer_than_a_pending_one(service: Service):
     (old,) = service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
         await caller.ask("rotate", target="lab-1")
@@ -445,7 +441,7 @@ async def test_enrolled_anew_a_board_has_a_key_newer_than_all_of_its_own(service
             await board.prove(old, await board.next())
 
 
-async def test_enrolled_anew_while_connected_the_old_keys_link_ends_and_the_new_one_is_taken(
+async def test_enrolling_a_connected_board_again_closes_its_link(
     service: Service,
 ):
     (old,) = service.enrol("lab-1")

@@ -47,7 +47,7 @@ async def nothing_more(board: FakeBoard) -> None:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_queued_and_waiting_jobs_of_a_revoked_token_never_begin(lab: Lab, fresh: bool):
+async def test_waiting_jobs_of_a_revoked_token_never_start(lab: Lab, fresh: bool):
     async with await lab.operator() as caller:
         (running,) = await caller.submit("lab-1")
         assert (await lab.board.next()).op == wire.EXEC
@@ -70,7 +70,7 @@ async def test_queued_and_waiting_jobs_of_a_revoked_token_never_begin(lab: Lab, 
         await nothing_more(late)
 
 
-async def test_jobs_of_a_token_that_expires_end_then_and_its_link_is_closed(lab: Lab):
+async def test_waiting_jobs_end_when_their_token_expires(lab: Lab):
     async with await lab.operator(expires=0.3) as caller:
         await caller.submit("lab-1")
         (waiting,) = await caller.submit("lab-2", wait=LATER)
@@ -80,7 +80,7 @@ async def test_jobs_of_a_token_that_expires_end_then_and_its_link_is_closed(lab:
         assert (await caller.closed())[0] == CLOSE_REVOKED
 
 
-async def test_expiry_is_read_at_each_start_even_if_the_clock_was_set(lab: Lab, monkeypatch):
+async def test_expiry_is_checked_at_each_start(lab: Lab, monkeypatch):
     async with await lab.operator(expires=3000) as caller:
         (running,) = await caller.submit("lab-1")
         assert (await lab.board.next()).op == wire.EXEC
@@ -93,9 +93,7 @@ async def test_expiry_is_read_at_each_start_even_if_the_clock_was_set(lab: Lab, 
     await nothing_more(lab.board)
 
 
-async def test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_was_set(
-    lab: Lab, monkeypatch
-):
+async def test_expiry_is_checked_at_each_request(lab: Lab, monkeypatch):
     async with await lab.operator(expires=3000) as caller:
         assert (await caller.ask("boards"))["reply"]
         monkeypatch.setattr(lab.service.server.tokens, "_clock", lambda: time.time() + 4000)
@@ -108,7 +106,7 @@ async def test_requests_on_an_expired_link_are_not_answered_even_if_the_clock_wa
 
 
 @pytest.mark.parametrize("how", ["renamed", "relabelled"])
-async def test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs(lab: Lab, how: str):
+async def test_job_for_a_board_that_became_unreachable_does_not_start(lab: Lab, how: str):
     await lab.owner.ask("label", target="lab-1", labels={"room": "lab"})
     async with await lab.operator("lab-*&room=lab") as caller:
         (running,) = await caller.submit("lab-1")
@@ -132,7 +130,7 @@ async def test_board_that_leaves_the_tokens_reach_begins_none_of_its_jobs(lab: L
     await nothing_more(lab.board)
 
 
-async def test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach(lab: Lab):
+async def test_caller_is_detached_from_a_cell_on_an_unreachable_board(lab: Lab):
     async with await lab.operator() as caller:
         (job,) = await caller.submit("lab-1", answers=True)
         assert (await lab.board.next()).op == wire.EXEC
@@ -150,7 +148,7 @@ async def test_caller_learns_no_more_of_a_cell_that_runs_out_of_its_reach(lab: L
         assert row.status == "ok"
 
 
-async def test_board_that_is_called_as_before_by_the_time_it_dials_in_gets_its_job(lab: Lab):
+async def test_board_renamed_and_renamed_back_gets_its_job(lab: Lab):
     async with await lab.operator() as caller:
         board = lab.service.server.registry.by_name["lab-2"]
         (job,) = await caller.submit("lab-2", wait=LATER)
@@ -161,7 +159,7 @@ async def test_board_that_is_called_as_before_by_the_time_it_dials_in_gets_its_j
             assert (await late.next()).job == job
 
 
-async def test_board_with_the_name_of_another_gets_none_of_its_jobs(lab: Lab):
+async def test_board_with_a_reused_name_gets_no_earlier_jobs(lab: Lab):
     async with await lab.operator("lab-2") as caller:
         (job,) = await caller.submit("lab-2", wait=LATER)
         await lab.owner.ask("rename", target="lab-2", name="prod-3")
@@ -170,7 +168,7 @@ async def test_board_with_the_name_of_another_gets_none_of_its_jobs(lab: Lab):
     await nothing_more(lab.board)
 
 
-async def test_token_of_the_same_name_does_not_permit_what_a_revoked_one_asked_for(lab: Lab):
+async def test_new_token_with_a_revoked_ones_name_does_not_permit_its_jobs(lab: Lab):
     async with await lab.operator() as caller:
         (job,) = await caller.submit("lab-2", wait=LATER)
         dispatch = lab.service.server.dispatch
@@ -180,7 +178,7 @@ async def test_token_of_the_same_name_does_not_permit_what_a_revoked_one_asked_f
         assert job not in dispatch.jobs
 
 
-async def test_fresh_cell_whose_token_is_revoked_during_the_reset_does_not_begin(lab: Lab):
+async def test_fresh_cell_of_a_token_revoked_during_the_reset_does_not_start(lab: Lab):
     async with await lab.operator() as caller:
         (job,) = await caller.submit("lab-1", fresh=True)
         assert (await lab.board.next()).op == wire.RESET
@@ -192,7 +190,7 @@ async def test_fresh_cell_whose_token_is_revoked_during_the_reset_does_not_begin
         await nothing_more(again)
 
 
-async def test_job_that_waits_at_another_server_does_not_begin_after_a_revocation(pair: Two):
+async def test_job_queued_at_another_server_does_not_start_after_a_revocation(pair: Two):
     _, board = await pair.board_at_b()
     token = pair.a.add_token("operator", "lab-*", name="leaver")
     async with (
@@ -214,7 +212,7 @@ async def test_job_that_waits_at_another_server_does_not_begin_after_a_revocatio
         assert (row.status, "was revoked" in (row.error or "")) == ("error", True)
 
 
-async def test_server_that_was_not_told_of_a_revocation_reads_the_token_with_the_job(pair: Two):
+async def test_unknown_token_of_a_job_is_read_from_the_shared_store(pair: Two):
     """A token that this server has never heard of is looked up in the store that they share."""
     _, board = await pair.board_at_b()
     async with board:
@@ -225,7 +223,7 @@ async def test_server_that_was_not_told_of_a_revocation_reads_the_token_with_the
             assert (await run(board)).job == job
 
 
-def test_thousand_refused_jobs_of_one_queue_do_not_exhaust_the_stack():
+def test_thousand_refused_jobs_do_not_exhaust_the_stack():
     rig = Rig()
     rig.connect()
     (first,) = rig.run()

@@ -53,14 +53,14 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_a_token_opens_with_its_name_role_and_target(desk):
+def test_token_is_found_with_its_name_role_and_target(desk):
     token = desk.create("lab-notebook", "viewer", " lab-* ")
     row = desk.tokens.find_caller_token(f"Bearer {token}")
     assert row[1:] == ("lab-notebook", "viewer", "lab-*", desk.clock.now, None, None, None)
     assert desk.tokens.refusal_reason(row) == ""
 
 
-def test_the_next_server_knows_it_too(tmp_path):
+def test_token_is_known_after_a_restart(tmp_path):
     desk = Desk(tmp_path / "server.db")
     token = desk.create("lab-notebook", span=DAY)
     desk.create("gone")
@@ -72,7 +72,7 @@ def test_the_next_server_knows_it_too(tmp_path):
     again.store.close()
 
 
-def test_the_token_itself_is_kept_nowhere(tmp_path):
+def test_only_the_hash_of_a_token_is_stored(tmp_path):
     desk = Desk(tmp_path / "server.db")
     token = desk.create("lab-notebook")
     desk.revoke("lab-notebook")
@@ -83,7 +83,7 @@ def test_the_token_itself_is_kept_nowhere(tmp_path):
     assert credentials.token_hash(token).encode() in kept
 
 
-def test_an_expired_token_is_refused_by_name(desk):
+def test_expired_token_is_refused_by_name(desk):
     token = desk.create("lab-notebook", span=DAY)
     desk.clock.now += DAY - 1
     assert desk.refusal(token) == ""
@@ -91,7 +91,7 @@ def test_an_expired_token_is_refused_by_name(desk):
     assert desk.refusal(token) == "the token 'lab-notebook' expired on 2023-11-15 22:13 UTC"
 
 
-def test_a_revoked_token_is_refused_by_name(desk):
+def test_revoked_token_is_refused_by_name(desk):
     token = desk.create("lab-notebook", span=DAY)
     desk.clock.now += 60
     desk.revoke("lab-notebook")
@@ -101,13 +101,13 @@ def test_a_revoked_token_is_refused_by_name(desk):
     assert desk.refusal(token) == told
 
 
-def test_only_who_has_the_token_learns_its_name(desk):
+def test_wrong_token_gets_no_reason(desk):
     token = desk.create("lab-notebook", span=DAY)
     desk.revoke("lab-notebook")
     assert [desk.refusal(t) for t in (token[:-1], token + "x", "lab-notebook", "cm_")] == [None] * 4
 
 
-def test_a_name_is_one_tokens_at_a_time_and_free_when_revoked(desk):
+def test_name_of_a_token_is_free_after_its_revocation(desk):
     first = desk.create("lab-notebook", span=DAY)
     with pytest.raises(ServerError, match="a token called lab-notebook already"):
         desk.create("lab-notebook")
@@ -147,14 +147,14 @@ def test_a_name_is_one_tokens_at_a_time_and_free_when_revoked(desk):
     ],
     ids=str,
 )
-def test_what_makes_no_token_is_refused_and_makes_none(desk, given, why):
+def test_invalid_arguments_create_no_token(desk, given, why):
     with pytest.raises((ServerError, TargetError), match=why):
         desk.create(**{"name": "x", **given})
     assert desk.tokens.describe() == []
     assert desk.store.audit_rows(9) == []
 
 
-def test_tokens_are_bounded_and_a_revoked_one_makes_room(desk, monkeypatch):
+def test_number_of_valid_tokens_is_bounded(desk, monkeypatch):
     monkeypatch.setattr(limits, "TOKENS", 3)
     for number in range(3):
         desk.create(f"t-{number}")
@@ -164,7 +164,7 @@ def test_tokens_are_bounded_and_a_revoked_one_makes_room(desk, monkeypatch):
     desk.create("t-3")
 
 
-def test_of_tokens_that_ended_only_the_newest_are_remembered(tmp_path, monkeypatch):
+def test_only_the_newest_invalid_tokens_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "TOKENS", 2)
     desk = Desk(tmp_path / "server.db")
     made = []
@@ -178,7 +178,7 @@ def test_of_tokens_that_ended_only_the_newest_are_remembered(tmp_path, monkeypat
     again.store.close()
 
 
-def test_clock_that_is_ahead_makes_no_valid_token_unknown(tmp_path, monkeypatch):
+def test_clock_that_is_ahead_forgets_no_valid_token(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "TOKENS", 2)
     desk = Desk(tmp_path / "server.db")
     valid = [desk.create(f"v-{number}", span=30 * DAY) for number in range(2)]
@@ -197,7 +197,7 @@ def test_clock_that_is_ahead_makes_no_valid_token_unknown(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["nobody", "", None, ["x"], "LAB", "lab-notebook ", "x" * 9999])
-def test_revoking_what_is_not_there_revokes_nothing(desk, name):
+def test_revoking_an_unknown_name_fails(desk, name):
     token = desk.create("lab-notebook")
     with pytest.raises(ServerError, match="no token called") as caught:
         desk.revoke(name)
@@ -205,7 +205,7 @@ def test_revoking_what_is_not_there_revokes_nothing(desk, name):
     assert desk.refusal(token) == ""
 
 
-def test_a_token_may_be_revoked_once(desk):
+def test_token_can_be_revoked_only_once(desk):
     desk.create("lab-notebook")
     desk.revoke("lab-notebook")
     with pytest.raises(ServerError, match="no token called"):
@@ -215,7 +215,7 @@ def test_a_token_may_be_revoked_once(desk):
 # The local user's
 
 
-def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(desk):
+def test_new_local_token_replaces_the_old_one(desk):
     first, second = credentials.new_token(), credentials.new_token()
     desk.tokens.install_local_token(first)
     desk.tokens.install_local_token(first)
@@ -228,7 +228,7 @@ def test_the_local_token_is_adopted_once_and_a_new_one_shuts_the_old_one_out(des
     ] * 2
 
 
-def test_the_local_token_is_not_revoked_but_deleted(desk):
+def test_local_token_cannot_be_revoked(desk):
     token = credentials.new_token()
     desk.tokens.install_local_token(token)
     with pytest.raises(ServerError, match="delete it and restart the server"):
@@ -236,7 +236,7 @@ def test_the_local_token_is_not_revoked_but_deleted(desk):
     assert desk.refusal(token) == ""
 
 
-def test_a_token_that_no_server_knows_is_refused(desk):
+def test_unknown_token_has_a_refusal_reason(desk):
     token = desk.create("lab-notebook")
     row = desk.tokens.find_caller_token(f"Bearer {token}")
     assert Tokens(Store(None)).refusal_reason(row) == "the token 'lab-notebook' is not known here"
@@ -245,7 +245,7 @@ def test_a_token_that_no_server_knows_is_refused(desk):
 # The audit log
 
 
-def test_making_and_revoking_leave_one_row_each_without_the_token(desk):
+def test_creating_and_revoking_write_rows_without_the_token(desk):
     token = desk.create("lab-notebook", "viewer", "lab-*", DAY)
     desk.revoke("lab-notebook")
     rows = [(row.who, row.verb, row.target, row.detail) for row in desk.store.audit_rows(9)]

@@ -38,7 +38,7 @@ def lab(service: Service) -> Identity:
 # Who are you
 
 
-async def test_a_board_that_proves_itself_is_here_with_its_facts(service: Service, lab: Identity):
+async def test_authenticated_board_is_online_with_its_facts(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         assert board.welcome == {"name": "lab-1", "beat": 30.0, "spread": 2.0}
         told = service.server.registry.by_name["lab-1"].describe()
@@ -48,7 +48,7 @@ async def test_a_board_that_proves_itself_is_here_with_its_facts(service: Servic
     await service.until(lambda: service.state("lab-1") == "offline")
 
 
-async def test_the_facts_are_known_while_it_is_away(service: Service, lab: Identity):
+async def test_facts_of_an_offline_board_are_kept(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab, boot="b7"):
         pass
     (row,) = service.server.store.boards()
@@ -68,14 +68,14 @@ async def refusal(service: Service, identity: Identity, lie: Any = None) -> tupl
         return code, reason
 
 
-async def test_a_wrong_key_and_an_unknown_id_are_told_the_same(service: Service, lab: Identity):
+async def test_wrong_key_and_unknown_id_get_the_same_answer(service: Service, lab: Identity):
     wrong_key = await refusal(service, lab)
     unknown = await refusal(service, STRANGER)
     assert wrong_key == unknown == (4001, "authentication failed")
     assert service.state("lab-1") == "offline"
 
 
-async def test_a_stranger_meets_a_fresh_challenge_each_time(service: Service, lab: Identity):
+async def test_each_challenge_is_different(service: Service, lab: Identity):
     seen = set()
     for identity in (lab, lab, STRANGER, STRANGER):
         async with await FakeBoard.dial(service, "/board") as board:
@@ -84,7 +84,7 @@ async def test_a_stranger_meets_a_fresh_challenge_each_time(service: Service, la
     assert len(seen) == 4
 
 
-async def test_a_recorded_proof_opens_nothing_later(service: Service, lab: Identity, monkeypatch):
+async def test_recorded_proof_is_refused(service: Service, lab: Identity, monkeypatch):
     sent: list[bytes] = []
     real = FakeBoard.send
 
@@ -102,7 +102,7 @@ async def test_a_recorded_proof_opens_nothing_later(service: Service, lab: Ident
         assert (await replay.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
 
 
-async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Identity):
+async def test_flipped_bit_in_the_facts_is_refused(service: Service, lab: Identity):
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         nonces = board.nonce + (await board.next()).payload[:16]
@@ -112,7 +112,7 @@ async def test_one_flipped_bit_of_the_facts_is_noticed(service: Service, lab: Id
         assert (await board.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
 
 
-async def test_the_servers_own_proof_sent_back_opens_nothing(service: Service, lab: Identity):
+async def test_reflected_server_proof_is_refused(service: Service, lab: Identity):
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         challenge = await board.next()
@@ -121,7 +121,9 @@ async def test_the_servers_own_proof_sent_back_opens_nothing(service: Service, l
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
-async def test_another_version_is_told_so(service: Service, lab: Identity, version):
+async def test_other_protocol_version_is_refused_with_a_reason(
+    service: Service, lab: Identity, version
+):
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id, version)
         code, reason = await board.closed()
@@ -129,7 +131,7 @@ async def test_another_version_is_told_so(service: Service, lab: Identity, versi
         assert reason == f"this server does not support protocol {version}"
 
 
-async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
+async def test_failed_authentications_write_a_bounded_number_of_rows_and_lines(
     service: Service, lab: Identity, caplog
 ):
     for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 5):
@@ -152,7 +154,9 @@ async def test_a_stranger_who_knocks_all_day_leaves_a_few_rows_and_lines(
         assert service.state("lab-1") == "idle"
 
 
-async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, lab: Identity):
+async def test_board_link_counts_as_unauthenticated_until_its_proof(
+    service: Service, lab: Identity
+):
     unproven = service.server.unauthenticated
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
@@ -169,9 +173,7 @@ async def test_who_has_not_proven_itself_counts_until_it_has(service: Service, l
     assert unproven.dropped == 0
 
 
-async def test_the_oldest_link_that_proved_nothing_is_cut_for_a_newer_one(
-    service: Service, monkeypatch
-):
+async def test_oldest_unauthenticated_link_is_closed_for_a_newer_one(service: Service, monkeypatch):
     monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 3)
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(await RawPeer.upgraded(service)) for _ in range(5)]
@@ -218,7 +220,7 @@ HELLO = {"v": 1, "id": "00" * 8, "nonce": "00" * 16}
     ],
     ids=lambda data: repr(data)[2:34],
 )
-async def test_a_malformed_hello_ends_the_link_and_nothing_else(service: Service, data, caplog):
+async def test_malformed_hello_closes_only_its_link(service: Service, data, caplog):
     async with await FakeBoard.dial(service, "/board") as board:
         await board.socket.send(data)
         code, reason = await board.closed()
@@ -227,7 +229,7 @@ async def test_a_malformed_hello_ends_the_link_and_nothing_else(service: Service
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_a_hello_in_place_of_a_proof_ends_the_link(service: Service, lab: Identity):
+async def test_second_hello_instead_of_a_proof_closes_the_link(service: Service, lab: Identity):
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         await board.next()
@@ -235,7 +237,7 @@ async def test_a_hello_in_place_of_a_proof_ends_the_link(service: Service, lab: 
         assert (await board.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
 
 
-async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypatch):
+async def test_slow_authentication_is_refused(service: Service, lab: Identity, monkeypatch):
     monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
     async with await FakeBoard.dial(service, "/board") as silent:
         assert await silent.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
@@ -245,7 +247,9 @@ async def test_a_slow_greeting_is_cut(service: Service, lab: Identity, monkeypat
         assert await half.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
 
 
-async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity, monkeypatch):
+async def test_authenticated_board_is_not_closed_by_the_deadline(
+    service: Service, lab: Identity, monkeypatch
+):
     monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
     async with await FakeBoard.join(service, lab) as board:
         with pytest.raises(asyncio.TimeoutError):
@@ -253,7 +257,7 @@ async def test_a_board_in_time_is_not_cut_later(service: Service, lab: Identity,
         assert service.state("lab-1") == "idle"
 
 
-async def test_a_token_opens_no_boards_door(service: Service, lab: Identity):
+async def test_callers_token_does_not_authenticate_a_board(service: Service, lab: Identity):
     header: dict[str, Any] = {"Authorization": f"Bearer {service.token}"}
     async with await FakeBoard.dial(service, "/board", **header) as board:
         await board.send(wire.REQUEST, b'{"verb": "boards"}')
@@ -289,7 +293,7 @@ async def test_a_token_opens_no_boards_door(service: Service, lab: Identity):
     ],
     ids=lambda told: repr(told)[:40],
 )
-async def test_nonsense_in_a_true_proof_is_bounded_and_harmless(
+async def test_nonsense_in_a_valid_proof_is_bounded_and_harmless(
     service: Service, lab: Identity, told, caplog
 ):
     async with (
@@ -309,7 +313,7 @@ async def test_nonsense_in_a_true_proof_is_bounded_and_harmless(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_it_cannot_forge_a_line_of_the_log(service: Service, lab: Identity, caplog):
+async def test_board_cannot_forge_a_log_line(service: Service, lab: Identity, caplog):
     caplog.set_level(logging.INFO)
     evil = "x\r\n2026-01-01 INFO forged\x1b[2J"
     facts = {**FACTS, "platform": evil, "machine": evil}
@@ -329,7 +333,9 @@ async def test_it_cannot_forge_a_line_of_the_log(service: Service, lab: Identity
 # One board, one link
 
 
-async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab: Identity, caplog):
+async def test_newer_link_of_a_board_replaces_the_older_one(
+    service: Service, lab: Identity, caplog
+):
     async with (
         await FakeBoard.join(service, lab) as older,
         await FakeBoard.join(service, lab) as newer,
@@ -344,7 +350,7 @@ async def test_the_newest_link_wins_and_the_older_is_told(service: Service, lab:
     assert "connected again" in caplog.text
 
 
-async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(service: Service):
+async def test_two_boards_with_one_key_replace_each_other_more_and_more_slowly(service: Service):
     """Each is told to come back later, and later; one that was away for a while is not."""
     (lab,) = service.enrol("lab-1")
     spreads = []
@@ -359,7 +365,7 @@ async def test_two_boards_with_one_key_do_not_push_each_other_out_all_day(servic
         assert board.welcome["spread"] == 2
 
 
-async def test_a_second_link_without_the_key_takes_nothing_over(service: Service, lab: Identity):
+async def test_link_without_the_key_does_not_replace_a_board(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         assert (await refusal(service, lab))[0] == board_socket.CLOSE_NOT_AUTHENTICATED
         async with await FakeCaller.join(service) as caller:
@@ -369,7 +375,7 @@ async def test_a_second_link_without_the_key_takes_nothing_over(service: Service
             assert (await caller.ending(job))[0] == "ok"
 
 
-async def test_a_board_cannot_end_another_boards_job(service: Service):
+async def test_board_cannot_end_the_job_of_another_board(service: Service):
     mine, other = service.enrol("lab-1", "lab-2")
     async with (
         await FakeBoard.join(service, mine) as forger,
@@ -383,7 +389,7 @@ async def test_a_board_cannot_end_another_boards_job(service: Service):
         assert service.state("lab-1") == "idle"
 
 
-async def test_a_new_key_shuts_the_old_one_out(service: Service, lab: Identity):
+async def test_old_key_is_refused_after_a_new_enrolment(service: Service, lab: Identity):
     (fresh,) = service.enrol("lab-1")
     assert (fresh.id, fresh.key == lab.key) == (lab.id, False)
     async with await FakeBoard.dial(service, "/board") as board:
@@ -398,7 +404,7 @@ async def test_a_new_key_shuts_the_old_one_out(service: Service, lab: Identity):
 # Work and its end
 
 
-async def test_a_link_that_breaks_in_a_job_ends_with_the_truth(service: Service, lab: Identity):
+async def test_outcome_of_a_job_is_reported_after_a_broken_link(service: Service, lab: Identity):
     async with await FakeCaller.join(service) as caller:
         async with await FakeBoard.join(service, lab) as board:
             (job,) = await caller.submit("lab-1")
@@ -409,7 +415,9 @@ async def test_a_link_that_breaks_in_a_job_ends_with_the_truth(service: Service,
             assert await caller.ending(job) == ("error", "ValueError: true")
 
 
-async def test_a_broken_rule_in_mid_job_loses_the_link_not_the_job(service: Service, lab: Identity):
+async def test_protocol_violation_during_a_job_closes_the_link_but_keeps_the_job(
+    service: Service, lab: Identity
+):
     async with await FakeCaller.join(service) as caller:
         async with await FakeBoard.join(service, lab) as board:
             (job,) = await caller.submit("lab-1")
@@ -421,13 +429,13 @@ async def test_a_broken_rule_in_mid_job_loses_the_link_not_the_job(service: Serv
             assert await caller.ending(job) == ("lost", "the board restarted while it ran")
 
 
-async def test_an_oversize_message_is_refused_before_it_is_read(service: Service):
+async def test_oversize_message_is_refused_before_it_is_read(service: Service):
     async with await RawPeer.upgraded(service) as peer:
         peer.say(frames.frame_header(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
         assert (await peer.closed())[0] == frames.CLOSE_MESSAGE_TOO_BIG
 
 
-async def test_the_largest_message_is_taken(service: Service, lab: Identity):
+async def test_largest_message_is_accepted(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
@@ -440,7 +448,7 @@ async def test_the_largest_message_is_taken(service: Service, lab: Identity):
         assert (await caller.event()).payload == output
 
 
-async def test_a_silent_idle_board_is_gone_after_two_beats(tmp_path):
+async def test_silent_idle_board_is_closed_after_two_heartbeats(tmp_path):
     async with running_service(tmp_path, beat=0.05) as service:
         (lab,) = service.enrol("lab-1")
         board = await FakeBoard.join(service, lab)
@@ -450,7 +458,7 @@ async def test_a_silent_idle_board_is_gone_after_two_beats(tmp_path):
         assert await board.closed() == (frames.CLOSE_GOING_AWAY, "silent")
 
 
-async def test_a_silent_busy_board_is_not_gone(tmp_path):
+async def test_silent_busy_board_is_not_closed(tmp_path):
     async with running_service(tmp_path, beat=0.02) as service:
         (lab,) = service.enrol("lab-1")
         async with (
@@ -466,7 +474,7 @@ async def test_a_silent_busy_board_is_not_gone(tmp_path):
             assert (await caller.ending(job))[0] == "ok"
 
 
-async def test_a_board_that_answers_its_beats_stays(tmp_path, caplog):
+async def test_board_that_answers_pings_stays_connected(tmp_path, caplog):
     async with running_service(tmp_path, beat=0.02) as service:
         (lab,) = service.enrol("lab-1")
         async with await FakeBoard.join(service, lab):
@@ -477,14 +485,14 @@ async def test_a_board_that_answers_its_beats_stays(tmp_path, caplog):
     assert not re.search("silent", caplog.text)
 
 
-async def test_the_end_of_the_server_is_told(tmp_path):
+async def test_link_is_closed_when_the_server_stops(tmp_path):
     async with running_service(tmp_path) as service:
         (lab,) = service.enrol("lab-1")
         board = await FakeBoard.join(service, lab)
     assert await board.closed() == (frames.CLOSE_GOING_AWAY, "the server stops")
 
 
-async def test_a_board_that_goes_on_speaking_of_others_jobs_is_cut(service: Service, caplog):
+async def test_board_with_many_messages_about_foreign_jobs_is_closed(service: Service, caplog):
     (lab,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, lab) as board:
         with contextlib.suppress(ConnectionClosed):
@@ -499,7 +507,7 @@ async def test_a_board_that_goes_on_speaking_of_others_jobs_is_cut(service: Serv
         assert service.state("lab-1") == "idle"
 
 
-async def test_a_board_that_does_so_now_and_then_stays(service: Service):
+async def test_board_with_few_messages_about_foreign_jobs_stays_connected(service: Service):
     (lab,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, lab) as board,

@@ -67,7 +67,7 @@ async def test_every_wrong_token_gets_the_same_answer(service: Service):
     assert {tuple(without_date(answer)) for answer in answers} == {tuple(without_date(answers[0]))}
 
 
-async def test_a_token_of_a_megabyte_costs_its_sender_the_link(service: Service, caplog):
+async def test_token_of_a_megabyte_closes_the_connection(service: Service, caplog):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake("/caller", Authorization="Bearer " + "A" * 1024 * 1024))
         await peer.gone()
@@ -75,13 +75,13 @@ async def test_a_token_of_a_megabyte_costs_its_sender_the_link(service: Service,
         assert "reply" in await healthy.ask("status")
 
 
-async def test_a_wrong_token_is_logged_without_the_token(service: Service, caplog):
+async def test_wrong_token_is_not_written_to_the_log(service: Service, caplog):
     await refused(service, Authorization="Bearer cm_almost-a-secret")
     assert "wrong token" in caplog.text
     assert "almost" not in caplog.text
 
 
-async def test_a_token_in_the_address_opens_nothing_and_is_not_logged(service: Service, caplog):
+async def test_token_in_the_address_is_refused_and_not_logged(service: Service, caplog):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake(f"/caller?token={service.token}"))
         assert (await peer.answer()).startswith("HTTP/1.1 401 ")
@@ -89,7 +89,7 @@ async def test_a_token_in_the_address_opens_nothing_and_is_not_logged(service: S
 
 
 @pytest.mark.parametrize("version", ["", "0", "2", "x", "1.0"])
-async def test_another_version_is_told_which_one_is_spoken(service: Service, version):
+async def test_other_protocol_version_gets_the_supported_one(service: Service, version):
     headers = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": version}
     answer = await refused(service, **headers)
     assert answer.startswith("HTTP/1.1 409 ")
@@ -97,17 +97,17 @@ async def test_another_version_is_told_which_one_is_spoken(service: Service, ver
     assert answer.endswith("This server uses version 1 of the protocol.\n")
 
 
-async def test_the_version_is_not_told_to_a_stranger(service: Service):
+async def test_protocol_version_is_not_revealed_without_a_token(service: Service):
     assert "Cm-Protocol" not in await refused(service, Authorization="Bearer x")
 
 
-async def test_a_boards_key_opens_no_callers_door(service: Service, lab: Identity):
+async def test_boards_key_does_not_authenticate_a_caller(service: Service, lab: Identity):
     for secret in (lab.key.hex(), lab.id, lab.name):
         with pytest.raises(InvalidStatus):
             await FakeCaller.join(service, secret)
 
 
-async def test_without_an_upgrade_there_is_nothing_to_see(service: Service):
+async def test_request_without_upgrade_is_refused(service: Service):
     headers = {"Authorization": f"Bearer {service.token}", "Upgrade": ""}
     assert (await refused(service, **headers)).startswith("HTTP/1.1 426 ")
 
@@ -115,7 +115,7 @@ async def test_without_an_upgrade_there_is_nothing_to_see(service: Service):
 # Tokens that end, and wrong ones
 
 
-async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Service):
+async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: Service):
     token = service.add_token("viewer", name="lab-notebook")
     async with (
         await FakeCaller.join(service) as admin,
@@ -140,7 +140,7 @@ async def test_a_revoked_tokens_links_are_closed_within_two_seconds(service: Ser
     assert "\r\nCm-Refused: the token 'lab-notebook' was revoked on 2" in answer
 
 
-async def test_what_a_revoked_token_began_goes_on_and_what_it_asks_is_not_heard(service, lab):
+async def test_running_job_of_a_revoked_token_continues_and_new_ones_are_refused(service, lab):
     token = service.add_token("operator", name="lab-notebook")
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -161,7 +161,7 @@ async def test_what_a_revoked_token_began_goes_on_and_what_it_asks_is_not_heard(
         assert service.server.store.job(job + 1) is None
 
 
-async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, monkeypatch):
+async def test_token_revoked_during_the_handshake_opens_no_link(service: Service, monkeypatch):
     token = service.add_token("viewer", name="lab-notebook")
     real = websocket.accept_websocket
 
@@ -174,7 +174,7 @@ async def test_a_token_revoked_in_mid_handshake_opens_no_link(service: Service, 
     assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
 
 
-async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service):
+async def test_link_is_closed_when_its_token_expires(service: Service):
     token = service.add_token("viewer", name="lab-notebook", expires=0.3)
     async with await FakeCaller.join(service, token) as caller:
         assert "reply" in await caller.ask("status")
@@ -186,7 +186,7 @@ async def test_an_expired_tokens_link_is_closed_when_it_expires(service: Service
     assert [row.who for row in service.audited() if row.verb == "login"] == ["lab-notebook"]
 
 
-async def test_a_token_that_expires_later_is_looked_at_again(service: Service, monkeypatch):
+async def test_valid_token_is_checked_repeatedly(service: Service, monkeypatch):
     monkeypatch.setattr(caller_socket, "TOKEN_CHECK_SECONDS", 0.01)
     token = service.add_token("viewer", name="lab-notebook", expires=3600)
     async with await FakeCaller.join(service, token) as caller:
@@ -194,7 +194,7 @@ async def test_a_token_that_expires_later_is_looked_at_again(service: Service, m
         assert "reply" in await caller.ask("status")
 
 
-async def test_token_expires_when_the_clock_is_set_not_when_its_timer_ends(tmp_path, monkeypatch):
+async def test_token_expires_by_the_wall_clock(tmp_path, monkeypatch):
     monkeypatch.setattr(caller_socket, "TOKEN_CHECK_SECONDS", 0.01)
     ahead = 0.0
     async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
@@ -208,11 +208,11 @@ async def test_token_expires_when_the_clock_is_set_not_when_its_timer_ends(tmp_p
             assert "reply" in await caller.ask("status")
 
 
-def test_tokens_are_looked_at_each_second():
+def test_tokens_are_checked_each_second():
     assert caller_socket.TOKEN_CHECK_SECONDS <= 1.0
 
 
-async def test_clock_that_is_set_back_opens_for_no_expired_token(tmp_path):
+async def test_clock_set_back_does_not_revive_an_expired_token(tmp_path):
     ahead = 0.0
     async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
         token = service.add_token("viewer", name="lab-notebook", expires=0.01)
@@ -224,7 +224,7 @@ async def test_clock_that_is_set_back_opens_for_no_expired_token(tmp_path):
         assert "expired" in await refused(service, Authorization=f"Bearer {token}")
 
 
-async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_same_address(service):
+async def test_wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted(service):
     (lab,) = service.enrol("lab-1")
     old = service.add_token("viewer", name="old", expires=1e-6)
     answers = [
@@ -237,7 +237,9 @@ async def test_wrong_tokens_are_slowed_down_and_a_right_one_opens_behind_the_sam
     assert "'old' expired" in await refused(service, Authorization=f"Bearer {old}")
 
 
-async def test_a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log(service: Service, caplog):
+async def test_flood_of_wrong_tokens_writes_a_bounded_number_of_rows_and_lines(
+    service: Service, caplog
+):
     for _ in range(3 * limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE):
         await refused(service, Authorization="Bearer cm_almost-a-secret-that-was-guessed")
     rows = [row for row in service.audited() if row.verb == "login"]
@@ -251,7 +253,7 @@ async def test_a_flood_of_wrong_tokens_fills_neither_audit_log_nor_log(service: 
     assert "almost" not in repr(rows)
 
 
-async def test_callers_are_bounded_as_a_whole_and_for_each_token(service: Service, monkeypatch):
+async def test_callers_are_bounded_in_total_and_per_token(service: Service, monkeypatch):
     monkeypatch.setattr(limits, "CALLERS", 3)
     monkeypatch.setattr(limits, "CALLERS_PER_TOKEN", 2)
     token = service.add_token("viewer", name="lab-notebook")
@@ -271,7 +273,7 @@ async def test_callers_are_bounded_as_a_whole_and_for_each_token(service: Servic
         assert "reply" in await again.ask("status")
 
 
-async def test_the_job_is_written_with_its_callers_name(service: Service, lab: Identity):
+async def test_job_is_stored_with_its_callers_name(service: Service, lab: Identity):
     async with await FakeCaller.join(service, service.add_token("operator")) as caller:
         (job,) = await caller.submit("lab-1")
         row = service.server.store.job(job)
@@ -301,7 +303,7 @@ async def test_the_job_is_written_with_its_callers_name(service: Service, lab: I
     ],
     ids=lambda body: str(body)[:40],
 )
-async def test_a_request_that_makes_no_sense_is_answered_and_the_link_stays(service, body, caplog):
+async def test_malformed_request_is_answered_and_the_link_stays_open(service, body, caplog):
     async with await FakeCaller.join(service) as caller:
         await caller.send(wire.REQUEST, json.dumps(body).encode(), job=5)
         reply = await caller.next()
@@ -332,7 +334,7 @@ async def test_a_request_that_makes_no_sense_is_answered_and_the_link_stays(serv
     ],
     ids=lambda data: repr(data)[2:30],
 )
-async def test_what_is_no_message_ends_the_link(service: Service, data, caplog):
+async def test_malformed_message_closes_the_link(service: Service, data, caplog):
     async with await FakeCaller.join(service) as caller:
         await caller.socket.send(data)
         assert (await caller.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
@@ -340,7 +342,7 @@ async def test_what_is_no_message_ends_the_link(service: Service, data, caplog):
 
 
 @pytest.mark.parametrize("target", ["", "nobody", "lab-[1", "a[0-999999]", "all", "room=x"])
-async def test_a_target_without_boards_is_refused_and_nothing_runs(service, lab, target):
+async def test_target_without_boards_is_refused_and_nothing_runs(service, lab, target):
     async with await FakeCaller.join(service) as caller:
         await caller.socket.send(wire.pack_submit(9, {"target": target}, b"1"))
         reply = await caller.next()
@@ -350,7 +352,7 @@ async def test_a_target_without_boards_is_refused_and_nothing_runs(service, lab,
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "2", [2], float("nan"), float("inf"), 10**9], ids=str)
-async def test_a_timeout_that_is_none_is_refused(service, lab, timeout):
+async def test_invalid_timeout_is_refused(service, lab, timeout):
     async with await FakeCaller.join(service) as caller:
         head = {"target": "lab-1", "timeout": timeout}
         await caller.socket.send(wire.pack_submit(9, head, b"1"))
@@ -359,7 +361,7 @@ async def test_a_timeout_that_is_none_is_refused(service, lab, timeout):
         assert "number of seconds" in told["args"][0]
 
 
-async def test_who_is_left_out_and_who_waits_is_told(service: Service):
+async def test_accepted_lists_left_out_boards_and_queued_jobs(service: Service):
     one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
     async with (
         await FakeBoard.join(service, one),
@@ -376,7 +378,7 @@ async def test_who_is_left_out_and_who_waits_is_told(service: Service):
         assert busy < first < second
 
 
-async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
+async def test_idle_option_leaves_out_busy_boards(service: Service):
     one, two, _ = service.enrol("lab-1", "lab-2", "lab-3")
     async with (
         await FakeBoard.join(service, one),
@@ -396,13 +398,13 @@ async def test_only_idle_boards_take_part_if_that_is_asked(service: Service):
         assert (accepted["jobs"], accepted["left_out"]) == ([], ["lab-1"])
 
 
-async def test_an_absent_board_by_name_ends_as_offline(service: Service, lab: Identity):
+async def test_job_for_a_named_offline_board_ends_as_offline(service: Service, lab: Identity):
     async with await FakeCaller.join(service) as caller:
         (job,) = await caller.submit("lab-1")
         assert await caller.ending(job) == ("offline", "it has never connected")
 
 
-async def test_interrupt_by_any_operator(service: Service, lab: Identity):
+async def test_any_operator_may_interrupt_a_job(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
@@ -415,7 +417,7 @@ async def test_interrupt_by_any_operator(service: Service, lab: Identity):
         assert (message.op, message.job) == (wire.INTERRUPT, job)
 
 
-async def test_only_the_jobs_own_caller_answers_its_input(service: Service, lab: Identity):
+async def test_only_the_jobs_caller_can_answer_its_input(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
@@ -437,7 +439,7 @@ async def test_only_the_jobs_own_caller_answers_its_input(service: Service, lab:
         assert (await board.next()).flags == wire.INPUT_EOF
 
 
-async def test_a_later_cell_that_answers_nothing_silences_no_earlier_one(service, lab):
+async def test_later_cell_without_input_does_not_affect_an_earlier_one(service, lab):
     async with (
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
@@ -449,7 +451,7 @@ async def test_a_later_cell_that_answers_nothing_silences_no_earlier_one(service
         assert (await caller.event()).payload == b"name? "
 
 
-async def test_a_caller_that_goes_leaves_its_job_running(service: Service, lab: Identity):
+async def test_job_continues_when_its_caller_disconnects(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         async with await FakeCaller.join(service) as caller:
             (job,) = await caller.submit("lab-1", answers=True)
@@ -468,7 +470,7 @@ async def test_a_caller_that_goes_leaves_its_job_running(service: Service, lab: 
 # Many boards, slow callers
 
 
-async def test_what_many_boards_say_at_once_shares_frames(service: Service):
+async def test_messages_of_many_boards_share_frames(service: Service):
     identities = service.enrol(*(f"lab-{n}" for n in range(1, 31)))
     async with contextlib.AsyncExitStack() as stack:
         boards = [
@@ -485,9 +487,7 @@ async def test_what_many_boards_say_at_once_shares_frames(service: Service):
     assert caller.frames <= len(jobs) / 2
 
 
-async def test_a_short_cell_costs_its_caller_one_frame(
-    service: Service, lab: Identity, monkeypatch
-):
+async def test_short_cell_is_answered_in_one_frame(service: Service, lab: Identity, monkeypatch):
     monkeypatch.setattr(caller_socket, "ACCEPTED_DELAY_SECONDS", 1.0)  # this machine may be slow
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -542,7 +542,7 @@ class SlowCaller:
 
 
 @pytest.mark.usefixtures("big_sips")
-async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service, lab):
+async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
     chunk = bytes(50_000)
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -569,7 +569,7 @@ async def test_a_slow_caller_loses_output_is_told_so_and_gets_its_ending(service
 
 
 @pytest.mark.usefixtures("big_sips")
-async def test_a_slow_caller_stalls_neither_board_nor_other_callers(service: Service):
+async def test_slow_caller_does_not_delay_boards_or_other_callers(service: Service):
     noisy, calm = service.enrol("lab-1", "lab-2")
     async with (
         await FakeBoard.join(service, noisy) as flood,
@@ -590,7 +590,7 @@ async def test_a_slow_caller_stalls_neither_board_nor_other_callers(service: Ser
 
 
 @pytest.mark.usefixtures("big_sips")
-async def test_no_ending_is_lost_however_much_waits(service: Service, lab: Identity):
+async def test_no_result_is_dropped_for_a_slow_caller(service: Service, lab: Identity):
     count, rest = 200, b"x" * 60_000  # 12 MB of results
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -609,7 +609,7 @@ async def test_no_ending_is_lost_however_much_waits(service: Service, lab: Ident
 
 
 @pytest.mark.usefixtures("big_sips")
-async def test_a_value_with_a_hole_says_so(service: Service, lab: Identity):
+async def test_truncated_value_is_marked(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,
         await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer,
@@ -629,13 +629,13 @@ async def test_a_value_with_a_hole_says_so(service: Service, lab: Identity):
     assert 0 in holes
 
 
-async def test_the_end_of_the_server_is_told(service: Service):
+async def test_link_is_closed_when_the_server_stops(service: Service):
     async with await FakeCaller.join(service) as caller:
         service.server.stop()
         assert await within(caller.closed()) == (frames.CLOSE_GOING_AWAY, "the server stops")
 
 
-async def test_a_cell_that_comes_twice_runs_once(service: Service):
+async def test_cell_sent_twice_runs_once(service: Service):
     (lab,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, lab) as board,

@@ -42,7 +42,7 @@ def trust(home: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=config.ca_file(home))
 
 
-def test_the_server_is_verified_by_its_authority_for_one_name(tmp_path):
+def test_server_is_verified_by_its_authority_for_one_name(tmp_path):
     context = certificates.load(tmp_path).context
     assert shake(context, trust(tmp_path), "cloudmanager")
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
@@ -51,7 +51,7 @@ def test_the_server_is_verified_by_its_authority_for_one_name(tmp_path):
         shake(context, ssl.create_default_context(), "cloudmanager")
 
 
-def test_another_servers_authority_is_another(tmp_path):
+def test_each_server_has_its_own_authority(tmp_path):
     (tmp_path / "a").mkdir()
     mine = certificates.load(tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -61,13 +61,13 @@ def test_another_servers_authority_is_another(tmp_path):
         shake(other.context, trust(tmp_path / "a"), "cloudmanager")
 
 
-def test_it_is_made_once_and_found_again(tmp_path):
+def test_certificates_are_created_once(tmp_path):
     first = certificates.load(tmp_path)
     assert certificates.load(tmp_path).ca == first.ca
     assert len(first.pin) == 22
 
 
-def test_a_start_that_was_cut_off_makes_both_files_anew(tmp_path):
+def test_missing_file_replaces_both_certificates_before_any_board_is_enrolled(tmp_path):
     first = certificates.load(tmp_path)
     config.ca_file(tmp_path).unlink()
     second = certificates.load(tmp_path)
@@ -75,7 +75,7 @@ def test_a_start_that_was_cut_off_makes_both_files_anew(tmp_path):
     assert shake(second.context, trust(tmp_path), "cloudmanager")
 
 
-def test_boards_without_a_clock_find_it_valid_and_it_never_ends(tmp_path):
+def test_certificates_are_valid_from_2000_and_never_expire(tmp_path):
     certificates.load(tmp_path)
     for name in ("ca.pem", "server.pem"):
         certificate = x509.load_pem_x509_certificate((tmp_path / name).read_bytes())
@@ -87,7 +87,7 @@ def test_boards_without_a_clock_find_it_valid_and_it_never_ends(tmp_path):
         assert isinstance(key.curve, ec.SECP256R1)
 
 
-def test_keys_are_their_owners_alone_and_the_authoritys_is_forgotten(tmp_path):
+def test_keys_are_private_and_the_authoritys_is_not_stored(tmp_path):
     certificates.load(tmp_path)
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -99,7 +99,7 @@ def test_keys_are_their_owners_alone_and_the_authoritys_is_forgotten(tmp_path):
     own.verify_directly_issued_by(ca)
 
 
-def test_a_public_certificate_is_shown_to_all_but_boards(tmp_path):
+def test_public_certificate_is_used_for_other_names(tmp_path):
     (tmp_path / "other").mkdir()
     public = certificates.load(tmp_path / "other")
     home = tmp_path / "home"
@@ -116,7 +116,7 @@ def test_a_public_certificate_is_shown_to_all_but_boards(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"), [(None, "No such file"), ("nonsense", "not PEM")], ids=["missing", "wrong"]
 )
-def test_a_certificate_that_is_none_is_said_by_its_name(tmp_path, content, why):
+def test_invalid_certificate_is_refused_with_its_path(tmp_path, content, why):
     path = tmp_path / "my.pem"
     if content is not None:
         path.write_text(content)
@@ -125,7 +125,7 @@ def test_a_certificate_that_is_none_is_said_by_its_name(tmp_path, content, why):
     assert str(path) in caught.value.reason
 
 
-def test_old_versions_of_tls_are_not_spoken(tmp_path):
+def test_old_tls_versions_are_refused(tmp_path):
     context = certificates.load(tmp_path).context
     old = trust(tmp_path)
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -134,7 +134,7 @@ def test_old_versions_of_tls_are_not_spoken(tmp_path):
         shake(context, old, "cloudmanager")
 
 
-def test_servers_of_one_fleet_show_the_first_ones_certificate(tmp_path: Path):
+def test_servers_of_one_fleet_share_the_first_ones_certificate(tmp_path: Path):
     known: dict[str, bytes] = {}
     homes = [tmp_path / name for name in "ab"]
     for home in homes:

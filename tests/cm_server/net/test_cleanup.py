@@ -12,7 +12,7 @@ def fail() -> None:
     raise ValueError("a detached socket")
 
 
-def test_every_step_runs_whichever_fails(monkeypatch: pytest.MonkeyPatch, caplog):
+def test_every_step_runs_although_one_fails(monkeypatch: pytest.MonkeyPatch, caplog):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     ran: list[str] = []
     cleanup.run_all("a link", lambda: ran.append("first"), fail, lambda: ran.append("last"))
@@ -21,7 +21,7 @@ def test_every_step_runs_whichever_fails(monkeypatch: pytest.MonkeyPatch, caplog
     assert "ValueError: a detached socket" in caplog.text
 
 
-def test_the_same_failure_is_logged_once_a_minute_and_counted(monkeypatch, caplog):
+def test_repeated_failure_is_logged_once_a_minute_and_counted(monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1, lambda: now[0]))
     for _ in range(50):

@@ -7,7 +7,7 @@ import asyncio
 from cm_server.net.fair_queue import FairQueue
 
 
-async def test_one_is_served_in_each_turn_of_the_loop():
+async def test_one_function_is_called_in_each_iteration():
     queue = FairQueue()
     served: list[str] = []
 
@@ -25,7 +25,7 @@ async def test_one_is_served_in_each_turn_of_the_loop():
     assert served == ["flood", "flood", "other", "flood", "flood"]
 
 
-async def test_one_that_fails_does_not_stop_the_others():
+async def test_failing_function_does_not_stop_the_queue():
     queue, loop = FairQueue(), asyncio.get_running_loop()
     failures: list[object] = []
     loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))

@@ -61,7 +61,7 @@ async def get(service: Service, path: str, **headers: str) -> str:
     return await say(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
 
 
-async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
+async def test_health_reports_a_problem_and_its_end(service: Service):
     assert (await get(service, "/healthz")).endswith('{"status": "ok"}')
     store = service.server.store
     store._connection.exec_driver_sql("PRAGMA query_only=ON")
@@ -75,7 +75,7 @@ async def test_health_says_what_is_wrong_and_that_it_is_over(service: Service):
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
 
 
-async def test_health_warns_of_a_clock_that_may_be_wrong_and_is_well(tmp_path):
+async def test_health_is_ok_with_a_warning_about_the_clock(tmp_path):
     ahead = 0.0
     async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
         ahead = 450 * 86400.0
@@ -90,14 +90,14 @@ async def test_health_warns_of_a_clock_that_may_be_wrong_and_is_well(tmp_path):
         assert 0 <= status["reply"]["uptime"] < 60
 
 
-async def test_what_a_caller_asks_wrong_makes_no_server_ill(service: Service):
+async def test_refused_request_is_no_health_problem(service: Service):
     service.enrol("lab-1")
     with pytest.raises(ServerError, match="UNIQUE"):
         service.server.store.enrol_boards([new_board_row("id2", "lab-1", bytes(32))])
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
 
 
-async def test_metrics_are_for_this_machine_and_for_tokens_that_reach_all(tmp_path):
+async def test_metrics_need_loopback_or_a_token_for_all_boards(tmp_path):
     proxies = [ipaddress.ip_network("127.0.0.0/8")]
     async with running_service(tmp_path, proxies=proxies) as service:
         some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
@@ -121,7 +121,7 @@ async def test_metrics_are_for_this_machine_and_for_tokens_that_reach_all(tmp_pa
 
 @pytest.mark.parametrize("origin", FOREIGN)
 @pytest.mark.parametrize("path", SOCKETS)
-async def test_a_foreign_page_opens_no_link(service: Service, path, origin):
+async def test_foreign_origin_is_refused(service: Service, path, origin):
     origin = origin.format(port=service.tcp_port)
     text = handshake(path, Authorization=f"Bearer {service.token}", **{"Cm-Protocol": "1"})
     said = await say(service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n"))
@@ -130,11 +130,11 @@ async def test_a_foreign_page_opens_no_link(service: Service, path, origin):
 
 
 @pytest.mark.parametrize("path", SOCKETS)
-async def test_who_is_no_browser_names_no_origin_and_is_let_in(service: Service, path):
+async def test_request_without_origin_is_accepted(service: Service, path):
     assert (await answer(service, path)).startswith("HTTP/1.1 101 ")
 
 
-async def test_only_an_origin_that_was_allowed_is_let_in_and_needs_a_token_all_the_same(tmp_path):
+async def test_allowed_origin_is_accepted_with_a_token(tmp_path):
     async with running_service(tmp_path, origins=["https://lab.example"]) as service:
         for path in SOCKETS:
             said = await answer(service, path, Origin="https://lab.example")
@@ -146,7 +146,7 @@ async def test_only_an_origin_that_was_allowed_is_let_in_and_needs_a_token_all_t
         assert said.startswith("HTTP/1.1 401 ")
 
 
-async def test_two_origins_are_not_one_that_was_allowed(tmp_path):
+async def test_two_origin_headers_are_refused(tmp_path):
     async with running_service(tmp_path, origins=["https://lab.example"]) as service:
         origins = "Origin: https://lab.example\r\nOrigin: https://evil.example\r\n\r\n"
         text = handshake("/caller", Authorization=f"Bearer {service.token}").decode()
@@ -180,12 +180,12 @@ HOSTS = [
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
-async def test_a_name_that_was_rebound_to_loopback_reaches_nothing(service: Service, path, host):
+async def test_foreign_host_name_on_loopback_is_refused(service: Service, path, host):
     said = await answer(service, path, Host=host.format(port=service.tcp_port))
     assert said.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))
 
 
-async def test_without_a_host_nothing_is_reached(service: Service):
+async def test_request_without_host_is_refused(service: Service):
     for version in ("1.1", "1.0"):
         said = await answer_to(service, f"GET /healthz HTTP/{version}\r\n\r\n")
         assert " 200 " not in said.partition("\r\n")[0]
@@ -200,13 +200,13 @@ async def answer_to(service: Service, text: str) -> str:
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "127.1.2.3:{port}", "[::1]:{port}"]
 )
-async def test_loopback_by_any_of_its_names_is_served(service: Service, host):
+async def test_loopback_host_names_are_accepted(service: Service, host):
     host = host.format(port=service.tcp_port)
     said = await say(service, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n")
     assert said.startswith("HTTP/1.1 200 ")
 
 
-async def test_a_port_that_ssh_forwards_is_served(service: Service):
+async def test_other_port_in_the_host_header_is_accepted(service: Service):
     assert (await answer(service, "/caller", Host="localhost:9999")).startswith("HTTP/1.1 101 ")
 
 
@@ -215,9 +215,7 @@ async def test_a_port_that_ssh_forwards_is_served(service: Service):
 
 @pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "PATCH", "DELETE", "HEAD", "GET"])
-async def test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it(
-    service: Service, method, path
-):
+async def test_every_answer_has_the_security_headers(service: Service, method, path):
     for more in ("", "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n"):
         said = await answer_to(
             service, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nCookie: a=b\r\n{more}\r\n"
@@ -235,9 +233,7 @@ async def test_no_answer_lets_another_origin_read_frame_sniff_or_keep_it(
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
 @pytest.mark.parametrize(("path", "_page"), ROUTES)
-async def test_a_form_that_a_foreign_page_posts_changes_nothing(
-    service: Service, path, _page, kind
-):
+async def test_form_posted_by_a_foreign_page_changes_nothing(service: Service, path, _page, kind):
     body = '{"verb": "enrol", "names": ["evil"]}'
     said = await say(
         service,
@@ -248,18 +244,18 @@ async def test_a_form_that_a_foreign_page_posts_changes_nothing(
     assert not service.server.registry.by_name
 
 
-async def test_a_cookie_is_no_token(service: Service):
+async def test_cookie_is_not_accepted_as_a_token(service: Service):
     said = await answer(service, "/caller", Authorization="", Cookie=f"token={service.token}")
     assert said.startswith("HTTP/1.1 401 ")
 
 
-async def test_what_a_page_is_told_of_an_error_is_plain_and_names_nothing(service: Service):
+async def test_error_page_is_plain_text_without_the_path(service: Service):
     said = await say(service, "GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert said.endswith("\r\n\r\n404 Not Found\n")
     assert "script" not in said
 
 
-async def test_one_request_is_one_connection(service: Service):
+async def test_connection_is_closed_after_one_request(service: Service):
     """So that nobody who proved nothing stays: pipelining included."""
     text = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
     said = await answer_to(service, text * 50)
@@ -270,7 +266,7 @@ async def test_one_request_is_one_connection(service: Service):
 # Those who mean well
 
 
-async def test_boards_and_callers_are_no_browsers_and_come_in(service: Service):
+async def test_boards_and_callers_without_origin_are_accepted(service: Service):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity) as board,
@@ -289,7 +285,7 @@ PLAIN = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/caller", "/ca.pem", "/nothing"])
-async def test_in_the_clear_a_server_for_all_answers_nothing(tmp_path, path):
+async def test_public_server_refuses_requests_without_tls(tmp_path, path):
     async with running_service(tmp_path, local=False) as service:
         said = await say(service, PLAIN.format(path=path))
         assert said.startswith("HTTP/1.1 403 ")
@@ -297,7 +293,7 @@ async def test_in_the_clear_a_server_for_all_answers_nothing(tmp_path, path):
 
 
 @pytest.mark.parametrize("host", ["192.168.1.2:18266", "lab.example", "evil.example"])
-async def test_by_tls_the_certificate_stands_for_the_name(tmp_path, host):
+async def test_tls_request_with_any_host_is_accepted(tmp_path, host):
     """A page that DNS led here got a certificate for `cloudmanager`, and its browser stopped."""
     async with running_service(tmp_path, local=False) as service:
         reader, writer = await within(
@@ -310,7 +306,7 @@ async def test_by_tls_the_certificate_stands_for_the_name(tmp_path, host):
         writer.transport.abort()
 
 
-async def test_the_authority_is_there_for_everybody(service: Service):
+async def test_ca_certificate_needs_no_credentials(service: Service):
     said = await say(service, PLAIN.format(path="/ca.pem"))
     assert said.startswith("HTTP/1.1 200 ")
     assert "-----BEGIN CERTIFICATE-----" in said
@@ -326,7 +322,7 @@ async def test_the_authority_is_there_for_everybody(service: Service):
         ("10.0.0.0/8", "203.0.113.9", "403", ""),
     ],
 )
-async def test_a_proxy_that_ends_tls_is_believed_and_nobody_else_is(
+async def test_only_a_trusted_proxy_may_report_the_address(
     tmp_path, network, forwarded, status, address
 ):
     proxies = [ipaddress.ip_network(network)]

@@ -35,7 +35,7 @@ async def gone(peer: RawPeer) -> None:
         await within(peer.reader.read(-1))
 
 
-async def test_the_first_byte_tells_tls_from_plain(service: Service):
+async def test_tls_and_plain_connections_share_the_port(service: Service):
     one, two = service.enrol("lab-1", "lab-2")
     async with (
         await FakeBoard.join(service, one, tls=True),
@@ -48,7 +48,7 @@ async def test_the_first_byte_tells_tls_from_plain(service: Service):
 
 @pytest.mark.parametrize("begins", [b"", HELLO[:1], HELLO, HELLO + bytes(90)], ids=len)
 @pytest.mark.usefixtures("in_a_hurry")
-async def test_who_does_not_go_on_is_cut_in_time(tmp_path: Path, begins):
+async def test_stalled_connection_is_closed_in_time(tmp_path: Path, begins):
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as peer:
         if begins:
             peer.say(begins)
@@ -61,9 +61,7 @@ async def test_who_does_not_go_on_is_cut_in_time(tmp_path: Path, begins):
     [HELLO + b"\xff" * 300, b"\x16" + b"GET / HTTP/1.1\r\n\r\n" * 20],
     ids=["record", "text"],
 )
-async def test_what_is_no_handshake_ends_the_connection_and_nothing_else(
-    service: Service, garbage, caplog
-):
+async def test_invalid_handshake_closes_only_its_connection(service: Service, garbage, caplog):
     (identity,) = service.enrol("lab-1")
     async with await RawPeer.dial(service) as peer:
         peer.say(garbage)
@@ -73,7 +71,7 @@ async def test_what_is_no_handshake_ends_the_connection_and_nothing_else(
         assert service.state("lab-1") == "idle"
 
 
-async def test_who_knocks_counts_as_unproven_and_the_oldest_is_cut(
+async def test_new_connection_counts_as_unauthenticated_and_the_oldest_is_closed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 2)
@@ -86,13 +84,13 @@ async def test_who_knocks_counts_as_unproven_and_the_oldest_is_cut(
     await peers[0].__aexit__(None, None, None)
 
 
-async def test_a_knock_that_hangs_up_is_forgotten(service: Service):
+async def test_closed_connection_is_not_counted(service: Service):
     async with await RawPeer.dial(service):
         await service.until(lambda: service.server.unauthenticated.count == 1)
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_a_long_message_and_many_frames_cross_tls_whole(service: Service):
+async def test_long_message_and_many_frames_arrive_over_tls(service: Service):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity, tls=True) as board,
@@ -111,7 +109,7 @@ async def test_a_long_message_and_many_frames_cross_tls_whole(service: Service):
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("", False)])
-def test_who_can_reach_it_is_read_off_its_sockets(host, local):
+def test_loopback_is_detected_from_the_sockets(host, local):
     sockets = open_listening_sockets(host, 0)
     try:
         assert all_on_loopback(sockets) is local
@@ -120,7 +118,7 @@ def test_who_can_reach_it_is_read_off_its_sockets(host, local):
             sock.close()
 
 
-async def test_shut_lets_nobody_in_and_leaves_those_who_are(service: Service):
+async def test_stop_accepting_keeps_open_connections(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity, tls=True):
         service.door.stop_accepting()
@@ -129,7 +127,7 @@ async def test_shut_lets_nobody_in_and_leaves_those_who_are(service: Service):
         assert service.state("lab-1") == "idle"
 
 
-async def test_without_a_file_left_it_says_so_and_tries_again(service, monkeypatch, caplog):
+async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, monkeypatch, caplog):
     """Else the loop would turn for ever: the kernel goes on saying that somebody knocks."""
     monkeypatch.setattr(limits, "ACCEPT_RETRY_SECONDS", 0.05)
     with no_file_left() as free_one:
@@ -149,7 +147,7 @@ def reset(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("says", [b"", b"\x16", HELLO, b"G", b"GET / HTTP/1.1\r\n"], ids=len)
-async def test_connections_that_end_by_rst_leave_no_count_behind(service: Service, says, caplog):
+async def test_reset_connections_are_not_counted(service: Service, says, caplog):
     (identity,) = service.enrol("lab-1")
     loop = asyncio.get_running_loop()
     for number in range(60):
@@ -177,7 +175,7 @@ class ResetMeanwhile:
         raise OSError(errno.ENOTCONN, "not connected")
 
 
-async def test_a_socket_that_tls_cannot_wrap_is_counted_no_more(service, monkeypatch, caplog):
+async def test_socket_that_tls_cannot_wrap_is_not_counted(service, monkeypatch, caplog):
     broken = service.server.certificates._replace(context=ResetMeanwhile())
     monkeypatch.setattr(service.server, "certificates", broken)
     for _ in range(5):
@@ -188,9 +186,7 @@ async def test_a_socket_that_tls_cannot_wrap_is_counted_no_more(service, monkeyp
     assert caplog.text == ""
 
 
-async def test_a_failure_at_the_beginning_of_one_connection_ends_that_one(
-    service, monkeypatch, caplog
-):
+async def test_failure_while_accepting_closes_only_that_connection(service, monkeypatch, caplog):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     with monkeypatch.context() as patched:
         patched.setattr(service.door, "handle_stream", None)  # what is called raises
@@ -214,7 +210,7 @@ async def test_a_failure_at_the_beginning_of_one_connection_ends_that_one(
     ],
     ids=["head", "body", "TLS"],
 )
-async def test_what_comes_byte_by_byte_is_cut_after_so_many_reads(service, monkeypatch, begins):
+async def test_request_in_too_many_pieces_is_closed(service, monkeypatch, begins):
     monkeypatch.setattr(limits, "UNPROVEN_READS", 8)
     async with await RawPeer.dial(service) as peer:
         peer.say(begins)
@@ -228,7 +224,7 @@ async def test_what_comes_byte_by_byte_is_cut_after_so_many_reads(service, monke
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_a_request_in_several_pieces_is_answered(service: Service):
+async def test_request_in_several_pieces_is_answered(service: Service):
     async with await RawPeer.dial(service) as peer:
         for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":
             peer.say(bytes((byte,)))
@@ -236,7 +232,7 @@ async def test_a_request_in_several_pieces_is_answered(service: Service):
         assert (await peer.answer()).startswith("HTTP/1.1 200 ")
 
 
-async def test_pieces_of_very_many_connections_share_a_rate(tmp_path: Path, monkeypatch):
+async def test_reads_from_many_connections_share_a_rate(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 20)
     async with running_service(tmp_path) as service:
         reads = 0

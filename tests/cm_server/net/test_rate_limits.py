@@ -42,13 +42,13 @@ def crowd(monkeypatch) -> Crowd:
 # Connections that have proven nothing
 
 
-def test_the_oldest_of_an_address_is_cut_and_the_newest_comes_in(crowd):
+def test_oldest_connection_of_an_address_is_closed(crowd):
     for name in "abcd":
         crowd.enter(name)
     assert (crowd.cut, crowd.door.count, crowd.door.dropped) == (["a"], 3, 1)
 
 
-def test_another_address_is_not_disturbed_by_a_flood_of_one(crowd):
+def test_flood_from_one_address_does_not_affect_another(crowd):
     crowd.enter("board", "192.0.2.9")
     for number in range(1000):
         crowd.enter(str(number))
@@ -56,7 +56,7 @@ def test_another_address_is_not_disturbed_by_a_flood_of_one(crowd):
     assert "board" not in crowd.cut
 
 
-def test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays(crowd):
+def test_total_limit_closes_a_connection_of_the_largest_group(crowd):
     crowd.enter("board", "192.0.2.9")
     for number in range(20):
         crowd.enter(f"a{number}", "192.0.2.1")
@@ -65,7 +65,7 @@ def test_many_addresses_are_bounded_as_a_whole_and_the_greediest_pays(crowd):
     assert "board" not in crowd.cut
 
 
-def test_who_leaves_makes_room_and_may_leave_twice(crowd):
+def test_removed_connection_makes_room_and_may_be_removed_twice(crowd):
     entries = [crowd.enter(name) for name in "abc"]
     crowd.door.remove(entries[0])
     crowd.door.remove(entries[0])
@@ -76,14 +76,14 @@ def test_who_leaves_makes_room_and_may_leave_twice(crowd):
     assert crowd.door.count == 1
 
 
-def test_nothing_is_left_behind_by_those_who_are_gone(crowd):
+def test_removed_connections_leave_no_data(crowd):
     for number in range(100):
         entry = crowd.enter("x", f"192.0.2.{number}")
         crowd.door.remove(entry)
     assert (crowd.door.count, crowd.door._groups) == (0, {})
 
 
-def test_what_cutting_one_does_may_be_to_leave(crowd):
+def test_close_function_may_remove_its_own_entry(crowd):
     entries: dict[str, UnauthenticatedEntry] = {}
     for name in "abcd":
         end = lambda name=name: crowd.door.remove(entries[name])  # noqa: E731
@@ -104,14 +104,14 @@ def test_what_cutting_one_does_may_be_to_leave(crowd):
         ("a socket", "a socket"),
     ],
 )
-def test_one_host_is_one_address_however_many_it_has(address, group):
+def test_addresses_of_one_host_form_one_group(address, group):
     assert address_group(address) == group
 
 
 # Rates
 
 
-def test_so_many_a_minute_and_the_rest_is_counted():
+def test_events_over_the_rate_are_suppressed_and_counted():
     clock = Clock()
     rate = RateLimiter(2, clock)
     assert [rate.allow("a") for _ in range(5)] == [0, 0, None, None, None]
@@ -121,12 +121,12 @@ def test_so_many_a_minute_and_the_rest_is_counted():
     assert [rate.allow("a") for _ in range(2)] == [4, 0]
 
 
-def test_one_key_does_not_count_for_another():
+def test_keys_are_counted_separately():
     rate = RateLimiter(1, Clock())
     assert [rate.allow(key) for key in "abab"] == [0, 0, None, None]
 
 
-def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
+def test_number_of_keys_is_bounded(monkeypatch):
     monkeypatch.setattr(limits, "RATE_LIMIT_KEYS", 3)
     rate = RateLimiter(1, Clock())
     for number in range(100):
@@ -136,7 +136,7 @@ def test_keys_are_bounded_and_the_quiet_ones_forgotten(monkeypatch):
     assert rate.allow("steady") is None
 
 
-def test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer(monkeypatch, caplog):
+def test_connection_that_cannot_be_closed_does_not_affect_the_next(monkeypatch, caplog):
     monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 1)
     unproven = UnauthenticatedConnections()
 
@@ -149,7 +149,7 @@ def test_a_connection_that_cannot_be_ended_does_not_hinder_the_newcomer(monkeypa
     assert caplog.text.count("could not be closed") == 1
 
 
-def test_a_token_bucket_allows_a_burst_and_then_a_rate():
+def test_token_bucket_allows_a_burst_and_then_a_rate():
     now = [0.0]
     bucket = TokenBucket(10, 5, lambda: now[0])
     assert [bucket.spend() for _ in range(5)] == [0.0] * 5
@@ -163,7 +163,7 @@ def test_a_token_bucket_allows_a_burst_and_then_a_rate():
     assert max(bucket.spend() for _ in range(5)) > 0.0  # a long pause earns no more
 
 
-def test_the_first_reads_of_a_connection_are_free_and_all_others_share_a_rate(monkeypatch):
+def test_first_reads_of_a_connection_are_free_and_others_share_a_rate(monkeypatch):
     monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 10)
     unproven = UnauthenticatedConnections()
     for _ in range(100):

@@ -78,7 +78,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     await within(protocol.over.wait())
 
 
-async def test_what_is_written_arrives_on_both_sides(pair: Pair):
+async def test_data_arrives_in_both_directions(pair: Pair):
     pair.transport.write(b"hello")
     assert await within(pair.reader.readexactly(5)) == b"hello"
     pair.writer.write(b"x" * 1_000_000)
@@ -87,7 +87,7 @@ async def test_what_is_written_arrives_on_both_sides(pair: Pair):
     assert max(pair.ours.pieces) < READ_BYTES + 16 * 1024
 
 
-async def test_a_peer_that_does_not_read_is_waited_for_and_loses_nothing(pair: Pair):
+async def test_data_for_a_slow_peer_is_kept_until_it_reads(pair: Pair):
     data = bytes(range(256)) * 40_000
     for start in range(0, len(data), 100_000):
         pair.transport.write(data[start : start + 100_000])
@@ -98,7 +98,7 @@ async def test_a_peer_that_does_not_read_is_waited_for_and_loses_nothing(pair: P
     assert pair.transport.get_write_buffer_size() == 0
 
 
-async def test_reading_that_is_paused_leaves_the_rest_to_the_peer(pair: Pair):
+async def test_paused_transport_reads_nothing(pair: Pair):
     pair.transport.pause_reading()
     pair.writer.write(b"y" * 100_000)
     pair.transport.write(b"go")
@@ -108,7 +108,7 @@ async def test_reading_that_is_paused_leaves_the_rest_to_the_peer(pair: Pair):
     await pair.ours.until(100_000)
 
 
-async def test_close_sends_what_waits_then_says_goodbye(pair: Pair):
+async def test_close_sends_pending_data_and_close_notify(pair: Pair):
     data = b"z" * 3_000_000
     pair.transport.write(data)
     pair.transport.close()
@@ -118,7 +118,7 @@ async def test_close_sends_what_waits_then_says_goodbye(pair: Pair):
     await within(pair.ours.over.wait())
 
 
-async def test_abort_ends_at_once_and_once(pair: Pair):
+async def test_abort_may_be_repeated(pair: Pair):
     pair.transport.write(b"q" * 3_000_000)
     pair.transport.abort()
     pair.transport.abort()
@@ -127,7 +127,7 @@ async def test_abort_ends_at_once_and_once(pair: Pair):
 
 
 @pytest.mark.parametrize("how", ["goodbye", "cut", "garbage"])
-async def test_a_peer_that_goes_ends_it_and_what_it_said_is_heard(pair: Pair, how):
+async def test_data_before_the_end_of_a_connection_is_received(pair: Pair, how):
     pair.writer.write(b"last words")
     await pair.writer.drain()
     await pair.ours.until(10)
@@ -143,7 +143,9 @@ async def test_a_peer_that_goes_ends_it_and_what_it_said_is_heard(pair: Pair, ho
     assert pair.ours.data == b"last words"
 
 
-async def test_the_end_is_heard_even_where_the_socket_cannot_be_closed(pair, monkeypatch, caplog):
+async def test_connection_lost_is_called_although_closing_the_socket_fails(
+    pair, monkeypatch, caplog
+):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     sock, close = pair.transport._sock, pair.transport._sock.close
 

@@ -40,7 +40,7 @@ async def said(peer: RawPeer) -> wire.Message:
 # The handshake
 
 
-async def test_the_handshake_is_answered_as_the_rfc_says(service: Service):
+async def test_handshake_is_answered_as_in_the_rfc(service: Service):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake("/board", **{"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}))
         head = await peer.head()
@@ -61,7 +61,7 @@ async def test_the_handshake_is_answered_as_the_rfc_says(service: Service):
     ],
     ids=str,
 )
-async def test_what_is_no_handshake_gets_its_sentence(service: Service, headers, told):
+async def test_invalid_upgrade_is_refused_with_a_reason(service: Service, headers, told):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake("/board", **headers))
         answer = await peer.answer()
@@ -71,26 +71,26 @@ async def test_what_is_no_handshake_gets_its_sentence(service: Service, headers,
     assert expected in answer
 
 
-async def test_header_names_and_tokens_may_be_in_any_case(service: Service):
+async def test_upgrade_headers_may_be_in_any_case(service: Service):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake("/board", Upgrade="WebSocket", Connection="keep-alive, UPGRADE"))
         assert (await peer.head()).startswith("HTTP/1.1 101 ")
 
 
-async def test_compression_that_is_offered_is_not_taken(service: Service):
+async def test_offered_compression_is_not_used(service: Service):
     uri = f"ws://127.0.0.1:{service.tcp_port}/board"
     offer = [ClientPerMessageDeflateFactory(client_max_window_bits=True)]
     async with connect(uri, extensions=offer, proxy=None) as strict:
         assert strict.protocol.extensions == []
 
 
-async def test_frames_right_behind_the_handshake_are_heard(service: Service):
+async def test_frames_sent_with_the_handshake_are_handled(service: Service):
     async with await caller(service, early=masked(STATUS) * 2) as peer:
         assert (await said(peer)).job == 7
         assert (await said(peer)).job == 7
 
 
-async def test_a_peer_that_goes_before_the_answer_does_no_harm(service: Service, caplog):
+async def test_peer_that_closes_before_the_answer_does_no_harm(service: Service, caplog):
     for _ in range(20):
         async with await RawPeer.dial(service) as peer:
             peer.say(handshake("/board"))
@@ -99,7 +99,7 @@ async def test_a_peer_that_goes_before_the_answer_does_no_harm(service: Service,
     assert not [record for record in caplog.records if record.exc_info]
 
 
-async def test_the_socket_is_tuned(service: Service):
+async def test_socket_options_are_set(service: Service):
     async with await FakeCaller.join(service):
         (conversation,) = service.server.callers
         transport = conversation._link._transport
@@ -115,13 +115,13 @@ async def test_the_socket_is_tuned(service: Service):
 
 
 @pytest.mark.parametrize("key", [b"\0\0\0\0", b"\x01\x80\xff\x00"], ids=["zero", "mixed"])
-async def test_a_mask_is_taken_off(service: Service, key):
+async def test_frame_is_unmasked(service: Service, key):
     async with await caller(service) as peer:
         peer.say(masked(STATUS, key=key))
         assert b'"version"' in (await said(peer)).payload
 
 
-async def test_bytes_may_come_one_by_one(service: Service):
+async def test_frame_may_arrive_byte_by_byte(service: Service):
     async with await caller(service) as peer:
         for byte in masked(STATUS):
             peer.say(bytes((byte,)))
@@ -130,13 +130,13 @@ async def test_bytes_may_come_one_by_one(service: Service):
 
 
 @pytest.mark.parametrize("size", [0, 1, 125])
-async def test_a_ping_is_answered_with_its_own_words(service: Service, size):
+async def test_ping_is_answered_with_its_payload(service: Service, size):
     async with await caller(service) as peer:
         peer.say(masked(b"p" * size, frames.PING))
         assert await peer.frame() == frames.Frame(frames.PONG, b"p" * size)
 
 
-async def test_a_pong_that_nobody_asked_for_is_heard_and_ignored(service: Service):
+async def test_unsolicited_pong_is_ignored(service: Service):
     async with await caller(service) as peer:
         peer.say(masked(b"x", frames.PONG) + masked(STATUS))
         assert (await said(peer)).job == 7
@@ -171,7 +171,9 @@ def head(first: int, second: int, rest: bytes = b"") -> bytes:
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", 1002, id="TLS"),
     ],
 )
-async def test_a_broken_rule_closes_with_the_code_of_the_rfc(service: Service, data, code, caplog):
+async def test_protocol_violation_closes_with_the_code_of_the_rfc(
+    service: Service, data, code, caplog
+):
     async with await caller(service) as peer:
         peer.say(data)
         told, reason = await peer.closed()
@@ -180,7 +182,7 @@ async def test_a_broken_rule_closes_with_the_code_of_the_rfc(service: Service, d
     assert "broke the protocol" in caplog.text
 
 
-async def test_garbage_ends_one_link_and_no_other(service: Service):
+async def test_garbage_closes_only_its_link(service: Service):
     async with await FakeCaller.join(service) as healthy:
         for seed in range(32):
             noise = bytes((seed * 37 + n * n) & 0xFF for n in range(256))
@@ -191,7 +193,7 @@ async def test_garbage_ends_one_link_and_no_other(service: Service):
         assert "reply" in await healthy.ask("status")
 
 
-async def test_a_frame_that_never_ends_is_dropped_with_its_link(service: Service):
+async def test_incomplete_frame_is_dropped_with_its_link(service: Service):
     async with await caller(service) as peer:
         peer.say(masked(STATUS)[:-1])
         peer.writer.write_eof()
@@ -210,7 +212,7 @@ async def test_a_frame_that_never_ends_is_dropped_with_its_link(service: Service
         pytest.param(masked(b"", frames.PING) * 8000, id="pings"),
     ],
 )
-async def test_a_stranger_may_not_ping_and_is_let_go_a_while_later(
+async def test_unauthenticated_ping_closes_the_link_after_a_delay(
     service, flood, monkeypatch, caplog
 ):
     monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
@@ -226,7 +228,7 @@ async def test_a_stranger_may_not_ping_and_is_let_go_a_while_later(
     assert caplog.text.count("no pings and pongs before the proof") == 1
 
 
-async def test_a_stranger_who_goes_on_flooding_is_gone_in_time(service, monkeypatch):
+async def test_unauthenticated_flood_is_closed_in_time(service, monkeypatch):
     monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
     async with await RawPeer.upgraded(service) as peer:
         peer.say(masked(b"", frames.PING) * 100_000)
@@ -234,7 +236,7 @@ async def test_a_stranger_who_goes_on_flooding_is_gone_in_time(service, monkeypa
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_lines_about_strangers_who_break_rules_are_limited(service, monkeypatch, caplog):
+async def test_log_lines_about_unauthenticated_peers_are_limited(service, monkeypatch, caplog):
     monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.0)
     for number in range(40):
         async with await RawPeer.upgraded(service) as peer:
@@ -251,9 +253,7 @@ async def test_lines_about_strangers_who_break_rules_are_limited(service, monkey
         pytest.param(masked(wire.pack(wire.REQUEST, b'{"verb":"nonsense"}')), id="refusals"),
     ],
 )
-async def test_a_flood_is_handled_in_slices_and_others_are_served_between(
-    service, flood, monkeypatch
-):
+async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood, monkeypatch):
     """One read of the flood is some 10,000 frames; without slices nobody gets on meanwhile."""
     monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 10**9)  # slices alone
     async with await caller(service) as attacker, await caller(service) as healthy:
@@ -265,7 +265,7 @@ async def test_a_flood_is_handled_in_slices_and_others_are_served_between(
         await service.until(lambda: any(link._backlog for link in links))  # it is not done
 
 
-async def test_a_link_is_read_at_a_bounded_rate(service: Service, monkeypatch):
+async def test_messages_are_handled_at_a_bounded_rate(service: Service, monkeypatch):
     monkeypatch.setattr(limits, "MESSAGES_PER_SECOND", 200)
     monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 50)
     async with await caller(service) as peer:
@@ -276,7 +276,7 @@ async def test_a_link_is_read_at_a_bounded_rate(service: Service, monkeypatch):
         assert (4 * limits.RARE_MESSAGES - 50) / 200 <= took < 2
 
 
-async def test_many_pings_at_once_may_have_one_answer(service: Service):
+async def test_newest_of_many_pings_is_answered(service: Service):
     async with await caller(service) as peer:
         pings = b"".join(masked(bytes((n,)), frames.PING) for n in range(100))
         peer.say(pings + masked(STATUS))
@@ -290,9 +290,7 @@ async def test_many_pings_at_once_may_have_one_answer(service: Service):
         assert pongs[-1] == 99
 
 
-async def test_a_message_that_makes_the_server_fail_ends_its_link_only(
-    service, monkeypatch, caplog
-):
+async def test_exception_in_a_handler_closes_only_its_link(service, monkeypatch, caplog):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
 
     def fail(_data: bytes) -> None:
@@ -309,7 +307,7 @@ async def test_a_message_that_makes_the_server_fail_ends_its_link_only(
         assert "reply" in await healthy.ask("status")
 
 
-async def test_a_clean_up_that_fails_releases_the_rest(service, monkeypatch, caplog):
+async def test_failed_clean_up_releases_the_rest(service, monkeypatch, caplog):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(10))
     (identity,) = service.enrol("lab-1")
     server = service.server
@@ -345,14 +343,14 @@ async def test_a_clean_up_that_fails_releases_the_rest(service, monkeypatch, cap
     ],
     ids=["no code", "1000", "1001", "4321"],
 )
-async def test_a_close_is_answered_with_its_own_code(service: Service, payload, answer):
+async def test_close_frame_is_answered_with_its_code(service: Service, payload, answer):
     async with await caller(service) as peer:
         peer.say(masked(payload, frames.CLOSE))
         assert await peer.frame() == frames.Frame(frames.CLOSE, answer)
         assert await peer.frame() is None
 
 
-async def test_the_strict_library_agrees_with_both_ways_to_end(service: Service):
+async def test_websockets_library_accepts_both_closing_handshakes(service: Service):
     client = await FakeCaller.join(service)
     await within(client.socket.close(1001, "leaving"))
     assert client.socket.protocol.close_rcvd is not None
@@ -364,7 +362,7 @@ async def test_the_strict_library_agrees_with_both_ways_to_end(service: Service)
         assert await board.closed() == (4004, "revoked")
 
 
-async def test_nothing_behind_a_close_is_heard(service: Service):
+async def test_data_after_a_close_frame_is_ignored(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity):
         async with await caller(service) as peer:
@@ -378,7 +376,7 @@ async def test_nothing_behind_a_close_is_heard(service: Service):
         assert service.state("lab-1") == "idle"
 
 
-async def test_a_long_reason_is_cut_to_what_a_close_holds(service: Service):
+async def test_long_close_reason_is_shortened(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity) as board:
         link = service.server.registry.by_name["lab-1"].link
@@ -388,9 +386,7 @@ async def test_a_long_reason_is_cut_to_what_a_close_holds(service: Service):
         assert (code, reason) == (4001, "\u00e4" * 61)
 
 
-async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
-    service: Service, monkeypatch, caplog
-):
+async def test_peer_that_does_not_read_is_closed(service: Service, monkeypatch, caplog):
     monkeypatch.setattr(limits, "UNSENT_BYTES", 256 * 1024)
     service.enrol(*(f"lab-{number}" for number in range(100)))
     question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
@@ -409,7 +405,7 @@ async def test_a_peer_that_does_not_read_is_cut_before_it_costs_much(
         assert "reply" in await healthy.ask("status")
 
 
-async def test_a_peer_that_does_not_read_its_close_is_not_waited_for(service, monkeypatch):
+async def test_link_is_closed_although_the_peer_does_not_read(service, monkeypatch):
     monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (conversation,) = service.server.callers
@@ -420,7 +416,7 @@ async def test_a_peer_that_does_not_read_its_close_is_not_waited_for(service, mo
         await service.until(lambda: conversation._link.is_gone)
 
 
-async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
+async def test_sending_on_a_closed_link_does_nothing(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity):
         link = service.server.registry.by_name["lab-1"].link
@@ -434,6 +430,6 @@ async def test_sending_on_a_link_that_is_gone_does_nothing(service: Service):
     link._continue_backlog()
 
 
-def test_a_socket_whose_peer_is_gone_has_no_name():
+def test_disconnected_socket_has_no_peer_name():
     with socket.socket() as sock:
         assert websocket._peer_name(sock) == "a disconnected peer"

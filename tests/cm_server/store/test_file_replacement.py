@@ -272,7 +272,9 @@ def test_one_certificate_without_the_other_stops_a_start_where_boards_know_it(tm
     certificates.load(tmp_path)
     (tmp_path / "server.pem").unlink()
     ca = (tmp_path / "ca.pem").read_bytes()
-    with pytest.raises(ServerError, match=r"server\.pem is missing .* `mbm server-restore` restores"):
+    with pytest.raises(
+        ServerError, match=r"server\.pem is missing .* `mbm server-restore` restores"
+    ):
         certificates.load(tmp_path, in_use=True)
     assert (tmp_path / "ca.pem").read_bytes() == ca
     with contextlib.suppress(FileNotFoundError):
