@@ -25,7 +25,7 @@ class Recorder:
         listener = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
         async with listener:
             tcp_port = listener.sockets[0].getsockname()[1]
-            yield Service(self._service.server, self._service.door, tcp_port)
+            yield Service(self._service.server, self._service.listener, tcp_port)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far = await asyncio.open_connection("127.0.0.1", self._service.tcp_port)

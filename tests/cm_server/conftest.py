@@ -1,4 +1,4 @@
-"""A service in the test's own event loop, for tests with real sockets."""
+"""Fixtures: one or two servers in the event loop of the test, with real sockets."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .peers import Service, running_service
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    """A server of the test's own, on a TCP port of its own."""
+    """A server in this process, on a free TCP port."""
     async with running_service(tmp_path) as service:
         yield service
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers wait for each other's words for moments."""
+    """Servers wait only briefly for messages of each other."""
     monkeypatch.setattr(remote_jobs, "ACK_SECONDS", 0.5)
     monkeypatch.setattr(membership, "OUTCOME_POLL_SECONDS", 0.1)
 
 
 @pytest.fixture
 async def pair(soon: None, tmp_path: Path) -> AsyncIterator[Two]:
-    """Two servers that share a store, and a bus in this process."""
+    """Two servers with a shared SQLite store and a bus in this process."""
     async with two_servers(tmp_path, tmp_path / "shared.db") as pair:
         yield pair
 
 
 @pytest.fixture(params=["sqlite, one process", "postgresql, nats"])
 async def two(request: pytest.FixtureRequest, soon: None, tmp_path: Path) -> AsyncIterator[Two]:
-    """Two servers, over each kind of store and of bus."""
+    """Two servers, with each kind of store and bus."""
     if request.param.startswith("sqlite"):
         async with two_servers(tmp_path, tmp_path / "shared.db") as two:
             yield two

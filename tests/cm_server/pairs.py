@@ -1,4 +1,4 @@
-"""Two servers of one fleet in this event loop, with strict peers for boards and callers."""
+"""Two servers of one fleet in this event loop."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ class Two:
         return boards
 
     async def seen(self, name: str = "lab-1", state: str = "idle") -> None:
-        """Return when both say so of a board."""
+        """Wait until both servers report a state of a board."""
         for service in (self.a, self.b):
             await service.until(lambda: service.state(name) == state)  # noqa: B023
 
-    async def board_at_b(self, **told: Any) -> tuple[Identity, FakeBoard]:
+    async def board_at_b(self, **reported: Any) -> tuple[Identity, FakeBoard]:
+        """Enrol lab-1 and connect it to server B; return its identity and the board."""
         (identity,) = await self.enrol("lab-1")
-        board = await FakeBoard.join(self.b, identity, **told)
+        board = await FakeBoard.join(self.b, identity, **reported)
         await self.seen()
         return identity, board
 
 
 async def run(board: FakeBoard) -> wire.Message:
-    """Return the next cell that a board gets."""
+    """Return the next cell that a board receives."""
     message = await board.next()
     assert message.op == wire.EXEC, message
     return message
 
 
 def others_of(service: Service) -> Cluster:
-    others = service.server.cluster
-    assert others is not None
-    return others
+    cluster = service.server.cluster
+    assert cluster is not None
+    return cluster
 
 
 def store_of(service: Service) -> SharedStore:
@@ -61,13 +62,19 @@ def store_of(service: Service) -> SharedStore:
 
 
 def _is_connected(cluster: Cluster) -> bool:
-    """Whether a server is connected to the bus and knows the other one."""
+    """Return whether a server is connected to the bus and knows the other one."""
     return cluster.peer_messages.pubsub.connected and len(cluster.servers) == 2
 
 
 @contextlib.asynccontextmanager
 async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> AsyncIterator[Two]:
-    """Have them; without NATS, the bus is this process's."""
+    """Run two servers with a shared store.
+
+    Args:
+        folder: where each gets its own folder.
+        where: the store: a path or a database URL.
+        nats_url: the bus; without one, an in-process broker is used.
+    """
     hub = None if nats_url else InProcessBroker()
     settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER}
     for name in "ab":
@@ -77,6 +84,5 @@ async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> As
         running_service(folder / "b", bus=hub.new_client() if hub else nats_url, **settings) as b,
     ):
         for service in (a, b):
-            others = others_of(service)
-            await service.until(functools.partial(_is_connected, others))
+            await service.until(functools.partial(_is_connected, others_of(service)))
         yield Two(a, b, hub)

@@ -1,4 +1,4 @@
-"""A service in this process, and strict peers for it: the `websockets` library and raw sockets."""
+"""A server in this process, and peers for it: the `websockets` library and raw sockets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cm_server.store.rows import AuditRow
 
 T = TypeVar("T")
 
-WAIT = 5.0  # seconds that anything here may take
+WAIT = 5.0  # seconds until anything here fails
 FACTS = {
     "platform": "unix",
     "version": "1.28.0",
@@ -42,49 +42,49 @@ FACTS = {
 
 
 async def within(awaitable: Awaitable[T]) -> T:
-    """Wait, but not for ever."""
+    """Await something for ``WAIT`` seconds at most."""
     return await asyncio.wait_for(awaitable, WAIT)
 
 
 class Service:
-    """A server in this event loop."""
+    """A server that runs in this event loop, with its listener."""
 
-    def __init__(self, server: app.Server, door: Listener, tcp_port: int) -> None:
+    def __init__(self, server: app.Server, listener: Listener, tcp_port: int) -> None:
         self.server = server
-        self.door = door
+        self.listener = listener
         self.tcp_port = tcp_port
         self.token = config.read_token(config.token_file(server.home)) or ""
 
     def enrol(self, *names: str, plain: bool = False) -> list[Identity]:
-        told = self.server.enrolment.enrol(list(names), plain=plain)
-        return [Identity(one) for one in told]
+        configs = self.server.enrolment.enrol(list(names), plain=plain)
+        return [Identity(config) for config in configs]
 
     def trust(self) -> ssl.SSLContext:
-        """What a peer verifies this server by."""
+        """Return a TLS context that verifies this server."""
         pem = ssl.DER_cert_to_PEM_cert(self.server.certificates.ca)
         return ssl.create_default_context(cadata=pem)
 
     def add_token(
         self, role: str, target: str = "all", *, name: str = "", expires: float | None = None
     ) -> str:
-        """Return a fresh token of this role."""
-        note = AuditEntry("test", "", "token-create")
-        return self.server.tokens.create(name or role, role, target, expires, note)
+        """Create a token of a role; ``expires`` is its lifetime in seconds."""
+        entry = AuditEntry("test", "", "token-create")
+        return self.server.tokens.create(name or role, role, target, expires, entry)
 
     def audited(self) -> list[AuditRow]:
-        """The audit log's rows, but for the first: the local user's token."""
+        """Return the rows of the audit log without the first, which created the local token."""
         first, *rows = self.server.store.audit_rows(1000)
         assert (first.who, first.verb, first.target) == ("local", "token-create", "local")
         return rows
 
-    async def until(self, true: Callable[[], object]) -> None:
-        """Return once the server has got there."""
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true."""
 
-        async def look() -> None:
-            while not true():  # noqa: ASYNC110 - nothing tells when a far end has read
+        async def poll() -> None:
+            while not condition():  # noqa: ASYNC110 - there is no event for most conditions
                 await asyncio.sleep(0.002)
 
-        await within(look())
+        await within(poll())
 
     def state(self, name: str) -> str:
         return self.server.registry.by_name[name].state
@@ -92,7 +92,7 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
-    """Serve as `app.serve` does, with the server at hand."""
+    """Run a server as `app.serve` does, on a free TCP port."""
     server = app.Server(home, **settings)
     listener = Listener(server, app.make_app(server))
     sockets = bind_sockets(0, "127.0.0.1")
@@ -112,22 +112,23 @@ async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]
 
 
 class Identity:
-    """What a board knows of itself."""
+    """What a board stores about itself: name, id, key and the key's number."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.name, self.id, self.key = told["name"], told["id"], bytes.fromhex(told["key"])
-        self.gen = int(told.get("gen", 0))
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.name, self.id = config["name"], config["id"]
+        self.key = bytes.fromhex(config["key"])
+        self.gen = int(config.get("gen", 0))
 
 
 class BoardMac(proofs.LinkMac):
-    """The board's end of the MACs."""
+    """The board's side of the MACs: sender and receiver are swapped."""
 
     def _make_tag(self, who: bytes, number: int, message: bytes) -> bytes:
         return super()._make_tag({b"s": b"b", b"b": b"s"}[who], number, message)
 
 
 class Peer:
-    """One WebSocket of the `websockets` library."""
+    """A WebSocket connection of the `websockets` library."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -162,7 +163,7 @@ class Peer:
         return wire.unpack(self.mac.open(data) if self.mac else data)
 
     async def closed(self) -> tuple[int | None, str]:
-        """Wait for the end; the code and the reason that the server closed with."""
+        """Wait until the server closes the link; return its close code and reason."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 await within(self.socket.recv())
@@ -170,7 +171,7 @@ class Peer:
 
 
 class FakeBoard(Peer):
-    """A board's half of docs/protocol.md."""
+    """A board that follows docs/protocol.md, controlled by a test."""
 
     nonce = bytes(range(16))
     welcome: dict[str, Any]
@@ -183,13 +184,13 @@ class FakeBoard(Peer):
         *,
         tls: bool = False,
         mac: bool = False,
-        **told: Any,
+        **reported: Any,
     ) -> FakeBoard:
-        """Dial in and prove itself; ``told`` is what its PROOF says besides the usual."""
+        """Connect and authenticate; ``reported`` is added to the body of PROOF."""
         board: FakeBoard = await cls.dial(service, "/board", tls=tls)
         await board.greet(identity.id, gen=identity.gen, **({"mac": 1} if mac else {}))
         challenge = await board.next()
-        await board.prove(identity, challenge, **told)
+        await board.prove(identity, challenge, **reported)
         if mac:
             nonces = board.nonce + challenge.payload[:16]
             board.mac = BoardMac(proofs.session_key(identity.key, nonces, identity.id))
@@ -202,16 +203,16 @@ class FakeBoard(Peer):
         body = {"v": version, "id": board_id, "nonce": self.nonce.hex(), **more}
         await self.send(wire.HELLO, json.dumps(body).encode())
 
-    async def prove(self, identity: Identity, challenge: wire.Message, **told: Any) -> None:
-        """Check the server's proof, then send one's own."""
+    async def prove(self, identity: Identity, challenge: wire.Message, **reported: Any) -> None:
+        """Verify the server's proof, then send the board's own."""
         nonces = self.nonce + challenge.payload[:16]
         proof, body = challenge.payload[16:48], challenge.payload[48:]
-        wanted = proofs.server_proof(identity.key, nonces, identity.id, body)
-        assert hmac.compare_digest(proof, wanted)
-        facts = {"boot": "b1", "buf": 1528, "parts": ["run"], "facts": FACTS, "last": None}
-        text = json.dumps({**facts, **told}).encode()
-        mine = proofs.board_proof(identity.key, nonces, identity.id, text)
-        await self.send(wire.PROOF, mine + text)
+        expected = proofs.server_proof(identity.key, nonces, identity.id, body)
+        assert hmac.compare_digest(proof, expected)
+        usual = {"boot": "b1", "buf": 1528, "parts": ["run"], "facts": FACTS, "last": None}
+        text = json.dumps({**usual, **reported}).encode()
+        own_proof = proofs.board_proof(identity.key, nonces, identity.id, text)
+        await self.send(wire.PROOF, own_proof + text)
 
     async def end(
         self, job: int, status: str = "ok", *, output: bytes = b"", rest: bytes = b""
@@ -221,7 +222,7 @@ class FakeBoard(Peer):
 
 
 class FakeCaller(Peer):
-    """A caller's half of docs/protocol.md."""
+    """A caller that follows docs/protocol.md, controlled by a test."""
 
     @classmethod
     async def join(
@@ -248,7 +249,7 @@ class FakeCaller(Peer):
 
     events: deque[wire.Message]
     refs: itertools.count[int]
-    frames: int  # how many frames of events there were
+    frames: int  # number of EVENTS frames received
 
     async def submit(self, target: str, code: bytes = b"1", **head: Any) -> list[int]:
         """Submit a cell and return its jobs' numbers."""
@@ -266,7 +267,7 @@ class FakeCaller(Peer):
         return wire.read_json(reply.payload)
 
     async def event(self) -> wire.Message:
-        """Return the next thing that is said about a job."""
+        """Return the next message about a job."""
         while not self.events:
             message = await self.next()
             assert message.op == wire.EVENTS, message
@@ -275,7 +276,7 @@ class FakeCaller(Peer):
         return self.events.popleft()
 
     async def ending(self, job: int) -> tuple[str, str]:
-        """Skip to the ending of a job: its status, and the server's words or the rest."""
+        """Skip to the end of a job; return its status, and the reason, value or traceback."""
         while True:
             message = await self.event()
             if message.job == job and message.op == wire.ENDED:
@@ -287,7 +288,7 @@ class FakeCaller(Peer):
 
 
 class RawPeer:
-    """A TCP connection that says whatever it is told to."""
+    """A TCP connection that sends arbitrary bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -314,7 +315,7 @@ class RawPeer:
         receive_bytes: int = 0,
         early: bytes = b"",
     ) -> RawPeer:
-        """Dial and shake hands; ``early`` follows the handshake in the same write."""
+        """Connect and upgrade to a WebSocket; ``early`` is sent together with the handshake."""
         peer = await cls.dial(service, receive_bytes=receive_bytes)
         headers = {"Authorization": f"Bearer {token or service.token}", "Cm-Protocol": "1"}
         peer.say(handshake(path, **headers) + early)
@@ -348,7 +349,7 @@ class RawPeer:
         return head + (await within(self.reader.readexactly(length))).decode()
 
     async def frame(self) -> frames.Frame | None:
-        """Return the next frame, None at the end."""
+        """Return the next frame; None at the end of the connection."""
         while not self._waiting:
             data = await within(self.reader.read(64 * 1024))
             if not data:
@@ -357,7 +358,7 @@ class RawPeer:
         return self._waiting.popleft()
 
     async def closed(self) -> tuple[int, str]:
-        """Skip to the close frame: its code and reason; then the connection has to end."""
+        """Skip to the close frame, after which the connection ends; return code and reason."""
         while (frame := await self.frame()) is not None:
             if frame.opcode == frames.CLOSE:
                 assert await within(self.reader.read()) == b""
@@ -365,14 +366,14 @@ class RawPeer:
         raise AssertionError("the connection ended without a close frame")
 
     async def gone(self) -> None:
-        """Wait until the server has hung up, however it does it."""
+        """Wait until the server has closed the connection, with or without a close frame."""
         with contextlib.suppress(ConnectionError):
             while await self.frame() is not None:
                 pass
 
 
 def handshake(path: str, **more: str) -> bytes:
-    """Return a WebSocket handshake (RFC 6455, 4.1); a header of "" is left out."""
+    """Return a WebSocket handshake (RFC 6455, 4.1); headers with the value "" are left out."""
     headers = {
         "Host": "127.0.0.1",
         "Upgrade": "websocket",

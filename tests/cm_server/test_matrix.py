@@ -1,6 +1,6 @@
-"""Every route and every verb, by every credential and every role: generated from the tables.
+"""Every route with every credential, and every verb with every role, from the server's tables.
 
-A route or a verb that is added without a place here fails.
+A verb that is added to the server without a request here fails a test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm_server.store.rows import AuditRow
 
 from .peers import FakeBoard, FakeCaller, Identity, RawPeer, Service, handshake
 
-#: What each verb is asked with; lab-1 is connected, lab-2 is not, job 1 is lab-2's.
+#: A request for each verb; lab-1 is connected, lab-2 is not, job 1 belongs to lab-2.
 BODIES: dict[str, dict[str, Any]] = {
     "status": {},
     "boards": {"target": "lab-[1-2]"},
@@ -47,8 +47,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "token-revoke": {"name": "victim"},
     "audit": {},
 }
-#: What somebody without reach may try on `{board}`, which is enrolled or was never, and on job
-#: `{job}`; verbs that are for all boards or for none in particular have nothing to try.
+#: Requests about `{board}`, which the token does not reach or which does not exist, and about its
+#: job `{job}`; empty for verbs that do not concern certain boards.
 OUTSIDE: dict[str, list[dict[str, Any]]] = {
     "status": [],
     "boards": [{"target": "{board}"}, {"target": "lab-1,{board}"}, {"target": "{board}*"}],
@@ -73,8 +73,8 @@ class Lab(NamedTuple):
     boards: dict[str, Identity]
     link: FakeBoard
 
-    def audited(self, *whose: str) -> list[AuditRow]:
-        return [row for row in self.service.audited() if row.who in whose]
+    def audited(self, *names: str) -> list[AuditRow]:
+        return [row for row in self.service.audited() if row.who in names]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ CREDENTIALS: dict[str, tuple[bool, Callable[[Lab], str]]] = {
 @pytest.mark.parametrize("credential", CREDENTIALS)
 @pytest.mark.parametrize(("path", "page"), ROUTES)
 async def test_every_route_with_every_credential(lab: Lab, path, page, credential):
-    opens, make = CREDENTIALS[credential]
+    is_valid, make = CREDENTIALS[credential]
     headers = {"Authorization": make(lab), "Cm-Protocol": "1"}
     async with await RawPeer.dial(lab.service) as peer:
         peer.say(handshake(path, **headers))
@@ -132,9 +132,9 @@ async def test_every_route_with_every_credential(lab: Lab, path, page, credentia
         status
         == {
             "nothing": 200,
-            "loopback": 200,  # test_pages.py has who comes from elsewhere
-            "token": 101 if opens else 401,
-            "key": 101,  # a board proves itself on its link: below
+            "loopback": 200,  # other addresses: test_handlers.py
+            "token": 101 if is_valid else 401,
+            "key": 101,  # a board authenticates after the upgrade: below
         }[page.required_credential]
     )
 
@@ -155,7 +155,7 @@ async def test_every_route_has_a_required_credential_and_other_paths_are_404(lab
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_callers_token_is_no_boards_key(lab: Lab, role):
-    """Not as its key, not as the key's hash, and not in the handshake's header."""
+    """A token is not accepted as a board's key, hashed or not, or in the HTTP header."""
     token, board = lab.service.add_token(role), lab.boards["lab-2"]
     for secret in (token.encode()[:32], hashlib.sha256(token.encode()).digest(), bytes(32)):
         header: dict[str, Any] = {"Authorization": f"Bearer {token}"}
@@ -183,15 +183,15 @@ def test_every_verb_has_a_request_in_this_file():
 
 
 async def ask(lab: Lab, token: str, verb: str) -> dict[str, Any]:
-    """Ask for a verb, or submit a cell; the reply's body."""
+    """Request a verb, watch or submit; return the body of the reply."""
     async with await FakeCaller.join(lab.service, token) as caller:
         if verb == "watch":
             await caller.send(wire.WATCH, b'{"target": "lab-1"}', job=5)
             message = await caller.next()
             return wire.read_json(message.payload) | {"reply": message.op == wire.CHANGES}
         if verb != "submit":
-            told: dict[str, Any] = await caller.ask(verb, **BODIES[verb])
-            return told
+            body: dict[str, Any] = await caller.ask(verb, **BODIES[verb])
+            return body
         await caller.socket.send(wire.pack_submit(5, {"target": "lab-1"}, b"1"))
         message = await caller.next()
         if message.op == wire.REPLY:
@@ -206,22 +206,22 @@ async def test_every_verb_with_every_role_writes_one_audit_row(lab: Lab, verb, r
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES[verb]
     allowed = ROLES.index(role) >= ROLES.index(needed)
     before = json.dumps([*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs])
-    told = await ask(lab, lab.service.add_token(role, name="somebody"), verb)
+    reply = await ask(lab, lab.service.add_token(role, name="somebody"), verb)
     (row,) = lab.audited("somebody")
     assert (row.verb, row.outcome) == (verb, "done" if allowed else "refused")
     assert row.address.startswith("127.0.0.1:")
     if allowed:
-        assert "reply" in told, told
+        assert "reply" in reply, reply
     else:
-        assert (told["error"], told["args"][0]) == ("NotAllowed", needed)
+        assert (reply["error"], reply["args"][0]) == ("NotAllowed", needed)
         now = [*lab.service.server.registry.by_name, lab.service.server.dispatch.jobs]
         assert json.dumps(now) == before
 
 
 @pytest.mark.parametrize("verb", [v for v, entry in VERBS.items() if entry.requires_all_boards])
 async def test_admin_of_some_boards_may_not_use_verbs_for_all(lab: Lab, verb):
-    told = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)
-    assert (told["error"], told["args"][0]) == ("NotAllowed", "admin on all boards")
+    reply = await ask(lab, lab.service.add_token("admin", "lab-*", name="some"), verb)
+    assert (reply["error"], reply["args"][0]) == ("NotAllowed", "admin on all boards")
     assert [row.outcome for row in lab.audited("some")] == ["refused"]
 
 
@@ -260,32 +260,32 @@ async def test_audit_log_contains_no_secret_and_no_cell(lab: Lab):
     async with await FakeCaller.join(lab.service, token) as caller:
         for verb, body in BODIES.items():
             await caller.ask(verb, **body)
-        told = (await caller.ask("token-create", name="another"))["reply"]
+        created = (await caller.ask("token-create", name="another"))["reply"]
         enrolled = (await caller.ask("enrol", names=["new-1"]))["reply"]
         await caller.ask("boards", target=token)
-        await caller.ask("token-revoke", name=told["token"])
+        await caller.ask("token-revoke", name=created["token"])
         await caller.submit("lab-1", b"password = 'hunter2'")
     with contextlib.suppress(Exception):
         await FakeCaller.join(lab.service, token[:-1])
     text = repr(lab.service.server.store.audit_rows(1000))
-    for secret in (token, token[:-1], told["token"], enrolled[0]["key"], "hunter2"):
+    for secret in (token, token[:-1], created["token"], enrolled[0]["key"], "hunter2"):
         assert secret not in text
         assert secret[3:30] not in text or secret == "hunter2"
     assert credentials.token_hash(token) not in text
 
 
-# Reach
+# Access
 
 
-def filled(body: Any, board: str, job: int) -> Any:
+def fill_in(body: Any, board: str, job: int) -> Any:
     text = json.dumps(body).replace("{board}", board).replace('"{job}"', str(job))
     return json.loads(text)
 
 
-TRIES = [(verb, body) for verb, bodies in OUTSIDE.items() for body in bodies]
+OUTSIDE_REQUESTS = [(verb, body) for verb, bodies in OUTSIDE.items() for body in bodies]
 
 
-@pytest.mark.parametrize(("verb", "body"), TRIES, ids=str)
+@pytest.mark.parametrize(("verb", "body"), OUTSIDE_REQUESTS, ids=str)
 async def test_unreachable_board_is_treated_as_not_enrolled(lab: Lab, verb, body):
     vault = lab.boards["vault-1"]
     async with (
@@ -294,10 +294,10 @@ async def test_unreachable_board_is_treated_as_not_enrolled(lab: Lab, verb, body
         await FakeCaller.join(lab.service, lab.service.add_token("admin", "lab-*")) as caller,
     ):
         (job,) = await owner.submit("vault-1", b"while True: pass")
-        outside = await caller.ask(verb, **filled(body, "vault-1", job))
-        never = await caller.ask(verb, **filled(body, "vault-7", 999_999))
-        text = json.dumps(outside).replace("vault-1", "vault-7").replace(str(job), "999999")
-        assert json.loads(text) == json.loads(json.dumps(never).replace(str(job), "999999"))
+        unreachable = await caller.ask(verb, **fill_in(body, "vault-1", job))
+        unknown = await caller.ask(verb, **fill_in(body, "vault-7", 999_999))
+        text = json.dumps(unreachable).replace("vault-1", "vault-7").replace(str(job), "999999")
+        assert json.loads(text) == json.loads(json.dumps(unknown).replace(str(job), "999999"))
         assert lab.service.state("vault-1") == "busy"
         assert lab.service.server.registry.by_name["vault-1"].labels == {}
         assert lab.service.server.registry.by_name["vault-1"].key == vault.key
@@ -310,10 +310,10 @@ async def test_lists_contain_only_reachable_boards_and_jobs(lab: Lab):
         await FakeCaller.join(lab.service, lab.service.add_token("admin", "lab-*")) as caller,
     ):
         await owner.submit("vault-1")
-        (mine,) = await owner.submit("lab-1")
+        (reachable,) = await owner.submit("lab-1")
         boards = (await caller.ask("boards"))["reply"]
         assert [board["name"] for board in boards] == ["lab-1", "lab-2"]
-        assert [job["job"] for job in (await caller.ask("jobs"))["reply"]] == [mine]
+        assert [job["job"] for job in (await caller.ask("jobs"))["reply"]] == [reachable]
         status = (await caller.ask("status"))["reply"]
         assert (status["boards"], status["online"], status["busy"]) == (2, 1, 1)
         assert len((await owner.ask("jobs"))["reply"]) == 2
@@ -346,7 +346,7 @@ async def test_jobs_of_a_removed_board_are_not_those_of_its_namesake(lab: Lab):
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "expected"),
     [
         ("vault-1", ("NoSuchBoard", "vault-1")),
         ("lab-1,vault-1", ("NoSuchBoard", "vault-1")),
@@ -354,14 +354,16 @@ async def test_jobs_of_a_removed_board_are_not_those_of_its_namesake(lab: Lab):
         ("all!lab-*", ("TargetError", "`!` removes all boards that match.")),
     ],
 )
-async def test_cell_for_unreachable_boards_is_refused_as_for_unknown_ones(lab: Lab, target, told):
+async def test_cell_for_unreachable_boards_is_refused_as_for_unknown_ones(
+    lab: Lab, target, expected
+):
     async with (
         await FakeBoard.join(lab.service, lab.boards["vault-1"]),
         await FakeCaller.join(lab.service, lab.service.add_token("operator", "lab-*")) as caller,
     ):
         await caller.socket.send(wire.pack_submit(9, {"target": target}, b"1"))
         error = wire.read_json((await caller.next()).payload)
-        assert (error["error"], error["args"][0]) == told
+        assert (error["error"], error["args"][0]) == expected
         assert "vault" not in json.dumps(error["args"][1:]).replace(target, "")
         jobs = await caller.submit("all")
         assert len(jobs) == 1

@@ -1,4 +1,4 @@
-"""Reach: to its bearer, boards outside of a token's target are not enrolled."""
+"""Access: for a token, boards outside of its target do not exist."""
 
 from __future__ import annotations
 
@@ -54,44 +54,50 @@ def test_token_for_all_boards_gets_the_mapping_itself(boards):
     ],
 )
 def test_reachable_boards_are_those_of_the_target(boards, target, names):
-    seen = access.reachable_boards(token(target), boards)
-    assert " ".join(seen) == names
-    assert len(seen) == len(names.split())
+    reachable = access.reachable_boards(token(target), boards)
+    assert " ".join(reachable) == names
+    assert len(reachable) == len(names.split())
     for name in boards:
-        assert (name in seen) == (name in names.split())
-        assert seen.get(name) is (boards[name] if name in names.split() else None)
+        assert (name in reachable) == (name in names.split())
+        assert reachable.get(name) is (boards[name] if name in names.split() else None)
 
 
 def test_unreachable_board_is_unknown_and_not_suggested(boards):
-    seen = access.reachable_boards(token("lab-*"), boards)
-    outside, never = [
-        pytest.raises(NoSuchBoard, parse_target(name).resolve, seen).value
+    reachable = access.reachable_boards(token("lab-*"), boards)
+    unreachable, unknown = [
+        pytest.raises(NoSuchBoard, parse_target(name).resolve, reachable).value
         for name in ("vault-1", "vault-2")
     ]
-    assert (outside.suggestion, outside.others) == (never.suggestion, never.others) == (None, ())
-    assert "vault" not in str(pytest.raises(NoSuchBoard, parse_target("lab-9").resolve, seen).value)
-    assert parse_target("all").resolve(seen).left_out == ("lab-2", "lab-3", "lab-4")
+    assert (
+        (unreachable.suggestion, unreachable.others)
+        == (unknown.suggestion, unknown.others)
+        == (None, ())
+    )
+    assert "vault" not in str(
+        pytest.raises(NoSuchBoard, parse_target("lab-9").resolve, reachable).value
+    )
+    assert parse_target("all").resolve(reachable).left_out == ("lab-2", "lab-3", "lab-4")
 
 
 def test_without_reachable_boards_no_board_is_enrolled(boards):
-    seen = access.reachable_boards(token("nobody"), boards)
+    reachable = access.reachable_boards(token("nobody"), boards)
     with pytest.raises(TargetError, match="No board is enrolled yet"):
-        parse_target("all").resolve(seen)
+        parse_target("all").resolve(reachable)
 
 
 def test_changed_label_changes_the_reachable_boards(boards):
-    seen = access.reachable_boards(token("room=lab"), boards)
-    assert "lab-1" in seen
+    reachable = access.reachable_boards(token("room=lab"), boards)
+    assert "lab-1" in reachable
     boards["lab-1"].labels = {"room": "vault"}
-    assert "lab-1" not in seen
+    assert "lab-1" not in reachable
 
 
 def test_enrolment_is_limited_to_names_of_the_target(boards):
     boards["lab-4"].labels = {"room": "vault"}
-    bounded = token("lab-*!room=vault")
-    assert access.may_enrol(bounded, "lab-9", boards)
-    assert access.may_enrol(bounded, "lab-1", boards)
-    assert not access.may_enrol(bounded, "lab-4", boards)  # it is there, and not within reach
-    assert not access.may_enrol(bounded, "vault-9", boards)
+    limited = token("lab-*!room=vault")
+    assert access.may_enrol(limited, "lab-9", boards)
+    assert access.may_enrol(limited, "lab-1", boards)
+    assert not access.may_enrol(limited, "lab-4", boards)  # it exists, but is not reachable
+    assert not access.may_enrol(limited, "vault-9", boards)
     assert not access.may_enrol(token("room=lab"), "lab-9", boards)
     assert access.may_enrol(token("all"), "vault-9", boards)

@@ -1,4 +1,4 @@
-"""The audit log: one row for everything, none that holds a secret, and not more than fit."""
+"""The audit log: rows of actions, reads and refusals, their limits, and masked tokens."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Clock:
 
 
 class Book:
+    """An audit log in a store in memory, with a clock that the test sets."""
+
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(None)
@@ -37,9 +39,9 @@ def book() -> Book:
 
 
 def test_action_writes_one_row(book):
-    note = AuditEntry("ann", "192.0.2.1:5", "label", "lab-*")
-    note.detail, note.boards = "room=lab", 3
-    book.audit.log_action(note)
+    entry = AuditEntry("ann", "192.0.2.1:5", "label", "lab-*")
+    entry.detail, entry.boards = "room=lab", 3
+    book.audit.log_action(entry)
     (row,) = book.rows
     assert row[1:] == (
         "ann",
@@ -55,9 +57,9 @@ def test_action_writes_one_row(book):
 
 
 def test_written_entry_is_not_written_again(book):
-    note = AuditEntry("ann", "here", "label")
-    note.written = True
-    book.audit.log_action(note)
+    entry = AuditEntry("ann", "here", "label")
+    entry.written = True
+    book.audit.log_action(entry)
     assert book.rows == []
 
 
@@ -67,7 +69,7 @@ def test_action_fails_if_its_row_cannot_be_written(book, monkeypatch):
         book.audit.log_action(AuditEntry("ann", "here", "interrupt"))
     book.audit.log_refusal(
         AuditEntry("ann", "here", "label"), NotAllowed("admin")
-    )  # refused all the same
+    )  # does not raise
 
 
 def test_refusal_contains_its_reason(book):
@@ -88,10 +90,10 @@ def test_refusals_are_bounded_and_counted(book):
 
 
 def test_rows_of_unauthenticated_peers_are_bounded(book):
-    said = [
+    logged = [
         book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token") for _ in range(1000)
     ]
-    assert sum(text is not None for text in said) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    assert sum(text is not None for text in logged) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
     for number in range(1000):
         book.audit.log_unauthenticated(
             f"198.51.{number % 250}.{number // 250}", "login", "", "wrong token"
@@ -99,9 +101,9 @@ def test_rows_of_unauthenticated_peers_are_bounded(book):
     assert len(book.rows) == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
     assert {(row.who, row.outcome) for row in book.rows} == {("", "refused")}
     book.clock.now += 60
-    told = book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token")
-    assert told is not None
-    assert told.startswith("wrong token (")
+    logged_again = book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token")
+    assert logged_again is not None
+    assert logged_again.startswith("wrong token (")
     assert book.rows[-1].address == "192.0.2.1"
 
 
@@ -122,8 +124,8 @@ def test_reads_of_one_verb_write_one_row_a_minute(book):
 
 def test_token_in_another_field_is_masked(book):
     token = credentials.new_token()
-    note = AuditEntry("ann", "here", f"token-revoke {token}", token)
-    book.audit.log_refusal(note, TargetError("No board matches.", f"x,{token}", 0, "Look again."))
+    entry = AuditEntry("ann", "here", f"token-revoke {token}", token)
+    book.audit.log_refusal(entry, TargetError("No board matches.", f"x,{token}", 0, "Look again."))
     (row,) = book.rows
     assert token not in repr(row)
     assert token[3:20] not in repr(row)

@@ -1,4 +1,4 @@
-"""Who may come in: every token that is not exactly ours stays outside."""
+"""Credentials: only exact tokens are found; new ones are random."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_every_token_is_compared(monkeypatch):
     compared: list[str] = []
     real = hmac.compare_digest
 
-    def compare(known, mine):
+    def compare(known, given):
         compared.append(known)
-        return real(known, mine)
+        return real(known, given)
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in (TOKEN, OTHER, "nonsense"):
@@ -100,9 +100,9 @@ def test_new_tokens_are_long_printable_and_different():
 
 
 def test_hash_does_not_contain_the_token():
-    kept = credentials.token_hash(TOKEN)
-    assert re.fullmatch("[0-9a-f]{64}", kept)
-    assert TOKEN not in kept
+    hashed = credentials.token_hash(TOKEN)
+    assert re.fullmatch("[0-9a-f]{64}", hashed)
+    assert TOKEN not in hashed
 
 
 def test_ids_keys_and_nonces_are_random():

@@ -1,5 +1,4 @@
-"""Who is in the fleet: enrolled once, by one; revoked at once; renamed without inheriting; and
-keys that change in two phases."""
+"""Boards enrol themselves with tokens, are renamed and revoked, and get new keys in two phases."""
 
 from __future__ import annotations
 
@@ -19,15 +18,15 @@ KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
 
 
 def token_for(service: Service, target: str, uses: int = 1, seconds: float = 60.0) -> str:
-    note = AuditEntry("local", "here", "enrol-token")
+    entry = AuditEntry("local", "here", "enrol-token")
     name = f"enrol-{len(service.server.tokens.describe())}"
     return service.server.tokens.create(
-        name, credentials.BOARD_ROLE, target, seconds, note, uses=uses
+        name, credentials.BOARD_ROLE, target, seconds, entry, uses=uses
     )
 
 
 async def enrol(service: Service, token: str, *, tls: bool = True, **more: Any) -> Any:
-    """Come with a token; what is told, or the code and the reason of the close."""
+    """Send ENROL; return the body of ENROLLED, or the server's close code and reason."""
     body = {"v": 1, "uid": "a1b2", "platform": "esp32", "key": KEY.hex(), "token": token, **more}
     async with await FakeBoard.dial(service, "/board", tls=tls) as board:
         await board.send(wire.ENROL, json.dumps(body).encode())
@@ -51,9 +50,9 @@ async def test_board_enrols_itself_and_authenticates_on_the_same_link(service: S
     body = {"v": 1, "uid": "a1", "platform": "esp32", "key": KEY.hex(), "token": token, "name": ""}
     async with await FakeBoard.dial(service, "/board", tls=True) as board:
         await board.send(wire.ENROL, json.dumps(body).encode())
-        told = wire.read_json((await board.next()).payload)
-        assert told["name"] == "lab-1"
-        identity = Identity({**told, "key": KEY.hex()})
+        enrolled = wire.read_json((await board.next()).payload)
+        assert enrolled["name"] == "lab-1"
+        identity = Identity({**enrolled, "key": KEY.hex()})
         await board.greet(identity.id)
         await board.prove(identity, await board.next())
         assert (await board.next()).op == wire.WELCOME
@@ -64,11 +63,11 @@ async def test_board_enrols_itself_and_authenticates_on_the_same_link(service: S
 
 
 @pytest.mark.parametrize(
-    ("target", "asked", "wanted"),
+    ("target", "requested", "expected"),
     [
         ("lab-1", "", "lab-1"),
         ("lab-1", "lab-1", "lab-1"),
-        ("lab-[1-3]", "", "lab-2"),  # the first is taken
+        ("lab-[1-3]", "", "lab-2"),  # lab-1 is not free
         ("lab-[1-3]", "lab-3", "lab-3"),
         ("kit-*", "", "kit-a1b2"),
         ("kit-*", "kit-7", "kit-7"),
@@ -76,32 +75,34 @@ async def test_board_enrols_itself_and_authenticates_on_the_same_link(service: S
         ("all", "desk", "desk"),
     ],
 )
-async def test_requested_or_first_free_name_is_used(service: Service, target, asked, wanted):
+async def test_requested_or_first_free_name_is_used(service: Service, target, requested, expected):
     if target == "lab-[1-3]":
         service.enrol("lab-1")
-    told = await enrol(service, token_for(service, target), name=asked)
-    assert told["name"] == wanted
+    enrolled = await enrol(service, token_for(service, target), name=requested)
+    assert enrolled["name"] == expected
 
 
 @pytest.mark.parametrize(
-    ("target", "asked", "why"),
+    ("target", "requested", "reason"),
     [
         ("lab-1", "vault-1", "the token is not for a board called vault-1"),
         ("kit-*", "lab-1", "the token is not for a board called lab-1"),
-        ("all", "there", "there is a board called there already"),
-        ("there", "", "the names of there are taken"),
+        ("all", "taken", "there is a board called taken already"),
+        ("taken", "", "the names of taken are taken"),
         ("room=vault", "", "the names of room=vault are taken"),
         ("all", "../../etc", "is not allowed here"),
         ("all", "<script>", "is not allowed here"),
         ("all", "all", "means every board"),
     ],
 )
-async def test_name_outside_of_the_tokens_target_is_refused(service: Service, target, asked, why):
-    service.enrol("there")
-    code, reason = await enrol(service, token_for(service, target), name=asked)
+async def test_name_outside_of_the_tokens_target_is_refused(
+    service: Service, target, requested, reason
+):
+    service.enrol("taken")
+    code, text = await enrol(service, token_for(service, target), name=requested)
     assert code == 4001
-    assert why in reason
-    assert names(service) == {"there"}
+    assert reason in text
+    assert names(service) == {"taken"}
 
 
 async def test_used_enrolment_token_is_refused(service: Service):
@@ -179,7 +180,7 @@ async def test_enrolment_without_tls_is_refused(tmp_path: Path):
         assert (await enrol(service, token))["name"] == "esp32-a1b2"
 
 
-# In the clear, with MACs
+# Links without TLS, with MACs
 
 
 async def test_stripped_tls_is_refused_and_logged(tmp_path: Path, caplog):
@@ -190,7 +191,7 @@ async def test_stripped_tls_is_refused_and_logged(tmp_path: Path, caplog):
             await board.greet(identity.id)
             await board.prove(identity, await board.next())
             assert (await board.closed())[0] == 4005
-        async with await FakeBoard.dial(service, "/board") as board:  # MACs were not granted to it
+        async with await FakeBoard.dial(service, "/board") as board:  # it was not enrolled for MACs
             await board.greet(identity.id, mac=1)
             await board.prove(identity, await board.next())
             assert (await board.closed())[0] == 4005
@@ -225,7 +226,10 @@ async def test_tampered_message_closes_the_link_and_has_no_effect(tmp_path: Path
             assert board.mac.open(raw)[0] == wire.EXEC
             result = wire.pack(wire.RESULT, b"\0\0stolen", job=job)
             sealed = board.mac.seal(wire.pack(wire.OUTPUT, b"fine", job=job))
-            if fault in ("replay", "other direction"):  # the number is right, but once, and theirs
+            if fault in (
+                "replay",
+                "other direction",
+            ):  # the second use of a number; the server's own message
                 await board.socket.send(sealed)
                 forged = sealed if fault == "replay" else raw
             elif fault == "flip":
@@ -242,7 +246,7 @@ async def test_tampered_message_closes_the_link_and_has_no_effect(tmp_path: Path
         assert b"stolen" not in service.server.dispatch.jobs[job].output_tail.text().encode()
 
 
-# Out
+# Revocation and renaming
 
 
 async def test_revocation_closes_the_link_and_ends_waiting_jobs(service: Service):
@@ -278,8 +282,8 @@ async def test_board_with_a_reused_name_inherits_nothing(service: Service):
         await caller.ask("revoke", target="lab-1")
         (new,) = service.enrol("lab-1")
         assert new.id != old.id
-        (told,) = (await caller.ask("boards", target="lab-1"))["reply"]
-        assert (told["labels"], told["last_seen"]) == ({}, None)
+        (board_facts,) = (await caller.ask("boards", target="lab-1"))["reply"]
+        assert (board_facts["labels"], board_facts["last_seen"]) == ({}, None)
         assert (await caller.ask("jobs", target="lab-1"))["reply"] == []
         viewer = await FakeCaller.join(service, service.add_token("viewer", "lab-1"))
         async with viewer:
@@ -303,8 +307,9 @@ async def test_renamed_board_keeps_its_labels_and_jobs(service: Service):
         assert (await caller.ask("rename", target="lab-1", name="kit-1"))["reply"] == "kit-1"
         await board.end(job)
         assert (await caller.ending(job))[0] == "ok"
-        (told,) = (await caller.ask("boards"))["reply"]
-        assert (told["name"], told["id"], told["labels"]) == ("kit-1", identity.id, {"room": "lab"})
+        (board_facts,) = (await caller.ask("boards"))["reply"]
+        described = tuple(board_facts[name] for name in ("name", "id", "labels"))
+        assert described == ("kit-1", identity.id, {"room": "lab"})
         assert (await caller.ask("job", job=job))["reply"]["board"] == "kit-1"
         refused = await caller.ask("boards", target="lab-1")
         assert refused["error"] == "NoSuchBoard"
@@ -327,7 +332,7 @@ async def test_rename_to_the_name_of_another_board_is_refused(service: Service):
 
 
 def next_of(identity: Identity, message: wire.Message) -> Identity:
-    """Who the board is after this REKEY."""
+    """Return the board's identity with the key of a REKEY message."""
     gen, nonce = int.from_bytes(message.payload[:4], "big"), message.payload[4:]
     key = proofs.next_key(identity.key, gen, nonce)
     return Identity({"name": identity.name, "id": identity.id, "key": key.hex(), "gen": gen})
@@ -348,7 +353,9 @@ async def test_idle_board_gets_a_new_key_and_proves_it(service: Service):
     assert new.key.hex() not in str(service.audited())
     (row,) = service.server.store.boards()
     assert (row.key, row.gen, row.nonce) == (new.key, 1, None)
-    async with await FakeBoard.dial(service, "/board") as board:  # the old key opens nothing now
+    async with await FakeBoard.dial(
+        service, "/board"
+    ) as board:  # the old key is not valid any more
         await board.greet(old.id)
         with pytest.raises(AssertionError):
             await board.prove(old, await board.next())
@@ -357,7 +364,7 @@ async def test_idle_board_gets_a_new_key_and_proves_it(service: Service):
 
 
 async def test_both_keys_are_valid_until_the_new_one_is_used(service: Service):
-    """The board took the new key, or it never did: either opens, until the new one was used."""
+    """The board may have stored the new key or not, so both are valid until one is used."""
     (old,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, old) as board,
@@ -365,8 +372,8 @@ async def test_both_keys_are_valid_until_the_new_one_is_used(service: Service):
     ):
         await caller.ask("rotate", target="lab-1")
         new = next_of(old, await board.next())
-    async with await FakeBoard.join(service, old) as board:  # as if a power cut undid it
-        assert next_of(old, await board.next()).key == new.key  # it is asked again, for the same
+    async with await FakeBoard.join(service, old) as board:  # as after a power cut
+        assert next_of(old, await board.next()).key == new.key  # it gets the same key again
     async with await FakeBoard.join(service, new):
         assert service.server.registry.by_name["lab-1"].key == new.key
     async with await FakeBoard.dial(service, "/board") as board:
@@ -406,7 +413,7 @@ async def test_new_key_without_proof_is_not_accepted(service: Service, proof, ca
         await FakeBoard.join(service, old) as board,
         await FakeCaller.join(service) as caller,
     ):
-        await board.send(wire.REKEYED, proof)  # nobody asked
+        await board.send(wire.REKEYED, proof)  # no rotation is pending
         await caller.ask("rotate", target="lab-1")
         await board.next()
         await board.send(wire.REKEYED, proof)

@@ -1,4 +1,4 @@
-"""Permission is judged when a job begins and whenever it changes, not when it was asked for."""
+"""A token's permission is checked when a job starts and whenever a token or board changes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.cm_server.dispatching import Rig
 from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service, running_service
 
-LATER = 604_800.0  # seconds that an absent board may take
+LATER = 604_800.0  # seconds that a job may wait for its board
 
 
 class Lab:
-    """A service with an operator of lab-* and a board that runs that operator's first cell."""
+    """A server with a connected board (lab-1), an offline one (lab-2), and an administrator."""
 
     def __init__(self, service: Service, owner: FakeCaller, board: FakeBoard) -> None:
         self.service, self.owner, self.board = service, owner, board
@@ -32,16 +32,16 @@ class Lab:
 @pytest.fixture
 async def lab(tmp_path: Path):
     async with running_service(tmp_path) as service:
-        (told, _) = service.enrol("lab-1", "lab-2")
+        (identity, _) = service.enrol("lab-1", "lab-2")
         async with (
-            await FakeBoard.join(service, told) as board,
+            await FakeBoard.join(service, identity) as board,
             await FakeCaller.join(service) as owner,
         ):
             yield Lab(service, owner, board)
 
 
 async def nothing_more(board: FakeBoard) -> None:
-    """The board is sent nothing: what comes next is the answer to a request about it."""
+    """Check that the board receives no message."""
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(board.socket.recv(), 0.05)
 
@@ -64,9 +64,9 @@ async def test_waiting_jobs_of_a_revoked_token_never_start(lab: Lab, fresh: bool
     await nothing_more(lab.board)
     row = lab.service.server.store.job(running)
     assert row is not None
-    assert row.status == "ok", "what had begun came to its end"
-    (_, told) = lab.service.enrol("lab-1", "lab-2")
-    async with await FakeBoard.join(lab.service, told) as late:
+    assert row.status == "ok", "the running job continued to its end"
+    (_, identity) = lab.service.enrol("lab-1", "lab-2")
+    async with await FakeBoard.join(lab.service, identity) as late:
         await nothing_more(late)
 
 
@@ -122,7 +122,7 @@ async def test_job_for_a_board_that_became_unreachable_does_not_start(lab: Lab, 
         )
         await lab.board.end(running, output=b"secret", rest=b"1")
         status, why = await caller.ending(running)
-        if status == "lost":  # it did not end before its caller was parted from it
+        if status == "lost":  # its caller was detached before it ended
             assert (
                 why
                 == "lab-1 is no longer within reach of your token; what has started there continues"
@@ -140,7 +140,9 @@ async def test_caller_is_detached_from_a_cell_on_an_unreachable_board(lab: Lab):
         await lab.board.send(wire.INPUT, b"? ", job=job)
         answer = await lab.board.next()
         assert (answer.op, answer.flags) == (wire.ANSWER, wire.INPUT_EOF)
-        assert (await caller.ask("boards"))["reply"] != []  # the next message is no output
+        assert (await caller.ask("boards"))[
+            "reply"
+        ] != []  # this reply is the next message: there is no output
         await lab.board.end(job, rest=b"1")
         await lab.service.until(lambda: job not in lab.service.server.dispatch.jobs)
         row = lab.service.server.store.job(job)
@@ -154,8 +156,8 @@ async def test_board_renamed_and_renamed_back_gets_its_job(lab: Lab):
         (job,) = await caller.submit("lab-2", wait=LATER)
         lab.service.server.registry.rename(board, "prod-3")
         lab.service.server.registry.rename(board, "lab-2")
-        (_, told) = lab.service.enrol("lab-1", "lab-2")
-        async with await FakeBoard.join(lab.service, told) as late:
+        (_, identity) = lab.service.enrol("lab-1", "lab-2")
+        async with await FakeBoard.join(lab.service, identity) as late:
             assert (await late.next()).job == job
 
 
@@ -185,8 +187,8 @@ async def test_fresh_cell_of_a_token_revoked_during_the_reset_does_not_start(lab
         await lab.owner.ask("token-revoke", name="leaver")
         assert (await caller.ending(job))[0] == "error"
     await lab.board.socket.close()
-    (told, _) = lab.service.enrol("lab-1", "lab-2")
-    async with await FakeBoard.join(lab.service, told, boot="b2") as again:
+    (identity, _) = lab.service.enrol("lab-1", "lab-2")
+    async with await FakeBoard.join(lab.service, identity, boot="b2") as again:
         await nothing_more(again)
 
 
@@ -213,7 +215,7 @@ async def test_job_queued_at_another_server_does_not_start_after_a_revocation(pa
 
 
 async def test_unknown_token_of_a_job_is_read_from_the_shared_store(pair: Two):
-    """A token that this server has never heard of is looked up in the store that they share."""
+    """A token that another server has just created is looked up in the shared store."""
     _, board = await pair.board_at_b()
     async with board:
         pair.b.server.tokens._rows.clear()

@@ -1,4 +1,4 @@
-"""Callers' tokens: made once, refused by name, and never to be read again."""
+"""Tokens: created, found, refused, expired, revoked; only their hashes are stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Desk:
-    """Tokens in a store, and the hands to make some."""
+    """Tokens in a store, with a clock that the test sets."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.clock = Clock()
@@ -34,17 +34,17 @@ class Desk:
         self.tokens = Tokens(self.store, self.clock)
 
     def create(self, name: Any, role: Any = "operator", target: Any = "all", span: Any = None):
-        return self.tokens.create(name, role, target, span, note("token-create"))
+        return self.tokens.create(name, role, target, span, entry("token-create"))
 
     def revoke(self, name: Any):
-        return self.tokens.revoke(name, note("token-revoke"))
+        return self.tokens.revoke(name, entry("token-revoke"))
 
     def refusal(self, token: str) -> str | None:
         row = self.tokens.find_caller_token(f"Bearer {token}")
         return None if row is None else self.tokens.refusal_reason(row)
 
 
-def note(verb: str) -> AuditEntry:
+def entry(verb: str) -> AuditEntry:
     return AuditEntry("ann", "here", verb)
 
 
@@ -63,8 +63,8 @@ def test_token_is_found_with_its_name_role_and_target(desk):
 def test_token_is_known_after_a_restart(tmp_path):
     desk = Desk(tmp_path / "server.db")
     token = desk.create("lab-notebook", span=DAY)
-    desk.create("gone")
-    desk.revoke("gone")
+    desk.create("other")
+    desk.revoke("other")
     desk.store.close()
     again = Desk(tmp_path / "server.db")
     assert again.refusal(token) == ""
@@ -78,9 +78,9 @@ def test_only_the_hash_of_a_token_is_stored(tmp_path):
     desk.revoke("lab-notebook")
     assert token not in repr(desk.tokens.describe())
     desk.store.close()
-    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert token.encode() not in kept
-    assert credentials.token_hash(token).encode() in kept
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert token.encode() not in stored
+    assert credentials.token_hash(token).encode() in stored
 
 
 def test_expired_token_is_refused_by_name(desk):
@@ -95,10 +95,10 @@ def test_revoked_token_is_refused_by_name(desk):
     token = desk.create("lab-notebook", span=DAY)
     desk.clock.now += 60
     desk.revoke("lab-notebook")
-    told = "the token 'lab-notebook' was revoked on 2023-11-14 22:14 UTC"
-    assert desk.refusal(token) == told
+    reason = "the token 'lab-notebook' was revoked on 2023-11-14 22:14 UTC"
+    assert desk.refusal(token) == reason
     desk.clock.now += DAY
-    assert desk.refusal(token) == told
+    assert desk.refusal(token) == reason
 
 
 def test_wrong_token_gets_no_reason(desk):
@@ -111,7 +111,7 @@ def test_name_of_a_token_is_free_after_its_revocation(desk):
     first = desk.create("lab-notebook", span=DAY)
     with pytest.raises(ServerError, match="a token called lab-notebook already"):
         desk.create("lab-notebook")
-    desk.clock.now += 2 * DAY  # expired is not yet revoked
+    desk.clock.now += 2 * DAY  # a token that only expired keeps its name
     with pytest.raises(ServerError, match="a token called lab-notebook already"):
         desk.create("lab-notebook")
     desk.revoke("lab-notebook")
@@ -121,7 +121,7 @@ def test_name_of_a_token_is_free_after_its_revocation(desk):
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("arguments", "reason"),
     [
         ({"name": None}, "needs a name"),
         ({"name": ["x"]}, "needs a name"),
@@ -147,9 +147,9 @@ def test_name_of_a_token_is_free_after_its_revocation(desk):
     ],
     ids=str,
 )
-def test_invalid_arguments_create_no_token(desk, given, why):
-    with pytest.raises((ServerError, TargetError), match=why):
-        desk.create(**{"name": "x", **given})
+def test_invalid_arguments_create_no_token(desk, arguments, reason):
+    with pytest.raises((ServerError, TargetError), match=reason):
+        desk.create(**{"name": "x", **arguments})
     assert desk.tokens.describe() == []
     assert desk.store.audit_rows(9) == []
 
@@ -212,7 +212,7 @@ def test_token_can_be_revoked_only_once(desk):
         desk.revoke("lab-notebook")
 
 
-# The local user's
+# The local user's token
 
 
 def test_new_local_token_replaces_the_old_one(desk):

@@ -1,4 +1,4 @@
-"""A board's link, on real sockets: who gets in, who does not, and what ends it."""
+"""A board's link, on real sockets: authentication, untrusted facts, heartbeats, its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.cm_server.peers import (
     within,
 )
 
-STRANGER = Identity({"name": "x", "id": "00" * 8, "key": "11" * 32})
+UNKNOWN = Identity({"name": "x", "id": "00" * 8, "key": "11" * 32})
 
 
 @pytest.fixture
@@ -35,16 +35,17 @@ def lab(service: Service) -> Identity:
     return identity
 
 
-# Who are you
+# Authentication
 
 
 async def test_authenticated_board_is_online_with_its_facts(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         assert board.welcome == {"name": "lab-1", "beat": 30.0, "spread": 2.0}
-        told = service.server.registry.by_name["lab-1"].describe()
-        assert told["state"] == "idle"
-        assert (told["platform"], told["version"], told["mpy"]) == ("unix", "1.28.0", "6.3")
-        assert told["heap"] == FACTS["heap"]
+        board_facts = service.server.registry.by_name["lab-1"].describe()
+        assert board_facts["state"] == "idle"
+        expected = ("unix", "1.28.0", "6.3")
+        assert tuple(board_facts[name] for name in ("platform", "version", "mpy")) == expected
+        assert board_facts["heap"] == FACTS["heap"]
     await service.until(lambda: service.state("lab-1") == "offline")
 
 
@@ -56,28 +57,28 @@ async def test_facts_of_an_offline_board_are_kept(service: Service, lab: Identit
     assert row.last_seen is not None
 
 
-async def refusal(service: Service, identity: Identity, lie: Any = None) -> tuple[int | None, str]:
-    """Dial in with a wrong proof; return how the server closes."""
+async def refusal(service: Service, identity: Identity) -> tuple[int | None, str]:
+    """Connect with a wrong proof; return the server's close code and reason."""
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(identity.id)
         challenge = await board.next()
         assert challenge.op == wire.CHALLENGE
         assert wire.read_json(challenge.payload[48:]) == {"v": 1}
-        await board.send(wire.PROOF, bytes(32) + json.dumps(lie or {}).encode())
+        await board.send(wire.PROOF, bytes(32) + b"{}")
         code, reason = await board.closed()
         return code, reason
 
 
 async def test_wrong_key_and_unknown_id_get_the_same_answer(service: Service, lab: Identity):
     wrong_key = await refusal(service, lab)
-    unknown = await refusal(service, STRANGER)
+    unknown = await refusal(service, UNKNOWN)
     assert wrong_key == unknown == (4001, "authentication failed")
     assert service.state("lab-1") == "offline"
 
 
 async def test_each_challenge_is_different(service: Service, lab: Identity):
     seen = set()
-    for identity in (lab, lab, STRANGER, STRANGER):
+    for identity in (lab, lab, UNKNOWN, UNKNOWN):
         async with await FakeBoard.dial(service, "/board") as board:
             await board.greet(identity.id)
             seen.add((await board.next()).payload)
@@ -150,27 +151,27 @@ async def test_failed_authentications_write_a_bounded_number_of_rows_and_lines(
         "refused",
     )
     assert caplog.text.count("was refused as a board") == len(rows)
-    async with await FakeBoard.join(service, lab):  # behind the same address
+    async with await FakeBoard.join(service, lab):  # from the same address
         assert service.state("lab-1") == "idle"
 
 
 async def test_board_link_counts_as_unauthenticated_until_its_proof(
     service: Service, lab: Identity
 ):
-    unproven = service.server.unauthenticated
+    unauthenticated = service.server.unauthenticated
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         challenge = await board.next()
-        assert unproven.count == 1
+        assert unauthenticated.count == 1
         await board.prove(lab, challenge)
         await board.next()
-        assert unproven.count == 0
+        assert unauthenticated.count == 0
     async with await FakeBoard.dial(service, "/board") as silent:
         await silent.greet(lab.id)
         await silent.next()
-        assert unproven.count == 1
-    await service.until(lambda: unproven.count == 0)
-    assert unproven.dropped == 0
+        assert unauthenticated.count == 1
+    await service.until(lambda: unauthenticated.count == 0)
+    assert unauthenticated.dropped == 0
 
 
 async def test_oldest_unauthenticated_link_is_closed_for_a_newer_one(service: Service, monkeypatch):
@@ -264,11 +265,11 @@ async def test_callers_token_does_not_authenticate_a_board(service: Service, lab
         assert (await board.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
 
 
-# What a board tells of itself is untrusted
+# Facts that a board reports are untrusted
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         {"facts": None},
         {"facts": []},
@@ -291,17 +292,17 @@ async def test_callers_token_does_not_authenticate_a_board(service: Service, lab
         {"last": {"job": "1", "status": 0, "error": "\ud800" * 3000}},
         {"parts": None},
     ],
-    ids=lambda told: repr(told)[:40],
+    ids=lambda reported: repr(reported)[:40],
 )
 async def test_nonsense_in_a_valid_proof_is_bounded_and_harmless(
-    service: Service, lab: Identity, told, caplog
+    service: Service, lab: Identity, reported, caplog
 ):
     async with (
-        await FakeBoard.join(service, lab, **told) as board,
+        await FakeBoard.join(service, lab, **reported) as board,
         await FakeCaller.join(service) as caller,
     ):
-        (told_of,) = (await caller.ask("boards"))["reply"]
-        assert len(json.dumps(told_of)) < 2500
+        (described,) = (await caller.ask("boards"))["reply"]
+        assert len(json.dumps(described)) < 2500
         (job,) = await caller.submit("lab-1", b"x" * 3000)
         buffer = service.server.registry.by_name["lab-1"].buffer_size
         assert 64 <= buffer <= 64 * 1024
@@ -351,7 +352,7 @@ async def test_newer_link_of_a_board_replaces_the_older_one(
 
 
 async def test_two_boards_with_one_key_replace_each_other_more_and_more_slowly(service: Service):
-    """Each is told to come back later, and later; one that was away for a while is not."""
+    """The reconnect spread doubles with each takeover, and is reset by a disconnect."""
     (lab,) = service.enrol("lab-1")
     spreads = []
     async with contextlib.AsyncExitStack() as stack:
@@ -376,9 +377,9 @@ async def test_link_without_the_key_does_not_replace_a_board(service: Service, l
 
 
 async def test_board_cannot_end_the_job_of_another_board(service: Service):
-    mine, other = service.enrol("lab-1", "lab-2")
+    own, other = service.enrol("lab-1", "lab-2")
     async with (
-        await FakeBoard.join(service, mine) as forger,
+        await FakeBoard.join(service, own) as forger,
         await FakeBoard.join(service, other) as board,
         await FakeCaller.join(service) as caller,
     ):
@@ -390,18 +391,18 @@ async def test_board_cannot_end_the_job_of_another_board(service: Service):
 
 
 async def test_old_key_is_refused_after_a_new_enrolment(service: Service, lab: Identity):
-    (fresh,) = service.enrol("lab-1")
-    assert (fresh.id, fresh.key == lab.key) == (lab.id, False)
+    (new,) = service.enrol("lab-1")
+    assert (new.id, new.key == lab.key) == (lab.id, False)
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id)
         challenge = await board.next()
-        with pytest.raises(AssertionError):  # the old key's owner is told nothing that it knows
+        with pytest.raises(AssertionError):  # the challenge is made with the new key
             await board.prove(lab, challenge)
-    async with await FakeBoard.join(service, fresh):
+    async with await FakeBoard.join(service, new):
         assert service.state("lab-1") == "idle"
 
 
-# Work and its end
+# Jobs, heartbeats and the end of a link
 
 
 async def test_outcome_of_a_job_is_reported_after_a_broken_link(service: Service, lab: Identity):
@@ -452,7 +453,7 @@ async def test_silent_idle_board_is_closed_after_two_heartbeats(tmp_path):
     async with running_service(tmp_path, beat=0.05) as service:
         (lab,) = service.enrol("lab-1")
         board = await FakeBoard.join(service, lab)
-        board.socket.transport.pause_reading()  # it hears no ping and answers none
+        board.socket.transport.pause_reading()  # it receives no pings, so it answers none
         await service.until(lambda: service.state("lab-1") == "offline")
         board.socket.transport.resume_reading()
         assert await board.closed() == (frames.CLOSE_GOING_AWAY, "silent")
@@ -467,7 +468,7 @@ async def test_silent_busy_board_is_not_closed(tmp_path):
         ):
             (job,) = await caller.submit("lab-1")
             board.socket.transport.pause_reading()
-            await asyncio.sleep(0.2)  # ten beats: what shall not happen has no event
+            await asyncio.sleep(0.2)  # ten heartbeats: no event shows that nothing happened
             assert service.state("lab-1") == "busy"
             board.socket.transport.resume_reading()
             await board.end(job)
@@ -478,10 +479,10 @@ async def test_board_that_answers_pings_stays_connected(tmp_path, caplog):
     async with running_service(tmp_path, beat=0.02) as service:
         (lab,) = service.enrol("lab-1")
         async with await FakeBoard.join(service, lab):
-            await asyncio.sleep(0.2)  # ten beats
+            await asyncio.sleep(0.2)  # ten heartbeats
             assert service.state("lab-1") == "idle"
         await service.until(lambda: service.state("lab-1") == "offline")
-        await asyncio.sleep(0.1)  # five beats: none is left over from a link that ended
+        await asyncio.sleep(0.1)  # five heartbeats: no timer is left of the closed link
     assert not re.search("silent", caplog.text)
 
 
@@ -503,7 +504,7 @@ async def test_board_with_many_messages_about_foreign_jobs_is_closed(service: Se
         assert "not its own" in reason
     assert caplog.text.count("which is not its own") <= limits.PEER_LINES_PER_MINUTE
     await service.until(lambda: service.state("lab-1") == "offline")
-    async with await FakeBoard.join(service, lab):  # it may come back, and is known
+    async with await FakeBoard.join(service, lab):  # it may connect again
         assert service.state("lab-1") == "idle"
 
 

@@ -1,4 +1,4 @@
-"""A caller's link, on real sockets: its token, its rights, its cells, and its slowness."""
+"""A caller's link, on real sockets: tokens, requests, cells, and callers that read slowly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lab(service: Service) -> Identity:
     return identity
 
 
-# Who may come in
+# Authentication
 
 
 async def refused(service: Service, **headers: str) -> str:
@@ -112,7 +112,7 @@ async def test_request_without_upgrade_is_refused(service: Service):
     assert (await refused(service, **headers)).startswith("HTTP/1.1 426 ")
 
 
-# Tokens that end, and wrong ones
+# Expired, revoked and wrong tokens
 
 
 async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: Service):
@@ -120,12 +120,14 @@ async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: S
     async with (
         await FakeCaller.join(service) as admin,
         await FakeCaller.join(service, token) as first,
-        await RawPeer.upgraded(service, "/caller", token=token, receive_bytes=4096) as deaf,
+        await RawPeer.upgraded(service, "/caller", token=token, receive_bytes=4096) as stalled,
     ):
-        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for caller in service.server.callers:
             if caller.token.name == "lab-notebook":
-                caller._link.send(bytes(4 * 1024 * 1024))  # waits for it to read
+                caller._link.send(
+                    bytes(4 * 1024 * 1024)
+                )  # stays unsent, because the caller does not read
         began = time.monotonic()
         assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
         await first.next()
@@ -204,7 +206,7 @@ async def test_token_expires_by_the_wall_clock(tmp_path, monkeypatch):
             assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
             assert "expired" in await refused(service, Authorization=f"Bearer {token}")
         ahead = 0.0
-        async with await FakeCaller.join(service, token) as caller:  # it has not expired at all
+        async with await FakeCaller.join(service, token) as caller:  # the token is still valid
             assert "reply" in await caller.ask("status")
 
 
@@ -281,7 +283,7 @@ async def test_job_is_stored_with_its_callers_name(service: Service, lab: Identi
         assert row.caller == "operator"
 
 
-# What is asked and what is answered
+# Requests and cells
 
 
 @pytest.mark.parametrize(
@@ -308,8 +310,8 @@ async def test_malformed_request_is_answered_and_the_link_stays_open(service, bo
         await caller.send(wire.REQUEST, json.dumps(body).encode(), job=5)
         reply = await caller.next()
         assert (reply.op, reply.job) == (wire.REPLY, 5)
-        told = wire.read_json(reply.payload)
-        assert set(told) == {"error", "args"}
+        error = wire.read_json(reply.payload)
+        assert set(error) == {"error", "args"}
         assert len(reply.payload) < 300_000
         assert "reply" in await caller.ask("status")
     assert not [record for record in caplog.records if record.exc_info]
@@ -356,9 +358,9 @@ async def test_invalid_timeout_is_refused(service, lab, timeout):
     async with await FakeCaller.join(service) as caller:
         head = {"target": "lab-1", "timeout": timeout}
         await caller.socket.send(wire.pack_submit(9, head, b"1"))
-        told = wire.read_json((await caller.next()).payload)
-        assert told["error"] == "ServerError"
-        assert "number of seconds" in told["args"][0]
+        error = wire.read_json((await caller.next()).payload)
+        assert error["error"] == "ServerError"
+        assert "number of seconds" in error["args"][0]
 
 
 async def test_accepted_lists_left_out_boards_and_queued_jobs(service: Service):
@@ -428,7 +430,7 @@ async def test_only_the_jobs_caller_can_answer_its_input(service: Service, lab: 
         await board.send(wire.INPUT, b"name? ", job=job)
         assert (await caller.event()).payload == b"name? "
         await other.send(wire.ANSWER, b"mallory", job=job)
-        await other.ask("status")  # the server has heard it
+        await other.ask("status")  # the server has handled the answer
         await caller.send(wire.ANSWER, b"nobody", job=999)
         await caller.send(wire.ANSWER, b"ann", job=job)
         answer = await board.next()
@@ -467,7 +469,7 @@ async def test_job_continues_when_its_caller_disconnects(service: Service, lab: 
     assert row.status == "ok"
 
 
-# Many boards, slow callers
+# Many boards; callers that read slowly
 
 
 async def test_messages_of_many_boards_share_frames(service: Service):
@@ -482,8 +484,8 @@ async def test_messages_of_many_boards_share_frames(service: Service):
         caller.frames = 0
         await asyncio.gather(*(board.next() for board in boards))
         await asyncio.gather(*(board.end(job) for board, job in zip(boards, jobs, strict=True)))
-        endings = [(await caller.event()).job for _ in jobs]
-    assert sorted(endings) == sorted(jobs)
+        ended = [(await caller.event()).job for _ in jobs]
+    assert sorted(ended) == sorted(jobs)
     assert caller.frames <= len(jobs) / 2
 
 
@@ -501,8 +503,8 @@ async def test_short_cell_is_answered_in_one_frame(service: Service, lab: Identi
 
 
 @pytest.fixture
-def big_sips(monkeypatch):
-    """A flood that is read as fast as it comes: these tests are about what becomes of it."""
+def no_read_pauses(monkeypatch):
+    """The server reads a board's flood without pauses: these tests are about the caller."""
     monkeypatch.setattr(limits, "READ_PAUSE_SECONDS", 0)
 
 
@@ -512,7 +514,7 @@ class SlowCaller:
     def __init__(self, service: Service, peer: RawPeer) -> None:
         self.peer = peer
         self.ref = 0
-        (self.conversation,) = service.server.callers
+        (self.connection,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def submit(self, code: bytes = b"1") -> None:
@@ -521,27 +523,27 @@ class SlowCaller:
         self.peer.say(frames.encode_frame(message, mask=True))
 
     @property
-    def held(self) -> int:
-        """Bytes that the server keeps for this caller."""
-        transport = self.conversation._link._transport
-        assert transport is not None, "its link was cut"
-        return sum(map(len, self.conversation._outbox)) + transport.get_write_buffer_size()
+    def pending_bytes(self) -> int:
+        """The bytes that the server keeps for this caller."""
+        transport = self.connection._link._transport
+        assert transport is not None, "its link was closed"
+        return sum(map(len, self.connection._outbox)) + transport.get_write_buffer_size()
 
-    async def read(self, endings: int) -> list[wire.Message]:
-        """Read at last, until so many jobs have ended."""
+    async def read(self, results: int) -> list[wire.Message]:
+        """Start to read, until a number of jobs have ended; return all messages."""
         self.peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        told: list[wire.Message] = []
-        while endings:
+        messages: list[wire.Message] = []
+        while results:
             frame = await self.peer.frame()
-            assert frame is not None, "the link was cut before all was told"
+            assert frame is not None, "the link was closed before all jobs had ended"
             if frame.opcode == frames.BINARY:
                 events = list(wire.read_events(frame.payload[wire.HEADER.size :]))
-                endings -= sum(event.op in wire.JOB_END_OPS for event in events)
-                told += events
-        return told
+                results -= sum(event.op in wire.JOB_END_OPS for event in events)
+                messages += events
+        return messages
 
 
-@pytest.mark.usefixtures("big_sips")
+@pytest.mark.usefixtures("no_read_pauses")
 async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
     chunk = bytes(50_000)
     async with (
@@ -553,22 +555,22 @@ async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
         job = (await board.next()).job
         for _ in range(240):  # 12 MB
             await board.send(wire.OUTPUT, chunk, job=job)
-            assert slow.held < 4 * limits.OUTBOX_BYTES + len(chunk)
+            assert slow.pending_bytes < 4 * limits.OUTBOX_BYTES + len(chunk)
         await board.end(job, output=b"the end", rest=b"42")
         await service.until(lambda: service.state("lab-1") == "idle")
-        assert slow.held < 4 * limits.OUTBOX_BYTES
-        told = await slow.read(1)
-    assert [m.op for m in told if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
+        assert slow.pending_bytes < 4 * limits.OUTBOX_BYTES
+        messages = await slow.read(1)
+    assert [m.op for m in messages if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
         wire.ACCEPTED,
         wire.RESULT,
     ]
-    assert told[-1].op == wire.RESULT
-    assert wire.read_result(told[-1]).value_or_traceback == b"42"
-    assert wire.TRUNCATED in [m.op for m in told]
-    assert sum(len(m.payload) for m in told) < 9_000_000
+    assert messages[-1].op == wire.RESULT
+    assert wire.read_result(messages[-1]).value_or_traceback == b"42"
+    assert wire.TRUNCATED in [m.op for m in messages]
+    assert sum(len(m.payload) for m in messages) < 9_000_000
 
 
-@pytest.mark.usefixtures("big_sips")
+@pytest.mark.usefixtures("no_read_pauses")
 async def test_slow_caller_does_not_delay_boards_or_other_callers(service: Service):
     noisy, calm = service.enrol("lab-1", "lab-2")
     async with (
@@ -589,7 +591,7 @@ async def test_slow_caller_does_not_delay_boards_or_other_callers(service: Servi
                 assert (await caller.ending(mine))[0] == "ok"
 
 
-@pytest.mark.usefixtures("big_sips")
+@pytest.mark.usefixtures("no_read_pauses")
 async def test_no_result_is_dropped_for_a_slow_caller(service: Service, lab: Identity):
     count, rest = 200, b"x" * 60_000  # 12 MB of results
     async with (
@@ -602,13 +604,13 @@ async def test_no_result_is_dropped_for_a_slow_caller(service: Service, lab: Ide
         for _ in range(count):
             await board.end((await board.next()).job, rest=rest)
         await service.until(lambda: service.state("lab-1") == "idle")
-        told = await slow.read(count)
-    results = [wire.read_result(m) for m in told if m.op == wire.RESULT]
+        messages = await slow.read(count)
+    results = [wire.read_result(m) for m in messages if m.op == wire.RESULT]
     assert len(results) == count
     assert all(result.value_or_traceback == rest for result in results)
 
 
-@pytest.mark.usefixtures("big_sips")
+@pytest.mark.usefixtures("no_read_pauses")
 async def test_truncated_value_is_marked(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -622,11 +624,11 @@ async def test_truncated_value_is_marked(service: Service, lab: Identity):
         await board.send(wire.VALUE, b"[1, 2, ", job=job)
         await board.end(job, rest=b"3]")
         await service.until(lambda: service.state("lab-1") == "idle")
-        told = await slow.read(1)
-    holes = [m.flags for m in told if m.op == wire.TRUNCATED]
-    assert wire.VALUE not in [m.op for m in told]
-    assert wire.VALUE_TRUNCATED in holes
-    assert 0 in holes
+        messages = await slow.read(1)
+    truncated = [m.flags for m in messages if m.op == wire.TRUNCATED]
+    assert wire.VALUE not in [m.op for m in messages]
+    assert wire.VALUE_TRUNCATED in truncated
+    assert 0 in truncated
 
 
 async def test_link_is_closed_when_the_server_stops(service: Service):

@@ -1,4 +1,4 @@
-"""The server's own authority: made once, for one name, without an end, and its key forgotten."""
+"""The server's certificate authority and certificate: names, validity, files and keys."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.net import certificates
 
 
-def shake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> bytes:
-    """Shake hands over a real pair of sockets; the certificate that the client saw."""
-    ours, theirs = socket.socketpair()
+def make_handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None
+) -> bytes:
+    """Make a TLS handshake over a socket pair; return the certificate that the client got."""
+    server_sock, client_sock = socket.socketpair()
 
     def serve() -> None:
         try:
-            server.wrap_socket(ours, server_side=True).close()
+            server.wrap_socket(server_sock, server_side=True).close()
         except OSError:
-            ours.close()
+            server_sock.close()
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        with client.wrap_socket(theirs, server_hostname=name) as sock:
+        with client.wrap_socket(client_sock, server_hostname=name) as sock:
             return sock.getpeercert(binary_form=True) or b""
     finally:
         thread.join()
-        theirs.close()
+        client_sock.close()
 
 
 def trust(home: Path) -> ssl.SSLContext:
@@ -44,21 +46,21 @@ def trust(home: Path) -> ssl.SSLContext:
 
 def test_server_is_verified_by_its_authority_for_one_name(tmp_path):
     context = certificates.load(tmp_path).context
-    assert shake(context, trust(tmp_path), "cloudmanager")
+    assert make_handshake(context, trust(tmp_path), "cloudmanager")
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
-        shake(context, trust(tmp_path), "localhost")
+        make_handshake(context, trust(tmp_path), "localhost")
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(context, ssl.create_default_context(), "cloudmanager")
+        make_handshake(context, ssl.create_default_context(), "cloudmanager")
 
 
 def test_each_server_has_its_own_authority(tmp_path):
     (tmp_path / "a").mkdir()
-    mine = certificates.load(tmp_path / "a")
+    own = certificates.load(tmp_path / "a")
     (tmp_path / "b").mkdir()
     other = certificates.load(tmp_path / "b")
-    assert mine.pin != other.pin
+    assert own.pin != other.pin
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(other.context, trust(tmp_path / "a"), "cloudmanager")
+        make_handshake(other.context, trust(tmp_path / "a"), "cloudmanager")
 
 
 def test_certificates_are_created_once(tmp_path):
@@ -72,15 +74,15 @@ def test_missing_file_replaces_both_certificates_before_any_board_is_enrolled(tm
     config.ca_file(tmp_path).unlink()
     second = certificates.load(tmp_path)
     assert second.ca != first.ca
-    assert shake(second.context, trust(tmp_path), "cloudmanager")
+    assert make_handshake(second.context, trust(tmp_path), "cloudmanager")
 
 
 def test_certificates_are_valid_from_2000_and_never_expire(tmp_path):
     certificates.load(tmp_path)
     for name in ("ca.pem", "server.pem"):
         certificate = x509.load_pem_x509_certificate((tmp_path / name).read_bytes())
-        born, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        assert (born.year, born.month, born.day) == (2000, 1, 1)
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        assert (start.year, start.month, start.day) == (2000, 1, 1)
         assert end == datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
         key = certificate.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -107,20 +109,22 @@ def test_public_certificate_is_used_for_other_names(tmp_path):
     context = certificates.load(home, tmp_path / "other" / "server.pem").context
     no_check = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     no_check.check_hostname, no_check.verify_mode = False, ssl.CERT_NONE
-    shown = shake(public.context, no_check, None)
-    assert shake(context, trust(home), "cloudmanager") != shown
-    assert shake(context, no_check, "lab.example") == shown
-    assert shake(context, no_check, None) == shown
+    shown = make_handshake(public.context, no_check, None)
+    assert make_handshake(context, trust(home), "cloudmanager") != shown
+    assert make_handshake(context, no_check, "lab.example") == shown
+    assert make_handshake(context, no_check, None) == shown
 
 
 @pytest.mark.parametrize(
-    ("content", "why"), [(None, "No such file"), ("nonsense", "not PEM")], ids=["missing", "wrong"]
+    ("content", "reason"),
+    [(None, "No such file"), ("nonsense", "not PEM")],
+    ids=["missing", "wrong"],
 )
-def test_invalid_certificate_is_refused_with_its_path(tmp_path, content, why):
+def test_invalid_certificate_is_refused_with_its_path(tmp_path, content, reason):
     path = tmp_path / "my.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ServerError, match=why) as caught:
+    with pytest.raises(ServerError, match=reason) as caught:
         certificates.load(tmp_path, path)
     assert str(path) in caught.value.reason
 
@@ -131,15 +135,15 @@ def test_old_tls_versions_are_refused(tmp_path):
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError):
-        shake(context, old, "cloudmanager")
+        make_handshake(context, old, "cloudmanager")
 
 
 def test_servers_of_one_fleet_share_the_first_ones_certificate(tmp_path: Path):
-    known: dict[str, bytes] = {}
+    shared: dict[str, bytes] = {}
     homes = [tmp_path / name for name in "ab"]
     for home in homes:
         home.mkdir()
-        certificates.use_shared(home, known.setdefault)
+        certificates.use_shared(home, shared.setdefault)
     first, second = (certificates.load(home) for home in homes)
     assert first.pin == second.pin
     assert (homes[0] / "server.pem").read_text() == (homes[1] / "server.pem").read_text()

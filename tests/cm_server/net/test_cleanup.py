@@ -1,4 +1,4 @@
-"""Clean-up that always finishes."""
+"""A clean-up runs all its steps and logs failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a web page can send from its visitor's browser, and what comes of it: nothing."""
+"""HTTP handlers: health, metrics, and requests that web pages of other origins can cause."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.cm_server.peers import (
 FOREIGN = [
     "https://evil.example",
     "http://localhost",
-    "http://localhost:8888",  # a sibling port: another program's pages
-    "http://127.0.0.1:{port}",  # our own address: no page of ours opens a link
+    "http://localhost:8888",  # another program on the same machine
+    "http://127.0.0.1:{port}",  # the server's own address: its pages open no links
     "https://lab.example:443",
     "https://lab.example.evil.example",
     "HTTPS://LAB.EXAMPLE",
@@ -39,15 +39,14 @@ SOCKETS = [path for path, page in ROUTES if page.required_credential in ("token"
 
 
 async def answer(service: Service, path: str, **headers: str) -> str:
-    """The answer to a WebSocket handshake that would be taken but for these headers."""
+    """Send a WebSocket handshake with valid credentials and more headers; return the answer."""
     given = {"Authorization": f"Bearer {service.token}", "Cm-Protocol": "1", **headers}
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake(path, **given))
-        head = await peer.head()
-        return head if head.startswith("HTTP/1.1 101") else head
+        return await peer.head()
 
 
-async def say(service: Service, text: str) -> str:
+async def send_text(service: Service, text: str) -> str:
     async with await RawPeer.dial(service) as peer:
         peer.say(text.encode("latin-1"))
         return await peer.answer()
@@ -58,7 +57,7 @@ async def say(service: Service, text: str) -> str:
 
 async def get(service: Service, path: str, **headers: str) -> str:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return await say(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
+    return await send_text(service, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
 
 
 async def test_health_reports_a_problem_and_its_end(service: Service):
@@ -67,9 +66,9 @@ async def test_health_reports_a_problem_and_its_end(service: Service):
     store._connection.exec_driver_sql("PRAGMA query_only=ON")
     with pytest.raises(ServerError, match="cannot be written"):
         store.insert_jobs(["id1"], "ann")
-    said = await get(service, "/healthz")
-    assert said.startswith("HTTP/1.1 503 ")
-    assert "its store cannot be written: attempt to write a readonly database" in said
+    answered = await get(service, "/healthz")
+    assert answered.startswith("HTTP/1.1 503 ")
+    assert "its store cannot be written: attempt to write a readonly database" in answered
     store._connection.exec_driver_sql("PRAGMA query_only=OFF")
     store.probe_writable()
     assert (await get(service, "/healthz")).startswith("HTTP/1.1 200 ")
@@ -80,9 +79,9 @@ async def test_health_is_ok_with_a_warning_about_the_clock(tmp_path):
     async with running_service(tmp_path, clock=lambda: time.time() + ahead) as service:
         ahead = 450 * 86400.0
         service.server.clock.check()
-        said = await get(service, "/healthz")
-        assert said.startswith("HTTP/1.1 200 ")
-        assert '"status": "ok", "warnings": ["this machine\'s clock may be wrong: ' in said
+        answered = await get(service, "/healthz")
+        assert answered.startswith("HTTP/1.1 200 ")
+        assert '"status": "ok", "warnings": ["this machine\'s clock may be wrong: ' in answered
         async with await FakeCaller.join(service) as caller:
             status = await caller.ask("status")
         (problem,) = status["reply"]["problems"]
@@ -102,18 +101,18 @@ async def test_metrics_need_loopback_or_a_token_for_all_boards(tmp_path):
     async with running_service(tmp_path, proxies=proxies) as service:
         some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
         service.server.tokens.revoke("dead", AuditEntry("test", "here", "token-revoke"))
-        tries = {"": 401, credentials.new_token(): 401, some: 401, dead: 401, service.token: 200}
-        tries[service.add_token("viewer", name="ann")] = 200
+        expected = {"": 401, credentials.new_token(): 401, some: 401, dead: 401, service.token: 200}
+        expected[service.add_token("viewer", name="ann")] = 200
         far = {"X-Forwarded-For": "203.0.113.9"}
-        for token, status in tries.items():
-            said = await get(service, "/metrics", Authorization=f"Bearer {token}", **far)
-            assert said.startswith(f"HTTP/1.1 {status} "), token
-            assert ("cm_boards" in said) == (status == 200)
+        for token, status in expected.items():
+            answered = await get(service, "/metrics", Authorization=f"Bearer {token}", **far)
+            assert answered.startswith(f"HTTP/1.1 {status} "), token
+            assert ("cm_boards" in answered) == (status == 200)
         assert (await get(service, "/metrics", **{"X-Forwarded-For": "::1"})).startswith(
             "HTTP/1.1 200"
         )
-        said = await get(service, "/metrics", Origin="https://evil.example")
-        assert said.startswith("HTTP/1.1 403 ")
+        answered = await get(service, "/metrics", Origin="https://evil.example")
+        assert answered.startswith("HTTP/1.1 403 ")
 
 
 # Cross-site WebSocket hijacking
@@ -124,9 +123,11 @@ async def test_metrics_need_loopback_or_a_token_for_all_boards(tmp_path):
 async def test_foreign_origin_is_refused(service: Service, path, origin):
     origin = origin.format(port=service.tcp_port)
     text = handshake(path, Authorization=f"Bearer {service.token}", **{"Cm-Protocol": "1"})
-    said = await say(service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n"))
-    assert said.startswith("HTTP/1.1 403 ")
-    assert "Cm-Refused: web pages of other origins may not open this address\r\n" in said
+    answered = await send_text(
+        service, text.decode().replace("\r\n\r\n", f"\r\nOrigin: {origin}\r\n\r\n")
+    )
+    assert answered.startswith("HTTP/1.1 403 ")
+    assert "Cm-Refused: web pages of other origins may not open this address\r\n" in answered
 
 
 @pytest.mark.parametrize("path", SOCKETS)
@@ -137,21 +138,21 @@ async def test_request_without_origin_is_accepted(service: Service, path):
 async def test_allowed_origin_is_accepted_with_a_token(tmp_path):
     async with running_service(tmp_path, origins=["https://lab.example"]) as service:
         for path in SOCKETS:
-            said = await answer(service, path, Origin="https://lab.example")
-            assert said.startswith("HTTP/1.1 101 ")
+            answered = await answer(service, path, Origin="https://lab.example")
+            assert answered.startswith("HTTP/1.1 101 ")
             for origin in FOREIGN[:-1]:
-                told = await answer(service, path, Origin=origin.format(port=service.tcp_port))
-                assert told.startswith("HTTP/1.1 403 "), origin
-        said = await answer(service, "/caller", Origin="https://lab.example", Authorization="")
-        assert said.startswith("HTTP/1.1 401 ")
+                refused = await answer(service, path, Origin=origin.format(port=service.tcp_port))
+                assert refused.startswith("HTTP/1.1 403 "), origin
+        answered = await answer(service, "/caller", Origin="https://lab.example", Authorization="")
+        assert answered.startswith("HTTP/1.1 401 ")
 
 
 async def test_two_origin_headers_are_refused(tmp_path):
     async with running_service(tmp_path, origins=["https://lab.example"]) as service:
         origins = "Origin: https://lab.example\r\nOrigin: https://evil.example\r\n\r\n"
         text = handshake("/caller", Authorization=f"Bearer {service.token}").decode()
-        said = await say(service, text.replace("\r\n\r\n", "\r\n" + origins))
-        assert said.startswith("HTTP/1.1 403 ")
+        answered = await send_text(service, text.replace("\r\n\r\n", "\r\n" + origins))
+        assert answered.startswith("HTTP/1.1 403 ")
 
 
 # DNS rebinding
@@ -181,14 +182,14 @@ HOSTS = [
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("path", [*(path for path, _ in ROUTES), "/nothing"])
 async def test_foreign_host_name_on_loopback_is_refused(service: Service, path, host):
-    said = await answer(service, path, Host=host.format(port=service.tcp_port))
-    assert said.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))
+    answered = await answer(service, path, Host=host.format(port=service.tcp_port))
+    assert answered.startswith(("HTTP/1.1 403 ", "HTTP/1.1 400 "))
 
 
 async def test_request_without_host_is_refused(service: Service):
     for version in ("1.1", "1.0"):
-        said = await answer_to(service, f"GET /healthz HTTP/{version}\r\n\r\n")
-        assert " 200 " not in said.partition("\r\n")[0]
+        answered = await answer_to(service, f"GET /healthz HTTP/{version}\r\n\r\n")
+        assert " 200 " not in answered.partition("\r\n")[0]
 
 
 async def answer_to(service: Service, text: str) -> str:
@@ -202,8 +203,8 @@ async def answer_to(service: Service, text: str) -> str:
 )
 async def test_loopback_host_names_are_accepted(service: Service, host):
     host = host.format(port=service.tcp_port)
-    said = await say(service, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n")
-    assert said.startswith("HTTP/1.1 200 ")
+    answered = await send_text(service, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    assert answered.startswith("HTTP/1.1 200 ")
 
 
 async def test_other_port_in_the_host_header_is_accepted(service: Service):
@@ -217,13 +218,13 @@ async def test_other_port_in_the_host_header_is_accepted(service: Service):
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT", "PATCH", "DELETE", "HEAD", "GET"])
 async def test_every_answer_has_the_security_headers(service: Service, method, path):
     for more in ("", "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n"):
-        said = await answer_to(
+        answered = await answer_to(
             service, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nCookie: a=b\r\n{more}\r\n"
         )
-        head = said.partition("\r\n\r\n")[0].lower()
+        head = answered.partition("\r\n\r\n")[0].lower()
         assert "access-control-" not in head
         assert "set-cookie" not in head
-        assert "tornado" not in said.lower()
+        assert "tornado" not in answered.lower()
         assert "\r\nx-content-type-options: nosniff" in head
         assert "\r\nx-frame-options: deny" in head
         assert "\r\ncache-control: no-store" in head
@@ -235,35 +236,37 @@ async def test_every_answer_has_the_security_headers(service: Service, method, p
 @pytest.mark.parametrize(("path", "_page"), ROUTES)
 async def test_form_posted_by_a_foreign_page_changes_nothing(service: Service, path, _page, kind):
     body = '{"verb": "enrol", "names": ["evil"]}'
-    said = await say(
+    answered = await send_text(
         service,
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}",
     )
-    assert said.startswith("HTTP/1.1 405 ")
+    assert answered.startswith("HTTP/1.1 405 ")
     assert not service.server.registry.by_name
 
 
 async def test_cookie_is_not_accepted_as_a_token(service: Service):
-    said = await answer(service, "/caller", Authorization="", Cookie=f"token={service.token}")
-    assert said.startswith("HTTP/1.1 401 ")
+    answered = await answer(service, "/caller", Authorization="", Cookie=f"token={service.token}")
+    assert answered.startswith("HTTP/1.1 401 ")
 
 
 async def test_error_page_is_plain_text_without_the_path(service: Service):
-    said = await say(service, "GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert said.endswith("\r\n\r\n404 Not Found\n")
-    assert "script" not in said
+    answered = await send_text(
+        service, "GET /<script>alert(1)</script> HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    assert answered.endswith("\r\n\r\n404 Not Found\n")
+    assert "script" not in answered
 
 
 async def test_connection_is_closed_after_one_request(service: Service):
-    """So that nobody who proved nothing stays: pipelining included."""
+    """So an unauthenticated client cannot stay connected, not even by pipelining."""
     text = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n"
-    said = await answer_to(service, text * 50)
-    assert said.count("HTTP/1.1 200 ") == 1
+    answered = await answer_to(service, text * 50)
+    assert answered.count("HTTP/1.1 200 ") == 1
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-# Those who mean well
+# Boards and callers
 
 
 async def test_boards_and_callers_without_origin_are_accepted(service: Service):
@@ -278,7 +281,7 @@ async def test_boards_and_callers_without_origin_are_accepted(service: Service):
         assert (await caller.ending(job))[0] == "ok"
 
 
-# A server that others can reach
+# A server that other machines can reach
 
 
 PLAIN = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -287,14 +290,14 @@ PLAIN = "GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 @pytest.mark.parametrize("path", ["/healthz", "/caller", "/ca.pem", "/nothing"])
 async def test_public_server_refuses_requests_without_tls(tmp_path, path):
     async with running_service(tmp_path, local=False) as service:
-        said = await say(service, PLAIN.format(path=path))
-        assert said.startswith("HTTP/1.1 403 ")
-        assert "Cm-Refused: this server requires TLS: use https:// in its address\r\n" in said
+        answered = await send_text(service, PLAIN.format(path=path))
+        assert answered.startswith("HTTP/1.1 403 ")
+        assert "Cm-Refused: this server requires TLS: use https:// in its address\r\n" in answered
 
 
 @pytest.mark.parametrize("host", ["192.168.1.2:18266", "lab.example", "evil.example"])
 async def test_tls_request_with_any_host_is_accepted(tmp_path, host):
-    """A page that DNS led here got a certificate for `cloudmanager`, and its browser stopped."""
+    """A browser refuses the certificate for `cloudmanager`, so DNS rebinding fails there."""
     async with running_service(tmp_path, local=False) as service:
         reader, writer = await within(
             asyncio.open_connection(
@@ -307,10 +310,10 @@ async def test_tls_request_with_any_host_is_accepted(tmp_path, host):
 
 
 async def test_ca_certificate_needs_no_credentials(service: Service):
-    said = await say(service, PLAIN.format(path="/ca.pem"))
-    assert said.startswith("HTTP/1.1 200 ")
-    assert "-----BEGIN CERTIFICATE-----" in said
-    assert "PRIVATE" not in said
+    answered = await send_text(service, PLAIN.format(path="/ca.pem"))
+    assert answered.startswith("HTTP/1.1 200 ")
+    assert "-----BEGIN CERTIFICATE-----" in answered
+    assert "PRIVATE" not in answered
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ async def test_only_a_trusted_proxy_may_report_the_address(
     proxies = [ipaddress.ip_network(network)]
     async with running_service(tmp_path, local=False, proxies=proxies) as service:
         text = f"GET /healthz HTTP/1.1\r\nHost: lab.example\r\nX-Forwarded-For: {forwarded}\r\n\r\n"
-        assert (await say(service, text)).startswith(f"HTTP/1.1 {status} ")
+        assert (await send_text(service, text)).startswith(f"HTTP/1.1 {status} ")
         if status == "200" and address:
             await answer(
                 service, "/caller", Authorization="Bearer no", **{"X-Forwarded-For": forwarded}

@@ -1,4 +1,4 @@
-"""The one TCP port: who knocks with what, and for how long."""
+"""The listener: TLS or not, timeouts, counts of unauthenticated connections, bounded rates."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from cm_server.net.listener import all_on_loopback, open_listening_sockets
 from cm_server.net.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
 
-HELLO = bytes.fromhex("16030100c8010000c40303")  # as a TLS client begins
+HELLO = bytes.fromhex("16030100c8010000c40303")  # the first bytes of a TLS client hello
 
 
 @pytest.fixture
-def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEAD_SECONDS", 0.2)
 
 
 async def gone(peer: RawPeer) -> None:
-    """Wait until the other side hung up."""
+    """Wait until the server has closed the connection."""
     with contextlib.suppress(ConnectionResetError):
         await within(peer.reader.read(-1))
 
@@ -42,16 +42,16 @@ async def test_tls_and_plain_connections_share_the_port(service: Service):
         await FakeBoard.join(service, two),
         await FakeCaller.join(service) as caller,
     ):
-        told = (await caller.ask("boards"))["reply"]
-        assert [board["state"] for board in told] == ["idle", "idle"]
+        boards = (await caller.ask("boards"))["reply"]
+        assert [board["state"] for board in boards] == ["idle", "idle"]
 
 
-@pytest.mark.parametrize("begins", [b"", HELLO[:1], HELLO, HELLO + bytes(90)], ids=len)
-@pytest.mark.usefixtures("in_a_hurry")
-async def test_stalled_connection_is_closed_in_time(tmp_path: Path, begins):
+@pytest.mark.parametrize("start", [b"", HELLO[:1], HELLO, HELLO + bytes(90)], ids=len)
+@pytest.mark.usefixtures("short_timeout")
+async def test_stalled_connection_is_closed_in_time(tmp_path: Path, start):
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as peer:
-        if begins:
-            peer.say(begins)
+        if start:
+            peer.say(start)
         await gone(peer)
         await service.until(lambda: service.server.unauthenticated.count == 0)
 
@@ -66,7 +66,7 @@ async def test_invalid_handshake_closes_only_its_connection(service: Service, ga
     async with await RawPeer.dial(service) as peer:
         peer.say(garbage)
         await gone(peer)
-    assert caplog.text == ""  # a flood of it must fill no log
+    assert caplog.text == ""  # nothing is logged, because anybody can cause this at any rate
     async with await FakeBoard.join(service, identity, tls=True):
         assert service.state("lab-1") == "idle"
 
@@ -97,11 +97,11 @@ async def test_long_message_and_many_frames_arrive_over_tls(service: Service):
         await FakeCaller.join(service) as caller,
     ):
         (job,) = await caller.submit("lab-1", b"pass # " + b"x" * 300_000)
-        got = b""
-        while len(got) < 300_007:
+        received = b""
+        while len(received) < 300_007:
             message = await board.next()
-            got += message.payload[8 if message.op == wire.EXEC else 0 :]
-        assert got == b"pass # " + b"x" * 300_000
+            received += message.payload[8 if message.op == wire.EXEC else 0 :]
+        assert received == b"pass # " + b"x" * 300_000
         for _ in range(50):
             await board.send(wire.OUTPUT, b"y" * 20_000, job=job)
         await board.end(job)
@@ -121,18 +121,20 @@ def test_loopback_is_detected_from_the_sockets(host, local):
 async def test_stop_accepting_keeps_open_connections(service: Service):
     (identity,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, identity, tls=True):
-        service.door.stop_accepting()
+        service.listener.stop_accepting()
         with pytest.raises(OSError, match=r".+"):
             await within(asyncio.open_connection("127.0.0.1", service.tcp_port))
         assert service.state("lab-1") == "idle"
 
 
 async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, monkeypatch, caplog):
-    """Else the loop would turn for ever: the kernel goes on saying that somebody knocks."""
+    """Without a pause, the event loop would be busy: the socket stays readable."""
     monkeypatch.setattr(limits, "ACCEPT_RETRY_SECONDS", 0.05)
-    with no_file_left() as free_one:
+    with no_descriptor_left() as free_one:
         free_one()
-        async with await RawPeer.dial(service) as peer:  # its own end takes the one
+        async with await RawPeer.dial(
+            service
+        ) as peer:  # the client's socket uses the free descriptor
             await service.until(lambda: "no connection can be accepted" in caplog.text)
             assert caplog.text.count("no connection can be accepted") < 20
             free_one()
@@ -141,23 +143,23 @@ async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, monke
 
 
 def reset(sock: socket.socket) -> None:
-    """End a connection by RST, as health checks of some load balancers do."""
+    """Close a connection with RST, as the health checks of some load balancers do."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
-@pytest.mark.parametrize("says", [b"", b"\x16", HELLO, b"G", b"GET / HTTP/1.1\r\n"], ids=len)
-async def test_reset_connections_are_not_counted(service: Service, says, caplog):
+@pytest.mark.parametrize("data", [b"", b"\x16", HELLO, b"G", b"GET / HTTP/1.1\r\n"], ids=len)
+async def test_reset_connections_are_not_counted(service: Service, data, caplog):
     (identity,) = service.enrol("lab-1")
     loop = asyncio.get_running_loop()
     for number in range(60):
         sock = socket.socket()
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", service.tcp_port))
-        if number % 2:  # the server looks at it before it is reset
+        if number % 2:  # the server has accepted it before it is reset
             await service.until(lambda: service.server.unauthenticated.count > 0)
-        if says:
-            await loop.sock_sendall(sock, says)
+        if data:
+            await loop.sock_sendall(sock, data)
         if number % 3:
             await asyncio.sleep(0)
         reset(sock)
@@ -171,7 +173,7 @@ class ResetMeanwhile:
     """A TLS context whose sockets are reset just before they are wrapped."""
 
     def wrap_socket(self, sock: socket.socket, **_: object) -> socket.socket:
-        os.close(sock.detach())  # as ssl does: the socket is detached, and then it fails
+        os.close(sock.detach())  # as ssl does: it detaches the socket, then fails
         raise OSError(errno.ENOTCONN, "not connected")
 
 
@@ -189,7 +191,7 @@ async def test_socket_that_tls_cannot_wrap_is_not_counted(service, monkeypatch, 
 async def test_failure_while_accepting_closes_only_that_connection(service, monkeypatch, caplog):
     monkeypatch.setattr(cleanup, "_failures", RateLimiter(1))
     with monkeypatch.context() as patched:
-        patched.setattr(service.door, "handle_stream", None)  # what is called raises
+        patched.setattr(service.listener, "handle_stream", None)  # raises when it is called
         for _ in range(5):
             async with await RawPeer.dial(service) as peer:
                 peer.say(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -202,7 +204,7 @@ async def test_failure_while_accepting_closes_only_that_connection(service, monk
 
 
 @pytest.mark.parametrize(
-    "begins",
+    "start",
     [
         b"GET / HTTP/1.1\r\nX: ",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\n",
@@ -210,17 +212,17 @@ async def test_failure_while_accepting_closes_only_that_connection(service, monk
     ],
     ids=["head", "body", "TLS"],
 )
-async def test_request_in_too_many_pieces_is_closed(service, monkeypatch, begins):
+async def test_request_in_too_many_pieces_is_closed(service, monkeypatch, start):
     monkeypatch.setattr(limits, "UNPROVEN_READS", 8)
     async with await RawPeer.dial(service) as peer:
-        peer.say(begins)
-        cut = asyncio.ensure_future(gone(peer))
+        peer.say(start)
+        closed = asyncio.ensure_future(gone(peer))
         for _ in range(500):
             peer.say(b"x")
-            await asyncio.wait([cut], timeout=0.005)
-            if cut.done():
+            await asyncio.wait([closed], timeout=0.005)
+            if closed.done():
                 break
-        assert cut.done()
+        assert closed.done()
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
@@ -271,11 +273,11 @@ async def test_connections_are_accepted_at_a_bounded_rate(tmp_path: Path, monkey
 
 
 @contextlib.contextmanager
-def no_file_left() -> Iterator[Callable[[], None]]:
-    """Let this process have no file more; gives what makes room for one."""
+def no_descriptor_left() -> Iterator[Callable[[], None]]:
+    """Use up all file descriptors; yield a function that frees one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 9, hard))
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 9, hard))
     taken: list[int] = []
     with contextlib.suppress(OSError):
         while True:

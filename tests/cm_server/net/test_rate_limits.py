@@ -1,4 +1,4 @@
-"""The door: how many may stand there, and who is counted; with a clock turned by hand."""
+"""Unauthenticated connections and rate limits, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Clock:
 
 
 class Crowd:
-    """Connections that note when they are cut."""
+    """Unauthenticated connections that record which of them are closed."""
 
     def __init__(self) -> None:
-        self.door = UnauthenticatedConnections()
-        self.cut: list[str] = []
+        self.connections = UnauthenticatedConnections()
+        self.closed: list[str] = []
 
-    def enter(self, name: str, address: str = "192.0.2.1"):
-        return self.door.add(address, lambda: self.cut.append(name))
+    def add(self, name: str, address: str = "192.0.2.1"):
+        return self.connections.add(address, lambda: self.closed.append(name))
 
 
 @pytest.fixture
@@ -39,56 +39,56 @@ def crowd(monkeypatch) -> Crowd:
     return Crowd()
 
 
-# Connections that have proven nothing
+# Unauthenticated connections
 
 
 def test_oldest_connection_of_an_address_is_closed(crowd):
     for name in "abcd":
-        crowd.enter(name)
-    assert (crowd.cut, crowd.door.count, crowd.door.dropped) == (["a"], 3, 1)
+        crowd.add(name)
+    assert (crowd.closed, crowd.connections.count, crowd.connections.dropped) == (["a"], 3, 1)
 
 
 def test_flood_from_one_address_does_not_affect_another(crowd):
-    crowd.enter("board", "192.0.2.9")
+    crowd.add("board", "192.0.2.9")
     for number in range(1000):
-        crowd.enter(str(number))
-    assert crowd.door.count == 4
-    assert "board" not in crowd.cut
+        crowd.add(str(number))
+    assert crowd.connections.count == 4
+    assert "board" not in crowd.closed
 
 
 def test_total_limit_closes_a_connection_of_the_largest_group(crowd):
-    crowd.enter("board", "192.0.2.9")
+    crowd.add("board", "192.0.2.9")
     for number in range(20):
-        crowd.enter(f"a{number}", "192.0.2.1")
-        crowd.enter(f"b{number}", "192.0.2.2")
-    assert crowd.door.count == 5
-    assert "board" not in crowd.cut
+        crowd.add(f"a{number}", "192.0.2.1")
+        crowd.add(f"b{number}", "192.0.2.2")
+    assert crowd.connections.count == 5
+    assert "board" not in crowd.closed
 
 
 def test_removed_connection_makes_room_and_may_be_removed_twice(crowd):
-    entries = [crowd.enter(name) for name in "abc"]
-    crowd.door.remove(entries[0])
-    crowd.door.remove(entries[0])
-    crowd.enter("d")
-    assert (crowd.cut, crowd.door.count) == ([], 3)
+    entries = [crowd.add(name) for name in "abc"]
+    crowd.connections.remove(entries[0])
+    crowd.connections.remove(entries[0])
+    crowd.add("d")
+    assert (crowd.closed, crowd.connections.count) == ([], 3)
     for entry in entries[1:]:
-        crowd.door.remove(entry)
-    assert crowd.door.count == 1
+        crowd.connections.remove(entry)
+    assert crowd.connections.count == 1
 
 
 def test_removed_connections_leave_no_data(crowd):
     for number in range(100):
-        entry = crowd.enter("x", f"192.0.2.{number}")
-        crowd.door.remove(entry)
-    assert (crowd.door.count, crowd.door._groups) == (0, {})
+        entry = crowd.add("x", f"192.0.2.{number}")
+        crowd.connections.remove(entry)
+    assert (crowd.connections.count, crowd.connections._groups) == (0, {})
 
 
 def test_close_function_may_remove_its_own_entry(crowd):
     entries: dict[str, UnauthenticatedEntry] = {}
     for name in "abcd":
-        end = lambda name=name: crowd.door.remove(entries[name])  # noqa: E731
-        entries[name] = crowd.door.add("192.0.2.1", end)
-    assert crowd.door.count == 3
+        close = lambda name=name: crowd.connections.remove(entries[name])  # noqa: E731
+        entries[name] = crowd.connections.add("192.0.2.1", close)
+    assert crowd.connections.count == 3
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_number_of_keys_is_bounded(monkeypatch):
 
 def test_connection_that_cannot_be_closed_does_not_affect_the_next(monkeypatch, caplog):
     monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 1)
-    unproven = UnauthenticatedConnections()
+    unauthenticated = UnauthenticatedConnections()
 
     def fail() -> None:
         raise ValueError("a detached socket")
 
     for _ in range(20):
-        unproven.add("192.0.2.1", fail)
-    assert (unproven.count, unproven.dropped) == (1, 19)
+        unauthenticated.add("192.0.2.1", fail)
+    assert (unauthenticated.count, unauthenticated.dropped) == (1, 19)
     assert caplog.text.count("could not be closed") == 1
 
 
@@ -154,20 +154,22 @@ def test_token_bucket_allows_a_burst_and_then_a_rate():
     bucket = TokenBucket(10, 5, lambda: now[0])
     assert [bucket.spend() for _ in range(5)] == [0.0] * 5
     assert bucket.spend() == pytest.approx(0.1)
-    assert bucket.spend() == pytest.approx(0.2)  # each further one waits for a later slot
+    assert bucket.spend() == pytest.approx(0.2)  # each further event waits longer
     now[0] = 0.2
     assert bucket.spend(0) == 0.0
     assert bucket.spend() == pytest.approx(0.1)
     now[0] = 100.0
     assert [bucket.spend() for _ in range(5)][-1] == 0.0
-    assert max(bucket.spend() for _ in range(5)) > 0.0  # a long pause earns no more
+    assert (
+        max(bucket.spend() for _ in range(5)) > 0.0
+    )  # a longer pause does not allow a longer burst
 
 
 def test_first_reads_of_a_connection_are_free_and_others_share_a_rate(monkeypatch):
     monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 10)
-    unproven = UnauthenticatedConnections()
+    unauthenticated = UnauthenticatedConnections()
     for _ in range(100):
-        assert unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE) == 0.0
-    pauses = [unproven.read_pause(limits.UNPROVEN_READS_AT_ONCE + 1) for _ in range(10)]
+        assert unauthenticated.read_pause(limits.UNPROVEN_READS_AT_ONCE) == 0.0
+    pauses = [unauthenticated.read_pause(limits.UNPROVEN_READS_AT_ONCE + 1) for _ in range(10)]
     assert pauses[0] == 0.0
     assert 0.5 < pauses[-1] < 1.0

@@ -1,4 +1,4 @@
-"""The server's WebSocket: RFC 6455 to the letter, and peers that break it."""
+"""The server's WebSocket: RFC 6455, peers that violate it, floods, and the end of a link."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def caller(service: Service, early: bytes = b"") -> RawPeer:
     return await RawPeer.upgraded(service, "/caller", early=early)
 
 
-async def said(peer: RawPeer) -> wire.Message:
+async def next_message(peer: RawPeer) -> wire.Message:
     frame = await peer.frame()
     assert frame is not None
     assert frame.opcode == frames.BINARY
@@ -49,7 +49,7 @@ async def test_handshake_is_answered_as_in_the_rfc(service: Service):
 
 
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "reason"),
     [
         ({"Upgrade": ""}, "This address accepts WebSocket connections only."),
         ({"Upgrade": "h2c"}, "This address accepts WebSocket connections only."),
@@ -61,13 +61,13 @@ async def test_handshake_is_answered_as_in_the_rfc(service: Service):
     ],
     ids=str,
 )
-async def test_invalid_upgrade_is_refused_with_a_reason(service: Service, headers, told):
+async def test_invalid_upgrade_is_refused_with_a_reason(service: Service, headers, reason):
     async with await RawPeer.dial(service) as peer:
         peer.say(handshake("/board", **headers))
         answer = await peer.answer()
     assert answer.startswith("HTTP/1.1 426 Upgrade Required\r\n")
-    assert answer.endswith(told + "\n")
-    expected = "Sec-Websocket-Version: 13" if "13" in told else "Upgrade: websocket"
+    assert answer.endswith(reason + "\n")
+    expected = "Sec-Websocket-Version: 13" if "13" in reason else "Upgrade: websocket"
     assert expected in answer
 
 
@@ -86,8 +86,8 @@ async def test_offered_compression_is_not_used(service: Service):
 
 async def test_frames_sent_with_the_handshake_are_handled(service: Service):
     async with await caller(service, early=masked(STATUS) * 2) as peer:
-        assert (await said(peer)).job == 7
-        assert (await said(peer)).job == 7
+        assert (await next_message(peer)).job == 7
+        assert (await next_message(peer)).job == 7
 
 
 async def test_peer_that_closes_before_the_answer_does_no_harm(service: Service, caplog):
@@ -101,14 +101,14 @@ async def test_peer_that_closes_before_the_answer_does_no_harm(service: Service,
 
 async def test_socket_options_are_set(service: Service):
     async with await FakeCaller.join(service):
-        (conversation,) = service.server.callers
-        transport = conversation._link._transport
+        (connection,) = service.server.callers
+        transport = connection._link._transport
         assert transport is not None
         sock = transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
-        assert conversation._link.peer.startswith("127.0.0.1:")
+        assert connection._link.peer.startswith("127.0.0.1:")
 
 
 # Frames
@@ -118,7 +118,7 @@ async def test_socket_options_are_set(service: Service):
 async def test_frame_is_unmasked(service: Service, key):
     async with await caller(service) as peer:
         peer.say(masked(STATUS, key=key))
-        assert b'"version"' in (await said(peer)).payload
+        assert b'"version"' in (await next_message(peer)).payload
 
 
 async def test_frame_may_arrive_byte_by_byte(service: Service):
@@ -126,7 +126,7 @@ async def test_frame_may_arrive_byte_by_byte(service: Service):
         for byte in masked(STATUS):
             peer.say(bytes((byte,)))
             await asyncio.sleep(0)
-        assert (await said(peer)).job == 7
+        assert (await next_message(peer)).job == 7
 
 
 @pytest.mark.parametrize("size", [0, 1, 125])
@@ -139,7 +139,7 @@ async def test_ping_is_answered_with_its_payload(service: Service, size):
 async def test_unsolicited_pong_is_ignored(service: Service):
     async with await caller(service) as peer:
         peer.say(masked(b"x", frames.PONG) + masked(STATUS))
-        assert (await said(peer)).job == 7
+        assert (await next_message(peer)).job == 7
 
 
 def head(first: int, second: int, rest: bytes = b"") -> bytes:
@@ -176,8 +176,8 @@ async def test_protocol_violation_closes_with_the_code_of_the_rfc(
 ):
     async with await caller(service) as peer:
         peer.say(data)
-        told, reason = await peer.closed()
-        assert told == code
+        received, reason = await peer.closed()
+        assert received == code
         assert reason
     assert "broke the protocol" in caplog.text
 
@@ -222,7 +222,7 @@ async def test_unauthenticated_ping_closes_the_link_after_a_delay(
         assert frame is not None
         assert frame.opcode == frames.CLOSE
         assert frames.read_close_code(frame.payload) == frames.POLICY
-        assert service.server.unauthenticated.count == 1  # it goes on to count, and nothing is read
+        assert service.server.unauthenticated.count == 1  # still counted, and not read
         await peer.gone()
     await service.until(lambda: service.server.unauthenticated.count == 0)
     assert caplog.text.count("no pings and pongs before the proof") == 1
@@ -254,15 +254,17 @@ async def test_log_lines_about_unauthenticated_peers_are_limited(service, monkey
     ],
 )
 async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood, monkeypatch):
-    """One read of the flood is some 10,000 frames; without slices nobody gets on meanwhile."""
-    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 10**9)  # slices alone
+    """One read contains about 10,000 frames; without slices, they would block other links."""
+    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 10**9)  # only slices limit it
     async with await caller(service) as attacker, await caller(service) as healthy:
-        links = [conversation._link for conversation in service.server.callers]
+        links = [connection._link for connection in service.server.callers]
         attacker.say(flood * (250_000 // len(flood)))
         await service.until(lambda: any(link._backlog for link in links))
         healthy.say(masked(STATUS))
-        assert (await said(healthy)).job == 7
-        await service.until(lambda: any(link._backlog for link in links))  # it is not done
+        assert (await next_message(healthy)).job == 7
+        await service.until(
+            lambda: any(link._backlog for link in links)
+        )  # the flood is still being handled
 
 
 async def test_messages_are_handled_at_a_bounded_rate(service: Service, monkeypatch):
@@ -270,8 +272,10 @@ async def test_messages_are_handled_at_a_bounded_rate(service: Service, monkeypa
     monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 50)
     async with await caller(service) as peer:
         began = asyncio.get_running_loop().time()
-        peer.say(masked(b"x", frames.PONG) * 4 + masked(STATUS))  # pongs count for many
-        assert (await said(peer)).job == 7
+        peer.say(
+            masked(b"x", frames.PONG) * 4 + masked(STATUS)
+        )  # a pong counts as several messages
+        assert (await next_message(peer)).job == 7
         took = asyncio.get_running_loop().time() - began
         assert (4 * limits.RARE_MESSAGES - 50) / 200 <= took < 2
 
@@ -283,7 +287,7 @@ async def test_newest_of_many_pings_is_answered(service: Service):
         pongs = []
         while (frame := await peer.frame()) is not None and frame.opcode == frames.PONG:
             pongs.append(frame.payload[0])
-        if frame is not None:  # the newest is answered behind what came in the same slice
+        if frame is not None:  # the pong follows the replies of the same slice
             last = None if 99 in pongs else await peer.frame()
             pongs += [last.payload[0]] if last is not None else []
         assert pongs == sorted(set(pongs))
@@ -297,8 +301,8 @@ async def test_exception_in_a_handler_closes_only_its_link(service, monkeypatch,
         raise ZeroDivisionError
 
     async with await caller(service) as peer:
-        (conversation,) = service.server.callers
-        conversation._link.on_message = fail
+        (connection,) = service.server.callers
+        connection._link.on_message = fail
         peer.say(masked(STATUS))
         assert (await peer.closed())[0] == frames.INTERNAL_ERROR
     assert caplog.text.count("ZeroDivisionError") >= 1
@@ -316,7 +320,7 @@ async def test_failed_clean_up_releases_the_rest(service, monkeypatch, caplog):
         (server.plan_cache, "discard_plans"),
         (server.dispatch, "detach_observer"),
     ):
-        monkeypatch.setattr(place, name, None)  # what is called raises
+        monkeypatch.setattr(place, name, None)  # raises when it is called
     async with await FakeBoard.join(service, identity) as board:
         async with await FakeCaller.join(service):
             assert len(service.server.callers) == 1
@@ -391,14 +395,14 @@ async def test_peer_that_does_not_read_is_closed(service: Service, monkeypatch, 
     service.enrol(*(f"lab-{number}" for number in range(100)))
     question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
-        (conversation,) = service.server.callers
+        (connection,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(10_000):
             peer.say(question)
             await asyncio.sleep(0)
             if not service.server.callers:
                 break
-            transport = conversation._link._transport
+            transport = connection._link._transport
             assert transport is None or transport.get_write_buffer_size() < 512 * 1024
     assert "does not read: its link is closed" in caplog.text
     async with await FakeCaller.join(service) as healthy:
@@ -408,12 +412,12 @@ async def test_peer_that_does_not_read_is_closed(service: Service, monkeypatch, 
 async def test_link_is_closed_although_the_peer_does_not_read(service, monkeypatch):
     monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
-        (conversation,) = service.server.callers
+        (connection,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        conversation._link.send(bytes(4 * 1024 * 1024))
-        conversation._link.close(4004, "revoked")
-        conversation._link.close(4004, "revoked")
-        await service.until(lambda: conversation._link.is_gone)
+        connection._link.send(bytes(4 * 1024 * 1024))
+        connection._link.close(4004, "revoked")
+        connection._link.close(4004, "revoked")
+        await service.until(lambda: connection._link.is_gone)
 
 
 async def test_sending_on_a_closed_link_does_nothing(service: Service):
@@ -422,7 +426,7 @@ async def test_sending_on_a_closed_link_does_nothing(service: Service):
         link = service.server.registry.by_name["lab-1"].link
     await service.until(lambda: service.state("lab-1") == "offline")
     assert link is not None
-    link.send(b"nobody hears this")
+    link.send(b"not sent")
     link.close(1000)
     assert isinstance(link, websocket.WebSocketLink)
     link.abort()
