@@ -1,1 +1,1 @@
-"""What callers may ask: verbs with their roles, request contexts, job requests, subscriptions."""
+"""Requests of callers: verbs with their roles, request contexts, job requests, subscriptions."""

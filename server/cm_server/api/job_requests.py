@@ -1,4 +1,4 @@
-"""What a caller wants done with boards' files or packages -> what goes to a board; no sockets."""
+"""Convert a caller's SUBMIT into what is sent to boards. No sockets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from cm_server.installs.transfers import FileTransferSpec, ack_bytes_for
 if TYPE_CHECKING:
     from cm_server.app import Server
 
-_STARTER_SCAN_BYTES = 4096  # bytes of another starter in which it has to start the client
+#: The bytes at the start of a new /main.py in which the call that starts the client is looked for.
+_STARTER_SCAN_BYTES = 4096
+_AUDIT_FILE_OPS = 20  # file operations that are listed in the audit log
 
 
 class JobRequest(NamedTuple):
-    """What goes to each board, and what stands in the audit log.
+    """A checked request to run something on boards.
 
     Attributes:
-        code: a cell; or acts on files.
-        files: what is done with files; None: it is a cell.
+        code: a cell, or file operations as boards read them.
+        files: how the file operations are carried out; None for a cell.
+        verb: the verb in the audit log.
+        detail: the details in the audit log.
     """
 
     code: bytes
@@ -36,56 +40,72 @@ class JobRequest(NamedTuple):
 def read_job_request(
     server: Server, connection: object, head: dict[str, Any], code: bytes, boards: int
 ) -> JobRequest:
-    """Return what a SUBMIT asks for: a cell, acts on files, or something about packages.
+    """Check a SUBMIT: a cell, a list of file operations, or an install.
+
+    Args:
+        server: with the contents and plans that the request refers to.
+        connection: the caller's; plans belong to a connection.
+        head: the JSON head of the message.
+        code: the rest of the message: a cell, or nothing.
+        boards: the number of boards; the more, the smaller the windows of their transfers.
 
     Raises:
-        ServerError: it is unsound, or what it needs is not here.
+        ServerError: it is invalid, or refers to a content or plan that is not on the server.
     """
     if "acts" in head:
-        return JobRequest(
-            *read_file_ops(server, head["acts"], boards), detail=describe_file_ops(head["acts"])
-        )
+        packed, files = read_file_ops(server, head["acts"], boards)
+        return JobRequest(packed, files, detail=describe_file_ops(head["acts"]))
     if "packages" in head:
-        asked = head["packages"]
-        work = board_install.read_package_job(server, connection, asked, boards)
-        planned = server.plan_cache.get(connection, asked["plan"]) if "plan" in asked else None
-        return JobRequest(work.code, work, *board_install.describe_for_audit(asked, planned))
+        request = head["packages"]
+        spec = board_install.read_package_job(server, connection, request, boards)
+        plan = server.plan_cache.get(connection, request["plan"]) if "plan" in request else None
+        return JobRequest(spec.code, spec, *board_install.describe_for_audit(request, plan))
     return JobRequest(code)
 
 
 def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, FileTransferSpec]:
-    """Return acts as a board reads them, and what of files they move.
+    """Check a list of file operations.
+
+    Args:
+        server: with the uploaded contents.
+        ops: the operations in the caller's form, not checked yet.
+        boards: the number of boards.
+
+    Returns:
+        The operations as boards read them, and what their transfers need.
 
     Raises:
-        ServerError: an act is unsound, or a content that it needs is not here.
+        ServerError: an operation is invalid, or a content was not uploaded.
     """
     checked = file_ops.check_file_ops(ops, max_ops=limits.FILE_OPS, path_bytes=limits.PATH_BYTES)
     contents: list[Content] = []
-    starter = False
-    told = []
-    for act in checked:
-        if act[0] == "put":
-            content = server.content_store.get(act[2])
+    replaces_starter = False
+    board_ops = []
+    for op in checked:
+        if op[0] == "put":
+            content = server.content_store.get(op[2])
             if content is None:
-                raise ServerError(f"the content for {act[1]} was not sent to it")
+                raise ServerError(f"the content for {op[1]} was not uploaded")
             contents.append(content)
-            starter |= file_ops.touches_starter(act) and STARTER_MARK not in content.read(
-                0, _STARTER_SCAN_BYTES
-            )
-            act = ["put", act[1], content.size, content.digest]
+            if file_ops.touches_starter(op):
+                # Another /main.py is allowed if it starts the client, too.
+                replaces_starter |= STARTER_MARK not in content.read(0, _STARTER_SCAN_BYTES)
+            board_ops.append(["put", op[1], content.size, content.digest])
         else:
-            starter |= file_ops.touches_starter(act)
-        told.append(act)
-    names = {act[0] for act in checked}
+            replaces_starter |= file_ops.touches_starter(op)
+            board_ops.append(op)
+    names = {op[0] for op in checked}
     if {"put", "get"} <= names:
-        raise ServerError("a job either puts or gets files")
-    step = ack_bytes_for(boards)
-    code = wire.pack_file_ops(step, told)
+        raise ServerError("one job can either put or get files, not both")
+    ack_bytes = ack_bytes_for(boards)
+    code = wire.pack_file_ops(ack_bytes, board_ops)
     if len(code) > limits.FILE_OPS_BYTES:
-        raise ServerError(f"acts on files have at most {limits.FILE_OPS_BYTES} bytes in one job")
-    return code, FileTransferSpec(step, tuple(contents), "get" in names, starter)
+        raise ServerError(
+            f"the file operations of one job may have at most {limits.FILE_OPS_BYTES} bytes"
+        )
+    return code, FileTransferSpec(ack_bytes, tuple(contents), "get" in names, replaces_starter)
 
 
 def describe_file_ops(ops: list[list[Any]]) -> str:
-    """Return what stands in the audit log: the acts and their paths, no contents."""
-    return "; ".join(" ".join(str(each) for each in act[:2]) for act in ops[:20])
+    """Return the operations and their paths for the audit log, without contents."""
+    return "; ".join(" ".join(str(part) for part in op[:2]) for op in ops[:_AUDIT_FILE_OPS])

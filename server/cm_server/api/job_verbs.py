@@ -1,4 +1,4 @@
-"""What callers ask of jobs, wherever those are: looks and interrupts. No sockets, no SQL."""
+"""The verbs about jobs, on all servers: list, show, interrupt. No sockets, no SQL."""
 
 from __future__ import annotations
 
@@ -18,36 +18,42 @@ if TYPE_CHECKING:
 
 
 def interrupt_jobs(context: RequestContext) -> int:
-    """Interrupt jobs in reach; return how many there were."""
-    numbers, jobs = _read_numbers(context.body), context.server.dispatch.jobs
-    context.audit_entry.detail = fold_names(
-        str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB_ID
-    )
-    found = [
-        jobs[number] for number in numbers if number in jobs and _reaches_job(context, jobs[number])
-    ]
+    """Interrupt jobs on boards that the token covers; return how many were found."""
+    server = context.server
+    numbers = _read_numbers(context.body)
+    valid = [str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB_ID]
+    context.audit_entry.detail = fold_names(valid)
+    jobs = server.dispatch.jobs
+    found = [jobs[n] for n in numbers if n in jobs and _may_access_job(context, jobs[n])]
     boards = {job.board.id for job in found}
     for job in found:
-        context.server.dispatch.interrupt(job)
+        server.dispatch.interrupt(job)
     count = len(found)
-    if context.server.cluster is not None:
-        more = context.server.cluster.locate_jobs(set(numbers) - jobs.keys())
-        reached = [
-            (n, board, server) for n, board, server in more if _reaches_board_id(context, board)
+    if server.cluster is not None:
+        remote = [
+            (number, board_id, server_id)
+            for number, board_id, server_id in server.cluster.locate_jobs(
+                set(numbers) - jobs.keys()
+            )
+            if _may_access_board(context, board_id)
         ]
-        context.server.cluster.interrupt_jobs(reached)
-        boards |= {board for _, board, _ in reached}
-        count += len(reached)
+        server.cluster.interrupt_jobs(remote)
+        boards |= {board_id for _, board_id, _ in remote}
+        count += len(remote)
     context.audit_entry.boards = len(boards)
     return count
 
 
-def _reaches_job(context: RequestContext, job: Job) -> bool:
-    """Whether a job is on a board that the caller reaches; a name may be another board's now."""
+def _may_access_job(context: RequestContext, job: Job) -> bool:
+    """Return whether the token covers the board of a job.
+
+    The boards are compared, not their names: a name may have been given to another board.
+    """
     return access.reaches_all(context.token) or context.boards.get(job.board.name) is job.board
 
 
-def _reaches_board_id(context: RequestContext, board_id: str) -> bool:
+def _may_access_board(context: RequestContext, board_id: str) -> bool:
+    """Return whether the token covers a board; one that was removed, only if it covers all."""
     board = context.server.registry.by_id.get(board_id)
     return access.reaches_all(context.token) or (
         board is not None and context.boards.get(board.name) is board
@@ -55,72 +61,94 @@ def _reaches_board_id(context: RequestContext, board_id: str) -> bool:
 
 
 def list_jobs(context: RequestContext) -> Any:
-    """Return the jobs that have not ended, then those that ended lately, newest first."""
+    """Return open jobs, then recently ended ones, newest first.
+
+    With several servers, the return value is a coroutine.
+    """
     server = context.server
-    chosen = resolve_boards(context) if context.body.get("target") is not None else None
+    boards = resolve_boards(context) if context.body.get("target") is not None else None
     if server.cluster is None:
-        return _visible_jobs(context, server.dispatch.describe_jobs(), chosen)
-    return _list_cluster_jobs(context, server.cluster, chosen)
+        return _visible_jobs(context, server.dispatch.describe_jobs(), boards)
+    return _list_cluster_jobs(context, server.cluster, boards)
 
 
 async def _list_cluster_jobs(
-    context: RequestContext, cluster: Cluster, chosen: list[Board] | None
+    context: RequestContext, cluster: Cluster, boards: list[Board] | None
 ) -> Any:
-    """Return the jobs of all servers; the one that runs a job, which is the last, knows best."""
-    return _visible_jobs(context, await cluster.describe_jobs(), chosen)
+    return _visible_jobs(context, await cluster.describe_jobs(), boards)
 
 
 def _visible_jobs(
-    context: RequestContext, lines: list[tuple[str, dict[str, Any]]], chosen: list[Board] | None
+    context: RequestContext, jobs: list[tuple[str, dict[str, Any]]], boards: list[Board] | None
 ) -> list[dict[str, Any]]:
-    ids = None if chosen is None else {board.id for board in chosen}
-    seen = [
-        line
-        for board_id, line in lines
-        if _reaches_board_id(context, board_id) and (ids is None or board_id in ids)
+    """Return the jobs on boards that the token covers, and that were selected.
+
+    Args:
+        context: of the request.
+        jobs: each with its board's id.
+        boards: the selected ones; None: all.
+    """
+    ids = None if boards is None else {board.id for board in boards}
+    visible = [
+        job
+        for board_id, job in jobs
+        if _may_access_board(context, board_id) and (ids is None or board_id in ids)
     ]
-    return seen[: limits.REPLY_JOBS]
+    return visible[: limits.REPLY_JOBS]
 
 
 def show_job(context: RequestContext) -> Any:
-    """Return one job with its output's tail; of an older one, its line in the store."""
+    """Return one job with the end of its output; of an old one, its row in the store.
+
+    With several servers, the return value may be a coroutine.
+
+    Raises:
+        ServerError: no job on the boards that the token covers has this number.
+    """
     server, number = context.server, context.body.get("job")
-    if not isinstance(number, int) or not 0 < number < 2**63:
+    if not isinstance(number, int) or not 0 < number < 2**63:  # what the database can hold
         raise ServerError("a job is named by its number")
     context.audit_entry.detail = str(number)
     job = server.dispatch.jobs.get(number) or server.dispatch.recent_jobs.get(number)
-    if job is not None and _reaches_job(context, job):
+    if job is not None and _may_access_job(context, job):
         return job.describe_with_output()
-    if job is None and server.cluster is not None:
+    if job is not None:
+        raise _no_job_error(number)
+    if server.cluster is not None:
         return _show_remote_job(context, server.cluster, number)
-    return _show_stored_job(context, number, known=job is not None)
+    return _show_stored_job(context, number)
 
 
 async def _show_remote_job(
     context: RequestContext, cluster: Cluster, number: int
 ) -> dict[str, Any]:
-    line = _show_stored_job(context, number, known=False)  # whether there is one in reach
+    stored = _show_stored_job(context, number)  # raises if the token does not cover its board
     shown = await cluster.describe_job(number)
-    _show_stored_job(
-        context, number, known=False
-    )  # again: it may have left the caller's reach meanwhile
-    return shown or line
+    _show_stored_job(context, number)  # again: access may have been lost during the await
+    return shown or stored
 
 
-def _show_stored_job(context: RequestContext, number: int, *, known: bool) -> dict[str, Any]:
-    server = context.server
-    row = None if known else server.store.job(number)
-    board = server.registry.by_id.get(row.board) if row else None
-    reached = (
-        context.boards.get(board.name) is board if board else access.reaches_all(context.token)
-    )
-    if row is None or not reached:
-        raise ServerError(f"there is no job {number}")
+def _show_stored_job(context: RequestContext, number: int) -> dict[str, Any]:
+    row = context.server.store.job(number)
+    if row is None:
+        raise _no_job_error(number)
+    board = context.server.registry.by_id.get(row.board)
+    if board is not None:
+        visible = context.boards.get(board.name) is board
+    else:  # the board was removed
+        visible = access.reaches_all(context.token)
+    if not visible:
+        raise _no_job_error(number)
     return describe_row(row, board.name if board else row.board)
+
+
+def _no_job_error(number: int) -> ServerError:
+    """Return the error for a job that does not exist, or that the caller may not see."""
+    return ServerError(f"there is no job {number}")
 
 
 def _read_numbers(body: dict[str, Any]) -> list[int]:
     numbers = body.get("jobs")
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise ServerError("jobs are given as a list of numbers")
+        raise ServerError("jobs must be given as a list of numbers")
     return numbers

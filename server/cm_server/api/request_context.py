@@ -1,4 +1,4 @@
-"""What a caller asks for, once: who, what, of which boards. No sockets, no SQL."""
+"""The context of one request: token, boards, body, audit entry. No sockets, no SQL."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class RequestContext(NamedTuple):
-    """What somebody asks for.
+    """What a verb's function knows of the request.
 
     Attributes:
-        token: the token that he came in with.
-        boards: those that the token reaches: for this call, there are no others.
-        body: what he said.
-        audit_entry: what becomes the call's row in the audit log.
-        connection: the conversation that it is part of.
+        token: the caller's token.
+        boards: the boards that the token covers, by name; the function cannot see others.
+        body: the request's JSON, not checked.
+        audit_entry: becomes the request's row in the audit log; the function adds details.
+        connection: the caller's; uploads and plans belong to it.
     """
 
     server: Server
@@ -34,7 +34,14 @@ class RequestContext(NamedTuple):
 
 
 def resolve_boards(context: RequestContext) -> list[Board]:
-    """Return the boards of a request's target; to look at, without one, every one in reach."""
+    """Return the boards of a request's target, and count them in the audit entry.
+
+    Without a target, the verbs ``boards`` and ``jobs`` mean all boards that the token covers.
+
+    Raises:
+        TargetError: the target is missing, cannot be parsed, or selects no board.
+        NoSuchBoard: it names a board that does not exist or that the token does not cover.
+    """
     boards, target = context.boards, context.body.get("target")
     if target is None and context.body["verb"] in ("boards", "jobs"):
         return sorted(boards.values(), key=lambda board: natural_key(board.name))

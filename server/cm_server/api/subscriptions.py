@@ -1,8 +1,8 @@
-"""Who watches which boards, and what they are told; no sockets, no SQL.
+"""Subscriptions: callers that watch boards receive changes and samples. No sockets, no SQL.
 
-Changes are gathered and told a few times a second: of a board that changed often meanwhile, the
-last state. What is emitted goes out with them. Who does not read is told the last state when he
-does, and how many values he missed; he delays nobody.
+Changes are collected and sent a few times a second: for a board that changed several times, only
+the last state. Samples are sent with them. A caller that does not read receives the last state when
+it reads again, and the number of samples that it missed; it does not delay others.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Subscription:
-    """What one caller watches.
+    """The boards that one caller watches, and what it has not been sent yet.
 
     Args:
-        ref: the caller's number for it.
-        target: the boards, chosen anew at each update, there or not.
-        reachable: the boards that the caller's token reaches, which may change.
+        ref: the caller's number for the subscription.
+        target: selects the boards, connected or not; evaluated again at each update.
+        reachable: the boards that the caller's token covers, by name; a view that may change.
         send: sends a message to the caller.
-        is_ready: says whether the caller has read all that was sent.
+        is_ready: returns whether the caller has read everything that was sent.
+        samples: whether the caller wants the samples that boards emit.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Subscription:
         self._send = send
         self._is_ready = is_ready
         self._with_samples = samples
-        self._sent_names: dict[str, str] = {}  # id -> the name that the caller knows it by
+        self._sent_names: dict[str, str] = {}  # board id -> name, as last sent
         self._changed: dict[Board, None] = {}
         self._samples: deque[tuple[Board, Sample]] = deque()
         self._dropped_samples = 0
@@ -58,71 +59,86 @@ class Subscription:
 
     @property
     def has_updates(self) -> bool:
-        """Whether there is something to tell."""
+        """Whether there is something to send."""
         return not self._started or bool(self._changed or self._samples or self._dropped_samples)
 
     def add_changes(
-        self, changed: Iterable[Board], samples: Iterable[tuple[Board, Sample]], left_out: int = 0
+        self, changed: Iterable[Board], samples: Iterable[tuple[Board, Sample]], dropped: int = 0
     ) -> None:
-        """Note what happened."""
+        """Add changed boards and new samples to what is pending.
+
+        Args:
+            changed: boards; duplicates are merged.
+            samples: each with its board.
+            dropped: the number of samples that were dropped before.
+        """
         self._changed.update(dict.fromkeys(changed))
         if not self._with_samples:
             return
         self._samples.extend(samples)
-        self._dropped_samples += left_out
+        self._dropped_samples += dropped
         while len(self._samples) > limits.SUBSCRIPTION_PENDING_SAMPLES:
             self._samples.popleft()
             self._dropped_samples += 1
 
     def send_update(self, board_json: dict[Board, str]) -> None:
-        """Send pending changes if the caller has read the last message.
+        """Send pending changes and samples if the caller has read the last message.
 
-        ``board_json`` is a cache that all subscriptions share.
+        Args:
+            board_json: the boards' states in JSON, a cache that all subscriptions share.
         """
         if not self.has_updates or not self._is_ready():
             return
-        boards, gone = self._collect_boards(board_json)
+        boards, removed = self._collect_boards(board_json)
         samples = [
             sample.to_json(board.name) for board, sample in self._samples if self._covers(board)
         ]
-        whole = not self._started
-        left_out, self._dropped_samples, self._started = self._dropped_samples, 0, True
+        dropped = self._dropped_samples
+        is_first = not self._started
         self._samples.clear()
-        if not (whole or boards or gone or samples or left_out):
+        self._dropped_samples = 0
+        self._started = True
+        if not (is_first or boards or removed or samples or dropped):
             return
         text = (
-            f'{{"time":{time.time():.3f},"boards":[{",".join(boards)}],"gone":{_to_json(gone)},'
-            f'"samples":[{",".join(samples)}],"left_out":{left_out}}}'
+            f'{{"time":{time.time():.3f},"boards":[{",".join(boards)}],"gone":{_to_json(removed)},'
+            f'"samples":[{",".join(samples)}],"left_out":{dropped}}}'
         )
-        flags = wire.FULL_SNAPSHOT if whole else 0
+        flags = wire.FULL_SNAPSHOT if is_first else 0
         self._send(wire.pack(wire.CHANGES, text.encode(), job=self.ref, flags=flags))
 
     def _collect_boards(self, board_json: dict[Board, str]) -> tuple[list[str], list[str]]:
-        """Return changed boards as JSON, and the names of those that are no more to be seen."""
-        boards, gone = [], []
+        """Take changed boards from what is pending, a bounded number at a time.
+
+        Returns:
+            The boards in JSON, and names that the caller knows and that no longer stand for a
+            visible board: it was removed, renamed, or is not selected any more.
+        """
+        boards, removed = [], []
         for board in list(itertools.islice(self._changed, limits.SUBSCRIPTION_UPDATE_BOARDS)):
             del self._changed[board]
-            known = self._sent_names.pop(board.id, None)
-            sees = self._covers(board)
-            if sees:
+            sent_name = self._sent_names.pop(board.id, None)
+            visible = self._covers(board)
+            if visible:
                 if board not in board_json:
                     board_json[board] = _to_json(board.describe())
                 boards.append(board_json[board])
                 self._sent_names[board.id] = board.name
-            if known is not None and not (sees and known == board.name):
-                gone.append(known)
-        return boards, gone
+            if sent_name is not None and not (visible and sent_name == board.name):
+                removed.append(sent_name)
+        return boards, removed
 
     def _covers(self, board: Board) -> bool:
+        """Return whether the caller may see a board and has selected it."""
         return self._reachable.get(board.name) is board and self._target.covers(board.name, board)
 
 
 class Subscriptions:
-    """All that is watched.
+    """All subscriptions of all callers.
 
     Args:
-        registry: the boards.
-        call_later: calls a function after so many seconds.
+        registry: the boards; it is listened to only while there are subscriptions.
+        call_later: calls a function after a number of seconds.
     """
 
     def __init__(
@@ -140,7 +156,7 @@ class Subscriptions:
         return len(self._subscriptions)
 
     def add(self, subscription: Subscription) -> None:
-        """Tell all that there is now, then what changes."""
+        """Add a subscription: the caller receives all its boards now, and changes later."""
         self._subscriptions.append(subscription)
         self._registry.subscriptions_listener = self._on_change
         subscription.add_changes(self._registry.by_name.values(), ())
@@ -148,13 +164,13 @@ class Subscriptions:
         self._schedule_tick()
 
     def remove(self, subscription: Subscription) -> None:
-        """Tell no more."""
+        """Remove a subscription."""
         self._subscriptions.remove(subscription)
         if not self._subscriptions:
             self._registry.subscriptions_listener = None
 
     def on_sample(self, board: Board, sample: Sample) -> None:
-        """Note that a board emitted something."""
+        """Record a sample of a board, for the next update."""
         if not self._subscriptions:
             return
         if len(self._samples) < limits.SUBSCRIPTION_PENDING_SAMPLES:
@@ -176,10 +192,10 @@ class Subscriptions:
         self._tick_scheduled = False
         changed, self._changed = self._changed, {}
         samples, self._samples = self._samples, []
-        left_out, self._dropped_samples = self._dropped_samples, 0
-        said: dict[Board, str] = {}
-        for watch in self._subscriptions:
-            watch.add_changes(changed, samples, left_out)
-            watch.send_update(said)
-        if any(watch.has_updates for watch in self._subscriptions):
+        dropped, self._dropped_samples = self._dropped_samples, 0
+        board_json: dict[Board, str] = {}
+        for subscription in self._subscriptions:
+            subscription.add_changes(changed, samples, dropped)
+            subscription.send_update(board_json)
+        if any(subscription.has_updates for subscription in self._subscriptions):
             self._schedule_tick()

@@ -1,4 +1,7 @@
-"""What callers may ask, and with which role: the table ``VERBS``. No sockets, no SQL."""
+"""The requests of callers and the roles that they require: the table ``VERBS``.
+
+No sockets, no SQL.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,16 @@ if TYPE_CHECKING:
     from cm_server.app import Server
 
 
-ENROL_TOKEN_SECONDS = 3600.0  # that a token for boards lasts, unless told
+ENROL_TOKEN_SECONDS = 3600.0  # that a token for enrolment is valid by default
 
 
 class Verb(NamedTuple):
-    """One request of callers.
+    """One kind of request.
 
-    With ``requires_all_boards`` it needs a token for all boards.
+    Attributes:
+        role: the lowest role that may make it.
+        handler: returns the reply, or a coroutine of it.
+        requires_all_boards: whether the token has to cover all boards.
     """
 
     role: str
@@ -39,15 +45,15 @@ class Verb(NamedTuple):
 
 
 def check_role(token: TokenRow, verb: str) -> None:
-    """Refuse what the caller's role does not cover.
+    """Check that a token permits a verb or a message.
 
     Raises:
-        NotAllowed: the role is too low, or the token reaches some boards only.
-        ServerError: there is no such verb.
+        NotAllowed: the role is too low, or the token covers only some boards.
+        ServerError: the verb does not exist.
     """
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES.get(verb)
     if needed is None:
-        raise ServerError(f"it knows no request called {verb[:64]!r}")
+        raise ServerError(f"there is no request called {verb[:64]!r}")
     if not _has_role(token, needed):
         raise NotAllowed(needed)
     if verb in VERBS and VERBS[verb].requires_all_boards and not _covers_all_boards(token):
@@ -71,14 +77,24 @@ def handle_request(
     address: str = "",
     connection: object = None,
 ) -> Any:
-    """Do what ``body`` asks and return the reply, which is JSON; the audit log gets its row.
+    """Carry out a request, and record it in the audit log.
+
+    Args:
+        server: with the boards and everything else.
+        token: the caller's.
+        body: the request's JSON, with its ``verb``.
+        address: the caller's IP address, for the audit log.
+        connection: the caller's; uploads and plans belong to it.
+
+    Returns:
+        The reply, which can be sent as JSON, or a coroutine of it.
 
     Raises:
         CloudmanagerError: it was refused.
     """
     name = str(body.get("verb"))
     boards = access.reachable_boards(token, server.registry.by_name)
-    call = RequestContext(
+    context = RequestContext(
         server,
         token,
         boards,
@@ -89,20 +105,23 @@ def handle_request(
     try:
         check_role(token, name)
         if name not in VERBS:
-            raise ServerError(f"{name!r} is a message of its own, and not requested")
-        reply = VERBS[name].handler(call)
+            raise ServerError(f"{name!r} is not a request: it has a message type of its own")
+        reply = VERBS[name].handler(context)
     except CloudmanagerError as error:
-        server.audit_log.log_refusal(call.audit_entry, error)
+        server.audit_log.log_refusal(context.audit_entry, error)
         raise
-    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # their rows are their jobs'
-        server.audit_log.log_read(call.audit_entry)
+    if VERBS[name].role == ROLES[0] or name in ("offer", "plan"):  # the job that follows gets a row
+        server.audit_log.log_read(context.audit_entry)
     else:
-        server.audit_log.log_action(call.audit_entry)
+        server.audit_log.log_action(context.audit_entry)
     return reply
 
 
 def pack_error(error: CloudmanagerError) -> dict[str, Any]:
-    """Return an error as it crosses to the caller, who raises the same one, or its base."""
+    """Return an error as it is sent to the caller, which raises the same class.
+
+    A class that is not one of ``protocol.errors`` is replaced by its nearest base class there.
+    """
     known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     return {"error": known.__name__, "args": list(error.args)}
 
@@ -129,9 +148,9 @@ def _list_boards(context: RequestContext) -> list[dict[str, Any]]:
 def _set_labels(context: RequestContext) -> list[str]:
     changes = context.body.get("labels")
     if not isinstance(changes, dict) or not changes:
-        raise ServerError("labels are given as key=value")
+        raise ServerError("labels must be given as key=value")
     for key, value in changes.items():
-        check_label(str(key), str(value or "x"))  # an empty one, or null, takes the label away
+        check_label(str(key), str(value or "x"))  # an empty value, or null, removes the label
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(f"{key}={value or ''}" for key, value in changes.items())
     for board in boards:
@@ -144,14 +163,14 @@ def _set_labels(context: RequestContext) -> list[str]:
 
 
 def _stop_programs(context: RequestContext) -> list[str]:
-    """Ask boards to end their own programs; return the names of those that are there."""
+    """Interrupt the own programs of boards; return the names of the connected boards."""
     server = context.server
     stop = server.dispatch.stop_program if server.cluster is None else server.cluster.stop_program
     return [board.name for board in resolve_boards(context) if stop(board)]
 
 
 def _start_upload(context: RequestContext) -> int:
-    """Take a file in that boards are to get; the reply is its upload's number, 0 if it is there."""
+    """Start the upload of a content; return the upload's number, 0 if the server has it already."""
     context.audit_entry.detail = str(context.body.get("sha256"))
     return context.server.content_store.start_upload(
         context.connection, context.body.get("sha256"), context.body.get("size")
@@ -159,7 +178,7 @@ def _start_upload(context: RequestContext) -> int:
 
 
 def _plan_install(context: RequestContext) -> Any:
-    """Make the plan of an install; the reply comes when it is made."""
+    """Return a coroutine that makes the plan of an install."""
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(map(str, context.body.get("wanted") or ()))[
         : limits.AUDIT_CHARS
@@ -171,7 +190,7 @@ def _plan_install(context: RequestContext) -> Any:
 
 
 def _list_installed(context: RequestContext) -> dict[str, Any]:
-    """Return what boards have confirmed to have, there or not, and when."""
+    """Return the packages that boards have confirmed, and when; also of offline boards."""
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
     return {name: _describe_installed(context.server, context.boards[name]) for name in names}
@@ -188,24 +207,25 @@ def _describe_installed(server: Server, board: Board) -> dict[str, Any]:
 
 
 def _list_samples(context: RequestContext) -> list[list[Any]]:
-    """Return what boards emitted lately, there or not, the newest last."""
+    """Return recent samples, also of offline boards, the newest last."""
     count = context.body.get("count") or limits.REPLY_SAMPLES
     if not isinstance(count, int) or not 0 < count <= limits.REPLY_SAMPLES:
-        raise ServerError(f"values are 1 to {limits.REPLY_SAMPLES} at once")
+        raise ServerError(f"between 1 and {limits.REPLY_SAMPLES} values can be read at a time")
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
-    kept = [
-        (sample, name) for name in names for sample in context.boards[name].sample_buffer.samples
-    ]
     context.audit_entry.boards = len(names)
-    kept.sort()
-    return [[name, *sample[:3], json.loads(sample.values)] for sample, name in kept[-count:]]
+    samples = []
+    for name in names:
+        for sample in context.boards[name].sample_buffer.samples:
+            samples.append((sample, name))
+    samples.sort()
+    return [[name, *sample[:3], json.loads(sample.values)] for sample, name in samples[-count:]]
 
 
 def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
-    """Give each name an identity and a fresh key; its old key opens nothing any more."""
+    """Give each name an identity and a new key; an earlier key of the name is no longer valid."""
     names, boards = context.body.get("names"), context.server.registry.by_name
     if not isinstance(names, list) or not 0 < len(names) <= limits.ENROL_NAMES:
-        raise ServerError(f"1 to {limits.ENROL_NAMES} names are enrolled at once")
+        raise ServerError(f"1 to {limits.ENROL_NAMES} names can be enrolled at a time")
     for name in names:
         _check_new_name(context, name)
         if name in boards and boards[name].online:
@@ -219,34 +239,40 @@ def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
 
 def _check_new_name(context: RequestContext, name: Any) -> None:
     if not isinstance(name, str):
-        raise ServerError("names are text")
+        raise ServerError("names must be text")
     check_name(name)
     if not access.may_enrol(context.token, name, context.server.registry.by_name):
         raise NotAllowed(f"admin on {name}")
 
 
 def _create_enrol_token(context: RequestContext) -> dict[str, Any]:
-    """Make a token that boards enrol themselves with; this reply is the only place with it."""
-    asked: dict[str, Any] = {"target": access.ALL_BOARDS, "uses": 1, "expires": ENROL_TOKEN_SECONDS}
-    asked.update({key: value for key, value in context.body.items() if value is not None})
+    """Create a token that boards enrol themselves with; it is shown in this reply only."""
+    options = _with_defaults(
+        context.body, target=access.ALL_BOARDS, uses=1, expires=ENROL_TOKEN_SECONDS
+    )
     number = sum(row["role"] == BOARD_ROLE for row in context.server.tokens.describe()) + 1
     name = f"enrol-{number}"
     token = context.server.tokens.create(
-        name, BOARD_ROLE, asked["target"], asked["expires"], context.audit_entry, uses=asked["uses"]
+        name,
+        BOARD_ROLE,
+        options["target"],
+        options["expires"],
+        context.audit_entry,
+        uses=options["uses"],
     )
     made = context.server.tokens.describe()[-1]
     return {**made, "token": token, "ca": context.server.enrolment.ca_base64}
 
 
 def _revoke_boards(context: RequestContext) -> list[str]:
-    """Take boards out of the fleet: from now on their keys open nothing."""
+    """Remove boards from the fleet; their keys are no longer valid."""
     boards = resolve_boards(context)
     context.server.enrolment.revoke(boards, context.audit_entry)
     return [board.name for board in boards]
 
 
 def _rename_board(context: RequestContext) -> str:
-    """Give one board another name; its jobs, labels and key go with it."""
+    """Rename one board; it keeps its jobs, labels and key."""
     boards, name = resolve_boards(context), context.body.get("name")
     if len(boards) != 1:
         text, hint = str(context.body.get("target", "")), "Name one board, or select one."
@@ -258,18 +284,21 @@ def _rename_board(context: RequestContext) -> str:
 
 
 def _rotate_keys(context: RequestContext) -> dict[str, str]:
-    """Give boards new keys; says of each whether it was asked now or is yet to be."""
+    """Rotate the keys of boards; return for each whether it was asked already or has to wait."""
     boards = resolve_boards(context)
     context.server.enrolment.rotate(boards, context.audit_entry)
     return {board.name: "asked" if board.state == "idle" else "waits" for board in boards}
 
 
 def _create_token(context: RequestContext) -> dict[str, Any]:
-    """Make a token; this reply is the only place where it ever stands."""
-    asked: dict[str, Any] = {"role": "operator", "target": access.ALL_BOARDS}
-    asked.update({key: value for key, value in context.body.items() if value is not None})
+    """Create a token; it is shown in this reply only."""
+    options = _with_defaults(context.body, role="operator", target=access.ALL_BOARDS)
     token = context.server.tokens.create(
-        asked.get("name"), asked["role"], asked["target"], asked.get("expires"), context.audit_entry
+        options.get("name"),
+        options["role"],
+        options["target"],
+        options.get("expires"),
+        context.audit_entry,
     )
     pin = context.server.certificates.pin
     return {**context.server.tokens.describe()[-1], "token": f"{token}.{pin}"}
@@ -280,7 +309,7 @@ def _list_tokens(context: RequestContext) -> list[dict[str, Any]]:
 
 
 def _revoke_token(context: RequestContext) -> dict[str, Any]:
-    """Let a token open nothing any more, and close its links; what runs goes on."""
+    """Revoke a token and close its links; running jobs continue."""
     row = context.server.tokens.revoke(context.body.get("name"), context.audit_entry)
     return {"name": row.name, "closed": context.server.close_token_links(row)}
 
@@ -288,17 +317,22 @@ def _revoke_token(context: RequestContext) -> dict[str, Any]:
 def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
     count = context.body.get("count") or limits.REPLY_AUDIT_ROWS
     if not isinstance(count, int) or not 0 < count <= limits.REPLY_AUDIT_ROWS:
-        raise ServerError(f"rows are 1 to {limits.REPLY_AUDIT_ROWS} at once")
+        raise ServerError(f"between 1 and {limits.REPLY_AUDIT_ROWS} rows can be read at a time")
     return [row._asdict() for row in context.server.store.audit_rows(count)]
 
 
+def _with_defaults(body: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Return a request's fields; a field that is absent or null gets its default."""
+    return {**defaults, **{key: value for key, value in body.items() if value is not None}}
+
+
 def _audit_target(body: dict[str, Any]) -> str:
-    """Return what stands in the audit log for a request's target."""
+    """Return a request's target for the audit log; empty if it is absent or no text."""
     target = body.get("target")
     return target if isinstance(target, str) else ""
 
 
-#: What is a message of its own, and the role that it needs.
+#: Messages that are no requests (SUBMIT, WATCH), and the roles that they require.
 MESSAGE_ROLES = {"submit": "operator", "watch": "viewer"}
 
 VERBS = {

@@ -87,7 +87,7 @@ async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
         ([["stat", "/a\0b"]], "is not a path on a board"),
         ([["stat", "/a\ud800"]], "is not a path on a board"),
         ([["stat", "/" + "a" * 2000]], "is not a path on a board"),
-        ([["put", "/a", SHA]], "was not sent"),
+        ([["put", "/a", SHA]], "was not uploaded"),
         ([["get", "/a" + "b" * 900]] * 80, "at most 65536 bytes"),
         ([["put", "/cm.json", SHA]], "without it the board could not connect"),
         ([["put", "/CM.json", SHA]], "without it the board could not connect"),
@@ -113,7 +113,7 @@ async def test_row_of_very_long_paths_is_short(lab):
 async def test_a_job_puts_or_gets(lab):
     _, _, caller = lab
     await give(caller, DATA)
-    assert "either puts or gets" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
+    assert "either put or get" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
 
 
 async def test_viewer_may_not_look_into_a_flash(service: Service):

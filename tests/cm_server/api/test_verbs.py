@@ -379,7 +379,7 @@ def test_every_verb_is_in_the_description_of_the_protocol():
 @pytest.mark.parametrize("count", [0, -1, "all", 1.5, limits.REPLY_AUDIT_ROWS + 1, [1]], ids=str)
 def test_rows_of_the_audit_log_are_asked_for_by_number(server: FakeServer, count):
     if count != 0:
-        with pytest.raises(ServerError, match="rows are 1 to"):
+        with pytest.raises(ServerError, match="between 1 and"):
             server.ask("audit", count=count)
     server.ask("label", target="lab-1", labels={"a": "b"})
     server.ask("revoke", target="lab-10")
@@ -406,7 +406,7 @@ def test_of_very_many_numbers_the_audit_log_tells_some(server: FakeServer):
 
 
 def test_a_cell_is_no_request(server: FakeServer):
-    with pytest.raises(ServerError, match="a message of its own"):
+    with pytest.raises(ServerError, match="a message type of its own"):
         server.ask("submit")
 
 
