@@ -230,7 +230,7 @@ class SeveralSoak(Soak):
     def _fenced(self) -> dict[str, Any]:
         logs = self.cluster.logs()
         return {
-            "servers that began anew": logs.count("it begins anew"),
+            "servers that began anew": logs.count("it rejoins"),
             "refused": logs.count("fenced off"),
             "hang limit": HANG,
         }

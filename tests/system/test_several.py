@@ -64,11 +64,11 @@ def test_cells_files_installs_and_samples_over_servers_and_one_that_stands_still
         assert fleet["far-1"].run("n", timeout=WAIT).value == 41
         number = next(iter(mine.jobs.values())).number
         assert fleet.job(number)["status"] in (None, "lost")
-        wait_log(a.home / "server.log", "is gone")  # A has taken it out
+        wait_log(a.home / "server.log", "is dead")  # A has removed it
         b.process.send_signal(signal.SIGCONT)
         assert mine.wait(WAIT)  # its caller was at B, which began anew
         log = b.home / "server.log"
-        wait_log(log, "this server stood still and was taken out")  # with its next beat
+        wait_log(log, "this server was suspended and removed")  # with its next beat
         wait_online(made.fleet(b), names)
         assert "Traceback" not in log.read_text() + (b.home / "server.err").read_text()
 

@@ -1,1 +1,1 @@
-"""Several servers as one: pub/sub, peer messages, directory of boards, remote and hosted jobs."""
+"""Several servers: pub/sub, peer messages, board directory, remote and hosted jobs."""

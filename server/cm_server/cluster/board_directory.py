@@ -1,7 +1,8 @@
-"""What servers tell each other of their boards: where each is, how it is, and what changed of it.
+"""The board directory: which server has the link of each board, and in what state the board is.
 
-Each keeps all boards in its registry; of those that another server holds, what that says of them.
-The store has the rest: who is enrolled, and who holds which board. No sockets, no SQL.
+Each server has all boards in its registry; for a board that another server holds, it keeps the
+state that that server publishes. The store has the rest: which boards are enrolled, and which
+server has the lease of each. No sockets, no SQL.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-CLOSE_REPLACED = 4003  # the code of the close, as in board_socket.py
-PUBLISH_SECONDS = 0.1  # that changes wait for others, so that they share a letter
-BOARDS_PER_MESSAGE = 500  # in one letter
+CLOSE_REPLACED = 4003  # the WebSocket close code, as in net/board_socket.py
+PUBLISH_SECONDS = 0.1  # that a change is delayed, so that several share one message
+BOARDS_PER_MESSAGE = 500
 
 
 class BoardDirectory:
-    """Where all boards are.
+    """Keeps the registry up to date about boards of other servers, and publishes this one's.
 
     Args:
-        server: whose registry it keeps true.
-        store: where who holds what is written.
-        peer_messages: letters to the other servers.
-        remote_jobs: which has the jobs of boards that move.
-        call_later: calls a function after so many seconds.
+        server: this server, with the registry.
+        store: has the leases of boards.
+        peer_messages: to the other servers.
+        remote_jobs: takes the jobs of boards that move to another server.
+        call_later: calls a function after a number of seconds.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class BoardDirectory:
         self._changed: dict[Board, None] = {}
         self._pending_samples: list[list[Any]] = []
         self._publish_scheduled = self._closed = False
-        self._epochs: dict[str, int] = {}  # boards that this server had last: in which epoch
-        self._released: set[str] = set()  # those whose link is gone, as the store knows
-        self._published_facts: dict[str, dict[str, Any]] = {}  # that the others know
+        self._epochs: dict[str, int] = {}  # of boards that this server had last: id -> epoch
+        self._released: set[str] = set()  # ids of those whose link is closed, also in the store
+        self._published_facts: dict[
+            str, dict[str, Any]
+        ] = {}  # board id -> facts, as last published
         self._registry.directory_listener = self._on_board_changed
         peer_messages.handlers |= {
             "boards": self._on_boards,
@@ -70,39 +73,40 @@ class BoardDirectory:
 
     @property
     def held_count(self) -> int:
-        """How many boards have their link here."""
+        """The number of boards that are connected to this server."""
         return len(self._epochs) - len(self._released)
 
     def epoch_for(self, board_id: str) -> int | None:
-        """Return the epoch in which a job would be sent to a board at once; None where not."""
+        """Return a board's epoch if a job would be sent to it immediately, else None."""
         board = self._registry.by_id.get(board_id)
         return self._epochs.get(board_id) if board is not None and board.idle else None
 
-    # Out
+    # To other servers
 
     def claim_board(self, board: Board, facts: dict[str, Any]) -> None:
-        """Take a board that has just proven itself here, with what was sent to it.
+        """Acquire the lease of a board that has just authenticated, and the jobs sent to it.
 
         Raises:
-            ServerError: it is enrolled no more, or the store is away.
+            ServerError: it is no longer enrolled, or the store is unavailable.
         """
-        held = self._store.claim_board(board.id, facts)
-        if held is None:
+        claimed = self._store.claim_board(board.id, facts)
+        if claimed is None:
             self._refuse_revoked(board)
         else:
-            self._apply_lease(board, held)
+            self._apply_lease(board, claimed)
 
     def _refuse_revoked(self, board: Board) -> None:
+        """Remove a board that another server revoked, and refuse its link."""
         self.reload_boards([board.id])
-        raise ServerError("it is enrolled no more")
+        raise ServerError("it is no longer enrolled")
 
-    def _apply_lease(self, board: Board, held: ClaimedBoard) -> None:
-        self._server.enrolment.apply_row(held.row)
-        board.epoch = self._epochs[board.id] = held.epoch
+    def _apply_lease(self, board: Board, claimed: ClaimedBoard) -> None:
+        self._server.enrolment.apply_row(claimed.row)
+        board.epoch = self._epochs[board.id] = claimed.epoch
         self._released.discard(board.id)
         board.remote_state = None
-        self._server.dispatch.adopt_jobs(board, held.sent_jobs)
-        self._schedule_publish(0)  # before it has done anything that others may hear of
+        self._server.dispatch.adopt_jobs(board, claimed.sent_jobs)
+        self._schedule_publish(0)  # before any message about what the board does
 
     def _on_board_changed(self, board: Board) -> None:
         if board.id in self._epochs:
@@ -115,41 +119,46 @@ class BoardDirectory:
             self._call_later(seconds, self.publish_changes)
 
     def on_sample(self, board: Board, sample: Sample) -> None:
-        """Pass on what a board here emitted."""
+        """Publish a sample of a board of this server."""
         self._pending_samples.append([board.id, *sample])
         self._schedule_publish()
 
     def publish_changes(self) -> None:
-        """Tell the others what changed, and the store whose links are gone."""
+        """Publish pending changes and samples, and record closed links in the store."""
         self._publish_scheduled = False
         if self._closed:
             return
-        changed, self._changed = [b for b in self._changed if b.id in self._epochs], {}
-        for at in range(0, len(changed), BOARDS_PER_MESSAGE):
-            some = changed[at : at + BOARDS_PER_MESSAGE]
-            self._peer_messages.send(
-                ALL, "boards", {"boards": [self._board_update(board) for board in some]}
-            )
+        changed = [board for board in self._changed if board.id in self._epochs]
+        self._changed = {}
+        self._send_boards(ALL, changed)
         if self._pending_samples:
             self._peer_messages.send(ALL, "samples", {"samples": self._pending_samples})
             self._pending_samples = []
         self._release_boards({b.id for b in changed if b.link is None} - self._released)
 
     def close(self) -> None:
-        """Say the last, and no more."""
+        """Publish pending changes, then stop."""
         self.publish_changes()
         self._closed = True
 
-    def _release_boards(self, gone: set[str]) -> None:
+    def _send_boards(self, recipient: str, boards: Sequence[Board]) -> None:
+        """Send the states of boards, a bounded number in each message."""
+        for start in range(0, len(boards), BOARDS_PER_MESSAGE):
+            part = boards[start : start + BOARDS_PER_MESSAGE]
+            updates = [self._board_update(board) for board in part]
+            self._peer_messages.send(recipient, "boards", {"boards": updates})
+
+    def _release_boards(self, ids: set[str]) -> None:
+        """Record in the store that boards have no link."""
         try:
-            if gone:
-                self._store.release_boards({board_id: self._epochs[board_id] for board_id in gone})
-            self._released |= gone
-        except ServerError:  # it is tried again with the next change, or beat
-            self._changed.update((self._registry.by_id[board_id], None) for board_id in gone)
+            if ids:
+                self._store.release_boards({board_id: self._epochs[board_id] for board_id in ids})
+            self._released |= ids
+        except ServerError:  # retried with the next change, or at the next heartbeat
+            self._changed.update((self._registry.by_id[board_id], None) for board_id in ids)
 
     def _board_update(self, board: Board) -> list[Any]:
-        """Return a board as it travels; its facts only where they are new."""
+        """Return a board's id, state and facts as they are sent; facts only if they changed."""
         facts = (
             None
             if self._published_facts.get(board.id) is board.reported_facts
@@ -161,28 +170,29 @@ class BoardDirectory:
         return [board.id, [self._epochs[board.id], board.state, since, job, queued], facts]
 
     def _on_boards_requested(self, sender: str, _head: dict[str, Any], _payload: bytes) -> None:
-        """Tell a server that asks all there is."""
+        """Send all boards of this server, with their facts, to the server that requests them."""
         self._published_facts.clear()
-        boards = [self._registry.by_id[board_id] for board_id in self._epochs]
-        for at in range(0, len(boards), BOARDS_PER_MESSAGE):
-            some = [self._board_update(board) for board in boards[at : at + BOARDS_PER_MESSAGE]]
-            self._peer_messages.send(sender, "boards", {"boards": some})
+        self._send_boards(sender, [self._registry.by_id[board_id] for board_id in self._epochs])
 
-    # In
+    # From other servers
 
     def _on_boards(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
-        if unknown := [row[0] for row in head["boards"] if row[0] not in self._registry.by_id]:
+        """Apply the states of boards that another server publishes."""
+        unknown = [update[0] for update in head["boards"] if update[0] not in self._registry.by_id]
+        if unknown:
             self.reload_boards(unknown)
-        for board_id, told, facts in head["boards"]:
+        for board_id, fields, facts in head["boards"]:
             board = self._registry.by_id.get(board_id)
-            if board is not None and not _is_outdated(board, told[0]):
-                self._set_remote_state(board, RemoteBoardState(sender, *told), facts)
+            state = RemoteBoardState(sender, *fields)
+            if board is not None and not _is_outdated(board, state.epoch):
+                self._set_remote_state(board, state, facts)
 
     def _set_remote_state(
         self, board: Board, remote_state: RemoteBoardState, facts: dict[str, Any] | None
     ) -> None:
+        """Set the state of a board at another server; close its link here, if there is one."""
         if self._epochs.get(board.id) == remote_state.epoch:
-            return  # nobody else can have it in this epoch
+            return  # this server has the lease of this epoch
         if facts is not None:
             board.reported_facts = facts
         board.epoch = remote_state.epoch
@@ -191,7 +201,7 @@ class BoardDirectory:
             board.last_seen = time.time()
         board.remote_state = remote_state
         if board.link is not None:
-            text = "%s dialled another server: its older link is closed"
+            text = "%s connected to another server: closing its older link"
             self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
             link = board.link
             board.disconnect()
@@ -206,34 +216,35 @@ class BoardDirectory:
                 self._server.sample_collector.add_sample(board, Sample(*sample))
 
     def _drop_claim(self, board_id: str) -> None:
+        """Remove what is known of a board as one of this server."""
         self._epochs.pop(board_id, None)
         self._released.discard(board_id)
         self._published_facts.pop(board_id, None)
 
     def clear(self) -> None:
-        """Know nothing of where boards are."""
+        """Clear the directory: this server has no boards, and knows no others."""
         self._epochs.clear()
         self._released.clear()
         for board in self._registry.by_id.values():
             board.epoch, board.remote_state = 0, None
 
     def on_server_lost(self, server: str) -> None:
-        """Note that a server is gone: its boards are nowhere until they dial in again."""
+        """Mark the boards of a dead server as offline, until they reconnect to another one."""
         for board in self._registry.by_id.values():
             if board.remote_state is not None and board.remote_state.server == server:
                 board.remote_state = None
 
     def request_boards(self) -> None:
-        """See where all boards are: in the store, and from who has them."""
-        mine = self._store.server_id
+        """Read the holders of all boards from the store, and request the states from them."""
+        own_id = self._store.server_id
         for board_id, (server, epoch) in self._store.board_holders().items():
             board = self._registry.by_id.get(board_id)
-            if board is not None and server != mine and epoch > board.epoch:
+            if board is not None and server != own_id and epoch > board.epoch:
                 since = board.last_seen or time.time()
                 self._set_remote_state(board, RemoteBoardState(server, epoch, "idle", since), None)
         self._peer_messages.send(ALL, "who", {})
 
-    # Rows that another server wrote
+    # Rows of the store that another server changed
 
     def _on_rows_changed(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
         if head.get("tokens"):
@@ -250,14 +261,14 @@ class BoardDirectory:
         self.reload_boards(ids)
 
     def reload_boards(self, ids: Sequence[str]) -> None:
-        """Read anew what the store has of some boards."""
+        """Read some boards from the store again; remove those that are not enrolled any more."""
         rows = {row.id: row for row in self._store.boards_by_id(ids)}
         for row in rows.values():
             self._server.enrolment.apply_row(row)
         self._remove_boards(board_id for board_id in ids if board_id not in rows)
 
     def reload_all(self) -> None:
-        """Read anew what the store has of all boards and tokens."""
+        """Read all boards and tokens from the store again."""
         rows = {row.id: row for row in self._store.boards()}
         for row in rows.values():
             self._server.enrolment.apply_row(row)
@@ -272,7 +283,7 @@ class BoardDirectory:
                 self._server.enrolment.remove_board(board)
 
     def publish_row_changes(self, boards: Sequence[str] = (), *, tokens: bool = False) -> None:
-        """Have the other servers read anew what this one wrote."""
+        """Notify the other servers of rows that this one changed, so that they read them again."""
         self._peer_messages.send(ALL, "rows", {"boards": list(boards), "tokens": tokens})
 
 

@@ -1,4 +1,4 @@
-"""Jobs of callers at other servers, on boards whose link is here; no sockets, no SQL."""
+"""Hosted jobs: of callers of other servers, on boards of this server. No sockets, no SQL."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ log = logging.getLogger("cm_server")
 
 
 class RemoteObserver:
-    """The callers at another server, as far as a job here sees them."""
+    """The observer of hosted jobs: forwards their messages to the caller's server.
+
+    Args:
+        peer_messages: to the other servers.
+        server: the id of the caller's server.
+    """
 
     def __init__(self, peer_messages: PeerMessages, server: str) -> None:
         self._peer_messages = peer_messages
         self._server = server
-        self._truncated: set[tuple[int, int]] = set()  # of which something was left out
+        self._truncated: set[tuple[int, int]] = set()  # job and flags, of dropped messages
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        """Pass on one message; where the bus does not keep up, output is left out."""
+        """Forward one message; output is dropped while the bus is congested (sends TRUNCATED)."""
         if droppable and self._peer_messages.pubsub.pending_bytes > limits.UNSENT_BYTES:
             op, _, job = wire.HEADER.unpack_from(message)
             flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
@@ -44,13 +49,13 @@ class RemoteObserver:
 
 
 class HostedJobs:
-    """Runs them.
+    """Runs jobs for other servers.
 
     Args:
-        dispatch: which has the queues.
-        store: which says whose a job is.
+        dispatch: has the queues.
+        store: has the ownership of jobs.
         registry: the boards.
-        peer_messages: letters to the other servers.
+        peer_messages: to the other servers.
     """
 
     def __init__(
@@ -72,50 +77,54 @@ class HostedJobs:
         }
 
     def _on_run(self, sender: str, head: dict[str, Any], code: bytes) -> None:
-        """Take the jobs whose boards are here, and run them; refuse the others."""
-        boards = {
-            number: self._registry.by_id.get(board_id) for number, board_id, _ in head["jobs"]
-        }
-        names = {number: name for number, _, name in head["jobs"]}
-        here = {n: board for n, board in boards.items() if board is not None and board.link}
-        now = [number for number, board in here.items() if board.idle]
+        """Claim and run the jobs whose boards are connected here; refuse the others."""
+        names: dict[int, str] = {}
+        connected: dict[int, Board] = {}
+        for number, board_id, name in head["jobs"]:
+            names[number] = name
+            board = self._registry.by_id.get(board_id)
+            if board is not None and board.link:
+                connected[number] = board
+        idle = [number for number, board in connected.items() if board.idle]
+        busy = connected.keys() - set(idle)
         try:
-            taken = self._store.claim_jobs(sender, now, here.keys() - set(now)) if here else set()
+            claimed = self._store.claim_jobs(sender, idle, busy) if connected else set()
         except ServerError as error:
             why = f"{error.reason}; it did not run"
-            self._peer_messages.send(sender, "refused", {"jobs": list(boards), "why": why})
+            self._peer_messages.send(sender, "refused", {"jobs": list(names), "why": why})
             return
         cell = _read_cell(code, head)
-        who = {"caller": head["caller"], "token": head["token"]}
+        caller = {"caller": head["caller"], "token": head["token"]}
         jobs = [
-            self._make_job(number, here[number], cell, sender, name=names[number], **who)
-            for number in taken
+            self._make_job(number, connected[number], cell, sender, name=names[number], **caller)
+            for number in claimed
         ]
-        told = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
-        self._peer_messages.send(sender, "taken", {"jobs": told})
-        if gone := boards.keys() - taken:
-            self._peer_messages.send(sender, "refused", {"jobs": sorted(gone)})
+        accepted = [[job.id, not job.board.idle, job.board.buffer_size] for job in jobs]
+        self._peer_messages.send(sender, "taken", {"jobs": accepted})
+        if refused := names.keys() - claimed:
+            self._peer_messages.send(sender, "refused", {"jobs": sorted(refused)})
         self._dispatch.add_hosted_jobs(jobs)
         self._dispatch.launch(jobs)
 
     def _make_job(
         self, number: int, board: Board, cell: Cell, sender: str, *, caller: str, **more: str
     ) -> Job:
-        """Return a job; it may be one of this server's own that comes back with its board."""
+        """Return a new job, or the one of this server's callers that comes back with its board."""
         own = self._dispatch.jobs.get(number)
         if own is not None:
             own.owner, own.state = "", "queued"
             return own
-        absent = self._observers.setdefault(sender, RemoteObserver(self._peer_messages, sender))
-        return Job(number, board, cell, caller, absent, **more)
+        observer = self._observers.setdefault(sender, RemoteObserver(self._peer_messages, sender))
+        return Job(number, board, cell, caller, observer, **more)
 
     def on_server_lost(self, server: str) -> None:
-        """Go on without the callers at a server that is gone."""
-        absent = self._observers.pop(server, None)
-        if absent is not None:
-            self._dispatch.detach_observer(absent)
+        """Continue the jobs of a dead server's callers without observer."""
+        observer = self._observers.pop(server, None)
+        if observer is not None:
+            self._dispatch.detach_observer(observer)
 
     def _on_interrupt(self, _sender: str, head: dict[str, Any], _payload: bytes) -> Any:
+        """Interrupt jobs that this server owns; reply with the number of those it knows."""
         found = [job for number in head["jobs"] if (job := self._dispatch.jobs.get(number))]
         for job in found:
             if not job.owner:
@@ -123,22 +132,32 @@ class HostedJobs:
         return {"found": len(found)}, b""
 
     def _on_answer(self, _sender: str, head: dict[str, Any], text: bytes) -> None:
+        """Forward the answer to an ``input()``."""
         job = self._dispatch.jobs.get(head["job"])
         if job is not None:
             self._dispatch.answer_input(job, text, nobody=head["nobody"])
 
     def _on_data(self, _sender: str, head: dict[str, Any], data: bytes) -> None:
+        """Forward a message of a file transfer, which the caller's server controls."""
         job = self._dispatch.jobs.get(head["job"])
         if job is not None and job.state == "running" and job.board.link is not None:
             job.board.link.send(data)
 
     def _on_refuse(self, _sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """End a job that its caller's server cannot continue."""
         job = self._dispatch.jobs.get(head["job"])
         if job is not None and not job.owner:
             self._dispatch.fail_job(job, head["why"])
 
 
 def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:
-    files = RelayedTransfer(*head["files"]) if head["files"] else None
-    how = head["timeout"], head["awaits"], head["fresh"]
-    return Cell(code, *how, wait=0.0, answers=head["answers"], files=files)
+    """Return the cell of a "run" message; its caller's server waits for the board itself."""
+    return Cell(
+        code,
+        head["timeout"],
+        head["awaits"],
+        head["fresh"],
+        wait=0.0,
+        answers=head["answers"],
+        files=RelayedTransfer(*head["files"]) if head["files"] else None,
+    )

@@ -1,8 +1,8 @@
-"""The other servers of one fleet: what this one is among them, and how it notices who is gone.
+"""Membership in a group of servers: heartbeats, dead servers, requests about all servers.
 
-Each says in the store, again and again, that it is there. One that has not for ``lost_after``
-is taken out by the others: its boards have dialled them by then, and its jobs are theirs. When it
-wakes up, it finds itself taken out, drops all its links and begins anew under another id.
+Each server renews its row in the store. One that has not done so for ``dead_after`` seconds is
+removed by the others: its boards have connected to them by then, and they take over its jobs. When
+it resumes, it finds that it was removed, drops all its links and rejoins with a new id.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-HEARTBEATS_PER_TIMEOUT = 5  # in the time after which a server is taken for gone
-OUTCOME_POLL_SECONDS = 1.0  # between two looks at what became of jobs elsewhere
-RELOAD_SECONDS = 60.0  # between two readings of all boards and tokens
-RELOAD_DISCONNECTED_SECONDS = 5.0  # while the bus is away
+HEARTBEATS_PER_TIMEOUT = 5  # in the time after which a server is considered dead
+OUTCOME_POLL_SECONDS = 1.0  # between two queries for results of jobs of other servers
+RELOAD_SECONDS = 60.0  # between two reloads of all boards and tokens
+RELOAD_DISCONNECTED_SECONDS = 5.0  # the same while the bus is down
 
 
 def new_server_id() -> str:
-    """Return a fresh id for a server: 16 hex digits."""
+    """Return a new id for a server: 16 hex digits."""
     return secrets.token_hex(8)
 
 
 def local_token_name(home: Path) -> str:
-    """Return what a server's local user's token is called: each server has one of its own."""
+    """Return the name of the local user's token, which contains an id of this server's folder."""
     path = home / "server.id"
     if not path.exists():
         config.write_private(path, new_server_id()[:8])
@@ -58,14 +58,14 @@ def _peer_message_key(store: SharedStore) -> bytes:
 
 
 class Cluster:
-    """This server among the others.
+    """This server's membership in the group of servers that share a store.
 
     Args:
-        server: this one.
-        store: which all of them share.
-        pubsub: which carries their letters.
-        dead_after: seconds of silence after which a server is gone.
-        loop: which calls the beats.
+        server: this server.
+        store: the shared store.
+        pubsub: the bus.
+        dead_after: seconds without heartbeat after which a server is considered dead.
+        loop: the event loop.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Cluster:
         self._server, self._store, self._loop = server, store, loop
         self._dead_after = dead_after
         key = _peer_message_key(store)
-        fleet = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
-        self.peer_messages = PeerMessages(pubsub, fleet, key, store.server_id)
+        fleet_id = store.put_if_absent("fleet", secrets.token_bytes(8)).hex()
+        self.peer_messages = PeerMessages(pubsub, fleet_id, key, store.server_id)
         self.remote_jobs = server.dispatch.enable_remote_jobs(store, self.peer_messages)
         self.board_directory = BoardDirectory(
             server, store, self.peer_messages, self.remote_jobs, loop.call_later
@@ -88,7 +88,7 @@ class Cluster:
         self.hosted_jobs = HostedJobs(server.dispatch, store, server.registry, self.peer_messages)
         store.epoch_for = self.board_directory.epoch_for
         store.on_change = self.board_directory.publish_row_changes
-        self.servers: dict[str, str] = {}  # that are there: id and address
+        self.servers: dict[str, str] = {}  # live servers: id -> address
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._reloaded_at = 0.0
         self.peer_messages.handlers |= {
@@ -98,23 +98,23 @@ class Cluster:
         }
 
     def start(self) -> None:
-        """Be one of the servers."""
+        """Register this server and start its heartbeat."""
         self._store.register_server(self._server.address)
         self.peer_messages.start(self._on_pubsub_change)
         self._on_heartbeat_due()
         self._poll_outcomes()
 
     def _on_pubsub_change(self, connected: bool) -> None:
-        """Ask what was missed, when the bus is back."""
+        """Read and request everything again when the bus is back: messages were lost."""
         if connected:
             self._call_guarded(self._reload)
 
     def _call_guarded(self, action: Any) -> None:
-        """Act; where the store is away, the next beat tries again."""
+        """Call a function; if the store is unavailable, log it (the next heartbeat retries)."""
         try:
             action()
         except ServerError as error:
-            log.warning("what other servers do is not known: %s", error.reason)
+            log.warning("cannot exchange state with other servers: %s", error.reason)
 
     def _reload(self) -> None:
         self._reloaded_at = self._loop.time()
@@ -123,7 +123,7 @@ class Cluster:
 
     def _on_heartbeat_due(self) -> None:
         seconds = self._dead_after / HEARTBEATS_PER_TIMEOUT
-        self._timers["beat"] = self._loop.call_later(seconds, self._on_heartbeat_due)
+        self._timers["heartbeat"] = self._loop.call_later(seconds, self._on_heartbeat_due)
         self._call_guarded(self._send_heartbeat)
 
     def _send_heartbeat(self) -> None:
@@ -132,7 +132,7 @@ class Cluster:
             self._rejoin()
             return
         for server in self.servers.keys() - servers.keys():
-            log.warning("the server %s is gone", self.servers[server])
+            log.warning("the server %s is dead", self.servers[server])
             self.board_directory.on_server_lost(server)
             self.remote_jobs.on_server_lost(server)
             self.hosted_jobs.on_server_lost(server)
@@ -149,8 +149,8 @@ class Cluster:
         return RELOAD_SECONDS if connected else RELOAD_DISCONNECTED_SECONDS
 
     def _rejoin(self) -> None:
-        """Find that the others took this server for dead: what it has is theirs."""
-        log.error("this server stood still and was taken out: it begins anew")
+        """Start again with a new id: the other servers have removed this one and have its jobs."""
+        log.error("this server was suspended and removed by the others: it rejoins")
         self._store.change_server_id(new_server_id())
         self._server.drop_links_and_jobs()
         self.board_directory.clear()
@@ -159,28 +159,32 @@ class Cluster:
         self._reload()
 
     def _poll_outcomes(self) -> None:
-        self._timers["look"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
+        self._timers["poll"] = self._loop.call_later(OUTCOME_POLL_SECONDS, self._poll_outcomes)
         self._call_guarded(self.remote_jobs.poll_outcomes)
 
     @property
     def refused_writes(self) -> int:
-        """How many writes were refused, since the job or the board was another server's."""
+        """The number of writes that were refused because another server owned the job or board."""
         return self._store.refused_writes
 
-    # What callers ask that is not here
+    # Requests of callers about other servers
 
     def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
-        """Return where open jobs are that this server does not know: job, board, server."""
+        """Look up open jobs that this server does not know: their numbers, boards and servers."""
         numbers = [number for number in jobs if 0 < number <= MAX_JOB_ID][: limits.REPLY_JOBS]
         return self._store.locate_jobs(numbers) if numbers else []
 
     def interrupt_jobs(self, places: Iterable[tuple[int, str, str]]) -> None:
-        """Have jobs interrupted that are other servers'."""
+        """Ask other servers to interrupt jobs.
+
+        Args:
+            places: job number, board id and server id, as ``locate_jobs`` returns them.
+        """
         for number, _, server in places:
             self.peer_messages.send(server, "interrupt", {"jobs": [number]})
 
     def stop_program(self, board: Board) -> bool:
-        """Ask a board to end its own program, wherever it is; return whether it is there."""
+        """Interrupt a board's own program, at whichever server; return whether it is connected."""
         if board.link is None and board.online and board.remote_state is not None:
             self.peer_messages.send(board.remote_state.server, "stop", {"board": board.id})
             return True
@@ -192,39 +196,51 @@ class Cluster:
             self._server.dispatch.stop_program(board)
 
     async def describe_jobs(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what all servers know of jobs: each once, by the one that knows best."""
-        told = [
-            self._describe_local_jobs(),
-            *(each["lines"] for each in await self._request_all("lines", {})),
-        ]
+        """Return the jobs of all servers, each with its board's id: open ones first, newest first.
+
+        If several servers know a job, the description of the most reliable one counts.
+        """
+        replies = await self._request_all("lines", {})
+        lists = [self._describe_local_jobs(), *(reply["lines"] for reply in replies)]
         best: dict[int, tuple[str, dict[str, Any], int]] = {}
-        for board_id, line, sure in itertools.chain(*told):
-            if line["job"] not in best or sure > best[line["job"]][2]:
-                best[line["job"]] = (board_id, line, sure)
-        ended = {number: line["state"] == "ended" for number, (_, line, _) in best.items()}
-        order = sorted(best, key=lambda number: (ended[number], -number))
-        return [best[number][:2] for number in order]
+        for board_id, job, reliability in itertools.chain(*lists):
+            number = job["job"]
+            if number not in best or reliability > best[number][2]:
+                best[number] = (board_id, job, reliability)
+
+        def open_first(number: int) -> tuple[bool, int]:
+            return best[number][1]["state"] == "ended", -number
+
+        return [best[number][:2] for number in sorted(best, key=open_first)]
 
     def _describe_local_jobs(self) -> list[tuple[str, dict[str, Any], int]]:
-        """Return jobs' lines, each with how sure it is: who has a job knows more of it."""
-        here = self._server.dispatch.jobs
-        return [
-            (board_id, line, 2 if line["state"] == "ended" else not here[line["job"]].owner)
-            for board_id, line in self._server.dispatch.describe_jobs()[: limits.REPLY_JOBS]
-        ]
+        """Return the jobs that this server knows, each with its board's id and a reliability.
+
+        The reliability is 2 for an ended job, 1 for one that this server owns, 0 for others.
+        """
+        dispatch = self._server.dispatch
+        found: list[tuple[str, dict[str, Any], int]] = []
+        for board_id, job in dispatch.describe_jobs()[: limits.REPLY_JOBS]:
+            if job["state"] == "ended":
+                reliability = 2
+            else:
+                reliability = 0 if dispatch.jobs[job["job"]].owner else 1
+            found.append((board_id, job, reliability))
+        return found
 
     async def describe_job(self, number: int) -> dict[str, Any] | None:
-        """Return a job that another server knows, with its output's tail."""
-        told = await self._request_all("show", {"job": number})
-        return next((each["job"] for each in told if each["job"]), None)
+        """Return a job that another server knows, with the end of its output; None if none does."""
+        replies = await self._request_all("show", {"job": number})
+        return next((reply["job"] for reply in replies if reply["job"]), None)
 
     async def _request_all(self, op: str, head: dict[str, Any]) -> list[dict[str, Any]]:
-        asks = [
+        """Send a request to all other servers; return the replies of those that answer in time."""
+        requests = [
             self.peer_messages.request(server, op, head)
             for server in self.servers
             if server != self._store.server_id
         ]
-        replies = await asyncio.gather(*asks, return_exceptions=True)
+        replies = await asyncio.gather(*requests, return_exceptions=True)
         return [reply[0] for reply in replies if not isinstance(reply, BaseException)]
 
     def _on_describe_jobs(self, _sender: str, _head: dict[str, Any], _payload: bytes) -> Any:
@@ -236,7 +252,7 @@ class Cluster:
         return {"job": job.describe_with_output() if job else None}, b""
 
     def leave(self) -> None:
-        """Be none of the servers any more: the others need not wait to know."""
+        """Unregister this server, so that the others take over without waiting."""
         for timer in self._timers.values():
             timer.cancel()
         self.board_directory.close()
@@ -244,5 +260,5 @@ class Cluster:
         self.peer_messages.flush()
 
     async def close(self) -> None:
-        """Let go of the bus."""
+        """Close the connection to the bus."""
         await self.peer_messages.pubsub.close()

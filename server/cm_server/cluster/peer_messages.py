@@ -1,10 +1,11 @@
-"""What servers write to each other: records in pieces, each with a MAC; no sockets, no SQL.
+"""Messages between servers: records in authenticated fragments. No sockets, no SQL.
 
-The bus is not trusted. Its pieces carry a MAC under a key that only the store's servers know,
-over who sends it to whom and its number, which only goes up: what is forged, changed, replayed or
-led astray is dropped. What one turn of the loop writes to one server shares pieces.
+The bus is not trusted. Each fragment carries a MAC with a key that only servers of the same store
+know. It covers the sender, the recipient and a sequence number, so that forged, changed, replayed
+and redirected fragments are dropped. All records that are sent to one server in one iteration of
+the event loop share fragments.
 
-    piece: sender (8) ─ number (8) ─ flags (1) ─ MAC (16) ─ bytes of records
+    fragment: sender (8) ─ number (8) ─ flags (1) ─ MAC (16) ─ bytes of records
     record: length of head (4) ─ length of payload (4) ─ head, in JSON ─ payload
 """
 
@@ -27,31 +28,36 @@ from .pubsub import PubSub
 
 log = logging.getLogger("cm_server")
 
-ALL = "all"  # to every server
-FRAGMENT_BYTES = 512 * 1024  # NATS takes a megabyte
-REPLY_SECONDS = 2.0  # that a server has to answer another
-MAX_ROUTES = 256  # whose numbers are remembered
-MAX_REASSEMBLED_BYTES = 64 * 1024 * 1024  # of records that come in pieces
+ALL = "all"  # the recipient of messages to all servers
+FRAGMENT_BYTES = 512 * 1024  # NATS accepts messages of 1 MiB by default
+REPLY_SECONDS = 2.0  # timeout of a request to another server
+MAX_ROUTES = 256  # (sender, recipient) pairs whose last number is kept
+MAX_REASSEMBLED_BYTES = 64 * 1024 * 1024  # of records that span several fragments
 _HEAD = struct.Struct(">8sQB16s")
 _RECORD = struct.Struct(">II")
-_FIRST, _LAST = 1, 2
+_FIRST, _LAST = 1, 2  # flags: the first and the last fragment of a batch of records
+#: Called with the sender's id, the head and the payload; for a request, returns both of the reply.
 Handler = Callable[[str, dict[str, Any], bytes], Any]
 
 
 class PeerMessages:
-    """One server's letters.
+    """Sends, receives and dispatches the messages of one server.
 
     Args:
-        pubsub: what carries them.
-        fleet: what tells this store's servers from others on the same bus.
-        key: what only they know.
+        pubsub: the bus.
+        fleet: distinguishes the servers of this store from others on the same bus.
+        key: the secret key that the servers of this store share.
         server_id: this server's id, 16 hex digits.
+
+    Attributes:
+        handlers: functions by the ``op`` of a message.
+        dropped: the number of fragments that were dropped as invalid.
     """
 
     def __init__(self, pubsub: PubSub, fleet: str, key: bytes, server_id: str) -> None:
         self.pubsub = pubsub
         self.handlers: dict[str, Handler] = {"reply": self._on_reply}
-        self.dropped = 0  # pieces that were not what they should be
+        self.dropped = 0
         self._fleet, self._key, self._server_id = fleet, key, server_id
         self._numbers: dict[str, itertools.count[int]] = {}
         self._outbox: dict[str, list[bytes]] = {}
@@ -61,13 +67,17 @@ class PeerMessages:
         self._pending_replies: dict[int, asyncio.Future[tuple[dict[str, Any], bytes]]] = {}
 
     def start(self, on_connection_change: Callable[[bool], None]) -> None:
-        """Begin to take letters; ``on_connection_change`` is told whether the bus is there."""
+        """Start receiving.
+
+        Args:
+            on_connection_change: called with whether the bus is connected.
+        """
         self.pubsub.subscribe(self._subject(ALL))
         self.pubsub.subscribe(self._subject(self._server_id))
         self.pubsub.start(self._on_fragment, on_connection_change)
 
     def change_server_id(self, server_id: str) -> None:
-        """Be another server: letters to the one before are not ours."""
+        """Continue with a new id; messages to the old one are dropped."""
         self._server_id = server_id
         self._numbers.clear()
         self.pubsub.subscribe(self._subject(server_id))
@@ -75,10 +85,10 @@ class PeerMessages:
     def _subject(self, recipient: str) -> str:
         return f"cloudmanager.{self._fleet}.{recipient}"
 
-    # Out
+    # Sending
 
     def send(self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b"") -> None:
-        """Write to a server, or to ``ALL``; it leaves at the end of this turn of the loop."""
+        """Send a message to a server or to ``ALL``, at the end of this iteration of the loop."""
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self.flush)
         text = json.dumps({"op": op, **head}, separators=(",", ":")).encode()
@@ -86,15 +96,17 @@ class PeerMessages:
         self._outbox.setdefault(recipient, []).append(record)
 
     def flush(self) -> None:
-        """Let go what was written."""
-        out, self._outbox = self._outbox, {}
-        for to, records in out.items():
-            whole = b"".join(records)
-            last = (len(whole) - 1) // FRAGMENT_BYTES
-            for index in range(last + 1):
-                piece = whole[index * FRAGMENT_BYTES : (index + 1) * FRAGMENT_BYTES]
-                flags = _FIRST * (index == 0) | _LAST * (index == last)
-                self.pubsub.publish(self._subject(to), self._pack_fragment(to, flags, piece))
+        """Publish the messages in the outbox."""
+        outbox, self._outbox = self._outbox, {}
+        for recipient, records in outbox.items():
+            batch = b"".join(records)
+            for start in range(0, len(batch), FRAGMENT_BYTES):
+                fragment = batch[start : start + FRAGMENT_BYTES]
+                flags = _FIRST if start == 0 else 0
+                if start + FRAGMENT_BYTES >= len(batch):
+                    flags |= _LAST
+                packed = self._pack_fragment(recipient, flags, fragment)
+                self.pubsub.publish(self._subject(recipient), packed)
 
     def _pack_fragment(self, recipient: str, flags: int, fragment: bytes) -> bytes:
         number = next(self._numbers.setdefault(recipient, itertools.count(1)))
@@ -113,10 +125,10 @@ class PeerMessages:
     async def request(
         self, recipient: str, op: str, head: dict[str, Any], payload: bytes = b""
     ) -> tuple[dict[str, Any], bytes]:
-        """Write to a server, and return what it answers.
+        """Send a request to a server, and return the head and the payload of its reply.
 
         Raises:
-            ServerError: it does not answer in time.
+            ServerError: it does not reply in time.
         """
         ref = next(self._refs)
         reply = self._pending_replies[ref] = asyncio.get_running_loop().create_future()
@@ -124,29 +136,33 @@ class PeerMessages:
         try:
             return await asyncio.wait_for(reply, REPLY_SECONDS)
         except TimeoutError:
-            raise ServerError("another server, which has what it needs, does not answer") from None
+            raise ServerError("another server that is needed for this does not answer") from None
         finally:
             del self._pending_replies[ref]
 
-    # In
+    # Receiving
 
     def _on_fragment(self, data: bytes) -> None:
         if len(data) < _HEAD.size:
             self.dropped += 1
             return
-        raw, number, flags, mac = _HEAD.unpack_from(data)
-        sender, piece = raw.hex(), data[_HEAD.size :]
+        sender_raw, number, flags, mac = _HEAD.unpack_from(data)
+        sender, fragment = sender_raw.hex(), data[_HEAD.size :]
         if sender == self._server_id:
             return
-        for to in (self._server_id, ALL):
-            if self._is_authentic(mac, self._mac(sender, to, number, flags, piece)):
-                self._add_fragment((sender, to), number, flags, piece)
+        for recipient in (self._server_id, ALL):
+            if self._is_authentic(mac, self._mac(sender, recipient, number, flags, fragment)):
+                self._add_fragment((sender, recipient), number, flags, fragment)
                 return
         self.dropped += 1
 
     def _add_fragment(
         self, route: tuple[str, str], number: int, flags: int, fragment: bytes
     ) -> None:
+        """Add an authentic fragment to its batch; handle the batch if it is complete.
+
+        A batch of which a fragment was lost is dropped.
+        """
         last = self._last_numbers.get(route, 0)
         if _is_replay(number, last):
             self.dropped += 1
@@ -155,43 +171,46 @@ class PeerMessages:
         self._last_numbers.move_to_end(route)
         if len(self._last_numbers) > MAX_ROUTES:
             self._partial.pop(self._last_numbers.popitem(last=False)[0], None)
-        whole = bytearray() if flags & _FIRST else self._partial.pop(route, None)
-        if whole is None or (number != last + 1 and not flags & _FIRST):
-            return  # its beginning was lost
-        whole += fragment
+        batch = bytearray() if flags & _FIRST else self._partial.pop(route, None)
+        if batch is None or (number != last + 1 and not flags & _FIRST):
+            return  # an earlier fragment of the batch was lost
+        batch += fragment
         if flags & _LAST:
-            self._handle_records(route[0], bytes(whole))
-        elif len(whole) < MAX_REASSEMBLED_BYTES:
-            self._partial[route] = whole
+            self._handle_records(route[0], bytes(batch))
+        elif len(batch) < MAX_REASSEMBLED_BYTES:
+            self._partial[route] = batch
 
-    def _handle_records(self, sender: str, whole: bytes) -> None:
+    def _handle_records(self, sender: str, batch: bytes) -> None:
         at = 0
-        while at < len(whole):
-            head_size, size = _RECORD.unpack_from(whole, at)
-            begin = at + _RECORD.size + head_size
-            head = json.loads(whole[at + _RECORD.size : begin])
-            at = begin + size
+        while at < len(batch):
+            head_size, payload_size = _RECORD.unpack_from(batch, at)
+            payload_at = at + _RECORD.size + head_size
+            head = json.loads(batch[at + _RECORD.size : payload_at])
+            at = payload_at + payload_size
             handler = self.handlers.get(head["op"])
             if handler is not None:
-                self._handle_record(handler, sender, head, whole[begin:at])
+                self._handle_record(handler, sender, head, batch[payload_at:at])
 
     def _handle_record(
         self, handler: Handler, sender: str, head: dict[str, Any], payload: bytes
     ) -> None:
-        """Act on a record; a bug of ours, or an older server's words, harm nobody else's."""
+        """Dispatch one message, and send its reply; log and drop it if its handler fails.
+
+        A bug, or a message of a server of another version, must not stop the messages behind it.
+        """
         try:
             reply = handler(sender, head, payload)
         except Exception:
-            log.exception("a letter of another server's: %s", head["op"])
+            log.exception("a message of another server could not be handled: %s", head["op"])
             return
         if reply is not None and "ref" in head:
-            told, data = reply
-            self.send(sender, "reply", {"to": head["ref"], "reply": told}, data)
+            reply_head, reply_payload = reply
+            self.send(sender, "reply", {"to": head["ref"], "reply": reply_head}, reply_payload)
 
     def _on_reply(self, _sender: str, head: dict[str, Any], payload: bytes) -> None:
-        asked = self._pending_replies.get(head["to"])
-        if asked is not None and not asked.done():
-            asked.set_result((head["reply"], payload))
+        pending = self._pending_replies.get(head["to"])
+        if pending is not None and not pending.done():
+            pending.set_result((head["reply"], payload))
 
 
 def _mac_input(sender: str, recipient: str, number: int, flags: int, fragment: bytes) -> bytes:

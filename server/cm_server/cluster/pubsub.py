@@ -1,7 +1,7 @@
-"""What carries messages between servers: in one process, or NATS. They may be lost.
+"""The bus between servers: publish and subscribe, within a process or with NATS.
 
-Nothing here is what a job's outcome depends on: that is the store's. So who cannot be reached
-is not waited for, and what cannot be sent now is dropped.
+Messages may be lost. No outcome of a job depends on them, because outcomes are in the store.
+Therefore nothing waits for the bus, and what cannot be sent now is dropped.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Protocol
 
 log = logging.getLogger("cm_server")
 
-RETRY_SECONDS = 0.25  # between two tries to reach NATS
-DRAIN_SECONDS = 1.0  # that the last letters have to leave
-POLL_SECONDS = 0.1  # between two looks at whether it is there
-PING_SECONDS = 2  # between two pings to it; with two unanswered it is away
-MAX_PENDING_BYTES = 64 * 1024 * 1024  # for NATS; more is dropped
+RETRY_SECONDS = 0.25  # between two attempts to connect to NATS
+DRAIN_SECONDS = 1.0  # to send the last messages before closing
+POLL_SECONDS = 0.1  # between two checks of the connection
+PING_SECONDS = 2  # between two pings; after two without answer the connection is closed
+MAX_PENDING_BYTES = 64 * 1024 * 1024  # not sent to NATS yet; more is dropped
 
 
 class PubSub(Protocol):
-    """One server's access.
+    """One server's connection to the bus.
 
     Attributes:
-        connected: whether messages go through, as far as is known.
-        pending_bytes: bytes that have not left yet.
+        connected: whether the connection is up, as far as is known.
+        pending_bytes: bytes that are waiting to be sent.
     """
 
     connected: bool
@@ -36,37 +36,42 @@ class PubSub(Protocol):
     def start(
         self, on_message: Callable[[bytes], None], on_connection_change: Callable[[bool], None]
     ) -> None:
-        """Begin; ``on_connection_change`` is told whether the bus is there."""
+        """Connect.
+
+        Args:
+            on_message: called with each message of the subscribed subjects.
+            on_connection_change: called with whether the bus is connected, after each change.
+        """
 
     def subscribe(self, subject: str) -> None:
-        """Take what is published for a subject, now and whenever the bus is there."""
+        """Receive the messages of a subject, now and after each reconnect."""
 
     def publish(self, subject: str, data: bytes) -> None:
-        """Send to all that take this subject."""
+        """Send a message to all subscribers of a subject, or drop it."""
 
     async def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
 
 
 class InProcessBroker:
-    """A bus for servers in one process, and one event loop."""
+    """A bus for servers in one process and one event loop."""
 
     def __init__(self) -> None:
         self.members: list[InProcessPubSub] = []
 
     def new_client(self) -> InProcessPubSub:
-        """Return one server's access."""
+        """Return a connection for one server."""
         return InProcessPubSub(self)
 
     def set_connected(self, connected: bool) -> None:
-        """Lose the bus, or have it back."""
+        """Simulate that the bus goes down, or is back."""
         for member in self.members:
             member.connected = connected
             member.on_connection_change(connected)
 
 
 class InProcessPubSub:
-    """One server's access to a ``Hub``."""
+    """One server's connection to an ``InProcessBroker``."""
 
     def __init__(self, broker: InProcessBroker) -> None:
         self.connected = True
@@ -74,37 +79,37 @@ class InProcessPubSub:
         self._broker = broker
         self._subjects: list[str] = []
         self._on_message: Callable[[bytes], None] = lambda _data: None
-        self.on_connection_change: Callable[[bool], None] = lambda _up: None
+        self.on_connection_change: Callable[[bool], None] = lambda _connected: None
 
     def start(
         self, on_message: Callable[[bytes], None], on_connection_change: Callable[[bool], None]
     ) -> None:
-        """Begin."""
+        """Connect."""
         self._on_message, self.on_connection_change = on_message, on_connection_change
         self._broker.members.append(self)
         on_connection_change(True)
 
     def subscribe(self, subject: str) -> None:
-        """Take what is published for a subject."""
+        """Receive the messages of a subject."""
         self._subjects.append(subject)
 
     def publish(self, subject: str, data: bytes) -> None:
-        """Send, unless the bus is lost."""
+        """Send a message to all subscribers of a subject; drop it while the bus is down."""
         for member in self._broker.members if self.connected else ():
             if subject in member._subjects:
                 asyncio.get_running_loop().call_soon(member._on_message, data)
 
     async def close(self) -> None:
-        """End."""
+        """Disconnect."""
         with contextlib.suppress(ValueError):
             self._broker.members.remove(self)
 
 
 class NatsPubSub:
-    """One server's access to NATS.
+    """One server's connection to NATS.
 
     Args:
-        url: such as ``tls://user:password@host:4222``; several with commas between.
+        url: such as ``tls://user:password@host:4222``; several are separated by commas.
     """
 
     def __init__(self, url: str) -> None:
@@ -115,36 +120,38 @@ class NatsPubSub:
         self._outbox_filled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._client: Any = None
-        self._pending_subjects: list[str] = []  # subjects that NATS does not know of yet
+        self._pending_subjects: list[str] = []  # not subscribed at NATS yet
         self._on_message: Callable[[bytes], None] = lambda _data: None
-        self._on_connection_change: Callable[[bool], None] = lambda _up: None
+        self._on_connection_change: Callable[[bool], None] = lambda _connected: None
 
     def start(
         self, on_message: Callable[[bytes], None], on_connection_change: Callable[[bool], None]
     ) -> None:
-        """Begin, in the background; NATS need not be there."""
+        """Start connecting in the background; NATS may be down."""
         self._on_message, self._on_connection_change = on_message, on_connection_change
         self._tasks = [
-            asyncio.ensure_future(each())
-            for each in (self._maintain_connection, self._publish_outbox)
+            asyncio.ensure_future(self._maintain_connection()),
+            asyncio.ensure_future(self._publish_outbox()),
         ]
 
     def subscribe(self, subject: str) -> None:
-        """Take what is published for a subject, from the moment when NATS is there."""
+        """Receive the messages of a subject as soon as NATS is connected."""
         self._pending_subjects.append(subject)
 
     async def _maintain_connection(self) -> None:
-        """Connect, take what is to be taken, and see again and again whether NATS is there."""
+        """Connect, subscribe, and check the connection until the task is cancelled."""
         while True:
             try:
                 if self._client is None:
                     self._client = await self._connect()
                 while self._pending_subjects and self._client.is_connected:
                     await self._subscribe_at_nats(self._pending_subjects[0])
-                    await self._client.flush(DRAIN_SECONDS)  # NATS knows of it now
+                    await self._client.flush(
+                        DRAIN_SECONDS
+                    )  # returns when NATS has the subscription
                     del self._pending_subjects[0]
-            except Exception as error:  # of many kinds: NATS is away
-                log.debug("the bus is away: %s", error)
+            except Exception as error:  # the client raises many kinds if NATS is down
+                log.debug("the bus is down: %s", error)
             self._set_connected(self._client is not None and self._client.is_connected)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -155,14 +162,14 @@ class NatsPubSub:
             self._set_connected(client.is_connected)
 
         async def on_error(error: Exception) -> None:
-            log.debug("the bus: %s", error)
+            log.debug("error of the bus: %s", error)
 
         client = Client()
         try:
             await client.connect(
                 self._url.split(","),
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # it may be a float
+                reconnect_time_wait=RETRY_SECONDS,  # type: ignore[arg-type]  # a float works
                 ping_interval=PING_SECONDS,
                 max_outstanding_pings=2,
                 reconnected_cb=on_change,
@@ -170,7 +177,7 @@ class NatsPubSub:
                 error_cb=on_error,
                 no_echo=True,
             )
-        except BaseException:  # it leaves no socket behind
+        except BaseException:  # cancelled, too: close its sockets
             with contextlib.suppress(Exception):
                 await client.close()
             raise
@@ -187,34 +194,34 @@ class NatsPubSub:
     def _set_connected(self, connected: bool) -> None:
         if connected != self.connected and not self._closing:
             level = logging.INFO if connected else logging.WARNING
-            log.log(level, "the bus is %s", "up" if connected else "away")
+            log.log(level, "the bus is %s", "up" if connected else "down")
             self.connected = connected
             self._on_connection_change(connected)
 
     def publish(self, subject: str, data: bytes) -> None:
-        """Send, or drop it where NATS is away or does not keep up."""
+        """Queue a message; drop it if NATS is down or too slow."""
         if self.connected and self.pending_bytes < MAX_PENDING_BYTES:
             self._outbox.append((subject, data))
             self.pending_bytes += len(data)
             self._outbox_filled.set()
 
     async def _wait_drained(self) -> None:
-        while self.pending_bytes and self.connected:  # noqa: ASYNC110 - once, at the end
+        while self.pending_bytes and self.connected:  # noqa: ASYNC110 - only while closing
             await asyncio.sleep(0.01)
 
     async def _publish_outbox(self) -> None:
-        """Hand what waits to NATS, which may take its time."""
+        """Send queued messages to NATS, which may block, until the task is cancelled."""
         while True:
             await self._outbox_filled.wait()
             self._outbox_filled.clear()
             while self._outbox:
                 subject, data = self._outbox.popleft()
-                with contextlib.suppress(Exception):  # of many kinds: NATS is away
+                with contextlib.suppress(Exception):  # many kinds: NATS is down
                     await self._client.publish(subject, data)
                 self.pending_bytes -= len(data)
 
     async def close(self) -> None:
-        """Hang up, once what waits has left."""
+        """Send queued messages, for at most ``DRAIN_SECONDS``, then disconnect."""
         self._closing = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._wait_drained(), DRAIN_SECONDS)
@@ -222,5 +229,5 @@ class NatsPubSub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client is not None and not self._client.is_closed:
-            with contextlib.suppress(Exception):  # it is away: then nobody is told
+            with contextlib.suppress(Exception):  # NATS is down: nothing to close
                 await asyncio.wait_for(self._client.close(), DRAIN_SECONDS)

@@ -1,8 +1,9 @@
-"""A caller's jobs on boards whose link another server has; no sockets, no SQL.
+"""Remote jobs: of callers of this server, on boards of other servers. No sockets, no SQL.
 
-The job is written down here, and the other server asked to run it: it takes the job in the
-store, runs it, and says what the board says. So what was asked twice, or too late, runs once. Where
-no word comes, the store has the outcome: whatever became of the other server or of the bus.
+This server commits the job and asks the other server to run it. That server claims the job in the
+store, which can succeed only once, runs it and forwards the board's messages. So a request that is
+repeated or late runs once. If no messages arrive, the result is read from the store, whatever
+happened to the other server or to the bus.
 """
 
 from __future__ import annotations
@@ -30,20 +31,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-ACK_SECONDS = 3.0  # that the other server has to say that it has a job
-PEER_MARGIN_SECONDS = 0.08  # after the other server's own deadline
-MAX_TRIES = 4  # at finding the server that has a board, while it moves
-_UNKNOWN_OWNER = "?"  # who has a job that the store alone knows about
+ACK_SECONDS = 3.0  # in which the other server has to confirm that it has claimed a job
+PEER_MARGIN_SECONDS = 0.08  # between the other server's deadline for a result and this one's
+MAX_TRIES = 4  # to find the server that has a board, while the board moves
+_UNKNOWN_OWNER = "?"  # the owner of a job, if only the store knows it
 
 
 class RemoteJobs:
-    """The jobs that other servers run for callers here.
+    """Follows the jobs that other servers run for callers of this one.
 
     Args:
-        dispatch: whose jobs they are.
-        store: which says whose a job is.
-        peer_messages: letters to the other servers.
-        call_later: calls a function after so many seconds and returns what calls it off.
+        dispatch: has the jobs.
+        job_results: ends them.
+        store: has the ownership of jobs.
+        peer_messages: to the other servers.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
     """
 
     def __init__(
@@ -57,26 +59,26 @@ class RemoteJobs:
         self._dispatch, self._job_results = dispatch, job_results
         self._store, self._peer_messages, self._call_later = store, peer_messages, call_later
         self._batch: dict[tuple[str, Cell, str, str], list[Job]] = {}
-        self._tries: dict[int, int] = {}  # of jobs of which no word has come
-        self._first_asked_at: dict[int, float] = {}  # when for the first, by the monotonic clock
-        self._seen_ended: set[int] = set()  # that the last look at the store saw
+        self._tries: dict[int, int] = {}  # of jobs that are not confirmed: id -> requests so far
+        self._first_asked_at: dict[int, float] = {}  # id -> monotonic time of the first
+        self._seen_ended: set[int] = set()  # ids that the last poll of the store found
         peer_messages.handlers |= {
             "taken": self._on_jobs_taken,
             "refused": self._on_jobs_refused,
             "say": self._on_job_message,
         }
 
-    # Out
+    # Requests to other servers
 
     def launch(self, job: Job) -> None:
-        """Have a job run by the server that has its board."""
-        away = job.board.remote_state
-        assert away is not None
+        """Ask the server that has the job's board to run it."""
+        remote = job.board.remote_state
+        assert remote is not None
         job.stop_timer()
-        job.state = "running" if away.state == "idle" else "queued"
+        job.state = "running" if remote.state == "idle" else "queued"
         self._tries[job.id] = self._tries.get(job.id, 0) + 1
         self._first_asked_at.setdefault(job.id, time.monotonic())
-        self._queue_launch(job, away.server)
+        self._queue_launch(job, remote.server)
 
     def _queue_launch(self, job: Job, server: str) -> None:
         job.owner = server
@@ -85,34 +87,33 @@ class RemoteJobs:
         self._batch.setdefault((server, job.cell, job.caller, job.token_hash), []).append(job)
 
     def _send_batch(self) -> None:
-        """Ask each server once for all that one cell is to it."""
+        """Send each server one message per cell, with all jobs of the cell on its boards."""
         batch, self._batch = self._batch, {}
         for (server, cell, caller, token), jobs in batch.items():
-            asked = [
+            open_jobs = [
                 [job.id, job.board.id, job.name] for job in jobs if job.id in self._dispatch.jobs
             ]
-            who = {"caller": caller, "token": token}
-            self._peer_messages.send(
-                server, "run", {"jobs": asked, **who, **_cell_fields(cell)}, cell.code
-            )
+            head = {"jobs": open_jobs, "caller": caller, "token": token, **_cell_fields(cell)}
+            self._peer_messages.send(server, "run", head, cell.code)
             self._call_later(ACK_SECONDS, lambda jobs=jobs: self._on_ack_timeout(jobs))  # type: ignore[misc]
 
     def interrupt_job(self, job: Job) -> None:
-        """Interrupt it, wherever it is."""
-        to = ALL if job.owner == _UNKNOWN_OWNER else job.owner
-        self._peer_messages.send(to, "interrupt", {"jobs": [job.id]})
+        """Ask the owner of a job to interrupt it."""
+        recipient = ALL if job.owner == _UNKNOWN_OWNER else job.owner
+        self._peer_messages.send(recipient, "interrupt", {"jobs": [job.id]})
 
     def answer_input(self, job: Job, text: bytes, *, nobody: bool) -> None:
-        """Answer its ``input()``."""
+        """Send the answer to a job's ``input()`` to its owner."""
         self._peer_messages.send(job.owner, "answer", {"job": job.id, "nobody": nobody}, text)
 
     def fail_job(self, job: Job, why: str) -> None:
-        """Have a job ended that goes no further: the word comes back as its ending."""
+        """Ask the owner to end a job that cannot be continued; its ENDED comes back."""
         self._peer_messages.send(job.owner, "refuse", {"job": job.id, "why": why})
 
-    # What the other servers say
+    # Messages of other servers
 
     def _on_jobs_taken(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
+        """Handle the confirmation that another server has claimed jobs."""
         for number, waits, buffer_size in head["jobs"]:
             job = self._find_job(number, sender)
             if job is None:
@@ -128,15 +129,16 @@ class RemoteJobs:
                 self._on_started(job)
 
     def _stop_tracking(self, number: int) -> None:
-        """Know that a job is another server's, or has ended."""
+        """Stop waiting for a confirmation: another server owns the job, or it has ended."""
         self._tries.pop(number, None)
         self._first_asked_at.pop(number, None)
         self._store.release_job(number)
 
     def _find_job(self, number: int, sender: str) -> Job | None:
+        """Return an open job if a message about it comes from its owner, else None."""
         job = self._dispatch.jobs.get(number)
         if job is not None and job.owner == _UNKNOWN_OWNER:
-            job.owner = sender  # who speaks of it has it
+            job.owner = sender  # only the owner sends messages about a job
         return job if job is not None and job.owner == sender else None
 
     def _on_started(self, job: Job) -> None:
@@ -149,20 +151,19 @@ class RemoteJobs:
             job.timer = self._call_later(seconds, lambda: self._on_result_timeout(job))
 
     def _send_to_board(self, job: Job, data: bytes) -> None:
-        """Send a board what belongs to a job's files: they are moved from here."""
+        """Send a message of a file transfer, which this server controls, to the job's board."""
         self._peer_messages.send(job.owner, "data", {"job": job.id}, data)
 
     def _on_result_timeout(self, job: Job) -> None:
-        """The other server should have said by now how the job ended."""
+        """End a job whose owner has not reported its result in time."""
         job.timer = None
         if job.id in self._dispatch.jobs and job.owner:
             self._stop_tracking(job.id)
-            self._job_results.end_job(
-                job, "lost", "the server that has its board does not say more"
-            )
+            why = "the server that has its board does not report a result"
+            self._job_results.end_job(job, "lost", why)
 
     def _on_jobs_refused(self, sender: str, head: dict[str, Any], _payload: bytes) -> None:
-        """Try another server, or none: the board has moved, or is gone."""
+        """Try the server that has the board now, if any; with a reason, end the jobs."""
         jobs = [job for number in head["jobs"] if (job := self._find_job(number, sender))]
         if head.get("why"):
             for job in jobs:
@@ -173,16 +174,20 @@ class RemoteJobs:
             self._retry(job, holders)
 
     def _read_holders(self) -> dict[str, tuple[str, int]]:
+        """Return the server and epoch of each held board; empty if the store is unavailable."""
         try:
             return self._store.board_holders()
         except ServerError:
             return {}
 
     def _retry(self, job: Job, holders: dict[str, tuple[str, int]]) -> None:
+        """Launch a job again, at the server that has its board according to the store."""
         board = job.board
         holder, epoch = holders.get(board.id, ("", 0))
-        tried, job.owner, job.state = job.owner, "", "queued"
-        if holder == tried or self._tries.get(job.id, 0) >= MAX_TRIES:
+        previous = job.owner
+        job.owner = ""
+        job.state = "queued"
+        if holder == previous or self._tries.get(job.id, 0) >= MAX_TRIES:
             holder = ""
         if board.link is None and board.remote_state is not None:
             state = "idle" if holder else "offline"
@@ -199,7 +204,7 @@ class RemoteJobs:
             self._handle_job_message(job, message, data)
 
     def _handle_job_message(self, job: Job, message: wire.Message, data: bytes) -> None:
-        """Take what a board says of its job, as dispatch.py does from a board itself."""
+        """Handle a message about a remote job, as ``Dispatch.on_message`` does for local ones."""
         if message.op in (wire.OUTPUT, wire.VALUE):
             (job.output_tail if message.op == wire.OUTPUT else job.value).add(message.payload)
             job.deliver(data, droppable=True)
@@ -222,26 +227,28 @@ class RemoteJobs:
         self._stop_tracking(job.id)
         self._job_results.record_end(job, status, why)
 
-    # What the store says
+    # Results in the store
 
     def follow_in_store(self, job: Job) -> None:
-        """Leave a job to others, whoever they are; its outcome comes out of the store."""
+        """Leave a job to its owner, and read its result from the store."""
         job.stop_timer()
-        job.owner, job.awaiting_input, job.transfer = _UNKNOWN_OWNER, False, None
+        job.owner = _UNKNOWN_OWNER
+        job.awaiting_input = False
+        job.transfer = None
         self._stop_tracking(job.id)
         if job.cell.timeout is not None and job.started_monotonic is not None:
-            until = job.started_monotonic + job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
-            left = max(until - time.monotonic(), 0.0)
+            seconds = job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
+            left = max(job.started_monotonic + seconds - time.monotonic(), 0.0)
             job.timer = self._call_later(left, lambda: self._on_result_timeout(job))
 
     def on_server_lost(self, server: str) -> None:
-        """Note that a server is gone: what it had goes to others."""
+        """Follow the jobs of a dead server in the store: other servers take them over."""
         for job in list(self._dispatch.jobs.values()):
             if job.owner == server and job.id not in self._tries:
                 self.follow_in_store(job)
 
     def _on_ack_timeout(self, jobs: Sequence[Job]) -> None:
-        """Ask whoever has their boards by now, or end jobs so that nobody will take them."""
+        """Request unconfirmed jobs again where that makes sense; withdraw the others."""
         open_jobs = self._dispatch.jobs
         waiting = [job for job in jobs if job.id in self._tries and open_jobs.get(job.id) is job]
         holders = self._read_holders() if waiting else {}
@@ -250,10 +257,15 @@ class RemoteJobs:
             self._withdraw_jobs(waiting)
 
     def _ask_again(self, job: Job, holders: dict[str, tuple[str, int]]) -> bool:
-        """Ask again for a job that nobody has taken: another server, or while its caller waits."""
+        """Request a job again that no server has claimed.
+
+        Returns:
+            False if that makes no sense: the board has not moved to another server, and its caller
+            does not wait any longer (``wait``).
+        """
         holder = holders.get(job.board.id, (job.owner, 0))[0]
-        patient = time.monotonic() < self._first_asked_at.get(job.id, 0.0) + job.cell.wait
-        if holder == job.owner and not patient:
+        caller_waits = time.monotonic() < self._first_asked_at.get(job.id, 0.0) + job.cell.wait
+        if holder == job.owner and not caller_waits:
             return False
         if holder == job.owner:
             self._queue_launch(job, holder)
@@ -262,6 +274,7 @@ class RemoteJobs:
         return True
 
     def _withdraw_jobs(self, waiting: Sequence[Job]) -> None:
+        """End jobs in the store, so that none can be claimed; follow those that were claimed."""
         why = "the server that has its link does not answer; it did not run"
         try:
             ended = self._store.withdraw_jobs([job.id for job in waiting], "offline", why)
@@ -276,10 +289,13 @@ class RemoteJobs:
                 self.follow_in_store(job)
 
     def poll_outcomes(self) -> None:
-        """Look for outcomes that nobody has told; twice, since a word may be on its way.
+        """End remote jobs that have ended in the store, if no message reported it.
+
+        A job ends at the second poll that finds it ended, because its messages may be on their way
+        at the first.
 
         Raises:
-            ServerError: the store is away.
+            ServerError: the store is unavailable.
         """
         numbers = [job.id for job in self._dispatch.jobs.values() if job.owner]
         rows = self._store.ended_jobs(numbers) if numbers else []
@@ -293,20 +309,20 @@ class RemoteJobs:
         self._job_results.end_job(job, str(row.status), row.error or "", output_lost=True)
 
     def on_board_moved(self, board: Board) -> None:
-        """Give up what was here of a board that another server has now."""
+        """Hand over the jobs of a board that has connected to another server."""
         self._dispatch.hand_over_current(board)
         jobs = list(board.queue)
         board.queue.clear()
         for job in jobs:
-            if job.resends:  # it was sent: the store knows whose it is now
+            if job.resends:  # it was sent before: the board's new server has taken it over
                 self.follow_in_store(job)
         self._dispatch.launch([job for job in jobs if not job.resends])
 
 
 def _cell_fields(cell: Cell) -> dict[str, Any]:
-    """Return a cell as it travels, but for its code."""
-    told = cell._asdict()
-    del told["code"]
+    """Return the fields of a cell for a "run" message; its code is the message's payload."""
+    fields = cell._asdict()
+    del fields["code"]
     if cell.files is not None:
-        told["files"] = [cell.files.reads_files, cell.files.replaces_starter]
-    return told
+        fields["files"] = [cell.files.reads_files, cell.files.replaces_starter]
+    return fields

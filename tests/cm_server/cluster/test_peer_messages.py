@@ -120,7 +120,7 @@ async def test_a_bug_in_one_letter_harms_no_other(servers: list[Recorder], caplo
     a.post.send(IDS[1], "note", {"n": 1})
     await settle()
     assert len(b.got) == 1
-    assert "a letter of another server's: bad" in caplog.text
+    assert "a message of another server could not be handled: bad" in caplog.text
 
 
 async def test_who_begins_anew_is_reached_by_the_new_name(servers: list[Recorder]):

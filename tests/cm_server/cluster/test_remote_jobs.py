@@ -42,7 +42,7 @@ async def test_a_taken_job_whose_server_falls_silent_is_lost_in_time_and_amended
         await pair.a.until(lambda: pair.a.server.dispatch.jobs[job].started)
         mute(pair.b)
         status, why = await caller.ending(job)
-        assert (status, why) == ("lost", "the server that has its board does not say more")
+        assert (status, why) == ("lost", "the server that has its board does not report a result")
         await board.end(job, rest=b"7")
         await pair.b.until(lambda: job not in pair.b.server.dispatch.jobs)
         row = store_of(pair.a).job(job)
