@@ -37,27 +37,26 @@ BOUNDS: Final = [
         SERVER + "jobs/scheduler.py",
         "_first_resetting_job = lambda board: None",
         "cm_server/jobs/test_scheduler.py::test_reset_does_not_wait_for_the_boards_own_program",
-        "cm_server/jobs/test_scheduler.py::test_reset_goes_before_cells_that_wait_for_the_program",
+        "cm_server/jobs/test_scheduler.py::test_reset_overtakes_cells_that_wait_for_the_program",
     ),
     defence(
         "a cell that a board skipped because its own program started first is sent again",
         SERVER + "jobs/dispatch.py",
         "_overtaken_job = lambda board: None",
         "cm_server/jobs/test_scheduler.py::"
-        "test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more",
+        "test_cell_overtaken_by_the_program_is_requeued_and_sent_again",
     ),
     defence(
         "a cell that was put back into the queue is lost if the board restarts",
         SERVER + "jobs/dispatch.py",
         "_may_have_run = lambda reported, same_boot: reported",
-        "cm_server/jobs/test_scheduler.py::"
-        "test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it",
+        "cm_server/jobs/test_scheduler.py::test_requeued_cell_is_lost_if_the_board_restarts",
     ),
     defence(
         "the link of a board that does not report a result in time is closed",
         SERVER + "jobs/scheduler.py",
         "Scheduler._close_unresponsive_link = lambda self, job: None",
-        "cm_server/jobs/test_scheduler.py::test_a_board_that_owes_its_word_too_long_is_asked_anew",
+        "cm_server/jobs/test_scheduler.py::test_link_of_a_board_that_reports_no_result_is_closed",
     ),
     defence(
         "a caller notices that the server stopped answering",
@@ -69,19 +68,19 @@ BOUNDS: Final = [
         "a board's messages about jobs of other boards are ignored",
         SERVER + "jobs/dispatch.py",
         "_is_job_number = lambda job, number: True",
-        "cm_server/jobs/test_dispatch.py::test_what_a_board_says_of_another_job_is_ignored",
+        "cm_server/jobs/test_dispatch.py::test_message_about_another_boards_job_is_ignored",
     ),
     defence(
         "a board corrects the result of its own jobs only",
         SERVER + "jobs/job_results.py",
         "_is_job_of = lambda row, board: True",
-        "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_another_boards_outcome",
+        "cm_server/jobs/test_job_results.py::test_board_cannot_change_another_boards_result",
     ),
     defence(
         "a board corrects an assumed result only",
         SERVER + "jobs/job_results.py",
         "_is_uncertain = lambda row: True",
-        "cm_server/jobs/test_job_results.py::test_a_board_cannot_change_an_outcome_that_is_known",
+        "cm_server/jobs/test_job_results.py::test_board_cannot_change_a_certain_result",
     ),
     defence(
         "a job is committed before its cell is sent",
@@ -170,7 +169,7 @@ BOUNDS: Final = [
         "a board's queue is bounded",
         SERVER + "jobs/dispatch.py",
         '_queue_full_reason = lambda queue, job: ""',
-        "cm_server/jobs/test_dispatch.py::test_too_long_a_queue_refuses_and_says_so",
+        "cm_server/jobs/test_dispatch.py::test_job_for_a_full_queue_is_refused",
     ),
     defence(
         "the input of a link is handled in slices",
@@ -271,7 +270,7 @@ BOUNDS: Final = [
         "the kept end of a job's output is bounded",
         SERVER + "jobs/jobs.py",
         "Tail._trim = lambda self: None",
-        "cm_server/jobs/test_dispatch.py::test_the_tails_of_output_and_value_are_bounded",
+        "cm_server/jobs/test_dispatch.py::test_tails_of_output_and_value_are_bounded",
     ),
     # Hostile boards
     defence(

@@ -7,7 +7,7 @@ from typing import Final
 from .defence import SERVER, defence, text_defence
 from .table import attack
 
-LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_what_is_forged_changed_replayed_or_led_astray_is_dropped"
+LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_forged_changed_replayed_and_redirected_fragments_are_dropped"
 STORE: Final = "cm_server/store/test_shared_store.py::test_"
 STANDS_STILL: Final = (
     STORE + "a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on[sqlite]"
@@ -17,18 +17,18 @@ MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sq
 PRESENCE: Final = "cm_server/cluster/test_board_directory.py::test_"
 CHANGES: Final = (
     "cm_server/cluster/test_membership.py::"
-    "test_what_changes_at_one_server_counts_at_the_other[sqlite, one process]"
+    "test_changes_at_one_server_apply_at_the_other[sqlite, one process]"
 )
 
 SERVER_ATTACKS: Final = [
     attack(
         39,
         "a stranger on the bus; a server that stood still; jobs that two servers have",
-        "cm_server/cluster/test_peer_messages.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
-        "cm_server/cluster/test_board_directory.py: who_publishes_on_the_bus_without_the_key_has_no_say "
-        "the_newest_link_wins_and_older_words_are_not_heard "
-        "a_revoked_board_is_refused_though_its_server_has_not_heard "
-        "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+        "cm_server/cluster/test_peer_messages.py: forged_changed_replayed_and_redirected_fragments_are_dropped",
+        "cm_server/cluster/test_board_directory.py: message_without_the_key_is_dropped "
+        "newest_epoch_wins_and_older_messages_are_ignored "
+        "revoked_board_is_refused_by_a_server_that_missed_the_message "
+        "revoked_board_is_disconnected_soon_while_the_bus_is_down",
         "cm_server/store/test_shared_store.py: a_job_is_taken_once_and_by_the_holder_only "
         "a_server_that_was_taken_out_sends_nothing late_truth_is_the_holders_to_write "
         "of_two_servers_one_uses_a_token_up",
@@ -46,13 +46,13 @@ SERVERS: Final = [
         SERVER + "cluster/peer_messages.py",
         "PeerMessages._is_authentic = lambda self, mac, expected: True",
         LETTER,
-        PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
+        PRESENCE + "message_without_the_key_is_dropped",
     ),
     defence(
         "bus: the key of messages is a secret in the store",
         SERVER + "cluster/membership.py",
         "_peer_message_key = lambda store: bytes(32)",
-        PRESENCE + "who_publishes_on_the_bus_without_the_key_has_no_say",
+        PRESENCE + "message_without_the_key_is_dropped",
     ),
     *(
         defence(
@@ -79,7 +79,7 @@ SERVERS: Final = [
         "bus: messages of an older epoch are ignored",
         SERVER + "cluster/board_directory.py",
         "_is_outdated = lambda board, epoch: False",
-        PRESENCE + "the_newest_link_wins_and_older_words_are_not_heard",
+        PRESENCE + "newest_epoch_wins_and_older_messages_are_ignored",
     ),
     defence(
         "bus: a token that was revoked at another server is refused",
@@ -97,7 +97,7 @@ SERVERS: Final = [
         "bus: while it is down, a revoked board is refused within seconds",
         SERVER + "cluster/membership.py",
         "Cluster._reload_interval = lambda self: RELOAD_SECONDS",
-        PRESENCE + "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+        PRESENCE + "revoked_board_is_disconnected_soon_while_the_bus_is_down",
     ),
     # The fence
     text_defence(
@@ -175,6 +175,6 @@ SERVERS: Final = [
         "fence: a revoked board gets no lease",
         SERVER + "cluster/board_directory.py",
         "BoardDirectory._refuse_revoked = lambda self, board: None",
-        PRESENCE + "a_revoked_board_is_refused_though_its_server_has_not_heard",
+        PRESENCE + "revoked_board_is_refused_by_a_server_that_missed_the_message",
     ),
 ]

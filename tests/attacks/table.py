@@ -333,7 +333,7 @@ ATTACKS: Final = [
         "cm_server/test_matrix.py: audit_log_contains_no_secret_and_no_cell",
         "cm_server/store/test_rows.py: a_boards_key_is_in_no_repr",
         "cm_server/test_app.py: a_refusal_is_logged_in_one_line_without_secrets",
-        "cm_server/jobs/test_registry.py: describe_is_json_and_holds_no_key",
+        "cm_server/jobs/test_registry.py: describe_is_json_without_the_key",
         "cloudmanager/test_config.py: address_does_not_show_its_token",
         "cloudmanager/virtual/test_virtual_boards.py: identity_does_not_show_its_key",
     ),

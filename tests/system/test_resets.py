@@ -110,11 +110,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(fleet, boards, names)
 
 
-def test_resets_and_cells_that_meet_programs_as_they_begin_all_end(bench: Bench):
+def test_resets_and_cells_end_while_programs_start(bench: Bench):
     assert bench.run(seed=1) >= BOARDS
 
 
-def test_reset_of_boards_that_just_got_a_program_and_again_at_once(bench: Bench):
+def test_repeated_reset_of_boards_with_a_new_program(bench: Bench):
     """The report: `mbm board 'r-*' reset`, twice, of boards with ``while True: sleep``."""
     name = ",".join(bench.names)
     assert bench.fleet[name].run(PLACE.format(PROGRAMS["blocks"])).ok
@@ -123,7 +123,7 @@ def test_reset_of_boards_that_just_got_a_program_and_again_at_once(bench: Bench)
     assert states == {"app.py was left out this once"}
 
 
-def test_stop_and_interrupt_do_not_say_that_something_ended_which_goes_on(bench: Bench):
+def test_stop_and_interrupt_report_what_is_still_running(bench: Bench):
     deaf, well = bench.names[:2]
     bench.begin({deaf: "swallows its interrupt", well: "blocks"})
     boards = bench.fleet[f"{deaf},{well}"]
@@ -143,7 +143,7 @@ def test_stop_and_interrupt_do_not_say_that_something_ended_which_goes_on(bench:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_five_hundred_resets_of_boards_with_programs_of_all_kinds(bench: Bench):
+def test_five_hundred_resets_with_all_kinds_of_programs(bench: Bench):
     resets = seed = 0
     while resets < 500:
         resets, seed = resets + bench.run(seed), seed + 1

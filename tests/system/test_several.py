@@ -17,7 +17,7 @@ from .several import several
 WAIT = 20.0  # seconds
 
 
-def test_cells_files_installs_and_samples_over_servers_and_one_that_stands_still(
+def test_cells_files_and_installs_over_servers_of_which_one_is_suspended(
     tmp_path: Path, postgres: Postgres, nats: Nats
 ):
     with Loop() as loop, several(tmp_path, postgres, nats) as made:

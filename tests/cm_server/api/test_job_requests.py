@@ -49,7 +49,7 @@ async def lab(service: Service):
         yield service, board, caller
 
 
-async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
+async def test_content_is_uploaded_once_and_sent_with_its_size(lab):
     service, board, caller = lab
     await give(caller, DATA)
     (job,) = await caller.submit(
@@ -98,31 +98,31 @@ async def test_put_travels_once_and_becomes_acts_with_sizes(lab):
         ([["rename", "/x", "/cm.json"]], "without it the board could not connect"),
     ],
 )
-async def test_unsound_acts_are_refused(lab, acts, why):
+async def test_invalid_file_operations_are_refused(lab, acts, why):
     _, _, caller = lab
     assert why in await refusal(caller, acts)
 
 
-async def test_row_of_very_long_paths_is_short(lab):
+async def test_audit_row_of_very_long_paths_is_short(lab):
     service, _, caller = lab
     await caller.submit("lab-1", b"", acts=[["stat", "/" + "x" * 900]] * 20)
     row = next(row for row in service.audited() if row.verb == "submit")
     assert len(row.detail) <= limits.AUDIT_CHARS
 
 
-async def test_a_job_puts_or_gets(lab):
+async def test_put_and_get_in_one_job_are_refused(lab):
     _, _, caller = lab
     await give(caller, DATA)
     assert "either put or get" in await refusal(caller, [["put", "/a", SHA], ["get", "/b"]])
 
 
-async def test_viewer_may_not_look_into_a_flash(service: Service):
+async def test_viewer_may_not_list_files(service: Service):
     service.enrol("lab-1")
     async with await FakeCaller.join(service, service.add_token("viewer")) as caller:
         assert await refusal(caller, [["ls", "/", False]]) == "operator"
 
 
-async def test_board_without_the_part_gets_no_file_job(service: Service):
+async def test_board_without_the_files_part_receives_no_file_job(service: Service):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity) as board,
@@ -152,7 +152,7 @@ async def test_board_without_the_part_gets_no_file_job(service: Service):
         (["put", "/main.py", SHA], [], True),  # on a bridge, it is the user's
     ],
 )
-async def test_what_starts_a_flashed_boards_client_stays(service: Service, act, parts, well):
+async def test_files_that_start_the_client_cannot_be_replaced(service: Service, act, parts, well):
     (identity,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, identity, parts=[*PARTS, *parts]) as board,
@@ -168,7 +168,7 @@ async def test_what_starts_a_flashed_boards_client_stays(service: Service, act, 
             assert (status, "own program at /app.py" in why) == ("error", True)
 
 
-async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
+async def test_get_is_acknowledged_when_the_caller_has_its_bytes(lab):
     _, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", acts=[["get", "/a"]])
     await board.next()
@@ -187,7 +187,7 @@ async def test_bytes_of_a_get_reach_the_caller_and_the_board_learns_it(lab):
     assert (await caller.ending(job))[0] == "ok"
 
 
-async def test_who_goes_away_does_not_want_his_file_any_more(lab):
+async def test_get_is_interrupted_when_its_caller_disconnects(lab):
     service, board, _ = lab
     async with await FakeCaller.join(service) as other:
         (job,) = await other.submit("lab-1", b"", acts=[["get", "/a"]])
@@ -195,7 +195,7 @@ async def test_who_goes_away_does_not_want_his_file_any_more(lab):
     assert await board.next() == (wire.INTERRUPT, 0, job, b"")
 
 
-async def test_put_goes_on_when_its_caller_goes_away(lab):
+async def test_put_continues_when_its_caller_disconnects(lab):
     service, board, _ = lab
     async with await FakeCaller.join(service) as other:
         await give(other, DATA)
@@ -205,7 +205,7 @@ async def test_put_goes_on_when_its_caller_goes_away(lab):
     assert (await board.next()).payload == DATA
 
 
-async def test_slow_caller_holds_up_neither_others_nor_memory(service: Service):
+async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service):
     """A get whose caller does not read stops at the window; a cell of somebody else runs."""
     one, two = service.enrol("lab-1", "lab-2")
     async with (
@@ -245,7 +245,7 @@ async def give_answers(board: FakeBoard, job: int, *answers: Any) -> None:
         await board.send(wire.CHUNK, payload, job=job, flags=wire.OP_RESULT)
 
 
-async def test_a_job_about_packages_is_one_job_in_steps(lab):
+async def test_package_job_is_one_job_in_steps(lab):
     service, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", packages={})
     order = await board.next()
@@ -263,7 +263,7 @@ async def test_a_job_about_packages_is_one_job_in_steps(lab):
     assert (row.verb, row.first_job, row.last_job) == ("packages", job, job)
 
 
-async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
+async def test_refused_package_job_ends_and_frees_the_board(lab):
     _, board, caller = lab
     (job,) = await caller.submit("lab-1", b"", packages={"remove": ["nope"]})
     assert json.loads((await board.next()).payload[8:])[1][0] == ["finish", "/.cm/journal"]
@@ -281,7 +281,7 @@ async def test_what_the_server_refuses_ends_the_job_and_frees_the_board(lab):
 @pytest.mark.parametrize(
     "asked", [None, [], {"plan": 1}, {"plan": "1"}, {"remove": []}, {"remove": [1]}], ids=repr
 )
-async def test_a_job_about_packages_that_is_none_is_refused(lab, asked):
+async def test_invalid_package_job_is_refused(lab, asked):
     _, _, caller = lab
     head = {"target": "lab-1", "packages": asked}
     await caller.socket.send(wire.pack_submit(1, head, b""))

@@ -7,7 +7,7 @@ from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
 
-async def test_jobs_of_all_servers_are_told_once_and_within_reach(pair: Two):
+async def test_jobs_of_all_servers_are_listed_once_if_the_token_covers_them(pair: Two):
     first, second = await pair.enrol("lab-1", "lab-2")
     token = pair.a.add_token("operator", "lab-2")
     await pair.b.until(lambda: len(pair.b.server.tokens.describe()) == 3)

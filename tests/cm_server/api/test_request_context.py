@@ -21,12 +21,12 @@ def call(reaches: str, **body: Any) -> RequestContext:
     return RequestContext(None, token, boards, body, AuditEntry("ann", "", "boards"))  # type: ignore[arg-type]
 
 
-def test_without_a_target_all_in_reach_are_looked_at_in_peoples_order():
+def test_no_target_means_all_covered_boards_in_natural_order():
     names = [board.name for board in resolve_boards(call("all", verb="boards"))]
     assert names == ["lab-1", "lab-2", "lab-10"]
 
 
-def test_a_target_stays_within_reach_and_is_counted():
+def test_target_selects_covered_boards_only_and_is_counted():
     asked = call("lab-[1-2]", verb="label", target="lab-2")
     assert [board.name for board in resolve_boards(asked)] == ["lab-2"]
     assert asked.audit_entry.boards == 1

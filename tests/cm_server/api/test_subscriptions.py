@@ -64,7 +64,7 @@ def names(update: dict[str, Any]) -> list[str]:
     return [board["name"] for board in update["boards"]]
 
 
-def test_first_everything_then_only_what_changed():
+def test_first_update_is_complete_and_later_ones_contain_changes():
     rig = Rig()
     _, told = rig.watch()
     assert (names(told[0]), told[0]["whole"]) == (["lab-1", "lab-2", "lab-3"], True)
@@ -79,7 +79,7 @@ def test_first_everything_then_only_what_changed():
     assert (len(told), rig.timers) == (2, []), "where nothing changes, nothing runs"
 
 
-def test_samples_are_told_to_those_who_want_them():
+def test_samples_are_sent_to_subscribers_that_want_them():
     rig = Rig()
     (_, told), (_, without) = rig.watch("lab-1"), rig.watch(samples=False)
     rig.emit(1, 21)
@@ -89,7 +89,7 @@ def test_samples_are_told_to_those_who_want_them():
     assert len(without) == 1
 
 
-def test_boards_that_a_target_means_no_more_are_gone():
+def test_board_that_the_target_no_longer_selects_is_gone():
     rig = Rig(2)
     rig.board(1).labels = {"room": "attic"}
     _, told = rig.watch("room=attic")
@@ -101,7 +101,7 @@ def test_boards_that_a_target_means_no_more_are_gone():
     assert (names(told[-1]), told[-1]["gone"]) == ([], ["lab-1"])
 
 
-def test_boards_that_are_forgotten_or_enrolled_are_told():
+def test_removed_and_enrolled_boards_are_sent():
     rig = Rig(2)
     _, told = rig.watch()
     rig.registry.remove(rig.board(1))
@@ -110,7 +110,7 @@ def test_boards_that_are_forgotten_or_enrolled_are_told():
     assert (names(told[-1]), told[-1]["gone"]) == (["lab-7"], ["lab-1"])
 
 
-def test_a_namesake_is_another_board():
+def test_another_board_with_the_same_name_is_sent_as_new():
     rig = Rig(1)
     _, told = rig.watch()
     rig.registry.remove(rig.board(1))
@@ -119,7 +119,7 @@ def test_a_namesake_is_another_board():
     assert (told[-1]["boards"][0]["id"], told[-1]["gone"]) == ("other", ["lab-1"])
 
 
-def test_who_does_not_read_gets_the_last_state_and_delays_nobody():
+def test_slow_subscriber_receives_the_last_state():
     rig = Rig(1)
     _, slow = rig.watch()
     rig.ready = False
@@ -132,7 +132,7 @@ def test_who_does_not_read_gets_the_last_state_and_delays_nobody():
     assert [board["labels"] for board in slow[1]["boards"]] == [{"room": "hall"}]
 
 
-def test_samples_that_wait_too_long_are_left_out_and_counted(monkeypatch):
+def test_pending_samples_are_bounded_and_dropped_ones_counted(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
     _, told = rig.watch()
@@ -149,7 +149,7 @@ def test_samples_that_wait_too_long_are_left_out_and_counted(monkeypatch):
     assert told[1]["left_out"] == 6
 
 
-def test_a_flood_between_two_ticks_is_bounded(monkeypatch):
+def test_samples_between_two_updates_are_bounded(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
     _, told = rig.watch()
@@ -159,7 +159,7 @@ def test_a_flood_between_two_ticks_is_bounded(monkeypatch):
     assert (len(told[1]["samples"]), told[1]["left_out"]) == (10, 5)
 
 
-def test_many_boards_come_in_several_updates(monkeypatch):
+def test_many_boards_are_sent_in_several_updates(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_UPDATE_BOARDS", 4)
     rig = Rig(10)
     _, told = rig.watch()
@@ -170,7 +170,7 @@ def test_many_boards_come_in_several_updates(monkeypatch):
     assert [update["whole"] for update in told] == [True, False, False]
 
 
-def test_where_nobody_watches_nothing_is_gathered():
+def test_nothing_is_collected_without_subscriptions():
     rig = Rig(1)
     watch, told = rig.watch()
     rig.watches.remove(watch)
@@ -193,7 +193,7 @@ async def emit(board: FakeBoard, text: bytes) -> None:
     await board.send(wire.EMIT, bytes(8) + text)
 
 
-async def test_a_token_sees_the_boards_within_its_reach_and_no_others(service: Service):
+async def test_subscriber_sees_only_boards_that_its_token_covers(service: Service):
     lab, vault = service.enrol("lab-1", "vault-1")
     token = service.add_token("viewer", "lab-*")
     async with (
@@ -212,7 +212,7 @@ async def test_a_token_sees_the_boards_within_its_reach_and_no_others(service: S
         assert [row[0] for row in (await caller.ask("samples"))["reply"]] == ["lab-1"]
 
 
-async def test_a_malformed_emit_breaks_no_link(service: Service):
+async def test_malformed_sample_does_not_close_the_link(service: Service):
     (lab,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -225,7 +225,7 @@ async def test_a_malformed_emit_breaks_no_link(service: Service):
         assert (name, missed, values) == ("lab-1", 1, {"t": 1})
 
 
-async def test_unwatch_ends_it_and_the_end_of_a_link_does(service: Service):
+async def test_subscription_ends_with_unwatch_or_the_link(service: Service):
     service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
         for ref in (1, 2):
@@ -240,7 +240,7 @@ async def test_unwatch_ends_it_and_the_end_of_a_link_does(service: Service):
     ("target", "error"),
     [("lab-7", "NoSuchBoard"), ("lab-[", "TargetError"), ("", "TargetError")],
 )
-async def test_a_target_that_means_nothing_is_refused(service: Service, target, error):
+async def test_invalid_target_is_refused(service: Service, target, error):
     service.enrol("lab-1")
     async with await FakeCaller.join(service) as caller:
         await caller.send(wire.WATCH, json.dumps({"target": target}).encode(), job=3)
@@ -249,7 +249,7 @@ async def test_a_target_that_means_nothing_is_refused(service: Service, target, 
         assert wire.read_json(reply.payload)["error"] == error
 
 
-async def test_too_many_watches_are_refused(service: Service, monkeypatch):
+async def test_too_many_subscriptions_are_refused(service: Service, monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTIONS_PER_LINK", 1)
     monkeypatch.setattr(limits, "SUBSCRIPTIONS", 2)
     async with (
@@ -265,7 +265,7 @@ async def test_too_many_watches_are_refused(service: Service, monkeypatch):
             assert wire.read_json((await caller.next()).payload)["error"] == "ServerError"
 
 
-async def test_the_reply_to_samples_is_bounded(service: Service):
+async def test_reply_to_samples_is_bounded(service: Service):
     (lab,) = service.enrol("lab-1")
     async with (
         await FakeBoard.join(service, lab) as board,
@@ -280,7 +280,7 @@ async def test_the_reply_to_samples_is_bounded(service: Service):
         assert (await caller.ask("samples", count=10**9))["error"] == "ServerError"
 
 
-async def test_uptime_counts_from_a_boards_start_and_not_from_its_link(service: Service):
+async def test_uptime_counts_from_the_boards_start(service: Service):
     (lab,) = service.enrol("lab-1")
     known = service.server.registry.by_name["lab-1"]
     for boot, same in (("b1", False), ("b1", True), ("b2", False)):

@@ -116,7 +116,7 @@ def server() -> FakeServer:
 
 
 @pytest.mark.parametrize(("role", "verb"), list(itertools.product(ROLES, sorted(NEEDED))))
-def test_each_role_may_do_what_is_its_own_and_what_is_below(role, verb):
+def test_role_includes_all_lower_roles(role, verb):
     allowed = ROLES.index(role) >= ROLES.index(NEEDED[verb])
     if allowed:
         check_role(TokenRow("", "ann", role), verb)
@@ -125,7 +125,7 @@ def test_each_role_may_do_what_is_its_own_and_what_is_below(role, verb):
             check_role(TokenRow("", "ann", role), verb)
 
 
-def test_what_changes_something_is_no_viewers():
+def test_viewer_may_use_reading_verbs_only():
     assert {verb for verb, role in NEEDED.items() if role == "viewer"} <= {
         "status",
         "boards",
@@ -138,7 +138,7 @@ def test_what_changes_something_is_no_viewers():
 
 
 @pytest.mark.parametrize("verb", NO_WORDS)
-def test_an_unknown_verb_is_refused_for_all(verb):
+def test_unknown_verb_is_refused(verb):
     with pytest.raises(ServerError, match="no request called") as caught:
         check_role(ADMIN, verb)
     assert len(str(caught.value)) < 300
@@ -147,7 +147,7 @@ def test_an_unknown_verb_is_refused_for_all(verb):
 # What is answered
 
 
-def test_status_counts(server: FakeServer):
+def test_status_counts_boards_and_callers(server: FakeServer):
     told = server.ask("status")
     assert (told["boards"], told["online"], told["busy"], told["callers"]) == (3, 2, 0, 0)
     assert told["uptime"] == 5
@@ -155,11 +155,11 @@ def test_status_counts(server: FakeServer):
     assert (told["version"], told["address"], told["pid"]) == ("0.1", "http://127.0.0.1:1", 4711)
 
 
-def test_boards_are_all_of_them_in_the_order_that_people_count(server: FakeServer):
+def test_boards_are_listed_in_natural_order(server: FakeServer):
     assert [board["name"] for board in server.ask("boards")] == ["lab-1", "lab-2", "lab-10"]
 
 
-def test_boards_of_a_target(server: FakeServer):
+def test_boards_of_a_target_are_listed(server: FakeServer):
     assert [board["name"] for board in server.ask("boards", target="lab-10,lab-1")] == [
         "lab-10",
         "lab-1",
@@ -167,12 +167,12 @@ def test_boards_of_a_target(server: FakeServer):
 
 
 @pytest.mark.parametrize("target", ["", "lab-[", "a[0-999999]", 7, [], {"lab": 1}, False])
-def test_a_target_that_means_nothing_is_refused(server: FakeServer, target):
+def test_invalid_target_is_refused(server: FakeServer, target):
     with pytest.raises((TargetError, NoSuchBoard)):
         server.ask("boards", target=target)
 
 
-def test_labels_are_set_changed_and_taken_away(server: FakeServer):
+def test_labels_are_set_changed_and_removed(server: FakeServer):
     assert server.ask("label", target="lab-[1-2]", labels={"room": "lab", "bay": "7"}) == [
         "lab-1",
         "lab-2",
@@ -187,13 +187,13 @@ def test_labels_are_set_changed_and_taken_away(server: FakeServer):
     assert [board["name"] for board in server.ask("boards", target="room=lab")] == ["lab-2"]
 
 
-def test_a_label_of_null_is_taken_away(server: FakeServer):
+def test_label_with_null_is_removed(server: FakeServer):
     server.ask("label", target="lab-1", labels={"room": "lab"})
     server.ask("label", target="lab-1", labels={"room": None})
     assert server.registry.by_name["lab-1"].labels == {}
 
 
-def test_a_label_without_a_target_is_no_label_for_all(server: FakeServer):
+def test_label_without_a_target_is_refused(server: FakeServer):
     with pytest.raises(TargetError):
         server.ask("label", labels={"room": "lab"})
 
@@ -216,13 +216,13 @@ def test_a_label_without_a_target_is_no_label_for_all(server: FakeServer):
     ],
     ids=str,
 )
-def test_labels_that_make_no_sense_are_refused_and_change_nothing(server: FakeServer, labels):
+def test_invalid_labels_are_refused_and_change_nothing(server: FakeServer, labels):
     with pytest.raises((ServerError, TargetError)):
         server.ask("label", target="all", labels=labels)
     assert all(not board.labels for board in server.registry.by_name.values())
 
 
-def test_interrupt_says_how_many_it_found(server: FakeServer):
+def test_interrupt_returns_how_many_jobs_it_found(server: FakeServer):
     board = server.registry.by_name["lab-1"]
     cell = Cell(b"1", None, awaits=False)
     jobs = server.dispatch.submit([board], cell, "ann", Nobody())
@@ -234,12 +234,12 @@ def test_interrupt_says_how_many_it_found(server: FakeServer):
 
 
 @pytest.mark.parametrize("jobs", [None, 7, "7", ["7"], [None], [1.5], {"1": 1}], ids=str)
-def test_interrupt_of_nonsense_is_refused(server: FakeServer, jobs):
+def test_interrupt_of_invalid_numbers_is_refused(server: FakeServer, jobs):
     with pytest.raises(ServerError, match="list of numbers"):
         server.ask("interrupt", jobs=jobs)
 
 
-def test_enrol_gives_each_name_an_identity(server: FakeServer):
+def test_enrol_returns_an_identity_for_each_name(server: FakeServer):
     told = server.ask("enrol", names=["new-1", "new-2", "new-1"])
     assert [board["name"] for board in told] == ["new-1", "new-2"]
     assert all(len(bytes.fromhex(board["key"])) == 32 for board in told)
@@ -268,13 +268,13 @@ def test_enrol_gives_each_name_an_identity(server: FakeServer):
     ],
     ids=lambda names: repr(names)[:24],
 )
-def test_names_that_are_none_are_refused_and_enrol_nobody(server: FakeServer, names):
+def test_invalid_names_are_refused_and_enrol_no_board(server: FakeServer, names):
     with pytest.raises((ServerError, TargetError)):
         server.ask("enrol", names=names)
     assert len(server.store.boards()) == 3
 
 
-def test_a_board_that_is_connected_keeps_its_key(server: FakeServer):
+def test_enrol_of_a_connected_board_is_refused(server: FakeServer):
     before = server.registry.by_name["lab-1"].key
     with pytest.raises(ServerError, match="lab-1 is connected already"):
         server.ask("enrol", names=["new-1", "lab-1"])
@@ -282,7 +282,7 @@ def test_a_board_that_is_connected_keeps_its_key(server: FakeServer):
     assert "new-1" not in server.registry.by_name
 
 
-def test_revoke_takes_boards_out_with_all_that_they_owe(server: FakeServer):
+def test_revoke_removes_boards_and_ends_their_jobs(server: FakeServer):
     board = server.registry.by_name["lab-10"]
     cell = Cell(b"1", None, awaits=False, wait=60)
     server.dispatch.launch(server.dispatch.submit([board], cell, "ann", Nobody()))
@@ -294,13 +294,13 @@ def test_revoke_takes_boards_out_with_all_that_they_owe(server: FakeServer):
 
 
 @pytest.mark.parametrize("target", [{}, {"target": None}, {"target": ""}, {"target": "nobody"}])
-def test_revoke_without_a_target_revokes_nobody(server: FakeServer, target):
+def test_revoke_without_a_valid_target_is_refused(server: FakeServer, target):
     with pytest.raises((TargetError, NoSuchBoard)):
         server.ask("revoke", **target)
     assert len(server.store.boards()) == 3
 
 
-def test_a_name_that_is_used_again_sees_nothing_of_the_board_before(server: FakeServer):
+def test_reused_name_inherits_nothing(server: FakeServer):
     server.ask("label", target="lab-10", labels={"room": "lab"})
     server.ask("revoke", target="lab-10")
     (told,) = server.ask("enrol", names=["lab-10"])
@@ -322,7 +322,7 @@ def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
     return job.id
 
 
-def test_jobs_are_those_that_run_then_those_that_ended(server: FakeServer):
+def test_jobs_lists_running_then_ended_jobs(server: FakeServer):
     first, second = ended_job(server), ended_job(server)
     cell = Cell(b"1", None, awaits=False)
     running = server.dispatch.submit([server.registry.by_name["lab-2"]], cell, "bob", Nobody())
@@ -336,7 +336,7 @@ def test_jobs_are_those_that_run_then_those_that_ended(server: FakeServer):
     assert [job["job"] for job in server.ask("jobs", target="lab-2")] == [running[0].id]
 
 
-def test_a_job_is_shown_with_the_tail_of_its_output(server: FakeServer):
+def test_job_shows_the_end_of_its_output(server: FakeServer):
     told = server.ask("job", job=ended_job(server))
     assert (told["stdout"], told["value"], told["status"], told["caller"]) == (
         "hi\n",
@@ -346,7 +346,7 @@ def test_a_job_is_shown_with_the_tail_of_its_output(server: FakeServer):
     )
 
 
-def test_an_old_job_is_shown_as_far_as_the_store_knows_it(server: FakeServer):
+def test_old_job_is_shown_from_the_store(server: FakeServer):
     (number,) = server.store.insert_jobs(["id2"], "ann")
     (gone,) = server.store.insert_jobs(["id99"], "ann")
     server.store.end_job(number, "error", "ValueError: old")
@@ -363,12 +363,12 @@ def test_an_old_job_is_shown_as_far_as_the_store_knows_it(server: FakeServer):
 
 
 @pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, 999, 2**63, 10**30, [1]], ids=str)
-def test_a_job_that_is_none_is_refused(server: FakeServer, number):
+def test_unknown_job_is_refused(server: FakeServer, number):
     with pytest.raises(ServerError, match=r"named by its number|there is no job 999"):
         server.ask("job", job=number)
 
 
-def test_every_verb_is_in_the_description_of_the_protocol():
+def test_every_verb_is_in_protocol_md():
     described = (Path(__file__).parents[3] / "docs/protocol.md").read_text()
     rows = {line.split("`")[1]: line for line in described.splitlines() if line.startswith("| `")}
     assert {verb: entry.role in rows.get(verb, "") for verb, entry in VERBS.items()} == (
@@ -377,7 +377,7 @@ def test_every_verb_is_in_the_description_of_the_protocol():
 
 
 @pytest.mark.parametrize("count", [0, -1, "all", 1.5, limits.REPLY_AUDIT_ROWS + 1, [1]], ids=str)
-def test_rows_of_the_audit_log_are_asked_for_by_number(server: FakeServer, count):
+def test_audit_returns_a_bounded_number_of_rows(server: FakeServer, count):
     if count != 0:
         with pytest.raises(ServerError, match="between 1 and"):
             server.ask("audit", count=count)
@@ -391,7 +391,7 @@ def test_rows_of_the_audit_log_are_asked_for_by_number(server: FakeServer, count
     assert len(server.ask("audit")) >= 3
 
 
-def test_a_token_is_made_with_what_is_usual(server: FakeServer):
+def test_token_has_default_role_target_and_expiry(server: FakeServer):
     made = server.ask("token-create", name="lab-notebook", role=None, target=None, expires=None)
     assert made.pop("token").startswith("cm_")
     (listed,) = server.ask("token-list")
@@ -399,13 +399,13 @@ def test_a_token_is_made_with_what_is_usual(server: FakeServer):
     assert (listed["role"], listed["target"], listed["expires"]) == ("operator", "all", None)
 
 
-def test_of_very_many_numbers_the_audit_log_tells_some(server: FakeServer):
+def test_audit_row_of_very_many_job_numbers_is_short(server: FakeServer):
     server.ask("interrupt", jobs=[10**400, -5, *range(1, 5000)])
     (row,) = server.ask("audit", count=1)
     assert row["detail"] == f"[1-{limits.REPLY_JOBS - 2}]"
 
 
-def test_a_cell_is_no_request(server: FakeServer):
+def test_submit_is_not_a_request(server: FakeServer):
     with pytest.raises(ServerError, match="a message type of its own"):
         server.ask("submit")
 
@@ -415,7 +415,7 @@ def test_a_cell_is_no_request(server: FakeServer):
     [NotAllowed("admin"), NoSuchBoard("lab-9", "lab-1", ("lab-8",)), BoardOffline("lab-1")],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_crosses_with_what_makes_it(error: CloudmanagerError):
+def test_error_is_sent_with_its_class_and_arguments(error: CloudmanagerError):
     told = json.loads(json.dumps(verbs.pack_error(error)))
     assert told["error"] == type(error).__name__
     assert str(type(error)(*told["args"])) == str(error)

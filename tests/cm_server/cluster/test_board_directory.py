@@ -11,7 +11,7 @@ from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
 
-async def test_the_newest_link_wins_and_older_words_are_not_heard(pair: Two):
+async def test_newest_epoch_wins_and_older_messages_are_ignored(pair: Two):
     identity, board = await pair.board_at_b()
     async with board, await FakeBoard.join(pair.a, identity):
         assert (await board.closed())[0] == 4003
@@ -32,7 +32,7 @@ async def test_the_newest_link_wins_and_older_words_are_not_heard(pair: Two):
     assert store_of(pair.b).board_holders() == {}
 
 
-async def test_what_a_board_says_of_itself_is_known_everywhere(pair: Two):
+async def test_facts_of_a_board_are_known_at_all_servers(pair: Two):
     _, board = await pair.board_at_b()
     async with board:
         a = pair.a.server.registry.by_name["lab-1"]
@@ -42,7 +42,7 @@ async def test_what_a_board_says_of_itself_is_known_everywhere(pair: Two):
         assert abs(told["connected_since"] - time.time()) < 60
 
 
-async def test_a_server_that_missed_everything_asks(pair: Two):
+async def test_server_requests_what_it_missed(pair: Two):
     identity, board = await pair.board_at_b()
     async with board:
         a = pair.a.server.registry.by_name["lab-1"]
@@ -56,7 +56,7 @@ async def test_a_server_that_missed_everything_asks(pair: Two):
     assert not pair.b.server.registry.by_id
 
 
-async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
+async def test_board_is_refused_while_the_store_is_unavailable(pair: Two):
     (identity,) = await pair.enrol("lab-1")
     db = store_of(pair.b)._connection
     db.exec_driver_sql("PRAGMA query_only=ON")
@@ -70,7 +70,7 @@ async def test_a_board_of_a_store_that_is_away_is_not_taken_in(pair: Two):
     db.commit()
 
 
-async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: Two):
+async def test_revoked_board_is_refused_by_a_server_that_missed_the_message(pair: Two):
     (identity,) = await pair.enrol("lab-1")
     others_of(pair.a).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
     pair.a.server.store.delete_boards([identity.id])
@@ -82,7 +82,7 @@ async def test_a_revoked_board_is_refused_though_its_server_has_not_heard(pair: 
     assert not pair.b.server.registry.by_id
 
 
-async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Two, monkeypatch):
+async def test_revoked_board_is_disconnected_soon_while_the_bus_is_down(pair: Two, monkeypatch):
     _, board = await pair.board_at_b()
     monkeypatch.setattr(membership, "RELOAD_DISCONNECTED_SECONDS", 0.1)
     assert pair.hub is not None
@@ -92,7 +92,7 @@ async def test_while_the_bus_is_away_a_revoked_board_is_out_in_a_moment(pair: Tw
         assert (await board.closed())[0] == 4004
 
 
-async def test_who_publishes_on_the_bus_without_the_key_has_no_say(pair: Two):
+async def test_message_without_the_key_is_dropped(pair: Two):
     identity, board = await pair.board_at_b()
     assert pair.hub is not None
     fleet = others_of(pair.a).peer_messages._fleet

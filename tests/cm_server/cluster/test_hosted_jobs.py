@@ -14,7 +14,7 @@ from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeCaller
 
 
-def test_where_the_bus_does_not_keep_up_output_is_left_out_and_endings_are_not():
+def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
     sent: list[tuple[int, int]] = []
 
     def send(_server: str, _op: str, _head: Any, message: bytes) -> None:
@@ -39,7 +39,7 @@ def test_where_the_bus_does_not_keep_up_output_is_left_out_and_endings_are_not()
     ]
 
 
-async def test_a_job_for_a_board_that_is_not_here_is_refused_and_ends_offline(pair: Two):
+async def test_job_for_a_board_that_is_not_connected_is_refused(pair: Two):
     await pair.enrol("lab-1")
     board = pair.a.server.registry.by_name["lab-1"]
     board.remote_state = RemoteBoardState(
@@ -51,7 +51,7 @@ async def test_a_job_for_a_board_that_is_not_here_is_refused_and_ends_offline(pa
     assert not board.online
 
 
-async def test_a_letter_about_a_job_that_nobody_wrote_down_runs_nothing(pair: Two):
+async def test_run_message_for_an_unknown_job_runs_nothing(pair: Two):
     _, board = await pair.board_at_b()
     async with board:
         target = pair.b.server.registry.by_name["lab-1"]
@@ -65,7 +65,7 @@ async def test_a_letter_about_a_job_that_nobody_wrote_down_runs_nothing(pair: Tw
         assert target.current_job is None
 
 
-async def test_where_the_store_is_away_a_job_is_refused_with_the_reason(pair: Two):
+async def test_job_is_refused_with_the_reason_while_the_store_is_unavailable(pair: Two):
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
         db = store_of(pair.b)._connection

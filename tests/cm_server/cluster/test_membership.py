@@ -16,7 +16,7 @@ from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller
 
 
-async def test_a_cell_runs_on_a_board_that_dialled_another_server(two: Two):
+async def test_cell_runs_on_a_board_of_another_server(two: Two):
     _, board = await two.board_at_b()
     async with board, await FakeCaller.join(two.a) as caller:
         (job,) = await caller.submit("lab-1", b"print(6)", timeout=5)
@@ -39,7 +39,7 @@ async def test_a_cell_runs_on_a_board_that_dialled_another_server(two: Two):
     assert row.status == "ok"
 
 
-async def test_jobs_queue_where_their_board_is_and_are_interrupted_from_anywhere(two: Two):
+async def test_jobs_are_queued_at_their_boards_server_and_interrupted_from_any(two: Two):
     _, board = await two.board_at_b()
     async with board, await FakeCaller.join(two.a) as a, await FakeCaller.join(two.b) as b:
         (first,) = await a.submit("lab-1")
@@ -59,7 +59,7 @@ async def test_jobs_queue_where_their_board_is_and_are_interrupted_from_anywhere
         assert (await a.ending(third))[0] == "ok"
 
 
-async def test_input_is_asked_and_answered_over_servers(two: Two):
+async def test_input_is_answered_across_servers(two: Two):
     _, board = await two.board_at_b()
     async with board:
         async with await FakeCaller.join(two.a) as caller:
@@ -76,7 +76,7 @@ async def test_input_is_asked_and_answered_over_servers(two: Two):
         await board.end(job)
 
 
-async def test_files_go_to_boards_elsewhere_and_come_back(two: Two):
+async def test_files_are_copied_to_and_from_boards_of_another_server(two: Two):
     _, board = await two.board_at_b(parts=["run", "files"])
     data = bytes(range(256)) * 4000
     digest = hashlib.sha256(data).hexdigest()
@@ -110,7 +110,7 @@ async def test_files_go_to_boards_elsewhere_and_come_back(two: Two):
         await board.end(job)
 
 
-async def test_what_changes_at_one_server_counts_at_the_other(two: Two):
+async def test_changes_at_one_server_apply_at_the_other(two: Two):
     identity, board = await two.board_at_b()
     token = two.a.add_token("viewer")
     await two.b.until(lambda: "viewer" in [row["name"] for row in two.b.server.tokens.describe()])
@@ -128,7 +128,7 @@ async def test_what_changes_at_one_server_counts_at_the_other(two: Two):
     await two.b.until(lambda: not two.b.server.registry.by_name)
 
 
-async def test_a_watch_sees_boards_and_samples_of_all_servers(two: Two):
+async def test_subscription_covers_boards_and_samples_of_all_servers(two: Two):
     _, board = await two.board_at_b()
     async with board, await FakeCaller.join(two.a) as caller:
         await caller.send(wire.WATCH, json.dumps({"target": "lab-*"}).encode(), job=5)
@@ -142,7 +142,7 @@ async def test_a_watch_sees_boards_and_samples_of_all_servers(two: Two):
         assert len((await caller.ask("samples", target="lab-1"))["reply"]) == 1
 
 
-async def test_a_running_jobs_board_moves_and_its_outcome_is_told(two: Two):
+async def test_result_is_reported_after_the_board_moves_to_another_server(two: Two):
     identity, board = await two.board_at_b()
     async with await FakeCaller.join(two.b) as caller:
         (job,) = await caller.submit("lab-1")
@@ -164,7 +164,7 @@ async def test_a_running_jobs_board_moves_and_its_outcome_is_told(two: Two):
     assert two.a.server.registry.by_name["lab-1"].epoch == 2
 
 
-async def test_with_the_bus_lost_nobody_hangs_and_the_store_has_the_outcome(two: Two):
+async def test_jobs_end_through_the_store_while_the_bus_is_down(two: Two):
     _, board = await two.board_at_b()
     async with board, await FakeCaller.join(two.a) as caller:
         (job,) = await caller.submit("lab-1")
@@ -182,7 +182,7 @@ async def test_with_the_bus_lost_nobody_hangs_and_the_store_has_the_outcome(two:
         )
 
 
-async def test_a_dead_servers_jobs_end_and_its_boards_are_offline(two: Two):
+async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
     _, board = await two.board_at_b()
     (other,) = await two.enrol("lab-2")
     async with board, await FakeCaller.join(two.a) as a:

@@ -50,7 +50,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_letters_reach_one_or_all_in_their_order(servers: list[Recorder]):
+async def test_messages_arrive_at_one_or_all_servers_in_order(servers: list[Recorder]):
     a, b, c = servers
     a.post.send(IDS[1], "note", {"n": 1}, b"one")
     a.post.send(IDS[1], "note", {"n": 2})
@@ -65,7 +65,7 @@ async def test_letters_reach_one_or_all_in_their_order(servers: list[Recorder]):
     assert a.got == []
 
 
-async def test_a_long_letter_travels_in_pieces_and_is_whole_or_lost(
+async def test_long_message_is_fragmented_and_arrives_complete_or_not_at_all(
     servers: list[Recorder], hub: InProcessBroker, monkeypatch
 ):
     a, b, _ = servers
@@ -81,7 +81,9 @@ async def test_a_long_letter_travels_in_pieces_and_is_whole_or_lost(
     assert [(head["n"], len(data)) for _, head, data in b.got] == [(2, 5000)]
 
 
-async def test_what_is_forged_changed_replayed_or_led_astray_is_dropped(servers: list[Recorder]):
+async def test_forged_changed_replayed_and_redirected_fragments_are_dropped(
+    servers: list[Recorder],
+):
     a, b, c = servers
     sent: list[bytes] = []
     a.post.pubsub.publish = lambda subject, data: sent.append(data)  # type: ignore[method-assign]
@@ -103,9 +105,7 @@ async def test_what_is_forged_changed_replayed_or_led_astray_is_dropped(servers:
     assert (b.post.dropped, c.post.dropped) == (8, 1)
 
 
-async def test_who_is_asked_answers_and_who_is_not_there_does_not(
-    servers: list[Recorder], monkeypatch
-):
+async def test_request_returns_the_reply_or_times_out(servers: list[Recorder], monkeypatch):
     a, *_ = servers
     assert await a.post.request(IDS[1], "ask", {"n": 5}, b"abc") == ({"heard": 5}, b"cba")
     monkeypatch.setattr(module, "REPLY_SECONDS", 0.01)
@@ -113,7 +113,7 @@ async def test_who_is_asked_answers_and_who_is_not_there_does_not(
         await a.post.request("d" * 16, "ask", {"n": 6})
 
 
-async def test_a_bug_in_one_letter_harms_no_other(servers: list[Recorder], caplog):
+async def test_failing_handler_does_not_affect_other_messages(servers: list[Recorder], caplog):
     a, b, _ = servers
     a.post.send(IDS[1], "bad", {})
     a.post.send(IDS[1], "unknown", {})
@@ -123,7 +123,7 @@ async def test_a_bug_in_one_letter_harms_no_other(servers: list[Recorder], caplo
     assert "a message of another server could not be handled: bad" in caplog.text
 
 
-async def test_who_begins_anew_is_reached_by_the_new_name(servers: list[Recorder]):
+async def test_server_with_a_new_id_receives_messages_to_it(servers: list[Recorder]):
     a, b, _ = servers
     b.post.change_server_id("e" * 16)
     a.post.send("e" * 16, "note", {"n": 1})

@@ -45,7 +45,7 @@ class Member:
         return await asyncio.wait_for(self.got.get(), WAIT)
 
 
-async def test_nats_carries_dies_and_comes_back(tmp_path: Path, monkeypatch):
+async def test_nats_messages_arrive_again_after_a_restart(tmp_path: Path, monkeypatch):
     with running_nats(tmp_path) as nats:
         a, b = Member(NatsPubSub(nats.url)), Member(NatsPubSub(nats.url), "x")
         for member in (a, b):
@@ -78,7 +78,7 @@ async def test_nats_carries_dies_and_comes_back(tmp_path: Path, monkeypatch):
         assert a.states.empty()
 
 
-async def test_a_server_starts_without_nats_and_finds_it(tmp_path: Path):
+async def test_connection_starts_while_nats_is_down(tmp_path: Path):
     with running_nats(tmp_path) as nats:
         nats.end()
         member = Member(NatsPubSub(nats.url), "x")
@@ -89,7 +89,7 @@ async def test_a_server_starts_without_nats_and_finds_it(tmp_path: Path):
         await member.bus.close()
 
 
-async def test_a_hub_may_be_lost_and_found():
+async def test_in_process_broker_can_be_disconnected_and_reconnected():
     hub = InProcessBroker()
     got: list[bytes] = []
     states: list[bool] = []

@@ -13,7 +13,7 @@ def mute(service: Service) -> None:
     others_of(service).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
 
 
-async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: Two):
+async def test_unclaimed_job_ends_offline_and_cannot_be_claimed_later(pair: Two):
     _, board = await pair.board_at_b()
     letters: list[tuple[str, bytes]] = []
     async with board, await FakeCaller.join(pair.a) as caller:
@@ -31,9 +31,7 @@ async def test_a_job_that_nobody_takes_is_offline_and_nobody_will_take_it(pair: 
         assert job not in pair.b.server.dispatch.jobs
 
 
-async def test_a_taken_job_whose_server_falls_silent_is_lost_in_time_and_amended(
-    pair: Two, monkeypatch
-):
+async def test_job_of_a_silent_server_is_lost_and_corrected_later(pair: Two, monkeypatch):
     monkeypatch.setattr(remote_jobs, "CONFIRM_SECONDS", 0.1)
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
@@ -50,7 +48,7 @@ async def test_a_taken_job_whose_server_falls_silent_is_lost_in_time_and_amended
         assert row.status == "ok"
 
 
-async def test_a_queued_job_is_said_to_be_and_starts_when_its_board_is_free(pair: Two):
+async def test_remote_job_is_queued_and_starts_when_its_board_is_free(pair: Two):
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
         (first,) = await caller.submit("lab-1")
@@ -68,7 +66,7 @@ async def test_a_queued_job_is_said_to_be_and_starts_when_its_board_is_free(pair
         assert (await caller.ending(second))[0] == "ok"
 
 
-async def test_an_absent_board_is_waited_for_wherever_it_dials_in(pair: Two):
+async def test_job_waits_for_a_board_that_connects_to_another_server(pair: Two):
     (identity,) = await pair.enrol("lab-1")
     async with await FakeCaller.join(pair.a) as caller:
         (job,) = await caller.submit("lab-1", wait=5)
@@ -78,7 +76,7 @@ async def test_an_absent_board_is_waited_for_wherever_it_dials_in(pair: Two):
             assert await caller.ending(job) == ("ok", "1")
 
 
-async def test_a_board_that_moved_meanwhile_is_found(pair: Two):
+async def test_board_that_moved_is_found(pair: Two):
     identity, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.b) as caller:
         mute(pair.a)  # B does not hear that the board moved
@@ -99,7 +97,7 @@ async def test_a_board_that_moved_meanwhile_is_found(pair: Two):
             assert (await caller.ending(again))[0] == "ok"
 
 
-async def test_a_store_that_is_away_delays_the_verdict(pair: Two, monkeypatch):
+async def test_withdrawal_is_retried_while_the_store_is_unavailable(pair: Two, monkeypatch):
     _, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.a) as caller:
         mute(pair.a)

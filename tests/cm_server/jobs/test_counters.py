@@ -8,7 +8,7 @@ from cm_server.jobs.counters import DURATION_BOUNDS, END_STATUSES
 from tests.cm_server.dispatching import Rig
 
 
-def test_jobs_are_counted_by_how_they_ended_and_how_long_they_ran():
+def test_jobs_are_counted_by_status_and_duration():
     rig = Rig()
     rig.connect()
     tally = rig.dispatch.counters
@@ -23,7 +23,7 @@ def test_jobs_are_counted_by_how_they_ended_and_how_long_they_ran():
     assert 5 <= tally.run_seconds < 6
 
 
-def test_a_jobs_life_is_told_under_its_number_where_programs_read_it(caplog):
+def test_json_log_records_the_life_of_a_job(caplog):
     caplog.set_level(logging.INFO, "cm_server.jobs")
     rig = Rig()
     rig.connect()
@@ -41,7 +41,7 @@ def test_a_jobs_life_is_told_under_its_number_where_programs_read_it(caplog):
     ]
 
 
-def test_where_people_read_it_jobs_are_not_in_the_log(caplog):
+def test_log_for_people_does_not_contain_jobs(caplog):
     caplog.set_level(logging.WARNING, "cm_server.jobs")
     rig = Rig()
     rig.connect()

@@ -19,7 +19,7 @@ def rig() -> Rig:
     return Rig()
 
 
-def test_an_idle_board_gets_its_cell_at_once(rig: Rig):
+def test_idle_board_receives_its_cell_immediately(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(code=b"print(1)", awaits=True)
     (sent,) = link.sent
@@ -39,7 +39,7 @@ def test_result_ends_the_job_for_caller_store_and_board(rig: Rig):
     assert job.id not in rig.dispatch.jobs
 
 
-def test_one_cell_on_several_boards_is_one_job_each(rig: Rig):
+def test_cell_on_several_boards_is_one_job_per_board(rig: Rig):
     for name in ("lab-1", "lab-2", "lab-3"):
         rig.connect(name)
     jobs = rig.run("lab-3", "lab-1", "lab-2")
@@ -47,7 +47,7 @@ def test_one_cell_on_several_boards_is_one_job_each(rig: Rig):
     assert len({job.id for job in jobs}) == 3
 
 
-def test_too_long_a_queue_refuses_and_says_so(rig: Rig):
+def test_job_for_a_full_queue_is_refused(rig: Rig):
     rig.connect()
     for _ in range(limits.QUEUED_JOBS + 1):
         rig.run()
@@ -57,7 +57,7 @@ def test_too_long_a_queue_refuses_and_says_so(rig: Rig):
     assert len(rig.board().queue) == limits.QUEUED_JOBS
 
 
-def test_cells_of_too_many_bytes_do_not_wait_and_a_single_one_may(rig: Rig, monkeypatch):
+def test_queue_is_bounded_in_bytes(rig: Rig, monkeypatch):
     monkeypatch.setattr(limits, "QUEUED_BYTES", 3 * limits.MIB)
     link = rig.connect()
     (running,) = rig.run()
@@ -84,14 +84,14 @@ def test_cells_of_too_many_bytes_do_not_wait_and_a_single_one_may(rig: Rig, monk
         (2 * 86400 + 5, "it was last seen 2 days ago"),
     ],
 )
-def test_an_absent_board_is_offline_and_says_since_when(rig: Rig, ago, told):
+def test_job_of_an_offline_board_ends_with_when_it_was_last_seen(rig: Rig, ago, told):
     rig.board().last_seen = None if ago is None else time.time() - ago
     (job,) = rig.run()
     assert rig.caller.ending(job) == ("offline", told)
     assert rig.written(job) == ("offline", told)
 
 
-def test_output_and_value_pass_on_untouched_and_may_be_left_out(rig: Rig):
+def test_output_and_value_are_forwarded_unchanged_and_droppable(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.say(job, wire.OUTPUT, b"\xff\x00 raw")
@@ -101,7 +101,7 @@ def test_output_and_value_pass_on_untouched_and_may_be_left_out(rig: Rig):
     assert wire.RESULT not in rig.caller.droppable
 
 
-def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
+def test_tails_of_output_and_value_are_bounded(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     for number in range(200):
@@ -113,14 +113,14 @@ def test_the_tails_of_output_and_value_are_bounded(rig: Rig):
     assert job.value.text().endswith(" 199]")
 
 
-def test_what_a_board_tells_of_itself_later_is_what_callers_see(rig: Rig):
+def test_facts_message_updates_what_callers_see(rig: Rig):
     rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7))
     told = rig.board().describe()
     assert (told["heap"], told["rssi"]) == (65536, -67)
 
 
-def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
+def test_cell_waits_until_the_boards_own_program_ends(rig: Rig):
     link = rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
     assert (rig.board().state, rig.board().describe()["program"]) == ("busy", "app.py")
@@ -133,7 +133,7 @@ def test_board_whose_program_keeps_it_busy_gets_no_cell_until_it_ends(rig: Rig):
     assert rig.board().describe()["program"] == "app.py ended"
 
 
-def test_program_that_blocks_is_forgotten_with_its_link(rig: Rig):
+def test_blocking_program_is_cleared_when_the_link_closes(rig: Rig):
     rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.PROGRAM, b"app.py", flags=wire.BLOCKING))
     rig.drop("lab-1")
@@ -142,14 +142,14 @@ def test_program_that_blocks_is_forgotten_with_its_link(rig: Rig):
     assert rig.board().state == "idle"
 
 
-def test_what_a_program_prints_is_nobodys(rig: Rig, caplog):
+def test_output_of_the_boards_own_program_is_ignored(rig: Rig, caplog):
     rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
     assert (rig.caller.told, caplog.text) == ([], "")
 
 
 @pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
-def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op):
+def test_message_about_another_boards_job_is_ignored(rig: Rig, op):
     strays: list[tuple[str, int]] = []
     rig.dispatch.on_stray = lambda board, job: strays.append((board.name, job))
     rig.connect("lab-1")
@@ -165,7 +165,7 @@ def test_what_a_board_says_of_another_job_is_ignored(rig: Rig, op):
     assert strays == [("lab-1", other.id), ("lab-3", other.id)]
 
 
-def test_a_second_result_changes_nothing(rig: Rig):
+def test_second_result_is_ignored(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.end(job)
@@ -178,7 +178,7 @@ def test_a_second_result_changes_nothing(rig: Rig):
     "message",
     [b"\x22", wire.pack(wire.EXEC), wire.pack(wire.HELLO, b"{}"), wire.pack(0xEE)],
 )
-def test_what_no_board_may_say_is_refused(rig: Rig, message):
+def test_message_that_boards_may_not_send_is_refused(rig: Rig, message):
     rig.connect()
     with pytest.raises(PeerWireError):
         rig.dispatch.on_message(rig.board(), message)
@@ -188,7 +188,7 @@ def test_what_no_board_may_say_is_refused(rig: Rig, message):
     ("flags", "payload"),
     [(0, b""), (wire.RUNNING, b"\0\0"), (15, b"\0\0"), (0, b"\0\x05abc")],
 )
-def test_a_malformed_result_is_refused_and_ends_nothing(rig: Rig, flags, payload):
+def test_malformed_result_is_refused_and_the_job_stays_open(rig: Rig, flags, payload):
     rig.connect()
     (job,) = rig.run()
     with pytest.raises(PeerWireError):
@@ -196,7 +196,7 @@ def test_a_malformed_result_is_refused_and_ends_nothing(rig: Rig, flags, payload
     assert job.state == "running"
 
 
-def test_input_is_asked_of_a_caller_that_answers(rig: Rig):
+def test_input_is_forwarded_to_a_caller_that_answers(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT, b"name? ")
@@ -207,7 +207,7 @@ def test_input_is_asked_of_a_caller_that_answers(rig: Rig):
     assert (link.sent[-1].flags, link.sent[-1].payload) == (0, b"ann")
 
 
-def test_input_without_an_answerer_is_refused_at_once(rig: Rig):
+def test_input_gets_eof_if_the_caller_does_not_answer(rig: Rig):
     link = rig.connect()
     (job,) = rig.run()
     rig.say(job, wire.INPUT, b"name? ")
@@ -215,7 +215,7 @@ def test_input_without_an_answerer_is_refused_at_once(rig: Rig):
     assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
 
-def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
+def test_answer_after_the_link_broke_is_dropped(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
@@ -224,7 +224,7 @@ def test_an_answer_after_the_link_broke_goes_nowhere(rig: Rig):
     assert link.ops(job) == [wire.EXEC]
 
 
-def test_interrupt_of_a_queued_job_takes_it_out(rig: Rig):
+def test_interrupt_removes_a_queued_job(rig: Rig):
     link = rig.connect()
     first, second = rig.run()[0], rig.run()[0]
     rig.dispatch.interrupt(second)
@@ -233,7 +233,7 @@ def test_interrupt_of_a_queued_job_takes_it_out(rig: Rig):
     assert link.ops(second) == []
 
 
-def test_interrupt_of_a_running_job_reaches_its_board(rig: Rig):
+def test_interrupt_of_a_running_job_is_sent_to_its_board(rig: Rig):
     link = rig.connect()
     (job,) = rig.run()
     rig.dispatch.interrupt(job)
@@ -243,7 +243,7 @@ def test_interrupt_of_a_running_job_reaches_its_board(rig: Rig):
     assert rig.caller.ending(job) == ("interrupted", "")
 
 
-def test_interrupt_of_a_job_whose_link_is_gone_does_no_harm(rig: Rig):
+def test_interrupt_of_a_job_whose_link_broke_is_ignored(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -251,7 +251,7 @@ def test_interrupt_of_a_job_whose_link_is_gone_does_no_harm(rig: Rig):
     assert job.state == "adrift"
 
 
-def test_input_after_an_unconfirmed_timeout_is_refused(rig: Rig):
+def test_input_after_an_unconfirmed_timeout_gets_eof(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=1, answers=True)
     rig.clock.turn(3)
@@ -260,7 +260,7 @@ def test_input_after_an_unconfirmed_timeout_is_refused(rig: Rig):
 
 
 @pytest.mark.parametrize("boot", ["b1", "b2"])
-def test_an_unconfirmed_timeout_stays_when_the_board_knows_no_better(rig: Rig, boot):
+def test_unconfirmed_timeout_stays_if_the_board_reports_nothing(rig: Rig, boot):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
@@ -272,7 +272,7 @@ def test_an_unconfirmed_timeout_stays_when_the_board_knows_no_better(rig: Rig, b
 
 @pytest.mark.parametrize("status", ["ok", "error", "interrupted", "timeout"])
 @pytest.mark.parametrize("boot", ["b1", "b2"])
-def test_a_board_that_comes_back_tells_the_true_outcome(rig: Rig, status, boot):
+def test_reconnected_board_reports_the_result(rig: Rig, status, boot):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -288,7 +288,7 @@ def test_a_board_that_comes_back_tells_the_true_outcome(rig: Rig, status, boot):
 @pytest.mark.parametrize(
     "remembered", [None, {}, {"job": "ffffffff", "status": 0}], ids=["none", "nothing", "another"]
 )
-def test_a_board_that_restarted_lost_its_job_at_once(rig: Rig, remembered):
+def test_job_is_lost_when_its_board_reconnects_after_a_restart(rig: Rig, remembered):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -297,7 +297,7 @@ def test_a_board_that_restarted_lost_its_job_at_once(rig: Rig, remembered):
     assert rig.board().state == "idle"
 
 
-def test_a_cell_that_never_arrived_is_lost_and_says_so(rig: Rig):
+def test_cell_that_never_reached_the_board_is_lost(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -305,7 +305,7 @@ def test_a_cell_that_never_arrived_is_lost_and_says_so(rig: Rig):
     assert rig.caller.ending(job) == ("lost", "it never reached the board")
 
 
-def test_a_cell_that_arrived_in_part_never_ran(rig: Rig):
+def test_cell_that_reached_the_board_in_part_is_lost(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -313,7 +313,7 @@ def test_a_cell_that_arrived_in_part_never_ran(rig: Rig):
     assert rig.caller.ending(job) == ("lost", "it never reached the board")
 
 
-def test_a_queue_goes_on_when_its_board_comes_back(rig: Rig):
+def test_queue_continues_when_its_board_reconnects(rig: Rig):
     rig.connect()
     first, second = rig.run()[0], rig.run()[0]
     rig.drop()
@@ -322,7 +322,7 @@ def test_a_queue_goes_on_when_its_board_comes_back(rig: Rig):
     assert link.ops(second) == [wire.EXEC]
 
 
-def test_a_result_that_was_still_in_the_pipe_is_believed(rig: Rig):
+def test_result_received_after_the_link_closed_counts(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -333,7 +333,7 @@ def test_a_result_that_was_still_in_the_pipe_is_believed(rig: Rig):
     assert rig.board().state == "offline"
 
 
-def test_a_job_for_a_board_in_its_grace_is_offline(rig: Rig):
+def test_job_submitted_in_the_grace_period_is_offline(rig: Rig):
     rig.connect()
     rig.run()
     rig.drop()
@@ -341,14 +341,14 @@ def test_a_job_for_a_board_in_its_grace_is_offline(rig: Rig):
     assert rig.caller.ending(job)[0] == "offline"
 
 
-def test_an_idle_boards_link_breaks_without_a_word(rig: Rig):
+def test_broken_link_of_an_idle_board_starts_no_timer(rig: Rig):
     rig.connect()
     rig.drop()
     assert rig.board().state == "offline"
     assert rig.clock.timers == []
 
 
-def test_the_end_of_an_older_link_is_not_the_end_of_the_newer(rig: Rig):
+def test_close_of_a_replaced_link_is_ignored(rig: Rig):
     older = rig.connect()
     rig.connect()
     (job,) = rig.run()
@@ -357,7 +357,7 @@ def test_the_end_of_an_older_link_is_not_the_end_of_the_newer(rig: Rig):
     assert rig.board().state == "busy"
 
 
-def test_a_newer_link_of_a_busy_board_settles_its_job(rig: Rig):
+def test_new_link_of_a_busy_board_ends_its_job(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     link = rig.connect(last=last(job))
@@ -388,7 +388,7 @@ def test_a_newer_link_of_a_busy_board_settles_its_job(rig: Rig):
     ],
     ids=str,
 )
-def test_nonsense_about_a_last_job_does_no_harm(rig: Rig, told):
+def test_invalid_report_of_a_last_job_is_ignored(rig: Rig, told):
     rig.connect()
     (job,) = rig.run()
     assert job.id == 1
@@ -399,7 +399,7 @@ def test_nonsense_about_a_last_job_does_no_harm(rig: Rig, told):
     assert rig.board().state == "idle"
 
 
-def test_an_error_that_no_file_can_hold_is_written_as_it_can(rig: Rig):
+def test_surrogates_and_long_errors_can_be_stored(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -412,7 +412,7 @@ def test_an_error_that_no_file_can_hold_is_written_as_it_can(rig: Rig):
     assert rig.written(after) == ("ok", "")
 
 
-def test_an_absent_board_is_waited_for_and_then_offline(rig: Rig):
+def test_job_waits_for_an_offline_board_for_a_limited_time(rig: Rig):
     (job,) = rig.run(wait=30)
     assert job.state == "queued"
     rig.clock.turn(29.9)
@@ -426,7 +426,7 @@ def test_an_absent_board_is_waited_for_and_then_offline(rig: Rig):
     assert not rig.board().queue
 
 
-def test_a_board_that_dials_in_in_time_gets_what_waits(rig: Rig):
+def test_board_that_connects_in_time_receives_waiting_jobs(rig: Rig):
     first, second = rig.run(wait=30)[0], rig.run(code=b"2", wait=60)[0]
     rig.clock.turn(29)
     link = rig.connect()
@@ -438,21 +438,21 @@ def test_a_board_that_dials_in_in_time_gets_what_waits(rig: Rig):
     assert link.ops(second) == [wire.EXEC]
 
 
-def test_a_job_that_waits_is_interrupted_and_its_timer_forgotten(rig: Rig):
+def test_interrupt_ends_a_job_that_waits_for_its_board(rig: Rig):
     (job,) = rig.run(wait=30)
     rig.dispatch.interrupt(job)
     rig.clock.turn(100)
     assert rig.caller.ending(job)[0] == "interrupted"
 
 
-def test_no_more_jobs_wait_for_an_absent_board_than_for_a_busy_one(rig: Rig):
+def test_queue_of_an_offline_board_is_bounded(rig: Rig):
     for _ in range(limits.QUEUED_JOBS):
         rig.run(wait=30)
     (job,) = rig.run(wait=30)
     assert rig.caller.ending(job)[0] == "error"
 
 
-def test_a_job_goes_on_without_its_caller(rig: Rig):
+def test_job_continues_without_its_caller(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.dispatch.detach_observer(rig.caller)
@@ -463,7 +463,7 @@ def test_a_job_goes_on_without_its_caller(rig: Rig):
     assert job.output_tail.text() == "to nobody"
 
 
-def test_a_caller_that_goes_while_it_is_asked_leaves_eof(rig: Rig):
+def test_input_gets_eof_when_its_caller_disconnects(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
     rig.say(job, wire.INPUT)
@@ -471,7 +471,7 @@ def test_a_caller_that_goes_while_it_is_asked_leaves_eof(rig: Rig):
     assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
 
-def test_a_caller_that_goes_takes_no_other_callers_jobs(rig: Rig):
+def test_disconnect_of_a_caller_keeps_other_callers_jobs(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.dispatch.detach_observer(RecordingWatcher())
@@ -479,7 +479,7 @@ def test_a_caller_that_goes_takes_no_other_callers_jobs(rig: Rig):
     assert rig.caller.ending(job)[0] == "ok"
 
 
-def test_stop_ends_what_was_not_sent_and_leaves_what_runs_open(rig: Rig):
+def test_stop_ends_queued_jobs_and_keeps_running_ones_open(rig: Rig):
     rig.connect()
     running, queued = rig.run()[0], rig.run()[0]
     rig.dispatch.stop()
@@ -491,14 +491,14 @@ def test_stop_ends_what_was_not_sent_and_leaves_what_runs_open(rig: Rig):
     assert rig.written(running) == (None, None)
 
 
-def test_stop_ends_a_cell_whose_board_restarts(rig: Rig):
+def test_stop_ends_a_job_whose_board_is_restarting(rig: Rig):
     rig.connect()
     (job,) = rig.run(fresh=True)
     rig.dispatch.stop()
     assert rig.written(job)[0] == "lost"
 
 
-def test_a_new_server_takes_over_each_boards_oldest_open_job(rig: Rig):
+def test_restarted_server_takes_over_each_boards_oldest_open_job(rig: Rig):
     rig.connect("lab-1")
     rig.connect("lab-2")
     ran, other = rig.run("lab-1", "lab-2")
@@ -515,7 +515,7 @@ def test_a_new_server_takes_over_each_boards_oldest_open_job(rig: Rig):
     assert later.written(other)[0] == "ok"
 
 
-def test_a_new_server_amends_what_the_one_before_had_to_guess(rig: Rig):
+def test_restarted_server_corrects_an_assumed_result(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -525,7 +525,7 @@ def test_a_new_server_amends_what_the_one_before_had_to_guess(rig: Rig):
     assert later.written(job)[0] == "ok"
 
 
-def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):
+def test_restarted_server_notices_that_a_board_restarted(rig: Rig):
     rig.connect()
     rig.store.mark_board_seen("id1", {"boot": "b1"})
     (job,) = rig.run()
@@ -534,7 +534,7 @@ def test_a_new_server_knows_a_board_that_restarted_meanwhile(rig: Rig):
     assert later.written(job) == ("lost", "the board restarted while it ran")
 
 
-def test_open_jobs_of_boards_that_are_gone_end_at_the_next_start(rig: Rig):
+def test_open_jobs_of_removed_boards_end_at_the_next_start(rig: Rig):
     rig.store.insert_jobs(["no such id"], "ann")
     later = Rig(rig.store)
     row = later.store.job(1)
@@ -542,7 +542,7 @@ def test_open_jobs_of_boards_that_are_gone_end_at_the_next_start(rig: Rig):
     assert row.status == "lost"
 
 
-def test_the_log_has_no_bytes_of_a_boards(rig: Rig, caplog):
+def test_output_of_boards_is_not_logged(rig: Rig, caplog):
     caplog.set_level(logging.INFO)
     rig.connect()
     (job,) = rig.run(timeout=1)

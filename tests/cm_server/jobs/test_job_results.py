@@ -15,21 +15,21 @@ def rig() -> Rig:
     return Rig()
 
 
-def test_an_error_is_written_as_the_last_line_of_its_traceback(rig: Rig):
+def test_last_line_of_a_traceback_is_stored(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.end(job, "error", rest=b"Traceback (most recent call last):\r\nValueError: no\xff\r\n")
     assert rig.written(job) == ("error", "ValueError: no\ufffd")
 
 
-def test_an_error_without_a_traceback_is_written_too(rig: Rig):
+def test_error_without_a_traceback_is_stored(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.end(job, "interrupted")
     assert rig.written(job) == ("interrupted", "")
 
 
-def test_endings_share_a_commit_and_do_not_wait_long_for_it(rig: Rig, monkeypatch):
+def test_results_share_a_commit_within_a_short_time(rig: Rig, monkeypatch):
     for name in ("lab-1", "lab-2", "lab-3"):
         rig.connect(name)
     flushed: list[float] = []
@@ -43,7 +43,7 @@ def test_endings_share_a_commit_and_do_not_wait_long_for_it(rig: Rig, monkeypatc
     assert flushed[1:] == [1.0]
 
 
-def test_a_timeout_that_is_not_confirmed_is_told_within_a_second_and_amended(rig: Rig):
+def test_unconfirmed_timeout_is_reported_within_a_second_and_corrected_later(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=2)
     rig.clock.turn(2 + CONFIRM_SECONDS)
@@ -60,7 +60,7 @@ def test_a_timeout_that_is_not_confirmed_is_told_within_a_second_and_amended(rig
     assert next_job.state == "running"
 
 
-def test_an_unconfirmed_timeout_survives_a_break_and_is_amended(rig: Rig):
+def test_unconfirmed_timeout_is_corrected_after_a_reconnect(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
@@ -70,7 +70,7 @@ def test_an_unconfirmed_timeout_survives_a_break_and_is_amended(rig: Rig):
     assert rig.caller.ops(job) == [wire.ENDED]
 
 
-def test_a_lost_job_is_amended_when_the_board_tells_later(rig: Rig):
+def test_lost_job_is_corrected_by_a_late_report(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -80,7 +80,7 @@ def test_a_lost_job_is_amended_when_the_board_tells_later(rig: Rig):
     assert rig.caller.ending(job)[0] == "lost"
 
 
-def test_a_settled_truth_is_not_written_again(rig: Rig):
+def test_confirmed_result_is_not_stored_again(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.end(job, "timeout", rest=b"KeyboardInterrupt: ")
@@ -90,7 +90,7 @@ def test_a_settled_truth_is_not_written_again(rig: Rig):
     assert rig.store.job(job.id) == before
 
 
-def test_a_board_cannot_change_an_outcome_that_is_known(rig: Rig):
+def test_board_cannot_change_a_certain_result(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.end(job, "error", rest=b"ValueError: true")
@@ -99,7 +99,7 @@ def test_a_board_cannot_change_an_outcome_that_is_known(rig: Rig):
     assert rig.written(job) == ("error", "ValueError: true")
 
 
-def test_a_board_cannot_change_another_boards_outcome(rig: Rig):
+def test_board_cannot_change_another_boards_result(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -108,7 +108,7 @@ def test_a_board_cannot_change_another_boards_outcome(rig: Rig):
     assert rig.written(job)[0] == "lost"
 
 
-def test_a_job_that_ended_is_still_known_without_its_code(rig: Rig):
+def test_ended_job_is_kept_without_its_code(rig: Rig):
     rig.connect()
     (job,) = rig.run(code=b"secret = 1")
     rig.end(job, output=b"hi\r\n", rest=b"42")
@@ -124,7 +124,7 @@ def test_a_job_that_ended_is_still_known_without_its_code(rig: Rig):
     assert b"secret" not in repr(known.cell).encode()
 
 
-def test_what_is_known_is_amended_too(rig: Rig):
+def test_recent_job_is_corrected_too(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()

@@ -33,14 +33,14 @@ def job(number: int = 1, watcher: Watcher | None = None) -> Job:
     return Job(number, board, Cell(b"print(1)", None, awaits=False), "ann", watcher)
 
 
-def test_a_tail_keeps_what_is_short():
+def test_tail_keeps_a_short_text():
     tail = Tail()
     tail.add(b"one\r\n")
     tail.add("zw\u00f6lf".encode())
     assert (tail.text(), tail.truncated, len(tail)) == ("one\nzw\u00f6lf", False, 11)
 
 
-def test_a_tail_keeps_the_end_of_what_is_long():
+def test_tail_keeps_the_end_of_a_long_text():
     tail = Tail()
     for number in range(100_000):
         tail.add(b"%8d" % number)
@@ -51,27 +51,27 @@ def test_a_tail_keeps_the_end_of_what_is_long():
 
 
 @pytest.mark.parametrize(("size", "cut"), [(TAIL_BYTES, False), (TAIL_BYTES + 1, True)])
-def test_a_tail_says_whether_something_is_left_out(size, cut):
+def test_tail_reports_whether_it_was_truncated(size, cut):
     tail = Tail()
     for _ in range(size):
         tail.add(b"x")
     assert (len(tail.text()), tail.truncated) == (TAIL_BYTES, cut)
 
 
-def test_one_write_may_be_longer_than_the_tail():
+def test_single_write_may_be_longer_than_the_tail():
     tail = Tail()
     tail.add(bytes(10 * TAIL_BYTES) + b"end")
     assert tail.text().endswith("\0end")
     assert (len(tail), tail.truncated) == (TAIL_BYTES, True)
 
 
-def test_a_tail_that_was_cut_in_a_character_is_still_text():
+def test_tail_truncated_within_a_character_is_text():
     tail = Tail()
     tail.add(b"x" + "\u00e4".encode() * 2 * TAIL_BYTES)
     assert tail.text()[1:] == "\u00e4" * (TAIL_BYTES // 2 - 1)
 
 
-def test_a_job_tells_its_watcher_if_it_has_one():
+def test_job_delivers_messages_to_its_observer():
     watcher = Watcher()
     watched = job(watcher=watcher)
     watched.deliver(b"a")
@@ -81,7 +81,7 @@ def test_a_job_tells_its_watcher_if_it_has_one():
     assert watcher.told == [(b"a", False), (b"b", True)]
 
 
-def test_a_timer_is_called_off_once():
+def test_timer_is_cancelled_once():
     timed, timer = job(), Timer()
     timed.timer = timer
     timed.stop_timer()
@@ -89,7 +89,7 @@ def test_a_timer_is_called_off_once():
     assert timer.cancelled == 1
 
 
-def test_describe_tells_state_and_time():
+def test_describe_returns_state_and_time():
     known = job(7)
     assert known.describe() == {
         "job": 7,
@@ -107,7 +107,7 @@ def test_describe_tells_state_and_time():
     assert (told["state"], told["status"], told["elapsed"]) == ("ended", "ok", pytest.approx(2))
 
 
-def test_show_is_json_with_the_tails_and_without_the_code():
+def test_describe_with_output_is_json_with_tails_and_without_code():
     known = job()
     known.output_tail.add(b"hi\xff\x1b[2J")
     known.value.add(b"42")
@@ -118,7 +118,7 @@ def test_show_is_json_with_the_tails_and_without_the_code():
     assert "print(1)" not in json.dumps(told)
 
 
-def test_recent_jobs_are_found_and_told_newest_first():
+def test_recent_jobs_are_listed_newest_first():
     recent = RecentJobs()
     for number in (1, 2, 3):
         recent.add(job(number))

@@ -49,13 +49,13 @@ def test_boards_are_found_by_name_and_by_id():
     assert registry.by_id["id-lab-3"] is added is registry.by_name["lab-3"]
 
 
-def test_online_are_those_with_a_link():
+def test_online_returns_boards_with_a_link():
     registry = Registry([row("lab-1"), row("lab-2")])
     registry.by_name["lab-2"].connect(Link(), FACTS, 1500)
     assert [board.name for board in registry.online()] == ["lab-2"]
 
 
-def test_a_board_is_offline_idle_busy_or_lost():
+def test_board_is_offline_idle_busy_or_lost():
     board = Board(row())
     seen = [(board.state, board.online)]
     board.connect(Link(), FACTS, 1500)
@@ -67,7 +67,7 @@ def test_a_board_is_offline_idle_busy_or_lost():
     assert seen == [("offline", False), ("idle", True), ("busy", True), ("lost", False)]
 
 
-def test_each_link_is_counted_and_noted():
+def test_links_are_counted_and_dated():
     board = Board(row())
     before = time.time()
     board.connect(Link(), FACTS, 1500)
@@ -82,11 +82,11 @@ def test_each_link_is_counted_and_noted():
     assert board.describe()["last_seen"] >= told["last_seen"]
 
 
-def test_a_board_that_was_never_here_has_the_smallest_buffer():
+def test_board_that_never_connected_has_the_smallest_buffer():
     assert Board(row()).buffer_size == MIN_BUFFER
 
 
-def test_facts_are_text_so_that_targets_can_ask_for_them():
+def test_targets_can_select_by_facts():
     board = Board(row(facts=FACTS))
     assert board.facts == {
         "platform": "esp32",
@@ -104,11 +104,11 @@ def test_facts_are_text_so_that_targets_can_ask_for_them():
 
 
 @pytest.mark.parametrize("told", [{}, {"mpy": None}, {"mpy": "6.3"}, {"mpy": [6]}])
-def test_a_board_that_tells_nonsense_has_no_bytecode_version(told):
+def test_invalid_mpy_fact_gives_no_bytecode_version(told):
     assert Board(row(facts=told)).facts["mpy"] == ""
 
 
-def test_describe_is_json_and_holds_no_key():
+def test_describe_is_json_without_the_key():
     board = Board(row(facts=FACTS))
     board.connect(Link(), FACTS, 1500)
     busy(board)
@@ -124,7 +124,7 @@ def test_describe_is_json_and_holds_no_key():
     assert told["queued"] == 0
 
 
-def test_describe_tells_when_an_absent_board_was_seen():
+def test_describe_contains_when_an_offline_board_was_seen():
     told = Board(row()).describe()
     assert (told["state"], told["last_seen"], told["job"]) == ("offline", 5.0, None)
     board = Board(row())
@@ -132,7 +132,7 @@ def test_describe_tells_when_an_absent_board_was_seen():
     assert board.describe()["last_seen"] >= board.connected_since
 
 
-def test_who_listens_is_told_of_each_change():
+def test_listener_is_called_at_each_change():
     registry = Registry([row()])
     told: list[Board] = []
     registry.subscriptions_listener = told.append

@@ -16,7 +16,7 @@ def rig() -> Rig:
     return Rig()
 
 
-def test_a_long_cell_travels_in_pieces_that_fit_the_boards_buffer(rig: Rig):
+def test_long_cell_is_split_to_fit_the_boards_buffer(rig: Rig):
     link = rig.connect(buffer_size=64)
     code = bytes(range(200))
     rig.run(code=code)
@@ -30,13 +30,13 @@ def test_a_long_cell_travels_in_pieces_that_fit_the_boards_buffer(rig: Rig):
     ("timeout", "timeout_ms"),
     [(None, 0), (2.5, 2500), (0.0001, 1), (10.0**9, 0x3FFFFFFF)],
 )
-def test_the_timeout_travels_in_milliseconds(rig: Rig, timeout, timeout_ms):
+def test_timeout_is_sent_in_milliseconds(rig: Rig, timeout, timeout_ms):
     link = rig.connect()
     rig.run(timeout=timeout)
     assert struct.unpack_from(">I", link.sent[0].payload) == (timeout_ms,)
 
 
-def test_a_busy_board_queues_first_come_first_served(rig: Rig):
+def test_busy_board_queues_jobs_in_order(rig: Rig):
     link = rig.connect()
     first, second, third = rig.run()[0], rig.run(code=b"2")[0], rig.run(code=b"3")[0]
     assert (second.state, third.state) == ("queued", "queued")
@@ -48,7 +48,7 @@ def test_a_busy_board_queues_first_come_first_served(rig: Rig):
     assert [message.payload[8:] for message in link.sent] == [b"1", b"2", b"3"]
 
 
-def test_an_ending_is_written_before_the_same_boards_next_job(rig: Rig, monkeypatch):
+def test_result_is_stored_before_the_boards_next_job_is_sent(rig: Rig, monkeypatch):
     rig.connect()
     first, _ = rig.run()[0], rig.run()[0]
     done: list[str] = []
@@ -58,7 +58,7 @@ def test_an_ending_is_written_before_the_same_boards_next_job(rig: Rig, monkeypa
     assert done == ["written", "sent"]
 
 
-def test_a_board_that_confirms_its_timeout_is_believed(rig: Rig):
+def test_confirmed_timeout_is_final(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=2)
     rig.clock.turn(2.1)
@@ -67,7 +67,7 @@ def test_a_board_that_confirms_its_timeout_is_believed(rig: Rig):
     assert rig.caller.ending(job) == ("timeout", "")
 
 
-def test_a_board_that_owes_its_word_too_long_is_asked_anew(rig: Rig):
+def test_link_of_a_board_that_reports_no_result_is_closed(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=2)
     (next_job,) = rig.run()
@@ -82,7 +82,7 @@ def test_a_board_that_owes_its_word_too_long_is_asked_anew(rig: Rig):
     assert next_job.state == "running"
 
 
-def test_an_unconfirmed_timeout_is_settled_once_when_the_board_stays_away(rig: Rig):
+def test_unconfirmed_timeout_of_a_disconnected_board_ends_once(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
@@ -92,7 +92,7 @@ def test_an_unconfirmed_timeout_is_settled_once_when_the_board_stays_away(rig: R
     assert rig.board().state == "offline"
 
 
-def test_a_timeout_whose_board_is_gone_ends_as_lost(rig: Rig):
+def test_timeout_without_a_link_ends_as_lost(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.drop()
@@ -102,7 +102,7 @@ def test_a_timeout_whose_board_is_gone_ends_as_lost(rig: Rig):
     assert rig.board().state == "offline"
 
 
-def test_a_deadline_that_comes_too_late_changes_nothing(rig: Rig):
+def test_late_deadline_is_ignored(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     (timer,) = rig.clock.timers
@@ -111,7 +111,7 @@ def test_a_deadline_that_comes_too_late_changes_nothing(rig: Rig):
     assert rig.written(job) == ("ok", "")
 
 
-def test_a_broken_link_gives_grace_and_then_the_job_is_lost(rig: Rig):
+def test_job_is_lost_after_the_grace_period(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.drop()
@@ -127,7 +127,7 @@ def test_a_broken_link_gives_grace_and_then_the_job_is_lost(rig: Rig):
     assert rig.board().state == "offline"
 
 
-def test_a_queue_ends_offline_when_its_board_stays_away(rig: Rig):
+def test_queued_job_is_offline_after_the_grace_period(rig: Rig):
     rig.connect()
     first, second = rig.run()[0], rig.run()[0]
     rig.drop()
@@ -136,7 +136,7 @@ def test_a_queue_ends_offline_when_its_board_stays_away(rig: Rig):
     assert rig.caller.ending(second)[0] == "offline"
 
 
-def test_a_second_break_starts_the_grace_anew(rig: Rig):
+def test_second_disconnect_restarts_the_grace_period(rig: Rig):
     rig.connect()
     first, second = rig.run()[0], rig.run()[0]
     rig.drop()
@@ -149,7 +149,7 @@ def test_a_second_break_starts_the_grace_anew(rig: Rig):
     assert rig.caller.ending(second)[0] == "lost"
 
 
-def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
+def test_all_jobs_of_a_removed_board_end(rig: Rig):
     rig.connect()
     running, queued = rig.run()[0], rig.run()[0]
     (patient,) = rig.run("lab-2", wait=60)
@@ -163,7 +163,7 @@ def test_a_board_that_is_taken_out_leaves_nothing_open(rig: Rig):
     assert not rig.dispatch.jobs
 
 
-def test_an_idle_board_is_taken_out_without_a_word(rig: Rig):
+def test_removal_of_an_idle_board_sends_nothing(rig: Rig):
     rig.connect()
     (job,) = rig.run(timeout=1)
     rig.clock.turn(2)
@@ -172,7 +172,7 @@ def test_an_idle_board_is_taken_out_without_a_word(rig: Rig):
     assert rig.caller.ops(job) == [wire.ENDED]
 
 
-def test_a_timeout_counts_from_the_write_and_not_from_the_wait(rig: Rig):
+def test_timeout_starts_when_the_job_is_sent(rig: Rig):
     (job,) = rig.run(wait=30, timeout=1)
     rig.clock.turn(20)
     rig.connect()
@@ -182,7 +182,7 @@ def test_a_timeout_counts_from_the_write_and_not_from_the_wait(rig: Rig):
     assert rig.caller.ending(job)[0] == "timeout"
 
 
-def test_the_callers_patience_outlasts_the_grace(rig: Rig):
+def test_wait_of_the_caller_outlasts_the_grace_period(rig: Rig):
     rig.connect()
     (lost,) = rig.run()
     rig.drop()
@@ -194,7 +194,7 @@ def test_the_callers_patience_outlasts_the_grace(rig: Rig):
     assert link.ops(patient) == [wire.EXEC]
 
 
-def test_a_fresh_cell_runs_after_the_restart(rig: Rig):
+def test_fresh_cell_runs_after_the_restart(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(code=b"fresh", fresh=True)
     assert link.ops(job) == [wire.RESET]
@@ -209,7 +209,7 @@ def test_a_fresh_cell_runs_after_the_restart(rig: Rig):
     assert rig.caller.ending(job)[0] == "ok"
 
 
-def test_a_fresh_cell_waits_for_its_turn_first(rig: Rig):
+def test_fresh_cell_waits_in_the_queue_before_the_reset(rig: Rig):
     link = rig.connect()
     first, fresh = rig.run()[0], rig.run(fresh=True)[0]
     assert link.ops(fresh) == []
@@ -217,7 +217,7 @@ def test_a_fresh_cell_waits_for_its_turn_first(rig: Rig):
     assert link.ops(fresh) == [wire.RESET]
 
 
-def test_a_board_that_did_not_restart_runs_no_fresh_cell(rig: Rig):
+def test_fresh_cell_fails_if_the_board_did_not_restart(rig: Rig):
     rig.connect()
     (job,) = rig.run(fresh=True)
     rig.drop()
@@ -227,7 +227,7 @@ def test_a_board_that_did_not_restart_runs_no_fresh_cell(rig: Rig):
 
 
 @pytest.mark.parametrize("link_breaks", [False, True])
-def test_a_board_that_does_not_come_back_from_its_reset_is_lost_with_its_queue(rig, link_breaks):
+def test_jobs_end_if_the_board_does_not_reconnect_after_a_reset(rig, link_breaks):
     rig.connect()
     fresh, after = rig.run(fresh=True)[0], rig.run()[0]
     if link_breaks:
@@ -243,7 +243,7 @@ def test_a_board_that_does_not_come_back_from_its_reset_is_lost_with_its_queue(r
 
 
 @pytest.mark.parametrize("link_breaks", [False, True])
-def test_a_reset_that_is_interrupted_holds_up_nobody_for_ever(rig: Rig, link_breaks):
+def test_interrupted_reset_does_not_block_the_queue(rig: Rig, link_breaks):
     rig.connect()
     fresh, after = rig.run(fresh=True)[0], rig.run()[0]
     if link_breaks:
@@ -257,7 +257,7 @@ def test_a_reset_that_is_interrupted_holds_up_nobody_for_ever(rig: Rig, link_bre
         assert after.state == "running"
 
 
-def test_a_board_back_from_a_reset_that_was_interrupted_goes_on(rig: Rig):
+def test_queue_continues_after_an_interrupted_reset(rig: Rig):
     rig.connect()
     fresh, after = rig.run(fresh=True)[0], rig.run()[0]
     rig.drop()
@@ -286,7 +286,7 @@ def test_reset_does_not_wait_for_the_boards_own_program(rig: Rig):
     assert link.ops(reset) == [wire.EXEC]
 
 
-def test_reset_goes_before_cells_that_wait_for_the_program(rig: Rig):
+def test_reset_overtakes_cells_that_wait_for_the_program(rig: Rig):
     link = rig.connect()
     program(rig, blocks=True)
     cell, reset, second = rig.run()[0], rig.run(fresh=True)[0], rig.run(fresh=True)[0]
@@ -297,7 +297,7 @@ def test_reset_goes_before_cells_that_wait_for_the_program(rig: Rig):
     assert (link.ops(cell), link.ops(second)) == ([wire.EXEC], [])
 
 
-def test_reset_that_waited_for_the_board_ends_a_program_that_began_at_once(rig: Rig):
+def test_reset_that_waited_for_the_board_ends_a_program_that_starts_immediately(rig: Rig):
     (reset,) = rig.run(fresh=True, wait=60.0)
     link = rig.connect()
     assert link.ops(reset) == [wire.RESET]
@@ -305,7 +305,7 @@ def test_reset_that_waited_for_the_board_ends_a_program_that_began_at_once(rig: 
     assert reset.state == "resetting", "the board resets when it reads it"
 
 
-def test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more(rig: Rig):
+def test_cell_overtaken_by_the_program_is_requeued_and_sent_again(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=5.0)
     program(rig, blocks=True)
@@ -320,7 +320,7 @@ def test_cell_that_the_program_overtook_goes_back_and_is_sent_once_more(rig: Rig
     assert rig.caller.ending(job)[0] == "ok"
 
 
-def test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it(rig: Rig):
+def test_requeued_cell_is_lost_if_the_board_restarts(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     program(rig, blocks=True)
@@ -330,7 +330,7 @@ def test_cell_that_went_back_is_lost_with_the_boot_that_may_have_run_it(rig: Rig
     assert link.ops(job) == []
 
 
-def test_cell_that_went_back_is_sent_again_on_the_same_boots_next_link(rig: Rig):
+def test_requeued_cell_is_sent_again_after_a_reconnect(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     program(rig, blocks=True)
@@ -339,7 +339,7 @@ def test_cell_that_went_back_is_sent_again_on_the_same_boots_next_link(rig: Rig)
     assert [(m.op, m.flags) for m in link.sent] == [(wire.EXEC, wire.AGAIN)]
 
 
-def test_cell_that_went_back_and_ran_after_all_ends_as_its_board_tells(rig: Rig):
+def test_requeued_cell_that_ran_ends_with_the_reported_result(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     program(rig, blocks=True)
@@ -349,7 +349,7 @@ def test_cell_that_went_back_and_ran_after_all_ends_as_its_board_tells(rig: Rig)
     assert link.ops(job) == []
 
 
-def test_cell_that_went_back_is_lost_with_a_board_that_does_not_come_back(rig: Rig):
+def test_requeued_cell_is_lost_if_the_board_does_not_reconnect(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     program(rig, blocks=True)
@@ -358,7 +358,7 @@ def test_cell_that_went_back_is_lost_with_a_board_that_does_not_come_back(rig: R
     assert rig.caller.ending(job)[0] == "lost"
 
 
-def test_cell_that_went_back_is_interrupted_in_the_queue_and_on_its_way(rig: Rig):
+def test_requeued_cell_is_interrupted_in_the_queue_and_on_the_board(rig: Rig):
     link = rig.connect()
     (job,) = rig.run()
     program(rig, blocks=True)
@@ -369,7 +369,7 @@ def test_cell_that_went_back_is_interrupted_in_the_queue_and_on_its_way(rig: Rig
     assert link.ops(job) == [wire.EXEC, wire.INTERRUPT]
 
 
-def test_fresh_cell_ends_a_program_that_began_after_the_reset(rig: Rig):
+def test_fresh_cell_interrupts_a_program_that_started_after_the_reset(rig: Rig):
     rig.connect()
     (job,) = rig.run(fresh=True)
     rig.drop()
@@ -381,7 +381,7 @@ def test_fresh_cell_ends_a_program_that_began_after_the_reset(rig: Rig):
     assert link.ops(job) == [wire.EXEC, wire.EXEC]
 
 
-def test_fresh_cell_does_not_wait_for_ever_for_a_program_that_does_not_end(rig: Rig):
+def test_fresh_cell_is_lost_if_the_program_does_not_end(rig: Rig):
     rig.connect()
     (job,) = rig.run(fresh=True)
     rig.drop()
@@ -392,7 +392,7 @@ def test_fresh_cell_does_not_wait_for_ever_for_a_program_that_does_not_end(rig: 
     assert (status, "did not end within 20 s" in why) == ("lost", True)
 
 
-def test_job_that_timed_out_does_not_hold_up_a_reset_behind_a_program(rig: Rig):
+def test_timed_out_job_does_not_delay_a_reset(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=1.0)
     rig.clock.turn(2)
@@ -409,7 +409,7 @@ def test_link_of_a_board_that_ignores_its_reset_is_closed(rig: Rig):
     assert link.closed == [1001]
 
 
-def test_result_before_a_reset_leaves_the_board_to_its_restart(rig: Rig):
+def test_result_before_a_reset_does_not_free_the_board(rig: Rig):
     """A fresh cell that went back, ran after all, and whose board has yet to restart."""
     link = rig.connect()
     program(rig, blocks=True)
@@ -421,7 +421,7 @@ def test_result_before_a_reset_leaves_the_board_to_its_restart(rig: Rig):
     assert link.ops(after) == [wire.EXEC]
 
 
-def test_job_for_a_board_that_is_away_to_restart_waits_for_it(rig: Rig):
+def test_job_for_a_restarting_board_waits(rig: Rig):
     rig.connect()
     (reset,) = rig.run(fresh=True)
     rig.drop()
