@@ -1,4 +1,4 @@
-"""A dispatch without a socket, with a clock turned by hand: for the tests of a job's ways."""
+"""A dispatch without sockets, with a clock that tests set: for tests of boards and jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RecordedTimer:
 
 
 class Clock:
-    """Time that stands still until it is turned."""
+    """A clock that stands still until a test turns it; calls scheduled functions."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ class Clock:
         return timer
 
     def turn(self, seconds: float) -> None:
-        """Go on by so many seconds; what is due happens in its order."""
+        """Advance by some seconds; call what is due, in order."""
         until = self.now + seconds
         while due := [t for t in self.timers if not t.cancelled and t.at <= until]:
             timer = min(due, key=lambda t: t.at)
@@ -48,7 +48,7 @@ class Clock:
 
 
 class RecordingLink:
-    """A board's link that keeps what the server says."""
+    """A board's link that records the server's messages."""
 
     def __init__(self) -> None:
         self.sent: list[wire.Message] = []
@@ -64,31 +64,31 @@ class RecordingLink:
         return [message.op for message in self.sent if message.job == job.id]
 
 
-class RecordingWatcher:
-    """A caller that keeps what it is told."""
+class RecordingObserver:
+    """A caller that records the messages that it receives."""
 
     def __init__(self) -> None:
-        self.told: list[wire.Message] = []
+        self.messages: list[wire.Message] = []
         self.droppable: list[int] = []
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        self.told.append(wire.unpack(message))
+        self.messages.append(wire.unpack(message))
         if droppable:
             self.droppable.append(message[0])
 
     def ops(self, job: Job) -> list[int]:
-        return [message.op for message in self.told if message.job == job.id]
+        return [message.op for message in self.messages if message.job == job.id]
 
     def ending(self, job: Job) -> tuple[str, str]:
-        """How the job ended, and the server's words for it; a job ends once."""
-        (end,) = (m for m in self.told if m.job == job.id and m.op in wire.JOB_END_OPS)
+        """Return the job's status and the server's reason; a job ends exactly once."""
+        (end,) = (m for m in self.messages if m.job == job.id and m.op in wire.JOB_END_OPS)
         if end.op == wire.RESULT:
             return wire.read_result(end).status, ""
         return wire.STATUSES[end.flags], wire.read_json(end.payload)["why"]
 
 
 class Rig:
-    """A dispatch with boards lab-1 to lab-3, and the hands to play board, caller and time."""
+    """A dispatch with boards lab-1 to lab-3; tests act as boards, caller and clock."""
 
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store(None)
@@ -99,7 +99,7 @@ class Rig:
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
         self.dispatch = Dispatch(self.store, self.registry, self.clock.later, lost_after=GRACE)
-        self.caller = RecordingWatcher()
+        self.caller = RecordingObserver()
 
     def board(self, name: str = "lab-1") -> Board:
         return self.registry.by_name[name]
@@ -107,7 +107,7 @@ class Rig:
     def connect(
         self, name: str = "lab-1", *, boot: str = "b1", last: Any = None, buffer_size: int = 1500
     ) -> RecordingLink:
-        """Dial in as the board, as board_socket.py does it."""
+        """Connect as a board, as net/board_socket.py does it."""
         board, link = self.board(name), RecordingLink()
         if board.link is not None:
             self.dispatch.on_link_closed(board, board.link)
@@ -130,22 +130,22 @@ class Rig:
         self.dispatch.launch(jobs)
         return jobs
 
-    def say(self, job: Job, op: int, payload: bytes = b"", flags: int = 0) -> None:
-        """Speak as the job's board."""
+    def send(self, job: Job, op: int, payload: bytes = b"", flags: int = 0) -> None:
+        """Send a message as the job's board."""
         self.dispatch.on_message(job.board, wire.pack(op, payload, job=job.id, flags=flags))
 
     def end(self, job: Job, status: str = "ok", output: bytes = b"", rest: bytes = b"") -> None:
         payload = struct.pack(">H", len(output)) + output + rest
-        self.say(job, wire.RESULT, payload, wire.STATUSES.index(status))
+        self.send(job, wire.RESULT, payload, wire.STATUSES.index(status))
 
     def written(self, job: Job) -> tuple[str | None, str | None]:
-        """What the store has of the job: status and error."""
+        """Return the job's status and error in the store."""
         row = self.store.job(job.id)
         assert row is not None
         return row.status, row.error
 
 
 def last(job: Job, status: str = "ok", error: str = "") -> dict[str, Any]:
-    """What a board tells of its last job when it dials in."""
+    """Return a board's report of its last job, as in PROOF."""
     number = wire.STATUSES.index(status)
     return {"job": f"{job.id:08x}", "status": number, "error": error, "dropped": 0}

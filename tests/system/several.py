@@ -1,4 +1,4 @@
-"""Several servers of one fleet, with boards wherever one wants them."""
+"""Several servers of one fleet, with boards at any of them."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Several:
         self._numbers = itertools.count(1)
 
     def start(self, name: str, tcp_port: int = 0) -> RunningServer:
-        """Start one more, or one again."""
+        """Start a server, or start one again."""
         context = running_server(self.home / name, *self._options, tcp_port=tcp_port)
         server = self._stack.enter_context(context)
         self.servers.append(server)
         return server
 
     def fleet(self, server: RunningServer) -> Fleet:
-        """A caller's link to one of them."""
+        """Connect a caller to one of the servers."""
         pin = certificates.load(server.home).pin
         token = f"{(server.home / 'token').read_text().strip()}.{pin}"
         return self._stack.enter_context(Fleet(server.url, token))
 
     def board(self, fleet: Fleet, tcp_port: int, *names: str) -> VirtualBoards:
-        """Boards that dial there."""
+        """Start virtual boards that connect to a TCP port."""
         folder = self.home / f"boards-{next(self._numbers)}"
         machine = VirtualBoards([], ("127.0.0.1", tcp_port), folder)
         self._stack.enter_context(machine)
-        for told in fleet.enrol(list(names)):
-            machine.add_board(BoardIdentity.from_enrolment(told, "http://127.0.0.1"))
+        for enrolled in fleet.enrol(list(names)):
+            machine.add_board(BoardIdentity.from_enrolment(enrolled, "http://127.0.0.1"))
         return machine
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""A reset ends whatever the own program of a board does; no job hangs beside one that begins.
+"""A reset ends a board's own program whatever it does; no job hangs when a program starts.
 
-Boards start with programs of many kinds, as after a power cut; cells and resets come at random
-moments of that start, so that they meet each step of it: before the link, on its first message,
-while the program begins, while it runs. A seed chooses the same moments again.
+Boards start with programs of many kinds, as after a power cut. Cells and resets are sent at random
+times, so that they meet each step of the start: before the link, at its first message, while the
+program starts, while it runs. The same seed gives the same times.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.conftest import RunningServer, running_boards, running_server
 from .conftest import WAIT, fleet_of, until
 
 BOARDS = 10
-SPAN = 0.5  # seconds after the start in which cells and resets come
+SPAN = 0.5  # seconds after the start in which cells and resets are sent
 PROGRAMS = {
     "blocks": "import time\nwhile True: time.sleep(0.2)",
     "computes": "while True: pass",
@@ -34,7 +34,7 @@ PROGRAMS = {
     "crashes later": "import time\ntime.sleep(0.05)\n1 / 0",
     "ends": "x = 1",
 }
-#: Puts a program in place that was never left out and has not crashed yet.
+#: Stores a program, and deletes the marks that an earlier one crashed or was skipped.
 PLACE = """
 import os
 with open("/app.py", "w") as file:
@@ -46,13 +46,13 @@ for name in ("cm.boot", "cm.skip"):
 
 
 class Bench:
-    """Boards, and how they get programs."""
+    """Boards that are restarted with programs."""
 
     def __init__(self, fleet: Fleet, boards: VirtualBoards, names: list[str]) -> None:
         self.fleet, self.boards, self.names = fleet, boards, names
 
     def begin(self, programs: dict[str, str]) -> None:
-        """Start boards anew, each with its program."""
+        """Restart boards, each with its program."""
         placed = [
             self.fleet[name].submit(PLACE.format(PROGRAMS[kind]), wait=WAIT)
             for name, kind in programs.items()
@@ -63,7 +63,7 @@ class Bench:
             self.boards.restart(name)
 
     def run(self, seed: int) -> int:
-        """Have one start of all boards met by cells and resets; return how many resets."""
+        """Start all boards, send cells and resets meanwhile; return the number of resets."""
         chance = random.Random(seed)
         kinds = list(PROGRAMS)
         self.begin({name: chance.choice(kinds) for name in self.names})
@@ -91,7 +91,7 @@ class Bench:
 
 
 def check(groups: list[JobGroup]) -> None:
-    """See that all of them ended well, within the time that one may take."""
+    """Check that all jobs succeed, together within the time limit of one."""
     deadline = time.monotonic() + WAIT
     for group in groups:
         results = group.results(max(deadline - time.monotonic(), 0.01))
@@ -115,7 +115,7 @@ def test_resets_and_cells_end_while_programs_start(bench: Bench):
 
 
 def test_repeated_reset_of_boards_with_a_new_program(bench: Bench):
-    """The report: `mbm board 'r-*' reset`, twice, of boards with ``while True: sleep``."""
+    """As reported: `mbm board 'r-*' reset` twice, of boards with ``while True: sleep``."""
     name = ",".join(bench.names)
     assert bench.fleet[name].run(PLACE.format(PROGRAMS["blocks"])).ok
     check([bench.fleet[name].submit("", fresh=True) for _ in range(2)])

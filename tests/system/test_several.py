@@ -1,4 +1,4 @@
-"""Several servers, one store, one bus, real boards: everything as with one."""
+"""Several servers with one store, one bus and real boards act like one server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cells_files_and_installs_over_servers_of_which_one_is_suspended(
         boards.install(str(tmp_path / "seven"))
         assert set(boards.run("import seven; seven.X").to_dict().values()) == {7}
 
-        # B stands still with a job under way; its boards dial A, which learns how it ended.
+        # B is suspended with a running job; its boards connect to A, which gets the result.
         job = fleet["far-1"].submit("import time; time.sleep(1); print('true')", timeout=WAIT)
         mine = other["far-2"].submit("import time; time.sleep(2)")
         wait_busy(fleet, "far-1", "far-2")
@@ -66,9 +66,9 @@ def test_cells_files_and_installs_over_servers_of_which_one_is_suspended(
         assert fleet.job(number)["status"] in (None, "lost")
         wait_log(a.home / "server.log", "is dead")  # A has removed it
         b.process.send_signal(signal.SIGCONT)
-        assert mine.wait(WAIT)  # its caller was at B, which began anew
+        assert mine.wait(WAIT)  # its caller was connected to B, which has rejoined
         log = b.home / "server.log"
-        wait_log(log, "this server was suspended and removed")  # with its next beat
+        wait_log(log, "this server was suspended and removed")  # at its next heartbeat
         wait_online(made.fleet(b), names)
         assert "Traceback" not in log.read_text() + (b.home / "server.err").read_text()
 

@@ -1,4 +1,4 @@
-"""Acts on files, through a server: what is refused, what reaches the board, who is told."""
+"""File operations and package jobs through a server: refusals, and messages to board and caller."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ PARTS = ["run", "files"]
 
 
 async def give(caller: FakeCaller, data: bytes) -> None:
-    """Have the server hold a content."""
-    told = await caller.ask("offer", sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    """Upload a content."""
+    digest = hashlib.sha256(data).hexdigest()
+    upload = (await caller.ask("offer", sha256=digest, size=len(data)))["reply"]
     for at in range(0, len(data), 1000):
-        piece = told["reply"].to_bytes(4, "big") + data[at : at + 1000]
+        piece = upload.to_bytes(4, "big") + data[at : at + 1000]
         await caller.send(wire.CONTENT, piece, job=5)
         reply = await caller.next()
         assert (reply.op, reply.job) == (wire.REPLY, 5)
@@ -141,7 +142,7 @@ async def test_board_without_the_files_part_receives_no_file_job(service: Servic
     ("act", "parts", "well"),
     [
         (["put", "/main.py", SHA], ["boot"], False),
-        (["put", "/Main.py", SHA], ["boot"], False),  # FAT tells no case
+        (["put", "/Main.py", SHA], ["boot"], False),  # FAT ignores case
         (["rename", "/main.py", "/old.py"], ["boot"], False),
         (["rename", "/new.py", "/main.py"], ["boot"], False),
         (["rm", "/main.py", False], ["boot"], False),
@@ -180,9 +181,9 @@ async def test_get_is_acknowledged_when_the_caller_has_its_bytes(lab):
         event = await caller.event()
         assert event.op == wire.CHUNK
         came += len(event.payload)
-    told = await board.next()
-    assert told.op == wire.DATA
-    assert wire.read_byte_count(told) >= limits.WINDOW_BYTES // 4
+    acknowledged = await board.next()
+    assert acknowledged.op == wire.DATA
+    assert wire.read_byte_count(acknowledged) >= limits.WINDOW_BYTES // 4
     await board.end(job, rest=b"[]")
     assert (await caller.ending(job))[0] == "ok"
 
@@ -206,7 +207,7 @@ async def test_put_continues_when_its_caller_disconnects(lab):
 
 
 async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service):
-    """A get whose caller does not read stops at the window; a cell of somebody else runs."""
+    """A get whose caller does not read stops at the window; another caller's cell runs."""
     one, two = service.enrol("lab-1", "lab-2")
     async with (
         await FakeBoard.join(service, one, parts=PARTS) as board,
@@ -235,7 +236,7 @@ async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service
         caller.socket.transport.resume_reading()
 
 
-#: What a board without packages answers when it is looked at.
+#: The results of the first operations on a board without packages.
 EMPTY = ([4096, 4096, 9, 9], None, None, None, None)
 
 

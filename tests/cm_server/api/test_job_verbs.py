@@ -1,4 +1,4 @@
-"""Jobs are seen and interrupted from any server, and by nobody beyond his reach."""
+"""Jobs are listed, shown and interrupted from any server, if the token covers their boards."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ async def test_jobs_of_all_servers_are_listed_once_if_the_token_covers_them(pair
         await FakeBoard.join(pair.b, first) as one,
         await FakeBoard.join(pair.a, second) as two,
         await FakeCaller.join(pair.a) as caller,
-        await FakeCaller.join(pair.b, token) as bounded,
+        await FakeCaller.join(pair.b, token) as limited,
     ):
         await pair.seen("lab-1")
         await pair.seen("lab-2")
         jobs = await caller.submit("lab-[1-2]")
         for board in (one, two):
             await run(board)
-        told = (await caller.ask("jobs"))["reply"]
-        assert sorted(line["job"] for line in told) == sorted(jobs)
-        assert {line["state"] for line in told} == {"running"}
-        assert [line["board"] for line in (await bounded.ask("jobs"))["reply"]] == ["lab-2"]
+        listed = (await caller.ask("jobs"))["reply"]
+        assert sorted(line["job"] for line in listed) == sorted(jobs)
+        assert {line["state"] for line in listed} == {"running"}
+        assert [line["board"] for line in (await limited.ask("jobs"))["reply"]] == ["lab-2"]
         assert (await caller.ask("jobs", target="lab-1"))["reply"][0]["board"] == "lab-1"
-        assert "no job" in str(await bounded.ask("job", job=jobs[0]))
-        assert (await bounded.ask("interrupt", jobs=jobs))["reply"] == 1
+        assert "no job" in str(await limited.ask("job", job=jobs[0]))
+        assert (await limited.ask("interrupt", jobs=jobs))["reply"] == 1
         assert (await two.next()).op == wire.INTERRUPT
         await one.end(jobs[0], rest=b"1")
         await caller.ending(jobs[0])

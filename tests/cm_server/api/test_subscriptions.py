@@ -1,4 +1,4 @@
-"""Who watches: told everything once, then what changed, gathered, within reach, never delayed."""
+"""Subscriptions: a complete update first, then collected changes of covered boards."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def row(number: int, **labels: str) -> BoardRow:
 
 
 class Rig:
-    """Watches, with the hands to turn the clock and to read."""
+    """Subscriptions; tests act as the clock and as the reading caller."""
 
     def __init__(self, count: int = 3) -> None:
         self.registry = Registry(row(number) for number in range(1, count + 1))
         self.timers: list[Any] = []
-        self.watches = Subscriptions(self.registry, lambda _, act: self.timers.append(act))
+        self.subscriptions = Subscriptions(self.registry, lambda _, act: self.timers.append(act))
         self.ready = True
 
     def board(self, number: int = 1) -> Board:
         return self.registry.by_name[f"lab-{number}"]
 
     def watch(self, target: str = "all", **more: Any) -> tuple[Subscription, list[dict[str, Any]]]:
-        told: list[dict[str, Any]] = []
+        updates: list[dict[str, Any]] = []
 
         def send(data: bytes) -> None:
             message = wire.unpack(data)
             assert (message.op, message.job) == (wire.CHANGES, 9)
-            whole = bool(message.flags & wire.FULL_SNAPSHOT)
-            told.append({**json.loads(message.payload), "whole": whole})
+            is_first = bool(message.flags & wire.FULL_SNAPSHOT)
+            updates.append({**json.loads(message.payload), "is_first": is_first})
 
-        given: dict[str, Any] = {"reachable": self.registry.by_name, **more}
+        options: dict[str, Any] = {"reachable": self.registry.by_name, **more}
         watch = Subscription(
-            9, parse_target(target), send=send, is_ready=lambda: self.ready, **given
+            9, parse_target(target), send=send, is_ready=lambda: self.ready, **options
         )
-        self.watches.add(watch)
-        return watch, told
+        self.subscriptions.add(watch)
+        return watch, updates
 
     def tick(self) -> None:
         timers, self.timers = self.timers, []
@@ -57,7 +57,7 @@ class Rig:
 
     def emit(self, number: int = 1, value: int = 1) -> None:
         sample = Sample(5.0, 7, 0, f'{{"t":{value}}}')
-        self.watches.on_sample(self.board(number), sample)
+        self.subscriptions.on_sample(self.board(number), sample)
 
 
 def names(update: dict[str, Any]) -> list[str]:
@@ -66,57 +66,57 @@ def names(update: dict[str, Any]) -> list[str]:
 
 def test_first_update_is_complete_and_later_ones_contain_changes():
     rig = Rig()
-    _, told = rig.watch()
-    assert (names(told[0]), told[0]["whole"]) == (["lab-1", "lab-2", "lab-3"], True)
+    _, updates = rig.watch()
+    assert (names(updates[0]), updates[0]["is_first"]) == (["lab-1", "lab-2", "lab-3"], True)
     rig.tick()
     rig.board(2).connect(Link(), {"platform": "esp32"}, 1000)
     rig.board(2).labels = {"room": "attic"}
-    assert len(told) == 1, "nothing is told before the time is up"
+    assert len(updates) == 1, "nothing is sent before the time is up"
     rig.tick()
-    (board,) = told[1]["boards"]
+    (board,) = updates[1]["boards"]
     assert (board["name"], board["state"], board["labels"]) == ("lab-2", "idle", {"room": "attic"})
     rig.tick()
-    assert (len(told), rig.timers) == (2, []), "where nothing changes, nothing runs"
+    assert (len(updates), rig.timers) == (2, []), "without changes, no timer runs"
 
 
 def test_samples_are_sent_to_subscribers_that_want_them():
     rig = Rig()
-    (_, told), (_, without) = rig.watch("lab-1"), rig.watch(samples=False)
+    (_, updates), (_, without) = rig.watch("lab-1"), rig.watch(samples=False)
     rig.emit(1, 21)
     rig.emit(2, 22)
     rig.tick()
-    assert told[-1]["samples"] == [["lab-1", 5.0, 7, 0, {"t": 21}]]
+    assert updates[-1]["samples"] == [["lab-1", 5.0, 7, 0, {"t": 21}]]
     assert len(without) == 1
 
 
 def test_board_that_the_target_no_longer_selects_is_gone():
     rig = Rig(2)
     rig.board(1).labels = {"room": "attic"}
-    _, told = rig.watch("room=attic")
+    _, updates = rig.watch("room=attic")
     rig.board(2).labels = {"room": "attic"}
     rig.tick()
-    assert (names(told[-1]), told[-1]["gone"]) == (["lab-2"], [])
+    assert (names(updates[-1]), updates[-1]["gone"]) == (["lab-2"], [])
     rig.board(1).labels = {}
     rig.tick()
-    assert (names(told[-1]), told[-1]["gone"]) == ([], ["lab-1"])
+    assert (names(updates[-1]), updates[-1]["gone"]) == ([], ["lab-1"])
 
 
 def test_removed_and_enrolled_boards_are_sent():
     rig = Rig(2)
-    _, told = rig.watch()
+    _, updates = rig.watch()
     rig.registry.remove(rig.board(1))
     rig.registry.add(row(7))
     rig.tick()
-    assert (names(told[-1]), told[-1]["gone"]) == (["lab-7"], ["lab-1"])
+    assert (names(updates[-1]), updates[-1]["gone"]) == (["lab-7"], ["lab-1"])
 
 
 def test_another_board_with_the_same_name_is_sent_as_new():
     rig = Rig(1)
-    _, told = rig.watch()
+    _, updates = rig.watch()
     rig.registry.remove(rig.board(1))
     rig.registry.add(row(1)._replace(id="other"))
     rig.tick()
-    assert (told[-1]["boards"][0]["id"], told[-1]["gone"]) == ("other", ["lab-1"])
+    assert (updates[-1]["boards"][0]["id"], updates[-1]["gone"]) == ("other", ["lab-1"])
 
 
 def test_slow_subscriber_receives_the_last_state():
@@ -135,7 +135,7 @@ def test_slow_subscriber_receives_the_last_state():
 def test_pending_samples_are_bounded_and_dropped_ones_counted(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
-    _, told = rig.watch()
+    _, updates = rig.watch()
     rig.ready = False
     for value in range(8):
         rig.emit(value=value)
@@ -145,39 +145,39 @@ def test_pending_samples_are_bounded_and_dropped_ones_counted(monkeypatch):
     rig.tick()
     rig.ready = True
     rig.tick()
-    assert [sample[4]["t"] for sample in told[1]["samples"]] == list(range(6, 16))
-    assert told[1]["left_out"] == 6
+    assert [sample[4]["t"] for sample in updates[1]["samples"]] == list(range(6, 16))
+    assert updates[1]["left_out"] == 6
 
 
 def test_samples_between_two_updates_are_bounded(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
     rig = Rig(1)
-    _, told = rig.watch()
+    _, updates = rig.watch()
     for value in range(15):
         rig.emit(value=value)
     rig.tick()
-    assert (len(told[1]["samples"]), told[1]["left_out"]) == (10, 5)
+    assert (len(updates[1]["samples"]), updates[1]["left_out"]) == (10, 5)
 
 
 def test_many_boards_are_sent_in_several_updates(monkeypatch):
     monkeypatch.setattr(limits, "SUBSCRIPTION_UPDATE_BOARDS", 4)
     rig = Rig(10)
-    _, told = rig.watch()
+    _, updates = rig.watch()
     rig.tick()
     rig.tick()
     rig.tick()
-    assert [len(update["boards"]) for update in told] == [4, 4, 2]
-    assert [update["whole"] for update in told] == [True, False, False]
+    assert [len(update["boards"]) for update in updates] == [4, 4, 2]
+    assert [update["is_first"] for update in updates] == [True, False, False]
 
 
 def test_nothing_is_collected_without_subscriptions():
     rig = Rig(1)
-    watch, told = rig.watch()
-    rig.watches.remove(watch)
+    watch, updates = rig.watch()
+    rig.subscriptions.remove(watch)
     rig.tick()
     rig.board().labels = {"a": "b"}
     rig.emit()
-    assert (len(told), rig.timers, rig.registry.subscriptions_listener) == (1, [], None)
+    assert (len(updates), rig.timers, rig.registry.subscriptions_listener) == (1, [], None)
 
 
 # On real sockets
@@ -273,10 +273,10 @@ async def test_reply_to_samples_is_bounded(service: Service):
     ):
         for number in range(5):
             await emit(board, b'{"n": %d}' % number)
-        ring = service.server.registry.by_name["lab-1"].sample_buffer
-        await service.until(lambda: len(ring.samples) == 5)
-        told = (await caller.ask("samples", target="all", count=2))["reply"]
-        assert [row[4] for row in told] == [{"n": 3}, {"n": 4}]
+        buffer = service.server.registry.by_name["lab-1"].sample_buffer
+        await service.until(lambda: len(buffer.samples) == 5)
+        rows = (await caller.ask("samples", target="all", count=2))["reply"]
+        assert [row[4] for row in rows] == [{"n": 3}, {"n": 4}]
         assert (await caller.ask("samples", count=10**9))["error"] == "ServerError"
 
 

@@ -1,4 +1,4 @@
-"""The verbs: who may ask what, and what is answered."""
+"""The verbs: required roles, and replies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cm_server.store.store import Store
 
 NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
 ADMIN = TokenRow("a" * 64, "ann", "admin")
-NO_WORDS = ("", "None", "__class__", "Submit", "status ", "x" * 9999, "\ud800")
+UNKNOWN_VERBS = ("", "None", "__class__", "Submit", "status ", "x" * 9999, "\ud800")
 
 
 class Link:
@@ -55,14 +55,14 @@ class Timer:
         pass
 
 
-class Nobody:
+class NullObserver:
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         pass
 
 
 @dataclass
 class FakeServer:
-    """As much of app.Server as the verbs touch."""
+    """The part of app.Server that the verbs use."""
 
     store: Store
     registry: Registry
@@ -93,7 +93,7 @@ class FakeServer:
         return 0
 
     def ask(self, verb: str, caller: TokenRow = ADMIN, **body: Any) -> Any:
-        """What a caller gets, by way of JSON."""
+        """Return the reply as a caller receives it: through JSON."""
         body = {"verb": verb, **body}
         reply = verbs.handle_request(self, caller, body, "here")  # type: ignore[arg-type]
         return json.loads(json.dumps(reply))
@@ -137,22 +137,26 @@ def test_viewer_may_use_reading_verbs_only():
     assert NEEDED["enrol"] == "admin"
 
 
-@pytest.mark.parametrize("verb", NO_WORDS)
+@pytest.mark.parametrize("verb", UNKNOWN_VERBS)
 def test_unknown_verb_is_refused(verb):
     with pytest.raises(ServerError, match="no request called") as caught:
         check_role(ADMIN, verb)
     assert len(str(caught.value)) < 300
 
 
-# What is answered
+# Replies
 
 
 def test_status_counts_boards_and_callers(server: FakeServer):
-    told = server.ask("status")
-    assert (told["boards"], told["online"], told["busy"], told["callers"]) == (3, 2, 0, 0)
-    assert told["uptime"] == 5
-    assert told["problems"] == ["the disk is full", "the clock may be wrong"]
-    assert (told["version"], told["address"], told["pid"]) == ("0.1", "http://127.0.0.1:1", 4711)
+    status = server.ask("status")
+    assert (status["boards"], status["online"], status["busy"], status["callers"]) == (3, 2, 0, 0)
+    assert status["uptime"] == 5
+    assert status["problems"] == ["the disk is full", "the clock may be wrong"]
+    assert (status["version"], status["address"], status["pid"]) == (
+        "0.1",
+        "http://127.0.0.1:1",
+        4711,
+    )
 
 
 def test_boards_are_listed_in_natural_order(server: FakeServer):
@@ -225,7 +229,7 @@ def test_invalid_labels_are_refused_and_change_nothing(server: FakeServer, label
 def test_interrupt_returns_how_many_jobs_it_found(server: FakeServer):
     board = server.registry.by_name["lab-1"]
     cell = Cell(b"1", None, awaits=False)
-    jobs = server.dispatch.submit([board], cell, "ann", Nobody())
+    jobs = server.dispatch.submit([board], cell, "ann", NullObserver())
     server.dispatch.launch(jobs)
     assert server.ask("interrupt", jobs=[jobs[0].id, 999, -1, 10**30]) == 1
     link = board.link
@@ -240,9 +244,9 @@ def test_interrupt_of_invalid_numbers_is_refused(server: FakeServer, jobs):
 
 
 def test_enrol_returns_an_identity_for_each_name(server: FakeServer):
-    told = server.ask("enrol", names=["new-1", "new-2", "new-1"])
-    assert [board["name"] for board in told] == ["new-1", "new-2"]
-    assert all(len(bytes.fromhex(board["key"])) == 32 for board in told)
+    identities = server.ask("enrol", names=["new-1", "new-2", "new-1"])
+    assert [board["name"] for board in identities] == ["new-1", "new-2"]
+    assert all(len(bytes.fromhex(board["key"])) == 32 for board in identities)
     assert "new-2" in server.registry.by_name
 
 
@@ -285,7 +289,7 @@ def test_enrol_of_a_connected_board_is_refused(server: FakeServer):
 def test_revoke_removes_boards_and_ends_their_jobs(server: FakeServer):
     board = server.registry.by_name["lab-10"]
     cell = Cell(b"1", None, awaits=False, wait=60)
-    server.dispatch.launch(server.dispatch.submit([board], cell, "ann", Nobody()))
+    server.dispatch.launch(server.dispatch.submit([board], cell, "ann", NullObserver()))
     assert server.ask("revoke", target="lab-10") == ["lab-10"]
     assert "lab-10" not in server.registry.by_name
     assert board.id not in server.registry.by_id
@@ -303,19 +307,19 @@ def test_revoke_without_a_valid_target_is_refused(server: FakeServer, target):
 def test_reused_name_inherits_nothing(server: FakeServer):
     server.ask("label", target="lab-10", labels={"room": "lab"})
     server.ask("revoke", target="lab-10")
-    (told,) = server.ask("enrol", names=["lab-10"])
-    assert told["id"] != "id10"
+    (identity,) = server.ask("enrol", names=["lab-10"])
+    assert identity["id"] != "id10"
     (row,) = (row for row in server.store.boards() if row.name == "lab-10")
     assert (row.labels, row.facts, row.last_seen) == ({}, {}, None)
 
 
-# Jobs, anybody's
+# Jobs
 
 
 def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
     board = server.registry.by_name["lab-1"]
     cell = Cell(b"1", None, awaits=False)
-    (job,) = server.dispatch.submit([board], cell, "ann", Nobody())
+    (job,) = server.dispatch.submit([board], cell, "ann", NullObserver())
     server.dispatch.launch([job])
     payload = len(output).to_bytes(2, "big") + output + b"42"
     server.dispatch.on_message(board, wire.pack(wire.RESULT, payload, job=job.id))
@@ -325,10 +329,12 @@ def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
 def test_jobs_lists_running_then_ended_jobs(server: FakeServer):
     first, second = ended_job(server), ended_job(server)
     cell = Cell(b"1", None, awaits=False)
-    running = server.dispatch.submit([server.registry.by_name["lab-2"]], cell, "bob", Nobody())
+    running = server.dispatch.submit(
+        [server.registry.by_name["lab-2"]], cell, "bob", NullObserver()
+    )
     server.dispatch.launch(running)
-    told = server.ask("jobs")
-    assert [(job["job"], job["state"]) for job in told] == [
+    listed = server.ask("jobs")
+    assert [(job["job"], job["state"]) for job in listed] == [
         (running[0].id, "running"),
         (second, "ended"),
         (first, "ended"),
@@ -337,8 +343,8 @@ def test_jobs_lists_running_then_ended_jobs(server: FakeServer):
 
 
 def test_job_shows_the_end_of_its_output(server: FakeServer):
-    told = server.ask("job", job=ended_job(server))
-    assert (told["stdout"], told["value"], told["status"], told["caller"]) == (
+    shown = server.ask("job", job=ended_job(server))
+    assert (shown["stdout"], shown["value"], shown["status"], shown["caller"]) == (
         "hi\n",
         "42",
         "ok",
@@ -350,16 +356,22 @@ def test_old_job_is_shown_from_the_store(server: FakeServer):
     (number,) = server.store.insert_jobs(["id2"], "ann")
     (gone,) = server.store.insert_jobs(["id99"], "ann")
     server.store.end_job(number, "error", "ValueError: old")
-    told = server.ask("job", job=number)
-    assert (told["board"], told["state"], told["status"], told["error"], told["truncated"]) == (
+    shown = server.ask("job", job=number)
+    assert (
+        shown["board"],
+        shown["state"],
+        shown["status"],
+        shown["error"],
+        shown["truncated"],
+    ) == (
         "lab-2",
         "ended",
         "error",
         "ValueError: old",
         True,
     )
-    told = server.ask("job", job=gone)
-    assert (told["board"], told["state"], told["status"]) == ("id99", "running", None)
+    shown = server.ask("job", job=gone)
+    assert (shown["board"], shown["state"], shown["status"]) == ("id99", "running", None)
 
 
 @pytest.mark.parametrize("number", [None, 0, -1, "1", 1.0, 999, 2**63, 10**30, [1]], ids=str)
@@ -416,6 +428,6 @@ def test_submit_is_not_a_request(server: FakeServer):
     ids=lambda error: type(error).__name__,
 )
 def test_error_is_sent_with_its_class_and_arguments(error: CloudmanagerError):
-    told = json.loads(json.dumps(verbs.pack_error(error)))
-    assert told["error"] == type(error).__name__
-    assert str(type(error)(*told["args"])) == str(error)
+    packed = json.loads(json.dumps(verbs.pack_error(error)))
+    assert packed["error"] == type(error).__name__
+    assert str(type(error)(*packed["args"])) == str(error)

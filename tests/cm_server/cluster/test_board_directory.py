@@ -1,4 +1,4 @@
-"""Where boards are: the newest epoch counts, whoever says what."""
+"""The board directory: the newest epoch counts."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def test_facts_of_a_board_are_known_at_all_servers(pair: Two):
     async with board:
         a = pair.a.server.registry.by_name["lab-1"]
         assert a.facts["platform"] == "unix"
-        told = a.describe()
-        assert (told["state"], told["queued"], told["job"]) == ("idle", 0, None)
-        assert abs(told["connected_since"] - time.time()) < 60
+        described = a.describe()
+        assert (described["state"], described["queued"], described["job"]) == ("idle", 0, None)
+        assert abs(described["connected_since"] - time.time()) < 60
 
 
 async def test_server_requests_what_it_missed(pair: Two):
@@ -48,7 +48,7 @@ async def test_server_requests_what_it_missed(pair: Two):
         a = pair.a.server.registry.by_name["lab-1"]
         a.epoch, a.remote_state, a.reported_facts = 0, None, {}
         others_of(pair.a)._on_pubsub_change(True)
-        assert a.online  # the store knows that much
+        assert a.online  # according to the store
         await pair.a.until(lambda: a.reported_facts)
     store_of(pair.b).delete_boards([identity.id])
     others_of(pair.b)._reload()

@@ -1,4 +1,4 @@
-"""Jobs of callers at other servers: taken once, refused where their board is not."""
+"""Hosted jobs: claimed once, refused if their board is not connected."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
     def send(_server: str, _op: str, _head: Any, message: bytes) -> None:
         sent.append((message[0], message[1]))
 
-    post = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send=send)
-    absent = RemoteObserver(post, "b")  # type: ignore[arg-type]
+    peer_messages = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send=send)
+    observer = RemoteObserver(peer_messages, "b")  # type: ignore[arg-type]
     output, value = wire.pack(wire.OUTPUT, b"x", job=1), wire.pack(wire.VALUE, b"x", job=1)
-    absent.deliver(output, droppable=True)
-    post.pubsub.pending_bytes = limits.UNSENT_BYTES + 1
+    observer.deliver(output, droppable=True)
+    peer_messages.pubsub.pending_bytes = limits.UNSENT_BYTES + 1
     for message in (output, output, value):
-        absent.deliver(message, droppable=True)
-    absent.deliver(wire.pack(wire.STARTED, job=1))
-    post.pubsub.pending_bytes = 0
-    absent.deliver(output, droppable=True)
+        observer.deliver(message, droppable=True)
+    observer.deliver(wire.pack(wire.STARTED, job=1))
+    peer_messages.pubsub.pending_bytes = 0
+    observer.deliver(output, droppable=True)
     assert sent == [
         (wire.OUTPUT, 0),
         (wire.TRUNCATED, 0),
@@ -42,9 +42,8 @@ def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
 async def test_job_for_a_board_that_is_not_connected_is_refused(pair: Two):
     await pair.enrol("lab-1")
     board = pair.a.server.registry.by_name["lab-1"]
-    board.remote_state = RemoteBoardState(
-        store_of(pair.b).server_id, 1, "idle", time.time()
-    )  # so A believes
+    # A has outdated information: the board is not connected to B.
+    board.remote_state = RemoteBoardState(store_of(pair.b).server_id, 1, "idle", time.time())
     async with await FakeCaller.join(pair.a) as caller:
         (job,) = await caller.submit("lab-1")
         assert (await caller.ending(job))[0] == "offline"
@@ -56,8 +55,8 @@ async def test_run_message_for_an_unknown_job_runs_nothing(pair: Two):
     async with board:
         target = pair.b.server.registry.by_name["lab-1"]
         head = {"timeout": None, "awaits": False, "fresh": False, "answers": False, "files": None}
-        asked = {"jobs": [[4711, target.id]], "caller": "eve", **head}
-        others_of(pair.a).peer_messages.send(store_of(pair.b).server_id, "run", asked, b"evil()")
+        request = {"jobs": [[4711, target.id]], "caller": "eve", **head}
+        others_of(pair.a).peer_messages.send(store_of(pair.b).server_id, "run", request, b"evil()")
         reply, _ = await others_of(pair.a).peer_messages.request(
             store_of(pair.b).server_id, "interrupt", {"jobs": [4711]}
         )

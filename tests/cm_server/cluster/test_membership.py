@@ -1,6 +1,6 @@
-"""Several servers are as one: over SQLite and the bus in one process, PostgreSQL and NATS.
+"""Several servers act as one: with SQLite and a bus in one process, and with PostgreSQL and NATS.
 
-Strict peers play boards and callers; tests/system/test_several.py has real ones.
+Strict peers act as boards and callers; tests/system/test_several.py has real ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def test_cell_runs_on_a_board_of_another_server(two: Two):
         assert await caller.ending(job) == ("ok", "42")
         shown = (await caller.ask("job", job=job))["reply"]
         assert (shown["stdout"], shown["status"]) == ("6\n", "ok")
-        async with await FakeCaller.join(two.b) as other:  # his token is good here as well
+        async with await FakeCaller.join(two.b) as other:  # the token is valid at both servers
             assert (await other.ask("job", job=job))["reply"]["stdout"] == "6\n"
             assert [line["job"] for line in (await other.ask("jobs"))["reply"]] == [job]
     two.b.server.store.flush()
@@ -72,7 +72,7 @@ async def test_input_is_answered_across_servers(two: Two):
             assert (answer.op, answer.payload) == (wire.ANSWER, b"ann")
             await board.send(wire.INPUT, b"age? ", job=job)
             await caller.event()
-        assert (await board.next()).flags & wire.INPUT_EOF  # the caller is gone
+        assert (await board.next()).flags & wire.INPUT_EOF  # the caller has disconnected
         await board.end(job)
 
 
@@ -148,10 +148,10 @@ async def test_result_is_reported_after_the_board_moves_to_another_server(two: T
         (job,) = await caller.submit("lab-1")
         await run(board)
         (waits,) = await caller.submit("lab-1", b"next")
-        told = {"job": f"{job:08x}", "status": 0, "error": ""}
-        async with await FakeBoard.join(two.a, identity, last=told) as moved:
+        report = {"job": f"{job:08x}", "status": 0, "error": ""}
+        async with await FakeBoard.join(two.a, identity, last=report) as moved:
             assert (await board.closed())[0] == 4003
-            assert (await run(moved)).job == waits  # the queue went after it
+            assert (await run(moved)).job == waits  # the queued job followed the board
             await moved.end(waits, rest=b"7")
             endings: dict[int, wire.Message] = {}
             while len(endings) < 2:
@@ -193,7 +193,7 @@ async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
         b_server = two.b.server
         assert b_server.cluster is not None
         for timer in b_server.cluster._timers.values():
-            timer.cancel()  # it stands still, as far as the others can tell
+            timer.cancel()  # for the others it is suspended
         await two.a.until(lambda: two.a.state("lab-1") == "lost")
         row = two.a.server.store.job(waits)
         assert row is not None
@@ -203,7 +203,7 @@ async def test_jobs_of_a_dead_server_end_and_its_boards_are_offline(two: Two):
         assert "did not come back" in why
 
         board_result = board.end(sent, rest=b"stale")
-        await board_result  # it wakes up: what it writes is refused
+        await board_result  # it resumes: its writes are refused
         await asyncio.sleep(0)
         await two.b.until(lambda: sent not in b_server.dispatch.jobs)
         b_server.store.flush()

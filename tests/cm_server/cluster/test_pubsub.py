@@ -1,4 +1,4 @@
-"""The bus: what is published arrives while it is there, and is dropped while it is not."""
+"""The bus: messages arrive while it is connected, and are dropped while it is down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT = 10.0  # seconds
 
 @pytest.fixture(autouse=True)
 async def _leaks() -> AsyncIterator[None]:
-    """nats-py leaves a socket behind where NATS dies in the middle of its greeting."""
+    """Ignore a socket that nats-py leaks if NATS dies while it connects."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -27,51 +27,51 @@ async def _leaks() -> AsyncIterator[None]:
 
 
 class Member:
-    """Who takes a subject, and knows whether the bus is there."""
+    """A member of the bus: records messages and changes of the connection."""
 
     def __init__(self, bus: NatsPubSub, *subjects: str) -> None:
         self.bus = bus
-        self.got: asyncio.Queue[bytes] = asyncio.Queue()
+        self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.states: asyncio.Queue[bool] = asyncio.Queue()
         for subject in subjects:
             bus.subscribe(subject)
-        bus.start(self.got.put_nowait, self.states.put_nowait)
+        bus.start(self.received.put_nowait, self.states.put_nowait)
 
-    async def turns(self, up: bool) -> None:
-        assert await asyncio.wait_for(self.states.get(), WAIT) is up
-        assert self.bus.connected is up
+    async def wait_connected(self, connected: bool) -> None:
+        assert await asyncio.wait_for(self.states.get(), WAIT) is connected
+        assert self.bus.connected is connected
 
-    async def gets(self) -> bytes:
-        return await asyncio.wait_for(self.got.get(), WAIT)
+    async def receive(self) -> bytes:
+        return await asyncio.wait_for(self.received.get(), WAIT)
 
 
 async def test_nats_messages_arrive_again_after_a_restart(tmp_path: Path, monkeypatch):
     with running_nats(tmp_path) as nats:
         a, b = Member(NatsPubSub(nats.url)), Member(NatsPubSub(nats.url), "x")
         for member in (a, b):
-            await member.turns(True)
+            await member.wait_connected(True)
         a.bus.publish("x", b"1")
-        a.bus.publish("y", b"nobody's")
-        assert await b.gets() == b"1"
+        a.bus.publish("y", b"no subscriber")
+        assert await b.receive() == b"1"
         b.bus.subscribe("z")
-        while b.got.empty():  # the subscription is on its way
+        while b.received.empty():  # until NATS has the subscription
             a.bus.publish("z", b"2")
             await asyncio.sleep(0.01)
-        assert await b.gets() == b"2"
+        assert await b.receive() == b"2"
         nats.restart()
         for member in (a, b):
-            await member.turns(False)
+            await member.wait_connected(False)
         a.bus.publish("x", b"lost")
         for member in (a, b):
-            await member.turns(True)
-        while not b.got.empty():
-            b.got.get_nowait()
+            await member.wait_connected(True)
+        while not b.received.empty():
+            b.received.get_nowait()
         a.bus.publish("x", b"3")
-        assert await b.gets() == b"3"
+        assert await b.receive() == b"3"
         monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10)
-        a.bus.publish("x", bytes(11))  # as much as may wait, and more
+        a.bus.publish("x", bytes(11))  # more than the limit
         a.bus.publish("x", b"too much")
-        assert await b.gets() == bytes(11)
+        assert await b.receive() == bytes(11)
         for member in (a, b):
             await member.bus.close()
         assert a.bus.pending_bytes == 0
@@ -85,25 +85,25 @@ async def test_connection_starts_while_nats_is_down(tmp_path: Path):
         await asyncio.sleep(0)
         assert not member.bus.connected
         nats.restart()
-        await member.turns(True)
+        await member.wait_connected(True)
         await member.bus.close()
 
 
 async def test_in_process_broker_can_be_disconnected_and_reconnected():
     hub = InProcessBroker()
-    got: list[bytes] = []
+    received: list[bytes] = []
     states: list[bool] = []
     a, b = hub.new_client(), hub.new_client()
     b.subscribe("x")
     for bus in (a, b):
-        bus.start(got.append, states.append)
+        bus.start(received.append, states.append)
     a.publish("x", b"1")
     hub.set_connected(False)
     a.publish("x", b"lost")
     hub.set_connected(True)
     a.publish("x", b"2")
     await asyncio.sleep(0)
-    assert got == [b"1", b"2"]
+    assert received == [b"1", b"2"]
     assert states == [True, True, False, False, True, True]
     await b.close()
     await b.close()

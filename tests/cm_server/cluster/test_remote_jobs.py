@@ -1,4 +1,4 @@
-"""A caller's jobs on boards that another server has: whatever is not said, nobody hangs."""
+"""Remote jobs: they end, whichever messages are lost."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 
 def mute(service: Service) -> None:
-    """Let a server's words get lost."""
+    """Drop all messages of a server."""
     others_of(service).peer_messages.pubsub.publish = lambda *_: None  # type: ignore[method-assign]
 
 
 async def test_unclaimed_job_ends_offline_and_cannot_be_claimed_later(pair: Two):
     _, board = await pair.board_at_b()
-    letters: list[tuple[str, bytes]] = []
+    messages: list[tuple[str, bytes]] = []
     async with board, await FakeCaller.join(pair.a) as caller:
         bus = others_of(pair.a).peer_messages.pubsub
-        bus.publish = lambda *letter: letters.append(letter)  # type: ignore[method-assign]
+        bus.publish = lambda *message: messages.append(message)  # type: ignore[method-assign]
         (job,) = await caller.submit("lab-1")
         status, why = await caller.ending(job)
         assert (status, why) == (
             "offline",
             "the server that has its link does not answer; it did not run",
         )
-        for _, data in letters:  # they come after all
+        for _, data in messages:  # they arrive late
             others_of(pair.b).peer_messages._on_fragment(data)
         assert pair.b.state("lab-1") == "idle"
         assert job not in pair.b.server.dispatch.jobs
@@ -79,11 +79,11 @@ async def test_job_waits_for_a_board_that_connects_to_another_server(pair: Two):
 async def test_board_that_moved_is_found(pair: Two):
     identity, board = await pair.board_at_b()
     async with board, await FakeCaller.join(pair.b) as caller:
-        mute(pair.a)  # B does not hear that the board moved
+        mute(pair.a)  # B does not learn that the board moved
         async with await FakeBoard.join(pair.a, identity) as moved:
             del others_of(pair.a).peer_messages.pubsub.publish
             (job,) = await caller.submit("lab-1", timeout=600)
-            cell = await run(board)  # it is still there, as far as B can tell
+            cell = await run(board)  # for B, the board is still connected
             assert cell.job == job
             others_of(pair.a).board_directory.publish_changes()
             others_of(pair.a).board_directory._on_boards_requested(

@@ -1,4 +1,4 @@
-"""Dispatch: what callers ask and what boards say, without a socket."""
+"""Dispatch: requests of callers and messages of boards, without sockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
 from cm_server import limits
-from tests.cm_server.dispatching import GRACE, RecordingWatcher, Rig, last
+from tests.cm_server.dispatching import GRACE, RecordingObserver, Rig, last
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_queue_is_bounded_in_bytes(rig: Rig, monkeypatch):
     big = bytes(limits.MIB + limits.MIB // 2)
     waiting = [rig.run(code=big)[0] for _ in range(2)]
     (refused,) = rig.run(code=b"one more")
-    told = "cells of 3 MiB wait for this board already; it did not run"
-    assert rig.caller.ending(refused) == ("error", told)
+    why = "cells of 3 MiB wait for this board already; it did not run"
+    assert rig.caller.ending(refused) == ("error", why)
     assert list(rig.board().queue) == waiting
     rig.dispatch.interrupt(waiting[0])
     (later,) = rig.run(code=b"one more")
@@ -74,7 +74,7 @@ def test_queue_is_bounded_in_bytes(rig: Rig, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ago", "told"),
+    ("ago", "why"),
     [
         (None, "it has never connected"),
         (-5, "it was last seen 0 s ago"),
@@ -84,19 +84,19 @@ def test_queue_is_bounded_in_bytes(rig: Rig, monkeypatch):
         (2 * 86400 + 5, "it was last seen 2 days ago"),
     ],
 )
-def test_job_of_an_offline_board_ends_with_when_it_was_last_seen(rig: Rig, ago, told):
+def test_job_of_an_offline_board_ends_with_when_it_was_last_seen(rig: Rig, ago, why):
     rig.board().last_seen = None if ago is None else time.time() - ago
     (job,) = rig.run()
-    assert rig.caller.ending(job) == ("offline", told)
-    assert rig.written(job) == ("offline", told)
+    assert rig.caller.ending(job) == ("offline", why)
+    assert rig.written(job) == ("offline", why)
 
 
 def test_output_and_value_are_forwarded_unchanged_and_droppable(rig: Rig):
     rig.connect()
     (job,) = rig.run()
-    rig.say(job, wire.OUTPUT, b"\xff\x00 raw")
-    rig.say(job, wire.VALUE, b"[1, 2")
-    assert [message.payload for message in rig.caller.told] == [b"\xff\x00 raw", b"[1, 2"]
+    rig.send(job, wire.OUTPUT, b"\xff\x00 raw")
+    rig.send(job, wire.VALUE, b"[1, 2")
+    assert [message.payload for message in rig.caller.messages] == [b"\xff\x00 raw", b"[1, 2"]
     rig.end(job)
     assert wire.RESULT not in rig.caller.droppable
 
@@ -105,8 +105,8 @@ def test_tails_of_output_and_value_are_bounded(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     for number in range(200):
-        rig.say(job, wire.OUTPUT, b"%4d" % number * 500)
-        rig.say(job, wire.VALUE, b"%4d" % number * 500)
+        rig.send(job, wire.OUTPUT, b"%4d" % number * 500)
+        rig.send(job, wire.VALUE, b"%4d" % number * 500)
         assert len(job.output_tail) + len(job.value) <= 256 * 1024
     rig.end(job, output=b"the end", rest=b"]")
     assert job.output_tail.text().endswith(" 199the end")
@@ -116,8 +116,8 @@ def test_tails_of_output_and_value_are_bounded(rig: Rig):
 def test_facts_message_updates_what_callers_see(rig: Rig):
     rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.FACTS, b"\0\1\0\0\xbd", job=7))
-    told = rig.board().describe()
-    assert (told["heap"], told["rssi"]) == (65536, -67)
+    described = rig.board().describe()
+    assert (described["heap"], described["rssi"]) == (65536, -67)
 
 
 def test_cell_waits_until_the_boards_own_program_ends(rig: Rig):
@@ -145,7 +145,7 @@ def test_blocking_program_is_cleared_when_the_link_closes(rig: Rig):
 def test_output_of_the_boards_own_program_is_ignored(rig: Rig, caplog):
     rig.connect("lab-1")
     rig.dispatch.on_message(rig.board(), wire.pack(wire.OUTPUT, b"x"))
-    assert (rig.caller.told, caplog.text) == ([], "")
+    assert (rig.caller.messages, caplog.text) == ([], "")
 
 
 @pytest.mark.parametrize("op", [wire.OUTPUT, wire.RESULT, wire.INPUT, wire.VALUE])
@@ -159,7 +159,7 @@ def test_message_about_another_boards_job_is_ignored(rig: Rig, op):
     forged = wire.pack(op, struct.pack(">H", 0) + b"forged", job=other.id)
     rig.dispatch.on_message(rig.board("lab-1"), forged)
     rig.dispatch.on_message(rig.board("lab-3"), forged)
-    assert rig.caller.told == []
+    assert rig.caller.messages == []
     assert (mine.state, other.state) == ("running", "running")
     assert other.output_tail.text() == ""
     assert strays == [("lab-1", other.id), ("lab-3", other.id)]
@@ -192,15 +192,15 @@ def test_malformed_result_is_refused_and_the_job_stays_open(rig: Rig, flags, pay
     rig.connect()
     (job,) = rig.run()
     with pytest.raises(PeerWireError):
-        rig.say(job, wire.RESULT, payload, flags)
+        rig.send(job, wire.RESULT, payload, flags)
     assert job.state == "running"
 
 
 def test_input_is_forwarded_to_a_caller_that_answers(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
-    rig.say(job, wire.INPUT, b"name? ")
-    assert rig.caller.told[-1].payload == b"name? "
+    rig.send(job, wire.INPUT, b"name? ")
+    assert rig.caller.messages[-1].payload == b"name? "
     rig.dispatch.answer_input(job, b"ann")
     rig.dispatch.answer_input(job, b"twice")
     assert link.ops(job) == [wire.EXEC, wire.ANSWER]
@@ -210,15 +210,15 @@ def test_input_is_forwarded_to_a_caller_that_answers(rig: Rig):
 def test_input_gets_eof_if_the_caller_does_not_answer(rig: Rig):
     link = rig.connect()
     (job,) = rig.run()
-    rig.say(job, wire.INPUT, b"name? ")
-    assert rig.caller.told == []
+    rig.send(job, wire.INPUT, b"name? ")
+    assert rig.caller.messages == []
     assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
 
 def test_answer_after_the_link_broke_is_dropped(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
-    rig.say(job, wire.INPUT)
+    rig.send(job, wire.INPUT)
     rig.drop()
     rig.dispatch.answer_input(job, b"ann")
     assert link.ops(job) == [wire.EXEC]
@@ -255,7 +255,7 @@ def test_input_after_an_unconfirmed_timeout_gets_eof(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(timeout=1, answers=True)
     rig.clock.turn(3)
-    rig.say(job, wire.INPUT)
+    rig.send(job, wire.INPUT)
     assert link.sent[-1].flags == wire.INPUT_EOF
 
 
@@ -280,7 +280,7 @@ def test_reconnected_board_reports_the_result(rig: Rig, status, boot):
     rig.connect(boot=boot, last=last(job, status, "its words"))
     assert rig.caller.ending(job) == (status, "its words")
     assert rig.written(job) == (status, "its words")
-    assert wire.read_json(rig.caller.told[-1].payload)["output_lost"] is True
+    assert wire.read_json(rig.caller.messages[-1].payload)["output_lost"] is True
     rig.clock.turn(GRACE)
     assert rig.caller.ending(job) == (status, "its words")
 
@@ -367,7 +367,7 @@ def test_new_link_of_a_busy_board_ends_its_job(rig: Rig):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         {"job": "ffffffff", "status": 0},
         {"job": "f" * 40, "status": 0},
@@ -388,13 +388,13 @@ def test_new_link_of_a_busy_board_ends_its_job(rig: Rig):
     ],
     ids=str,
 )
-def test_invalid_report_of_a_last_job_is_ignored(rig: Rig, told):
+def test_invalid_report_of_a_last_job_is_ignored(rig: Rig, reported):
     rig.connect()
     (job,) = rig.run()
     assert job.id == 1
     rig.drop()
     rig.clock.turn(GRACE)
-    rig.connect(last=told)
+    rig.connect(last=reported)
     assert rig.written(job)[0] == "lost"
     assert rig.board().state == "idle"
 
@@ -416,7 +416,7 @@ def test_job_waits_for_an_offline_board_for_a_limited_time(rig: Rig):
     (job,) = rig.run(wait=30)
     assert job.state == "queued"
     rig.clock.turn(29.9)
-    assert rig.caller.told == []
+    assert rig.caller.messages == []
     rig.clock.turn(0.1)
     status, why = rig.caller.ending(job)
     assert (status, why) == (
@@ -456,9 +456,9 @@ def test_job_continues_without_its_caller(rig: Rig):
     rig.connect()
     (job,) = rig.run()
     rig.dispatch.detach_observer(rig.caller)
-    rig.say(job, wire.OUTPUT, b"to nobody")
+    rig.send(job, wire.OUTPUT, b"to nobody")
     rig.end(job)
-    assert rig.caller.told == []
+    assert rig.caller.messages == []
     assert rig.written(job) == ("ok", "")
     assert job.output_tail.text() == "to nobody"
 
@@ -466,7 +466,7 @@ def test_job_continues_without_its_caller(rig: Rig):
 def test_input_gets_eof_when_its_caller_disconnects(rig: Rig):
     link = rig.connect()
     (job,) = rig.run(answers=True)
-    rig.say(job, wire.INPUT)
+    rig.send(job, wire.INPUT)
     rig.dispatch.detach_observer(rig.caller)
     assert (link.sent[-1].op, link.sent[-1].flags) == (wire.ANSWER, wire.INPUT_EOF)
 
@@ -474,7 +474,7 @@ def test_input_gets_eof_when_its_caller_disconnects(rig: Rig):
 def test_disconnect_of_a_caller_keeps_other_callers_jobs(rig: Rig):
     rig.connect()
     (job,) = rig.run()
-    rig.dispatch.detach_observer(RecordingWatcher())
+    rig.dispatch.detach_observer(RecordingObserver())
     rig.end(job)
     assert rig.caller.ending(job)[0] == "ok"
 
@@ -503,7 +503,7 @@ def test_restarted_server_takes_over_each_boards_oldest_open_job(rig: Rig):
     rig.connect("lab-2")
     ran, other = rig.run("lab-1", "lab-2")
     (never_sent,) = rig.run("lab-1")
-    later = Rig(rig.store)  # the first one is dead: kill -9
+    later = Rig(rig.store)  # the first server was killed
     assert later.written(never_sent) == ("lost", "the server restarted before it was sent")
     assert later.written(ran) == (None, None)
     assert later.board("lab-1").state == "lost"

@@ -1,4 +1,4 @@
-"""Endings: told, written down, amended."""
+"""Results of jobs are reported, stored and corrected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_results_share_a_commit_within_a_short_time(rig: Rig, monkeypatch):
     rig.end(second)
     rig.clock.turn(1)
     assert flushed == [pytest.approx(module.FLUSH_SECONDS)]
-    rig.end(third)  # nobody waits for the server now
+    rig.end(third)  # no job is open now
     assert flushed[1:] == [1.0]
 
 
@@ -53,9 +53,9 @@ def test_unconfirmed_timeout_is_reported_within_a_second_and_corrected_later(rig
     assert rig.board().state == "busy"
     (next_job,) = rig.run()
     assert next_job.state == "queued"
-    rig.say(job, wire.OUTPUT, b"still here")
-    rig.end(job, "error", rest=b"ValueError: late truth")
-    assert rig.written(job) == ("error", "ValueError: late truth")
+    rig.send(job, wire.OUTPUT, b"still here")
+    rig.end(job, "error", rest=b"ValueError: late report")
+    assert rig.written(job) == ("error", "ValueError: late report")
     assert rig.caller.ops(job) == [wire.ENDED]
     assert next_job.state == "running"
 
@@ -114,8 +114,8 @@ def test_ended_job_is_kept_without_its_code(rig: Rig):
     rig.end(job, output=b"hi\r\n", rest=b"42")
     known = rig.dispatch.recent_jobs.get(job.id)
     assert known is not None
-    told = known.describe_with_output()
-    assert (told["state"], told["status"], told["stdout"], told["value"]) == (
+    shown = known.describe_with_output()
+    assert (shown["state"], shown["status"], shown["stdout"], shown["value"]) == (
         "ended",
         "ok",
         "hi\n",

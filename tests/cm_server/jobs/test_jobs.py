@@ -1,4 +1,4 @@
-"""Jobs as the server sees them: bounded tails, and a bounded memory of what ended."""
+"""Jobs: bounded tails of output, and bounded recently ended jobs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Timer:
         self.cancelled += 1
 
 
-class Watcher:
+class Observer:
     def __init__(self) -> None:
-        self.told: list[tuple[bytes, bool]] = []
+        self.messages: list[tuple[bytes, bool]] = []
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
-        self.told.append((message, droppable))
+        self.messages.append((message, droppable))
 
 
-def job(number: int = 1, watcher: Watcher | None = None) -> Job:
+def job(number: int = 1, observer: Observer | None = None) -> Job:
     board = Board(BoardRow("id1", "lab-1", bytes(32), {}, {}, 0.0, None))
-    return Job(number, board, Cell(b"print(1)", None, awaits=False), "ann", watcher)
+    return Job(number, board, Cell(b"print(1)", None, awaits=False), "ann", observer)
 
 
 def test_tail_keeps_a_short_text():
@@ -72,13 +72,13 @@ def test_tail_truncated_within_a_character_is_text():
 
 
 def test_job_delivers_messages_to_its_observer():
-    watcher = Watcher()
-    watched = job(watcher=watcher)
+    observer = Observer()
+    watched = job(observer=observer)
     watched.deliver(b"a")
     watched.deliver(b"b", droppable=True)
     watched.observer = None
     watched.deliver(b"c")
-    assert watcher.told == [(b"a", False), (b"b", True)]
+    assert observer.messages == [(b"a", False), (b"b", True)]
 
 
 def test_timer_is_cancelled_once():
@@ -103,19 +103,19 @@ def test_describe_returns_state_and_time():
     known.state, known.started = "running", time.time() - 5
     assert known.describe()["elapsed"] == pytest.approx(5, abs=1)
     known.state, known.status, known.ended = "ended", "ok", known.started + 2
-    told = known.describe()
-    assert (told["state"], told["status"], told["elapsed"]) == ("ended", "ok", pytest.approx(2))
+    ended = known.describe()
+    assert (ended["state"], ended["status"], ended["elapsed"]) == ("ended", "ok", pytest.approx(2))
 
 
 def test_describe_with_output_is_json_with_tails_and_without_code():
     known = job()
     known.output_tail.add(b"hi\xff\x1b[2J")
     known.value.add(b"42")
-    known.error = "it was so"
-    told = json.loads(json.dumps(known.describe_with_output()))
-    assert told["stdout"] == "hi\ufffd\x1b[2J"
-    assert (told["value"], told["error"], told["truncated"]) == ("42", "it was so", False)
-    assert "print(1)" not in json.dumps(told)
+    known.error = "an error"
+    shown = json.loads(json.dumps(known.describe_with_output()))
+    assert shown["stdout"] == "hi\ufffd\x1b[2J"
+    assert (shown["value"], shown["error"], shown["truncated"]) == ("42", "an error", False)
+    assert "print(1)" not in json.dumps(shown)
 
 
 def test_recent_jobs_are_listed_newest_first():

@@ -1,4 +1,4 @@
-"""The registry: which boards there are, and what is known of each."""
+"""The registry: all enrolled boards, their states and facts."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_links_are_counted_and_dated():
     assert (board.link_count, board.buffer_size) == (2, 300)
     assert board.connected_since is not None
     assert before - 60 < board.connected_since <= time.time()
-    told = board.describe()
-    assert told["last_seen"] >= before
+    described = board.describe()
+    assert described["last_seen"] >= before
     board.disconnect()
     assert board.describe()["connected_since"] is None
-    assert board.describe()["last_seen"] >= told["last_seen"]
+    assert board.describe()["last_seen"] >= described["last_seen"]
 
 
 def test_board_that_never_connected_has_the_smallest_buffer():
@@ -103,30 +103,30 @@ def test_targets_can_select_by_facts():
     assert chosen.names == ("lab-1",)
 
 
-@pytest.mark.parametrize("told", [{}, {"mpy": None}, {"mpy": "6.3"}, {"mpy": [6]}])
-def test_invalid_mpy_fact_gives_no_bytecode_version(told):
-    assert Board(row(facts=told)).facts["mpy"] == ""
+@pytest.mark.parametrize("facts", [{}, {"mpy": None}, {"mpy": "6.3"}, {"mpy": [6]}])
+def test_invalid_mpy_fact_gives_no_bytecode_version(facts):
+    assert Board(row(facts=facts)).facts["mpy"] == ""
 
 
 def test_describe_is_json_without_the_key():
     board = Board(row(facts=FACTS))
     board.connect(Link(), FACTS, 1500)
     busy(board)
-    told = board.describe()
-    text = json.dumps(told)
+    described = board.describe()
+    text = json.dumps(described)
     assert "kkkk" not in text
     assert (b"k" * 32).hex() not in text
-    assert told["name"] == "lab-1"
-    assert told["labels"] == {"room": "lab"}
-    assert told["heap"] == 111168
-    assert told["job"]["job"] == 7
-    assert told["job"]["caller"] == "ann"
-    assert told["queued"] == 0
+    assert described["name"] == "lab-1"
+    assert described["labels"] == {"room": "lab"}
+    assert described["heap"] == 111168
+    assert described["job"]["job"] == 7
+    assert described["job"]["caller"] == "ann"
+    assert described["queued"] == 0
 
 
 def test_describe_contains_when_an_offline_board_was_seen():
-    told = Board(row()).describe()
-    assert (told["state"], told["last_seen"], told["job"]) == ("offline", 5.0, None)
+    described = Board(row()).describe()
+    assert (described["state"], described["last_seen"], described["job"]) == ("offline", 5.0, None)
     board = Board(row())
     board.connect(Link(), FACTS, 1500)
     assert board.describe()["last_seen"] >= board.connected_since
@@ -134,8 +134,8 @@ def test_describe_contains_when_an_offline_board_was_seen():
 
 def test_listener_is_called_at_each_change():
     registry = Registry([row()])
-    told: list[Board] = []
-    registry.subscriptions_listener = told.append
+    changed: list[Board] = []
+    registry.subscriptions_listener = changed.append
     board = registry.by_name["lab-1"]
     changes = [
         lambda: board.connect(Link(), FACTS, 1000),
@@ -147,7 +147,7 @@ def test_listener_is_called_at_each_change():
         lambda: registry.add(row("lab-2")),
     ]
     for change in changes:
-        told.clear()
+        changed.clear()
         change()
-        assert told, change
-    assert told == [registry.by_name["lab-2"]]
+        assert changed, change
+    assert changed == [registry.by_name["lab-2"]]

@@ -1,4 +1,4 @@
-"""The queues: who runs what next, and when a board is given up."""
+"""The scheduler: which job runs next, and when a board's jobs are given up."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_job_is_lost_after_the_grace_period(rig: Rig):
     rig.drop()
     assert (job.state, rig.board().state) == ("adrift", "lost")
     rig.clock.turn(GRACE - 0.1)
-    assert rig.caller.told == []
+    assert rig.caller.messages == []
     rig.clock.turn(0.2)
     assert rig.caller.ending(job) == (
         "lost",
@@ -200,7 +200,7 @@ def test_fresh_cell_runs_after_the_restart(rig: Rig):
     assert link.ops(job) == [wire.RESET]
     assert (job.state, rig.board().state) == ("resetting", "busy")
     rig.drop()
-    rig.clock.turn(GRACE + 1)  # a real board's Wi-Fi takes its time
+    rig.clock.turn(GRACE + 1)  # a real board takes long to reconnect to Wi-Fi
     link = rig.connect(boot="b2", last=None)
     assert link.ops(job) == [wire.EXEC]
     rig.clock.turn(RESET_SECONDS)
@@ -266,11 +266,11 @@ def test_queue_continues_after_an_interrupted_reset(rig: Rig):
     assert (link.ops(fresh), link.ops(after)) == ([], [wire.EXEC])
 
 
-# The board's own program, which begins when it likes
+# The board's own program, which may start at any time
 
 
 def program(rig: Rig, *, blocks: bool, name: str = "lab-1") -> None:
-    """Say as a board that its own program runs, or has ended."""
+    """Report as a board that its own program runs, or has ended."""
     text, flags = (b"app.py", wire.BLOCKING) if blocks else (b"app.py ended", 0)
     rig.dispatch.on_message(rig.board(name), wire.pack(wire.PROGRAM, text, flags=flags))
 
@@ -311,7 +311,7 @@ def test_cell_overtaken_by_the_program_is_requeued_and_sent_again(rig: Rig):
     program(rig, blocks=True)
     assert (job.state, rig.board().current_job) == ("queued", None)
     rig.clock.turn(60)
-    assert job.state == "queued", "its time has not begun"
+    assert job.state == "queued", "its timeout has not started"
     program(rig, blocks=False)
     first, again = [m for m in link.sent if m.job == job.id]
     assert (first.op, first.flags) == (wire.EXEC, 0)
@@ -410,7 +410,7 @@ def test_link_of_a_board_that_ignores_its_reset_is_closed(rig: Rig):
 
 
 def test_result_before_a_reset_does_not_free_the_board(rig: Rig):
-    """A fresh cell that went back, ran after all, and whose board has yet to restart."""
+    """A fresh cell was put back into the queue but has run; its board has yet to restart."""
     link = rig.connect()
     program(rig, blocks=True)
     reset, after = rig.run(fresh=True)[0], rig.run()[0]
