@@ -1,1 +1,1 @@
-"""Jobs with files and packages: contents, transfers, install plans and manifests. No sockets."""
+"""Jobs with files and packages: contents, transfers, install plans, manifests; no sockets."""

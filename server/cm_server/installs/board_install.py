@@ -1,7 +1,8 @@
-"""Installs, uninstalls, and what boards have: each one job of steps on a board; no sockets, no SQL.
+"""Install, uninstall and list packages on one board, as a job of several steps; no sockets, no SQL.
 
-The server has the plan and the contents, and asks a board for no more than they need: its record,
-and what is at the paths that the plan names. What differs is staged, verified there and switched.
+The server holds the plan and the contents. It asks a board only for its manifest and for the hashes
+of the files at the plan's paths. Files that differ are sent to a staging folder, verified there,
+and moved into place by a journal.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
     from cm_server.app import Server
     from cm_server.jobs.registry import Board
 
-_SPARE_BYTES: Final = 16 * 1024  # that littlefs wants for folders, the record and the journal
-_BLOCK_BYTES: Final = 4096
-_ANY_SIZE: Final = -1  # a file's size, for `hash`
-#: Who finds what he has under such a name tells no case, and is FAT. Bridged boards have no
-#: cm.json, and the folder only from the first install on.
+_SPARE_BYTES: Final = 16 * 1024  # what littlefs needs for folders, the manifest and the journal
+_BLOCK_BYTES: Final = 4096  # a block of littlefs on the common ports
+_ANY_SIZE: Final = -1  # as the size of the operation `hash`: hash the file whatever its size is
+#: If one of these upper-cased names exists too, the file system ignores case: it is FAT. There are
+#: two, since a bridged board has no /cm.json, and /.cm only after its first install.
 _UPPER_CASE_PATHS: Final = ("/CM.JSON", "/.CM")
-_FAT_NOTE: Final = "its file system is FAT: a power cut in the middle of it may leave a mixture"
+_FAT_NOTE: Final = (
+    "the board's file system is FAT: a power cut during an install may leave a mixture of old "
+    "and new files"
+)
 _PROBE_OPS: Final[tuple[FileOp, ...]] = (
     ["statvfs", "/"],
     *(["hash", path, _ANY_SIZE] for path in _UPPER_CASE_PATHS),
@@ -42,19 +46,19 @@ _PROBE_OPS: Final[tuple[FileOp, ...]] = (
 _CLEAN_OP: Final[FileOp] = ["rm", STAGING_PATH, True]
 _FINISH_OP: Final[FileOp] = ["finish", JOURNAL_PATH]
 
-#: Takes the record that a board confirmed to have now.
+#: Called with the manifest that a board has now, once the board has confirmed it.
 OnConfirmed = Callable[[Manifest], object]
-#: Keeps bytes for a board.
+#: Adds bytes to the content store, from where they can be sent to a board.
 AddBytes = Callable[[bytes], Content]
 
 
 class PreparedPlan(NamedTuple):
-    """A plan that is to be made good.
+    """An install plan with its contents, ready to be executed on boards.
 
     Attributes:
-        plan: for all boards.
-        contents: those that it names, by their SHA-256.
-        options: the options that an upgrade is to have, too.
+        plan: the files for each kind of board.
+        contents: the contents that the plan names, by their SHA-256.
+        options: the options that a later upgrade must repeat.
     """
 
     plan: InstallPlan
@@ -63,12 +67,12 @@ class PreparedPlan(NamedTuple):
 
 
 class ServerSide(NamedTuple):
-    """The server's side of one board's job.
+    """What the server contributes to one board's job.
 
     Attributes:
-        known_manifest: what the store says that it has, for a board that lost its record.
-        on_confirmed: is told what it has, once the board confirms it.
-        add_bytes: keeps the record and the journal for it.
+        known_manifest: the board's manifest according to the store, used if the board lost its own.
+        on_confirmed: called with the new manifest once the board has confirmed it.
+        add_bytes: stores the new manifest and the journal, which are sent to the board.
     """
 
     known_manifest: Manifest
@@ -77,13 +81,13 @@ class ServerSide(NamedTuple):
 
 
 class BoardProbe(NamedTuple):
-    """What a board tells first.
+    """The state of a board at the start of a job.
 
     Attributes:
-        free_bytes: bytes.
-        is_fat: whether its file system is known to be.
-        has_staged: whether what an earlier try staged is still there, and takes room.
-        manifest: None where it has none.
+        free_bytes: free space of its file system.
+        is_fat: whether its file system is known to be FAT.
+        has_staged: whether files that an interrupted install staged still occupy space.
+        manifest: the board's manifest; None if it has none.
     """
 
     free_bytes: int
@@ -95,134 +99,170 @@ class BoardProbe(NamedTuple):
 def read_package_job(
     server: Server, connection: object, request: Any, boards: int
 ) -> SteppedJobSpec:
-    """Return the job that a caller's ``packages`` asks for.
+    """Return the job that a caller's ``packages`` request describes.
+
+    Args:
+        server: provides the store, the contents and the plans.
+        connection: the caller's link, which owns its plans.
+        request: the JSON of the request: docs/protocol.md.
+        boards: the number of boards that get the job.
 
     Raises:
-        ServerError: it is malformed, or its plan is not known any more.
+        ServerError: the request is malformed, or its plan has been discarded.
     """
     if not isinstance(request, dict):
-        raise ServerError("a job about packages says what in an object")
-    force, dry_run = request.get("force") is True, request.get("dry_run") is True
-    installed, keep = server.store.installed_packages, server.content_store.add_bytes
+        raise ServerError("a request about packages must be a JSON object")
+    force = request.get("force") is True
+    dry_run = request.get("dry_run") is True
+    installed = server.store.installed_packages
+
+    def server_side(board: Board) -> ServerSide:
+        return ServerSide(
+            installed.packages_of(board.id),
+            installed.confirmer_for(board.id),
+            server.content_store.add_bytes,
+        )
+
     if "plan" in request:
         planned = server.plan_cache.get(connection, request["plan"])
 
-        def do(board: Board) -> OpGenerator:
-            side = ServerSide(
-                installed.packages_of(board.id), installed.confirmer_for(board.id), keep
-            )
-            return install(planned, mpy_number(board), side, force=force, dry_run=dry_run)
+        def make_generator(board: Board) -> OpGenerator:
+            mpy, side = mpy_number(board), server_side(board)
+            return install(planned, mpy, side, force=force, dry_run=dry_run)
 
     elif "remove" in request:
         names = _read_package_names(request["remove"])
 
-        def do(board: Board) -> OpGenerator:
-            side = ServerSide(
-                installed.packages_of(board.id), installed.confirmer_for(board.id), keep
-            )
-            return uninstall(names, side, force=force, dry_run=dry_run)
+        def make_generator(board: Board) -> OpGenerator:
+            return uninstall(names, server_side(board), force=force, dry_run=dry_run)
 
     else:
         dry_run = True
 
-        def do(board: Board) -> OpGenerator:
+        def make_generator(board: Board) -> OpGenerator:
             return report_installed(installed.packages_of(board.id))
 
-    first = _PROBE_OPS if dry_run else (_FINISH_OP, *_PROBE_OPS)
-    return SteppedJobSpec(first, do, ack_bytes_for(boards))
+    return SteppedJobSpec(_first_ops(dry_run), make_generator, ack_bytes_for(boards))
 
 
 def describe_for_audit(request: Mapping[str, Any], planned: PreparedPlan | None) -> tuple[str, str]:
-    """Return the verb and the detail that stand in the audit log."""
-    how = " (dry run)" if request.get("dry_run") is True else ""
+    """Return the verb and the detail for the audit log."""
+    suffix = " (dry run)" if request.get("dry_run") is True else ""
     if planned is not None:
-        return "install", " ".join(planned.plan.wanted) + how
+        return "install", " ".join(planned.plan.wanted) + suffix
     if "remove" in request:
-        return "uninstall", " ".join(_read_package_names(request["remove"])) + how
+        return "uninstall", " ".join(_read_package_names(request["remove"])) + suffix
     return "packages", ""
 
 
 def _read_package_names(names: Any) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
-        raise ServerError("packages are named in a list")
+        raise ServerError("`remove` must be a list of package names")
     return names
 
 
 def mpy_number(board: Board) -> int:
-    """Return a board's kind of bytecode; 0 where it tells none."""
+    """Return a board's ``sys.implementation._mpy``, its kind of bytecode; 0 if it reports none."""
     number = board.reported_facts.get("mpy")
     return number if isinstance(number, int) else 0
 
 
-# What is done on one board
+# Jobs on one board
 
 
 def install(
     planned: PreparedPlan, mpy: int, side: ServerSide, *, force: bool, dry_run: bool
 ) -> OpGenerator:
-    """Make a board as a plan says.
+    """Install a plan on a board.
 
     Args:
-        planned: the plan.
+        planned: the plan and its contents.
         mpy: the board's kind of bytecode.
-        side: the server's.
-        force: whether files of others may be overwritten.
-        dry_run: only find out.
+        side: what the server contributes.
+        force: whether files of other packages and of the user may be overwritten.
+        dry_run: whether to report the changes without making them.
+
+    Returns:
+        The report for the caller; docs/protocol.md describes it.
+
+    Raises:
+        PackageError: the plan has no files for this kind of board, or the board has files that
+            would be overwritten.
+        OSError: the board has too little space, or an operation failed on it.
     """
     plan = planned.plan
-    found = yield from _probe_board(dry_run)
+    probe = yield from _probe_board(dry_run)
     if mpy not in plan.files:
-        raise PackageError("it has another MicroPython than when the plan was made; install again")
-    there = yield from _hash_paths(plan.files[mpy], plan.shadowing_paths(mpy))
-    before = side.known_manifest if found.manifest is None else found.manifest
-    change = install_manifest.plan_change(plan, mpy, planned.options, there, before, force=force)
-    fat = found.is_fat
-    if not found.has_staged:
-        _check_space(change, found.free_bytes)
+        raise PackageError(
+            "the board has another MicroPython than when the plan was made; install again"
+        )
+    file_hashes = yield from _hash_paths(plan.files[mpy], plan.shadowing_paths(mpy))
+    manifest = side.known_manifest if probe.manifest is None else probe.manifest
+    change = install_manifest.plan_change(
+        plan, mpy, planned.options, file_hashes, manifest, force=force
+    )
+    is_fat = probe.is_fat
+    if not probe.has_staged:  # a dry run leaves staged files, so the free space is not known
+        _check_space(change, probe.free_bytes)
     if not dry_run:
-        if change.put_files or change.removed_paths or change.manifest != found.manifest:
-            fat = yield from _apply_change(change, planned.contents, side.add_bytes)
+        if change.put_files or change.removed_paths or change.manifest != probe.manifest:
+            is_fat = yield from _apply_change(change, planned.contents, side.add_bytes)
         side.on_confirmed(change.manifest)
     return {
-        "packages": {each.key: each.version for each in plan.packages},
+        "packages": {release.key: release.version for release in plan.packages},
         "origins": dict(plan.origins),
-        **_summarize(change, found, dry_run=dry_run),
-        "notes": [*plan.notes, *[_FAT_NOTE] * fat],
+        **_summarize(change, probe, dry_run=dry_run),
+        "notes": [*plan.notes, *_fat_notes(is_fat)],
     }
 
 
 def uninstall(names: Sequence[str], side: ServerSide, *, force: bool, dry_run: bool) -> OpGenerator:
-    """Take packages off a board; as ``install``."""
-    found = yield from _probe_board(dry_run)
-    change = install_manifest.plan_removal(names, found.manifest or {}, force=force)
+    """Uninstall packages from a board; arguments, result and errors are those of ``install``."""
+    probe = yield from _probe_board(dry_run)
+    change = install_manifest.plan_removal(names, probe.manifest or {}, force=force)
     if not dry_run:
         yield from _apply_change(change, {}, side.add_bytes)
         side.on_confirmed(change.manifest)
-    return {**_summarize(change, found, dry_run=dry_run), "notes": [_FAT_NOTE] * found.is_fat}
+    return {**_summarize(change, probe, dry_run=dry_run), "notes": _fat_notes(probe.is_fat)}
 
 
 def report_installed(known_manifest: Manifest) -> OpGenerator:
-    """Tell what a board has, and where that is not what was installed."""
-    found = yield from _probe_board(dry_run=True)
-    record = found.manifest or {}
-    paths = [path for told in record.values() for path in told["files"]]
-    hashes = yield [["hash", path, _ANY_SIZE] for path in paths] if paths else [_PROBE_OPS[0]]
-    there = {path: digest or None for path, digest in zip(paths, hashes, strict=False)}
-    missing = sorted(known_manifest.keys() - record.keys())
+    """Report a board's packages, and where the board differs from what was installed.
+
+    Args:
+        known_manifest: the board's manifest according to the store.
+    """
+    probe = yield from _probe_board(dry_run=True)
+    manifest = probe.manifest or {}
+    paths = [path for entry in manifest.values() for path in entry["files"]]
+    ops = [["hash", path, _ANY_SIZE] for path in paths]
+    hashes = yield ops or [_PROBE_OPS[0]]  # an empty list would mean that no operations follow
+    file_hashes: dict[str, str | None] = {}
+    for path, digest in zip(paths, hashes, strict=False):
+        file_hashes[path] = digest or None  # False, a folder, is no file either
+    drift = [
+        f"{key}: was installed, but the board's list of packages lacks it"
+        for key in sorted(known_manifest.keys() - manifest.keys())
+    ]
+    drift += install_manifest.describe_drift(manifest, file_hashes)
     return {
-        "packages": {key: told["version"] for key, told in record.items()},
-        "drift": [*(f"{key}: it was installed, and its record is gone" for key in missing)]
-        + list(install_manifest.describe_drift(record, there)),
-        "record": {key: _upgrade_info(told) for key, told in record.items()},
+        "packages": {key: entry["version"] for key, entry in manifest.items()},
+        "drift": drift,
+        "record": {key: _upgrade_info(entry) for key, entry in manifest.items()},
     }
 
 
 def _upgrade_info(package: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an upgrade wants to know of a package."""
+    """Return the fields of a package's manifest entry that an upgrade needs."""
     return {name: package[name] for name in ("wanted", "how", "local") if name in package}
 
 
+def _fat_notes(is_fat: bool) -> list[str]:
+    return [_FAT_NOTE] if is_fat else []
+
+
 def _summarize(change: BoardChange, probe: BoardProbe, *, dry_run: bool) -> dict[str, Any]:
+    """Return the part of a report that installs and uninstalls have in common."""
     return {
         "put": [file.path for file in change.put_files],
         "removed": list(change.removed_paths),
@@ -232,95 +272,124 @@ def _summarize(change: BoardChange, probe: BoardProbe, *, dry_run: bool) -> dict
     }
 
 
-# Steps that they share
+# Steps that the jobs share
 
 _OpResults = list[Any]
 
 
 def _probe_board(dry_run: bool) -> Generator[Sequence[FileOp], _OpResults, BoardProbe]:
-    """Do the first acts; make room of what an earlier try staged; read the record, if any."""
-    answers = yield _PROBE_OPS if dry_run else (_FINISH_OP, *_PROBE_OPS)
-    space, *upper, staged, digest = answers[-len(_PROBE_OPS) :]
+    """Do the first operations, remove leftovers in the staging folder, and read the manifest.
+
+    A dry run changes nothing: it neither executes a journal nor removes leftovers.
+    """
+    results = yield _first_ops(dry_run)
+    space, *upper_case, staged, digest = results[-len(_PROBE_OPS) :]
     if _is_leftover(staged) and not dry_run:
         _, space = yield [_CLEAN_OP, _PROBE_OPS[0]]
         staged = None
-    record = None
+    manifest = None
     if digest is not None:
         (raw,) = yield [["get", MANIFEST_PATH]]
-        record = install_manifest.read_manifest(raw)
-    return BoardProbe(disk_space(space)[1], _any_exists(upper), staged is False, record)
+        manifest = install_manifest.read_manifest(raw)
+    _, free_bytes = disk_space(space)
+    return BoardProbe(free_bytes, _any_exists(upper_case), staged is False, manifest)
+
+
+def _first_ops(dry_run: bool) -> Sequence[FileOp]:
+    """Return the operations that a job begins with: finish a journal, then probe the board."""
+    return _PROBE_OPS if dry_run else (_FINISH_OP, *_PROBE_OPS)
 
 
 def _is_leftover(staged: Any) -> bool:
-    """Return whether an interrupted install left its staging folder, by the answer to `hash`."""
-    return staged is False  # a folder
+    """Return whether an interrupted install left its staging folder.
+
+    Args:
+        staged: the result of `hash` for that folder; False means that a folder is there.
+    """
+    return staged is False
 
 
 def _any_exists(hashes: Iterable[Any]) -> bool:
+    """Return whether one of several results of `hash` is of something that exists."""
     return any(each is not None for each in hashes)
 
 
 def _hash_paths(
     files: Sequence[PlannedFile], removed: Iterable[str]
 ) -> Generator[Sequence[FileOp], _OpResults, dict[str, str]]:
-    """Return what there is at a plan's paths.
+    """Return the hashes of the files that the board has at a plan's paths.
+
+    Args:
+        files: the files that the plan puts there.
+        removed: paths that the plan removes.
 
     Raises:
-        PackageError: a folder is where a file is to be, or a file where a folder is.
+        PackageError: the board has a folder at the path of a file, or a file at that of a folder.
     """
     sizes = {**dict.fromkeys(removed, _ANY_SIZE), **{file.path: file.size for file in files}}
     folders = sorted(
         {folder for file in files for folder in install_manifest.parent_folders(file.path)}
     )
-    if not (asked := [*sizes, *folders]):
-        return {}  # a package that only needs others has no files
-    answers = yield [["hash", path, sizes.get(path, _ANY_SIZE)] for path in asked]
-    told = dict(zip(asked, answers, strict=True))
-    in_way = {path for path in sizes if told[path] is False}
-    in_way |= {folder for folder in folders if told[folder] not in (None, False)}
-    if in_way:
-        raise PackageError(f"{min(in_way)} is in the way on it")
-    return {path: str(told[path]) for path in sizes if told[path] is not None}
+    paths = [*sizes, *folders]
+    if not paths:
+        return {}  # a package that consists of dependencies only has no files
+    results = yield [["hash", path, sizes.get(path, _ANY_SIZE)] for path in paths]
+    found = dict(zip(paths, results, strict=True))  # None: nothing there, False: a folder
+    for path in sorted(sizes):
+        if found[path] is False:
+            raise PackageError(f"{path} is in the way on the board: it is a folder, not a file")
+    for folder in folders:
+        if found[folder] not in (None, False):
+            raise PackageError(f"{folder} is in the way on the board: it is a file, not a folder")
+    return {path: str(found[path]) for path in sizes if found[path] is not None}
 
 
-def _check_space(change: BoardChange, free: int) -> None:
+def _check_space(change: BoardChange, free_bytes: int) -> None:
+    """Raise OSError (ENOSPC) if the staged files of a change do not fit on the board."""
     blocks = sum(-(-file.size // _BLOCK_BYTES) for file in change.put_files)
     blocks += 2 * len(install_manifest.staging_folders(len(change.put_files) + 1))
-    if change.put_files and blocks * _BLOCK_BYTES + _SPARE_BYTES > free:
+    if change.put_files and blocks * _BLOCK_BYTES + _SPARE_BYTES > free_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/")
 
 
 def _apply_change(
     change: BoardChange, contents: Mapping[str, Content], add_bytes: AddBytes
 ) -> Generator[Sequence[FileOp], _OpResults, bool]:
-    """Stage, verify, and switch: from the journal's rename on the change has happened.
+    """Stage and verify the files, then execute the journal.
+
+    The rename that activates the journal is the point of no return: before it nothing has changed,
+    after it the board completes the change, after a restart if necessary.
 
     Returns:
-        Whether its file system is FAT: the folder of the record is there now, whatever was.
+        Whether the board's file system is FAT. This is known for certain only now, since the
+        folder of the manifest exists.
+
+    Raises:
+        OSError: staging failed; the board is unchanged.
+        PackageError: the journal is active, but the board could not execute it completely.
     """
     files = [contents[file.sha256] for file in change.put_files]
     files.append(add_bytes(install_manifest.dump_manifest(change.manifest).encode()))
     journal = add_bytes(change.journal_text().encode())
-    acts: list[FileOp] = [
-        ["makedirs", folder] for folder in install_manifest.staging_folders(len(files))
-    ]
-    acts += [
-        ["put", f"{STAGING_PATH}/{install_manifest.staging_name(n)}", each, 1]
-        for n, each in enumerate(files)
-    ]
-    acts += [
-        ["put", JOURNAL_PATH + ".new", journal],
-        ["rename", JOURNAL_PATH + ".new", JOURNAL_PATH],
-    ]
+    ops: list[FileOp] = []
+    for folder in install_manifest.staging_folders(len(files)):
+        ops.append(["makedirs", folder])
+    for number, content in enumerate(files):
+        staged = f"{STAGING_PATH}/{install_manifest.staging_name(number)}"
+        ops.append(["put", staged, content, 1])  # 1: write in place, it is not in use yet
+    ops.append(["put", JOURNAL_PATH + ".new", journal])
+    ops.append(["rename", JOURNAL_PATH + ".new", JOURNAL_PATH])
     try:
-        yield acts
+        yield ops
     except OSError:
-        with contextlib.suppress(OSError):  # what is staged would only take room, if any is
+        with contextlib.suppress(OSError):  # staged files would only occupy space
             yield [_CLEAN_OP]
         raise
     try:
-        _, *upper = yield [_FINISH_OP, *_PROBE_OPS[1:3]]
+        _, *upper_case = yield [_FINISH_OP, *_PROBE_OPS[1:3]]
     except OSError as error:
-        why = f"{error.strerror}: its files are not all in their places; they are once it restarts"
-        raise PackageError(why) from error
-    return _any_exists(upper)
+        raise PackageError(
+            f"{error.strerror}: not all files are in place yet; "
+            "the board completes the change when it restarts"
+        ) from error
+    return _any_exists(upper_case)

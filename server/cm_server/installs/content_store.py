@@ -1,7 +1,8 @@
-"""What files hold that are on their way to boards: each content once, whoever gets it.
+"""Store the contents of files that are sent to boards, each content once; no sockets.
 
-A content is named by its SHA-256. It lives in a file without a name, so that memory stays
-bounded; the newest stay for a while, older ones as long as a job needs them. No sockets.
+A content is identified by its SHA-256. It is kept in an unlinked temporary file, so that memory
+stays bounded. The store holds the most recently used contents; an evicted content exists as long
+as a job uses it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from pathlib import Path
 from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 
-_DIGEST_CHARS = 64  # digits of a SHA-256
+_DIGEST_CHARS = 64  # length of a SHA-256 in hexadecimal
+_HEX_DIGITS = "0123456789abcdef"
 
 
 class Content:
-    """Some bytes, written once and then read by many; ``digest`` is their SHA-256 in hex."""
+    """Bytes that are written once and read by any number of jobs.
+
+    Args:
+        digest: the SHA-256 of the bytes, in hexadecimal.
+        size: the number of bytes.
+        folder: where the temporary file is created.
+    """
 
     def __init__(self, digest: str, size: int, folder: Path) -> None:
         self.digest = digest
@@ -29,87 +37,95 @@ class Content:
         self.written = 0
         self._hash = hashlib.sha256()
         self._file, path = tempfile.mkstemp(dir=folder)
-        os.unlink(path)  # noqa: PTH108  # it goes with its last user, or with the process
+        os.unlink(path)  # noqa: PTH108  # freed when the last reader or the process ends
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
     def from_bytes(cls, data: bytes, folder: Path) -> Content:
-        """Return a whole one."""
-        made = cls(hashlib.sha256(data).hexdigest(), len(data), folder)
-        made.write(data)
-        return made
+        """Return a complete content."""
+        content = cls(hashlib.sha256(data).hexdigest(), len(data), folder)
+        content.write(data)
+        return content
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece.
+        """Append the next piece.
 
         Raises:
-            ServerError: it is more than was announced, another content, or the disk is full.
+            ServerError: the content is longer than announced or has another hash, or the disk is
+                full.
         """
         if self.written + len(piece) > self.size:
-            raise ServerError("the file is longer than was announced")
+            raise ServerError("the file is longer than announced: it changed during the upload")
         try:
             os.write(self._file, piece)
         except OSError as error:
-            raise ServerError(f"it cannot keep the file: {error.strerror}") from error
+            raise ServerError(f"the server cannot store the file: {error.strerror}") from error
         self._hash.update(piece)
         self.written += len(piece)
         if self.written == self.size and self._hash.hexdigest() != self.digest:
-            raise ServerError("the file is not what was announced: it changed meanwhile")
+            raise ServerError("the file differs from its SHA-256: it changed during the upload")
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return at most ``size`` bytes from ``offset`` on."""
+        """Return at most ``size`` bytes, starting at ``offset``."""
         return os.pread(self._file, size, offset)
 
     def starts_with(self, prefix_size: int, prefix_digest: bytes) -> bool:
-        """Whether its first ``prefix_size`` bytes have this SHA-256."""
+        """Return whether the first ``prefix_size`` bytes have this SHA-256."""
         if prefix_size >= self.size:
             return prefix_size == self.size and prefix_digest.hex() == self.digest
-        begun = hashlib.sha256()
-        for at in range(0, prefix_size, limits.FILE_READ_BYTES):
-            begun.update(self.read(at, min(limits.FILE_READ_BYTES, prefix_size - at)))
-        return begun.digest() == prefix_digest
+        prefix_hash = hashlib.sha256()
+        for offset in range(0, prefix_size, limits.FILE_READ_BYTES):
+            size = min(limits.FILE_READ_BYTES, prefix_size - offset)
+            prefix_hash.update(self.read(offset, size))
+        return prefix_hash.digest() == prefix_digest
 
 
 class ContentStore:
-    """The contents that the server holds.
+    """The contents that the server holds, and uploads in progress.
 
     Args:
-        folder: where their nameless files are.
+        folder: where the temporary files are created.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._contents: OrderedDict[str, Content] = OrderedDict()  # whole ones, the oldest first
+        self._contents: OrderedDict[str, Content] = OrderedDict()  # complete; oldest first
+        #: Upload number -> the link that may write it, and the incomplete content.
         self._uploads: dict[int, tuple[object, Content]] = {}
         self._upload_numbers = itertools.count(1)
 
     def get(self, digest: str) -> Content | None:
-        """Return a content that is there as a whole."""
-        found = self._contents.get(digest)
-        if found is not None:
+        """Return a complete content, or None; it counts as used most recently."""
+        content = self._contents.get(digest)
+        if content is not None:
             self._contents.move_to_end(digest)
-        return found
+        return content
 
     def start_upload(self, connection: object, digest: object, size: object) -> int:
-        """Return the number under which ``connection`` may write a content; 0 where it is there.
+        """Start an upload; return its number, or 0 if the store has the content already.
+
+        Args:
+            connection: the caller's link; no other may write this upload.
+            digest: the SHA-256 of the content, in hexadecimal.
+            size: its number of bytes.
 
         Raises:
-            ServerError: it is malformed or too large, or too much is on its way already.
+            ServerError: an argument is malformed, the content is too large, or there are too many
+                uploads already.
         """
         if (
             not isinstance(digest, str)
             or len(digest) != _DIGEST_CHARS
             or set(digest) - set(_HEX_DIGITS)
         ):
-            raise ServerError("a content is named by its SHA-256 in lower case")
+            raise ServerError("a content needs its SHA-256 in lower-case hexadecimal")
         if not isinstance(size, int) or not 0 <= size <= limits.CONTENT_BYTES:
-            most = limits.CONTENT_BYTES // limits.MIB
-            raise ServerError(f"a file for boards has at most {most} MiB")
+            max_mib = limits.CONTENT_BYTES // limits.MIB
+            raise ServerError(f"a file for boards may have at most {max_mib} MiB")
         if self.get(digest) is not None:
             return 0
-        coming = [content for _, content in self._uploads.values()]
-        if len(coming) >= limits.UPLOADS:
-            raise ServerError("too many files are on their way to it; try again")
+        if len(self._uploads) >= limits.UPLOADS:
+            raise ServerError("too many files are being uploaded to the server; try again")
         content = Content(digest, size, self._folder)
         number = next(self._upload_numbers)
         self._uploads[number] = (connection, content)
@@ -119,14 +135,14 @@ class ContentStore:
         return number
 
     def write_upload(self, connection: object, number: int, piece: bytes) -> int:
-        """Take the next piece of a content; return how many bytes of it are there.
+        """Append the next piece of an upload; return the number of bytes received so far.
 
         Raises:
-            ServerError: nobody offered it, or it is not what was offered.
+            ServerError: this link has no such upload, or the content is not as announced.
         """
-        whose, content = self._uploads.get(number, (None, None))
-        if content is None or whose is not connection:
-            raise ServerError("nobody offered this file")
+        owner, content = self._uploads.get(number, (None, None))
+        if content is None or owner is not connection:
+            raise ServerError("there is no upload of this number; send the file again")
         try:
             content.write(piece)
         except ServerError:
@@ -138,7 +154,7 @@ class ContentStore:
         return content.written
 
     def add_bytes(self, data: bytes) -> Content:
-        """Keep bytes that the server itself has for boards, and return them."""
+        """Add bytes that the server itself sends to boards; return their content."""
         content = self.get(hashlib.sha256(data).hexdigest())
         if content is None:
             content = Content.from_bytes(data, self._folder)
@@ -146,16 +162,17 @@ class ContentStore:
         return content
 
     def add(self, content: Content) -> None:
-        """Keep a whole content until newer ones need its place."""
+        """Add a complete content; evict the oldest ones if there are too many or too large ones."""
         self._contents[content.digest] = content
-        held = sum(each.size for each in self._contents.values())
-        while held > limits.CONTENT_STORE_BYTES or len(self._contents) > limits.CONTENT_STORE_FILES:
-            held -= self._contents.popitem(last=False)[1].size
+        total = sum(each.size for each in self._contents.values())
+        while (
+            total > limits.CONTENT_STORE_BYTES or len(self._contents) > limits.CONTENT_STORE_FILES
+        ):
+            _, evicted = self._contents.popitem(last=False)
+            total -= evicted.size
 
     def discard_uploads(self, connection: object) -> None:
-        """Let go of what somebody began and will not end."""
-        for number in [n for n, (whose, _) in self._uploads.items() if whose is connection]:
-            del self._uploads[number]
-
-
-_HEX_DIGITS = "0123456789abcdef"
+        """Discard the uploads of a link that was closed."""
+        for number, (owner, _) in list(self._uploads.items()):
+            if owner is connection:
+                del self._uploads[number]

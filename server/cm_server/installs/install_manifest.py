@@ -1,8 +1,9 @@
-"""What a board has of packages, and what makes it as a plan says; pure.
+"""Read a board's manifest and compute the changes that a plan requires; pure.
 
-The record is ``/.cm/packages.json`` on the board, and rows of the store. A change is staged, and
-named in a journal, which ``mpy_client/cm/switch.py`` does, as often as it takes: the rename that
-brings the journal into being is the install.
+The manifest lists the installed packages and their files. It is ``/.cm/packages.json`` on the
+board, and a copy is in the store. A change is staged on the board and described by a journal, which
+``mpy_client/cm/switch.py`` executes, again after each power cut. The rename that activates the
+journal commits the change.
 """
 
 from __future__ import annotations
@@ -20,16 +21,28 @@ from cm_server.packages.requirement import parse_requirement
 MANIFEST_PATH: Final = "/.cm/packages.json"
 JOURNAL_PATH: Final = "/.cm/journal"
 STAGING_PATH: Final = "/.cm/new"
-_FILES_PER_FOLDER: Final = 8  # files; a folder has two blocks
+_FILES_PER_FOLDER: Final = 8  # of the staging folder; littlefs uses two blocks for a folder
+_REQUEST_KEYS: Final[tuple[str, ...]] = (
+    "wanted",
+    "how",
+)  # of a manifest entry: what the user requested
 
-#: Package -> version, source, needs, files (path -> SHA-256); of what was asked for: wanted, how.
+#: Package key -> entry: version, source, needs, files (path -> SHA-256). If the user requested the
+#: package: wanted (the requirement) and how (the options).
 Manifest = dict[str, dict[str, Any]]
-#: Path -> SHA-256 of what is there, "" where it has another size than the plan's.
+#: Path -> SHA-256 of the file on the board; "" if its size differs from the plan's.
 FileHashes = Mapping[str, str]
 
 
 class BoardChange(NamedTuple):
-    """What makes a board as a plan says."""
+    """The changes that bring a board into the state that a plan describes.
+
+    Attributes:
+        put_files: files to write.
+        removed_paths: files to remove.
+        emptied_folders: folders to remove if they are empty afterwards, the innermost first.
+        manifest: the manifest after the change.
+    """
 
     put_files: tuple[PlannedFile, ...]
     removed_paths: tuple[str, ...]
@@ -37,7 +50,10 @@ class BoardChange(NamedTuple):
     manifest: Manifest
 
     def journal_text(self) -> str:
-        """Return what switch.py does: staged files go to their places, the record last."""
+        """Return the journal: moves of staged files, the manifest last, then removals.
+
+        A line is ``+STAGED PATH`` (move), ``-PATH`` (remove) or ``_PATH`` (remove an empty folder).
+        """
         paths = [*(file.path for file in self.put_files), MANIFEST_PATH]
         staged = [staging_name(number) for number in range(len(paths))]
         lines = [f"+{name} {path}" for name, path in zip(staged, paths, strict=True)]
@@ -47,34 +63,35 @@ class BoardChange(NamedTuple):
 
 
 def staging_name(number: int) -> str:
-    """Return how a change's file is called below the folder where it is staged.
+    """Return the path of a staged file, by its number, below the staging folder.
 
-    A rename costs littlefs the square of what is in the file's folder: a few share one.
+    The time that littlefs takes to rename a file grows with the square of the number of files in
+    its folder. So only a few files share a folder.
     """
     group = number // _FILES_PER_FOLDER
     return f"d{group}/{number}" if group else str(number)
 
 
 def staging_folders(files: int) -> list[str]:
-    """Return the folders that so many files are staged in."""
-    return [
-        STAGING_PATH,
-        *(f"{STAGING_PATH}/d{group}" for group in range(1, -(-files // _FILES_PER_FOLDER))),
-    ]
+    """Return the folders in which this number of files is staged."""
+    groups = -(-files // _FILES_PER_FOLDER)  # rounded up
+    return [STAGING_PATH, *(f"{STAGING_PATH}/d{group}" for group in range(1, groups))]
 
 
 def read_manifest(text: bytes) -> Manifest:
-    """Return a board's record.
+    """Parse and check a board's manifest.
 
     Raises:
-        PackageError: it is none.
+        PackageError: it is malformed.
     """
     try:
         packages: Manifest = json.loads(text)["packages"]
-        for told in packages.values():
-            list(told["needs"]), str(told["version"])
-            for path, digest in told["files"].items():
-                check_installed_path(path), bytes.fromhex(digest)
+        for entry in packages.values():
+            list(entry["needs"])
+            str(entry["version"])
+            for path, digest in entry["files"].items():
+                check_installed_path(path)
+                bytes.fromhex(digest)
     except (
         AttributeError,
         KeyError,
@@ -84,13 +101,14 @@ def read_manifest(text: bytes) -> Manifest:
         ValueError,
     ) as error:
         raise PackageError(
-            f"its record {MANIFEST_PATH} is not whole; remove that file and install again"
+            f"the board's list of packages {MANIFEST_PATH} is damaged; "
+            "remove that file and install again"
         ) from error
     return packages
 
 
 def dump_manifest(packages: Manifest) -> str:
-    """Return a record's text, the same for the same packages."""
+    """Return the text of a manifest; it is the same for the same packages."""
     return json.dumps({"packages": packages}, sort_keys=True, separators=(",", ":"))
 
 
@@ -103,41 +121,42 @@ def plan_change(
     *,
     force: bool,
 ) -> BoardChange:
-    """Return what makes a board as the plan says.
+    """Return the changes that install a plan on a board.
 
     Args:
-        plan: for all boards.
+        plan: the plan.
         mpy: the board's kind of bytecode.
-        options: what an upgrade is to do alike: the options that were given.
-        file_hashes: the board's files that matter.
-        manifest: what the board has.
-        force: whether other packages' files and the user's own may be overwritten.
+        options: the options of the install, which an upgrade repeats.
+        file_hashes: the board's files at the paths of the plan.
+        manifest: the board's manifest.
+        force: whether files of other packages and of the user may be overwritten.
 
     Raises:
-        PackageError: a file would be overwritten, or go, that is another package's.
+        PackageError: a file of another package or of the user would be overwritten or removed.
     """
     files = plan.files[mpy]
-    owners = {path: key for key, told in manifest.items() for path in told["files"]}
+    owners = {path: key for key, entry in manifest.items() for path in entry["files"]}
     for file in files:
         _check_owner(file, owners.get(file.path), file_hashes, force)
-    new = {each.key: _manifest_entry(plan, each.key, options, files) for each in plan.packages}
-    after = {**manifest, **new}
-    for key in new.keys() & manifest.keys():  # as a dependency now, and asked for before
-        after[key] = {
-            **{n: manifest[key][n] for n in _REQUEST_KEYS if n in manifest[key]},
-            **new[key],
-        }
-    old = {path for key in new if key in manifest for path in manifest[key]["files"]}
-    kept = _all_paths(after)
-    hiding = _find_shadowing(plan, mpy, file_hashes)
-    for path in sorted(hiding):
-        _check_shadowing(path, owners.get(path), new, force)
-    gone = sorted((old - kept) | hiding)
+
+    new_entries = {
+        release.key: _manifest_entry(plan, release.key, options, files) for release in plan.packages
+    }
+    new_manifest = {**manifest, **new_entries}
+    old_paths: set[str] = set()
+    for key in new_entries.keys() & manifest.keys():
+        old_paths.update(manifest[key]["files"])
+        # A package that the user requested earlier stays requested if it is a dependency now.
+        request = {name: manifest[key][name] for name in _REQUEST_KEYS if name in manifest[key]}
+        new_manifest[key] = {**request, **new_entries[key]}
+
+    shadowing = _find_shadowing(plan, mpy, file_hashes)
+    for path in sorted(shadowing):
+        _check_shadowing(path, owners.get(path), new_entries, force)
+    kept = _all_paths(new_manifest)
+    removed = sorted((old_paths - kept) | shadowing)
     put = tuple(file for file in files if file_hashes.get(file.path) != file.sha256)
-    return BoardChange(put, tuple(gone), _emptied_folders(gone, kept), after)
-
-
-_REQUEST_KEYS: Final = ("wanted", "how")
+    return BoardChange(put, tuple(removed), _emptied_folders(removed, kept), new_manifest)
 
 
 def _find_shadowing(plan: InstallPlan, mpy: int, file_hashes: FileHashes) -> set[str]:
@@ -146,31 +165,34 @@ def _find_shadowing(plan: InstallPlan, mpy: int, file_hashes: FileHashes) -> set
 
 
 def _all_paths(manifest: Manifest) -> set[str]:
-    return {path for told in manifest.values() for path in told["files"]}
+    return {path for entry in manifest.values() for path in entry["files"]}
 
 
 def _check_owner(
     file: PlannedFile, owner: str | None, file_hashes: FileHashes, force: bool
 ) -> None:
+    """Raise PackageError if a file would overwrite another package's or the user's file."""
     differs = file_hashes.get(file.path, file.sha256) != file.sha256
     if differs and owner != file.package and not force:
-        whose = f"a file of {owner}" if owner else "a file that no package brought"
+        owned_by = f"belongs to {owner}" if owner else "does not belong to a package"
         raise PackageError(
-            f"{file.package} has a {file.path}, and that is {whose}; --force overwrites it"
+            f"{file.package} would overwrite {file.path}, which {owned_by}; --force overwrites it"
         )
 
 
 def _check_shadowing(path: str, owner: str | None, new_packages: Manifest, force: bool) -> None:
+    """Raise PackageError if a file that must be removed belongs to a package that stays."""
     if owner is not None and owner not in new_packages and not force:
         raise PackageError(
-            f"{path} is a file of {owner}, and would hide what is to be installed; "
-            "--force takes it away"
+            f"{path} belongs to {owner} and would be imported instead of the new package; "
+            "--force removes it"
         )
 
 
 def _manifest_entry(
     plan: InstallPlan, key: str, options: Mapping[str, Any], files: Sequence[PlannedFile]
 ) -> dict[str, Any]:
+    """Return the manifest entry of one package of a plan."""
     (release,) = (each for each in plan.packages if each.key == key)
     entry: dict[str, Any] = {
         "version": release.version,
@@ -188,42 +210,48 @@ def _manifest_entry(
 
 
 def plan_removal(names: Sequence[str], manifest: Manifest, *, force: bool) -> BoardChange:
-    """Return what takes packages off a board.
+    """Return the changes that uninstall packages from a board.
+
+    Args:
+        names: full keys of the packages, or their unambiguous ends.
+        manifest: the board's manifest.
+        force: whether packages that others need may be removed.
 
     Raises:
-        PackageError: it has no such package, or another one needs it.
+        PackageError: the board does not have a package, or another package needs it.
     """
-    names = [find_installed(name, manifest) for name in names]
-    after = {key: told for key, told in manifest.items() if key not in names}
-    for key, told in after.items():
-        needed = {parse_requirement(need).key for need in told["needs"]}.intersection(names)
+    keys = [find_installed(name, manifest) for name in names]
+    new_manifest = {key: entry for key, entry in manifest.items() if key not in keys}
+    for key, entry in new_manifest.items():
+        needs = {parse_requirement(need).key for need in entry["needs"]}
+        needed = needs.intersection(keys)
         if needed and not force:
             raise PackageError(f"{key} needs {min(needed)}; uninstall both, or use --force")
-    kept = _all_paths(after)
-    gone = sorted({path for name in names for path in manifest[name]["files"]} - kept)
-    return BoardChange((), tuple(gone), _emptied_folders(gone, kept), after)
+    kept = _all_paths(new_manifest)
+    removed = sorted({path for key in keys for path in manifest[key]["files"]} - kept)
+    return BoardChange((), tuple(removed), _emptied_folders(removed, kept), new_manifest)
 
 
 def _emptied_folders(removed: Iterable[str], kept: Iterable[str]) -> tuple[str, ...]:
-    """Return the folders that may be empty once files went, the inmost first."""
+    """Return the folders that may be empty after files were removed, the innermost first."""
     used = {folder for path in kept for folder in parent_folders(path)}
-    found = {folder for path in removed for folder in parent_folders(path)}
-    return tuple(sorted(found - used - {"/lib"}, reverse=True))
+    left = {folder for path in removed for folder in parent_folders(path)}
+    return tuple(sorted(left - used - {"/lib"}, reverse=True))
 
 
 def parent_folders(path: str) -> Iterator[str]:
-    """Yield the folders that a file is in, but for the root."""
+    """Yield the folders that a file is in, the innermost first, without the root."""
     while path := path.rpartition("/")[0]:
         yield path
 
 
 def describe_drift(manifest: Manifest, file_hashes: Mapping[str, str | None]) -> tuple[str, ...]:
-    """Say where a board's files are not what its record says, each in a sentence."""
-    told = []
+    """Describe each file of a board that differs from the board's manifest, in one phrase each."""
+    differences = []
     for key, entry in sorted(manifest.items()):
         for path, digest in sorted(entry["files"].items()):
             if file_hashes.get(path) is None:
-                told.append(f"{key}: {path} is missing")
+                differences.append(f"{key}: {path} is missing")
             elif file_hashes[path] != digest:
-                told.append(f"{key}: {path} was changed")
-    return tuple(told)
+                differences.append(f"{key}: {path} was changed")
+    return tuple(differences)

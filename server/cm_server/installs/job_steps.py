@@ -1,10 +1,16 @@
-"""Acts on a board's files that depend on what it answers: one job in several steps; no sockets.
+"""Run file operations that depend on a board's results, as one job of several steps; no sockets.
 
-What is to be done is a generator: it yields acts, is sent what each of them gave, and in the end
-returns what the caller is told. It runs here, for each board; the board does one act after the
-other. So a job of many steps is queued, interrupted, timed out and told of like any other.
+The operations come from a generator, one for each board: it yields a list of operations, is sent
+the list of their results, and finally returns the job's value. The generator runs on the server;
+the board executes one operation after the other. To the scheduler it is a job like any other: it
+is queued, interrupted, timed out and reported in the same way.
 
-    FILE(acts, more) ──▶  ◀── CHUNK(gave) …   DATA(next acts) ──▶ …   DATA(no more) ──▶  ◀── RESULT
+    FILE(operations, more follow) ──▶
+                                      ◀── CHUNK(result of one operation) …
+    DATA(next operations) ──▶
+                                      ◀── CHUNK(result of one operation) …
+    DATA(no more operations) ──▶
+                                      ◀── RESULT
 """
 
 from __future__ import annotations
@@ -26,14 +32,16 @@ if TYPE_CHECKING:
     from cm_server.jobs.jobs import Job
     from cm_server.jobs.registry import Board
 
-#: An act on files as a board has it; of a `put`, the content stands in place of size and SHA-256.
+#: A file operation as in a FILE message: its name, a path, its arguments. A `put` has a Content in
+#: place of the size and the SHA-256.
 FileOp = list[Any]
-#: Yields acts, is sent what they gave; raises PackageError or OSError; returns what came of it.
+#: Yields lists of operations, is sent the lists of their results, returns the value of the job. If
+#: an operation fails, its OSError is thrown into the generator. May raise PackageError or OSError.
 OpGenerator = Generator[Sequence[FileOp], list[Any], Any]
 
 
 class JobRefused(Exception):
-    """A job that the server ends; ``error_text`` names the error as a board would."""
+    """The server ends a job with an error; ``error_text`` is the text that a board would send."""
 
     def __init__(self, error: PackageError | OSError) -> None:
         if isinstance(error, OSError):
@@ -47,12 +55,12 @@ class JobRefused(Exception):
 
 
 class SteppedJobSpec:
-    """A job in several steps, on any number of boards.
+    """A job of several steps, on any number of boards.
 
     Args:
-        first_ops: acts that it begins with, the same for all boards.
-        make_generator: makes what goes on from there, for one of them: its first acts are those.
-        ack_bytes: bytes after which a board tells how far it is.
+        first_ops: the first operations, the same for all boards.
+        make_generator: makes the generator for one board; it must yield ``first_ops`` first.
+        ack_bytes: bytes of a `put` after which a board acknowledges them.
     """
 
     reads_files = replaces_starter = False
@@ -68,12 +76,17 @@ class SteppedJobSpec:
         self._make_generator = make_generator
 
     def start(self, job: Job, send: Callable[[bytes], object]) -> SteppedJob:
-        """Return its course on one board."""
+        """Start the job on one board.
+
+        Args:
+            job: the job on that board.
+            send: sends a message to the board.
+        """
         return SteppedJob(job, self._make_generator(job.board), send, self.ack_bytes)
 
 
 class SteppedJob:
-    """One board's course through a ``Work``."""
+    """The state of a ``SteppedJobSpec`` on one board."""
 
     def __init__(
         self, job: Job, generator: OpGenerator, send: Callable[[bytes], object], ack_bytes: int
@@ -88,23 +101,26 @@ class SteppedJob:
             job.id, FileTransferSpec(ack_bytes, (), reads_files=False), send, size
         )
         self._ops = list(next(generator))
-        self._ops_sent = len(self._ops)  # how many of them the board knows of
+        self._ops_sent = len(self._ops)  # how many of them were sent to the board
         self._results: list[Any] = []
-        self._received = bytearray()  # of a file that the board sends
+        self._received = bytearray()  # of the current `get`
 
     def on_chunk(self, message: wire.Message) -> bool:
-        """Take what an act gave, or of a file; return whether the caller is to see it.
+        """Handle a CHUNK from the board: the result of an operation, or part of a file.
+
+        Returns:
+            Whether the caller receives the message too: only the progress of a `put`.
 
         Raises:
-            Refused: it goes no further.
-            PeerWireError: it is malformed.
+            JobRefused: the job ends with an error.
+            PeerWireError: the message is malformed or was not requested.
         """
         if len(self._results) == self._ops_sent:
-            raise PeerWireError("the board answers what nobody asked")
-        act = self._ops[len(self._results)]
+            raise PeerWireError("the board sent a result that was not requested")
+        op = self._ops[len(self._results)]
         if message.flags & wire.OP_RESULT:
-            self._on_op_result(act, _read_result(message.payload))
-        elif act[0] == "put":
+            self._on_op_result(op, _read_result(message.payload))
+        elif op[0] == "put":
             return self._transfer.on_chunk(message)
         elif len(self._received) < limits.PACKAGE_DOCUMENT_BYTES:
             self._received += message.payload
@@ -112,10 +128,13 @@ class SteppedJob:
         return False
 
     def on_bytes_forwarded(self, size: int) -> None:
-        """Do nothing: no byte of the board's goes on to the caller."""
+        """Do nothing: no bytes of files are forwarded to the caller."""
 
     def _on_op_result(self, op: FileOp, result: Any) -> None:
-        """Take what an act gave; a failure ends the acts that were asked for with it."""
+        """Store a result; continue if it is the last one, or if it is an error.
+
+        After an error the board skips the other operations that it was sent.
+        """
         if isinstance(result, dict):
             self._resume_generator(_os_error(result, op[1]))
             return
@@ -127,53 +146,68 @@ class SteppedJob:
             self._send_ops()
 
     def _resume_generator(self, error: OSError | None) -> None:
-        """Hand over what the acts gave, or that one failed; ask for those that come next."""
-        answers, self._results, self._ops_sent = self._results, [], 0
+        """Pass the results, or an error, to the generator, and send its next operations.
+
+        Raises:
+            JobRefused: the generator raised an error.
+            PeerWireError: the generator could not use the results.
+        """
+        results = self._results
+        self._results = []
+        self._ops_sent = 0
         try:
-            acts = self._generator.throw(error) if error else self._generator.send(answers)
+            ops = self._generator.throw(error) if error else self._generator.send(results)
         except StopIteration as end:
             self._finish(end.value)
         except (PackageError, OSError) as refusal:
             self._send_no_more_ops()
             raise JobRefused(refusal) from refusal
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as wrong:
-            raise PeerWireError("what the board answers about its files is no answer") from wrong
+            raise PeerWireError("the board's results of file operations are malformed") from wrong
         else:
-            self._ops = list(acts)
+            self._ops = list(ops)
             self._send_total()
             self._send_ops()
 
     def _send_total(self) -> None:
-        """Tell the caller how many bytes there are to come."""
-        contents = [act[2] for act in self._ops if act[0] == "put"]
-        if contents:
-            total = self._transfer.sent + sum(content.size for content in contents)
-            told = wire.pack_byte_count(wire.CHUNK, total, job=self._job.id, flags=wire.TOTAL_BYTES)
-            self._job.deliver(told)
+        """Send the caller the total number of bytes, for its progress bar."""
+        sizes = [op[2].size for op in self._ops if op[0] == "put"]
+        if sizes:
+            total = self._transfer.transferred + sum(sizes)
+            self._job.deliver(
+                wire.pack_byte_count(wire.CHUNK, total, job=self._job.id, flags=wire.TOTAL_BYTES)
+            )
 
     def _send_ops(self) -> None:
-        """Send as many acts as the board has room for; behind a `get`, it hears no others."""
+        """Send as many operations as fit in the board's buffer.
+
+        A `get` is the last one of a message: during a `get` the board expects nothing in DATA
+        messages but acknowledgements.
+
+        Raises:
+            JobRefused: not even one operation fits.
+        """
         batch: list[FileOp] = []
         data = b""
-        for act in self._ops[self._ops_sent :]:
-            more = wire.pack_file_ops(self._ack_bytes, [*batch, _wire_op(act)], stepwise=True)
-            if len(more) > self._payload_bytes or (batch and batch[-1][0] == "get"):
+        for op in self._ops[self._ops_sent :]:
+            longer = wire.pack_file_ops(self._ack_bytes, [*batch, _wire_op(op)], stepwise=True)
+            if len(longer) > self._payload_bytes or (batch and batch[-1][0] == "get"):
                 break
-            batch.append(_wire_op(act))
-            data = more
+            batch.append(_wire_op(op))
+            data = longer
         if not batch:
             self._send_no_more_ops()
-            raise JobRefused(PackageError("its buffer is too small for this"))
-        asked = self._ops[self._ops_sent : self._ops_sent + len(batch)]
-        self._transfer.add_contents([act[2] for act in asked if act[0] == "put"])
+            raise JobRefused(PackageError("the board's buffer is too small for a path of the plan"))
+        sent = self._ops[self._ops_sent : self._ops_sent + len(batch)]
+        self._transfer.add_contents([op[2] for op in sent if op[0] == "put"])
         self._ops_sent += len(batch)
         self._send(wire.pack(wire.DATA, data, job=self._job.id, flags=wire.NEXT_OPS))
 
     def _finish(self, value: Any) -> None:
-        """Let the board end; what came of it becomes the job's value."""
-        told = repr([value]).encode()
-        self._job.value.add(told)
-        self._job.deliver(wire.pack(wire.VALUE, told, job=self._job.id))
+        """Set the value of the job and let the board end it."""
+        value_repr = repr([value]).encode()
+        self._job.value.add(value_repr)
+        self._job.deliver(wire.pack(wire.VALUE, value_repr, job=self._job.id))
         self._send_no_more_ops()
 
     def _send_no_more_ops(self) -> None:
@@ -182,7 +216,7 @@ class SteppedJob:
 
 
 def _wire_op(op: FileOp) -> FileOp:
-    """Return an act as a board reads it."""
+    """Return an operation as it is sent: a `put` with the size and the SHA-256 of its content."""
     if op[0] != "put":
         return op
     content: Content = op[2]
@@ -193,10 +227,11 @@ def _read_result(payload: bytes) -> Any:
     try:
         return json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise PeerWireError("what an act gave is malformed") from error
+        raise PeerWireError("the result of a file operation is malformed") from error
 
 
 def _os_error(result: dict[str, Any], path: str) -> OSError:
+    """Return the error of a failed operation; EIO if its number is unknown here."""
     number = result.get("errno")
     known = number if isinstance(number, int) and number in errno.errorcode else errno.EIO
     return OSError(known, os.strerror(known), path)

@@ -1,4 +1,4 @@
-"""What a caller wants installed -> a plan for his boards, its contents ready to be sent."""
+"""Make install plans for callers, and keep them until the caller executes them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from cm_server.packages import lock
 from cm_server.packages.http_fetcher import without_credentials
 
 from .board_install import PreparedPlan, mpy_number
+from .content_store import Content
 
 if TYPE_CHECKING:
     from cm_server.app import Server
     from cm_server.jobs.registry import Board
 
+#: Fields of a `plan` request that are passed to the planner; docs/protocol.md describes them.
 _OPTION_TYPES = {
     "wanted": list,
     "target_dir": str,
@@ -29,34 +31,34 @@ _OPTION_TYPES = {
 
 
 class PlanCache:
-    """Plans that were made and are to be made good: some of each caller's link, the newest."""
+    """The newest plans of each caller's link, by number."""
 
     def __init__(self) -> None:
         self._plans: dict[object, dict[int, PreparedPlan]] = {}
         self._numbers = itertools.count(1)
 
     def add(self, connection: object, planned: PreparedPlan) -> int:
-        """Keep a plan and return its number."""
-        own = self._plans.setdefault(connection, {})
-        while len(own) >= limits.PLANS_PER_LINK:
-            del own[min(own)]
+        """Add a plan and return its number; the oldest plans of this link may be discarded."""
+        plans = self._plans.setdefault(connection, {})
+        while len(plans) >= limits.PLANS_PER_LINK:
+            del plans[min(plans)]
         number = next(self._numbers)
-        own[number] = planned
+        plans[number] = planned
         return number
 
     def get(self, connection: object, number: object) -> PreparedPlan:
-        """Return a plan of that owner's.
+        """Return a plan of this link.
 
         Raises:
-            ServerError: it is not known any more.
+            ServerError: the link has no such plan, or it was discarded.
         """
-        own = self._plans.get(connection, {})
-        if not isinstance(number, int) or number not in own:
-            raise ServerError("that plan is not known any more; install again")
-        return own[number]
+        plans = self._plans.get(connection, {})
+        if not isinstance(number, int) or number not in plans:
+            raise ServerError("the server has discarded this plan; install again")
+        return plans[number]
 
     def discard_plans(self, connection: object) -> None:
-        """Let go of the plans of who went away."""
+        """Discard the plans of a link that was closed."""
         self._plans.pop(connection, None)
 
 
@@ -68,65 +70,79 @@ async def plan_install(
     *,
     trusted: bool,
 ) -> dict[str, Any]:
-    """Resolve, fetch and compile once for all boards, by their kinds of bytecode.
+    """Answer a `plan` request: resolve, fetch and compile once for all boards.
 
     Args:
-        server: that makes it.
-        connection: whose it is.
-        boards: that it is for.
-        body: what was asked.
-        trusted: whether the indexes that it names may be private.
+        server: provides the planner, the contents and the plans.
+        connection: the caller's link, which will own the plan.
+        boards: the boards that the plan is for; they determine the kinds of bytecode.
+        body: the request.
+        trusted: whether the indexes in the request may have private addresses.
+
+    Returns:
+        The reply: the number of the plan, its description, and its lock file.
 
     Raises:
-        PackageError: there is no such plan.
+        PackageError: the requirements cannot be fulfilled.
         ServerError: the request is malformed.
     """
     options = _read_options(body)
-    kinds = {mpy_number(board) for board in boards}
-    sent = {
-        str(name): _read_sent_files(server, files) for name, files in body.get("sent", {}).items()
+    planner = server.package_planner
+    sent: dict[str, dict[str, bytes]] = {}
+    for name, files in body.get("sent", {}).items():
+        sent[str(name)] = _read_sent_files(server, files)
+    mpys = {mpy_number(board) for board in boards}
+    plan = await planner.make_plan(mpys=mpys, sent=sent, trusted=trusted, **options)
+    contents: dict[str, Content] = {}
+    for digest in {file.sha256 for files in plan.files.values() for file in files}:
+        contents[digest] = server.content_store.add_bytes(await planner.read_content(digest))
+    prepared = PreparedPlan(plan, contents, _upgrade_options(options))
+    return {
+        "number": server.plan_cache.add(connection, prepared),
+        "plan": plan.describe(),
+        "lock": lock.dump(plan.wanted, plan.packages),
     }
-    plan = await server.package_planner.make_plan(mpys=kinds, sent=sent, trusted=trusted, **options)
-    digests = {file.sha256 for files in plan.files.values() for file in files}
-    contents = {
-        name: server.content_store.add_bytes(await server.package_planner.read_content(name))
-        for name in digests
-    }
-    number = server.plan_cache.add(
-        connection, PreparedPlan(plan, contents, _upgrade_options(options))
-    )
-    text = lock.dump(plan.wanted, plan.packages)
-    return {"number": number, "plan": plan.describe(), "lock": text}
 
 
 def _upgrade_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that an upgrade is to have, too; of a URL, without what opens it."""
-    how = {name: options[name] for name in ("target_dir", "source_only") if options.get(name)}
-    indexes = options.get("indexes") or {}
-    return how | (
-        {"indexes": {k: without_credentials(v) for k, v in indexes.items()}} if indexes else {}
-    )
+    """Return the options that an upgrade must repeat, without passwords in URLs."""
+    kept = {name: options[name] for name in ("target_dir", "source_only") if options.get(name)}
+    if indexes := options.get("indexes"):
+        kept["indexes"] = {alias: without_credentials(url) for alias, url in indexes.items()}
+    return kept
 
 
 def _read_options(body: dict[str, Any]) -> dict[str, Any]:
-    found = {name: body[name] for name in _OPTION_TYPES if body.get(name) is not None}
-    sound = all(isinstance(value, _OPTION_TYPES[name]) for name, value in found.items())
-    texts = [*found.get("wanted", ()), *found.get("indexes", {}).values()]
-    if not sound or not all(isinstance(text, str) for text in texts) or "wanted" not in found:
-        raise ServerError("an install is asked for with `wanted`, a list of requirements")
+    """Return the planner's options in a request, checked for their types.
+
+    Raises:
+        ServerError: the request is malformed.
+    """
+    options = {name: body[name] for name in _OPTION_TYPES if body.get(name) is not None}
+    are_valid = all(isinstance(value, _OPTION_TYPES[name]) for name, value in options.items())
+    texts = [*options.get("wanted", ()), *options.get("indexes", {}).values()]
+    if not are_valid or not all(isinstance(text, str) for text in texts):
+        raise ServerError("an option of the install has a value of the wrong type")
+    if "wanted" not in options:
+        raise ServerError("an install needs `wanted`, a list of requirements")
     if not isinstance(body.get("sent", {}), dict):
-        raise ServerError("files that are sent along are given by name")
-    return found
+        raise ServerError("`sent` must be an object: requirement -> files")
+    return options
 
 
 def _read_sent_files(server: Server, files: Any) -> dict[str, bytes]:
-    """Return files that the caller sent before, as contents."""
+    """Return files that the caller uploaded before the request, by path.
+
+    Raises:
+        PackageError: the content of a file was not uploaded.
+        ServerError: the request is malformed.
+    """
     found = {}
     if not isinstance(files, dict):
-        raise ServerError("files that are sent along are given by their paths")
+        raise ServerError("the files of `sent` must be an object: path -> SHA-256")
     for path, digest in files.items():
         content = server.content_store.get(digest) if isinstance(digest, str) else None
         if content is None:
-            raise PackageError(f"the content for {str(path)[:64]} was not sent to the server")
+            raise PackageError(f"the content of {str(path)[:64]} was not sent to the server")
         found[str(path)] = content.read(0, content.size)
     return found

@@ -1,11 +1,11 @@
-"""The bytes of one job with files, on their way between server and board; no sockets.
+"""Transfer the bytes of a job's files between server and board, with flow control; no sockets.
 
-Both ways there is a window: so many bytes may be under way that nobody has confirmed. So an
-interrupt never waits behind a whole file, a slow board or caller never fills the memory, and
-no chunk waits for the one before it.
+In both directions there is a window: the number of bytes that may be sent before they are
+acknowledged. So an interrupt never waits behind a whole file, a slow board or caller does not fill
+the memory, and a chunk does not wait for the acknowledgement of the previous one.
 
-    put:  FILE ──▶  ◀── CHUNK(HAVE)   DATA ──▶ …  ◀── CHUNK(written) …   RESULT
-    get:  FILE ──▶  ◀── CHUNK …       DATA(taken) ──▶ …                  RESULT
+    put:  FILE ──▶  ◀── CHUNK(resume state)   DATA ──▶ …  ◀── CHUNK(bytes written) …   ◀── RESULT
+    get:  FILE ──▶  ◀── CHUNK …               DATA(bytes forwarded) ──▶ …              ◀── RESULT
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from .content_store import Content
 if TYPE_CHECKING:
     from cm_server.jobs.jobs import Job
 
-ACKS_PER_WINDOW = (
-    4  # how many words on how far it is a window has room for; as in mpy_client/cm/files.py
-)
+ACKS_PER_WINDOW = 4  # must equal the value in mpy_client/cm/files.py
 
 
 class FileTransferSpec(NamedTuple):
-    """What a job does with files.
+    """The transfers of a job, the same for all boards.
 
     Attributes:
-        ack_bytes: bytes after which a board tells how far it is; the window is ``STEPS`` of them.
-        contents: what its puts write, in their order.
-        reads_files: whether bytes come from the board.
-        replaces_starter: whether they replace what a flashed board starts its client by.
+        ack_bytes: bytes after which the receiver acknowledges; the window is
+            ``ACKS_PER_WINDOW`` times as large.
+        contents: the contents of the job's puts, in their order.
+        reads_files: whether the board sends files to the caller.
+        replaces_starter: whether the job replaces the file that starts the client on a board.
     """
 
     ack_bytes: int
@@ -43,24 +42,35 @@ class FileTransferSpec(NamedTuple):
     replaces_starter: bool = False
 
     def start(self, job: Job, send: Callable[[bytes], object]) -> FileTransfer:
-        """Return what moves them for one of the boards."""
+        """Start the transfers on one board.
+
+        Args:
+            job: the job on that board.
+            send: sends a message to the board.
+        """
         return FileTransfer(job.id, self, send, job.board.buffer_size)
 
 
 def ack_bytes_for(boards: int) -> int:
-    """Return the step for a job on so many boards at once: together, they stay bounded."""
+    """Return the bytes between acknowledgements for a job on this number of boards.
+
+    The windows of all boards together are bounded by ``limits.TOTAL_WINDOW_BYTES``.
+    """
     share = limits.TOTAL_WINDOW_BYTES // max(boards, 1)
     return max(limits.MIN_WINDOW_BYTES, min(limits.WINDOW_BYTES, share)) // ACKS_PER_WINDOW
 
 
 class FileTransfer:
-    """What of a job's files has moved.
+    """The state of a job's transfers on one board.
 
     Args:
-        job: its number.
-        spec: what it does with files.
-        send: writes a message to the board.
-        room: bytes that a message to the board has room for.
+        job: the number of the job.
+        spec: the transfers.
+        send: sends a message to the board.
+        buffer_size: the longest message that the board can receive, in bytes.
+
+    Attributes:
+        transferred: bytes sent to the board, or forwarded from it, in this job.
     """
 
     def __init__(
@@ -72,46 +82,55 @@ class FileTransfer:
         self._ack_bytes = spec.ack_bytes
         self._reads_files = spec.reads_files
         self._pending_contents: list[Content] = list(reversed(spec.contents))
-        self._content: Content | None = None  # on its way
-        self._offset = 0  # in that
-        self.sent = 0  # bytes of this job, both ways
-        self._confirmed = 0
+        self._content: Content | None = None  # being sent
+        self._offset = 0  # in the content that is being sent
+        self.transferred = 0
+        self._acknowledged = 0  # bytes of `transferred`
 
     def on_chunk(self, message: wire.Message) -> bool:
-        """Take a board's word on what it has written, or still has of a file; a file's bytes pass.
+        """Handle a CHUNK from the board.
+
+        While the board sends files, it contains their bytes. Otherwise it contains the resume state
+        of the next file or the number of bytes that the board has written.
 
         Returns:
-            Whether the caller is to see it.
+            Whether the caller receives the message too: always.
 
         Raises:
-            PeerWireError: it is malformed, or about nothing.
+            PeerWireError: the message is malformed, or refers to a file that the job does not have.
         """
         if self._reads_files:
             return True
         if message.flags & wire.RESUME_STATE:
             self._start_content(wire.read_resume_state(message))
         else:
-            self._confirmed = max(self._confirmed, wire.read_byte_count(message))
+            self._acknowledged = max(self._acknowledged, wire.read_byte_count(message))
         self._fill_window()
         return True
 
     def add_contents(self, contents: Sequence[Content]) -> None:
-        """Have more contents ready, for the puts that come."""
+        """Add the contents of further puts."""
         self._pending_contents[:0] = reversed(contents)
 
     def _start_content(self, have: wire.ResumeState) -> None:
-        """Go on where an earlier try stopped, or begin."""
+        """Start the next content, where an earlier attempt stopped if the board kept its part.
+
+        Args:
+            have: size and hash of the part that the board has.
+        """
         if not self._pending_contents:
-            raise PeerWireError("the board asks for a file that no job puts there")
+            raise PeerWireError("the board requests a file that the job does not write")
         content = self._content = self._pending_contents.pop()
-        goes_on = have.size > 0 and content.starts_with(have.size, have.digest)
-        self._offset = have.size if goes_on else 0
-        self._send_next(content, 0 if goes_on else wire.RESTART_FILE)
+        resumes = have.size > 0 and content.starts_with(have.size, have.digest)
+        self._offset = have.size if resumes else 0
+        self._send_next(content, 0 if resumes else wire.RESTART_FILE)
 
     def _fill_window(self) -> None:
-        content, window = self._content, ACKS_PER_WINDOW * self._ack_bytes
+        """Send until the window is full or the content ends."""
+        content = self._content
+        window_bytes = ACKS_PER_WINDOW * self._ack_bytes
         while content is not None and self._offset < content.size:
-            if self.sent - self._confirmed >= window:
+            if self.transferred - self._acknowledged >= window_bytes:
                 return
             self._send_next(content, 0)
 
@@ -119,34 +138,39 @@ class FileTransfer:
         piece = content.read(self._offset, self._payload_bytes)
         self._send(wire.pack(wire.DATA, piece, job=self._job, flags=flags))
         self._offset += len(piece)
-        self.sent += len(piece)
+        self.transferred += len(piece)
 
     def on_bytes_forwarded(self, size: int) -> None:
-        """Note that so many bytes of the board's have left for the caller: it may send more."""
+        """Acknowledge bytes of the board that were written to the caller's socket."""
         if self._reads_files:
             self.acknowledge(size)
 
     def acknowledge(self, size: int) -> None:
-        """Note that so many bytes of the board's have been taken."""
-        self.sent += size
-        if self.sent - self._confirmed >= self._ack_bytes:
-            self._confirmed = self.sent
-            self._send(wire.pack_byte_count(wire.DATA, self.sent, job=self._job))
+        """Count bytes that were received from the board; acknowledge them every ``ack_bytes``."""
+        self.transferred += size
+        if self.transferred - self._acknowledged >= self._ack_bytes:
+            self._acknowledged = self.transferred
+            self._send(wire.pack_byte_count(wire.DATA, self.transferred, job=self._job))
 
 
 class RelayedTransfer(NamedTuple):
-    """A job with files whose caller is at another server, where all is done; here it passes."""
+    """The transfers of a job that another server, the caller's, controls; messages pass through.
+
+    Attributes:
+        reads_files: as in ``FileTransferSpec``.
+        replaces_starter: as in ``FileTransferSpec``.
+    """
 
     reads_files: bool
     replaces_starter: bool
 
     def start(self, _job: Job, _send: Callable[[bytes], object]) -> RelayedTransfer:
-        """Return itself: there is nothing to keep."""
+        """Return itself, since it has no state."""
         return self
 
     def on_chunk(self, _message: wire.Message) -> bool:
-        """Have it go on to the other server."""
+        """Return True: forward the message to the other server."""
         return True
 
     def on_bytes_forwarded(self, size: int) -> None:
-        """Do nothing: the other server counts."""
+        """Do nothing: the other server acknowledges."""

@@ -93,7 +93,7 @@ def test_boards_that_differ_get_what_they_lack_and_who_fails_says_why(
     assert told["demo-2"].value.put == ()
     error = told["demo-3"].error
     assert isinstance(error, PackageError)
-    assert "/lib/zzz.mpy, and that is a file that no package brought" in str(error)
+    assert "/lib/zzz.mpy, which does not belong to a package" in str(error)
     assert three.read(":/lib/zzz.mpy")["demo-3"].value == b"MINE = 1"
     fleet["demo-3"].put(b"OLD = 1", ":/lib/zzz.py").raise_for_error()
     forced = fleet["demo-3"].install("zzz", force=True, **named).value

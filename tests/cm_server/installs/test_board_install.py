@@ -1,7 +1,4 @@
-"""Installs on one board: what is asked of it, what is sent, when nothing is; no server, no board.
-
-The board is a dict of files that does acts as a board does.
-"""
+"""Install, uninstall and report on one fake board: a dict of files that executes operations."""
 
 from __future__ import annotations
 
@@ -36,34 +33,40 @@ def sha(data: bytes) -> str:
 
 
 class FakeBoard:
-    """Files by their paths, and free blocks of 4 KiB; does acts, and remembers them."""
+    """Executes file operations on a dict of files, and records them.
+
+    Args:
+        free: free blocks of 4 KiB.
+        fat: whether the file system ignores case.
+    """
 
     def __init__(self, *, free: int = 200, fat: bool = False) -> None:
         self.files: dict[str, bytes] = {"/cm.json": b"{}"}
         self.folders = {"/lib", "/lib/cm"}
-        self.free, self.fat = free, fat
-        self.did: list[str] = []
-        self.breaks = ""  # at the act that begins so
+        self.free = free
+        self.fat = fat
+        self.executed: list[str] = []
+        self.failing_op = ""  # the operation that begins so fails once with ENOSPC
 
-    def do(self, doing: OpGenerator) -> Any:
-        """Do all acts, until it has come to its end."""
-        acts = next(doing)
+    def run(self, generator: OpGenerator) -> Any:
+        """Execute the operations of a generator; return its value."""
+        ops = next(generator)
         while True:
             try:
-                answers = [self.act(*act) for act in acts]
+                results = [self.execute(*op) for op in ops]
             except OSError as error:
-                step = lambda error=error: doing.throw(error)  # noqa: E731
+                resume = lambda error=error: generator.throw(error)  # noqa: E731
             else:
-                step = lambda answers=answers: doing.send(answers)  # noqa: E731
+                resume = lambda results=results: generator.send(results)  # noqa: E731
             try:
-                acts = step()
+                ops = resume()
             except StopIteration as end:
                 return end.value
 
-    def act(self, name: str, path: str, *more: Any) -> Any:
-        self.did.append(f"{name} {path}")
-        if self.breaks and self.did[-1].startswith(self.breaks):
-            self.breaks = ""
+    def execute(self, name: str, path: str, *more: Any) -> Any:
+        self.executed.append(f"{name} {path}")
+        if self.failing_op and self.executed[-1].startswith(self.failing_op):
+            self.failing_op = ""
             raise OSError(28, "No space left on device", path)
         return getattr(self, name)(path, *more)
 
@@ -91,7 +94,7 @@ class FakeBoard:
             self.free += len(self.files.pop(name)) // 4096
 
     def put(self, path: str, content: Content, staged: int = 0) -> int:
-        assert staged == path.startswith("/.cm/new/"), "a rename is for what is in use"
+        assert staged == path.startswith("/.cm/new/"), "only staged files are written in place"
         self.files[path] = content.read(0, content.size)
         return content.size
 
@@ -111,7 +114,7 @@ class FakeBoard:
 
 
 class Lab:
-    """A plan of some files, and the server's side of a job."""
+    """Makes plans and the server's side of jobs, and records confirmed manifests."""
 
     def __init__(self, folder: Path) -> None:
         self.contents = ContentStore(folder)
@@ -122,12 +125,12 @@ class Lab:
         return ServerSide(self.known, self.confirmed.append, self.contents.add_bytes)
 
     def plan(self, version: str = "1", **files: bytes) -> PreparedPlan:
-        wish = parse_requirement("pack")
+        requirement = parse_requirement("pack")
         placed = [
             PlannedFile(f"/lib/pack/{name}.mpy", sha(data), len(data), "pack")
             for name, data in sorted(files.items())
         ]
-        release = Release(wish, version, ())
+        release = Release(requirement, version, ())
         plan = InstallPlan(
             ("pack",),
             "/lib",
@@ -139,9 +142,9 @@ class Lab:
         kept = {sha(data): self.contents.add_bytes(data) for data in files.values()}
         return PreparedPlan(plan, kept, {})
 
-    def install(self, board: FakeBoard, planned: PreparedPlan, **how: bool) -> Any:
-        given = {"force": False, "dry_run": False, **how}
-        return board.do(install(planned, MPY, self.side(), **given))
+    def install(self, board: FakeBoard, planned: PreparedPlan, **options: bool) -> Any:
+        all_options = {"force": False, "dry_run": False, **options}
+        return board.run(install(planned, MPY, self.side(), **all_options))
 
 
 @pytest.fixture
@@ -149,10 +152,10 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path)
 
 
-def test_install_puts_what_is_lacking_and_the_record_and_is_confirmed(lab: Lab):
+def test_install_writes_files_and_manifest_and_is_confirmed(lab: Lab):
     board = FakeBoard()
-    told = lab.install(board, lab.plan(a=b"A", b=b"B"))
-    assert told == {
+    report = lab.install(board, lab.plan(a=b"A", b=b"B"))
+    assert report == {
         "packages": {"pack": "1"},
         "origins": {"pack": "an index"},
         "put": ["/lib/pack/a.mpy", "/lib/pack/b.mpy"],
@@ -167,50 +170,50 @@ def test_install_puts_what_is_lacking_and_the_record_and_is_confirmed(lab: Lab):
     assert JOURNAL_PATH not in board.files
 
 
-def test_only_what_the_plan_names_is_looked_at(lab: Lab):
+def test_only_paths_of_the_plan_are_hashed(lab: Lab):
     board = FakeBoard()
     lab.install(board, lab.plan(a=b"A"))
-    looked = {act.partition(" ")[2] for act in board.did if act.startswith("hash")}
-    assert looked == {
+    hashed = {op.partition(" ")[2] for op in board.executed if op.startswith("hash")}
+    assert hashed == {
         *("/CM.JSON", "/.CM", "/.cm/new", MANIFEST_PATH),
         *("/lib/pack/a.mpy", "/lib/pack/a.py", "/lib/pack", "/lib"),
     }
 
 
-def test_a_second_time_nothing_is_sent_and_nothing_is_written(lab: Lab):
+def test_second_install_writes_nothing(lab: Lab):
     board = FakeBoard()
     planned = lab.plan(a=b"A", b=b"B")
     lab.install(board, planned)
-    board.did.clear()
+    board.executed.clear()
     assert lab.install(board, planned)["put"] == []
-    assert {act.split()[0] for act in board.did} == {"finish", "statvfs", "hash", "get"}
+    assert {op.split()[0] for op in board.executed} == {"finish", "statvfs", "hash", "get"}
 
 
-def test_an_upgrade_sends_what_differs_and_takes_what_is_gone(lab: Lab):
+def test_upgrade_writes_changed_and_removes_old_files(lab: Lab):
     board = FakeBoard()
     lab.install(board, lab.plan(a=b"A", b=b"B", c=b"C"))
-    told = lab.install(board, lab.plan("2", a=b"A", b=b"BB"))
-    assert (told["put"], told["removed"]) == (["/lib/pack/b.mpy"], ["/lib/pack/c.mpy"])
+    report = lab.install(board, lab.plan("2", a=b"A", b=b"BB"))
+    assert (report["put"], report["removed"]) == (["/lib/pack/b.mpy"], ["/lib/pack/c.mpy"])
     assert {path for path in board.files if path.startswith("/lib")} == {
         "/lib/pack/a.mpy",
         "/lib/pack/b.mpy",
     }
 
 
-def test_a_dry_run_changes_nothing_not_even_a_journal_that_waits(lab: Lab):
+def test_dry_run_changes_nothing_and_leaves_a_pending_journal(lab: Lab):
     board = FakeBoard()
     board.files[JOURNAL_PATH] = b"-/lib/x\n"
     before = dict(board.files)
-    told = lab.install(board, lab.plan(a=b"A"), dry_run=True)
-    assert (told["put"], told["dry_run"]) == (["/lib/pack/a.mpy"], True)
+    report = lab.install(board, lab.plan(a=b"A"), dry_run=True)
+    assert (report["put"], report["dry_run"]) == (["/lib/pack/a.mpy"], True)
     assert (board.files, lab.confirmed) == (before, [])
     lab.install(board, lab.plan(a=b"A"))
-    told = board.do(uninstall(["pack"], lab.side(), force=False, dry_run=True))
-    assert told["removed"] == ["/lib/pack/a.mpy"]
+    report = board.run(uninstall(["pack"], lab.side(), force=False, dry_run=True))
+    assert report["removed"] == ["/lib/pack/a.mpy"]
     assert "/lib/pack/a.mpy" in board.files
 
 
-def test_a_leftover_source_goes_and_what_is_in_the_way_is_said(lab: Lab):
+def test_shadowing_source_is_removed_and_obstacle_is_an_error(lab: Lab):
     board = FakeBoard()
     board.files["/lib/pack/a.py"] = b"old"
     assert lab.install(board, lab.plan(a=b"A"))["removed"] == ["/lib/pack/a.py"]
@@ -219,32 +222,32 @@ def test_a_leftover_source_goes_and_what_is_in_the_way_is_said(lab: Lab):
     with pytest.raises(PackageError, match="^/lib/pack/a.mpy is in the way"):
         lab.install(board, lab.plan(a=b"A"))
     board = FakeBoard()
-    board.files["/lib/pack"] = b"no folder"
+    board.files["/lib/pack"] = b"a file"
     with pytest.raises(PackageError, match="^/lib/pack is in the way"):
         lab.install(board, lab.plan(a=b"A"), force=True)
 
 
-def test_space_is_looked_at_before_anything_is_sent(lab: Lab):
+def test_free_space_is_checked_before_files_are_sent(lab: Lab):
     board = FakeBoard(free=4)
     with pytest.raises(OSError, match="No space left"):
         lab.install(board, lab.plan(a=b"A"))
-    assert {act.split()[0] for act in board.did} == {"finish", "statvfs", "hash"}
+    assert {op.split()[0] for op in board.executed} == {"finish", "statvfs", "hash"}
     assert lab.confirmed == []
 
 
-@pytest.mark.parametrize("act", ["put /.cm/new/1", "put /.cm/journal", "rename"])
-def test_what_fails_before_the_journal_leaves_nothing(lab: Lab, act: str):
+@pytest.mark.parametrize("op", ["put /.cm/new/1", "put /.cm/journal", "rename"])
+def test_failure_before_the_journal_leaves_no_staged_files(lab: Lab, op: str):
     board = FakeBoard()
-    board.breaks = act
+    board.failing_op = op
     with pytest.raises(OSError, match="No space left"):
         lab.install(board, lab.plan(a=b"A", b=b"B"))
     assert [path for path in board.files if path.startswith("/.cm/new")] == []
     assert (lab.confirmed, JOURNAL_PATH in board.files) == ([], False)
 
 
-def test_a_switch_that_stops_says_that_it_goes_on(lab: Lab):
+def test_interrupted_journal_is_reported(lab: Lab):
     board = FakeBoard()
-    doing = install(lab.plan(a=b"A"), MPY, lab.side(), force=False, dry_run=False)
+    generator = install(lab.plan(a=b"A"), MPY, lab.side(), force=False, dry_run=False)
     real = board.finish
 
     def finish(path: str) -> None:
@@ -253,91 +256,91 @@ def test_a_switch_that_stops_says_that_it_goes_on(lab: Lab):
         real(path)
 
     board.finish = finish  # type: ignore[method-assign]
-    with pytest.raises(PackageError, match="they are once it restarts"):
-        board.do(doing)
+    with pytest.raises(PackageError, match="completes the change when it restarts"):
+        board.run(generator)
     assert lab.confirmed == []
 
 
-def test_what_an_earlier_try_staged_goes_first(lab: Lab):
+def test_leftover_staged_files_are_removed_first(lab: Lab):
     board = FakeBoard()
     board.folders.add("/.cm/new")
     board.files["/.cm/new/7"] = b"old"
     lab.install(board, lab.plan(a=b"A"))
-    assert "rm /.cm/new" in board.did
+    assert "rm /.cm/new" in board.executed
     assert not [path for path in board.files if path.startswith("/.cm/new")]
 
 
-def test_room_that_an_earlier_try_took_is_room(lab: Lab):
+def test_space_of_leftover_staged_files_counts_as_free(lab: Lab):
     board = FakeBoard(free=4)
     board.folders.add("/.cm/new")
     board.files["/.cm/new/7"] = bytes(100 * 4096)
-    told = lab.install(board, lab.plan(a=b"A"), dry_run=True)
-    assert (told["put"], len(board.files)) == (["/lib/pack/a.mpy"], 2)
+    report = lab.install(board, lab.plan(a=b"A"), dry_run=True)
+    assert (report["put"], len(board.files)) == (["/lib/pack/a.mpy"], 2)
     assert lab.install(board, lab.plan(a=b"A"))["put"] == ["/lib/pack/a.mpy"]
     assert [path for path in board.files if path.startswith("/.cm/new")] == []
 
 
-def test_a_fat_board_is_told_that_it_is_not_safe(lab: Lab):
-    told = lab.install(FakeBoard(fat=True), lab.plan(a=b"A"))
-    assert told["notes"][0] == "a note"
-    assert "FAT" in told["notes"][1]
+def test_fat_file_system_is_noted(lab: Lab):
+    report = lab.install(FakeBoard(fat=True), lab.plan(a=b"A"))
+    assert report["notes"][0] == "a note"
+    assert "FAT" in report["notes"][1]
     bridged = FakeBoard(fat=True)
     del bridged.files["/cm.json"]
     assert "FAT" in lab.install(bridged, lab.plan(a=b"A"))["notes"][-1]
-    told = lab.install(bridged, lab.plan(a=b"B"), dry_run=True)
-    assert "FAT" in told["notes"][-1]
+    report = lab.install(bridged, lab.plan(a=b"B"), dry_run=True)
+    assert "FAT" in report["notes"][-1]
 
 
-def test_a_board_of_another_kind_than_the_plans_is_refused(lab: Lab):
+def test_board_with_another_bytecode_version_is_refused(lab: Lab):
     board = FakeBoard()
-    doing = install(lab.plan(a=b"A"), MPY + 1, lab.side(), force=False, dry_run=False)
+    generator = install(lab.plan(a=b"A"), MPY + 1, lab.side(), force=False, dry_run=False)
     with pytest.raises(PackageError, match="another MicroPython"):
-        board.do(doing)
+        board.run(generator)
 
 
-def test_who_lost_his_record_is_known_by_the_stores(lab: Lab):
+def test_lost_manifest_is_replaced_by_the_stores(lab: Lab):
     board = FakeBoard()
     lab.install(board, lab.plan(a=b"A"))
     del board.files[MANIFEST_PATH]
-    with pytest.raises(PackageError, match="no package brought"):
+    with pytest.raises(PackageError, match="does not belong to a package"):
         lab.install(board, lab.plan("2", a=b"AA"))
     lab.known = lab.confirmed[-1]
     assert lab.install(board, lab.plan("2", a=b"AA"))["put"] == ["/lib/pack/a.mpy"]
 
 
-def test_look_tells_versions_and_drift(lab: Lab):
+def test_report_contains_versions_and_drift(lab: Lab):
     board = FakeBoard()
-    assert board.do(report_installed({})) == {"packages": {}, "drift": [], "record": {}}
+    assert board.run(report_installed({})) == {"packages": {}, "drift": [], "record": {}}
     lab.install(board, lab.plan(a=b"A", b=b"B"))
     board.files["/lib/pack/a.mpy"] = b"mine"
     del board.files["/lib/pack/b.mpy"]
-    told = board.do(report_installed({"gone": {}}))
-    assert told["packages"] == {"pack": "1"}
-    assert told["drift"] == [
-        "gone: it was installed, and its record is gone",
+    report = board.run(report_installed({"gone": {}}))
+    assert report["packages"] == {"pack": "1"}
+    assert report["drift"] == [
+        "gone: was installed, but the board's list of packages lacks it",
         "pack: /lib/pack/a.mpy was changed",
         "pack: /lib/pack/b.mpy is missing",
     ]
-    assert told["record"] == {"pack": {"wanted": "pack", "how": {}}}
+    assert report["record"] == {"pack": {"wanted": "pack", "how": {}}}
 
 
-def test_uninstall_takes_it_off(lab: Lab):
+def test_uninstall_removes_files(lab: Lab):
     board = FakeBoard()
     lab.install(board, lab.plan(a=b"A"))
-    told = board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
-    assert (told["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
+    report = board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+    assert (report["removed"], lab.confirmed[-1]) == (["/lib/pack/a.mpy"], {})
     assert "/lib/pack/a.mpy" not in board.files
     with pytest.raises(PackageError, match="no package is called pack"):
-        board.do(uninstall(["pack"], lab.side(), force=False, dry_run=False))
+        board.run(uninstall(["pack"], lab.side(), force=False, dry_run=False))
 
 
-def test_the_audit_log_names_what_was_wanted(lab: Lab):
+def test_audit_detail_names_the_requirements(lab: Lab):
     assert describe_for_audit({"dry_run": True}, lab.plan(a=b"A")) == ("install", "pack (dry run)")
     assert describe_for_audit({"remove": ["a", "b"]}, None) == ("uninstall", "a b")
     assert describe_for_audit({}, None) == ("packages", "")
 
 
-def test_boards_of_two_kinds_get_each_their_own(lab: Lab):
+def test_boards_of_two_kinds_get_their_own_files(lab: Lab):
     old, new = lab.plan(a=b"old kind").plan, lab.plan(a=b"new kind")
     kinds = {0x0105: old.files[MPY], MPY: new.plan.files[MPY]}
     contents = {sha(data): lab.contents.add_bytes(data) for data in (b"old kind", b"new kind")}
@@ -345,5 +348,5 @@ def test_boards_of_two_kinds_get_each_their_own(lab: Lab):
     for mpy, data in ((0x0105, b"old kind"), (MPY, b"new kind")):
         board = FakeBoard()
         planned = PreparedPlan(plan, contents, {})
-        board.do(install(planned, mpy, lab.side(), force=False, dry_run=False))
+        board.run(install(planned, mpy, lab.side(), force=False, dry_run=False))
         assert board.files["/lib/pack/a.mpy"] == data

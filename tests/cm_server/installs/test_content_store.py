@@ -1,4 +1,4 @@
-"""Contents: each once, on disk, bounded, and what was announced."""
+"""Contents are stored once, on disk, within limits, and verified."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server import limits
 from cm_server.installs.content_store import Content, ContentStore
 
-ME, OTHER = object(), object()
+LINK, OTHER_LINK = object(), object()
 
 
 def sha(data: bytes) -> str:
@@ -25,35 +25,33 @@ def contents(tmp_path: Path) -> ContentStore:
     return ContentStore(tmp_path)
 
 
-def held(contents: ContentStore, data: bytes) -> Content:
-    if number := contents.start_upload(ME, sha(data), len(data)):
-        contents.write_upload(ME, number, data)
+def add(contents: ContentStore, data: bytes) -> Content:
+    if number := contents.start_upload(LINK, sha(data), len(data)):
+        contents.write_upload(LINK, number, data)
     content = contents.get(sha(data))
     assert content is not None
     return content
 
 
-def test_content_comes_in_pieces_and_is_there_once_it_is_whole(
-    contents: ContentStore, tmp_path: Path
-):
-    number = contents.start_upload(ME, sha(b"abcdef"), 6)
-    assert contents.write_upload(ME, number, b"abc") == 3
+def test_content_is_available_once_it_is_complete(contents: ContentStore, tmp_path: Path):
+    number = contents.start_upload(LINK, sha(b"abcdef"), 6)
+    assert contents.write_upload(LINK, number, b"abc") == 3
     assert contents.get(sha(b"abcdef")) is None
-    assert contents.write_upload(ME, number, b"def") == 6
+    assert contents.write_upload(LINK, number, b"def") == 6
     content = contents.get(sha(b"abcdef"))
     assert content is not None
     assert content.read(2, 3) == b"cde"
     assert content.read(4, 100) == b"ef"
-    assert list(tmp_path.iterdir()) == []  # its file has no name
+    assert list(tmp_path.iterdir()) == []  # its file is unlinked
 
 
-def test_content_that_is_there_is_not_taken_again(contents: ContentStore):
-    held(contents, b"abc")
-    assert contents.start_upload(OTHER, sha(b"abc"), 3) == 0
+def test_known_content_needs_no_upload(contents: ContentStore):
+    add(contents, b"abc")
+    assert contents.start_upload(OTHER_LINK, sha(b"abc"), 3) == 0
 
 
-def test_empty_content_is_there_at_once(contents: ContentStore):
-    assert contents.start_upload(ME, sha(b""), 0) == 0
+def test_empty_content_needs_no_upload(contents: ContentStore):
+    assert contents.start_upload(LINK, sha(b""), 0) == 0
     assert contents.get(sha(b"")) is not None
 
 
@@ -68,71 +66,71 @@ def test_empty_content_is_there_at_once(contents: ContentStore):
         ("a" * 64, limits.CONTENT_BYTES + 1, "at most 64 MiB"),
     ],
 )
-def test_malformed_or_too_large_offers_are_refused(contents: ContentStore, digest, size, why):
+def test_malformed_or_too_large_upload_is_refused(contents: ContentStore, digest, size, why):
     with pytest.raises(ServerError, match=why):
-        contents.start_upload(ME, digest, size)
+        contents.start_upload(LINK, digest, size)
 
 
-def test_what_is_not_as_announced_is_refused_and_dropped(contents: ContentStore):
-    number = contents.start_upload(ME, sha(b"abc"), 3)
-    with pytest.raises(ServerError, match="changed meanwhile"):
-        contents.write_upload(ME, number, b"abd")
-    number = contents.start_upload(ME, sha(b"abc"), 3)
+def test_upload_that_differs_from_its_announcement_is_discarded(contents: ContentStore):
+    number = contents.start_upload(LINK, sha(b"abc"), 3)
+    with pytest.raises(ServerError, match="differs from its SHA-256"):
+        contents.write_upload(LINK, number, b"abd")
+    number = contents.start_upload(LINK, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="longer"):
-        contents.write_upload(ME, number, b"abcd")
-    with pytest.raises(ServerError, match="nobody offered"):
-        contents.write_upload(ME, number, b"")
+        contents.write_upload(LINK, number, b"abcd")
+    with pytest.raises(ServerError, match="no upload of this number"):
+        contents.write_upload(LINK, number, b"")
 
 
-def test_nobody_writes_to_anothers_upload(contents: ContentStore):
-    number = contents.start_upload(ME, sha(b"abc"), 3)
-    with pytest.raises(ServerError, match="nobody offered"):
-        contents.write_upload(OTHER, number, b"abc")
-    assert contents.write_upload(ME, number, b"abc") == 3
+def test_upload_of_another_link_is_refused(contents: ContentStore):
+    number = contents.start_upload(LINK, sha(b"abc"), 3)
+    with pytest.raises(ServerError, match="no upload of this number"):
+        contents.write_upload(OTHER_LINK, number, b"abc")
+    assert contents.write_upload(LINK, number, b"abc") == 3
 
 
-def test_who_goes_away_leaves_nothing_begun(contents: ContentStore, monkeypatch):
+def test_uploads_of_a_closed_link_are_discarded(contents: ContentStore, monkeypatch):
     monkeypatch.setattr(limits, "UPLOADS", 1)
-    contents.start_upload(ME, sha(b"abc"), 3)
+    contents.start_upload(LINK, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="too many"):
-        contents.start_upload(OTHER, sha(b"x"), 1)
-    contents.discard_uploads(ME)
-    assert contents.start_upload(OTHER, sha(b"x"), 1)
+        contents.start_upload(OTHER_LINK, sha(b"x"), 1)
+    contents.discard_uploads(LINK)
+    assert contents.start_upload(OTHER_LINK, sha(b"x"), 1)
 
 
-def test_the_oldest_go_but_not_from_those_that_use_them(contents: ContentStore, monkeypatch):
+def test_evicted_content_stays_readable(contents: ContentStore, monkeypatch):
     monkeypatch.setattr(limits, "CONTENT_STORE_BYTES", 10)
-    first, second = held(contents, b"11111"), held(contents, b"22222")
-    assert contents.get(first.digest)  # now it is the newest
-    held(contents, b"33333")
+    first, second = add(contents, b"11111"), add(contents, b"22222")
+    assert contents.get(first.digest)  # now it is the most recently used
+    add(contents, b"33333")
     assert contents.get(second.digest) is None
     assert contents.get(first.digest)
     assert second.read(0, 9) == b"22222"
 
 
-def test_files_are_closed_with_their_last_user(contents: ContentStore, monkeypatch):
+def test_file_is_closed_with_its_last_reader(contents: ContentStore, monkeypatch):
     monkeypatch.setattr(limits, "CONTENT_STORE_FILES", 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for n in range(50):
-        held(contents, b"%d" % n)
+        add(contents, b"%d" % n)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
-def test_full_disk_is_said(contents: ContentStore, monkeypatch):
-    number = contents.start_upload(ME, sha(b"abc"), 3)
+def test_full_disk_is_reported(contents: ContentStore, monkeypatch):
+    number = contents.start_upload(LINK, sha(b"abc"), 3)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(ServerError, match="No space left"):
-        contents.write_upload(ME, number, b"abc")
+        contents.write_upload(LINK, number, b"abc")
 
 
-def test_beginning_is_known_by_its_hash(contents: ContentStore, monkeypatch):
+def test_prefix_is_compared_by_hash(contents: ContentStore, monkeypatch):
     monkeypatch.setattr(limits, "FILE_READ_BYTES", 4)
-    content = held(contents, b"0123456789")
+    content = add(contents, b"0123456789")
     assert content.starts_with(7, hashlib.sha256(b"0123456").digest())
     assert not content.starts_with(7, hashlib.sha256(b"0123457").digest())
     assert not content.starts_with(11, bytes(32))

@@ -1,4 +1,4 @@
-"""What makes a board as a plan says, and its record; pure."""
+"""Changes that a plan requires on a board, and the manifest."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ OLD: dict[str, dict[str, Any]] = {
 }
 
 
-def made(there, record=None, *, plan=PLAN, how=None, force=False):
-    return plan_change(plan, MPY, how or {}, there, record or {}, force=force)
+def change(file_hashes, manifest=None, *, plan=PLAN, options=None, force=False):
+    return plan_change(plan, MPY, options or {}, file_hashes, manifest or {}, force=force)
 
 
-def test_only_what_differs_is_sent():
-    assert made({}).put_files == FILES
-    assert made({"/lib/zzz/a.mpy": A}).put_files == (FILES[1],)
-    assert made({"/lib/zzz/a.mpy": A, "/lib/zzz/b.mpy": B}).put_files == ()
+def test_only_changed_files_are_written():
+    assert change({}).put_files == FILES
+    assert change({"/lib/zzz/a.mpy": A}).put_files == (FILES[1],)
+    assert change({"/lib/zzz/a.mpy": A, "/lib/zzz/b.mpy": B}).put_files == ()
 
 
-def test_an_upgrade_takes_the_old_versions_files_and_no_others():
-    done = made({"/lib/zzz/a.mpy": B, "/lib/zzz/old.mpy": A}, OLD, how={"source_only": True})
-    assert done.removed_paths == ("/lib/zzz/old.mpy",)
-    assert done.manifest["yyy"] == OLD["yyy"]
-    assert done.manifest["zzz"] == {
+def test_upgrade_removes_files_of_the_old_version_only():
+    changes = change(
+        {"/lib/zzz/a.mpy": B, "/lib/zzz/old.mpy": A}, OLD, options={"source_only": True}
+    )
+    assert changes.removed_paths == ("/lib/zzz/old.mpy",)
+    assert changes.manifest["yyy"] == OLD["yyy"]
+    assert changes.manifest["zzz"] == {
         "version": "2",
         "source": "an index",
         "needs": ["yyy"],
@@ -56,10 +58,10 @@ def test_an_upgrade_takes_the_old_versions_files_and_no_others():
     }
 
 
-def test_what_was_asked_for_stays_so_when_it_comes_as_a_dependency():
+def test_requested_package_stays_requested_as_a_dependency():
     plan = InstallPlan(("other",), "/lib", (RELEASE,), {MPY: FILES}, origins={"zzz": ""})
-    asked = {**OLD, "zzz": {**OLD["zzz"], "wanted": "zzz@1", "how": {"target_dir": "/x"}}}
-    entry = made({}, asked, plan=plan).manifest["zzz"]
+    requested = {**OLD, "zzz": {**OLD["zzz"], "wanted": "zzz@1", "how": {"target_dir": "/x"}}}
+    entry = change({}, requested, plan=plan).manifest["zzz"]
     assert (entry["wanted"], entry["how"], entry["version"]) == (
         "zzz@1",
         {"target_dir": "/x"},
@@ -67,38 +69,42 @@ def test_what_was_asked_for_stays_so_when_it_comes_as_a_dependency():
     )
 
 
-def test_what_would_hide_it_goes_if_it_is_there():
-    assert made({"/lib/zzz/a.py": A}).removed_paths == ("/lib/zzz/a.py",)
+def test_shadowing_file_is_removed():
+    assert change({"/lib/zzz/a.py": A}).removed_paths == ("/lib/zzz/a.py",)
     other = {"other": {"version": "1", "needs": [], "files": {"/lib/zzz/a.py": A}}}
-    with pytest.raises(PackageError, match="a.py is a file of other, and would hide.*--force"):
-        made({"/lib/zzz/a.py": A}, other)
-    assert made({"/lib/zzz/a.py": A}, other, force=True).removed_paths == ("/lib/zzz/a.py",)
+    with pytest.raises(
+        PackageError, match="a.py belongs to other and would be imported instead.*--force"
+    ):
+        change({"/lib/zzz/a.py": A}, other)
+    assert change({"/lib/zzz/a.py": A}, other, force=True).removed_paths == ("/lib/zzz/a.py",)
     own = {"zzz": other["other"]}  # installed as source before
-    assert made({"/lib/zzz/a.py": A}, own).removed_paths == ("/lib/zzz/a.py",)
+    assert change({"/lib/zzz/a.py": A}, own).removed_paths == ("/lib/zzz/a.py",)
 
 
-def test_folder_that_an_upgrade_empties_goes():
+def test_emptied_folder_is_removed():
     moved = {"zzz": {"version": "1", "needs": [], "files": {"/lib/www/deep/x.mpy": A}}}
-    done = made({"/lib/www/deep/x.mpy": A}, moved)
-    assert (done.removed_paths, done.emptied_folders) == (
+    changes = change({"/lib/www/deep/x.mpy": A}, moved)
+    assert (changes.removed_paths, changes.emptied_folders) == (
         ("/lib/www/deep/x.mpy",),
         ("/lib/www/deep", "/lib/www"),
     )
 
 
-def test_files_of_others_are_overwritten_by_force_only():
-    with pytest.raises(PackageError, match="a file that no package brought; --force"):
-        made({"/lib/zzz/a.mpy": B})
-    with pytest.raises(PackageError, match="a file that no package brought; --force"):
-        made({"/lib/zzz/a.mpy": ""})
-    theirs = {"yyy": {"version": "1", "needs": [], "files": {"/lib/zzz/a.mpy": B}}}
-    with pytest.raises(PackageError, match="a file of yyy; --force"):
-        made({"/lib/zzz/a.mpy": B}, theirs)
-    assert FILES[0] in made({"/lib/zzz/a.mpy": B}, theirs, force=True).put_files
+def test_overwriting_other_files_needs_force():
+    with pytest.raises(PackageError, match="which does not belong to a package; --force"):
+        change({"/lib/zzz/a.mpy": B})
+    with pytest.raises(PackageError, match="which does not belong to a package; --force"):
+        change({"/lib/zzz/a.mpy": ""})
+    manifest = {"yyy": {"version": "1", "needs": [], "files": {"/lib/zzz/a.mpy": B}}}
+    with pytest.raises(PackageError, match="which belongs to yyy; --force"):
+        change({"/lib/zzz/a.mpy": B}, manifest)
+    assert FILES[0] in change({"/lib/zzz/a.mpy": B}, manifest, force=True).put_files
 
 
-def test_the_journal_names_what_is_staged_and_the_record_last():
-    assert made({"/lib/zzz/a.mpy": B, "/lib/zzz/old.mpy": A}, OLD).journal_text().splitlines() == [
+def test_journal_moves_the_manifest_last():
+    assert change(
+        {"/lib/zzz/a.mpy": B, "/lib/zzz/old.mpy": A}, OLD
+    ).journal_text().splitlines() == [
         "+0 /lib/zzz/a.mpy",
         "+1 /lib/zzz/b.mpy",
         "+2 /.cm/packages.json",
@@ -106,7 +112,7 @@ def test_the_journal_names_what_is_staged_and_the_record_last():
     ]
 
 
-def test_many_files_are_staged_a_few_to_a_folder_and_the_folders_go():
+def test_files_are_staged_in_folders_of_limited_size():
     many = tuple(PlannedFile(f"/lib/m{n}.mpy", A, 1, "zzz") for n in range(20))
     lines = BoardChange(many, (), (), {}).journal_text().splitlines()
     assert lines[7:9] == ["+7 /lib/m7.mpy", "+d1/8 /lib/m8.mpy"]
@@ -115,30 +121,30 @@ def test_many_files_are_staged_a_few_to_a_folder_and_the_folders_go():
     assert staging_folders(8) == ["/.cm/new"]
 
 
-def test_removal_takes_its_files_and_folders_and_minds_who_needs_it():
-    needy = {**OLD, "zzz": {**OLD["zzz"], "needs": ["yyy@1"]}}
-    done = plan_removal(["zzz"], needy, force=False)
-    assert done.removed_paths == ("/lib/zzz/a.mpy", "/lib/zzz/old.mpy")
-    assert done.emptied_folders == ("/lib/zzz",)
+def test_removal_of_a_needed_package_needs_force():
+    manifest = {**OLD, "zzz": {**OLD["zzz"], "needs": ["yyy@1"]}}
+    changes = plan_removal(["zzz"], manifest, force=False)
+    assert changes.removed_paths == ("/lib/zzz/a.mpy", "/lib/zzz/old.mpy")
+    assert changes.emptied_folders == ("/lib/zzz",)
     with pytest.raises(PackageError, match="zzz needs yyy; uninstall both"):
-        plan_removal(["yyy"], needy, force=False)
-    assert plan_removal(["yyy"], needy, force=True).removed_paths == ("/lib/yyy.mpy",)
-    assert plan_removal(["yyy", "zzz"], needy, force=False).manifest == {}
+        plan_removal(["yyy"], manifest, force=False)
+    assert plan_removal(["yyy"], manifest, force=True).removed_paths == ("/lib/yyy.mpy",)
+    assert plan_removal(["yyy", "zzz"], manifest, force=False).manifest == {}
     with pytest.raises(PackageError, match="no package is called nope"):
         plan_removal(["nope"], OLD, force=False)
 
 
-def test_drift_is_what_is_missing_or_was_changed():
-    there = {"/lib/zzz/a.mpy": A, "/lib/yyy.mpy": A}
-    assert describe_drift(OLD, there) == (
+def test_drift_lists_missing_and_changed_files():
+    file_hashes = {"/lib/zzz/a.mpy": A, "/lib/yyy.mpy": A}
+    assert describe_drift(OLD, file_hashes) == (
         "zzz: /lib/zzz/a.mpy was changed",
         "zzz: /lib/zzz/old.mpy is missing",
     )
 
 
 def entry(path: str, digest: str = A) -> bytes:
-    told = {"version": "1", "needs": [], "files": {path: digest}}
-    return json.dumps({"packages": {"a": told}}).encode()
+    fields = {"version": "1", "needs": [], "files": {path: digest}}
+    return json.dumps({"packages": {"a": fields}}).encode()
 
 
 @pytest.mark.parametrize(
@@ -156,14 +162,14 @@ def entry(path: str, digest: str = A) -> bytes:
         entry("/lib/cm/link.mpy"),
         entry("/lib/../main.py"),
         entry("/lib/a\n-/main.py"),
-        entry("/lib/a.py", "no hash"),
+        entry("/lib/a.py", "not a hash"),
     ],
     ids=lambda text: repr(text[:60]),
 )
-def test_a_record_that_is_none_says_what_to_do(text):
+def test_malformed_manifest_is_refused(text):
     with pytest.raises(PackageError, match="remove that file and install again"):
         read_manifest(text)
 
 
-def test_a_record_is_read_as_it_was_written():
+def test_manifest_survives_a_round_trip():
     assert read_manifest(dump_manifest(OLD).encode()) == OLD

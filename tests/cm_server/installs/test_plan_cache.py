@@ -1,4 +1,4 @@
-"""Plans that callers ask for: of what they sent, by kinds of boards, never of our own files."""
+"""Plans for callers: of files they sent, for kinds of boards, never of the server's files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ async def plan(service: Service, **body: Any) -> Any:
         return await caller.ask("plan", target="lab-1", **body)
 
 
-async def test_a_file_that_was_sent_is_planned_for_the_boards_bytecode(service: Service):
+async def test_sent_file_is_planned_as_bytecode(service: Service):
     content = b"A = 1\n"
     service.server.content_store.add_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
-    told = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
-    reply = told["reply"]
+    answer = await plan(service, wanted=["./a.py"], sent={"./a.py": {"a.py": digest}})
+    reply = answer["reply"]
     ((path, size, _),) = reply["plan"]["boards"][str(0x0306)]["files"]
     assert (path, size > 0) == ("/lib/a.mpy", True)
     assert '"wanted": [\n  "./a.py"\n ]' in reply["lock"]
@@ -40,38 +40,38 @@ def planned() -> PreparedPlan:
     return PreparedPlan(InstallPlan((), "/lib", (), {}), {}, {})
 
 
-def test_a_plan_is_its_owners_and_the_oldest_are_forgotten():
+def test_plan_belongs_to_its_link_and_old_plans_are_discarded():
     plans = PlanCache()
     numbers = [plans.add("ann", planned()) for _ in range(limits.PLANS_PER_LINK + 1)]
     assert plans.get("ann", numbers[-1])
     for owner, number in (("ann", numbers[0]), ("bob", numbers[-1]), ("ann", None), ("ann", "1")):
-        with pytest.raises(ServerError, match="not known any more"):
+        with pytest.raises(ServerError, match="discarded this plan"):
             plans.get(owner, number)
     plans.discard_plans("ann")
     with pytest.raises(ServerError):
         plans.get("ann", numbers[-1])
 
 
-async def test_an_index_inside_is_only_an_administrators_to_name(service: Service):
-    named = {"wanted": ["x"], "indexes": {"": "http://127.0.0.1:9/pi"}}
+async def test_only_an_administrator_may_name_a_private_index(service: Service):
+    request = {"wanted": ["x"], "indexes": {"": "http://127.0.0.1:9/pi"}}
     (identity,) = service.enrol("lab-1")
     operator = service.add_token("operator")
     async with (
         await FakeBoard.join(service, identity),
-        await FakeCaller.join(service, operator) as theirs,
-        await FakeCaller.join(service) as ours,
+        await FakeCaller.join(service, operator) as operator_link,
+        await FakeCaller.join(service) as admin_link,
     ):
-        refused = await theirs.ask("plan", target="lab-1", **named)
-        tried = await ours.ask("plan", target="lab-1", **named)
+        refused = await operator_link.ask("plan", target="lab-1", **request)
+        tried = await admin_link.ask("plan", target="lab-1", **request)
     assert "private address" in refused["args"][0]
     assert "cannot be reached" in tried["args"][0]
 
 
-def test_what_opens_an_index_is_in_no_record():
-    how = _upgrade_options(
+def test_passwords_are_not_kept_for_upgrades():
+    kept = _upgrade_options(
         {"indexes": {"a": "https://ann:secret@h.example/pi"}, "target_dir": "/x"}
     )
-    assert how == {"indexes": {"a": "https://h.example/pi"}, "target_dir": "/x"}
+    assert kept == {"indexes": {"a": "https://h.example/pi"}, "target_dir": "/x"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_opens_an_index_is_in_no_record():
     ],
     ids=repr,
 )
-async def test_a_request_that_is_none_is_refused_by_a_sentence(service: Service, body):
-    told = await plan(service, **body)
-    assert told["error"] in ("ServerError", "PackageError")
-    assert "Traceback" not in str(told)
+async def test_malformed_request_is_refused(service: Service, body):
+    answer = await plan(service, **body)
+    assert answer["error"] in ("ServerError", "PackageError")
+    assert "Traceback" not in str(answer)
