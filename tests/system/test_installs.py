@@ -1,4 +1,4 @@
-"""One install on twenty boards: what all of them need is done once, what each has is its own."""
+"""One install on twenty boards: files are fetched and compiled once, boards may differ."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def index() -> Iterator[PackageIndex]:
         yield made
 
 
-def kept(lab: Lab) -> dict[Path, int]:
-    """What was fetched and compiled, and when: what is used of it is not written anew."""
+def cached_files(lab: Lab) -> dict[Path, int]:
+    """Return the cached addresses and the times when they were written."""
     folder = lab.server.home / "packages/names"
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -44,23 +44,23 @@ def test_twenty_files_for_twenty_boards_are_fetched_and_compiled_once(
         page: count for page, count in index.request_counts.items() if page.startswith("/file/")
     }
     assert (len(files), set(files.values())) == (20, {1})
-    before = kept(lab)
+    before = cached_files(lab)
     lab.fleet["lab-7"].rm(":/lib/one.mpy").raise_for_error()
     again = boards.install("pack", indexes=urls).raise_for_error()
     sent = {name for name, result in again.items() if result.value.size_bytes}
     assert sent == {"lab-7"}
-    assert kept(lab) == before, "nothing was fetched or compiled anew"
+    assert cached_files(lab) == before, "something was fetched or compiled again"
     third = boards.install("pack", indexes=urls).raise_for_error()
     assert {(result.value.put, result.value.size_bytes) for result in third.values()} == {((), 0)}
     assert set(boards.run("import pack, one; pack.VERSION").to_dict().values()) == {1}
     boards.uninstall("pack", "one", "two").raise_for_error()
 
 
-def test_a_board_with_macs_installs_and_its_files_are_read(lab: Lab, tmp_path: Path):
-    """Each message is a tag longer there: the longest ones still have to fit in its buffer."""
-    (told,) = lab.fleet.enrol(["mac-1"], plain=True)
-    key = bytes.fromhex(told["key"])
-    identity = BoardIdentity(told["name"], told["id"], key, {"mac": told["mac"]})
+def test_board_with_message_macs_installs_and_reads_files(lab: Lab, tmp_path: Path):
+    """A MAC makes each message longer; the longest ones must still fit in the board's buffer."""
+    (enrolled,) = lab.fleet.enrol(["mac-1"], plain=True)
+    key = bytes.fromhex(enrolled["key"])
+    identity = BoardIdentity(enrolled["name"], enrolled["id"], key, {"mac": enrolled["mac"]})
     (tmp_path / "long.py").write_text("".join(f"V{n} = {n}\n" for n in range(600)))
     address = ("127.0.0.1", lab.server.tcp_port)
     with VirtualBoards([identity], address, tmp_path / "virtual"):

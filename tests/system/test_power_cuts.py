@@ -1,7 +1,7 @@
-"""The power goes in the middle of an install: at every write to flash, and on real boards at some.
+"""Power cuts during an install: after every write to flash, and on running boards after some.
 
-What a real board writes during an install and an upgrade is recorded; each beginning of that, its
-last write torn, is a flash that MicroPython mounts, as a board that starts again does.
+The writes of a board to its flash during an install and an upgrade are recorded. Then MicroPython
+mounts a flash for each number of writes, the last one incomplete, as a board does when it restarts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cloudmanager.testing.board_fixtures import BoardUnderTest
 
 MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 REPLAY = Path(__file__).parents[1] / "board/replay.py"
-#: Writes down where and what a board writes to its flash: onto this machine's disk.
+#: Code for a virtual board: record the position and the bytes of each write to its flash.
 RECORD = """
 import os
 from struct import pack
@@ -37,12 +37,18 @@ unix.flash.write = write
 STOP = "unix.flash.write = unix.flash.file.write; log.close(); os.umount('/host')"
 OLD = {"__init__.py": "from zzz import b\nA = 1\nassert b.B == A", "b.py": "B = 1", "old.py": ""}
 NEW = {"__init__.py": "from zzz import b\nA = 2\nassert b.B == A", "b.py": "B = 2", "new.py": ""}
-RECORD_PATH = "/.cm/packages.json"
+MANIFEST_PATH = "/.cm/packages.json"
 PATHS = [f"/lib/zzz/{name}.mpy" for name in ("__init__", "b", "old", "new")]
 
 
-class Recorded(NamedTuple):
-    """What was written, and what was there before it."""
+class Recording(NamedTuple):
+    """A recording of writes to a flash.
+
+    Attributes:
+        client: the folder of the compiled client.
+        image: the flash before the writes.
+        writes: the writes: offset, length, bytes.
+    """
 
     client: Path
     image: Path
@@ -57,22 +63,26 @@ def write(folder: Path, files: dict[str, str]) -> str:
     return str(folder)
 
 
-def recorded(board: BoardUnderTest, folder: Path, name: str, wish: str) -> Recorded:
-    """Install, and record what the board writes meanwhile."""
-    machine = board._virtual_boards
-    image, client = folder / f"{name}.image", compile_client(machine.folder / ".client")
-    flash = next((machine.folder / board.names[0]).glob("flash*"))
+def record_install(board: BoardUnderTest, folder: Path, name: str, requirement: str) -> Recording:
+    """Install, and record what the board writes to its flash."""
+    virtual_boards = board._virtual_boards
+    image = folder / f"{name}.image"
+    client = compile_client(virtual_boards.folder / ".client")
+    flash = next((virtual_boards.folder / board.names[0]).glob("flash*"))
     board.run(RECORD.format(folder=str(folder), name=f"{name}.writes"))
     shutil.copy(flash, image)
-    board.install(wish).raise_for_error()
+    board.install(requirement).raise_for_error()
     board.run(STOP)
-    return Recorded(client, image, folder / f"{name}.writes")
+    return Recording(client, image, folder / f"{name}.writes")
 
 
-def states(told: Recorded) -> list[list[str | None]]:
-    """What is at PATHS and in the record, once a board starts, after each number of writes."""
-    command = [MICROPYTHON, "-X", "heapsize=16M", str(REPLAY), *map(str, told)]
-    command.append(",".join([*PATHS, RECORD_PATH]))
+def states(recording: Recording) -> list[list[str | None]]:
+    """Return the state of a board that restarts after each number of writes.
+
+    A state is the hash of each file at PATHS and of the manifest.
+    """
+    command = [MICROPYTHON, "-X", "heapsize=16M", str(REPLAY), *map(str, recording)]
+    command.append(",".join([*PATHS, MANIFEST_PATH]))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     seen: list[list[str | None]] = json.loads(done.stdout.splitlines()[-1])
@@ -84,34 +94,34 @@ def test_power_cut_at_every_write_leaves_all_old_or_all_new(
     cm_board: BoardUnderTest, tmp_path: Path
 ):
     for name, files in (("install", OLD), ("upgrade", NEW)):
-        wish = write(tmp_path / "zzz", files)
-        seen = states(recorded(cm_board, tmp_path, name, wish))
-        assert len(seen) > 30, "enough writes to be cut at"
+        requirement = write(tmp_path / "zzz", files)
+        seen = states(record_install(cm_board, tmp_path, name, requirement))
+        assert len(seen) > 30, "too few writes for this test"
         before, after = seen[0], seen[-1]
         assert before != after
         kinds = [
             "old" if state == before else "new" if state == after else "mixture" for state in seen
         ]
-        assert set(kinds) == {"old", "new"}, "there is no mixture"
-        assert kinds == sorted(kinds, reverse=True), "once it is new, it stays new"
+        assert set(kinds) == {"old", "new"}, "a power cut leaves a mixture"
+        assert kinds == sorted(kinds, reverse=True), "a later power cut restores the old state"
     assert cm_board.run("import zzz; zzz.A", fresh=True).value == 2
 
 
 @pytest.mark.timeout(120)
-def test_power_cut_of_a_real_board_is_made_good_by_the_next_install(
-    cm_board: BoardUnderTest, tmp_path: Path
-):
+def test_next_install_completes_after_a_power_cut(cm_board: BoardUnderTest, tmp_path: Path):
     chance = random.Random(5)
-    board, wish, cuts = cm_board._boards, str(tmp_path / "zzz"), 0
+    board = cm_board._boards
+    requirement = str(tmp_path / "zzz")
+    cuts = 0
     for writes in (3, chance.randrange(5, 15), chance.randrange(15, 25), chance.randrange(25, 33)):
         write(tmp_path / "zzz", OLD)
-        board.install(wish).raise_for_error()
+        board.install(requirement).raise_for_error()
         write(tmp_path / "zzz", NEW)
-        if not cm_board.cut_power(writes, lambda: board.install(wish)):
+        if not cm_board.cut_power(writes, lambda: board.install(requirement)):
             continue
         cuts += 1
         assert cm_board.run("import zzz; zzz.A").value in (1, 2)
-        board.install(wish).raise_for_error()
+        board.install(requirement).raise_for_error()
         assert cm_board.run("import zzz; zzz.A", fresh=True).value == 2
         assert board.packages().value.drift == ()
     assert cuts > 2

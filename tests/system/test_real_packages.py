@@ -1,6 +1,6 @@
-"""Real packages from the real registry: installed on a real MicroPython, and imported there.
+"""Install packages of the real PyPI index on a real MicroPython, and import them there.
 
-The registry is the one that pip is configured with. Where it cannot be reached the tests say so.
+The index is the one that pip is configured with. If it cannot be reached the tests are skipped.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ MODULES = {
     "micropython-umqtt.simple": "umqtt.simple",
     "micropython-urequests": "urequests",
 }
-NO_ANSWER = ("cannot be reached", "gives no answer", "takes longer than")
+UNREACHABLE = ("cannot be reached", "does not respond", "takes longer than")
 
 
 @pytest.fixture
 def board(fleet: Fleet, boards: object) -> Iterator[Boards]:
     board = fleet["demo-1"]
     yield board
-    if have := board.packages().value:
-        board.uninstall(*have, force=True).raise_for_error()
+    if installed := board.packages().value:
+        board.uninstall(*installed, force=True).raise_for_error()
 
 
-def install(board: Boards, wish: str) -> InstallResult:
+def install(board: Boards, requirement: str) -> InstallResult:
     try:
-        told = board.install(wish).value
+        result = board.install(requirement).value
     except PackageError as error:
-        if any(words in str(error) for words in NO_ANSWER):
-            pytest.skip(f"the registry that pip is configured with: {error.args[0]}")
+        if any(phrase in str(error) for phrase in UNREACHABLE):
+            pytest.skip(f"the index that pip is configured with: {error.args[0]}")
         raise
-    assert isinstance(told, InstallResult)
-    return told
+    assert isinstance(result, InstallResult)
+    return result
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", MODULES)
 def test_old_package_installs_and_imports(board: Boards, name: str):
-    told = install(board, f"pypi:{name}")
-    assert told.put
-    assert all(path.endswith(".mpy") for path in told.put)
+    result = install(board, f"pypi:{name}")
+    assert result.put
+    assert all(path.endswith(".mpy") for path in result.put)
     assert board.run(f"import {MODULES[name]}; 41", fresh=True).value == 41
     assert install(board, f"pypi:{name}").put == ()
 
 
 @pytest.mark.timeout(120)
-def test_logging_logs(board: Boards):
+def test_logging_prints_to_stdout(board: Boards):
     install(board, "pypi:micropython-logging==0.5.2")
-    logged = board.run("import logging; logging.info('it %s', 'works')", fresh=True)["demo-1"]
-    assert logged.stdout == "it works\n"
+    result = board.run("import logging; logging.info('it %s', 'works')", fresh=True)["demo-1"]
+    assert result.stdout == "it works\n"
 
 
 @pytest.mark.timeout(120)
-def test_name_that_there_is_not_is_told(board: Boards):
+def test_unknown_name_is_an_error(board: Boards):
     with pytest.raises(PackageError, match="not in the index that pip is configured with"):
         install(board, "pypi:micropython-no-such-package-here")

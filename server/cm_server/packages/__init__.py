@@ -1,1 +1,1 @@
-"""Packages: what people name, resolved, fetched, verified and compiled on the server."""
+"""Packages: resolve requirements, fetch and verify files, compile them for boards."""

@@ -1,12 +1,14 @@
-"""Archives, read in memory: nothing is unpacked to a disk, nothing in them is ever run.
+"""Read archives in memory; nothing is unpacked to disk, and nothing in them is executed.
 
-What is no plain file refuses the whole archive: links, devices, sparse files, paths that leave,
-one name twice. Sizes are counted while it is inflated, not believed.
+An archive is refused as a whole if it contains anything but plain files in folders: links, devices,
+sparse files, paths that leave the folder, two members of the same name. Sizes in headers are not
+trusted; bytes are counted while the archive is inflated.
 """
 
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import tarfile
 import zipfile
@@ -20,8 +22,9 @@ from cm_server import limits
 from .install_paths import check_relative_path
 
 _IGNORED_MEMBERS: Final = frozenset({"pax_global_header"})
-#: Only these can be inflated so far and no further.
+#: Methods whose output `zipfile` can limit while it inflates; not so bzip2 and LZMA.
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: What `tarfile`, `zipfile` and `zlib` raise for malformed archives.
 _ARCHIVE_ERRORS: Final = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError,
     NotImplementedError, RuntimeError, struct.error, OverflowError, UnicodeError, RecursionError,
@@ -29,14 +32,14 @@ _ARCHIVE_ERRORS: Final = (
 
 
 def unpack(raw: bytes, name: str) -> dict[str, bytes]:
-    """Return the files in an archive, by their paths.
+    """Return the files in an archive: path -> content.
 
     Args:
-        raw: its content.
-        name: its file name, which tells its kind: ``.tar.gz``, ``.zip`` or ``.whl``.
+        raw: the archive.
+        name: its file name; the suffix determines the format: ``.tar.gz``, ``.zip`` or ``.whl``.
 
     Raises:
-        PackageError: it is no such archive, holds what no package needs, or is too big.
+        PackageError: the archive is malformed or too big, or contains anything but plain files.
     """
     if len(raw) > limits.PACKAGE_ARCHIVE_BYTES:
         raise PackageError(f"{name} is too big: {len(raw)} bytes")
@@ -44,17 +47,18 @@ def unpack(raw: bytes, name: str) -> dict[str, bytes]:
         members = _read_zip(raw) if name.endswith((".zip", ".whl")) else _read_tar(raw)
         return _collect_files(members, name)
     except _ARCHIVE_ERRORS as error:
-        raise PackageError(f"{name} is no sound archive: {error}"[:300]) from error
+        raise PackageError(f"{name} is not a valid archive: {error}"[:300]) from error
 
 
 def _collect_files(members: Iterator[tuple[str, bytes]], name: str) -> dict[str, bytes]:
+    """Return the members of an archive as a dict; refuse unsafe and duplicate paths."""
     found: dict[str, bytes] = {}
     spellings: set[str] = set()
     for path, content in members:
         _check_member_path(path)
         spelling = _ignore_case(path)
         if spelling in spellings:
-            raise PackageError(f"{name} holds {path!r} twice")
+            raise PackageError(f"{name} contains {path!r} twice")
         spellings.add(spelling)
         found[path] = content
     return found
@@ -66,12 +70,19 @@ def _check_member_path(path: str) -> None:
 
 
 def _ignore_case(path: str) -> str:
-    """Return what two paths have in common that name one file on a file system such as FAT."""
+    """Return the form in which two paths are equal if a case-insensitive file system mixes them up.
+
+    FAT is one, and many boards use it.
+    """
     return path.casefold()
 
 
 def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Give a tar's files. It is inflated first, so far as it may grow: no seeking in a bomb."""
+    """Yield the files of a .tar.gz.
+
+    It is inflated to memory first, up to the limit. If `tarfile` inflated it, skipping one huge
+    member would take unlimited time.
+    """
     inflated = _inflate(raw)
     with tarfile.open(fileobj=io.BytesIO(inflated), mode="r:") as tar:
         count = 0
@@ -79,11 +90,11 @@ def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
             count += 1
             if count > limits.PACKAGE_FILES:
                 raise PackageError("the archive has too many members")
-            tar.members.clear()  # type: ignore[attr-defined]  # else it remembers each
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps each one otherwise
             if member.isdir() or member.name in _IGNORED_MEMBERS:
                 continue
             if not _is_plain_file(member):
-                raise PackageError(f"{member.name!r:.100} in the archive is no plain file")
+                raise PackageError(f"{member.name!r:.100} in the archive is not a plain file")
             stream = tar.extractfile(member)
             yield member.name.removeprefix("./"), stream.read() if stream else b""
 
@@ -96,43 +107,50 @@ def _is_plain_file(member: tarfile.TarInfo) -> bool:
 def _inflate(raw: bytes) -> bytes:
     """Return the tar in a .tar.gz, of at most ``limits.PACKAGE_UNPACKED_BYTES``."""
     if raw[:2] != b"\x1f\x8b":
-        raise PackageError("the archive is no .tar.gz")
+        raise PackageError("the archive is not a .tar.gz")
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: with a gzip header
     inflated = inflater.decompress(raw, _max_inflated_bytes())
     if len(inflated) > limits.PACKAGE_UNPACKED_BYTES:
-        raise PackageError("the archive grows too big when it is unpacked")
+        raise PackageError("the archive is too big when unpacked")
     if not inflater.eof:
-        raise PackageError("the archive is cut off")
+        raise PackageError("the archive is truncated")
     return inflated
 
 
 def _max_inflated_bytes() -> int:
-    """Return where inflating stops: one byte past the limit shows that it was exceeded."""
+    """Return where inflating stops: one byte above the limit, to detect that it is exceeded."""
     return limits.PACKAGE_UNPACKED_BYTES + 1
 
 
 def _read_zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """Give a zip's files, each as its own header and the directory at the end agree on it."""
+    """Yield the files of a zip; `zipfile` raises an error if a file's two headers disagree."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         entries = archive.infolist()
         if len(entries) > limits.PACKAGE_FILES:
             raise PackageError("the archive has too many members")
-        left = limits.PACKAGE_UNPACKED_BYTES
+        bytes_left = limits.PACKAGE_UNPACKED_BYTES
         for entry in entries:
-            mode = entry.external_attr >> 16
+            # zipfile changes names: it cuts them at a NUL and replaces the separators of Windows.
             if entry.orig_filename != entry.filename or "\\" in entry.orig_filename:
-                raise PackageError(f"{entry.orig_filename!r:.100} in the archive is no plain path")
+                raise PackageError(f"{entry.orig_filename!r:.100} in the archive is an unsafe path")
             if entry.is_dir():
                 continue
-            if (
-                mode >> 12 not in (0, 0o10)
-                or entry.flag_bits & 1
-                or entry.compress_type not in _COMPRESSIONS
-            ):
-                raise PackageError(f"{entry.filename!r:.100} in the archive is no plain file")
-            with archive.open(entry) as stream:  # refuses a name that differs from its header's
-                content = stream.read(left + 1)
-            left -= len(content)
-            if left < 0:
-                raise PackageError("the archive grows too big when it is unpacked")
+            if not _is_plain_entry(entry):
+                raise PackageError(f"{entry.filename!r:.100} in the archive is not a plain file")
+            with archive.open(entry) as stream:
+                content = stream.read(bytes_left + 1)
+            bytes_left -= len(content)
+            if bytes_left < 0:
+                raise PackageError("the archive is too big when unpacked")
             yield entry.filename, content
+
+
+def _is_plain_entry(entry: zipfile.ZipInfo) -> bool:
+    """Return whether a zip entry is a plain file, not encrypted, of a supported compression."""
+    unix_type = entry.external_attr >> 28  # the file type of st_mode; 0 if not made on Unix
+    is_encrypted = entry.flag_bits & 1
+    return (
+        unix_type in (0, stat.S_IFREG >> 12)
+        and not is_encrypted
+        and entry.compress_type in _COMPRESSIONS
+    )

@@ -1,10 +1,10 @@
-"""The cache: contents under their SHA-256, in the server's own folder.
+"""Cache contents of packages on disk, by their SHA-256.
 
-What is read is verified; what is written is there whole or not at all. A second, small part
-remembers which content an address had that never changes (a forge's file at a commit, an
-index's file under its hash), so that the same thing is not fetched twice.
+Contents are verified when they are read and written atomically. A second part maps addresses whose
+content never changes (a file of a repository at a commit, an index's file under its hash) to the
+SHA-256 of that content, so that it is fetched only once.
 
-Blocking: call it in a thread. Several threads may.
+The functions block: call them in a thread. They may be called from several threads.
 """
 
 from __future__ import annotations
@@ -23,61 +23,65 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def sha256(content: bytes) -> str:
-    """Return a content's name."""
+    """Return the SHA-256 of a content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 class PackageCache:
-    """Contents in `folder`, at most `limits.PACKAGE_CACHE_BYTES` of them: the oldest go."""
+    """Contents in a folder, at most `limits.PACKAGE_CACHE_BYTES` together.
+
+    If it is full, the contents that were not used for the longest time are removed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._contents = folder / "sha256"
         self._addresses = folder / "names"
         self._lock = threading.Lock()
-        self._total_bytes = -1  # bytes; not counted yet
+        self._total_bytes = -1  # not counted yet
 
-    def get(self, name: str) -> bytes | None:
-        """Return the content called `name`; None when it is not here, or not whole."""
-        if not _SHA256.fullmatch(name):
+    def get(self, digest: str) -> bytes | None:
+        """Return a content by its SHA-256; None if it is not cached, or damaged."""
+        if not _SHA256.fullmatch(digest):
             return None
-        path = self._content_path(name)
+        path = self._content_path(digest)
         try:
             content = path.read_bytes()
         except OSError:
             return None
-        if sha256(content) != name:
+        if sha256(content) != digest:
             path.unlink(missing_ok=True)
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)
+            os.utime(path)  # it was used: _evict removes the oldest
         return content
 
     def put(self, content: bytes) -> str:
-        """Keep a content and return its name."""
-        name = sha256(content)
-        path = self._content_path(name)
+        """Add a content and return its SHA-256."""
+        digest = sha256(content)
+        path = self._content_path(digest)
         if not path.exists():
             _write_atomically(path, content)
             self._add_to_total(len(content))
-        return name
+        return digest
 
-    def put_address(self, address: str, name: str) -> None:
-        """Note which content an address has, that has it for ever."""
+    def put_address(self, address: str, digest: str) -> None:
+        """Store the SHA-256 of the content of an address whose content never changes."""
         path = self._addresses / sha256(address.encode())
-        _write_atomically(path, name.encode())
-        self._add_to_total(len(name))
+        _write_atomically(path, digest.encode())
+        self._add_to_total(len(digest))
 
     def get_by_address(self, address: str) -> bytes | None:
-        """Return the content that an address has, if it is here."""
+        """Return the content of an address, or None if it is not cached."""
         try:
             return self.get((self._addresses / sha256(address.encode())).read_text("ascii"))
         except (OSError, ValueError):
             return None
 
-    def _content_path(self, name: str) -> Path:
-        return self._contents / name[:2] / name
+    def _content_path(self, digest: str) -> Path:
+        return self._contents / digest[:2] / digest
 
     def _add_to_total(self, size: int) -> None:
+        """Count written bytes; evict contents if there are too many, or at the first write."""
         with self._lock:
             if self._total_bytes >= 0:
                 self._total_bytes += size
@@ -85,31 +89,31 @@ class PackageCache:
                 self._total_bytes = self._evict()
 
     def _evict(self) -> int:
-        """Let the files go that were not used for longest; return the bytes that stay."""
-        files = []
+        """Remove the least recently used files, if necessary; return the bytes that remain."""
+        files: list[tuple[int, int, Path]] = []  # time of last use, bytes, path
         for path in self._contents.parent.rglob("*"):
             with contextlib.suppress(OSError):
                 if path.is_file():
                     stat = path.stat()
                     files.append((stat.st_mtime_ns, stat.st_size, path))
-        size = sum(size for _, size, _ in files)
-        if size > limits.PACKAGE_CACHE_BYTES:
-            for _, bytes_, path in sorted(files):
+        total = sum(size for _, size, _ in files)
+        if total > limits.PACKAGE_CACHE_BYTES:
+            for _, size, path in sorted(files):
                 path.unlink(missing_ok=True)
-                size -= bytes_
-                if size <= limits.PACKAGE_CACHE_BYTES * 3 // 4:  # not at every write again
+                total -= size
+                if total <= limits.PACKAGE_CACHE_BYTES * 3 // 4:  # room for several writes
                     break
-        return size
+        return total
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file completely or not at all: to a temporary file beside it, then rename."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        Path(beside).replace(path)
+        Path(temporary).replace(path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise

@@ -1,6 +1,6 @@
-"""What a package.json needs, as requirements: each keeps to the source that it names; pure.
+"""Convert the dependencies of a package.json to requirements; pure.
 
-A package's own ref or index never reaches beyond its own repository or index.
+A ref applies only within the package's own repository, an alias only within its own index.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_require
 def read_dependencies(
     document: PackageDocument, package: Requirement, commit: str = ""
 ) -> tuple[Requirement, ...]:
-    """Return what a package needs.
+    """Return the requirements of a package.
 
     Args:
-        document: its package.json.
+        document: the package's package.json.
         package: the package.
-        commit: of its repository, for what it needs from there and gives no version of.
+        commit: the commit at which the package's repository is read. It applies to dependencies
+            from the same repository that have no version.
 
     Raises:
-        PackageError: a dependency is malformed, or names what no package may.
+        PackageError: a dependency is malformed, or chooses an index.
     """
     return tuple(
         _read_dependency(text, version, package, commit) for text, version in document.deps
@@ -35,13 +36,17 @@ def _read_dependency(text: str, version: str, package: Requirement, commit: str)
     try:
         need = parse_requirement(_with_version(text, version))
     except PackageError as error:
-        raise PackageError(f"{package} needs something odd: {error.args[0]}") from error
+        raise PackageError(f"{package} has an invalid dependency: {error.args[0]}") from error
     if need.source == "index":
         if need.alias:
             raise PackageError(f"{package} needs {need}: no package may choose an index")
         return _keep_index(need, package)
-    same = need.source == package.source in FORGE_NAMES and need.repository == package.repository
-    if same and not need.version and COMMIT_PATTERN.fullmatch(commit):
+    is_same_repository = (
+        package.source in FORGE_NAMES
+        and need.source == package.source
+        and need.repository == package.repository
+    )
+    if is_same_repository and not need.version and COMMIT_PATTERN.fullmatch(commit):
         return replace(need, version=commit)
     return need
 
@@ -52,6 +57,7 @@ def _keep_index(need: Requirement, package: Requirement) -> Requirement:
 
 
 def _with_version(text: str, version: str) -> str:
+    """Return a dependency's name and version as the text of a requirement."""
     if version in ("", "latest", "*") or text.startswith(("http://", "https://")):
         return text
     if text.startswith("pypi:"):

@@ -1,4 +1,4 @@
-"""Packages at a URL, and packages that the caller sent along: his own files and folders."""
+"""Sources without an index: packages at a URL, and files that the caller sent with its request."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _DOCUMENT_NAME = "package.json"
 
 
 class UrlSource:
-    """URLs: of one file, of a package.json, or of the folder that one is in."""
+    """Packages at URLs: of one file, of a package.json, or of a folder that contains one."""
 
     def __init__(self, fetcher: HttpFetcher, forges: ForgeSource) -> None:
         self._fetcher = fetcher
         self._forges = forges
 
     async def versions(self, requirement: Requirement) -> list[str]:
-        """Return the one version that a URL has: none."""
+        """Return one empty version, since a URL has no versions."""
         return [""]
 
     async def load(self, requirement: Requirement, version: str) -> Release:
-        """Return what is at the URL."""
+        """Return the package at the URL."""
         path = urlsplit(requirement.name).path
         if path.endswith((".py", ".mpy")):
             return Release(
@@ -48,14 +48,15 @@ class UrlSource:
         document = read_document(reply.body, url)
         _refuse_hashes(document, requirement)
         parts = [
-            ReleaseFile(path, await self._file_url(where, requirement, url))
-            for path, where in document.urls
+            ReleaseFile(path, await self._file_url(reference, requirement, url))
+            for path, reference in document.urls
         ]
         return Release(
             requirement, document.version, tuple(parts), read_dependencies(document, requirement)
         )
 
     async def _file_url(self, reference: str, requirement: Requirement, base: str) -> str:
+        """Return the URL of a file that a package.json at the URL ``base`` names."""
         if (
             reference.startswith(("http://", "https://"))
             or reference.partition(":")[0] in FORGE_NAMES
@@ -66,10 +67,15 @@ class UrlSource:
 
 
 class SentFilesSource:
-    """What the caller sent along: by its name, files by their paths in it.
+    """Packages that the caller sent with its request: a file, or the files of a folder.
 
-    With a package.json at its root it is the package that this describes, else all of its
-    files are, as they lie there.
+    If a folder contains a package.json, that describes the package. Otherwise the package consists
+    of all files of the folder.
+
+    Args:
+        sent: requirement -> path -> content.
+        cache: where the contents are stored.
+        forges: locates files of repositories that a package.json names.
     """
 
     def __init__(
@@ -80,13 +86,13 @@ class SentFilesSource:
         self._forges = forges
 
     async def versions(self, requirement: Requirement) -> list[str]:
-        """Return the one version that they have: their content's hash, shortened."""
+        """Return one version: a hash of the files, shortened."""
         files = self._sent[requirement.name]
-        told = "".join(f"{path}\0{sha256(files[path])}\n" for path in sorted(files))
-        return [sha256(told.encode())[:12]]
+        listing = "".join(f"{path}\0{sha256(files[path])}\n" for path in sorted(files))
+        return [sha256(listing.encode())[:12]]
 
     async def load(self, requirement: Requirement, version: str) -> Release:
-        """Return them as a package."""
+        """Return the files as a package."""
         files = self._sent[requirement.name]
         if len(files) > limits.PACKAGE_FILES:
             raise PackageError(f"{requirement} has too many files")
@@ -98,13 +104,22 @@ class SentFilesSource:
         document = read_document(files[_DOCUMENT_NAME], f"{requirement}'s {_DOCUMENT_NAME}")
         _refuse_hashes(document, requirement)
         parts = [
-            await self._load_part(path, where, files, requirement) for path, where in document.urls
+            await self._load_part(path, reference, files, requirement)
+            for path, reference in document.urls
         ]
         return Release(requirement, version, tuple(parts), read_dependencies(document, requirement))
 
     async def _load_part(
         self, path: str, reference: str, files: Mapping[str, bytes], requirement: Requirement
     ) -> ReleaseFile:
+        """Return a file of the package.
+
+        Args:
+            path: its path below the install's folder.
+            reference: its path among the sent files, a URL, or a file of a repository.
+            files: the sent files.
+            requirement: the package.
+        """
         if reference not in files:
             if not reference.startswith(
                 ("http://", "https://", *(f"{name}:" for name in FORGE_NAMES))
@@ -117,7 +132,8 @@ class SentFilesSource:
 
 
 def _refuse_hashes(document: PackageDocument, requirement: Requirement) -> None:
+    """Raise PackageError if a package.json has files by hash, which only an index can serve."""
     if document.hashes:
         raise PackageError(
-            f"{requirement} has hashes in its {_DOCUMENT_NAME}: only an index keeps files by them"
+            f"{requirement} has hashes in its {_DOCUMENT_NAME}: only an index serves files by hash"
         )

@@ -1,4 +1,4 @@
-"""What indexes, repositories and archives say of a package: read strictly, bounded; pure.
+"""Parse the documents of indexes, repositories and archives strictly and within limits; pure.
 
 Formats: MicroPython's package.json and mip index v2; requires.txt (setuptools) and METADATA
 (core metadata) of the old ``micropython-*`` distributions; a git server's list of refs.
@@ -21,10 +21,10 @@ class PackageDocument(NamedTuple):
     """A package.json.
 
     Attributes:
-        version: "" where it says none.
-        hashes: pairs of path and the first digits of a SHA-256.
-        urls: pairs of path and where from.
-        deps: pairs of requirement and version, "" for none.
+        version: "" if it has none.
+        hashes: pairs of a path and the first digits of a SHA-256.
+        urls: pairs of a path and the address of the file.
+        deps: pairs of a requirement and a version, "" for none.
     """
 
     version: str
@@ -34,90 +34,95 @@ class PackageDocument(NamedTuple):
 
 
 def load_json(raw: bytes, source_name: str) -> Any:
-    """Return what JSON says.
+    """Parse JSON strictly.
+
+    Args:
+        raw: the text, in UTF-8.
+        source_name: what error messages call it.
 
     Raises:
-        PackageError: it is none, nests too deep, names a key twice, or is no plain JSON.
+        PackageError: it is malformed, is nested too deeply, has a duplicate key or has NaN or an
+            infinity.
     """
     try:
         text = raw.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"{source_name} is not the JSON that it should be: {error}") from error
+        raise PackageError(f"{source_name} is not valid JSON: {error}") from error
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("an object has a duplicate key")
     return dict(pairs)
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def read_document(raw: bytes, source_name: str) -> PackageDocument:
-    """Read a package.json; fields that it lacks are empty, others are passed over.
+    """Parse a package.json; missing fields are empty, unknown fields are ignored.
 
     Raises:
-        PackageError: a field is of another kind than the format says.
+        PackageError: a field has a value of the wrong type.
     """
-    said = load_json(raw, source_name)
-    if not isinstance(said, dict):
-        raise PackageError(f"{source_name} is no package.json: it is no object")
-    version = said.get("version") or ""
+    fields = load_json(raw, source_name)
+    if not isinstance(fields, dict):
+        raise PackageError(f"{source_name} is not a package.json: it is not a JSON object")
+    version = fields.get("version") or ""
     if isinstance(version, (int, float)) and not isinstance(version, bool):
-        version = str(version)  # "version": 0.1 is seen in the wild
+        version = str(version)  # existing packages have "version": 0.1
     if not isinstance(version, str) or len(version) > 64 or not version.isprintable():
-        raise PackageError(f"{source_name}: its version is no text")
-    if said.get("v", 1) != 1:
-        raise PackageError(f"{source_name} is of format {said['v']!r:.20}; only 1 is known")
-    hashes = _read_pairs(said, "hashes", source_name)
-    for path, short in hashes:
-        if not _HASH_PREFIX.fullmatch(short):
+        raise PackageError(f"{source_name}: its version is not a short text")
+    if fields.get("v", 1) != 1:
+        raise PackageError(f"{source_name} has format {fields['v']!r:.20}; only 1 is supported")
+    hashes = _read_pairs(fields, "hashes", source_name)
+    for path, prefix in hashes:
+        if not _HASH_PREFIX.fullmatch(prefix):
             raise PackageError(f"{source_name}: {path!r:.100} has no hash of 8 digits or more")
     return PackageDocument(
         version,
         hashes,
-        _read_pairs(said, "urls", source_name),
-        _read_pairs(said, "deps", source_name),
+        _read_pairs(fields, "urls", source_name),
+        _read_pairs(fields, "deps", source_name),
     )
 
 
 def _read_pairs(document: dict[str, Any], field: str, source_name: str) -> list[tuple[str, str]]:
-    """Return a field's pairs; a dependency may be without its version."""
+    """Return the pairs of a field; a dependency may consist of its name only."""
     rows = document.get(field) or []
     if isinstance(rows, dict):
         rows = list(rows.items())
     if not isinstance(rows, list) or len(rows) > limits.PACKAGE_FILES:
-        raise PackageError(f"{source_name}: {field!r} is no list, or too long")
-    found = []
+        raise PackageError(f"{source_name}: {field!r} is not a list, or too long")
+    pairs = []
     for row in rows:
         pair = [row] if isinstance(row, str) else row
         if field == "deps" and isinstance(pair, list) and len(pair) == 1:
             pair = [*pair, ""]
         if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise PackageError(f"{source_name}: {field!r} has an entry that is no pair")
+            raise PackageError(f"{source_name}: {field!r} has an entry that is not a pair")
         value = "" if pair[1] is None else pair[1]
         if not isinstance(value, str):
-            raise PackageError(f"{source_name}: {field!r} has an entry that is no pair of texts")
-        found.append((pair[0], value))
-    return found
+            raise PackageError(f"{source_name}: {field!r} has an entry that is not a pair of texts")
+        pairs.append((pair[0], value))
+    return pairs
 
 
 def read_requires(raw: bytes) -> list[str]:
-    """Return what a requires.txt needs, extras left out, each as ``NAME[SPECIFIER]``."""
+    """Return the requirements of a requires.txt, without extras, each as ``NAME[SPECIFIER]``."""
     needed = []
     for line in _lines(raw):
         if line.startswith("["):
-            break
+            break  # the requirements of an extra follow
         if line and not line.startswith("#"):
             needed.append(_strip_requirement(line))
     return needed
 
 
 def read_metadata(raw: bytes) -> list[str]:
-    """Return what a METADATA or PKG-INFO needs, extras left out."""
+    """Return the requirements of a METADATA or PKG-INFO, without extras."""
     needed = []
     for line in _lines(raw):
         if not line:
@@ -128,7 +133,7 @@ def read_metadata(raw: bytes) -> list[str]:
 
 
 def is_dummy(raw: bytes) -> bool:
-    """Say whether a METADATA or PKG-INFO is of a package that only keeps a name."""
+    """Return whether a METADATA or PKG-INFO is of a package that only reserves a name."""
     return bool(_DUMMY_SUMMARY.search(raw.decode("utf-8", "replace")))
 
 
@@ -137,17 +142,18 @@ def _lines(raw: bytes) -> list[str]:
 
 
 def _strip_requirement(line: str) -> str:
-    """Return a requirement without extras, marker and brackets."""
+    """Return a requirement without extras, marker, parentheses and spaces."""
     return re.sub(r"\[[^\]]*\]|[()\s]", "", line.partition(";")[0])
 
 
 def read_refs(raw: bytes, source_name: str) -> dict[str, str]:
-    """Return a repository's refs and their commits, from git's answer to info/refs.
+    """Parse a git server's response to info/refs; return the commit of each ref.
 
-    An annotated tag's entry is the commit that it stands for (``NAME^{}`` on the wire).
+    The commit of an annotated tag is the one that it refers to (``NAME^{}`` in the response), not
+    that of the tag object.
 
     Raises:
-        PackageError: it is no such answer.
+        PackageError: the response is malformed, or has no refs.
     """
     refs: dict[str, str] = {}
     for line in _read_packets(raw, source_name):
@@ -163,15 +169,19 @@ def read_refs(raw: bytes, source_name: str) -> dict[str, str]:
 
 
 def _read_packets(raw: bytes, source_name: str) -> list[bytes]:
-    """Split git's packet lines: four digits of length, themselves included; 0000 is a mark."""
-    found, at = [], 0
-    while at < len(raw):
+    """Split git's packet lines (gitprotocol-common).
+
+    A line begins with its length in four hexadecimal digits, which count too. 0000 is a separator.
+    """
+    packets = []
+    offset = 0
+    while offset < len(raw):
         try:
-            length = int(raw[at : at + 4], 16)
+            length = int(raw[offset : offset + 4], 16)
         except ValueError:
             length = -1
-        if length < 0 or at + length > len(raw) or length in (1, 2, 3):
-            raise PackageError(f"{source_name} is not what a git server says")
-        found.append(raw[at + 4 : at + length])
-        at += max(length, 4)
-    return found
+        if length < 0 or offset + length > len(raw) or length in (1, 2, 3):
+            raise PackageError(f"{source_name} did not send a list of refs as git servers do")
+        packets.append(raw[offset + 4 : offset + length])
+        offset += max(length, 4)
+    return packets

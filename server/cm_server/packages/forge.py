@@ -1,4 +1,7 @@
-"""Repositories on forges: a ref becomes a commit first, and all else is read at that commit."""
+"""Packages in repositories on GitHub, GitLab and Codeberg.
+
+The ref is resolved to a commit first, and all files are read at that commit.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from .release import Release, ReleaseFile
 from .requirement import COMMIT_PATTERN, FORGE_NAMES, Requirement, parse_requirement
 from .source_settings import ForgeUrls
 
-_REF_PREFIXES = ("refs/tags/", "refs/heads/")  # a name that is both is the tag's, as with git
+_REF_PREFIXES = ("refs/tags/", "refs/heads/")  # in order of preference, as in git
 
 
 class ForgeSource:
-    """The forges.
+    """The source of packages in repositories.
 
     Args:
-        fetcher: fetches.
-        forges: their addresses.
+        fetcher: makes the HTTP requests.
+        forges: the addresses of each forge.
     """
 
     def __init__(self, fetcher: HttpFetcher, forges: Mapping[str, ForgeUrls]) -> None:
@@ -33,16 +36,20 @@ class ForgeSource:
         self._refs: dict[tuple[str, str], asyncio.Task[dict[str, str]]] = {}
 
     def trusted_url(self, requirement: Requirement, url: str) -> str:
-        """Return where a wish's forge keeps its files, if the URL is there, else ""."""
-        raw = self._forges[requirement.source].raw_url.partition("{")[0]
-        return raw if url.startswith(raw) else ""
+        """Return the base URL of the forge's files if a URL is below it, else ""."""
+        base = self._forges[requirement.source].raw_url.partition("{")[0]
+        return base if url.startswith(base) else ""
 
     async def versions(self, requirement: Requirement) -> list[str]:
-        """Return the commit that a wish's ref means now."""
+        """Return one version: the commit that the requirement's ref refers to now."""
         return [(await self.resolve_ref(requirement))[0]]
 
     async def resolve_ref(self, requirement: Requirement) -> tuple[str, str]:
-        """Return the commit, and the full name of the ref that led to it ("" for a commit)."""
+        """Return the commit of a requirement, and the full name of its ref ("" for a commit).
+
+        Raises:
+            SourceNotFound: the repository has no such ref.
+        """
         if COMMIT_PATTERN.fullmatch(requirement.version):
             return requirement.version, ""
         refs = await self._repository_refs(requirement)
@@ -57,18 +64,20 @@ class ForgeSource:
         raise SourceNotFound(
             f"{requirement}: {requirement.source}:{requirement.repository} "
             f"has no branch and no tag "
-            f"{requirement.version or 'HEAD'!r}; a commit is named by all of its 40 digits"
+            f"{requirement.version or 'HEAD'!r}; a commit needs all of its 40 digits"
         )
 
     async def load(self, requirement: Requirement, version: str) -> Release:
-        """Return a package as its repository describes it at a commit."""
+        """Return the package at a commit, as described by its package.json."""
         _, ref = await self.resolve_ref(requirement)
         path = requirement.path
         if path.endswith((".py", ".mpy")):
             part = ReleaseFile(path.rpartition("/")[2], self._raw_url(requirement, version, path))
             return Release(requirement, version, (part,), ref=ref)
-        at = path if path.endswith(".json") else "/".join(filter(None, (path, "package.json")))
-        url = self._raw_url(requirement, version, at)
+        document_path = path
+        if not path.endswith(".json"):
+            document_path = "/".join(filter(None, (path, "package.json")))
+        url = self._raw_url(requirement, version, document_path)
         try:
             reply = await self._fetcher.fetch(
                 url,
@@ -76,16 +85,19 @@ class ForgeSource:
                 trusted_url=self.trusted_url(requirement, url),
             )
         except SourceNotFound as error:
-            raise SourceNotFound(f"{requirement} has no {at} at commit {version[:12]}") from error
-        document = read_document(reply.body, f"{requirement}'s {at}")
+            raise SourceNotFound(
+                f"{requirement} has no {document_path} at commit {version[:12]}"
+            ) from error
+        document = read_document(reply.body, f"{requirement}'s {document_path}")
         if document.hashes:
             raise PackageError(
-                f"{requirement} has hashes in its {at}: only an index keeps files by them"
+                f"{requirement} has hashes in its {document_path}: "
+                "only an index serves files by hash"
             )
-        folder = at.rpartition("/")[0]
+        folder = document_path.rpartition("/")[0]
         parts = [
-            ReleaseFile(target, await self.locate(where, requirement, version, folder))
-            for target, where in document.urls
+            ReleaseFile(target, await self.locate(reference, requirement, version, folder))
+            for target, reference in document.urls
         ]
         return Release(
             requirement,
@@ -96,51 +108,55 @@ class ForgeSource:
         )
 
     async def locate(self, reference: str, package: Requirement, commit: str, folder: str) -> str:
-        """Return the address of a file that a package names.
+        """Return the URL of a file that a package.json names.
 
         Args:
-            reference: as the package says it: a URL, a forge's file, or a path beside the document.
+            reference: the file: a URL, a file of a repository such as ``github:…``, or a path
+                relative to the package.json.
             package: the package.
-            commit: its own: it holds for files of its own repository, and for no other's.
-            folder: of its document.
+            commit: the package's commit. It applies to files of the package's own repository only.
+            folder: the folder of the package.json in its repository.
+
+        Raises:
+            PackageError: the reference is malformed or leaves the repository.
         """
         if reference.startswith(("http://", "https://")):
             return parse_requirement(reference).name
         if reference.partition(":")[0] in FORGE_NAMES:
-            wish = parse_requirement(reference)
-            if not wish.path:
+            file = parse_requirement(reference)
+            if not file.path:
                 raise PackageError(f"{package} names a file without its path: {reference[:100]!r}")
-            if not _has_same_commit(wish, package):
-                commit, _ = await self.resolve_ref(wish)
-            return self._raw_url(wish, commit, wish.path)
+            if not _has_same_commit(file, package):
+                commit, _ = await self.resolve_ref(file)
+            return self._raw_url(file, commit, file.path)
         path = "/".join(filter(None, (folder, reference)))
         if ":" in reference or any(not part.strip(".") for part in path.split("/")):
             raise PackageError(
-                f"{package} names a file outside of its repository: {reference[:100]!r}"
+                f"{package} names a file outside its repository: {reference[:100]!r}"
             )
         return self._raw_url(package, commit, path)
 
     def _raw_url(self, requirement: Requirement, commit: str, path: str) -> str:
-        raw = self._forges[requirement.source].raw_url
-        return raw.format(repo=requirement.repository, commit=commit, path=quote(path))
+        template = self._forges[requirement.source].raw_url
+        return template.format(repo=requirement.repository, commit=commit, path=quote(path))
 
     async def _repository_refs(self, requirement: Requirement) -> dict[str, str]:
-        """Return a repository's refs; asked once for a plan, however many want them."""
-        at = (requirement.source, requirement.repository)
-        if at not in self._refs:
-            self._refs[at] = asyncio.ensure_future(self._fetch_refs(requirement))
-        return await self._refs[at]
+        """Return the refs of a repository; they are fetched once for a plan."""
+        repository = (requirement.source, requirement.repository)
+        if repository not in self._refs:
+            self._refs[repository] = asyncio.ensure_future(self._fetch_refs(requirement))
+        return await self._refs[repository]
 
     async def _fetch_refs(self, requirement: Requirement) -> dict[str, str]:
         url = self._forges[requirement.source].refs_url.format(repo=requirement.repository)
-        whose = f"{requirement.source}:{requirement.repository}"
+        name = f"{requirement.source}:{requirement.repository}"
         try:
             reply = await self._fetcher.fetch(
                 url, limit=limits.PACKAGE_DOCUMENT_BYTES, trusted_url=url
             )
         except SourceNotFound as error:
-            raise SourceNotFound(f"there is no repository {whose}, or it is not public") from error
-        return read_refs(reply.body, whose)
+            raise SourceNotFound(f"there is no repository {name}, or it is not public") from error
+        return read_refs(reply.body, name)
 
 
 def _has_same_commit(file: Requirement, package: Requirement) -> bool:

@@ -1,9 +1,10 @@
-"""Fetching: HTTP with limits, and never to where a stranger's address should not lead.
+"""Fetch over HTTP with limits, and from public addresses only.
 
-Addresses come from package data, redirects and people. So each connection goes to an address
-that was looked at after the name was resolved (a name that answers differently the second time
-gains nothing), and only public ones are connected to. A source that an administrator
-configured may be private: it passes its own origin, and only that is exempt.
+URLs come from package data, redirects and users, so they must not make the server connect to
+services of its own network (SSRF). The IP address is checked after the name was resolved, and the
+connection is made to that very address: a name that resolves differently the next time (DNS
+rebinding) does not help an attacker. Only the origin of a source that an administrator configured
+may be private.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address stands at its end
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are IPv4
 _USER_AGENT: Final = "cloudmanager"
 _FETCH_ERRORS: Final = (
     HTTPClientError,
@@ -38,7 +39,13 @@ _FETCH_ERRORS: Final = (
 
 
 class HttpReply(NamedTuple):
-    """What came: the body, where it came from in the end, and what it says it is."""
+    """The response to a request.
+
+    Attributes:
+        body: decoded, if it was compressed.
+        url: the URL after redirects.
+        content_type: without parameters, in lower case; "" if there is none.
+    """
 
     body: bytes
     url: str
@@ -46,42 +53,45 @@ class HttpReply(NamedTuple):
 
 
 class SourceNotFound(PackageError):
-    """The source answers that it has no such thing."""
+    """The source responds that the resource does not exist."""
 
 
 class SourceUnreachable(PackageError):
-    """The source gives no answer that can be used."""
+    """The source does not respond, or its response cannot be used."""
 
 
 class PrivateAddress(Exception):
-    """The address is not a public one."""
+    """The address is not public."""
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and TCP port.
+    """Return scheme, host and TCP port of a URL.
 
     Raises:
-        PackageError: it is no http or https URL.
+        PackageError: it is not an http or https URL.
     """
     try:
         parts = urlsplit(url)
         tcp_port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (ValueError, KeyError):
-        raise PackageError(f"{url[:100]!r} is no http or https URL") from None
+        raise PackageError(f"{url[:100]!r} is not an http or https URL") from None
     if not parts.hostname:
-        raise PackageError(f"{url[:100]!r} names no host")
+        raise PackageError(f"{url[:100]!r} has no host name")
     return parts.scheme, parts.hostname, tcp_port
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without the user and password that may stand in it."""
+    """Return a URL without its user name and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def is_public(address: str) -> bool:
-    """Say whether an IP address is one of the public internet."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
+    """Return whether an IP address belongs to the public internet.
+
+    IPv6 addresses that contain an IPv4 address count as that one; Teredo addresses are refused.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])  # without a zone such as %eth0
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
         if ip in _NAT64:
@@ -94,15 +104,15 @@ def is_public(address: str) -> bool:
 
 
 class _PublicResolver(Resolver):
-    """Resolves names to public addresses; what it returns is what is connected to."""
+    """Resolves names to public addresses; tornado connects to the addresses it returns."""
 
     def initialize(self) -> None:
-        """Need nothing."""
+        """Do nothing; tornado calls this in place of ``__init__``."""
 
     async def resolve(
         self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[tuple[int, Any]]:
-        """Return the addresses; refuse them all when one is private."""
+        """Return the addresses of a host; refuse all of them if one is private."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         for *_, address in found:
@@ -112,10 +122,10 @@ class _PublicResolver(Resolver):
 
 
 class HttpFetcher:
-    """Fetches.
+    """Makes HTTP requests, at most ``limits.FETCHES`` at a time.
 
     Args:
-        ca_file: certificates to trust instead of the system's, as pip's `cert` names them.
+        ca_file: certificates to trust instead of the system's, such as pip's option `cert`.
     """
 
     def __init__(self, ca_file: str | None = None) -> None:
@@ -130,19 +140,19 @@ class HttpFetcher:
         trusted_url: str = "",
         accept: str = "*/*",
     ) -> HttpReply:
-        """Fetch one thing.
+        """Fetch a URL, following redirects.
 
         Args:
-            url: http or https; a user and a password in it are sent to its origin only.
-            limit: bytes that it may have, inflated.
-            trusted_url: URL of a source that an administrator configured: at its origin, private
-                addresses are fine.
-            accept: what is wanted.
+            url: http or https; a user name and a password in it are sent to its origin only.
+            limit: the largest body in bytes, after decompression.
+            trusted_url: the URL of a source that an administrator configured, or ""; its origin
+                may have a private address.
+            accept: the value of the header Accept.
 
         Raises:
-            NotFound: the answer is 404 or 410.
-            Unreachable: there is no answer, or none that can be used.
-            PackageError: the address is refused.
+            SourceNotFound: the response is 404 or 410.
+            SourceUnreachable: there is no response, or it cannot be used.
+            PackageError: the URL is malformed or at a private address.
         """
         async with self._semaphore:
             try:
@@ -155,7 +165,7 @@ class HttpFetcher:
                 ) from None
 
     async def is_private_host(self, url: str) -> bool:
-        """Say whether a URL's host has a private address."""
+        """Return whether the host of a URL has a private address; False if it has no address."""
         _, host, tcp_port = origin_of(url)
         loop = asyncio.get_running_loop()
         try:
@@ -167,42 +177,43 @@ class HttpFetcher:
     async def _fetch_redirected(
         self, url: str, limit: int, trusted_url: str, accept: str
     ) -> HttpReply:
-        first, login = origin_of(url), _credentials(url)
+        """Fetch a URL and follow redirects; send credentials to the first origin only."""
+        first_origin = origin_of(url)
+        first_credentials = _credentials(url)
         for _ in range(limits.FETCH_REDIRECTS + 1):
-            ours = login if origin_of(url) == first else ""
-            response = await self._fetch_once(url, limit, trusted_url, accept, ours)
+            credentials = first_credentials if origin_of(url) == first_origin else ""
+            response = await self._fetch_once(url, limit, trusted_url, accept, credentials)
             if response.code not in _REDIRECTS:
                 return _check_response(response, url)
-            onward = urljoin(url, response.headers.get("Location", ""))
-            if origin_of(url)[0] == "https" and origin_of(onward)[0] != "https":
+            target = urljoin(url, response.headers.get("Location", ""))
+            if origin_of(url)[0] == "https" and origin_of(target)[0] != "https":
                 raise SourceUnreachable(
-                    f"{without_credentials(url)} leads from https to http, which is refused"
+                    f"{without_credentials(url)} redirects from https to http, which is refused"
                 )
-            url = onward
-        raise SourceUnreachable(f"{without_credentials(url)} leads on and on")
+            url = target
+        raise SourceUnreachable(f"{without_credentials(url)} redirects too many times")
 
     async def _fetch_once(
-        self, url: str, limit: int, trusted_url: str, accept: str, login: str
+        self, url: str, limit: int, trusted_url: str, accept: str, credentials: str
     ) -> HTTPResponse:
-        """Ask one server once; no redirect is followed, whatever it says."""
-        private = _is_trusted(url, trusted_url)
+        """Make one request without following a redirect."""
+        may_be_private = _is_trusted(url, trusted_url)
         client = SimpleAsyncHTTPClient(
             force_instance=True,
-            resolver=None if private else _PublicResolver(),
+            resolver=None if may_be_private else _PublicResolver(),
             max_body_size=limit,
             max_header_size=limits.HEAD_BYTES * 4,
         )
         try:
-            return await client.fetch(self._request(url, accept, login), raise_error=False)
+            return await client.fetch(self._request(url, accept, credentials), raise_error=False)
         except _FETCH_ERRORS as error:
             raise SourceUnreachable(
-                f"{without_credentials(url)} gives no answer: {error}"[:300]
+                f"{without_credentials(url)} does not respond: {error}"[:300]
             ) from error
         except PrivateAddress:
             raise PackageError(
                 f"{without_credentials(url)} is at a private address; "
-                f"only a source that the server's "
-                "administrator configured may be"
+                "only a source that the server's administrator configured may be"
             ) from None
         except (OSError, ValueError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
@@ -212,10 +223,10 @@ class HttpFetcher:
         finally:
             client.close()
 
-    def _request(self, url: str, accept: str, login: str) -> HTTPRequest:
+    def _request(self, url: str, accept: str, credentials: str) -> HTTPRequest:
         headers = HTTPHeaders({"Accept": accept})
-        if login:
-            headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+        if credentials:
+            headers["Authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
         return HTTPRequest(
             without_credentials(url),
             headers=headers,
@@ -233,7 +244,7 @@ def _is_trusted(url: str, trusted_url: str) -> bool:
 
 
 def _credentials(url: str) -> str:
-    """Return the user and password that stand in a URL, "" for none."""
+    """Return the user name and password in a URL as ``USER:PASSWORD``, "" if it has none."""
     parts = urlsplit(url)
     if parts.username is None:
         return ""
@@ -241,17 +252,26 @@ def _credentials(url: str) -> str:
 
 
 def _check_response(response: HTTPResponse, url: str) -> HttpReply:
+    """Return a response as a reply.
+
+    Raises:
+        SourceNotFound: the status is 404 or 410.
+        SourceUnreachable: the status is another error, or the body has an unknown encoding.
+    """
     if response.code in (404, 410):
-        raise SourceNotFound(f"{without_credentials(url)} is not there")
-    if response.error is not None and response.code == 599:
+        raise SourceNotFound(f"{without_credentials(url)} does not exist")
+    if response.error is not None and response.code == 599:  # tornado's code for its own errors
         raise SourceUnreachable(
-            f"{without_credentials(url)} gives no answer: {response.error}"[:300]
+            f"{without_credentials(url)} does not respond: {response.error}"[:300]
         )
     if response.code != 200:
-        raise SourceUnreachable(f"{without_credentials(url)} answers {response.code}")
-    kinds: Mapping[str, str] = response.headers
-    if kinds.get("Content-Encoding", "identity").lower() != "identity":
         raise SourceUnreachable(
-            f"{without_credentials(url)} is packed in a way that was not asked for"
+            f"{without_credentials(url)} responds with HTTP status {response.code}"
         )
-    return HttpReply(response.body, url, kinds.get("Content-Type", "").partition(";")[0].lower())
+    headers: Mapping[str, str] = response.headers
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise SourceUnreachable(
+            f"{without_credentials(url)} is compressed in a way that was not requested"
+        )
+    content_type = headers.get("Content-Type", "").partition(";")[0].lower()
+    return HttpReply(response.body, url, content_type)

@@ -1,4 +1,4 @@
-"""mip indexes, version 2: a package's document, and its files under their hashes."""
+"""Packages of mip indexes, version 2: documents by name and version, files by hash."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .requirement import Requirement
 
 
 class IndexSource:
-    """The indexes that the server knows.
+    """The source of packages in mip indexes.
 
     Args:
-        fetcher: fetches.
-        urls: each index's URL by its alias.
-        trusted: those of them that an administrator configured.
-        majors: versions of bytecode that the boards run; wanted where an index has no source.
+        fetcher: makes the HTTP requests.
+        urls: alias -> URL; "" is the default index.
+        trusted: URLs that an administrator configured, which may be private.
+        majors: bytecode versions of the boards, used if an index has no source of a package.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class IndexSource:
         self._majors = sorted(majors, reverse=True)
 
     def has_index(self, requirement: Requirement) -> bool:
-        """Say whether a wish's index is one of these."""
+        """Return whether the index of a requirement is known."""
         return requirement.alias in self._urls
 
     def url(self, requirement: Requirement) -> str:
-        """Return the URL of a wish's index.
+        """Return the URL of the index of a requirement.
 
         Raises:
-            PackageError: the server knows no such index.
+            PackageError: the index is not known.
         """
         if requirement.alias not in self._urls:
             raise PackageError(
@@ -55,36 +55,37 @@ class IndexSource:
         return self._urls[requirement.alias].rstrip("/")
 
     def trusted_url(self, requirement: Requirement) -> str:
-        """Return a wish's index where that may be private, else ""."""
+        """Return the URL of the index of a requirement if it may be private, else ""."""
         return self.url(requirement) if self._urls[requirement.alias] in self._trusted else ""
 
     async def versions(self, requirement: Requirement) -> list[str]:
-        """Return the version that is wanted; the newest where none is named."""
+        """Return one version: the requested one, or the newest."""
         if requirement.version:
             return [requirement.version]
         document, _ = await self._fetch_document(requirement, "latest")
         if not document.version or document.version == "latest":
-            raise PackageError(f"{requirement}: its index does not say which version is the latest")
+            raise PackageError(f"{requirement}: its index does not specify the latest version")
         return [document.version]
 
     async def load(self, requirement: Requirement, version: str) -> Release:
-        """Return a version as the index describes it."""
+        """Return a version of the package, as the index describes it."""
         document, url = await self._fetch_document(requirement, version)
         if document.version not in ("", version):
             raise PackageError(
-                f"{requirement}: its index gives version {document.version} for {version}"
+                f"{requirement}: its index returns version {document.version} for {version}"
             )
         base = self.url(requirement)
-        parts = [ReleaseFile(path, f"{base}/file/{h[:2]}/{h}", h) for path, h in document.hashes]
-        parts += [
-            ReleaseFile(path, _join_url(url, where, requirement)) for path, where in document.urls
-        ]
+        parts = []
+        for path, prefix in document.hashes:
+            parts.append(ReleaseFile(path, f"{base}/file/{prefix[:2]}/{prefix}", prefix))
+        for path, reference in document.urls:
+            parts.append(ReleaseFile(path, _join_url(url, reference, requirement)))
         return Release(requirement, version, tuple(parts), read_dependencies(document, requirement))
 
     async def _fetch_document(
         self, requirement: Requirement, version: str
     ) -> tuple[PackageDocument, str]:
-        """Return a package's document, of source if there is one, and its URL."""
+        """Return the document of a package and its URL; that of the source form is preferred."""
         base = self.url(requirement)
         for form in ("py", *map(str, self._majors)):
             url = f"{base}/package/{form}/{requirement.name}/{version}.json"
@@ -104,7 +105,7 @@ class IndexSource:
         )
 
     async def _suggestion(self, requirement: Requirement, version: str) -> str:
-        """Say what there is instead: other versions, or a name that is near."""
+        """Return the end of an error message: the versions that exist, or a similar name."""
         base = self.url(requirement)
         try:
             reply = await self._fetcher.fetch(
@@ -112,14 +113,13 @@ class IndexSource:
                 limit=limits.PACKAGE_DOCUMENT_BYTES,
                 trusted_url=self.trusted_url(requirement),
             )
-            rows = load_json(reply.body, base)["packages"]
-            known = {row["name"]: row["versions"] for row in rows}
-            if requirement.name in known:
-                found = sorted(
-                    {v for versions in known[requirement.name].values() for v in versions}
-                )
-                return f"; it has {', '.join(found)[:200]}"
-            near = difflib.get_close_matches(requirement.name, known, n=1)
+            entries = load_json(reply.body, base)["packages"]
+            versions_by_name = {entry["name"]: entry["versions"] for entry in entries}
+            if requirement.name in versions_by_name:
+                by_form = versions_by_name[requirement.name]  # "py" or a bytecode version -> list
+                versions = sorted({version for form in by_form.values() for version in form})
+                return f"; it has {', '.join(versions)[:200]}"
+            similar = difflib.get_close_matches(requirement.name, versions_by_name, n=1)
         except (
             SourceNotFound,
             SourceUnreachable,
@@ -129,15 +129,20 @@ class IndexSource:
             AttributeError,
         ):
             return ""
-        return f"; did you mean {near[0]}?" if near else ""
+        return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _join_url(base: str, reference: str, requirement: Requirement) -> str:
+    """Return the URL of a file that the document at the URL ``base`` names.
+
+    Raises:
+        PackageError: it is outside the document's folder, or not http or https.
+    """
     if ".." in reference.split("/"):
-        raise PackageError(f"{requirement} names a file outside of its folder: {reference[:100]!r}")
+        raise PackageError(f"{requirement} names a file outside its folder: {reference[:100]!r}")
     url = urljoin(base, reference)
     if not url.startswith(("http://", "https://")):
         raise PackageError(
-            f"{requirement} names a file that is at no http address: {reference[:100]!r}"
+            f"{requirement} names a file that is not at an http URL: {reference[:100]!r}"
         )
     return url

@@ -1,7 +1,8 @@
-"""Where a package may write: rules for the paths on a board; pure.
+"""Check the paths that packages write on a board; pure.
 
-What a package says is a path below the install's own folder, in plain words: nothing is
-normalised, what is not plain is refused. Some places are nobody's but the board's owner's.
+A package names paths relative to the folder of the install. Paths are not normalised: one that has
+an ambiguous or unusual part is refused. Some paths are reserved for the board's owner and for the
+client.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from cloudmanager.protocol.errors import PackageError
 
 TARGET_DIR: Final = "/lib"
 
-_MAX_PATH_BYTES: Final = 120  # bytes of a path: fits into a message, and no board's buffer minds
+_MAX_PATH_BYTES: Final = 120  # fits into a message of the smallest board buffer
 _MAX_DEPTH: Final = 8  # folders
 _DRIVE = re.compile(r"[A-Za-z]:")
-#: The board's owner's, the client's and its key, wherever the board looks for modules.
+#: Reserved: start-up files of the owner, the client and its key, wherever boards look for modules.
 _RESERVED = re.compile(
     r"(/(boot|main)\.(py|mpy)|/cm\.json|/\.cm.*|(/lib)?/cm(\.py|\.mpy|/.*)?|/romfs/.*|/rom/.*)",
     re.IGNORECASE,
 )
-#: MicroPython's own modules that the client needs: a file of that name in front of one of
-#: them, and the board never dials again.
+#: Built-in modules that the client may import. A file that is imported instead of one of them could
+#: keep the board from connecting again.
 BUILTIN_MODULES: Final = re.compile(
     "array|binascii|builtins|cmath|cryptolib|deflate|framebuf|gc|hashlib|io|json|machine|math|"
     "micropython|network|os|platform|random|re|select|socket|ssl|struct|sys|time|tls|uctypes|"
@@ -33,46 +34,46 @@ BUILTIN_MODULES: Final = re.compile(
 
 
 def check_folder(folder: str) -> str:
-    """Return an install's folder: absolute, plain, without a slash at its end.
+    """Check the folder of an install; return it without a trailing slash.
 
     Raises:
-        PackageError: it is not.
+        PackageError: it is not absolute, has an unsafe part, or is reserved.
     """
     plain = folder.rstrip("/")
     if not folder.startswith("/") or folder.startswith("//"):
-        raise PackageError(f"{folder!r} is no folder on a board: it begins with one /")
+        raise PackageError(f"{folder!r} is not a folder on a board: it must begin with one /")
     if plain:
         check_relative_path(plain[1:])
     if _is_reserved(plain + "/x"):
-        raise PackageError(f"{folder!r} is the client's own folder")
+        raise PackageError(f"{folder!r} is reserved for the board client")
     return plain
 
 
 def check_relative_path(path: str) -> str:
-    """Return a relative path if it is plain.
+    """Check a relative path and return it.
 
     Raises:
-        PackageError: it could leave its folder, or differ from what it looks like.
+        PackageError: it could leave its folder, or mean another path than it appears to.
     """
     parts = path.split("/")
-    why = ""
+    problem = ""
     if len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES or len(parts) > _MAX_DEPTH:
-        why = "too long"
+        problem = "is too long"
     elif "\\" in path or _DRIVE.match(path):
-        why = "of another system"
+        problem = "has the form of a Windows path"
     elif not path.isprintable() or unicodedata.normalize("NFC", path) != path:
-        why = "not plain text"
+        problem = "contains characters that are invisible or not in NFC"
     elif _leaves_folder(parts):
-        why = "leaving its folder, or not plain"
-    if why:
-        raise PackageError(f"the path {path[:100]!r} is refused: it is {why}")
+        problem = "leaves its folder, or has a part that begins or ends unusually"
+    if problem:
+        raise PackageError(f"the path {path[:100]!r} is refused: it {problem}")
     return path
 
 
 def _leaves_folder(parts: Iterable[str]) -> bool:
-    """Return whether a part of a path is empty, ``.`` or ``..``, or FAT would read it as another.
+    """Return whether a part of a path is empty, ``.`` or ``..``, or could become so on FAT.
 
-    FAT drops spaces and dots at the end of a name.
+    FAT removes spaces and dots at the end of a name.
     """
     return any(not part.strip(". ") or part[-1] in ". " or part[0] == " " for part in parts)
 
@@ -83,62 +84,67 @@ def _is_reserved(path: str) -> bool:
 
 
 def board_path(folder: str, path: str, *, force: bool = False) -> str:
-    """Return the absolute path on the board of a package's file.
+    """Return the absolute path of a package's file on the board.
 
     Args:
-        folder: as `check_dir` returns it.
-        path: what the package says.
-        force: let it stand in front of MicroPython's own modules.
+        folder: the folder of the install, as `check_folder` returns it.
+        path: the path that the package names.
+        force: whether the file may hide a built-in module of MicroPython.
 
     Raises:
-        PackageError: it is not plain, or not the package's to write.
+        PackageError: the path is unsafe or reserved, or the file would hide a built-in module.
     """
     full = f"{folder}/{check_relative_path(path)}"
     if _is_reserved(full):
-        raise PackageError(f"no package may write {full}: it is the board's own")
+        raise PackageError(f"packages may not write {full}: it is reserved")
     if not force and folder in ("", TARGET_DIR) and BUILTIN_MODULES.fullmatch(module_name(path)):
         raise PackageError(
-            f"{full} would hide MicroPython's own module {module_name(path)!r}; --force installs it"
+            f"{full} would hide MicroPython's built-in module {module_name(path)!r}; "
+            "--force installs it"
         )
     return full
 
 
 def check_installed_path(path: str) -> str:
-    """Return an absolute path if a package could have been put there.
+    """Check an absolute path in a board's manifest; return it.
 
     Raises:
-        PackageError: it could not.
+        PackageError: no install could have written a file there.
     """
     check_folder(path)
     if _is_reserved(path):
-        raise PackageError(f"no package may write {path}: it is the board's own")
+        raise PackageError(f"packages may not write {path}: it is reserved")
     return path
 
 
 def module_name(path: str) -> str:
-    """Return the name that is imported to reach a file."""
+    """Return the name of the top-level module or package that a file belongs to."""
     return re.sub(r"\.(py|mpy)$", "", path.partition("/")[0])
 
 
 def other_form(path: str) -> str | None:
-    """Return the other form of a module: what would be imported instead, or be left over."""
+    """Return the path of a module's other form, bytecode or source; None if it is no module."""
     stem, dot, form = path.rpartition(".")
     return {"py": f"{stem}.mpy", "mpy": f"{stem}.py"}.get(form) if dot else None
 
 
 def find_clash(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Return two paths that cannot both be: one module twice, or one name in two spellings."""
-    seen: dict[str, str] = {}
+    """Return two paths that cannot exist together, or None.
+
+    Those are the source and the bytecode of a module, a module and a package of the same name, a
+    file and a folder of the same name, and names that differ in case only.
+    """
+    seen: dict[str, str] = {}  # a file's name in lower case, or a folder's with a slash -> path
     for path in sorted(paths):
         name = re.sub(r"\.mpy$", ".py", path.casefold())
-        folder = name.removesuffix(".py") + "/" if name.endswith(".py") else ""
-        for other in (name, folder):
+        package_folder = name.removesuffix(".py") + "/" if name.endswith(".py") else ""
+        for other in (name, package_folder):
             if other and other in seen:
                 return seen[other], path
         seen[name] = path
         for depth in range(1, name.count("/") + 1):
-            above = "/".join(name.split("/")[:depth])
-            if above + ".py" in seen or above in seen:
-                return seen.get(above + ".py") or seen[above], path
-            seen.setdefault(above + "/", path)
+            folder = "/".join(name.split("/")[:depth])
+            if folder + ".py" in seen or folder in seen:
+                return seen.get(folder + ".py") or seen[folder], path
+            seen.setdefault(folder + "/", path)
     return None

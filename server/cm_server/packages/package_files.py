@@ -1,4 +1,4 @@
-"""The content of packages: from the cache, else fetched, and in any case what was promised."""
+"""Provide the contents of packages from the cache or the network, and verify their hashes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 
 
 async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all of them at once; when one fails, end the others."""
-    tasks = [asyncio.ensure_future(work) for work in coroutines]
+    """Run coroutines concurrently; if one fails, cancel the others and wait for their end."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -33,14 +33,14 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list
 
 
 class PackageFiles:
-    """Brings what releases consist of.
+    """Fetches the files of releases into the cache.
 
     Args:
-        fetcher: fetches.
-        cache: keeps.
-        trusted_url_of: says which configured source, if any, a release's URL belongs to.
-        fetch_archive: brings a release's archive from its index.
-        sent: what the caller sent along.
+        fetcher: makes the HTTP requests.
+        cache: where the contents are stored.
+        trusted_url_of: returns the configured source that a URL of a release belongs to, or "".
+        fetch_archive: fetches the archive of a release from its index.
+        sent: files that the caller sent: requirement -> path -> content.
     """
 
     def __init__(
@@ -58,32 +58,39 @@ class PackageFiles:
         self._sent = sent
 
     async def fetch_release(self, release: Release) -> Release:
-        """Fetch what is not here; return the release with each part's hash and size."""
-        works = [self._fetch_part(release, part) for part in release.parts]
-        return replace(release, parts=tuple(await gather_or_cancel(works)))
+        """Fetch the files that are not cached; return the release with their hashes and sizes."""
+        parts = [self._fetch_part(release, part) for part in release.parts]
+        return replace(release, parts=tuple(await gather_or_cancel(parts)))
 
     async def _fetch_part(self, release: Release, part: ReleaseFile) -> ReleaseFile:
+        """Fetch one file if it is not cached; return it with its hash and size."""
         if part.sha256 and await asyncio.to_thread(self._cache.get, part.sha256) is not None:
             return part
-        fixed = (
-            bool(part.hash_prefix)
-            or release.requirement.source in FORGE_NAMES
-            and release.version in part.url
+        is_at_commit = release.requirement.source in FORGE_NAMES and release.version in part.url
+        never_changes = bool(part.hash_prefix) or is_at_commit
+        content = None
+        if never_changes:
+            content = await asyncio.to_thread(self._cache.get_by_address, part.url)
+        is_cached = content is not None and sha256(content).startswith(
+            part.sha256 or part.hash_prefix
         )
-        content = await asyncio.to_thread(self._cache.get_by_address, part.url) if fixed else None
-        known = content is not None and sha256(content).startswith(part.sha256 or part.hash_prefix)
-        if content is None or not known:
+        if content is None or not is_cached:
             content = await self._fetch_content(release, part)
-        name = await asyncio.to_thread(self._cache.put, content)
-        if fixed and not known:
-            await asyncio.to_thread(self._cache.put_address, part.url, name)
-        return replace(part, hash_prefix="", sha256=name, size=len(content))
+        digest = await asyncio.to_thread(self._cache.put, content)
+        if never_changes and not is_cached:
+            await asyncio.to_thread(self._cache.put_address, part.url, digest)
+        return replace(part, hash_prefix="", sha256=digest, size=len(content))
 
     async def _fetch_content(self, release: Release, part: ReleaseFile) -> bytes:
+        """Return the content of a file from its URL, its archive or the caller's files.
+
+        Raises:
+            PackageError: it cannot be fetched, or differs from the hash or size that is expected.
+        """
         if part.url:
-            own = self._trusted_url_of(release, part.url)
+            trusted_url = self._trusted_url_of(release, part.url)
             reply = await self._fetcher.fetch(
-                part.url, limit=limits.PACKAGE_FILE_BYTES, trusted_url=own
+                part.url, limit=limits.PACKAGE_FILE_BYTES, trusted_url=trusted_url
             )
             content = _check_content(reply.body, reply.content_type, f"{release}: {part.path}")
         elif release.archive:
@@ -91,46 +98,55 @@ class PackageFiles:
         else:
             content = self._from_caller(release, part)
         if not _is_as_promised(content, part):
-            promised = part.sha256 or part.hash_prefix
+            expected = (part.sha256 or part.hash_prefix)[:8]
+            if part.sha256:
+                expected += f" and {part.size} bytes"
             raise PackageError(
-                f"{release}: {part.path} is not what was promised: its SHA-256 begins with "
-                f"{sha256(content)[:8]}, not with {promised[:8]}"
+                f"{release}: {part.path} is not the expected file: it has SHA-256 "
+                f"{sha256(content)[:8]} and {len(content)} bytes, expected is {expected}"
             )
         return content
 
     async def _unpack_archive(self, release: Release) -> dict[str, bytes]:
-        """Return what is in a locked release's archive."""
+        """Return the files in the archive of a release from a lock file."""
         raw = await asyncio.to_thread(self._cache.get, release.archive_sha256)
         if raw is None:
             raw = await self._fetch_archive(release)
             if sha256(raw) != release.archive_sha256:
-                raise PackageError(f"{release}: its archive is not the one that was locked")
+                raise PackageError(f"{release}: its archive differs from the one in the lock file")
         members = await asyncio.to_thread(unpack, raw, release.archive)
         return installable_files(members, release.archive)
 
     def _from_caller(self, release: Release, part: ReleaseFile) -> bytes:
+        """Return the content of a file that the caller sent."""
         for content in self._sent.get(release.requirement.name, {}).values():
             if sha256(content) == part.sha256:
                 return content
-        raise PackageError(f"{release}: {part.path} is neither here nor sent along")
+        raise PackageError(
+            f"{release}: {part.path} is neither cached on the server nor sent with the request"
+        )
 
 
 def _is_as_promised(content: bytes, part: ReleaseFile) -> bool:
-    """Return whether content has the hash, and if it is known the size, that a part names."""
+    """Return whether a content has the expected hash and, if it is known, the expected size."""
     if part.sha256 and len(content) != part.size:
         return False
     return sha256(content).startswith(part.sha256 or part.hash_prefix)
 
 
 def _is_web_page(content_type: str, name: str) -> bool:
-    """Return whether an HTML page was sent in place of a file: a login form, an error page."""
+    """Return whether a source sent an HTML page, such as a login form, instead of a file."""
     return content_type == "text/html" and not name.endswith((".html", ".htm"))
 
 
-def _check_content(content: bytes, content_type: str, what: str) -> bytes:
-    """Return a file's content, unless it plainly is something else in its place."""
-    if _is_web_page(content_type, what):
-        raise PackageError(f"{what} is a web page where a file should be")
+def _check_content(content: bytes, content_type: str, name: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        PackageError: it is obviously something else: a web page or a pointer of Git LFS.
+    """
+    if _is_web_page(content_type, name):
+        raise PackageError(f"{name}: its source sent a web page instead of the file")
     if content.startswith(_LFS_POINTER):
-        raise PackageError(f"{what} is kept in Git LFS, which is not supported")
+        raise PackageError(f"{name} is stored in Git LFS, which is not supported")
     return content

@@ -1,4 +1,4 @@
-"""A plan: packages, files for each kind of board, what goes, what speaks against it; pure."""
+"""Describe what an install does: packages, and files for each kind of board; pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .release import Release
 
 @dataclass(frozen=True, order=True)
 class PlannedFile:
-    """A file that a board gets.
+    """A file that an install writes.
 
     Attributes:
-        path: on the board, absolute.
-        sha256: its content's, in hex: what `Packages.content` is asked for.
-        size: bytes.
-        package: the key of the package that it belongs to.
+        path: the absolute path on the board.
+        sha256: of the content, in hexadecimal; `PackagePlanner.read_content` returns the content.
+        size: of the content, in bytes.
+        package: the key of the package that the file belongs to.
     """
 
     path: str
@@ -32,15 +32,15 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class InstallPlan:
-    """What an install does; the same wishes and the same sources make the same plan.
+    """What an install does; it is the same for the same requirements and sources.
 
     Attributes:
-        wanted: the wishes, as they were given.
+        wanted: the requirements, as the user gave them.
         target_dir: the folder on the board.
-        packages: those to install, in the order of their keys.
-        files: for each kind of board, by the number that it tells as its `mpy`.
-        notes: what a person should know, each a sentence.
-        origins: where each package comes from, by its key.
+        packages: the releases to install, in the order of their keys.
+        files: the files for each kind of board, by the board's fact `mpy`.
+        notes: remarks for the user, one sentence each.
+        origins: package key -> where the package comes from, for the user.
     """
 
     wanted: tuple[str, ...]
@@ -51,17 +51,24 @@ class InstallPlan:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def shadowing_paths(self, mpy: int) -> tuple[str, ...]:
-        """Return paths that must not be on such a board: they would hide what is installed."""
+        """Return the paths that must not exist on a board of this kind.
+
+        A source would be imported instead of the bytecode that is installed, and the reverse.
+        """
         paths = {file.path for file in self.files[mpy]}
-        others = {other for path in paths if (other := other_form(path)) and other not in paths}
-        return tuple(sorted(others))
+        shadowing = set()
+        for path in paths:
+            other = other_form(path)
+            if other and other not in paths:
+                shadowing.add(other)
+        return tuple(sorted(shadowing))
 
     def size_bytes(self, mpy: int) -> int:
-        """Return the bytes that such a board gets."""
+        """Return the total size of the files for boards of this kind."""
         return sum(file.size for file in self.files[mpy])
 
     def describe(self) -> dict[str, Any]:
-        """Return what a person wants to see before it happens, as JSON."""
+        """Return a description of the plan for the user, as JSON."""
         return {
             "wanted": list(self.wanted),
             "target_dir": self.target_dir or "/",
@@ -87,25 +94,31 @@ class InstallPlan:
 
 
 def check_sizes(releases: Iterable[Release]) -> None:
-    """Refuse what is too much together.
+    """Check the number and the total size of the files of all releases.
 
     Raises:
-        PackageError: it is.
+        PackageError: there are too many files, or they are too big.
     """
     parts = [part for release in releases for part in release.parts]
     if len(parts) > limits.PACKAGE_FILES:
-        raise PackageError(f"this has more than {limits.PACKAGE_FILES} files")
+        raise PackageError(f"the packages have more than {limits.PACKAGE_FILES} files")
     if sum(part.size for part in parts) > limits.PACKAGE_UNPACKED_BYTES:
-        raise PackageError("this is too big: its files together, as they are on the server")
+        max_mib = limits.PACKAGE_UNPACKED_BYTES // limits.MIB
+        raise PackageError(f"the files of the packages are too big: more than {max_mib} MiB")
 
 
 def place_files(
     releases: Iterable[Release], folder: str, *, force: bool = False
 ) -> list[PlannedFile]:
-    """Return the packages' files where they go, sources uncompiled.
+    """Return the files of all releases with their paths on the board; sources are not compiled.
+
+    Args:
+        releases: the releases, with hashes and sizes of their files.
+        folder: the folder of the install, as `check_folder` returns it.
+        force: whether files may hide built-in modules of MicroPython.
 
     Raises:
-        PackageError: a path is refused, or two packages want the same place.
+        PackageError: a path is refused, or two packages have different files of the same path.
     """
     found: dict[str, PlannedFile] = {}
     for release in releases:
@@ -117,19 +130,22 @@ def place_files(
             file = PlannedFile(path, part.sha256, part.size, release.key)
             other = found.setdefault(path, file)
             if other.sha256 != file.sha256:
-                both = f"{other.package} and {file.package}"
-                raise PackageError(f"{both} both have a {path}, and not the same one")
+                raise PackageError(
+                    f"{other.package} and {file.package} both have a file {path}, "
+                    "with different contents"
+                )
     check_clash(found)
     return sorted(found.values())
 
 
 def check_clash(found: Mapping[str, PlannedFile]) -> None:
-    """Refuse files that cannot both be on one board.
+    """Check that no two files exclude each other, such as a module's source and its bytecode.
 
     Raises:
-        PackageError: they cannot, and whose they are.
+        PackageError: two files do; the message names their packages.
     """
     if pair := find_clash(found):
-        one, other = (found.get(path) for path in pair)
-        whose = sorted({file.package for file in (one, other) if file})
-        raise PackageError(f"{' and '.join(whose)}: {pair[0]} and {pair[1]} cannot both be there")
+        packages = sorted({found[path].package for path in pair if path in found})
+        raise PackageError(
+            f"{' and '.join(packages)}: {pair[0]} and {pair[1]} cannot exist together"
+        )

@@ -1,9 +1,9 @@
-"""Plans of installs, and the contents they name: what the rest of the server calls.
+"""Make install plans: the interface of this package to the rest of the server.
 
-packages = Packages(home / "packages")
-plan = await packages.plan(["logging@0.6.1"], mpys=[0x2806])
+planner = PackagePlanner(home / "packages")
+plan = await planner.make_plan(["logging@0.6.1"], mpys=[0x2806])
 for file in plan.files[0x2806]:
-content = await packages.content(file.sha256)
+    content = await planner.read_content(file.sha256)
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .source_settings import SourceSettings
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is wanted, and how.
+    """What to plan.
 
     Attributes:
-        wanted: requirements, as people type them.
+        wanted: the requirements, as the user gave them.
         target_dir: the folder on the boards.
-        mpys: what the boards tell as their `mpy`.
-        source_only: compile nothing.
-        indexes: more indexes, or another default one (""): whoever asks chose them.
-        sent: his own files, by the requirement that means them and their paths.
-        lock: a lock file's text: what was installed before.
-        locked: install that, and nothing else.
-        force: let files hide MicroPython's own modules.
-        trusted: whether `indexes` may be private, since an administrator named them.
+        mpys: the kinds of bytecode of the boards, as in their fact `mpy`.
+        source_only: whether to install sources instead of bytecode.
+        indexes: further indexes by alias, chosen by the caller; "" replaces the default one.
+        sent: files that the caller sent: requirement -> path -> content.
+        lock: the text of a lock file, to compare with or, if `locked`, to install.
+        locked: whether to install exactly what is in the lock file.
+        force: whether files may hide built-in modules of MicroPython.
+        trusted: whether `indexes` may be private, since the caller is an administrator.
     """
 
     wanted: Sequence[str]
@@ -64,13 +64,13 @@ class PlanRequest:
 
 
 class PackagePlanner:
-    """Makes plans.
+    """Makes install plans.
+
+    Call it from the server's event loop; blocking work is done in threads and processes.
 
     Args:
-        folder: where the cache is.
+        folder: the folder of the cache.
         settings: where packages come from.
-
-    Call from the server's loop: what takes time is done in threads and processes.
     """
 
     def __init__(self, folder: Path, settings: SourceSettings | None = None) -> None:
@@ -81,14 +81,14 @@ class PackagePlanner:
         self._pip_task: asyncio.Task[PipSettings] | None = None
 
     async def make_plan(self, wanted: Sequence[str], **options: Any) -> InstallPlan:
-        """Return what an install does; all contents that it names are in the cache then.
+        """Resolve requirements, fetch and compile their files; the contents are in the cache then.
 
         Args:
-            wanted: requirements, as people type them.
-            options: the other attributes of `Wishes`.
+            wanted: the requirements, as the user gave them.
+            options: the other attributes of `PlanRequest`.
 
         Raises:
-            PackageError: it cannot be: one sentence says why.
+            PackageError: the requirements cannot be fulfilled.
         """
         try:
             return await asyncio.wait_for(
@@ -96,22 +96,24 @@ class PackagePlanner:
             )
         except TimeoutError:
             raise PackageError(
-                f"making the plan took longer than {limits.PLAN_SECONDS:g} s"
+                f"planning the install took longer than {limits.PLAN_SECONDS:g} s"
             ) from None
 
-    async def read_content(self, name: str) -> bytes:
-        """Return a file's content by its SHA-256.
+    async def read_content(self, digest: str) -> bytes:
+        """Return the content of a planned file by its SHA-256.
 
         Raises:
-            PackageError: it is not here any more.
+            PackageError: it was removed from the cache.
         """
-        content = await asyncio.to_thread(self.cache.get, name)
+        content = await asyncio.to_thread(self.cache.get, digest)
         if content is None:
-            raise PackageError(f"the content {name[:12]} is not in the cache any more; plan anew")
+            raise PackageError(
+                f"the content {digest[:12]} is no longer in the server's cache; install again"
+            )
         return content
 
     async def pip_settings(self) -> PipSettings:
-        """Return pip's index and certificates; pip is asked once."""
+        """Return the index and the certificates of pip's configuration, which is read once."""
         if self.settings.pypi is not None:
             return PipSettings(self.settings.pypi, "")
         if self._pip_task is None or self._pip_task.cancelled():
@@ -120,7 +122,7 @@ class PackagePlanner:
 
 
 class _PlanBuilder:
-    """One plan in the making: what was fetched for it is the same for all of it."""
+    """Makes one plan; documents that several packages need are fetched once."""
 
     def __init__(self, planner: PackagePlanner, request: PlanRequest) -> None:
         self._planner = planner
@@ -128,24 +130,28 @@ class _PlanBuilder:
         self._boards = {mpy: Bytecode.from_mpy(mpy) for mpy in sorted(set(request.mpys))}
         self._folder = check_folder(request.target_dir)
         self._wanted = [parse_requirement(text, frozenset(request.sent)) for text in request.wanted]
-        web, settings = planner.fetcher, planner.settings
+        fetcher = planner.fetcher
+        settings = planner.settings
+        trusted_urls = set(settings.indexes.values())
+        if request.trusted:
+            trusted_urls.update(request.indexes.values())
         self._index = IndexSource(
-            web,
+            fetcher,
             {**settings.indexes, **request.indexes},
-            frozenset(settings.indexes.values())
-            | frozenset(request.indexes.values() if request.trusted else ()),
+            frozenset(trusted_urls),
             {board.major for board in self._boards.values() if board.major},
         )
-        self._forges = ForgeSource(web, settings.forges)
-        self._addresses = UrlSource(web, self._forges)
+        self._forges = ForgeSource(fetcher, settings.forges)
+        self._urls = UrlSource(fetcher, self._forges)
         self._sent_files = SentFilesSource(request.sent, planner.cache, self._forges)
         self._pypi: PyPISource | None = None
         self._package_files = PackageFiles(
-            web, planner.cache, self._trusted_url, self._fetch_archive, request.sent
+            fetcher, planner.cache, self._trusted_url, self._fetch_archive, request.sent
         )
         self._notes: list[str] = []
 
     async def build(self) -> InstallPlan:
+        """Resolve, fetch, compare with the lock file, check the paths, and compile."""
         lock = locks.load(self._request.lock) if self._request.lock else None
         if self._request.locked:
             releases = self._locked_releases(lock)
@@ -156,8 +162,8 @@ class _PlanBuilder:
         )
         check_sizes(releases)
         if lock and not self._request.locked:
-            named = locks.find_pinned_keys(self._wanted, releases)
-            self._notes += locks.compare_releases(lock.releases, releases, named)
+            pinned_keys = locks.find_pinned_keys(self._wanted, releases)
+            self._notes += locks.compare_releases(lock.releases, releases, pinned_keys)
         for release in releases:
             self._notes += release.notes
         sources = place_files(releases, self._folder, force=self._request.force)
@@ -170,62 +176,71 @@ class _PlanBuilder:
         return InstallPlan(wanted, self._folder, tuple(releases), files, notes, origins)
 
     def _describe_origin(self, release: Release) -> str:
-        """Say where a release comes from, for a person; without what opens it."""
-        wish = release.requirement
-        if wish.source == "index":
-            return (
-                without_credentials(self._index.url(wish))
-                if self._index.has_index(wish)
-                else "the lock"
-            )
-        named = {"local": "the caller's own files", "pypi": "the index that pip is set to"}
-        return named.get(wish.source, str(release))
+        """Return where a release comes from, for the user; without passwords in URLs."""
+        requirement = release.requirement
+        if requirement.source == "index":
+            if not self._index.has_index(requirement):
+                return "the lock"
+            return without_credentials(self._index.url(requirement))
+        names = {"local": "the caller's own files", "pypi": "the index that pip is set to"}
+        return names.get(requirement.source, str(release))
 
     def _locked_releases(self, lock: locks.LockFile | None) -> list[Release]:
+        """Return the releases of the lock file.
+
+        Raises:
+            PackageError: there is no lock file, or it was made for other requirements.
+        """
         if lock is None:
-            raise PackageError("there is no lock to keep to")
+            raise PackageError("an install from a lock file needs the lock file")
         if self._request.wanted and sorted(self._request.wanted) != sorted(lock.wanted):
             raise PackageError(
-                f"the lock is for {', '.join(lock.wanted)}; install without it to make it anew"
+                f"the lock file is for {', '.join(lock.wanted)}; "
+                "install without it to write a new one"
             )
         return list(lock.releases)
 
     async def _resolve_releases(self) -> list[Release]:
-        """Find out, side by side, until the resolver has all that it needs."""
+        """Return the releases to install; load those that the resolver needs, concurrently."""
         known = KnownReleases()
         while True:
             while missing := find_missing(self._wanted, known):
-                await gather_or_cancel([self._load_missing(one, known) for one in missing])
+                await gather_or_cancel([self._load_missing(each, known) for each in missing])
             try:
                 return await asyncio.to_thread(resolve, self._wanted, known)
-            except NotKnownYet as one:
-                await self._load_missing(one, known)
+            except NotKnownYet as missing_one:  # after a conflict: an older version
+                await self._load_missing(missing_one, known)
 
     async def _load_missing(self, missing: NotKnownYet, known: KnownReleases) -> None:
-        wish, version = missing.requirement, missing.version
-        source = await self._get_source(wish.source)
+        """Load the versions of a requirement, or one release, and add them to ``known``."""
+        requirement = missing.requirement
+        version = missing.version
+        source = await self._get_source(requirement.source)
         if version is None:
-            known.versions[wish] = await source.versions(wish)
+            known.versions[requirement] = await source.versions(requirement)
             return
-        release: Release = await source.load(wish, version)
+        release: Release = await source.load(requirement, version)
         if len(known.releases) >= limits.PACKAGES * 4:
-            raise PackageError(f"this needs more than {limits.PACKAGES} packages")
-        known.releases[wish.key, version] = replace(
-            release, requirement=replace(wish, version=""), version=version or release.version
+            raise PackageError(f"the install needs more than {limits.PACKAGES} packages")
+        known.releases[requirement.key, version] = replace(
+            release,
+            requirement=replace(requirement, version=""),
+            version=version or release.version,
         )
 
     async def _get_source(self, name: str) -> Any:
+        """Return the source of a requirement, which has the methods `versions` and `load`."""
         if name == "pypi":
             if self._pypi is None:
                 pip = await self._planner.pip_settings()
-                web = HttpFetcher(pip.cert) if pip.cert else self._planner.fetcher
-                self._pypi = PyPISource(web, self._planner.cache, pip.url)
+                fetcher = HttpFetcher(pip.cert) if pip.cert else self._planner.fetcher
+                self._pypi = PyPISource(fetcher, self._planner.cache, pip.url)
             return self._pypi
-        known = {"index": self._index, "url": self._addresses, "local": self._sent_files}
-        return known.get(name, self._forges)
+        sources = {"index": self._index, "url": self._urls, "local": self._sent_files}
+        return sources.get(name, self._forges)
 
     def _trusted_url(self, release: Release, url: str) -> str:
-        """Return the configured source that a release's URL belongs to, "" for none."""
+        """Return the configured source that a URL of a release belongs to, "" for none."""
         if release.requirement.source == "index":
             return self._index.trusted_url(release.requirement)
         if release.requirement.source in FORGE_NAMES:
@@ -239,17 +254,27 @@ class _PlanBuilder:
     async def _board_files(
         self, sources: list[PlannedFile], board: Bytecode
     ) -> tuple[PlannedFile, ...]:
-        """Return the files for one kind of board: bytecode where it can be had."""
-        wanted = board.major and not self._request.source_only
-        works = [self._compile_file(file, board if wanted else None) for file in sources]
-        files = await gather_or_cancel(works)
-        found = {file.path: file for file in files}
-        if len(found) < len(files):
+        """Return the files for one kind of board: bytecode if there is any, else sources."""
+        compiles = board.major and not self._request.source_only
+        files = await gather_or_cancel(
+            [self._compile_file(file, board if compiles else None) for file in sources]
+        )
+        by_path = {file.path: file for file in files}
+        if len(by_path) < len(files):  # a package has a module as source and as bytecode
             check_clash({file.path: file for file in sources})
-        check_clash(found)
-        return tuple(sorted(found.values()))
+        check_clash(by_path)
+        return tuple(sorted(by_path.values()))
 
     async def _compile_file(self, file: PlannedFile, board: Bytecode | None) -> PlannedFile:
+        """Return the bytecode of a file, or the file itself if it has none.
+
+        Args:
+            file: a source, bytecode or data.
+            board: the board's kind of bytecode; None to compile nothing.
+
+        Raises:
+            PackageError: the file is bytecode that the board cannot run.
+        """
         if file.path.endswith(".mpy"):
             content = await self._planner.read_content(file.sha256)
             if board and not board.can_run(content):
@@ -257,14 +282,14 @@ class _PlanBuilder:
                     f"{file.package}: {file.path} is bytecode that a board with {board} cannot run"
                 )
             return file
-        compiled = other_form(file.path)
-        if board is None or compiled is None or not file.size:
+        compiled_path = other_form(file.path)
+        if board is None or compiled_path is None or not file.size:
             return file
         content = await self._planner.read_content(file.sha256)
         try:
-            name = await self._planner.compiler.compile(content, file.path, board)
+            digest = await self._planner.compiler.compile(content, file.path, board)
         except CompileFailed as error:
             self._notes.append(f"{file.path} {error}; its source is installed")
             return file
-        size = len(await self._planner.read_content(name))
-        return replace(file, path=compiled, sha256=name, size=size)
+        size = len(await self._planner.read_content(digest))
+        return replace(file, path=compiled_path, sha256=digest, size=size)

@@ -1,8 +1,8 @@
-"""Distributions of the old ``micropython-*`` kind: sdists and wheels, read as archives.
+"""Distributions on PyPI, such as the old ``micropython-*`` packages: sdists and wheels.
 
-Nothing of them runs: no setup.py, no build backend, no entry point, no .pth; nor are those
-installed. The index is the one that pip is configured with (its first: pip's extra indexes are
-left out, for a name that is in two of them would be a guess).
+They are read as archives. Nothing of them is executed: no setup.py, build backend, entry point or
+.pth file; nor are those installed. The index is the one that pip is configured with. pip's extra
+indexes are ignored, since a name could exist in several of them (dependency confusion).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 691
 _ARCHIVE_SUFFIXES: Final = (".tar.gz", ".whl", ".zip")
-#: What belongs to the way a distribution is made, not to what it is (a sdist's root; a wheel's).
+#: Files that serve the building, testing or description of a distribution.
 _NOT_INSTALLED = re.compile(
     r"(__init__\.py|setup\.(py|cfg)|sdist_upip\.py|optimize_upip\.py|pyproject\.toml|MANIFEST\.in|metadata\.txt"
     r"|PKG-INFO|(README|LICEN[CS]E|COPYING|CHANGE|AUTHORS|HISTORY|INSTALL|Makefile|tox\.ini"
@@ -43,47 +43,47 @@ _PREFIX: Final = "micropython-"
 
 
 class PipSettings(NamedTuple):
-    """What pip is configured with: the index's URL, and certificates ("" for the system's)."""
+    """The configuration of pip: the URL of its index, and its certificates ("": the system's)."""
 
     url: str
     cert: str
 
 
 async def read_pip_settings() -> PipSettings:
-    """Ask pip how it is configured; nothing is downloaded."""
+    """Return pip's configuration, from ``pip config list``; nothing is downloaded."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
-    told, _ = await process.communicate()
-    found: dict[str, str] = {}
-    for line in told.decode("utf-8", "replace").splitlines():
+    output, _ = await process.communicate()
+    settings: dict[str, str] = {}
+    for line in output.decode("utf-8", "replace").splitlines():
         key, _, value = line.partition("=")
         try:
-            found[key.strip()] = str(ast.literal_eval(value.strip()))
+            settings[key.strip()] = str(ast.literal_eval(value.strip()))
         except (ValueError, SyntaxError):
             continue
 
     def setting(name: str) -> str:
-        """Return a setting as `pip install` sees it: environment, then its own, then all's."""
+        """Return a setting with the precedence of `pip install`: environment, command, global."""
         keys = (f":env:.{name}", f"install.{name}", f"global.{name}")
-        return next((found[key] for key in keys if key in found), "")
+        return next((settings[key] for key in keys if key in settings), "")
 
-    index = setting("index-url") or os.environ.get("PIP_INDEX_URL", "")  # where there is no pip
+    index = setting("index-url") or os.environ.get("PIP_INDEX_URL", "")  # pip may be missing
     if not index:
-        from pypi_simple import PYPI_SIMPLE_ENDPOINT  # pip's default is this one, too
+        from pypi_simple import PYPI_SIMPLE_ENDPOINT  # pip's default too
 
         index = PYPI_SIMPLE_ENDPOINT
     return PipSettings(index, setting("cert"))
 
 
 class PyPISource:
-    """The one index of ``pypi:``.
+    """The source of packages in the index that pip is configured with.
 
     Args:
-        fetcher: fetches.
-        cache: keeps archives.
-        index: its URL.
+        fetcher: makes the HTTP requests.
+        cache: where archives and files are stored.
+        index: the URL of the index.
     """
 
     def __init__(self, fetcher: HttpFetcher, cache: PackageCache, index: str) -> None:
@@ -93,73 +93,79 @@ class PyPISource:
         self._pages: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     async def versions(self, requirement: Requirement) -> list[str]:
-        """Return the versions that a wish allows, the best first."""
+        """Return the versions that a requirement allows, the newest first.
+
+        Pre-releases are included only if there is nothing else.
+
+        Raises:
+            PackageError: the version specifier is malformed.
+            SourceNotFound: no version matches.
+        """
         from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
         files = await self._archives(requirement)
         try:
             allowed = SpecifierSet(requirement.version)
         except InvalidSpecifier:
-            raise PackageError(f"{requirement}: {requirement.version!r} is no version") from None
-        found = list(allowed.filter(files)) or list(allowed.filter(files, prereleases=True))
-        if not found:
+            raise PackageError(f"{requirement}: {requirement.version!r} is not a version") from None
+        versions = list(allowed.filter(files)) or list(allowed.filter(files, prereleases=True))
+        if not versions:
             raise SourceNotFound(
-                f"{requirement}: of {requirement.name} there is {', '.join(list(files)[:10])}"
+                f"{requirement}: no such version; {requirement.name} has "
+                f"{', '.join(list(files)[:10])}"
             )
-        return found
+        return versions
 
     async def load(self, requirement: Requirement, version: str) -> Release:
-        """Return a version as its archive describes it."""
+        """Return a version of the package, as described by its archive."""
         file = (await self._archives(requirement))[version]
         raw = await self.fetch_archive(requirement, version)
         digest = sha256(raw)
         members = await asyncio.to_thread(unpack, raw, file.filename)
         files = installable_files(members, file.filename)
-        requires, dummy = read_archive_metadata(members)
-        parts = [
-            ReleaseFile(
-                path, sha256=await asyncio.to_thread(self._cache.put, content), size=len(content)
-            )
-            for path, content in sorted(files.items())
-        ]
+        requires, is_dummy_package = read_archive_metadata(members)
+        parts = []
+        for path, content in sorted(files.items()):
+            content_digest = await asyncio.to_thread(self._cache.put, content)
+            parts.append(ReleaseFile(path, sha256=content_digest, size=len(content)))
         needs, notes = _read_dependencies(requires, requirement)
-        if dummy or not any(part.size for part in parts):
+        if is_dummy_package or not any(part.size for part in parts):
             notes += (
-                f"{requirement.key} {version} is a dummy: it keeps the name, and has no code",
+                f"{requirement.key} {version} is a dummy: it reserves the name and has no code",
             )
         return Release(requirement, version, tuple(parts), needs, "", file.filename, digest, notes)
 
     async def fetch_archive(self, requirement: Requirement, version: str) -> bytes:
-        """Return a version's archive, as its index promises it.
+        """Return the archive of a version, from the cache or the index.
 
         Raises:
-            PackageError: there is none, or another one than was promised.
+            SourceNotFound: the index does not have that version.
+            PackageError: the archive does not have the hash that the index lists.
         """
         file = (await self._archives(requirement)).get(version)
         if file is None:
             raise SourceNotFound(
-                f"{requirement}: there is no {requirement.name} {version} in its index any more"
+                f"{requirement}: its index no longer has {requirement.name} {version}"
             )
-        promised = (file.digests or {}).get("sha256", "")
-        raw = await asyncio.to_thread(self._cache.get, promised)
+        expected_digest = (file.digests or {}).get("sha256", "")
+        raw = await asyncio.to_thread(self._cache.get, expected_digest)
         if raw is not None:
             return raw
-        # An index that is itself inside may keep its archives at another place inside; one
-        # that is public never leads there.
-        inside = await self._fetcher.is_private_host(self.index)
-        own = file.url if inside else self.index
+        # A private index may have its archives on another private host; a public index may not.
+        is_private = await self._fetcher.is_private_host(self.index)
+        trusted_url = file.url if is_private else self.index
         reply = await self._fetcher.fetch(
-            file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, trusted_url=own
+            file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, trusted_url=trusted_url
         )
-        if promised and sha256(reply.body) != promised:
+        if expected_digest and sha256(reply.body) != expected_digest:
             raise PackageError(
-                f"{requirement}: {file.filename} is not what its index promised (SHA-256)"
+                f"{requirement}: {file.filename} does not have the SHA-256 that its index lists"
             )
         await asyncio.to_thread(self._cache.put, reply.body)
         return reply.body
 
     async def _archives(self, requirement: Requirement) -> dict[str, Any]:
-        """Return the archive of each version, the newest first; asked once for a plan."""
+        """Return version -> archive, the newest first; the page is fetched once for a plan."""
         if requirement.name not in self._pages:
             self._pages[requirement.name] = asyncio.ensure_future(self._fetch_archives(requirement))
         return await self._pages[requirement.name]
@@ -179,7 +185,7 @@ class PyPISource:
             return await asyncio.to_thread(_choose_archives, page)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PackageError(
-                f"{requirement}: its index says what cannot be read: {error}"[:300]
+                f"{requirement}: the page of its index is malformed: {error}"[:300]
             ) from error
 
 
@@ -192,72 +198,94 @@ def _parse_page(name: str, reply: Any) -> ProjectPage:
 
 
 def _choose_archives(page: ProjectPage) -> dict[str, Any]:
-    """Return the one archive of each version that is for us; the newest version first."""
+    """Return version -> archive, the newest first.
+
+    Of several archives of a version the sdist is preferred, as ``_ARCHIVE_SUFFIXES`` orders them.
+    """
     from packaging.version import InvalidVersion, Version
 
     found: dict[Version, tuple[int, str, Any]] = {}
     for file in page.packages:
         name = file.filename
-        kind = next((n for n, end in enumerate(_ARCHIVE_SUFFIXES) if name.endswith(end)), None)
-        if kind is None or file.is_yanked or not _is_pure_python(name):
+        preference = next(
+            (n for n, suffix in enumerate(_ARCHIVE_SUFFIXES) if name.endswith(suffix)), None
+        )
+        if preference is None or file.is_yanked or not _is_pure_python(name):
             continue
         try:
             version = Version(file.version or "")
         except InvalidVersion:
             continue
-        if version not in found or (kind, name) < found[version][:2]:
-            found[version] = (kind, name, file)
-    return {str(found[v][2].version): found[v][2] for v in sorted(found, reverse=True)}
+        if version not in found or (preference, name) < found[version][:2]:
+            found[version] = (preference, name, file)
+    archives = {}
+    for version in sorted(found, reverse=True):
+        _, _, file = found[version]
+        archives[str(file.version)] = file
+    return archives
 
 
 def _is_pure_python(name: str) -> bool:
-    """Whether an archive is of Python alone: a wheel says so by its tags."""
+    """Return whether an archive contains no binaries: an sdist, or a wheel for any platform."""
     return not name.endswith(".whl") or name.endswith("-none-any.whl")
 
 
 def installable_files(members: dict[str, bytes], name: str) -> dict[str, bytes]:
-    """Return the files that belong on a board, below an install's folder."""
-    roots = {path.partition("/")[0] for path in members}
-    wheel = name.endswith(".whl")
-    if not wheel and len(roots) != 1:
-        raise PackageError(f"{name} is no sdist: it has no one folder that holds all")
-    found = {}
-    for path, content in members.items():
-        inside = path if wheel else path.partition("/")[2]
-        inside = re.sub(r"^src/", "", inside) if not wheel else inside
-        if inside and not _NOT_INSTALLED.fullmatch(inside):
-            found[inside] = content
-    return found
+    """Return the files of an archive to install on a board, by their paths there.
+
+    Args:
+        members: the files of the archive.
+        name: the file name of the archive.
+
+    Raises:
+        PackageError: an sdist does not have a single top-level folder.
+    """
+    top_level_names = {path.partition("/")[0] for path in members}
+    is_wheel = name.endswith(".whl")
+    if not is_wheel and len(top_level_names) != 1:
+        raise PackageError(f"{name} is not an sdist: it has no single top-level folder")
+    files = {}
+    for member_path, content in members.items():
+        path = member_path
+        if not is_wheel:
+            _, _, path = member_path.partition("/")
+            path = path.removeprefix("src/")
+        if path and not _NOT_INSTALLED.fullmatch(path):
+            files[path] = content
+    return files
 
 
 def read_archive_metadata(members: dict[str, bytes]) -> tuple[list[str], bool]:
-    """Return what an archive needs, and whether it says that it is a dummy."""
+    """Return the requirements of an archive, and whether it only reserves a name."""
     requires: list[str] = []
-    dummy = False
+    is_dummy_package = False
     for path, content in sorted(members.items()):
-        end = path.rpartition("/")[2]
-        if end == "requires.txt" and ".egg-info/" in path:
+        file_name = path.rpartition("/")[2]
+        if file_name == "requires.txt" and ".egg-info/" in path:
             requires += read_requires(content)
-        elif end == "METADATA" and ".dist-info/" in path:
+        elif file_name == "METADATA" and ".dist-info/" in path:
             requires += read_metadata(content)
-        dummy = dummy or (end in ("PKG-INFO", "METADATA") and is_dummy(content))
-    return list(dict.fromkeys(requires)), dummy
+        if file_name in ("PKG-INFO", "METADATA") and is_dummy(content):
+            is_dummy_package = True
+    return list(dict.fromkeys(requires)), is_dummy_package
 
 
 def _read_dependencies(
     requires: list[str], requirement: Requirement
 ) -> tuple[tuple[Requirement, ...], tuple[str, ...]]:
-    """Return what is needed, less what MicroPython brings by itself, and a note for that."""
+    """Return the dependencies, without those that MicroPython has built in, and notes on these."""
     needs, notes = [], []
     for text in requires:
         try:
             need = parse_requirement(f"pypi:{text}")
         except PackageError as error:
-            raise PackageError(f"{requirement} needs something odd: {error.args[0]}") from error
+            raise PackageError(
+                f"{requirement} has an invalid dependency: {error.args[0]}"
+            ) from error
         module = re.split("[-.]", need.name.removeprefix(_PREFIX))[0]
         if BUILTIN_MODULES.fullmatch(module):
             notes.append(
-                f"{requirement.key} needs {need.name}: MicroPython brings its own {module}"
+                f"{requirement.key} needs {need.name}: MicroPython's built-in {module} is used"
             )
         else:
             needs.append(need)

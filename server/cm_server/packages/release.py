@@ -1,4 +1,4 @@
-"""One version of one package, as its source describes it, and as it is once it is here; pure."""
+"""A release: one version of one package, before and after its files were fetched; pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .requirement import Requirement
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """A file that a release consists of.
+    """A file of a release.
 
     Attributes:
-        path: below the install's folder, as the source says.
-        url: where from; "" where it came in the release's archive or along with the request.
-        hash_prefix: the first digits of its SHA-256 that the source promises; "" for no promise.
-        sha256: its content's, in hex, as soon as that is here.
-        size: bytes.
+        path: relative to the folder of the install, as the source names it.
+        url: where it is fetched from; "" if it is in the release's archive or was sent by the caller.
+        hash_prefix: the first digits of its SHA-256 according to the source; "" if not known.
+        sha256: of its content, in hexadecimal; "" before it was fetched.
+        size: of its content, in bytes; 0 before it was fetched.
     """
 
     path: str
@@ -28,17 +28,18 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Release:
-    """A package at a version.
+    """One version of a package.
 
     Attributes:
-        requirement: the requirement that it is the answer to, without its version.
-        version: what it calls itself; a forge's is the commit.
-        ref: a forge's ref in full, such as refs/tags/v1, that led to the commit; "" for none.
-        dependencies: what it requires.
+        requirement: the requirement that it fulfils, without the version.
+        version: its version; of a repository, the commit.
         parts: its files.
-        archive: the file name of the archive that they are in, "" for none.
-        archive_sha256: the archive's own.
-        notes: what a person should know, each a sentence.
+        dependencies: the requirements of its dependencies.
+        ref: the full name of the ref that was resolved to the commit, such as refs/tags/v1; ""
+            if there is none.
+        archive: the file name of the archive that contains the files; "" if there is none.
+        archive_sha256: the SHA-256 of the archive.
+        notes: remarks for the user, one sentence each.
     """
 
     requirement: Requirement
@@ -52,7 +53,7 @@ class Release:
 
     @property
     def key(self) -> str:
-        """Return what it has in common with its other versions."""
+        """Return the key of the package, which is the same for all of its versions."""
         return self.requirement.key
 
     def __str__(self) -> str:

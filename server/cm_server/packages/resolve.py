@@ -1,8 +1,8 @@
-"""The resolver: from wishes to one version of each package; no sockets, no clock.
+"""Resolve requirements to one version of each package; no sockets, no clock.
 
-It works on what is known. Where it needs to know more it says so (`Unknown`); whoever asks
-finds that out and calls it again, as often as it takes. So it is pure and deterministic, and
-what it needs can be fetched side by side.
+The resolver works on releases that were loaded before. If it needs one that was not, it raises
+`NotKnownYet`; the caller loads it and calls the resolver again. So it is pure and deterministic,
+and releases can be loaded concurrently.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from cm_server import limits
 from .release import Release
 from .requirement import Requirement
 
-_MAX_CAUSES = 6  # wishes that an explanation names
+_MAX_CAUSES = 6  # requirements that the explanation of a conflict lists
 
 
 @dataclass
 class KnownReleases:
-    """What is known so far.
+    """Versions and releases that were loaded so far.
 
     Attributes:
-        versions: those that a wish allows, the best first.
-        releases: by key and version.
+        versions: requirement -> the versions that it allows, in order of preference.
+        releases: package key and version -> release.
     """
 
     versions: dict[Requirement, list[str]] = field(default_factory=dict)
@@ -37,11 +37,11 @@ class KnownReleases:
 
 @dataclass(frozen=True)
 class NotKnownYet(Exception):
-    """Something has to be found out first.
+    """The resolver needs something that was not loaded.
 
     Attributes:
-        requirement: its versions are not known; or
-        version: that one of its versions is not.
+        requirement: the requirement whose versions are needed.
+        version: if not None, the release of this version is needed instead.
     """
 
     requirement: Requirement
@@ -55,36 +55,38 @@ class _Candidate:
 
 
 def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[NotKnownYet]:
-    """Return what has to be found out if nothing conflicts: to be asked side by side.
+    """Return what must be loaded if the preferred version of each package is installed.
+
+    It can be loaded concurrently.
 
     Raises:
-        PackageError: there are more packages than a plan may have.
+        PackageError: a plan cannot have so many packages.
     """
     missing: dict[NotKnownYet, None] = {}
     seen: set[Requirement] = set()
     todo = list(wanted)
     while todo:
-        wish = todo.pop()
-        if wish in seen:
+        requirement = todo.pop()
+        if requirement in seen:
             continue
-        seen.add(wish)
+        seen.add(requirement)
         _check_requirement_count(len(seen))
-        if wish not in known.versions:
-            missing[NotKnownYet(wish)] = None
+        if requirement not in known.versions:
+            missing[NotKnownYet(requirement)] = None
             continue
-        version = known.versions[wish][0]
-        release = known.releases.get((wish.key, version))
+        version = known.versions[requirement][0]
+        release = known.releases.get((requirement.key, version))
         if release is None:
-            missing[NotKnownYet(wish, version)] = None
+            missing[NotKnownYet(requirement, version)] = None
         else:
             todo.extend(release.dependencies)
     return list(missing)
 
 
 def _check_requirement_count(count: int) -> None:
-    """Raise PackageError if so many requirements cannot belong to a plan that is small enough.
+    """Raise PackageError if there are too many requirements for a plan of the permitted size.
 
-    Several requirements may ask for the same package: hence four times the number of packages.
+    Several requirements may refer to the same package, hence the factor.
     """
     if count > limits.PACKAGES * 4:
         raise _too_many_packages()
@@ -94,8 +96,8 @@ def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release
     """Return the packages to install, in the order of their keys.
 
     Raises:
-        Unknown: something has to be found out first.
-        PackageError: the wishes contradict each other, or are too many.
+        NotKnownYet: something must be loaded first.
+        PackageError: the requirements conflict, or need too many packages or steps.
     """
     resolver: resolvelib.Resolver[Requirement, _Candidate, str] = resolvelib.Resolver(
         _Provider(known), resolvelib.BaseReporter()
@@ -106,22 +108,27 @@ def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release
         raise PackageError(_explain_conflict(error.causes)) from None
     except resolvelib.ResolutionTooDeep:
         raise PackageError(
-            f"no set of versions that fits was found in {limits.RESOLVE_ROUNDS} steps; "
-            "name versions to make the choice smaller"
+            f"no compatible versions were found in {limits.RESOLVE_ROUNDS} steps; "
+            "request particular versions to reduce the choice"
         ) from None
-    chosen = [known.releases[key, one.version] for key, one in sorted(result.mapping.items())]
+    chosen = [
+        known.releases[key, candidate.version] for key, candidate in sorted(result.mapping.items())
+    ]
     if len(chosen) > limits.PACKAGES:
         raise _too_many_packages()
     return chosen
 
 
 class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
+    """What resolvelib needs to know about requirements and versions."""
+
     def __init__(self, known: KnownReleases) -> None:
         self._known = known
 
     def identify(self, requirement_or_candidate: Requirement | _Candidate) -> str:
-        one = requirement_or_candidate
-        return one.requirement.key if isinstance(one, _Candidate) else one.key
+        if isinstance(requirement_or_candidate, _Candidate):
+            return requirement_or_candidate.requirement.key
+        return requirement_or_candidate.key
 
     def get_preference(
         self,
@@ -131,8 +138,9 @@ class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
         information: Mapping[str, Iterator[Any]],
         backtrack_causes: Sequence[Any],
     ) -> tuple[bool, str]:
-        """Take what is named exactly first, then by name: the same order every time."""
-        return (not any(info.requirement.version for info in information[identifier]), identifier)
+        """Order packages: those with a requested version first, then by name; deterministic."""
+        has_version = any(info.requirement.version for info in information[identifier])
+        return (not has_version, identifier)
 
     def find_matches(
         self,
@@ -140,14 +148,18 @@ class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
         requirements: Mapping[str, Iterator[Requirement]],
         incompatibilities: Mapping[str, Iterator[_Candidate]],
     ) -> list[_Candidate]:
-        wishes = sorted(set(requirements[identifier]))
-        strict = [wish for wish in wishes if wish.version] or wishes[:1]
-        bad = {one.version for one in incompatibilities[identifier]}
-        allowed = [self._versions(wish) for wish in strict]
+        """Return the candidates that all requirements for a package allow.
+
+        Requirements without a version allow every version, so the others decide if there are any.
+        """
+        ordered = sorted(set(requirements[identifier]))
+        deciding = [each for each in ordered if each.version] or ordered[:1]
+        excluded = {candidate.version for candidate in incompatibilities[identifier]}
+        preferred, *others = [self._versions(requirement) for requirement in deciding]
         return [
-            _Candidate(strict[0], version)
-            for version in allowed[0]
-            if version not in bad and all(version in others for others in allowed[1:])
+            _Candidate(deciding[0], version)
+            for version in preferred
+            if version not in excluded and all(version in versions for versions in others)
         ]
 
     def is_satisfied_by(self, requirement: Requirement, candidate: _Candidate) -> bool:
@@ -166,17 +178,18 @@ class _Provider(resolvelib.AbstractProvider[Requirement, _Candidate, str]):
 
 
 def _explain_conflict(causes: Iterable[Any]) -> str:
-    """Say in one sentence who wants what."""
-    told: list[str] = []
+    """Return a sentence that lists the conflicting requirements and where they come from."""
+    reasons: list[str] = []
     for cause in sorted(causes, key=_cause_key):
         parent = cause.parent
-        who = "you want" if parent is None else f"{_candidate_name(parent)} needs"
-        what = f"{who} {cause.requirement}"
-        if what not in told:
-            told.append(what)
-    more = f", and {len(told) - _MAX_CAUSES} more" if len(told) > _MAX_CAUSES else ""
+        origin = "you request" if parent is None else f"{_candidate_name(parent)} needs"
+        reason = f"{origin} {cause.requirement}"
+        if reason not in reasons:
+            reasons.append(reason)
+    omitted = len(reasons) - _MAX_CAUSES
+    more = f", and {omitted} more" if omitted > 0 else ""
     key = next((cause.requirement.key for cause in causes), "")
-    return f"no version of {key} fits: {', '.join(told[:_MAX_CAUSES])}{more}"
+    return f"no version of {key} fulfils all requirements: {', '.join(reasons[:_MAX_CAUSES])}{more}"
 
 
 def _cause_key(cause: Any) -> tuple[str, str]:
@@ -191,4 +204,4 @@ def _candidate_name(candidate: _Candidate) -> str:
 
 
 def _too_many_packages() -> PackageError:
-    return PackageError(f"this needs more than {limits.PACKAGES} packages")
+    return PackageError(f"the install needs more than {limits.PACKAGES} packages")

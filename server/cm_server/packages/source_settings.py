@@ -1,4 +1,4 @@
-"""Where packages come from, as the administrator of the server says; pure."""
+"""Settings of the server's administrator: where packages come from; pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ DEFAULT_INDEX: Final = "https://micropython.org/pi/v2"
 
 
 class ForgeUrls(NamedTuple):
-    """A forge's addresses, with places for REPO, COMMIT and PATH.
+    """URLs of a forge, with the placeholders ``{repo}``, ``{commit}`` and ``{path}``.
 
     Attributes:
-        refs_url: where git's own list of refs is (its "smart" protocol, version 0).
-        raw_url: where a file is, at a commit.
+        refs_url: the list of a repository's refs, in git's "smart" HTTP protocol, version 0.
+        raw_url: a file at a commit.
     """
 
     refs_url: str
@@ -40,12 +40,12 @@ DEFAULT_FORGES: Final = {
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """What may be private, since an administrator wrote it down.
+    """The configured sources; unlike URLs from elsewhere, these may have private addresses.
 
     Attributes:
-        indexes: each mip index's URL by its alias; "" is the default one.
-        forges: each forge's addresses.
-        pypi: the index of `pypi:`; None is the one that pip is configured with.
+        indexes: alias of a mip index -> URL; "" is the default one.
+        forges: name of a forge -> its URLs.
+        pypi: the URL of the index of `pypi:`; None for the one that pip is configured with.
     """
 
     indexes: Mapping[str, str] = field(default_factory=lambda: {"": DEFAULT_INDEX})

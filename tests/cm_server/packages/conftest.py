@@ -1,4 +1,4 @@
-"""A shelf of packages on loopback, and the server's packages that take from it."""
+"""Fixtures: a server of packages on loopback, and a planner that uses it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from cm_server.packages.planner import PackagePlanner
 
-from .shelf import Shelf
+from .package_server import PackageServer
 
 
 @pytest.fixture
-async def shelf() -> AsyncIterator[Shelf]:
-    async with Shelf().serving() as shelf:
-        yield shelf
+async def package_server() -> AsyncIterator[PackageServer]:
+    async with PackageServer().serving() as package_server:
+        yield package_server
 
 
 @pytest.fixture
-def packages(shelf: Shelf, tmp_path: Path) -> PackagePlanner:
-    return shelf.packages(tmp_path / "packages")
+def planner(package_server: PackageServer, tmp_path: Path) -> PackagePlanner:
+    return package_server.planner(tmp_path / "packages")

@@ -1,4 +1,4 @@
-"""A web server on loopback whose pages a test writes: an index, a forge, a registry, a rogue."""
+"""A web server on loopback with pages that a test defines: a mip index, a forge, a PyPI index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cm_server.packages.planner import PackagePlanner
 from cm_server.packages.source_settings import ForgeUrls, SourceSettings
 
 COMMITS = {name: hashlib.sha1(name.encode()).hexdigest() for name in "abcdef"}
-Rogue = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def digest(content: bytes) -> str:
@@ -26,7 +26,7 @@ def digest(content: bytes) -> str:
 
 
 def sdist(root: str, files: Mapping[str, bytes | str]) -> bytes:
-    """A .tar.gz of plain files below one folder."""
+    """Return a .tar.gz with files in one folder."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as tar:
         for name, content in files.items():
@@ -38,6 +38,7 @@ def sdist(root: str, files: Mapping[str, bytes | str]) -> bytes:
 
 
 def wheel(files: Mapping[str, bytes | str]) -> bytes:
+    """Return a zip with files."""
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -45,17 +46,23 @@ def wheel(files: Mapping[str, bytes | str]) -> bytes:
     return raw.getvalue()
 
 
-class Shelf:
-    """Pages by their path; what was asked for, in order; how often each was."""
+class PackageServer:
+    """Serves pages and records the requests.
+
+    Attributes:
+        pages: path -> HTTP response, or a coroutine function that writes it.
+        requested_paths: the path of each request, in order.
+        request_heads: the head of each request, in order.
+    """
 
     def __init__(self) -> None:
-        self.pages: dict[str, bytes | Rogue] = {}
-        self.asked: list[str] = []
-        self.heads: list[str] = []
+        self.pages: dict[str, bytes | Handler] = {}
+        self.requested_paths: list[str] = []
+        self.request_heads: list[str] = []
         self.url = ""
 
     @contextlib.asynccontextmanager
-    async def serving(self, host: str = "127.0.0.1") -> AsyncIterator[Shelf]:
+    async def serving(self, host: str = "127.0.0.1") -> AsyncIterator[PackageServer]:
         tasks: set[asyncio.Task[None]] = set()
 
         def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,9 +84,9 @@ class Shelf:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split(" ")[1]
-            self.asked.append(path)
-            self.heads.append(head)
-            page = self.pages.get(path, reply(b"no such page", 404))
+            self.requested_paths.append(path)
+            self.request_heads.append(head)
+            page = self.pages.get(path, reply(b"not found", 404))
             if isinstance(page, bytes):
                 writer.write(page)
                 await writer.drain()
@@ -91,7 +98,7 @@ class Shelf:
             writer.close()
 
     def put(self, path: str, content: Any, kind: str = "", **headers: str) -> None:
-        """Put a page: bytes, text, or JSON."""
+        """Add a page with a content: bytes, text, or what is converted to JSON."""
         if not isinstance(content, (bytes, str)):
             content, kind = json.dumps(content), kind or "application/json"
         data = content.encode() if isinstance(content, str) else content
@@ -100,7 +107,7 @@ class Shelf:
     def redirect(self, path: str, to: str, status: int = 302) -> None:
         self.pages[path] = reply(b"", status, "text/plain", Location=to)
 
-    # An index
+    # A mip index
 
     def publish(
         self,
@@ -113,13 +120,13 @@ class Shelf:
         latest: bool = True,
         **fields: Any,
     ) -> dict[str, Any]:
-        """Put a package on an index, as micropython-lib's tools would."""
+        """Add a package to a mip index, in the format of micropython-lib's tools."""
         hashes = []
         for path, content in (files or {f"{name}.py": f"V = {version!r}\n"}).items():
             data = content.encode() if isinstance(content, str) else content
-            short = digest(data)[:8]
-            hashes.append([path, short])
-            self.put(f"{index}/file/{short[:2]}/{short}", data)
+            prefix = digest(data)[:8]
+            hashes.append([path, prefix])
+            self.put(f"{index}/file/{prefix[:2]}/{prefix}", data)
         document = {"v": 1, "hashes": hashes, "urls": [], "version": version, **fields}
         for at in (version, "latest") if latest else (version,):
             self.put(f"{index}/package/{form}/{name}/{at}.json", document)
@@ -128,26 +135,27 @@ class Shelf:
     # A forge
 
     def refs(self, repository: str, **refs: str) -> None:
-        """Say which commit each ref is: HEAD, `heads_main`, `tags_v1`, …"""
+        """Set the commit of each ref, by its letter in COMMITS: HEAD, `heads_main`, `tags_v1`, …"""
         lines = [b"# service=git-upload-pack\n", None]
         for number, (name, letter) in enumerate(refs.items()):
             full = "HEAD" if name == "HEAD" else f"refs/{name.replace('_', '/', 1)}"
             more = b"\0multi_ack side-band-64k" if not number else b""
             lines.append(f"{COMMITS[letter]} {full}".encode() + more + b"\n")
         lines.append(None)
-        told = b"".join(
+        response = b"".join(
             b"0000" if line is None else b"%04x" % (len(line) + 4) + line for line in lines
         )
-        self.put(f"/{repository}.git/info/refs?service=git-upload-pack", told)
+        self.put(f"/{repository}.git/info/refs?service=git-upload-pack", response)
 
     def commit(self, repository: str, letter: str, files: Mapping[str, Any]) -> None:
+        """Add files to a commit of a repository."""
         for path, content in files.items():
             self.put(f"/raw/{repository}/{COMMITS[letter]}/{path}", content, "text/plain")
 
-    # A registry
+    # A PyPI index
 
     def project(self, name: str, files: Mapping[str, bytes], **fields: Any) -> None:
-        """Put a project on the registry: archives by their file names."""
+        """Add a project to the PyPI index; ``files`` are archives by their file names."""
         listed = []
         for file, content in files.items():
             self.put(f"/files/{file}", content)
@@ -159,7 +167,7 @@ class Shelf:
         self.put(f"/simple/{name}/", page, "application/vnd.pypi.simple.v1+json")
 
     def settings(self, **more: Any) -> SourceSettings:
-        """What an administrator would configure to use all of it."""
+        """Return settings with which a planner fetches everything from this server."""
         forge = ForgeUrls(
             self.url + "/{repo}.git/info/refs?service=git-upload-pack",
             self.url + "/raw/{repo}/{commit}/{path}",
@@ -171,18 +179,18 @@ class Shelf:
         }
         return SourceSettings(**{**given, **more})
 
-    def packages(self, folder: Path, **more: Any) -> PackagePlanner:
+    def planner(self, folder: Path, **more: Any) -> PackagePlanner:
         return PackagePlanner(folder, self.settings(**more))
 
 
 def reply(body: bytes, status: int = 200, kind: str = "text/plain", **headers: str) -> bytes:
-    """An HTTP answer."""
+    """Return an HTTP response."""
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", f"Content-Type: {kind}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 
 def bomb(size: int = 10 * 1024**3) -> bytes:
-    """Gzip that inflates to more than anybody has: 1 MiB of zeros, again and again."""
+    """Return a gzip bomb: members of 64 MiB of zeros, at most four."""
     raw = gzip.compress(b"\0" * 64 * 1024**2, 9)
     return raw * max(1, min(size // (64 * 1024**2), 4))

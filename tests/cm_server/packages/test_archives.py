@@ -1,4 +1,4 @@
-"""Hostile archives; FIELD 5, group 25. Nothing is ever written to a disk or run."""
+"""Hostile archives (attack group 25): nothing is written to disk or executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
 from cm_server.packages.archives import unpack
 
-from .shelf import bomb, sdist, wheel
+from .package_server import bomb, sdist, wheel
 
 BAD_PATHS = [
     "../boot.py",
@@ -50,7 +50,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def refuses(raw: bytes, why: str = ".", name: str = "p-1.tar.gz") -> None:
+def assert_refused(raw: bytes, why: str = ".", name: str = "p-1.tar.gz") -> None:
     with pytest.raises(PackageError, match=why):
         unpack(raw, name)
 
@@ -61,24 +61,24 @@ def test_plain_archives_are_read():
     assert unpack(wheel(files), "p.whl") == unpack(wheel(files), "p.zip") == files
 
 
-def test_folders_and_a_pax_comment_are_passed_over():
+def test_folders_and_pax_comments_are_ignored():
     raw = tar_of((member("p", tarfile.DIRTYPE), b""), (member("./p/a.py"), b"1"))
     assert unpack(raw, "p.tar.gz") == {"p/a.py": b"1"}
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)
-def test_member_that_is_not_plain_refuses_the_tar(path):
-    refuses(tar_of((member("p/a.py"), b"1"), (member(path), b"2")))
+def test_unsafe_member_path_in_tar_is_refused(path):
+    assert_refused(tar_of((member("p/a.py"), b"1"), (member(path), b"2")))
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)
-def test_member_that_is_not_plain_refuses_the_zip(path):
-    refuses(wheel({"p/a.py": "1", path: "2"}), name="p.whl")
+def test_unsafe_member_path_in_zip_is_refused(path):
+    assert_refused(wheel({"p/a.py": "1", path: "2"}), name="p.whl")
 
 
-def test_name_with_a_nul_refuses_the_zip():
+def test_nul_in_zip_member_name_is_refused():
     raw = wheel({"p/a.pyZ.txt": "2"}).replace(b"p/a.pyZ.txt", b"p/a.py\0.txt")
-    refuses(raw, name="p.whl")
+    assert_refused(raw, name="p.whl")
 
 
 @pytest.mark.parametrize(
@@ -94,118 +94,118 @@ def test_name_with_a_nul_refuses_the_zip():
         b"Z",
     ],
 )
-def test_link_device_or_sparse_file_refuses_the_tar(kind):
+def test_tar_with_link_device_or_sparse_file_is_refused(kind):
     odd = member("p/x", kind, "/etc")
-    raw = tar_of((odd, b""), (member("p/x/passwd"), b"written through"), pax=False)
+    raw = tar_of((odd, b""), (member("p/x/passwd"), b"written through the link"), pax=False)
     if kind == tarfile.CONTTYPE:  # a plain file, by POSIX
         assert unpack(raw, "p.tar.gz")["p/x"] == b""
     else:
-        refuses(raw, "no plain file|no sound archive")
+        assert_refused(raw, "not a plain file|not a valid archive")
 
 
-def test_symbolic_link_refuses_the_zip():
+def test_zip_with_symbolic_link_is_refused():
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w") as archive:
         info = zipfile.ZipInfo("p/x")
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
-    refuses(raw.getvalue(), "no plain file", "p.zip")
+    assert_refused(raw.getvalue(), "not a plain file", "p.zip")
 
 
-def test_names_that_differ_in_case_only_refuse_the_archive():
-    refuses(sdist("p", {"a.py": "1", "A.py": "2"}), "twice")
-    refuses(wheel({"a.py": "1", "A.PY": "2"}), "twice", "p.whl")
+def test_names_that_differ_in_case_only_are_refused():
+    assert_refused(sdist("p", {"a.py": "1", "A.py": "2"}), "twice")
+    assert_refused(wheel({"a.py": "1", "A.PY": "2"}), "twice", "p.whl")
 
 
-def test_one_name_twice_refuses_the_archive():
-    refuses(tar_of((member("p/a.py"), b"1"), (member("p/a.py"), b"2")), "twice")
+def test_duplicate_member_is_refused():
+    assert_refused(tar_of((member("p/a.py"), b"1"), (member("p/a.py"), b"2")), "twice")
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         archive.writestr("a.py", "1")
         archive.writestr("a.py", "2")
-    refuses(raw.getvalue(), "twice", "p.zip")
+    assert_refused(raw.getvalue(), "twice", "p.zip")
 
 
-def test_pax_header_that_overrides_a_path_is_seen_through():
+def test_path_in_pax_header_is_checked():
     info = member("p/harmless.py")
     info.pax_headers = {"path": "../../boot.py"}
-    refuses(tar_of((info, b"1")), "is refused")
+    assert_refused(tar_of((info, b"1")), "is refused")
 
 
-def test_loop_of_gnu_long_names_ends():
+def test_endless_gnu_long_names_are_refused():
     header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     header.size = 0
     block = header.tobuf(tarfile.GNU_FORMAT)
-    refuses(gzip.compress(block * 20_000 + b"\0" * 1024), "no sound archive")
+    assert_refused(gzip.compress(block * 20_000 + b"\0" * 1024), "not a valid archive")
 
 
-def inflated_within(raw: bytes, name: str, seconds: float) -> int:
-    """Refuse it quickly; return the most memory that it took."""
+def peak_memory_of_refusal(raw: bytes, name: str, seconds: float) -> int:
+    """Assert that an archive is refused within some CPU time; return the peak memory in bytes."""
     tracemalloc.start()
     try:
         since = time.process_time()
-        refuses(raw, name=name)
+        assert_refused(raw, name=name)
         assert time.process_time() - since < seconds
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def test_gigabytes_from_kilobytes_are_refused_before_they_are_there(monkeypatch):
+def test_decompression_bomb_is_refused_before_it_is_inflated(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_UNPACKED_BYTES", 1024**2)
     raw = bomb()
     zipped = wheel({"p/a.py": b"\0" * 64 * 1024**2})
     for packed, name in ((raw, "p.tar.gz"), (zipped, "p.whl")):
         assert len(packed) < 1024**2
-        assert inflated_within(packed, name, 5) < 8 * 1024**2
+        assert peak_memory_of_refusal(packed, name, 5) < 8 * 1024**2
 
 
-def test_zip_that_lies_about_its_sizes_is_refused():
+def test_zip_with_wrong_sizes_is_refused():
     content = b"\0" * 100_000
     raw = wheel({"p/a.py": content})
     lying = raw.replace(struct.pack("<L", 100_000), struct.pack("<L", 10))
-    refuses(lying, name="p.zip")
+    assert_refused(lying, name="p.zip")
 
 
-def test_zip_whose_headers_disagree_is_refused():
+def test_zip_with_inconsistent_headers_is_refused():
     raw = wheel({"p/good.py": "1"})
-    refuses(raw.replace(b"p/good.py", b"p/evil.py", 1), "no sound archive", "p.zip")
+    assert_refused(raw.replace(b"p/good.py", b"p/evil.py", 1), "not a valid archive", "p.zip")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_zip_packed_in_a_way_that_cannot_be_bounded_is_refused(method):
+def test_zip_with_unbounded_compression_method_is_refused(method):
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", method) as archive:
         archive.writestr("p/a.py", "1")
-    refuses(raw.getvalue(), "no plain file", "p.zip")
+    assert_refused(raw.getvalue(), "not a plain file", "p.zip")
 
 
 def test_too_many_members_are_refused(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_FILES", 10)
     files = {f"a{n}.py": "" for n in range(11)}
-    refuses(sdist("p", files), "too many")
-    refuses(wheel(files), "too many", "p.whl")
+    assert_refused(sdist("p", files), "too many")
+    assert_refused(wheel(files), "too many", "p.whl")
 
 
 @pytest.mark.timeout(20)
-def test_a_million_members_are_refused_quickly():
+def test_archive_of_many_members_is_refused_quickly():
     block = member("p/a.py").tobuf()
-    refuses(gzip.compress(block * 60_000, 1), "too many|twice|too big")
+    assert_refused(gzip.compress(block * 60_000, 1), "too many|twice|too big")
 
 
-def test_archive_that_is_too_big_is_not_looked_at(monkeypatch):
+def test_too_big_archive_is_refused_unread(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_ARCHIVE_BYTES", 10)
-    refuses(sdist("p", {"a.py": "1"}), "too big")
+    assert_refused(sdist("p", {"a.py": "1"}), "too big")
 
 
-def test_archive_in_an_archive_stays_one_file():
+def test_archive_in_archive_is_not_unpacked():
     inner = sdist("q", {"evil.py": "1"})
     assert unpack(sdist("p", {"inner.tar.gz": inner}), "p.tar.gz") == {"p/inner.tar.gz": inner}
 
 
 @pytest.mark.parametrize("name", ["p.tar.gz", "p.whl", "p.zip"])
-def test_what_is_no_archive_or_cut_off_is_refused(name):
+def test_invalid_or_truncated_archive_is_refused(name):
     whole = sdist("p", {"a.py": "1" * 5000}) if name == "p.tar.gz" else wheel({"a.py": "1" * 5000})
     for raw in (b"", b"<html>", b"\x1f\x8b", b"PK\3\4", whole[: len(whole) // 2], b"\0" * 1000):
-        refuses(raw, name=name)
+        assert_refused(raw, name=name)

@@ -1,4 +1,4 @@
-"""The cache: what is in it is what it says; FIELD 5, group 30."""
+"""The cache returns verified contents only (attack group 30)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_content_is_found_by_its_hash(cache):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a" * 63, "A" * 64, "/etc/passwd"])
-def test_what_is_no_hash_names_nothing(cache, name):
+def test_invalid_hash_is_not_found(cache, name):
     assert cache.get(name) is None
 
 
-def test_content_that_changed_on_the_disk_is_gone_and_not_given(cache, tmp_path):
+def test_damaged_content_is_removed(cache, tmp_path):
     name = cache.put(b"one")
     (path,) = files(tmp_path)
     path.write_bytes(b"two")
@@ -40,7 +40,7 @@ def test_content_that_changed_on_the_disk_is_gone_and_not_given(cache, tmp_path)
     assert cache.get(name) == b"one"
 
 
-def test_write_that_fails_half_way_leaves_nothing(cache, tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(cache, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -53,21 +53,21 @@ def test_write_that_fails_half_way_leaves_nothing(cache, tmp_path, monkeypatch):
     assert cache.get(cache.put(b"one")) == b"one"
 
 
-def test_address_is_remembered_with_its_content(cache, tmp_path):
+def test_content_is_found_by_its_address(cache, tmp_path):
     cache.put_address("https://a.example/x", cache.put(b"one"))
     assert cache.get_by_address("https://a.example/x") == b"one"
     assert cache.get_by_address("https://a.example/y") is None
     assert PackageCache(tmp_path).get_by_address("https://a.example/x") == b"one"
 
 
-def test_oldest_contents_go_when_it_is_full(cache, tmp_path, monkeypatch):
+def test_least_recently_used_contents_are_evicted(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_CACHE_BYTES", 1000)
     names = []
     for n in range(12):
         names.append(cache.put(bytes([n]) * 100))
         path = next(path for path in files(tmp_path) if path.name == names[-1])
         os.utime(path, (n, n))
-        cache.get(names[0])  # is used all the time
+        cache.get(names[0])  # so that it is never the least recently used
     kept = [cache.get(name) is not None for name in names]
     assert kept[0]
     assert kept[-1]

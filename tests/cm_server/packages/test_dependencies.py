@@ -1,4 +1,4 @@
-"""What a package.json may need; FIELD 5, groups 28, 29 and 32."""
+"""Dependencies in a package.json (attack groups 28, 29 and 32)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cm_server.packages.requirement import parse_requirement
 COMMIT = "a" * 40
 
 
-def needs(owner, *deps, commit=COMMIT):
+def needs(package, *deps, commit=COMMIT):
     document = PackageDocument("", [], [], list(deps))
-    return [str(need) for need in read_dependencies(document, parse_requirement(owner), commit)]
+    return [str(need) for need in read_dependencies(document, parse_requirement(package), commit)]
 
 
-def test_version_follows_the_name():
+def test_dependency_gets_its_version():
     assert needs("a", ("b", "1.0"), ("c", "latest"), ("d", "*"), ("e", "")) == [
         "b@1.0",
         "c",
@@ -26,19 +26,19 @@ def test_version_follows_the_name():
     ]
 
 
-def test_name_in_an_index_means_that_index_and_elsewhere_the_default_one():
+def test_name_is_looked_up_in_the_index_of_its_package():
     assert needs("lab:a", ("b", "1")) == ["lab:b@1"]
     assert needs("github:o/r", ("b", "1")) == ["b@1"]
 
 
-def test_ref_of_a_package_never_leaks_into_another_repository():
+def test_ref_does_not_apply_to_another_repository():
     assert needs("github:o/r@v1", ("github:o/other", "")) == ["github:o/other"]
     assert needs("github:o/r@v1", ("gitlab:o/r", "")) == ["gitlab:o/r"]
     assert needs("github:o/r@v1", ("github:o/r/sub", "")) == [f"github:o/r/sub@{COMMIT}"]
     assert needs("github:o/r@v1", ("github:o/r/sub", "v0")) == ["github:o/r/sub@v0"]
 
 
-def test_pypi_is_named_with_its_version():
+def test_pypi_dependency_gets_a_specifier():
     assert needs("a", ("pypi:b", "1"), ("pypi:c", ">=2")) == ["pypi:b==1", "pypi:c>=2"]
 
 
@@ -56,6 +56,6 @@ def test_pypi_is_named_with_its_version():
         ("github:o/r/../../x", ""),
     ],
 )
-def test_odd_dependency_is_refused_and_whose_it_is(dep):
-    with pytest.raises(PackageError, match="^owner "):
-        needs("owner", dep)
+def test_invalid_dependency_is_refused_with_its_package(dep):
+    with pytest.raises(PackageError, match="^pack "):
+        needs("pack", dep)

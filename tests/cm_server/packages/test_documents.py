@@ -1,4 +1,4 @@
-"""Documents from outside: read strictly; FIELD 5, groups 24, 28 and 30."""
+"""Untrusted documents are parsed strictly (attack groups 24, 28 and 30)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cm_server.packages import documents
 from cm_server.packages.documents import read_document, read_metadata, read_refs, read_requires
 
 
-def read(**said):
-    return read_document(json.dumps(said).encode(), "it")
+def read(**fields):
+    return read_document(json.dumps(fields).encode(), "the document")
 
 
 def test_document_of_a_mip_index_is_read():
@@ -21,12 +21,12 @@ def test_document_of_a_mip_index_is_read():
     assert found == ("0.6.1", [("logging.py", "0123abcd")], [], [])
 
 
-def test_fields_that_are_missing_are_empty_and_others_are_passed_over():
+def test_missing_fields_are_empty_and_unknown_ones_ignored():
     assert read(author="x", extra={"a": 1}) == ("", [], [], [])
     assert read(version=None, urls=None, deps=None) == ("", [], [], [])
 
 
-def test_dependency_without_a_version_is_fine():
+def test_dependency_may_lack_a_version():
     assert read(deps=[["a"], "b", ["c", "1"], ["d", None]]).deps == [
         ("a", ""),
         ("b", ""),
@@ -35,7 +35,7 @@ def test_dependency_without_a_version_is_fine():
     ]
 
 
-def test_version_that_is_a_number_is_its_text():
+def test_numeric_version_becomes_text():
     assert read(version=0.1).version == "0.1"
 
 
@@ -69,9 +69,9 @@ def test_version_that_is_a_number_is_its_text():
     ],
     ids=lambda raw: repr(raw[:24]),
 )
-def test_document_of_another_kind_is_refused(raw):
+def test_malformed_document_is_refused(raw):
     with pytest.raises(PackageError):
-        read_document(raw, "it")
+        read_document(raw, "the document")
 
 
 def test_document_with_too_many_files_or_deps_is_refused():
@@ -91,20 +91,20 @@ def test_metadata_is_read_without_extras_and_description():
     assert read_metadata(raw) == ["a==1"]
 
 
-def test_dummy_is_known_by_its_summary():
+def test_dummy_is_recognised_by_its_summary():
     assert documents.is_dummy(b"Name: x\nSummary: Dummy abc module for MicroPython\n")
     assert not documents.is_dummy(b"Summary: no Dummy\n")
 
 
-def test_refs_are_read_and_a_tag_is_the_commit_that_it_stands_for():
+def test_annotated_tag_is_read_as_its_commit():
     one, two = b"1" * 40, b"2" * 40
     lines = [one + b" HEAD\0caps\n", one + b" refs/tags/v1\n", two + b" refs/tags/v1^{}\n"]
     raw = b"001e# service=git-upload-pack\n0000"
     raw += b"".join(b"%04x" % (len(line) + 4) + line for line in lines) + b"0000"
-    assert read_refs(raw, "it") == {"HEAD": "1" * 40, "refs/tags/v1": "2" * 40}
+    assert read_refs(raw, "the repository") == {"HEAD": "1" * 40, "refs/tags/v1": "2" * 40}
 
 
 @pytest.mark.parametrize("raw", [b"", b"<html>", b"00", b"0001", b"ffff", b"0000", b"-001abc"])
-def test_answer_that_is_no_git_servers_is_refused(raw):
+def test_malformed_list_of_refs_is_refused(raw):
     with pytest.raises(PackageError):
-        read_refs(raw, "it")
+        read_refs(raw, "the repository")

@@ -1,4 +1,4 @@
-"""Fetching from whoever answers; FIELD 5, groups 29 and 30. Real sockets, all on loopback."""
+"""Fetch from untrusted servers (attack groups 29 and 30), over real sockets on loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from cloudmanager.protocol.errors import PackageError
 from cm_server import limits
-from cm_server.packages import http_fetcher as web_module
+from cm_server.packages import http_fetcher as http_fetcher
 from cm_server.packages.http_fetcher import (
     HttpFetcher,
     SourceNotFound,
@@ -20,7 +20,7 @@ from cm_server.packages.http_fetcher import (
     without_credentials,
 )
 
-from .shelf import Shelf, bomb, reply
+from .package_server import PackageServer, bomb, reply
 
 MIB = 1024**2
 
@@ -30,11 +30,13 @@ def web() -> HttpFetcher:
     return HttpFetcher()
 
 
-async def get(web, shelf, path="/x", **more):
-    return await web.fetch(shelf.url + path, **{"limit": MIB, "trusted_url": shelf.url, **more})
+async def get(web, package_server, path="/x", **more):
+    return await web.fetch(
+        package_server.url + path, **{"limit": MIB, "trusted_url": package_server.url, **more}
+    )
 
 
-# Where it may go
+# Addresses
 
 
 @pytest.mark.parametrize(
@@ -63,63 +65,63 @@ async def get(web, shelf, path="/x", **more):
         "2001::1",
     ],
 )
-def test_private_address_is_known(address):
+def test_private_address_is_not_public(address):
     assert not is_public(address)
 
 
 @pytest.mark.parametrize(
     "address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
 )
-def test_public_address_is_known(address):
+def test_public_address_is_public(address):
     assert is_public(address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "0"])
-async def test_private_address_is_not_connected_to_however_it_is_written(web, shelf, host):
-    shelf.put("/x", b"secret")
-    tcp_port = shelf.url.rpartition(":")[2]
+async def test_private_address_is_refused_in_every_notation(web, package_server, host):
+    package_server.put("/x", b"secret")
+    tcp_port = package_server.url.rpartition(":")[2]
     with pytest.raises(PackageError, match="private address|cannot be reached"):
         await web.fetch(f"http://{host}:{tcp_port}/x", limit=MIB)
-    assert shelf.asked == []
+    assert package_server.requested_paths == []
 
 
-async def test_metadata_service_is_not_asked(web):
+async def test_cloud_metadata_service_is_refused(web):
     with pytest.raises(PackageError, match="private address"):
         await web.fetch("http://169.254.169.254/latest/meta-data/", limit=MIB)
 
 
-async def test_source_that_an_administrator_configured_may_be_private(web, shelf):
-    shelf.put("/x", b"here", "text/plain; charset=utf-8")
-    assert await get(web, shelf) == (b"here", f"{shelf.url}/x", "text/plain")
+async def test_configured_source_may_be_private(web, package_server):
+    package_server.put("/x", b"here", "text/plain; charset=utf-8")
+    assert await get(web, package_server) == (b"here", f"{package_server.url}/x", "text/plain")
 
 
-async def test_only_its_own_origin_is_exempt(web, shelf):
-    async with Shelf().serving() as other:
+async def test_only_the_configured_origin_may_be_private(web, package_server):
+    async with PackageServer().serving() as other:
         other.put("/x", b"secret")
         with pytest.raises(PackageError, match="private address"):
-            await web.fetch(f"{other.url}/x", limit=MIB, trusted_url=shelf.url)
-        assert other.asked == []
+            await web.fetch(f"{other.url}/x", limit=MIB, trusted_url=package_server.url)
+        assert other.requested_paths == []
 
 
-async def test_redirect_to_a_private_address_is_not_followed(web, shelf):
-    async with Shelf().serving() as inside:
+async def test_redirect_to_a_private_address_is_not_followed(web, package_server):
+    async with PackageServer().serving() as inside:
         inside.put("/secret", b"secret")
-        shelf.redirect("/x", f"{inside.url}/secret")
+        package_server.redirect("/x", f"{inside.url}/secret")
         with pytest.raises(PackageError, match="private address"):
-            await get(web, shelf)
-        assert inside.asked == []
+            await get(web, package_server)
+        assert inside.requested_paths == []
 
 
-async def test_redirect_within_the_configured_origin_is_followed(web, shelf):
-    shelf.redirect("/x", "/y", 301)
-    shelf.put("/y", b"here")
-    assert (await get(web, shelf)).body == b"here"
+async def test_redirect_within_the_configured_origin_is_followed(web, package_server):
+    package_server.redirect("/x", "/y", 301)
+    package_server.put("/y", b"here")
+    assert (await get(web, package_server)).body == b"here"
 
 
-async def test_name_that_answers_otherwise_the_second_time_gains_nothing(web, shelf, monkeypatch):
-    """DNS rebinding: what was checked is what is connected to, and each time is checked."""
-    shelf.put("/x", b"secret")
-    tcp_port = int(shelf.url.rpartition(":")[2])
+async def test_dns_rebinding_does_not_reach_a_private_address(web, package_server, monkeypatch):
+    """The address that was checked is the one that is connected to, for each connection."""
+    package_server.put("/x", b"secret")
+    tcp_port = int(package_server.url.rpartition(":")[2])
     answers = iter(["192.0.2.1", "127.0.0.1"])
     loop = asyncio.get_running_loop()
     asked = []
@@ -130,15 +132,15 @@ async def test_name_that_answers_otherwise_the_second_time_gains_nothing(web, sh
 
     monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.5)
-    monkeypatch.setattr(web_module, "is_public", lambda address: address != "127.0.0.1")
-    for why in ("gives no answer|cannot be reached|takes longer", "private address"):
+    monkeypatch.setattr(http_fetcher, "is_public", lambda address: address != "127.0.0.1")
+    for why in ("does not respond|cannot be reached|takes longer", "private address"):
         with pytest.raises(PackageError, match=why):
             await web.fetch(f"http://rebind.example:{tcp_port}/x", limit=MIB)
-    assert asked == ["192.0.2.1", "127.0.0.1"], "asked once for each connection"
-    assert shelf.asked == []
+    assert asked == ["192.0.2.1", "127.0.0.1"], "the name was not resolved once for each connection"
+    assert package_server.requested_paths == []
 
 
-async def test_one_private_address_among_public_ones_refuses_all(web, monkeypatch):
+async def test_host_with_one_private_address_is_refused(web, monkeypatch):
     async def getaddrinfo(host, port, **_):
         return [(socket.AF_INET, 1, 6, "", (a, port)) for a in ("1.1.1.1", "127.0.0.1")]
 
@@ -160,24 +162,24 @@ async def test_one_private_address_among_public_ones_refuses_all(web, monkeypatc
     ],
 )
 async def test_other_schemes_are_refused(web, url):
-    with pytest.raises(PackageError, match="no http or https URL|names no host"):
+    with pytest.raises(PackageError, match="not an http or https URL|has no host name"):
         await web.fetch(url, limit=MIB)
 
 
 @pytest.mark.parametrize(
     "to", ["file:///etc/passwd", "ftp://a.example/x", "gopher://x/", "data:,x"]
 )
-async def test_redirect_to_another_scheme_is_refused(web, shelf, to):
-    shelf.redirect("/x", to)
-    with pytest.raises(PackageError, match="no http or https URL"):
-        await get(web, shelf)
+async def test_redirect_to_another_scheme_is_refused(web, package_server, to):
+    package_server.redirect("/x", to)
+    with pytest.raises(PackageError, match="not an http or https URL"):
+        await get(web, package_server)
 
 
-async def test_redirects_end(web, shelf):
-    shelf.redirect("/x", "/x")
-    with pytest.raises(SourceUnreachable, match="on and on"):
-        await get(web, shelf)
-    assert len(shelf.asked) == limits.FETCH_REDIRECTS + 1
+async def test_endless_redirects_are_refused(web, package_server):
+    package_server.redirect("/x", "/x")
+    with pytest.raises(SourceUnreachable, match="redirects too many times"):
+        await get(web, package_server)
+    assert len(package_server.requested_paths) == limits.FETCH_REDIRECTS + 1
 
 
 async def test_redirect_from_https_to_http_is_refused(web, monkeypatch):
@@ -193,33 +195,35 @@ async def test_redirect_from_https_to_http_is_refused(web, monkeypatch):
         await web.fetch("https://a.example/x", limit=MIB)
 
 
-async def test_password_is_for_its_origin_only_and_never_shown(web, shelf, monkeypatch):
-    async with Shelf().serving("127.0.0.2") as other:
-        monkeypatch.setattr(web_module, "is_public", lambda address: address == "127.0.0.2")
-        shelf.redirect("/x", f"{other.url}/y")
-        with_login = shelf.url.replace("//", "//user:pa%24s@")
+async def test_password_is_sent_to_its_origin_only_and_not_shown(web, package_server, monkeypatch):
+    async with PackageServer().serving("127.0.0.2") as other:
+        monkeypatch.setattr(http_fetcher, "is_public", lambda address: address == "127.0.0.2")
+        package_server.redirect("/x", f"{other.url}/y")
+        with_login = package_server.url.replace("//", "//user:pa%24s@")
         with pytest.raises(SourceNotFound) as raised:
-            await web.fetch(f"{with_login}/x", limit=MIB, trusted_url=shelf.url)
-        assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[0]
-        assert "Authorization" not in other.heads[0]
+            await web.fetch(f"{with_login}/x", limit=MIB, trusted_url=package_server.url)
+        assert "Authorization: Basic dXNlcjpwYSRz" in package_server.request_heads[0]
+        assert "Authorization" not in other.request_heads[0]
         assert "pa" not in str(raised.value).replace("package", "")
-        assert "Authorization" not in other.heads[0]
-        shelf.redirect("/a", "/b")
-        shelf.put("/b", b"here")
-        await web.fetch(f"{with_login}/a", limit=MIB, trusted_url=shelf.url)
-        assert "Authorization: Basic dXNlcjpwYSRz" in shelf.heads[-1], "its own origin is told"
-    assert without_credentials(with_login + "/x?y") == f"{shelf.url}/x?y"
+        assert "Authorization" not in other.request_heads[0]
+        package_server.redirect("/a", "/b")
+        package_server.put("/b", b"here")
+        await web.fetch(f"{with_login}/a", limit=MIB, trusted_url=package_server.url)
+        assert "Authorization: Basic dXNlcjpwYSRz" in package_server.request_heads[-1], (
+            "its own origin is told"
+        )
+    assert without_credentials(with_login + "/x?y") == f"{package_server.url}/x?y"
 
 
-# What it takes
+# Limits and malformed responses
 
 
-async def test_answer_that_is_too_big_is_refused(web, shelf):
-    shelf.put("/x", b"x" * 1001)
-    with pytest.raises(PackageError, match="no answer|too"):
-        await get(web, shelf, limit=1000)
-    shelf.put("/x", b"x" * 1000)
-    assert len((await get(web, shelf, limit=1000)).body) == 1000
+async def test_too_big_response_is_refused(web, package_server):
+    package_server.put("/x", b"x" * 1001)
+    with pytest.raises(PackageError, match="does not respond"):
+        await get(web, package_server, limit=1000)
+    package_server.put("/x", b"x" * 1000)
+    assert len((await get(web, package_server, limit=1000)).body) == 1000
 
 
 async def endless(writer):
@@ -243,18 +247,18 @@ async def endless_head(writer):
         await writer.drain()
 
 
-async def claims_much(writer):
+async def huge_content_length(writer):
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\nx")
     await writer.drain()
     await asyncio.sleep(60)
 
 
-@pytest.mark.parametrize("page", [endless, endless_chunks, endless_head, claims_much])
-async def test_endless_answer_is_cut(web, shelf, page):
-    shelf.pages["/x"] = page
+@pytest.mark.parametrize("page", [endless, endless_chunks, endless_head, huge_content_length])
+async def test_endless_response_is_refused(web, package_server, page):
+    package_server.pages["/x"] = page
     since = time.monotonic()
     with pytest.raises(SourceUnreachable):
-        await get(web, shelf)
+        await get(web, package_server)
     assert time.monotonic() - since < 5
 
 
@@ -271,26 +275,26 @@ async def trickling(writer):
 
 
 @pytest.mark.parametrize("page", [silent, trickling])
-async def test_slow_answer_is_given_up(web, shelf, page, monkeypatch):
+async def test_slow_response_times_out(web, package_server, page, monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.3)
-    shelf.pages["/x"] = page
+    package_server.pages["/x"] = page
     with pytest.raises(SourceUnreachable):
-        await get(web, shelf)
+        await get(web, package_server)
 
 
-async def test_redirects_share_one_fetchs_time(web, shelf, monkeypatch):
+async def test_redirects_share_the_timeout(web, package_server, monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.4)
 
-    async def later(writer):
+    async def delayed_redirect(writer):
         await asyncio.sleep(0.15)
         writer.write(reply(b"", 302, Location="/x"))
 
-    shelf.pages["/x"] = later
+    package_server.pages["/x"] = delayed_redirect
     with pytest.raises(SourceUnreachable, match="takes longer than 0.4 s"):
-        await get(web, shelf)
+        await get(web, package_server)
 
 
-async def cut_off(writer):
+async def truncated(writer):
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this")
 
 
@@ -298,15 +302,15 @@ async def no_http(writer):
     writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
 
 
-async def says_nothing(writer):
+async def empty_response(writer):
     pass
 
 
-@pytest.mark.parametrize("page", [cut_off, no_http, says_nothing])
-async def test_broken_answer_is_none(web, shelf, page):
-    shelf.pages["/x"] = page
+@pytest.mark.parametrize("page", [truncated, no_http, empty_response])
+async def test_malformed_response_is_an_error(web, package_server, page):
+    package_server.pages["/x"] = page
     with pytest.raises(SourceUnreachable):
-        await get(web, shelf)
+        await get(web, package_server)
 
 
 @pytest.mark.parametrize(
@@ -318,43 +322,43 @@ async def test_broken_answer_is_none(web, shelf, page):
         (403, SourceUnreachable),
     ],
 )
-async def test_status_is_told(web, shelf, status, error):
-    shelf.pages["/x"] = reply(b"", status)
+async def test_http_status_becomes_an_error(web, package_server, status, error):
+    package_server.pages["/x"] = reply(b"", status)
     with pytest.raises(error):
-        await get(web, shelf)
+        await get(web, package_server)
 
 
-async def test_gzip_bomb_does_not_go_off(web, shelf):
+async def test_gzip_bomb_is_refused(web, package_server):
     raw = bomb()
-    shelf.put("/x", raw, Content_Encoding="gzip")
+    package_server.put("/x", raw, Content_Encoding="gzip")
     with pytest.raises(SourceUnreachable):
-        await get(web, shelf)
+        await get(web, package_server)
 
 
-async def test_gzip_is_understood_within_the_limit(web, shelf):
-    shelf.put("/x", gzip.compress(b"x" * 1000), Content_Encoding="gzip")
-    assert (await get(web, shelf, limit=1000)).body == b"x" * 1000
+async def test_gzip_is_inflated_up_to_the_limit(web, package_server):
+    package_server.put("/x", gzip.compress(b"x" * 1000), Content_Encoding="gzip")
+    assert (await get(web, package_server, limit=1000)).body == b"x" * 1000
     with pytest.raises(SourceUnreachable):
-        await get(web, shelf, limit=999)
+        await get(web, package_server, limit=999)
 
 
-async def test_other_packing_is_refused(web, shelf):
-    shelf.put("/x", b"x", Content_Encoding="br")
-    with pytest.raises(SourceUnreachable, match="not asked for"):
-        await get(web, shelf)
+async def test_other_content_encoding_is_refused(web, package_server):
+    package_server.put("/x", b"x", Content_Encoding="br")
+    with pytest.raises(SourceUnreachable, match="not requested"):
+        await get(web, package_server)
 
 
-async def test_nobody_there_is_told(web):
+async def test_refused_connection_is_an_error(web):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(SourceUnreachable, match="cannot be reached"):
         await web.fetch(f"{url}/x", limit=MIB, trusted_url=url)
 
 
-async def test_slow_fetches_do_not_block_the_loop(web, shelf, monkeypatch):
+async def test_slow_fetches_do_not_block_the_loop(web, package_server, monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SECONDS", 0.5)
-    shelf.pages["/x"] = trickling
-    task = asyncio.ensure_future(get(web, shelf))
+    package_server.pages["/x"] = trickling
+    task = asyncio.ensure_future(get(web, package_server))
     since = time.monotonic()
     await asyncio.sleep(0.05)
     assert time.monotonic() - since < 0.3
@@ -362,6 +366,6 @@ async def test_slow_fetches_do_not_block_the_loop(web, shelf, monkeypatch):
         await task
 
 
-async def test_inside_is_what_has_a_private_address(web, shelf):
-    assert await web.is_private_host(shelf.url)
+async def test_private_host_has_a_private_address(web, package_server):
+    assert await web.is_private_host(package_server.url)
     assert not await web.is_private_host("http://1.1.1.1/")

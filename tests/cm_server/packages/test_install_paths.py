@@ -1,4 +1,4 @@
-"""Where packages may write; FIELD 5, groups 25 and 26."""
+"""Paths that packages may write (attack groups 25 and 26)."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from cm_server.packages.install_paths import board_path, check_folder, find_clas
         "a" * 200,
     ],
 )
-def test_path_that_is_not_plain_is_refused(path):
+def test_unsafe_path_is_refused(path):
     with pytest.raises(PackageError, match="is refused"):
         board_path("/lib", path)
 
 
 @pytest.mark.parametrize("path", ["logging.py", "a/b/__init__.mpy", "data/é.json", ".hidden/x"])
-def test_plain_path_is_placed(path):
+def test_safe_path_is_placed_below_the_folder(path):
     assert board_path("/lib", path) == f"/lib/{path}"
 
 
@@ -69,30 +69,30 @@ def test_plain_path_is_placed(path):
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
-def test_boot_client_and_key_are_never_a_packages(folder, path, force):
-    with pytest.raises(PackageError, match="the board's own"):
+def test_reserved_path_is_refused(folder, path, force):
+    with pytest.raises(PackageError, match="is reserved"):
         board_path(folder, path, force=force)
 
 
 @pytest.mark.parametrize("path", ["os.py", "os/path.py", "json/__init__.mpy", "ssl.mpy"])
-def test_what_would_hide_a_module_that_the_client_needs_is_refused_unless_forced(path):
-    with pytest.raises(PackageError, match="would hide MicroPython's own"):
+def test_hiding_a_builtin_module_needs_force(path):
+    with pytest.raises(PackageError, match="would hide MicroPython's built-in"):
         board_path("/lib", path)
     assert board_path("/lib", path, force=True) == f"/lib/{path}"
     assert board_path("/apps", path) == f"/apps/{path}"
 
 
 @pytest.mark.parametrize("folder", ["lib", "//lib", "/lib/..", "/../x", "/cm", "/lib/cm/", "/.cm"])
-def test_folder_that_is_not_for_packages_is_refused(folder):
+def test_invalid_or_reserved_folder_is_refused(folder):
     with pytest.raises(PackageError):
         check_folder(folder)
 
 
-def test_folder_is_told_without_its_last_slash():
+def test_trailing_slash_of_a_folder_is_removed():
     assert (check_folder("/lib/"), check_folder("/")) == ("/lib", "")
 
 
-def test_twin_is_the_other_form_of_a_module():
+def test_other_form_of_a_module():
     assert (other_form("/lib/a.py"), other_form("/lib/a.mpy"), other_form("/lib/a.json")) == (
         "/lib/a.mpy",
         "/lib/a.py",
@@ -111,12 +111,12 @@ def test_twin_is_the_other_form_of_a_module():
         ["/lib/a/b.py", "/lib/a/c.py", "/lib/A.py"],
     ],
 )
-def test_files_that_cannot_both_be_there_are_found(paths):
+def test_clashing_files_are_found(paths):
     assert find_clash(paths)
     assert find_clash(reversed(paths))
 
 
-def test_files_that_can_both_be_there_are_fine():
+def test_distinct_files_do_not_clash():
     assert (
         find_clash(["/lib/a.py", "/lib/ab.py", "/lib/b/a.py", "/lib/b/__init__.py", "/lib/b.json"])
         is None

@@ -1,4 +1,4 @@
-"""The lock: written, read, obeyed; FIELD 5, groups 30 and 32."""
+"""Write, parse and compare lock files (attack groups 30 and 32)."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ SENT = Release(
 ALL = (LOG, FORGE, OLD, SENT)
 
 
-def test_lock_is_read_as_it_was_written():
+def test_lock_survives_a_round_trip():
     assert lock.load(lock.dump(["log", "./d"], ALL)) == (("./d", "log"), ALL)
 
 
-def test_lock_is_the_same_text_for_the_same_plan_and_can_be_read_line_by_line():
+def test_lock_text_is_deterministic_and_diffs_by_line():
     text = lock.dump(["b", "a"], ALL)
     assert text == lock.dump(["a", "b"], ALL)
     changed = lock.dump(["a", "b"], (replace(LOG, version="1.3"), *ALL[1:]))
-    differ = [
+    differences = [
         pair
         for pair in zip(text.splitlines(), changed.splitlines(), strict=True)
         if len(set(pair)) > 1
     ]
-    assert differ == [('   "version": "1.2"', '   "version": "1.3"')]
+    assert differences == [('   "version": "1.2"', '   "version": "1.3"')]
 
 
 def changed(**changes):
-    said = json.loads(lock.dump(["log"], [LOG]))
-    said["packages"][0].update(changes)
-    return json.dumps(said)
+    document = json.loads(lock.dump(["log"], [LOG]))
+    document["packages"][0].update(changes)
+    return json.dumps(document)
 
 
 @pytest.mark.parametrize(
@@ -84,45 +84,49 @@ def changed(**changes):
         lock.dump(["github:o/r"], [FORGE]),
     ],
 )
-def test_lock_that_somebody_mended_badly_is_refused(text):
+def test_malformed_or_incomplete_lock_is_refused(text):
     with pytest.raises(PackageError):
         lock.load(text)
 
 
-def test_older_version_than_the_locks_is_a_rollback():
+def test_older_newest_version_is_refused():
     older = replace(LOG, version="1.1")
-    with pytest.raises(PackageError, match="1.1 is the newest, but the lock has 1.2 already"):
+    with pytest.raises(
+        PackageError, match="1.1 as the newest version, but the lock file has 1.2 already"
+    ):
         lock.compare_releases([LOG], [older], pinned_keys=[])
     assert lock.compare_releases([LOG], [older], pinned_keys=["log"]) == []
 
 
-def test_newer_version_is_fine_and_numbers_count_as_numbers():
+def test_newer_version_is_accepted_and_compared_numerically():
     assert lock.compare_releases([LOG], [replace(LOG, version="1.10")], pinned_keys=[]) == []
 
 
-def test_frozen_index_gives_what_the_lock_has():
+def test_unchanged_release_is_accepted():
     assert lock.compare_releases([LOG], [LOG], pinned_keys=[]) == []
 
 
 def test_same_version_with_other_content_is_refused():
     other = replace(LOG, parts=(ReleaseFile("log.py", sha256=OTHER),))
-    with pytest.raises(PackageError, match="log.py is another one than the lock has"):
+    with pytest.raises(PackageError, match="log.py differs from the lock file"):
         lock.compare_releases([LOG], [other], pinned_keys=["log"])
 
 
-def test_tag_that_moved_is_refused():
+def test_moved_tag_is_refused():
     moved = replace(FORGE, version="d" * 40)
-    with pytest.raises(PackageError, match="refs/tags/v1 was cccccccccccc in the lock, and is ddd"):
+    with pytest.raises(
+        PackageError, match="refs/tags/v1 was cccccccccccc in the lock file and is ddd"
+    ):
         lock.compare_releases([FORGE], [moved], pinned_keys=["github:o/r"])
 
 
-def test_branch_that_moved_is_told():
+def test_moved_branch_is_noted():
     branch = replace(FORGE, ref="refs/heads/main")
     (note,) = lock.compare_releases([branch], [replace(branch, version="d" * 40)], pinned_keys=[])
-    assert "refs/heads/main was cccccccccccc in the lock, and is dddddddddddd now" in note
+    assert "refs/heads/main was cccccccccccc in the lock file and is dddddddddddd now" in note
 
 
-def test_other_ref_and_new_packages_are_a_choice():
+def test_other_ref_and_new_package_are_accepted():
     assert (
         lock.compare_releases([FORGE], [replace(FORGE, ref="refs/tags/v2", version="d" * 40)], [])
         == []

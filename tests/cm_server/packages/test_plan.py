@@ -1,4 +1,4 @@
-"""Plans as data: places, clashes, what has to go."""
+"""Plans: paths of files, clashes, paths to remove."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def release(name: str, *files: str, content: str = "x") -> Release:
     )
 
 
-def test_files_are_placed_in_order_with_their_package():
+def test_files_are_sorted_by_path_and_name_their_package():
     found = place_files([release("b", "b.py"), release("a", "a.py")], "/lib")
     assert [(file.path, file.package) for file in found] == [("/lib/a.py", "a"), ("/lib/b.py", "b")]
 
 
-def test_same_file_of_two_packages_is_one():
+def test_identical_file_of_two_packages_is_written_once():
     found = place_files([release("a", "x.py"), release("b", "x.py")], "/lib")
     assert len(found) == 1
 
 
-def test_two_packages_with_different_files_at_one_place_are_told():
-    with pytest.raises(PackageError, match="^a and b both have a /lib/x.py"):
+def test_different_files_at_one_path_are_refused():
+    with pytest.raises(PackageError, match="^a and b both have a file /lib/x.py"):
         place_files([release("a", "x.py"), release("b", "x.py", content="y")], "/lib")
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("x.py", "x.mpy"), ("x.py", "x/y.py"), ("x.py", "X.py")]
 )
-def test_two_packages_whose_modules_hide_each_other_are_told(one, other):
-    with pytest.raises(PackageError, match="^a and b: .* cannot both be there"):
+def test_packages_whose_modules_hide_each_other_are_refused(one, other):
+    with pytest.raises(PackageError, match="^a and b: .* cannot exist together"):
         place_files([release("a", one), release("b", other)], "/lib")
 
 
-def test_refused_path_is_told_with_its_package():
+def test_error_for_a_path_names_its_package():
     with pytest.raises(PackageError, match="^a@1: the path '../x.py' is refused"):
         place_files([release("a", "../x.py")], "/lib")
 
@@ -54,7 +54,7 @@ def plan(*paths: str) -> InstallPlan:
     return InstallPlan(("a",), "/lib", (release("a", "x.py"),), {6: files}, ("a note",))
 
 
-def test_source_that_would_hide_bytecode_goes_and_the_reverse():
+def test_shadowing_paths_are_the_other_forms_of_modules():
     assert plan("/lib/a.mpy", "/lib/b.py", "/lib/c.json").shadowing_paths(6) == (
         "/lib/a.py",
         "/lib/b.mpy",
@@ -62,17 +62,17 @@ def test_source_that_would_hide_bytecode_goes_and_the_reverse():
 
 
 def test_plan_is_described_as_json():
-    told = json.loads(json.dumps(plan("/lib/a.mpy").describe()))
-    assert told["packages"] == [{"name": "a", "version": "1", "from": "a@1", "needs": []}]
-    assert told["boards"]["6"] == {
+    description = json.loads(json.dumps(plan("/lib/a.mpy").describe()))
+    assert description["packages"] == [{"name": "a", "version": "1", "from": "a@1", "needs": []}]
+    assert description["boards"]["6"] == {
         "files": [["/lib/a.mpy", 10, "a"]],
         "removed": ["/lib/a.py"],
         "bytes": 10,
     }
-    assert told["notes"] == ["a note"]
+    assert description["notes"] == ["a note"]
 
 
-def test_too_many_files_and_bytes_together_are_refused(monkeypatch):
+def test_too_many_files_or_bytes_are_refused(monkeypatch):
     monkeypatch.setattr(limits, "PACKAGE_FILES", 2)
     with pytest.raises(PackageError, match="more than 2 files"):
         check_sizes([release("a", "1", "2"), release("b", "3")])

@@ -1,4 +1,4 @@
-"""A release is called by what leads to it again."""
+"""The text of a release is a requirement for exactly this release."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cm_server.packages.requirement import parse_requirement
 
 
 @pytest.mark.parametrize(
-    ("wish", "version", "told"),
+    ("requirement", "version", "text"),
     [
         ("log", "1.0", "log@1.0"),
         ("lab:log", "1.0", "lab:log@1.0"),
@@ -18,6 +18,6 @@ from cm_server.packages.requirement import parse_requirement
         ("https://a.example/x.py", "", "https://a.example/x.py"),
     ],
 )
-def test_release_is_told_as_a_requirement_for_exactly_it(wish, version, told):
-    assert str(Release(parse_requirement(wish), version, ())) == told
-    assert parse_requirement(told).key == parse_requirement(wish).key
+def test_text_of_a_release_is_an_exact_requirement(requirement, version, text):
+    assert str(Release(parse_requirement(requirement), version, ())) == text
+    assert parse_requirement(text).key == parse_requirement(requirement).key

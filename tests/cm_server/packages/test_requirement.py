@@ -1,4 +1,4 @@
-"""What people type, and what is refused."""
+"""Requirements as users type them, and malformed ones."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from cm_server.packages.requirement import Requirement, parse_requirement
         ("pypi:x >= 1, < 2", Requirement("pypi", "x", ">=1,<2")),
     ],
 )
-def test_requirement_is_read(text, found):
+def test_requirement_is_parsed(text, found):
     assert parse_requirement(text) == found
 
 
 @pytest.mark.parametrize("text", ["logging@0.6.1", "lab:x@2", "github:o/r/p@v1", "pypi:x==1"])
-def test_requirement_is_written_as_it_is_read(text):
+def test_requirement_survives_a_round_trip(text):
     assert str(parse_requirement(text)) == text
 
 
-def test_wishes_for_one_package_have_one_key():
+def test_key_does_not_depend_on_the_version():
     assert parse_requirement("a@1").key == parse_requirement("a").key == "a"
     assert parse_requirement("github:o/r@v1").key == "github:o/r"
     assert parse_requirement("lab:a").key != parse_requirement("a").key
@@ -45,42 +45,42 @@ def test_wishes_for_one_package_have_one_key():
     [
         ("logging@1@2", "two @"),
         ("github:o/r@a@b", "two @"),
-        ("logging@", "follows the @"),
-        ("", "written"),
-        ("-x", "written"),
-        ("a b", "written"),
+        ("logging@", "after the @ is missing"),
+        ("", "a requirement is"),
+        ("-x", "a requirement is"),
+        ("a b", "a requirement is"),
         ("pypi:x@1", "pypi:NAME==VERSION"),
-        ("pypi:x; import os", "written"),
+        ("pypi:x; import os", "write pypi:NAME"),
         ("github:o", "OWNER/REPO"),
         ("github:o/r/../../x", "OWNER/REPO"),
         ("github:../r", "OWNER/REPO"),
         ("github:o/r/./x", "OWNER/REPO"),
         ("github:o//r", "OWNER/REPO"),
-        ("github:o/r@../x", "no branch"),
-        ("github:o/r@-x", "no branch"),
-        ("file:x", "no source"),
-        ("ftp://a.example/x.py", "no files of its own"),
-        ("file:///etc/passwd", "no files of its own"),
-        ("FILE:///etc/passwd", "no files of its own"),
-        ("/etc/passwd", "no files of its own"),
-        ("./local.json", "no files of its own"),
-        ("local.json", "no files of its own"),
-        ("..\\x", "no files of its own"),
-        ("https://user:secret@a.example/x.py", "without a user"),
+        ("github:o/r@../x", "not a branch"),
+        ("github:o/r@-x", "not a branch"),
+        ("file:x", "not the name of a source"),
+        ("ftp://a.example/x.py", "does not read its own files"),
+        ("file:///etc/passwd", "does not read its own files"),
+        ("FILE:///etc/passwd", "does not read its own files"),
+        ("/etc/passwd", "does not read its own files"),
+        ("./local.json", "does not read its own files"),
+        ("local.json", "does not read its own files"),
+        ("..\\x", "does not read its own files"),
+        ("https://user:secret@a.example/x.py", "without a user name"),
         ("https:///x.py", "https://HOST"),
-        ("x\0y", "none can see"),
-        ("x\u202ey", "none can see"),
+        ("x\0y", "invisible"),
+        ("x\u202ey", "invisible"),
         ("x" * 600, "too long"),
     ],
 )
-def test_what_names_no_package_is_refused_in_a_sentence(text, why):
-    with pytest.raises(PackageError, match="names no package") as raised:
+def test_invalid_requirement_is_refused_with_a_reason(text, why):
+    with pytest.raises(PackageError, match="is not a valid requirement") as raised:
         parse_requirement(text)
     assert why in str(raised.value)
 
 
-def test_only_what_the_caller_sent_is_local():
+def test_only_sent_files_are_local():
     sent = frozenset(["./driver", "/etc/passwd"])
     assert parse_requirement("./driver", sent) == Requirement("local", "./driver")
-    with pytest.raises(PackageError, match="no files of its own"):
+    with pytest.raises(PackageError, match="does not read its own files"):
         parse_requirement("./other", sent)
