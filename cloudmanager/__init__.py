@@ -64,11 +64,11 @@ _PUBLIC_MODULES = (
     "client.samples",
     "client.watch",
     "client.async_fleet",
-)  # asyncio last: it takes 50 ms
+)  # async_fleet last: it imports asyncio, which takes 50 ms
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: every pytest run imports this package."""
+    """Import a public name at its first use: every pytest run imports this package (plugin)."""
     if name in __all__:
         for home in _PUBLIC_MODULES:
             module = importlib.import_module(f".{home}", __name__)
@@ -79,5 +79,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Name what is public, for completion."""
+    """Return the public names, for completion."""
     return sorted({*globals(), *__all__})

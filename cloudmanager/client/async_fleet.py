@@ -28,7 +28,7 @@ T = TypeVar("T")
 def asynchronous(
     verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return the verb as a method that asyncio awaits."""
+    """Return the verb as a coroutine method for asyncio."""
 
     @functools.wraps(verb)
     async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,7 +39,7 @@ def asynchronous(
 
 
 async def _run_in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a verb to its end; a cancellation is raised inside of it."""
+    """Run a verb in the running event loop; a cancellation is raised inside of it."""
     try:
         awaited: Future[Any] = coroutine.send(None)
         while True:
@@ -55,16 +55,17 @@ async def _run_in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def wait_done(future: Future[Any]) -> None:
-    """Wait until it is set, without blocking the loop."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
-    future.add_done_callback(lambda: call_in_loop(loop, told.set))
-    await told.wait()
+    """Wait until a future is set, without blocking the event loop."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    future.add_done_callback(lambda: call_in_loop(loop, done.set))
+    await done.wait()
 
 
 def call_in_loop(
     loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object
 ) -> None:
-    """Have the loop call ``callback``; nothing where the program has ended its loop."""
+    """Schedule ``callback`` in a loop, from any thread; do nothing if the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(callback, *args)
 
@@ -73,8 +74,9 @@ class AsyncFleet:
     """All boards of one server, for asyncio: ``Fleet`` with ``await``.
 
     Args:
-        url: the server, such as ``http://127.0.0.1:18266``; found when not given.
-        token: what opens it; found when not given.
+        url: the server, such as ``http://127.0.0.1:18266``; by default CM_URL, else the local
+            server.
+        token: authenticates the caller; by default CM_TOKEN, else the local user's token.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
@@ -93,10 +95,10 @@ class AsyncFleet:
         return AsyncBoards(self, target)
 
     async def connect(self) -> None:
-        """Dial the server, unless the link is there; every verb does so by itself.
+        """Connect to the server, unless connected; every verb does so itself.
 
         Raises:
-            ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
+            ServerUnreachable, NotAllowed, VersionMismatch: the connection failed.
         """
         async with self._connect_lock:
             if self._link is None or self._link.closed:
@@ -104,25 +106,25 @@ class AsyncFleet:
                 self._link = await asyncio.to_thread(ServerLink, address)
 
     async def close(self) -> None:
-        """Hang up. What runs goes on on the boards."""
+        """Disconnect. Running jobs continue on the boards."""
         link, self._link = self._link, None
         if link is not None:
             await asyncio.to_thread(link.close)
 
     def exchange(self) -> Exchange:
-        """Return the conversation with the server; ``connect`` opens it."""
+        """Return the exchange with the server; ``connect`` must have been awaited."""
         assert self._link is not None
         return self._link.exchange
 
     def watch(self, target: str = "all", *, samples: bool = True) -> AsyncWatch:
-        """Follow boards with ``async for``; as ``Fleet.watch``. A cancelled task closes it."""
+        """Follow boards with ``async for``; see ``Fleet.watch``."""
         loop = asyncio.get_running_loop()
 
-        def dial() -> Exchange:  # in the thread that waits
+        def connect() -> Exchange:  # called in the thread that waits for updates
             asyncio.run_coroutine_threadsafe(self.connect(), loop).result()
             return self.exchange()
 
-        return AsyncWatch(Watch(dial, target, samples=samples))
+        return AsyncWatch(Watch(connect, target, samples=samples))
 
     request = asynchronous(FleetVerbs.request)
     boards = asynchronous(FleetVerbs.boards)
@@ -139,7 +141,7 @@ class AsyncFleet:
 
 
 class AsyncBoards:
-    """The boards of a target, chosen anew by the server at each call."""
+    """The boards of a target; the server resolves it again at each call."""
 
     def __init__(self, fleet: AsyncFleet, target: str) -> None:
         self._fleet = fleet
@@ -159,18 +161,18 @@ class AsyncBoards:
         wait: float = 0,
         answers: bool = False,
     ) -> AsyncJobGroup:
-        """Run a cell on all of the boards at once; return without waiting for them to end.
+        """Start a cell on all of the boards; return when the server has accepted it.
 
-        Args and errors: as ``Boards.submit``.
+        Arguments and exceptions are those of ``Boards.submit``.
         """
         await self.connect()
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def tell(event: Event | None) -> None:
+        def on_event(event: Event | None) -> None:
             call_in_loop(loop, events.put_nowait, event)
 
-        group = JobGroup(verbs.make_cell(code, inputs), on_event=tell)
+        group = JobGroup(verbs.make_cell(code, inputs), on_event=on_event)
         verbs.submit_group(
             self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
         )
@@ -202,7 +204,7 @@ class AsyncBoards:
 
 
 class AsyncJobGroup:
-    """One cell on several boards: wait for it, interrupt it, follow it.
+    """One cell on several boards: wait for it, interrupt it, or read its events.
 
     Attributes:
         jobs: board -> Job.
@@ -218,11 +220,11 @@ class AsyncJobGroup:
         self.answer = group.answer
 
     def __repr__(self) -> str:
-        """Show which jobs these are, and how far they are, in one line."""
+        """Return numbers, boards and states of the jobs, in one line."""
         return f"<Async{repr(self._group)[1:]}"
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
+        """Wait until all jobs have ended, at most ``timeout`` seconds; return whether they have."""
         try:
             await asyncio.wait_for(wait_done(self._group.finished), timeout)
         except TimeoutError:
@@ -233,19 +235,19 @@ class AsyncJobGroup:
         """Wait for all jobs to end and return their results.
 
         Raises:
-            TimeoutError: they did not, within ``timeout`` seconds; they go on.
+            TimeoutError: they have not ended within ``timeout`` seconds; they continue.
         """
         await self.wait(timeout)
         return self._group.results(0)
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield what happens, as it happens, until all jobs ended; for one reader."""
+        """Yield events until all jobs have ended; for one reader."""
         while (event := await self._events.get()) is not None:
             yield event
 
 
 class AsyncWatch:
-    """``Watch`` for asyncio: ``async for``, and ``close``; a task that is cancelled closes it."""
+    """``Watch`` for asyncio: ``async for``, and ``close``; cancelling the task closes it."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -261,7 +263,7 @@ class AsyncWatch:
         return self
 
     async def __anext__(self) -> Update:
-        """Wait for the next update; as ``Watch``."""
+        """Wait for the next update; see ``Watch``."""
         try:
             update = await asyncio.to_thread(next, self._watch, None)
         except BaseException:

@@ -1,7 +1,7 @@
-"""Paths on boards, which stand behind a ``:``, and names from boards that become files here; pure.
+"""Paths on boards, written with a leading ``:``, and local file names from boards; no I/O.
 
-What a board says its files are called never chooses a place on this machine: every part of it must
-be a plain name, here and on any other system.
+A path that a board sends cannot lead out of the folder on this machine: each part must be a valid
+file name, on this and on any other operating system.
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ import unicodedata
 from pathlib import Path
 from typing import Final
 
-_WINDOWS_RESERVED: Final = re.compile(
-    r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
-)  # of Windows
+_WINDOWS_RESERVED: Final = re.compile(r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?")
 _FORBIDDEN_CHARS: Final = frozenset('<>:"/\\|?*')
-_MAX_NAME_BYTES: Final = 255  # bytes of a name, on the file systems there are
+_MAX_NAME_BYTES: Final = 255  # on common file systems (ext4, NTFS, APFS)
 
 
 def parse_board_path(text: str) -> str:
-    """Return the path that text such as ``:lib/a.py`` means on a board: ``/lib/a.py``.
+    """Return the absolute path on a board: ``/lib/a.py`` for ``:lib/a.py``.
 
     Raises:
-        ValueError: it has no ``:``, or leads nowhere.
+        ValueError: it does not begin with ``:``, or contains NUL.
     """
     if not text.startswith(":"):
-        raise ValueError(f"a path on a board begins with a colon, such as :{text}")
+        raise ValueError(f"a path on a board must begin with a colon, such as :{text}")
     if "\0" in text:
-        raise ValueError("a path has no NUL")
+        raise ValueError("a path cannot contain NUL")
     return "/" + posixpath.normpath("/" + text[1:]).lstrip("/")
 
 
@@ -38,19 +36,19 @@ def join_path(folder: str, name: str) -> str:
 
 
 def display_path(path: str) -> str:
-    """Return a board's path as people write it."""
+    """Return a board's path as people write it, with a colon."""
     return f":{path}"
 
 
 def local_path(folder: Path, path: str) -> Path:
-    """Return where a board's file goes below a folder of this machine.
+    """Return the local path of a board's file below a folder.
 
     Args:
-        folder: where it may go, and nowhere else.
-        path: relative, as the board tells it: not to be believed.
+        folder: on this machine.
+        path: relative, from the board, so it may be hostile.
 
     Raises:
-        ValueError: a part of it is no plain name.
+        ValueError: a part of it is not a plain file name.
     """
     parts = path.split("/")
     for part in parts:
@@ -59,10 +57,10 @@ def local_path(folder: Path, path: str) -> Path:
 
 
 def check_local_name(name: str) -> None:
-    """Refuse a name that is more than a name, on this system or on another.
+    """Refuse a name that is not a plain file name on every operating system.
 
     Raises:
-        ValueError: it is.
+        ValueError: it has a separator or a control character, is reserved, or is too long.
     """
     plain = (
         name not in ("", ".", "..")
@@ -73,4 +71,4 @@ def check_local_name(name: str) -> None:
         and len(name.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
     )
     if not plain:
-        raise ValueError(f"{name[:64]!r} is no name for a file here; it was left on the board")
+        raise ValueError(f"{name[:64]!r} is not a valid local file name; it was left on the board")

@@ -1,11 +1,12 @@
-"""A new client for boards that are on the wall: staged, verified, tried, and taken back if need be.
+"""Upgrade of the client on boards over the network, with automatic rollback.
 
 ```
-/lib/cm.new ─hashes compared─▶ ok ─restart─▶ on trial ─it dials in, a cell runs─▶ kept
-                                                  └─ it does not ─▶ the old one is back
+/lib/cm.new ─hashes compared─▶ ok ─restart─▶ on trial ─it connects, a cell runs─▶ kept
+                                                  └─ it does not ─▶ the old client is restored
 ```
 
-The files travel in cells, to all boards at once; mpy_client/cm_start.py switches and takes back.
+The files are sent in cells, to all boards at once; mpy_client/cm_start.py switches to the new
+client and back.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from cloudmanager.results.results import Results, error_text
 
 from .fleet import Fleet
 
-PIECE_BYTES: Final = 1024  # a board has to hold a piece twice
+PIECE_BYTES: Final = 1024  # small: a board has each piece in memory twice
 CELL_SECONDS: Final = 20.0
-RECONNECT_SECONDS: Final = 90.0  # for restart, network and link
+RECONNECT_SECONDS: Final = 90.0  # to restart, join the network and connect
 _PREPARE_CODE: Final = """
 import sys
 if 'cm_start' not in sys.modules:
-    raise OSError('its client was not put there by mbm flash')
+    raise OSError('its client was not installed by mbm flash')
 import cm_start, os
 for name in ('new', 'bad'):
     cm_start.remove('/lib/cm.' + name)
@@ -63,12 +64,12 @@ kept
 
 
 class ClientUpgrade:
-    """New clients for the boards of a target.
+    """Upgrades the client of the boards of a target.
 
     Args:
-        fleet: whose boards they are.
-        target: which ones; those that are not connected end as failed.
-        on_progress: is called with what is new.
+        fleet: the fleet of the boards.
+        target: which boards; those that are not connected fail.
+        on_progress: called with a line of text for each step.
 
     Attributes:
         failed: board -> why it still has its old client.
@@ -105,7 +106,7 @@ class ClientUpgrade:
         self.failed[name] = why
 
     def _run_cell(self, code: str, **inputs: Any) -> Results | None:
-        """Run a cell on the boards that are left; those that fail are left out from here on."""
+        """Run a cell on the remaining boards; a board that fails is not used any more."""
         if not self._remaining:
             return None
         boards = self._fleet[fold_names(self._remaining)]
@@ -116,10 +117,10 @@ class ClientUpgrade:
         return results
 
     def _verify_files(self) -> None:
-        wanted = {name: hashlib.sha256(data).digest() for name, data in self._files.items()}
+        expected = {name: hashlib.sha256(data).digest() for name, data in self._files.items()}
         for name, result in (self._run_cell(_HASHES_CODE) or {}).items():
-            if result.ok and result.value != wanted:
-                self._fail_board(name, "the files arrived with other bytes than were sent")
+            if result.ok and result.value != expected:
+                self._fail_board(name, "the files on the board differ from those that were sent")
 
     def _restart_boards(self) -> None:
         if not self._remaining:
@@ -134,7 +135,7 @@ class ClientUpgrade:
             if time.monotonic() > deadline:
                 for name in missing:
                     self._fail_board(
-                        name, "it did not dial in again; its next boot takes the old client"
+                        name, "it did not reconnect; after its next restart it runs the old client"
                     )
                 return
             time.sleep(0.1)
@@ -145,4 +146,4 @@ class ClientUpgrade:
     def _confirm_boards(self) -> None:
         for name, result in (self._run_cell(_CONFIRM_CODE) or {}).items():
             if result.ok and result.value is not True:
-                self._fail_board(name, "the new client did not start; the old one is back")
+                self._fail_board(name, "the new client did not start; the old one was restored")

@@ -1,4 +1,4 @@
-"""Files of boards to this machine. What a board calls its files chooses no place here."""
+"""Copies files from boards to this machine. File names from boards are not trusted."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ from .files import FileResult
 from .verbs import HasTarget
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
-_ILLEGAL_NAME: Final = "its name is no file's name here; it stays on the board"
+_ILLEGAL_NAME: Final = "not a valid local file name; the file was left on the board"
 
 
 class RequestedFile(NamedTuple):
-    """One file of a board: its path there, its place here, relative, and its size in bytes."""
+    """One file to copy.
+
+    Attributes:
+        path: on the board.
+        relative_path: below the local folder.
+        size: in bytes.
+    """
 
     path: str
     relative_path: str
@@ -40,45 +46,49 @@ class RequestedFile(NamedTuple):
 async def download(
     boards: HasTarget, path: str, folder: Path, progress: ProgressCallback | None
 ) -> Results:
-    """Copy from the boards: see ``FileVerbs.get``."""
-    place = board_paths.parse_board_path(path)
-    looks = await run_file_ops(
-        boards, [["stat", place]], make_value=lambda answers: files.read_stat(answers[0])
+    """Copy a file or folder from the boards: see ``FileVerbs.get``."""
+    path = board_paths.parse_board_path(path)
+    stats = await run_file_ops(
+        boards, [["stat", path]], make_value=lambda op_results: files.read_stat(op_results[0])
     )
-    found = {name: result.value for name, result in looks.items() if result.ok}
-    name = place.rpartition("/")[2]
-    plans: dict[str, tuple[RequestedFile, ...]] = {
-        board: (RequestedFile(place, name, stat.size),)
-        for board, stat in found.items()
-        if not stat.is_dir
-    }
-    folders = [board for board, stat in found.items() if stat.is_dir]
-    lists = await _list_folders(boards, folders, place)
-    plans.update({board: told for board, told in lists.items() if isinstance(told, tuple)})
-    results: dict[str, Result] = dict(looks)
-    results.update({board: told for board, told in lists.items() if isinstance(told, Result)})
-    many = len(looks) > 1
-    works = [
-        _download_files(boards, names, wanted, DownloadSink(folder, many, wanted), progress)
-        for names, wanted in group_equal_plans(plans)
+    file_name = path.rpartition("/")[2]
+    results: dict[str, Result] = dict(stats)
+    plans: dict[str, tuple[RequestedFile, ...]] = {}
+    folders = []
+    for board, result in stats.items():
+        if result.ok and result.value.is_dir:
+            folders.append(board)
+        elif result.ok:
+            plans[board] = (RequestedFile(path, file_name, result.value.size),)
+    for board, listing in (await _list_folders(boards, folders, path)).items():
+        if isinstance(listing, Result):
+            results[board] = listing
+        else:
+            plans[board] = listing
+    folder_per_board = len(stats) > 1
+    downloads = [
+        _download_files(
+            boards, names, requested, DownloadSink(folder, folder_per_board, requested), progress
+        )
+        for names, requested in group_equal_plans(plans)
     ]
-    for part in await gather(*works):
+    for part in await gather(*downloads):
         results.update(part)
     for board in plans:
         if board not in folders and results[board].ok:
             results[board] = as_file_results(results)[board].with_value(results[board].value[0])
-    return Results(results, looks.left_out)
+    return Results(results, stats.left_out)
 
 
 async def read_file(boards: HasTarget, path: str, target: str = "") -> Results:
-    """Return what a file holds: see ``FileVerbs.read``."""
-    kept = _MemorySink()
+    """Return the content of a file: see ``FileVerbs.read``."""
+    sink = _MemorySink()
     results = await run_file_ops(
-        boards, [["get", board_paths.parse_board_path(path)]], target=target, sink=kept
+        boards, [["get", board_paths.parse_board_path(path)]], target=target, sink=sink
     )
     return Results(
         {
-            name: result.with_value(bytes(kept.contents.get(name, b"")))
+            name: result.with_value(bytes(sink.contents.get(name, b"")))
             for name, result in as_file_results(results).items()
         },
         results.left_out,
@@ -86,7 +96,7 @@ async def read_file(boards: HasTarget, path: str, target: str = "") -> Results:
 
 
 class _MemorySink:
-    """Keeps what boards send."""
+    """Collects the files that boards send, in memory."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytearray] = {}
@@ -95,10 +105,10 @@ class _MemorySink:
         self.contents[board] = bytearray()
 
     def write(self, board: str, data: bytes) -> None:
-        kept = self.contents[board]
-        kept += data
-        if self._is_too_long(len(kept)):
-            raise OSError(errno.EFBIG, "too long to be read: use get", f"{board}:")
+        content = self.contents[board]
+        content += data
+        if self._is_too_long(len(content)):
+            raise OSError(errno.EFBIG, "too long to read into memory: use get", f"{board}:")
 
     def _is_too_long(self, size: int) -> bool:
         return size > MAX_READ_BYTES
@@ -107,21 +117,21 @@ class _MemorySink:
 async def _list_folders(
     boards: HasTarget, names: Sequence[str], path: str
 ) -> dict[str, tuple[RequestedFile, ...] | Result]:
-    """Return what is in a folder of each board, or why that is not known."""
+    """Return the files in a folder of each board, or the result of the job that failed."""
     if not names:
         return {}
     results = await run_file_ops(
         boards,
         [["ls", path, True]],
         target=fold_names(names),
-        make_value=lambda a: files.read_entries(a[0]),
+        make_value=lambda op_results: files.read_entries(op_results[0]),
     )
     found: dict[str, tuple[RequestedFile, ...] | Result] = {}
     for board, result in results.items():
         if result.ok:
-            above = path.rpartition("/")[0]
+            parent = path.rpartition("/")[0]
             found[board] = tuple(
-                RequestedFile(entry.path, entry.path.removeprefix(above).lstrip("/"), entry.size)
+                RequestedFile(entry.path, entry.path.removeprefix(parent).lstrip("/"), entry.size)
                 for entry in result.value
                 if not entry.is_dir
             )
@@ -137,38 +147,41 @@ async def _download_files(
     sink: DownloadSink,
     progress: ProgressCallback | None,
 ) -> dict[str, Result]:
-    """Copy the same files from some boards."""
+    """Copy the same files from some boards; return each board's result."""
     total = sum(each.size for each in requested)
-    target, done = fold_names(names), dict.fromkeys(names, 0)
+    target = fold_names(names)
+    received = dict.fromkeys(names, 0)  # bytes of the finished jobs
     results = {name: files.empty_result(name) for name in names}
 
-    def moved(board: str, so_far: int) -> None:
+    def on_moved(board: str, job_bytes: int) -> None:
         if progress is not None:
-            progress(board, done[board] + so_far, total)
+            progress(board, received[board] + job_bytes, total)
 
-    acts: list[FileOp] = [["get", each.path] for each in requested]
-    for batch in split_batches(acts):
+    ops: list[FileOp] = [["get", each.path] for each in requested]
+    for batch in split_batches(ops):
         part = as_file_results(
-            await run_file_ops(boards, batch, target=target, sink=sink, on_moved=moved)
+            await run_file_ops(boards, batch, target=target, sink=sink, on_moved=on_moved)
         )
         for board, result in part.items():
             results[board] = sink.finish_job(result)
-            done[board] += sum(answer[0] for answer in result.op_results) if result.ok else 0
-        if not (well := [name for name in part if results[name].ok]):
+            if result.ok:
+                received[board] += sum(op_result[0] for op_result in result.op_results)
+        succeeded = [name for name in part if results[name].ok]
+        if not succeeded:
             break
-        target = fold_names(well)
+        target = fold_names(succeeded)
     return {
         board: result.with_value(sink.finished_paths(board)) for board, result in results.items()
     }
 
 
 class DownloadSink:
-    """Where the bytes go that boards send: beside their place, until a file is whole.
+    """Writes the files that boards send: to ``NAME.part`` until a file is complete.
 
     Args:
-        folder: where all of it goes.
-        folder_per_board: whether each board has a folder of its own in it.
-        requested: the files, in the order in which they come.
+        folder: the local folder.
+        folder_per_board: whether each board gets a subfolder with its name.
+        requested: the files, in the order in which each board sends them.
     """
 
     def __init__(
@@ -182,36 +195,36 @@ class DownloadSink:
         self._finished_paths: dict[str, list[Path]] = {}
 
     def start_file(self, board: str) -> None:
-        """Take it that a board's next file begins.
+        """Begin a board's next file.
 
         Raises:
-            OSError: it may not be here, or cannot.
+            OSError: its name is not allowed, or it cannot be created.
         """
-        coming = self._pending.setdefault(board, iter(self._requested))
-        wanted = next(coming, None)
-        if wanted is None:
-            raise OSError(errno.EPROTO, "it sends files that nobody asked for", f"{board}:")
+        pending = self._pending.setdefault(board, iter(self._requested))
+        requested = next(pending, None)
+        if requested is None:
+            raise OSError(errno.EPROTO, "the board sent a file that was not requested", f"{board}:")
         try:
             folder = (
                 board_paths.local_path(self._folder, board)
                 if self._folder_per_board
                 else self._folder
             )
-            place = board_paths.local_path(folder, wanted.relative_path)
+            path = board_paths.local_path(folder, requested.relative_path)
         except ValueError:
-            raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{wanted.path}") from None
-        if self._is_taken(board, place):
-            raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{wanted.path}")
-        self._started.setdefault(board, []).append(_FileDownload(place))
+            raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}") from None
+        if self._is_taken(board, path):
+            raise PermissionError(errno.EPERM, _ILLEGAL_NAME, f"{board}:{requested.path}")
+        self._started.setdefault(board, []).append(_FileDownload(path))
 
     def _is_taken(self, board: str, path: Path) -> bool:
-        """Whether some file system would store this and an earlier file as one."""
+        """Whether this path and that of an earlier file are equal on some file system."""
         earlier = [download.path for download in self._started.get(board, ())]
         earlier += self._finished_paths.get(board, ())
         return _normalized_path(path) in map(_normalized_path, earlier)
 
     def write(self, board: str, data: bytes) -> None:
-        """Take some of it.
+        """Append to the board's present file.
 
         Raises:
             OSError: it cannot be written.
@@ -219,25 +232,31 @@ class DownloadSink:
         self._started[board][-1].write(data)
 
     def finish_job(self, result: FileResult) -> FileResult:
-        """Put the files of a job in their places, if it ended well; else leave nothing of them."""
-        begun = self._started.pop(result.board, [])
+        """Move the files of a job to their paths if it succeeded, else remove them.
+
+        Returns:
+            The same result, or a failed one if a file could not be moved.
+        """
+        started = self._started.pop(result.board, [])
+        op_results = result.op_results if result.ok else []
         failure: Exception | None = None
-        for download, answer in zip(begun, result.op_results if result.ok else [], strict=False):
+        for download, op_result in zip(started, op_results, strict=False):
             try:
-                self._finished_paths.setdefault(result.board, []).append(download.finish(answer))
+                path = download.finish(op_result)
+                self._finished_paths.setdefault(result.board, []).append(path)
             except OSError as error:
                 failure = error
-        for download in begun:
+        for download in started:
             download.discard()
         return files.failed_result(result.board, failure) if failure else result
 
     def finished_paths(self, board: str) -> list[Path]:
-        """Return the files that came from a board."""
+        """Return the local paths of the files of a board."""
         return self._finished_paths.get(board, [])
 
 
 class _FileDownload:
-    """One file that comes."""
+    """One file while it is received."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -248,15 +267,15 @@ class _FileDownload:
         self._part_path.write_bytes(b"")
 
     def write(self, data: bytes) -> None:
-        with self._part_path.open("ab") as file:  # of a thousand boards, not all can be open
+        with self._part_path.open("ab") as file:  # not kept open: there may be 1,000 boards
             file.write(data)
         self._size += len(data)
         self._hash.update(data)
 
     def finish(self, op_result: Any) -> Path:
-        """Move it to its place; it must be what the board read."""
+        """Move the file to its path; ``op_result`` is the size and SHA-256 that the board read."""
         if tuple(op_result) != (self._size, self._hash.hexdigest()):
-            raise OSError(errno.EIO, "it is not what the board read", str(self.path))
+            raise OSError(errno.EIO, "the content differs from what the board read", str(self.path))
         self._part_path.replace(self.path)
         return self.path
 
@@ -265,5 +284,5 @@ class _FileDownload:
 
 
 def _normalized_path(path: Path) -> str:
-    """Return what two paths share that are one on some system: case and composition differ."""
+    """Return a key that is equal for paths that differ only in case or Unicode composition."""
     return unicodedata.normalize("NFC", str(path)).casefold()

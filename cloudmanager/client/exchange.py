@@ -1,9 +1,8 @@
-"""What a caller and the server say to each other: bytes in, bytes out; no sockets here.
+"""The caller's side of the protocol with the server: bytes in, bytes out; no sockets here.
 
-``Exchange`` is the caller's half of docs/protocol.md, "Caller link": link.py moves its
-bytes. People's threads call ``submit`` and ``request``, the link's thread calls ``feed``
-and ``lose``; each dict below is written by one operation at a time, which the interpreter
-makes whole.
+``Exchange`` implements docs/protocol.md, "Caller link"; ``ServerLink`` sends and receives its
+bytes. User threads call ``submit`` and ``request``; the link's thread calls ``handle_data`` and
+``on_link_lost``. Each change of a dict below is one operation, which CPython makes atomic.
 """
 
 from __future__ import annotations
@@ -32,24 +31,30 @@ from .future import Future
 from .jobs import Job, JobGroup
 from .outgoing import OutgoingFrame
 
-MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # bytes; the server's frames are far smaller
-CLOSE_REVOKED: Final = 4004  # the close code for a token that opens nothing any more
-MAX_HEAD_BYTES: Final = 16 * 1024  # bytes of the answer's head
-_UNKNOWN_OUTCOME: Final = "whether the cell runs is not known; `mbm job-list` tells"
+MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
+CLOSE_REVOKED: Final = 4004  # the close code for a token that was revoked or has expired
+MAX_HEAD_BYTES: Final = 16 * 1024  # of the HTTP response to the handshake
+_UNKNOWN_OUTCOME: Final = "it is not known whether the cell runs; `mbm job-list` shows it"
 _NOT_SENT: Final = "the cell was not sent: it does not run"
 _LINK_BROKEN: Final = (
-    "the link to the server broke; the cell goes on, and its outcome is with the server"
+    "the link to the server broke; the cell continues, and the server records its outcome"
 )
+_NO_SERVER: Final = "the program that answers there is not a Cloudmanager server"
+_UNEXPECTED_REPLY: Final = "it sent a reply of another kind than was expected"
 
 
 class Exchange:
-    """One conversation with the server, from its handshake to its end.
+    """The messages of one connection to the server, from the handshake to its end.
 
     Args:
-        address: the server, and the token that opens it.
-        host: what the ``Host`` header says.
-        send: writes a frame to the server, and returns at once; from any thread. What it returns
-            tells how much of it has left.
+        address: the server, and the caller's token.
+        host: value of the ``Host`` header.
+        send: sends a frame to the server without waiting; from any thread. It returns the frame,
+            which records how much of it was sent.
+
+    Attributes:
+        opened: set when the server has accepted the handshake.
+        closed: whether the link is lost.
     """
 
     def __init__(
@@ -62,19 +67,19 @@ class Exchange:
         self._send = send
         self._key = base64.b64encode(os.urandom(16)).decode()
         self._head = b""
-        self._refusal = ""  # why the server closed the link, where the token is why
+        self._refusal = ""  # the server's explanation, if it closed the link because of the token
         self._reader = frames.FrameReader(MAX_MESSAGE_BYTES, masked=False)
         self._refs = itertools.count(1)
-        self._close_lock = threading.Lock()  # nothing is added once the link is lost
+        self._close_lock = threading.Lock()  # nothing is added after the link was lost
         self._replies: dict[int, Future[Any]] = {}
         self._groups: dict[int, JobGroup] = {}  # submitted, not yet accepted
         self._jobs: dict[int, tuple[JobGroup, Job]] = {}
         self._watch_callbacks: dict[int, Callable[[wire.Message | CloudmanagerError], None]] = {}
 
-    # What people ask
+    # Called by user threads
 
     def handshake_request(self) -> bytes:
-        """Return what a caller says first (RFC 6455, 4.1)."""
+        """Return the HTTP request that opens the WebSocket (RFC 6455, 4.1)."""
         token = self._address.token.encode("ascii", "replace").decode()
         token = "".join(char for char in token if char.isprintable())
         return (
@@ -85,7 +90,7 @@ class Exchange:
         ).encode()
 
     def submit(self, group: JobGroup, target: str, options: dict[str, Any]) -> None:
-        """Send a cell (sends SUBMIT); the group learns what becomes of it."""
+        """Send a cell (sends SUBMIT); the group receives its events and results."""
         ref = next(self._refs)
         head = {"target": target, "awaits": group.cell.awaits, **options}
         message = wire.pack_submit(ref, head, group.cell.code)
@@ -99,12 +104,12 @@ class Exchange:
         group.withdraw = functools.partial(self._withdraw, ref)
         try:
             group.frame = self._send(frames.encode_frame(message, mask=True))
-        except BaseException:  # such as Ctrl-C: if it is sent all the same, it is not wanted
+        except BaseException:  # such as Ctrl-C: the cell may be sent, but must not run
             group.interrupt()
             raise
 
     def _withdraw(self, ref: int) -> None:
-        """Keep a cell that nobody wants any more from the server, if it does not have it yet."""
+        """Stop a cell from reaching the server, unless it has been sent completely."""
         group = self._groups.get(ref)
         if group is None or group.frame is None:
             return
@@ -112,14 +117,14 @@ class Exchange:
             group.on_refused(CloudmanagerError(f"interrupted: {_NOT_SENT}"))
 
     def request(self, verb: str, body: dict[str, Any]) -> Future[Any]:
-        """Ask for something that is not a cell (sends REQUEST); return what becomes the reply."""
+        """Call a verb of the server (sends REQUEST); return a future of the reply."""
         ref = next(self._refs)
         return self._send_request(
             ref, wire.pack_json(wire.REQUEST, {"verb": verb, **body}, job=ref)
         )
 
     def send_content(self, upload: int, data: bytes) -> Future[Any]:
-        """Send a piece of a file that was offered (sends CONTENT); the reply: it has been read."""
+        """Upload a piece of a file (sends CONTENT); the reply confirms that it was received."""
         ref = next(self._refs)
         return self._send_request(ref, wire.pack_content(ref, upload, data))
 
@@ -136,7 +141,7 @@ class Exchange:
         return reply
 
     def ping_frame(self) -> bytes:
-        """Return what asks the server for a sign of life."""
+        """Return a ping frame; the server must answer it."""
         return frames.encode_frame(b"", frames.PING, mask=True)
 
     def watch(
@@ -146,10 +151,13 @@ class Exchange:
         samples: bool,
         on_message: Callable[[wire.Message | CloudmanagerError], None],
     ) -> int:
-        """Follow boards (sends WATCH); return the number for ``unwatch``.
+        """Subscribe to boards (sends WATCH); return the number for ``unwatch``.
 
-        ``on_message`` gets each CHANGES, in the link's thread, and an error as the last word: the
-        server's no, or that the link broke.
+        Args:
+            target: the boards.
+            samples: whether to receive the samples that they emit.
+            on_message: called in the link's thread with each CHANGES, and at the end with an error:
+                the server refused, or the link broke.
         """
         ref = next(self._refs)
         message = wire.pack_json(wire.WATCH, {"target": target, "samples": samples}, job=ref)
@@ -164,7 +172,7 @@ class Exchange:
         return ref
 
     def unwatch(self, ref: int) -> None:
-        """Follow no more (sends UNWATCH)."""
+        """End a subscription (sends UNWATCH)."""
         if self._watch_callbacks.pop(ref, None) is not None:
             self._send(frames.encode_frame(wire.pack(wire.UNWATCH, job=ref), mask=True))
 
@@ -177,10 +185,10 @@ class Exchange:
         message = wire.pack(wire.ANSWER, (text or "").encode(), job=number, flags=flags)
         self._send(frames.encode_frame(message, mask=True))
 
-    # What the server says
+    # Called by the link's thread
 
     def handle_data(self, data: bytes) -> bool:
-        """Take bytes from the server; return whether the link is to be kept."""
+        """Handle bytes from the server; return False if the link must be closed."""
         try:
             if not self.opened.done:
                 data = self._read_response_head(data)
@@ -193,8 +201,8 @@ class Exchange:
                 self._send(frames.encode_close_frame(code, mask=True))
             return False
 
-    def on_link_lost(self, reason: str = "it hung up") -> None:
-        """Tell everybody who waits that the link is gone."""
+    def on_link_lost(self, reason: str = "it closed the connection") -> None:
+        """End everything that waits for the server: the link is lost."""
         with self._close_lock:
             self.closed = True
         error: CloudmanagerError = self._unreachable_error(reason)
@@ -209,33 +217,33 @@ class Exchange:
                 self._refuse_lost(self._groups.popitem()[1], error, reason)
         for group, job in self._jobs.values():
             group.end_as_lost(job, _LINK_BROKEN)
-        for tell in list(self._watch_callbacks.values()):
-            tell(error)
-        for waiting in (self._replies, self._jobs, self._watch_callbacks):
-            waiting.clear()
+        for on_message in list(self._watch_callbacks.values()):
+            on_message(error)
+        self._replies.clear()
+        self._jobs.clear()
+        self._watch_callbacks.clear()
 
     def _refuse_lost(self, group: JobGroup, error: CloudmanagerError, reason: str) -> None:
-        """Tell a group that the link broke before the server had accepted its cell."""
+        """End a group whose cell the server had not accepted when the link broke."""
         if not self._refusal:
-            arrived = group.frame is None or group.frame.complete  # or may have
-            error = self._unreachable_error(
-                f"{reason}, and {_UNKNOWN_OUTCOME if arrived else _NOT_SENT}"
-            )
+            may_have_arrived = group.frame is None or group.frame.complete
+            outcome = _UNKNOWN_OUTCOME if may_have_arrived else _NOT_SENT
+            error = self._unreachable_error(f"{reason}, and {outcome}")
         group.on_refused(error)
 
     def _unreachable_error(self, reason: str) -> ServerUnreachable:
         return ServerUnreachable(self._address.url, self._address.source, reason)
 
     def _read_response_head(self, data: bytes) -> bytes:
-        """Take the answer to the handshake; return the bytes after it."""
+        """Handle bytes of the HTTP response to the handshake; return the bytes after it."""
         self._head += data
         head, end, rest = self._head.partition(b"\r\n\r\n")
         if not end:
             if len(self._head) > MAX_HEAD_BYTES:
-                raise self._unreachable_error("what answers there is no Cloudmanager server")
+                raise self._unreachable_error(_NO_SERVER)
             return b""
         status, headers = _parse_head(head.decode("latin-1"))
-        why = headers.get("cm-refused", "")[:200]  # in the server's words
+        why = headers.get("cm-refused", "")[:200]  # the server's explanation
         if status == 401:
             raise NotAllowed("caller", why or "the server does not know this token")
         if why:
@@ -244,7 +252,7 @@ class Exchange:
             raise VersionMismatch(wire.PROTOCOL, theirs)
         accepted = headers.get("sec-websocket-accept") == frames.accept_key(self._key)
         if status != 101 or not accepted:
-            raise self._unreachable_error("what answers there is no Cloudmanager server")
+            raise self._unreachable_error(_NO_SERVER)
         self.opened.set_result(None)
         return rest
 
@@ -286,17 +294,18 @@ class Exchange:
             group = self._groups[message.job]
             jobs = group.on_accepted(body, self._interrupt_jobs, self._answer_input)
         except (KeyError, TypeError, ValueError) as error:
-            raise PeerWireError("the server sent an ACCEPTED that is malformed") from error
+            raise PeerWireError("the server sent a malformed ACCEPTED") from error
         del self._groups[message.job]
         self._jobs.update((number, (group, job)) for number, job in jobs.items())
 
     def _on_reply(self, ref: int, body: dict[str, Any]) -> None:
-        group, reply = self._groups.pop(ref, None), self._replies.pop(ref, None)
-        watching = self._watch_callbacks.pop(ref, _ignore_message)
+        group = self._groups.pop(ref, None)
+        reply = self._replies.pop(ref, None)
+        on_message = self._watch_callbacks.pop(ref, _ignore_message)
         error = _read_error(body) if "error" in body else None
-        watching(error or ServerError("it answered with something else"))
+        on_message(error or ServerError(_UNEXPECTED_REPLY))
         if group is not None:
-            group.on_refused(error or ServerError("it answered with something else"))
+            group.on_refused(error or ServerError(_UNEXPECTED_REPLY))
         elif reply is not None and error is not None:
             reply.set_exception(error)
         elif reply is not None:
@@ -304,22 +313,22 @@ class Exchange:
 
 
 def _ignore_message(_: wire.Message | CloudmanagerError) -> None:
-    """Follow nothing: it was said before the server knew of an UNWATCH."""
+    """Ignore a message that was sent before the server received UNWATCH."""
 
 
 def _read_error(body: dict[str, Any]) -> CloudmanagerError:
-    """Return the error that the server raised, as it crossed."""
+    """Return the error in a reply, as an instance of its class if that is known here."""
     kind = getattr(errors, str(body["error"]), None)
     if isinstance(kind, type) and issubclass(kind, CloudmanagerError):
         try:
             return kind(*body.get("args", ()))
-        except (TypeError, ValueError, AttributeError):  # an older or newer one's arguments
+        except (TypeError, ValueError, AttributeError):  # another version's arguments
             pass
     return ServerError(f"{body['error']}: {body.get('args')}")
 
 
 def _parse_head(text: str) -> tuple[int, dict[str, str]]:
-    """Return status and headers (lower case) of an HTTP answer; status 0 if it is none."""
+    """Return status and headers (lower case) of an HTTP response; status 0 if it is not one."""
     first, *lines = text.split("\r\n")
     parts = first.split(" ", 2)
     number = parts[1] if parts[0].startswith("HTTP/1.") and len(parts) > 1 else ""
@@ -329,5 +338,5 @@ def _parse_head(text: str) -> tuple[int, dict[str, str]]:
 
 
 def _parse_number(text: str) -> int:
-    """Return a small number; 0 for all that is none."""
+    """Return a number of at most nine digits; 0 for any other text."""
     return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -1,4 +1,4 @@
-"""Jobs with files, one after the other and side by side: what the verbs for files are made of."""
+"""Runs jobs with file operations, in sequence and in parallel; used by the file verbs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from .verbs import HasTarget, wait_results
 
 T = TypeVar("T")
 
-#: A board holds a job's acts in memory, as text and taken apart: so many bytes of text, no more.
+#: The greatest length of a job's operations as JSON: a board has the text and the lists in memory.
 MAX_OPS_BYTES: Final = 1500
-PIECES_IN_FLIGHT: Final = (
-    8  # pieces of a content that travel to the server before it has confirmed the first
-)
+PIECES_IN_FLIGHT: Final = 8  # pieces of an upload that are sent before the first is confirmed
 
-#: Takes a board, the bytes that were moved for it so far, and how many there are in all.
+#: Called with a board, the bytes that were transferred for it so far, and the total.
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -38,7 +36,16 @@ async def run_file_ops(
     sink: ByteSink | None = None,
     on_moved: OnMoved | None = None,
 ) -> Results:
-    """Have the same acts done on all boards of a target, in one job of each."""
+    """Run the same operations on all boards of a target, in one job per board.
+
+    Args:
+        boards: the boards.
+        ops: the operations.
+        target: replaces the target of ``boards``.
+        make_value: makes a result's value from the results of the operations.
+        sink: receives the bytes of files that boards send.
+        on_moved: called with a board and the bytes that its job has transferred.
+    """
     group = FileJobGroup(ops, make_value=make_value, sink=sink, on_moved=on_moved)
     boards.exchange().submit(group, target or boards.target, {"acts": ops})
     return await wait_results(group)
@@ -47,8 +54,8 @@ async def run_file_ops(
 async def run_file_ops_in_batches(
     boards: HasTarget, ops: Iterable[FileOp], *, target: str = ""
 ) -> Results:
-    """Have many acts done, in as many jobs as a board's memory wants; the value: all answers."""
-    answers: dict[str, list[Any]] = {}
+    """Run many operations, in as many jobs as needed; a value is the list of all op results."""
+    op_results: dict[str, list[Any]] = {}
     last: dict[str, FileResult] = {}
     left_out: tuple[str, ...] | None = None
     for batch in split_batches(ops):
@@ -56,35 +63,35 @@ async def run_file_ops_in_batches(
         left_out = part.left_out if left_out is None else left_out
         for name, result in as_file_results(part).items():
             last[name] = result
-            answers.setdefault(name, []).extend(result.op_results if result.ok else [])
+            op_results.setdefault(name, []).extend(result.op_results if result.ok else [])
         target = fold_names([name for name, result in part.items() if result.ok])
         if not target:
             break
-    results = {name: result.with_value(answers[name]) for name, result in last.items()}
+    results = {name: result.with_value(op_results[name]) for name, result in last.items()}
     return Results(results, left_out or ())
 
 
 async def upload_content(exchange: Exchange, source: ContentSource) -> None:
-    """Have the server hold a content; what it has already does not travel.
+    """Upload a content to the server, unless it has it already.
 
     Raises:
-        OSError: it cannot be read.
-        ServerError: it is too large, or changed meanwhile.
+        OSError: the file cannot be read.
+        ServerError: the file is too large, or changed during the upload.
     """
     upload = await exchange.request("offer", {"sha256": source.digest, "size": source.size})
     if not upload:
         return
-    ahead: deque[Future[Any]] = deque()
+    unconfirmed: deque[Future[Any]] = deque()
     for piece in source.pieces():
-        ahead.append(exchange.send_content(upload, piece))
-        if len(ahead) >= PIECES_IN_FLIGHT:
-            await ahead.popleft()
-    for reply in ahead:
+        unconfirmed.append(exchange.send_content(upload, piece))
+        if len(unconfirmed) >= PIECES_IN_FLIGHT:
+            await unconfirmed.popleft()
+    for reply in unconfirmed:
         await reply
 
 
 def split_batches(ops: Iterable[FileOp]) -> Iterator[list[FileOp]]:
-    """Split acts so that each job's fit into a board's memory."""
+    """Split operations into lists that fit into a board's memory."""
     batch: list[FileOp] = []
     room = MAX_OPS_BYTES
     for each in ops:
@@ -99,29 +106,29 @@ def split_batches(ops: Iterable[FileOp]) -> Iterator[list[FileOp]]:
 
 
 def as_file_results(results: Mapping[str, Result]) -> dict[str, FileResult]:
-    """Return the results of a job with files, by board."""
+    """Return the results of a job with file operations as a dict; all are ``FileResult``."""
     return cast("dict[str, FileResult]", dict(results))
 
 
 async def gather(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
-    """Do several things at once; return what each gave.
+    """Run several coroutines concurrently, without asyncio; return their results in order.
 
-    Where one raises, or the waiting is interrupted, the others are ended, too.
+    If one raises, or the wait is interrupted, the others are closed, which interrupts their jobs.
     """
-    done: dict[int, T] = {}
-    waiting: dict[int, Future[Any]] = {}
+    results: dict[int, T] = {}
+    pending: dict[int, Future[Any]] = {}
     try:
-        for number, each in enumerate(coroutines):
-            _advance_coroutine(number, each, waiting, done)
-        while waiting:
-            await _first_done(waiting.values())
-            for number, once in list(waiting.items()):
-                if once.done:
-                    _advance_coroutine(number, coroutines[number], waiting, done)
+        for number, coroutine in enumerate(coroutines):
+            _advance_coroutine(number, coroutine, pending, results)
+        while pending:
+            await _first_done(pending.values())
+            for number, future in list(pending.items()):
+                if future.done:
+                    _advance_coroutine(number, coroutines[number], pending, results)
     finally:
-        for number in waiting:
-            coroutines[number].close()  # interrupts what it waits for
-    return [done[number] for number in range(len(coroutines))]
+        for number in pending:
+            coroutines[number].close()
+    return [results[number] for number in range(len(coroutines))]
 
 
 def _advance_coroutine(
@@ -130,6 +137,7 @@ def _advance_coroutine(
     pending: dict[int, Future[Any]],
     results: dict[int, T],
 ) -> None:
+    """Run a coroutine until it awaits a future, or ends."""
     pending.pop(number, None)
     try:
         pending[number] = coroutine.send(None)
@@ -138,26 +146,26 @@ def _advance_coroutine(
 
 
 def _first_done(futures: Iterable[Future[Any]]) -> Future[None]:
-    """Return what is set as soon as one of them is."""
+    """Return a future that is set as soon as one of ``futures`` is."""
     first = Future[None]()
 
     def settle() -> None:
         if not first.done:
             first.set_result(None)
 
-    for once in list(futures):
-        once.add_done_callback(settle)
+    for future in list(futures):
+        future.add_done_callback(settle)
     return first
 
 
 def group_equal_plans(plans: Mapping[str, T]) -> list[tuple[list[str], T]]:
-    """Return boards whose plans are equal, together with their plan."""
-    found: list[tuple[list[str], T]] = []
+    """Return each different plan, with the boards that have it."""
+    groups: list[tuple[list[str], T]] = []
     for board, plan in plans.items():
-        for names, known in found:
+        for names, known in groups:
             if known == plan:
                 names.append(board)
                 break
         else:
-            found.append(([board], plan))
-    return found
+            groups.append(([board], plan))
+    return groups

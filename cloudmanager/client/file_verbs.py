@@ -1,4 +1,4 @@
-"""The verbs for boards' files, written once, as those in verbs.py; ``:`` marks a path on boards."""
+"""The verbs for boards' files, as coroutines (see ``verbs``); paths on boards begin with ``:``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .verbs import HasTarget
 
 
 class FileVerbs:
-    """What can be done with the files of a target's boards.
+    """Operations on the files of a target's boards.
 
-    Each verb returns ``Results``: a board's failure is in its Result, of the ``OSError``
-    family where it is the board's file system that fails.
+    Each verb returns ``Results``. A board's failure is in its Result and is not raised; errors of
+    the board's file system are of the ``OSError`` family.
     """
 
     async def ls(self: HasTarget, path: str = ":/", *, recursive: bool = False) -> Results:
@@ -30,7 +30,7 @@ class FileVerbs:
         )
 
     async def stat(self: HasTarget, path: str) -> Results:
-        """Look at a path; each board's value is a ``Stat`` (is_dir, size, mtime)."""
+        """Return facts about a path; each board's value is a ``Stat`` (is_dir, size, mtime)."""
         return await run_file_ops(
             self,
             [["stat", board_paths.parse_board_path(path)]],
@@ -38,7 +38,7 @@ class FileVerbs:
         )
 
     async def df(self: HasTarget, path: str = ":/") -> Results:
-        """Return the room on a file system; each board's value is a ``Space``, in bytes."""
+        """Return the size of a file system; each value is a ``Space`` (total, used, free bytes)."""
         return await run_file_ops(
             self,
             [["statvfs", board_paths.parse_board_path(path)]],
@@ -46,29 +46,30 @@ class FileVerbs:
         )
 
     async def mkdir(self: HasTarget, path: str, *, parents: bool = False) -> Results:
-        """Make a folder; with ``parents``, those that it is in, too, and it may be there."""
+        """Make a folder; with ``parents``, missing parents too, and the folder may exist."""
         name = "makedirs" if parents else "mkdir"
         return await run_file_ops(
             self, [[name, board_paths.parse_board_path(path)]], make_value=_no_value
         )
 
     async def rmdir(self: HasTarget, path: str) -> Results:
-        """Remove a folder that is empty."""
-        place = board_paths.parse_board_path(path)  # littlefs would take a file, too
+        """Remove an empty folder."""
+        path = board_paths.parse_board_path(path)
+        # With ls, which fails for a file: rmdir on littlefs would remove a file, too.
         return await run_file_ops(
-            self, [["ls", place, False], ["rmdir", place]], make_value=_no_value
+            self, [["ls", path, False], ["rmdir", path]], make_value=_no_value
         )
 
     async def rm(self: HasTarget, path: str, *, recursive: bool = False) -> Results:
-        """Remove a file; with ``recursive``, a folder and all that is in it."""
+        """Remove a file; with ``recursive``, a folder with its contents."""
         return await run_file_ops(
             self, [["rm", board_paths.parse_board_path(path), recursive]], make_value=_no_value
         )
 
     async def mv(self: HasTarget, path: str, to: str) -> Results:
         """Rename a file or folder on the boards."""
-        acts = [["rename", board_paths.parse_board_path(path), board_paths.parse_board_path(to)]]
-        return await run_file_ops(self, acts, make_value=_no_value)
+        ops = [["rename", board_paths.parse_board_path(path), board_paths.parse_board_path(to)]]
+        return await run_file_ops(self, ops, make_value=_no_value)
 
     async def put(
         self: HasTarget,
@@ -77,19 +78,19 @@ class FileVerbs:
         *,
         progress: ProgressCallback | None = None,
     ) -> Results:
-        """Copy files, folders or bytes to the boards; what is there and equal stays as it is.
+        """Copy files, folders or bytes to the boards; files that are equal there are not sent.
 
-        A path that ends in ``/``, or a folder that is there, gets them below their own names.
-        The folders that are needed are made. An upload that broke off goes on where it stopped.
+        If ``dest`` ends in ``/`` or is an existing folder, the files are put into it under their
+        own names. Missing folders are made. An interrupted upload resumes where it stopped.
 
         Args:
             source: a file, a folder, several of them, or the bytes of one file.
-            dest: where it goes, such as ``:lib/``.
-            progress: called with a board, the bytes that were moved for it and how many there
-                are in all; from the link's thread, so it must not ask the fleet for anything.
+            dest: path on the boards, such as ``:lib/``.
+            progress: called with a board, the bytes transferred for it and the total; in the
+                link's thread, so it must not call verbs of the fleet.
 
         Returns:
-            For each board how many bytes were written.
+            For each board, how many bytes were written.
 
         Raises:
             OSError: a source cannot be read; nothing was sent.
@@ -103,22 +104,22 @@ class FileVerbs:
         *,
         progress: ProgressCallback | None = None,
     ) -> Results:
-        """Copy a file or a folder from the boards; of several boards, into a folder of each.
+        """Copy a file or a folder from the boards; from several boards, into a folder per board.
 
-        No name that a board tells chooses a place here: one that is no plain name fails.
+        File names from boards are not trusted: a name that is not a plain file name is an error.
 
         Args:
             path: what to copy, such as ``:log.txt``.
-            folder: where to; it is made.
-            progress: as ``put`` takes it.
+            folder: the local folder; it is made if missing.
+            progress: see ``put``.
 
         Returns:
-            For each board the ``Path`` of the file here; of a folder, a list of them.
+            For each board, the local ``Path`` of the file; for a folder, a list of them.
         """
         return await downloads.download(self, path, Path(folder), progress)
 
     async def read(self: HasTarget, path: str) -> Results:
-        """Return what a file holds: each board's value is its ``bytes``."""
+        """Return the content of a file; each board's value is ``bytes``."""
         return await downloads.read_file(self, path)
 
     async def sync(
@@ -130,30 +131,30 @@ class FileVerbs:
         dry_run: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Results:
-        """Make a folder on the boards equal to one here; only what differs travels.
+        """Make a folder on the boards equal to a local one; only differences are sent.
 
-        ``.mbmignore`` in the folder names what stays out, as ``.gitignore`` would; with
-        ``delete`` that is left on the boards, too, and all that Cloudmanager lives on.
+        ``.mbmignore`` in the folder has patterns of files to ignore, in the syntax of
+        ``.gitignore``. ``delete`` does not remove ignored files, nor those of the board's client.
 
         Args:
-            folder: the folder here; links out of it are not followed.
+            folder: the local folder; symbolic links that lead out of it are not followed.
             dest: the folder on the boards.
-            delete: whether files go that are not here.
-            dry_run: only find out what would be done.
-            progress: as ``put`` takes it.
+            delete: whether to delete files on the boards that do not exist locally.
+            dry_run: only compute the plan.
+            progress: see ``put``.
 
         Returns:
-            For each board a ``Plan``: put, delete, same, size_bytes.
+            For each board, a ``SyncPlan``: put, delete, same, size_bytes.
 
         Raises:
-            OSError: a file here cannot be read.
+            OSError: a local file cannot be read.
         """
         return await syncing.sync(self, Path(folder), dest, delete, dry_run, progress)
 
 
 def _of_first_result(read: Callable[[Any], Any]) -> Callable[[list[Any]], Any]:
-    return lambda answers: read(answers[0])
+    return lambda op_results: read(op_results[0])
 
 
 def _no_value(_: list[Any]) -> None:
-    """Return nothing: that it went well is all there is to say."""
+    """Return None: the verb has no value."""

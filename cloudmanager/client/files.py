@@ -1,6 +1,6 @@
-"""Jobs with files: what was asked, what came of it, and the bytes that boards send. No I/O here.
+"""Jobs with file operations, their results, and the bytes that boards send; no I/O here.
 
-A board's ``OSError`` is raised as Python's own, its path behind the board's name:
+A board's ``OSError`` is raised as Python's own, with ``BOARD:PATH`` as file name:
 ``FileNotFoundError: [Errno 2] No such file or directory: 'lab-1:/a.py'``.
 """
 
@@ -20,13 +20,13 @@ from cloudmanager.results.results import Result
 from .cells import prepare_cell
 from .jobs import Event, Job, JobGroup
 
-#: MicroPython's words: ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` where it has no name for it.
+#: MicroPython writes ``[Errno 2] ENOENT: /a``, and ``(28, '/a')`` for a number without a name.
 _OSERROR_PATTERN: Final = re.compile(
     r"(?m)^OSError: (?:\[Errno (\d+)\] \w+(?:: (.*))?|\((\d+), '(.*)'\))$"
 )
 _PACKAGE_ERROR_PREFIX: Final = "PackageError: "
 _EMPTY_CELL: Final = prepare_cell("")
-_FOLDER_MODE: Final = 0x4000  # of a mode, as MicroPython's ilistdir and stat have it
+_FOLDER_MODE: Final = 0x4000  # in the mode of MicroPython's ilistdir and stat (S_IFDIR)
 
 
 class Entry(NamedTuple):
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """What a board knows of a path; ``mtime`` is seconds of the board's own clock and epoch."""
+    """Facts about a path on a board; ``mtime`` is in seconds, by the board's clock and epoch."""
 
     is_dir: bool
     size: int
@@ -51,7 +51,7 @@ class Stat(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The room on a file system of a board, in bytes."""
+    """The size of a file system of a board, in bytes."""
 
     total: int
     used: int
@@ -59,30 +59,32 @@ class Space(NamedTuple):
 
 
 def read_entries(listing: Any) -> list[Entry]:
-    """Return what an ``ls`` found, sorted: folders first."""
+    """Return the entries of the op ``ls``, sorted: folders first."""
     found = [Entry(path, kind == _FOLDER_MODE, int(size)) for path, kind, size in listing]
     return sorted(found, key=lambda entry: (not entry.is_dir, entry.path))
 
 
 def read_stat(stat_tuple: Any) -> Stat:
-    """Return what a ``stat`` gave."""
-    is_dir = bool(stat_tuple[0] & _FOLDER_MODE)  # whose size is what littlefs finds in memory
+    """Return the result of the op ``stat``."""
+    is_dir = bool(
+        stat_tuple[0] & _FOLDER_MODE
+    )  # the size that littlefs returns for a folder is undefined
     return Stat(is_dir, 0 if is_dir else int(stat_tuple[6]), int(stat_tuple[8]))
 
 
 def read_space(statvfs: Any) -> Space:
-    """Return what a ``statvfs`` gave (block size, fragment size, blocks, free blocks …)."""
+    """Return the result of the op ``statvfs``: block size, fragment size, blocks, free blocks."""
     total, free = disk_space(statvfs)
     return Space(total, total - free, free)
 
 
 class FileResult(Result):
-    """How one job with files ended.
+    """How one job with file operations ended.
 
-    Its ``error`` is of the ``OSError`` family where the board's was.
+    ``error`` is of the ``OSError`` family if the board's was.
 
     Attributes:
-        op_results: what each act gave, as the board told it.
+        op_results: the result of each operation, as the board sent it; empty if the job failed.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class FileResult(Result):
                 self.op_results = list(ast.literal_eval(fields.pop("text")))
                 self._value = make_value(self.op_results)
             except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
-                self._failure = PeerWireError("what the board answers about its files is no answer")
+                self._failure = PeerWireError("the board sent malformed results of file operations")
         fields["text"] = "" if self._value is None else repr(self._value)
         super().__init__(board, job, "error" if self._failure else status, **fields)
         if self._failure is None:
@@ -113,10 +115,10 @@ class FileResult(Result):
 
     @property
     def value(self) -> Any:
-        """What the verb returns for this board.
+        """The value that the verb returns for this board.
 
         Raises:
-            OSError, CloudmanagerError: the same as ``error``.
+            OSError, CloudmanagerError: the job failed; the same exception as ``error``.
         """
         if self.error is not None:
             raise self.error
@@ -124,16 +126,15 @@ class FileResult(Result):
 
     @property
     def error(self) -> Exception | None:
-        """What ``raise_for_error`` raises for this board; None if ok."""
+        """The exception that ``raise_for_error`` raises for this board; None if ok."""
         return self._failure or super().error
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``--json`` prints of it."""
-        told = super().to_json()
-        return {**told, "value": _to_json(self._value)}
+        """Return what ``mbm --json`` prints for this result."""
+        return {**super().to_json(), "value": _to_json(self._value)}
 
     def with_value(self, value: Any, earlier_elapsed: float = 0.0) -> FileResult:
-        """Return the same ending with another value; ``earlier_elapsed`` is what went before it."""
+        """Return a copy with another value, and with the seconds of earlier jobs added."""
         copy = FileResult.__new__(FileResult)
         copy.__dict__.update(self.__dict__)
         if self.ok:
@@ -144,17 +145,17 @@ class FileResult(Result):
 
 
 def empty_result(board: str) -> FileResult:
-    """Return what is left where there was nothing to do."""
+    """Return the result for a board on which nothing had to be done."""
     return FileResult(board, 0, "ok", text="[]")
 
 
 def failed_result(board: str, error: Exception) -> FileResult:
-    """Return what is left of work that failed here, on this machine."""
+    """Return the result for a board whose job failed on this machine."""
     return FileResult(board, 0, "error", failure=error)
 
 
 def _board_error(board: str, traceback: str) -> Exception | None:
-    """Return the error that a traceback, or the server's word, ends with, if Python has it."""
+    """Return the OSError or PackageError at the end of a traceback or reason, or None."""
     if traceback.startswith(_PACKAGE_ERROR_PREFIX):
         return PackageError(traceback.removeprefix(_PACKAGE_ERROR_PREFIX))
     found = _OSERROR_PATTERN.search(traceback)
@@ -165,13 +166,13 @@ def _board_error(board: str, traceback: str) -> Exception | None:
 
 
 def _error_line(board: str, error: Exception) -> str:
-    """Return an error in one line, the same for each board."""
+    """Return an error in one line, without the board's name."""
     name = type(error).__name__
     return f"{name}: {error}".replace(f"'{board}:", "':")
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON can say it: tuples with names as objects."""
+    """Return a value that JSON can encode: named tuples as objects, paths as text."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: _to_json(each) for name, each in value._asdict().items()}
     if isinstance(value, list | tuple):
@@ -180,26 +181,26 @@ def _to_json(value: Any) -> Any:
 
 
 class ByteSink(Protocol):
-    """Where the bytes go that boards send; called in the link's thread."""
+    """Receives the files that boards send; called in the link's thread."""
 
     def start_file(self, board: str) -> None:
-        """Take it that a board's next file begins."""
+        """Begin a board's next file."""
 
     def write(self, board: str, data: bytes) -> None:
-        """Take some of it."""
+        """Append to the board's present file."""
 
 
-#: Takes a board and the bytes that a job has moved for it so far.
+#: Called with a board and the bytes that its job has transferred so far.
 OnMoved = Callable[[str, int], None]
 
 
 class FileJob(Job):
-    """Acts on one board's files, while they are done."""
+    """A job with file operations on one board, while it runs."""
 
     group: FileJobGroup
 
     def handle_message(self, message: wire.Message) -> Iterator[Event]:
-        """Take one message about this job and yield what it means."""
+        """Handle one message about this job; yield the events that it causes."""
         if message.op == wire.CHUNK:
             self.group.on_chunk(self, message)
         else:
@@ -214,13 +215,16 @@ class FileJob(Job):
 
 
 class FileJobGroup(JobGroup):
-    """The same acts on the files of several boards.
+    """The same file operations on several boards.
 
     Args:
-        ops: what is to be done, in this order; the first that fails is the last.
-        make_value: answers -> what the verb returns.
-        sink: takes the bytes of files that boards send.
-        on_moved: is told how far each board is.
+        ops: the operations, in order; a board stops at the first that fails.
+        make_value: makes a result's value from the results of the operations.
+        sink: receives the bytes of files that boards send.
+        on_moved: called with a board and the bytes that its job has transferred.
+
+    Attributes:
+        failures: board -> the local error that ended its job, such as a full disk.
     """
 
     def __init__(
@@ -245,7 +249,7 @@ class FileJobGroup(JobGroup):
         return job
 
     def on_chunk(self, job: Job, message: wire.Message) -> None:
-        """Take a piece of a file, or the board's word on how far it is."""
+        """Handle a piece of a file, or a board's report of its progress."""
         if self._sink is None:
             if not message.flags & wire.RESUME_STATE:
                 self._report_moved(job.board, wire.read_byte_count(message))

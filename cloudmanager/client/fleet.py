@@ -1,4 +1,4 @@
-"""``Fleet``: the verbs that people type, blocking."""
+"""``Fleet``: the verbs as blocking methods, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from .watch import Watch
 class Fleet:
     """All boards of one server.
 
-    ``fleet["esp-[1-3]"]`` chooses boards; nothing is sent until one of their verbs is
-    called. May be used from any thread, by several at once.
+    ``fleet["esp-[1-3]"]`` selects boards; nothing is sent until a verb is called. All methods are
+    thread-safe.
 
     Args:
-        url: the server, such as ``http://127.0.0.1:18266``; found when not given.
-        token: what authenticates the caller; CM_TOKEN by default, else the local token file.
+        url: the server, such as ``http://127.0.0.1:18266``; by default CM_URL, else the local
+            server.
+        token: authenticates the caller; by default CM_TOKEN, else the local user's token.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
@@ -44,25 +45,25 @@ class Fleet:
         return Boards(self, target)
 
     def __repr__(self) -> str:
-        """Say which server, never the token."""
+        """Return the server's URL, without the token."""
         return f"Fleet({self.address.url!r})"
 
     @property
     def address(self) -> config.ServerAddress:
-        """Where the server is looked for now."""
+        """The address of the server that the next connection uses."""
         return config.find_server(self._url, self._token)
 
     def close(self) -> None:
-        """Hang up. What runs goes on on the boards."""
+        """Disconnect. Running jobs continue on the boards."""
         link, self._link = self._link, None
         if link is not None:
             link.close()
 
     def exchange(self) -> Exchange:
-        """Return the conversation with the server; dial where there is none, or it broke.
+        """Return the exchange with the server; connect first if there is no link.
 
         Raises:
-            ServerUnreachable, NotAllowed, VersionMismatch: there is no link.
+            ServerUnreachable, NotAllowed, VersionMismatch: the connection failed.
         """
         with self._connect_lock:
             if self._link is None or self._link.closed:
@@ -70,14 +71,14 @@ class Fleet:
             return self._link.exchange
 
     def watch(self, target: str = "all", *, samples: bool = True) -> Watch:
-        """Follow boards: iterate over what happens to them, and ``close()`` it.
+        """Subscribe to boards; iterate over the updates, and ``close()`` it at the end.
 
-        It outlives the server's restarts, and says so (``Update.lost``). Nothing is sent until
-        the first update is waited for.
+        It reconnects after a restart of the server, which ``Update.lost`` reports. Nothing is sent
+        before the first update is requested.
 
         Args:
-            target: the boards, there or not; chosen anew at each change.
-            samples: whether what they emit is wanted, too.
+            target: the boards, connected or not; resolved again at each change.
+            samples: whether to receive the samples that they emit.
         """
         return Watch(self.exchange, target, samples=samples)
 
@@ -96,7 +97,7 @@ class Fleet:
 
 
 class Boards:
-    """The boards of a target, chosen anew by the server at each call."""
+    """The boards of a target; the server resolves it again at each call."""
 
     def __init__(self, fleet: Fleet, target: str) -> None:
         self._fleet = fleet
@@ -118,25 +119,25 @@ class Boards:
         on_event: Callable[[Event | None], None] | None = None,
         answers: bool = False,
     ) -> JobGroup:
-        """Run a cell on all of the boards at once; return without waiting for them to end.
+        """Start a cell on all of the boards; return when the server has accepted it.
 
         Args:
-            code: Python; a trailing expression is the value. It may ``await``.
-            inputs: name -> value, assigned on the boards before the cell: Python's literals,
-                and what has a ``tolist()``.
-            timeout: seconds that it may run, from the write to the board; None: for ever.
+            code: Python; the value of a trailing expression is returned. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell: Python literals, and
+                objects with a ``tolist()``.
+            timeout: seconds that it may run, after it was sent to the board; None for no limit.
             fresh: whether each board makes a soft reset first.
-            wait: seconds that absent boards have to dial in.
-            listen: whether ``events()`` of what is returned will be read.
+            wait: seconds to wait for boards that are not connected.
+            listen: whether ``events()`` of the returned group will be read.
             on_event: called with each event instead, and with None after the last; in the
-                link's thread, so it must return at once.
+                link's thread, so it must not block.
             answers: whether the reader of the events answers ``input()``.
 
         Raises:
-            CellSyntaxError: it is not Python; nothing was sent.
-            TypeError, ValueError: a value of ``inputs`` cannot travel; nothing was sent.
-            TargetError, NoSuchBoard: the target means no boards; nothing ran.
-            ServerUnreachable: no server.
+            CellSyntaxError: it is not valid Python; nothing was sent.
+            TypeError, ValueError: a value of ``inputs`` cannot be sent; nothing was sent.
+            TargetError, NoSuchBoard: the target selects no boards; nothing ran.
+            ServerUnreachable: no server answers.
         """
         group = JobGroup(verbs.make_cell(code, inputs), listen=listen, on_event=on_event)
         verbs.submit_group(

@@ -1,4 +1,4 @@
-"""``Once``: a value that one thread sets and others wait for."""
+"""``Future``: a value that one thread sets and others wait for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ T = TypeVar("T")
 
 
 class Future(Generic[T]):
-    """A value, or an error, that is set once and waited for; from any thread.
+    """A value, or an error, that is set once and that any thread can wait for.
 
-    What ``concurrent.futures.Future`` is for, with one lock in place of a condition: it
-    takes 60 us off every cell (measured).
+    Like ``concurrent.futures.Future``, but with one lock in place of a condition, which makes each
+    cell 60 us faster (measured).
+
+    Attributes:
+        done: whether the value or error is set.
     """
 
     def __init__(self) -> None:
-        self.done = False  # whether it is set; the lock cannot tell: who waits holds it shortly
+        self.done = False  # not derived from the lock: a waiting thread holds it for a moment
         self._unset_lock = threading.Lock()
         self._unset_lock.acquire()
         self._value: T | None = None
@@ -28,12 +31,12 @@ class Future(Generic[T]):
         self._callbacks: list[Callable[[], object]] = []
 
     def __await__(self) -> Generator[Future[T], None, T]:
-        """Let verbs.py drive who awaits it."""
+        """Yield the future to the function that runs the coroutine; see ``verbs.run_blocking``."""
         yield self
         return self.result()
 
     def add_done_callback(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called, once, in the thread that sets this, or now if it is set."""
+        """Call ``callback`` once: in the thread that sets the future, or now if it is set."""
         self._callbacks.append(callback)
         if self.done:
             self._run_callbacks()
@@ -44,25 +47,25 @@ class Future(Generic[T]):
                 self._callbacks.pop(0)()
 
     def set_result(self, value: T) -> None:
-        """Set the value and let everybody go who waits."""
+        """Set the value and wake all waiting threads."""
         self._value, self.done = value, True
         self._release()
         self._run_callbacks()
 
     def set_exception(self, error: CloudmanagerError) -> None:
-        """Set the error that ``get`` raises."""
+        """Set the error that ``result`` raises, and wake all waiting threads."""
         self._error, self.done = error, True
         self._release()
         self._run_callbacks()
 
     def _release(self) -> None:
-        """If this is set, let the next of those go who wait; the lock protects nothing then."""
+        """Release the lock if the future is set; each thread that wakes does so for the next."""
         if self.done:
-            with contextlib.suppress(RuntimeError):  # it is released
+            with contextlib.suppress(RuntimeError):  # it is released already
                 self._unset_lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait at most ``timeout`` seconds; return whether it is set."""
+        """Wait at most ``timeout`` seconds; return whether the future is set."""
         seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
         if not self.done:
             self._wait_for_lock(seconds)
@@ -79,4 +82,4 @@ class Future(Generic[T]):
         self.wait()
         if self._error is not None:
             raise self._error
-        return self._value  # type: ignore[return-value]  # set() was called with a T
+        return self._value  # type: ignore[return-value]  # set_result() was called

@@ -1,9 +1,9 @@
-"""Values of this program -> assignments that boards read: what stands before a cell; no I/O.
+"""Converts inputs of a cell to assignments in front of it; no I/O.
 
     prelude({"pins": (2, 4), "limit": float("inf")})
 
-is `pins = (2, 4)` and `limit = float('inf')`, a line each. Python's literals travel, however they
-are nested, and whatever has a `tolist()`, such as an array of numpy.
+returns the lines `pins = (2, 4)` and `limit = float('inf')`. Values can be Python literals, nested,
+and objects with a `tolist()`, such as numpy arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cloudmanager.protocol.text import sanitize_text
 
-_DECIMAL_BITS: Final = 8192  # of a number; Python writes none of more than 4,300 digits in decimal
+_DECIMAL_BITS: Final = 8192  # longer integers are hexadecimal: Python refuses 4,300 digits
 _SPECIAL_FLOATS: Final = {
     "inf": "float('inf')",
     "-inf": "float('-inf')",
@@ -24,37 +24,39 @@ _SUPPORTED_TYPES: Final = "None, bool, int, float, str, bytes, list, tuple, dict
 
 
 def prelude(inputs: Mapping[str, Any]) -> str:
-    """Return one assignment a line, without a newline at its end.
+    """Return one assignment per line, without a newline at the end.
 
     Args:
         inputs: name -> value.
 
     Raises:
-        TypeError: a value is of a type that boards cannot read; it names the variable.
-        ValueError: a name is none, or a value is nested too deeply.
+        TypeError: a value has a type that boards cannot read; the message names the variable.
+        ValueError: a name is not an identifier, or a value is nested too deeply.
     """
     return "\n".join(_assignment(name, value) for name, value in inputs.items())
 
 
 def _assignment(name: str, value: Any) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{sanitize_text(name)!r} is no name of a variable.")
+        raise ValueError(f"{sanitize_text(name)!r} is not the name of a variable.")
     try:
         return f"{name} = {_literal(value)}"
-    except _UnsupportedValue as foreign:
-        what = type(foreign.args[0]).__name__
-        holds = "is" if foreign.args[0] is value else "holds a value"
-        raise TypeError(f"{name} {holds} of type {what}: boards take {_SUPPORTED_TYPES}.") from None
+    except _UnsupportedValue as error:
+        unsupported = error.args[0]
+        kind = type(unsupported).__name__
+        verb = "is" if unsupported is value else "contains a value"
+        message = f"{name} {verb} of type {kind}: boards can receive {_SUPPORTED_TYPES}."
+        raise TypeError(message) from None
     except RecursionError:
-        raise ValueError(f"{name} is nested too deeply for a board, or holds itself.") from None
+        raise ValueError(f"{name} is nested too deeply for a board, or contains itself.") from None
 
 
 class _UnsupportedValue(Exception):
-    """A value that is no literal."""
+    """A value that has no literal."""
 
 
 def _literal(value: Any) -> str:
-    """Write a value as the plain type that it is, or is derived from."""
+    """Return a literal of a value; of a subclass, that of its built-in base class."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, int):

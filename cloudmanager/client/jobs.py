@@ -1,8 +1,8 @@
-"""Jobs: a cell on each board, while it runs; no sockets, no loop.
+"""Jobs: a cell on each board, while it runs; no sockets, no event loop.
 
-A ``JobGroup`` is one cell on several boards. The link feeds it from its own thread; people
-wait on it from theirs. It settles once, when its last job has ended or the server refused
-it; ``Results`` is what is left then.
+A ``JobGroup`` is one cell on several boards. The link's thread passes messages to it; user threads
+wait for it. It is finished when its last job has ended, with ``Results``, or when the server
+refused the cell.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from .cells import Cell, map_traceback
 from .future import Future
 from .outgoing import OutgoingFrame
 
-#: Characters of a job's output that a caller keeps; of a longer one, the end.
+#: How much of a job's output a caller keeps; of a longer output, the end.
 MAX_OUTPUT_CHARS: Final = 8 * 1024 * 1024
-MAX_VALUE_BYTES: Final = 2 * 1024 * 1024  # bytes of a value; a board cuts its own at half of that
-#: What stands for a value that was lost with the link, on a board that ended well without it.
+MAX_VALUE_BYTES: Final = 2 * 1024 * 1024  # a board sends half of that at most
+#: Replaces the value of a job that ended without an error while the link was down.
 LOST_VALUE: Final = "<lost with the link>"
-#: Lines of a traceback that speak of the on-board client, which no cell is about.
+#: Frames of the board's client in a traceback; they are not shown.
 _CLIENT_FRAMES: Final = re.compile(r'^  File "cm/[^\n]*\n', re.MULTILINE)
-INTERRUPT_GRACE_SECONDS: Final = 2.0  # how long an interrupted wait still listens for the outcomes
+INTERRUPT_GRACE_SECONDS: Final = 2.0  # how long an interrupted wait waits for the outcomes
 
 
 class Event(NamedTuple):
-    """Something that happened to a job, in the order of happening.
+    """Something that happened to a job.
 
-    ``kind`` is queued, resetting, started, output, input, truncated or ended; ``text`` is the
-    output, the prompt, or what a queued job waits for: "behind 2", or "" for its board.
+    Attributes:
+        kind: queued, resetting, started, output, input, truncated or ended.
+        job: the job.
+        text: the output; the prompt of ``input``; or what a queued job waits for: "behind 2" for
+            two other jobs, "" for the board to connect.
     """
 
     kind: str
@@ -47,9 +50,15 @@ class Event(NamedTuple):
 
 
 class Job:
-    """One cell on one board, while it runs; ``result`` is there once it ended.
+    """One cell on one board.
 
-    ``state`` is queued, resetting, running or ended.
+    Attributes:
+        number: the job's number.
+        board: the board's name.
+        state: queued, resetting, running or ended.
+        waiting_for: what a queued job waits for, as in its event.
+        result: the result, once it has ended; else None.
+        truncated: whether output was left out.
     """
 
     def __init__(
@@ -58,11 +67,11 @@ class Job:
         self.number = number
         self.board = board
         self.state = "resetting" if fresh else "running"
-        self.waiting_for = ""  # what for, if it is queued: as in its event
+        self.waiting_for = ""
         self.result: Result | None = None
         self._starts_with_reset = fresh
         self._cell = cell
-        self._started_at = started  # by time.perf_counter(); anew where it was queued
+        self._started_at = started  # by time.perf_counter(); set again when a queued job starts
         self._decoder = _TextDecoder()
         self._value = bytearray()
         self._value_truncated = False  # whether a piece of the value is missing
@@ -71,7 +80,7 @@ class Job:
         self.truncated = False
 
     def handle_message(self, message: wire.Message) -> Iterator[Event]:
-        """Take one message about this job and yield what it means."""
+        """Handle one message about this job; yield the events that it causes."""
         if message.op == wire.OUTPUT:
             yield from self._add_output(message.payload)
         elif message.op == wire.VALUE:
@@ -95,18 +104,20 @@ class Job:
             yield Event("truncated", self)
 
     def mark_queued(self, jobs_ahead: int) -> Event:
-        """Take the server's word that so many jobs go first; with none, the board is not there."""
-        self.state, self.waiting_for = "queued", f"behind {jobs_ahead}" if jobs_ahead else ""
+        """Mark the job as queued; with no jobs ahead, it waits for the board to connect."""
+        self.state = "queued"
+        self.waiting_for = f"behind {jobs_ahead}" if jobs_ahead else ""
         return Event("queued", self, self.waiting_for)
 
     def elapsed(self) -> float:
-        """Return for how many seconds it has been running, or waiting."""
+        """Return for how many seconds the job has been running, or queued."""
         return time.perf_counter() - self._started_at
 
     def read_output(self, position: OutputPosition | None = None) -> tuple[str, OutputPosition]:
-        """Return what was printed after ``position``, and the place to go on from; from any thread.
+        """Return the output after ``position``, and the new position; from any thread.
 
-        Where the new place is of another list than ``position``, the text is all that is kept.
+        If output was dropped since, the text is all the output that is kept: the position then
+        refers to another list.
         """
         pieces = self._stdout
         start = position[1] if position is not None and position[0] is pieces else 0
@@ -139,30 +150,37 @@ class Job:
             yield from self._finish(
                 "ok", text=text, value_truncated=body.truncated or self._value_truncated
             )
-        else:  # pieces of a value whose repr failed half-way are of no use
+        else:  # the pieces of a value whose repr raised are dropped
             traceback = self._map_traceback(body.value_or_traceback.decode("utf-8", "replace"))
             yield from self._finish(body.status, traceback=traceback)
 
     def _map_traceback(self, text: str) -> str:
-        """Return a board's traceback as one about the cell."""
+        """Return a board's traceback with the line numbers of the cell."""
         return map_traceback(_CLIENT_FRAMES.sub("", text.replace("\r\n", "\n")), self._cell)
 
     def _on_ended(self, message: wire.Message) -> Iterator[Event]:
         yield from self._add_output(b"", final=True)
         body = wire.read_json(message.payload)
         status = wire.STATUSES[message.flags] if message.flags < len(wire.STATUSES) else "lost"
-        told = {"why": str(body.get("why", ""))}
-        if body.get("output_lost"):  # the link broke, and the board told later how it ended
-            self.truncated = True
-            trace = self._map_traceback(told["why"])
-            told = {"text": LOST_VALUE} if status == "ok" else {"traceback": trace}
-        yield from self._finish(status, **told)
+        why = str(body.get("why", ""))
+        if not body.get("output_lost"):
+            yield from self._finish(status, why=why)
+            return
+        # The link of the board broke, and the board reported later how the job ended.
+        self.truncated = True
+        if status == "ok":
+            yield from self._finish(status, text=LOST_VALUE)
+        else:
+            yield from self._finish(status, traceback=self._map_traceback(why))
 
     def _finish(self, status: str, **fields: Any) -> Iterator[Event]:
         elapsed = time.perf_counter() - self._started_at
-        stdout, truncated = "".join(self._stdout), self.truncated
         self.result = self._make_result(
-            status, stdout=stdout, truncated=truncated, elapsed=elapsed, **fields
+            status,
+            stdout="".join(self._stdout),
+            truncated=self.truncated,
+            elapsed=elapsed,
+            **fields,
         )
         self.state = "ended"
         yield Event("ended", self)
@@ -171,17 +189,19 @@ class Job:
         return Result(self.board, self.number, status, **fields)
 
 
-#: How far a job's output was read: the list that it is in, and how many pieces.
+#: How far a job's output was read: the list of pieces, and the number of pieces read.
 OutputPosition = tuple[list[str], int]
 
 
 class JobGroup:
-    """One cell on several boards: wait for it, interrupt it, follow it. From any thread.
+    """One cell on several boards: wait for it, interrupt it, read its events; from any thread.
 
     Attributes:
-        cell: what runs.
+        cell: the cell.
         jobs: board -> Job, once the server has accepted the cell.
         left_out: boards that the target matched but that are not connected.
+        accepted: set when the server has accepted or refused the cell.
+        finished: set when all jobs have ended.
         fresh: whether the boards make a soft reset first.
     """
 
@@ -208,33 +228,35 @@ class JobGroup:
         self._on_event = on_event or (
             self._event_queue.put if self._event_queue is not None else _ignore_event
         )
-        self.frame: OutgoingFrame | None = None  # what carries the cell to the server
-        self.withdraw: Callable[[], None] = lambda: None  # keeps the cell from the server
+        self.frame: OutgoingFrame | None = None  # the frame with the cell
+        self.withdraw: Callable[[], None] = lambda: None  # stops the cell from being sent
         self._interrupt_jobs: Callable[[list[int]], None] = lambda _: None
         self._answer_input: Callable[[int, str | None], None] = lambda _job, _text: None
 
     def __repr__(self) -> str:
-        """Show which jobs these are, and how far they are, in one line."""
+        """Return numbers, boards and states of the jobs, in one line."""
         states = collections.Counter(
             job.state if job.result is None else job.result.status for job in self.jobs.values()
         )
-        told = ", ".join(f"{count:,} {state}" for state, count in states.items())
-        told = next(iter(states)) if len(self.jobs) == 1 else told
+        if len(self.jobs) == 1:
+            summary = next(iter(states))
+        else:
+            summary = ", ".join(f"{count:,} {state}" for state, count in states.items())
         numbers = fold_names(str(job.number) for job in self.jobs.values()).strip("[]")
         word = "job" if len(self.jobs) == 1 else "jobs"
-        return f"<JobGroup: {word} {numbers} on {fold_names(self.jobs)}, {told}>"
+        return f"<JobGroup: {word} {numbers} on {fold_names(self.jobs)}, {summary}>"
 
-    # For people
+    # Called by user threads
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all jobs ended, at most ``timeout`` seconds; return whether they did."""
+        """Wait until all jobs have ended, at most ``timeout`` seconds; return whether they have."""
         return self.finished.wait(timeout)
 
     def results(self, timeout: float | None = None) -> Results:
         """Wait for all jobs to end and return their results.
 
         Raises:
-            TimeoutError: they did not, within ``timeout`` seconds; they go on.
+            TimeoutError: they have not ended within ``timeout`` seconds; they continue.
             CloudmanagerError: the server refused the cell.
         """
         if not self.finished.wait(timeout):
@@ -242,11 +264,11 @@ class JobGroup:
         return self.finished.result()
 
     def interrupt(self) -> None:
-        """Interrupt the cell on every board where it has not ended; returns at once.
+        """Interrupt the cell on every board where it has not ended; does not wait.
 
-        A cell that the server does not have yet, or only a part of, is not sent, and ends so.
+        A cell that has not been sent completely will not be sent, and never runs.
         """
-        self._interrupt_requested = True  # also what the server accepts only after this
+        self._interrupt_requested = True  # for a cell that the server accepts later
         numbers = [job.number for job in self.jobs.values() if job.result is None]
         if numbers:
             self._interrupt_jobs(numbers)
@@ -254,7 +276,7 @@ class JobGroup:
             self.withdraw()
 
     def answer(self, job: Job, text: str | None) -> None:
-        """Answer a job's ``input()``; None means that nobody can (EOFError there)."""
+        """Answer a job's ``input()``; None raises EOFError on the board."""
         self._answer_input(job.number, text)
 
     @overload
@@ -264,20 +286,20 @@ class JobGroup:
     def events(self, tick: float) -> Iterator[Event | None]: ...
 
     def events(self, tick: float | None = None) -> Iterator[Event | None]:
-        """Yield what happens, as it happens, until all jobs ended; for one reader.
+        """Yield events until all jobs have ended; for one reader.
 
-        Needs a group that was submitted with ``listen=True``. A reader that stopped half-way
-        may call it again and goes on where it stopped.
+        The group must have been submitted with ``listen=True``. A reader that stopped early can
+        call this again and continues where it stopped.
 
         Args:
-            tick: seconds after which None is yielded where nothing happened; None: never.
+            tick: seconds without an event after which None is yielded; None for never.
 
         Raises:
             CloudmanagerError: the server refused the cell.
         """
         if self._event_queue is None:
-            raise ValueError("submit with listen=True to follow the events")
-        # The last word may have been taken by a reader before.
+            raise ValueError("submit with listen=True to read the events")
+        # An earlier call may have read the None at the end of the queue.
         while not (self.finished.done and self._event_queue.empty()):
             try:
                 event = self._event_queue.get(timeout=tick)
@@ -289,7 +311,7 @@ class JobGroup:
             yield event
         self.results()
 
-    # For the link, in its thread
+    # Called by the link's thread
 
     def on_accepted(
         self,
@@ -297,14 +319,14 @@ class JobGroup:
         interrupt_jobs: Callable[[list[int]], None],
         answer_input: Callable[[int, str | None], None],
     ) -> dict[int, Job]:
-        """Take the server's word on which jobs there are; return them by number."""
+        """Make the jobs that the server lists in ACCEPTED; return them by number."""
         self._interrupt_jobs, self._answer_input = interrupt_jobs, answer_input
         jobs = {number: self._make_job(number, board) for number, board in body["jobs"]}
         self.jobs = {job.board: job for job in jobs.values()}
         self.left_out = tuple(body.get("left_out", ()))
         self._unfinished_count = len(jobs)
-        for number, before in body.get("queued", ()):
-            self._on_event(jobs[number].mark_queued(before))
+        for number, jobs_ahead in body.get("queued", ()):
+            self._on_event(jobs[number].mark_queued(jobs_ahead))
         self.accepted.set_result(None)
         if self._interrupt_requested:
             self.interrupt()
@@ -316,17 +338,17 @@ class JobGroup:
         return Job(number, board, self.cell, self._submitted_at, fresh=self.fresh)
 
     def on_refused(self, error: CloudmanagerError) -> None:
-        """Take the server's no."""
+        """End the group with an error: the server refused the cell, or was not reached."""
         self.accepted.set_exception(error)
         self.finished.set_exception(error)
         self._on_event(None)
 
     def handle_message(self, job: Job, message: wire.Message) -> None:
-        """Take one message about one of the jobs."""
+        """Handle one message about one of the jobs."""
         self._handle_events(job.handle_message(message))
 
     def end_as_lost(self, job: Job, why: str) -> None:
-        """End one of the jobs: the link to the server is gone."""
+        """End one of the jobs as lost: the link to the server broke."""
         self._handle_events(job.end_as_lost(why))
 
     def _handle_events(self, events: Iterator[Event]) -> None:
@@ -344,15 +366,15 @@ class JobGroup:
 
 
 def _ignore_event(_: Event | None) -> None:
-    """Follow nothing."""
+    """Ignore an event."""
 
 
 class _TextDecoder:
-    """UTF-8 to text with LF for CRLF, across the borders of messages."""
+    """Decodes UTF-8 that is split into messages anywhere, and replaces CRLF by LF."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pending_cr = ""  # a CR at the end, whose LF may still come
+        self._pending_cr = ""  # a CR at the end of a message; the next may begin with LF
 
     def decode(self, data: bytes, *, final: bool = False) -> str:
         text = self._pending_cr + self._decoder.decode(data, final)

@@ -1,7 +1,7 @@
-"""A caller's link to the server: the one place of the library that opens a socket.
+"""A caller's link to the server: a socket and the thread that reads from it.
 
-Outgoing frames leave through outgoing.py; a thread of the link reads from the socket and settles
-what callers wait for. The conversation itself is in exchange.py.
+Frames are sent through ``Outgoing``; received bytes are passed to ``Exchange``, which implements
+the protocol.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from .outgoing import Outgoing
 if TYPE_CHECKING:
     from .tls import TlsSocket
 
-CONNECT_SECONDS: Final = 10.0  # until the server has answered the handshake
+CONNECT_SECONDS: Final = 10.0  # to connect and complete the handshake
 #: A server whose machine lost its power is noticed within a minute (seconds, seconds, probes).
 TCP_KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-#: Of silence, until the server is asked for a sign of life; after as much again it is gone. TCP
-#: does not notice a middlebox that swallows what passes.
+#: After this time without data a ping is sent; after the same time again the link is lost. TCP
+#: does not notice a middlebox that silently drops packets.
 HEARTBEAT_SECONDS: Final = 15.0
-#: What recv raises then.
+#: Raised by recv after SO_RCVTIMEO.
 RECEIVE_TIMEOUT_ERROR: Final = TimeoutError if sys.platform == "win32" else BlockingIOError
-READ_BYTES: Final = 64 * 1024  # more would be mapped and unmapped for each read
+READ_BYTES: Final = 64 * 1024  # larger buffers would be allocated with mmap for each read
 
 
 class ServerLink:
-    """One open WebSocket to the server. From any thread.
+    """One open WebSocket to the server; for use from any thread.
 
     Args:
-        address: the server, and the token that opens it.
+        address: the server, and the caller's token.
 
     Raises:
-        ServerUnreachable: nobody answers there, or it is no Cloudmanager server.
-        NotAllowed: the server does not know the token.
-        VersionMismatch: it speaks another version of the protocol.
+        ServerUnreachable: no answer, or not from a Cloudmanager server.
+        NotAllowed: the server does not accept the token.
+        VersionMismatch: the server uses another version of the protocol.
     """
 
     def __init__(self, address: ServerAddress) -> None:
@@ -58,39 +58,44 @@ class ServerLink:
             self._outgoing.send(self.exchange.handshake_request())
             self._reader.start()
             self.exchange.opened.result()
-        except BaseException:  # such as Ctrl-C: nobody will have this link, so nobody closes it
+        except BaseException:  # such as Ctrl-C: the caller gets no link that it could close
             self._outgoing.stop()
             raise
 
     @property
     def closed(self) -> bool:
-        """Whether the link is gone; it never comes back, another has to be made."""
+        """Whether the link is lost; it never reconnects, a new one has to be made."""
         return self.exchange.closed or self._outgoing.closed
 
     def close(self) -> None:
-        """Hang up and wait for the link's thread; what runs goes on on the boards."""
+        """Close the link and wait for its thread; running jobs continue on the boards."""
         self._outgoing.close()
         if threading.current_thread() is not self._reader:
             self._reader.join(CONNECT_SECONDS)
 
     def _read_loop(self) -> None:
-        reason, greeting = "it hung up", True
+        reason = "it closed the connection"
+        in_handshake = True
         deadline = time.monotonic() + CONNECT_SECONDS
         try:
             while (data := self._receive()) and self.exchange.handle_data(data):
-                if greeting:  # here and not in __init__: a recv keeps the timeout it began with
-                    greeting = not self.exchange.opened.done
-                    left = max(deadline - time.monotonic(), 0.001)
-                    self._socket.settimeout(left if greeting else None)
+                if in_handshake:  # not in __init__: a recv keeps the timeout it began with
+                    in_handshake = not self.exchange.opened.done
+                    remaining = max(deadline - time.monotonic(), 0.001)
+                    self._socket.settimeout(remaining if in_handshake else None)
         except OSError as error:
             reason = _failure_reason(error)
         finally:
-            self._outgoing.stop()  # first: what is not complete by now never arrives
+            self._outgoing.stop()  # first: an incomplete frame can then never become complete
             self.exchange.on_link_lost(self._outgoing.why or reason)
             self._socket.close()
 
     def _receive(self) -> bytes:
-        """Return what the server says; a silent one is asked for a sign of life, and then left."""
+        """Return received bytes, b"" at the end; check a silent server with a ping.
+
+        Raises:
+            TimeoutError: the server does not answer, or does not read.
+        """
         ping_sent = False
         written = -1
         while True:
@@ -117,7 +122,7 @@ class ServerLink:
 
 
 def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str]:
-    """Return a connected socket and what the Host header says."""
+    """Return a connected socket, with TLS if the URL requires it, and the Host header."""
     parts = config.split_url(address.url)
     host, tcp_port = parts.hostname or "", parts.port or DEFAULT_TCP_PORT
     is_tls = parts.scheme in ("https", "wss")
@@ -127,7 +132,7 @@ def _open_socket(address: ServerAddress) -> tuple[socket.socket | TlsSocket, str
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in TCP_KEEPALIVE.items():
-        if hasattr(socket, name):  # not every platform has each
+        if hasattr(socket, name):  # not on every platform
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(HEARTBEAT_SECONDS))
     if not is_tls:
@@ -148,27 +153,27 @@ def _check_unencrypted(url: str) -> None:
         ValueError: the server is not on this machine.
     """
     if not config.is_local(url):
-        raise ValueError("the token would cross the network in the clear; write https://")
+        raise ValueError("the token would be sent without encryption; write https://")
 
 
 def _timeval(seconds: float) -> bytes:
-    """Return a time as the system's sockets take it (POSIX: seconds, us; Windows: ms)."""
+    """Return the value of SO_RCVTIMEO (POSIX: a timeval of seconds and us; Windows: ms)."""
     if sys.platform == "win32":
         return struct.pack("L", int(seconds * 1000))
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _failure_reason(error: Exception) -> str:
-    """Say in words why the link is not there."""
+    """Return why the connection failed, as a phrase."""
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there"
+        return "no program listens there"
     if isinstance(error, socket.gaierror):
-        return "that name has no address"
+        return "the host name cannot be resolved"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if (untrusted := getattr(error, "verify_message", "")) != "":
         return f"its certificate cannot be trusted ({untrusted})"
     if getattr(error, "reason", "") == "WRONG_VERSION_NUMBER":  # ssl.SSLError's
-        return "it does not speak TLS there"
-    told = error.strerror if isinstance(error, OSError) else None
-    return told or str(error) or type(error).__name__
+        return "the server does not use TLS"
+    message = error.strerror if isinstance(error, OSError) else None
+    return message or str(error) or type(error).__name__

@@ -1,15 +1,16 @@
-"""Frames on their way from a caller to the server: each leaves whole, or nothing follows it.
+"""Sends frames to the server: each is sent completely, or nothing is sent after it.
 
-Half a frame cannot be taken back: the server counts what comes next as its other half. So a stream
-is never used again after a frame was left half written.
+After a partial frame, the server would read the next bytes as the rest of that frame. So a stream
+is never used again after a partial frame.
 
-* The calling thread writes only what the system takes at once, and never waits for the server to
-  read. So Ctrl-C and cancellation find a caller while it waits for a reply, not in a write.
-* What the system does not take at once, and all that follows, a thread of its own writes. Python
-  raises KeyboardInterrupt in the main thread only, so nothing interrupts this thread.
-* Where a frame is left half written after all (a second Ctrl-C within microseconds, no memory, a
-  caller that does not want its cell any more), the stream is shut down: the server drops the half
-  and sees the end. No close frame and no alert of TLS is appended to it.
+* The calling thread writes only as much as the socket's buffer accepts, and never waits for the
+  server to read. So Ctrl-C and cancellation interrupt a caller in a wait for a reply, not in a
+  write.
+* A separate thread writes the rest of such a frame, and all frames after it. Python raises
+  KeyboardInterrupt only in the main thread, so this thread is never interrupted.
+* If a frame stays partial all the same (a second Ctrl-C within microseconds, no memory, a
+  cancelled cell), the stream is shut down: the server drops the partial frame and sees the end of
+  the stream. No close frame and no TLS alert is sent.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .tls import TlsSocket
 
-#: Bytes that the writing thread hands to the system in one call: how often progress is noted.
+#: How much the writing thread passes to one send(); after each, progress is recorded.
 PIECE_BYTES: Final = 16 * 1024
-#: The flag of send() for "do not wait". Windows has none: there the thread writes everything.
+#: Flag of send() for a non-blocking call. Windows has none: there the thread writes everything.
 DO_NOT_WAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
-CLOSE_SECONDS: Final = 2.0  # that what is on its way has to leave before the stream is closed
+CLOSE_SECONDS: Final = 2.0  # how long close() waits until queued frames are sent
 
 
 class OutgoingFrame:
-    """One frame on its way.
+    """One frame that is being sent.
 
     Attributes:
-        begun: whether a byte of it may have left.
-        complete: whether all of it may have left; where not, the server cannot have it.
+        begun: whether a byte of it may have been sent.
+        complete: whether all of it may have been sent; if not, the server cannot have it.
+        withdrawn: whether it must not be sent completely any more.
+        data: the bytes that are not written yet; not encrypted until it is begun.
     """
 
     __slots__ = ("_outgoing", "begun", "complete", "data", "withdrawn")
 
     def __init__(self, outgoing: Outgoing, data: bytes) -> None:
         self._outgoing = outgoing
-        self.data: bytes | memoryview = data  # what is left to write; clear text until it is begun
+        self.data: bytes | memoryview = data
         self.begun = self.complete = self.withdrawn = False
 
     def withdraw(self) -> bool:
-        """Keep the server from ever having all of it; return False where that is too late.
+        """Ensure that the server never gets the whole frame; return False if it is too late.
 
-        A frame that is not begun is left out. After one that is half written nothing can follow:
-        the stream is shut down.
+        A frame that is not begun is skipped. If it is partly written, the stream is shut down.
         """
         return self._outgoing.withdraw(self)
 
@@ -62,8 +64,8 @@ class Outgoing:
         sock: the connected socket, or TLS over it.
 
     Attributes:
-        written: bytes that the system took from the writing thread: shows that it makes progress.
-        why: why the stream was shut down in the middle of a frame; "" where it was not.
+        written: how many bytes the writing thread has written: shows whether it makes progress.
+        why: why the stream was shut down in the middle of a frame; "" if it was not.
     """
 
     def __init__(self, sock: socket.socket | TlsSocket) -> None:
@@ -74,12 +76,12 @@ class Outgoing:
             self._write, self._encrypt = sock.send_encrypted, sock.encrypt
         self.written = 0
         self.why = ""
-        self._lock = threading.Lock()  # held for moments only: nobody waits for the server with it
-        self._halfway: OutgoingFrame | None = None  # what a caller writes just now
+        self._lock = threading.Lock()  # never held during a wait for the server
+        self._current: OutgoingFrame | None = None  # the frame that a calling thread is writing
         self._closed = False
-        self._left = 0  # frames that the thread has not finished
-        # SimpleQueue.put and Lock are C code: unlike in Condition or Queue, Ctrl-C cannot leave
-        # them half done.
+        self._queued_count = 0  # number of queued frames, including the one that the thread writes
+        # SimpleQueue.put and Lock are C code: Ctrl-C cannot interrupt them in the middle, as it
+        # could in Condition or Queue.
         self._frames: queue.SimpleQueue[OutgoingFrame | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._write_frames, name="cloudmanager-writer", daemon=True
@@ -88,22 +90,22 @@ class Outgoing:
 
     @property
     def busy(self) -> bool:
-        """Whether frames wait for the server to read."""
-        return self._left > 0
+        """Whether frames are queued until the server reads."""
+        return self._queued_count > 0
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is written any more."""
+        """Whether the stream is closed for writing."""
         return self._closed
 
     def send(self, data: bytes) -> OutgoingFrame:
-        """Write a frame, or leave it to the writing thread; does not wait for the server.
+        """Write a frame, or queue it for the writing thread; does not wait for the server.
 
-        Where the stream is closed, the frame is not written: it never becomes ``complete``.
+        If the stream is closed, the frame is not written and never becomes ``complete``.
 
         Raises:
-            BaseException: what a signal's handler raised meanwhile, such as KeyboardInterrupt; the
-                frame is written all the same, or never becomes ``complete``.
+            BaseException: raised by a signal handler during the call, such as KeyboardInterrupt;
+                the frame is then still written, or never becomes ``complete``.
         """
         frame = OutgoingFrame(self, data)
         torn = False
@@ -113,48 +115,48 @@ class Outgoing:
                 if torn or self._closed:
                     pass
                 elif self._must_queue():
-                    self._hand_over(frame)
+                    self._queue(frame)
                 else:
-                    self._halfway = frame
+                    self._current = frame
                     self._write_now(frame)
         finally:
-            if torn or self._is_halfway(frame):
-                self._cut()
+            if torn or self._was_interrupted(frame):
+                self._end_torn_stream()
         return frame
 
     def _is_torn(self) -> bool:
-        """Whether a thread was stopped inside an earlier frame, before it could cut the stream."""
-        return self._halfway is not None
+        """Whether a thread was interrupted in an earlier frame before it could end the stream."""
+        return self._current is not None
 
-    def _is_halfway(self, frame: OutgoingFrame) -> bool:
-        """Whether writing this frame was stopped before the rest was queued."""
-        return self._halfway is frame
+    def _was_interrupted(self, frame: OutgoingFrame) -> bool:
+        """Whether writing this frame was interrupted before the rest was queued."""
+        return self._current is frame
 
     def _must_queue(self) -> bool:
         """Whether the next frame is left to the writing thread."""
-        return self._left > 0 or not DO_NOT_WAIT
+        return self._queued_count > 0 or not DO_NOT_WAIT
 
     def _write_now(self, frame: OutgoingFrame) -> None:
-        """Write what the system takes at once and leave the rest to the thread; under the lock."""
+        """Write what the socket accepts now and queue the rest; the caller holds the lock."""
         frame.begun = True
         if self._encrypt is not None:
             frame.data = self._encrypt(frame.data)
-        taken: list[int] = []
+        written_counts: list[int] = []
         try:
-            _write_and_count(self._write, frame.data, taken)
+            _write_and_count(self._write, frame.data, written_counts)
         except OSError:
-            if taken:  # it is not of the socket, but of a signal's handler
+            if written_counts:  # the write succeeded: a signal handler raised this OSError
                 raise
         finally:
-            if taken and taken[0] == len(frame.data):
+            if written_counts and written_counts[0] == len(frame.data):
                 frame.complete, frame.data = True, b""
-            else:  # also if the link is broken: the thread notices
-                frame.data = memoryview(frame.data)[sum(taken) :]
-                self._hand_over(frame)
-            self._halfway = None
+            else:  # also if the link is broken: the writing thread notices that
+                frame.data = memoryview(frame.data)[sum(written_counts) :]
+                self._queue(frame)
+            self._current = None
 
-    def _hand_over(self, frame: OutgoingFrame) -> None:
-        self._left += 1  # first: whoever sends next must not overtake this frame
+    def _queue(self, frame: OutgoingFrame) -> None:
+        self._queued_count += 1  # before put(): a later frame must not be written before this one
         self._frames.put(frame)
 
     def withdraw(self, frame: OutgoingFrame) -> bool:
@@ -162,10 +164,10 @@ class Outgoing:
         with self._lock:
             if frame.complete:
                 return False
-            frame.withdrawn = True  # the thread does not complete it from here on
+            frame.withdrawn = True  # from now on the writing thread does not complete it
             torn = self._is_partly_written(frame)
         if torn:
-            self._cut()
+            self._end_torn_stream()
         return True
 
     def _is_partly_written(self, frame: OutgoingFrame) -> bool:
@@ -173,23 +175,23 @@ class Outgoing:
         return frame.begun and not self._closed
 
     def close(self) -> None:
-        """Let what is on its way leave, for a short while; then nothing is written any more."""
+        """Wait a short time until queued frames are sent, then stop."""
         self._frames.put(None)
         if threading.current_thread() is not self._thread:
-            self._thread.join(CLOSE_SECONDS if self._left and not self._closed else 0)
+            self._thread.join(CLOSE_SECONDS if self._queued_count and not self._closed else 0)
         self.stop()
 
     def stop(self) -> None:
-        """Write nothing more, and shut the stream down; its reader sees the end."""
+        """Shut the stream down: nothing is written any more, and recv() returns its end."""
         with self._lock:
             self._closed = True
         self._frames.put(None)
         with contextlib.suppress(OSError):
-            self._stream.shutdown(socket.SHUT_RDWR)  # ends a write that waits, too
+            self._stream.shutdown(socket.SHUT_RDWR)  # also ends a write that blocks
 
-    def _cut(self) -> None:
+    def _end_torn_stream(self) -> None:
         """Shut the stream down in the middle of a frame."""
-        self.why = self.why or "the link ended, since a message on it was interrupted"
+        self.why = self.why or "the link was closed because sending a message was interrupted"
         self.stop()
 
     # The writing thread
@@ -200,16 +202,23 @@ class Outgoing:
                 if self._begin(frame):
                     self._write_rest(frame)
                 with self._lock:
-                    self._left -= 1
+                    self._queued_count -= 1
         except (OSError, MemoryError):
-            pass  # the stream is of no use any more; the reading thread sees its end
+            pass  # the stream is broken; the reading thread notices its end
         finally:
             self.stop()
 
     def _begin(self, frame: OutgoingFrame) -> bool:
-        """Return whether a frame is to be written, and encrypt it; its order is fixed by now."""
+        """Encrypt a queued frame, now that its position in the stream is fixed.
+
+        Returns:
+            Whether it must be written: False if it was withdrawn before it was begun.
+
+        Raises:
+            ConnectionAbortedError: the stream was stopped.
+        """
         with self._lock:
-            if self._closed or self._halfway is not None:
+            if self._closed or self._current is not None:
                 raise ConnectionAbortedError
             if frame.withdrawn and not frame.begun:
                 return False
@@ -220,7 +229,7 @@ class Outgoing:
         return True
 
     def _write_rest(self, frame: OutgoingFrame) -> None:
-        """Write what is left of a frame, all of it.
+        """Write the rest of a frame.
 
         Raises:
             OSError: the link broke, or was closed.
@@ -231,8 +240,8 @@ class Outgoing:
                 with self._lock:
                     if not self._may_complete(frame):
                         raise ConnectionAbortedError
-                    frame.complete = True  # from here on it may arrive whole
-            with contextlib.suppress(TimeoutError, BlockingIOError):  # nothing was taken yet
+                    frame.complete = True  # from now on the server may get all of it
+            with contextlib.suppress(TimeoutError, BlockingIOError):  # nothing was written
                 count = self._write(rest[:PIECE_BYTES])
                 rest = rest[count:]
                 self.written += count
@@ -244,11 +253,13 @@ class Outgoing:
 
 
 def _write_and_count(
-    write: Callable[[bytes | memoryview, int], int], data: bytes | memoryview, taken: list[int]
+    write: Callable[[bytes | memoryview, int], int],
+    data: bytes | memoryview,
+    written_counts: list[int],
 ) -> None:
-    """Call ``write`` and append to ``taken`` how many bytes it wrote.
+    """Call ``write`` and append to ``written_counts`` how many bytes it wrote.
 
     A signal handler runs between two bytecodes. ``extend`` is one, so that no handler can run
     after the write and before the number is recorded.
     """
-    taken.extend(map(write, (data,), (DO_NOT_WAIT,)))
+    written_counts.extend(map(write, (data,), (DO_NOT_WAIT,)))

@@ -1,6 +1,6 @@
-"""Jobs about packages: what a caller sends to the server, and what comes of it.
+"""Jobs that install, remove and list packages: the caller's requests and their results.
 
-The server makes one plan for all boards; making it good is one job on each of them.
+The server makes one plan for all boards, and carries it out as one job on each board.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PackageJobGroup(FileJobGroup):
     """The same job about packages on several boards.
 
     Args:
-        make_value: what the server tells of a board -> what the verb returns.
-        progress: is told a board, its bytes so far, and how many there are.
+        make_value: makes a result's value from what the server reports about a board.
+        progress: called with a board, the bytes that were transferred for it and the total.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PackageJobGroup(FileJobGroup):
         self._totals: dict[str, int] = {}
 
     def on_chunk(self, job: Job, message: wire.Message) -> None:
-        """Take a board's word on how far it is, or the server's on how far it is to go."""
+        """Handle a report of the bytes transferred so far, or of the total."""
         if message.flags & wire.TOTAL_BYTES:
             self._totals[job.board] = wire.read_byte_count(message)
         elif not message.flags and self._progress is not None:
@@ -59,7 +59,7 @@ async def run_package_job(
     target: str = "",
     progress: ProgressCallback | None = None,
 ) -> Results:
-    """Have a job about packages done on all boards of a target."""
+    """Run a job about packages on all boards of a target, and wait for the results."""
     group = PackageJobGroup(make_value, progress)
     boards.exchange().submit(group, target or boards.target, {"packages": request})
     return await wait_results(group)
@@ -74,21 +74,21 @@ async def install_packages(
     target: str = "",
     progress: ProgressCallback | None = None,
 ) -> tuple[Results, str]:
-    """Install on all boards; return the results and a lock file's text.
+    """Install packages on all boards; return the results and the text of a lock file.
 
     Args:
-        boards: the target's.
-        requirements: requirements, as people type them.
-        plan_options: of the plan.
+        boards: the boards.
+        requirements: as people write them.
+        plan_options: the options that the plan depends on.
         change_options: `force`, `dry_run`.
-        target: other boards than the target's.
-        progress: as of ``put``.
+        target: replaces the target of ``boards``.
+        progress: see ``PackageVerbs.install``.
     """
     names = {
         text: local_package_name(text) if is_local_source(text) else text for text in requirements
     }
     if len(set(names.values())) < len(names):
-        raise PackageError("two packages of the same name were named")
+        raise PackageError("two of the requested packages have the same name; install one of them")
     sent = {
         names[text]: await _upload_local_source(boards, text)
         for text in requirements
@@ -101,67 +101,70 @@ async def install_packages(
         **plan_options,
     }
     body["target"] = target or boards.target
-    told = await boards.exchange().request("plan", body)
-    asked = {"plan": told["number"], **change_options}
+    plan = await boards.exchange().request("plan", body)
+    request = {"plan": plan["number"], **change_options}
     results = await run_package_job(
-        boards, asked, InstallResult.from_op_results, target=target, progress=progress
+        boards, request, InstallResult.from_op_results, target=target, progress=progress
     )
-    return results, told["lock"]
+    return results, plan["lock"]
 
 
 def is_local_source(text: str) -> bool:
-    """Whether a requirement means a file or folder of this machine."""
-    path = text.startswith((".", "/", "~")) or text.endswith((".py", ".mpy", ".json"))
-    return path and "://" not in text and ":" not in text.partition("/")[0]
+    """Whether a requirement is the path of a local file or folder."""
+    is_path = text.startswith((".", "/", "~")) or text.endswith((".py", ".mpy", ".json"))
+    return is_path and "://" not in text and ":" not in text.partition("/")[0]
 
 
 def local_package_name(text: str) -> str:
-    """Return the name of a package that is a file or folder of this machine: the module's."""
+    """Return the name of a package that is a local file or folder: that of its module."""
     path = _local_path(text)
     return path.name if path.is_dir() else path.stem
 
 
 def _local_path(text: str) -> Path:
-    """Return where it is; a package.json stands for its folder."""
+    """Return the absolute path; of a package.json, that of its folder."""
     path = Path(text).expanduser().resolve()
     return path.parent if path.name == _DOCUMENT_NAME else path
 
 
 async def _upload_local_source(boards: HasTarget, text: str) -> dict[str, str]:
-    """Send files of this machine to the server; return their SHA-256 by their paths."""
-    found = _local_files(_local_path(text))
-    if not found:
+    """Upload local files to the server; return path in the package -> SHA-256."""
+    files = _local_files(_local_path(text))
+    if not files:
         raise PackageError(f"{text} has no file that could be installed")
-    for source in found.values():
+    for source in files.values():
         await upload_content(boards.exchange(), source)
-    return {name: source.digest for name, source in found.items()}
+    return {name: source.digest for name, source in files.items()}
 
 
 def _local_files(path: Path) -> dict[str, sources.ContentSource]:
-    """Return a file, or the files of a folder, by their paths; a module's folder keeps its name."""
+    """Return path in the package -> source of a file, or of the files of a folder.
+
+    The paths begin with the name of the folder if it is a Python package.
+    """
     if not path.is_dir():
         return {path.name: sources.source_from_file(path)}
     ignored = read_ignore_file(path)
-    module = (path / "__init__.py").exists() and not (path / _DOCUMENT_NAME).exists()
-    before = f"{path.name}/" if module else ""
+    is_module = (path / "__init__.py").exists() and not (path / _DOCUMENT_NAME).exists()
+    prefix = f"{path.name}/" if is_module else ""
     return {
-        before + str(inner): sources.source_from_file(file)
+        prefix + str(inner): sources.source_from_file(file)
         for inner, file in sources.walk_files(path)
         if not ignored.match_file(str(inner))
     }
 
 
 async def list_packages(boards: HasTarget) -> Results:
-    """Return what each board has; of those that are not there, what the server recorded."""
+    """Return the packages of each board; of boards that are not connected, the server's record."""
     rows = dict(await boards.exchange().request("installed", {"target": boards.target}))
-    here = [name for name, row in rows.items() if row["online"]]
-    told = (
-        await run_package_job(boards, {}, BoardPackages.from_op_results, target=fold_names(here))
-        if here
-        else Results({})
-    )
+    online = [name for name, row in rows.items() if row["online"]]
+    reported = Results({})
+    if online:
+        reported = await run_package_job(
+            boards, {}, BoardPackages.from_op_results, target=fold_names(online)
+        )
     return Results(
-        {name: told.get(name) or _recorded_result(name, row) for name, row in rows.items()}
+        {name: reported.get(name) or _recorded_result(name, row) for name, row in rows.items()}
     )
 
 
@@ -171,42 +174,48 @@ def _recorded_result(name: str, row: Mapping[str, Any]) -> Result:
     return FileResult(name, 0, "ok", text="[]").with_value(BoardPackages.from_record(row))
 
 
-#: What an upgrade wants: requirements, and the options that they were asked for with, as JSON.
+#: Requirements to upgrade, and the options of their install as JSON.
 UpgradeRequest = tuple[tuple[str, ...], str]
 
 
 def upgrade_requests(packages: BoardPackages, names: Sequence[str]) -> list[UpgradeRequest]:
-    """Return what a board was asked to have, or the named ones of it, by their options.
+    """Return the requirements that a board's packages were installed with, grouped by options.
 
-    What came from this machine's files is not among it.
+    Packages that were installed from local files are left out.
+
+    Args:
+        packages: the packages of the board.
+        names: which of them; empty for all that were requested, without their dependencies.
 
     Raises:
-        PackageError: it has no such package.
+        PackageError: the board does not have a named package.
     """
     names = [find_installed(name, packages) for name in names]
     groups: dict[str, list[str]] = {}
     for name in sorted(names or packages):
-        told = packages.upgrade_info.get(name, {})
-        if told.get("local") or not (names or "wanted" in told):
+        info = packages.upgrade_info.get(name, {})
+        if info.get("local") or not (names or "wanted" in info):
             continue
-        how = json.dumps(told.get("how", {}), sort_keys=True)
-        groups.setdefault(how, []).append(told.get("wanted", name))
-    return [(tuple(wanted), how) for how, wanted in groups.items()]
+        options = json.dumps(info.get("how", {}), sort_keys=True)
+        groups.setdefault(options, []).append(info.get("wanted", name))
+    return [(tuple(requirements), options) for options, requirements in groups.items()]
 
 
 def local_package_notes(packages: BoardPackages, names: Sequence[str]) -> tuple[str, ...]:
-    """Say what an upgrade leaves as it is: what came from this machine's files."""
-    wanted = [find_installed(name, packages) for name in names] or sorted(packages)
-    local = [name for name in wanted if packages.upgrade_info.get(name, {}).get("local")]
+    """Return a note on packages that were installed from local files: they are not upgraded."""
+    chosen = [find_installed(name, packages) for name in names] or sorted(packages)
+    local = [name for name in chosen if packages.upgrade_info.get(name, {}).get("local")]
     if not local:
         return ()
-    return (f"files of somebody's own machine stay as they are: {', '.join(local)}",)
+    return (f"packages from local files are not upgraded: {', '.join(local)}",)
 
 
 def merge_results(before: Result, after: Result) -> Result:
-    """Return what came of two installs on one board; a failure counts."""
-    if not before.ok or not after.ok:
-        return before if not before.ok else after
+    """Return the combined result of two installs on one board; the first failure, if any."""
+    if not before.ok:
+        return before
+    if not after.ok:
+        return after
     return FileResult(before.board, after.job, "ok", text="[]").with_value(
         before.value.merged_with(after.value), before.elapsed + after.elapsed
     )

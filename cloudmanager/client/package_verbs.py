@@ -1,4 +1,4 @@
-"""The verbs for boards' packages, written once, as those in verbs.py."""
+"""The verbs for boards' packages, as coroutines (see ``verbs``)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .verbs import HasTarget
 
 
 class PackageVerbs:
-    """What can be done with the packages of a target's boards.
+    """Operations on the packages of a target's boards.
 
-    A board's failure is in its Result; what concerns all of them is raised.
+    A board's failure is in its Result; an error that concerns all boards is raised.
     """
 
     async def install(
@@ -38,41 +38,42 @@ class PackageVerbs:
         dry_run: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Results:
-        """Install packages and what they need; boards that have them get nothing.
+        """Install packages and their dependencies; files that a board has already are not sent.
 
-        The server resolves, fetches and compiles once for all boards; on each of them it is one
-        job. A power cut leaves each package wholly old or wholly new, on littlefs.
+        The server resolves, fetches and compiles once for all boards; the install is one job on
+        each board. On littlefs, a power cut leaves each package completely old or completely new.
 
         Args:
             requirements: such as ``logging@0.6.1``, ``github:OWNER/REPO``, ``pypi:NAME``, a URL,
                 ``./FOLDER`` or ``./FILE.py``.
-            file: more of them, one to a line, ``#`` begins a comment.
-            lock: a file that gets what was installed, to the last byte, if any board has it now.
-            locked: install what ``lock`` says, nothing else.
+            file: a file of more requirements, one per line; ``#`` begins a comment.
+            lock: a lock file to write, with the hash of every file, if any board succeeded.
+            locked: install exactly what ``lock`` lists.
             no_mpy: install sources, compile nothing.
-            target_dir: the folder on the boards; else ``/lib``.
-            indexes: alias -> URL of more mip indexes; ``""`` takes the default one's place.
-            force: overwrite files of other packages and the user's own.
-            dry_run: only tell what would be done.
-            progress: as of ``put``.
+            target_dir: the folder on the boards; default ``/lib``.
+            indexes: alias -> URL of more mip indexes; ``""`` replaces the default one.
+            force: overwrite files of other packages, and the user's own.
+            dry_run: only return what would be done.
+            progress: called with a board, the bytes transferred for it and the total; in the
+                link's thread, so it must not call verbs of the fleet.
 
         Returns:
-            For each board an ``Installed`` (packages, put, removed, size_bytes, notes …).
+            For each board, an ``InstallResult`` (packages, put, removed, size_bytes, notes …).
 
         Raises:
-            PackageError: there is no such plan; nothing was sent.
-            OSError: a file of this machine cannot be read.
+            PackageError: the packages cannot be resolved or fetched; nothing was sent.
+            OSError: a local file cannot be read.
         """
         wanted = [*requirements, *(_read_requirements(Path(file)) if file is not None else ())]
         if not wanted and not locked:
-            raise PackageError("nothing to install was named")
+            raise PackageError("no package to install was named")
         path = Path(lock) if lock is not None else None
         options = _lock_options(path, locked)
         options |= {"source_only": no_mpy, "indexes": dict(indexes or {})}
         options |= {"target_dir": target_dir} if target_dir else {}
-        how = {"force": force, "dry_run": dry_run}
+        change_options = {"force": force, "dry_run": dry_run}
         results, text = await package_jobs.install_packages(
-            self, wanted, options, how, progress=progress
+            self, wanted, options, change_options, progress=progress
         )
         if path and not locked and not dry_run and any(result.ok for result in results.values()):
             _write_lock(path, text)
@@ -81,23 +82,23 @@ class PackageVerbs:
     async def uninstall(
         self: HasTarget, *packages: str, force: bool = False, dry_run: bool = False
     ) -> Results:
-        """Take packages off; ``force``: even where others need them.
+        """Uninstall packages; with ``force``, even if others need them.
 
         Returns:
-            For each board an ``Installed``, whose ``removed`` are the files that went.
+            For each board, an ``InstallResult``; ``removed`` are the files that were deleted.
         """
         names = [
-            package_jobs.local_package_name(n) if package_jobs.is_local_source(n) else n
-            for n in packages
+            package_jobs.local_package_name(text) if package_jobs.is_local_source(text) else text
+            for text in packages
         ]
-        asked = {"remove": names, "force": force, "dry_run": dry_run}
-        return await package_jobs.run_package_job(self, asked, InstallResult.from_op_results)
+        request = {"remove": names, "force": force, "dry_run": dry_run}
+        return await package_jobs.run_package_job(self, request, InstallResult.from_op_results)
 
     async def packages(self: HasTarget) -> Results:
-        """Return what each board has: ``Packages``, name -> version.
+        """Return the packages of each board: ``BoardPackages``, name -> version.
 
-        Of boards that are not there, what the server recorded of them (``as_of``). ``drift``
-        says where a board's files are not what was installed.
+        For boards that are not connected, this is the server's record (``as_of``). ``drift`` lists
+        files that differ from what was installed.
         """
         return await package_jobs.list_packages(self)
 
@@ -108,60 +109,72 @@ class PackageVerbs:
         dry_run: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Results:
-        """Install the newest of what each board was asked to have; all of it, unless named.
+        """Install the newest versions of the named packages; without names, of all.
 
-        Each with the options that it was installed with. What came from a file or folder of
-        this machine stays as it is.
+        Each is installed with the same options as before. Packages that were installed from a
+        local file or folder are not upgraded.
         """
-        have = await package_jobs.run_package_job(self, {}, BoardPackages.from_op_results)
+        installed = await package_jobs.run_package_job(self, {}, BoardPackages.from_op_results)
         results: dict[str, Result] = {}
-        wishes: dict[str, list[package_jobs.UpgradeRequest]] = {}
-        for name, result in have.items():
+        requests: dict[str, list[package_jobs.UpgradeRequest]] = {}
+        for name, result in installed.items():
             results[name] = result
             if result.ok:
                 try:
-                    wishes[name] = package_jobs.upgrade_requests(result.value, packages)
+                    requests[name] = package_jobs.upgrade_requests(result.value, packages)
                     notes = package_jobs.local_package_notes(result.value, packages)
                     value = InstallResult({}, (), (), 0, notes=notes)
                     results[name] = files.empty_result(name).with_value(value)
                 except PackageError as error:
                     results[name] = files.failed_result(name, error)
-        how = {"force": force, "dry_run": dry_run}
-        for wanted, options, names in _group_by_request(wishes):
-            done, _ = await package_jobs.install_packages(
-                self, wanted, options, how, target=fold_names(names), progress=progress
+        change_options = {"force": force, "dry_run": dry_run}
+        for requirements, options, names in _group_by_request(requests):
+            upgraded, _ = await package_jobs.install_packages(
+                self,
+                requirements,
+                options,
+                change_options,
+                target=fold_names(names),
+                progress=progress,
             )
-            for name, result in done.items():
+            for name, result in upgraded.items():
                 results[name] = package_jobs.merge_results(results[name], result)
-        return Results(results, have.left_out)
+        return Results(results, installed.left_out)
 
 
 def _lock_options(lock: Path | None, locked: bool) -> dict[str, Any]:
-    """Return what a plan is told of a lock."""
-    known = lock is not None and (locked or lock.exists())
-    text = lock.read_text(encoding="utf-8") if lock and known else None
+    """Return the options of a plan that concern a lock file."""
+    must_read = lock is not None and (locked or lock.exists())
+    text = lock.read_text(encoding="utf-8") if lock and must_read else None
     return {"lock": text, "locked": locked}
 
 
 def _group_by_request(
     requests: Mapping[str, Sequence[package_jobs.UpgradeRequest]],
 ) -> list[tuple[tuple[str, ...], dict[str, Any], list[str]]]:
-    """Return each wish with its options, and the boards that have it."""
-    found: dict[package_jobs.UpgradeRequest, list[str]] = {}
-    for name, several in requests.items():
-        for wish in several:
-            found.setdefault(wish, []).append(name)
-    return [(wanted, json.loads(options), names) for (wanted, options), names in found.items()]
+    """Return requirements and options of each different request, and the boards that need it."""
+    boards_by_request: dict[package_jobs.UpgradeRequest, list[str]] = {}
+    for name, board_requests in requests.items():
+        for request in board_requests:
+            boards_by_request.setdefault(request, []).append(name)
+    return [
+        (requirements, json.loads(options), names)
+        for (requirements, options), names in boards_by_request.items()
+    ]
 
 
 def _read_requirements(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for text in lines if (line := text.partition(" #")[0].strip()) and line[0] != "#"]
+    requirements = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.partition(" #")[0].strip()
+        if text and not text.startswith("#"):
+            requirements.append(text)
+    return requirements
 
 
 def _write_lock(path: Path, text: str) -> None:
-    """Write a lock, so that one that is there is replaced by a whole one or not at all."""
+    """Write a lock file; an existing one is replaced completely or not at all."""
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")  # a pipe, or a terminal
+        path.write_text(text, encoding="utf-8")  # such as a pipe or a terminal
     else:
         config.write_whole(path.resolve(), text)

@@ -1,4 +1,4 @@
-"""What boards have of packages, and what an install came to; values of results, pure."""
+"""Values of the package verbs: the packages of a board, the outcome of an install; no I/O."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 
 class InstallResult(NamedTuple):
-    """What an install, an uninstall or its dry run comes to on one board.
+    """The outcome of an install, an uninstall or a dry run on one board.
 
     Attributes:
-        packages: name -> version: what the board has then, of what was asked for.
+        packages: name -> version of the requested packages that the board has now.
         put: paths of the files that were sent.
-        removed: paths of the files that went.
+        removed: paths of the files that were deleted.
         size_bytes: how much was sent.
-        free_bytes: how much room there was before.
-        origins: name -> where the package comes from.
-        notes: what a person should know, each a sentence.
-        dry_run: whether nothing was done.
+        free_bytes: how much space was free before.
+        origins: name -> the source of the package.
+        notes: remarks for the user, each a sentence.
+        dry_run: whether this is only what would be done.
     """
 
     packages: dict[str, str]
@@ -31,21 +31,21 @@ class InstallResult(NamedTuple):
 
     @classmethod
     def from_op_results(cls, op_results: list[Any]) -> InstallResult:
-        """Return what the server tells of it."""
-        (told,) = op_results
+        """Return the outcome that the server reports."""
+        (body,) = op_results
         return cls(
-            dict(told.get("packages", {})),
-            tuple(told["put"]),
-            tuple(told["removed"]),
-            int(told["size_bytes"]),
-            int(told["free_bytes"]),
-            dict(told.get("origins", {})),
-            tuple(told["notes"]),
-            bool(told["dry_run"]),
+            dict(body.get("packages", {})),
+            tuple(body["put"]),
+            tuple(body["removed"]),
+            int(body["size_bytes"]),
+            int(body["free_bytes"]),
+            dict(body.get("origins", {})),
+            tuple(body["notes"]),
+            bool(body["dry_run"]),
         )
 
     def merged_with(self, other: InstallResult) -> InstallResult:
-        """Return what both come to, one after the other."""
+        """Return the combined outcome of this and a later one."""
         return InstallResult(
             {**self.packages, **other.packages},
             self.put + other.put,
@@ -59,12 +59,13 @@ class InstallResult(NamedTuple):
 
 
 class BoardPackages(dict[str, str]):
-    """What a board has: name -> version.
+    """The packages of a board: name -> version.
 
     Attributes:
-        as_of: when it last said so, in seconds since 1970; None: now.
-        drift: where its files are not what was installed, each in a sentence.
-        upgrade_info: of each package, what an upgrade wants to know: wanted, how, local.
+        as_of: when the board last reported them, in seconds since 1970; None for now.
+        drift: files that differ from what was installed, each described in a sentence.
+        upgrade_info: name -> what an upgrade needs: ``wanted``, the requirement; ``how``, the
+            options; ``local``, whether it was installed from local files.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class BoardPackages(dict[str, str]):
 
     @classmethod
     def from_op_results(cls, op_results: list[Any]) -> BoardPackages:
-        """Return what a board tells of itself."""
-        (told,) = op_results
-        return cls(told["packages"], drift=told["drift"], upgrade_info=told["record"])
+        """Return the packages that a board reports."""
+        (body,) = op_results
+        return cls(body["packages"], drift=body["drift"], upgrade_info=body["record"])
 
     @classmethod
     def from_record(cls, row: Mapping[str, Any]) -> BoardPackages:
-        """Return what the server recorded of a board that is not there."""
-        versions = {name: told["version"] for name, told in row["packages"].items()}
+        """Return the packages that the server recorded for a board that is not connected."""
+        versions = {name: package["version"] for name, package in row["packages"].items()}
         return cls(versions, as_of=row["confirmed"])

@@ -1,4 +1,4 @@
-"""Values that boards emitted: ``Sample``, and ``Samples`` that become a table; pure."""
+"""Values that boards emitted: ``Sample``, and ``Samples``, convertible to a table; no I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """What a board emitted at once.
+    """The values of one call of ``cm.emit`` on a board.
 
     Attributes:
-        board: its name.
+        board: the board's name.
         at: seconds since 1970, by the server's clock.
-        ticks: milliseconds by the board's own, ``time.ticks_ms()``: for exact spans.
-        missed: how many before it were left out, since they came too fast.
-        values: name -> number, text, bool, or None for what was no number.
+        ticks: ``time.ticks_ms()`` of the board, for exact differences.
+        missed: how many samples before this one were left out because they came too fast.
+        values: name -> number, text, bool, or None for a number that is not finite.
     """
 
     board: str
@@ -53,11 +53,11 @@ class Samples(Sequence[Sample]):
 
     @property
     def names(self) -> list[str]:
-        """The names of the values, in the order in which they came."""
+        """The names of the values, in the order of their first sample."""
         return list(dict.fromkeys(name for sample in self for name in sample.values))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a table: one row a sample, by time (UTC), with board, ticks and each value."""
+        """Return a table: one row per sample, indexed by time (UTC), with board, ticks, values."""
         import pandas
 
         rows = [
@@ -70,7 +70,7 @@ class Samples(Sequence[Sample]):
         return pandas.DataFrame(rows, index=times.rename("at"), columns=list(columns))
 
     def __repr__(self) -> str:
-        """Say how many of what there are, in one line."""
+        """Return number, boards and names of the values, in one line."""
         boards = fold_names(sample.board for sample in self)
         if not boards:
             return "<no samples>"
@@ -80,5 +80,5 @@ class Samples(Sequence[Sample]):
 
 
 def _rename_reserved(values: dict[str, Any]) -> dict[str, Any]:
-    """Rename values whose names are those of our own columns."""
+    """Append ``_`` to names that are those of other columns."""
     return {f"{name}_" if name in ("board", "ticks") else name: v for name, v in values.items()}

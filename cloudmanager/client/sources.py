@@ -1,4 +1,4 @@
-"""What goes to boards: files of this machine, and bytes; each named by its SHA-256."""
+"""Contents to upload: local files, and bytes; each is identified by its SHA-256."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from typing import Final, NamedTuple
 PathLike = str | os.PathLike[str]
 UploadOrigin = PathLike | bytes
 
-PIECE_BYTES: Final = 64 * 1024  # that are read at once
+PIECE_BYTES: Final = 64 * 1024  # read and sent at a time
 
 
 class ContentSource(NamedTuple):
-    """One content: a file of this machine, or bytes."""
+    """One content.
+
+    Attributes:
+        origin: the path of a local file, or the content itself.
+        size: in bytes.
+        digest: SHA-256, in hex.
+    """
 
     origin: Path | bytes
     size: int
     digest: str
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield it, piece by piece.
+        """Yield the content in pieces.
 
         Raises:
             OSError: the file cannot be read.
@@ -37,26 +43,29 @@ class ContentSource(NamedTuple):
 
 
 def source_from_bytes(data: bytes) -> ContentSource:
-    """Return a source that is these bytes."""
+    """Return a source with this content."""
     return ContentSource(data, len(data), hashlib.sha256(data).hexdigest())
 
 
 def source_from_file(path: Path) -> ContentSource:
-    """Return a source that is this file, as it stands now.
+    """Return a source for a file with its present size and digest.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
-    found, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    size = 0
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
-            found.update(piece)
+            digest.update(piece)
             size += len(piece)
-    return ContentSource(path, size, found.hexdigest())
+    return ContentSource(path, size, digest.hexdigest())
 
 
 def walk_files(folder: Path) -> Iterator[tuple[PurePosixPath, Path]]:
-    """Yield the files below a folder, each with its path in it, in order; no links out of it.
+    """Yield (relative path, path) of the files below a folder, sorted.
+
+    Symbolic links that lead out of the folder, and links to folders, are skipped.
 
     Raises:
         OSError: a folder cannot be read.

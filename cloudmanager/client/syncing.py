@@ -1,4 +1,4 @@
-"""A folder here and one on each board: what differs, and making it equal."""
+"""Compares a local folder with one on each board, and makes the boards' folders equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 IGNORE_FILE: Final = ".mbmignore"
-#: What nobody wants on a board, whatever ``.mbmignore`` says.
+#: Patterns that are ignored in addition to those in ``.mbmignore``.
 ALWAYS_IGNORED: Final = (
     IGNORE_FILE,
     ".git/",
@@ -39,13 +39,13 @@ ALWAYS_IGNORED: Final = (
 
 
 class SyncPlan(NamedTuple):
-    """What makes a board's folder equal.
+    """The changes that make a board's folder equal to the local one.
 
     Attributes:
-        put: paths on the board that get a content.
-        delete: paths on the board that go.
+        put: paths on the board to write.
+        delete: paths on the board to delete; folders end in ``/``.
         same: how many files are equal already.
-        size_bytes: how much is to be put there.
+        size_bytes: how many bytes to write.
     """
 
     put: tuple[str, ...]
@@ -62,7 +62,7 @@ async def sync(
     dry_run: bool,
     progress: ProgressCallback | None,
 ) -> Results:
-    """Make a folder on the boards equal to one here: see ``FileVerbs.sync``."""
+    """Make a folder on the boards equal to a local one: see ``FileVerbs.sync``."""
     base = board_paths.parse_board_path(dest)
     ignored = read_ignore_file(folder)
     items = [
@@ -70,13 +70,13 @@ async def sync(
         for inner, path in sources.walk_files(folder)
         if not ignored.match_file(str(inner))
     ]
-    asked: list[FileOp] = [["hash", item.path, item.source.size] for item in items]
-    told = await run_file_ops_in_batches(boards, asked or [["stat", "/"]])
-    results = as_file_results(told)
-    extra = await _find_extra_paths(boards, told, base, items, ignored) if delete else {}
+    hash_ops: list[FileOp] = [["hash", item.path, item.source.size] for item in items]
+    hashes = await run_file_ops_in_batches(boards, hash_ops or [["stat", "/"]])
+    results = as_file_results(hashes)
+    extra = await _find_extra_paths(boards, hashes, base, items, ignored) if delete else {}
     plans = {
         name: _make_plan(items, result.value, extra.get(name, ()))
-        for name, result in told.items()
+        for name, result in hashes.items()
         if result.ok
     }
     if not dry_run:
@@ -85,11 +85,11 @@ async def sync(
         name: result.with_value(plans[name]) if result.ok else result
         for name, result in results.items()
     }
-    return Results(done, told.left_out)
+    return Results(done, hashes.left_out)
 
 
 def read_ignore_file(folder: Path) -> GitIgnoreSpec:
-    """Return what says whether a path in the folder stays out.
+    """Return the patterns of the paths in a folder that are not copied.
 
     Raises:
         OSError: ``.mbmignore`` cannot be read.
@@ -105,7 +105,7 @@ def _make_plan(
     items: Sequence[UploadItem], hashes: Sequence[Any], extra: Sequence[str]
 ) -> SyncPlan:
     needed = [
-        item for item, there in zip(items, hashes, strict=False) if there != item.source.digest
+        item for item, digest in zip(items, hashes, strict=False) if digest != item.source.digest
     ]
     return SyncPlan(
         tuple(item.path for item in needed),
@@ -122,38 +122,40 @@ async def _find_extra_paths(
     items: Sequence[UploadItem],
     ignored: GitIgnoreSpec,
 ) -> dict[str, tuple[str, ...]]:
-    """Return what each board has that is not here, each folder after all that is in it."""
-    well = [name for name, result in hash_results.items() if result.ok]
-    lists = (
-        await run_file_ops(boards, [["ls", base, True]], target=fold_names(well))
-        if well
-        else Results({})
-    )
+    """Return the paths on each board that do not exist locally; contents before their folder."""
+    reachable = [name for name, result in hash_results.items() if result.ok]
+    lists = Results({})
+    if reachable:
+        lists = await run_file_ops(boards, [["ls", base, True]], target=fold_names(reachable))
     wanted = {item.path for item in items}
     return {
         name: _unwanted_paths(files.read_entries(result.value[0]), base, wanted, ignored)
         for name, result in lists.items()
-        if result.ok  # else there is no such folder yet
+        if result.ok  # else the folder does not exist yet
     }
 
 
 def _unwanted_paths(
     entries: Sequence[Entry], base: str, kept_paths: set[str], ignored: GitIgnoreSpec
 ) -> tuple[str, ...]:
-    def stays(entry: Entry) -> bool:
-        inner = entry.path.removeprefix(base).lstrip("/") + ("/" if entry.is_dir else "")
-        own = any(entry.path == each or entry.path.startswith(each + "/") for each in CLIENT_PATHS)
-        starter = entry.path == STARTER_PATH and entry.size == STARTER_BYTES
-        return own or starter or ignored.match_file(inner)
+    """Return the paths to delete, folders with a final ``/``; files first, deep folders first."""
 
-    kept = kept_paths | {entry.path for entry in entries if stays(entry)}
-    gone = [
+    def is_kept(entry: Entry) -> bool:
+        inner = entry.path.removeprefix(base).lstrip("/") + ("/" if entry.is_dir else "")
+        is_client = any(
+            entry.path == path or entry.path.startswith(path + "/") for path in CLIENT_PATHS
+        )
+        is_starter = entry.path == STARTER_PATH and entry.size == STARTER_BYTES
+        return is_client or is_starter or ignored.match_file(inner)
+
+    kept = kept_paths | {entry.path for entry in entries if is_kept(entry)}
+    unwanted = [
         entry
         for entry in entries
         if entry.path not in kept and not any(path.startswith(entry.path + "/") for path in kept)
     ]
-    gone.sort(key=lambda entry: (entry.is_dir, -entry.path.count("/"), entry.path))
-    return tuple(entry.path + "/" * entry.is_dir for entry in gone)
+    unwanted.sort(key=lambda entry: (entry.is_dir, -entry.path.count("/"), entry.path))
+    return tuple(entry.path + "/" * entry.is_dir for entry in unwanted)
 
 
 async def _apply_plans(
@@ -162,13 +164,13 @@ async def _apply_plans(
     items: Sequence[UploadItem],
     progress: ProgressCallback | None,
 ) -> dict[str, Result]:
-    """Do what the plans say; boards with the same plan do it together."""
-    works = [
+    """Carry out the plans, one group of boards with equal plans at a time in parallel."""
+    groups = [
         _apply_plan(boards, fold_names(names), plan, items, progress)
         for names, plan in group_equal_plans(plans)
         if plan.put or plan.delete
     ]
-    return {name: each for part in await gather(*works) for name, each in part.items()}
+    return {name: each for part in await gather(*groups) for name, each in part.items()}
 
 
 async def _apply_plan(
@@ -185,10 +187,10 @@ async def _apply_plan(
         target = fold_names([name for name, result in results.items() if result.ok])
     if not plan.delete or not target:
         return results or Results({})
-    acts: list[FileOp] = [
+    delete_ops: list[FileOp] = [
         ["rmdir", path.rstrip("/")] if path.endswith("/") else ["rm", path, False]
         for path in plan.delete
     ]
     return Results(
-        {**(results or {}), **await run_file_ops_in_batches(boards, acts, target=target)}
+        {**(results or {}), **await run_file_ops_in_batches(boards, delete_ops, target=target)}
     )

@@ -1,11 +1,12 @@
-"""TLS on a caller's link: whom it trusts, and one TLS for two threads.
+"""TLS on a caller's link: verification of the server, and a TLS socket for two threads.
 
-A server is verified by its own certificate authority, for the one name ``cloudmanager``:
-the local one's stands in a file, another one's is fetched from the server itself and must
-have the fingerprint that the token carries. A token without one (``--cert``: a public
-certificate) leaves it to this machine's own authorities and the server's name.
+A server has its own certificate authority, and a certificate for the name ``cloudmanager``. The
+authority's certificate of the local server is in a file; that of another server is fetched from
+the server, and must have the fingerprint that is part of the token. If the token has no
+fingerprint (a server with ``--cert``, a public certificate), the server is verified by this
+machine's certificate authorities and its host name.
 
-Imported by the first link over TLS only: ``ssl`` takes 20 ms.
+Imported only for the first link with TLS: importing ``ssl`` takes 20 ms.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from typing import Final
 from cloudmanager import config
 from cloudmanager.config import ServerAddress
 
-READ_BYTES: Final = 16 * 1024  # the longest record (RFC 8446, 5.1)
-MAX_PEM_BYTES: Final = 64 * 1024  # bytes of an authority's certificate, as PEM
+READ_BYTES: Final = 16 * 1024  # the greatest length of a record (RFC 8446, 5.1)
+MAX_PEM_BYTES: Final = 64 * 1024  # of the certificate of an authority, as PEM
 
 
 class TlsSocket:
-    """A connected socket under TLS, written to by any thread while one reads.
+    """A connected socket with TLS; any thread can write while one thread reads.
 
-    OpenSSL's state may be touched by one thread at a time, and a thread that reads waits
-    for long: so the socket is read outside of the lock, and TLS works in memory.
+    Only one thread at a time may use OpenSSL's state, and a reading thread waits long. So the
+    socket is read without the lock, and TLS works on buffers in memory.
 
     Raises:
-        OSError: the other side is not who it should be, or does not speak TLS.
+        OSError: the certificate is not trusted, or the peer does not use TLS.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str) -> None:
@@ -47,7 +48,7 @@ class TlsSocket:
             pass
 
     def _step_handshake(self) -> bool:
-        """Go on with the handshake; return whether it is done."""
+        """Continue the handshake; return whether it is complete."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -64,22 +65,22 @@ class TlsSocket:
             self._incoming.write_eof()
 
     def has_buffered_data(self) -> bool:
-        """Whether bytes were taken from the socket that ``recv`` has not returned yet."""
+        """Whether bytes were read from the socket that ``recv`` has not returned yet."""
         return bool(self._incoming.pending or self._tls.pending())
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
-        """Return what goes to the socket for this; it has to go there, whole and in this order."""
+        """Return encrypted bytes; the caller must send all of them, in the order of the calls."""
         with self._tls_lock:
             self._tls.write(data)
             return self._outgoing.read()
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it; from any thread. Where this raises, nothing may be sent any more."""
+        """Send all data; from any thread. After an exception nothing more may be sent."""
         with self._write_lock:
             self._sock.sendall(self.encrypt(data))
 
     def recv(self, _: int) -> bytes:
-        """Return what came, b"" at the end; from one thread."""
+        """Return received bytes, b"" at the end; from one thread."""
         while True:
             with self._tls_lock:
                 try:
@@ -95,10 +96,10 @@ class TlsSocket:
 
 
 def start_tls(sock: socket.socket, host: str, address: ServerAddress) -> TlsSocket:
-    """Put TLS over a connected socket.
+    """Start TLS on a connected socket and verify the server.
 
     Raises:
-        OSError: the server is not who it should be, or does not speak TLS.
+        OSError: the certificate is not trusted, or the server does not use TLS.
     """
     if address.pin:
         pem = _fetch_ca(host, sock.getpeername()[1], address.pin)
@@ -109,10 +110,13 @@ def start_tls(sock: socket.socket, host: str, address: ServerAddress) -> TlsSock
 
 
 def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
-    """Return the server's authority as PEM, which is the one with this fingerprint.
+    """Return the certificate of the server's authority as PEM, if it has this fingerprint.
 
-    What it is fetched over is not verified: the fingerprint is what counts, and nothing
-    secret is sent.
+    The connection for this is not verified: the fingerprint identifies the certificate, and
+    nothing secret is sent.
+
+    Raises:
+        OSError: the fingerprint differs, or no Cloudmanager server answers.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -122,11 +126,11 @@ def _fetch_ca(host: str, tcp_port: int, pin: str) -> str:
         pem = connection.getresponse().read(MAX_PEM_BYTES).decode("ascii", "replace")
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest()
     except (ValueError, http.client.HTTPException) as error:
-        raise OSError("what answers there is no Cloudmanager server") from error
+        raise OSError("the program that answers there is not a Cloudmanager server") from error
     finally:
         connection.close()
     if not _has_fingerprint(digest, pin):
-        raise OSError("it is another server than the one that made the token")
+        raise OSError("the token belongs to another server: the certificate fingerprint differs")
     return pem
 
 
@@ -140,5 +144,5 @@ def _has_fingerprint(digest: bytes, pin: str) -> bool:
 
 
 def _fingerprint(digest: bytes) -> bytes:
-    """Return a digest as tokens carry it: its first 128 bits."""
+    """Return the fingerprint as it is written in tokens: the first 128 bits in base64."""
     return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=")

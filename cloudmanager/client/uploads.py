@@ -1,4 +1,4 @@
-"""Files of this machine, and bytes, to boards: the content travels once, whatever their number."""
+"""Copies local files, and bytes, to boards; each content is uploaded to the server only once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .verbs import HasTarget
 
 
 class UploadItem(NamedTuple):
-    """One file on its way: what it holds, and its path on the boards."""
+    """One file to copy: its content, and its path on the boards."""
 
     source: ContentSource
     path: str
@@ -40,31 +40,32 @@ async def upload(
     dest: str,
     progress: ProgressCallback | None,
 ) -> Results:
-    """Copy to the boards: see ``FileVerbs.put``."""
-    place = board_paths.parse_board_path(dest)
-    into = dest.endswith(("/", ":"))
+    """Copy files to the boards: see ``FileVerbs.put``."""
+    dest_path = board_paths.parse_board_path(dest)
+    is_folder = dest.endswith(("/", ":"))
     if isinstance(source, bytes):
-        if into:
-            raise ValueError(f"bytes need a file's name behind {dest}")
-        return await upload_items(
-            boards, boards.target, [UploadItem(sources.source_from_bytes(source), place)], progress
-        )
+        if is_folder:
+            raise ValueError(f"bytes need a file name after {dest}")
+        item = UploadItem(sources.source_from_bytes(source), dest_path)
+        return await upload_items(boards, boards.target, [item], progress)
     if isinstance(source, str | os.PathLike):
         origins = [Path(source)]
     else:
-        origins, into = [Path(each) for each in source], True
-    inside = _make_items(origins, place, keep_origin_name=True)
-    if not inside:  # folders without a file
-        acts = [["makedirs", board_paths.join_path(place, each.resolve().name)] for each in origins]
-        return await run_file_ops(
-            boards, acts if into else [["makedirs", place]], make_value=_sum_written
-        )
-    if into:
-        return await upload_items(boards, boards.target, inside, progress)
-    items = _make_items(origins, place, keep_origin_name=False)
+        origins = [Path(each) for each in source]
+        is_folder = True
+    items_in_folder = _make_items(origins, dest_path, keep_origin_name=True)
+    if not items_in_folder:  # only empty folders
+        ops = [["makedirs", dest_path]]
+        if is_folder:
+            names = [origin.resolve().name for origin in origins]
+            ops = [["makedirs", board_paths.join_path(dest_path, name)] for name in names]
+        return await run_file_ops(boards, ops, make_value=_sum_written)
+    if is_folder:
+        return await upload_items(boards, boards.target, items_in_folder, progress)
+    items = _make_items(origins, dest_path, keep_origin_name=False)
     if origins[0].is_dir():
-        return await _upload_folder(boards, place, items, inside, progress)
-    return await _upload_file(boards, items, inside, progress)
+        return await _upload_folder(boards, dest_path, items, items_in_folder, progress)
+    return await _upload_file(boards, items, items_in_folder, progress)
 
 
 async def _upload_file(
@@ -73,7 +74,7 @@ async def _upload_file(
     items_in_folder: list[UploadItem],
     progress: ProgressCallback | None,
 ) -> Results:
-    """Put a file there; where a folder is there, into that."""
+    """Copy a file; on boards where the destination is a folder, into that folder."""
     results = await upload_items(boards, boards.target, items, progress)
     folders = [name for name, result in results.items() if _is_folder(result)]
     if not folders:
@@ -93,10 +94,10 @@ async def _upload_folder(
     items_in_folder: list[UploadItem],
     progress: ProgressCallback | None,
 ) -> Results:
-    """Put a folder there; where one is there already, into that, as ``cp -r`` does."""
-    looks = await run_file_ops(boards, [["stat", dest_path]])
-    plans = {name: items_in_folder if result.ok else items for name, result in looks.items()}
-    return await upload_per_board(boards, plans, progress, looks.left_out)
+    """Copy a folder; on boards where the destination exists, into it, as ``cp -r`` does."""
+    stats = await run_file_ops(boards, [["stat", dest_path]])
+    plans = {name: items_in_folder if result.ok else items for name, result in stats.items()}
+    return await upload_per_board(boards, plans, progress, stats.left_out)
 
 
 async def upload_per_board(
@@ -105,7 +106,7 @@ async def upload_per_board(
     progress: ProgressCallback | None,
     left_out: tuple[str, ...] = (),
 ) -> Results:
-    """Give each board its own files; boards that want the same get them together."""
+    """Copy to each board its own files; boards with equal files share one job."""
     parts = await gather(
         *(
             upload_items(boards, fold_names(names), items, progress)
@@ -117,11 +118,11 @@ async def upload_per_board(
 
 
 def _make_items(origins: list[Path], dest_path: str, *, keep_origin_name: bool) -> list[UploadItem]:
-    """Return the files of some origins, each with its path on the board.
+    """Return the files of some local paths, each with its path on the board.
 
-    With ``keep_origin_name`` the path begins with the name of the origin.
+    With ``keep_origin_name``, the name of the origin is appended to ``dest_path``.
     """
-    found = []
+    items = []
     for origin in origins:
         base = (
             board_paths.join_path(dest_path, origin.resolve().name)
@@ -129,55 +130,57 @@ def _make_items(origins: list[Path], dest_path: str, *, keep_origin_name: bool) 
             else dest_path
         )
         if origin.is_dir():
-            found += [
+            items += [
                 UploadItem(sources.source_from_file(path), board_paths.join_path(base, str(inner)))
                 for inner, path in sources.walk_files(origin)
             ]
         else:
-            found.append(UploadItem(sources.source_from_file(origin), base))
-    return found
+            items.append(UploadItem(sources.source_from_file(origin), base))
+    return items
 
 
 async def upload_items(
     boards: HasTarget, target: str, items: Sequence[UploadItem], progress: ProgressCallback | None
 ) -> Results:
-    """Bring files to all boards of a target, in as many jobs as their memory wants."""
+    """Copy files to all boards of a target, in as many jobs as needed."""
     by_digest = {item.source.digest: item.source for item in items}
-    tally = UploadTotals(sum(item.source.size for item in items), progress)
+    totals = UploadTotals(sum(item.source.size for item in items), progress)
     left_out: tuple[str, ...] | None = None
     for batch in split_batches(_upload_ops(items)):
-        for each in batch:
-            if each[0] == "put":
-                await upload_content(boards.exchange(), by_digest[each[2]])
+        for op in batch:
+            if op[0] == "put":
+                await upload_content(boards.exchange(), by_digest[op[2]])
         results = await run_file_ops(
-            boards, batch, target=target, make_value=_sum_written, on_moved=tally.on_moved
+            boards, batch, target=target, make_value=_sum_written, on_moved=totals.on_moved
         )
         left_out = results.left_out if left_out is None else left_out
-        tally.add(results)
-        if not (well := [name for name, result in results.items() if result.ok]):
+        totals.add(results)
+        succeeded = [name for name, result in results.items() if result.ok]
+        if not succeeded:
             break
-        target = fold_names(well)
-    return Results(tally.results(), left_out or ())
+        target = fold_names(succeeded)
+    return Results(totals.results(), left_out or ())
 
 
 def _upload_ops(items: Sequence[UploadItem]) -> list[FileOp]:
-    acts: list[FileOp] = []
-    made = {"/", ""}
+    """Return the operations that make the folders and write the files."""
+    ops: list[FileOp] = []
+    existing_folders = {"/", ""}
     for item in items:
         folder = item.path.rpartition("/")[0]
-        if folder not in made:
-            made.add(folder)
-            acts.append(["makedirs", folder])
-        acts.append(["put", item.path, item.source.digest])
-    return acts
+        if folder not in existing_folders:
+            existing_folders.add(folder)
+            ops.append(["makedirs", folder])
+        ops.append(["put", item.path, item.source.digest])
+    return ops
 
 
 def _sum_written(op_results: list[Any]) -> int:
-    return sum(answer for answer in op_results if answer is not None)
+    return sum(count for count in op_results if count is not None)
 
 
 class UploadTotals:
-    """What came of several jobs in a row: one result for each board, and the sum of its bytes."""
+    """Combines the results of successive jobs: one result per board, with the sum of its bytes."""
 
     def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self._total = total
@@ -187,12 +190,12 @@ class UploadTotals:
         self._seconds: dict[str, float] = {}
 
     def on_moved(self, board: str, moved: int) -> None:
-        """Take a board's word on how far its present job is."""
+        """Report progress: the bytes that a board's present job has transferred."""
         if self._progress is not None:
             self._progress(board, self._bytes_written.get(board, 0) + moved, self._total)
 
     def add(self, results: Results) -> None:
-        """Take what came of a job; its value is how many bytes it moved."""
+        """Add the results of a job; their values are numbers of bytes."""
         for board, result in as_file_results(results).items():
             self._seconds[board] = self._seconds.get(board, 0.0) + result.elapsed
             self._last_results[board] = result
@@ -200,7 +203,7 @@ class UploadTotals:
                 self._bytes_written[board] = self._bytes_written.get(board, 0) + result.value
 
     def results(self) -> dict[str, Result]:
-        """Return each board's one result."""
+        """Return the combined result of each board."""
         return {
             board: result.with_value(
                 self._bytes_written.get(board, 0), self._seconds[board] - result.elapsed

@@ -1,7 +1,7 @@
-"""The verbs of a fleet and of boards, written once; ``Fleet`` and ``AsyncFleet`` wrap them.
+"""The verbs of a fleet and of boards as coroutines; ``Fleet`` and ``AsyncFleet`` wrap them.
 
-Each verb is a coroutine that awaits nothing but ``Once``. ``blocking`` drives it in the
-calling thread; ``in_loop`` drives it as part of an asyncio program.
+Each verb awaits only ``Future``. ``blocking`` runs it in the calling thread; ``asynchronous`` runs
+it in an asyncio program.
 """
 
 from __future__ import annotations
@@ -25,62 +25,61 @@ from .samples import Sample, Samples
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TICK_SECONDS: Final = 0.12  # seconds between two pictures of what lasts
+TICK_SECONDS: Final = 0.12  # between two updates of a progress display
 
-prepare_cached = functools.lru_cache(maxsize=64)(
-    cells.prepare_cell
-)  # the same cell is often run again
+#: Cached, because the same cell is often run again.
+prepare_cached = functools.lru_cache(maxsize=64)(cells.prepare_cell)
 
 
 class HasExchange(Protocol):
-    """Who has a conversation with the server."""
+    """An object with a connection to the server."""
 
     def exchange(self) -> Exchange:
-        """Return it."""
+        """Return the exchange with the server."""
 
 
 class HasTarget(HasExchange, Protocol):
-    """Who has chosen boards, too."""
+    """An object that also has a target."""
 
     target: str
 
 
 class FleetVerbs:
-    """What a fleet can be asked."""
+    """Verbs that concern the whole fleet."""
 
     async def request(self: HasExchange, verb: str, /, **body: Any) -> Any:
-        """Ask the server for one of its verbs (docs/protocol.md) and return the reply.
+        """Call a verb of the server (docs/protocol.md) and return the reply.
 
         Raises:
-            CloudmanagerError: no server, or it refused.
+            CloudmanagerError: the server cannot be reached, or refused the request.
         """
         return await self.exchange().request(verb, body)
 
     async def boards(self: HasExchange, target: str | None = None) -> list[dict[str, Any]]:
-        """Return what the server knows of each board, sorted by name.
+        """Return the server's information about each board, sorted by name.
 
         Raises:
-            TargetError, NoSuchBoard: ``target`` means no boards.
+            TargetError, NoSuchBoard: ``target`` selects no boards.
         """
         return list(await self.exchange().request("boards", {"target": target}))
 
     async def status(self: HasExchange) -> dict[str, Any]:
-        """Return how the server is: version, address, uptime (seconds), boards, online, busy."""
+        """Return the server's state: version, address, uptime (seconds), boards, online, busy."""
         return dict(await self.exchange().request("status", {}))
 
     async def enrol(
         self: HasExchange, names: Sequence[str], *, plain: bool = False
     ) -> list[dict[str, Any]]:
-        """Give each name an identity; for admins.
+        """Enrol boards; requires the role admin.
 
         Args:
             names: of new boards, or of boards that get another key.
-            plain: whether they cannot verify a certificate (ESP8266): each of their messages
-                carries a MAC instead; it is authentic, and not secret.
+            plain: whether they cannot verify a certificate (ESP8266): each of their messages has
+                a MAC instead, so it is authenticated but not encrypted.
 
         Returns:
-            For each ``name``, ``id``, ``key`` (hex), and ``ca`` (base64) or ``mac``: all but the
-            name belong into the board's ``/cm.json``.
+            For each board: ``name``, ``id``, ``key`` (hex), and ``ca`` (base64) or ``mac``. All
+            but the name must be written to the board's ``/cm.json``.
         """
         body = {"names": list(names), "plain": plain}
         return list(await self.exchange().request("enrol", body))
@@ -88,68 +87,68 @@ class FleetVerbs:
     async def enrol_token(
         self: HasExchange, target: str, *, uses: int = 1, expires: float | None = None
     ) -> dict[str, Any]:
-        """Make a token that boards enrol themselves with; for admins.
+        """Make a token with which boards enrol themselves; requires the role admin.
 
         Args:
             target: the names that they may get: a name, a range, a pattern.
-            uses: how many boards.
-            expires: seconds until it opens nothing any more; an hour, unless told.
+            uses: for how many boards.
+            expires: seconds until the token is no longer valid; by default an hour.
         """
         body = {"target": target, "uses": uses, "expires": expires}
         return dict(await self.exchange().request("enrol-token", body))
 
     async def revoke(self: HasExchange, target: str) -> list[str]:
-        """Take boards out of the fleet; return their names; for admins.
+        """Remove boards from the fleet; return their names; requires the role admin.
 
-        Their keys open nothing from now on, their links are closed, and what waits for them ends.
+        Their keys are no longer valid, their links are closed, and their queued jobs end.
         """
         return list(await self.exchange().request("revoke", {"target": target}))
 
     async def rename(self: HasExchange, board: str, name: str) -> str:
-        """Give a board another name and return it; for admins."""
+        """Rename a board and return its new name; requires the role admin."""
         return str(await self.exchange().request("rename", {"target": board, "name": name}))
 
     async def rotate(self: HasExchange, target: str) -> dict[str, str]:
-        """Give boards new keys; for admins.
+        """Give boards new keys; requires the role admin.
 
         Returns:
-            For each board, ``asked``, or ``waits`` where it is busy or not there. The old key
-            opens until the new one was used.
+            For each board, ``asked``, or ``waits`` if it is busy or not connected. The old key is
+            valid until the board has used the new one.
         """
         return dict(await self.exchange().request("rotate", {"target": target}))
 
     async def jobs(self: HasExchange, target: str | None = None) -> list[dict[str, Any]]:
-        """Return the jobs that run or wait, anybody's, then those that ended lately."""
+        """Return running and queued jobs of all users, then jobs that ended recently."""
         return list(await self.exchange().request("jobs", {"target": target}))
 
     async def job(self: HasExchange, number: int) -> dict[str, Any]:
-        """Return a job: its line, its outcome, and the last 64 KiB of its output.
+        """Return a job: its record, its outcome, and the last 64 KiB of its output.
 
         Raises:
-            ServerError: there is no such job.
+            ServerError: the job does not exist.
         """
         return dict(await self.exchange().request("job", {"job": number}))
 
     async def samples(self: HasExchange, target: str = "all", count: int | None = None) -> Samples:
-        """Return what boards emitted lately (``cm.emit`` there), the newest last.
+        """Return the recent samples of boards (emitted with ``cm.emit``), the newest last.
 
         Args:
-            target: whose; boards that are not there count, too.
-            count: how many at most, of all together; None: all that the server keeps.
+            target: the boards, connected or not.
+            count: the greatest number of samples in total; None for all that the server keeps.
 
         Raises:
-            TargetError, NoSuchBoard: ``target`` means no boards.
+            TargetError, NoSuchBoard: ``target`` selects no boards.
         """
         body = {"target": target, "count": count}
         return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
 
     async def interrupt(self: HasExchange, numbers: Sequence[int]) -> int:
-        """Interrupt jobs, anybody's; return how many of them had not ended."""
+        """Interrupt jobs of any user; return how many of them had not ended."""
         return int(await self.exchange().request("interrupt", {"jobs": list(numbers)}))
 
 
 class BoardsVerbs:
-    """What the boards of a target can be asked; the server chooses them anew at each call."""
+    """Verbs that concern the boards of a target; the server resolves it at each call."""
 
     async def run(
         self: HasTarget,
@@ -160,24 +159,24 @@ class BoardsVerbs:
         fresh: bool = False,
         wait: float = 0,
     ) -> Results:
-        """Run a cell on all of the boards at once and wait for the results.
+        """Run a cell on all of the boards in parallel and wait for the results.
 
-        A board's failure is in its Result and is not raised. Whoever stops waiting (Ctrl-C,
-        a cancelled task) interrupts the boards, too.
+        A board's failure is in its Result and is not raised. If the wait is interrupted (Ctrl-C,
+        a cancelled task), the cell is interrupted on the boards, too.
 
         Args:
-            code: Python; a trailing expression is the value. It may ``await``.
-            inputs: name -> value, assigned on the boards before the cell: Python's literals,
-                and what has a ``tolist()``.
-            timeout: seconds that it may run, from the write to the board; None: for ever.
+            code: Python; the value of a trailing expression is returned. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell: Python literals, and
+                objects with a ``tolist()``.
+            timeout: seconds that it may run, after it was sent to the board; None for no limit.
             fresh: whether each board makes a soft reset first.
-            wait: seconds that absent boards have to dial in.
+            wait: seconds to wait for boards that are not connected.
 
         Raises:
-            CellSyntaxError: it is not Python; nothing was sent.
-            TypeError, ValueError: a value of ``inputs`` cannot travel; nothing was sent.
-            TargetError, NoSuchBoard: the target means no boards; nothing ran.
-            ServerUnreachable: no server.
+            CellSyntaxError: it is not valid Python; nothing was sent.
+            TypeError, ValueError: a value of ``inputs`` cannot be sent; nothing was sent.
+            TargetError, NoSuchBoard: the target selects no boards; nothing ran.
+            ServerUnreachable: no server answers.
         """
         group = submit_group(
             self, JobGroup(make_cell(code, inputs)), submit_options(timeout, fresh, wait)
@@ -185,9 +184,9 @@ class BoardsVerbs:
         return await wait_results(group)
 
     async def reset(self: HasTarget) -> Results:
-        """Have each board make a soft reset, and wait until it is back.
+        """Make a soft reset of each board, and wait until it has reconnected.
 
-        It dials anew; ``app.py`` is left out this once, as before a cell that is ``fresh``.
+        The board does not start ``app.py`` this time, as for a cell with ``fresh``.
         """
         return await wait_results(
             submit_group(
@@ -196,53 +195,53 @@ class BoardsVerbs:
         )
 
     async def info(self: HasTarget) -> list[dict[str, Any]]:
-        """Return what the server knows of each of the boards."""
+        """Return the server's information about each of the boards."""
         return list(await self.exchange().request("boards", {"target": self.target}))
 
     async def stop(self: HasTarget) -> list[str]:
-        """End the boards' own programs (``app.py``); return the names of those that are there."""
+        """Stop the boards' own programs (``app.py``); return the names of the connected boards."""
         return list(await self.exchange().request("stop", {"target": self.target}))
 
     async def label(self: HasTarget, labels: Mapping[str, str]) -> list[str]:
-        """Set labels on the boards; an empty value takes one away. Return the boards' names."""
+        """Set labels on the boards; an empty value removes one. Return the boards' names."""
         body = {"target": self.target, "labels": dict(labels)}
         return list(await self.exchange().request("label", body))
 
 
 class _Jobs(Protocol):
-    """What can list jobs, at once."""
+    """An object that lists jobs, blocking, such as ``Fleet``."""
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return the jobs that run or wait, then those that ended lately."""
+        """Return running and queued jobs, then jobs that ended recently."""
 
 
 def still_open(
     fleet: _Jobs, numbers: Sequence[int], seconds: float = INTERRUPT_GRACE_SECONDS
 ) -> list[int]:
-    """Return those of these jobs, which were interrupted, that do not end within ``seconds``."""
+    """Wait until interrupted jobs have ended; return those that have not after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
-        left = {job["job"] for job in fleet.jobs() if job["status"] is None} & set(numbers)
-        if not left or time.monotonic() > deadline:
-            return sorted(left)
+        unfinished = {job["job"] for job in fleet.jobs() if job["status"] is None} & set(numbers)
+        if not unfinished or time.monotonic() > deadline:
+            return sorted(unfinished)
         time.sleep(TICK_SECONDS)
 
 
 def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:
-    """Prepare a cell, with what is assigned before it."""
+    """Prepare a cell with its inputs."""
     return cells.prepare_cell(code, prelude(inputs)) if inputs else prepare_cached(code)
 
 
 def submit_group(boards: HasTarget, group: JobGroup, options: dict[str, Any]) -> JobGroup:
-    """Send the group's cell to the boards; returns before the server has seen it."""
+    """Send the group's cell to the server; do not wait until it is accepted."""
     group.fresh = bool(options.get("fresh"))
     boards.exchange().submit(group, boards.target, options)
     return group
 
 
 async def wait_results(group: JobGroup) -> Results:
-    """Wait for a group; who stops waiting interrupts it."""
-    try:  # and not ``interrupting``, which takes 1 us
+    """Wait for the results of a group; interrupt it if the wait is interrupted."""
+    try:  # not ``with interrupting``, which takes 1 us longer
         return await group.finished
     except BaseException as error:
         _give_up(group, error)
@@ -250,7 +249,7 @@ async def wait_results(group: JobGroup) -> Results:
 
 
 def _give_up(group: JobGroup, error: BaseException) -> None:
-    """Interrupt a group that nobody waits for any more."""
+    """Interrupt a group because the wait for it was interrupted; after Ctrl-C, wait a moment."""
     if not group.finished.done:
         group.interrupt()
     if isinstance(error, KeyboardInterrupt):
@@ -259,7 +258,7 @@ def _give_up(group: JobGroup, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def interrupting(group: JobGroup) -> Iterator[None]:
-    """Interrupt a group if the waiting in here is interrupted or cancelled."""
+    """Interrupt a group if the block is interrupted or cancelled."""
     try:
         yield
     except BaseException as error:
@@ -268,7 +267,7 @@ def interrupting(group: JobGroup) -> Iterator[None]:
 
 
 def submit_options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
-    """Return the options of a SUBMIT; what is the default is left out."""
+    """Return the options of a SUBMIT, without those that have the default value."""
     given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -276,7 +275,7 @@ def submit_options(timeout: float | None, fresh: bool, wait: float) -> dict[str,
 def blocking(
     verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return the verb as a plain method that waits in the calling thread."""
+    """Return the verb as a method that blocks until it has ended."""
 
     @functools.wraps(verb)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -288,11 +287,11 @@ def blocking(
 def run_blocking(
     coroutine: Coroutine[Any, Any, T], on_tick: Callable[[], object] | None = None
 ) -> T:
-    """Run a verb to its end; an interrupt is raised inside of it.
+    """Run a verb in this thread and return its result; an interrupt is raised inside of it.
 
     Args:
         coroutine: the verb.
-        on_tick: called in this thread every ``TICK`` seconds meanwhile.
+        on_tick: called in this thread every ``TICK_SECONDS`` while it waits.
     """
     try:
         awaited: Future[Any] = coroutine.send(None)

@@ -1,8 +1,8 @@
-"""``Watch``: following boards, over all links.
+"""``Watch``: a subscription to boards that reconnects.
 
-A watch outlives its link: where the server is gone it says so, dials again until it is back, and
-goes on with all that there is then. Who reads slowly gets the last state, and is told how many
-samples he missed.
+When the link breaks, a watch reports that, reconnects until the server answers, and continues with
+a complete snapshot. A slow reader gets the last state of each board, and the number of samples
+that were dropped.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from cloudmanager.protocol.errors import CloudmanagerError, PeerWireError, Serve
 from .exchange import Exchange
 from .samples import Sample
 
-_FIRST_RETRY_SECONDS: Final = 0.25  # seconds until a server that is gone is dialled again
-_MAX_RETRY_SECONDS: Final = 5.0  # to which that grows
-
-_MAX_PENDING_SAMPLES: Final = 50_000  # samples that wait for who does not read
+_FIRST_RETRY_SECONDS: Final = 0.25  # until the first attempt to reconnect; then doubled
+_MAX_RETRY_SECONDS: Final = 5.0
+_MAX_PENDING_SAMPLES: Final = 50_000  # kept for a reader that does not read
 
 
 class Update(NamedTuple):
-    """What happened lately; a few come in a second, at most.
+    """Recent changes; at most a few updates per second.
 
     Attributes:
-        boards: what ``fleet.boards()`` tells, of each board that changed.
-        gone: the names of boards that the target means no more, or that are enrolled no more;
-            one that is in ``boards``, too, is another board of that name.
+        boards: the boards that changed, in the form of ``fleet.boards()``.
+        gone: the names of boards that the target does not select any more, or that were revoked;
+            a name that is in ``boards`` as well belongs to a new board.
         samples: what the boards emitted.
-        whole: whether these boards are all there are: forget those of before.
-        left_out: how many samples are missing, since they came faster than they were read.
+        whole: whether ``boards`` has all boards, so that earlier updates no longer hold.
+        left_out: how many samples were dropped because they came faster than they were read.
         time: the server's clock, in seconds since 1970.
         lost: why the server cannot be reached; "" while it can.
     """
@@ -49,24 +48,24 @@ class Update(NamedTuple):
 
 
 class Watch(Iterator[Update]):
-    """What happens to the boards of a target, without end: iterate over it, and ``close`` it.
+    """An endless iterator over changes of the boards of a target; ``close`` ends it.
 
     Args:
-        dial: returns the conversation with the server; dials where there is none.
-        target: the boards, there or not; chosen anew at each change.
-        samples: whether what they emit is wanted, too.
+        connect: returns the exchange with the server; connects if there is no link.
+        target: the boards, connected or not; resolved again at each change.
+        samples: whether to receive the samples that they emit.
     """
 
     def __init__(
-        self, dial: Callable[[], Exchange], target: str = "all", *, samples: bool = True
+        self, connect: Callable[[], Exchange], target: str = "all", *, samples: bool = True
     ) -> None:
-        self._dial = dial
+        self._connect = connect
         self._target = target
         self._samples = samples
-        self._inbox = _UpdateBuffer()
+        self._buffer = _UpdateBuffer()
         self._closed = threading.Event()
         self._updates = self._iterate_updates()
-        self._read_lock = threading.Lock()  # a reader who was called off may still be leaving
+        self._read_lock = threading.Lock()  # a cancelled reader may still be in __next__
 
     def __enter__(self) -> Watch:
         return self
@@ -78,25 +77,25 @@ class Watch(Iterator[Update]):
         """Wait for the next update.
 
         Raises:
-            StopIteration: it was closed.
-            CloudmanagerError: the server refused it; not that the server is gone.
+            StopIteration: the watch was closed.
+            CloudmanagerError: the server refused it. A lost link is an ``Update``, no exception.
         """
         with self._read_lock:
             return next(self._updates)
 
     def close(self) -> None:
-        """End it, from any thread; who waits for an update waits no more."""
+        """End the watch, from any thread; this also ends a wait for an update."""
         self._closed.set()
-        self._inbox.close()
+        self._buffer.close()
 
     def _iterate_updates(self) -> Iterator[Update]:
-        """Yield updates, over all links; of an outage, once that it is there."""
+        """Yield updates, reconnecting as needed; one update at the beginning of an outage."""
         wait = 0.0
         while not self._closed.wait(wait):
             try:
-                exchange = self._dial()
+                exchange = self._connect()
                 ref = exchange.watch(
-                    self._target, samples=self._samples, on_message=self._inbox.put
+                    self._target, samples=self._samples, on_message=self._buffer.put
                 )
                 for update in self._iterate_link_updates():
                     wait = 0.0
@@ -110,13 +109,13 @@ class Watch(Iterator[Update]):
                 )
 
     def _iterate_link_updates(self) -> Iterator[Update]:
-        """Yield what one link tells; ends when this is closed."""
-        while (update := self._inbox.get()) is not None:
+        """Yield the updates of one link, until the watch is closed."""
+        while (update := self._buffer.get()) is not None:
             yield update
 
 
 class _UpdateBuffer:
-    """What was told and not read yet, as one update."""
+    """Merges received messages into one update until it is read."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -128,10 +127,12 @@ class _UpdateBuffer:
         self._boards: dict[str, dict[str, Any]] = {}
         self._gone: dict[str, None] = {}
         self._samples: collections.deque[Sample] = collections.deque()
-        self._is_snapshot, self._dropped_samples, self._time = False, 0, 0.0
+        self._is_snapshot = False
+        self._dropped_samples = 0
+        self._time = 0.0
 
     def put(self, message: wire.Message | CloudmanagerError) -> None:
-        """Take what the link tells, in its thread."""
+        """Add a message, or the error that ends the link; called in the link's thread."""
         with self._changed:
             if isinstance(message, CloudmanagerError):
                 self._error = message
@@ -147,24 +148,24 @@ class _UpdateBuffer:
             self._gone[name] = None
         self._boards.update((board["name"], board) for board in update.boards)
         self._samples.extend(update.samples)
-        over = max(0, len(self._samples) - _MAX_PENDING_SAMPLES)
-        for _ in range(over):
+        excess = max(0, len(self._samples) - _MAX_PENDING_SAMPLES)
+        for _ in range(excess):
             self._samples.popleft()
         self._is_snapshot = self._is_snapshot or update.whole
-        self._dropped_samples += update.left_out + over
+        self._dropped_samples += update.left_out + excess
         self._time = update.time
 
     def close(self) -> None:
-        """Let who waits go."""
+        """End all waits."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def get(self) -> Update | None:
-        """Wait for what there is to tell, and return all of it; None when this is closed.
+        """Wait for a message and return the merged update; None if the buffer is closed.
 
         Raises:
-            CloudmanagerError: the link's last word; what came before it was read.
+            CloudmanagerError: the error that ended the link, once all updates were read.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._time or self._error or self._closed)
@@ -174,16 +175,20 @@ class _UpdateBuffer:
                 error, self._error = self._error, None
                 assert error is not None
                 raise error
-            boards, samples, gone = list(self._boards.values()), list(self._samples), self._gone
             update = Update(
-                boards, list(gone), samples, self._is_snapshot, self._dropped_samples, self._time
+                list(self._boards.values()),
+                list(self._gone),
+                list(self._samples),
+                self._is_snapshot,
+                self._dropped_samples,
+                self._time,
             )
             self._clear()
             return update
 
 
 def read_update(message: wire.Message) -> Update:
-    """Return what the CHANGES in ``message`` says.
+    """Return the contents of the CHANGES in ``message``.
 
     Raises:
         PeerWireError: it is malformed.
@@ -193,4 +198,4 @@ def read_update(message: wire.Message) -> Update:
         samples = [Sample(*row) for row in body["samples"]]
         return Update(body["boards"], body["gone"], samples, whole, body["left_out"], body["time"])
     except (KeyError, TypeError) as error:
-        raise PeerWireError("the server sent CHANGES that are malformed") from error
+        raise PeerWireError("the server sent a malformed CHANGES") from error

@@ -1,1 +1,1 @@
-"""What a job on each board came to: `Result`, `Results` and `Repr`. No I/O."""
+"""The outcome of a cell on each board: `Result`, `Results` and `Repr`. No I/O."""

@@ -1,8 +1,7 @@
-"""Values of boards as an HTML table, where every board has one; pure, no I/O.
+"""Values of boards as an HTML table, for notebooks; no I/O.
 
-Boards are untrusted for ever: what they said is cleaned, cut and escaped here, and there is no
-other way into the table. Boards with equal values share a row, the many first, so that the odd
-one out is the last.
+Boards are never trusted: all their text is sanitized, cut and escaped in one function. Boards with
+equal values share a row; the largest groups come first, so that exceptions are at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from cloudmanager.protocol.text import fold_names, sanitize_text
 
-_MAX_ROWS: Final = 100  # of more, the first and a count
+_MAX_ROWS: Final = 100  # of the rest, the number of boards is shown
 _MAX_COLUMNS: Final = 12
 _MAX_CELL_CHARS: Final = 120  # characters of a cell
 _MAX_NAMES_CHARS: Final = 60  # of a folded list of boards
@@ -41,30 +40,34 @@ class ResultView(Protocol):
 
 
 def results_html(results: Mapping[str, ResultView], left_out: Sequence[str] = ()) -> str | None:
-    """Return the boards' values as a table; None where text says it as well.
+    """Return the boards' values as a table; None if plain text shows them as well.
 
-    That is where a board failed or printed, has no value or a long one, or where all of them say
-    the same.
+    Plain text is used if a board failed or printed something, has no value or a long one, or if
+    all boards have the same value.
+
+    Args:
+        results: board -> its result.
+        left_out: boards that were not connected; they are listed below the table.
     """
     if not all(_has_short_value(result) for result in results.values()):
         return None
-    alike: dict[str, list[str]] = {}
+    boards_by_value: dict[str, list[str]] = {}
     for board, result in results.items():
-        alike.setdefault(result.text, []).append(board)
-    if len(alike) < 2:
+        boards_by_value.setdefault(result.text, []).append(board)
+    if len(boards_by_value) < 2:
         return None
-    groups = sorted(alike.values(), key=lambda boards: -len(boards))
+    groups = sorted(boards_by_value.values(), key=lambda boards: -len(boards))
     values = [results[boards[0]].value for boards in groups]
     heads, rows = _value_columns(values, [results[boards[0]].text for boards in groups])
     lines = [[_short_names(boards), *row] for boards, row in zip(groups, rows, strict=True)]
-    more = sum(len(boards) for boards in groups[_MAX_ROWS:])
-    notes = [f"… and {more:,} boards more"] if more else []
-    notes += [f"not there: {_short_names(left_out)}"] if left_out else []
+    hidden_count = sum(len(boards) for boards in groups[_MAX_ROWS:])
+    notes = [f"… and {hidden_count:,} more boards"] if hidden_count else []
+    notes += [f"not connected: {_short_names(left_out)}"] if left_out else []
     return _render_table(["board", *heads], lines[:_MAX_ROWS], notes)
 
 
 def _has_short_value(result: ResultView) -> bool:
-    """Whether a value is all that a board has to say, and is short."""
+    """Whether a board returned a short value, and printed nothing."""
     return (
         result.ok
         and bool(result.text)
@@ -74,7 +77,7 @@ def _has_short_value(result: ResultView) -> bool:
 
 
 def _value_columns(values: list[Any], texts: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Spread dicts and tuples of one shape over columns; all else is one column."""
+    """Return heads and rows: a column for each item of equal dicts or tuples, else one column."""
     first = values[0]
     keys = list(first) if isinstance(first, dict) else []
     if keys and all(isinstance(value, dict) and list(value) == keys for value in values):

@@ -1,4 +1,4 @@
-"""What is left of a cell: a ``Result`` of each board, ``Results`` of all; pure."""
+"""The outcome of a cell: a ``Result`` for each board, ``Results`` for all; no I/O."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .html_table import results_html
 if TYPE_CHECKING:
     import pandas
 
-#: Longest number in bits that JSON is given: Python writes no number of more than 4,300 digits.
+#: The longest integer, in bits, that is converted to JSON: Python refuses to write 4,300 digits.
 MAX_JSON_BITS: Final = 8192
-_SUMMARY_CHARS: Final = 80  # characters of a summary
+_SUMMARY_CHARS: Final = 80
 _UP_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
 
 
 class Repr(str):
-    """A value's ``repr`` that is no literal, such as ``<Pin 4>``; prints as it stands."""
+    """A value's ``repr`` that is not a literal, such as ``<Pin 4>``; shown without quotes."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Show the board's own text, not a string of it; made safe to show."""
+        """Return the board's text, without quotes; made safe to show."""
         return sanitize_text(self)
 
 
@@ -39,12 +39,13 @@ class Result:
         board: the board's name.
         job: the job's number.
         status: ok, error, interrupted, timeout, offline or lost.
-        stdout: what the job printed, with LF for CRLF; its end, if ``truncated``.
+        stdout: what the job printed, with LF for CRLF; only the end of it if ``truncated``.
         text: the value's ``repr`` as the board wrote it; empty for None.
-        traceback: the board's own traceback, its lines those of the cell; empty if ok.
-        why: the server's words where it was the server that ended the job.
-        elapsed: seconds from the write to the board to its result, as seen here.
-        truncated: whether output was left out; ``value_truncated`` says the same of the value.
+        traceback: the board's own traceback, with the line numbers of the cell; empty if ok.
+        why: the server's explanation, if the server ended the job; else empty.
+        elapsed: seconds from sending the cell to receiving its result, measured here.
+        truncated: whether output was left out.
+        value_truncated: whether the value was cut off.
     """
 
     def __init__(self, board: str, job: int, status: str, **fields: Any) -> None:
@@ -61,17 +62,17 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the job ran to its end without an error."""
+        """Whether the job ended without an error."""
         return self.status == "ok"
 
     @property
     def value(self) -> Any:
-        """The value of the cell's last expression, as a Python object; None for none.
+        """The value of the cell's last expression, as a Python object; None if there is none.
 
-        A ``repr`` that is no literal, or that was cut, is returned as ``Repr``.
+        A ``repr`` that is not a literal, or that was cut off, is returned as ``Repr``.
 
         Raises:
-            CloudmanagerError: the job did not end well; the same as ``error``.
+            CloudmanagerError: the job failed; the same exception as ``error``.
         """
         if self.error is not None:
             raise self.error
@@ -79,14 +80,14 @@ class Result:
             return None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what Python thinks of a board's text
+                warnings.simplefilter("ignore")  # such as about escapes in a board's text
                 return Repr(self.text) if self.value_truncated else ast.literal_eval(self.text)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return Repr(self.text)
 
     @property
     def error(self) -> Exception | None:
-        """What ``raise_for_error`` raises for this board; None if ok."""
+        """The exception that ``raise_for_error`` raises for this board; None if ok."""
         if self.status == "ok":
             return None
         if self.status == "offline":
@@ -97,7 +98,7 @@ class Result:
         return BoardError(self.board, ename, evalue, self.traceback or self.why, self.status)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``--json`` prints of it."""
+        """Return what ``mbm --json`` prints for this result."""
         value = self.value if self.ok else None
         try:
             json_value = value if _is_json(value) else self.text
@@ -112,13 +113,18 @@ class Result:
         }
 
     def __repr__(self) -> str:
-        """Show the outcome in one line."""
-        told = self.text if self.ok else (_last_error(self.traceback) or (self.why, ""))[0]
-        return _one_line(f"<Result {self.board}: {self.status}{' ' + told if told else ''}") + ">"
+        """Return the outcome in one line."""
+        if self.ok:
+            outcome = self.text
+        else:
+            last_error = _last_error(self.traceback)
+            outcome = last_error[0] if last_error else self.why
+        space = " " if outcome else ""
+        return _one_line(f"<Result {self.board}: {self.status}{space}{outcome}") + ">"
 
 
 class Results(Mapping[str, Result]):
-    """What became of a cell: board -> Result, in the target's order.
+    """The outcome of a cell: board -> Result, in the order of the target.
 
     Attributes:
         left_out: boards that the target matched but that were not connected.
@@ -139,21 +145,21 @@ class Results(Mapping[str, Result]):
 
     @property
     def ok(self) -> bool:
-        """Whether every board ended well."""
+        """Whether the job ended without an error on every board."""
         return all(result.ok for result in self._results.values())
 
     @property
     def failed(self) -> Results:
-        """Those that did not end well."""
+        """The results of the boards that failed."""
         return Results({name: result for name, result in self.items() if not result.ok})
 
     @property
     def value(self) -> Any:
-        """The value, where there is exactly one board.
+        """The value, if there is exactly one board.
 
         Raises:
-            ValueError: there are several; ``to_dict()`` has them all.
-            CloudmanagerError: the board did not end well.
+            ValueError: there are several boards, or none; ``to_dict()`` returns all values.
+            CloudmanagerError: the job failed.
         """
         if len(self) != 1:
             raise ValueError(f"there are {len(self)} boards: use [name].value or to_dict()")
@@ -169,7 +175,7 @@ class Results(Mapping[str, Result]):
         return {name: result.value for name, result in self.items()}
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a table: one row a board, with status, value, stdout and elapsed."""
+        """Return a table: one row per board, with status, value, stdout and elapsed."""
         import pandas
 
         rows = [
@@ -186,11 +192,11 @@ class Results(Mapping[str, Result]):
         return pandas.DataFrame(rows, columns=columns).set_index("board")
 
     def raise_for_error(self) -> Results:
-        """Raise if any board did not end well; else return these results.
+        """Raise if any board failed; else return these results.
 
         Raises:
             BoardError, BoardOffline, LinkLost: exactly one board failed.
-            FleetError: several did.
+            FleetError: several boards failed.
         """
         errors = {name: result.error for name, result in self.items() if result.error is not None}
         if len(errors) == 1:
@@ -200,22 +206,22 @@ class Results(Mapping[str, Result]):
         return self
 
     def _repr_html_(self) -> str | None:
-        """Show values as a table, where every board has one; what boards say is escaped."""
+        """Return the values as an HTML table, or None; text from boards is escaped."""
         return results_html(self, self.left_out)
 
     def __repr__(self) -> str:
-        """Show one line a board."""
+        """Return one line per board."""
         lines = [f"{name}: {_summarize_result(result)}" for name, result in self.items()]
         return "\n".join(lines) if lines else "<no results>"
 
 
 def _summarize_result(result: Result) -> str:
-    """Return what one line has room for."""
+    """Return a result's value, output or error in one line."""
     if result.ok:
         return _one_line(result.text or result.stdout.strip() or "ok")
     last = _last_error(result.traceback)
-    told = ": ".join(part for part in last if part) if last else result.why
-    return _one_line(f"{result.status} ({told})" if told else result.status)
+    reason = ": ".join(part for part in last if part) if last else result.why
+    return _one_line(f"{result.status} ({reason})" if reason else result.status)
 
 
 def _one_line(text: str) -> str:
@@ -225,16 +231,16 @@ def _one_line(text: str) -> str:
 
 
 def _last_error(traceback: str) -> tuple[str, str] | None:
-    """Return (name, message) of the exception that a traceback ends with."""
+    """Return (name, message) of the exception at the end of a traceback; None if it is empty."""
     if not traceback.strip():
         return None
-    told = _UP_TO_LAST_FRAME.sub("", traceback, count=1)
-    name, _, message = told.strip().partition(": ")
+    exception = _UP_TO_LAST_FRAME.sub("", traceback, count=1)
+    name, _, message = exception.strip().partition(": ")
     return name.rstrip(":"), message
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON can say ``value`` without changing it."""
+    """Whether ``value`` is unchanged after encoding to JSON and decoding."""
     if isinstance(value, list):
         return all(_is_json(item) for item in value)
     if isinstance(value, dict):
@@ -247,5 +253,5 @@ def _is_json(value: Any) -> bool:
 
 
 def error_text(error: Exception | None) -> str:
-    """Return what a board's error says, without its traceback."""
+    """Return the message of a board's error, without its traceback."""
     return str(getattr(error, "evalue", "") or error)

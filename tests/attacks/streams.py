@@ -25,10 +25,10 @@ STREAMS: Final[list[Defence]] = [
     defence(
         "nothing follows a frame that may be partly sent",
         LIBRARY + "client/outgoing.py",
-        "Outgoing._is_torn = lambda self: setattr(self, '_halfway', None)",
+        "Outgoing._is_torn = lambda self: setattr(self, '_current', None)",
         OUTGOING + "test_memory_that_runs_out_ends_the_stream",
         behind=Override(
-            LIBRARY + "client/outgoing.py", "Outgoing._is_halfway = lambda self, frame: False"
+            LIBRARY + "client/outgoing.py", "Outgoing._was_interrupted = lambda self, frame: False"
         ),
     ),
     defence(

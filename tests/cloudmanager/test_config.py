@@ -265,7 +265,7 @@ def test_local_server_gets_its_token_whatever_it_listens_on(home):
 
 def test_address_does_not_show_its_token():
     assert repr(ServerAddress("http://lab", "cm_secret", "CM_URL")) == (
-        "Address(url='http://lab', source='CM_URL')"
+        "ServerAddress(url='http://lab', source='CM_URL')"
     )
 
 

@@ -186,7 +186,7 @@ def test_server_that_does_not_stop_is_told_and_how_to_end_it(home, monkeypatch):
     try:
         monkeypatch.setattr(local_server, "STOP_SECONDS", 0.1)
         with pytest.raises(
-            ServiceError, match=rf"\(process {pid}\) does not stop; `kill -9 {pid}`"
+            ServiceError, match=rf"\(process {pid}\) does not stop; end it with `kill -9 {pid}`"
         ):
             local_server.stop()
     finally:

@@ -268,7 +268,7 @@ def test_variables_move_no_line_of_a_traceback(shell: Shell):
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards take"),
+        ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards can receive"),
         ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: there is no variable nubmer he"),
         ("%board -i 1x demo-1 1", "UsageError: -i/--input: '1x' is no name of a variable."),
         ("%board --wait no demo-1 1", "UsageError: --wait: 'no' is no number of seconds above 0."),

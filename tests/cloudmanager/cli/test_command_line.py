@@ -37,7 +37,7 @@ def test_missing_server_is_reported_with_status_3(nobody, mbm, arguments):
     done = mbm(*arguments)
     assert (done.status, done.out) == (3, "")
     assert done.err == (
-        f"mbm: No server at {nobody} (from the default): nothing listens there. "
+        f"mbm: No server at {nobody} (from the default): no program listens there. "
         "Start a server with `mbm server-start`, or name another one in CM_URL.\n"
     )
 

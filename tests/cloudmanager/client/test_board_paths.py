@@ -80,7 +80,7 @@ def test_plain_names_become_files_here(path):
     ],
 )
 def test_hostile_names_are_refused(path):
-    with pytest.raises(ValueError, match="no name for a file here"):
+    with pytest.raises(ValueError, match="not a valid local file name"):
         local_path(Path("out"), path)
 
 

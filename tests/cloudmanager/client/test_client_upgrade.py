@@ -50,7 +50,7 @@ def test_client_that_does_not_start_is_told_and_the_old_one_is_back(
     assert done.json == {
         "hung-1": {
             "status": "error",
-            "error": "the new client did not start; the old one is back",
+            "error": "the new client did not start; the old one was restored",
         }
     }
     assert fleet["hung-1"].run("6 * 7", timeout=10).value == 42
@@ -62,7 +62,7 @@ def test_bytes_that_arrive_wrong_are_never_started(chip, fleet: Fleet, monkeypat
     )
     upgrade = ClientUpgrade(fleet, "hung-1", lambda _: None)
     assert upgrade.run() == []
-    assert upgrade.failed == {"hung-1": "the files arrived with other bytes than were sent"}
+    assert upgrade.failed == {"hung-1": "the files on the board differ from those that were sent"}
     assert fleet["hung-1"].run("import os\n'ok' in os.listdir('/lib/cm.new')").value is False
 
 
@@ -72,7 +72,7 @@ def test_virtual_and_absent_boards_are_left_alone(boards, fleet: Fleet, mbm):
         done = mbm("board-upgrade-client", "demo-1,absent-1")
         assert done.status == 1
         assert "mbm: absent-1: it is offline." in done.err
-        assert "mbm: demo-1: its client was not put there by mbm flash." in done.err
+        assert "mbm: demo-1: its client was not installed by mbm flash." in done.err
         assert "writing" not in done.err
     finally:
         fleet.revoke("absent-1")

@@ -26,7 +26,7 @@ from cloudmanager.protocol.errors import (
 from cloudmanager.protocol.frames import FrameReader
 
 ADDRESS = ServerAddress("http://lab:18266", "cm_secret", "CM_URL")
-NO_SERVER = "what answers there is no Cloudmanager server"
+NO_SERVER = "the program that answers there is not a Cloudmanager server"
 
 
 class Conversation:
@@ -169,7 +169,7 @@ def test_token_that_is_revoked_ends_the_link_by_name():
     group, reply = talk.submit(), talk.exchange.request("status", {})
     reason = "the token 'lab' was revoked"
     assert talk.exchange.handle_data(frames.encode_close_frame(4004, reason)) is False
-    talk.exchange.on_link_lost("it hung up")
+    talk.exchange.on_link_lost("it closed the connection")
     for waiting in (reply, group.accepted):
         with pytest.raises(NotAllowed, match="the token 'lab' was revoked"):
             waiting.result()
@@ -266,7 +266,7 @@ def test_cell_that_is_answered_with_something_else_is_refused():
     talk = Conversation()
     group = talk.submit()
     talk.reply(talk.messages()[0].job, reply=7)
-    with pytest.raises(ServerError, match="something else"):
+    with pytest.raises(ServerError, match="a reply of another kind"):
         group.results(0)
 
 
@@ -458,7 +458,7 @@ def test_lost_before_the_cell_was_accepted():
     talk = Conversation()
     group = talk.submit()
     talk.exchange.on_link_lost()
-    with pytest.raises(ServerUnreachable, match="whether the cell runs is not known"):
+    with pytest.raises(ServerUnreachable, match="it is not known whether the cell runs"):
         group.accepted.result()
     assert talk.exchange.closed
 
@@ -470,7 +470,7 @@ def test_lost_while_the_cell_runs_keeps_what_has_come():
     talk.exchange.on_link_lost()
     results = group.results(0)
     assert (results["a"].value, results["b"].status, results["b"].stdout) == (2, "lost", "so far")
-    assert "the cell goes on" in results["b"].why
+    assert "the cell continues" in results["b"].why
 
 
 def test_lost_while_a_reply_is_awaited():
@@ -557,7 +557,7 @@ def test_a_refused_watch_is_told_and_ended():
 def test_the_end_of_the_link_ends_watches():
     conversation = Conversation()
     _, told = watched(conversation)
-    conversation.exchange.on_link_lost("it hung up")
+    conversation.exchange.on_link_lost("it closed the connection")
     later: list[Any] = []
     conversation.exchange.watch("all", samples=False, on_message=later.append)
     assert [type(error) for error in (*told, *later)] == [ServerUnreachable] * 2

@@ -346,7 +346,7 @@ def test_fleet_goes_on_when_the_server_was_restarted(tmp_path, monkeypatch):
             fleet["again-1"].run("kept = 7").raise_for_error()
             running = fleet["again-1"].submit("import time\ntime.sleep(1)\nkept += 1")
         lost = running.results(WAIT)["again-1"]
-        assert (lost.status, "the cell goes on" in lost.why) == ("lost", True)
+        assert (lost.status, "the cell continues" in lost.why) == ("lost", True)
         with pytest.raises(ServerUnreachable):
             fleet.boards()
         stack.enter_context(running_server(tmp_path, tcp_port=server.tcp_port))

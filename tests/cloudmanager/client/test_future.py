@@ -10,7 +10,7 @@ from cloudmanager.client.future import Future
 from cloudmanager.protocol.errors import ServerUnreachable
 
 WAIT = 20.0  # seconds that a thread may take on a busy machine
-UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it hung up")
+UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it closed the connection")
 
 
 def test_once_waits_for_its_value():

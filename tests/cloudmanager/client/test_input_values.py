@@ -81,11 +81,11 @@ def test_numbers_that_have_no_literal_travel_too(fleet: Fleet, boards: object):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (object(), "x is of type object: boards take None, bool, int, float, str, bytes,"),
-        ([1, {"a": 1j}], "x holds a value of type complex: boards take"),
-        (Fleet, "x is of type type: boards take"),
-        (numpy.ndarray, "x is of type type: boards take"),
-        (numpy.datetime64("2020-01-01"), "x holds a value of type date: boards take"),
+        (object(), "x is of type object: boards can receive None, bool, int, float, str, bytes,"),
+        ([1, {"a": 1j}], "x contains a value of type complex: boards can receive"),
+        (Fleet, "x is of type type: boards can receive"),
+        (numpy.ndarray, "x is of type type: boards can receive"),
+        (numpy.datetime64("2020-01-01"), "x contains a value of type date: boards can receive"),
     ],
 )
 def test_other_values_are_refused_with_the_variable_and_the_type(value: Any, sentence: str):
@@ -98,11 +98,11 @@ def test_other_values_are_refused_with_the_variable_and_the_type(value: Any, sen
 def test_list_that_holds_itself_is_refused():
     ring: list[Any] = []
     ring.append(ring)
-    with pytest.raises(ValueError, match="x is nested too deeply for a board, or holds itself"):
+    with pytest.raises(ValueError, match="x is nested too deeply for a board, or contains itself"):
         prelude({"x": ring})
 
 
 @pytest.mark.parametrize("name", ["", "1x", "a b", "class", "x\n1"])
 def test_names_are_names(name: str):
-    with pytest.raises(ValueError, match="is no name of a variable"):
+    with pytest.raises(ValueError, match="is not the name of a variable"):
         prelude({name: 1})

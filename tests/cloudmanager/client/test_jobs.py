@@ -23,7 +23,7 @@ Traceback (most recent call last):
   File "<cell>", line 1, in <module>
 ZeroDivisionError: divide by zero
 """
-UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it hung up")
+UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it closed the connection")
 
 
 class Lab:

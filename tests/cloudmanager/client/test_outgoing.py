@@ -213,7 +213,7 @@ def send_some(outgoing):
         try:
             armed = choose.choice((1, 1, 1, 2)) if Raised is KeyboardInterrupt else 1
             while not outgoing.closed and time.monotonic() < until:
-                if outgoing._left < 20:
+                if outgoing._queued_count < 20:
                     number += 1
                     sent[number] = outgoing.send(frames.encode_frame(payload(number)))
                 else:
@@ -437,7 +437,7 @@ def test_others_have_true_outcomes_after_an_interrupt(lab, stopped):
     def cell_waits_behind():
         if outgoing.busy and not thread.ident:
             thread.start()
-        return outgoing._left == 2
+        return outgoing._queued_count == 2
 
     watching = interrupt_when(cell_waits_behind)
     with pytest.raises(KeyboardInterrupt):
@@ -449,7 +449,7 @@ def test_others_have_true_outcomes_after_an_interrupt(lab, stopped):
     assert isinstance(error, ServerUnreachable)
     assert "interrupted, and the cell was not sent: it does not run" in str(error)
     (lost,) = running.results(WAIT).values()
-    assert (lost.status, "its outcome is with the server" in lost.why) == ("lost", True)
+    assert (lost.status, "the server records its outcome" in lost.why) == ("lost", True)
     assert lab.jobs("near") == before
     deadline = time.monotonic() + WAIT
     while (told := lab.fleet.job(job))["status"] is None and time.monotonic() < deadline:

@@ -70,7 +70,7 @@ def test_boards_that_differ_each_get_the_file_in_its_place(two: Boards, src: Pat
 
 
 def test_bytes_need_a_name(two: Boards):
-    with pytest.raises(ValueError, match="need a file's name"):
+    with pytest.raises(ValueError, match="need a file name"):
         two.put(b"x", ":u/")
 
 

@@ -110,7 +110,7 @@ def test_an_interrupt_of_the_wait_interrupts_the_boards(boards):
 
 def test_a_verb_keeps_its_name_its_help_and_its_signature():
     assert Boards.run.__name__ == "run"
-    assert "Run a cell on all of the boards at once" in (Boards.run.__doc__ or "")
+    assert "Run a cell on all of the boards in parallel" in (Boards.run.__doc__ or "")
 
 
 async def test_a_cancelled_wait_interrupts_the_boards(boards):

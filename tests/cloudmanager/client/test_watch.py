@@ -145,7 +145,7 @@ def test_no_server_is_said_and_not_raised():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     with Fleet(url, "cm_x") as fleet, fleet.watch() as watch:
-        assert "nothing listens there" in next(watch).lost
+        assert "no program listens there" in next(watch).lost
 
 
 def test_watch_outlives_a_restart_of_the_server(tmp_path):
