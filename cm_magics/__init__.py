@@ -1,4 +1,4 @@
-"""Cells on boards, in a notebook: ``%load_ext cm_magics``."""
+"""IPython magics that run cells on boards, and a dashboard: ``%load_ext cm_magics``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Register the magics, their completion and how results look."""
+    """Register the magics, their completion and the formatters of results."""
     magics = BoardMagics(shell)
     shell.register_magics(magics)
     magics.register_hooks()
@@ -34,7 +34,12 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None:
-    """Register the other magics; ``boards`` knows which were chosen."""
+    """Register the magics for files, packages and boards.
+
+    Args:
+        shell: registers them.
+        boards: the ``%%board`` magics; ``%board_use`` of these sets the default target.
+    """
     for kind in (FileMagics, PackageMagics, ManagementMagics):
         magics = kind(shell, boards)
         shell.register_magics(magics)
@@ -42,7 +47,7 @@ def register_target_magics(shell: InteractiveShell, boards: BoardMagics) -> None
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Take everything back; boards go on with what they run."""
+    """Unregister everything and close the connection; running cells continue on the boards."""
     for kind in (BoardMagics, FileMagics, PackageMagics, ManagementMagics):
         magics = shell.magics_manager.registry.pop(kind.__name__, None)
         if isinstance(magics, kind):

@@ -1,4 +1,4 @@
-"""What the magics for files, packages and boards share: a line of words, and what comes of it."""
+"""Base class of the magics for files, packages and boards: parse a line, run a verb, show it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .magics import NO_TARGET_ERROR, BoardMagics, board_names, fleet
 
 
 def make_parser(name: str, text: str) -> MagicParser:
-    """Make the parser of a magic."""
+    """Return a new parser for the magic ``name`` whose help begins with ``text``."""
     return MagicParser(name, description=text)
 
 
 class TargetMagics(Magics):
-    """Magics whose lines are a target, words and options."""
+    """Magics whose lines consist of a target, words and options."""
 
-    #: Each magic, with its signs, and its parser.
+    #: Name of each magic, including its % or %%, and its parser.
     parsers: ClassVar[Mapping[str, MagicParser]] = {}
 
     def __init__(self, shell: Any, boards: BoardMagics) -> None:
@@ -38,13 +38,13 @@ class TargetMagics(Magics):
         self._boards = boards
 
     def register_hooks(self) -> None:
-        """Add completion."""
+        """Register the completion of each magic."""
         shell: Any = self.shell
         for key, known in self.parsers.items():
             shell.set_hook("complete_command", make_completer(board_names, known), str_key=key)
 
     def unregister_hooks(self) -> None:
-        """Take back what ``plug_in`` added, and the magics."""
+        """Unregister the completion and the magics."""
         shell: Any = self.shell
         for key in self.parsers:
             shell.strdispatchers["complete_command"].strs.pop(key, None)
@@ -53,18 +53,32 @@ class TargetMagics(Magics):
                 shell.magics_manager.magics[kind].pop(name, None)
 
     def _parse_line(self, parser: MagicParser, line: str) -> tuple[Boards, list[str], Namespace]:
-        """Return boards, words and options of a line; without a target, `%board_use`'s boards."""
-        said = split_words(parser, line)
-        target, words = said.target, said.words
+        """Return the boards, words and options of a line.
+
+        A line without a target means the boards of ``%board_use``. A first word that begins with
+        ``:`` is a path on the boards, not a target.
+
+        Raises:
+            UsageError: an option is wrong, or there is no target.
+        """
+        parsed = split_words(parser, line)
+        target = parsed.target
+        words = parsed.words
         if target.startswith(":"):
-            target, words = "", [target, *words]
+            words = [target, *words]
+            target = ""
         target = target or self._boards.target
         if not target:
             raise UsageError(NO_TARGET_ERROR)
-        return fleet()[target], words, said.options
+        return fleet()[target], words, parsed.options
 
     def _run_verb(self, verb: VerbWithProgress, *, preparation: str = "") -> Results:
-        """Do it, show what came of it, raise what failed; ``preparation``: what it begins with."""
+        """Run a verb, show its progress and outcome, and raise the errors of boards.
+
+        Args:
+            verb: called with a function that reports progress.
+            preparation: text to show until the first byte is transferred.
+        """
         with without_traceback():
             results = cell_display.run_file_verb(verb, preparation)
             self._boards.mark_shown(results)
@@ -74,7 +88,7 @@ class TargetMagics(Magics):
 
 @contextlib.contextmanager
 def without_traceback() -> Iterator[None]:
-    """Let errors be shown as their own words, also those of this machine's files."""
+    """Make IPython show expected errors as one message, without a traceback."""
     try:
         yield
     except (CloudmanagerError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The magics for boards themselves: reset them, tell what they are, call them another name."""
+"""The magics that manage boards: ``%board_reset``, ``%board_info`` and ``%board_rename``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from .base import TargetMagics, make_parser, without_traceback
 from .magics import fleet
 
 _RESET_PARSER: Final = make_parser(
-    "board_reset", "Have boards make a soft reset: %board_reset lab-*"
+    "board_reset", "Soft-reset boards, and wait until they are back: %board_reset lab-*"
 )
 _INFO_PARSER: Final = make_parser(
-    "board_info", "Show what boards are, there or not: %board_info lab-1"
+    "board_info", "Show the facts of boards, online or offline: %board_info lab-1"
 )
-_RENAME_PARSER: Final = make_parser(
-    "board_rename", "Give a board another name: %board_rename lab-1 roof"
-)
+_RENAME_PARSER: Final = make_parser("board_rename", "Rename a board: %board_rename lab-1 roof")
 
 
 @magics_class
@@ -39,15 +37,15 @@ class ManagementMagics(TargetMagics):
     @no_var_expand
     @line_magic
     def board_reset(self, line: str) -> Results:
-        """Reset; the help of its options takes this place."""
+        """Soft-reset boards; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_RESET_PARSER, line)
         if words:
-            raise UsageError("%board_reset TARGET")
+            raise UsageError("Usage: %board_reset TARGET")
         with without_traceback():
             results = boards.reset()
             self._boards.mark_shown(results)
-            if back := [name for name, result in results.items() if result.ok]:
-                cell_display.display_text(f"{fold_names(back)}: back from a soft reset.")
+            if succeeded := [name for name, result in results.items() if result.ok]:
+                cell_display.display_text(f"{fold_names(succeeded)}: soft reset done.")
             cell_display.raise_failures(results)
             return results
 
@@ -56,10 +54,10 @@ class ManagementMagics(TargetMagics):
     @no_var_expand
     @line_magic
     def board_info(self, line: str) -> None:
-        """Show what boards are; the help of its options takes this place."""
+        """Show the facts of boards; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_INFO_PARSER, line)
         if words:
-            raise UsageError("%board_info TARGET")
+            raise UsageError("Usage: %board_info TARGET")
         with without_traceback():
             cell_display.display_text(boards_text(boards.info()))
 
@@ -68,12 +66,12 @@ class ManagementMagics(TargetMagics):
     @no_var_expand
     @line_magic
     def board_rename(self, line: str) -> None:
-        """Rename a board; the help of its options takes this place."""
+        """Rename a board; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_RENAME_PARSER, line)
         if len(words) != 1:
-            raise UsageError("%board_rename BOARD NAME")
+            raise UsageError("Usage: %board_rename BOARD NAME")
         with without_traceback():
             name = fleet().rename(boards.target, words[0])
-            cell_display.display_text(f"{boards.target} is called {name} now.")
+            cell_display.display_text(f"{boards.target} was renamed to {name}.")
 
     board_rename.__doc__ = _RENAME_PARSER.format_help()

@@ -1,4 +1,4 @@
-"""A board's page in the dashboard: the table ``SECTIONS``. Another section is another row."""
+"""The sections of a board's page in the dashboard; to add one, add a row to ``SECTIONS``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from cloudmanager.display.tables import board_facts, format_time
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import sanitize_text
 
-_MAX_JOBS: Final = 12  # that are listed
-_MAX_FILES: Final = 200
-_CLIENT_FOLDER: Final = "/lib/cm/"  # a folder of ours
+_MAX_JOBS: Final = 12  # jobs that are listed
+_MAX_FILES: Final = 200  # files that are listed
+_CLIENT_FOLDER: Final = "/lib/cm/"  # the board client, which is not listed
 
 BoardInfo = Mapping[str, Any]
 
 
 class Section(NamedTuple):
-    """A part of the page.
+    """One section of the page.
 
     Attributes:
         title: its heading.
-        make_content: returns its ``pairs``, ``jobs`` or ``text``.
-        on_demand: whether it waits until somebody asks for it, since the board works for it.
+        make_content: returns the content, a dict with ``pairs``, ``jobs`` or ``text``.
+        on_demand: whether it is filled only when the user requests it, because the board must run
+            a job for it.
     """
 
     title: str
@@ -47,29 +48,30 @@ def _jobs_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
 
 
 def _job_line(job: BoardInfo) -> str:
-    took = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
-    return f"{job['job']} · {job['status'] or job['state']}{took} · for {job['caller']}"
+    duration = f" · {job['elapsed']:.3f} s" if job["status"] and job["elapsed"] else ""
+    return f"{job['job']} · {job['status'] or job['state']}{duration} · for {job['caller']}"
 
 
 def _files_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
     boards = fleet[board["name"]]
-    found: list[Entry] = boards.ls(":/", recursive=True).value
-    shown = [entry for entry in found if not entry.path.startswith(_CLIENT_FOLDER)]
+    entries: list[Entry] = boards.ls(":/", recursive=True).value
+    user_entries = [entry for entry in entries if not entry.path.startswith(_CLIENT_FOLDER)]
     pairs = [
         (sanitize_text(entry.path), "folder" if entry.is_dir else size_text(entry.size))
-        for entry in sorted(shown)[:_MAX_FILES]
+        for entry in sorted(user_entries)[:_MAX_FILES]
     ]
-    more = len(shown) - len(pairs)
-    left = value_text(boards.df().value)
-    return {"pairs": pairs, "text": f"… and {more:,} more\n{left}" if more else left}
+    free_space = value_text(boards.df().value)
+    omitted = len(user_entries) - len(pairs)
+    text = f"… and {omitted:,} more\n{free_space}" if omitted else free_space
+    return {"pairs": pairs, "text": text}
 
 
 def _packages_content(fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
-    found: BoardPackages = fleet[board["name"]].packages().value
-    pairs = [(sanitize_text(name), sanitize_text(version)) for name, version in found.items()]
-    pairs += [("drift", sanitize_text(told)) for told in found.drift]
-    if pairs and found.as_of is not None:
-        pairs.append(("as of", format_time(found.as_of)))
+    packages: BoardPackages = fleet[board["name"]].packages().value
+    pairs = [(sanitize_text(name), sanitize_text(version)) for name, version in packages.items()]
+    pairs += [("drift", sanitize_text(line)) for line in packages.drift]
+    if pairs and packages.as_of is not None:
+        pairs.append(("as of", format_time(packages.as_of)))
     return {"pairs": pairs} if pairs else {"text": "none"}
 
 
@@ -82,23 +84,25 @@ SECTIONS: Final = (
 
 
 def make_sections(fleet: Fleet, board: BoardInfo) -> list[dict[str, Any]]:
-    """Return the page of a board; of what has to be asked for, the titles."""
+    """Return the sections of a board's page; those on demand have a title and no content."""
     return [
-        {"title": each.title, "asked": True}
-        if each.on_demand
-        else _fill_section(each, fleet, board)
-        for each in SECTIONS
+        {"title": section.title, "on_demand": True}
+        if section.on_demand
+        else _fill_section(section, fleet, board)
+        for section in SECTIONS
     ]
 
 
 def make_section(fleet: Fleet, board: BoardInfo, title: str) -> dict[str, Any] | None:
-    """Return one part of the page; None where there is no such part."""
-    found = (each for each in SECTIONS if each.title == title)
-    return next((_fill_section(each, fleet, board) for each in found), None)
+    """Return the section with this title and its content; None if no section has this title."""
+    for section in SECTIONS:
+        if section.title == title:
+            return _fill_section(section, fleet, board)
+    return None
 
 
 def _fill_section(section: Section, fleet: Fleet, board: BoardInfo) -> dict[str, Any]:
-    """Make a part; one that cannot be had says why."""
+    """Return a section with its content, or with the error message if that failed."""
     try:
         return {"title": section.title, **section.make_content(fleet, board)}
     except (CloudmanagerError, OSError) as error:  # OSError: the board's file system

@@ -1,9 +1,11 @@
-"""Jobs -> the notebook: one display, changed in place while the cell runs.
+"""Display the output of jobs below a notebook's cell, updated in place while the cell runs.
 
-There are three ways, the text is the same. A kernel whose frontend takes input (JupyterLab, VS
-Code) sees the display change. One whose frontend does not (nbclient, nbval, or any with
-``CM_PLAIN`` set) gets it once, in the end: nbval, for one, would keep the first state. IPython in
-a terminal is a terminal.
+The text is the same in three environments:
+
+* A frontend that accepts input (JupyterLab, VS Code): the display is updated while the cell runs.
+* A frontend that does not (nbclient, nbval), or if ``CM_PLAIN`` is set: the display is sent once,
+  in its final state, because nbval would store the first one.
+* IPython in a terminal: the output is written to the terminal.
 """
 
 from __future__ import annotations
@@ -30,48 +32,53 @@ from cloudmanager.results.results import Result, Results
 
 
 def can_answer() -> bool:
-    """Whether a person is there to answer ``input()``."""
+    """Return whether a user can answer ``input()``."""
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None:
         return terminal.can_answer()
-    # What the frontend said of the cell that runs now.
+    # The frontend sends allow_stdin with each execute_request.
     return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
 def follow_cell(group: JobGroup, options: DisplayOptions, *, background: bool = False) -> Results:
-    """Show what a cell does until all boards are done; return the results.
+    """Show the output of a cell until all boards are done; return the results.
 
     Args:
-        group: what was submitted, with ``listen=True`` unless ``background``.
-        options: how it is to look.
-        background: the group has been running by itself.
+        group: the jobs; submitted with ``listen=True`` unless ``background`` is true.
+        options: how to display the output.
+        background: whether the cell was submitted with ``--noblock``.
 
     Raises:
-        KeyboardInterrupt: the stop button; the boards were interrupted, and that is shown. If
-            ``background``, they go on, and that is said.
+        KeyboardInterrupt: the stop button was pressed. The boards were interrupted, unless
+            ``background`` is true: then they continue. The message says which.
     """
     try:
         if getattr(get_ipython(), "kernel", None) is None:
             return terminal.follow_cell(group, options=options, background=background)
         view = CellView(group, options)
-        screen = CellDisplay(view, live=is_live())
+        cell_display = CellDisplay(view, live=is_live())
         return terminal.run_display(
-            group, view, screen.draw, screen.ask, screen.close, background=background
+            group,
+            view,
+            cell_display.draw,
+            cell_display.ask,
+            cell_display.close,
+            background=background,
         )
-    except KeyboardInterrupt as stop:
-        render_interrupt(stop, group, background=background)
+    except KeyboardInterrupt as interrupt:
+        render_interrupt(interrupt, group, background=background)
         raise
 
 
 def run_file_verb(verb: VerbWithProgress, preparation: str = "") -> Results:
-    """Do what is done with files, show how far it is, and what came of it.
+    """Run a verb that transfers files, and show its progress and its outcome.
 
     Args:
-        verb: what is to be done.
-        preparation: what it does before it moves bytes.
+        verb: called with a function that reports progress.
+        preparation: text to show until the first byte is transferred.
 
     Raises:
-        CloudmanagerError, OSError: nothing was begun, or not all could be.
+        CloudmanagerError, OSError: the verb did not start, or could not start on all boards.
     """
     if getattr(get_ipython(), "kernel", None) is None:
         with progress.ProgressBar() as bar:
@@ -90,14 +97,14 @@ def run_file_verb(verb: VerbWithProgress, preparation: str = "") -> Results:
 
 
 class _ProgressLine:
-    """One line in a notebook that says how far a transfer is."""
+    """One line in a notebook that shows the progress of a transfer."""
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
         self.handle: DisplayHandle | None = None
 
     def draw(self, meter: progress.ProgressMeter) -> None:
-        """Show it."""
+        """Show the current progress."""
         if self.handle is not None:
             self.handle.update(_mime_bundle(meter.text()), raw=True)
         elif self._live:
@@ -105,31 +112,31 @@ class _ProgressLine:
 
 
 def render_interrupt(interrupt: BaseException, group: JobGroup, *, background: bool) -> None:
-    """Let an interrupt say what became of the cell."""
+    """Replace the traceback of an interrupt by one line: whether the cell still runs, and where."""
     names = fold_names(group.jobs)
-    told = f"the cell goes on, on {names}" if background else f"the cell was stopped on {names}"
-    hide_traceback(interrupt, f"KeyboardInterrupt: {told}.")
+    outcome = "the cell continues" if background else "the cell was stopped"
+    hide_traceback(interrupt, f"KeyboardInterrupt: {outcome} on {names}.")
 
 
 def is_live() -> bool:
-    """Whether a display may change in place, since a person looks at it."""
+    """Return whether to update a display in place: a user is watching, and CM_PLAIN is not set."""
     return can_answer() and not os.environ.get("CM_PLAIN")
 
 
 class CellRunner(Protocol):
-    """A way of waiting for a cell."""
+    """Waits for a cell and shows its output."""
 
     def submit_arguments(self) -> dict[str, Any]:
-        """Return what ``submit`` is told, so that the cell's events are heard."""
+        """Return the arguments for ``submit`` that deliver the cell's events to this runner."""
 
     async def follow_cell(
         self, group: JobGroup, options: DisplayOptions, *, background: bool
     ) -> Results:
-        """Show what it does, as ``follow`` below."""
+        """Show the output of a cell, as the function ``follow_cell`` does."""
 
 
 class _BlockingRunner:
-    """Waits in the calling thread: nothing else goes on there."""
+    """Waits by blocking the calling thread."""
 
     def submit_arguments(self) -> dict[str, Any]:
         return {"listen": True}
@@ -144,20 +151,24 @@ BLOCKING_RUNNER: Final = _BlockingRunner()
 
 
 def needs_await(shell: Any, code: str) -> bool:
-    """Whether a cell cannot run here, since it awaits while this thread's loop is running."""
+    """Return whether a cell awaits, so that it cannot run inside this thread's running loop."""
     try:
         asyncio.get_running_loop()
-        python = shell.transform_cell(code)
-    except (RuntimeError, SyntaxError):  # no loop; or no Python, which will be said
+        transformed = shell.transform_cell(code)
+    except (RuntimeError, SyntaxError):  # no loop runs; or a syntax error, which running it shows
         return False
-    return bool(shell.should_run_async(code, transformed_cell=python))
+    return bool(shell.should_run_async(code, transformed_cell=transformed))
 
 
 def run_locally(shell: Any, code: str) -> BaseException | None:
-    """Run a cell in this Python, below a head; return its error, which is shown already."""
+    """Run a cell in the notebook's own Python, below the heading ``here``.
+
+    Returns:
+        The error that the cell raised, or None. IPython has shown its traceback already.
+    """
     display_text(head_text("here"))
-    ran = shell.run_cell(code)
-    error: BaseException | None = ran.error_before_exec or ran.error_in_exec
+    executed = shell.run_cell(code)
+    error: BaseException | None = executed.error_before_exec or executed.error_in_exec
     if error is not None:
         error._render_traceback_ = _TracebackText(  # type: ignore[attr-defined]
             f"{type(error).__name__}: the cell failed here."
@@ -166,18 +177,18 @@ def run_locally(shell: Any, code: str) -> BaseException | None:
 
 
 def display_text(text: str) -> None:
-    """Show a text below the cell."""
+    """Display a text below the cell."""
     display(_mime_bundle(text), raw=True)
 
 
 def erase_prompt() -> None:
-    """Take back the "Out[1]: " that a terminal shows before a value that is shown already."""
+    """Erase the "Out[1]: " that IPython wrote in a terminal before a value that is hidden."""
     if getattr(get_ipython(), "kernel", None) is None and sys.stdout.isatty():
         sys.stdout.write("\r\x1b[2K")
 
 
 def raise_failures(results: Results) -> None:
-    """Raise if a board failed; what was shown already is not said again.
+    """Raise if a board failed; the message does not repeat tracebacks that were displayed.
 
     Raises:
         BoardError, BoardOffline, LinkLost, FleetError: as ``Results.raise_for_error``.
@@ -190,13 +201,18 @@ def raise_failures(results: Results) -> None:
 
 
 def hide_traceback(error: BaseException, text: str = "") -> None:
-    """See that IPython shows an error as its own words, without a traceback of ours."""
+    """Make IPython show an error as a message only, without a traceback of this library.
+
+    Args:
+        error: the exception; changed in place.
+        text: the message to show; by default the error's own, with the board's traceback.
+    """
     if "_render_traceback_" not in vars(error):
         vars(error)["_render_traceback_"] = _TracebackText(text or _full_text(error))
 
 
 class _TracebackText:
-    """What IPython calls for an error's lines; a class, so that errors can still be pickled."""
+    """IPython's hook for the lines of an error; a class, so that errors can still be pickled."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -211,21 +227,20 @@ class CellDisplay:
     def __init__(self, view: CellView, *, live: bool) -> None:
         self._view = view
         self._live = live
-        self._next_draw = (
-            time.monotonic() + terminal.REFRESH_SECONDS
-        )  # a short cell is shown once, in the end
+        # A cell that ends before this time is displayed once, in its final state.
+        self._next_draw = time.monotonic() + terminal.REFRESH_SECONDS
         self._shown_text = ""
         self._handle: DisplayHandle | None = None
 
     def draw(self, _: Event | None) -> None:
-        """Show the present state, if it is time to."""
+        """Show the current state, unless it was drawn a moment ago."""
         now = time.monotonic()
         if self._live and now >= self._next_draw:
             self._show(self._view.text())
             self._next_draw = now + terminal.REFRESH_SECONDS
 
     def ask(self, prompt: str) -> str | None:
-        """Ask in the notebook; None where nobody can answer."""
+        """Ask the user in the notebook; return None if the frontend accepts no input."""
         self._show(self._view.text())
         try:
             return input(prompt)
@@ -233,7 +248,7 @@ class CellDisplay:
             return None
 
     def close(self) -> None:
-        """Leave the final state; values that differ are a table, too."""
+        """Show the final state; values that differ are also shown as an HTML table."""
         self._show(self._view.text(final=True), self._view.html())
 
     def _show(self, text: str, html: str | None = None) -> None:
@@ -247,21 +262,21 @@ class CellDisplay:
 
 
 def _mime_bundle(text: str, html: str | None = None) -> dict[str, Any]:
-    """Make what is shown; HTML comes from results/html_table.py only, which escapes it."""
+    """Return a MIME bundle; ``html`` must come from ``results_html``, which escapes it."""
     return {"text/plain": text} | ({"text/html": html} if html is not None else {})
 
 
 def _brief_text(error: Exception, results: Results) -> str:
-    """Say in one line who failed, for those whose tracebacks are in sight."""
+    """Return one line that names the failed boards; their tracebacks were displayed already."""
     failed = results.failed
-    reasons = {_error_line(each) for each in failed.values()}
+    reasons = {_error_line(result) for result in failed.values()}
     reason = f": {reasons.pop()}" if len(reasons) == 1 else ""
     count = f"{len(failed):,} of {len(results):,} boards"
     return f"{type(error).__name__}: {fold_names(failed)} failed ({count}){reason}"
 
 
 def _full_text(error: BaseException) -> str:
-    """Say all, with the board's own traceback."""
+    """Return the whole message of an error, with the board's traceback."""
     if isinstance(error, BoardError):
         state = "" if error.status == "error" else f" · {error.status}"
         return f"{type(error).__name__}: {error.board}{state}\n{error.message_without_subject()}"
@@ -269,14 +284,17 @@ def _full_text(error: BaseException) -> str:
 
 
 def _error_line(result: Result) -> str:
-    """Say in one line what is wrong, the same for each board."""
+    """Return the error of one board as one line that does not name the board."""
     error = result.error
-    told = (
-        error.message_without_subject()
-        if isinstance(error, CloudmanagerError)
-        else result.traceback
-    )
     if isinstance(error, BoardError):
-        words = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
-        told = words if error.status == "error" else error.status
-    return printable_output(told).split("\n")[0]
+        if error.status != "error":
+            text = error.status
+        elif error.evalue:
+            text = f"{error.ename}: {error.evalue}"
+        else:
+            text = error.ename
+    elif isinstance(error, CloudmanagerError):
+        text = error.message_without_subject()
+    else:
+        text = result.traceback
+    return printable_output(text).split("\n")[0]

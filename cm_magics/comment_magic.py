@@ -1,4 +1,4 @@
-"""`# %%board TARGET` as first line: type checkers and formatters take the cell for Python."""
+"""Accept `# %%board TARGET` as the first line: type checkers then treat the cell as Python."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ _COMMENTED: Final = re.compile(r"#\s*(?=%%board\b)")
 
 
 def uncomment(lines: list[str]) -> list[str]:
-    """Make the cell magic of its comment: one of IPython's ``input_transformers_cleanup``.
+    """Turn the comment into the cell magic; one of IPython's ``input_transformers_cleanup``.
 
-    It must stand in the first line that is not blank, so that a line of a longer comment stays
-    one.
+    Only the first line that is not blank is changed, so that a later comment stays a comment.
+
+    Args:
+        lines: the cell's lines, with their line ends.
+
+    Returns:
+        The lines from the cell magic on, or all lines unchanged if the comment is missing.
     """
-    first = next((at for at, line in enumerate(lines) if line.strip()), 0)
+    first = next((index for index, line in enumerate(lines) if line.strip()), 0)
     if not lines or not (found := _COMMENTED.match(lines[first])):
         return lines
     return [lines[first][found.end() :], *lines[first + 1 :]]

@@ -1,9 +1,10 @@
-// The dashboard: the live table, what is done with boards, and a page for each. Behind table.js in one module.
+// The dashboard: the live table, actions for the selected boards, and a page for each board.
+// Concatenated after table.js.
 
-// What is below the table: what an action said, a board's page, or a job.
+// The area below the table: the outcome of an action, or a board's page.
 class Pane {
-  constructor(ask) {
-    this.ask = ask;
+  constructor(send) {
+    this.send = send; // sends a message to Python
     this.title = el("h3", {});
     this.content = el("div", { class: "cm-content", tabindex: "0" });
     this.node = el(
@@ -14,17 +15,18 @@ class Pane {
     );
     this.node.hidden = true;
     this.chart = new Chart();
-    this.parts = new Map(); // a part's title -> where it is told
-    this.jobs = new Map(); // the number of a job whose output is shown -> that
+    this.sectionNodes = new Map(); // title of a section -> the node of its content
+    this.openJobs = new Map(); // number of each job whose output is shown -> the output
   }
 
   close() {
     this.node.hidden = true;
     this.board = null;
-    this.ask({ do: "page", board: null });
+    this.send({ do: "page", board: null });
   }
 
-  say({ title, text, state }) {
+  // Show the progress or the outcome of an action.
+  showAction({ title, text, state }) {
     this.board = null;
     setText(this.title, title);
     const focused = this.node.contains(document.activeElement);
@@ -33,98 +35,105 @@ class Pane {
     if (focused) this.content.focus({ preventScroll: true });
   }
 
-  page({ board, sections, samples }) {
-    if (this.board !== board) this.turnTo(board, sections);
-    for (const section of sections) if (!section.asked) this.fill(section);
+  // Show a board's page, or update it if it is open already.
+  showPage({ board, sections, samples }) {
+    if (this.board !== board) this.openPage(board, sections);
+    for (const section of sections) if (!section.on_demand) this.fillSection(section);
     this.chart.add(samples);
   }
 
-  turnTo(board, sections) {
+  openPage(board, sections) {
     this.board = board;
-    this.jobs.clear();
-    this.parts.clear();
+    this.openJobs.clear();
+    this.sectionNodes.clear();
     this.chart.clear();
     setText(this.title, board);
-    this.content.replaceChildren(...sections.map((section) => this.part(section)), this.plotted());
+    this.content.replaceChildren(...sections.map((section) => this.newSection(section)), this.newChartSection());
     this.node.hidden = false;
     this.content.scrollTop = 0;
     this.content.focus({ preventScroll: true });
   }
 
-  part({ title, asked }) {
-    const told = el("div", {}), head = el("h4", {}, title);
-    if (asked) head.append(button("Show", (event) => this.look(title, event.target), { "aria-label": `${title} of this board` }));
-    this.parts.set(title, told);
-    return el("div", { class: "cm-section" }, head, told);
+  // Return the nodes of an empty section; one on demand has a button that requests its content.
+  newSection({ title, on_demand: onDemand }) {
+    const content = el("div", {}), heading = el("h4", {}, title);
+    if (onDemand) {
+      const label = { "aria-label": `${title} of this board` };
+      heading.append(button("Show", (event) => this.requestSection(title, event.target), label));
+    }
+    this.sectionNodes.set(title, content);
+    return el("div", { class: "cm-section" }, heading, content);
   }
 
-  look(title, node) {
-    setText(node, "Refresh");
-    this.fill({ title, text: "… a busy board answers when it is idle" });
-    this.ask({ do: "section", board: this.board, title });
+  requestSection(title, showButton) {
+    setText(showButton, "Refresh");
+    this.fillSection({ title, text: "Loading … (a busy board answers when it is idle)" });
+    this.send({ do: "section", board: this.board, title });
   }
 
-  fill({ title, pairs, jobs, text }) {
+  fillSection({ title, pairs, jobs, text }) {
     const nodes = [];
     if (pairs) nodes.push(el("dl", {}, ...pairs.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])));
-    for (const job of jobs ?? []) nodes.push(...this.job(job));
+    for (const job of jobs ?? []) nodes.push(...this.newJob(job));
     if (text !== undefined) nodes.push(el("pre", {}, text));
-    this.parts.get(title)?.replaceChildren(...nodes);
+    this.sectionNodes.get(title)?.replaceChildren(...nodes);
   }
 
-  job({ number, line }) {
-    const open = this.jobs.get(number);
-    const node = button(line, () => this.turn(number, node), { class: "cm-job", "aria-expanded": String(open !== undefined) });
-    const told = el("pre", { class: "cm-told" }, open ?? "");
-    told.hidden = open === undefined;
-    told.dataset.job = number;
-    return [node, told];
+  // Return the nodes of a job: its line, which is a button, and its output.
+  newJob({ number, line }) {
+    const text = this.openJobs.get(number), isOpen = text !== undefined;
+    const node = button(line, () => this.toggleJob(number, node), { class: "cm-job", "aria-expanded": String(isOpen) });
+    const output = el("pre", { class: "cm-job-output" }, text ?? "");
+    output.hidden = !isOpen;
+    output.dataset.job = number;
+    return [node, output];
   }
 
-  turn(number, node) {
-    const open = this.jobs.delete(number);
-    node.setAttribute("aria-expanded", String(!open));
-    node.nextSibling.hidden = open;
-    if (!open) this.tellJob({ number, text: "…" });
-    if (!open) this.ask({ do: "job", number });
+  toggleJob(number, node) {
+    const wasOpen = this.openJobs.delete(number);
+    node.setAttribute("aria-expanded", String(!wasOpen));
+    node.nextSibling.hidden = wasOpen;
+    if (wasOpen) return;
+    this.showJob({ number, text: "…" });
+    this.send({ do: "job", number });
   }
 
-  tellJob({ number, text }) {
-    this.jobs.set(number, text);
+  showJob({ number, text }) {
+    this.openJobs.set(number, text);
     const node = this.content.querySelector(`[data-job="${Number(number)}"]`);
     if (node) setText(node, text);
   }
 
-  plotted() {
+  newChartSection() {
     return el("div", { class: "cm-section cm-wide" }, el("h4", {}, "Emitted values"), this.chart.node);
   }
 }
 
-// The whole of it.
+// The widget of %fleet: filter, buttons, table, and the pane below it.
 class Dashboard {
   constructor(model) {
     this.model = model;
-    this.ask = (message) => model.send(message);
-    this.pane = new Pane(this.ask);
-    this.table = new Table((name) => name && this.ask({ do: "page", board: name }), () => this.count());
+    this.send = (message) => model.send(message);
+    this.pane = new Pane(this.send);
+    this.table = new Table((name) => name && this.send({ do: "page", board: name }), () => this.showCounts());
     this.filter = el("input", {
       type: "text", spellcheck: "false", "aria-label": "Target", placeholder: "All boards, or a target: lab-*, room=north, state=busy",
     });
     this.filter.value = model.get("initial_filter");
     this.filter.addEventListener("input", () => this.onFilter());
-    this.complaint = el("span", { class: "cm-complaint", role: "status" });
-    this.counted = el("span", { class: "cm-count", role: "status" });
+    this.filterError = el("span", { class: "cm-filter-error", role: "status" });
+    this.counts = el("span", { class: "cm-count", role: "status" });
     this.lost = lostBanner();
     this.buttons = model.get("actions").map((action) =>
-      button(action.title, () => this.act(action), { "data-action": action.name }),
+      button(action.title, () => this.start(action), { "data-action": action.name }),
     );
     this.prompt = el("form", { class: "cm-prompt" });
     this.prompt.hidden = true;
     this.node = el(
       "div",
       { class: "cm-fleet", "data-lm-suppress-shortcuts": "true" },
-      el("div", { class: "cm-bar" }, this.filter, this.counted),
-      this.complaint,
+      el("div", { class: "cm-bar" }, this.filter, this.counts),
+      this.filterError,
       this.lost,
       el("div", { class: "cm-bar", role: "toolbar", "aria-label": "With the selected boards" }, ...this.buttons),
       this.prompt,
@@ -132,12 +141,12 @@ class Dashboard {
       this.pane.node,
     );
     this.node.addEventListener("keydown", (event) => this.onKey(event));
-    this.clock = setInterval(() => this.table.draw(), 1000);
-    this.count();
+    this.redrawTimer = setInterval(() => this.table.draw(), 1000); // for the times that are shown
+    this.showCounts();
   }
 
   onKey(event) {
-    event.stopPropagation(); // a notebook has shortcuts of its own
+    event.stopPropagation(); // or the notebook would take the keys as its shortcuts
     if (event.key !== "Escape") return;
     if (!this.prompt.hidden) this.prompt.hidden = true;
     else if (!this.pane.node.hidden) this.pane.close();
@@ -145,21 +154,23 @@ class Dashboard {
   }
 
   onFilter() {
-    clearTimeout(this.typing);
-    this.typing = setTimeout(() => this.ask({ do: "filter", text: this.filter.value }), 120);
+    clearTimeout(this.filterTimer); // sent when the user pauses for 120 ms
+    this.filterTimer = setTimeout(() => this.send({ do: "filter", text: this.filter.value }), 120);
   }
 
-  count() {
-    const rows = [...this.table.rows.values()], chosen = this.table.names().length;
+  // Show how many boards there are, in which states, and selected; disable buttons without a selection.
+  showCounts() {
+    const rows = [...this.table.rows.values()], selected = this.table.selectedNames().length;
     const states = STATES.map((state) => [rows.filter((row) => row.state === state).length, state]);
-    const told = states.filter(([count]) => count).map(([count, state]) => `${count.toLocaleString("en")} ${state}`);
-    const some = this.table.shown ? `${this.table.list.length.toLocaleString("en")} of ` : "";
-    const boards = `${some}${rows.length.toLocaleString("en")} ${rows.length === 1 ? "board" : "boards"}`;
-    setText(this.counted, [boards, ...told, `${chosen.toLocaleString("en")} selected`].join(" · "));
-    for (const node of this.buttons) node.disabled = !chosen;
+    const byState = states.filter(([count]) => count).map(([count, state]) => `${count.toLocaleString("en")} ${state}`);
+    const filtered = this.table.filtered ? `${this.table.list.length.toLocaleString("en")} of ` : "";
+    const boards = `${filtered}${rows.length.toLocaleString("en")} ${rows.length === 1 ? "board" : "boards"}`;
+    setText(this.counts, [boards, ...byState, `${selected.toLocaleString("en")} selected`].join(" · "));
+    for (const node of this.buttons) node.disabled = !selected;
   }
 
-  act(action) {
+  // Perform an action, after prompting for its text if it needs one.
+  start(action) {
     if (!action.prompt) {
       this.perform(action, "");
       return;
@@ -167,9 +178,9 @@ class Dashboard {
     const field = el(action.lines > 1 ? "textarea" : "input", {
       placeholder: action.prompt, rows: String(action.lines), spellcheck: "false", "aria-label": action.prompt,
     });
-    const go = el("button", { type: "submit" }, action.title);
+    const submit = el("button", { type: "submit" }, action.title);
     const hint = action.lines > 1 ? "Ctrl+Enter" : "Enter";
-    this.prompt.replaceChildren(field, go, el("span", { class: "cm-hint" }, hint));
+    this.prompt.replaceChildren(field, submit, el("span", { class: "cm-hint" }, hint));
     this.prompt.onsubmit = (event) => {
       event.preventDefault();
       this.prompt.hidden = true;
@@ -183,41 +194,42 @@ class Dashboard {
   }
 
   perform(action, text) {
-    this.ask({ do: "act", action: action.name, boards: this.table.names(), text });
+    this.send({ do: "action", action: action.name, boards: this.table.selectedNames(), text });
     this.table.node.focus({ preventScroll: true });
   }
 
-  take(message) {
+  onMessage(message) {
     const { kind } = message;
     if (kind === "boards") {
-      this.lose("");
-      this.table.take(message);
-    } else if (kind === "shown") {
-      this.table.shown = message.names && new Set(message.names);
-      setText(this.complaint, message.error);
+      this.setLost("");
+      this.table.update(message);
+    } else if (kind === "filtered") {
+      this.table.filtered = message.names && new Set(message.names);
+      setText(this.filterError, message.error);
       this.table.refresh();
     } else if (kind === "lost") {
-      this.lose(message.why);
-    } else if (kind === "say") {
-      this.pane.say(message);
+      this.setLost(message.reason);
+    } else if (kind === "action") {
+      this.pane.showAction(message);
     } else if (kind === "page") {
-      this.pane.page(message);
+      this.pane.showPage(message);
     } else if (kind === "section" && message.board === this.pane.board) {
-      this.pane.fill(message.section);
+      this.pane.fillSection(message.section);
     } else if (kind === "job") {
-      this.pane.tellJob(message);
+      this.pane.showJob(message);
     } else if (kind === "samples" && message.board === this.pane.board) {
       this.pane.chart.add(message.samples);
     }
   }
 
-  lose(why) {
-    tellLost(this.lost, why);
-    this.table.node.classList.toggle("cm-stale", Boolean(why));
+  // Show that the server is unreachable, and why; "" means that it is reachable.
+  setLost(reason) {
+    showLost(this.lost, reason);
+    this.table.node.classList.toggle("cm-stale", Boolean(reason));
   }
 
-  end() {
-    clearInterval(this.clock);
-    this.pane.chart.end();
+  dispose() {
+    clearInterval(this.redrawTimer);
+    this.pane.chart.dispose();
   }
 }

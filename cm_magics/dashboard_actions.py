@@ -1,7 +1,8 @@
-"""What may be done with the boards that are selected in the dashboard: the table ``ACTIONS``.
+"""The actions that the dashboard offers for the selected boards: the table ``ACTIONS``.
 
-Another action is another row. It gets the boards as a target, what was typed, and ``say``, which
-shows how far it is; it returns what is to be said in the end, or raises ``Failed`` with it.
+To add an action, add a row. Its handler is called with the fleet, the boards as a target, the text
+that the user typed, and ``show_text``, which shows progress. It returns the final message, or
+raises ``ActionFailed`` with it.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 
-RESET_SECONDS: Final = 30.0  # that boards have to come back
-_REFRESH_SECONDS: Final = 0.25  # seconds between two looks at a running cell
+RESET_SECONDS: Final = 30.0  # time that boards have to reconnect
+_REFRESH_SECONDS: Final = 0.25  # time between two updates of a running cell's output
 
 ShowText = Callable[[str], None]
 
 
 class ActionFailed(Exception):
-    """It did not go well on all boards; says how it went on each."""
+    """The action failed on at least one board; the message lists the outcome for each."""
 
 
 class Action(NamedTuple):
-    """One button.
+    """One action and its button.
 
     Attributes:
-        name: what the page calls it.
-        title: what the button says.
-        handler: does it: fleet, target, what was typed, say -> what is said in the end.
-        prompt: what is to be typed; "" where nothing is.
-        lines: of the field that it is typed into.
+        name: its key in messages from the page.
+        title: the button's label.
+        handler: called with fleet, target, typed text and ``show_text``; returns the message.
+        prompt: the placeholder of the input field; "" if the action needs no text.
+        lines: height of the input field.
     """
 
     name: str
@@ -53,12 +54,12 @@ class Action(NamedTuple):
 def _run_code(fleet: Fleet, target: str, code: str, show_text: ShowText) -> str:
     group = fleet[target].submit(code, listen=True)
     view = CellView(group, DisplayOptions("show"))
-    due = 0.0
+    next_draw = 0.0
 
     def draw(_: Event | None) -> None:
-        nonlocal due
-        if (now := time.monotonic()) >= due:
-            due = now + _REFRESH_SECONDS
+        nonlocal next_draw
+        if (now := time.monotonic()) >= next_draw:
+            next_draw = now + _REFRESH_SECONDS
             show_text(view.text())
 
     terminal.run_display(group, view, draw, lambda _: None, lambda: None)
@@ -66,6 +67,11 @@ def _run_code(fleet: Fleet, target: str, code: str, show_text: ShowText) -> str:
 
 
 def _check_outcome(results: Results, text: str) -> str:
+    """Return ``text``.
+
+    Raises:
+        ActionFailed: a board failed; with ``text`` as its message.
+    """
     if not results.ok:
         raise ActionFailed(text)
     return text
@@ -74,52 +80,54 @@ def _check_outcome(results: Results, text: str) -> str:
 def _interrupt_jobs(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
     open_jobs = [job for job in fleet.jobs(target) if job["status"] is None]
     if not open_jobs:
-        return "nothing runs there"
+        return "no jobs are running or queued on these boards"
     count = fleet.interrupt([job["job"] for job in open_jobs])
     return f"{count:,} {'job' if count == 1 else 'jobs'} interrupted"
 
 
 def _reset_boards(fleet: Fleet, target: str, _: str, __: ShowText) -> str:
     results = fleet[target].run("None", fresh=True, timeout=RESET_SECONDS)
-    well = fold_names(name for name, result in results.items() if result.ok)
-    failed = [f"{name}: {result.error}" for name, result in results.failed.items()]
-    return _check_outcome(
-        results, "\n".join([f"{well} restarted" if well else "", *failed]).strip()
-    )
+    lines = [f"{name}: {result.error}" for name, result in results.failed.items()]
+    if succeeded := fold_names(name for name, result in results.items() if result.ok):
+        lines.insert(0, f"{succeeded} restarted")
+    return _check_outcome(results, "\n".join(lines))
 
 
 def _set_label(fleet: Fleet, target: str, text: str, __: ShowText) -> str:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
-        raise TargetError("A label is written key=value.", text, 0, "`room=` takes one away.")
+        raise TargetError("A label is written key=value.", text, 0, "`room=` removes a label.")
     names = fleet[target].label({key: value})
-    return (
-        f"{fold_names(names)}: {key}={value}" if value else f"{fold_names(names)}: {key} taken away"
-    )
+    outcome = f"{key}={value}" if value else f"{key} removed"
+    return f"{fold_names(names)}: {outcome}"
 
 
 def _upload_file(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards = fleet[target]
     source, _, dest = text.strip().partition(" ")
-    path, place = Path(source).expanduser(), dest.strip() or ":/"
-    return _run_transfer(lambda tell: FileVerbs.put(boards, path, place, progress=tell), show_text)
+    path = Path(source).expanduser()
+    dest = dest.strip() or ":/"
+    return _run_transfer(
+        lambda report: FileVerbs.put(boards, path, dest, progress=report), show_text
+    )
 
 
 def _install_packages(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
-    boards, wanted = fleet[target], text.split()
+    boards = fleet[target]
+    packages = text.split()
     return _run_transfer(
-        lambda tell: PackageVerbs.install(boards, *wanted, progress=tell), show_text
+        lambda report: PackageVerbs.install(boards, *packages, progress=report), show_text
     )
 
 
 def _run_transfer(verb: progress.VerbWithProgress, show_text: ShowText) -> str:
-    """Do what moves bytes to boards, and say how far it is."""
-    results = progress.run_with_progress(verb, lambda moved: show_text(moved.text()))
+    """Run a verb that sends files to boards, and show its progress."""
+    results = progress.run_with_progress(verb, lambda meter: show_text(meter.text()))
     return _check_outcome(results, files_text(results) or "done")
 
 
 def _rename_board(fleet: Fleet, target: str, name: str, __: ShowText) -> str:
-    return f"it is called {fleet.rename(target, name.strip())} now"
+    return f"{target} was renamed to {fleet.rename(target, name.strip())}"
 
 
 ACTIONS: Final = (
@@ -134,12 +142,25 @@ ACTIONS: Final = (
         "Packages: logging pypi:NAME github:OWNER/REPO ./DIR",
     ),
     Action(
-        "upload", "Upload…", _upload_file, "A file of this machine, and perhaps where to: app.py :/"
+        "upload",
+        "Upload…",
+        _upload_file,
+        "A local file, optionally followed by its destination: app.py :/",
     ),
-    Action("rename", "Rename…", _rename_board, "Another name for the one board that is selected"),
+    Action(
+        "rename", "Rename…", _rename_board, "New name of the selected board (select exactly one)"
+    ),
 )
 
 
 def action_buttons() -> list[dict[str, Any]]:
-    """Return what the page needs to know of each action."""
-    return [{key: value for key, value in a._asdict().items() if key != "handler"} for a in ACTIONS]
+    """Return the data for the page's buttons: name, title, prompt and lines of each action."""
+    return [
+        {
+            "name": action.name,
+            "title": action.title,
+            "prompt": action.prompt,
+            "lines": action.lines,
+        }
+        for action in ACTIONS
+    ]

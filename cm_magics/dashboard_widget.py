@@ -1,4 +1,4 @@
-"""``Dashboard``: the fleet as a live table. The page is dashboard.js; this is what it talks to."""
+"""``Dashboard``, the fleet as a live table: the Python side of the widget in dashboard.js."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .dashboard_actions import ACTIONS, Action, ActionFailed, action_buttons
 from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .plot import numeric_values
 
-_HISTORY_SAMPLES: Final = 1000  # samples that a board's page begins with
-_MAX_FACT_CHARS: Final = 60  # characters of what a board says of itself, in a row
+_HISTORY_SAMPLES: Final = 1000  # samples that are plotted when a board's page opens
+_MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
 
 
 class _BoardSnapshot(NamedTuple):
-    """A board as a target sees it."""
+    """The attributes of a board that targets refer to; what ``Target.covers`` needs."""
 
     online: bool
     labels: Mapping[str, str]
@@ -35,28 +35,32 @@ class _BoardSnapshot(NamedTuple):
 
 
 class Dashboard(LiveWidget):
-    """The fleet as a live table, with a page for each board; see ``cm_magics.dashboard``."""
+    """The fleet as a live table, with a page for each board; see ``cm_magics.dashboard``.
+
+    All boards are sent to the page; its filter only selects which of them are shown.
+    """
 
     _esm = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js")
     actions = traitlets.List(action_buttons()).tag(sync=True)
-
-    initial_filter = traitlets.Unicode().tag(sync=True)  # with this target in its filter
+    #: The target that is in the filter field when the page opens.
+    initial_filter = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, fleet: Fleet, target: Target | None = None) -> None:
         self._boards: dict[str, dict[str, Any]] = {}
-        self._server_time = 0.0  # the server's clock
-        self._lost_reason = ""
+        self._server_time = 0.0  # Unix time, by the server's clock, of the last update
+        self._lost_reason = ""  # why the server is unreachable; "" if it is reachable
         self._filter = target
         self._open_board: str | None = None  # the board whose page is open
         super().__init__(fleet, "all", initial_filter=target.text if target else "")
 
     def on_update(self, update: Update) -> None:
-        """Show what changed."""
+        """Send the page what changed."""
         if update.lost:
             self._lost_reason = update.lost
-            self.send({"kind": "lost", "why": sanitize_text(update.lost)})
+            self.send({"kind": "lost", "reason": sanitize_text(update.lost)})
             return
-        self._lost_reason, self._server_time = "", update.time
+        self._lost_reason = ""
+        self._server_time = update.time
         if update.whole:
             self._boards.clear()
         for name in update.gone:
@@ -71,22 +75,22 @@ class Dashboard(LiveWidget):
             self._send_page_update(update)
 
     def send_everything(self) -> None:
-        """Tell all boards."""
+        """Send all boards, the names that the filter selects, and whether the server is lost."""
         self._send_boards(list(self._boards), [], is_snapshot=True)
         self._send_filtered_names()
         if self._lost_reason:
-            self.send({"kind": "lost", "why": sanitize_text(self._lost_reason)})
+            self.send({"kind": "lost", "reason": sanitize_text(self._lost_reason)})
 
     def on_page_message(self, message: dict[str, Any]) -> None:
-        """Do what somebody did in the page."""
+        """Handle what the user did in the page; ignore messages that make no sense."""
         kind = message.get("do")
         if kind == "filter":
             self._on_filter(str(message.get("text", "")))
-        elif kind == "act":
+        elif kind == "action":
             names = [str(name) for name in message.get("boards", ())]
-            chosen = [action for action in ACTIONS if action.name == message.get("action")]
-            if names and chosen:
-                run_in_thread(self._run_action, chosen[0], names, str(message.get("text", "")))
+            actions = [action for action in ACTIONS if action.name == message.get("action")]
+            if names and actions:
+                run_in_thread(self._run_action, actions[0], names, str(message.get("text", "")))
         elif kind == "page":
             self._open_board = message.get("board")
             if self._open_board is not None:
@@ -103,7 +107,7 @@ class Dashboard(LiveWidget):
                 "kind": "boards",
                 "rows": rows,
                 "gone": gone,
-                "whole": is_snapshot,
+                "is_snapshot": is_snapshot,
                 "now": self._server_time,
             }
         )
@@ -111,66 +115,66 @@ class Dashboard(LiveWidget):
     def _on_filter(self, text: str) -> None:
         error = ""
         try:
-            wanted = parse_target(text) if text.strip() else None
-        except CloudmanagerError as problem:
-            error = sanitize_text(str(problem))
+            target = parse_target(text) if text.strip() else None
+        except CloudmanagerError as target_error:
+            error = sanitize_text(str(target_error))
         else:
             with self._lock:
-                self._filter = wanted
+                self._filter = target
         self._send_filtered_names(error)
 
     def _send_filtered_names(self, error: str = "") -> None:
+        """Send the names of the boards that the filter selects; None means all boards."""
         with self._lock:
-            wanted, names = self._filter, None
-            if wanted is not None:
-                boards = self._boards.items()
+            names: list[str] | None = None
+            if self._filter is not None:
                 names = [
-                    name for name, board in boards if wanted.covers(name, _board_snapshot(board))
+                    name
+                    for name, board in self._boards.items()
+                    if self._filter.covers(name, _board_snapshot(board))
                 ]
-            self.send({"kind": "shown", "names": names, "error": error})
+            self.send({"kind": "filtered", "names": names, "error": error})
 
     def _run_action(self, action: Action, names: list[str], text: str) -> None:
         target = fold_names(names)
         title = f"{action.title.rstrip('…')}: {target}"
 
-        def say(told: str, state: str = "running") -> None:
-            self.send({"kind": "say", "title": title[:200], "text": told, "state": state})
+        def show_text(shown: str, state: str = "running") -> None:
+            self.send({"kind": "action", "title": title[:200], "text": shown, "state": state})
 
-        say("…")
+        show_text("…")
         try:
-            say(sanitize_text(action.handler(self._fleet, target, text, say)), "done")
-        except (
-            CloudmanagerError,
-            ActionFailed,
-            OSError,
-        ) as error:  # OSError: a file, here or there
-            say(sanitize_text(str(error)), "failed")
+            outcome = action.handler(self._fleet, target, text, show_text)
+        except (CloudmanagerError, ActionFailed, OSError) as error:  # OSError: local or board file
+            show_text(sanitize_text(str(error)), "failed")
+        else:
+            show_text(sanitize_text(outcome), "done")
 
     def _send_page(self, name: str, history: int = _HISTORY_SAMPLES) -> None:
         board = self._boards.get(name)
         if board is None:
             return
         samples: list[Any] = []
-        with contextlib.suppress(CloudmanagerError):  # the sections say why
+        with contextlib.suppress(CloudmanagerError):  # the sections show the error
             samples = [_plot_sample(sample) for sample in self._fleet.samples(name, history)]
         page = {"board": name, "sections": make_sections(self._fleet, board), "samples": samples}
         if self._open_board == name:
             self.send({"kind": "page", **page})
 
     def _send_page_update(self, update: Update) -> None:
-        """Bring the open page up to date."""
-        told = [
+        """Send the open page what an update contains about its board."""
+        samples = [
             _plot_sample(sample) for sample in update.samples if sample.board == self._open_board
         ]
-        if told:
-            self.send({"kind": "samples", "board": self._open_board, "samples": told})
+        if samples:
+            self.send({"kind": "samples", "board": self._open_board, "samples": samples})
         if any(board["name"] == self._open_board for board in update.boards):
             run_in_thread(self._send_page, self._open_board, 1)
 
     def _send_section(self, name: Any, title: Any) -> None:
         board = self._boards.get(name)
-        if board is not None and (made := make_section(self._fleet, board, title)):
-            self.send({"kind": "section", "board": name, "section": made})
+        if board is not None and (section := make_section(self._fleet, board, title)):
+            self.send({"kind": "section", "board": name, "section": section})
 
     def _send_job(self, number: Any) -> None:
         try:
@@ -179,9 +183,9 @@ class Dashboard(LiveWidget):
             text = sanitize_text(str(error))
         self.send({"kind": "job", "number": number, "text": text})
 
-    def _repr_mimebundle_(self, **given: Any) -> Any:
-        """Add the table as text, for where there are no widgets."""
-        bundle = super()._repr_mimebundle_(**given)
+    def _repr_mimebundle_(self, **arguments: Any) -> Any:
+        """Add the table as text, for frontends without widgets."""
+        bundle = super()._repr_mimebundle_(**arguments)
         try:
             text = fleet_table(self._fleet.boards())
         except CloudmanagerError as error:
@@ -191,7 +195,7 @@ class Dashboard(LiveWidget):
 
 
 def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a board as its row in the page; what it said of itself is cleaned and cut."""
+    """Return a board's row in the table; facts that the board reported are sanitized and cut."""
     job = board["job"]
     return {
         "name": board["name"],
@@ -215,5 +219,5 @@ def _board_snapshot(board: Mapping[str, Any]) -> _BoardSnapshot:
 
 
 def _plot_sample(sample: Sample) -> tuple[str, float, dict[str, float]]:
-    """Return a sample as the page's plot takes it."""
+    """Return a sample as plot.js expects it: board, Unix time, numbers by name."""
     return sample.board, sample.at, numeric_values(sample)

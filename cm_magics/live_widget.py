@@ -1,12 +1,14 @@
-"""What our widgets share: their files, and a thread that follows boards while somebody looks.
+"""Base class of the widgets: subscribes to updates of boards while a page shows the widget.
 
-Updates come in that thread, also while a cell runs, and leave by the widget's comm; what a person
-does in the page comes in by it. Whatever takes time is done in a thread of its own.
+Updates arrive in a background thread, also while a cell runs, and are sent to the page through the
+widget's comm. The page's messages arrive through the comm too. Whatever takes time runs in a thread
+of its own.
 
-JupyterLab has ipykernel hear widgets in a thread beside the one that runs cells (a subshell). But
-ipykernel takes what a page says to where the comm last spoke from, and a thread of ours speaks, to
-it, for the cell that runs: a page would not be heard before that cell ends. So all that we send
-leaves in the context of what the page itself said last.
+JupyterLab makes ipykernel handle the messages of widgets in a thread beside the one that runs cells
+(a subshell). But ipykernel routes a page's messages to the thread from whose context the comm last
+sent something (`ipykernel/comm/comm.py`), and a message sent by a background thread counts as sent
+by the running cell: the page's messages would wait until that cell ends. Therefore every message is
+sent in the context of the last message that came from the page.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ CSS = (_FOLDER / "dashboard.css").read_text(encoding="utf-8")
 
 
 def javascript_module(class_name: str, *files: str) -> str:
-    """Return the JavaScript module that shows the class ``class_name`` of these files."""
+    """Join ``files`` to one JavaScript module whose widget view is the class ``class_name``."""
     parts = [(_FOLDER / name).read_text(encoding="utf-8") for name in files]
     return "\n".join([*parts, f"export default show({class_name});\n"])
 
 
 class LiveWidget(anywidget.AnyWidget):
-    """A widget that follows boards for as long as a page shows it."""
+    """A widget that subscribes to updates of boards for as long as a page shows it."""
 
     _css = CSS
 
@@ -49,45 +51,45 @@ class LiveWidget(anywidget.AnyWidget):
         self._watch: Watch | None = None
         self._open_views: set[str] = set()
         self._page_context: contextvars.Context | None = None
-        self._lock = threading.RLock()  # what is sent leaves in the order in which it became so
+        self._lock = threading.RLock()  # held while a change is stored and sent: keeps the order
         self.on_msg(self._on_message)
         _live_widgets.add(self)
         self.start_watching()
 
     def send(self, content: Any, buffers: Any = None) -> None:
-        """Send the page a message, from any thread."""
+        """Send a message to the page; may be called from any thread."""
         if self._page_context is None:
             super().send(content, buffers)
         else:
             self._page_context.copy().run(super().send, content, buffers)
 
     def on_update(self, update: Update) -> None:
-        """Show an update; called with the lock held."""
+        """Handle an update; called with the lock held."""
         raise NotImplementedError
 
     def send_everything(self) -> None:
-        """Tell a page that has just opened all that there is; called with the lock held."""
+        """Send the whole state to a page that has just opened; called with the lock held."""
         raise NotImplementedError
 
     def on_page_message(self, message: dict[str, Any]) -> None:
-        """Do what somebody did in the page."""
+        """Handle a message from the page."""
 
     def start_watching(self) -> None:
-        """Follow the boards, unless that is done already."""
+        """Subscribe to the boards, unless already subscribed."""
         with self._lock:
             if self._watch is None:
                 self._watch = self._fleet.watch(self._target)
                 run_in_thread(self._watch_boards, self._watch)
 
     def stop_watching(self) -> None:
-        """Follow them no more."""
+        """End the subscription."""
         with self._lock:
             watch, self._watch = self._watch, None
         if watch is not None:
             watch.close()
 
     def close(self) -> None:
-        """End it for good, as every widget can."""
+        """End the subscription and close the widget."""
         self.stop_watching()
         super().close()
 
@@ -97,7 +99,7 @@ class LiveWidget(anywidget.AnyWidget):
                 with self._lock:
                     self.on_update(update)
         except CloudmanagerError as error:
-            self.send({"kind": "lost", "why": sanitize_text(str(error))})
+            self.send({"kind": "lost", "reason": sanitize_text(str(error))})
 
     def _on_message(self, _: object, message: dict[str, Any], __: object) -> None:
         self._page_context = contextvars.copy_context()
@@ -110,25 +112,26 @@ class LiveWidget(anywidget.AnyWidget):
             self._open_views.discard(str(message.get("view")))
             if not self._open_views:
                 self.stop_watching()
-        elif message.get("do") == "here":
-            self.send({"kind": "here"})  # from now on we speak from where the page is heard
+        elif message.get("do") == "ping":
+            # From this answer on, ipykernel routes the page's messages to its subshell (see above).
+            self.send({"kind": "pong"})
         else:
             self.on_page_message(message)
 
 
 def stop_all_watching() -> None:
-    """Have no widget follow boards any more; one that is looked at again begins anew."""
-    for live in list(_live_widgets):
-        live.stop_watching()
+    """End the subscriptions of all widgets; a page that opens again starts a new one."""
+    for widget in list(_live_widgets):
+        widget.stop_watching()
 
 
 def run_in_thread(callback: Callable[..., object], *args: object) -> None:
-    """Do something that takes time; a kernel that ends does not wait for it."""
+    """Call a function in a daemon thread, for which an exiting kernel does not wait."""
     threading.Thread(
         target=_call_unless_exiting, args=(callback, *args), daemon=True, name="cm_magics"
     ).start()
 
 
 def _call_unless_exiting(callback: Callable[..., object], *args: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the interpreter ends meanwhile
+    with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
         callback(*args)

@@ -1,4 +1,4 @@
-"""Tab on a magic's line: names of boards, options, and what an option takes."""
+"""Tab completion of a magic's line: boards, options, and the values of options."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ def make_completer(
     """Make a hook for IPython's ``complete_command``.
 
     Args:
-        names: returns the names of boards, or of what else may stand there.
-        parser: knows the options; None where there are none.
-        code: whether code follows the target on the line, which Python completes.
-        extra: what may stand there, too.
+        names: returns the names to offer, such as those of boards.
+        parser: the magic's parser, for its options; None if it has no options.
+        code: whether code follows the target on the line; that is left to Python's completion.
+        extra: further words to offer.
     """
 
     def complete(shell: Any, event: Any) -> list[str]:
-        before = event.text_until_cursor
-        before = before[: len(before) - len(event.symbol)] if event.symbol else before
+        before = event.text_until_cursor.removesuffix(event.symbol)
         words = before.split()[1:]
-        if parser is not None and words and (of := _option_before(parser, words)):
-            if parser._option_string_actions[of].type is parse_variables:
+        if parser is not None and words and (option := _option_before(parser, words)):
+            if parser._option_string_actions[option].type is parse_variables:
                 return [name for name in shell.user_ns if not name.startswith("_")]
-            return option_choices(parser, of)
+            return option_choices(parser, option)
         if parser is not None and event.symbol.startswith("-"):
             return option_names(parser)
         if code and before.endswith((" ", "\t")) and _has_target(parser, words):
@@ -46,19 +45,19 @@ def make_completer(
 
 
 def _option_before(parser: ArgumentParser, words: list[str]) -> str:
-    """Return the option that the next word belongs to; "" for none."""
+    """Return the option whose value is being typed after ``words``; "" for none."""
     *before, last = words
     if takes_value(parser, last):
         return last
-    listed = last.endswith(",") and before and takes_value(parser, before[-1])
-    return before[-1] if listed else ""
+    in_list = last.endswith(",") and before and takes_value(parser, before[-1])
+    return before[-1] if in_list else ""
 
 
 def _has_target(parser: ArgumentParser | None, words: list[str]) -> bool:
-    """Whether a word is there that is no option and no option's value."""
-    of_option = False
+    """Return whether one of the words is the target: neither an option nor its value."""
+    is_value = False
     for word in words:
-        if not of_option and not word.startswith("-"):
+        if not is_value and not word.startswith("-"):
             return not words[-1].endswith((",", "&", "!"))
-        of_option = not of_option and parser is not None and takes_value(parser, word)
+        is_value = not is_value and parser is not None and takes_value(parser, word)
     return False

@@ -1,9 +1,9 @@
-"""A magic's line -> options, target and code. Pure: the code is never taken apart.
+"""Split a magic's line into options, target and code; the code is never changed.
 
     --timeout 5 demo-[1-3] print('a  b', "c")      a line magic: options, target, the rest is code
     lab-* & platform=esp32 --timeout 5             a cell magic: options before and after the target
 
-The options themselves are argparse's, which also makes the help.
+argparse then parses the options and formats their help.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from IPython.core.error import UsageError
 from cloudmanager.protocol.text import nearest_name
 
 _WORD_PATTERN = re.compile(r"""\s*("[^"]*"|'[^']*'|\S+)""")
-# An unquoted target goes on behind a blank that is in [ ] or beside a sign: no Python begins so.
+# An unquoted target continues after a space inside [ ], or beside `,`, `&` or `!`: Python code
+# begins with none of these operators.
 _TARGET_PATTERN = re.compile(
     r"""\s*("[^"]*"|'[^']*'|(?:\[[^][]*\]|\S|\s+(?=[,&!])|(?<=[,&!])\s+)+)""",
 )
 
 
 class CodeLine(NamedTuple):
-    """What a line says; ``target`` is empty where it names none."""
+    """A parsed line with code; ``target`` is empty if the line names none."""
 
     options: Namespace
     target: str
@@ -36,7 +37,7 @@ def split_line(parser: ArgumentParser, line: str) -> CodeLine:
     """Split the line of a line magic: options, the target, and the code as it was typed.
 
     Raises:
-        UsageError: an option is unknown, or its value is no good.
+        UsageError: an option is unknown, or its value is invalid.
     """
     argv, rest = _split_options(parser, line)
     found = _TARGET_PATTERN.match(rest)
@@ -46,10 +47,10 @@ def split_line(parser: ArgumentParser, line: str) -> CodeLine:
 
 
 def split_cell_line(parser: ArgumentParser, line: str) -> CodeLine:
-    """Split the first line of a cell magic: what is no option is the target.
+    """Split the first line of a cell magic: all words that are not options are the target.
 
     Raises:
-        UsageError: an option is unknown, or its value is no good.
+        UsageError: an option is unknown, or its value is invalid.
     """
     argv: list[str] = []
     words: list[str] = []
@@ -64,7 +65,7 @@ def split_cell_line(parser: ArgumentParser, line: str) -> CodeLine:
 
 
 class WordLine(NamedTuple):
-    """What a line of words says."""
+    """A parsed line with words; ``target`` is empty if the line has no words."""
 
     options: Namespace
     target: str
@@ -72,10 +73,10 @@ class WordLine(NamedTuple):
 
 
 def split_words(parser: ArgumentParser, line: str) -> WordLine:
-    """Split a line of a target and words; options may stand anywhere.
+    """Split a line that consists of a target and words; options may be anywhere.
 
     Raises:
-        UsageError: an option is unknown, or its value is no good.
+        UsageError: an option is unknown, or its value is invalid.
     """
     argv, rest = _split_options(parser, line)
     found = _TARGET_PATTERN.match(rest)
@@ -92,7 +93,7 @@ def split_words(parser: ArgumentParser, line: str) -> WordLine:
 
 
 def takes_value(parser: ArgumentParser, word: str) -> bool:
-    """Whether ``word`` is an option that the next word belongs to."""
+    """Return whether ``word`` is an option whose value is the next word."""
     action = parser._option_string_actions.get(word)
     return action is not None and action.nargs != 0
 
@@ -103,13 +104,13 @@ def option_names(parser: ArgumentParser) -> list[str]:
 
 
 def option_choices(parser: ArgumentParser, word: str) -> list[str]:
-    """Return the words that may follow an option; none where anything may."""
+    """Return the possible values of an option; an empty list if they are not limited."""
     action = parser._option_string_actions.get(word)
     return list(getattr(action.type, "words", ())) if action is not None else []
 
 
 def _split_options(parser: ArgumentParser, line: str) -> tuple[list[str], str]:
-    """Take the options that a line begins with; return them for argparse, and the rest."""
+    """Split off the options at the start of a line; return them for argparse, and the rest."""
     argv: list[str] = []
     while (found := _WORD_PATTERN.match(line)) and found[1].startswith("-"):
         name, equals, value = found[1].partition("=")
@@ -126,15 +127,15 @@ def _split_options(parser: ArgumentParser, line: str) -> tuple[list[str], str]:
 
 
 def _join_option(name: str, value: str) -> Iterator[str]:
-    """Join an option and its value so that argparse takes the value for nothing else."""
+    """Join an option and its value, so that argparse cannot mistake the value for an option."""
     yield f"{name}={value}" if name.startswith("--") else f"{name}{value}"
 
 
 def _check_option(parser: ArgumentParser, name: str) -> None:
     if name not in parser._option_string_actions:
-        meant = nearest_name(name, option_names(parser))
-        guess = f" Did you mean {meant}?" if meant else ""
-        raise UsageError(f"There is no option {name}.{guess} `%{parser.prog}?` shows all.")
+        similar = nearest_name(name, option_names(parser))
+        hint = f" Did you mean {similar}?" if similar else ""
+        raise UsageError(f"There is no option {name}.{hint} `%{parser.prog}?` lists all options.")
 
 
 def _unquote(word: str) -> str:

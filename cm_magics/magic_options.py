@@ -1,4 +1,4 @@
-"""What the magics take besides a target and code: one table, for parsing, help and completion."""
+"""The options of ``%board``, ``%%board`` and ``%board_result``: parsing, help and completion."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from IPython.core.magic_arguments import MagicArgumentParser
 from cloudmanager.display.cell_view import GROUPINGS, PROGRESS_AFTER_SECONDS
 from cloudmanager.protocol.text import nearest_name
 
-_BOARD_HELP: Final = """Run code on boards, on all of them at once.
+_BOARD_HELP: Final = """Run code on boards, on all of them at the same time.
 
-%%board TARGET runs the lines below it, %board TARGET CODE the rest of its line. The value of the
-last expression is shown, and comes back as a Python object: r = %board demo-[1-3] 6*7 gives
-r['demo-1'].value. The stop button interrupts every board. A cell that begins with # %%board
-TARGET runs on boards too, and stays Python for type checkers.
+%%board TARGET runs the lines below it, %board TARGET CODE runs the rest of its line. The value of
+the last expression is shown, and returned as a Python object: after r = %board demo-[1-3] 6*7 it
+is r['demo-1'].value. The stop button interrupts every board. A cell that begins with # %%board
+TARGET runs on boards too, and type checkers treat it as Python.
 """
 _RESULT_HELP: Final = """Wait for a cell that was submitted with --noblock, and show its results.
 
-%board_result alone means the last one. The stop button ends only the waiting: the cell goes on,
-and %board_result waits for it again; NAME.interrupt() stops it. A cell that nobody waits for has
-nobody to answer its input(): that raises EOFError on the board.
+Without a NAME or number: the last such cell. The stop button only ends the waiting: the cell
+continues, and %board_result can wait for it again; NAME.interrupt() stops the cell. The input() of
+a cell that was submitted with --noblock cannot be answered: it raises EOFError on the board.
 """
 
 
 class MagicParser(MagicArgumentParser):
-    """A parser whose errors are one sentence, without a word of its own."""
+    """A parser whose errors are a single sentence, without argparse's usage text."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what IPython shows as one line."""
+        """Raise an error that IPython shows as one line."""
         raise UsageError(message.removeprefix("argument "))
 
 
@@ -52,7 +52,7 @@ def make_result_parser() -> MagicParser:
     parser.add_argument(
         "cell",
         nargs="?",
-        help="the NAME that the cell was given with -o, or the number of one of its jobs",
+        help="the NAME that the cell was stored under with -o, or the number of one of its jobs",
     )
     _add_display_options(parser)
     return parser
@@ -63,8 +63,8 @@ def _add_target_options(parser: MagicParser) -> None:
     add(
         "target",
         nargs="?",
-        help="the boards: demo-1, demo-[1-3], lab-*, room=lab, all. `,` joins, `&` keeps what "
-        "is in both, `!` takes away. %%%%board without one means those of %%board_use.",
+        help="the boards: demo-1, demo-[1-3], lab-*, room=lab, all. `,` joins, `&` intersects, "
+        "`!` excludes. %%%%board without a target means the boards of %%board_use.",
     )
     add(
         "-i",
@@ -73,13 +73,13 @@ def _add_target_options(parser: MagicParser) -> None:
         type=parse_variables,
         action="append",
         default=[],
-        help="assign these variables of the notebook on the boards first: numbers, text, bytes, "
+        help="first assign these variables of the notebook on the boards: numbers, text, bytes, "
         "None, and lists, tuples, dicts and sets of them; arrays as lists. May be repeated.",
     )
 
 
 def _add_run_options(parser: MagicParser) -> None:
-    """Add how a cell is run."""
+    """Add the options that say how a cell is run."""
     add = parser.add_argument
     add(
         "-a",
@@ -91,104 +91,108 @@ def _add_run_options(parser: MagicParser) -> None:
         "--timeout",
         metavar="S",
         type=parse_seconds,
-        help="seconds that the code may run on a board; its time in a queue does not count",
+        help="seconds that the code may run on a board; time in a queue does not count",
     )
     add(
         "--wait",
         metavar="S",
         type=parse_seconds,
         default=0.0,
-        help="seconds that boards which are not there have to dial in",
+        help="seconds to wait for offline boards to connect (default: 0)",
     )
     add(
         "--fresh",
         action="store_true",
-        help="restart each board first (a soft reset): no name is left of earlier cells",
+        help="soft-reset each board first, so that no variables are left from earlier cells",
     )
     add(
         "--local",
         action="store_true",
-        help="run the cell in the notebook's own Python, too, after it was sent to the boards",
+        help="also run the cell in the notebook's own Python, after it was sent to the boards",
     )
 
 
 def _add_display_options(parser: MagicParser) -> None:
-    """Add what becomes of the results."""
+    """Add the options that say how results are shown and where they are stored."""
     add = parser.add_argument
     add(
         "-o",
         "--out",
         metavar="NAME",
         type=parse_variable,
-        help="keep the results in this variable: NAME['demo-1'].value",
+        help="store the results in this variable: NAME['demo-1'].value",
     )
     add(
         "--on-error",
         metavar="HOW",
         type=make_choice("raise", "show", "ignore"),
         default="raise",
-        help="raise what fails on a board (the default), only show it, or ignore it",
+        help="failures on boards: raise them (the default), only show them, or ignore them",
     )
     add(
         "--group-outputs",
         metavar="HOW",
         type=make_choice(*GROUPINGS),
         default="same",
-        help="same (the default): boards that told the same are one block; board: one block for "
-        "each board; order: line by line as it comes, each behind its board's name",
+        help="same (the default): boards with the same output share one block; board: one block "
+        "for each board; order: line by line in order of arrival, with the board's name",
     )
     add(
         "--progress-after",
         metavar="S",
         type=parse_number,
         default=PROGRESS_AFTER_SECONDS,
-        help="seconds until it is shown how many boards are done (2); 0: at once, -1: never",
+        help="seconds until progress is shown (default: 2); 0: immediately, -1: never",
     )
 
 
 def make_choice(*choices: str) -> Callable[[str], str]:
-    """Make an argparse type of a few words, which suggests the nearest."""
+    """Return an argparse type that accepts only ``choices``.
+
+    Its error suggests the most similar choice. Completion reads the choices from its attribute
+    ``words``.
+    """
 
     def choose(text: str) -> str:
         if text in choices:
             return text
-        meant = nearest_name(text, choices)
-        guess = f": did you mean {meant}?" if meant else f": it is one of {', '.join(choices)}."
-        raise ArgumentTypeError(f"{text!r} is not known{guess}")
+        similar = nearest_name(text, choices)
+        hint = f"Did you mean {similar}?" if similar else f"Use one of: {', '.join(choices)}."
+        raise ArgumentTypeError(f"{text!r} is not valid. {hint}")
 
-    choose.words = choices  # type: ignore[attr-defined]  # for completion
+    choose.words = choices  # type: ignore[attr-defined]
     return choose
 
 
 def parse_seconds(text: str) -> float:
-    """Read a span, an argparse type."""
+    """Parse a positive, finite number of seconds; an argparse type."""
     try:
-        span = float(text)
+        seconds = float(text)
     except ValueError:
-        span = 0.0
-    if not 0 < span < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no number of seconds above 0.")
-    return span
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a positive number of seconds.")
+    return seconds
 
 
 def parse_number(text: str) -> float:
-    """Read a number, an argparse type."""
+    """Parse a finite number of seconds, which may be negative; an argparse type."""
     try:
-        read = float(text)
+        seconds = float(text)
     except ValueError:
-        read = math.nan
-    if not math.isfinite(read):
-        raise ArgumentTypeError(f"{text!r} is no number of seconds.")
-    return read
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds.")
+    return seconds
 
 
 def parse_variables(text: str) -> list[str]:
-    """Read the names of variables, an argparse type."""
+    """Parse comma-separated names of variables; an argparse type."""
     return [parse_variable(name.strip()) for name in text.split(",")]
 
 
 def parse_variable(text: str) -> str:
-    """Read the name of a variable, an argparse type."""
+    """Parse the name of a variable; an argparse type."""
     if not text.isidentifier() or iskeyword(text):
-        raise ArgumentTypeError(f"{text!r} is no name of a variable.")
+        raise ArgumentTypeError(f"{text!r} is not a valid variable name.")
     return text

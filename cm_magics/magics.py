@@ -1,4 +1,7 @@
-"""The magics: they parse; everything else is the library's, and how it looks is show.py's."""
+"""The magics that run cells and show the fleet: ``%board``, ``%%board``, ``%boards``, ``%fleet``.
+
+They parse a line and call the library; ``cell_display`` shows the results.
+"""
 
 from __future__ import annotations
 
@@ -33,28 +36,25 @@ if TYPE_CHECKING:
     from .dashboard_widget import Dashboard
 
 NO_TARGET_ERROR: Final = (
-    "Say on which boards: `%%board TARGET`, or choose them once with `%board_use TARGET`."
+    "There is no target: write `%%board TARGET`, or choose boards once with `%board_use TARGET`."
 )
-_NO_CODE_ERROR: Final = "Write code behind the target, or `%%board` with the code below it."
-
+_NO_CODE_ERROR: Final = "Write code after the target, or use `%%board` with the code below it."
 _LOCAL_AWAIT_ERROR: Final = (
-    "--local cannot run a cell that awaits: a notebook's own loop is busy with it."
+    "--local cannot run a cell that awaits: the notebook's event loop is running already."
 )
-_NO_CELL_ERROR: Final = (
-    "No cell was submitted with --noblock yet: `%%board --noblock TARGET` does so."
-)
+_NO_CELL_ERROR: Final = "No cell was submitted with --noblock yet: use `%%board --noblock TARGET`."
 
 _BOARD_PARSER: Final = make_board_parser()
 _PLOT_PARSER: Final = MagicParser("board_plot")
 _RESULT_PARSER: Final = make_result_parser()
-_MAX_SUBMITTED: Final = 100  # cells that were submitted with --noblock
+_MAX_SUBMITTED: Final = 100  # background cells that %board_result can find by number
 
 _fleet: Fleet | None = None
 T = TypeVar("T")
 
 
 def fleet() -> Fleet:
-    """Return the session's one Fleet. It dials when it is first used, and again when it must."""
+    """Return the session's only Fleet, which connects when it is first used, and reconnects."""
     global _fleet
     if _fleet is None:
         _fleet = Fleet()
@@ -62,23 +62,25 @@ def fleet() -> Fleet:
 
 
 def close_fleet() -> None:
-    """Close the session's Fleet, if there is one; what runs goes on on the boards."""
+    """Close the session's Fleet, if there is one; running cells continue on the boards."""
     global _fleet
-    if live := sys.modules.get("cm_magics.live_widget"):  # else no widget was ever made
-        live.stop_all_watching()
-    held, _fleet = _fleet, None
-    if held is not None:
-        held.close()
+    # Not imported here: loading anywidget is slow, and unnecessary if no widget was created.
+    if live_widget := sys.modules.get("cm_magics.live_widget"):
+        live_widget.stop_all_watching()
+    closing = _fleet
+    _fleet = None
+    if closing is not None:
+        closing.close()
 
 
 def dashboard(target: str = "") -> Dashboard:
     """Return the fleet as a live table, for a notebook to show.
 
     Args:
-        target: what its filter begins with.
+        target: the initial text of its filter; "" shows all boards.
 
     Raises:
-        TargetError: that is malformed.
+        TargetError: the target is malformed.
     """
     from .dashboard_widget import Dashboard
 
@@ -87,7 +89,7 @@ def dashboard(target: str = "") -> Dashboard:
 
 @contextlib.contextmanager
 def _without_traceback() -> Iterator[None]:
-    """Let errors be shown as their own words."""
+    """Make IPython show errors of this library as one message, without a traceback."""
     try:
         yield
     except CloudmanagerError as error:
@@ -97,19 +99,19 @@ def _without_traceback() -> Iterator[None]:
 
 @magics_class
 class BoardMagics(Magics):
-    """``%%board`` and its family."""
+    """``%%board`` and the magics that run cells, choose boards and show the fleet."""
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
-        self.target = ""  # what %board_use chose
-        self.chosen_text = "%%board without a target means"  # it, as %board_use tells
-        self._shown_results: Results | None = None  # shown by the cell that runs now
+        self.target = ""  # the default target, set by %board_use
+        self.chosen_text = "%%board without a target means"  # how %board_use shows the target
+        self._shown_results: Results | None = None  # what the running cell has displayed
         self._submitted: deque[JobGroup] = deque(maxlen=_MAX_SUBMITTED)  # with --noblock
 
     @no_var_expand
     @line_cell_magic
     def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
-        """Run code on boards; the help of its options takes this place."""
+        """Run code on boards; the parser's help replaces this docstring."""
         if cell is None:
             return _run_blocking(self._run_line(split_line(_BOARD_PARSER, line)))
         return _run_blocking(self.board_cell(line, cell))
@@ -117,7 +119,7 @@ class BoardMagics(Magics):
     board.__doc__ = _BOARD_PARSER.format_help()
 
     def read_target(self, line: str) -> str:
-        """Return the target of a `%%board` line that may be half typed; "" for none."""
+        """Return the target of a `%%board` line that may be incomplete; "" if it has none."""
         try:
             return split_cell_line(_BOARD_PARSER, line).target
         except UsageError:
@@ -126,58 +128,67 @@ class BoardMagics(Magics):
     async def board_cell(
         self, line: str, cell: str, runner: CellRunner = BLOCKING_RUNNER
     ) -> JobGroup | None:
-        """Run the cell below a `%%board` line; a kernel has a way of its own to follow it."""
-        done = await self._run_below(split_cell_line(_BOARD_PARSER, line), cell, runner)
-        return done if isinstance(done, JobGroup) else None  # results are shown already
+        """Run the cell below a `%%board` line.
+
+        Args:
+            line: the options and the target.
+            cell: the code.
+            runner: waits for the cell and shows its output; a kernel has its own.
+
+        Returns:
+            The running cell with ``--noblock``; else None, since the results are shown already.
+        """
+        outcome = await self._run_below(split_cell_line(_BOARD_PARSER, line), cell, runner)
+        return outcome if isinstance(outcome, JobGroup) else None
 
     @no_var_expand
     @line_magic
     def board_result(self, line: str) -> Results:
-        """Wait for a cell; the help of its options takes this place."""
+        """Wait for a background cell; the parser's help replaces this docstring."""
         options = split_cell_line(_RESULT_PARSER, line)
         group = self._find_submitted(options.target)
         with _without_traceback():
-            kept = _full_output_hint(options.options, "NAME")
-            return _run_blocking(self._follow_cell(group, options.options, kept, background=True))
+            hint = _full_output_hint(options.options, "NAME")
+            return _run_blocking(self._follow_cell(group, options.options, hint, background=True))
 
     board_result.__doc__ = _RESULT_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def boards(self, line: str) -> None:
-        """Show the fleet as a table: `%boards`, or some of it: `%boards TARGET`."""
+        """Show the fleet as a table: `%boards`, or part of it: `%boards TARGET`."""
         with _without_traceback():
             cell_display.display_text(fleet_table(fleet().boards(line.strip() or None)))
 
     @no_var_expand
     @line_magic
     def board_use(self, line: str) -> None:
-        """Choose boards for every `%%board` without a target: `%board_use TARGET`.
+        """Choose the boards for every `%%board` without a target: `%board_use TARGET`.
 
-        Alone, it tells which are chosen, and which boards that means now.
+        Without a target, it shows the current choice and the boards that match it now.
         """
         target = line.strip() or self.target
         if not target:
-            cell_display.display_text("No boards are chosen. `%board_use TARGET` chooses some.")
+            cell_display.display_text("No boards are chosen: use `%board_use TARGET`.")
             return
         with _without_traceback():
-            found = fleet().boards(target)
+            matching = fleet().boards(target)
         self.target = target
-        who = _describe_boards(found)
-        now = f", which is {who}" if who != target else ""
-        cell_display.display_text(f"{self.chosen_text} {target}{now}.")
+        names = _describe_boards(matching)
+        meaning = f", which is {names}" if names != target else ""
+        cell_display.display_text(f"{self.chosen_text} {target}{meaning}.")
 
     def mark_shown(self, results: Results) -> None:
-        """Take it that these results are shown already, in the cell that runs now."""
+        """Remember that the running cell has displayed these results already."""
         self._shown_results = results
 
     @no_var_expand
     @line_magic
     def fleet(self, line: str) -> object:
-        """Show the fleet as a live table: `%fleet`, or some of it: `%fleet TARGET`.
+        """Show the fleet as a live table: `%fleet`, or part of it: `%fleet TARGET`.
 
-        Sort, filter, select; run a cell on the selection, interrupt, reset, label it. A double
-        click, or Enter, opens a board's page. It lives while cells run. In Python it is
+        Sort, filter and select boards; run a cell on them, interrupt, reset or label them. A double
+        click, or Enter, opens a board's page. The table is updated while cells run. In Python, use
         `cm_magics.dashboard()`.
         """
         with _without_traceback():
@@ -186,21 +197,21 @@ class BoardMagics(Magics):
     @no_var_expand
     @line_magic
     def board_plot(self, line: str) -> object:
-        """Plot what boards emit, as it comes: `%board_plot TARGET [NAME…]`.
+        """Plot the values that boards emit, live: `%board_plot TARGET [NAME…]`.
 
-        Boards emit by `cm.emit(temp=21.5)`. Without a name, all numbers are plotted.
+        A board emits values with `cm.emit(temp=21.5)`. Without a NAME, all numbers are plotted.
         """
-        said = split_line(_PLOT_PARSER, line)
-        if not said.target:
-            raise UsageError("Say of which boards: `%board_plot TARGET [NAME…]`.")
+        parsed = split_line(_PLOT_PARSER, line)
+        if not parsed.target:
+            raise UsageError("There is no target: write `%board_plot TARGET [NAME…]`.")
         with _without_traceback():
-            fleet().samples(said.target, 1)  # who is not there is an error here, and not below
+            fleet().samples(parsed.target, 1)  # raises now if a board does not exist
         from .plot import Plot
 
-        return Plot(fleet(), said.target, said.code.split())
+        return Plot(fleet(), parsed.target, parsed.code.split())
 
     def register_hooks(self) -> None:
-        """Add completion, and how results look."""
+        """Register completion, the formatters of results, and `# %%board` as a first line."""
         shell: Any = self.shell
         for key, hook in _COMPLETERS.items():
             shell.set_hook("complete_command", hook, str_key=key)
@@ -210,7 +221,7 @@ class BoardMagics(Magics):
         shell.input_transformers_cleanup.append(uncomment)
 
     def unregister_hooks(self) -> None:
-        """Take back what ``plug_in`` added, and the magics."""
+        """Undo ``register_hooks``, and unregister the magics."""
         shell: Any = self.shell
         for key in _COMPLETERS:
             shell.strdispatchers["complete_command"].strs.pop(key, None)
@@ -247,31 +258,31 @@ class BoardMagics(Magics):
         full_output_hint: str,
         runner: CellRunner = BLOCKING_RUNNER,
     ) -> Results | JobGroup:
-        """Run code, show what it does, keep the results, raise what failed."""
+        """Run code on boards, show its output, store the results, raise the failures."""
         inputs = self._input_values(options)
-        failed_here = None
+        local_error = None
         if options.local and cell_display.needs_await(self.shell, code):
             raise UsageError(_LOCAL_AWAIT_ERROR)
         with _without_traceback():
             group = self._submit(target, code, options, inputs, runner)
             if options.local:
-                failed_here = cell_display.run_locally(self.shell, code)
-                if isinstance(failed_here, KeyboardInterrupt):
+                local_error = cell_display.run_locally(self.shell, code)
+                if isinstance(local_error, KeyboardInterrupt):
                     group.interrupt()
             if options.noblock:
                 self._submitted.append(group)
                 self._store_value(options, group)
-                done: Results | JobGroup = group
+                outcome: Results | JobGroup = group
             else:
-                done = await self._follow_cell(group, options, full_output_hint, runner)
-        if failed_here is not None and options.on_error == "raise":
-            raise failed_here
-        return done
+                outcome = await self._follow_cell(group, options, full_output_hint, runner)
+        if local_error is not None and options.on_error == "raise":
+            raise local_error
+        return outcome
 
     def _submit(
         self, target: str, code: str, options: Namespace, inputs: dict[str, Any], runner: CellRunner
     ) -> JobGroup:
-        heard = {} if options.noblock else runner.submit_arguments()
+        event_arguments = {} if options.noblock else runner.submit_arguments()
         try:
             return fleet()[target].submit(
                 code,
@@ -280,7 +291,7 @@ class BoardMagics(Magics):
                 fresh=options.fresh,
                 wait=options.wait,
                 answers=not options.noblock and cell_display.can_answer(),
-                **heard,
+                **event_arguments,
             )
         except (TypeError, ValueError) as error:
             if not inputs:
@@ -296,11 +307,11 @@ class BoardMagics(Magics):
         *,
         background: bool = False,
     ) -> Results:
-        """Show what a cell does, keep the results, raise what failed."""
-        looks = DisplayOptions(
+        """Show a cell's output until it ends, store the results, raise the failures."""
+        display_options = DisplayOptions(
             options.on_error, full_output_hint, options.group_outputs, options.progress_after
         )
-        results = await runner.follow_cell(group, looks, background=background)
+        results = await runner.follow_cell(group, display_options, background=background)
         self._shown_results = results
         self._store_value(options, results)
         if options.on_error == "raise":
@@ -312,37 +323,46 @@ class BoardMagics(Magics):
             self.shell.user_ns[options.out] = value
 
     def _input_values(self, options: Namespace) -> dict[str, Any]:
-        """Return the variables that the boards are to have."""
-        there = self._variables()
+        """Return the variables named with ``-i``, with their values.
+
+        Raises:
+            UsageError: a variable does not exist.
+        """
+        variables = self._variables()
         names = [name for names in options.input for name in names]
         for name in names:
-            if name not in there:
-                meant = nearest_name(name, (each for each in there if not each.startswith("_")))
-                guess = f" Did you mean {meant}?" if meant else ""
-                raise UsageError(f"-i: there is no variable {name} here.{guess}")
-        return {name: there[name] for name in names}
+            if name not in variables:
+                public_names = (each for each in variables if not each.startswith("_"))
+                similar = nearest_name(name, public_names)
+                hint = f" Did you mean {similar}?" if similar else ""
+                raise UsageError(f"-i: the notebook has no variable {name}.{hint}")
+        return {name: variables[name] for name in names}
 
     def _find_submitted(self, name: str) -> JobGroup:
-        """Return the cell that somebody asks for."""
+        """Return a background cell by its variable or by the number of a job; "" means the last."""
         if not name:
             if not self._submitted:
                 raise UsageError(_NO_CELL_ERROR)
             return self._submitted[-1]
         group = self._variables().get(name)
         if name.isdecimal():
-            numbers = {job.number: each for each in self._submitted for job in each.jobs.values()}
-            group = numbers.get(int(name))
+            by_number = {
+                job.number: submitted
+                for submitted in self._submitted
+                for job in submitted.jobs.values()
+            }
+            group = by_number.get(int(name))
         if not isinstance(group, JobGroup):
-            raise UsageError(f"{name} is no cell that was submitted with --noblock.")
+            raise UsageError(f"{name} is not a cell that was submitted with --noblock.")
         return group
 
     def _variables(self) -> dict[str, Any]:
         return self.shell.user_ns if self.shell is not None else {}
 
     def _hide_if_shown(self, results: Results) -> None:
-        """Show nothing as the value of a cell that has shown these results already."""
+        """Display nothing for the value of a cell that has displayed these results already."""
         if results is not self._shown_results:
-            raise NotImplementedError  # IPython's word for: go on as if I were not here
+            raise NotImplementedError  # IPython then uses the other formatters
         cell_display.erase_prompt()
 
     def _forget_shown(self) -> None:
@@ -350,13 +370,13 @@ class BoardMagics(Magics):
 
 
 def _run_blocking(verb: Coroutine[Any, Any, T]) -> T:
-    """Run to its end what waits by blocking, and so never awaits."""
+    """Run a coroutine that never suspends, since it waits by blocking; return its value."""
     try:
         verb.send(None)
     except StopIteration as end:
         value: T = end.value
         return value
-    raise AssertionError("it awaited")
+    raise AssertionError("the coroutine suspended")
 
 
 def board_names() -> list[str]:
@@ -364,14 +384,14 @@ def board_names() -> list[str]:
     try:
         return [board["name"] for board in fleet().boards()]
     except CloudmanagerError:
-        return []  # Tab is no place to complain
+        return []  # completion shows no errors
 
 
 def _full_output_hint(options: Namespace, name: str) -> str:
-    """Say where the whole output of a cell is."""
+    """Return the end of the line that replaces omitted output: where the whole output is."""
     if options.out:
         return FULL_OUTPUT_HINT.replace("r[", f"{options.out}[")
-    return f"`-o {name}` keeps them {FULL_OUTPUT_HINT.replace('r[', f'{name}[')}"
+    return f"`-o {name}` stores them {FULL_OUTPUT_HINT.replace('r[', f'{name}[')}"
 
 
 def _pretty_print(results: Results, printer: Any, _: bool) -> None:
@@ -379,17 +399,21 @@ def _pretty_print(results: Results, printer: Any, _: bool) -> None:
 
 
 def _describe_boards(boards: list[dict[str, Any]]) -> str:
-    """Say which boards these are, and which of them are not there."""
-    there = fold_names(board["name"] for board in boards if board["connected_since"])
-    away = fold_names(board["name"] for board in boards if not board["connected_since"])
-    return "; ".join(filter(None, (there, away and f"not there: {away}")))
+    """Return the names of the boards that are online, then of those that are offline."""
+    online = fold_names(board["name"] for board in boards if board["connected_since"])
+    offline = fold_names(board["name"] for board in boards if not board["connected_since"])
+    return "; ".join(filter(None, (online, offline and f"offline: {offline}")))
 
 
 def _submitted_names() -> list[str]:
-    """Return the names of cells that were submitted with --noblock."""
+    """Return the names of variables that hold a cell submitted with --noblock."""
     shell = get_ipython()
-    there = shell.user_ns if shell is not None else {}
-    return [name for name, value in there.items() if isinstance(value, JobGroup) and name[0] != "_"]
+    variables = shell.user_ns if shell is not None else {}
+    return [
+        name
+        for name, value in variables.items()
+        if isinstance(value, JobGroup) and not name.startswith("_")
+    ]
 
 
 _COMPLETERS: Final[dict[str, Callable[[Any, Any], list[str]]]] = {

@@ -1,4 +1,4 @@
-"""The magics for boards' packages: they parse; the rest is the library's."""
+"""The magics for packages on boards: they parse a line and call the library."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from cloudmanager.results.results import Results
 from .base import TargetMagics, make_parser
 from .magic_options import MagicParser
 
-_INSTALL_HELP: Final = """Install packages, and what they need, on boards.
+_INSTALL_HELP: Final = """Install packages and their dependencies on boards.
 
-%board_install lab-* logging                   of the mip index; logging@0.6.1 is that version
+%board_install lab-* logging                   from mip's index; logging@0.6.1 for one version
 %board_install lab-* github:OWNER/REPO@v1      also gitlab:, codeberg:, a URL, pypi:micropython-NAME
 %board_install lab-* ./driver ./helper.py      your own folders and files
 %board_install lab-* logging --dry-run         only shows what would be done
 
-The server resolves, fetches and compiles once for all boards; boards that have a file get nothing.
+The server resolves, fetches and compiles the packages once for all boards. A board receives only
+the files that differ.
 """
-_UNINSTALL_HELP: Final = "Take packages off boards: %board_uninstall lab-* logging"
-_PACKAGES_HELP: Final = """Show which packages boards have: %board_packages lab-*
+_UNINSTALL_HELP: Final = "Uninstall packages from boards: %board_uninstall lab-* logging"
+_PACKAGES_HELP: Final = """Show the packages on boards: %board_packages lab-*
 
-Of boards that are not there, what they had; and where files are not what was installed.
+For offline boards, it shows those that were last known. `drift` marks files that are not those that
+were installed.
 """
-_UPGRADE_HELP: Final = """Install the newest of what boards were asked to have.
+_UPGRADE_HELP: Final = """Install the newest versions of the packages that were requested.
 
-%board_upgrade lab-* is all of it, %board_upgrade lab-* logging that one.
+%board_upgrade lab-* upgrades all of them, %board_upgrade lab-* logging only that one.
 """
 
 
 def make_install_parser() -> MagicParser:
     """Make the parser of `%board_install`."""
-    made = make_parser("board_install", _INSTALL_HELP)
-    add_install_options(made, names=False)
-    return made
+    parser = make_parser("board_install", _INSTALL_HELP)
+    add_install_options(parser, names=False)
+    return parser
 
 
 def make_change_parser(name: str, text: str) -> MagicParser:
-    """Make the parser of a magic that changes what boards have."""
-    made = make_parser(name, text)
-    add_change_options(made)
-    return made
+    """Make the parser of a magic that changes the packages on boards."""
+    parser = make_parser(name, text)
+    add_change_options(parser)
+    return parser
 
 
 _INSTALL_PARSER: Final = make_install_parser()
@@ -62,7 +64,7 @@ _UPGRADE_PARSER: Final = make_change_parser("board_upgrade", _UPGRADE_HELP)
 
 @magics_class
 class PackageMagics(TargetMagics):
-    """``%board_install`` and its family."""
+    """``%board_install``, ``%board_uninstall``, ``%board_packages`` and ``%board_upgrade``."""
 
     parsers = {
         "%board_install": _INSTALL_PARSER,
@@ -73,14 +75,14 @@ class PackageMagics(TargetMagics):
 
     @line_magic
     def board_install(self, line: str) -> Results:
-        """Install; the help of its options takes this place."""
+        """Install packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_INSTALL_PARSER, line)
         options.names = words
-        if why := install_options_error(options):
-            raise UsageError(why)
-        given = install_arguments(options)
+        if error := install_options_error(options):
+            raise UsageError(error)
+        arguments = install_arguments(options)
         return self._run_verb(
-            lambda tell: PackageVerbs.install(boards, *words, progress=tell, **given),
+            lambda report: PackageVerbs.install(boards, *words, progress=report, **arguments),
             preparation=PLANNING_TEXT,
         )
 
@@ -89,22 +91,22 @@ class PackageMagics(TargetMagics):
     @no_var_expand
     @line_magic
     def board_uninstall(self, line: str) -> Results:
-        """Take off; the help of its options takes this place."""
+        """Uninstall packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_UNINSTALL_PARSER, line)
         if not words:
-            raise UsageError("%board_uninstall TARGET NAME…")
-        how = {"force": options.force, "dry_run": options.dry_run}
-        return self._run_verb(lambda _: PackageVerbs.uninstall(boards, *words, **how))
+            raise UsageError("Usage: %board_uninstall TARGET NAME…")
+        flags = {"force": options.force, "dry_run": options.dry_run}
+        return self._run_verb(lambda _: PackageVerbs.uninstall(boards, *words, **flags))
 
     board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 
     @no_var_expand
     @line_magic
     def board_packages(self, line: str) -> Results:
-        """Show what there is; the help of its options takes this place."""
+        """Show packages; the parser's help replaces this docstring."""
         boards, words, _ = self._parse_line(_PACKAGES_PARSER, line)
         if words:
-            raise UsageError("%board_packages TARGET")
+            raise UsageError("Usage: %board_packages TARGET")
         return self._run_verb(lambda _: PackageVerbs.packages(boards))
 
     board_packages.__doc__ = _PACKAGES_PARSER.format_help()
@@ -112,11 +114,11 @@ class PackageMagics(TargetMagics):
     @no_var_expand
     @line_magic
     def board_upgrade(self, line: str) -> Results:
-        """Install the newest; the help of its options takes this place."""
+        """Upgrade packages; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_UPGRADE_PARSER, line)
-        how = {"force": options.force, "dry_run": options.dry_run}
+        flags = {"force": options.force, "dry_run": options.dry_run}
         return self._run_verb(
-            lambda tell: PackageVerbs.upgrade(boards, *words, progress=tell, **how),
+            lambda report: PackageVerbs.upgrade(boards, *words, progress=report, **flags),
             preparation=PLANNING_TEXT,
         )
 

@@ -1,11 +1,11 @@
-// Plots of what boards emit, and what every widget of ours stands on. cm_magics/live.py puts the
-// files together: no build step, no dependencies.
+// Plots of the values that boards emit, and helpers that all widgets use. There is no build step:
+// javascript_module (cm_magics/live_widget.py) concatenates the files.
 //
-// Boards are untrusted for ever: what they say becomes text nodes, or numbers on a canvas, and
-// nothing else. There is no innerHTML in here, and a test looks for it.
+// Boards are never trusted: text from a board becomes a text node, numbers are drawn on a canvas.
+// A test checks that nothing here assigns innerHTML or creates HTML from a string.
 
-const MOST_POINTS = 2000; // of one line in a plot
-const MOST_LINES = 24; // in a plot; of more, the first
+const MAX_POINTS = 2000; // points of one line in a plot
+const MAX_LINES = 24; // lines in a plot; further ones are ignored
 const collator = new Intl.Collator("en", { numeric: true });
 const COLOURS = ["#1f9ed1", "#e8833a", "#45a85b", "#c75bb0", "#d4b106", "#7d7bd6", "#d9534f", "#3fb8af"];
 
@@ -16,33 +16,35 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-function button(text, act, attributes = {}) {
+function button(text, onClick, attributes = {}) {
   const node = el("button", { type: "button", ...attributes }, text);
-  node.addEventListener("click", act);
+  node.addEventListener("click", onClick);
   return node;
 }
 
+// Set a text only if it differs: rewriting it clears the user's selection, and screen readers repeat it.
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Says that the server is gone, and why; "" when it is there.
+// A banner that is shown while the server is unreachable.
 function lostBanner() {
   return el("div", { class: "cm-lost", role: "alert", hidden: "" });
 }
 
-function tellLost(banner, why = "") {
-  banner.hidden = !why;
-  setText(banner, why);
+// Show why the server is unreachable; "" hides the banner.
+function showLost(banner, reason = "") {
+  banner.hidden = !reason;
+  setText(banner, reason);
 }
 
-// However often it is called, the act happens once, before the next picture.
-function onFrame(act) {
+// Return a function that calls `callback` once before the next frame, however often it is called.
+function oncePerFrame(callback) {
   let frame = null;
   return () => {
     frame ??= requestAnimationFrame(() => {
       frame = null;
-      act();
+      callback();
     });
   };
 }
@@ -51,15 +53,15 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 // Lines over time, on a canvas.
 class Chart {
-  constructor(only = null) {
-    this.only = only; // the names of values that are drawn; null: all that are numbers
-    this.lines = new Map(); // "board name" -> {board, name, points}
+  constructor(valueNames = null) {
+    this.valueNames = valueNames; // names of the values to draw; null: all that are numbers
+    this.lines = new Map(); // JSON of [board, name] -> {board, name, points}
     this.canvas = el("canvas", { role: "img", "aria-label": "Plot" });
     this.legend = el("div", { class: "cm-legend" });
     this.node = el("div", { class: "cm-chart" }, this.canvas, this.legend);
-    this.draw = onFrame(() => this.drawNow());
-    this.watch = new ResizeObserver(() => this.draw());
-    this.watch.observe(this.node);
+    this.draw = oncePerFrame(() => this.drawNow());
+    this.resizeObserver = new ResizeObserver(() => this.draw());
+    this.resizeObserver.observe(this.node);
   }
 
   clear() {
@@ -68,124 +70,130 @@ class Chart {
   }
 
   add(samples) {
-    const late = new Set();
-    for (const [board, at, values] of samples) {
+    const unsorted = new Set(); // lines that got a sample older than their last one
+    for (const [board, time, values] of samples) {
       for (const [name, value] of Object.entries(values)) {
-        if (!isNumber(value) || (this.only && !this.only.includes(name))) continue;
+        if (!isNumber(value) || (this.valueNames && !this.valueNames.includes(name))) continue;
         const key = JSON.stringify([board, name]);
-        if (!this.lines.has(key) && this.lines.size < MOST_LINES) this.lines.set(key, { board, name, points: [] });
+        if (!this.lines.has(key) && this.lines.size < MAX_LINES) this.lines.set(key, { board, name, points: [] });
         const line = this.lines.get(key);
         if (!line) continue;
-        if (at <= (line.points.at(-1)?.[0] ?? -Infinity)) late.add(line);
-        line.points.push([at, value]);
+        if (time <= (line.points.at(-1)?.[0] ?? -Infinity)) unsorted.add(line);
+        line.points.push([time, value]);
       }
     }
-    for (const line of late) line.points = inOrder(line.points);
-    for (const { points } of this.lines.values()) points.splice(0, points.length - MOST_POINTS);
+    for (const line of unsorted) line.points = sortAndDeduplicate(line.points);
+    for (const { points } of this.lines.values()) points.splice(0, points.length - MAX_POINTS);
     this.draw();
   }
 
-  // By their names, not as they happened to come.
-  sorted() {
-    const order = (one, two) => collator.compare(one.board, two.board) || collator.compare(one.name, two.name);
+  // Return the lines sorted by name, so that colours do not depend on the order of arrival.
+  sortedLines() {
+    const order = (a, b) => collator.compare(a.board, b.board) || collator.compare(a.name, b.name);
     return [...this.lines.values()].sort(order);
   }
 
-  names(lines) {
-    const one = new Set(lines.map((line) => line.name)).size === 1;
-    const alone = new Set(lines.map((line) => line.board)).size === 1;
-    return lines.map((line) => (one && !alone ? line.board : alone ? line.name : `${line.board} ${line.name}`));
-  }
-
-  drawNow() {
-    const lines = this.sorted(), names = this.names(lines);
-    this.legend.replaceChildren(
-      ...lines.map((line, at) => {
-        const mark = el("i", {});
-        mark.style.background = COLOURS[at % COLOURS.length];
-        const last = line.points.at(-1)[1];
-        return el("span", {}, mark, `${names[at]}  ${+last.toPrecision(6)}`);
-      }),
-    );
-    this.canvas.hidden = !lines.length;
-    if (!lines.length) this.legend.replaceChildren("Nothing was emitted yet: cm.emit(temp=21.5) on a board.");
-    this.paint(lines);
-  }
-
-  paint(lines) {
-    const ratio = window.devicePixelRatio || 1;
-    const wide = this.node.clientWidth, high = 180;
-    if (!wide) return;
-    Object.assign(this.canvas, { width: wide * ratio, height: high * ratio });
-    const pen = this.canvas.getContext("2d"), style = getComputedStyle(this.node);
-    pen.scale(ratio, ratio);
-    pen.font = `11px ${style.fontFamily}`;
-    pen.fillStyle = pen.strokeStyle = style.color;
-    const points = lines.flatMap((line) => line.points);
-    if (!points.length) return;
-    const [from, to] = extent(points.map((point) => point[0]), 1);
-    const [low, high_] = extent(points.map((point) => point[1]), 0);
-    const x = (at) => 52 + ((at - from) / (to - from)) * (wide - 64);
-    const y = (value) => high - 22 - ((value - low) / (high_ - low)) * (high - 34);
-    this.axes(pen, { from, to, low, high: high_, x, y, wide });
-    lines.forEach((line, at) => {
-      pen.beginPath();
-      pen.strokeStyle = COLOURS[at % COLOURS.length];
-      pen.lineWidth = 1.6;
-      line.points.forEach(([when, value], index) => (index ? pen.lineTo : pen.moveTo).call(pen, x(when), y(value)));
-      if (line.points.length === 1) pen.arc(x(line.points[0][0]), y(line.points[0][1]), 2, 0, 7);
-      pen.stroke();
+  // Return the lines' labels in the legend, without a part that is the same for all of them.
+  labels(lines) {
+    const sameName = new Set(lines.map((line) => line.name)).size === 1;
+    const sameBoard = new Set(lines.map((line) => line.board)).size === 1;
+    return lines.map((line) => {
+      if (sameBoard) return line.name;
+      return sameName ? line.board : `${line.board} ${line.name}`;
     });
   }
 
-  axes(pen, { from, to, low, high, x, y, wide }) {
-    pen.textBaseline = "middle";
-    pen.textAlign = "right";
+  drawNow() {
+    const lines = this.sortedLines(), labels = this.labels(lines);
+    this.legend.replaceChildren(
+      ...lines.map((line, index) => {
+        const mark = el("i", {});
+        mark.style.background = COLOURS[index % COLOURS.length];
+        const last = line.points.at(-1)[1];
+        return el("span", {}, mark, `${labels[index]}  ${+last.toPrecision(6)}`);
+      }),
+    );
+    this.canvas.hidden = !lines.length;
+    if (!lines.length) this.legend.replaceChildren("No values yet: boards emit them with cm.emit(temp=21.5).");
+    this.drawLines(lines);
+  }
+
+  drawLines(lines) {
+    const ratio = window.devicePixelRatio || 1;
+    const width = this.node.clientWidth, height = 180;
+    if (!width) return;
+    Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
+    const context = this.canvas.getContext("2d"), style = getComputedStyle(this.node);
+    context.scale(ratio, ratio);
+    context.font = `11px ${style.fontFamily}`;
+    context.fillStyle = context.strokeStyle = style.color;
+    const points = lines.flatMap((line) => line.points);
+    if (!points.length) return;
+    const [from, to] = extent(points.map((point) => point[0]), 1);
+    const [low, high] = extent(points.map((point) => point[1]), 0);
+    const x = (time) => 52 + ((time - from) / (to - from)) * (width - 64);
+    const y = (value) => height - 22 - ((value - low) / (high - low)) * (height - 34);
+    this.drawAxes(context, { from, to, low, high, x, y, width });
+    lines.forEach((line, index) => {
+      context.beginPath();
+      context.strokeStyle = COLOURS[index % COLOURS.length];
+      context.lineWidth = 1.6;
+      for (const [time, value] of line.points) context.lineTo(x(time), y(value)); // the first one moves
+      if (line.points.length === 1) context.arc(x(line.points[0][0]), y(line.points[0][1]), 2, 0, 7);
+      context.stroke();
+    });
+  }
+
+  drawAxes(context, { from, to, low, high, x, y, width }) {
+    context.textBaseline = "middle";
+    context.textAlign = "right";
     for (const value of ticks(low, high, 4)) {
-      pen.globalAlpha = 0.2;
-      pen.fillRect(52, Math.round(y(value)), wide - 64, 1);
-      pen.globalAlpha = 0.8;
-      pen.fillText(String(+value.toPrecision(6)), 46, y(value));
+      context.globalAlpha = 0.2;
+      context.fillRect(52, Math.round(y(value)), width - 64, 1);
+      context.globalAlpha = 0.8;
+      context.fillText(String(+value.toPrecision(6)), 46, y(value));
     }
-    pen.textAlign = "center";
-    for (let at = 0; at <= 3; at++) {
-      const when = from + ((to - from) * at) / 3;
-      const place = Math.min(Math.max(x(when), 78), wide - 38);
-      pen.fillText(new Date(when * 1000).toLocaleTimeString([], { hour12: false }), place, 170);
+    context.textAlign = "center";
+    for (let index = 0; index <= 3; index++) {
+      const time = from + ((to - from) * index) / 3;
+      const left = Math.min(Math.max(x(time), 78), width - 38);
+      context.fillText(new Date(time * 1000).toLocaleTimeString([], { hour12: false }), left, 170);
     }
-    pen.globalAlpha = 1;
+    context.globalAlpha = 1;
   }
 
-  end() {
-    this.watch.disconnect();
+  dispose() {
+    this.resizeObserver.disconnect();
   }
 }
 
-// History comes after the first news, and overlaps with it.
-function inOrder(points) {
-  points.sort((one, two) => one[0] - two[0]);
-  return points.filter(([at, value], index) => at !== points[index - 1]?.[0] || value !== points[index - 1][1]);
+// Earlier samples arrive after the first new ones, and overlap with them.
+function sortAndDeduplicate(points) {
+  points.sort((a, b) => a[0] - b[0]);
+  return points.filter(([time, value], index) => time !== points[index - 1]?.[0] || value !== points[index - 1][1]);
 }
 
-function extent(numbers, least) {
+// Return the bounds of an axis. Equal numbers get a range of `minimum`, or of 10 % if that is 0.
+function extent(numbers, minimum) {
   let low = Infinity, high = -Infinity;
   for (const number of numbers) {
     if (number < low) low = number;
     if (number > high) high = number;
   }
-  const room = high - low > 0 ? 0 : least || Math.abs(high) * 0.1 || 1;
-  return [low - room / 2, high + room / 2];
+  const margin = high - low > 0 ? 0 : minimum || Math.abs(high) * 0.1 || 1;
+  return [low - margin / 2, high + margin / 2];
 }
 
+// Return round numbers (1, 2 or 5 times a power of 10) between two bounds, about `count` of them.
 function ticks(low, high, count) {
-  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((times) => times * power).find((each) => each >= rough) || rough;
-  const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high && found.length < 20; value += step) found.push(value);
-  return found;
+  const interval = (high - low) / count, power = 10 ** Math.floor(Math.log10(interval));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= interval) || interval;
+  const values = [];
+  for (let value = Math.ceil(low / step) * step; value <= high && values.length < 20; value += step) values.push(value);
+  return values;
 }
 
-// A plot alone.
+// The widget of %board_plot: one chart.
 class Plot {
   constructor(model) {
     this.chart = new Chart(model.get("values"));
@@ -194,31 +202,32 @@ class Plot {
     this.chart.draw();
   }
 
-  take({ kind, samples, why }) {
+  onMessage({ kind, samples, reason }) {
     if (kind === "samples") this.chart.add(samples);
-    tellLost(this.lost, why);
+    showLost(this.lost, reason);
   }
 
-  end() {
-    this.chart.end();
+  dispose() {
+    this.chart.dispose();
   }
 }
 
-// How a notebook shows a widget: `View` takes its messages until it is out of the page.
+// Return an anywidget module whose `render` shows a `View` and passes it the widget's messages.
 function show(View) {
   return {
-    render({ model, el: place }) {
+    render({ model, el: container }) {
       const view = new View(model), id = Math.random().toString(36).slice(2);
-      const listen = (message) => view.take(message);
-      model.on("msg:custom", listen);
-      place.append(view.node);
+      const listener = (message) => view.onMessage(message);
+      model.on("msg:custom", listener);
+      container.append(view.node);
       model.send({ do: "open", view: id });
-      const again = setTimeout(() => model.send({ do: "here" }), 1000); // by its subshell: live.py
+      // JupyterLab sends this one through a subshell, unlike the first: see live_widget.py.
+      const ping = setTimeout(() => model.send({ do: "ping" }), 1000);
       return () => {
-        clearTimeout(again);
-        model.off("msg:custom", listen);
+        clearTimeout(ping);
+        model.off("msg:custom", listener);
         model.send({ do: "close", view: id });
-        view.end();
+        view.dispose();
       };
     },
   };

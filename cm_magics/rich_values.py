@@ -1,18 +1,19 @@
-"""A board's value -> what a notebook can show of it: pictures, tables, trees. Pure.
+"""Convert a value from a board to a MIME bundle: a picture, a table or a tree.
 
-Only harmless kinds are made, whatever the board said: text that is safe to show, a PNG picture, and
-JSON; never HTML, SVG or script, which a notebook trusts where its own cells made them.
+Whatever the board sends, the bundle contains sanitized text, a PNG or JSON only: never HTML, SVG or
+script, which a notebook would trust as the output of its own cell.
 
     bytes of a PNG                                                       a picture
-    {"framebuf": buf, "width": 128, "height": 64, "format": 0}           a picture, of its buffer
+    {"framebuf": buf, "width": 128, "height": 64, "format": 0}           a picture of the buffer
     [{"pin": 2, "volt": 3.1}, {"pin": 4, "volt": 1.2}]                   a table
-    {"config": {"rates": [1, 2]}} and what else nests and is long        a tree
+    {"config": {"rates": [1, 2]}}, if it is longer than a line           a tree
 """
 
 from __future__ import annotations
 
 import ast
 import base64
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -25,22 +26,23 @@ from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Result
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_MAX_SIDE: Final = 1024  # pixels of a framebuf's width and height, at most
-_ENLARGED_WIDTH: Final = 256  # pixels that a small screen's picture is enlarged to
-_MAX_ROWS: Final = 200  # of a table
-_MAX_COLUMNS: Final = 12
-_MAX_CELL_CHARS: Final = 40  # characters
-_MAX_LINE_CHARS: Final = 80  # characters of a value that is shown as the line it is
-_MAX_TREE_CHARS: Final = 256 * 1024  # characters of a value that becomes a tree
-_MAX_DEPTH: Final = 20  # of a tree
-#: framebuf's formats that have one value a pixel: bits of it, and whether the first is the highest.
+_MAX_SIDE: Final = 1024  # pixels: maximum width and height of a framebuf
+_ENLARGED_WIDTH: Final = 256  # pixels: narrower pictures are enlarged, at most to this width
+_MAX_ROWS: Final = 200  # rows of a table
+_MAX_COLUMNS: Final = 12  # columns of a table
+_MAX_CELL_CHARS: Final = 40  # characters of a table's cell
+_MAX_LINE_CHARS: Final = 80  # a value with more characters becomes a tree
+_MAX_TREE_CHARS: Final = 256 * 1024  # a value with more characters stays text
+_MAX_DEPTH: Final = 20  # levels of a tree
+#: Greyscale formats of framebuf (extmod/modframebuf.c): bits of a pixel, and whether a byte's first
+#: pixel is in its highest bits.
 _PIXEL_FORMATS: Final = {2: (4, True), 3: (1, True), 4: (1, False), 5: (2, False), 6: (8, True)}
 _MONO_VLSB: Final = 0
 _RGB565: Final = 1
 
 
 def mime_bundle(result: Result) -> dict[str, Any]:
-    """Return the value's MIME bundle, which always has a text."""
+    """Return the MIME bundle of a result's value; it always contains text."""
     plain = {"text/plain": printable_output(result.text)}
     if result.value_truncated:
         return plain
@@ -48,16 +50,16 @@ def mime_bundle(result: Result) -> dict[str, Any]:
     if isinstance(value, bytes) and value.startswith(_PNG_SIGNATURE):
         return _png_bundle(value)
     if isinstance(value, dict) and "framebuf" in value:
-        return _png_bundle(made) if (made := _framebuf_png(value)) else plain
-    if isinstance(value, list) and (rows := _table_text(value)):
-        return {"text/plain": rows}
+        return _png_bundle(png) if (png := _framebuf_png(value)) else plain
+    if isinstance(value, list) and (table := _table_text(value)):
+        return {"text/plain": table}
     if isinstance(value, (list, dict)) and _is_tree(value, result.text):
         return {**plain, "application/json": value}
     return plain
 
 
 def _read_literal(text: str) -> Any:
-    """Read a literal, in which a ``bytearray`` may stand; None where it is none."""
+    """Parse a Python literal, which may contain ``bytearray(…)``; return None if it is not one."""
     try:
         tree = _BytearrayToBytes().visit(parse_python(text, "eval"))
         return ast.literal_eval(tree)
@@ -66,11 +68,13 @@ def _read_literal(text: str) -> Any:
 
 
 class _BytearrayToBytes(ast.NodeTransformer):
-    """``bytearray(b"…")`` -> ``b"…"``."""
+    """Replaces ``bytearray(b"…")`` by ``b"…"``, which ``ast.literal_eval`` accepts."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        named = isinstance(node.func, ast.Name) and node.func.id == "bytearray"
-        return node.args[0] if named and len(node.args) == 1 and not node.keywords else node
+        is_bytearray = isinstance(node.func, ast.Name) and node.func.id == "bytearray"
+        if is_bytearray and len(node.args) == 1 and not node.keywords:
+            return node.args[0]
+        return node
 
 
 def _png_bundle(png: bytes) -> dict[str, Any]:
@@ -80,55 +84,70 @@ def _png_bundle(png: bytes) -> dict[str, Any]:
 
 
 def _framebuf_png(value: dict[Any, Any]) -> bytes | None:
-    """Make a PNG of a framebuf's buffer; None where it is none."""
-    buf, kind = value["framebuf"], value.get("format")
-    width, height = value.get("width"), value.get("height")
-    if not isinstance(buf, bytes) or not isinstance(kind, int):
+    """Convert a framebuf's buffer to a PNG; return None if the description is not valid."""
+    buf = value["framebuf"]
+    pixel_format = value.get("format")
+    width = value.get("width")
+    height = value.get("height")
+    if not isinstance(buf, bytes) or not isinstance(pixel_format, int):
         return None
     if not isinstance(width, int) or not isinstance(height, int):
         return None
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         return None
     try:
-        if kind == _RGB565:
+        if pixel_format == _RGB565:
             rows = [_rgb565_row(buf, width, y) for y in range(height)]
-        elif kind == _MONO_VLSB:
+        elif pixel_format == _MONO_VLSB:  # each byte holds 8 pixels of one column
             rows = [
                 bytes(255 * (buf[(y >> 3) * width + x] >> (y & 7) & 1) for x in range(width))
                 for y in range(height)
             ]
         else:
-            bits, high = _PIXEL_FORMATS[kind]
-            rows = [_grey_row(buf, width, y, bits, high=high) for y in range(height)]
+            bits, high_first = _PIXEL_FORMATS[pixel_format]
+            rows = [_grey_row(buf, width, y, bits, high_first=high_first) for y in range(height)]
     except (IndexError, KeyError, TypeError, struct.error):
         return None
-    return _png(rows, 3 if kind == _RGB565 else 1, width, height)
+    return _png(rows, 3 if pixel_format == _RGB565 else 1, width, height)
 
 
 def _rgb565_row(buf: bytes, width: int, y: int) -> bytes:
-    row = struct.unpack_from(f"<{width}H", buf, 2 * y * width)
-    return b"".join(
-        bytes(((p >> 11) * 255 // 31, (p >> 5 & 63) * 255 // 63, (p & 31) * 255 // 31)) for p in row
-    )
+    """Return a row of pixels, three bytes each, from 5 bits of red, 6 of green and 5 of blue."""
+    row = bytearray()
+    for pixel in struct.unpack_from(f"<{width}H", buf, 2 * y * width):
+        row.append((pixel >> 11) * 255 // 31)
+        row.append((pixel >> 5 & 63) * 255 // 63)
+        row.append((pixel & 31) * 255 // 31)
+    return bytes(row)
 
 
-def _grey_row(buf: bytes, width: int, y: int, bits: int, *, high: bool) -> bytes:
-    """Return a row of pixels; each row of the buffer begins with a byte of its own."""
-    each = 8 // bits
-    start, most = y * ((width + each - 1) // each), (1 << bits) - 1
-    shifts = [bits * (each - 1 - n if high else n) for n in range(each)]
+def _grey_row(buf: bytes, width: int, y: int, bits: int, *, high_first: bool) -> bytes:
+    """Return a row of pixels, one byte each; each row of the buffer starts at a whole byte."""
+    per_byte = 8 // bits
+    start = y * ((width + per_byte - 1) // per_byte)
+    white = (1 << bits) - 1
+    shifts = [bits * (per_byte - 1 - n if high_first else n) for n in range(per_byte)]
     return bytes(
-        (buf[start + x // each] >> shifts[x % each] & most) * 255 // most for x in range(width)
+        (buf[start + x // per_byte] >> shifts[x % per_byte] & white) * 255 // white
+        for x in range(width)
     )
 
 
 def _png(rows: Sequence[bytes], depth: int, width: int, height: int) -> bytes:
-    """Write pixels as a PNG (RFC 2083), small ones enlarged, so that their pixels are seen."""
+    """Encode pixels as a PNG (RFC 2083); a small picture is enlarged.
+
+    Args:
+        rows: the pixels.
+        depth: bytes of a pixel: 1 (grey) or 3 (red, green, blue).
+        width: in pixels.
+        height: in pixels.
+    """
     scale = max(1, _ENLARGED_WIDTH // width)
+    # Filter type 0 (none) precedes each row.
     data = b"".join((b"\0" + _stretch_row(row, depth, scale)) * scale for row in rows)
-    colour = 2 if depth == 3 else 0
-    head = struct.pack(">IIBBBBB", width * scale, height * scale, 8, colour, 0, 0, 0)
-    chunks = (b"IHDR", head), (b"IDAT", zlib.compress(data)), (b"IEND", b"")
+    colour_type = 2 if depth == 3 else 0
+    header = struct.pack(">IIBBBBB", width * scale, height * scale, 8, colour_type, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")
     return _PNG_SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
@@ -136,11 +155,12 @@ def _png(rows: Sequence[bytes], depth: int, width: int, height: int) -> bytes:
 
 
 def _stretch_row(row: bytes, depth: int, scale: int) -> bytes:
-    return b"".join(row[at : at + depth] * scale for at in range(0, len(row), depth))
+    """Repeat each pixel of a row ``scale`` times."""
+    return b"".join(row[start : start + depth] * scale for start in range(0, len(row), depth))
 
 
 def _table_text(value: list[Any]) -> str:
-    """Return rows of one shape as a table; "" where they are none."""
+    """Return a list of dicts or sequences of one shape as a table; "" for any other list."""
     if len(value) < 2:
         return ""
     first = value[0]
@@ -159,8 +179,8 @@ def _table_text(value: list[Any]) -> str:
         rows = [[_cell_text(each) for each in row] for row in value[:_MAX_ROWS]]
     else:
         return ""
-    more = len(value) - len(rows)
-    return format_table(heads, rows) + (f"\n… and {more:,} rows more" if more else "")
+    omitted = len(value) - len(rows)
+    return format_table(heads, rows) + (f"\n… and {omitted:,} more rows" if omitted else "")
 
 
 def _cell_text(value: Any) -> str:
@@ -169,7 +189,7 @@ def _cell_text(value: Any) -> str:
 
 
 def _is_tree(value: Any, text: str) -> bool:
-    """Whether a value is one that JSON can say, and worth to be folded."""
+    """Return whether to show a value as a tree: nested, longer than a line, and valid JSON."""
     nested = any(isinstance(each, (list, dict)) for each in _children(value))
     return nested and _MAX_LINE_CHARS < len(text) <= _MAX_TREE_CHARS and _is_json(value, _MAX_DEPTH)
 
@@ -179,11 +199,13 @@ def _children(value: Any) -> list[Any]:
 
 
 def _is_json(value: Any, depth: int) -> bool:
+    """Return whether JSON can represent a value exactly, with at most ``depth`` levels."""
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        return False
     if isinstance(value, (list, dict)):
-        keys = not isinstance(value, dict) or all(isinstance(key, str) for key in value)
-        return keys and depth > 0 and all(_is_json(each, depth - 1) for each in _children(value))
+        return depth > 0 and all(_is_json(each, depth - 1) for each in _children(value))
     if isinstance(value, float):
-        return value == value and abs(value) != float("inf")
+        return math.isfinite(value)
     if isinstance(value, int):
-        return value.bit_length() <= 53  # a browser's numbers are floats
+        return value.bit_length() <= 53  # JavaScript's numbers are 64-bit floats
     return value is None or isinstance(value, str)

@@ -1,13 +1,14 @@
-// The live table of boards: sorted, filtered, chosen from. Behind plot.js in one module.
+// The live table of boards: sorting, filtering, selecting. Concatenated after plot.js.
 
-const ROW = 28; // px: a row's height, as in dashboard.css
-const SPARE = 8; // rows that are drawn above and below those in sight
-const FEWEST = 4; // rows that the table has room for, as many as there are boards; a person may pull it
-const MOST = 12;
+const ROW_HEIGHT = 28; // px, as in dashboard.css
+const EXTRA_ROWS = 8; // rows that are drawn above and below the visible ones
+// Rows that fit in the table: as many as there are boards, within these bounds; the user can resize it.
+const MIN_VISIBLE_ROWS = 4;
+const MAX_VISIBLE_ROWS = 12;
 
-// How people say it
+// Formatting
 
-function span(seconds) {
+function durationText(seconds) {
   if (!isNumber(seconds)) return "";
   for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) {
     if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
@@ -16,16 +17,17 @@ function span(seconds) {
 }
 
 const kilobytes = (bytes) => (isNumber(bytes) ? `${(bytes / 1024).toFixed(1)} KB` : "");
-const ago = (seconds) => (isNumber(seconds) ? `${span(seconds)} ago` : "never");
+const ago = (seconds) => (isNumber(seconds) ? `${durationText(seconds)} ago` : "never");
 
-function doing(row, now) {
+// Return what a board runs: a job, or else its own program.
+function activity(row, now) {
   if (!row.job) return row.queued ? `${row.queued} queued` : row.online ? row.program : "";
-  const spent = isNumber(row.job.started) ? `, ${span(now - row.job.started)}` : "";
-  const more = row.queued ? `, ${row.queued} queued` : "";
-  return `job ${row.job.job} for ${row.job.caller}${spent}${more}`;
+  const elapsed = isNumber(row.job.started) ? `, ${durationText(now - row.job.started)}` : "";
+  const queued = row.queued ? `, ${row.queued} queued` : "";
+  return `job ${row.job.job} for ${row.job.caller}${elapsed}${queued}`;
 }
 
-// The columns: `text` is shown, `order` is sorted by.
+// The columns: `text` returns what is shown, `order` what is sorted by (default: `text`).
 const STATES = ["busy", "idle", "lost", "offline"];
 const COLUMNS = [
   { key: "name", title: "Name", text: (row) => row.name, order: (row) => row.rank },
@@ -37,10 +39,10 @@ const COLUMNS = [
   {
     key: "uptime",
     title: "Uptime",
-    text: (row, now) => (row.online && isNumber(row.booted) ? span(now - row.booted) : ""),
+    text: (row, now) => (row.online && isNumber(row.booted) ? durationText(now - row.booted) : ""),
     order: (row) => (row.online ? -row.booted : undefined),
   },
-  { key: "job", title: "Runs", text: doing, order: (row) => row.job?.started },
+  { key: "job", title: "Runs", text: activity, order: (row) => row.job?.started },
   {
     key: "seen",
     title: "Last seen",
@@ -49,33 +51,35 @@ const COLUMNS = [
   },
 ];
 
-function compare(column, turn) {
+// Return the comparison function of a column; `direction` is 1 (ascending) or -1.
+function compare(column, direction) {
   const order = column.order ?? column.text;
-  return (one, two) => {
-    const a = order(one), b = order(two);
+  return (rowA, rowB) => {
+    const a = order(rowA), b = order(rowB);
     const missing = (a == null || a === "") - (b == null || b === "");
-    if (missing) return missing; // what has no value comes last, either way
-    const by = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a ?? "", b ?? "");
-    return (by || 0) * turn || one.rank - two.rank;
+    if (missing) return missing; // rows without a value come last in both directions
+    const difference = typeof a === "number" && typeof b === "number" ? a - b : collator.compare(a ?? "", b ?? "");
+    return (difference || 0) * direction || rowA.rank - rowB.rank;
   };
 }
 
-// A table of any number of rows, of which only those in sight are in the page.
+// A table of any number of rows, of which only the visible ones are in the page.
 class Table {
-  constructor(open, changed) {
+  // `open` is called with the name of a board; `onChange` when the rows or the selection changed.
+  constructor(open, onChange) {
     this.rows = new Map(); // name -> row
-    this.shown = null; // the names that the filter leaves; null: all
-    this.chosen = new Set();
-    this.cursor = null; // the name that the keyboard is at
-    this.anchor = null; // where a range began
-    this.sort = { column: COLUMNS[0], turn: 1 };
-    this.skew = 0; // seconds that the server's clock is ahead of this one
-    this.list = []; // what is shown, in order
-    this.stale = true; // whether the list has to be made anew
+    this.filtered = null; // the names that the filter selects; null: all
+    this.selected = new Set(); // names
+    this.cursor = null; // the name of the row that the keyboard moves from
+    this.anchor = null; // the name of the row where a range selection began
+    this.sort = { column: COLUMNS[0], direction: 1 };
+    this.clockOffset = 0; // seconds that the server's clock is ahead of this computer's
+    this.list = []; // the rows that are shown, in order
+    this.stale = true; // whether the list must be rebuilt
     this.open = open;
-    this.changed = changed;
-    this.pool = [];
-    this.draw = onFrame(() => this.drawNow());
+    this.onChange = onChange;
+    this.pool = []; // the nodes of the visible rows, which are reused
+    this.draw = oncePerFrame(() => this.drawNow());
     this.id = `cm-${Math.random().toString(36).slice(2)}`;
     this.head = el("div", { class: "cm-head", role: "row" }, el("span", { role: "columnheader" }));
     for (const column of COLUMNS) this.head.append(this.header(column));
@@ -102,7 +106,7 @@ class Table {
   }
 
   sortBy(column) {
-    this.sort = { column, turn: this.sort.column === column ? -this.sort.turn : 1 };
+    this.sort = { column, direction: this.sort.column === column ? -this.sort.direction : 1 };
     this.refresh();
   }
 
@@ -111,33 +115,33 @@ class Table {
     this.draw();
   }
 
-  arrange() {
+  rebuildList() {
     this.stale = false;
-    this.list = [...this.rows.values()].filter((row) => !this.shown || this.shown.has(row.name));
-    this.list.sort(compare(this.sort.column, this.sort.turn));
-    this.place = new Map(this.list.map((row, at) => [row.name, at]));
-    COLUMNS.forEach((column, at) => {
-      const turn = column === this.sort.column ? (this.sort.turn > 0 ? "ascending" : "descending") : "none";
-      this.head.children[at + 1].setAttribute("aria-sort", turn);
+    this.list = [...this.rows.values()].filter((row) => !this.filtered || this.filtered.has(row.name));
+    this.list.sort(compare(this.sort.column, this.sort.direction));
+    this.indexes = new Map(this.list.map((row, index) => [row.name, index])); // name -> index in the list
+    COLUMNS.forEach((column, index) => {
+      const direction = this.sort.direction > 0 ? "ascending" : "descending";
+      this.head.children[index + 1].setAttribute("aria-sort", column === this.sort.column ? direction : "none");
     });
     this.node.setAttribute("aria-rowcount", String(this.list.length));
-    this.space.style.height = `${this.list.length * ROW}px`;
+    this.space.style.height = `${this.list.length * ROW_HEIGHT}px`;
     this.empty.hidden = this.list.length > 0;
     setText(this.empty, this.rows.size ? "No board matches." : "No board is enrolled yet.");
-    const room = Math.min(Math.max(this.rows.size, FEWEST), MOST);
-    if (room !== this.room) this.body.style.height = `${room * ROW}px`;
-    this.room = room;
-    this.changed();
+    const visibleRows = Math.min(Math.max(this.rows.size, MIN_VISIBLE_ROWS), MAX_VISIBLE_ROWS);
+    if (visibleRows !== this.visibleRows) this.body.style.height = `${visibleRows * ROW_HEIGHT}px`;
+    this.visibleRows = visibleRows;
+    this.onChange();
   }
 
   drawNow() {
-    if (this.stale) this.arrange();
-    const now = Date.now() / 1000 + this.skew;
-    const first = Math.max(0, Math.floor(this.body.scrollTop / ROW) - SPARE);
-    const count = Math.ceil(this.body.clientHeight / ROW) + 2 * SPARE;
+    if (this.stale) this.rebuildList();
+    const now = Date.now() / 1000 + this.clockOffset;
+    const first = Math.max(0, Math.floor(this.body.scrollTop / ROW_HEIGHT) - EXTRA_ROWS);
+    const count = Math.ceil(this.body.clientHeight / ROW_HEIGHT) + 2 * EXTRA_ROWS;
     const rows = this.list.slice(first, first + count);
     while (this.pool.length < rows.length) this.pool.push(this.newRow());
-    this.pool.forEach((node, at) => this.fill(node, rows[at], first + at, now));
+    this.pool.forEach((node, index) => this.fill(node, rows[index], first + index, now));
   }
 
   newRow() {
@@ -148,18 +152,19 @@ class Table {
     return node;
   }
 
-  fill(node, row, at, now) {
+  // Show `row`, which has this index in the list, in a node of the pool; without a row, hide the node.
+  fill(node, row, rowIndex, now) {
     node.hidden = !row;
     if (!row) return;
-    node.style.transform = `translateY(${at * ROW}px)`;
+    node.style.transform = `translateY(${rowIndex * ROW_HEIGHT}px)`;
     node.row = row;
-    node.id = `${this.id}-${at}`;
+    node.id = `${this.id}-${rowIndex}`;
     node.dataset.state = STATES.includes(row.state) ? row.state : "";
-    node.setAttribute("aria-rowindex", String(at + 1));
-    node.setAttribute("aria-selected", String(this.chosen.has(row.name)));
-    const here = row.name === this.cursor;
-    node.classList.toggle("cm-cursor", here);
-    if (here) this.node.setAttribute("aria-activedescendant", node.id);
+    node.setAttribute("aria-rowindex", String(rowIndex + 1));
+    node.setAttribute("aria-selected", String(this.selected.has(row.name)));
+    const isCursor = row.name === this.cursor;
+    node.classList.toggle("cm-cursor", isCursor);
+    if (isCursor) this.node.setAttribute("aria-activedescendant", node.id);
     COLUMNS.forEach((column, index) => {
       const cell = node.children[index + 1], text = String(column.text(row, now) ?? "");
       if (cell.textContent !== text) cell.textContent = cell.title = text;
@@ -173,56 +178,58 @@ class Table {
   onClick(event) {
     const name = this.nameAt(event);
     if (name === undefined) return;
-    const box = event.target.classList.contains("cm-check");
-    if (event.shiftKey) this.range(name);
-    else if (box || event.ctrlKey || event.metaKey) this.toggle(name);
-    else this.only(name);
+    const isCheckbox = event.target.classList.contains("cm-check");
+    if (event.shiftKey) this.selectRange(name);
+    else if (isCheckbox || event.ctrlKey || event.metaKey) this.toggle(name);
+    else this.selectOnly(name);
     this.moveTo(name, event.shiftKey);
   }
 
-  range(name) {
-    const from = this.place.get(this.anchor ?? name) ?? 0, to = this.place.get(name);
+  // Select the rows from the anchor to this one.
+  selectRange(name) {
+    const from = this.indexes.get(this.anchor ?? name) ?? 0, to = this.indexes.get(name);
     const [low, high] = from < to ? [from, to] : [to, from];
-    this.chosen = new Set(this.list.slice(low, high + 1).map((row) => row.name));
+    this.selected = new Set(this.list.slice(low, high + 1).map((row) => row.name));
   }
 
   toggle(name) {
-    if (!this.chosen.delete(name)) this.chosen.add(name);
+    if (!this.selected.delete(name)) this.selected.add(name);
   }
 
-  only(name) {
-    this.chosen = new Set([name]);
+  selectOnly(name) {
+    this.selected = new Set([name]);
   }
 
-  moveTo(name, keep = false) {
+  // Move the cursor to a row and scroll it into view.
+  moveTo(name, keepAnchor = false) {
     this.cursor = name;
-    if (!keep) this.anchor = name;
-    const top = this.place.get(name) * ROW, bottom = top + ROW;
+    if (!keepAnchor) this.anchor = name;
+    const top = this.indexes.get(name) * ROW_HEIGHT, bottom = top + ROW_HEIGHT;
     if (top < this.body.scrollTop) this.body.scrollTop = top;
     if (bottom > this.body.scrollTop + this.body.clientHeight) this.body.scrollTop = bottom - this.body.clientHeight;
-    this.changed();
+    this.onChange();
     this.draw();
   }
 
   onKey(event) {
     if (event.target !== this.node && event.key !== "Escape") return;
-    const page = Math.max(1, Math.floor(this.body.clientHeight / ROW) - 1);
+    const page = Math.max(1, Math.floor(this.body.clientHeight / ROW_HEIGHT) - 1);
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
-    const at = this.place?.get(this.cursor);
+    const from = this.indexes?.get(this.cursor);
     if (event.key in steps && !this.list.length) {
       event.preventDefault();
     } else if (event.key in steps) {
-      const to = Math.min(Math.max((at ?? -1) + steps[event.key], 0), this.list.length - 1);
-      if (event.shiftKey) this.range(this.list[to].name);
+      const to = Math.min(Math.max((from ?? -1) + steps[event.key], 0), this.list.length - 1);
+      if (event.shiftKey) this.selectRange(this.list[to].name);
       this.moveTo(this.list[to].name, event.shiftKey);
-    } else if (event.key === " " && at !== undefined) {
+    } else if (event.key === " " && from !== undefined) {
       this.toggle(this.cursor);
       this.moveTo(this.cursor);
-    } else if (event.key === "Enter" && at !== undefined) {
+    } else if (event.key === "Enter" && from !== undefined) {
       this.open(this.cursor);
     } else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
-      this.chosen = new Set(this.list.map((row) => row.name));
-      this.changed();
+      this.selected = new Set(this.list.map((row) => row.name));
+      this.onChange();
       this.draw();
     } else {
       return;
@@ -230,30 +237,33 @@ class Table {
     event.preventDefault();
   }
 
-  take({ rows, gone, whole, now }) {
-    const known = this.rows.size;
-    if (whole) this.rows.clear();
+  // Apply changes; a snapshot contains all boards and replaces the rows.
+  update({ rows, gone, is_snapshot: isSnapshot, now }) {
+    const sizeBefore = this.rows.size;
+    if (isSnapshot) this.rows.clear();
     for (const name of gone) this.rows.delete(name);
     for (const row of rows) {
       const old = this.rows.get(row.name);
-      if (old) Object.assign(old, row); // in its place: a list of a thousand names is not sorted anew
+      if (old) Object.assign(old, row); // in place, so that 1,000 names need not be sorted again
       else this.rows.set(row.name, row);
     }
-    for (const name of this.chosen) if (!this.rows.has(name)) this.chosen.delete(name);
-    this.skew = now - Date.now() / 1000;
-    const others = whole || gone.length > 0 || this.rows.size !== known;
-    if (others) this.number();
-    if (others || this.sort.column !== COLUMNS[0]) this.stale = true;
-    else this.changed();
+    for (const name of this.selected) if (!this.rows.has(name)) this.selected.delete(name);
+    this.clockOffset = now - Date.now() / 1000;
+    const namesChanged = isSnapshot || gone.length > 0 || this.rows.size !== sizeBefore;
+    if (namesChanged) this.rankNames();
+    if (namesChanged || this.sort.column !== COLUMNS[0]) this.stale = true;
+    else this.onChange();
     this.draw();
   }
 
-  number() {
+  // Store each row's position in the order of names, which decides between equal rows.
+  rankNames() {
     const names = [...this.rows.keys()].sort(collator.compare);
     names.forEach((name, rank) => (this.rows.get(name).rank = rank));
   }
 
-  names() {
-    return this.list.filter((row) => this.chosen.has(row.name)).map((row) => row.name);
+  // Return the selected names that the filter shows, in the order of the table.
+  selectedNames() {
+    return this.list.filter((row) => this.selected.has(row.name)).map((row) => row.name);
   }
 }

@@ -120,7 +120,7 @@ def filter_boards(seen: Fleets) -> None:
     seen.target.fill("nobody-*")
     expect(seen.table).to_contain_text("No board matches.")
     seen.target.fill("rack-[2-")
-    expect(seen.node.locator(".cm-complaint")).to_contain_text("is not closed")
+    expect(seen.node.locator(".cm-filter-error")).to_contain_text("is not closed")
     seen.target.fill("rack-*")
     expect(seen.count).to_contain_text("3 of ")
 
@@ -340,7 +340,7 @@ evil
         seen.row("evil-1").locator(".cm-name").dblclick()
         expect(seen.pane).to_contain_text("<img src=x")
         seen.pane.locator(".cm-job").first.click()
-        expect(seen.pane.locator(".cm-told").first).to_contain_text("Out: ")
+        expect(seen.pane.locator(".cm-job-output").first).to_contain_text("Out: ")
         seen.notebook.picture("dashboard-hostile")
         assert seen.page.evaluate("window.cmEvil") is None
         assert seen.page.locator("img[src='x'], .jp-OutputArea script").count() == 0

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDepr
 
 def test_reset_forgets_names_and_says_who_is_back(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet["demo-[1-2]"].run("kept = 1").raise_for_error()
-    assert shell.run("r = %board_reset demo-[1-2]") == "demo-[1-2]: back from a soft reset."
+    assert shell.run("r = %board_reset demo-[1-2]") == "demo-[1-2]: soft reset done."
     results: Any = shell.ip.user_ns["r"]
     assert isinstance(results, Results)
     assert set(results) == {"demo-1", "demo-2"}
@@ -43,7 +43,7 @@ def test_info_shows_facts_of_the_boards_that_were_chosen(shell: Shell, boards): 
 
 def test_rename_says_the_new_name_and_a_wrong_line_how_it_is_used(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet.enrol(["old-1"])
-    assert shell.run("%board_rename old-1 new-1") == "old-1 is called new-1 now."
+    assert shell.run("%board_rename old-1 new-1") == "old-1 was renamed to new-1."
     assert [board["name"] for board in fleet.boards("new-1")] == ["new-1"]
     assert "%board_rename BOARD NAME" in shell.run("%board_rename new-1")
     shell.run("%board_rename old-1 other-1")

@@ -64,7 +64,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Page:
 @pytest.fixture
 def dashboard(page: Page, fleet: Fleet, boards: Any) -> Iterator[Dashboard]:
     shown = Dashboard(fleet)
-    page.until("boards", lambda message: message["whole"])
+    page.until("boards", lambda message: message["is_snapshot"])
     yield shown
     shown.close()
 
@@ -76,7 +76,7 @@ def row_of(message: Any, name: str) -> dict[str, Any]:
 
 def test_a_page_that_opens_is_told_all_then_what_changes(page: Page, dashboard: Dashboard, fleet):
     page.say(dashboard, do="open", view="v1")
-    whole = page.until("boards", lambda message: message["whole"])
+    whole = page.until("boards", lambda message: message["is_snapshot"])
     assert {"demo-1", "demo-2", "demo-3"} <= {row["name"] for row in whole["rows"]}
     row = row_of(whole, "demo-1")
     assert (row["state"], row["online"], row["job"]) == ("idle", True, None)
@@ -101,7 +101,7 @@ def test_nobody_looks_nothing_is_followed(page: Page, dashboard: Dashboard):
     assert not follows(dashboard)
     page.say(dashboard, do="open", view="v3")
     assert follows(dashboard)
-    page.until("boards", lambda message: message["whole"])
+    page.until("boards", lambda message: message["is_snapshot"])
 
 
 def test_unloading_the_magics_ends_what_is_followed(page: Page, dashboard: Dashboard):
@@ -111,23 +111,23 @@ def test_unloading_the_magics_ends_what_is_followed(page: Page, dashboard: Dashb
 
 def test_filter_takes_targets_and_says_what_is_wrong(page: Page, dashboard: Dashboard, fleet):
     page.say(dashboard, do="filter", text="demo-[1-2]")
-    assert page.until("shown")["names"] == ["demo-1", "demo-2"]
+    assert page.until("filtered")["names"] == ["demo-1", "demo-2"]
     page.say(dashboard, do="filter", text="demo-[")
-    told = page.until("shown")
+    told = page.until("filtered")
     assert "is not closed" in told["error"]
     assert told["names"] == ["demo-1", "demo-2"]
     page.say(dashboard, do="filter", text="dash=yes")
-    assert page.until("shown")["names"] == []
+    assert page.until("filtered")["names"] == []
     fleet["demo-3"].label({"dash": "yes"})
-    assert page.until("shown", lambda message: message["names"])["names"] == ["demo-3"]
+    assert page.until("filtered", lambda message: message["names"])["names"] == ["demo-3"]
     fleet["demo-3"].label({"dash": ""})
     page.say(dashboard, do="filter", text=" ")
-    assert page.until("shown", lambda message: message["names"] is None)["error"] == ""
+    assert page.until("filtered", lambda message: message["names"] is None)["error"] == ""
 
 
 def act(page: Page, dashboard: Dashboard, name: str, text: str = "", on: Any = ("demo-1",)) -> Any:
-    page.say(dashboard, do="act", action=name, boards=list(on), text=text)
-    return page.until("say", lambda message: message["state"] != "running")
+    page.say(dashboard, do="action", action=name, boards=list(on), text=text)
+    return page.until("action", lambda message: message["state"] != "running")
 
 
 def test_actions_run_interrupt_reset_and_label(page: Page, dashboard: Dashboard, fleet: Fleet):
@@ -137,20 +137,22 @@ def test_actions_run_interrupt_reset_and_label(page: Page, dashboard: Dashboard,
     group = fleet["demo-1"].submit("while True: pass")
     assert act(page, dashboard, "interrupt")["text"] == "1 job interrupted"
     assert group.results(WAIT)["demo-1"].status == "interrupted"
-    assert act(page, dashboard, "interrupt")["text"] == "nothing runs there"
+    assert (
+        act(page, dashboard, "interrupt")["text"] == "no jobs are running or queued on these boards"
+    )
     fleet["demo-1"].run("x = 1")
     assert act(page, dashboard, "reset")["text"] == "demo-1 restarted"
     assert not fleet["demo-1"].run("x").ok
     assert act(page, dashboard, "label", "dash = yes")["text"] == "demo-1: dash=yes"
-    assert act(page, dashboard, "label", "dash=")["text"] == "demo-1: dash taken away"
+    assert act(page, dashboard, "label", "dash=")["text"] == "demo-1: dash removed"
 
 
 def test_a_running_action_is_shown_while_it_runs_and_what_is_wrong_is_said(page, dashboard, fleet):
     endless = "print('going')\nwhile True: pass"
-    page.say(dashboard, do="act", action="run", boards=["demo-1"], text=endless)
-    page.until("say", lambda message: "going" in message["text"])
-    page.say(dashboard, do="act", action="interrupt", boards=["demo-1"])
-    page.until("say", lambda m: "KeyboardInterrupt" in m["text"] and m["state"] == "failed")
+    page.say(dashboard, do="action", action="run", boards=["demo-1"], text=endless)
+    page.until("action", lambda message: "going" in message["text"])
+    page.say(dashboard, do="action", action="interrupt", boards=["demo-1"])
+    page.until("action", lambda m: "KeyboardInterrupt" in m["text"] and m["state"] == "failed")
     for name, text, wrong in [
         ("run", "1 +", "invalid syntax"),
         ("run", "1/0", "ZeroDivisionError"),
@@ -168,7 +170,10 @@ def test_files_are_copied_and_one_board_is_renamed(page: Page, dashboard, fleet,
     assert fleet["demo-1"].run("open('/up/hello.txt').read()").value == "hi"
     assert act(page, dashboard, "upload", "/no/such/file")["state"] == "failed"
     assert act(page, dashboard, "rename", "x", ["demo-1", "demo-2"])["state"] == "failed"
-    assert act(page, dashboard, "rename", "demo-9", ["demo-1"])["text"] == "it is called demo-9 now"
+    assert (
+        act(page, dashboard, "rename", "demo-9", ["demo-1"])["text"]
+        == "demo-1 was renamed to demo-9"
+    )
     assert act(page, dashboard, "rename", "demo-1", ["demo-9"])["state"] == "done"
 
 
@@ -207,12 +212,12 @@ def test_packages_are_installed_and_are_on_a_boards_page(page: Page, dashboard, 
 def test_messages_that_make_no_sense_are_passed_over(page: Page, dashboard: Dashboard):
     for message in (
         {},
-        {"do": "act"},
-        {"do": "act", "action": "run"},
-        {"do": "act", "boards": [1]},
+        {"do": "action"},
+        {"do": "action", "action": "run"},
+        {"do": "action", "boards": [1]},
     ):
         page.say(dashboard, **message)
-    page.say(dashboard, do="act", action="format", boards=["demo-1"])
+    page.say(dashboard, do="action", action="format", boards=["demo-1"])
     page.say(dashboard, do="page", board="nobody-9")
     page.say(dashboard, do="job", number="x")
     assert "a job is named by its number" in page.until("job")["text"]
@@ -223,7 +228,7 @@ def test_page_of_a_board_has_facts_jobs_and_samples_and_keeps_up(page: Page, das
     page.say(dashboard, do="page", board="demo-2")
     told = page.until("page")
     facts, jobs, *asked = told["sections"]
-    assert [part["title"] for part in asked if part["asked"]] == ["Files", "Packages"]
+    assert [part["title"] for part in asked if part["on_demand"]] == ["Files", "Packages"]
     assert ["platform", "linux"] in facts["pairs"]
     assert told["samples"][-1][2] == {"temp": 3}
     page.say(dashboard, do="job", number=jobs["jobs"][0]["number"])
@@ -251,7 +256,7 @@ def test_every_action_is_a_button():
 def test_a_server_that_is_gone_is_said(page: Page):
     with Fleet("http://127.0.0.1:9", "cm_x") as nowhere:
         lost = Dashboard(nowhere)
-        assert "No server at http://127.0.0.1:9" in page.until("lost")["why"]
+        assert "No server at http://127.0.0.1:9" in page.until("lost")["reason"]
         page.say(lost, do="open", view="v1")
         assert page.until("boards")["rows"] == []
         page.until("lost")
@@ -266,7 +271,7 @@ def test_dashboard_as_text_is_the_table(dashboard: Dashboard):
 def test_dashboard_begins_with_a_target(page: Page, boards: Any):
     shown = cm_magics.dashboard("demo-1")
     page.say(shown, do="open", view="v1")
-    assert page.until("shown", lambda message: message["names"])["names"] == ["demo-1"]
+    assert page.until("filtered", lambda message: message["names"])["names"] == ["demo-1"]
     shown.close()
     with pytest.raises(TargetError):
         cm_magics.dashboard("demo-[")
@@ -304,7 +309,7 @@ def test_lines_are_the_numbers_of_the_names_that_are_wanted():
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ([], "Nothing was emitted yet: `cm.emit(temp=21.5)` on a board."),
+        ([], "No values yet: boards emit them with `cm.emit(temp=21.5)`."),
         (samples({"t": 5}), "lab-1 t  ▁  5"),
         (samples({"t": 0}, {"t": 7}), "lab-1 t  ▁█  7"),
         (samples({EVIL: 1}), "lab-1 <script>\\x1b[2J\\u202e  ▁  1"),

@@ -266,7 +266,7 @@ def test_stop_button_ends_only_the_waiting_for_a_cell_that_was_not_waited_for(ke
     kernel.run(code)
     status, outputs = kernel.run("%board_result", watch=stop)
     assert status == "error"
-    assert outputs[-1].text == "KeyboardInterrupt: the cell goes on, on demo-[1-2]."
+    assert outputs[-1].text == "KeyboardInterrupt: the cell continues on demo-[1-2]."
     assert kernel.run("r = %board_result")[1][-1].text == f"{head('demo-[1-2]')}\n42"
 
 

@@ -65,17 +65,17 @@ def test_options_have_defaults():
     [
         (
             "--timeot 5 x",
-            "There is no option --timeot. Did you mean --timeout? `%board?` shows all.",
+            "There is no option --timeot. Did you mean --timeout? `%board?` lists all options.",
         ),
-        ("--zzz x", "There is no option --zzz. `%board?` shows all."),
+        ("--zzz x", "There is no option --zzz. `%board?` lists all options."),
         ("--timeout", "--timeout needs a value."),
-        ("--timeout x", "--timeout: 'x' is no number of seconds above 0."),
-        ("--timeout -1", "--timeout: '-1' is no number of seconds above 0."),
-        ("--timeout inf", "--timeout: 'inf' is no number of seconds above 0."),
-        ("-o 1x", "-o/--out: '1x' is no name of a variable."),
-        ("-o class", "-o/--out: 'class' is no name of a variable."),
-        ("--on-error rise", "--on-error: 'rise' is not known: did you mean raise?"),
-        ("--on-error zzz", "--on-error: 'zzz' is not known: it is one of raise, show, ignore."),
+        ("--timeout x", "--timeout: 'x' is not a positive number of seconds."),
+        ("--timeout -1", "--timeout: '-1' is not a positive number of seconds."),
+        ("--timeout inf", "--timeout: 'inf' is not a positive number of seconds."),
+        ("-o 1x", "-o/--out: '1x' is not a valid variable name."),
+        ("-o class", "-o/--out: 'class' is not a valid variable name."),
+        ("--on-error rise", "--on-error: 'rise' is not valid. Did you mean raise?"),
+        ("--on-error zzz", "--on-error: 'zzz' is not valid. Use one of: raise, show, ignore."),
     ],
 )
 def test_wrong_usage_gets_one_sentence(line: str, sentence: str):

@@ -127,7 +127,7 @@ def test_code_of_a_line_is_not_touched(shell: Shell):
 
 def test_long_output_tells_how_to_keep_it(shell: Shell):
     told = shell.run("%%board demo-[1-2]\nfor n in range(1001): print(n)")
-    assert told.startswith(f"{HEAD}… 1 more line, `-o r` keeps them in r['demo-1'].stdout")
+    assert told.startswith(f"{HEAD}… 1 more line, `-o r` stores them in r['demo-1'].stdout")
     told = shell.run("%%board demo-[1-2] -o kept\nfor n in range(1001): print(n)")
     assert told.startswith(f"{HEAD}… 1 more line, in kept['demo-1'].stdout")
 
@@ -210,9 +210,9 @@ def test_malformed_target_is_pointed_at(shell: Shell):
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ("%board", "UsageError: Say on which boards"),
-        ("%board demo-1", "UsageError: Write code behind the target"),
-        ("%%board\n1", "UsageError: Say on which boards"),
+        ("%board", "UsageError: There is no target"),
+        ("%board demo-1", "UsageError: Write code after the target"),
+        ("%%board\n1", "UsageError: There is no target"),
         ("%%board --timeot 5\n1", "UsageError: There is no option --timeot."),
     ],
 )
@@ -269,18 +269,24 @@ def test_variables_move_no_line_of_a_traceback(shell: Shell):
     ("cell", "sentence"),
     [
         ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards can receive"),
-        ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: there is no variable nubmer he"),
-        ("%board -i 1x demo-1 1", "UsageError: -i/--input: '1x' is no name of a variable."),
-        ("%board --wait no demo-1 1", "UsageError: --wait: 'no' is no number of seconds above 0."),
-        ("%board --progress-after x demo-1 1", "UsageError: --progress-after: 'x' is no number"),
-        ("%board --progress-after nan demo-1 1", "UsageError: --progress-after: 'nan' is no n"),
+        ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: the notebook has no variable n"),
+        ("%board -i 1x demo-1 1", "UsageError: -i/--input: '1x' is not a valid variable name."),
+        (
+            "%board --wait no demo-1 1",
+            "UsageError: --wait: 'no' is not a positive number of seconds.",
+        ),
+        ("%board --progress-after x demo-1 1", "UsageError: --progress-after: 'x' is not a number"),
+        ("%board --progress-after nan demo-1 1", "UsageError: --progress-after: 'nan' is not a n"),
         (
             "%board --group-outputs bord demo-1 1",
-            "UsageError: --group-outputs: 'bord' is not known",
+            "UsageError: --group-outputs: 'bord' is not valid",
         ),
         ("%board_result", "UsageError: No cell was submitted with --noblock yet"),
-        ("x = 1\n%board_result x", "UsageError: x is no cell that was submitted with --noblock."),
-        ("%board_result 7", "UsageError: 7 is no cell that was submitted with --noblock."),
+        (
+            "x = 1\n%board_result x",
+            "UsageError: x is not a cell that was submitted with --noblock.",
+        ),
+        ("%board_result 7", "UsageError: 7 is not a cell that was submitted with --noblock."),
     ],
 )
 def test_wrong_values_get_one_sentence(shell: Shell, cell: str, sentence: str):
@@ -407,7 +413,7 @@ def test_boards_are_a_table(shell: Shell):
 
 
 def test_chosen_boards_are_used_by_cells_that_name_none(shell: Shell):
-    assert shell.run("%board_use").startswith("No boards are chosen.")
+    assert shell.run("%board_use").startswith("No boards are chosen:")
     told = shell.run("%board_use demo-*!demo-3")
     assert told == "%%board without a target means demo-*!demo-3, which is demo-[1-2]."
     assert shell.run("%board_use") == told
@@ -424,7 +430,7 @@ def test_boards_that_do_not_exist_are_not_chosen(shell: Shell):
 def test_absent_board_is_told_when_it_is_chosen(shell: Shell, monkeypatch: pytest.MonkeyPatch):
     told = [{"name": "lab-1", "connected_since": 1.0}, {"name": "lab-2", "connected_since": None}]
     monkeypatch.setattr(Fleet, "boards", lambda _fleet, _target: told)
-    assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; not there: lab-2.")
+    assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; offline: lab-2.")
 
 
 # Help and completion
@@ -536,5 +542,5 @@ def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
     assert shell.run("%board_plot demo-2 level").startswith("Out[")
     shell.run("%board_plot demo-9")
     assert isinstance(shell.error, NoSuchBoard)
-    assert "Say of which boards" in shell.run("%board_plot")
-    assert "is not closed" in shell.run("%fleet demo-[")
+    assert "There is no target" in shell.run("%board_plot")
+    assert "never closed" in shell.run("%fleet demo-[")

@@ -102,7 +102,7 @@ def test_rows_are_a_table():
 
 def test_table_is_bounded():
     text = shown(repr([{"n": n, "text": "x" * 90} for n in range(1000)]))["text/plain"]
-    assert text.endswith("… and 800 rows more")
+    assert text.endswith("… and 800 more rows")
     assert max(map(len, text.split("\n"))) < 60
 
 
