@@ -1,4 +1,4 @@
-"""``python -m cm_kernel -f FILE`` is the kernel; ``python -m cm_kernel install`` its kernelspec."""
+"""``python -m cm_kernel -f FILE`` runs the kernel; ``… install`` installs its kernelspec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The boards' half of the kernel: cells on the magics' boards, with the kernel's own messages."""
+"""The part of the kernel that runs cells on boards, by means of the magics."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from .host import KernelHost
 from .interrupts import WHILE_WAITING
 
 _MAGICS: Final = "cm_magics"
-_HISTORY_CACHE_CELLS: Final = 25  # cells of the history that may wait in memory
-_MAX_CELLS: Final = 500  # cells, whose definitions Shift-Tab knows
+_HISTORY_CACHE_CELLS: Final = 25  # cells of the history that are kept in memory before a write
+_MAX_CELLS: Final = 500  # cells that are searched for definitions on Shift-Tab
 
 
 class BoardCells:
-    """Runs cells on boards; what ``cells.transform`` calls."""
+    """Runs cells on boards, and answers questions about names.
+
+    ``cell_routing.transform_cell`` makes IPython call ``run`` and ``help``.
+    """
 
     def __init__(self, kernel: KernelHost) -> None:
         self._kernel = kernel
-        self.cells: deque[str] = deque(maxlen=_MAX_CELLS)  # that ran
+        self.cells: deque[str] = deque(maxlen=_MAX_CELLS)  # code that ran on boards
         shell: Any = kernel.shell
         self.magics = BoardMagics(shell)
         self.magics.chosen_text = "Cells run on"
@@ -37,9 +40,9 @@ class BoardCells:
         self.magics.register_hooks()
         register_target_magics(shell, self.magics)
         shell.input_transformers_cleanup.append(cell_routing.transform_cell)
-        # A thread that writes to disk just when the cell is sent costs it 1 ms, or 3.
+        # IPython writes the history in a thread; a write delays a cell that is sent by 1 to 3 ms.
         shell.history_manager.db_cache_size = _HISTORY_CACHE_CELLS
-        shell.extension_manager.loaded.add(_MAGICS)  # %load_ext in a tutorial changes nothing
+        shell.extension_manager.loaded.add(_MAGICS)  # makes %load_ext do nothing
 
     async def run(
         self, code: str, line: str | None, *, after_host_lines: bool = False
@@ -48,43 +51,53 @@ class BoardCells:
 
         Args:
             code: the cell.
-            line: what stands behind its ``%%board``; None where it is not marked.
-            after_host_lines: whether lines of the notebook's own stand above it.
+            line: the text after ``%%board``; None if the cell does not begin with it.
+            after_host_lines: whether lines above it ran in the notebook's own Python.
+
+        Returns:
+            The running cell with ``--noblock``; else None.
+
+        Raises:
+            CloudmanagerError: there is no target, or a board failed.
         """
         if after_host_lines:
-            sys.stdout.flush()  # what they printed comes first
+            sys.stdout.flush()  # their output must come first
         if not (line or self.magics.target):
             self._raise_no_target()
         self.cells.append(code)
-        way = LoopRunner(self._kernel, with_head=not line)
-        with self._kernel.interrupts.allow_only(WHILE_WAITING):  # nothing is half sent
-            return await self.magics.board_cell(line or "", code, way)
+        runner = LoopRunner(self._kernel, with_head=not line)
+        # An interrupt between two steps could leave a message half sent.
+        with self._kernel.interrupts.allow_only(WHILE_WAITING):
+            return await self.magics.board_cell(line or "", code, runner)
 
     async def help(self, name: str) -> None:
-        """Show what a name is, as `name?` does everywhere."""
-        told = await self.describe_name(name, "", self.magics.target, detail=1)
+        """Show the description of a name in the pager, as `name?` does in IPython."""
+        description = await self.describe_name(name, "", self.magics.target, detail=1)
         shell: Any = self._kernel.shell
-        page = {"text/plain": told or f"Nothing is known of {name}."}
+        page = {"text/plain": description or f"There is no information about {name}."}
         shell.payload_manager.write_payload({"source": "page", "data": page, "start": 0})
 
     async def completion_reply(self, code: str, cursor: int, target: str) -> dict[str, Any]:
         """Return the reply to Tab in a cell for boards."""
-        start, offered = await code_completion.find_matches(code, cursor, target, self.cells)
-        return code_completion.completion_reply(cursor, start, offered)
+        prefix, matches = await code_completion.find_matches(code, cursor, target, self.cells)
+        return code_completion.completion_reply(cursor, prefix, matches)
 
     async def describe_name(self, name: str, code: str, target: str, detail: int) -> str:
-        """Return all that is known of a name; "" for nothing."""
+        """Return the description of a name; "" if nothing is known about it."""
         return await code_completion.describe_name(name, code, target, self.cells, detail)
 
     def split_cell(self, code: str) -> tuple[list[str], CellPart | None]:
-        """Return the notebook's own lines at the top of a cell, and what comes after them."""
+        """Return the leading lines of a cell that run on the host, and the rest."""
         return cell_routing.split_cell("".join(uncomment(code.splitlines(keepends=True))))
 
     def target_at(self, code: str, cursor: int) -> str | None:
-        """Return the boards that the text at a cursor is for; None where it is the notebook's."""
-        typed = code[:cursor].rpartition("\n")[2]
-        _own, part = self.split_cell(code)
-        if typed.startswith(("%", "!", "?")) or (part is not None and part.kind == "host"):
+        """Return the target of the code at a cursor; None if it runs in the notebook's own Python.
+
+        The target is "" if no boards are chosen.
+        """
+        line_to_cursor = code[:cursor].rpartition("\n")[2]
+        _host_lines, part = self.split_cell(code)
+        if line_to_cursor.startswith(("%", "!", "?")) or (part is not None and part.kind == "host"):
             return None
         return self._line_target(part.line if part else None)
 
@@ -92,27 +105,30 @@ class BoardCells:
         return (self.magics.read_target(line) if line else "") or self.magics.target
 
     def _raise_no_target(self) -> None:
-        """Say what is missing.
+        """Raise an error that says how to choose boards.
 
         Raises:
             CloudmanagerError: always.
         """
         try:
-            there = fleet().boards()
+            boards = fleet().boards()
         except CloudmanagerError as error:
             hide_traceback(error)
             raise
-        missing = _no_target_error(
-            fold_names(board["name"] for board in there if board["connected_since"])
-        )
-        hide_traceback(missing)
-        raise missing
+        online = fold_names(board["name"] for board in boards if board["connected_since"])
+        no_target = _no_target_error(online)
+        hide_traceback(no_target)
+        raise no_target
 
 
 def _no_target_error(names: str) -> CloudmanagerError:
-    """Make the error of a cell that means no boards; ``names`` are those that are there."""
-    told = f"{names} are there." if names else "There are none: no board has dialled in."
-    error = CloudmanagerError(detail=f"No boards are chosen for this cell. {told}")
-    choose = f"Choose with `%board_use {names}`, or write `%%board TARGET` above the cell."
-    error.hint = choose if names else "`!mbm simulate 3 --detach` makes three virtual ones."
+    """Return the error of a cell without a target; ``names`` are the boards that are online."""
+    if names:
+        state = f"Online: {names}."
+        hint = f"Choose with `%board_use {names}`, or write `%%board TARGET` above the cell."
+    else:
+        state = "No board is online."
+        hint = "`!mbm simulate 3 --detach` starts three virtual boards."
+    error = CloudmanagerError(detail=f"No boards are chosen for this cell. {state}")
+    error.hint = hint
     return error

@@ -1,4 +1,4 @@
-"""Tab and Shift-Tab in a cell for boards: what they tell, and what is known where they are busy."""
+"""Tab and Shift-Tab in a cell for boards: from idle boards, earlier cells, and stubs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cloudmanager.protocol.text import fold_names
 
 from . import code_context, introspection, stubs
 
-_TYPES_KEY: Final = "_jupyter_types_experimental"  # what JupyterLab shows beside a name
-_MAX_DOC_LINES: Final = 24  # of a docstring, unless all is asked for
+_TYPES_KEY: Final = "_jupyter_types_experimental"  # JupyterLab shows these types beside the names
+_MAX_DOC_LINES: Final = 24  # lines of a docstring at detail level 0
 
 
 class CompletionMatch:
-    """A name to offer: its kind, and the boards that alone have it ("" for all of them)."""
+    """A name to offer: its kind, and the boards that have it ("" if all of them have it)."""
 
     def __init__(self, kind: str, only_on: str = "") -> None:
         self.kind = kind
@@ -25,36 +25,37 @@ class CompletionMatch:
 async def find_matches(
     code: str, cursor: int, target: str, earlier_cells: Sequence[str]
 ) -> tuple[str, dict[str, CompletionMatch]]:
-    """Return what may stand at the cursor.
+    """Return the names that may complete the code at the cursor.
 
     Args:
         code: the cell's text.
-        cursor: the place in it, counted in characters.
-        target: the boards that it is for; "" where none are chosen.
+        cursor: the position in it, in characters.
+        target: the boards that the cell is for; "" if none are chosen.
         earlier_cells: the texts of cells that ran.
 
     Returns:
-        What is there of the name already, and the names to offer, best first.
+        The part of the name that is typed already, and the names to offer, best first: those that
+        most boards have, then those that are known without a board.
     """
-    path, start, importing = code_context.token_before(code, cursor)
-    if not (path or start or importing):
+    path, prefix, importing = code_context.token_before(code, cursor)
+    if not (path or prefix or importing):
         return "", {}
-    found: dict[str, introspection.FoundName] = {}
-    who: list[str] = []
+    on_boards: dict[str, introspection.FoundName] = {}
+    answered: list[str] = []
     if target and not importing:
-        found, who = await introspection.list_names(target, path, start)
-    offered = {
-        name: CompletionMatch(
-            each.kind, fold_names(each.boards) if len(each.boards) < len(who) else ""
-        )
-        for name, each in sorted(found.items(), key=lambda pair: (-len(pair[1].boards), pair[0]))
-    }
-    for name, kind in sorted(
-        _known_names(code, path, start, importing, earlier_cells, boards_answered=bool(who)).items()
-    ):
-        if name.startswith(start) and name not in offered and (start or name[0] != "_"):
-            offered[name] = CompletionMatch(kind)
-    return start, offered
+        on_boards, answered = await introspection.list_names(target, path, prefix)
+    matches: dict[str, CompletionMatch] = {}
+    by_boards = sorted(on_boards.items(), key=lambda pair: (-len(pair[1].boards), pair[0]))
+    for name, found in by_boards:
+        only_on = fold_names(found.boards) if len(found.boards) < len(answered) else ""
+        matches[name] = CompletionMatch(found.kind, only_on)
+    known = _known_names(
+        code, path, prefix, importing, earlier_cells, boards_answered=bool(answered)
+    )
+    for name, kind in sorted(known.items()):
+        if name.startswith(prefix) and name not in matches and (prefix or name[0] != "_"):
+            matches[name] = CompletionMatch(kind)
+    return prefix, matches
 
 
 def _known_names(
@@ -66,48 +67,43 @@ def _known_names(
     *,
     boards_answered: bool,
 ) -> dict[str, str]:
-    """Return what is known without a board; less of it where boards told theirs."""
+    """Return names that are known without a board, with their kinds.
+
+    If boards answered, names are left out that they would have reported themselves.
+    """
     if importing and not path:
         return dict.fromkeys(stubs.module_names(), "module")
     if path:
         known = path if importing else code_context.resolve_path(path, [*earlier_cells, code])
-        # Where boards answered, only what this cell imports may be missing on them.
-        fits = (
-            importing
-            or not boards_answered
-            or path.partition(".")[0] in code_context.imported_names([code])
-        )
-        return stubs.public_names(known) if fits else {}
-    words = dict.fromkeys(code_context.names_in(code) - {prefix}, "")
+        # If boards answered, they lack only the names that this cell imports.
+        imported_here = path.partition(".")[0] in code_context.imported_names([code])
+        if importing or imported_here or not boards_answered:
+            return stubs.public_names(known)
+        return {}
+    names = dict.fromkeys(code_context.names_in(code) - {prefix}, "")
     if not boards_answered:
         earlier = (each for cell in earlier_cells for each in code_context.names_in(cell))
-        words.update(dict.fromkeys(earlier, ""))
-        words.update(stubs.public_names("builtins"))
-    words.update(dict.fromkeys(keyword.kwlist, "keyword"))
-    return words
+        names.update(dict.fromkeys(earlier, ""))
+        names.update(stubs.public_names("builtins"))
+    names.update(dict.fromkeys(keyword.kwlist, "keyword"))
+    return names
 
 
 def completion_reply(
     cursor: int, prefix: str, matches: dict[str, CompletionMatch]
 ) -> dict[str, Any]:
-    """Return what a kernel answers to a complete_request."""
-    begin = cursor - len(prefix)
-    types = [
-        {
-            "start": begin,
-            "end": cursor,
-            "text": name,
-            "type": f"{match.kind} only on {match.only_on}".strip()
-            if match.only_on
-            else match.kind,
-            "signature": "",
-        }
-        for name, match in matches.items()
-    ]
+    """Return the content of a complete_reply."""
+    start = cursor - len(prefix)
+    types = []
+    for name, match in matches.items():
+        kind = match.kind
+        if match.only_on:
+            kind = f"{kind} only on {match.only_on}".strip()
+        types.append({"start": start, "end": cursor, "text": name, "type": kind, "signature": ""})
     return {
         "status": "ok",
         "matches": list(matches),
-        "cursor_start": begin,
+        "cursor_start": start,
         "cursor_end": cursor,
         "metadata": {_TYPES_KEY: types},
     }
@@ -116,7 +112,18 @@ def completion_reply(
 async def describe_name(
     path: str, code: str, target: str, earlier_cells: Sequence[str], detail: int
 ) -> str:
-    """Return all that is known of a name, as one text; "" for nothing."""
+    """Return the description of a name: its signature, docstring, and value on each board.
+
+    Args:
+        path: the name, such as ``machine.Pin.value``.
+        code: the text of the current cell.
+        target: the boards to ask; "" for none.
+        earlier_cells: the texts of cells that ran.
+        detail: 0 shortens a long docstring.
+
+    Returns:
+        The description, or "" if nothing is known.
+    """
     on_boards = await introspection.describe_name(target, path) if target else {}
     cells = [*earlier_cells, code]
     known = code_context.find_definition(path, cells) or code_context.find_definition(
@@ -126,8 +133,11 @@ async def describe_name(
         known = stubs.find_info(code_context.resolve_path(path, cells))
         if known is None and "." not in path:
             known = stubs.find_info(f"builtins.{path}")
-    parts = ["\n".join(known.signatures), _shorten_doc(known.doc, detail)] if known else []
-    return "\n\n".join(filter(None, [*parts, _board_values(on_boards)]))
+    paragraphs = []
+    if known is not None:
+        paragraphs += ["\n".join(known.signatures), _shorten_doc(known.doc, detail)]
+    paragraphs.append(_board_values(on_boards))
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _shorten_doc(doc: str, detail: int) -> str:
@@ -138,14 +148,15 @@ def _shorten_doc(doc: str, detail: int) -> str:
 
 
 def _board_values(on_boards: dict[str, tuple[str, str, str]]) -> str:
-    """Say what the name is on each board; boards where it is the same share a line."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for board, told in on_boards.items():
-        alike.setdefault(told, []).append(board)
-    return "\n".join(
-        f"{fold_names(boards)}: {' '.join(filter(None, (_type_name(kind, type_), value)))}"
-        for (kind, type_, value), boards in alike.items()
-    )
+    """Return a line for each different value of a name, with the boards that have it."""
+    boards_by_value: dict[tuple[str, str, str], list[str]] = {}
+    for board, description in on_boards.items():
+        boards_by_value.setdefault(description, []).append(board)
+    lines = []
+    for (kind, type_, value), boards in boards_by_value.items():
+        text = " ".join(filter(None, (_type_name(kind, type_), value)))
+        lines.append(f"{fold_names(boards)}: {text}")
+    return "\n".join(lines)
 
 
 def _type_name(kind: str, type_: str) -> str:

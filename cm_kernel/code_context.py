@@ -1,4 +1,4 @@
-"""What a cell's text says about names, while it is being typed; pure, and never run."""
+"""Find names, imports and definitions in the text of cells; the code is never executed."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _IMPORT: Final = re.compile(r"\s*(?:import|from)\s+(?:[\w.\s]+,\s*)*([\w.]*)\Z")
 _IMPORT_STATEMENT: Final = re.compile(
     r"^\s*(?:from\s+([\w.]+)\s+)?import\s+([^#\n]+)", re.MULTILINE
 )
-_INSTANCE_ASSIGNMENT: Final = re.compile(
-    r"^([^\W\d]\w*)\s*=\s*([\w.]*[A-Z]\w*)\(", re.MULTILINE
-)  # a class's call
+#: ``name = Class(``; a class is recognized by a capital letter.
+_INSTANCE_ASSIGNMENT: Final = re.compile(r"^([^\W\d]\w*)\s*=\s*([\w.]*[A-Z]\w*)\(", re.MULTILINE)
 _DEFINITION_NODES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def token_before(code: str, cursor: int) -> tuple[str, str, bool]:
-    """Return what stands before the cursor: ``a.b.`` and ``na`` of ``a.b.na``.
+    """Return the dotted name before the cursor: its path, the prefix of its last part, and a flag.
 
-    The third says whether a module is being imported, whose names no board may have yet.
+    For ``a.b.na`` the path is ``a.b`` and the prefix ``na``. The flag tells whether the name is
+    in an import statement; then boards may not have the module yet.
     """
     line = code[:cursor].rpartition("\n")[2]
     if found := _FROM_IMPORT.match(line):
         return found[1], found[2], True
     if found := _IMPORT.match(line):
-        path, _, start = found[1].rpartition(".")
-        return path, start, True
+        path, _, prefix = found[1].rpartition(".")
+        return path, prefix, True
     found = _TOKEN_PATTERN.search(line)
-    path, _, start = re.sub(r"\s", "", found[0] if found else "").rpartition(".")
-    return path, start, False
+    path, _, prefix = re.sub(r"\s", "", found[0] if found else "").rpartition(".")
+    return path, prefix, False
 
 
 def imported_names(texts: Iterable[str]) -> dict[str, str]:
-    """Return what imports in cells bind: name -> the path of a module, or of what is in it."""
+    """Return the names that imports in cells bind, each with the path of what it refers to."""
     bound: dict[str, str] = {}
     for text in texts:
         for module, listed in _IMPORT_STATEMENT.findall(text):
@@ -55,24 +55,31 @@ def imported_names(texts: Iterable[str]) -> dict[str, str]:
 
 
 def resolve_path(path: str, texts: Iterable[str]) -> str:
-    """Return where a path leads, by what some cells import and by which class they call."""
+    """Replace an instance by its class, and an imported name by its full path.
+
+    After ``from machine import Pin`` and ``led = Pin(2)``, ``led.value`` is ``machine.Pin.value``.
+    """
     texts = list(texts)
-    first, dot, rest = path.partition(".")
-    made = [
-        found for text in texts for found in _INSTANCE_ASSIGNMENT.findall(text) if found[0] == first
-    ]
-    first, dot, rest = f"{made[-1][1]}{dot}{rest}".partition(".") if made else (first, dot, rest)
+    variable, dot, rest = path.partition(".")
+    owner = variable
+    for text in texts:
+        for name, class_name in _INSTANCE_ASSIGNMENT.findall(text):
+            if name == variable:
+                owner = class_name  # the last assignment counts
+    first, dot, rest = f"{owner}{dot}{rest}".partition(".")
     return f"{imported_names(texts).get(first, first)}{dot}{rest}"
 
 
 def find_definition(path: str, texts: Iterable[str]) -> NameInfo | None:
-    """Return what the newest of some cells tells of a function or class that it defines."""
+    """Return signature and docstring of a function or class, from the last cell that defines it."""
     for text in reversed(list(texts)):
         nodes: list[ast.AST] = [_parse_cell(text)]
         for name in path.split("."):
-            bodies = [each for node in nodes for each in getattr(node, "body", ())]
+            statements = [each for node in nodes for each in getattr(node, "body", ())]
             nodes = [
-                each for each in bodies if isinstance(each, _DEFINITION_NODES) and each.name == name
+                each
+                for each in statements
+                if isinstance(each, _DEFINITION_NODES) and each.name == name
             ]
         if nodes:
             return describe_nodes(path.rpartition(".")[2], nodes)
@@ -80,7 +87,7 @@ def find_definition(path: str, texts: Iterable[str]) -> NameInfo | None:
 
 
 def names_in(text: str) -> set[str]:
-    """Return the names in a cell, whatever they stand for."""
+    """Return all identifiers of two or more characters in a cell, also those in strings."""
     return set(re.findall(r"[^\W\d]\w+", text))
 
 

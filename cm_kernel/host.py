@@ -1,4 +1,4 @@
-"""What the parts of the kernel need from the kernel that runs them."""
+"""The interface of the kernel that its parts use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .interrupts import InterruptHandler
 
 
 class KernelHost(Protocol):
-    """The attributes of `BoardKernel` that its parts use (see ipykernel's ``Kernel``)."""
+    """The attributes of ``BoardKernel`` that its parts use; see ipykernel's ``Kernel``."""
 
     shell: Any
     interrupts: InterruptHandler

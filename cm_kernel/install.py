@@ -1,7 +1,7 @@
-"""``python -m cm_kernel install``: makes the kernel known to Jupyter.
+"""``python -m cm_kernel install``: install the kernelspec, so that Jupyter lists the kernel.
 
-A wheel brings the kernelspec by itself; this is for editable installs, other prefixes, and users
-of several environments. The installed kernel runs this Python, by its whole path.
+A wheel installs the kernelspec by itself; this command is for editable installs, other prefixes,
+and users of several environments. The installed kernel uses this Python, by its absolute path.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ KERNEL_NAME: Final = "cm_kernel"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Install the kernelspec and say where it is."""
-    asked = _make_parser().parse_args(argv)
-    prefix = sys.prefix if asked.sys_prefix else asked.prefix
-    place = install(user=asked.user, prefix=prefix, name=asked.name, display=asked.display_name)
-    print(f"Installed the kernel in {place}")  # noqa: T201 - a command's own word
+    """Install the kernelspec and print its folder; return the exit status."""
+    options = _make_parser().parse_args(argv)
+    prefix = sys.prefix if options.sys_prefix else options.prefix
+    folder = install(
+        user=options.user, prefix=prefix, name=options.name, display=options.display_name
+    )
+    print(f"Installed the kernel in {folder}")  # noqa: T201 - the output of a command
     return 0
 
 
@@ -38,13 +40,13 @@ def install(
     """Install the kernelspec.
 
     Args:
-        user: for this user; else under ``prefix``, or for everybody where there is none.
-        prefix: of an environment.
-        name: what ``jupyter kernelspec list`` calls it.
-        display: what people see; the usual name when not given.
+        user: install for this user; else below ``prefix``, or for all users without a prefix.
+        prefix: the folder of an environment.
+        name: the kernel's name in ``jupyter kernelspec list``.
+        display: the name that JupyterLab shows; by default that of kernel.json.
 
     Returns:
-        The folder that it is in now.
+        The folder in which the kernelspec was installed.
     """
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -62,9 +64,11 @@ def install(
 def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m cm_kernel install", description=__doc__)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--user", action="store_true", help="for this user")
-    where.add_argument("--sys-prefix", action="store_true", help="into this environment")
-    where.add_argument("--prefix", help="into the environment of this folder")
-    parser.add_argument("--name", default=KERNEL_NAME, help="what Jupyter calls it")
-    parser.add_argument("--display-name", help="what people see")
+    where.add_argument("--user", action="store_true", help="install for this user")
+    where.add_argument("--sys-prefix", action="store_true", help="install into this environment")
+    where.add_argument("--prefix", help="install into the environment in this folder")
+    parser.add_argument(
+        "--name", default=KERNEL_NAME, help="the kernel's name in `jupyter kernelspec list`"
+    )
+    parser.add_argument("--display-name", help="the name that JupyterLab shows")
     return parser

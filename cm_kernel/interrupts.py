@@ -1,10 +1,13 @@
-"""The stop button -> the cell that runs, wherever it is just now.
+"""Interrupt the running cell when the stop button sends SIGINT.
 
-A kernel's cells run in the main thread, some of them as tasks of its loop. SIGINT is what reaches
-that thread from everywhere, and Python calls its handler there, between two steps: so the handler
-alone knows where a cell is, without a race. A cell whose step was interrupted gets
-KeyboardInterrupt, as in Python; one that waits is cancelled, since an exception in the loop's own
-code would end the kernel. Where no cell runs, nothing happens.
+Cells run in the main thread, some of them as tasks of its event loop. Python calls the handler of
+SIGINT in the main thread, between two bytecode instructions. So the handler can see without a race
+what the cell is doing:
+
+* If the cell's own code is running, the handler raises KeyboardInterrupt, as Python does.
+* If the cell is waiting, the handler cancels its task, because an exception in the loop's own code
+  would end the kernel.
+* If no cell is running, the handler does nothing.
 """
 
 from __future__ import annotations
@@ -19,44 +22,47 @@ from typing import Any, Final
 
 Task = asyncio.Task[Any]
 
-ANY_TIME: Final = "between two steps, and while it waits"
-WHILE_WAITING: Final = "while it waits"
+#: When a cell may be interrupted.
+ANY_TIME: Final = "while its code runs, and while it waits"
+WHILE_WAITING: Final = "only while it waits"
 NEVER: Final = "never"
 
 
 class InterruptHandler:
-    """Knows the cell that may be interrupted now."""
+    """Handles SIGINT for the cell that is running."""
 
     def __init__(self) -> None:
         self._cell_expected = False  # whether a cell is about to run
-        self._interrupt_pending = False  # whether it is to be stopped as soon as it does
-        self._task: Task | None = None  # what runs the cell's code
-        self._allowed = ANY_TIME  # its code may be interrupted
+        self._interrupt_pending = False  # whether to interrupt it as soon as it runs
+        self._task: Task | None = None  # the task that runs the cell's code
+        self._allowed = ANY_TIME  # when this task may be interrupted
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take SIGINT, for good; in the main thread, whose loop it is."""
+        """Install the handler of SIGINT; call it in the main thread, which runs ``loop``."""
         self._loop = loop
         signal.signal(signal.SIGINT, self._on_signal)
 
     @property
     def busy(self) -> bool:
-        """Whether a cell's code runs."""
+        """Whether a cell is running."""
         return self._task is not None
 
     def expect_cell(self, expected: bool) -> None:
-        """Take it that an interrupt means a cell from here on, though it does not run yet."""
-        self._cell_expected, self._interrupt_pending = expected, False
+        """Set whether a cell is about to run, so that an interrupt before its first step counts."""
+        # A pending interrupt was meant for an earlier cell.
+        self._interrupt_pending = False
+        self._cell_expected = expected
 
     @contextlib.contextmanager
     def running_cell(self) -> Iterator[None]:
-        """The cell's code runs. Only in here KeyboardInterrupt may come, and must be caught.
+        """Mark the current task as the running cell, which may get KeyboardInterrupt in here only.
 
         Raises:
-            KeyboardInterrupt: it came before the first step.
+            KeyboardInterrupt: the stop button was pressed before the cell started.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # a subshell's, which no signal reaches
+            yield  # in a subshell, whose thread gets no signals
             return
         before = self._task, self._allowed
         try:
@@ -70,7 +76,7 @@ class InterruptHandler:
 
     @contextlib.contextmanager
     def allow_only(self, when: str) -> Iterator[None]:
-        """Let the cell be interrupted at such moments only."""
+        """Restrict when the cell may be interrupted: ANY_TIME, WHILE_WAITING or NEVER."""
         before, self._allowed = self._allowed, when
         try:
             yield
@@ -78,7 +84,7 @@ class InterruptHandler:
             self._allowed = before
 
     def wake_handler(self) -> None:
-        """Let the handler be called, where the signal met another thread than the main one."""
+        """Wake the main thread, so that it calls the handler if another thread got the signal."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(_do_nothing)
 
@@ -95,4 +101,4 @@ class InterruptHandler:
 
 
 def _do_nothing() -> None:
-    """Give the loop something to do."""
+    """Do nothing; scheduling this wakes the loop."""

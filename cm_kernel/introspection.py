@@ -1,4 +1,4 @@
-"""Asking the boards what a name is: those that are idle, for a moment, and never a running cell."""
+"""Ask idle boards about names, for a short time; a running cell is never disturbed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
 from cm_magics import fleet
 
-ANSWER_SECONDS: Final = 0.3  # in which an answer is of use to somebody who types
-_BOARD_CALL: Final = '__import__("cm.look").look.'  # binds no name on the board
+ANSWER_SECONDS: Final = 0.3  # a later answer is of no use to a user who is typing
+_BOARD_CALL: Final = (
+    '__import__("cm.look").look.'  # an expression, which binds no name on the board
+)
 
 
 class FoundName:
@@ -25,29 +27,38 @@ class FoundName:
 
 
 async def list_names(target: str, path: str, prefix: str) -> tuple[dict[str, FoundName], list[str]]:
-    """Return the names that begin with ``prefix`` in what is at ``path``, and who answered."""
-    told = await _ask_boards(target, f"names({path!r}, {prefix!r})")
+    """Return the attributes of ``path`` that begin with ``prefix``, and the boards that answered.
+
+    Args:
+        target: the boards to ask.
+        path: a dotted name; "" means the names that a cell can use.
+        prefix: the beginning of the attributes.
+    """
+    answers = await _ask_boards(target, f"names({path!r}, {prefix!r})")
     found: dict[str, FoundName] = {}
-    for board, pairs in told.items():
+    for board, pairs in answers.items():
         for kind, name in pairs if isinstance(pairs, list) else ():
             found.setdefault(str(name), FoundName(str(kind))).boards.append(board)
-    return found, list(told)
+    return found, list(answers)
 
 
 async def describe_name(target: str, path: str) -> dict[str, tuple[str, str, str]]:
-    """Return kind, type and value of what is at ``path``, by board; "" for no plain value."""
-    told = await _ask_boards(target, f"about({path!r})")
+    """Return kind, type and value of the object at ``path`` for each board that has it.
+
+    The value is the repr of a number or text, the length of a container, and else "".
+    """
+    answers = await _ask_boards(target, f"about({path!r})")
     return {
-        board: (str(about[0]), str(about[1]), str(about[2]))
-        for board, about in told.items()
-        if isinstance(about, tuple) and len(about) == 3
+        board: (str(answer[0]), str(answer[1]), str(answer[2]))
+        for board, answer in answers.items()
+        if isinstance(answer, tuple) and len(answer) == 3
     }
 
 
 async def _ask_boards(target: str, call: str) -> dict[str, Any]:
-    """Return what each board answered within the time; nothing where there is no server."""
+    """Return the answer of each board that answered in time; {} if the server is unreachable."""
     group = JobGroup(verbs.prepare_cached(_BOARD_CALL + call))
-    # Tab is no place to complain.
+    # Completion shows no errors.
     with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_submit_and_wait(target, group), ANSWER_SECONDS)
     results = {board: job.result for board, job in group.jobs.items() if job.result is not None}
@@ -56,7 +67,7 @@ async def _ask_boards(target: str, call: str) -> dict[str, Any]:
 
 async def _submit_and_wait(target: str, group: JobGroup) -> None:
     options = {"idle": True, "timeout": ANSWER_SECONDS}
-    # In a thread: it dials, where there is no link, and that may take its time.
+    # In a thread, because it connects to the server if there is no link, which may take seconds.
     await asyncio.to_thread(verbs.submit_group, fleet()[target], group, options)
     await wait_done(group.finished)
     group.finished.result()

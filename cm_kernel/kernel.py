@@ -1,4 +1,4 @@
-"""The kernel: ``do_*`` alone. Cells are the magics', boards the library's, the rest IPython's."""
+"""The kernel's request handlers: cells for boards go to ``BoardCells``, all others to IPython."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from .board_cells import BoardCells
     from .cell_routing import CellPart
 
-_ARRIVE_SECONDS: Final = (
-    0.002  # seconds in which the cells of a Run All arrive, which an error stops
-)
+#: Time to wait after an error, so that the other cells of a Run All have arrived and are aborted.
+_ARRIVE_SECONDS: Final = 0.002
 
 
 class BoardKernel(IPythonKernel):
-    """Runs cells on boards."""
+    """The kernel "MicroPython (Cloudmanager)"."""
 
     implementation = "cm_kernel"
     implementation_version = version("cloudmanager")
@@ -39,9 +38,9 @@ class BoardKernel(IPythonKernel):
         "codemirror_mode": {"name": "python", "version": 3},
         "nbconvert_exporter": "python",
     }
-    banner = "MicroPython on the boards of your fleet. %board_use TARGET chooses them."
+    banner = "MicroPython on the boards of your fleet. Choose boards with %board_use TARGET."
     shell_class = Type(BoardShell)
-    _execute_sleep = 0.0  # s; all output is on its way before a reply is
+    _execute_sleep = 0.0  # seconds; no need to wait, since all output is sent before the reply
 
     help_links = List(
         [
@@ -56,26 +55,26 @@ class BoardKernel(IPythonKernel):
 
     @cached_property
     def boards(self) -> BoardCells:
-        """Cells on boards, from the first one on: a kernel answers before it loads them."""
+        """Runs cells on boards; loaded with the first cell, so that the kernel starts quickly."""
         from .board_cells import BoardCells
 
         return BoardCells(self)
 
     @property
     def kernel_info(self) -> dict[str, Any]:
-        """What a frontend is told first; ipykernel's debugger would see no board."""
-        told: dict[str, Any] = super().kernel_info
-        features = [each for each in told["supported_features"] if each != "debugger"]
-        return {**told, "supported_features": features}
+        """The content of kernel_info_reply, without the debugger, which cannot debug boards."""
+        content: dict[str, Any] = super().kernel_info
+        features = [each for each in content["supported_features"] if each != "debugger"]
+        return {**content, "supported_features": features}
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve requests, and install the interrupt handler."""
         super().start()
-        loop: Any = self.io_loop  # tornado's, around asyncio's
+        loop: Any = self.io_loop  # tornado's wrapper of the asyncio loop
         self.interrupts.install(loop.asyncio_loop)
 
     async def shell_main(self, subshell_id: str | None, msg: Any) -> None:
-        """Serve Tab and Shift-Tab while a cell waits, as ipykernel serves widgets."""
+        """Handle a shell message; Tab and Shift-Tab do not wait for a running cell."""
         if (
             subshell_id is not None
             or not self._main_asyncio_lock.locked()
@@ -90,24 +89,24 @@ class BoardKernel(IPythonKernel):
             self.set_parent(ident, parent)
 
     def _is_name_request(self, msg: Any) -> bool:
-        """Whether a message asks about names."""
+        """Return whether a message requests completion or inspection."""
         session: Any = self.session
         _, frames = session.feed_identities(msg, copy=False)
         header = session.unpack(frames[1].bytes)
         return header.get("msg_type") in ("complete_request", "inspect_request")
 
     def pre_handler_hook(self) -> None:
-        """Leave SIGINT to ``interrupts``: ipykernel's own handler may end the kernel."""
+        """Keep the handler of ``interrupts``: ipykernel's SIGINT handler could end the kernel."""
 
     def post_handler_hook(self) -> None:
-        """Leave it there."""
+        """Keep the handler of ``interrupts``; do not restore Python's."""
 
     @contextlib.contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
         yield
 
     def set_parent(self, ident: Any, parent: dict[str, Any], channel: str = "shell") -> None:
-        """Turn to a request; if it is to run a cell, the stop button means that from here on."""
+        """Set the request that is handled now; if it runs a cell, interrupts count from here on."""
         if channel == "shell" and not self.interrupts.busy:
             self.interrupts.expect_cell(parent["header"]["msg_type"] == "execute_request")
         super().set_parent(ident, parent, channel)
@@ -123,21 +122,21 @@ class BoardKernel(IPythonKernel):
         cell_meta: dict[str, Any] | None = None,
         cell_id: str | None = None,
     ) -> dict[str, Any]:
-        """Run a cell, and reply whatever happens: without a reply a frontend waits for ever."""
-        asked = code, silent, store_history, user_expressions, allow_stdin
+        """Run a cell; reply to every error, because a frontend without a reply waits forever."""
+        arguments = code, silent, store_history, user_expressions, allow_stdin
         try:
-            own, part = self.boards.split_cell(code)
-            if part is not None and part.kind == "board" and not own:
+            host_lines, part = self.boards.split_cell(code)
+            if part is not None and part.kind == "board" and not host_lines:
                 history = store_history and not silent
                 reply = await self._run_on_boards(
                     part, code, history, user_expressions, allow_stdin
                 )
             else:
-                reply = await super().do_execute(*asked, cell_meta=cell_meta, cell_id=cell_id)
+                reply = await super().do_execute(*arguments, cell_meta=cell_meta, cell_id=cell_id)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             reply = self._send_uncaught_error(error)
         if reply["status"] == "error":
-            with contextlib.suppress(asyncio.CancelledError):  # a second press that came late
+            with contextlib.suppress(asyncio.CancelledError):  # the stop button was pressed twice
                 await asyncio.sleep(_ARRIVE_SECONDS)
         return reply
 
@@ -149,7 +148,7 @@ class BoardKernel(IPythonKernel):
         user_expressions: dict[str, str] | None,
         allow_stdin: bool,
     ) -> dict[str, Any]:
-        """Run a cell that is the boards' alone: IPython's own way takes 1 ms longer."""
+        """Run a cell whose lines are all for boards, without IPython, which takes 1 ms longer."""
         shell: Any = self.shell
         count = shell.execution_count
         if store_history:
@@ -166,11 +165,11 @@ class BoardKernel(IPythonKernel):
         finally:
             self._restore_input()
             shell.events.trigger("post_execute")
-        told = shell.user_expressions(user_expressions or {})
-        return {"status": "ok", "execution_count": count, "user_expressions": told, "payload": []}
+        values = shell.user_expressions(user_expressions or {})
+        return {"status": "ok", "execution_count": count, "user_expressions": values, "payload": []}
 
     async def do_complete(self, code: str, cursor_pos: int | None) -> dict[str, Any]:
-        """Offer what boards have; IPython completes what is the notebook's own."""
+        """Complete names on boards; IPython completes code for the notebook's own Python."""
         cursor = len(code) if cursor_pos is None else cursor_pos
         if (target := self.boards.target_at(code, cursor)) is None:
             return dict(super().do_complete(code, cursor))
@@ -179,28 +178,30 @@ class BoardKernel(IPythonKernel):
     async def do_inspect(
         self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()
     ) -> dict[str, Any]:
-        """Tell what a name is on the boards; IPython inspects what is the notebook's own."""
+        """Describe a name on boards; IPython describes names in the notebook's own Python."""
         if (target := self.boards.target_at(code, cursor_pos)) is None:
-            told: dict[str, Any] = super().do_inspect(code, cursor_pos, detail_level, omit_sections)
-            return told
+            reply: dict[str, Any] = super().do_inspect(
+                code, cursor_pos, detail_level, omit_sections
+            )
+            return reply
         name = token_at_cursor(code, cursor_pos)
         text = await self.boards.describe_name(name, code, target, detail_level) if name else ""
         data = {"text/plain": text} if text else {}
         return {"status": "ok", "found": bool(text), "data": data, "metadata": {}}
 
     async def do_history(self, *args: Any, **named: Any) -> dict[str, Any]:
-        """Return cells as they were typed; this session by its number, which IPython calls 0."""
-        told: dict[str, Any] = super().do_history(*args, **named)
+        """Return earlier cells; IPython's 0 for the current session is replaced by its number."""
+        reply: dict[str, Any] = super().do_history(*args, **named)
         shell: Any = self.shell
-        number = shell.history_manager.session_number
-        told["history"] = [(session or number, *rest) for session, *rest in told["history"]]
-        return told
+        current = shell.history_manager.session_number
+        reply["history"] = [(session or current, *rest) for session, *rest in reply["history"]]
+        return reply
 
     def _send_uncaught_error(self, error: BaseException) -> dict[str, Any]:
-        """Tell of an error that IPython did not catch."""
+        """Send an error that IPython did not catch; return the reply for it."""
         reply = self._error_reply(error, [f"{type(error).__name__}: {error}"])
-        told = {key: reply[key] for key in ("ename", "evalue", "traceback")}
-        self.send_response(self.iopub_socket, "error", told, ident=self._topic("error"))
+        content = {key: reply[key] for key in ("ename", "evalue", "traceback")}
+        self.send_response(self.iopub_socket, "error", content, ident=self._topic("error"))
         return reply
 
     def _error_reply(self, error: BaseException, traceback: list[str]) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class BoardKernel(IPythonKernel):
         }
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """Interrupt the cell that runs, and what it started (`!sleep 9`); in the control thread."""
+        """Interrupt the running cell and its child processes; called in the control thread."""
         self._send_interrupt_children()
         self.interrupts.wake_handler()
         session: Any = self.session

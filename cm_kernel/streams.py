@@ -1,6 +1,6 @@
-"""The notebook's own stdout and stderr, flushed where there is something to flush.
+"""stdout and stderr of the notebook's own Python, flushed only if something was written.
 
-ipykernel flushes both twice for each message, and each time waits for its other thread.
+ipykernel flushes both twice for each message, and each flush waits for the thread that sends.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from ipykernel.iostream import OutStream
 
 
 class Stream(OutStream):
-    """A stream that knows whether anything was written."""
+    """An output stream whose ``flush`` returns immediately if nothing was written."""
 
     _written = False
 
     def write(self, string: str) -> int:
-        """Write, later."""
+        """Queue text, which ipykernel sends later."""
         self._written = True
         return super().write(string) or 0
 
     def flush(self) -> None:
-        """Send what was written; return when it is sent."""
+        """Send the queued text, and wait until it is sent."""
         if self._written:
             self._written = False
             super().flush()

@@ -1,7 +1,8 @@
-"""What is known of MicroPython without a board: the stubs that are installed, read when needed.
+"""Names, signatures and docstrings of MicroPython, from installed stub packages.
 
-``pip install 'cloudmanager[stubs]'`` brings those of an ESP32; any other `micropython-*-stubs`
-package will do. They are parsed, never imported. Without them there is nothing to know here.
+``pip install 'cloudmanager[stubs]'`` installs those for the ESP32; any other `micropython-*-stubs`
+package works too. They are parsed when needed, and never imported. Without them, all functions
+return empty results.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Final, NamedTuple
 from cloudmanager.client.cells import parse_python
 
 _FUNCTION_NODES: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
-_MAX_SIGNATURES: Final = 6  # of one overloaded function
-_MAX_DEPTH: Final = 4  # of modules that import all of another
+_MAX_SIGNATURES: Final = 6  # signatures that are shown of an overloaded function
+_MAX_DEPTH: Final = 4  # levels of modules that import names from each other
 
 
 class NameInfo(NamedTuple):
-    """What a stub tells of a name: its kind, its signatures, its docstring."""
+    """What a stub, or a cell, defines for a name: its kind, its signatures, its docstring."""
 
     kind: str
     signatures: tuple[str, ...] = ()
@@ -31,18 +32,22 @@ class NameInfo(NamedTuple):
 def public_names(path: str) -> dict[str, str]:
     """Return the public names in a module or a class, each with its kind."""
     nodes, module = _find_nodes(path)
-    found = _members(nodes, module)
-    return {name: _node_kind(each[0]) for name, each in found.items() if name[:1] != "_"}
+    members = _members(nodes, module)
+    return {
+        name: _node_kind(definitions[0])
+        for name, definitions in members.items()
+        if not name.startswith("_")
+    }
 
 
 def find_info(path: str) -> NameInfo | None:
-    """Return what is known of a path such as ``machine.Pin.value``."""
+    """Return the description of a path such as ``machine.Pin.value``; None if it is unknown."""
     nodes, _ = _find_nodes(path)
     return describe_nodes(path.rpartition(".")[2], nodes) if nodes else None
 
 
 def describe_nodes(name: str, nodes: list[ast.AST]) -> NameInfo:
-    """Return what definitions of one name tell."""
+    """Return the description of a name from its definitions, of which an overload has several."""
     signatures = tuple(text for node in nodes for text in _format_signatures(name, node))
     docs = (ast.get_docstring(node) for node in nodes if isinstance(node, _DOCUMENTED_NODES))
     doc = next(filter(None, docs), "")
@@ -54,34 +59,36 @@ _DOCUMENTED_NODES: Final = (ast.Module, ast.ClassDef, *_FUNCTION_NODES)
 
 @lru_cache(maxsize=1)
 def module_names() -> frozenset[str]:
-    """Return the names of all modules."""
-    files = [path for folder in _stub_folders() for path in folder.glob("*.pyi")]
-    packages = [path.parent for folder in _stub_folders() for path in folder.glob("*/__init__.pyi")]
-    found = {path.stem for path in (*files, *packages)}
-    return frozenset(name for name in found if name.isidentifier() and name[0] != "_")
+    """Return the names of all modules that have stubs."""
+    names: set[str] = set()
+    for folder in _stub_folders():
+        names.update(path.stem for path in folder.glob("*.pyi"))
+        names.update(path.parent.stem for path in folder.glob("*/__init__.pyi"))
+    return frozenset(name for name in names if name.isidentifier() and name[0] != "_")
 
 
 @lru_cache(maxsize=1)
 def _stub_folders() -> tuple[Path, ...]:
-    """Return where stubs lie: beside a `micropython.pyi`, and its `stdlib`."""
+    """Return the folders with stubs: those with a `micropython.pyi`, and their `stdlib` folders."""
     roots = [Path(entry) for entry in sys.path if entry and Path(entry, "micropython.pyi").exists()]
     return tuple(folder for root in roots for folder in (root, root / "stdlib"))
 
 
 @lru_cache(maxsize=64)
 def _parse_module(name: str) -> ast.AST | None:
-    place = Path(*name.split("."))
+    relative_path = Path(*name.split("."))
     for folder in _stub_folders():
-        for path in (folder / place.with_suffix(".pyi"), folder / place / "__init__.pyi"):
+        base = folder / relative_path
+        for path in (base.with_suffix(".pyi"), base / "__init__.pyi"):
             if path.is_file():
                 return parse_python(path.read_text(encoding="utf-8"))
     return None
 
 
 def _find_nodes(path: str) -> tuple[list[ast.AST], str]:
-    """Return the nodes that define what is at a path, and the module that they are in.
+    """Return the nodes that define the object at a path, and the name of their module.
 
-    An overloaded function has several.
+    An overloaded function has several nodes; an unknown path has none.
     """
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
@@ -95,24 +102,27 @@ def _find_nodes(path: str) -> tuple[list[ast.AST], str]:
 
 
 def _members(nodes: list[ast.AST], module: str = "", depth: int = 0) -> dict[str, list[ast.AST]]:
-    """Return what modules and classes define, by name."""
-    found: dict[str, list[ast.AST]] = {}
+    """Return the definitions in modules and classes, by name."""
+    members: dict[str, list[ast.AST]] = {}
     for node in nodes:
         for statement in _statements(getattr(node, "body", [])):
             for name in _defined_names(statement):
-                found.setdefault(name, []).append(statement)
+                members.setdefault(name, []).append(statement)
             if (
                 depth < _MAX_DEPTH
                 and isinstance(statement, ast.ImportFrom)
                 and statement.level == 1
             ):
                 for name, more in _imported_members(statement, module, depth).items():
-                    found.setdefault(name, more)
-    return found
+                    members.setdefault(name, more)
+    return members
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield statements, and those under an ``if`` of a version: a platform is never a board's."""
+    """Yield statements, also those below ``if``, except if it tests ``sys.platform``.
+
+    The platforms in those tests are operating systems, which boards do not have.
+    """
     for statement in body:
         if isinstance(statement, ast.If) and "platform" in ast.unparse(statement.test):
             continue
@@ -134,14 +144,16 @@ def _defined_names(statement: ast.stmt) -> Iterator[str]:
 def _imported_members(
     statement: ast.ImportFrom, module: str, depth: int
 ) -> dict[str, list[ast.AST]]:
-    """Return what a package takes from a module of its own."""
+    """Return the definitions that a relative ``from … import`` adds to a package."""
     other = ".".join(filter(None, (module, statement.module)))
     tree = _parse_module(other) if other else None
     if tree is None:
         return {}
-    found = _members([tree], module, depth + 1)
-    wanted = {each.name for each in statement.names}
-    return found if "*" in wanted else {name: found[name] for name in wanted & set(found)}
+    members = _members([tree], module, depth + 1)
+    wanted = {alias.name for alias in statement.names}
+    if "*" in wanted:
+        return members
+    return {name: members[name] for name in wanted & set(members)}
 
 
 def _node_kind(node: ast.AST) -> str:
@@ -158,18 +170,18 @@ def _format_signatures(name: str, node: ast.AST) -> Iterator[str]:
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
         yield f"{name}({_format_arguments(node)}){returns}"
     elif isinstance(node, ast.ClassDef):
-        for made in _members([node]).get("__init__", []):
-            if isinstance(made, _FUNCTION_NODES):
-                yield f"{name}({_format_arguments(made)})"
+        for method in _members([node]).get("__init__", []):
+            if isinstance(method, _FUNCTION_NODES):
+                yield f"{name}({_format_arguments(method)})"
     elif isinstance(node, ast.AnnAssign):
         yield f"{name}: {ast.unparse(node.annotation)}"
 
 
 def _format_arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """Return what a caller gives: not ``self``, nor the sign that all before it have no names."""
+    """Return the arguments that a caller passes: without ``self``, ``cls`` and a ``/`` after it."""
     arguments = node.args
-    placed = [*arguments.posonlyargs, *arguments.args]
-    hidden = placed[0].arg if placed and placed[0].arg in ("self", "cls") else ""
+    positional = [*arguments.posonlyargs, *arguments.args]
+    hidden = positional[0].arg if positional and positional[0].arg in ("self", "cls") else ""
     parts = [part for part in ast.unparse(arguments).split(", ") if part]
     if hidden and parts and parts[0].split(":")[0] == hidden:
         parts = parts[2:] if parts[1:2] == ["/"] else parts[1:]

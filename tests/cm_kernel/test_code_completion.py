@@ -99,7 +99,7 @@ def test_cell_chooses_the_boards_that_are_asked(kernel: Kernel):
 def test_magics_are_ipythons_to_complete_and_inspect(kernel: Kernel):
     assert "%board_use" in kernel.complete("%board_u")["matches"]
     assert {"demo-1", "demo-2"} <= set(kernel.complete("%%board de")["matches"])
-    assert "Choose boards" in kernel.inspect("%board_use")
+    assert "Choose the boards" in kernel.inspect("%board_use")
     kernel.run("%%host\nhost_value = 1")
     assert kernel.complete("%%host\nhost_va")["matches"] == ["host_value"]
 
