@@ -1,12 +1,12 @@
-"""JupyterLab in a browser, as a person has it; for every test that clicks and types.
+"""JupyterLab in a browser, for tests that click and type.
 
     def test_it_adds(lab: Lab):
         page = lab.open("sums.ipynb", ["1 + 1"])
         page.run_all()
         assert page.outputs(0) == ["2"]
-        page.picture("sums")          # build/screenshots/sums.png, to be looked at
+        page.picture("sums")          # saved as build/screenshots/sums.png
 
-JupyterLab runs on a free TCP port of loopback, on copies of notebooks in a folder of its own.
+JupyterLab listens on a free TCP port of loopback, and opens copies of notebooks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from cm_kernel.install import install
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "build/screenshots"
 PATHS = os.pathsep.join(str(ROOT / name) for name in ("", "server"))
-WAIT = 60_000  # ms that anything may take: the first page of a busy machine takes 40 s
-#: Without them Chromium asks for hosts that a closed network refuses.
+WAIT = 60_000  # ms: maximum wait for a page; the first one takes 40 s on a busy machine
+#: The last five keep Chromium from contacting hosts on the Internet.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -49,7 +49,9 @@ FLAGS = (
 )
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
+    "notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # put all cells into the page, not only visible ones
 }
 
 
@@ -63,22 +65,22 @@ class Notebook:
         self.wait_idle()
 
     def wait_idle(self) -> None:
-        """Wait until there is a kernel, and it has nothing to do."""
+        """Wait until the kernel has started and is idle."""
         self.page.get_by_text(re.compile(r"[^|]+ \| Idle$")).wait_for(timeout=WAIT)
 
     def run_all(self) -> None:
-        """Choose Run All Cells, and wait for the last."""
+        """Choose Run All Cells, and wait until the kernel is idle."""
         self.menu("Run", "Run All Cells")
-        self.page.wait_for_timeout(200)  # until the first cell is with the kernel
+        self.page.wait_for_timeout(200)  # until the kernel has received the first cell
         self.wait_idle()
 
     def menu(self, name: str, item: str) -> None:
-        """Choose from the menu."""
+        """Choose a menu item."""
         self.page.get_by_role("menuitem", name=name, exact=True).click()
         self.page.get_by_role("menuitem", name=item, exact=True).click()
 
     def type(self, cell: int, text: str) -> None:
-        """Type into a code cell, in place of what is there."""
+        """Replace the text of a code cell."""
         self.cells.nth(cell).locator(".cm-content").click()
         self.page.keyboard.press("ControlOrMeta+a")
         self.page.keyboard.press("Delete")
@@ -89,7 +91,7 @@ class Notebook:
         self.page.keyboard.press(keys)
 
     def run(self, cell: int, text: str) -> None:
-        """Type a code cell and run it; does not wait."""
+        """Replace the text of a code cell and run it, without waiting."""
         self.type(cell, text)
         self.press("Control+Enter")
 
@@ -98,21 +100,21 @@ class Notebook:
         self.area.locator('[data-jp-item-name="interrupt"]').click()
 
     def source(self, cell: int) -> str:
-        """Return what stands in a code cell."""
+        """Return the text of a code cell."""
         return "\n".join(self.cells.nth(cell).locator(".cm-line").all_inner_texts())
 
     def outputs(self, cell: int) -> list[str]:
-        """Return the outputs of a code cell, as they are read."""
+        """Return the texts of a code cell's outputs."""
         found = self.cells.nth(cell).locator(".jp-OutputArea-output")
         return [text.rstrip("\n") for text in found.all_inner_texts()]
 
     def wait_output(self, cell: int, text: str) -> None:
-        """Wait until a code cell's outputs say something."""
+        """Wait until an output of a code cell contains a text."""
         outputs = self.cells.nth(cell).locator(".jp-OutputArea-output", has_text=text)
         outputs.first.wait_for(timeout=WAIT)
 
     def picture(self, name: str) -> Path:
-        """Keep a picture of the page, for people to look at."""
+        """Save a screenshot of the page; return its path."""
         PICTURES.mkdir(parents=True, exist_ok=True)
         path = PICTURES / f"{name}.png"
         self.page.screenshot(path=path)
@@ -124,29 +126,29 @@ class Lab:
 
     def __init__(self, folder: Path, url: str, token: str, browser: BrowserContext) -> None:
         self._folder, self._url, self._token = folder, url, token
-        self._browser = browser  # one context: JupyterLab's own files come once
+        self._browser = browser  # one context, so that JupyterLab's files are loaded once
 
     def open(
         self, name: str, cells: Sequence[str] | None = None, *, kernel: str = "cm_kernel"
     ) -> Notebook:
         """Open a notebook: a tutorial, without its outputs, or a new one with these cells."""
         if cells is None:
-            made: Any = nbformat.read(ROOT / "notebooks" / name, as_version=4)
-            for cell in made.cells:
+            notebook: Any = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+            for cell in notebook.cells:
                 if cell.cell_type == "code":
                     cell.outputs, cell.execution_count = [], None
         else:
-            made = nbformat.v4.new_notebook()
-            made.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-            made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
-        nbformat.write(made, self._folder / name)
+            notebook = nbformat.v4.new_notebook()
+            notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+            notebook.metadata["kernelspec"] = {"name": kernel, "display_name": kernel}
+        nbformat.write(notebook, self._folder / name)
         page = self._browser.new_page()
-        workspace = f"{self._url}/lab/workspaces/{Path(name).stem}"  # pages share none
+        workspace = f"{self._url}/lab/workspaces/{Path(name).stem}"  # one workspace per page
         page.goto(f"{workspace}/tree/{name}?reset&token={self._token}")
         return Notebook(page)
 
     def close(self, notebook: Notebook) -> None:
-        """Close its page, and end its kernel."""
+        """Close a notebook's page, and shut down its kernel."""
         name = Path(urlsplit(notebook.page.url).path).name
         notebook.page.close()
         head = {"Authorization": f"token {self._token}"}
@@ -158,7 +160,7 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium, without a window."""
+    """Headless Chromium."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium: `apt-get install chromium`, which `make test` does for root")
@@ -172,7 +174,7 @@ def browser() -> Iterator[Browser]:
 def lab(
     browser: Browser, boards: VirtualBoards, home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:
-    """JupyterLab, whose kernels find the shared server and demo-1 to demo-3."""
+    """JupyterLab, whose kernels use the shared server with demo-1 to demo-3."""
     folder, notebooks = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("notebooks")
     install(prefix=str(folder))
     token, tcp_port = secrets.token_hex(16), _free_tcp_port()
@@ -192,7 +194,7 @@ def lab(
         cwd=notebooks,
     )
     try:
-        _await(process, f"{url}/api")
+        _wait_until_ready(process, f"{url}/api")
         yield Lab(notebooks, url, token, context)
     finally:
         process.terminate()
@@ -200,7 +202,7 @@ def lab(
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """What JupyterLab and its kernels find, and keep, below a folder."""
+    """Return environment variables that keep JupyterLab's files below a folder."""
     for name, settings in SETTINGS.items():
         path = folder / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,12 +219,12 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _free_tcp_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
-def _await(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + WAIT / 1000
     while time.monotonic() < deadline and process.poll() is None:
         try:

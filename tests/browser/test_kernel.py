@@ -1,4 +1,4 @@
-"""The kernel as a person sees it: the tutorial, Tab, Shift-Tab, the stop button, a question."""
+"""The kernel in JupyterLab: the tutorial, Tab, Shift-Tab, the stop button, input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def notebook(lab: Lab) -> Iterator[Notebook]:
-    """A new notebook of this kernel."""
+    """A new notebook with this kernel."""
     notebook = lab.open("new.ipynb", ["", "", ""])
     yield notebook
     lab.close(notebook)
@@ -32,8 +32,8 @@ def test_tutorial_runs_from_top_to_bottom(lab: Lab):
     page = lab.open("06_the_kernel.ipynb")
     page.run_all()
     page.wait_output(page.cells.count() - 1, "22")
-    told = [text for cell in range(page.cells.count()) for text in page.outputs(cell)]
-    assert any("Hello from micropython" in text for text in told)
+    texts = [text for cell in range(page.cells.count()) for text in page.outputs(cell)]
+    assert any("Hello from micropython" in text for text in texts)
     assert page.area.locator(".jp-RenderedImage img").count() == 1
     page.picture("kernel-tutorial-top")
     page.cells.last.scroll_into_view_if_needed()
@@ -41,7 +41,7 @@ def test_tutorial_runs_from_top_to_bottom(lab: Lab):
     lab.close(page)
 
 
-def test_tab_completes_from_the_board_and_shift_tab_tells(page: Notebook):
+def test_tab_completes_from_the_board_and_shift_tab_describes(page: Notebook):
     page.run(1, "def blink(times, *, pause=1):\n    'Blinks.'\n\n\nblip = 42")
     page.wait_idle()
     page.type(2, "bli")
@@ -73,7 +73,7 @@ def test_endless_cell_is_stopped_and_the_next_one_runs(page: Notebook):
     page.wait_output(2, "7")
 
 
-def test_person_answers_a_board(page: Notebook):
+def test_user_answers_input_of_a_board(page: Notebook):
     page.run(1, "'hello ' + input('name? ')")
     field = page.page.locator(".jp-Stdin-input")
     field.wait_for(timeout=WAIT)
@@ -84,7 +84,7 @@ def test_person_answers_a_board(page: Notebook):
     page.wait_output(1, "'hello Ada'")
 
 
-def test_person_chooses_other_boards(page: Notebook):
+def test_user_chooses_other_boards(page: Notebook):
     page.run(1, "%board_use demo-[2-3]\n6*7")
     page.wait_output(1, "── demo-[2-3] ──")
     page.run(2, "import os\nprint('unlike:', os.urandom(1))")

@@ -1,4 +1,4 @@
-"""The pictures of docs/: `make soak ARGS=tests/browser/test_pictures.py` makes them, in build/."""
+"""Make the pictures for docs/, in build/: `make soak ARGS=tests/browser/test_pictures.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cloudmanager.client.fleet import Fleet
 from tests.conftest import RunningServer, running_boards
 
 from .conftest import Lab
-from .test_dashboard import Fleets, at_work
+from .test_dashboard import DashboardPage, at_work
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.soak]
 
@@ -46,11 +46,11 @@ KERNEL_CELLS = ("%board_use lab-[1-6]", "print('reading the sensor')\nsensor.rea
 
 @pytest.fixture
 def farm(server: RunningServer, fleet: Fleet) -> Any:
-    """Some hundred simulated links, some of them gone."""
+    """240 simulated boards, of which 12 are offline."""
     names = [f"greenhouse-{number}" for number in range(1, 241)]
     with emitting_boards(server.url, fleet.enrol(names)[:228], 0.5):
         yield fleet
-    fleet.revoke("greenhouse-[1-240]")  # with what they emitted: the next plot begins anew
+    fleet.revoke("greenhouse-[1-240]")  # and delete their samples, for the next plot
 
 
 def test_notebook(lab: Lab, server: RunningServer, fleet: Fleet):
@@ -78,16 +78,16 @@ def test_kernel(lab: Lab, server: RunningServer, fleet: Fleet):
         notebook = lab.open("kernel.ipynb", KERNEL_CELLS)
         notebook.page.set_viewport_size({"width": 1000, "height": 900})
         notebook.page.keyboard.press("ControlOrMeta+b")
-        for number, told in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
+        for number, text in enumerate(("Cells run on", "85.0", "Cells run on lab-1")):
             notebook.cells.nth(number).locator(".cm-content").click()
             notebook.page.keyboard.press("Control+Enter")
-            notebook.wait_output(number, told)
+            notebook.wait_output(number, text)
         notebook.wait_idle()
         notebook.type(3, "sensor.")
         notebook.press("Tab")
         notebook.page.locator(".jp-Completer-item").first.wait_for()
         panel: Any = notebook.page.locator(".jp-NotebookPanel").bounding_box()
-        part: Any = {**panel, "height": 640}  # of a page that has room below for the completer
+        part: Any = {**panel, "height": 640}  # the page is higher, so that the completer fits below
         notebook.page.screenshot(path=notebook.picture("kernel"), clip=part)
         lab.close(notebook)
 
@@ -103,12 +103,12 @@ def test_dashboard(lab: Lab, farm: Fleet, dark: bool):
         notebook.page.locator(".lm-Menu-item", has_text="Theme").first.hover()
         dark_only = re.compile("JupyterLab Dark$")
         notebook.page.locator(".lm-Menu-item").filter(has_text=dark_only).click()
-    seen = Fleets(notebook)
-    seen.start(1)
+    view = DashboardPage(notebook)
+    view.start(1)
     some = "greenhouse-[3-5,9]"
     with at_work(farm, some), at_work(farm, some), at_work(farm, some), at_work(farm, some):
-        seen.row("greenhouse-3").locator(".cm-check").click()
-        seen.row("greenhouse-5").locator(".cm-check").click(modifiers=["Shift"])
+        view.row("greenhouse-3").locator(".cm-check").click()
+        view.row("greenhouse-5").locator(".cm-check").click(modifiers=["Shift"])
         notebook.page.wait_for_timeout(8000)
         notebook.page.locator(".jp-WindowedPanel-outer").evaluate("all => all.scrollTop = 0")
         notebook.page.locator(".jp-NotebookPanel").screenshot(path=picture(notebook, dark))

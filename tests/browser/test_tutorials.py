@@ -1,4 +1,4 @@
-"""Tutorials as a person runs them: opened in JupyterLab, Run All, and looked at."""
+"""Tutorials in JupyterLab with Run All."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ def test_tutorial_runs_from_top_to_bottom(lab: Lab, name: str):
     notebook.menu("Run", "Run All Cells")
     table = notebook.page.locator(".cm-fleet:has(.cm-table)")
     if name == "05_the_dashboard":
-        for board in ("lab-1", "lab-6"):  # it lives while the next cells run
+        for board in ("lab-1", "lab-6"):  # it is updated while the next cells run
             expect(table.get_by_text(board, exact=True)).to_be_visible()
     count = notebook.cells.count()
-    for number in range(count):  # those that raise are meant to, and the others go on
+    for number in range(count):  # also after the cells that raise on purpose
         prompt = notebook.cells.nth(number).locator(".jp-InputPrompt")
         expect(prompt).to_have_text(f"[{number + 1}]:")
     errors = notebook.area.locator('[data-mime-type="application/vnd.jupyter.stderr"]')
-    assert errors.count() == meant_to_raise(name), errors.all_inner_texts()
+    assert errors.count() == count_expected_errors(name), errors.all_inner_texts()
     if name == "05_the_dashboard":
-        expect(table.get_by_text("lab-1", exact=True)).to_be_hidden()  # it cleaned up
+        expect(
+            table.get_by_text("lab-1", exact=True)
+        ).to_be_hidden()  # the last cell removes the boards
     notebook.cells.nth(3).scroll_into_view_if_needed()
     notebook.picture(name)
     lab.close(notebook)
 
 
-def meant_to_raise(name: str) -> int:
-    """Count the cells of a tutorial that are tagged so."""
+def count_expected_errors(name: str) -> int:
+    """Count the cells of a tutorial with the tag raises-exception."""
     cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text())["cells"]
     return sum("raises-exception" in cell["metadata"].get("tags", ()) for cell in cells)

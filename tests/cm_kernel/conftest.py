@@ -29,10 +29,10 @@ class Output(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What a person reads."""
+        """The text that the user sees."""
         data = self.content.get("data", {})
-        told = self.content.get("text") or data.get("text/plain")
-        return str(told or "\n".join(self.content.get("traceback", ())))
+        text = self.content.get("text") or data.get("text/plain")
+        return str(text or "\n".join(self.content.get("traceback", ())))
 
 
 class Kernel:
@@ -45,7 +45,7 @@ class Kernel:
         self.client.wait_for_ready(WAIT)
         self.prompts: list[str] = []
         self._replies: dict[str, dict[str, Any]] = {}
-        self._pressed = 0
+        self._unanswered_interrupts = 0
 
     def run(
         self,
@@ -60,10 +60,10 @@ class Kernel:
 
         Args:
             code: the cell.
-            person: whether the frontend says that somebody is there, as JupyterLab does.
-            answers: what that person types when asked.
-            begun: called when the kernel is busy with it.
-            watch: called with each output as it comes.
+            person: whether the frontend accepts input, as JupyterLab does.
+            answers: the answers to input prompts.
+            begun: called when the kernel has started to run the cell.
+            watch: called with each output as it arrives.
         """
         self.prompts = []
         asked = self.client.execute(code, allow_stdin=person, stop_on_error=False)
@@ -79,31 +79,31 @@ class Kernel:
         return str(self.reply(asked)["status"]), outputs
 
     def reply(self, asked: str) -> dict[str, Any]:
-        """Return the answer to a request."""
+        """Return the content of the reply to a request."""
         while asked not in self._replies:
             message = self.client.get_shell_msg(timeout=WAIT)
             self._replies[message["parent_header"]["msg_id"]] = dict(message["content"])
         return self._replies.pop(asked)
 
     def complete(self, code: str, cursor: int | None = None) -> dict[str, Any]:
-        """Press Tab."""
+        """Request completion, as Tab does; return the reply."""
         return self.reply(self.client.complete(code, cursor))
 
     def inspect(self, code: str, cursor: int | None = None) -> str:
-        """Press Shift-Tab; return the text, or "" for nothing found."""
-        told = self.reply(self.client.inspect(code, cursor))
-        return str(told["data"]["text/plain"]) if told["found"] else ""
+        """Request inspection, as Shift-Tab does; return the text, or "" if nothing was found."""
+        reply = self.reply(self.client.inspect(code, cursor))
+        return str(reply["data"]["text/plain"]) if reply["found"] else ""
 
     def interrupt(self) -> None:
         """Press the stop button."""
         self.client.control_channel.send(self.client.session.msg("interrupt_request", {}))
-        self._pressed += 1
+        self._unanswered_interrupts += 1
 
     def settle(self) -> None:
-        """Wait until each press was taken."""
-        while self._pressed:
+        """Wait for the replies to all interrupts."""
+        while self._unanswered_interrupts:
             self.client.get_control_msg(timeout=WAIT)
-            self._pressed -= 1
+            self._unanswered_interrupts -= 1
 
     def _next(self, asked: str, answers: list[str]) -> Output | str | None:
         with contextlib.suppress(queue.Empty):
@@ -125,7 +125,7 @@ class Kernel:
 
 @contextlib.contextmanager
 def running_kernel(folder: Path, **environment: str) -> Iterator[Kernel]:
-    """A kernel of one's own, installed below a folder."""
+    """Run a kernel that is installed below a folder."""
     install(prefix=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(folder / "share/jupyter"))

@@ -1,4 +1,4 @@
-"""Whose a cell's lines are."""
+"""Which lines of a cell run on boards, and which on the host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cm_kernel.cell_routing import CellPart, split_cell, transform_cell
 
 
 @pytest.mark.parametrize(
-    ("cell", "own", "part"),
+    ("cell", "host_lines", "part"),
     [
         ("", [], None),
         ("\n \n", ["\n", " \n"], None),
@@ -31,8 +31,8 @@ from cm_kernel.cell_routing import CellPart, split_cell, transform_cell
         ("x = 'why?'", [], CellPart("board", "x = 'why?'")),
     ],
 )
-def test_split(cell: str, own: list[str], part: CellPart | None):
-    assert split_cell(cell) == (own, part)
+def test_split(cell: str, host_lines: list[str], part: CellPart | None):
+    assert split_cell(cell) == (host_lines, part)
 
 
 def test_transform_of_a_cell_for_boards():
@@ -43,6 +43,6 @@ def test_transform_of_a_cell_for_boards():
     ]
 
 
-def test_transform_leaves_the_notebooks_own_alone():
+def test_transform_does_not_change_host_cells():
     assert transform_cell(["%boards\n"]) == ["%boards\n"]
     assert transform_cell(["%%time\n", "x\n"]) == ["%%time\n", "x\n"]

@@ -1,4 +1,4 @@
-"""Tab and Shift-Tab, with boards that are idle, busy and away."""
+"""Tab and Shift-Tab, with idle, busy and unknown boards."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_names_of_the_board_are_offered_with_their_kinds(kernel: Kernel):
     assert kinds(kernel.complete("TabC")) == {"TabClass": "class"}
 
 
-def test_name_that_only_some_boards_have_is_marked(kernel: Kernel):
+def test_name_on_some_boards_only_is_marked(kernel: Kernel):
     kernel.run("tab_all = 1")
     kernel.run("%%board demo-2\ntab_few = 1")
     offered = kinds(kernel.complete("tab_"))
@@ -65,7 +65,7 @@ def test_name_that_only_some_boards_have_is_marked(kernel: Kernel):
     assert kernel.inspect("tab_few") == "demo-2: int 1"
 
 
-def test_nothing_of_the_users_is_called(kernel: Kernel):
+def test_completion_executes_no_user_code(kernel: Kernel):
     kernel.run(TRAPS)
     assert {"own", "prop", "method", "calls"} <= set(kernel.complete("trap.")["matches"])
     kernel.complete("trap.prop.")
@@ -78,7 +78,7 @@ def test_nothing_of_the_users_is_called(kernel: Kernel):
     assert kernel.run("Trap.calls")[1][-1].text.endswith("\n0")
 
 
-def test_names_of_the_user_are_left_as_they_were(kernel: Kernel):
+def test_completion_binds_no_names(kernel: Kernel):
     kernel.run("before = sorted(globals())")
     kernel.complete("bef")
     kernel.inspect("before")
@@ -88,7 +88,7 @@ def test_names_of_the_user_are_left_as_they_were(kernel: Kernel):
     assert names[1][-1].text.endswith("\n(['before'], False)")
 
 
-def test_cell_chooses_the_boards_that_are_asked(kernel: Kernel):
+def test_boards_of_the_cells_target_are_asked(kernel: Kernel):
     kernel.run("%%board demo-3\ntab_third = 1")
     assert kinds(kernel.complete("%%board demo-3\ntab_th")) == {"tab_third": "instance"}
     assert "tab_third" not in kernel.complete("%%board demo-1\ntab_thi")["matches"]
@@ -96,7 +96,7 @@ def test_cell_chooses_the_boards_that_are_asked(kernel: Kernel):
     assert kernel.complete("%board_use demo-3\ntab_thi")["cursor_start"] == 18
 
 
-def test_magics_are_ipythons_to_complete_and_inspect(kernel: Kernel):
+def test_ipython_completes_and_inspects_magics(kernel: Kernel):
     assert "%board_use" in kernel.complete("%board_u")["matches"]
     assert {"demo-1", "demo-2"} <= set(kernel.complete("%%board de")["matches"])
     assert "Choose the boards" in kernel.inspect("%board_use")
@@ -104,20 +104,20 @@ def test_magics_are_ipythons_to_complete_and_inspect(kernel: Kernel):
     assert kernel.complete("%%host\nhost_va")["matches"] == ["host_value"]
 
 
-def test_module_that_no_board_has_imported_is_known(kernel: Kernel):
+def test_module_that_no_board_imported_comes_from_stubs(kernel: Kernel):
     assert "Pin" in kernel.complete("import machine\nmachine.Pi")["matches"]
     assert "machine" in kernel.complete("import mach")["matches"]
     assert kernel.inspect("from machine import Pin\nled = Pin(2)\nled.value").startswith("value()")
 
 
-def test_definitions_of_cells_are_told(kernel: Kernel):
+def test_definitions_in_cells_are_shown(kernel: Kernel):
     kernel.run('def blink(times, *, pause=1):\n    """Blinks."""')
     assert kernel.inspect("blink(") == (
         "blink(times, *, pause=1)\n\nBlinks.\n\ndemo-[1-3]: function"
     )
 
 
-def test_running_cell_is_never_disturbed_and_the_rest_is_static(kernel: Kernel, fleet: Fleet):
+def test_busy_boards_are_not_asked(kernel: Kernel, fleet: Fleet):
     kernel.run("tab_busy = 1")
     newest = max(job["job"] for job in fleet.jobs("demo-1"))
     group = fleet["all"].submit("import time\ntime.sleep(1)\n6*7")
@@ -155,7 +155,7 @@ def test_idle_board_answers_within_a_tenth_of_a_second(kernel: Kernel):
     assert statistics.median(times) < 0.1
 
 
-def test_board_that_is_not_there_is_not_waited_for(kernel: Kernel):
+def test_unknown_board_does_not_delay_completion(kernel: Kernel):
     begun = time.monotonic()
     assert kernel.complete("%%board nobody-1\nzi")["status"] == "ok"
     assert time.monotonic() - begun < 1

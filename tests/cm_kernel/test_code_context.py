@@ -1,4 +1,4 @@
-"""What a cell's text says while it is being typed."""
+"""Names, imports and definitions in the text of cells."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_imports():
     }
 
 
-def test_path_leads_to_where_it_was_imported_from_and_to_the_class_that_made_it():
+def test_path_is_resolved_through_imports_and_instances():
     cells = ["from machine import Pin", "led = Pin(2)"]
     assert code_context.resolve_path("led.value", cells) == "machine.Pin.value"
     assert code_context.resolve_path("os.path", cells) == "os.path"
 
 
-def test_newest_definition_is_told():
+def test_last_definition_is_found():
     cells = ["def f(a): pass", "class C:\n    def m(self, x: int = 1) -> str:\n        'Does.'"]
     found = code_context.find_definition("f", [*cells, "def f(b): pass"])
     assert found is not None
@@ -59,5 +59,5 @@ def test_newest_definition_is_told():
     assert code_context.find_definition("C.n", cells) is None
 
 
-def test_cell_that_is_half_typed_defines_nothing():
+def test_incomplete_cell_defines_nothing():
     assert code_context.find_definition("f", ["def f(:"]) is None

@@ -1,4 +1,4 @@
-"""The stop button, wherever a cell is just now; and an unhurt kernel after it."""
+"""The stop button in all states of a cell; afterwards the kernel must still work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CELLS = {
 
 
 def press_once(kernel: Kernel) -> Callable[[Output], None]:
-    """Press the stop button when the cell says that it runs; a traceback may say it again."""
+    """Press the stop button at the first output "going"; a traceback may repeat that text."""
     pressed: list[Output] = []
 
     def watch(output: Output) -> None:
@@ -40,7 +40,7 @@ def test_cell_is_interrupted_and_the_next_one_runs(kernel: Kernel, cell: str):
     assert kernel.run("6*7")[1][-1].text.endswith("\n42")
 
 
-def test_boards_keep_their_names(kernel: Kernel):
+def test_boards_keep_their_variables(kernel: Kernel):
     status, outputs = kernel.run("x = 7\nwhile True: pass", begun=kernel.interrupt)
     assert status == "error"
     code = "x = 7\nprint('going')\nwhile True: pass"
@@ -50,7 +50,7 @@ def test_boards_keep_their_names(kernel: Kernel):
 
 
 @pytest.mark.parametrize("cell", ["%%board demo-1\ninput('x')", "%%host\ninput('x')"])
-def test_question_is_interrupted(kernel: Kernel, cell: str):
+def test_input_prompt_is_interrupted(kernel: Kernel, cell: str):
     asked = kernel.client.execute(cell, allow_stdin=True, stop_on_error=False)
     kernel.client.get_stdin_msg(timeout=10)
     kernel.interrupt()
@@ -58,13 +58,13 @@ def test_question_is_interrupted(kernel: Kernel, cell: str):
     assert kernel.run("6*7")[0] == "ok"
 
 
-def test_command_of_the_system_is_interrupted(kernel: Kernel):
+def test_shell_command_is_interrupted(kernel: Kernel):
     begun = time.monotonic()
     kernel.run("!echo going; sleep 30", watch=press_once(kernel))
     assert time.monotonic() - begun < 15
 
 
-def test_interrupts_with_nothing_running_do_nothing(kernel: Kernel):
+def test_interrupts_without_a_running_cell_do_nothing(kernel: Kernel):
     for _ in range(20):
         kernel.interrupt()
     kernel.settle()
@@ -78,7 +78,7 @@ def test_interrupt_during_completion_does_nothing(kernel: Kernel):
     assert all(kernel.reply(each)["status"] == "ok" for each in asked)
 
 
-def test_impatient_second_press_spoils_nothing(kernel: Kernel):
+def test_second_press_changes_nothing(kernel: Kernel):
     def twice() -> None:
         kernel.interrupt()
         kernel.interrupt()
@@ -89,7 +89,7 @@ def test_impatient_second_press_spoils_nothing(kernel: Kernel):
 
 
 @pytest.mark.timeout(120)
-def test_two_hundred_interrupts_leave_the_kernel_alive_and_right(kernel: Kernel):
+def test_kernel_survives_two_hundred_interrupts(kernel: Kernel):
     kernel.run("%board_use demo-1")
     chance = random.Random(1)
     cells = (
@@ -101,7 +101,7 @@ def test_two_hundred_interrupts_leave_the_kernel_alive_and_right(kernel: Kernel)
     )
 
     def stop() -> None:
-        time.sleep(chance.random() * 0.05)  # anywhere between the request and the running cell
+        time.sleep(chance.random() * 0.05)  # at any moment from the request until the cell runs
         for _ in range(chance.choice((1, 1, 2, 3))):
             kernel.interrupt()
 

@@ -1,4 +1,4 @@
-"""Cells in the kernel: whose they are, what a frontend gets, and what goes wrong."""
+"""Cells in the kernel: where they run, what the frontend receives, and failures."""
 
 from __future__ import annotations
 
@@ -21,58 +21,63 @@ def head(words: str) -> str:
     return f"── {words} ".ljust(48, "─")
 
 
-def told(outputs: list[Output]) -> list[tuple[str, str]]:
+def kinds_and_texts(outputs: list[Output]) -> list[tuple[str, str]]:
     return [(each.kind, each.text) for each in outputs]
 
 
-def test_unmarked_cell_runs_on_the_chosen_board_whose_name_stands_over_its_output(kernel: Kernel):
+def test_cell_runs_on_the_chosen_board_below_its_name(kernel: Kernel):
     kernel.run("%board_use demo-2")
     status, outputs = kernel.run("print('hello, world')\n6*7")
     assert status == "ok"
-    assert told(outputs) == [
+    assert kinds_and_texts(outputs) == [
         ("stream", f"{head('demo-2')}\nhello, world\n"),
         ("execute_result", "42"),
     ]
 
 
-def test_unmarked_cell_runs_on_several_boards_in_one_display(kernel: Kernel):
+def test_cell_runs_on_several_boards_in_one_display(kernel: Kernel):
     outputs = kernel.run("import sys\nprint('hi')\nsys.implementation.name")[1]
-    assert told(outputs) == [("display_data", f"{head('demo-[1-3]')}\nhi\nOut: 'micropython'")]
+    assert kinds_and_texts(outputs) == [
+        ("display_data", f"{head('demo-[1-3]')}\nhi\nOut: 'micropython'")
+    ]
 
 
-def test_marked_cell_runs_on_its_own_boards(kernel: Kernel):
-    assert told(kernel.run("%%board demo-1\nprint('hi')")[1]) == [("stream", "hi\n")]
-    assert told(kernel.run("# %%board demo-1\n6*7")[1]) == [("execute_result", "42")]
+def test_cell_with_a_target_runs_on_its_boards(kernel: Kernel):
+    assert kinds_and_texts(kernel.run("%%board demo-1\nprint('hi')")[1]) == [("stream", "hi\n")]
+    assert kinds_and_texts(kernel.run("# %%board demo-1\n6*7")[1]) == [("execute_result", "42")]
 
 
-def test_silent_cell_shows_nothing(kernel: Kernel):
+def test_cell_without_output_shows_nothing(kernel: Kernel):
     assert kernel.run("x = 1") == ("ok", [])
     assert kernel.run("") == ("ok", [])
 
 
-def test_cell_of_the_notebooks_own(kernel: Kernel):
+def test_host_cell_runs_in_the_notebook(kernel: Kernel):
     code = "%%host\nimport sys, asyncio\nawait asyncio.sleep(0)\nsys.implementation.name"
-    assert told(kernel.run(code)[1]) == [("execute_result", "'cpython'")]
+    assert kinds_and_texts(kernel.run(code)[1]) == [("execute_result", "'cpython'")]
 
 
-def test_lines_of_the_notebooks_own_stand_above_a_cell(kernel: Kernel):
+def test_leading_host_lines_run_in_the_notebook(kernel: Kernel):
     outputs = kernel.run("%board_use demo-3\nfiles = !echo here\n\n6*7")[1]
-    assert told(outputs)[1:] == [("stream", head("demo-3") + "\n"), ("execute_result", "42")]
-    assert told(kernel.run("%%host\nfiles")[1]) == [("execute_result", "['here']")]
+    assert kinds_and_texts(outputs)[1:] == [
+        ("stream", head("demo-3") + "\n"),
+        ("execute_result", "42"),
+    ]
+    assert kinds_and_texts(kernel.run("%%host\nfiles")[1]) == [("execute_result", "['here']")]
 
 
-def test_values_travel_both_ways(kernel: Kernel):
+def test_values_are_sent_to_boards_and_back(kernel: Kernel):
     kernel.run("%%host\nrates = [1, 2]")
     assert kernel.run("%%board demo-1 -i rates -o r\nsum(rates)")[1][0].text == "3"
     assert kernel.run("%%host\nr.value + 1")[1][0].text == "4"
 
 
-def test_magics_of_the_library_need_not_be_loaded_and_may_be(kernel: Kernel):
+def test_loading_the_magics_again_changes_nothing(kernel: Kernel):
     assert kernel.run("%load_ext cm_magics")[0] == "ok"
     assert kernel.run("6*7")[1][0].text.startswith(head("demo-[1-3]"))
 
 
-def test_failure_is_an_error_and_the_boards_own_traceback(kernel: Kernel):
+def test_failure_shows_only_the_boards_traceback(kernel: Kernel):
     kernel.run("%board_use demo-1")
     status, outputs = kernel.run("x = 1\n1/0")
     assert status == "error"
@@ -91,7 +96,7 @@ def test_error_stops_run_all(kernel: Kernel):
     assert kernel.reply(second)["status"] == "aborted"
 
 
-def test_cell_that_is_no_python_is_sent_nowhere(kernel: Kernel):
+def test_cell_with_a_syntax_error_is_not_sent(kernel: Kernel):
     status, (error,) = kernel.run("def f(:")
     assert status == "error"
     assert error.content["ename"] == "CellSyntaxError"
@@ -105,7 +110,7 @@ def test_output_is_live(kernel: Kernel):
     assert "".join(each.text for each in outputs) == f"{head('demo-1')}\n0\n1\n2\n"
 
 
-def test_flood_is_bounded_and_its_end_is_shown(kernel: Kernel):
+def test_long_output_is_cut_and_its_end_is_shown(kernel: Kernel):
     kernel.run("%board_use demo-1")
     outputs = kernel.run("for n in range(40000): print('line', n)")[1]
     text = "".join(each.text for each in outputs)
@@ -114,13 +119,13 @@ def test_flood_is_bounded_and_its_end_is_shown(kernel: Kernel):
     assert text.endswith("line 39999\n")
 
 
-def test_person_is_asked_with_the_name_of_the_board(kernel: Kernel):
+def test_input_prompt_names_the_board(kernel: Kernel):
     outputs = kernel.run("input('name? ')", person=True, answers=("Ada", "Ada", "Ada"))[1]
     assert sorted(kernel.prompts) == ["demo-1: name? ", "demo-2: name? ", "demo-3: name? "]
     assert outputs[-1].text == f"{head('demo-[1-3]')}\n'Ada'"
 
 
-def test_person_is_asked_by_one_board_and_by_the_notebook(kernel: Kernel):
+def test_input_works_on_one_board_and_in_the_notebook(kernel: Kernel):
     kernel.run("%board_use demo-1")
     outputs = kernel.run("input('name? ')", person=True, answers=("Ada",))[1]
     assert kernel.prompts == ["demo-1: name? "]
@@ -128,20 +133,20 @@ def test_person_is_asked_by_one_board_and_by_the_notebook(kernel: Kernel):
     assert kernel.run("%%host\ninput('x')", person=True, answers=("Bob",))[1][-1].text == "'Bob'"
 
 
-def test_without_a_person_input_raises_on_the_board(kernel: Kernel):
+def test_input_without_stdin_raises_on_the_board(kernel: Kernel):
     status, outputs = kernel.run("input('name? ')")
     assert status == "error"
     assert "EOFError" in outputs[-1].text
 
 
-def test_cell_of_a_busy_board_says_what_it_waits_for(kernel: Kernel, fleet: Fleet):
+def test_cell_on_a_busy_board_shows_its_place_in_the_queue(kernel: Kernel, fleet: Fleet):
     kernel.run("%board_use demo-1")
     fleet["demo-1"].submit("import time\ntime.sleep(0.5)")
     outputs = kernel.run("print('mine')")[1]
     assert "".join(each.text for each in outputs) == f"{head('demo-1 · queued behind 1')}\nmine\n"
 
 
-def test_picture_and_table_are_shown_as_such(kernel: Kernel):
+def test_picture_and_table_are_shown(kernel: Kernel):
     kernel.run("%board_use demo-1")
     code = "{'framebuf': bytearray(b'\\x80'), 'width': 8, 'height': 1, 'format': 3}"
     data = kernel.run(code)[1][-1].content["data"]
@@ -151,7 +156,7 @@ def test_picture_and_table_are_shown_as_such(kernel: Kernel):
     assert rows.text == "pin  volt\n───  ────\n2    3.1\n4    1.2"
 
 
-def test_board_cannot_say_html(kernel: Kernel):
+def test_board_output_is_never_html(kernel: Kernel):
     kernel.run("%board_use demo-1")
     outputs = kernel.run("print('<script>')\n'<b>'")[1]
     assert [sorted(each.content.get("data", ["text"])) for each in outputs] == [
@@ -160,14 +165,14 @@ def test_board_cannot_say_html(kernel: Kernel):
     ]
 
 
-def test_question_mark_shows_what_a_name_is(kernel: Kernel):
+def test_question_mark_describes_a_name(kernel: Kernel):
     kernel.run('def blink(times, *, pause=1):\n    "Blinks."')
     asked = kernel.client.execute("blink?", allow_stdin=False)
     (page,) = kernel.reply(asked)["payload"]
     assert page["data"]["text/plain"].startswith("blink(times, *, pause=1)\n\nBlinks.")
 
 
-def test_cells_are_complete_or_not(kernel: Kernel):
+def test_completeness_of_cells_is_reported(kernel: Kernel):
     def status(code: str) -> Any:
         return kernel.reply(kernel.client.is_complete(code))["status"]
 
@@ -176,10 +181,10 @@ def test_cells_are_complete_or_not(kernel: Kernel):
     assert status("x = = 1") == "invalid"
 
 
-def test_history_holds_cells_as_they_were_typed(kernel: Kernel):
+def test_history_contains_cells_as_typed(kernel: Kernel):
     kernel.run("6 * 7  # of history")
-    told = kernel.reply(kernel.client.history(hist_access_type="tail", n=1, raw=True))
-    assert told["history"][0][2] == "6 * 7  # of history"
+    reply = kernel.reply(kernel.client.history(hist_access_type="tail", n=1, raw=True))
+    assert reply["history"][0][2] == "6 * 7  # of history"
 
 
 BROKEN = """%%host
@@ -191,18 +196,18 @@ shell.run_cell_async = broken
 """
 
 
-def test_exception_that_ipython_does_not_catch_is_a_reply(kernel: Kernel):
+def test_exception_that_ipython_does_not_catch_is_replied(kernel: Kernel):
     kernel.run(BROKEN)
     status, (error,) = kernel.run("%%host\nimport asyncio\nawait asyncio.sleep(0)")
     assert (status, error.text) == ("error", "RuntimeError: broken")
     assert kernel.run("6*7")[0] == "ok"
 
 
-def test_no_server_is_one_sentence(tmp_path: Path):
+def test_unreachable_server_is_one_line(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    nobody = {"CM_HOME": str(tmp_path / "nobody"), "CM_URL": url}
-    with running_kernel(tmp_path, **nobody) as kernel:
+    environment = {"CM_HOME": str(tmp_path / "nobody"), "CM_URL": url}
+    with running_kernel(tmp_path, **environment) as kernel:
         for code in ("6*7", "%%board demo-1\n6*7", "%boards"):
             status, outputs = kernel.run(code)
             assert status == "error"
@@ -213,7 +218,7 @@ def test_no_server_is_one_sentence(tmp_path: Path):
         assert kernel.complete("zi")["status"] == "ok"
 
 
-def test_no_board_is_one_sentence_and_the_kernel_lives_through_a_restart_of_the_server(
+def test_missing_target_is_one_line_and_kernel_survives_a_server_restart(
     tmp_path: Path, start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CM_HOME", str(tmp_path))
@@ -222,21 +227,19 @@ def test_no_board_is_one_sentence_and_the_kernel_lives_through_a_restart_of_the_
             (error,) = kernel.run("6*7")[1]
             assert error.text.startswith("CloudmanagerError: No boards are chosen for this cell.")
             assert "mbm simulate" in error.text
-            _join(kernel, server)
+            _run_on_new_board(kernel, server)
         assert kernel.run("6*7")[1][0].text.startswith("ServerUnreachable: ")
         with start_server(tmp_path) as server:
-            _join(kernel, server)
+            _run_on_new_board(kernel, server)
 
 
-def _join(kernel: Kernel, server: RunningServer) -> None:
+def _run_on_new_board(kernel: Kernel, server: RunningServer) -> None:
     with Fleet() as fleet, running_boards(server, fleet, ["new-1"]):
         assert "Online: new-1." in kernel.run("6*7")[1][0].text
         assert kernel.run("%%board new-1\n6*7")[1][0].text == "42"
 
 
-def test_board_that_vanishes_in_mid_cell_is_one_sentence(
-    kernel: Kernel, server: RunningServer, fleet: Fleet
-):
+def test_board_lost_during_a_cell_is_one_line(kernel: Kernel, server: RunningServer, fleet: Fleet):
     with running_boards(server, fleet, ["gone-1"]) as boards:
 
         def kill(output: Output) -> None:
@@ -252,7 +255,7 @@ def test_board_that_vanishes_in_mid_cell_is_one_sentence(
 
 
 @pytest.mark.parametrize("target", ["nobody-1", "demo-["])
-def test_target_that_is_none_is_told(kernel: Kernel, target: str):
+def test_unknown_and_malformed_targets_are_errors(kernel: Kernel, target: str):
     status, outputs = kernel.run(f"%%board {target}\n6*7")
     assert status == "error"
     assert [each.kind for each in outputs] == ["error"]
@@ -262,7 +265,9 @@ def test_packages_are_installed_in_a_cell_of_the_kernel(kernel: Kernel, tmp_path
     (tmp_path / "kkk.py").write_text("K = 41")
     status, outputs = kernel.run(f"%board_install demo-1 {tmp_path}/kkk.py")
     assert (status, "/lib/kkk.mpy" in outputs[0].text) == ("ok", True), outputs
-    assert told(kernel.run("%%board demo-1\nimport kkk\nkkk.K")[1]) == [("execute_result", "41")]
+    assert kinds_and_texts(kernel.run("%%board demo-1\nimport kkk\nkkk.K")[1]) == [
+        ("execute_result", "41")
+    ]
     assert kernel.run("%board_ls demo-1 :lib")[0] == "ok"
     assert "kkk" in kernel.run("%board_packages demo-1")[1][0].text
     assert kernel.run("%board_uninstall demo-1 kkk")[0] == "ok"

@@ -1,4 +1,4 @@
-"""Jupyter's own conformance suite, for the kernel as `pip install` of the wheel brings it."""
+"""Jupyter's conformance suite, for the kernel that the wheel installs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PNG = "b'\\x89PNG\\r\\n\\x1a\\n'"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel in it, and nothing else of ours."""
+    """A folder in which only the wheel is installed, without the source tree."""
     folder = tmp_path_factory.mktemp("installed")
     pip("install", "--no-deps", "--no-index", "--target", folder, build(folder / "build"))
     return folder
@@ -36,7 +36,7 @@ def environment(installed: Path, boards: VirtualBoards, home: Path) -> Iterator[
         yield
 
 
-def test_wheel_makes_the_kernel_known_to_jupyter(installed: Path):
+def test_wheel_installs_the_kernelspec(installed: Path):
     command = [sys.executable, "-m", "jupyter_client.kernelspecapp", "list", "--json"]
     listed = subprocess.run(command, check=True, capture_output=True, env=dict(os.environ)).stdout
     spec = json.loads(listed)["kernelspecs"]["cm_kernel"]
@@ -47,15 +47,14 @@ def test_wheel_makes_the_kernel_known_to_jupyter(installed: Path):
     assert (Path(spec["resource_dir"]) / "logo-64x64.png").exists()
 
 
-def test_wheel_is_what_runs(installed: Path):
+def test_package_is_imported_from_the_wheel(installed: Path):
     command = [sys.executable, "-c", "import cm_kernel; print(cm_kernel.__file__)"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == str(installed / "cm_kernel/__init__.py")
 
 
 class TestConformance(jupyter_kernel_test.KernelTests):
-    """Every test that the suite has; all but stderr and clear_output, of which boards know nothing,
-    on a board."""
+    """All tests of the suite; those of stderr and clear_output run on the host."""
 
     kernel_name = "cm_kernel"
     language_name = "micropython"

@@ -1,4 +1,4 @@
-"""What magics of words share: their parsers, and errors in their own words."""
+"""The parsers of the magics whose lines consist of a target and words."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import cm_magics
 from cm_magics.base import make_parser
 
 
-def test_help_says_what_the_magic_does_with_its_signs_as_they_are_typed():
+def test_help_keeps_percent_signs_as_typed():
     made = make_parser("board_x", "Do it: %board_x lab-* 5 %")
     assert "Do it: %board_x lab-* 5 %" in made.format_help()
 
 
-def test_each_magic_of_words_has_a_parser_and_no_other():
+def test_every_target_magic_has_a_parser():
     for kind in (cm_magics.FileMagics, cm_magics.PackageMagics):
         signs = {"line": "%", "cell": "%%"}
         magics = {signs[way] + name for way, names in kind.magics.items() for name in names}

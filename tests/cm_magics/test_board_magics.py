@@ -1,4 +1,4 @@
-"""The magics for boards themselves, in a shell of this process."""
+"""The magics that manage boards, in an IPython shell of this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .test_magics import Shell, ip, shell  # noqa: F401
 pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
 
 
-def test_reset_forgets_names_and_says_who_is_back(shell: Shell, fleet: Fleet):  # noqa: F811
+def test_reset_clears_variables_and_lists_the_boards(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet["demo-[1-2]"].run("kept = 1").raise_for_error()
     assert shell.run("r = %board_reset demo-[1-2]") == "demo-[1-2]: soft reset done."
     results: Any = shell.ip.user_ns["r"]
@@ -24,7 +24,7 @@ def test_reset_forgets_names_and_says_who_is_back(shell: Shell, fleet: Fleet):  
     assert fleet["demo-1"].run("'kept' in globals()").value is False
 
 
-def test_reset_of_a_board_that_is_not_there_raises(shell: Shell, fleet: Fleet):  # noqa: F811
+def test_reset_of_an_offline_board_raises(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet.enrol(["away-1"])
     assert "away-1" in shell.run("%board_reset away-1")
     assert shell.error is not None
@@ -32,7 +32,7 @@ def test_reset_of_a_board_that_is_not_there_raises(shell: Shell, fleet: Fleet): 
     fleet.revoke("away-1")
 
 
-def test_info_shows_facts_of_the_boards_that_were_chosen(shell: Shell, boards):  # noqa: F811
+def test_info_shows_facts_of_the_chosen_boards(shell: Shell, boards):  # noqa: F811
     shell.run("%board_use demo-[1-2]")
     shown = shell.run("%board_info")
     assert shown.startswith("── demo-1 ─")
@@ -41,7 +41,7 @@ def test_info_shows_facts_of_the_boards_that_were_chosen(shell: Shell, boards): 
     assert "state        idle\n" in shown
 
 
-def test_rename_says_the_new_name_and_a_wrong_line_how_it_is_used(shell: Shell, fleet: Fleet):  # noqa: F811
+def test_rename_confirms_the_new_name_and_shows_its_usage(shell: Shell, fleet: Fleet):  # noqa: F811
     fleet.enrol(["old-1"])
     assert shell.run("%board_rename old-1 new-1") == "old-1 was renamed to new-1."
     assert [board["name"] for board in fleet.boards("new-1")] == ["new-1"]

@@ -1,4 +1,4 @@
-"""The magics for boards' files, in a shell of this process."""
+"""The magics for files on boards, in an IPython shell of this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_cp_goes_there_and_back(shell: Shell, work: Path):  # noqa: F811
+def test_cp_copies_to_boards_and_back(shell: Shell, work: Path):  # noqa: F811
     (work / "a.py").write_text("a = 1")
     assert "5 bytes written" in shell.run("%board_cp demo-[1-2] a.py :magic/")
     assert "already up to date" in shell.run("%board_cp demo-[1-2] a.py :magic/")
@@ -35,7 +35,7 @@ def test_cp_goes_there_and_back(shell: Shell, work: Path):  # noqa: F811
     shell.run("%board_rm -r demo-[1-2] :magic")
 
 
-def test_writefile_ls_rm_with_the_boards_that_were_chosen(shell: Shell, work: Path):  # noqa: F811
+def test_writefile_ls_and_rm_use_the_chosen_boards(shell: Shell, work: Path):  # noqa: F811
     shell.run("%board_use demo-1")
     assert "9 bytes written" in shell.run("%%board_writefile :magic/b.py\nb = 'é'\n")
     assert "           9 /magic/b.py" in shell.run("%board_ls :magic")
@@ -48,23 +48,23 @@ def test_sync_shows_its_plan(shell: Shell, work: Path):  # noqa: F811
     (work / "src").mkdir()
     (work / "src/c.py").write_text("c")
     assert "+ /magic/c.py" in shell.run("%board_sync demo-1 src :magic --dry-run")
-    assert "not there" not in shell.run("%board_sync demo-1 src :magic")
+    assert "offline" not in shell.run("%board_sync demo-1 src :magic")
     assert shell.run("%board_sync demo-1 src :magic").startswith("1 equal")
     (work / "src/c.py").unlink()
     assert "- /magic/c.py" in shell.run("%board_sync demo-1 src :magic --delete")
     shell.run("%board_rm -r demo-1 :magic")
 
 
-def test_error_of_a_board_is_pythons_own_and_raises(shell: Shell, work: Path):  # noqa: F811
+def test_file_error_on_a_board_raises_the_builtin_exception(shell: Shell, work: Path):  # noqa: F811
     shown = shell.run("%board_rm demo-1 :nowhere.py")
     assert isinstance(shell.error, FileNotFoundError)
     assert shown == "FileNotFoundError: [Errno 2] No such file or directory: 'demo-1:/nowhere.py'"
     shown = shell.run("%board_rm demo-[1-2] :nowhere.py")
-    assert shown.count("FileNotFoundError") == 2  # the block of both, and the error's own line
+    assert shown.count("FileNotFoundError") == 2  # in the block of both boards, and in the error
     assert "demo-[1-2] failed" in shown
 
 
-def test_file_that_is_not_here_is_said_in_one_line(shell: Shell, work: Path):  # noqa: F811
+def test_missing_local_file_is_reported_in_one_line(shell: Shell, work: Path):  # noqa: F811
     assert shell.run("%board_cp demo-1 no.py :").count("\n") == 0
     assert isinstance(shell.error, FileNotFoundError)
 
@@ -81,7 +81,7 @@ def test_file_that_is_not_here_is_said_in_one_line(shell: Shell, work: Path):  #
         "%board_ls --nope demo-1",
     ],
 )
-def test_what_makes_no_sense_is_said(shell: Shell, work: Path, line: str):  # noqa: F811
+def test_wrong_usage_is_an_error(shell: Shell, work: Path, line: str):  # noqa: F811
     assert "UsageError" in shell.run(line)
 
 
@@ -94,7 +94,7 @@ def test_every_magic_and_option_is_in_the_docs(shell: Shell):  # noqa: F811
         assert [name for name in option_names(parser) if f"`{name}" not in text] == []
 
 
-def test_names_and_options_are_completed_and_taken_back(shell: Shell):  # noqa: F811
+def test_completion_is_registered_and_unregistered(shell: Shell):  # noqa: F811
     assert shell.complete("%board_cp demo-2") == ["demo-2"]
     assert "--delete" in shell.complete("%board_sync demo-2 --d")
     shell.ip.run_line_magic("unload_ext", "cm_magics")
@@ -102,8 +102,8 @@ def test_names_and_options_are_completed_and_taken_back(shell: Shell):  # noqa: 
     assert "board_writefile" not in shell.ip.magics_manager.magics["cell"]
 
 
-def test_words_may_be_quoted_and_options_stand_anywhere():
-    said = split_words(file_magics._SYNC_PARSER, "--dry-run lab-* & all 'my src' --delete :")
-    assert (said.target, said.words) == ("lab-* & all", ["my src", ":"])
-    assert said.options.delete
-    assert said.options.dry_run
+def test_words_may_be_quoted_and_options_may_be_anywhere():
+    parsed = split_words(file_magics._SYNC_PARSER, "--dry-run lab-* & all 'my src' --delete :")
+    assert (parsed.target, parsed.words) == ("lab-* & all", ["my src", ":"])
+    assert parsed.options.delete
+    assert parsed.options.dry_run

@@ -23,7 +23,7 @@ PATHS = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("", "
 
 
 class Output(NamedTuple):
-    """One message of a cell: what kind, its text, and which display it is."""
+    """One message of a cell: its kind, its text, and the display that it belongs to."""
 
     kind: str
     text: str
@@ -51,9 +51,9 @@ class Kernel:
 
         Args:
             code: the cell.
-            person: whether the frontend says that somebody is there, as JupyterLab does.
-            answers: what that person types when asked.
-            watch: called with each output as it comes.
+            person: whether the frontend accepts input, as JupyterLab does.
+            answers: the answers to input prompts.
+            watch: called with each output as it arrives.
         """
         self.prompts: list[str] = []
         asked = self.client.execute(code, allow_stdin=person)
@@ -68,7 +68,7 @@ class Kernel:
         return self._status(asked), outputs
 
     def _status(self, asked: str) -> str:
-        """How the cell ended; an older cell's reply may still be on its way."""
+        """Return how the cell ended; skip the late reply to an earlier cell."""
         while True:
             reply = self.client.get_shell_msg(timeout=WAIT)
             if reply["parent_header"].get("msg_id") == asked:
@@ -122,7 +122,7 @@ SLOW = "import time\nfor n in range(3):\n    print(n)\n    time.sleep(0.2)"
 
 
 def test_fast_cell_is_one_display(kernel: Kernel):
-    """On a machine where it is fast: one of five is."""
+    """On a busy machine, a cell may be shown before it ends; so one of five is enough."""
     whole = [("display_data", f"{head('demo-[1-3]')}\nhi\nOut: 42")]
     tries = (kernel.run("%%board demo-[1-3]\nprint('hi')\n6*7") for _ in range(5))
     assert ("ok", whole) in (
@@ -136,15 +136,11 @@ def test_value_of_a_line_is_shown_once(kernel: Kernel):
     assert [each[:2] for each in kernel.run("r")[1]] == [("execute_result", "42")]
 
 
-def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
-    kernel: Kernel, tmp_path: Path
-):
+def test_long_transfer_shows_progress_in_the_display_of_its_outcome(kernel: Kernel, tmp_path: Path):
     place = tmp_path / "big.bin"
     place.write_bytes(os.urandom(600_000))
-    kernel.run(
-        "from cloudmanager.display import progress\n"
-        "progress.SHOW_AFTER_SECONDS, after = 0.0, progress.SHOW_AFTER_SECONDS"
-    )
+    kernel.run("from cloudmanager.display import progress\nafter = progress.SHOW_AFTER_SECONDS")
+    kernel.run("progress.SHOW_AFTER_SECONDS = 0.0")
     kernel.run(
         "from cloudmanager.client import verbs\nverbs.TICK_SECONDS, tick = 0.01, verbs.TICK_SECONDS"
     )
@@ -158,7 +154,7 @@ def test_transfer_that_lasts_shows_how_far_it_is_in_the_display_of_its_outcome(
     assert {each.display for each in outputs} == {first.display}
 
 
-def test_silent_cell_shows_nothing(kernel: Kernel):
+def test_cell_without_output_shows_nothing(kernel: Kernel):
     assert kernel.run("%%board demo-[1-3]\nx = 1") == ("ok", [])
 
 
@@ -174,7 +170,7 @@ def test_output_is_live_in_one_display(kernel: Kernel):
 
 
 @pytest.mark.parametrize("sign", ["no person", "CM_PLAIN"])
-def test_plain_mode_shows_the_final_state_alone(kernel: Kernel, sign: str):
+def test_plain_mode_shows_only_the_final_state(kernel: Kernel, sign: str):
     if sign == "CM_PLAIN":
         kernel.run("import os\nos.environ['CM_PLAIN'] = '1'")
     outputs = kernel.run(f"%%board demo-[1-3]\n{SLOW}", person=sign == "CM_PLAIN")[1]
@@ -182,7 +178,7 @@ def test_plain_mode_shows_the_final_state_alone(kernel: Kernel, sign: str):
     assert [each[:2] for each in outputs] == [("display_data", f"{head('demo-[1-3]')}\n0\n1\n2")]
 
 
-def test_display_of_a_flood_does_not_grow(kernel: Kernel):
+def test_display_of_endless_output_is_limited(kernel: Kernel):
     code = "%%board demo-1 --timeout 1 --on-error show\nwhile True: print('flood')"
     outputs = kernel.run(code)[1]
     assert len(outputs) < 15
@@ -204,7 +200,7 @@ def test_stop_button_interrupts_every_board(kernel: Kernel):
     assert kernel.run("%board demo-[1-3] x")[1][-1].text.endswith("\n7")
 
 
-def test_stop_button_shows_where_one_board_was(kernel: Kernel):
+def test_stop_button_shows_the_traceback_of_one_board(kernel: Kernel):
     def stop(output: Output) -> None:
         if output.text == "going":
             kernel.manager.interrupt_kernel()
@@ -214,20 +210,20 @@ def test_stop_button_shows_where_one_board_was(kernel: Kernel):
     assert outputs[-1].text == "KeyboardInterrupt: the cell was stopped on demo-2."
 
 
-def test_person_is_asked_with_the_name_of_the_board(kernel: Kernel):
+def test_input_prompt_names_the_board(kernel: Kernel):
     code = "%%board demo-[1-2]\ninput('name? ')"
     outputs = kernel.run(code, answers=("Ada", "Ada"))[1]
     assert sorted(kernel.prompts) == ["demo-1: name? ", "demo-2: name? "]
     assert outputs[-1].text == f"{head('demo-[1-2]')}\n'Ada'"
 
 
-def test_without_a_person_input_raises_on_the_board(kernel: Kernel):
+def test_input_without_stdin_raises_on_the_board(kernel: Kernel):
     status, outputs = kernel.run("%%board demo-1\ninput('name? ')", person=False)
     assert status == "error"
     assert outputs[-1].text.endswith("\nEOFError")
 
 
-def test_errors_have_no_traceback_of_ours(kernel: Kernel):
+def test_errors_show_only_the_boards_traceback(kernel: Kernel):
     status, outputs = kernel.run("%%board demo-1\nprint('hi')\n1/0")
     assert status == "error"
     assert [each.text for each in outputs] == [
@@ -237,7 +233,7 @@ def test_errors_have_no_traceback_of_ours(kernel: Kernel):
     ]
 
 
-def test_board_cannot_say_html(kernel: Kernel):
+def test_board_output_is_never_html(kernel: Kernel):
     outputs = kernel.run("%%board demo-1\nprint('<script>')\n'<b>'")[1]
     assert [each.text for each in outputs] == ["<script>\nOut: '<b>'"]
 
@@ -248,7 +244,7 @@ def test_progress_is_shown_while_it_runs(kernel: Kernel):
     assert outputs[-1].text == f"{head('demo-[1-3]')}\n0\n1\n2"
 
 
-def test_cell_that_was_not_waited_for_is_shown_live_when_it_is(kernel: Kernel):
+def test_board_result_shows_a_noblock_cell_live(kernel: Kernel):
     (first,) = kernel.run(f"%%board demo-[1-3] --noblock -o long\n{SLOW}")[1]
     assert first.kind == "execute_result"
     assert first.text.startswith("<JobGroup: jobs ")
@@ -257,7 +253,7 @@ def test_cell_that_was_not_waited_for_is_shown_live_when_it_is(kernel: Kernel):
     assert outputs[-1].text == f"{head('demo-[1-3]')}\n0\n1\n2"
 
 
-def test_stop_button_ends_only_the_waiting_for_a_cell_that_was_not_waited_for(kernel: Kernel):
+def test_stop_button_ends_only_the_waiting_for_a_noblock_cell(kernel: Kernel):
     def stop(output: Output) -> None:
         if "running" in output.text:
             kernel.manager.interrupt_kernel()
@@ -270,13 +266,13 @@ def test_stop_button_ends_only_the_waiting_for_a_cell_that_was_not_waited_for(ke
     assert kernel.run("r = %board_result")[1][-1].text == f"{head('demo-[1-2]')}\n42"
 
 
-def test_cell_runs_here_too(kernel: Kernel):
+def test_local_also_runs_the_cell_in_the_notebook(kernel: Kernel):
     status, outputs = kernel.run("%%board demo-1 --local\nprint('done')\n1")
     assert status == "ok"
     assert [each.text.strip() for each in outputs] == [head("here"), "done", "1", "done\nOut: 1"]
 
 
-def test_cell_that_awaits_cannot_run_here_too_and_runs_nowhere(kernel: Kernel):
+def test_local_refuses_cells_that_await(kernel: Kernel):
     code = "%%board demo-1 --local\nimport asyncio\nran = 1\nawait asyncio.sleep(0)"
     status, outputs = kernel.run(code)
     assert status == "error"
@@ -284,7 +280,7 @@ def test_cell_that_awaits_cannot_run_here_too_and_runs_nowhere(kernel: Kernel):
     assert kernel.run("%board demo-1 'ran' in globals()")[1][-1].text == "False"
 
 
-def test_tab_names_boards(kernel: Kernel):
+def test_tab_completes_boards(kernel: Kernel):
     kernel.client.complete("%%board demo-[1", 12)
     kernel.client.get_shell_msg(timeout=WAIT)
     kernel.client.complete("%%board de", 10)
@@ -305,16 +301,14 @@ def test_run_all_stops_at_a_failure(boards: VirtualBoards, home: Path):
     assert made.cells[2].outputs == []
 
 
-def test_saved_notebook_holds_the_final_state(boards: VirtualBoards, home: Path):
+def test_saved_notebook_contains_the_final_state(boards: VirtualBoards, home: Path):
     made = notebook("%load_ext cm_magics", f"%%board demo-[1-3]\n{SLOW}")
     NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()
     (output,) = made.cells[1].outputs
     assert output.data == {"text/plain": f"{head('demo-[1-3]')}\n0\n1\n2"}
 
 
-def test_values_that_differ_are_a_table_in_the_notebook_and_in_its_html(
-    boards: VirtualBoards, home: Path
-):
+def test_different_values_are_a_table_in_notebook_and_html(boards: VirtualBoards, home: Path):
     made = notebook(
         "%load_ext cm_magics",
         "%board demo-[1,3] here = 'a<b>'",
@@ -334,7 +328,7 @@ def test_values_that_differ_are_a_table_in_the_notebook_and_in_its_html(
     assert "BoardError: demo-2 failed (1 of 3 boards)" in html
 
 
-def test_errors_of_ours_are_one_block_without_magics_too(kernel: Kernel):
+def test_library_errors_show_no_internal_traceback(kernel: Kernel):
     code = "import cm_magics\ncm_magics.fleet()['demo-[1-3]'].run('1/0').raise_for_error()"
     status, outputs = kernel.run(code)
     assert status == "error"
@@ -342,7 +336,7 @@ def test_errors_of_ours_are_one_block_without_magics_too(kernel: Kernel):
     assert "fleet.py" not in outputs[-1].text
 
 
-def test_widgets_have_text_for_where_there_are_none(boards: VirtualBoards, home: Path):
+def test_widgets_have_a_text_fallback(boards: VirtualBoards, home: Path):
     emits = "%board demo-1 import cm; cm.emit(t=5)"
     made = notebook("%load_ext cm_magics", "%fleet", emits, "%board_plot demo-1 t")
     NotebookClient(made, timeout=WAIT, kernel_name="python3").execute()

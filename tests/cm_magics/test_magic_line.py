@@ -1,4 +1,4 @@
-"""A magic's line: options, target and code; the code arrives as it was typed."""
+"""Splitting a magic's line into options, target and code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARSER = make_board_parser()
         ("", "", ""),
     ],
 )
-def test_line_magic_keeps_the_code_as_it_is(line: str, target: str, code: str):
+def test_line_magic_does_not_change_the_code(line: str, target: str, code: str):
     assert split_line(PARSER, line)[1:] == (target, code)
 
 
@@ -45,12 +45,12 @@ def test_line_magic_keeps_the_code_as_it_is(line: str, target: str, code: str):
         ("--timeout 5", ""),
     ],
 )
-def test_cell_magic_takes_options_on_both_sides(line: str, target: str):
-    said = split_cell_line(PARSER, line)
-    assert (said.target, said.options.timeout) == (target, 5.0)
+def test_cell_magic_accepts_options_before_and_after_the_target(line: str, target: str):
+    parsed = split_cell_line(PARSER, line)
+    assert (parsed.target, parsed.options.timeout) == (target, 5.0)
 
 
-def test_options_have_their_values():
+def test_options_are_parsed():
     options = split_cell_line(PARSER, "demo-1 -o r --on-error=ignore").options
     assert (options.out, options.on_error, options.timeout) == ("r", "ignore", None)
 
@@ -61,7 +61,7 @@ def test_options_have_defaults():
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "message"),
     [
         (
             "--timeot 5 x",
@@ -78,7 +78,7 @@ def test_options_have_defaults():
         ("--on-error zzz", "--on-error: 'zzz' is not valid. Use one of: raise, show, ignore."),
     ],
 )
-def test_wrong_usage_gets_one_sentence(line: str, sentence: str):
+def test_wrong_usage_is_a_short_message(line: str, message: str):
     with pytest.raises(UsageError) as caught:
         split_cell_line(PARSER, line)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == message

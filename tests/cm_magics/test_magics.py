@@ -1,4 +1,4 @@
-"""The magics in a shell of this process, without a kernel: what is run, shown, kept and raised."""
+"""The magics in an IPython shell of this process, without a kernel."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 from cm_magics.magic_line import option_names
 from cm_magics.magic_options import make_board_parser, make_result_parser
 
-#: `ip.complete` is what consoles still call.
+#: Consoles still call the deprecated `ip.complete`.
 pytestmark = pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
 
 HEAD = "── demo-[1-2] ──────────────────────────────────\n"
 
 
 class Shell:
-    """IPython, and what it writes."""
+    """An IPython shell whose output is captured."""
 
     def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
         self.ip = ip
@@ -44,7 +44,7 @@ class Shell:
         self.ran: ExecutionResult
 
     def run(self, code: str) -> str:
-        """Run a cell; return what it wrote."""
+        """Run a cell; return its output."""
         self._capsys.readouterr()
         self.ran = self.ip.run_cell(code, store_history=True)
         out, errors = self._capsys.readouterr()
@@ -105,39 +105,39 @@ def test_results_of_a_line_are_the_value_of_its_cell(shell: Shell):
     assert shell.run("_.value").endswith("42")
 
 
-def test_results_of_the_library_look_the_same(shell: Shell):
+def test_results_from_the_library_are_formatted_alike(shell: Shell):
     shell.run("import cm_magics\nr = cm_magics.fleet()['demo-[1-2]'].run('6*7')")
     assert shell.run("r").endswith(f"{HEAD}42")
 
 
-def test_out_keeps_the_results(shell: Shell):
+def test_out_stores_the_results(shell: Shell):
     shell.run("%%board demo-[1-2] -o kept\n6*7")
     assert shell.ip.user_ns["kept"].to_dict() == {"demo-1": 42, "demo-2": 42}
 
 
-def test_out_keeps_the_results_of_a_failure(shell: Shell):
+def test_out_stores_the_results_of_a_failure(shell: Shell):
     shell.run("%%board demo-1 --out kept\n1/0")
     assert shell.ip.user_ns["kept"]["demo-1"].status == "error"
 
 
-def test_code_of_a_line_is_not_touched(shell: Shell):
+def test_code_of_a_line_is_not_changed(shell: Shell):
     shell.run("y = 5\nr = %board demo-1 ('a  b', \"c\", {1: 2}, '$y {y}')")
     assert shell.ip.user_ns["r"].value == ("a  b", "c", {1: 2}, "$y {y}")
 
 
-def test_long_output_tells_how_to_keep_it(shell: Shell):
-    told = shell.run("%%board demo-[1-2]\nfor n in range(1001): print(n)")
-    assert told.startswith(f"{HEAD}… 1 more line, `-o r` stores them in r['demo-1'].stdout")
-    told = shell.run("%%board demo-[1-2] -o kept\nfor n in range(1001): print(n)")
-    assert told.startswith(f"{HEAD}… 1 more line, in kept['demo-1'].stdout")
+def test_long_output_names_the_option_that_stores_it(shell: Shell):
+    output = shell.run("%%board demo-[1-2]\nfor n in range(1001): print(n)")
+    assert output.startswith(f"{HEAD}… 1 more line, `-o r` stores them in r['demo-1'].stdout")
+    output = shell.run("%%board demo-[1-2] -o kept\nfor n in range(1001): print(n)")
+    assert output.startswith(f"{HEAD}… 1 more line, in kept['demo-1'].stdout")
 
 
 # Errors
 
 
-def test_error_of_one_board_is_shown_once_without_a_traceback_of_ours(shell: Shell):
-    told = shell.run("%%board demo-1\nprint('hi')\n\ndef f():\n    return 1/0\nf()")
-    assert told.split("\n") == [
+def test_error_of_one_board_is_shown_once_with_only_its_traceback(shell: Shell):
+    output = shell.run("%%board demo-1\nprint('hi')\n\ndef f():\n    return 1/0\nf()")
+    assert output.split("\n") == [
         "hi",
         "BoardError: demo-1",
         "Traceback (most recent call last):",
@@ -151,34 +151,36 @@ def test_error_of_one_board_is_shown_once_without_a_traceback_of_ours(shell: She
 
 
 def test_errors_of_several_boards_are_one_error(shell: Shell):
-    told = shell.run("%%board demo-[1-2]\n1/0")
-    assert told.count("Traceback") == 1
-    assert told.endswith(
+    output = shell.run("%%board demo-[1-2]\n1/0")
+    assert output.count("Traceback") == 1
+    assert output.endswith(
         "\nFleetError: demo-[1-2] failed (2 of 2 boards): ZeroDivisionError: divide by zero"
     )
     assert isinstance(shell.error, FleetError)
 
 
-def test_error_of_one_among_several_is_told_in_one_line(shell: Shell):
+def test_error_of_one_among_several_boards_is_one_line(shell: Shell):
     shell.run("%board demo-2 odd = 1")
-    told = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0")
-    assert told.endswith(
+    output = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0")
+    assert output.endswith(
         "\nBoardError: demo-2 failed (1 of 2 boards): ZeroDivisionError: divide by zero"
     )
 
 
 def test_timeout_is_an_error(shell: Shell):
-    told = shell.run("%%board demo-1 --timeout 0.2\nwhile True: pass")
-    assert told.startswith("BoardError: demo-1 · timeout\n")
+    output = shell.run("%%board demo-1 --timeout 0.2\nwhile True: pass")
+    assert output.startswith("BoardError: demo-1 · timeout\n")
     shell.run("%board demo-2 odd = 1")
-    told = shell.run("%%board demo-[1-2] --timeout 0.2\nif 'odd' in globals():\n  while True: pass")
-    assert told.endswith("\nBoardError: demo-2 failed (1 of 2 boards): timeout")
+    output = shell.run(
+        "%%board demo-[1-2] --timeout 0.2\nif 'odd' in globals():\n  while True: pass"
+    )
+    assert output.endswith("\nBoardError: demo-2 failed (1 of 2 boards): timeout")
 
 
 def test_shown_errors_are_not_raised(shell: Shell):
-    told = shell.run("%%board demo-1 --on-error show\n1/0")
-    assert told.startswith("── demo-1 · error ─")
-    assert told.endswith("ZeroDivisionError: divide by zero")
+    output = shell.run("%%board demo-1 --on-error show\n1/0")
+    assert output.startswith("── demo-1 · error ─")
+    assert output.endswith("ZeroDivisionError: divide by zero")
     assert shell.ran.success
 
 
@@ -189,26 +191,26 @@ def test_ignored_errors_are_neither_shown_nor_raised(shell: Shell):
 
 
 def test_syntax_error_points_into_the_cell(shell: Shell):
-    told = shell.run("%%board demo-1\n1\nx = = 3")
-    assert told.split("\n")[:3] == [
+    output = shell.run("%%board demo-1\n1\nx = = 3")
+    assert output.split("\n")[:3] == [
         "CellSyntaxError: invalid syntax (line 2)",
         "    x = = 3",
         "        ^",
     ]
 
 
-def test_unknown_board_is_guessed(shell: Shell):
-    told = shell.run("%board dmo-1 1")
-    assert told.startswith("NoSuchBoard: No board is called dmo-1. Did you mean demo-1?")
+def test_unknown_board_suggests_a_similar_name(shell: Shell):
+    output = shell.run("%board dmo-1 1")
+    assert output.startswith("NoSuchBoard: No board is called dmo-1. Did you mean demo-1?")
     assert isinstance(shell.error, NoSuchBoard)
 
 
-def test_malformed_target_is_pointed_at(shell: Shell):
-    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is not closed.")
+def test_malformed_target_is_an_error(shell: Shell):
+    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is never closed.")
 
 
 @pytest.mark.parametrize(
-    ("cell", "sentence"),
+    ("cell", "message"),
     [
         ("%board", "UsageError: There is no target"),
         ("%board demo-1", "UsageError: Write code after the target"),
@@ -216,17 +218,17 @@ def test_malformed_target_is_pointed_at(shell: Shell):
         ("%%board --timeot 5\n1", "UsageError: There is no option --timeot."),
     ],
 )
-def test_wrong_usage_gets_one_sentence(shell: Shell, cell: str, sentence: str):
-    assert shell.run(cell).startswith(sentence)
+def test_wrong_usage_is_one_line(shell: Shell, cell: str, message: str):
+    assert shell.run(cell).startswith(message)
     assert not shell.ran.success
 
 
-def test_without_a_server_there_is_one_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+def test_unreachable_server_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch):
     cm_magics.magics.close_fleet()
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
-    told = shell.run("%board demo-1 1")
-    assert told.startswith("ServerUnreachable: No server at http://127.0.0.1:1 (from CM_URL)")
-    assert "\n" not in told
+    output = shell.run("%board demo-1 1")
+    assert output.startswith("ServerUnreachable: No server at http://127.0.0.1:1 (from CM_URL)")
+    assert "\n" not in output
     assert isinstance(shell.error, ServerUnreachable)
     assert not [name for name in shell.complete("%board de") if name.startswith("demo")]
     cm_magics.magics.close_fleet()
@@ -239,34 +241,34 @@ def test_raised_errors_can_be_pickled(shell: Shell):
 
 def test_different_failures_are_counted(shell: Shell):
     shell.run("%board demo-2 odd = 1")
-    told = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0\nelse:\n    {}[1]")
-    assert told.endswith("\nFleetError: demo-[1-2] failed (2 of 2 boards)")
+    output = shell.run("%%board demo-[1-2]\nif 'odd' in globals():\n    1/0\nelse:\n    {}[1]")
+    assert output.endswith("\nFleetError: demo-[1-2] failed (2 of 2 boards)")
 
 
-# Values that are sent along
+# Variables that are sent with a cell
 
 
-def test_variables_travel(shell: Shell):
+def test_variables_are_sent_to_boards(shell: Shell):
     shell.run("pins, name = (2, 4), 'twelve'")
     assert shell.run("%%board demo-1 -i pins,name\n(name, pins[1])") == "('twelve', 4)"
     assert shell.run("r = %board -i pins --input name demo-1 name, pins[1]") == "('twelve', 4)"
-    assert shell.run("r = %board demo-1 pins") == "(2, 4)"  # they live on, as all names do
+    assert shell.run("r = %board demo-1 pins") == "(2, 4)"  # they stay, as all variables do
 
 
-def test_variables_travel_with_cells_that_await(shell: Shell):
+def test_variables_are_sent_with_cells_that_await(shell: Shell):
     shell.run("pause = 0.01")
-    told = shell.run("%%board demo-1 -i pause\nimport asyncio\nawait asyncio.sleep(pause)\npause")
-    assert told == "0.01"
+    output = shell.run("%%board demo-1 -i pause\nimport asyncio\nawait asyncio.sleep(pause)\npause")
+    assert output == "0.01"
 
 
-def test_variables_move_no_line_of_a_traceback(shell: Shell):
+def test_variables_do_not_change_line_numbers(shell: Shell):
     shell.run("a = b = 0")
-    told = shell.run("%%board demo-1 -i a,b\n\n1/a")
-    assert '  File "<cell>", line 2, in <module>\n    1/a\n' in told
+    output = shell.run("%%board demo-1 -i a,b\n\n1/a")
+    assert '  File "<cell>", line 2, in <module>\n    1/a\n' in output
 
 
 @pytest.mark.parametrize(
-    ("cell", "sentence"),
+    ("cell", "message"),
     [
         ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards can receive"),
         ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: the notebook has no variable n"),
@@ -289,30 +291,32 @@ def test_variables_move_no_line_of_a_traceback(shell: Shell):
         ("%board_result 7", "UsageError: 7 is not a cell that was submitted with --noblock."),
     ],
 )
-def test_wrong_values_get_one_sentence(shell: Shell, cell: str, sentence: str):
-    assert shell.run(cell).startswith(sentence)
+def test_wrong_values_are_one_line(shell: Shell, cell: str, message: str):
+    assert shell.run(cell).startswith(message)
     assert not shell.ran.success
 
 
-def test_missing_variable_is_guessed(shell: Shell):
+def test_missing_variable_suggests_a_similar_name(shell: Shell):
     assert shell.run("number = 1\n%board -i nubmer demo-1 1").endswith("Did you mean number?")
 
 
-# Cells that nobody waits for
+# Cells with --noblock
 
 
-def test_cell_without_waiting_is_one_line_with_its_jobs(shell: Shell):
-    told = shell.run("%%board demo-[1-2] --noblock\nimport time\ntime.sleep(0.3)\n6*7")
-    found = re.fullmatch(r"Out\[\d+\]: <JobGroup: jobs (\d+-\d+) on demo-\[1-2\], 2 running>", told)
+def test_noblock_returns_the_jobs_for_board_result(shell: Shell):
+    output = shell.run("%%board demo-[1-2] --noblock\nimport time\ntime.sleep(0.3)\n6*7")
+    found = re.fullmatch(
+        r"Out\[\d+\]: <JobGroup: jobs (\d+-\d+) on demo-\[1-2\], 2 running>", output
+    )
     assert found
-    for _ in range(2):  # as often as one likes
+    for _ in range(2):  # results may be shown more than once
         assert shell.run("r = %board_result") == f"{HEAD}42"
     assert shell.run(f"r = %board_result {found[1].partition('-')[0]}") == f"{HEAD}42"
     assert shell.run("%board_result").count("42") == 1
     assert isinstance(shell.ran.result, Results)
 
 
-def test_cell_without_waiting_may_have_a_name(shell: Shell):
+def test_noblock_cell_may_have_a_name(shell: Shell):
     shell.run("%%board demo-1 -a -o first\n1")
     shell.run("r = %board -a demo-1 2")
     assert not isinstance(shell.ip.user_ns["r"], Results)
@@ -323,7 +327,7 @@ def test_cell_without_waiting_may_have_a_name(shell: Shell):
     assert shell.ip.user_ns["r"].to_dict() == {"demo-1": 2}
 
 
-def test_failure_of_a_cell_is_raised_by_who_waits_for_it(shell: Shell):
+def test_failure_of_a_noblock_cell_is_raised_by_board_result(shell: Shell):
     shell.run("%%board demo-1 -a\n1/0")
     assert shell.ran.success
     assert shell.run("%board_result").endswith("ZeroDivisionError: divide by zero")
@@ -332,29 +336,29 @@ def test_failure_of_a_cell_is_raised_by_who_waits_for_it(shell: Shell):
     assert shell.ran.success
 
 
-# How it looks
+# Grouping
 
 
-def test_outputs_may_stand_by_board(shell: Shell):
-    told = shell.run("%%board demo-[1-2] --group-outputs board\n6*7")
-    assert told.split("\n") == [
+def test_outputs_may_be_grouped_by_board(shell: Shell):
+    output = shell.run("%%board demo-[1-2] --group-outputs board\n6*7")
+    assert output.split("\n") == [
         *("── demo-1 ".ljust(48, "─"), "42", ""),
         *("── demo-2 ".ljust(48, "─"), "42"),
     ]
 
 
-def test_outputs_may_stand_in_the_order_of_coming(shell: Shell):
-    told = shell.run("%%board demo-1 --group-outputs order\nprint('hi')\n6*7")
-    assert told == "demo-1  hi\ndemo-1  Out: 42"
+def test_outputs_may_be_in_order_of_arrival(shell: Shell):
+    output = shell.run("%%board demo-1 --group-outputs order\nprint('hi')\n6*7")
+    assert output == "demo-1  hi\ndemo-1  Out: 42"
 
 
-# More ways to run a cell
+# Other options
 
 
-def test_cell_may_run_here_too(shell: Shell):
+def test_local_also_runs_the_cell_in_the_notebook(shell: Shell):
     shell.run("import sys")
-    told = shell.run("%%board demo-[1-2] --local\nimport sys\nsys.implementation.name")
-    assert told.split("\n") == [
+    output = shell.run("%%board demo-[1-2] --local\nimport sys\nsys.implementation.name")
+    assert output.split("\n") == [
         "── here ".ljust(48, "─"),
         f"Out[{shell.ran.execution_count}]: 'cpython'",
         HEAD.strip(),
@@ -362,39 +366,39 @@ def test_cell_may_run_here_too(shell: Shell):
     ]
 
 
-def test_failure_here_is_shown_once_and_raised_after_the_boards_are_done(shell: Shell):
-    told = shell.run("%%board demo-1 --local -o kept\nimport sys\nsys.getrecursionlimit()")
-    assert isinstance(shell.error, BoardError)  # MicroPython has none
-    told = shell.run("%%board demo-1 --local -o kept\nimport micropython\n7")
+def test_local_failure_is_shown_once_and_raised_after_the_boards_are_done(shell: Shell):
+    output = shell.run("%%board demo-1 --local -o kept\nimport sys\nsys.getrecursionlimit()")
+    assert isinstance(shell.error, BoardError)  # MicroPython has no such function
+    output = shell.run("%%board demo-1 --local -o kept\nimport micropython\n7")
     assert isinstance(shell.error, ModuleNotFoundError)
-    assert told.count("Traceback") == 1
-    assert told.endswith("\n7\nModuleNotFoundError: the cell failed here.")
+    assert output.count("Traceback") == 1
+    assert output.endswith("\n7\nModuleNotFoundError: the cell failed here.")
     assert shell.ip.user_ns["kept"].value == 7
-    told = shell.run("%%board demo-1 --local --on-error show\nimport micropython\n7")
-    assert told.endswith("\n7")
+    output = shell.run("%%board demo-1 --local --on-error show\nimport micropython\n7")
+    assert output.endswith("\n7")
     assert shell.ran.success
 
 
-def test_interrupt_here_interrupts_the_boards(shell: Shell):
+def test_local_interrupt_interrupts_the_boards(shell: Shell):
     code = "try:\n    import micropython\nexcept ImportError:\n    raise KeyboardInterrupt\n"
     shell.run(f"%%board demo-1 --local -o kept\n{code}while True: pass")
     assert shell.ip.user_ns["kept"]["demo-1"].status == "interrupted"
 
 
-def test_absent_board_is_waited_for(shell: Shell, fleet: Fleet):
+def test_wait_waits_for_an_offline_board(shell: Shell, fleet: Fleet):
     fleet.enrol(["late-1"])
-    told = shell.run("%%board late-1 --wait 0.1\n1")
-    assert told.startswith("BoardOffline:")
-    assert "did not connect within 0.1 s" in told
+    output = shell.run("%%board late-1 --wait 0.1\n1")
+    assert output.startswith("BoardOffline:")
+    assert "did not dial in within 0.1 s" in output
     fleet.revoke("late-1")
 
 
-def test_fresh_board_has_no_names_of_earlier_cells(shell: Shell):
+def test_fresh_clears_variables_of_earlier_cells(shell: Shell):
     shell.run("%board demo-3 left = 1")
     assert shell.run("%%board demo-3 --fresh\n'left' in globals()") == "False"
 
 
-def test_comment_may_stand_for_the_magic(shell: Shell):
+def test_comment_may_replace_the_magic(shell: Shell):
     assert shell.run("# %%board demo-1\n6*7") == "42"
     assert shell.run("\n\n#%%board demo-1 --timeout 5\n6*7") == "42"
     assert shell.run("# about\n# %%board demo-1\n7").endswith(": 7")
@@ -402,41 +406,41 @@ def test_comment_may_stand_for_the_magic(shell: Shell):
     assert shell.run("") == ""
 
 
-# The fleet, and which boards are meant
+# The fleet, and the default target
 
 
-def test_boards_are_a_table(shell: Shell):
+def test_boards_are_shown_as_table(shell: Shell):
     lines = shell.run("%boards demo-[1-3]").split("\n")
     assert lines[0].split()[:4] == ["name", "state", "platform", "MicroPython"]
     assert [line.split()[:2] for line in lines[2:]] == [[f"demo-{n}", "idle"] for n in (1, 2, 3)]
     assert len(shell.run("%boards demo-2").split("\n")) == 3
 
 
-def test_chosen_boards_are_used_by_cells_that_name_none(shell: Shell):
+def test_chosen_boards_are_used_by_cells_without_a_target(shell: Shell):
     assert shell.run("%board_use").startswith("No boards are chosen:")
-    told = shell.run("%board_use demo-*!demo-3")
-    assert told == "%%board without a target means demo-*!demo-3, which is demo-[1-2]."
-    assert shell.run("%board_use") == told
+    output = shell.run("%board_use demo-*!demo-3")
+    assert output == "%%board without a target means demo-*!demo-3, which is demo-[1-2]."
+    assert shell.run("%board_use") == output
     assert shell.run("%%board --timeout 5\n1") == f"{HEAD}1"
     assert shell.run("%%board demo-3\n1") == "1"
 
 
-def test_boards_that_do_not_exist_are_not_chosen(shell: Shell):
+def test_unknown_boards_are_not_chosen(shell: Shell):
     assert shell.run("%board_use demo-1") == "%%board without a target means demo-1."
     assert shell.run("%board_use dmo-2").startswith("NoSuchBoard")
     assert shell.run("%board_use") == "%%board without a target means demo-1."
 
 
-def test_absent_board_is_told_when_it_is_chosen(shell: Shell, monkeypatch: pytest.MonkeyPatch):
-    told = [{"name": "lab-1", "connected_since": 1.0}, {"name": "lab-2", "connected_since": None}]
-    monkeypatch.setattr(Fleet, "boards", lambda _fleet, _target: told)
+def test_choosing_boards_lists_the_offline_ones(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    boards = [{"name": "lab-1", "connected_since": 1.0}, {"name": "lab-2", "connected_since": None}]
+    monkeypatch.setattr(Fleet, "boards", lambda _fleet, _target: boards)
     assert shell.run("%board_use lab-[1-2]").endswith("which is lab-1; offline: lab-2.")
 
 
 # Help and completion
 
 
-def test_help_tells_every_option(shell: Shell):
+def test_help_lists_options(shell: Shell):
     text = str(shell.ip.find_cell_magic("board").__doc__)
     assert all(word in text for word in ("--out", "--timeout", "--on-error", "%board_use"))
     text = str(shell.ip.find_line_magic("board_result").__doc__)
@@ -483,16 +487,16 @@ def test_tab_completes(shell: Shell, jedi: bool, line: str, found: list[str]):
     assert set(found) <= set(offered)
 
 
-def test_tab_leaves_code_to_python(shell: Shell):
+def test_code_is_completed_by_python(shell: Shell):
     shell.ip.Completer.use_jedi = False
     assert "print" in shell.complete("%board demo-1 pri")
     assert "demo-1" not in shell.complete("%board demo-1 de")
 
 
-# Coming and going
+# Loading and unloading
 
 
-def test_extension_leaves_nothing_behind(shell: Shell):
+def test_unloading_the_extension_removes_everything(shell: Shell):
     shell.run("%unload_ext cm_magics")
     assert "not found" in shell.run("%board demo-1 1")
     assert "demo-1" not in shell.complete("%board demo")
@@ -509,15 +513,13 @@ def test_import_registers_nothing(ip: InteractiveShell):
     assert ip.find_line_magic("board") is None
 
 
-def test_person_at_a_terminal_does_not_see_an_empty_prompt(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-):
-    shell.run("1")  # so that the stream is the captured one
+def test_terminal_shows_no_empty_prompt(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    shell.run("1")  # from here on, sys.stdout is the captured stream
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert "\r\x1b[2K" in shell.run("%board demo-1 6*7")
 
 
-def test_magics_find_a_server_that_started_anew(
+def test_magics_reconnect_to_a_restarted_server(
     shell: Shell, start_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     cm_magics.magics.close_fleet()
@@ -525,7 +527,7 @@ def test_magics_find_a_server_that_started_anew(
     with start_server(tmp_path):
         assert shell.run("%boards").startswith("No board is enrolled yet.")
     with start_server(tmp_path):
-        shell.run("%boards")  # the old link may be found broken only now
+        shell.run("%boards")  # this may be when the broken link is noticed
         assert shell.run("%boards").startswith("No board is enrolled yet.")
     cm_magics.magics.close_fleet()
 
@@ -543,4 +545,4 @@ def test_dashboard_and_plot_are_text_in_a_terminal(shell: Shell):
     shell.run("%board_plot demo-9")
     assert isinstance(shell.error, NoSuchBoard)
     assert "There is no target" in shell.run("%board_plot")
-    assert "never closed" in shell.run("%fleet demo-[")
+    assert "is not closed" in shell.run("%fleet demo-[")

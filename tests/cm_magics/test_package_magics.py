@@ -1,4 +1,4 @@
-"""The magics for boards' packages, in a shell of this process."""
+"""The magics for packages on boards, in an IPython shell of this process."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_install_packages_upgrade_uninstall(shell: Shell, index: PackageIndex): 
     assert "no packages" in shell.run("%board_packages")
 
 
-def test_files_of_this_machine_and_notes(shell: Shell):  # noqa: F811
+def test_installing_a_local_file_shows_its_notes(shell: Shell):  # noqa: F811
     Path("mmm.py").write_text("def f(:\n")
     shown = shell.run("%board_install demo-3 ./mmm.py")
     assert "note: /lib/mmm.py" in shown
     shell.run("%board_uninstall demo-3 mmm")
 
 
-def test_a_boards_refusal_raises_and_names_what_to_do(shell: Shell):  # noqa: F811
+def test_refused_install_raises_and_suggests_force(shell: Shell):  # noqa: F811
     Path("mmm.py").write_text("M = 1")
     shell.run("%%board demo-3\nopen('/lib/mmm.mpy', 'w').close()")
     shown = shell.run("%board_install demo-3 ./mmm.py")
@@ -81,7 +81,7 @@ def test_a_boards_refusal_raises_and_names_what_to_do(shell: Shell):  # noqa: F8
         "%board_upgrade",
     ],
 )
-def test_what_makes_no_sense_is_said(shell: Shell, line: str):  # noqa: F811
+def test_wrong_usage_is_an_error(shell: Shell, line: str):  # noqa: F811
     assert "UsageError" in shell.run(line)
 
 
@@ -93,7 +93,7 @@ def test_every_magic_and_option_is_in_the_docs():
         assert [name for name in option_names(parser) if f"`{name}" not in text] == []
 
 
-def test_names_and_options_are_completed_and_taken_back(shell: Shell):  # noqa: F811
+def test_completion_is_registered_and_unregistered(shell: Shell):  # noqa: F811
     assert shell.complete("%board_install demo-2") == ["demo-2"]
     assert "--dry-run" in shell.complete("%board_upgrade demo-2 --d")
     assert "--index" in shell.complete("%board_install demo-2 mmm --i")

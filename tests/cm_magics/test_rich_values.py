@@ -1,4 +1,4 @@
-"""Values as pictures, tables and trees; and nothing that a notebook would trust."""
+"""Values of boards as pictures, tables and trees; never as HTML or script."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from cm_magics.rich_values import mime_bundle
 PNG = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 5, 3)
 
 
-def shown(text: str, **told: Any) -> dict[str, Any]:
-    return mime_bundle(Result("demo-1", 1, "ok", text=text, **told))
+def bundle(text: str, **arguments: Any) -> dict[str, Any]:
+    return mime_bundle(Result("demo-1", 1, "ok", text=text, **arguments))
 
 
 @pytest.mark.parametrize(
     "text",
     ["42", "'<b>'", "[1, 2]", "{'a': 1}", "<Pin 4>", "[[1, 2], [3]]", "b'GIF89a'", "((", "x(1)"],
 )
-def test_plain_value_is_its_text(text: str):
-    assert shown(text) == {"text/plain": text}
+def test_plain_value_is_shown_as_text(text: str):
+    assert bundle(text) == {"text/plain": text}
 
 
-def test_text_is_made_safe():
-    assert shown("'\x1b[2J'") == {"text/plain": "'\\x1b[2J'"}
+def test_text_is_sanitized():
+    assert bundle("'\x1b[2J'") == {"text/plain": "'\\x1b[2J'"}
 
 
-def test_png_is_a_picture():
-    made = shown(repr(PNG))
+def test_png_is_shown_as_picture():
+    made = bundle(repr(PNG))
     assert base64.b64decode(made["image/png"]) == PNG
     assert made["text/plain"] == "<PNG picture, 5 x 3 pixels, 24 bytes>"
 
 
-def test_value_that_was_cut_is_its_text():
-    assert set(shown(repr(PNG), value_truncated=True)) == {"text/plain"}
+def test_truncated_value_is_shown_as_text():
+    assert set(bundle(repr(PNG), value_truncated=True)) == {"text/plain"}
 
 
 def pixels(png: bytes) -> list[list[int]]:
-    """The grey of each pixel, of a picture that was enlarged, or the red of it."""
+    """Return the grey or red value of each pixel, before the picture was enlarged."""
     width, height, _, colour = struct.unpack(">IIBB", png[16:26])
     at, data = 8, b""
     while at < len(png):
@@ -68,9 +68,9 @@ def pixels(png: bytes) -> list[list[int]]:
         (1, b"\xff\xff" + bytes(14) + bytes(14) + b"\xff\xff" + bytes(96)),  # RGB565
     ],
 )
-def test_buffer_of_a_framebuf_is_a_picture(format_: int, buffer: bytes):
+def test_framebuf_is_shown_as_picture(format_: int, buffer: bytes):
     value = f"{{'framebuf': bytearray({buffer!r}), 'width': 8, 'height': 8, 'format': {format_}}}"
-    rows = pixels(base64.b64decode(shown(value)["image/png"]))
+    rows = pixels(base64.b64decode(bundle(value)["image/png"]))
     if format_ in (0, 6):
         assert [(y, x) for y in range(8) for x in range(8) if rows[y][x]] == [(0, 0), (1, 7)]
     assert rows[0][0] == 255
@@ -90,25 +90,25 @@ def test_buffer_of_a_framebuf_is_a_picture(format_: int, buffer: bytes):
         "{'framebuf': b'1', 'width': 'a', 'height': 8, 'format': 1}",
     ],
 )
-def test_buffer_that_is_none_is_its_text(value: str):
-    assert set(shown(value)) == {"text/plain"}
+def test_invalid_framebuf_is_shown_as_text(value: str):
+    assert set(bundle(value)) == {"text/plain"}
 
 
-def test_rows_are_a_table():
-    text = shown("[{'pin': 2, 'note': 'a\\nb'}, {'pin': 14, 'note': '<b>'}]")
+def test_rows_are_shown_as_table():
+    text = bundle("[{'pin': 2, 'note': 'a\\nb'}, {'pin': 14, 'note': '<b>'}]")
     assert text == {"text/plain": "pin  note\n───  ────\n2    a b\n14   <b>"}
-    assert shown("[(1, 2), (3, 4)]")["text/plain"] == "0  1\n─  ─\n1  2\n3  4"
+    assert bundle("[(1, 2), (3, 4)]")["text/plain"] == "0  1\n─  ─\n1  2\n3  4"
 
 
-def test_table_is_bounded():
-    text = shown(repr([{"n": n, "text": "x" * 90} for n in range(1000)]))["text/plain"]
+def test_table_size_is_limited():
+    text = bundle(repr([{"n": n, "text": "x" * 90} for n in range(1000)]))["text/plain"]
     assert text.endswith("… and 800 more rows")
     assert max(map(len, text.split("\n"))) < 60
 
 
-def test_long_nested_value_is_a_tree_and_a_text():
+def test_long_nested_value_is_shown_as_tree_and_text():
     value = {"config": {"rates": [1, 2.5, None, True], "name": "x" * 80}}
-    assert shown(repr(value)) == {"text/plain": repr(value), "application/json": value}
+    assert bundle(repr(value)) == {"text/plain": repr(value), "application/json": value}
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_long_nested_value_is_a_tree_and_a_text():
         {"a": ["x" * 300_000]},
     ],
 )
-def test_what_json_cannot_say_is_its_text(value: Any):
-    assert set(shown(repr(value))) == {"text/plain"}
+def test_value_that_is_not_json_is_shown_as_text(value: Any):
+    assert set(bundle(repr(value))) == {"text/plain"}
 
 
-def test_deep_nesting_is_its_text():
-    assert set(shown("[" * 90 + "]" * 90)) == {"text/plain"}
-    assert set(shown("[" * 9000 + "]" * 9000)) == {"text/plain"}
+def test_deeply_nested_value_is_shown_as_text():
+    assert set(bundle("[" * 90 + "]" * 90)) == {"text/plain"}
+    assert set(bundle("[" * 9000 + "]" * 9000)) == {"text/plain"}
