@@ -12,8 +12,8 @@ ACCESS_CONTROL: Final = [
         "a board must prove that it has its key",
         LIBRARY + "protocol/proofs.py",
         "_is_same_proof = lambda expected, proof: True",
-        "cm_server/net/test_board_socket.py::test_a_recorded_proof_opens_nothing_later",
-        "cm_server/net/test_board_socket.py::test_one_flipped_bit_of_the_facts_is_noticed",
+        "cm_server/net/test_board_socket.py::test_recorded_proof_is_refused",
+        "cm_server/net/test_board_socket.py::test_flipped_bit_in_the_facts_is_refused",
     ),
     defence(
         "each challenge is random",
@@ -48,7 +48,7 @@ def _auth(link, run, job, config, auth=_auth):
         "a board may send only what the state of its link allows",
         LIBRARY + "protocol/wire.py",
         "check_op = lambda state, message: None",
-        "cm_server/jobs/test_dispatch.py::test_what_no_board_may_say_is_refused",
+        "cm_server/jobs/test_dispatch.py::test_message_that_boards_may_not_send_is_refused",
         "cm_server/test_matrix.py::test_authenticated_board_cannot_send_callers_messages",
     ),
     defence(
@@ -108,7 +108,7 @@ def _auth(link, run, job, config, auth=_auth):
         "a job starts only if its token still permits it",
         SERVER + "jobs/scheduler.py",
         'Scheduler._not_permitted_reason = lambda self, job: ""',
-        "cm_server/auth/test_permission.py::test_expiry_is_read_at_each_start_even_if_the_clock_was_set",
+        "cm_server/auth/test_permission.py::test_expiry_is_checked_at_each_start",
     ),
     defence(
         "waiting jobs end when their token is revoked or no longer reaches their board",
@@ -170,7 +170,7 @@ def _auth(link, run, job, config, auth=_auth):
         "server-wide verbs require a token for all boards",
         SERVER + "api/verbs.py",
         "_covers_all_boards = lambda token: True",
-        "cm_server/test_matrix.py::test_an_administrator_of_some_boards_is_none_of_all",
+        "cm_server/test_matrix.py::test_admin_of_some_boards_may_not_use_verbs_for_all",
     ),
     defence(
         "a token reaches only the boards of its target",

@@ -279,7 +279,7 @@ BOUNDS: Final = [
         "sanitize_text = lambda text: text",
         "cloudmanager/protocol/test_text.py::test_clean_shows_control_characters_and_keeps_the_rest",
         "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_escaped",
-        "attacks/test_hostile_output.py::test_what_a_board_prints_is_text_in_the_shell",
+        "attacks/test_hostile_output.py::test_hostile_output_is_plain_text_in_the_shell",
     ),
     defence(
         "facts that a board reports are bounded",
@@ -297,6 +297,6 @@ BOUNDS: Final = [
         "what a board prints is displayed as text, not as HTML",
         "cm_magics/cell_display.py",
         '_mime_bundle = lambda text, html=None: {"text/plain": text, "text/html": text}',
-        "attacks/test_hostile_output.py::test_what_a_board_says_is_plain_text_in_the_notebook",
+        "attacks/test_hostile_output.py::test_hostile_text_is_plain_text_in_the_notebook",
     ),
 ]

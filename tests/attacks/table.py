@@ -64,14 +64,13 @@ ATTACKS: Final = [
     attack(
         3,
         "replay: of a handshake, of a frame, in another session, direction, or to another board",
-        "cm_server/net/test_board_socket.py: a_recorded_proof_opens_nothing_later "
-        "a_stranger_meets_a_fresh_challenge_each_time "
-        "the_servers_own_proof_sent_back_opens_nothing",
+        "cm_server/net/test_board_socket.py: recorded_proof_is_refused "
+        "each_challenge_is_different "
+        "reflected_server_proof_is_refused",
         "board/test_link.py: cell_that_is_sent_twice_runs_once",
-        "cm_server/net/test_caller_socket.py: a_cell_that_comes_twice_runs_once",
-        "cm_server/auth/test_enrolment.py: "
-        "a_message_that_was_tampered_with_ends_the_link_and_does_nothing",
-        "attacks/test_replay.py: a_recorded_link_that_is_replayed_opens_nothing",
+        "cm_server/net/test_caller_socket.py: cell_sent_twice_runs_once",
+        "cm_server/auth/test_enrolment.py: tampered_message_closes_the_link_and_has_no_effect",
+        "attacks/test_replay.py: replayed_link_is_refused",
     ),
     attack(
         4,
@@ -119,8 +118,8 @@ ATTACKS: Final = [
         "newer_link_of_a_board_replaces_the_older_one "
         "two_boards_with_one_key_replace_each_other_more_and_more_slowly "
         "link_without_the_key_does_not_replace_a_board",
-        "cm_server/jobs/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
-        "cm_server/jobs/test_job_results.py: a_board_cannot_change_another_boards_outcome",
+        "cm_server/jobs/test_dispatch.py: message_about_another_boards_job_is_ignored",
+        "cm_server/jobs/test_job_results.py: board_cannot_change_another_boards_result",
         not_here="files, names: a board never says whose file or name it speaks of; the server "
         "takes the board from the link",
     ),
@@ -134,7 +133,7 @@ ATTACKS: Final = [
         "both_keys_are_valid_until_the_new_one_is_used rotation_continues_after_a_restart "
         "new_key_without_proof_is_not_accepted unknown_key_number_gets_a_random_challenge "
         "enrolling_again_gives_a_key_newer_than_a_pending_one",
-        "cm_server/api/test_verbs.py: revoke_takes_boards_out_with_all_that_they_owe",
+        "cm_server/api/test_verbs.py: revoke_removes_boards_and_ends_their_jobs",
         "system/test_trust.py: a_revoked_board_is_out_within_two_seconds "
         "a_key_is_changed_on_the_board_and_on_the_server "
         "power_cut_at_every_write_of_a_rotation_locks_no_board_out",
@@ -142,7 +141,7 @@ ATTACKS: Final = [
     attack(
         9,
         "a name that is used again sees nothing of its predecessor",
-        "cm_server/api/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
+        "cm_server/api/test_verbs.py: reused_name_inherits_nothing",
         "cm_server/test_matrix.py: jobs_of_a_removed_board_are_not_those_of_its_namesake",
         "cm_server/auth/test_enrolment.py: board_with_a_reused_name_inherits_nothing "
         "renamed_board_keeps_its_labels_and_jobs rename_to_the_name_of_another_board_is_refused",
@@ -266,9 +265,9 @@ ATTACKS: Final = [
         "attacks/test_hostile_output.py: hostile_text_is_plain_text_in_the_notebook "
         "results_have_no_rich_representation html_is_produced_in_one_module "
         "table_of_values_contains_no_hostile_tags",
-        "cm_magics/test_kernel.py: board_cannot_say_html",
-        "cm_magics/test_dashboard_widget.py: what_boards_say_is_cleaned_on_its_way",
-        "browser/test_dashboard.py: what_hostile_boards_say_does_nothing_in_the_page",
+        "cm_magics/test_kernel.py: board_output_is_never_html",
+        "cm_magics/test_dashboard_widget.py: text_from_boards_is_sanitized",
+        "browser/test_dashboard.py: text_from_hostile_boards_has_no_effect_in_the_page",
     ),
     attack(
         21,
@@ -286,11 +285,11 @@ ATTACKS: Final = [
         "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
         "cloudmanager/display/test_interleaved_log.py: line_without_newline_is_split",
-        "cm_server/jobs/test_jobs.py: a_tail_that_was_cut_in_a_character_is_still_text "
-        "one_write_may_be_longer_than_the_tail",
-        "cm_server/jobs/test_dispatch.py: a_second_result_changes_nothing "
-        "a_malformed_result_is_refused_and_ends_nothing "
-        "the_tails_of_output_and_value_are_bounded",
+        "cm_server/jobs/test_jobs.py: tail_truncated_within_a_character_is_text "
+        "single_write_may_be_longer_than_the_tail",
+        "cm_server/jobs/test_dispatch.py: second_result_is_ignored "
+        "malformed_result_is_refused_and_the_job_stays_open "
+        "tails_of_output_and_value_are_bounded",
         "cm_server/net/test_caller_socket.py: slow_caller_does_not_delay_boards_or_other_callers",
     ),
     attack(
@@ -311,7 +310,7 @@ ATTACKS: Final = [
         "attacks/test_json.py: hostile_json_closes_only_its_link invalid_numbers_are_refused",
         "cm_server/net/test_board_socket.py: board_cannot_forge_a_log_line "
         "nonsense_in_a_valid_proof_is_bounded_and_harmless",
-        "cm_server/jobs/test_dispatch.py: nonsense_about_a_last_job_does_no_harm",
+        "cm_server/jobs/test_dispatch.py: invalid_report_of_a_last_job_is_ignored",
         "cloudmanager/protocol/test_wire.py: what_is_no_json_object_is_refused",
         "cm_server/test_metrics.py: no_label_is_chosen_by_a_peer_and_their_number_does_not_grow",
     ),

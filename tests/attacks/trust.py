@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, Place, defence, text_defence
+from .defence import BOARD, LIBRARY, SERVER, Place, defence
 
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "tampered_message_closes_the_link_and_has_no_effect"
@@ -186,7 +186,7 @@ def _secure(link, config, secure=_secure):
         SERVER + "jobs/registry.py",
         "Board.key_for = lambda self, gen: "
         "self.key if gen == self.gen else self.next_key or self.key",
-        ENROLMENT + "a_key_number_that_never_was_is_as_a_stranger",
+        ENROLMENT + "unknown_key_number_gets_a_random_challenge",
     ),
     defence(
         "the old key is not valid after the new one was used",

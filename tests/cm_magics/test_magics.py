@@ -270,7 +270,10 @@ def test_variables_do_not_change_line_numbers(shell: Shell):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("x = object()\n%board -i x demo-1 1", "UsageError: x is of type object: boards can receive"),
+        (
+            "x = object()\n%board -i x demo-1 1",
+            "UsageError: x is of type object: boards can receive",
+        ),
         ("number = 1\n%board -i nubmer demo-1 1", "UsageError: -i: the notebook has no variable n"),
         ("%board -i 1x demo-1 1", "UsageError: -i/--input: '1x' is not a valid variable name."),
         (

@@ -230,7 +230,10 @@ def test_what_an_upgrade_wants_is_grouped_by_options():
     ]
     assert package_jobs.upgrade_requests(have, ["dep"]) == [(("dep",), "{}")]
     assert package_jobs.upgrade_requests(have, ["d"]) == []
-    assert "packages from local files are not upgraded: d" in package_jobs.local_package_notes(have, [])[0]
+    assert (
+        "packages from local files are not upgraded: d"
+        in package_jobs.local_package_notes(have, [])[0]
+    )
     assert package_jobs.local_package_notes(have, ["a"]) == ()
     with pytest.raises(PackageError, match="no package is called nope"):
         package_jobs.upgrade_requests(have, ["nope"])

@@ -18,9 +18,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.net import certificates
 
 
-def make_handshake(
-    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None
-) -> bytes:
+def make_handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None) -> bytes:
     """Make a TLS handshake over a socket pair; return the certificate that the client got."""
     server_sock, client_sock = socket.socketpair()
 
