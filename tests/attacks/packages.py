@@ -1,7 +1,7 @@
-"""Packages: the attacks on them (FIELD.md 5, groups 25 to 34), and what keeps them out.
+"""Attacks by packages and by the sources of packages (groups 25 to 34), and the defences.
 
-mip's own mishaps (FIELD.md 6) are among them: a hash that does not match, targets that lead out,
-cycles, a version that is missing, two @, refs that leak, a source that hides bytecode.
+They include known faults of mip: hashes that are not verified, paths that leave the folder, cycles,
+missing versions, a second @, refs that apply to other repositories, sources that hide bytecode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CODE: Final = SERVER + "packages/"
 PACKAGE_ATTACKS: Final = [
     attack(
         25,
-        "archives: names that lead out, links, bombs, members that are not what they seem",
+        "archives: paths that leave the folder, links, bombs, inconsistent headers",
         TESTS + "test_archives.py: unsafe_member_path_in_tar_is_refused "
         "unsafe_member_path_in_zip_is_refused nul_in_zip_member_name_is_refused "
         "tar_with_link_device_or_sparse_file_is_refused zip_with_symbolic_link_is_refused "
@@ -29,7 +29,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         26,
-        "targets that lead out or onto what is the board's own; a source that hides bytecode",
+        "paths that leave the folder or are reserved; a source that hides bytecode",
         TESTS + "test_install_paths.py: unsafe_path_is_refused "
         "reserved_path_is_refused invalid_or_reserved_folder_is_refused",
         TESTS + "test_index.py: unsafe_or_reserved_path_of_a_package_is_refused "
@@ -40,7 +40,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         27,
-        "content that is not what its hash says, short or whole",
+        "content that does not match its hash, short or full",
         TESTS + "test_index.py: content_that_differs_from_its_short_hash_is_refused "
         "content_of_another_source_with_the_same_short_hash_is_not_used",
         TESTS + "test_package_files.py: content_with_another_size_than_the_lock_is_refused "
@@ -60,7 +60,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         29,
-        "the server is to ask addresses inside, by name, number, redirect, rebinding or scheme",
+        "requests to private addresses, by name, number, redirect, DNS rebinding or scheme",
         TESTS + "test_http_fetcher.py: private_address_is_not_public "
         "private_address_is_refused_in_every_notation cloud_metadata_service_is_refused "
         "redirect_to_a_private_address_is_not_followed "
@@ -74,7 +74,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         30,
-        "an index that is slow, endless, a bomb, a web page, frozen, rolled back, or breaks off",
+        "an index that is slow, endless, malformed, truncated, a bomb, frozen or rolled back",
         TESTS + "test_http_fetcher.py: slow_response_times_out endless_response_is_refused "
         "gzip_bomb_is_refused too_big_response_is_refused",
         TESTS + "test_index.py: malformed_response_of_an_index_is_refused "
@@ -85,7 +85,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         31,
-        "a private name that is public, too: no source falls through to another",
+        "a private name that exists publicly too: there is no fallback to another source",
         TESTS + "test_index.py: private_name_is_not_looked_up_in_another_index "
         "unknown_private_name_is_an_error_without_a_fallback "
         "dependency_is_looked_up_in_its_packages_index package_cannot_choose_an_index",
@@ -93,7 +93,7 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         32,
-        "refs that move or leak into another repository; paths that become another repository",
+        "refs that move or apply to another repository; paths that leave the repository",
         TESTS + "test_planner.py: moved_tag_is_refused_and_moved_branch_is_noted "
         "content_that_differs_from_the_lock_is_refused",
         TESTS + "test_forge.py: ref_does_not_apply_to_files_of_another_repository "
@@ -103,16 +103,16 @@ PACKAGE_ATTACKS: Final = [
     ),
     attack(
         33,
-        "sources that have the compiler loop, crash or eat",
+        "sources that make the compiler loop, crash or exhaust the memory",
         TESTS + "test_compiler.py: compiler_that_loops_is_killed "
         "faulty_compiler_causes_an_error_only loop_of_the_compiler_does_not_block_the_server "
         "compiler_has_no_environment_and_an_empty_folder",
-        not_here="its network is not cut off: mpy-cross opens no socket, and runs nothing of a "
-        "source",
+        not_here="the network of the compiler is not disabled: mpy-cross opens no sockets and "
+        "executes nothing of a source",
     ),
     attack(
         34,
-        "code of a package that is to run on the server",
+        "code of a package that would run on the server",
         TESTS + "test_pypi.py: no_code_of_a_distribution_runs_on_the_server",
     ),
 ]

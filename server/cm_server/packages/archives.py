@@ -22,7 +22,7 @@ from cm_server import limits
 from .install_paths import check_relative_path
 
 _IGNORED_MEMBERS: Final = frozenset({"pax_global_header"})
-#: Methods whose output `zipfile` can limit while it inflates; not so bzip2 and LZMA.
+#: `zipfile` can limit the output while it inflates these; it cannot for bzip2 and LZMA.
 _COMPRESSIONS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 #: What `tarfile`, `zipfile` and `zlib` raise for malformed archives.
 _ARCHIVE_ERRORS: Final = (

@@ -50,7 +50,7 @@ class IndexSource:
         """
         if requirement.alias not in self._urls:
             raise PackageError(
-                f"{requirement}: the server knows no index called {requirement.alias!r}"
+                f"{requirement}: the server has no index with the alias {requirement.alias!r}"
             )
         return self._urls[requirement.alias].rstrip("/")
 

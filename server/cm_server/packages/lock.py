@@ -90,7 +90,7 @@ def load(text: str) -> LockFile:
 
 
 def _check_complete(wanted: Iterable[str], releases: Sequence[Release]) -> None:
-    """Raise PackageError if a required package is missing: somebody removed it from the file."""
+    """Raise PackageError if a required package is missing, as after a faulty edit of the file."""
     keys = {release.key for release in releases}
     local = frozenset(release.key for release in releases if release.requirement.source == "local")
     requirements = [parse_requirement(text, local) for text in wanted]

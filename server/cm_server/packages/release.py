@@ -13,7 +13,7 @@ class ReleaseFile:
 
     Attributes:
         path: relative to the folder of the install, as the source names it.
-        url: where it is fetched from; "" if it is in the release's archive or the caller sent it.
+        url: where it is fetched from; "" if it is in an archive or was sent by the caller.
         hash_prefix: the first digits of its SHA-256 according to the source; "" if not known.
         sha256: of its content, in hexadecimal; "" before it was fetched.
         size: of its content, in bytes; 0 before it was fetched.

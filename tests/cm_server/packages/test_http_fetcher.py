@@ -210,7 +210,7 @@ async def test_password_is_sent_to_its_origin_only_and_not_shown(web, package_se
         package_server.put("/b", b"here")
         await web.fetch(f"{with_login}/a", limit=MIB, trusted_url=package_server.url)
         assert "Authorization: Basic dXNlcjpwYSRz" in package_server.request_heads[-1], (
-            "its own origin is told"
+            "the password was not sent to its own origin"
         )
     assert without_credentials(with_login + "/x?y") == f"{package_server.url}/x?y"
 

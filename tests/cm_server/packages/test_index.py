@@ -179,7 +179,7 @@ async def test_package_cannot_choose_an_index(package_server, tmp_path):
 
 
 async def test_unknown_index_is_an_error(planner):
-    with pytest.raises(PackageError, match="knows no index called 'nope'"):
+    with pytest.raises(PackageError, match="has no index with the alias 'nope'"):
         await planner.make_plan(["nope:a"])
 
 
