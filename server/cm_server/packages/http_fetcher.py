@@ -114,11 +114,11 @@ class _PublicResolver(Resolver):
     ) -> list[tuple[int, Any]]:
         """Return the addresses of a host; refuse all of them if one is private."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        for *_, address in found:
+        results = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        for *_, address in results:
             if not is_public(str(address[0])):
                 raise PrivateAddress(host)
-        return [(kind, address) for kind, _, _, _, address in found]
+        return [(address_family, address) for address_family, _, _, _, address in results]
 
 
 class HttpFetcher:
@@ -169,10 +169,10 @@ class HttpFetcher:
         _, host, tcp_port = origin_of(url)
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, tcp_port, type=socket.SOCK_STREAM)
+            results = await loop.getaddrinfo(host, tcp_port, type=socket.SOCK_STREAM)
         except OSError:
             return False
-        return not all(is_public(str(address[0])) for *_, address in found)
+        return not all(is_public(str(address[0])) for *_, address in results)
 
     async def _fetch_redirected(
         self, url: str, limit: int, trusted_url: str, accept: str

@@ -120,7 +120,7 @@ def place_files(
     Raises:
         PackageError: a path is refused, or two packages have different files of the same path.
     """
-    found: dict[str, PlannedFile] = {}
+    by_path: dict[str, PlannedFile] = {}
     for release in releases:
         for part in release.parts:
             try:
@@ -128,24 +128,24 @@ def place_files(
             except PackageError as error:
                 raise PackageError(f"{release}: {error.args[0]}") from None
             file = PlannedFile(path, part.sha256, part.size, release.key)
-            other = found.setdefault(path, file)
+            other = by_path.setdefault(path, file)
             if other.sha256 != file.sha256:
                 raise PackageError(
                     f"{other.package} and {file.package} both have a file {path}, "
                     "with different contents"
                 )
-    check_clash(found)
-    return sorted(found.values())
+    check_clash(by_path)
+    return sorted(by_path.values())
 
 
-def check_clash(found: Mapping[str, PlannedFile]) -> None:
+def check_clash(by_path: Mapping[str, PlannedFile]) -> None:
     """Check that no two files exclude each other, such as a module's source and its bytecode.
 
     Raises:
         PackageError: two files do; the message names their packages.
     """
-    if pair := find_clash(found):
-        packages = sorted({found[path].package for path in pair if path in found})
+    if pair := find_clash(by_path):
+        packages = sorted({by_path[path].package for path in pair if path in by_path})
         raise PackageError(
             f"{' and '.join(packages)}: {pair[0]} and {pair[1]} cannot exist together"
         )

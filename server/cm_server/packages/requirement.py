@@ -137,13 +137,13 @@ def _parse_forge(text: str, source: str, rest: str) -> Requirement:
 
 
 def _parse_pypi(text: str, rest: str) -> Requirement:
-    found = _PYPI_NAME.fullmatch(rest.strip())
-    specifier = re.sub(r"\s+", "", found[2]) if found else ""
+    match = _PYPI_NAME.fullmatch(rest.strip())
+    specifier = re.sub(r"\s+", "", match[2]) if match else ""
     if specifier.startswith("@"):
         raise _invalid(text, "for a version write pypi:NAME==VERSION")
-    if not found or (specifier and not _SPECIFIER.fullmatch(specifier)):
+    if not match or (specifier and not _SPECIFIER.fullmatch(specifier)):
         raise _invalid(text, "write pypi:NAME or pypi:NAME==VERSION")
-    return Requirement("pypi", normalize_name(found[1]), specifier.rstrip(","))
+    return Requirement("pypi", normalize_name(match[1]), specifier.rstrip(","))
 
 
 def normalize_name(name: str) -> str:

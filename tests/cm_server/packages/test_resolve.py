@@ -17,18 +17,20 @@ def known(**releases: dict[str, list[str]]) -> KnownReleases:
     """Return PyPI packages: name -> version, newest first -> dependencies."""
     from packaging.specifiers import SpecifierSet
 
-    found = KnownReleases()
+    known_releases = KnownReleases()
     requirements = set()
     for name, versions in releases.items():
         key = parse_requirement(f"pypi:{name}")
         for version, needs in versions.items():
             wanted = tuple(parse_requirement(f"pypi:{need}") for need in needs)
             requirements |= {key, *wanted}
-            found.releases[key.key, version] = Release(key, version, (), wanted)
+            known_releases.releases[key.key, version] = Release(key, version, (), wanted)
     for requirement in requirements:
-        there = list(releases[requirement.name])
-        found.versions[requirement] = list(SpecifierSet(requirement.version).filter(there))
-    return found
+        available = list(releases[requirement.name])
+        known_releases.versions[requirement] = list(
+            SpecifierSet(requirement.version).filter(available)
+        )
+    return known_releases
 
 
 def solve(known_releases: KnownReleases, *wanted: str) -> dict[str, str]:
@@ -36,8 +38,10 @@ def solve(known_releases: KnownReleases, *wanted: str) -> dict[str, str]:
 
     requirements = [parse_requirement(f"pypi:{text}") for text in wanted]
     for requirement in requirements:
-        there = [version for key, version in known_releases.releases if key == requirement.key]
-        known_releases.versions[requirement] = list(SpecifierSet(requirement.version).filter(there))
+        available = [version for key, version in known_releases.releases if key == requirement.key]
+        known_releases.versions[requirement] = list(
+            SpecifierSet(requirement.version).filter(available)
+        )
     return {
         release.requirement.name: release.version
         for release in resolve(requirements, known_releases)
