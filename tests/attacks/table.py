@@ -1,9 +1,9 @@
-"""Every attack that is known, by its number, and the tests that are named after it.
+"""All known attacks by number, with the tests that try each of them.
 
 The groups are those of the project's list of attacks: identity and handshake 1 to 10, transport 11
 to 15, browsers 16 to 19, hostile boards 20 to 24, operations 35 to 38. (Packages, 25 to 34, are in
-packages.py; several servers, 39, in servers.py.) What does not apply says why; what is
-yet to come says with what. test_table.py holds that every test exists and every number is here.
+packages.py; several servers, 39, in servers.py.) For parts that do not apply, a row states why.
+test_table.py checks that all tests exist and that no number is missing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class Attack(NamedTuple):
     """One group of attacks.
 
     Attributes:
-        number: in the list.
-        what: in a few words.
-        tests: those that try it, by file below tests/ and name.
-        not_here: what of it does not apply, and why; or what it comes with.
+        number: its number in the list.
+        what: a short description.
+        tests: the tests that try it, as ``file::name`` below tests/.
+        not_here: which part does not apply, and why.
     """
 
     number: int
@@ -28,7 +28,7 @@ class Attack(NamedTuple):
 
 
 def attack(number: int, what: str, *tests: str, not_here: str = "") -> Attack:
-    """Return a row; "file.py: one two" stands for file.py::test_one and file.py::test_two."""
+    """Return a row; "file.py: one two" means file.py::test_one and file.py::test_two."""
     names = []
     for line in tests:
         file, _, words = line.partition(": ")
@@ -39,7 +39,7 @@ def attack(number: int, what: str, *tests: str, not_here: str = "") -> Attack:
 ATTACKS: Final = [
     attack(
         1,
-        "tokens that are none: empty, cut, wrong, very long, in other clothes",
+        "invalid tokens: empty, truncated, wrong, very long, in other header formats",
         "cm_server/auth/test_credentials.py: other_headers_are_refused "
         "empty_token_is_refused_although_its_hash_is_stored "
         "every_token_is_compared",
@@ -50,7 +50,7 @@ ATTACKS: Final = [
     ),
     attack(
         2,
-        "enrolment tokens: expired, used, of another scope, raced for",
+        "enrolment tokens: expired, used up, for another name, used by two boards at the same time",
         "cm_server/auth/test_enrolment.py: "
         "expired_and_revoked_enrolment_tokens_are_refused "
         "used_enrolment_token_is_refused "
@@ -74,19 +74,18 @@ ATTACKS: Final = [
     ),
     attack(
         4,
-        "who stands between flips a bit, drops, reorders, doubles, cuts",
+        "a man in the middle flips bits, drops, reorders, repeats and truncates",
         "faults/test_board_link.py: fault_in_a_job fault_in_the_greeting",
         "faults/test_caller_link.py: fault_between_caller_and_server",
         "faults/test_board_link.py: fault_in_the_handshake_of_tls",
         "faults/test_caller_link.py: fault_between_caller_and_server_over_tls",
         "cm_server/net/test_board_socket.py: flipped_bit_in_the_facts_is_refused",
         "cm_server/auth/test_enrolment.py: tampered_message_closes_the_link_and_has_no_effect",
-        not_here="links in the clear, which only this machine's own loopback has: nothing tells a "
-        "changed byte there",
+        not_here="links without TLS, which exist only on loopback: changed bytes are not detected there",
     ),
     attack(
         5,
-        "a fake server: it learns nothing and runs nothing",
+        "a fake server: it gets no secrets and cannot run code",
         "board/test_link.py: board_does_not_talk_to_a_fake_server "
         "board_with_a_wrong_key_does_not_talk_either",
         "system/test_trust.py: a_fake_server_is_refused_by_its_certificate "
@@ -99,7 +98,7 @@ ATTACKS: Final = [
     ),
     attack(
         6,
-        "downgrade: another version, TLS or MAC stripped",
+        "downgrade: another protocol version, TLS or MACs removed",
         "cm_server/net/test_board_socket.py: other_protocol_version_is_refused_with_a_reason",
         "cm_server/net/test_caller_socket.py: other_protocol_version_gets_the_supported_one "
         "protocol_version_is_not_revealed_without_a_token",
@@ -113,15 +112,15 @@ ATTACKS: Final = [
     ),
     attack(
         7,
-        "a board that plays another, or plays itself twice",
+        "a board that pretends to be another, or connects twice",
         "cm_server/net/test_board_socket.py: board_cannot_end_the_job_of_another_board "
         "newer_link_of_a_board_replaces_the_older_one "
         "two_boards_with_one_key_replace_each_other_more_and_more_slowly "
         "link_without_the_key_does_not_replace_a_board",
-        "cm_server/jobs/test_dispatch.py: message_about_another_boards_job_is_ignored",
-        "cm_server/jobs/test_job_results.py: board_cannot_change_another_boards_result",
-        not_here="files, names: a board never says whose file or name it speaks of; the server "
-        "takes the board from the link",
+        "cm_server/jobs/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
+        "cm_server/jobs/test_job_results.py: a_board_cannot_change_another_boards_outcome",
+        not_here="files and names: a board never names the board that a message is about; the server "
+        "knows it from the link",
     ),
     attack(
         8,
@@ -140,15 +139,15 @@ ATTACKS: Final = [
     ),
     attack(
         9,
-        "a name that is used again sees nothing of its predecessor",
-        "cm_server/api/test_verbs.py: reused_name_inherits_nothing",
+        "a board with a reused name gets nothing of its predecessor",
+        "cm_server/api/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
         "cm_server/test_matrix.py: jobs_of_a_removed_board_are_not_those_of_its_namesake",
         "cm_server/auth/test_enrolment.py: board_with_a_reused_name_inherits_nothing "
         "renamed_board_keeps_its_labels_and_jobs rename_to_the_name_of_another_board_is_refused",
     ),
     attack(
         10,
-        "brute force, which locks out nobody behind the same address",
+        "brute force, which must not lock out others with the same address",
         "cm_server/net/test_caller_socket.py: "
         "wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted "
         "flood_of_wrong_tokens_writes_a_bounded_number_of_rows_and_lines",
@@ -157,7 +156,7 @@ ATTACKS: Final = [
     ),
     attack(
         11,
-        "slowloris: a byte now and then, in heads, bodies and frames, on 2,000 connections",
+        "slowloris: heads, bodies and frames byte by byte, on 2,000 connections",
         "load/test_attacks.py: "
         "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
         "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
@@ -169,7 +168,7 @@ ATTACKS: Final = [
     ),
     attack(
         12,
-        "frames of any length, fragments, control frames, floods of pings, who does not read",
+        "frames of any length, fragments, control frames, floods of pings, peers that do not read",
         "cloudmanager/protocol/test_frames.py: refused_with_its_close_code "
         "client_that_does_not_mask_is_refused "
         "frame_that_is_too_long_is_refused_before_its_payload_is_awaited "
@@ -194,7 +193,7 @@ ATTACKS: Final = [
     ),
     attack(
         13,
-        "very many connections that prove nothing",
+        "very many unauthenticated connections",
         "cm_server/test_app.py: a_flood_of_connections_is_bounded_and_lets_the_healthy_in "
         "connections_that_come_and_go_leave_nothing_behind",
         "cm_server/net/test_rate_limits.py: oldest_connection_of_an_address_is_closed "
@@ -208,7 +207,7 @@ ATTACKS: Final = [
     ),
     attack(
         14,
-        "a storm of boards that come back",
+        "many boards that reconnect at the same time",
         "board/test_link.py: server_that_was_away_gets_its_boards_back",
         "cm_server/test_app.py: the_grace_is_never_below_the_spread_of_reconnects "
         "the_grace_grows_with_the_fleet",
@@ -234,11 +233,11 @@ ATTACKS: Final = [
         "cm_server/net/test_handlers.py: form_posted_by_a_foreign_page_changes_nothing "
         "cookie_is_not_accepted_as_a_token every_answer_has_the_security_headers",
         "cm_server/net/test_caller_socket.py: token_in_the_address_is_refused_and_not_logged",
-        not_here="there is no REST call that changes anything: all that does is said on a link",
+        not_here="no REST call changes anything: all changes are requested on a WebSocket",
     ),
     attack(
         18,
-        "a board's key at a caller's door, and the reverse; every route by every role",
+        "a board's key for a caller's link, and the reverse; every route with every role",
         "cm_server/test_matrix.py: every_route_with_every_credential "
         "every_route_has_a_required_credential_and_other_paths_are_404 "
         "callers_token_is_no_boards_key authenticated_board_cannot_send_callers_messages "
@@ -249,7 +248,7 @@ ATTACKS: Final = [
     ),
     attack(
         19,
-        "an address for everybody without TLS; files for everybody",
+        "a public address without TLS; files that others can read",
         "cm_server/test_app.py: whoever_others_can_reach_speaks_tls_and_nothing_else "
         "secrets_and_state_are_their_owners_alone "
         "all_that_it_keeps_is_its_owners_alone_whatever_the_umask",
@@ -281,7 +280,7 @@ ATTACKS: Final = [
     ),
     attack(
         22,
-        "floods of output, lines without end, output after the end, another's ending",
+        "floods of output, endless lines, output after the end, results of another board's job",
         "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
         "cloudmanager/display/test_interleaved_log.py: line_without_newline_is_split",
@@ -294,7 +293,7 @@ ATTACKS: Final = [
     ),
     attack(
         23,
-        "names of files that lead out of their place; formulas in tables",
+        "file names that leave their folder; formulas in tables",
         "cloudmanager/client/test_downloads.py: hostile_names_write_nothing "
         "names_that_are_one_on_some_system_do_not_overwrite_each_other "
         "more_files_than_were_asked_for_are_refused what_is_read_into_memory_is_bounded",
@@ -306,7 +305,7 @@ ATTACKS: Final = [
     ),
     attack(
         24,
-        "forged lines, JSON of any depth, doubled keys, NaN, numbers of any size",
+        "forged log lines, deep JSON, repeated keys, NaN, numbers of any size",
         "attacks/test_json.py: hostile_json_closes_only_its_link invalid_numbers_are_refused",
         "cm_server/net/test_board_socket.py: board_cannot_forge_a_log_line "
         "nonsense_in_a_valid_proof_is_bounded_and_harmless",
@@ -338,7 +337,7 @@ ATTACKS: Final = [
     ),
     attack(
         37,
-        "a privileged call without its row, a row that is changed",
+        "a privileged request without an audit row, changed audit rows",
         "cm_server/test_matrix.py: every_verb_with_every_role_writes_one_audit_row "
         "audit_rows_describe_each_verb",
         "cm_server/store/test_store.py: no_row_is_changed_or_taken_out "
@@ -350,7 +349,7 @@ ATTACKS: Final = [
     ),
     attack(
         38,
-        "targets that read files, ask for names, or are very many",
+        "targets that try to read files or resolve names, or select very many boards",
         "cloudmanager/protocol/test_targets.py: huge_range_is_refused_before_it_is_expanded "
         "hostile_text_is_refused_fast parse_raises_nothing_but_target_error "
         "documented_example_is_exactly_seven_names malformed_target_points_at_the_place",

@@ -1,4 +1,4 @@
-"""A board that was taken over: what it says stays text in the notebook, the shell and the logs."""
+"""A compromised board: its text stays plain text in the notebook, the shell and the logs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cloudmanager.results.results import Result
 from cm_magics import cell_display
 from tests.cm_server.peers import FakeBoard, Service
 
-#: What could do harm where it is shown, by what it would do.
+#: Text that could do harm where it is shown, by kind.
 HOSTILE = {
     "script": "<script>alert(1)</script><img src=x onerror=alert(1)></pre><svg onload=alert(1)>",
     "markdown": "[click](javascript:alert(1)) $\\href{javascript:alert(1)}{x}$ `x`",
@@ -45,14 +45,14 @@ HOSTILE = {
 FACTS = ("platform", "version", "machine", "client")
 
 
-class Taken(NamedTuple):
-    """A service in this loop, and boards on it that each say one thing wherever they can."""
+class HostileBoards(NamedTuple):
+    """A server, and boards that each send one hostile text wherever a board can send text."""
 
     service: Service
     boards: list[FakeBoard]
 
     async def mbm(self, *words: str, script: bytes = b"") -> tuple[int, str, str]:
-        """Type `mbm …`, as somebody does while the first board answers his cell with ``script``."""
+        """Run `mbm` with arguments; the first board answers its cell with ``script``, if given."""
         token = self.service.token
         environment = {**os.environ, "CM_URL": self.service.server.address, "CM_TOKEN": token}
         mbm = await asyncio.create_subprocess_exec(
@@ -72,36 +72,38 @@ class Taken(NamedTuple):
         return mbm.returncode or 0, out.decode(), err.decode()
 
 
-def told(text: str) -> dict[str, Any]:
-    """What a board says of itself that says this wherever it can."""
+def hostile_facts(text: str) -> dict[str, Any]:
+    """Return the body of a PROOF that contains a text in all places."""
     facts = dict.fromkeys(FACTS, text)
     last = {"job": "00000001", "status": 1, "error": text}
     return {"facts": {**facts, "mpy": text, "heap": text}, "last": last, "boot": text}
 
 
 @pytest.fixture
-async def taken(service: Service) -> AsyncIterator[Taken]:
+async def hostile(service: Service) -> AsyncIterator[HostileBoards]:
     names = [f"taken-{number}" for number, _ in enumerate(HOSTILE, start=1)]
     async with contextlib.AsyncExitStack() as stack:
         boards = [
-            await stack.enter_async_context(await FakeBoard.join(service, identity, **told(text)))
+            await stack.enter_async_context(
+                await FakeBoard.join(service, identity, **hostile_facts(text))
+            )
             for identity, text in zip(service.enrol(*names), HOSTILE.values(), strict=True)
         ]
-        yield Taken(service, boards)
+        yield HostileBoards(service, boards)
 
 
 def is_text(shown: str) -> bool:
-    """Whether nothing in it does anything but stand there."""
+    """Return whether a text contains printable characters, newlines and tabs only."""
     return all(char.isprintable() or char in "\n\t" for char in shown)
 
 
-async def test_hostile_facts_are_plain_text_in_the_shell(taken: Taken):
-    status, out, err = await taken.mbm("board-list")
+async def test_hostile_facts_are_plain_text_in_the_shell(hostile: HostileBoards):
+    status, out, err = await hostile.mbm("board-list")
     assert status == 0
     assert is_text(out + err), repr(out)
     rows = [line for line in out.splitlines() if line.strip().startswith("taken-")]
     assert len(rows) == len(HOSTILE)
-    status, out, _ = await taken.mbm("board-list", "--json")
+    status, out, _ = await hostile.mbm("board-list", "--json")
     assert out.isascii()
     boards = json.loads(out)
     assert len(boards) == len(HOSTILE)
@@ -109,32 +111,36 @@ async def test_hostile_facts_are_plain_text_in_the_shell(taken: Taken):
     assert {(board["heap"], board["mpy"]) for board in boards} == {(None, "")}
 
 
-async def test_hostile_output_is_plain_text_in_the_shell(taken: Taken):
+async def test_hostile_output_is_plain_text_in_the_shell(hostile: HostileBoards):
     script = "\n".join(HOSTILE.values()).encode("utf-8", "surrogatepass") + b"\xff\n"
     words = ("board-execute", "taken-1", "-c", "1")
-    status, out, err = await taken.mbm(*words, script=script)
+    status, out, err = await hostile.mbm(*words, script=script)
     assert status == 1
     assert is_text(out + err), repr(out + err)
     for more in (("job-list",), ("job-show", "1")):
-        status, out, err = await taken.mbm(*more)
+        status, out, err = await hostile.mbm(*more)
         assert is_text(out + err), repr(out)
-    status, out, _ = await taken.mbm(*words, "--json", script=script)
+    status, out, _ = await hostile.mbm(*words, "--json", script=script)
     assert out.isascii()
     assert json.loads(out)["taken-1"]["status"] == "error"
 
 
-async def test_hostile_text_cannot_add_log_lines(taken: Taken, caplog: pytest.LogCaptureFixture):
+async def test_hostile_text_cannot_add_log_lines(
+    hostile: HostileBoards, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level("INFO")
     names = range(len(HOSTILE))
-    for text, identity in zip(HOSTILE.values(), taken.service.enrol(*map(str, names)), strict=True):
-        async with await FakeBoard.join(taken.service, identity, **told(text)) as board:
+    for text, identity in zip(
+        HOSTILE.values(), hostile.service.enrol(*map(str, names)), strict=True
+    ):
+        async with await FakeBoard.join(hostile.service, identity, **hostile_facts(text)) as board:
             await board.send(0x7F, text.encode("utf-8", "replace"))
             await board.closed()
-    async with await FakeBoard.dial(taken.service, "/board") as stranger:
+    async with await FakeBoard.dial(hostile.service, "/board") as unauthenticated:
         hello = {"v": 7, "id": "x\n" * 9, "nonce": "00" * 16}
-        await stranger.send(wire.HELLO, json.dumps(hello).encode())
-        await stranger.closed()
-    assert len(caplog.messages) > len(taken.boards)
+        await unauthenticated.send(wire.HELLO, json.dumps(hello).encode())
+        await unauthenticated.closed()
+    assert len(caplog.messages) > len(hostile.boards)
     for message in caplog.messages:
         assert is_text(message), repr(message)
         assert "\n" not in message
@@ -146,7 +152,7 @@ async def test_hostile_text_cannot_add_log_lines(taken: Taken, caplog: pytest.Lo
 
 @pytest.mark.parametrize("kind", [Result, Job, JobGroup, Boards, Fleet])
 def test_results_have_no_rich_representation(kind: type):
-    """IPython shows what has one of these as it says, and so would a saved notebook."""
+    """IPython would show such a representation, also in a saved notebook."""
     rich = [name for name in dir(kind) if name.startswith("_repr_") or "mimebundle" in name]
     assert rich == []
 
@@ -160,7 +166,7 @@ def test_hostile_text_is_plain_text_in_the_notebook(text: str, monkeypatch):
 
 
 class Tags(HTMLParser):
-    """The tags and attributes that a browser would see."""
+    """Collects the tags and attributes that a browser would see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +193,7 @@ def test_table_of_values_contains_no_hostile_tags(text: str):
 
 
 def test_html_is_produced_in_one_module():
-    """The dashboard builds its own page, from text (tests of its own)."""
+    """The dashboard builds its page from text, and has its own tests."""
     folder = Path(cell_display.__file__).parent
     makes = set()
     for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").glob("*.py")]:

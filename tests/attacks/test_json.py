@@ -1,4 +1,4 @@
-"""JSON that is a bomb, or holds what is no number."""
+"""Hostile JSON: very deep, very large, malformed, or with invalid numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ async def test_hostile_json_closes_only_its_link(service: Service, bomb: bytes):
         async with await FakeCaller.join(service) as caller:
             await caller.send(wire.REQUEST, bomb, job=1)
             assert (await caller.closed())[0] == 1002
-        async with await FakeBoard.dial(service, "/board") as stranger:
-            await stranger.send(wire.HELLO, bomb)
-            assert (await stranger.closed())[0] == 1002
+        async with await FakeBoard.dial(service, "/board") as unauthenticated:
+            await unauthenticated.send(wire.HELLO, bomb)
+            assert (await unauthenticated.closed())[0] == 1002
         assert (await other.ask("status"))["reply"]["boards"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Everything that a board ever said on a link, said again: nothing opens, nothing happens twice."""
+"""All bytes that a board sent on a link are sent again: no link opens, nothing runs twice."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, runni
 
 
 class Recorder:
-    """Passes one connection on to a service, and keeps what the peer said."""
+    """A TCP proxy in front of a server that records what the peer sends."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self.heard = b""
+        self.recorded = b""
 
     @contextlib.asynccontextmanager
-    async def between(self) -> AsyncIterator[Service]:
-        """The service, as one dials it through the recorder."""
-        listener = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+    async def proxied(self) -> AsyncIterator[Service]:
+        """Yield the server, with the TCP port of the proxy."""
+        listener = await asyncio.start_server(self._forward, "127.0.0.1", 0)
         async with listener:
             tcp_port = listener.sockets[0].getsockname()[1]
             yield Service(self._service.server, self._service.listener, tcp_port)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far = await asyncio.open_connection("127.0.0.1", self._service.tcp_port)
 
         async def up() -> None:
             while data := await reader.read(65536):
-                self.heard += data
+                self.recorded += data
                 far[1].write(data)
             far[1].close()
 
@@ -51,24 +51,26 @@ async def test_replayed_link_is_refused(tmp_path: Path, kind: str):
         (identity,) = service.enrol("lab-1", plain=kind == "mac")
         recorder = Recorder(service)
         async with (
-            recorder.between() as through,
+            recorder.proxied() as proxied,
             await FakeCaller.join(service, tls=True) as caller,
         ):
-            how = {kind: True}
-            async with await FakeBoard.join(through, identity, **how) as board:
+            options = {kind: True}
+            async with await FakeBoard.join(proxied, identity, **options) as board:
                 (job,) = await caller.submit("lab-1")
                 await board.next()
                 await board.end(job, output=b"once")
                 assert (await caller.ending(job))[0] == "ok"
             await service.until(lambda: service.state("lab-1") == "offline")
-            for size in (len(recorder.heard), len(recorder.heard) - 1):
+            for size in (len(recorder.recorded), len(recorder.recorded) - 1):
                 links = service.server.registry.by_name["lab-1"].link_count
-                async with await RawPeer.dial(service) as thief:
-                    thief.say(recorder.heard[:size])
+                async with await RawPeer.dial(service) as attacker:
+                    attacker.say(recorder.recorded[:size])
                     with contextlib.suppress(ConnectionResetError):
-                        await within(thief.reader.read(-1))
+                        await within(attacker.reader.read(-1))
                 assert service.server.registry.by_name["lab-1"].link_count == links
                 assert service.state("lab-1") == "offline"
             assert service.server.dispatch.jobs == {}
-            async with await FakeBoard.join(service, identity, **how):  # it is well meanwhile
+            async with await FakeBoard.join(
+                service, identity, **options
+            ):  # the board itself can still connect
                 assert service.state("lab-1") == "idle"

@@ -1,4 +1,4 @@
-"""Secrets: each in its own file, and nowhere else that anybody may look."""
+"""Secrets are in their own files, and in no process list, log, message or other file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 
-#: Files that are their owner's alone and hold secrets: the token, and the database with the keys.
-MAY = {"token", "server.db", "server.db-wal", "server.db-shm"}
+#: Private files that contain secrets: the token, and the database with the keys.
+SECRET_FILES = {"token", "server.db", "server.db-wal", "server.db-shm"}
 
 
-def everything_said(server: RunningServer, pids: list[int]) -> str:
-    """What stands in process lists, environments apart, and in every file but those that may."""
+def visible_text(server: RunningServer, pids: list[int]) -> str:
+    """Return all command lines, and the contents of all files except ``SECRET_FILES``."""
     lists = [" ".join(psutil.Process(pid).cmdline()) for pid in (server.process.pid, *pids)]
     files = [path for path in server.home.rglob("*") if path.is_file()]
     written = [
         path.read_bytes().decode("latin-1")
         for path in files
-        if path.name not in MAY and path.suffix not in (".mpy", ".img") and "flash" not in path.name
+        if path.name not in SECRET_FILES
+        and path.suffix not in (".mpy", ".img")
+        and "flash" not in path.name
     ]
     return "\n".join((*lists, *written))
 
@@ -34,32 +36,32 @@ def test_secrets_are_only_in_their_own_files(tmp_path: Path):
     with running_server(tmp_path) as server:
         own = (tmp_path / "token").read_text().strip()
         with Fleet(server.url, own) as fleet, running_boards(server, fleet, ["lab-1"]) as boards:
-            told = fleet.request("token-create", name="guest")["token"]
-            made = told.partition(".")[0]  # behind it is a fingerprint, which is public
+            token = fleet.request("token-create", name="guest")["token"]
+            secret_part = token.partition(".")[0]  # a public fingerprint follows
             keys = [identity.key.hex() for identity in boards.identities]
-            with Fleet(server.url, told) as guest:
+            with Fleet(server.url, token) as guest:
                 assert guest["lab-1"].run("password = 'hunter2'; 6 * 7").value == 42
-            said = errors_of(server.url, (made[:-1], f"{made}A", keys[0]))
+            text = errors_of(server.url, (secret_part[:-1], f"{secret_part}A", keys[0]))
             mbm = [sys.executable, "-m", "cloudmanager", "token-list", "--json"]
             environment = {"CM_URL": server.url, "CM_TOKEN": own, "PATH": ""}
             done = subprocess.run(mbm, env=environment, capture_output=True, text=True, check=False)
             assert "guest" in done.stdout
-            said += done.stdout + done.stderr + repr(fleet) + repr(fleet.address) + repr(boards)
-            said += repr(boards.identities) + str(fleet.request("audit")) + str(fleet.boards())
-            said += everything_said(server, [*boards.pids.values()])
-        for secret in (own, made, made[:-1], *keys, "hunter2"):
-            assert secret not in said
+            text += done.stdout + done.stderr + repr(fleet) + repr(fleet.address) + repr(boards)
+            text += repr(boards.identities) + str(fleet.request("audit")) + str(fleet.boards())
+            text += visible_text(server, [*boards.pids.values()])
+        for secret in (own, secret_part, secret_part[:-1], *keys, "hunter2"):
+            assert secret not in text
 
 
 def errors_of(url: str, wrong: tuple[str, ...]) -> str:
-    """What is told to who comes with a wrong token."""
-    told = []
+    """Return the errors that callers with wrong tokens get."""
+    errors = []
     for token in wrong:
         with contextlib.suppress(CloudmanagerError), Fleet(url, token) as fleet:
             try:
                 fleet.status()
             except CloudmanagerError as error:
-                told.append(f"{error!r} {error} {error.__dict__}")
+                errors.append(f"{error!r} {error} {error.__dict__}")
                 raise
-    assert len(told) == len(wrong)
-    return " ".join(told)
+    assert len(errors) == len(wrong)
+    return " ".join(errors)

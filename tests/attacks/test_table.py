@@ -1,4 +1,4 @@
-"""The tables hold: every attack has its place, every test that they name exists."""
+"""Checks of the tables: no attack is missing, and all tests and seams exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALL = sorted([*ATTACKS, *PACKAGE_ATTACKS, *SERVER_ATTACKS], key=lambda attack: a
 
 @functools.cache
 def names_in(file: str) -> set[str]:
-    """The names of the tests in a file."""
+    """Return the names of the functions in a file."""
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return {node.name for node in tree.body if isinstance(node, kinds)}
@@ -74,7 +74,7 @@ def names_of(node: ast.stmt) -> set[str]:
 
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
 def test_every_defence_has_its_seam_and_its_tests(defence: Defence):
-    """`make attacks` switches each off and shows that its tests notice."""
+    """`make attacks` switches each defence off and shows that its tests then fail."""
     for place in defence.places:
         if isinstance(place, Override):
             assert list(place.names())

@@ -1,4 +1,4 @@
-"""Floods that follow the rules, while another board works."""
+"""A flood of valid frames does not delay other links."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ async def test_abort_may_be_repeated(pair: Pair):
 
 @pytest.mark.parametrize("how", ["close", "abort", "garbage"])
 async def test_data_before_the_end_of_a_connection_is_received(pair: Pair, how):
-    pair.writer.write(b"last data")
+    pair.writer.write(b"final data")
     await pair.writer.drain()
     await pair.protocol.until(10)
     if how == "close":
@@ -142,7 +142,7 @@ async def test_data_before_the_end_of_a_connection_is_received(pair: Pair, how):
         raw.send(b"\x17\x03\x03\x00\x20" + bytes(32))
         raw.close()
     await within(pair.protocol.lost.wait())
-    assert pair.protocol.data == b"last data"
+    assert pair.protocol.data == b"final data"
 
 
 async def test_connection_lost_is_called_although_closing_the_socket_fails(
