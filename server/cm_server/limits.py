@@ -28,12 +28,12 @@ ACCEPTED_AT_ONCE = 16
 #: A TLS handshake or an HTTP request costs up to a millisecond; what hangs up before costs a tenth.
 ACCEPTED_PER_SECOND = 500
 ACCEPTED_AHEAD_SECONDS = 0.25  # of such work may wait here; then the others wait in the kernel
-UNPROVEN_MESSAGES = 8  # of a board until its proof: one of each kind; pings are none of them
+UNAUTHENTICATED_MESSAGES = 8  # of a board until its proof: one of each kind; pings are none of them
 #: Pieces in which a TLS handshake, a request, or a board's proof may come. The first are read at
 #: once; the others share a rate, so that bytes which come one by one are gathered.
-UNPROVEN_READS = 64
-UNPROVEN_READS_AT_ONCE = 2
-UNPROVEN_READS_PER_SECOND = 500  # of all such connections, from the third piece of each on
+UNAUTHENTICATED_READS = 64
+UNAUTHENTICATED_READS_AT_ONCE = 2
+UNAUTHENTICATED_READS_PER_SECOND = 500  # of all such connections, from the third piece of each on
 ACCEPT_RETRY_SECONDS = 1.0  # until the next try, where there are no more files
 BAD_LOGINS_PER_MINUTE = 20  # of one address; then a wrong token gets 429, a right one still opens
 RATE_LIMIT_KEYS = 1024  # whose bad logins are counted at once

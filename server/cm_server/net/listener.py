@@ -200,7 +200,7 @@ class _LimitedReadsStream(IOStream):
         return count
 
     def _has_too_many_reads(self) -> bool:
-        return self._reads > limits.UNPROVEN_READS
+        return self._reads > limits.UNAUTHENTICATED_READS
 
     def _resume_reading(self) -> None:
         """Read again after a pause, unless the connection is closed or a link owns it now."""
@@ -337,7 +337,7 @@ class _IncomingConnection:
         try:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
-            if self._handshake_reads > limits.UNPROVEN_READS:
+            if self._handshake_reads > limits.UNAUTHENTICATED_READS:
                 self._close()
             elif seconds := self._server.unauthenticated.read_pause(self._handshake_reads):
                 self._stop_reading()

@@ -125,7 +125,7 @@ class UnauthenticatedConnections:
         self.dropped = 0
         self._numbers = itertools.count()
         self._failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
-        per_second = limits.UNPROVEN_READS_PER_SECOND
+        per_second = limits.UNAUTHENTICATED_READS_PER_SECOND
         self._reads = TokenBucket(per_second, per_second / 5)
         self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # oldest first
 
@@ -165,7 +165,7 @@ class UnauthenticatedConnections:
         Args:
             reads: the number of reads from this connection so far.
         """
-        return self._reads.spend() if reads > limits.UNPROVEN_READS_AT_ONCE else 0.0
+        return self._reads.spend() if reads > limits.UNAUTHENTICATED_READS_AT_ONCE else 0.0
 
     def remove(self, entry: UnauthenticatedEntry) -> None:
         """Remove a connection that has authenticated or closed; may be called more than once."""

@@ -228,7 +228,7 @@ class WebSocketLink(asyncio.Protocol):
             wait = self._count_message()
             if wait or _is_over(end):
                 seconds = wait
-        if not self.authenticated and self._early_reads > limits.UNPROVEN_READS:
+        if not self.authenticated and self._early_reads > limits.UNAUTHENTICATED_READS:
             raise frames.FrameError("a proof in too many pieces", frames.POLICY)
         if self._pong is not None:
             self._write(frames.encode_frame(self._pong, frames.PONG))
@@ -298,7 +298,7 @@ class WebSocketLink(asyncio.Protocol):
         """Refuse frames that no board needs to send before it has authenticated."""
         self._early_messages += 1
         self._refuse_ping(frame)
-        if self._early_messages > limits.UNPROVEN_MESSAGES:
+        if self._early_messages > limits.UNAUTHENTICATED_MESSAGES:
             raise frames.FrameError("too many messages before the proof", frames.POLICY)
 
     def _refuse_ping(self, frame: frames.Frame) -> None:

@@ -213,7 +213,7 @@ async def test_failure_while_accepting_closes_only_that_connection(service, monk
     ids=["head", "body", "TLS"],
 )
 async def test_request_in_too_many_pieces_is_closed(service, monkeypatch, start):
-    monkeypatch.setattr(limits, "UNPROVEN_READS", 8)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS", 8)
     async with await RawPeer.dial(service) as peer:
         peer.say(start)
         closed = asyncio.ensure_future(gone(peer))
@@ -235,7 +235,7 @@ async def test_request_in_several_pieces_is_answered(service: Service):
 
 
 async def test_reads_from_many_connections_share_a_rate(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 20)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS_PER_SECOND", 20)
     async with running_service(tmp_path) as service:
         reads = 0
         read_pause = service.server.unauthenticated.read_pause

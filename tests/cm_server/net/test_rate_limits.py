@@ -166,10 +166,12 @@ def test_token_bucket_allows_a_burst_and_then_a_rate():
 
 
 def test_first_reads_of_a_connection_are_free_and_others_share_a_rate(monkeypatch):
-    monkeypatch.setattr(limits, "UNPROVEN_READS_PER_SECOND", 10)
+    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS_PER_SECOND", 10)
     unauthenticated = UnauthenticatedConnections()
     for _ in range(100):
-        assert unauthenticated.read_pause(limits.UNPROVEN_READS_AT_ONCE) == 0.0
-    pauses = [unauthenticated.read_pause(limits.UNPROVEN_READS_AT_ONCE + 1) for _ in range(10)]
+        assert unauthenticated.read_pause(limits.UNAUTHENTICATED_READS_AT_ONCE) == 0.0
+    pauses = [
+        unauthenticated.read_pause(limits.UNAUTHENTICATED_READS_AT_ONCE + 1) for _ in range(10)
+    ]
     assert pauses[0] == 0.0
     assert 0.5 < pauses[-1] < 1.0
