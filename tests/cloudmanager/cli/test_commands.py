@@ -171,7 +171,7 @@ def test_offline_board_is_status_1(boards, fleet: Fleet, mbm):
     results = done.json
     assert done.status == 1
     assert (results["away-1"]["status"], results["demo-1"]["value"]) == ("offline", 1)
-    assert "never dialled in" in results["away-1"]["error"]
+    assert "never connected" in results["away-1"]["error"]
 
 
 def test_timeout_interrupts_the_cell(boards, mbm):
