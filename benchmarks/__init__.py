@@ -1,1 +1,1 @@
-"""Ours beside its peers, in one run on one machine: `make bench`."""
+"""Benchmarks of Cloudmanager and comparable tools, in one run on one machine: `make bench`."""

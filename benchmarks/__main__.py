@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME…]`: measures the rows and prints the table.
+"""`python -m benchmarks [NAME…]`: run benchmarks and print their table.
 
-Every module of `benchmarks/rows` is a bench; its `rows()` gives the rows. Exit status 1 where a
-budget is missed.
+Every module of `benchmarks/rows` is a benchmark; its `rows()` returns the rows. Exit status 1 if a
+budget is exceeded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from benchmarks.report import Row, format_table
 
 
 def main(chosen_names: list[str]) -> int:
-    """Measures the chosen benches, all where none is named; returns the exit status."""
+    """Run the named benchmarks, or all; return the exit status."""
     names = [module.name for module in pkgutil.iter_modules(benches.__path__)]
     if unknown := set(chosen_names) - set(names):
-        print(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        print(f"unknown benchmark: {', '.join(sorted(unknown))}; choose from {', '.join(names)}")
         return 2
-    measured = [
-        row
-        for name in names
-        if not chosen_names or name in chosen_names
-        for row in _measure_rows(name)
-    ]
+    measured: list[Row] = []
+    for name in names:
+        if not chosen_names or name in chosen_names:
+            measured += _measure_rows(name)
     print(format_table(measured))
     return 1 if any(row.ok is False for row in measured) else 0
 

@@ -1,8 +1,9 @@
-"""What one server does with many boards: `python -m benchmarks.load [--tls] BOARDS…`.
+"""Measure one server under the load of many boards: `python -m benchmarks.load [--tls] BOARDS…`.
 
-The boards are simulated (crowd.py), the server and its store are ours, and the caller is a `Fleet`
-in this process. For each number of boards: memory, beats, a cell on all of them, cells one by one,
-and the server killed and started again. All of it shares this machine with the crowd.
+The boards are simulated (simulated_boards.py), the server and its store are real, and the caller is
+a `Fleet` in this process. For each number of boards: memory, heartbeats, a cell on all of them,
+cells on single boards, and the server killed and started again. Boards, server and caller share
+this machine.
 """
 
 from __future__ import annotations
@@ -24,40 +25,40 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import ours
-from benchmarks.crowd import simulated_boards
+from benchmarks import own_server
+from benchmarks.simulated_boards import simulated_boards
 from cloudmanager import Fleet, local_server
 from cloudmanager.client.async_fleet import AsyncFleet
 
-#: What was measured once, for the picture in docs/; see benchmarks/README.md.
+#: Figures for the plot in docs/; see benchmarks/README.md.
 FIGURES_PATH = Path(__file__).with_name("load.jsonl")
 
-_IDLE_SECONDS = 30.0  # seconds: the server's own
-_SETTLE_SECONDS = 3.0  # seconds after all are there
+_IDLE_SECONDS = 30.0  # for which heartbeats are measured
+_SETTLE_SECONDS = 3.0  # after all boards have connected
 _FAN_OUT_CELLS = 5  # on all boards
-_CONCURRENT_CELLS = 50  # cells at the same time, each on one board
-_SINGLE_CELLS_SECONDS = 5.0  # seconds of them
-_BOARDS_TRIED = 10  # boards on which a cell is run again and again while the server is gone
-_MAX_WAIT_SECONDS = 200.0  # seconds that anything may take
+_CONCURRENT_CELLS = 50  # at the same time, each on one board
+_SINGLE_CELLS_SECONDS = 5.0  # for which cells run on single boards
+_BOARDS_TRIED = 10  # boards on which cells run repeatedly while the server restarts
+_MAX_WAIT_SECONDS = 200.0  # for all boards to connect, and for a cell's board
 
 
 @dataclass
 class Figures:
-    """What was measured; seconds and bytes.
+    """Results of one measurement, in seconds and bytes.
 
     Attributes:
-        boards: how many.
-        tls: whether by TLS.
-        joined: until all were there for the first time, 50 at once of each process.
-        rss: memory for each board, from no board enrolled to all connected and idle.
-        link: of that, what the link costs: from all enrolled to all connected.
-        beats: of a core's time, with all boards idle.
-        fan_out: one cell on all boards, until the last result is here; the median.
-        fan_out_cpu: the server's own time for each board of it.
-        rate: cells a second, each on one board, 50 at once.
-        back: from the server's answer after a kill until all boards were there again.
-        refused: cells that failed meanwhile; and how many there were.
-        cells: how many there were.
+        boards: number of boards.
+        tls: whether all links use TLS.
+        joined: time until all boards were connected, 50 of each process at the same time.
+        rss: memory of the server per board, from no board enrolled to all connected and idle.
+        link: the part of it that the link needs, from all enrolled to all connected.
+        beats: the server's CPU time with all boards idle, as a fraction of one core.
+        fan_out: time of one cell on all boards, until the last result; the median.
+        fan_out_cpu: the server's CPU time of such a cell, per board.
+        rate: cells per second on single boards, 50 at the same time.
+        back: time from the restarted server's first answer until all boards were connected.
+        refused: cells that failed meanwhile.
+        cells: number of cells meanwhile.
     """
 
     boards: int
@@ -85,24 +86,24 @@ class ServerUnderLoad:
 
     @property
     def server(self) -> psutil.Process:
-        """The server's process, of the moment."""
+        """The server's present process."""
         return psutil.Process(self.fleet.status()["pid"])
 
     def wait_online(self, boards: int) -> float:
-        """Wait until so many boards are there; return how long that took."""
+        """Wait until this number of boards is connected; return how long that took."""
         begun = time.perf_counter()
         while (online := self.fleet.status()["online"]) < boards:
             if time.perf_counter() - begun > _MAX_WAIT_SECONDS:
-                raise TimeoutError(f"{online} of {boards} boards are there")
+                raise TimeoutError(f"{online} of {boards} boards are connected")
             time.sleep(0.05)
         return time.perf_counter() - begun
 
 
 @contextlib.contextmanager
 def server_under_load(*, tls: bool) -> Iterator[ServerUnderLoad]:
-    """Start a server, and end it."""
+    """Run a server with a temporary CM_HOME during a `with` block."""
     host, tcp_port = "0.0.0.0" if tls else "127.0.0.1", _free_port()
-    with ours.temporary_home() as home, Fleet() as fleet:
+    with own_server.temporary_home() as home, Fleet() as fleet:
         local_server.start(host, tcp_port)
         try:
             yield ServerUnderLoad(fleet, host, tcp_port, home)
@@ -117,38 +118,40 @@ def _free_port() -> int:
 
 
 def print_progress(text: str) -> None:
-    """Tell a person what is being done."""
+    """Print a message on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def measure(
     boards: int, *, tls: bool = False, on_progress: Callable[[str], None] = print_progress
 ) -> Figures:
-    """Measure everything with so many boards.
+    """Measure everything with this number of boards.
 
     Args:
-        boards: how many, simulated.
-        tls: whether all links are TLS.
-        on_progress: told what is being done.
+        boards: the number of simulated boards.
+        tls: whether all links use TLS.
+        on_progress: is called with a message at each step.
     """
     figures = Figures(boards, tls)
-    with server_under_load(tls=tls) as it:
-        nobody = it.server.memory_info().rss
-        told = it.fleet.enrol([f"sim-{number}" for number in range(1, boards + 1)])
-        enrolled = it.server.memory_info().rss
-        with simulated_boards("127.0.0.1", it.tcp_port, told, it.home / "ca.pem" if tls else None):
-            on_progress(f"{boards} simulated boards dial")
-            figures.joined = it.wait_online(boards)
+    with server_under_load(tls=tls) as load:
+        empty = load.server.memory_info().rss
+        enrolments = load.fleet.enrol([f"sim-{number}" for number in range(1, boards + 1)])
+        enrolled = load.server.memory_info().rss
+        ca = load.home / "ca.pem" if tls else None
+        with simulated_boards("127.0.0.1", load.tcp_port, enrolments, ca):
+            on_progress(f"{boards} simulated boards connect")
+            figures.joined = load.wait_online(boards)
             time.sleep(_SETTLE_SECONDS)
-            rss = it.server.memory_info().rss
-            figures.rss, figures.link = (rss - nobody) / boards, (rss - enrolled) / boards
-            on_progress("they idle")
-            figures.beats = _cpu_share(it.server, _IDLE_SECONDS)
-            on_progress("a cell on all, cells one by one")
-            _measure_fan_out(it, figures)
+            connected = load.server.memory_info().rss
+            figures.rss = (connected - empty) / boards
+            figures.link = (connected - enrolled) / boards
+            on_progress("they are idle")
+            figures.beats = _cpu_share(load.server, _IDLE_SECONDS)
+            on_progress("a cell on all boards, cells on single boards")
+            _measure_fan_out(load, figures)
             figures.rate = asyncio.run(_measure_single_cells(boards))
             on_progress("the server is killed")
-            _measure_restart(it, figures)
+            _measure_restart(load, figures)
     return figures
 
 
@@ -164,21 +167,22 @@ def _cpu_share(process: psutil.Process, seconds: float) -> float:
 
 
 def _measure_fan_out(load: ServerUnderLoad, figures: Figures) -> None:
-    """Run `print(1)` on all boards, some times over."""
-    server, took = load.server, []
+    """Run `print(1)` on all boards, several times."""
+    server = load.server
+    times = []
     before = _cpu(server)
     for _ in range(_FAN_OUT_CELLS):
         begun = time.perf_counter()
         results = load.fleet["all"].run("print(1)")
-        took.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - begun)
         assert results.ok, results
         assert len(results) == figures.boards
-    figures.fan_out = statistics.median(took)
+    figures.fan_out = statistics.median(times)
     figures.fan_out_cpu = (_cpu(server) - before) / _FAN_OUT_CELLS / figures.boards
 
 
 async def _measure_single_cells(boards: int) -> float:
-    """Run cells on one board each, many at a time; return how many a second."""
+    """Run cells on single boards, many at the same time; return cells per second."""
     done = 0
     ends = time.perf_counter() + _SINGLE_CELLS_SECONDS
     async with AsyncFleet() as fleet:
@@ -198,7 +202,7 @@ async def _measure_single_cells(boards: int) -> float:
 
 
 def _measure_restart(load: ServerUnderLoad, figures: Figures) -> None:
-    """Kill the server and start it again; cells that may wait go on meanwhile."""
+    """Kill the server and start it again, while cells are submitted that wait for their board."""
     killed = load.server
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(10)
@@ -219,7 +223,7 @@ def _measure_restart(load: ServerUnderLoad, figures: Figures) -> None:
 
 
 def _run_cells_until(number: int, all_back: threading.Event, figures: Figures) -> None:
-    """Run cells on one board until all are back; the first may wait for it to dial in."""
+    """Run cells on one board until all boards are connected; each waits for its board."""
     name = f"sim-{number * (figures.boards // _BOARDS_TRIED) + 1}"
     with Fleet() as fleet:
         while not all_back.is_set():

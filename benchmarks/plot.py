@@ -1,7 +1,7 @@
-"""Draws what benchmarks/load.py measured: `python -m benchmarks.plot < figures > picture.svg`.
+"""Plot the results of benchmarks/load.py: `python -m benchmarks.plot < FIGURES > PLOT.svg`.
 
-One panel for each figure: boards to the right (log), the figure upwards from 0, a line for
-plain links and one for TLS, the budget dashed. Lines of JSON in, SVG out.
+It reads lines of JSON and writes SVG, with one panel per figure: x is the number of boards
+(logarithmic), y the figure; one line for plain links, one for TLS, a dashed one for the budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 SVG_PATH = Path(__file__).parents[1] / "docs/load.svg"
 
 _WIDTH, _HEIGHT = 290, 200  # of a panel, in pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 48, 34  # of it, around the plot
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 18, 48, 34  # margins of a panel, in pixels
 _COLUMNS = 3
 _COLOURS = {False: "#1f77b4", True: "#d62728"}  # plain, TLS
 _NAMES = {False: "plain", True: "TLS"}
@@ -24,13 +24,13 @@ _STYLE = "font-family:sans-serif;font-size:11px"
 
 
 class Panel(NamedTuple):
-    """One figure.
+    """The plot of one figure.
 
     Attributes:
-        title: what it is, with its unit.
-        key: its name in load.Figures.
-        scale: what a figure is multiplied by.
-        budget: in the unit of the title; None where there is none.
+        title: name and unit.
+        key: its attribute of load.Figures.
+        scale: factor that converts to the unit of the title.
+        budget: the budget in the unit of the title, or None.
     """
 
     title: str
@@ -50,7 +50,7 @@ PANELS = (
 
 
 def make_svg(figures: Sequence[dict[str, Any]]) -> str:
-    """Return the SVG."""
+    """Return the SVG text of all panels."""
     rows = math.ceil(len(PANELS) / _COLUMNS)
     width, height = _COLUMNS * _WIDTH, rows * _HEIGHT + 24
     parts = [
@@ -97,9 +97,9 @@ def _panel_svg(panel: Panel, figures: Sequence[dict[str, Any]]) -> Iterable[str]
         points = [place(boards, value) for boards, value in mine]
         if len(mine) > 1:
             side = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2 * tls
-            told = f"as boards to the {_growth_exponent(mine):.2f}"
+            growth = f"as boards to the {_growth_exponent(mine):.2f}"
             at = f'x="{side}" y="{_TOP - 6}" style="font-size:9px"'
-            yield f'<text {at} fill="{colour}">{told}</text>'
+            yield f'<text {at} fill="{colour}">{growth}</text>'
         yield f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>'
         for point in points:
             x, y = point.split(",")
@@ -112,13 +112,13 @@ def _line_svg(start: str, end: str, colour: str, dashes: str = "") -> str:
 
 
 def _round_up(value: float) -> float:
-    """Return the next 1, 2 or 5 with zeros."""
+    """Round up to 1, 2, 5 or 10 times a power of ten."""
     size = 10.0 ** math.floor(math.log10(value or 1))
     return next(step * size for step in (1, 2, 5, 10) if step * size >= value)
 
 
 def _growth_exponent(points: Sequence[tuple[int, float]]) -> float:
-    """Return the power of the number of boards that a figure grows by: 0 not, 1 in proportion."""
+    """Return the exponent of a figure's growth with boards: 0 constant, 1 proportional."""
     (few, small), *_, (many, large) = points
     return math.log(large / small) / math.log(many / few)
 

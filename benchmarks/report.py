@@ -1,4 +1,4 @@
-"""The table of `make bench`: medians, ratios, budgets, and a mark on what misses."""
+"""The table of `make bench`: medians, ratios, budgets, and marks on exceeded budgets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One promise of benchmarks/README.md, "The rows", and what was measured.
+    """One comparison of benchmarks/README.md, "Benchmarks and budgets", and its measurements.
 
     Args:
-        name: what was timed, and beside which peer.
-        ours: our figures (seconds, bytes …); empty while we have none.
-        peer: the peer's figures in the same unit; empty where the budget stands alone.
-        budget: the greatest ratio ours / peer; without a peer, the greatest figure of ours.
-            "Ten times faster" is 0.1.
-        unit: what the figures are printed in, one of `UNITS`.
+        name: what was measured, and the peer.
+        ours: Cloudmanager's figures (seconds, bytes …).
+        peer: the peer's figures in the same unit; empty without a peer.
+        budget: the greatest ratio ours / peer, such as 0.1 for "ten times faster"; without a peer,
+            the greatest figure.
+        unit: the unit in which figures are printed, one of `UNIT_SIZES`.
     """
 
     name: str
@@ -28,21 +28,21 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The medians' ratio, or None where one side is missing."""
+        """The ratio of the medians, or None if one side is missing."""
         if not (self.ours and self.peer):
             return None
         return statistics.median(self.ours) / statistics.median(self.peer)
 
     @property
     def ok(self) -> bool | None:
-        """Whether the budget is kept; None while there is nothing to compare."""
+        """Whether the budget is kept; None without measurements."""
         if not self.ours:
             return None
         measured = self.ratio if self.peer else statistics.median(self.ours)
         return None if measured is None else measured <= self.budget
 
 
-#: What one unit is, in the unit that figures are measured in (seconds, bytes, parts of one).
+#: Unit -> its size in the unit of measurement (seconds, bytes, fractions of one).
 UNIT_SIZES = {"ms": 1e-3, "s": 1.0, "KB": 1e3, "MB": 1e6, "%": 1e-2, "cells": 1.0}
 
 _HEADINGS = ("what", "ours", "peer", "ratio", "budget", "")
@@ -50,7 +50,7 @@ _MARKS = {True: "ok", False: "MISSED", None: "-"}
 
 
 def format_table(rows: Iterable[Row]) -> str:
-    """Returns the rows as text, in columns, with a line under the headings."""
+    """Return the rows as text, in columns, with a line under the headings."""
     lines = [_HEADINGS, *(_row_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [_format_line(cells, widths) for cells in lines]

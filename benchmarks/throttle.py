@@ -1,4 +1,4 @@
-"""A slow link on loopback: a proxy with a rate, a delay and a small queue, both ways alike."""
+"""A slow link on loopback: a proxy with a rate, a delay and a short queue in both directions."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ import threading
 import time
 from collections.abc import Iterator
 
-_PACKET_BYTES = 1000  # bytes that travel at once: a packet
-_MAX_OVERSLEEP_SECONDS = (
-    0.02  # seconds that a sleep of ours may last too long: the line was not idle then
-)
-_QUEUE_PACKETS = 32  # packets in a router's memory; then the sender has to wait
+_PACKET_BYTES = 1000
+_MAX_OVERSLEEP_SECONDS = 0.02  # by which asyncio.sleep may be late; the line is not idle then
+_QUEUE_PACKETS = 32  # packets in a router's memory; then the sender must wait
 
 
 @contextlib.contextmanager
 def throttled_port(tcp_port: int, *, rate: float, delay: float) -> Iterator[int]:
-    """Gives a TCP port that leads to `tcp_port`.
+    """Run a proxy during a `with` block; yield its TCP port.
 
     Args:
-        tcp_port: where the connections go, on loopback.
-        rate: bytes a second, each way.
-        delay: seconds that each byte is on its way, besides.
+        tcp_port: the port on loopback that it connects to.
+        rate: bytes per second in each direction.
+        delay: additional seconds of each byte.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start() -> asyncio.Server:
-        meet = functools.partial(_proxy_connection, tcp_port=tcp_port, rate=rate, delay=delay)
-        return await asyncio.start_server(meet, "127.0.0.1", 0, limit=2 * _PACKET_BYTES)
+        proxy = functools.partial(_proxy_connection, tcp_port=tcp_port, rate=rate, delay=delay)
+        return await asyncio.start_server(proxy, "127.0.0.1", 0, limit=2 * _PACKET_BYTES)
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
@@ -59,28 +57,30 @@ async def _proxy_connection(
     rate: float,
     delay: float,
 ) -> None:
-    far, forth = await asyncio.open_connection("127.0.0.1", tcp_port, limit=2 * _PACKET_BYTES)
-    for writer in (client_writer, forth):
+    server_reader, server_writer = await asyncio.open_connection(
+        "127.0.0.1", tcp_port, limit=2 * _PACKET_BYTES
+    )
+    for writer in (client_writer, server_writer):
         writer.transport.set_write_buffer_limits(high=0)
     try:
         await asyncio.gather(
-            _forward_bytes(client_reader, forth, rate, delay),
-            _forward_bytes(far, client_writer, rate, delay),
+            _forward_bytes(client_reader, server_writer, rate, delay),
+            _forward_bytes(server_reader, client_writer, rate, delay),
         )
-    except (OSError, asyncio.CancelledError):  # an end hung up, or the bench is over
+    except (OSError, asyncio.CancelledError):  # one end closed, or the benchmark ended
         pass
     finally:
         client_writer.transport.abort()
-        forth.transport.abort()
+        server_writer.transport.abort()
 
 
 async def _forward_bytes(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rate: float, delay: float
 ) -> None:
-    """Carry bytes one way: each packet takes its time on the line, then the delay."""
+    """Forward bytes in one direction: each packet occupies the line for a time, then is delayed."""
     queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_PACKETS)
     sending = asyncio.ensure_future(_send_when_due(queue, writer))
-    free = time.monotonic()  # when the line has room for the next packet
+    free = time.monotonic()  # when the line is free for the next packet
     try:
         while data := await reader.read(_PACKET_BYTES):
             free = max(free, time.monotonic() - _MAX_OVERSLEEP_SECONDS) + len(data) / rate

@@ -1,24 +1,24 @@
-"""Timing of one call, over and over: plain lists of seconds, no averages hidden inside."""
+"""Repeated timing of calls; the results are lists of seconds, without averaging."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: Calls before the first one that counts: caches, allocators and TCP windows settle in them.
+#: Calls before the first measured one, which fill caches, allocators and TCP windows.
 WARM_UP_CALLS = 20
 
-#: Calls in a row of one contender before the next one's turn: long enough that it is warm again.
+#: Consecutive calls of one contender in its turn: enough to warm up again.
 CALLS_PER_TURN = 25
 
 
 def time_calls(call: Callable[[], object], n: int, *, warm_up: int = WARM_UP_CALLS) -> list[float]:
-    """Calls `n` times, after a warm-up, and returns how long each took.
+    """Call a function `n` times after a warm-up, and return how long each call took.
 
     Args:
-        call: what is timed.
-        n: how many of them count.
-        warm_up: how many go before.
+        call: the function.
+        n: the number of measured calls.
+        warm_up: the number of calls before those.
 
     Returns:
         `n` times in seconds, in the order of the calls.
@@ -29,14 +29,14 @@ def time_calls(call: Callable[[], object], n: int, *, warm_up: int = WARM_UP_CAL
 
 
 def time_in_turns(calls: list[Callable[[], object]], n: int) -> list[list[float]]:
-    """Times several calls in turns, so that a busy moment of the machine hits all of them.
+    """Time several functions in turns, so that a busy moment of the machine affects all of them.
 
     Args:
-        calls: the contenders.
-        n: how many calls of each count.
+        calls: the functions.
+        n: the number of measured calls of each.
 
     Returns:
-        For each contender its `n` times in seconds.
+        For each function its `n` times in seconds.
     """
     times: list[list[float]] = [time_calls(call, 0) for call in calls]
     while len(times[-1]) < n:

@@ -1,1 +1,1 @@
-"""The yardsticks: each peer does the same work in the leanest way that its authors offer."""
+"""The peers: each does the same work in the fastest way that its authors offer."""

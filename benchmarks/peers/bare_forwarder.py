@@ -1,9 +1,9 @@
-"""The bare forwarder: what a round trip costs when a server does nothing but forward.
+"""The bare forwarder: the cost of a round trip through a server that only forwards messages.
 
 A blocking caller with an I/O thread, one tornado process, N boards (MicroPython processes with
 `boards/bare.py`), TCP_NODELAY everywhere, one message to and one result from each board. There is
-no auth, no store, no queue, no beat, no record; nothing is batched. What a good engineer writes
-in a hundred lines, and the floor for a server that does all of that.
+no authentication, store, queue, heartbeat or log, and no batching. It is the lower bound for a
+server that has all of these.
 
 The caller is the `websockets` library's blocking client, whose thread reads: 0.34 ms for one board
 where tornado's client on a loop in a thread took 0.45 ms, and no difference for 200 boards.
@@ -28,19 +28,19 @@ from tornado.websocket import WebSocketHandler
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from benchmarks.farm import micropython_processes
+from benchmarks.micropython_processes import micropython_processes
 from benchmarks.timing import time_calls
 
 _BOARD_SCRIPT = Path(__file__).parent / "boards" / "bare.py"
-_TIMEOUT_SECONDS = 30.0  # seconds for all boards to dial in, and for any answer
+_TIMEOUT_SECONDS = 30.0  # for all boards to connect, and for each answer
 
 
 def measure(boards: int = 1, n: int = 500) -> list[float]:
-    """Returns the seconds of each of `n` cells: `print(1)` on all boards, until the last result.
+    """Return the seconds of each of `n` cells: `print(1)` on all boards, until the last result.
 
     Args:
         boards: how many MicroPython processes to start, at most 65,536.
-        n: how many cells count, after a warm-up.
+        n: the number of measured cells, after a warm-up.
     """
     with running_forwarder(boards) as once:
         return time_calls(once, n)
@@ -48,17 +48,17 @@ def measure(boards: int = 1, n: int = 500) -> list[float]:
 
 @contextlib.contextmanager
 def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
-    """Gives the call to time: one cell on all boards.
+    """Yield the call to time: one cell on all boards.
 
     Raises:
-        RuntimeError: a board did not dial in, or did not answer 1.
+        RuntimeError: a board did not connect, or did not answer 1.
     """
     with (
-        _running_server(boards) as (tcp_port, all_there),
+        _running_server(boards) as (tcp_port, await_boards),
         micropython_processes(boards, _BOARD_SCRIPT, str(tcp_port)),
         connect(f"ws://127.0.0.1:{tcp_port}/caller", compression=None) as link,
     ):
-        all_there()
+        await_boards()
         caller = _Caller(link, boards)
         answers = caller.run(b"print(1)")
         if len(answers) != boards or set(answers.values()) != {b"1\n"}:
@@ -67,14 +67,14 @@ def running_forwarder(boards: int = 1) -> Iterator[Callable[[], object]]:
 
 
 class _Caller:
-    """Blocks in `run`; the `websockets` library's thread reads from the socket meanwhile."""
+    """A blocking caller; the `websockets` library reads from the socket in its own thread."""
 
     def __init__(self, link: Connection, boards: int) -> None:
         self._link = link
         self._boards = boards
 
     def run(self, code: bytes) -> dict[bytes, bytes]:
-        """Runs `code` on all boards; returns each board's output by its number."""
+        """Run `code` on all boards; return each board's output by its number."""
         self._link.send(code)
         answers: dict[bytes, bytes] = {}
         while len(answers) < self._boards:
@@ -84,7 +84,7 @@ class _Caller:
 
 
 class _Connections:
-    """Who is connected."""
+    """The connected boards and the caller."""
 
     def __init__(self, expected: int) -> None:
         self.expected_boards = expected
@@ -93,7 +93,7 @@ class _Connections:
 
 
 class _LinkHandler(WebSocketHandler):
-    """What both kinds of link share."""
+    """Base class of both kinds of link."""
 
     def initialize(self, hub: _Connections) -> None:
         self.hub = hub
@@ -103,14 +103,14 @@ class _LinkHandler(WebSocketHandler):
 
 
 class _BoardHandler(_LinkHandler):
-    """A board: what it says goes to the caller, under its number."""
+    """A board's link: forwards its messages to the caller, with the board's number."""
 
     def open(self, *_args: str) -> None:
         super().open()
         self.number = len(self.hub.boards).to_bytes(2, "big")
         self.hub.boards.append(self)
         if len(self.hub.boards) == self.hub.expected_boards:
-            print("all there", flush=True)
+            print("all connected", flush=True)
 
     def on_message(self, message: str | bytes) -> None:
         assert isinstance(message, bytes)
@@ -119,7 +119,7 @@ class _BoardHandler(_LinkHandler):
 
 
 class _CallerHandler(_LinkHandler):
-    """The caller: what it says goes to every board."""
+    """The caller's link: forwards its messages to all boards."""
 
     def open(self, *_args: str) -> None:
         super().open()
@@ -132,7 +132,7 @@ class _CallerHandler(_LinkHandler):
 
 @contextlib.contextmanager
 def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Starts the server; gives its TCP port and a call that waits for the boards."""
+    """Start the server; yield its TCP port and a function that waits for the boards."""
     command = [sys.executable, "-m", __name__, str(boards)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -141,12 +141,12 @@ def _running_server(boards: int) -> Iterator[tuple[int, Callable[[], None]]]:
         assert process.stdout
         lines = process.stdout
 
-        def all_there() -> None:
+        def await_boards() -> None:
             if not select.select([lines], [], [], _TIMEOUT_SECONDS)[0] or not lines.readline():
-                raise RuntimeError(f"not all {boards} bare boards dialled in")
+                raise RuntimeError(f"not all {boards} bare boards connected")
 
         try:
-            yield int(lines.readline()), all_there
+            yield int(lines.readline()), await_boards
         finally:
             process.stdin.close()
 

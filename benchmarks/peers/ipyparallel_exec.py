@@ -1,7 +1,7 @@
 """ipyparallel: the same line on 20 engines, as `%%px` does it.
 
-The engines are CPython, not MicroPython: what is compared is the way of a cell to many targets and
-back. One call ends when the last engine's result and output are here.
+The engines are CPython, not MicroPython: the comparison is about sending a cell to many targets and
+returning its output. A call ends when the last engine's result and output have arrived.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _TIMEOUT_SECONDS = 120  # seconds for 20 engines to start on two cores
 
 
 def measure(n: int = 30) -> list[float]:
-    """Returns the seconds per engine of `n` calls on all 20 engines, after a warm-up."""
+    """Return the seconds per engine of `n` calls on all 20 engines, after a warm-up."""
     with running_engines() as once:
         return [seconds / ENGINES for seconds in time_calls(once, n, warm_up=5)]
 
 
 @contextlib.contextmanager
 def running_engines() -> Iterator[Callable[[], object]]:
-    """Gives the call to time: `print(1)` on 20 engines."""
+    """Yield the call to time: `print(1)` on 20 engines."""
     with (
         tempfile.TemporaryDirectory() as home,
         _environment("IPYTHONDIR", home),
@@ -47,7 +47,7 @@ def running_engines() -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def _running_client() -> Iterator[Any]:
-    """A cluster's client; at the end each process that is still there is killed by its pid."""
+    """Yield a cluster's client; at the end kill each remaining process of it by its pid."""
     import ipyparallel
 
     me = psutil.Process()

@@ -1,4 +1,4 @@
-"""A cell in a Jupyter kernel, from the request until the kernel is idle again; any kernel."""
+"""A cell in any Jupyter kernel, from the request until the kernel is idle again."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TIMEOUT_SECONDS = 60.0  # seconds; a kernel starts in one
 def running_kernel(
     module: str, *first_cells: str, cell: str = "print(1)"
 ) -> Iterator[Callable[[], object]]:
-    """Gives the call to time: one cell that prints 1.
+    """Yield the call to time: one cell that prints 1.
 
     Args:
-        module: what is the kernel, `python -m …`.
+        module: the kernel's module, for `python -m`.
         first_cells: cells that run once before.
-        cell: what is timed.
+        cell: the cell to time.
 
     Raises:
         RuntimeError: a cell failed.
@@ -48,7 +48,7 @@ def running_kernel(
 
 @contextlib.contextmanager
 def running_kernel_over_pty() -> Iterator[Callable[[], object]]:
-    """Gives a cell in jupyter_micropython_kernel, on the same MicroPython over a pty."""
+    """Yield a cell in jupyter_micropython_kernel, on the same MicroPython over a pty."""
     with (
         running_repl() as device,
         running_kernel("jupyter_micropython_kernel", f"%serialconnect --port {device}") as call,
@@ -57,7 +57,7 @@ def running_kernel_over_pty() -> Iterator[Callable[[], object]]:
 
 
 def time_start(module: str) -> float:
-    """Returns the seconds from a kernel's start until it answers."""
+    """Return the seconds from a kernel's start until it answers."""
     with _kernel_manager(module) as manager:
         begun = time.perf_counter()
         manager.start_kernel()
@@ -88,16 +88,16 @@ def _kernel_manager(module: str) -> Iterator[Any]:
 
 
 def _run_cell(client: Any, code: str) -> str:
-    """Runs a cell to its end; returns what it printed."""
-    said: list[str] = []
+    """Run a cell to its end; return its output."""
+    output: list[str] = []
 
     def hook(message: dict[str, Any]) -> None:
         if message["msg_type"] == "stream":
-            said.append(message["content"]["text"])
+            output.append(message["content"]["text"])
 
     reply = client.execute_interactive(
         code, allow_stdin=False, output_hook=hook, timeout=_TIMEOUT_SECONDS
     )["content"]
     if reply["status"] != "ok":
         raise RuntimeError(f"{code!r}: {reply['status']} {reply.get('evalue', '')}")
-    return "".join(said)
+    return "".join(output)

@@ -19,14 +19,14 @@ _TIMEOUT_SECONDS = 5.0  # seconds; a REPL answers in milliseconds
 
 
 def measure(n: int) -> list[float]:
-    """Returns the seconds that each of `n` times `exec("print(1)")` took, after a warm-up."""
+    """Return the seconds of each of `n` calls of `exec("print(1)")`, after a warm-up."""
     with running_mpremote() as once:
         return time_calls(once, n)
 
 
 @contextlib.contextmanager
 def running_mpremote() -> Iterator[Callable[[], object]]:
-    """Gives the call to time: one `exec`, in a raw REPL that was entered once.
+    """Yield the call to time: one `exec`, in a raw REPL that was entered once.
 
     Raises:
         RuntimeError: the REPL did not answer.
@@ -46,7 +46,7 @@ def running_mpremote() -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def running_repl() -> Iterator[str]:
-    """Starts a MicroPython REPL on the far end of a pty and gives the near end's name."""
+    """Start a MicroPython REPL on one end of a pty and yield the name of the other end."""
     board, cable = pty.openpty()
     tty.setraw(cable)
     command = [str(Path(sys.executable).with_name("micropython")), "-X", "heapsize=64k", "-i"]

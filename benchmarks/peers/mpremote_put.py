@@ -12,7 +12,7 @@ from benchmarks.peers.mpremote_exec import running_repl
 
 @contextlib.contextmanager
 def running_mpremote_write(data: bytes) -> Iterator[Callable[[], object]]:
-    """Gives the call to time: one file written, in a raw REPL that was entered once.
+    """Yield the call to time: one file written, in a raw REPL that was entered once.
 
     It writes to the host's own file system, which is faster than a flash.
     """

@@ -1,1 +1,1 @@
-"""The benches: each module here has `rows()`, which measures and returns its rows."""
+"""The benchmarks: each module here has `rows()`, which measures and returns its rows."""

@@ -1,4 +1,4 @@
-"""What boards cost while nobody uses them: memory on the server, and everybody's processor time."""
+"""The cost of idle boards: memory of the server, CPU time of the server and the boards."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 
 import psutil
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.report import Row
 
 _BOARDS = 200
-_SECONDS = 20.0  # of idleness that are measured
+_SECONDS = 20.0  # for which CPU time is measured
 
 
 def rows() -> list[Row]:
-    """Measures 200 connected virtual boards and their server."""
-    with ours.running_boards(1):
+    """Measure 200 connected virtual boards and their server."""
+    with own_server.running_boards(1):
         alone = _server().memory_info().rss
-    with ours.running_boards(_BOARDS):
+    with own_server.running_boards(_BOARDS):
         server = _server()
         together = server.memory_info().rss
         processes = [server, *_virtual_boards()]
@@ -43,7 +43,7 @@ def _server() -> psutil.Process:
 
 
 def _virtual_boards() -> list[psutil.Process]:
-    """Our own children: the supervisor and each board's process."""
+    """Return this process's descendants: the supervisor and each board's process."""
     return psutil.Process().children(recursive=True)
 
 

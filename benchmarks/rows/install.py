@@ -1,4 +1,4 @@
-"""A package of 20 files with dependencies on 100 boards, beside sending them the same bytes."""
+"""A package of 20 files with dependencies on 100 boards, compared with copying the same bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ours
+from benchmarks import own_server
+from benchmarks.package_index import PackageIndex, running_package_index
 from benchmarks.report import Row
-from benchmarks.shelf import PackageIndex, running_package_index
 from cloudmanager import Boards
 
 _BOARDS = 100
@@ -20,11 +20,11 @@ _REPETITIONS = 5
 
 
 def rows() -> list[Row]:
-    """Times installs of new versions, and of the one that is there, in turns with plain copies."""
+    """Time installs of new versions and repeated installs, alternating with plain copies."""
     installs: list[float] = []
     copies: list[float] = []
     repeats: list[float] = []
-    with running_package_index() as index, ours.running_boards(_BOARDS) as boards:
+    with running_package_index() as index, own_server.running_boards(_BOARDS) as boards:
         for number in range(_REPETITIONS):
             publish_packages(index, number)
             installs.append(_time_call(lambda: _install_packages(boards, index)))
@@ -44,7 +44,7 @@ def rows() -> list[Row]:
 
 
 def publish_packages(index: PackageIndex, number: int) -> None:
-    """Put a version of a package and of what it needs on an index: all of its files are new."""
+    """Publish new versions of a package and of its dependencies, with new content in all files."""
     chance = random.Random(number)
     parts = {f"pack/m{n}.py": _make_source(chance, number) for n in range(_FILES - 3)}
     for name in ("one", "two"):
@@ -64,7 +64,7 @@ def _install_packages(boards: Boards, index: PackageIndex) -> None:
 
 
 def _copy_same_bytes(boards: Boards, number: int) -> float:
-    """Copy as many files of the same sizes, which no board has; return how long that took."""
+    """Copy as many new files of the same sizes; return how long that took."""
     chance = random.Random(f"copy {number}")
     listed = [boards.ls(path)[f"bench-{_BOARDS}"].value for path in (":/lib", ":/lib/pack")]
     sizes = [entry.size for entries in listed for entry in entries if not entry.is_dir]

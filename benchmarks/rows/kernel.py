@@ -1,8 +1,8 @@
-"""A cell in the kernel, beside another kernel's over a pty; and the kernel's start."""
+"""A cell in the kernel, compared with another kernel's over a pty; and the kernel's start."""
 
 from __future__ import annotations
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.peers import jupyter_kernel
 from benchmarks.report import Row
 from benchmarks.timing import time_in_turns
@@ -12,10 +12,10 @@ _STARTS = 7
 
 
 def rows() -> list[Row]:
-    """Times `print(1)` and the start, the contenders in turns."""
+    """Time `print(1)` and the start, the contenders in turns."""
     choose = "%board_use bench-1"
     with (
-        ours.running_boards(1),
+        own_server.running_boards(1),
         jupyter_kernel.running_kernel("cm_kernel", choose) as mine,
         jupyter_kernel.running_kernel_over_pty() as other,
     ):

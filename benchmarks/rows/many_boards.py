@@ -1,8 +1,8 @@
-"""The same cell on 200 and 500 boards, until the last result is here."""
+"""The same cell on 200 and 500 boards, until the last result has arrived."""
 
 from __future__ import annotations
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.peers import bare_forwarder, ipyparallel_exec
 from benchmarks.report import Row
 from benchmarks.timing import time_in_turns
@@ -12,7 +12,7 @@ _BOARDS = (200, 500)
 
 
 def rows() -> list[Row]:
-    """Times `print(1)` on all boards, and per target beside ipyparallel's engines."""
+    """Time `print(1)` on all boards, and per target compared with ipyparallel's engines."""
     found = {boards: _time_boards(boards) for boards in _BOARDS}
     engine = ipyparallel_exec.measure(_CELLS)
     most = max(_BOARDS)
@@ -27,6 +27,9 @@ def rows() -> list[Row]:
 
 
 def _time_boards(boards: int) -> tuple[list[float], list[float]]:
-    with ours.running_boards(boards) as mine, bare_forwarder.running_forwarder(boards) as forwarder:
+    with (
+        own_server.running_boards(boards) as mine,
+        bare_forwarder.running_forwarder(boards) as forwarder,
+    ):
         times = time_in_turns([lambda: mine.run("print(1)"), forwarder], _CELLS)
     return times[0], times[1]

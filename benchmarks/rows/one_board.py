@@ -1,8 +1,8 @@
-"""One cell on one board and back: ours, the bare forwarder, mpremote over a pty."""
+"""The round trip of a cell on one board: Cloudmanager, the bare forwarder, mpremote over a pty."""
 
 from __future__ import annotations
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.peers import bare_forwarder, mpremote_exec
 from benchmarks.report import Row
 from benchmarks.timing import time_in_turns
@@ -11,9 +11,9 @@ _CELLS = 1000
 
 
 def rows() -> list[Row]:
-    """Times `print(1)`, the contenders in turns."""
+    """Time `print(1)`, the contenders in turns."""
     with (
-        ours.running_boards(1) as boards,
+        own_server.running_boards(1) as boards,
         bare_forwarder.running_forwarder() as forwarder,
         mpremote_exec.running_mpremote() as mpremote,
     ):

@@ -1,4 +1,4 @@
-"""What a person waits for before the first cell: the server's start, the library's import."""
+"""What the user waits for before the first cell: the server's start, the library's import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.report import Row
 from cloudmanager import local_server
 
@@ -20,7 +20,7 @@ print(time.perf_counter() - begun)
 
 
 def rows() -> list[Row]:
-    """Times `mbm server-start` as a process, and the import inside a fresh interpreter."""
+    """Time `mbm server-start` as a process, and the import in a new interpreter."""
     return [
         Row(
             "mbm server-start, until it answers",
@@ -33,7 +33,7 @@ def rows() -> list[Row]:
 
 
 def _time_server_start() -> float:
-    with ours.temporary_home():
+    with own_server.temporary_home():
         begun = time.perf_counter()
         command = [sys.executable, "-m", "cloudmanager", "server-start", "--port", "0"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Ten thousand boards on one server, plain and by TLS. They are simulated (benchmarks/crowd.py)."""
+"""Ten thousand simulated boards (simulated_boards.py) on one server, plain and with TLS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BOARDS = 10_000
 
 
 def rows() -> list[Row]:
-    """Measures memory, beats, and how all come back after the server was killed."""
+    """Measure memory, heartbeats, and reconnecting after the server was killed."""
     plain, secure = (measure(_BOARDS, tls=tls) for tls in (False, True))
     return [
         Row("10,000 simulated boards: memory for each", [plain.rss], [], 20e3, "KB"),

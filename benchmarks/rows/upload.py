@@ -1,4 +1,4 @@
-"""1 MB to one board: ours beside mpremote's fs_writefile over a pty; and over a slow link."""
+"""Upload of 1 MB to one board, compared with mpremote over a pty; and over a slow link."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 
-from benchmarks import ours
+from benchmarks import own_server
 from benchmarks.peers import mpremote_put
 from benchmarks.report import Row
 from benchmarks.throttle import throttled_port
@@ -14,16 +14,16 @@ from benchmarks.timing import time_calls
 from cloudmanager import Boards
 
 _SIZE = 1_000_000  # bytes
-_REPETITIONS = 5  # ours; mpremote takes seconds
+_REPETITIONS = 5  # of Cloudmanager; mpremote takes seconds
 _RATE = 100_000.0  # bytes a second
 _DELAY = 0.05  # seconds
 
 
 def rows() -> list[Row]:
-    """Times whole uploads: hashed, sent, written, verified, renamed."""
+    """Time complete uploads: hash, send, write, verify, rename."""
     data = os.urandom(_SIZE)
     with (
-        ours.running_boards(1, flash="4M") as boards,
+        own_server.running_boards(1, flash="4M") as boards,
         mpremote_put.running_mpremote_write(data) as theirs,
     ):
         mine = time_calls(
@@ -33,7 +33,7 @@ def rows() -> list[Row]:
         )
         peer = time_calls(theirs, 2, warm_up=0)
     narrow = functools.partial(throttled_port, rate=_RATE, delay=_DELAY)
-    with ours.board_behind_proxy(narrow) as boards:
+    with own_server.board_behind_proxy(narrow) as boards:
         slow = time_calls(
             functools.partial(_upload_new_content, boards, itertools.count()), 1, warm_up=0
         )
@@ -50,6 +50,6 @@ def rows() -> list[Row]:
 
 
 def _upload_new_content(boards: Boards, numbers: itertools.count[int]) -> None:
-    """Put another content each time, in the same place."""
+    """Upload new content to the same path."""
     data = next(numbers).to_bytes(4, "big") + os.urandom(_SIZE - 4)
     boards.put(data, ":/data.bin").raise_for_error()

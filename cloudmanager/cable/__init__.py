@@ -1,1 +1,1 @@
-"""What flash.py and bridge.py stand on: ports, chips, firmware, and the REPL behind a port."""
+"""Boards on a serial port: flashing, firmware, settings, the raw REPL, the bridge."""

@@ -1,7 +1,7 @@
-"""A board's link to the server, dialled from this machine for a board that has no network.
+"""A board's link to the server, opened by this machine for a board that has no network.
 
-It speaks the board's side of docs/protocol.md: the WebSocket handshake, proofs in both directions,
-then messages. The server's half is cm_server/board_socket.py, a board's mpy_client/cm/dial.py.
+It implements the board's side of docs/protocol.md: the WebSocket handshake, mutual authentication,
+then messages. The other implementation of this side is mpy_client/cm/dial.py.
 """
 
 from __future__ import annotations
@@ -39,28 +39,30 @@ from cloudmanager.protocol.wire import Message
 if TYPE_CHECKING:
     from cloudmanager.client.tls import TlsSocket
 
-STEP_SECONDS: Final = 10.0  # seconds for each step, as on a board
-MAX_MESSAGE_BYTES: Final = 65_536  # of the longest message that we take
+STEP_SECONDS: Final = 10.0  # for each step of the connection, as on a board
+MAX_MESSAGE_BYTES: Final = 65_536  # of the longest message that is accepted
 _READ_BYTES: Final = 65_536
 _CLOSE_NOT_AUTHENTICATED: Final = (1008, 4001)  # docs/protocol.md
 
 
 class BridgedBoardLink:
-    """One open link of a board; for one thread.
+    """An open link of one board, to be used by one thread.
 
     Args:
         address: host and TCP port of the server.
-        identity: who the board is.
+        identity: the board's id, name and key.
         proof_fields: PROOF's JSON, without ``buf``.
 
     Raises:
-        ServerUnreachable: nobody answers there.
-        NotAllowed: the server does not know the board, or is not who it claims to be.
+        ServerUnreachable: no server answers at the address.
+        NotAllowed: the server does not know the board, or does not have the board's key.
 
     Attributes:
+        closed: whether ``close`` was called.
+        name: the board's name, as the server knows it.
         heartbeat_seconds: seconds between two pings of the server.
-        reconnect_spread: seconds over which boards dial again.
-        last_heard: when it was last heard of (``time.monotonic``).
+        reconnect_spread: seconds over which the reconnections of boards are spread.
+        last_heard: when data last arrived (``time.monotonic``).
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class BridgedBoardLink:
         self._reader = FrameReader(MAX_MESSAGE_BYTES, masked=False)
         self._messages: list[Message] = []
         self.closed = False
-        self._torn = False  # whether a frame may be half written: then nothing may follow
+        self._torn = False  # whether a frame may be half written: then no other may follow
         self.last_heard = time.monotonic()
         try:
             self._socket: socket.socket | TlsSocket = socket.create_connection(
@@ -84,15 +86,16 @@ class BridgedBoardLink:
             if ca:
                 self._start_tls(base64.b64decode(ca))
             self._handle_data(self._websocket_handshake(host))
-            told = self._authenticate(identity, {**proof_fields, "buf": MAX_MESSAGE_BYTES})
+            welcome = self._authenticate(identity, {**proof_fields, "buf": MAX_MESSAGE_BYTES})
         except OSError as error:
             self.close()
             raise ServerUnreachable(self._url, "the bridge", str(error)) from error
         except BaseException:
             self.close()
             raise
-        self.name = str(told["name"])
-        self.heartbeat_seconds, self.reconnect_spread = float(told["beat"]), float(told["spread"])
+        self.name = str(welcome["name"])
+        self.heartbeat_seconds = float(welcome["beat"])
+        self.reconnect_spread = float(welcome["spread"])
 
     def _set_socket_options(self) -> None:
         assert isinstance(self._socket, socket.socket)
@@ -103,7 +106,7 @@ class BridgedBoardLink:
                 self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def _start_tls(self, ca: bytes) -> None:
-        """Go on by TLS, with whom this authority vouches for."""
+        """Start TLS; the server's certificate must be signed by this authority (DER)."""
         import ssl  # only here: its import takes 20 ms
 
         from cloudmanager.client.tls import TlsSocket
@@ -113,7 +116,7 @@ class BridgedBoardLink:
         self._socket = TlsSocket(self._socket, context, config.TLS_NAME)
 
     def _websocket_handshake(self, host: str) -> bytes:
-        """Shake hands; return what came behind the answer."""
+        """Do the WebSocket handshake; return the bytes that followed the server's response."""
         key = base64.b64encode(os.urandom(16)).decode()
         self._write(
             f"GET /board HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -123,18 +126,18 @@ class BridgedBoardLink:
         while b"\r\n\r\n" not in answer:
             more = self._socket.recv(_READ_BYTES)
             if not more or len(answer) > _READ_BYTES:
-                raise OSError("it is no Cloudmanager server")
+                raise OSError("it is not a Cloudmanager server")
             answer += more
         head, _, rest = answer.partition(b"\r\n\r\n")
         wanted = f"sec-websocket-accept: {accept_key(key)}".encode().lower()
         if not head.startswith(b"HTTP/1.1 101") or wanted not in head.lower():
-            raise OSError("it is no Cloudmanager server")
+            raise OSError("it is not a Cloudmanager server")
         return rest
 
     def _authenticate(
         self, identity: BoardIdentity, proof_fields: dict[str, Any]
     ) -> dict[str, Any]:
-        """Have the server prove itself, then prove who we are; return WELCOME's JSON."""
+        """Authenticate the server, then the board; return WELCOME's JSON."""
         nonce = os.urandom(proofs.NONCE_BYTES)
         gen = identity.extra.get("gen", 0)
         hello = {"v": wire.PROTOCOL, "id": identity.id, "nonce": nonce.hex(), "gen": gen}
@@ -144,36 +147,41 @@ class BridgedBoardLink:
         nonces, body = nonce + payload[: proofs.NONCE_BYTES], payload[at:]
         wanted = proofs.server_proof(identity.key, nonces, identity.id, body)
         if not hmac.compare_digest(wanted, payload[proofs.NONCE_BYTES : at]):
-            raise NotAllowed("", f"the server does not prove that it knows {identity.name}")
+            raise NotAllowed("", f"the server does not have the key of {identity.name}")
         text = json.dumps(proof_fields).encode()
         proof = proofs.board_proof(identity.key, nonces, identity.id, text)
         self.send(wire.pack(wire.PROOF, proof + text))
         return wire.read_json(self._await_message(wire.WELCOME))
 
     def _await_message(self, op: int) -> bytes:
-        """Return the payload of the next message, which has to be this one."""
+        """Return the payload of the next message, which must be of type ``op``.
+
+        Raises:
+            PeerWireError: it is of another type.
+            ServerUnreachable: no message in time.
+        """
         deadline = time.monotonic() + STEP_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             for message in self.receive(left):
                 if message.op != op:
-                    raise PeerWireError(f"op 0x{message.op:02x} came in place of 0x{op:02x}")
+                    raise PeerWireError(f"received op 0x{message.op:02x}, expected 0x{op:02x}")
                 return message.payload
         raise ServerUnreachable(self._url, "the bridge", "no answer in time")
 
     def fileno(self) -> int:
-        """Return the socket, for select."""
+        """Return the socket's file descriptor, for ``select``."""
         return self._socket.fileno()
 
     def send(self, message: bytes) -> None:
-        """Send a message; a link that breaks here raises at the next receive."""
+        """Send a message; if the link is broken, the next ``receive`` raises."""
         with contextlib.suppress(OSError):
             self._write(encode_frame(message, BINARY, mask=True))
 
     def _write(self, frame: bytes) -> None:
-        """Write a frame, whole; where that fails, or is interrupted, nothing is written again.
+        """Write a whole frame; if that fails or is interrupted, no later frame is written.
 
         Raises:
-            OSError: the link is broken, or the server did not read for ``PATIENCE`` seconds.
+            OSError: the link is broken, or the server did not read for ``STEP_SECONDS``.
         """
         self._raise_if_torn()
         self._torn = True
@@ -185,7 +193,7 @@ class BridgedBoardLink:
                 self._shut_down()
 
     def _raise_if_torn(self) -> None:
-        """Raise if a frame may be half written: the server would read the next one as its rest.
+        """Refuse to write after half a frame: the server would take the next for its rest.
 
         Raises:
             ConnectionAbortedError: an earlier frame may be half written.
@@ -199,11 +207,12 @@ class BridgedBoardLink:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def receive(self, timeout: float) -> Iterator[Message]:
-        """Yield the messages that are there; wait for the first up to ``timeout`` seconds.
+        """Yield the messages that have arrived; wait up to ``timeout`` seconds for the first.
 
         Raises:
-            LinkLost: the link is gone.
-            PeerWireError: the server broke the protocol.
+            LinkLost: the link was closed or is broken.
+            NotAllowed: the server closed the link since it does not accept the board.
+            PeerWireError: the server violated the protocol.
         """
         waiting = not isinstance(self._socket, socket.socket) and self._socket.has_buffered_data()
         ready = waiting or self._messages or select.select([self._socket], [], [], timeout)[0]
@@ -213,7 +222,7 @@ class BridgedBoardLink:
             except OSError:
                 data = b""
             if not data:
-                raise LinkLost("", None, "the server hung up")
+                raise LinkLost("", None, "the server closed the connection")
             self._handle_data(data)
         while self._messages:
             yield self._messages.pop(0)
@@ -234,7 +243,7 @@ class BridgedBoardLink:
                 raise LinkLost("", None, why or f"the server closed the link ({code})")
 
     def close(self) -> None:
-        """Hang up; with a word, if no frame is half written."""
+        """Close the link, with a close frame unless a frame is half written."""
         self.closed = True
         with contextlib.suppress(OSError):
             self._write(encode_close_frame(CLOSE_NO_STATUS, mask=True))

@@ -1,4 +1,4 @@
-"""What a board has to know, in its ``/cm.json``: who it is, where it dials, and whom it trusts."""
+"""A board's settings, ``/cm.json``: its identity, the server's address, whom it trusts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from cloudmanager.client.fleet import Fleet
 
 #: The fields of an enrolment that a board stores (docs/protocol.md, "Board link: authentication").
 KEPT_KEYS = ("name", "id", "key", "gen", "ca", "mac", "token")
-_UNUSED_ADDRESS = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737): nothing is sent to it
+_UNUSED_ADDRESS = ("192.0.2.1", 9)  # reserved for documentation (RFC 5737); nothing is sent to it
 
 
 class DialAddress(NamedTuple):
-    """Where boards dial.
+    """The address that boards connect to.
 
     Attributes:
-        reachable: whether other machines can: else only virtual boards on this one.
+        host: name or IP address of the server.
+        tcp_port: its TCP port.
+        reachable: whether other machines can reach it; if not, only virtual boards on this one.
     """
 
     host: str
@@ -27,20 +29,21 @@ class DialAddress(NamedTuple):
 
 
 def find_dial_address(fleet: Fleet, server: str | None = None) -> DialAddress:
-    """Return where boards reach the server of a fleet.
+    """Return the address at which boards reach the server of a fleet.
 
     Args:
-        fleet: whose server it is.
-        server: ``HOST`` or ``HOST:PORT``, where a person knows better.
+        fleet: the fleet.
+        server: ``HOST`` or ``HOST:PORT`` to use instead of the address that is found.
 
     Raises:
-        ServerUnreachable: no server.
-        ValueError: ``server`` is no address.
+        ServerUnreachable: the server does not answer.
+        ValueError: ``server`` is not an address.
     """
     here = config.split_url(fleet.address.url)
     listens = config.split_url(str(fleet.status()["address"]))
-    told = config.split_url(f"https://{server}" if server else fleet.address.url)
-    host, tcp_port = told.hostname or "", told.port or here.port or config.DEFAULT_TCP_PORT
+    chosen = config.split_url(f"https://{server}" if server else fleet.address.url)
+    host = chosen.hostname or ""
+    tcp_port = chosen.port or here.port or config.DEFAULT_TCP_PORT
     if (
         not server
         and host in config.LOOPBACK_HOSTS
@@ -53,18 +56,18 @@ def find_dial_address(fleet: Fleet, server: str | None = None) -> DialAddress:
 
 
 def make_board_settings(enrolment: Mapping[str, Any], dial_address: DialAddress) -> dict[str, Any]:
-    """Return the content of a board's ``/cm.json``; it is secret.
+    """Return the content of a board's ``/cm.json``; it contains secrets.
 
     Args:
-        enrolment: what the server said when it enrolled the board, or made a token for it.
-        dial_address: where the board dials.
+        enrolment: the server's answer when it enrolled the board or created a token for it.
+        dial_address: the address that the board connects to.
     """
     known = {name: enrolment[name] for name in KEPT_KEYS if enrolment.get(name)}
     return {"host": dial_address.host, "tcp_port": dial_address.tcp_port, **known}
 
 
 def _own_address() -> str:
-    """Return the address by which others reach this machine; its name, where there is none."""
+    """Return this machine's address in its network; its host name if it has none."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(_UNUSED_ADDRESS)

@@ -1,13 +1,13 @@
-"""Boards on a cable as members of the fleet: a link for each, and its raw REPL on the other side.
+"""The bridge: boards on serial ports become members of the fleet, through their raw REPL.
 
 ```
-server ══ BoardLink ══ Member ══ raw REPL ══ cable ══ board
-            one thread for each board; ports may come and go
+server ══ BridgedBoardLink ══ BridgedBoard ══ raw REPL ══ serial port ══ board
+              one thread for each board; ports may appear and disappear
 ```
 
-To callers a bridged board is a board like any other: cells, values, output as it comes, interrupts,
-timeouts, files, installs. It differs where a cable has to: ``input()`` raises EOFError, and what
-its program does between cells is interrupted, since the REPL is what the bridge needs.
+To callers a bridged board is a board like any other: cells, values, live output, interrupts,
+timeouts, files, installs. There are two differences: ``input()`` raises EOFError, and the board's
+own program is interrupted, since the bridge needs the REPL.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .repl_jobs import ReplJobs
 from .serial_ports import BoardRepl, find_serial_ports
 
 VERSION: Final = "bridge 0.1"
-PROMPT_SECONDS: Final = 10.0  # that a board may take to show its REPL
-PORT_POLL_SECONDS: Final = 0.5  # between two looks for a port that is gone
+PROMPT_SECONDS: Final = 10.0  # until a board must show its REPL
+PORT_POLL_SECONDS: Final = 0.5  # between two searches for ports
 _EOT: Final = b"\x04"
 _REKEY: Final = struct.Struct(">I")
 _BOARD_INFO_CODE: Final = """
@@ -54,13 +54,13 @@ OnBridgeEvent = Callable[[str, str], None]
 
 
 class Bridge:
-    """Serves ports until it is stopped; a context manager.
+    """Connects the boards on serial ports to a fleet; a context manager.
 
     Args:
-        fleet: whose members the boards become.
-        ports: these serial ports; none: all with USB behind them, also those that come later.
-        names: what new boards may be called.
-        on_event: is called with port and what is new, from the boards' threads.
+        fleet: the fleet that the boards join.
+        ports: serial ports; empty: all USB serial ports, including those that appear later.
+        names: names for new boards; empty: by platform.
+        on_event: is called with a port and a message, from the boards' threads.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Bridge:
         self._port_watcher = threading.Thread(target=self._watch_ports)
 
     def __enter__(self) -> Bridge:
-        """Start."""
+        """Start the threads."""
         self._port_watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of all boards; cells that run go on on them, and are lost."""
+        """Disconnect all boards; cells that are running continue, and their results are lost."""
         self._stopped.set()
         for thread in (self._port_watcher, *self._threads.values()):
             thread.join()
@@ -99,7 +99,7 @@ class Bridge:
 
 
 class BridgedBoard:
-    """One port's board, in a thread of its own."""
+    """The board on one port; ``run`` is called in a thread of its own."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class BridgedBoard:
     ) -> None:
         self.port, self._address, self._identities = port, address, identities
         self._on_event, self._stopped = on_event, stopped
-        self._jobs: ReplJobs | None = None  # of the board that is there
+        self._jobs: ReplJobs | None = None  # of the board that is connected
         self._last_message = ""
 
     def run(self) -> None:
-        """Serve the board whenever it is there."""
+        """Serve the board whenever it is plugged in, until the bridge stops."""
         while not self._stopped.is_set():
             try:
                 with BoardRepl(self.port) as self._repl:
@@ -133,7 +133,7 @@ class BridgedBoard:
             self._on_event(self.port, message)
 
     def _serve_board(self) -> None:
-        """Serve the board from its start to its next, by one link after the other."""
+        """Serve the board until it restarts or is unplugged; reconnect when its link is lost."""
         self._repl.await_prompt(PROMPT_SECONDS)
         facts = self._repl.facts()
         heap, hardware = self._repl.run_tuple(_BOARD_INFO_CODE, 2)
@@ -157,22 +157,22 @@ class BridgedBoard:
             self._stopped.wait(random.uniform(0, min(2.0, 0.1 * 2**tries)))
 
     def _dial(self, jobs: ReplJobs) -> None:
-        about = {
+        proof_fields = {
             "boot": jobs.boot_id,
             "parts": jobs.client_parts,
             "facts": self._facts,
             "last": jobs.last_job,
         }
-        link = BridgedBoardLink(self._address, self._identity, about)
+        link = BridgedBoardLink(self._address, self._identity, proof_fields)
         jobs.set_link(link)
         self._report(f"{link.name} is in the fleet")
 
     def _serve_link(self, jobs: ReplJobs) -> None:
-        """Do what the server says, until the link or the cable ends."""
+        """Handle the server's messages until the link or the serial port fails."""
         while (link := jobs.link) is not None and not self._stopped.is_set():
             self._check_connected()
             if time.monotonic() - link.last_heard > 2.5 * link.heartbeat_seconds:
-                raise LinkLost("", None, "the server fell silent")
+                raise LinkLost("", None, "the server sent nothing for too long")
             for message in link.receive(PORT_POLL_SECONDS):
                 self._handle_message(jobs, message)
                 if link.closed:
@@ -188,12 +188,12 @@ class BridgedBoard:
             jobs.handle_message(message)
 
     def _check_connected(self) -> None:
-        """Notice that the board is unplugged."""
+        """Raise CableError if the board was unplugged."""
         with self._repl.cable_errors("The board is gone"):
-            _ = self._repl.transport.serial.in_waiting  # asks the driver
+            _ = self._repl.transport.serial.in_waiting  # queries the driver
 
     def _rekey(self, jobs: ReplJobs, message: Message) -> None:
-        """Take another key; it is kept before the server hears of it."""
+        """Change the board's key; it is saved before it is confirmed to the server."""
         (gen,), nonce = _REKEY.unpack_from(message.payload), message.payload[_REKEY.size :]
         if gen == self._identity.extra.get("gen", 0) + 1:
             key = proofs.next_key(self._identity.key, gen, nonce)
@@ -201,7 +201,7 @@ class BridgedBoard:
             jobs.send(wire.REKEYED, proofs.rekey_proof(key, gen, nonce))
 
     def _reset_board(self) -> None:
-        """Restart the interpreter; in the raw REPL no program of the user's is started."""
+        """Restart the interpreter; from the raw REPL the user's program is not started."""
         with self._repl.cable_errors("The board did not come back from its reset"):
             serial = self._repl.transport.serial
             self._repl.transport.read_until(1, b">", timeout=1)
@@ -209,4 +209,4 @@ class BridgedBoard:
             self._repl.transport.in_raw_repl = False
         with contextlib.suppress(CableError):
             self._repl.read_output(0.2)
-        raise CableError(self.port, "The board was reset", "It comes back by itself.")
+        raise CableError(self.port, "The board was reset", "It reconnects by itself.")

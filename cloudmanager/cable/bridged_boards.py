@@ -1,4 +1,4 @@
-"""Who the boards of a bridge are: their identities, kept in the user's folder."""
+"""Identities of bridged boards, kept in a file in CM_HOME."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .flash import NameAllocator
 
 
 class BridgedIdentities:
-    """Who the bridged boards are: their identities, kept in the user's folder.
+    """Maps hardware ids to identities in the fleet, and enrols new boards.
 
     Args:
-        fleet: enrols new ones; for administrators.
-        names: what new ones may be called; empty: by platform.
+        fleet: the fleet; enrolling needs the administrator's role.
+        names: names for new boards; empty: by platform.
     """
 
     def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ class BridgedIdentities:
         self._lock = threading.Lock()
 
     def get_identity(self, hardware: str, platform: str) -> BoardIdentity:
-        """Return who the board with this hardware id is; a new one is enrolled."""
+        """Return the identity of the board with this hardware id; enrol a new board."""
         with self._lock:
             known = self._load()
             row = known.get(hardware)
@@ -40,7 +40,7 @@ class BridgedIdentities:
             return BoardIdentity.from_enrolment(row, self._fleet.address.url)
 
     def change_key(self, hardware: str, key: bytes, gen: int) -> BoardIdentity:
-        """Give the board with this hardware id another key, number ``gen``."""
+        """Save key number ``gen`` of the board with this hardware id; return its identity."""
         with self._lock:
             row = {**self._load()[hardware], "key": key.hex(), "gen": gen}
             self._save(hardware, row)

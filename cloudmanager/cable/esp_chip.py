@@ -1,7 +1,7 @@
-"""An Espressif chip on a cable, as its ROM loader shows it: detect, erase, write, verify, start.
+"""An Espressif chip on a serial port: detect, erase, write, verify, start.
 
-esptool 5's public Python API does the work; this turns its ways into ours: errors that say what
-to do, progress by a call, nothing on standard output. Import it in a function: esptool is optional.
+A wrapper of esptool 5's public Python API: it raises CableError with a hint, reports progress
+through a callback and prints nothing. Import it in a function: esptool is optional.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from . import serial_ports
 if TYPE_CHECKING:
     from esptool.loader import ESPLoader
 
-ATTEMPTS = 4  # resets that are tried until a chip answers: one second each
-FAST_BAUD = 460_800  # what cheap USB bridges manage
+ATTEMPTS = 4  # resets until a chip must answer; each takes one second
+FAST_BAUD = 460_800  # works with cheap USB-to-serial adapters
 FractionCallback = Callable[[float], None]
 
 _logger_lock = threading.Lock()
-_thread_local = threading.local()  # of each board's thread: where its progress goes
+_thread_local = threading.local()  # holds the progress callback of each board's thread
 
 
 class EspChip:
-    """A chip whose loader listens.
+    """A chip that runs its bootloader.
 
     Attributes:
-        name: as esptool calls it: "ESP8266", "ESP32-S3".
-        uses_stub: whether esptool's helper runs on it, which verifies what it wrote.
+        name: esptool's name of the chip, such as "ESP8266" or "ESP32-S3".
+        uses_stub: whether esptool's stub runs on the chip; it verifies what it has written.
     """
 
     def __init__(self, port: str, loader: ESPLoader, has_control_lines: bool) -> None:
@@ -44,16 +44,16 @@ class EspChip:
         """Erase the whole flash, write the image and verify it.
 
         Args:
-            image: what the chip boots from.
-            on_progress: is told the part that is written, from 0 to 1.
+            image: the firmware.
+            on_progress: is called with the written fraction, from 0 to 1.
 
         Raises:
-            CableError: what failed. The loader still listens, or comes back after a reset.
+            CableError: writing failed. The bootloader still runs, or runs again after a reset.
         """
         from esptool.cmds import attach_flash, write_flash
 
         _thread_local.progress = on_progress
-        with chip_errors(self._port, "The flash was not written whole", _RETRY_HINT):
+        with chip_errors(self._port, "The flash was not written completely", _RETRY_HINT):
             self._start_stub()
             attach_flash(self._loader)
             write_flash(
@@ -65,7 +65,7 @@ class EspChip:
             )
 
     def _start_stub(self) -> None:
-        """Load esptool's helper into RAM; where that fails, the ROM alone is slower and enough."""
+        """Load esptool's stub into RAM; if that fails, use the slower loader in ROM."""
         from esptool.cmds import run_stub
         from esptool.util import FatalError
 
@@ -79,7 +79,7 @@ class EspChip:
             self._loader = _detect_chip(self._port, self._has_control_lines)
 
     def start_firmware(self) -> bool:
-        """Start what was written; return whether the chip could be told to."""
+        """Start the firmware; return whether that was possible without pressing RESET."""
         from esptool.cmds import reset_chip
         from esptool.util import FatalError
 
@@ -89,28 +89,28 @@ class EspChip:
                 return True
             try:
                 reset_chip(self._loader, "soft-reset")
-            except FatalError:  # not every chip's stub can
+            except FatalError:  # some chips' stubs do not support it
                 return False
         return True
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         with contextlib.suppress(OSError):
             self._loader._port.close()
 
 
 @contextlib.contextmanager
 def open_chip(port: str) -> Iterator[EspChip]:
-    """Reset a chip into its loader and detect it.
+    """Reset a chip into its bootloader and detect it.
 
     Raises:
-        CableError: the port cannot be used, or no loader answers.
+        CableError: the port cannot be used, or no bootloader answers.
     """
     lines = serial_ports.check_port(port)
     _require_esptool()
     with _logger_lock:
         _silence_esptool()
-    with chip_errors(port, "No chip's loader answers", _BOOT_MODE_HINT):
+    with chip_errors(port, "No chip's bootloader answers", _BOOT_MODE_HINT):
         loader = _detect_chip(port, lines)
     chip = EspChip(port, loader, lines)
     try:
@@ -120,7 +120,7 @@ def open_chip(port: str) -> Iterator[EspChip]:
 
 
 def _detect_chip(port: str, has_control_lines: bool) -> ESPLoader:
-    """Find out which chip it is; without RTS and DTR a person has to reset it."""
+    """Connect to the chip; without the lines RTS and DTR the user must reset it."""
     from esptool.cmds import detect_chip
 
     mode = "default-reset" if has_control_lines else "no-reset"
@@ -128,18 +128,18 @@ def _detect_chip(port: str, has_control_lines: bool) -> ESPLoader:
 
 
 _BOOT_MODE_HINT = (
-    "Hold BOOT (FLASH, or GPIO0 to ground), press RESET, let BOOT go, and run this again. "
-    "A board that is no ESP8266 or ESP32 has no such loader."
+    "Hold BOOT (FLASH, or GPIO0 to ground), press RESET, release BOOT, and run this again. "
+    "Only ESP8266 and ESP32 have this bootloader."
 )
 _RETRY_HINT = (
-    "The chip has no working firmware now; run this again: its loader stays. If it fails at the "
-    "same place, try another cable or USB port."
+    "The chip has no working firmware now; run this again: its bootloader is in ROM. If it fails "
+    "at the same place, try another cable or USB port."
 )
 
 
 @contextlib.contextmanager
 def chip_errors(port: str, problem: str, hint: str) -> Iterator[None]:
-    """Raise what esptool or the driver raise as a sentence of ours."""
+    """Convert errors of esptool and of the serial driver into CableError."""
     import serial
     from esptool.util import FatalError
 
@@ -154,44 +154,44 @@ def _require_esptool() -> None:
     try:
         import esptool  # noqa: F401
     except ImportError:
-        error = CableError("", "Flashing needs esptool, which is GPL and not part of this")
+        error = CableError("", "Flashing needs esptool, which is GPL and not installed with this")
         error.hint = "Install it: `pip install 'cloudmanager[flash]'`."
         raise error from None
 
 
 @functools.cache
 def _silence_esptool() -> None:
-    """Give esptool a logger that says nothing and passes progress on (its documented way).
+    """Give esptool a logger that prints nothing and forwards progress (its documented way).
 
-    It takes one once: what comes back from ``set_logger`` takes no other.
+    Called once: esptool's logger can be replaced only once.
     """
     from esptool.logger import TemplateLogger, log
 
     class Quiet(TemplateLogger):  # type: ignore[misc]  # esptool has no types
-        """Nothing is printed; each thread hears of its own board."""
+        """A logger that prints nothing and forwards progress to the thread's own callback."""
 
         def print(self, *_: Any, **__: Any) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
         def note(self, message: str) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
         def warning(self, message: str) -> None:
-            """Say nothing: what matters comes as an error."""
+            """Print nothing: failures are raised."""
 
         def error(self, message: str) -> None:
-            """Say nothing: it is raised, too."""
+            """Print nothing: the error is raised, too."""
 
         def stage(self, finish: bool = False) -> None:
-            """Have no stages."""
+            """Ignore stages."""
 
         def progress_bar(self, cur_iter: int, total_iters: int, *_: Any, **__: Any) -> None:
-            """Pass it on."""
+            """Forward the progress to the thread's callback."""
             progress = getattr(_thread_local, "progress", None)
             if progress is not None and total_iters:
                 progress(cur_iter / total_iters)
 
         def set_verbosity(self, verbosity: str) -> None:
-            """Stay quiet."""
+            """Ignore the verbosity."""
 
     log.set_logger(Quiet())

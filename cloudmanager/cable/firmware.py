@@ -1,7 +1,8 @@
-"""The firmware that goes onto a chip: a file, a URL or a version; cached, and checked by its hash.
+"""Firmware for a chip, from a file, a URL or a version; downloads are cached and verified.
 
-A version is looked up on MicroPython's download pages (or those at CM_FIRMWARE), which give no
-hashes: the first download is trusted, over TLS, and remembered. ``URL#sha256=HEX`` trusts nobody.
+A version is looked up on MicroPython's download pages (or those at CM_FIRMWARE), which have no
+hashes: the first download is trusted because of TLS, and its hash is recorded. With
+``URL#sha256=HEX`` nothing needs to be trusted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _HINT: Final = "Give --firmware a FILE, a URL or a VERSION such as 1.28.0."
 
 
 class Firmware(NamedTuple):
-    """An image: where it came from, its bytes and their SHA-256 in hex."""
+    """An image: its source, its bytes and their SHA-256 in hex."""
 
     source: str
     data: bytes
@@ -49,18 +50,18 @@ class Firmware(NamedTuple):
 
     @property
     def chip(self) -> str | None:
-        """The chip that it is for, as esptool calls it; None where it does not say."""
+        """Esptool's name of the chip that it is for; None if the header does not state it."""
         return chip_of(self.data)
 
 
 def chip_of(image: bytes) -> str | None:
-    """Return the chip that an image is made for, by its header; None: no image that we know."""
+    """Return the chip that an image is made for, by its header; None if it is not an image."""
     if image[:4] == _UF2_MAGIC:
         return "RP2"
     if len(image) < 24 or image[0] != _IMAGE_MAGIC:
         return None
-    # The ESP8266's header ends after eight bytes; others' reserve eight and say whether a
-    # hash follows (esptool's image_info looks at the same).
+    # The ESP8266's header ends after eight bytes. Other chips' headers have eight reserved bytes,
+    # then a flag for an appended hash (esptool's image_info tests the same).
     if image[23] in (0, 1) and not any(image[15:23]):
         number = int.from_bytes(image[12:14], "little")
         return _CHIP_IDS.get(number, f"an unknown chip ({number})")
@@ -68,14 +69,14 @@ def chip_of(image: bytes) -> str | None:
 
 
 def find_firmware(requested: str | None, chip: str) -> Firmware:
-    """Return the firmware that somebody named, for this chip.
+    """Return the requested firmware for a chip.
 
     Args:
-        requested: a file's path, a URL, a version, or None: the newest.
-        chip: as esptool calls it, or "RP2".
+        requested: a file's path, a URL, a version, or None for the newest version.
+        chip: esptool's name of it, or "RP2".
 
     Raises:
-        CableError: there is none, it cannot be had, or it is for another chip.
+        CableError: it does not exist, cannot be read or downloaded, or is for another chip.
     """
     if requested is None or _VERSION.fullmatch(requested):
         found = _find_version(requested.removeprefix("v") if requested else "", chip)
@@ -84,7 +85,7 @@ def find_firmware(requested: str | None, chip: str) -> Firmware:
     else:
         found = _read_file(requested)
     if found.chip != chip:
-        what = f"for {found.chip}" if found.chip else "no firmware image"
+        what = f"for {found.chip}" if found.chip else "not a firmware image"
         raise CableError("", f"{found.source} is {what}, but the chip is {chip}", _HINT)
     return found
 
@@ -99,7 +100,7 @@ def _read_file(path: str) -> Firmware:
 
 
 def _fetch_cached(url: str, key: str = "") -> Firmware:
-    """Return what is at a URL, by itself or from the cache."""
+    """Return the image at a URL, from the cache if it is there."""
     plain, fragment = urldefrag(url)
     wanted = fragment.removeprefix("sha256=").lower() if fragment else ""
     cache = FirmwareCache(config.make_home_folder() / "firmware")
@@ -109,17 +110,17 @@ def _fetch_cached(url: str, key: str = "") -> Firmware:
         local = (urlsplit(plain).hostname or "") in config.LOOPBACK_HOSTS
         if urlsplit(plain).scheme != "https" and not wanted and not local:
             hint = "Use https, or add #sha256= and the hash to the URL."
-            raise CableError("", f"{plain} can be changed on its way here", hint)
+            raise CableError("", f"{plain} could be modified by others in the network", hint)
         data = fetch_url(plain)
         if wanted and hashlib.sha256(data).hexdigest() != wanted:
-            hint = "Do not flash it: ask whoever gave you the URL and the hash."
-            raise CableError("", f"{plain} has another SHA-256 than it should", hint)
+            hint = "Do not flash it: check the URL and the hash with their source."
+            raise CableError("", f"{plain} does not have the SHA-256 of its URL", hint)
         cache.put(key, data)
     return Firmware(plain, data, hashlib.sha256(data).hexdigest())
 
 
 def _find_version(version: str, chip: str) -> Firmware:
-    """Look a version up; "" is the newest release."""
+    """Return the firmware of a version, from the download pages; "" is the newest release."""
     if chip not in BOARD_NAMES:
         raise CableError("", f"No version is known for {chip}", "Give --firmware a FILE or a URL.")
     board = BOARD_NAMES[chip]
@@ -141,7 +142,7 @@ def _find_version(version: str, chip: str) -> Firmware:
 
 
 def parse_download_page(page: str, board: str) -> dict[str, str]:
-    """Return version -> link of a download page; previews are left out."""
+    """Return version -> link of a download page; previews are ignored."""
     name = rf'href="([^"]*/{re.escape(board)}-\d{{8}}-v(\d+(?:\.\d+){{1,2}})\.(?:bin|uf2))"'
     return {version: link for link, version in re.findall(name, page)}
 
@@ -151,28 +152,28 @@ def _version_key(version: str) -> list[int]:
 
 
 def fetch_url(url: str) -> bytes:
-    """Return what is at a URL.
+    """Download a URL.
 
     Raises:
-        CableError: nothing is, or it is too big.
+        CableError: the download failed, or is larger than ``MAX_IMAGE_BYTES``.
     """
     try:
         with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as reply:
             data: bytes = reply.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors
         why = getattr(error, "reason", None) or error
-        hint = "Give --firmware a FILE that you have, or try again with a network."
-        raise CableError("", f"{url} cannot be had: {why}", hint) from error
+        hint = "Give --firmware a local FILE, or try again with a network."
+        raise CableError("", f"{url} cannot be downloaded: {why}", hint) from error
     if len(data) > MAX_IMAGE_BYTES:
         raise CableError("", f"{url} is larger than any flash", _HINT)
     return data
 
 
 class FirmwareCache:
-    """Images that were downloaded: each under its SHA-256, and an index of what they are.
+    """Downloaded images: each in a file named by its SHA-256, with an index.
 
     Args:
-        folder: where they are kept.
+        folder: the folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -180,7 +181,7 @@ class FirmwareCache:
         self._index = folder / "index.json"
 
     def get(self, key: str, expected_sha256: str = "") -> bytes | None:
-        """Return an image whose bytes are still what they were; None where there is none."""
+        """Return an image; None if there is none, or if its file was changed."""
         digest = expected_sha256 or self._read_index().get(key)
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             return None
@@ -191,16 +192,16 @@ class FirmwareCache:
         return data if hashlib.sha256(data).hexdigest() == digest else None
 
     def put(self, key: str, data: bytes) -> None:
-        """Keep an image."""
+        """Save an image; files are replaced atomically."""
         self._folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(data).hexdigest()
         for path, content in (
             (self._folder / f"{digest}.bin", data),
             (self._index, json.dumps({**self._read_index(), key: digest}).encode()),
         ):
-            beside = path.with_name(f"{path.name}.{os.getpid()}")
-            beside.write_bytes(content)
-            beside.replace(path)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(path)
 
     def _read_index(self) -> dict[str, Any]:
         try:

@@ -1,11 +1,11 @@
-"""From a blank chip to a board that has run a cell: steps in order, each safe to repeat.
+"""Flash boards and add them to the fleet, in steps, each of which can be repeated.
 
 ```
 chip ─▶ firmware ─▶ write ─▶ repl ─▶ enrol ─▶ copy ─▶ join
 ```
 
-What fails says what happened, in what state the board is left, and what to try; running it all
-again is always safe. Several boards go side by side, each in a thread of its own.
+An error message says what failed, in what state the board is, and what to do; running everything
+again is always safe. Several boards are flashed in parallel, each in a thread of its own.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from .firmware import Firmware
 from .serial_ports import BoardRepl, find_serial_ports
 
 REPL_SECONDS: Final = 40.0  # an ESP8266 formats its flash at its first start
-PORT_REOPEN_SECONDS: Final = 10.0  # until the port of a chip that restarts is there again, and free
-JOIN_SECONDS: Final = 60.0  # Wi-Fi, an address, the server: seldom above 10 s
-DISCONNECT_SECONDS: Final = 5.0  # until the server has seen that a board's old link is gone
+PORT_REOPEN_SECONDS: Final = 10.0  # until the port of a restarting chip can be opened again
+JOIN_SECONDS: Final = 60.0  # for Wi-Fi, DHCP and the server; rarely more than 10 s
+DISCONNECT_SECONDS: Final = 5.0  # until the server has noticed the end of a board's old link
 CELL_SECONDS: Final = 10.0
-#: In what state a failed step leaves the board.
+#: Step -> the state of the board after the step has failed.
 STATE_AFTER_FAILURE: Final = {
     "chip": "Nothing was changed.",
     "firmware": "Nothing was changed.",
     "write": "The chip has no working firmware now.",
     "repl": "The firmware is on the chip.",
-    "enrol": "MicroPython runs on the board, which is in no fleet yet.",
-    "copy": "MicroPython runs on the board; the client is not whole on it.",
-    "join": "Firmware, client and settings are on the board, which goes on trying.",
+    "enrol": "MicroPython runs on the board, which is not in a fleet yet.",
+    "copy": "MicroPython runs on the board; the client on it is incomplete.",
+    "join": "Firmware, client and settings are on the board, which keeps trying to connect.",
 }
 _CLOSE_LINK_CODE = """
 import sys
@@ -52,17 +52,17 @@ l and l.close()
 
 @dataclass(frozen=True)
 class FlashOptions:
-    """What somebody wants of the boards that are flashed.
+    """How to flash boards.
 
     Attributes:
-        server: host and TCP port that boards dial.
-        firmware: a file, a URL, a version, or None: the newest.
-        flash: whether firmware is written; without, the board has MicroPython already.
-        names: what boards may be called; the first that are free are taken. Empty: by platform.
-        wifi: networks, each with its password, in the order in which they are tried. Empty: those
-            that a board has been given before.
+        server: host and TCP port that boards connect to.
+        firmware: a file, a URL, a version, or None for the newest version.
+        flash: whether to write firmware; if not, the board must have MicroPython.
+        names: names for boards, of which the first free ones are used. Empty: by platform.
+        wifi: networks with their passwords, in the order in which they are tried. Empty: keep
+            those of the board's present settings.
         labels: key -> value, set when the board has joined.
-        dry_run: change nothing, tell what would be done.
+        dry_run: report what would be done, without changes.
     """
 
     server: tuple[str, int]
@@ -76,7 +76,7 @@ class FlashOptions:
 
 @dataclass
 class FlashOutcome:
-    """How it went with one board; ``error`` is empty where all went well."""
+    """The outcome for one board; ``error`` is empty if it has joined the fleet."""
 
     port: str
     step: str = ""
@@ -88,12 +88,12 @@ class FlashOutcome:
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for programs."""
+        """Return the fields and a status, for ``--json``."""
         return {"status": "error" if self.error else "ok", **asdict(self)}
 
 
 class NameAllocator:
-    """Hands out names to boards that are flashed side by side."""
+    """Assigns free names to boards that are flashed in parallel."""
 
     def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
         self._fleet, self._names = fleet, names
@@ -101,9 +101,9 @@ class NameAllocator:
         self._lock = threading.Lock()
 
     def allocate(self, platform: str) -> str:
-        """Return a name: one of those that were asked for, else PLATFORM-1 and so on.
+        """Return a free name: one of the requested names, otherwise PLATFORM-1 and so on.
 
-        A single name is taken even where a board has it: that board is replaced.
+        If a single name was requested, it is used even if a board has it: that board is replaced.
 
         Raises:
             CableError: there are more boards than names.
@@ -115,7 +115,9 @@ class NameAllocator:
             wanted = self._names or [f"{platform}-{n}" for n in range(1, len(known) + 2)]
             free = [name for name in wanted if name not in known]
             if not free:
-                raise CableError("", "There are more boards than free names", "Widen --name.")
+                raise CableError(
+                    "", "There are more boards than free names", "Give more --name."
+                )
             self._allocated.add(free[0])
             return free[0]
 
@@ -126,16 +128,19 @@ def flash_and_join(
     fleet: Fleet,
     on_progress: Callable[[str, str, str], None],
 ) -> list[FlashOutcome]:
-    """Make boards members of the fleet, side by side.
+    """Flash boards in parallel and add them to the fleet.
 
     Args:
-        ports: the serial ports; in place of one, the drive of a board that takes UF2 files.
-        options: what is wanted.
-        fleet: whose members they become; for administrators.
-        on_progress: is called with port, step and what is new, from the boards' threads.
+        ports: serial ports, or folders: the drives of boards whose bootloader accepts UF2 files.
+        options: how to flash them.
+        fleet: the fleet that they join; this needs the administrator's role.
+        on_progress: is called with port, step and a message, from the boards' threads.
+
+    Returns:
+        The outcome of each board, in the order of the ports.
     """
-    book = NameAllocator(fleet, options.names)
-    boards = [BoardFlasher(port, options, fleet, book, on_progress) for port in ports]
+    names = NameAllocator(fleet, options.names)
+    boards = [BoardFlasher(port, options, fleet, names, on_progress) for port in ports]
     threads = [threading.Thread(target=board.run) for board in boards]
     for thread in threads:
         thread.start()
@@ -145,7 +150,7 @@ def flash_and_join(
 
 
 class BoardFlasher:
-    """One board's way into the fleet."""
+    """Flashes one board and adds it to the fleet."""
 
     def __init__(
         self,
@@ -155,18 +160,16 @@ class BoardFlasher:
         name_allocator: NameAllocator,
         on_progress: Callable[[str, str, str], None],
     ) -> None:
-        self.port, self.options, self.fleet, self.name_allocator = (
-            port,
-            options,
-            fleet,
-            name_allocator,
-        )
+        self.port = port
+        self.options = options
+        self.fleet = fleet
+        self.name_allocator = name_allocator
         self._on_progress = on_progress
         self.outcome = FlashOutcome(port)
-        self._enrolled = False  # by us, under a name that nobody had
+        self._has_new_name = False  # whether no board had its name before
 
     def run(self) -> FlashOutcome:
-        """Go all steps; what fails is in the outcome."""
+        """Perform all steps and return the outcome, which contains the error of a failed step."""
         try:
             if self.options.flash:
                 self._write_firmware()
@@ -179,8 +182,8 @@ class BoardFlasher:
     def _explain_error(self, error: CloudmanagerError) -> str:
         step = self.outcome.step
         state = STATE_AFTER_FAILURE["chip" if step == "repl" and not self.options.flash else step]
-        told = error.detail if state in error.detail or not state else f"{error.detail} {state}"
-        return f"{told} {error.hint}".strip()
+        detail = error.detail if state in error.detail or not state else f"{error.detail} {state}"
+        return f"{detail} {error.hint}".strip()
 
     def _start_step(self, step: str, message: str) -> None:
         self.outcome.step = step
@@ -218,11 +221,11 @@ class BoardFlasher:
         self._on_progress(self.port, "write", f"{fraction:.0%} written")
 
     def _copy_uf2(self) -> None:
-        """Copy firmware onto the drive of an RP2 in its loader: it restarts by itself."""
+        """Copy firmware to the drive of an RP2 in its bootloader, which then restarts."""
         drive = Path(self.port)
         if not (drive / "INFO_UF2.TXT").exists():
             hint = "Hold BOOTSEL while you plug the board in; its drive has a file INFO_UF2.TXT."
-            raise CableError(self.port, "This folder is not a board's drive", hint)
+            raise CableError(self.port, "This folder is not the drive of a board", hint)
         self.outcome.chip = "RP2"
         image = self._find_firmware("RP2")
         if self.options.dry_run:
@@ -244,7 +247,7 @@ class BoardFlasher:
                 return new[0]
             time.sleep(0.1)
         hint = "Unplug it, plug it in, and run this again with --no-flash and --port."
-        raise CableError(self.port, "The board did not come back as a serial port", hint)
+        raise CableError(self.port, "The board did not reappear as a serial port", hint)
 
     # The board
 
@@ -270,7 +273,7 @@ class BoardFlasher:
 
     @contextlib.contextmanager
     def _open_repl(self) -> Iterator[BoardRepl]:
-        """Open the port; a chip whose USB is its own takes it away while it restarts."""
+        """Open the port; the port of a chip with native USB disappears while it restarts."""
         deadline = time.monotonic() + (PORT_REOPEN_SECONDS if self.options.flash else 1)
         while True:
             try:
@@ -292,23 +295,20 @@ class BoardFlasher:
         files = client_files()
         made = next(data[1] for path, data in files.items() if path.endswith(".mpy"))
         if facts["mpy"] != made:
-            hint = "Install another mpy-cross: its version has to be the firmware's."
-            what = f"The board wants bytecode {facts['mpy']}, mpy-cross here makes {made}"
+            hint = "Install the version of mpy-cross that matches the firmware."
+            what = f"The board needs bytecode version {facts['mpy']}, mpy-cross here makes {made}"
             raise CableError(self.port, what, hint)
         return files
 
     def _enrol_board(self, repl: BoardRepl) -> dict[str, Any]:
-        """Give the board a name and a key; return what goes into its cm.json."""
+        """Enrol the board under a name; return the content of its cm.json."""
         board_id, old = repl.identity()
         known = {board["id"]: board["name"] for board in self.fleet.boards()}
-        mine = known.get(board_id) if board_id else None
-        name = (
-            mine
-            if mine and not self.options.names
-            else self.name_allocator.allocate(self.outcome.platform)
-        )
+        name = known.get(board_id) if board_id else None
+        if not name or self.options.names:
+            name = self.name_allocator.allocate(self.outcome.platform)
         self.outcome.name = name
-        self._enrolled = name not in known.values()
+        self._has_new_name = name not in known.values()
         if self.options.dry_run:
             return {}
         if old:
@@ -317,13 +317,13 @@ class BoardFlasher:
         plain = self.outcome.platform == "esp8266"  # its TLS verifies no certificate
         (row,) = self.fleet.enrol([name], plain=plain)
         host, tcp_port = self.options.server
-        told = {"wifi": [], **repl.kept_settings(), **row, "host": host, "tcp_port": tcp_port}
+        settings = {"wifi": [], **repl.kept_settings(), **row, "host": host, "tcp_port": tcp_port}
         if self.options.wifi:
-            told["wifi"] = [list(network) for network in self.options.wifi]
-        return told
+            settings["wifi"] = [list(network) for network in self.options.wifi]
+        return settings
 
     def _await_disconnect(self) -> None:
-        """Wait until the server has seen that the board's old link is gone."""
+        """Wait until the server has noticed that the board's old link is closed."""
         deadline = time.monotonic() + DISCONNECT_SECONDS
         while time.monotonic() < deadline and self._connected_since():
             time.sleep(0.05)
@@ -334,11 +334,11 @@ class BoardFlasher:
 
     @contextlib.contextmanager
     def _revoke_on_failure(self) -> Iterator[None]:
-        """Leave no name behind for a board that never got its key."""
+        """Revoke a board that was just enrolled if its key cannot be copied to it."""
         try:
             yield
         except CableError:
-            if self._enrolled:
+            if self._has_new_name:
                 with contextlib.suppress(CloudmanagerError):
                     self.fleet.revoke(self.outcome.name)
             raise
@@ -346,31 +346,32 @@ class BoardFlasher:
     def _copy_files(
         self, repl: BoardRepl, files: Mapping[str, bytes], settings: dict[str, Any]
     ) -> None:
-        """Copy all; main.py comes last, so that half a client is never started."""
+        """Copy settings and client; main.py is last, so that an incomplete client never starts."""
         repl.put_file("/cm.json", json.dumps(settings).encode())
         for path, data in files.items():
             repl.put_file(path, data)
 
     def _await_join(self, repl: BoardRepl, previous_connection: float | None) -> None:
-        deadline, heard = time.monotonic() + JOIN_SECONDS, ""
+        deadline = time.monotonic() + JOIN_SECONDS
+        output = ""
         while time.monotonic() < deadline:
-            with contextlib.suppress(CableError):  # the port may be gone for a moment
-                heard = (heard + repl.read_output(0.1))[-1000:]
+            with contextlib.suppress(CableError):  # the port may disappear for a moment
+                output = (output + repl.read_output(0.1))[-1000:]
             if self._connected_since() not in (None, previous_connection):
                 self._run_first_cell()
                 return
-        lines = [line.strip() for line in heard.splitlines() if line.strip()]
-        says = f": the board says {lines[-1]!r}" if lines else ""
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        printed = f": the board printed {lines[-1]!r}" if lines else ""
         host, tcp_port = self.options.server
         hint = (
             f"Check that the board's network reaches {host}:{tcp_port}, then run this again with "
             f"--no-flash{'' if self.options.wifi else ' and, if it has none, --wifi SSID'}."
         )
-        what = f"{self.outcome.name} did not dial in within {JOIN_SECONDS:g} s{says}"
+        what = f"{self.outcome.name} did not connect within {JOIN_SECONDS:g} s{printed}"
         raise CableError(self.port, what, hint)
 
     def _run_first_cell(self) -> None:
-        self._on_progress(self.port, "join", "it dialled in; running a cell")
+        self._on_progress(self.port, "join", "the board is connected; running a cell")
         boards = self.fleet[self.outcome.name]
         boards.run("6 * 7", timeout=CELL_SECONDS).raise_for_error()
         if self.options.labels:

@@ -1,4 +1,4 @@
-"""Files of a board that has no folders, such as a micro:bit: what can be done with those."""
+"""File operations on a board whose file system has no folders, such as a micro:bit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ FILE_MODE: Final = 0x8000  # of a mode, as MicroPython has it
 
 
 class FlatReplFiles(ReplFiles):
-    """Does acts on a board's files, which are all in one folder; see Files.
+    """File operations on a board without folders and without renames; see ReplFiles.
 
-    A file is written in its place: it cannot be renamed. So the power, if it goes meanwhile, leaves
-    half of it, and an upload that broke off begins anew.
+    A file is written in place, since it cannot be renamed: a power cut leaves half of it, and an
+    interrupted upload starts again from the beginning.
     """
 
     def stat(self, path: str) -> Any:
-        """Return a stat's type and size."""
+        """Return a stat tuple with type and size."""
         if path == "/":
             return (FOLDER_MODE, *[0] * 9)
         return (FILE_MODE, 0, 0, 0, 0, 0, self._call_os("size", _flat_name(path)), 0, 0, 0)
@@ -37,32 +37,32 @@ class FlatReplFiles(ReplFiles):
         self._call_os("remove", _flat_name(path))
 
     def makedirs(self, path: str) -> None:
-        """Make no folder but the one that is there."""
+        """Accept the root folder only."""
         if path != "/":
             _flat_name(path + "/x")
 
     def mkdir(self, path: str) -> None:
-        """Make no folder."""
+        """Accept the root folder only."""
         self.makedirs(path)
 
     def rmdir(self, path: str) -> None:
-        """Remove no folder."""
+        """Accept the root folder only, which is not removed."""
         self.makedirs(path)
 
     def rename(self, path: str, to: str) -> None:
-        """Rename nothing."""
+        """Raise FileOpFailed: not supported."""
         raise FileOpFailed("NotImplementedError: this board cannot rename its files")
 
     def finish(self, path: str) -> None:
-        """Finish nothing: no package was ever installed."""
+        """Raise FileOpFailed: packages need folders."""
         raise FileOpFailed("NotImplementedError: this board has no folders for packages")
 
     def statvfs(self, path: str) -> Any:
-        """Know nothing of the room that is left."""
-        raise FileOpFailed("NotImplementedError: this board does not tell how much room it has")
+        """Raise FileOpFailed: not supported."""
+        raise FileOpFailed("NotImplementedError: this board does not report its free space")
 
     def put(self, path: str, size: int, digest: str, staged: int = 0) -> int:
-        """Write a file in its place, and read it back."""
+        """Write a file in place, and verify it; return how many bytes were written."""
         if self.hash(path, size) == digest:
             self._send_resume_state(size, bytes.fromhex(digest))
             return 0
@@ -84,8 +84,8 @@ class FlatReplFiles(ReplFiles):
 
 
 def _flat_name(path: str) -> str:
-    """Return how the board calls a file."""
+    """Return a path without its leading slash, as such boards name files."""
     name = path.removeprefix("/")
     if "/" in name:
-        raise FileOpFailed("NotImplementedError: this board's files are in no folders")
+        raise FileOpFailed("NotImplementedError: this board has no folders")
     return name

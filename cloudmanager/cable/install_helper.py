@@ -1,4 +1,4 @@
-"""The part of the client that finishes installs, lent to a board behind a raw REPL; only code."""
+"""Code that lends a board without the client the part that completes installs (cm/switch.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from cloudmanager.board_client import client_source_folder
 
 JOURNAL_PATH: Final = "/.cm/journal"
-#: Makes a module of the part, unless the board has it: {0} is its source.
+#: Creates the module ``cm.switch``, unless the board has it; {0} is its source.
 _INSTALL_TEMPLATE: Final = """
 try:
  __import__('cm.switch')
@@ -28,7 +28,7 @@ except NameError:pass
 
 
 def make_install_code() -> str:
-    """Return the code that lends a board the part."""
+    """Return code that creates the module ``cm.switch`` on a board."""
     source = (client_source_folder() / "cm/switch.py").read_text(encoding="utf-8")
     return _INSTALL_TEMPLATE.format(
         "\n".join(line for line in source.splitlines() if line[:1] != "#")

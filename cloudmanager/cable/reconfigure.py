@@ -1,4 +1,4 @@
-"""Other settings for boards that are members: over the cable or over the air.
+"""Change settings of boards in the fleet, over the serial port or over their link.
 
 A board keeps its old settings until the new ones have worked (mpy_client/cm/dial.py).
 """
@@ -14,9 +14,9 @@ from cloudmanager.results.results import Results
 
 from .serial_ports import BoardRepl
 
-PROMPT_SECONDS: Final = 10.0  # that a board may take to show its REPL
+PROMPT_SECONDS: Final = 10.0  # until a board must show its REPL
 CELL_SECONDS: Final = 10.0
-#: Runs on a board, with `new`: what is to change. dial.py takes /cm.new over once it has worked.
+#: Runs on a board, with `new`: the changes. dial.py renames /cm.new once it has worked.
 _CONFIGURE_CODE: Final = """
 import json
 with open('/cm.json') as f:
@@ -25,33 +25,33 @@ c.update(new)
 with open('/cm.new', 'w') as f:
     f.write(json.dumps(c))
 """
-#: Before that: a virtual board cannot restart, and a bridged one dials nothing.
+#: Runs before that: a virtual board cannot restart, and a bridged one has no settings.
 _CHECK_CODE: Final = """
 import machine, sys
 if 'cm_start' not in sys.modules or not hasattr(machine, 'reset'):
-    raise OSError('it has no such settings: its client was not put there by mbm flash')
+    raise OSError('it has no settings to change: its client was not installed by mbm flash')
 """
 
 
 def configure_by_cable(port: str, changes: Mapping[str, Any]) -> str:
-    """Give a board on a cable other settings; it goes back to the old ones if they do not work.
+    """Change settings of a board on a serial port; it discards new settings that do not work.
 
     Args:
         port: the serial port.
-        changes: of cm.json, what is to change: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
+        changes: new values for fields of cm.json: ``wifi``, ``host``, ``tcp_port``, ``watchdog``.
 
     Returns:
         The board's id.
 
     Raises:
-        CableError: the board is no member of a fleet, or does not answer.
+        CableError: the board is not in a fleet, or does not answer.
     """
     with BoardRepl(port) as repl:
         repl.await_prompt(PROMPT_SECONDS)
         board_id, _ = repl.identity()
         if not board_id:
-            hint = "Make it one: `mbm flash --no-flash`."
-            raise CableError(port, "The board is no member of a fleet", hint)
+            hint = "Add it: `mbm flash --no-flash`."
+            raise CableError(port, "The board is not in a fleet", hint)
         if changes:
             repl.run(f"new = {dict(changes)!r}\n{_CONFIGURE_CODE}")
             repl.restart()
@@ -61,7 +61,15 @@ def configure_by_cable(port: str, changes: Mapping[str, Any]) -> str:
 
 
 def configure_by_link(boards: Boards, changes: Mapping[str, Any]) -> Results:
-    """Give boards that are connected other settings, and restart them; see above."""
+    """Change settings of connected boards, and restart them.
+
+    Args:
+        boards: the boards.
+        changes: as for ``configure_by_cable``.
+
+    Returns:
+        How writing the settings ended on each board; only if all succeeded are they restarted.
+    """
     done = boards.run(
         _CHECK_CODE + _CONFIGURE_CODE, inputs={"new": dict(changes)}, timeout=CELL_SECONDS
     )

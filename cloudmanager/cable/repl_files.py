@@ -1,8 +1,8 @@
-"""Files of a board behind a raw REPL: the acts that mpy_client/cm/files.py does on other boards.
+"""File operations through a board's raw REPL, as mpy_client/cm/files.py does them on other boards.
 
-Paths and bytes travel as literals, in short pieces of code; the names that those need begin with
-``__cm_``, so that they are nobody's. A board whose files are in no folders (a micro:bit) does what
-it can (flatfiles.py), and says the rest in a sentence.
+Paths and bytes are sent as literals, in short pieces of code; names that the code needs on the
+board begin with ``__cm_``, so that they collide with no name of the user's. A board without folders
+(a micro:bit) supports only some operations (flat_files.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cloudmanager.protocol.file_ops import OP_ARGUMENTS
 
 from . import install_helper
 
-#: What the board can: print((files at all, folders and renames, hashes, base64)).
+#: Prints what the board supports: (files, folders and renames, hashes, base64).
 ABILITIES_CODE: Final = """
 def __cm_h__(m,*n):
  try:
@@ -36,11 +36,12 @@ del __cm_h__
 __cm_f__=None
 """
 FOLDER_MODE: Final = 0x4000  # of a mode, as MicroPython has it
-_ACKS_PER_WINDOW: Final = 4  # of the window, as in mpy_client/cm/files.py
-_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 64, 2048  # bytes that travel at once
-_HEAP_FRACTION: Final = 64  # of its heap that a piece may be, which a board holds some times
+_ACKS_PER_WINDOW: Final = 4  # as in mpy_client/cm/files.py
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 64, 2048  # bytes in one piece of code
+_HEAP_FRACTION: Final = 64  # a piece is at most 1/64 of the heap, which holds several copies of it
 _SHA_BYTES, _BLOCK_BYTES = 32, 512
-#: Hashes some blocks of the open file: an interrupt waits so long. Prints how long the last was.
+#: Hashes some blocks of the open file, so that an interrupt waits only for these. Prints the size
+#: of the last block.
 _HASH_CODE: Final = f"""
 for __cm_n__ in range(32):
  __cm_n__=__cm_f__.readinto(__cm_b__)
@@ -57,7 +58,7 @@ _ERRNO_BY_MESSAGE: Final = {
 
 
 class FileAbilities(NamedTuple):
-    """What a board has for files; ``heap`` in bytes."""
+    """What a board supports of files; ``heap`` in bytes."""
 
     heap: int
     files: bool
@@ -67,29 +68,29 @@ class FileAbilities(NamedTuple):
 
 
 class FileOpFailed(Exception):
-    """An act failed on the board, with this traceback."""
+    """An operation failed on the board, with this traceback."""
 
 
 class FileJobChannel(Protocol):
-    """Who brings messages of this job to the server, and from there."""
+    """Sends and receives the job's messages."""
 
     def send_chunk(self, flags: int, payload: bytes) -> None:
         """Send a CHUNK."""
 
     def check_running(self) -> None:
-        """Raise ActFailed if the job shall end."""
+        """Raise FileOpFailed if the job must end."""
 
     def next_data(self) -> wire.Message:
-        """Return the next DATA as soon as it is there; raise as ``check`` does."""
+        """Wait for the next DATA and return it; raise FileOpFailed if the job must end."""
 
 
 class ReplFiles:
-    """Does acts on a board's files, one after the other.
+    """Performs file operations on a board, one after the other.
 
     Args:
-        execute: runs code on the board; returns what it printed, and its traceback.
-        channel: of the job's messages.
-        abilities: what the board has.
+        execute: runs code on the board; returns its output and its traceback.
+        channel: for the job's messages.
+        abilities: what the board supports.
     """
 
     def __init__(
@@ -105,28 +106,34 @@ class ReplFiles:
         self._ack_bytes = self._bytes_moved = self._bytes_acknowledged = 0
 
     def run_ops(self, text: bytes) -> list[Any]:
-        """Do what a FILE says; return what each act gave, but for what was told already.
+        """Perform the operations of a FILE message.
+
+        Args:
+            text: the JSON of the message.
+
+        Returns:
+            The results of the last list of operations; those of earlier lists have been sent.
 
         Raises:
-            OSError: an act failed; it has the path that it is about.
-            ActFailed: one failed in another way, or was interrupted.
+            OSError: an operation failed; ``filename`` is its path.
+            FileOpFailed: an operation failed in another way, or was interrupted.
         """
         self._bytes_moved = self._bytes_acknowledged = 0
         while True:
-            self._ack_bytes, acts, *more = json.loads(text)
+            self._ack_bytes, ops, *more = json.loads(text)
             if not more:
-                return [self._run_op(*act) for act in acts]
-            self._run_stepwise(acts)
+                return [self._run_op(*op) for op in ops]
+            self._run_stepwise(ops)
             message = self._channel.next_data()
-            while not message.flags & wire.NEXT_OPS:  # a late word on what was taken of a file
+            while not message.flags & wire.NEXT_OPS:  # a late acknowledgement of file data
                 message = self._channel.next_data()
             text = message.payload
 
     def _run_stepwise(self, ops: list[Any]) -> None:
-        """Tell what each act gave, up to the first that failed."""
-        for act in ops:
+        """Perform operations and send the result of each, up to the first that fails."""
+        for op in ops:
             try:
-                answer = self._run_op(*act)
+                answer = self._run_op(*op)
             except OSError as error:
                 answer = {"errno": error.errno}
             self._channel.send_chunk(wire.OP_RESULT, json.dumps(answer).encode())
@@ -135,22 +142,22 @@ class ReplFiles:
 
     def _run_op(self, name: str, path: str, *arguments: Any) -> Any:
         self._channel.check_running()
-        act = getattr(self, name) if name in OP_ARGUMENTS or name == "finish" else None
-        if act is None:
-            raise FileOpFailed(f"AttributeError: there is no act {name}")
+        op = getattr(self, name) if name in OP_ARGUMENTS or name == "finish" else None
+        if op is None:
+            raise FileOpFailed(f"AttributeError: unknown file operation {name}")
         try:
-            return act(path, *arguments)
+            return op(path, *arguments)
         except OSError as error:
             raise OSError(error.errno, "", path) from error
 
-    # The acts
+    # The operations
 
     def stat(self, path: str) -> Any:
-        """Return what the board's ``os.stat`` gives."""
+        """Return the result of the board's ``os.stat``."""
         return self._call_os("stat", path)
 
     def statvfs(self, path: str) -> Any:
-        """Return what the board's ``os.statvfs`` gives."""
+        """Return the result of the board's ``os.statvfs``."""
         return self._call_os("statvfs", path)
 
     def mkdir(self, path: str) -> None:
@@ -158,16 +165,17 @@ class ReplFiles:
         self._call_os("mkdir", path)
 
     def rmdir(self, path: str) -> None:
-        """Remove a folder that is empty."""
+        """Remove an empty folder."""
         self._call_os("rmdir", path)
 
     def rename(self, path: str, to: str) -> None:
-        """Give a file another path, in place of what is there."""
+        """Rename a file; a file at the new path is replaced."""
         self._call_os("rename", path, to)
 
     def makedirs(self, path: str) -> None:
-        """Make a folder, and those that it is in; they may be there."""
-        for end in [at for at, sign in enumerate(path + "/") if sign == "/" and at]:
+        """Make a folder and its parents; existing ones are no error."""
+        ends = [at for at, character in enumerate(path + "/") if character == "/" and at]
+        for end in ends:
             try:
                 self.mkdir(path[:end])
             except OSError as error:
@@ -175,7 +183,7 @@ class ReplFiles:
                     raise
 
     def ls(self, path: str, deep: bool) -> list[tuple[str, int, int]]:
-        """Return path, type and size of what is in a folder."""
+        """Return path, type and size of each entry of a folder; with ``deep``, recursively."""
         code = f"for __cm_e__ in __import__('os').ilistdir({path!r}):print(repr(__cm_e__),end=',')"
         found = []
         for name, kind, _, *size in self._eval_code(code, "[", "]"):
@@ -187,7 +195,7 @@ class ReplFiles:
         return found
 
     def rm(self, path: str, deep: bool) -> None:
-        """Remove a file, or a folder and all that is in it."""
+        """Remove a file or, with ``deep``, a folder and its content."""
         if not self.stat(path)[0] & FOLDER_MODE:
             self._call_os("remove", path)
             return
@@ -198,7 +206,10 @@ class ReplFiles:
         self.rmdir(path)
 
     def finish(self, path: str) -> None:
-        """Do what a journal says, if there is one; the board is lent what does that."""
+        """Complete the install that the journal at ``path`` describes, if there is one.
+
+        The code for that is sent to the board and removed afterwards.
+        """
         try:
             self.stat(path)
         except OSError:
@@ -210,9 +221,10 @@ class ReplFiles:
             self._run_code(install_helper.REMOVE_CODE)
 
     def hash(self, path: str, size: int) -> str | bool | None:
-        """Return the SHA-256 of a file of this size, or of any (-1).
+        """Return the SHA-256 of a file of this size (-1: any size) in hex.
 
-        "" for one of another size; None: there is none, False: a folder.
+        Returns:
+            "" if its size differs, None if the file does not exist, False if it is a folder.
         """
         try:
             stat = self.stat(path)
@@ -239,12 +251,12 @@ class ReplFiles:
         return size, h.hexdigest()
 
     def put(self, path: str, size: int, digest: str, staged: int = 0) -> int:
-        """Write a file beside its place, verify what the flash holds, and rename it.
+        """Write to PATH.part, verify what the flash holds, and rename.
 
-        Where nobody looks for it yet (``staged``), it is written in its place.
+        A file that nothing uses yet (``staged``) is written in place.
 
         Returns:
-            How many bytes were written: 0 where it was there.
+            How many bytes were written; 0 if the board had the file already.
         """
         there = self.hash(path, size)
         if there is False:
@@ -267,12 +279,16 @@ class ReplFiles:
             self._clean_up(part)
             raise
         except FileOpFailed:
-            self._clean_up()  # what is there of it, the next try goes on with
+            self._clean_up()  # the partial file stays: the next attempt continues it
             raise
         return self._bytes_moved - before
 
     def _resume_upload(self, part_path: str) -> tuple[wire.Message, int]:
-        """Say what an earlier try left; return the first DATA, and how much of that counts."""
+        """Report the partial file of an earlier attempt to the server.
+
+        Returns:
+            The first DATA, and how many bytes of the partial file are kept.
+        """
         try:
             have, digest = self.stat(part_path)[6], self._file_sha256(part_path)
         except OSError:
@@ -285,7 +301,7 @@ class ReplFiles:
         return self._channel.next_data()
 
     def _receive_file(self, message: wire.Message, bytes_left: int) -> None:
-        """Write what the server sends, up to the file's end."""
+        """Write the server's data up to the end of the file."""
         while True:
             self._write_data(message.payload)
             bytes_left -= len(message.payload)
@@ -294,14 +310,19 @@ class ReplFiles:
             message = self._channel.next_data()
 
     def _clean_up(self, path: str = "") -> None:
-        """Close what is open, and remove a file; whatever fails here failed before."""
+        """Close the open file and remove the file at ``path``; errors are ignored."""
         remove = f"\n__import__('os').remove({path!r})" if path else ""
         self._execute(f"if __cm_f__:__cm_f__.close()\n__cm_f__=None{remove}")
 
     # On the board
 
     def _run_code(self, code: str) -> str:
-        """Run a piece of code; return what it printed."""
+        """Run a piece of code; return its output.
+
+        Raises:
+            OSError: the code raised one.
+            FileOpFailed: the code raised another exception.
+        """
         printed, error = self._execute(code)
         if not error:
             return printed.decode().strip()
@@ -319,7 +340,7 @@ class ReplFiles:
             return ast.literal_eval(prefix + self._run_code(code) + suffix)
         except (ValueError, SyntaxError) as error:
             raise FileOpFailed(
-                "ValueError: what the board says of its files is no answer"
+                "ValueError: the board's answer to a file operation cannot be parsed"
             ) from error
 
     def _call_os(self, name: str, *args: Any) -> Any:
@@ -337,8 +358,8 @@ class ReplFiles:
         got = f"__cm_f__.read({self._piece_bytes})"
         if self._abilities.base64:
             got = f"__import__('binascii').b2a_base64({got})"
-        told = bytes(self._eval_code(f"print(repr({got}))"))
-        return binascii.a2b_base64(told) if self._abilities.base64 else told
+        piece = bytes(self._eval_code(f"print(repr({got}))"))
+        return binascii.a2b_base64(piece) if self._abilities.base64 else piece
 
     def _write_data(self, data: bytes) -> None:
         """Write to the open file, piece by piece."""
@@ -355,14 +376,14 @@ class ReplFiles:
             self._channel.check_running()
 
     def _acknowledge(self) -> None:
-        """Say how many bytes are on the flash."""
+        """Report how many bytes are on the flash."""
         if self._abilities.folders:
             self._run_code("__cm_f__.flush()")
         self._bytes_acknowledged = self._bytes_moved
         self._channel.send_chunk(0, _BYTE_COUNT.pack(self._bytes_moved))
 
     def _file_sha256(self, path: str) -> bytes:
-        """Return the SHA-256 of a file as it stands on the flash."""
+        """Return the SHA-256 of a file as it is on the flash."""
         self._open_file(path, "rb")
         if not self._abilities.hashes:
             return self._file_sha256_on_host()

@@ -1,6 +1,6 @@
-"""Jobs of a board behind a raw REPL: cells and acts on files, one at a time.
+"""Jobs of a bridged board, run through its raw REPL: cells and file operations, one at a time.
 
-What a board's own client does (mpy_client/cm/run.py), done from here for one that has none.
+It does for a board without the client what mpy_client/cm/run.py does on other boards.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .raw_repl import MAX_OUTPUT_BYTES, execute_code
 from .repl_files import ABILITIES_CODE, FileAbilities, FileOpFailed, ReplFiles
 from .serial_ports import BoardRepl
 
-WITHOUT_LINK_SECONDS: Final = 60.0  # that a job may run without a link
-GRACE_SECONDS: Final = 0.25  # that a piece of an act on files may take until it is interrupted
+WITHOUT_LINK_SECONDS: Final = 60.0  # for which a job may run without a link
+GRACE_SECONDS: Final = 0.25  # until a piece of a file operation is interrupted
 MAX_VALUE_BYTES: Final = 1 << 20  # of a value's repr
-MAX_ERROR_CHARS: Final = 256  # of an error's end, for the next hello
+MAX_ERROR_CHARS: Final = 256  # of the end of an error that is reported after a reconnection
 _EXEC: Final = struct.Struct(">II")
 _OK, _ERROR, _INTERRUPTED, _TIMEOUT = range(4)  # wire.STATUSES
-#: What a cell needs on the board: where its value goes, and an input() that cannot be answered.
+#: Defines what cells need on the board: a function for their value, and input(), which fails.
 _PRELUDE: Final = """
 def __cm__(v):
  global __cm_v__
@@ -40,24 +40,24 @@ def input(p=''):
  raise EOFError
 __cm_v__=None
 """
-#: Prints the value as the only element of a tuple, so that no repr is built whole on the board.
+#: Prints the value as the only element of a tuple, so that the board never holds a whole repr.
 _PRINT_VALUE_CODE: Final = b"if __cm_v__ is not None:print((__cm_v__,),end='')\n__cm_v__=None"
 _RUN_COROUTINE_CODE: Final = b"\nimport asyncio\nasyncio.run(__cm_cell__())"
 
 
 class ReplJobs:
-    """Runs the jobs of one board, from its start to its next; for one thread.
+    """Runs the jobs of one board until the board restarts; to be used by one thread.
 
     Args:
-        repl: the board's, in its raw mode.
-        heap: bytes that the board has free, roughly.
-        stopped: ends what runs, and raises.
+        repl: the board's REPL, in raw mode.
+        heap: roughly how many bytes the board has free.
+        stopped: an event of the bridge's end; running code then raises CableError.
 
     Attributes:
-        link: to the server, while there is one.
+        link: the link to the server, or None.
         boot_id: random at each start.
-        last_job: what the next hello says of the last job.
-        client_parts: what the board can do, as a hello says it.
+        last_job: how the last job ended, for the next connection.
+        client_parts: what the board can do, for the next connection.
     """
 
     def __init__(self, repl: BoardRepl, heap: int, stopped: threading.Event) -> None:
@@ -69,38 +69,38 @@ class ReplJobs:
         self._awaits = self._has_file_ops = False
         self._code = bytearray()
         self._data: list[Message] = []  # of a job with files
-        self._stop_status = _OK  # why the job shall end
+        self._stop_status = _OK  # why the job must end; _OK: it need not
         self._deadline = float("inf")
-        self._link_lost_at = time.monotonic()  # when its link broke
+        self._link_lost_at = time.monotonic()
         repl.run(_PRELUDE)
         can = FileAbilities(heap, *repl.run_tuple(ABILITIES_CODE, 4))
         self._files = (ReplFiles if can.folders else FlatReplFiles)(self._run_piece, self, can)
         self.client_parts = ["run", *["files"] * can.files, *["switch"] * can.folders]
 
     def finish_install(self) -> None:
-        """Bring to its end what a power cut left of an install, if the board can do that."""
+        """Complete an install that a power cut interrupted, if the board can do that."""
         if "switch" in self.client_parts:
-            with contextlib.suppress(OSError, FileOpFailed):  # whatever it is, the board is there
+            with contextlib.suppress(OSError, FileOpFailed):  # the board must connect in any case
                 self._files.finish(JOURNAL_PATH)
 
     def set_link(self, link: BridgedBoardLink) -> None:
-        """Go on with a new link."""
+        """Use a new link."""
         self.link = link
         self._dropped = 0
 
     def close_link(self) -> None:
-        """Close the link."""
+        """Close the link, if there is one."""
         if self.link is not None:
             self.link.close()
             self.link = None
 
     def send(self, op: int, payload: bytes, flags: int = 0) -> None:
-        """Send a message of the present job, if there is a link."""
+        """Send a message of the current job, if there is a link."""
         if self.link is not None:
             self.link.send(wire.pack(op, payload, job=self._job, flags=flags))
 
     def handle_message(self, message: Message) -> None:
-        """Take what the server says of a job; return when it has ended, if it began."""
+        """Handle a message for a job; a job that it starts is run to its end."""
         if message.op in (wire.EXEC, wire.FILE):
             self._start_job(message)
         elif message.op == wire.MORE:
@@ -160,7 +160,7 @@ class ReplJobs:
             self.send(wire.OUTPUT, data)
 
     def _send_value(self, value: bytes) -> None:
-        """Send the value."""
+        """Send a value in pieces, truncated to ``MAX_VALUE_BYTES``, and the job's result."""
         cut = wire.VALUE_TRUNCATED if len(value) > MAX_VALUE_BYTES else 0
         value = value[:MAX_VALUE_BYTES]
         for start in range(0, len(value) - MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES):
@@ -178,7 +178,7 @@ class ReplJobs:
         self.send(wire.RESULT, payload, status | flags)
 
     def _describe_job(self, status: int, error: str) -> dict[str, Any]:
-        """Return what the next hello says of this job."""
+        """Return the job's outcome, for the next connection."""
         last = error[-MAX_ERROR_CHARS:]
         job = f"{self._job:08x}"
         return {"job": job, "status": status, "error": last, "dropped": self._dropped}
@@ -189,16 +189,20 @@ class ReplJobs:
         """Run code on the board to its end; return its traceback."""
         return execute_code(self._repl, code, on_output, self, grace)
 
-    # What rawrepl.py watches while code runs
+    # ExecutionMonitor, for raw_repl.py
 
     def fileno(self) -> int | None:
         """Return the link's socket, if there is one."""
         return None if self.link is None else self.link.fileno()
 
     def should_stop(self) -> bool:
-        """Whether what runs shall end: the server says so, its time is over, or nobody hears it."""
+        """Return whether the job must end: interrupt, timeout, or too long without a link.
+
+        Raises:
+            CableError: the bridge was stopped.
+        """
         if self._stopped.is_set():
-            raise CableError(self._repl.port, "The bridge ends", "")
+            raise CableError(self._repl.port, "The bridge was stopped", "")
         now = time.monotonic()
         if not self._stop_status and now > self._deadline:
             self._stop_status = _TIMEOUT
@@ -207,7 +211,7 @@ class ReplJobs:
         return bool(self._stop_status)
 
     def handle_messages(self, timeout: float = 0.0) -> None:
-        """Hear the server while a job runs; a link that breaks does not disturb a cell."""
+        """Handle the server's messages while a job runs; a lost link does not end a cell."""
         assert self.link is not None
         try:
             for message in self.link.receive(timeout):
@@ -221,10 +225,10 @@ class ReplJobs:
             self._link_lost_at = time.monotonic()
             self.close_link()
 
-    # What replfiles.py does its acts by
+    # FileJobChannel, for repl_files.py
 
     def _run_piece(self, code: str) -> tuple[bytes, str]:
-        """Run a short piece of code; return what it printed, and its traceback."""
+        """Run a short piece of code; return its output and its traceback."""
         printed = bytearray()
         error = self._execute(code.encode(), printed.extend, GRACE_SECONDS)
         return bytes(printed), error.decode(errors="replace")
@@ -234,12 +238,12 @@ class ReplJobs:
         self.send(wire.CHUNK, payload, flags)
 
     def check_running(self) -> None:
-        """End a job with files that shall end, or that nobody would send the rest of."""
+        """Raise FileOpFailed if the job must end, or the link that its data uses is lost."""
         if self.should_stop() or self.link is None:
             raise FileOpFailed("KeyboardInterrupt")
 
     def next_data(self) -> Message:
-        """Return the job's next DATA."""
+        """Wait for the job's next DATA and return it."""
         while not self._data:
             self.check_running()
             self.handle_messages(GRACE_SECONDS)

@@ -1,8 +1,8 @@
-"""Boards on a cable: which serial ports there are, and the REPL behind one.
+"""Serial ports of this machine, and the REPL of a board on one.
 
-mpremote's transport speaks the raw REPL (raw paste where the board has it). What goes to a board
-travels as data, in literals: no text of the user's ever becomes code. Import this in a function:
-it needs ``pip install 'cloudmanager[flash]'``.
+mpremote's transport implements the raw REPL (raw paste mode if the board supports it). Data is sent
+to the board in literals: no text of the user's ever becomes code. Import this in a function: it
+needs ``pip install 'cloudmanager[flash]'``.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ if TYPE_CHECKING:
     from mpremote.transport_serial import SerialTransport
 
 BAUD = 115_200  # of every MicroPython REPL
-CELL_SECONDS = 10.0  # that a cell of ours may run on a board
-READ_SECONDS = 1  # that mpremote waits for a byte which has to come
-_BUSY_LOOP_CODE = "for _ in range(2000): pass"  # takes a chip some 10 ms
+CELL_SECONDS = 10.0  # for a cell that runs on a board
+READ_SECONDS = 1  # mpremote's timeout for a byte
+_BUSY_LOOP_CODE = "for _ in range(2000): pass"  # runs for about 10 ms on a chip
 _MAX_TRIES = 5
-_PROMPT_SECONDS = 0.3  # that a REPL may take to answer Ctrl-C
-_PIECE_BYTES = (
-    768  # bytes of a file that travel at once, as 1 KB of text: small boards hold it twice
-)
-_RETRY_HINT = "Look at `mbm board-scan`, and run this again: that is always safe."
-#: What a board is; where MicroPython is old, `_mpy` and `_machine` are missing.
+_PROMPT_SECONDS = 0.3  # until a REPL must answer Ctrl-C
+_PIECE_BYTES = 768  # bytes of a file in one cell: 1 KB in base64, which small boards hold twice
+_RETRY_HINT = "Check the board with `mbm board-scan`, and run this again: that is always safe."
+#: Prints the board's facts; old versions of MicroPython have no `_mpy` and `_machine`.
 _FACTS_CODE = """
 import sys
 i = sys.implementation
 print((sys.platform, tuple(i[1][:3]), getattr(i, '_mpy', 0) & 255, getattr(i, '_machine', '')))
 """
-#: Who a board is in a fleet: the key stays on the board.
+#: Prints the board's id and name in the fleet, without its key.
 _IDENTITY_CODE = """
 try:
     import json
@@ -48,7 +46,7 @@ try:
 except (OSError, ValueError, ImportError):
     print((None, None))
 """
-#: The SHA-256 of the file at ``path``, as it stands on the flash.
+#: Prints the SHA-256 of the file at ``path`` as it is on the flash.
 _HASH_CODE = """
 import hashlib
 h = hashlib.sha256()
@@ -65,7 +63,7 @@ try:
 except OSError:
     print((None,))
 """
-#: What of a board's settings is a person's: flashing it again does not ask for them anew.
+#: Prints settings that the user chose: flashing the board again keeps them.
 _KEPT_SETTINGS_CODE = """
 try:
     import json
@@ -78,14 +76,14 @@ except (OSError, ValueError, ImportError):
 
 
 class SerialPort(NamedTuple):
-    """A serial port of this machine: its device, and what is plugged in."""
+    """A serial port of this machine: its device, and a description of its USB device."""
 
     device: str
     description: str
 
 
 def find_serial_ports() -> list[SerialPort]:
-    """Return the serial ports with something on USB behind them."""
+    """Return the USB serial ports of this machine, sorted."""
     require_tools()
     from serial.tools import list_ports
 
@@ -97,21 +95,21 @@ def find_serial_ports() -> list[SerialPort]:
 
 
 def require_tools() -> None:
-    """Refuse where the libraries for cables are missing."""
+    """Raise CableError if the libraries for serial ports are not installed."""
     try:
         import mpremote  # noqa: F401
         import serial  # noqa: F401
     except ImportError:
-        error = CableError("", "Boards on a cable need esptool, mpremote and pyserial")
+        error = CableError("", "Boards on a serial port need esptool, mpremote and pyserial")
         error.hint = "Install them: `pip install 'cloudmanager[flash]'`."
         raise error from None
 
 
 def check_port(port: str) -> bool:
-    """Open a port once, and close it; return whether it has the lines RTS and DTR.
+    """Open and close a port; return whether it has the control lines RTS and DTR.
 
     Raises:
-        CableError: it is not there, somebody else has it, or this user may not use it.
+        CableError: it does not exist, another program has it open, or permission is denied.
     """
     require_tools()
     import serial
@@ -119,7 +117,7 @@ def check_port(port: str) -> bool:
     try:
         with serial.serial_for_url(port, BAUD, exclusive=True, timeout=0) as opened:
             try:
-                return isinstance(opened.cts, bool)  # asks the driver, changes no line
+                return isinstance(opened.cts, bool)  # queries the driver, changes no line
             except OSError:
                 return False
     except (OSError, ValueError) as error:
@@ -127,20 +125,20 @@ def check_port(port: str) -> bool:
 
 
 def _port_error(port: str, error: Exception) -> CableError:
-    """Say why a port cannot be opened."""
+    """Return an error that explains why a port cannot be opened."""
     number = getattr(error, "errno", None)
-    told = str(error)
-    if number == errno.EACCES or "Permission" in told:
+    text = str(error)
+    if number == errno.EACCES or "Permission" in text:
         group = _group_of(port)
-        hint = f"Join its group: `sudo usermod -aG {group} $USER`, then log in anew."
-        return CableError(port, "This user may not open the port", hint)
-    if number in (errno.EAGAIN, errno.EBUSY) or "lock" in told or "busy" in told:
-        hint = "Close it there: a terminal, Thonny, mpremote, an `mbm bridge`."
+        hint = f"Join its group: `sudo usermod -aG {group} $USER`, then log in again."
+        return CableError(port, "This user has no permission to open the port", hint)
+    if number in (errno.EAGAIN, errno.EBUSY) or "lock" in text or "busy" in text:
+        hint = "Close it in that program: a terminal, Thonny, mpremote, an `mbm bridge`."
         return CableError(port, "Another program has the port open", hint)
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or "No such" in told:
-        hint = "Plug the board in; `mbm board-scan` shows what is there. Some cables only charge."
-        return CableError(port, "There is no such port", hint)
-    return CableError(port, f"The port cannot be opened: {told}", _RETRY_HINT)
+    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO) or "No such" in text:
+        hint = "Plug the board in; `mbm board-scan` lists the ports. Some cables only charge."
+        return CableError(port, "The port does not exist", hint)
+    return CableError(port, f"The port cannot be opened: {text}", _RETRY_HINT)
 
 
 def _group_of(port: str) -> str:
@@ -153,10 +151,13 @@ def _group_of(port: str) -> str:
 
 
 class BoardRepl:
-    """The REPL of a board: a context manager, from one thread.
+    """The REPL of a board on a serial port; a context manager, to be used by one thread.
 
     Args:
         port: the serial port's device.
+
+    Attributes:
+        interrupted_program: whether ``await_prompt`` has interrupted a program.
 
     Raises:
         CableError: the port cannot be opened.
@@ -172,27 +173,30 @@ class BoardRepl:
             self.transport: SerialTransport = SerialTransport(port, BAUD, timeout=READ_SECONDS)
         except TransportError as error:
             raise _port_error(port, error) from error
-        self._known_folders: set[str] = set()  # that are there
-        self.interrupted_program = False  # whether a program was interrupted to get here
+        self._known_folders: set[str] = set()  # that exist on the board
+        self.interrupted_program = False
 
     def __enter__(self) -> BoardRepl:
         """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self.close()
 
     def close(self) -> None:
-        """Let go of the port; the board stays as it is."""
+        """Close the port; the board's state is not changed."""
         with contextlib.suppress(OSError):
             self.transport.close()
 
     def await_prompt(self, seconds: float) -> None:
-        """Interrupt what runs, and enter the raw REPL as soon as there is one.
+        """Interrupt a running program, wait for the REPL, and enter the raw REPL.
+
+        Args:
+            seconds: how long to wait.
 
         Raises:
-            CableError: no REPL within ``seconds``.
+            CableError: no REPL answers in time.
         """
         deadline = time.monotonic() + seconds
         with self.cable_errors("No REPL answers"):
@@ -205,32 +209,32 @@ class BoardRepl:
                     )
                     raise CableError(self.port, f"No REPL answers within {seconds:g} s", hint)
             self.transport.enter_raw_repl(soft_reset=False, timeout_overall=5)
-            for _ in range(_MAX_TRIES):  # a Ctrl-C that comes late ends one of these, and no cell
+            for _ in range(_MAX_TRIES):  # a late Ctrl-C must interrupt this loop and no cell
                 if not self.transport.exec_raw(_BUSY_LOOP_CODE)[1]:
                     break
 
     def _send_interrupt(self) -> bool:
-        """Type Ctrl-C twice; a client in the middle of a message needs it."""
+        """Send Ctrl-C twice, which a client that is receiving a message needs; await the prompt."""
         self.transport.serial.write(b"\r\x03\x03\x02")
         return self._read_until(b">>> ")
 
     def _read_until(self, ending: bytes) -> bool:
-        """Read until the board says this and no more; it may print without end."""
-        deadline, heard = time.monotonic() + _PROMPT_SECONDS, b""
-        while (left := deadline - time.monotonic()) > 0 and not heard.endswith(ending):
+        """Return whether the board's output ends with this in time; it may print endlessly."""
+        deadline, output = time.monotonic() + _PROMPT_SECONDS, b""
+        while (left := deadline - time.monotonic()) > 0 and not output.endswith(ending):
             self.transport.serial.timeout = left
-            heard += self.transport.serial.read(1)
-            heard += self.transport.serial.read(self.transport.serial.in_waiting)
+            output += self.transport.serial.read(1)
+            output += self.transport.serial.read(self.transport.serial.in_waiting)
         self.transport.serial.timeout = READ_SECONDS
-        return heard.endswith(ending)
+        return output.endswith(ending)
 
     def run(self, code: str) -> str:
-        """Run a cell of ours and return what it printed.
+        """Run a cell and return its output.
 
         Raises:
-            CableError: it failed, or the cable did.
+            CableError: the cell raised an exception, or the serial port failed.
         """
-        with self.cable_errors("The board did not do what it was told"):
+        with self.cable_errors("The board did not run a command"):
             output, error = self.transport.exec_raw(code, timeout=CELL_SECONDS)
         if error:
             why = error.decode(errors="replace").strip().rpartition("\n")[2]
@@ -238,39 +242,44 @@ class BoardRepl:
         return str(output.decode(errors="replace"))
 
     def facts(self) -> dict[str, Any]:
-        """Return platform, version, mpy (of bytecode, 0 where unknown) and machine."""
+        """Return platform, version, mpy (version of bytecode, 0 if unknown) and machine."""
         platform, version, mpy, machine = self.run_tuple(_FACTS_CODE, 4)
         dotted = ".".join(str(part) for part in version)
         return {"platform": str(platform), "version": dotted, "mpy": mpy, "machine": str(machine)}
 
     def identity(self) -> tuple[str | None, str | None]:
-        """Return the board's id and name in the fleet that it was flashed for."""
+        """Return the board's id and name in its fleet; None and None if it has no fleet."""
         board_id, name = self.run_tuple(_IDENTITY_CODE, 2)
         return board_id, name
 
     def kept_settings(self) -> dict[str, Any]:
-        """Return the networks and the watchdog that the board was given before."""
-        told = zip(("wifi", "lan", "watchdog"), self.run_tuple(_KEPT_SETTINGS_CODE, 3), strict=True)
-        return {name: value for name, value in told if value}
+        """Return the board's present settings for networks and watchdog, as far as it has them."""
+        names = ("wifi", "lan", "watchdog")
+        values = self.run_tuple(_KEPT_SETTINGS_CODE, len(names))
+        return {name: value for name, value in zip(names, values, strict=True) if value}
 
     def run_tuple(self, code: str, size: int) -> tuple[Any, ...]:
-        """Run a cell that prints a tuple of this size, and return it."""
+        """Run a cell that prints a tuple of this size, and return the tuple.
+
+        Raises:
+            CableError: as ``run``; or the output is not such a tuple.
+        """
         printed = self.run(code).strip().rpartition("\n")[2]
         try:
-            told = ast.literal_eval(printed)
+            value = ast.literal_eval(printed)
         except (ValueError, SyntaxError):
-            told = None
-        if not isinstance(told, tuple) or len(told) != size:
+            value = None
+        if not isinstance(value, tuple) or len(value) != size:
             raise CableError(
                 self.port, "The board answers, but not as MicroPython does", _RETRY_HINT
             )
-        return told
+        return value
 
     def put_file(self, path: str, data: bytes) -> bool:
         """Write a file, unless the board has it; return whether it was written.
 
         Raises:
-            CableError: it could not be written, or is not on the board as it was sent.
+            CableError: it could not be written, or the file on the board differs afterwards.
         """
         digest = hashlib.sha256(data).digest()
         if self._hash(path) == digest:
@@ -284,56 +293,56 @@ class BoardRepl:
                 self.transport.exec(f"n = f.write(a2b_base64({packed!r})){close}")
         if self._hash(path) != digest:
             raise CableError(
-                self.port, f"{path} arrived with other bytes than were sent", _RETRY_HINT
+                self.port, f"{path} on the board differs from what was sent", _RETRY_HINT
             )
         return True
 
     def _make_folders(self, path: str) -> None:
-        """Make the folders that a file is in."""
+        """Make the parent folders of a file."""
         folder = path.rpartition("/")[0]
-        for end in (i for i, sign in enumerate(folder + "/") if sign == "/" and i):
+        for end in (i for i, character in enumerate(folder + "/") if character == "/" and i):
             if folder[:end] not in self._known_folders:
-                with contextlib.suppress(OSError):  # it is there
+                with contextlib.suppress(OSError):  # it exists
                     self.transport.fs_mkdir(folder[:end])
                 self._known_folders.add(folder[:end])
 
     def _hash(self, path: str) -> bytes | None:
-        """Return the SHA-256 of a file; None where there is none."""
+        """Return the SHA-256 of a file; None if it does not exist."""
         (digest,) = self.run_tuple(f"path = {path!r}\n{_HASH_CODE}", 1)
         return digest if isinstance(digest, bytes) else None
 
     def restart(self) -> None:
-        """Have the board start anew, as after RESET; do not wait for it."""
+        """Restart the board, as by RESET, without waiting for it."""
         with self.cable_errors("The board was not restarted"):
             self.transport.exec_raw_no_follow("import machine\nmachine.reset()")
 
     def leave_raw_repl(self) -> None:
-        """Leave the raw REPL; a program that was interrupted starts again (a soft reset)."""
+        """Leave the raw REPL; a soft reset restarts a program that was interrupted."""
         with contextlib.suppress(OSError):
             self.transport.exit_raw_repl()
             if self.interrupted_program:
                 self.transport.serial.write(b"\x04")
 
     def read_output(self, seconds: float) -> str:
-        """Return what the board says by itself meanwhile."""
-        deadline, heard = time.monotonic() + seconds, b""
-        with self.cable_errors("The board cannot be heard"):
+        """Return what the board prints within some seconds."""
+        deadline, output = time.monotonic() + seconds, b""
+        with self.cable_errors("The board's output cannot be read"):
             while (left := deadline - time.monotonic()) > 0:
                 self.transport.serial.timeout = left
-                heard += self.transport.serial.read(1)
-                heard += self.transport.serial.read(self.transport.serial.in_waiting)
+                output += self.transport.serial.read(1)
+                output += self.transport.serial.read(self.transport.serial.in_waiting)
         self.transport.serial.timeout = READ_SECONDS
-        return heard.decode(errors="replace")
+        return output.decode(errors="replace")
 
     @contextlib.contextmanager
     def cable_errors(self, problem: str) -> Iterator[None]:
-        """Raise what mpremote or the driver raise as a sentence of ours; its prints go nowhere."""
+        """Convert errors of mpremote and of the serial driver into CableError."""
         from mpremote.transport import TransportError
 
         try:
             yield
         except (TransportError, OSError, IndexError) as error:
-            told = str(error) or type(error).__name__
+            text = str(error) or type(error).__name__
             raise CableError(
-                self.port, f"{problem}: {told.rpartition(chr(10))[2]}", _RETRY_HINT
+                self.port, f"{problem}: {text.rpartition(chr(10))[2]}", _RETRY_HINT
             ) from error

@@ -1,6 +1,6 @@
-"""Boards for tests: how a test gets them, what it can do with them, how they go (docs/testing.md).
+"""Boards for tests: create them, use them, remove them (docs/testing.md).
 
-The plugin, testing.py, hands these out as fixtures.
+The pytest plugin, plugin.py, provides them as fixtures.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ from cloudmanager.protocol.text import fold_names, sanitize_text
 from cloudmanager.results.results import Result, Results
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 
-JOIN_SECONDS = 30.0  # that boards may take to join, however busy the machine is
-JOIN_SECONDS_EACH = 0.3
-_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = (
-    0.005,
-    0.1,
-)  # seconds between two looks at who is there, rising
+JOIN_SECONDS = 30.0  # until boards must have joined, even on a busy machine
+JOIN_SECONDS_EACH = 0.3  # in addition, for each board
+#: Seconds between two requests for the boards' states; they increase.
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.005, 0.1
 
 
 def wait_online(fleet: Fleet, names: Iterable[str], *, since: float = 0.0) -> None:
-    """Return when all of the boards are connected, by links that are younger than ``since``.
+    """Wait until all of the boards are connected, by links that are newer than ``since``.
 
     Args:
-        fleet: whose boards they are.
+        fleet: their fleet.
         names: the boards.
         since: seconds since 1970.
 
     Raises:
-        TimeoutError: they are not there in time.
+        TimeoutError: they are not connected in time.
     """
     _wait_until(
         fleet, names, lambda board: (board["connected_since"] or 0) > since, "not connected"
@@ -54,7 +52,7 @@ def _wait_offline(fleet: Fleet, names: Iterable[str]) -> None:
 def _wait_until(
     fleet: Fleet, names: Iterable[str], condition: Callable[[dict[str, Any]], bool], problem: str
 ) -> None:
-    """Ask the server until all of the boards are as they should be."""
+    """Poll the server until a condition holds for all of the boards."""
     wanted = set(names)
     deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(wanted)
     pause = _MIN_POLL_SECONDS
@@ -66,14 +64,12 @@ def _wait_until(
 
 
 class _BoardsUnderTestBase:
-    """What a test can do with its boards, be it one or many.
-
-    Everything else that ``Fleet[target]`` can do, it can do too.
+    """Methods for one or several boards of a test, in addition to those of ``Fleet[target]``.
 
     Attributes:
         names: the boards' names.
-        target: what chooses them, and no others.
-        timeout: seconds that a cell may run, unless told.
+        target: the target expression that matches exactly these boards.
+        timeout: the default timeout of cells in seconds.
     """
 
     def __init__(
@@ -90,7 +86,7 @@ class _BoardsUnderTestBase:
         return f"<{type(self).__name__} {self.target}>"
 
     def __getattr__(self, name: str) -> Any:
-        """Look at the boards as the library has them."""
+        """Return an attribute of ``Fleet[target]``."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._boards, name)
@@ -98,7 +94,7 @@ class _BoardsUnderTestBase:
     def _run(
         self, code: str | Path, timeout: float | None, check: bool, options: dict[str, Any]
     ) -> Results:
-        """Run a cell; what is to be raised is raised from the test's own line."""
+        """Run a cell; an exception has only the test's own line in its traceback."""
         __tracebackhide__ = True
         failure: CloudmanagerError
         text = code.read_text() if isinstance(code, Path) else textwrap.dedent(code)
@@ -111,11 +107,11 @@ class _BoardsUnderTestBase:
         raise failure.with_traceback(None)
 
     def put(self, source: str | Path | bytes, dest: str = "") -> None:
-        """Copy a file, or a folder, onto each board, with the folders that it needs.
+        """Copy a file or a folder onto each board; parent folders are made.
 
         Args:
             source: a file or folder of this machine, or the bytes of a file.
-            dest: its path on the boards, such as ``:lib/blink.py``; else its own name.
+            dest: its path on the boards, such as ``:lib/blink.py``; by default its name.
         """
         path = dest.removeprefix(":")
         if not isinstance(source, bytes) and (not path or path.endswith("/")):
@@ -123,40 +119,44 @@ class _BoardsUnderTestBase:
         self._boards.put(source, f":{path}").raise_for_error()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Cut the power; ``restart`` brings it back. SIGSTOP, SIGCONT: hang, and go on."""
+        """Cut the power; ``restart`` switches it on again.
+
+        Args:
+            number: another signal: with SIGSTOP the boards hang, with SIGCONT they continue.
+        """
         for name in self.names:
             self._virtual_boards.kill(name, number)
         if number == signal.SIGKILL:
             _wait_offline(self._fleet, self.names)
 
     def cut_power(self, writes: int, act: Callable[[], object]) -> bool:
-        """Do something, and cut the power in the middle of the write to flash after so many.
+        """Perform an action, and cut the power of each board in the middle of a write to flash.
 
         Args:
-            writes: how many writes to flash each board makes before that.
-            act: what to do; it need not be done by then.
+            writes: the number of complete writes to flash before that.
+            act: the action; called in a thread, where it may still run at the power cut.
 
         Returns:
-            Whether it came to that; the boards are back then, with what their flash holds.
+            Whether there was a power cut; the boards have been restarted and are connected then.
         """
         flash = "__import__('cm').unix.flash"
         self._run(f"{flash}.cut_power_after({int(writes)})", None, True, {})
         worker = threading.Thread(target=act, daemon=True)
         worker.start()
         cut: set[str] = set()
-        begun = time.time()
+        since = time.time()
         while worker.is_alive():
             worker.join(_MIN_POLL_SECONDS)
             off = set(self.names) - set(self._virtual_boards.pids)
             for name in off:
                 self._virtual_boards.restart(name)
             cut |= off
-        wait_online(self._fleet, cut, since=begun)
+        wait_online(self._fleet, cut, since=since)
         self._run(f"{flash}.cut_power_after(1 << 30)", None, True, {})
         return bool(cut)
 
     def restart(self) -> None:
-        """Cut the power and switch it on again: names are gone, files are there."""
+        """Cut the power and switch it on again: variables are lost, files are kept."""
         since = time.time()
         for name in self.names:
             self._virtual_boards.restart(name)
@@ -168,7 +168,7 @@ class BoardUnderTest(_BoardsUnderTestBase):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The board's name."""
         return self.names[0]
 
     def run(
@@ -179,24 +179,24 @@ class BoardUnderTest(_BoardsUnderTestBase):
         check: bool = True,
         **options: Any,
     ) -> Result:
-        """Run a cell and return how it ended; what it printed, the test has printed.
+        """Run a cell and return its result; its output is printed on standard output.
 
         Args:
-            code: Python, which may be indented as a whole; or a file with Python.
-            timeout: seconds that it may run; as the ini option ``cm_timeout`` says, unless told.
-            check: whether a failure is raised.
-            options: as ``Boards.run`` takes them.
+            code: Python code, which may be indented as a whole; or the path of a file.
+            timeout: seconds that it may run; the default is the ini option ``cm_timeout``.
+            check: raise an exception if the cell fails.
+            options: options of ``Boards.run``.
 
         Raises:
-            BoardError: it failed; the board's own traceback is in it.
-            CloudmanagerError: it did not run, or the board is gone.
+            BoardError: the cell raised an exception; contains the board's traceback.
+            CloudmanagerError: the cell did not run, or the board was lost.
         """
         __tracebackhide__ = True
         return self._run(code, timeout, check, options)[self.name]
 
 
 class BoardsUnderTest(_BoardsUnderTestBase):
-    """Some boards of a test: ``boards[0]`` is one of them, and so is ``boards["board-1"]``."""
+    """Several boards of a test; ``boards[0]`` and ``boards["board-1"]`` return one of them."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -218,25 +218,26 @@ class BoardsUnderTest(_BoardsUnderTestBase):
         check: bool = True,
         **options: Any,
     ) -> Results:
-        """Run a cell on all of them at once: see ``BoardUnderTest.run``.
+        """Run a cell on all of them in parallel: see ``BoardUnderTest.run``.
 
         Raises:
-            FleetError: it failed on several boards; on exactly one, that board's own error.
+            FleetError: it failed on several boards.
+            BoardError: it failed on exactly one board.
         """
         __tracebackhide__ = True
         return self._run(code, timeout, check, options)
 
 
 def _print_output(results: Results) -> None:
-    """Print what the boards printed: pytest shows it with a failure."""
+    """Print the boards' output: pytest shows it with a failure."""
     for name, result in results.items():
-        lead = f"{name} | " if len(results) > 1 else ""
+        prefix = f"{name} | " if len(results) > 1 else ""
         for line in sanitize_text(result.stdout).splitlines():
-            sys.stdout.write(f"{lead}{line}\n")
+            sys.stdout.write(f"{prefix}{line}\n")
 
 
 class BoardsFactory:
-    """Makes boards that live longer than a test: ``with cm_boards_factory(3) as boards``."""
+    """Makes boards for several tests: ``with cm_boards_factory(3) as boards``."""
 
     def __init__(
         self, fleet: Fleet, virtual_boards: VirtualBoards, count: int, timeout: float
@@ -251,13 +252,14 @@ class BoardsFactory:
     def __call__(
         self, count: int | None = None, *, name: str = "board", heap: str = "", flash: str = ""
     ) -> Iterator[BoardsUnderTest]:
-        """Have new boards, connected; in the end they and their flash are gone.
+        """Start new boards and yield them connected; at the end they and their flash are removed.
 
         Args:
-            count: how many; as the ini option ``cm_boards`` says, unless told.
-            name: what their names begin with; a number follows.
-            heap: bytes of each MicroPython heap, such as "64k"; as ``cm_heap`` says, unless told.
-            flash: bytes of each flash; as ``cm_flash`` says, unless told.
+            count: how many; the default is the ini option ``cm_boards``.
+            name: the prefix of their names, which end with a number.
+            heap: size of each MicroPython heap in bytes, such as "64k"; the default is the ini
+                option ``cm_heap``.
+            flash: size of each flash in bytes; the default is the ini option ``cm_flash``.
         """
         names = self._free_names(name, self._count if count is None else count)
         self._used_names.update(names)
@@ -269,7 +271,7 @@ class BoardsFactory:
             self._used_names.difference_update(names)
 
     def _free_names(self, prefix: str, count: int) -> tuple[str, ...]:
-        """Return the first names that nobody has."""
+        """Return the first free names."""
         if count < 1:
             raise ValueError("at least one board")
         numbers = range(1, count + len(self._used_names) + 1)
@@ -287,7 +289,7 @@ class BoardsFactory:
             self._virtual_boards.kill(name)
             shutil.rmtree(self._virtual_boards.folder / name, ignore_errors=True)
         known = {board["name"] for board in self._fleet.boards()}
-        left = [name for name in names if name in known]  # a test may have taken one out
+        left = [name for name in names if name in known]  # a test may have revoked one
         if left:
             _wait_offline(self._fleet, left)
             self._fleet.revoke(",".join(left))

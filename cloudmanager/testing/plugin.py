@@ -4,9 +4,9 @@
         cm_board.put("blink.py")
         assert cm_board.run("import blink; blink.times").value == 3
 
-Every test that asks for boards gets new ones, with empty flash; they join a server that the test
-run has for itself. All that is started here ends with pytest, however pytest ends. Every pytest run
-of the environment loads this module: it imports nothing of ours but inside functions.
+Every test that asks for boards gets new ones, with empty flash; they join a server that only this
+test run uses. All processes that are started here end with pytest, even if pytest is killed. Every
+pytest run of the environment loads this module: it imports Cloudmanager inside functions only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from .board_fixtures import BoardsFactory, BoardsUnderTest, BoardUnderTest
 
-END_SECONDS = 10.0  # that the server may take to end
-#: The server, until its standard input ends: that it does when this process is gone.
+END_SECONDS = 10.0  # until the server must have ended
+#: Runs the server until its standard input is closed, which happens when this process has ended.
 _SERVER_CODE = """
 import os, runpy, signal, threading
 def end_with_parent():
@@ -40,7 +40,7 @@ runpy.run_module("cm_server", run_name="__main__", alter_sys=True)
 
 
 class RunningServer(NamedTuple):
-    """A running server: its process, its address, and the CM_HOME that it keeps its things in."""
+    """A running server: its process, its URL, and its CM_HOME."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -48,18 +48,18 @@ class RunningServer(NamedTuple):
 
     @property
     def tcp_port(self) -> int:
-        """Where it listens."""
+        """The TCP port on which it listens."""
         return int(self.url.rpartition(":")[2])
 
 
 @contextlib.contextmanager
 def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[RunningServer]:
-    """Have a server, to be stopped or killed at will.
+    """Run a server, which ends with the context; a test may stop or kill it before.
 
     Args:
-        home: the folder that it keeps its things in.
-        options: of ``python -m cm_server``, such as ``"--beat", "5"``.
-        tcp_port: where it listens; 0: where nobody does.
+        home: its CM_HOME.
+        options: options of ``python -m cm_server``, such as ``"--beat", "5"``.
+        tcp_port: the port on which it listens; 0: any free one.
 
     Raises:
         ServiceError: it did not start.
@@ -76,17 +76,17 @@ def running_server(home: Path, *options: str, tcp_port: int = 0) -> Iterator[Run
             stderr=stderr,
             cwd=home,
             env={**os.environ, "CM_HOME": str(home)},
-            start_new_session=True,  # Ctrl-C is for pytest, which ends it then
+            start_new_session=True,  # Ctrl-C must reach only pytest, which then ends the server
         )
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin:
         try:
             with process.stdout:
-                said = json.loads(process.stdout.readline() or b"{}")
-            if "url" not in said:
-                _raise_start_error(said.get("error"), errors)
-            yield RunningServer(process, said["url"], home)
+                started = json.loads(process.stdout.readline() or b"{}")
+            if "url" not in started:
+                _raise_start_error(started.get("error"), errors)
+            yield RunningServer(process, started["url"], home)
         finally:
             _stop_process(process)
 
@@ -109,7 +109,7 @@ def _stop_process(process: subprocess.Popen[bytes]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Take the settings of a test suite."""
+    """Define the ini options."""
     parser.addini("cm_boards", "Cloudmanager: how many boards `cm_boards` has", default="3")
     parser.addini("cm_heap", "Cloudmanager: bytes of each board's heap", default="128k")
     parser.addini("cm_flash", "Cloudmanager: bytes of each board's flash", default="1M")
@@ -117,14 +117,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    told = "the boards that this test gets from the fixtures cm_boards and cm_board"
-    config.addinivalue_line("markers", f'cm_boards(count, heap="64k", flash="1M"): {told}')
+    """Define the marker."""
+    description = "the boards that this test gets from the fixtures cm_boards and cm_board"
+    config.addinivalue_line("markers", f'cm_boards(count, heap="64k", flash="1M"): {description}')
 
 
 @pytest.fixture(scope="session")
 def cm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The CM_HOME of this run: the user's own is never touched."""
+    """The CM_HOME of this test run, a temporary folder; the user's own is never used."""
     folder = tmp_path_factory.mktemp("cm-home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CM_HOME", str(folder))
@@ -135,7 +135,7 @@ def cm_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cm_server(cm_home: Path) -> Iterator[RunningServer]:
-    """A server for this test run alone; with pytest-xdist, one for each worker."""
+    """A server for this test run; with pytest-xdist, one for each worker."""
     with running_server(cm_home) as server:
         yield server
 
@@ -153,7 +153,7 @@ def cm_fleet(cm_server: RunningServer) -> Iterator[Fleet]:
 def cm_boards_factory(
     cm_server: RunningServer, cm_fleet: Fleet, pytestconfig: pytest.Config
 ) -> Iterator[BoardsFactory]:
-    """Makes boards that several tests share; see BoardsFactory."""
+    """A function that makes boards for several tests; see BoardsFactory."""
     from cloudmanager.virtual.virtual_boards import VirtualBoards
 
     from .board_fixtures import BoardsFactory
@@ -171,7 +171,7 @@ def cm_boards_factory(
 
 @pytest.fixture
 def cm_make_boards(cm_boards_factory: BoardsFactory) -> Iterator[Callable[..., BoardsUnderTest]]:
-    """Make boards for this test: `cm_make_boards(3, name="lab", heap="64k")`."""
+    """A function that makes boards for this test: `cm_make_boards(3, name="lab", heap="64k")`."""
     with contextlib.ExitStack() as stack:
 
         def make(count: int | None = None, **named: str) -> BoardsUnderTest:
@@ -184,7 +184,7 @@ def cm_make_boards(cm_boards_factory: BoardsFactory) -> Iterator[Callable[..., B
 def cm_boards(
     request: pytest.FixtureRequest, cm_make_boards: Callable[..., BoardsUnderTest]
 ) -> BoardsUnderTest:
-    """Three new boards, or as many as the marker or the ini option `cm_boards` says."""
+    """New boards: three, or the number in the marker or in the ini option `cm_boards`."""
     marker = request.node.get_closest_marker("cm_boards")
     return cm_make_boards(*marker.args, **marker.kwargs) if marker else cm_make_boards()
 
@@ -193,7 +193,7 @@ def cm_boards(
 def cm_board(
     request: pytest.FixtureRequest, cm_make_boards: Callable[..., BoardsUnderTest]
 ) -> BoardUnderTest:
-    """A new board; the first of `cm_boards` for a test that has those too."""
+    """A new board; in a test that uses `cm_boards` too, the first of those."""
     if "cm_boards" in request.fixturenames:
         boards: BoardsUnderTest = request.getfixturevalue("cm_boards")
         return boards[0]

@@ -1,11 +1,12 @@
-"""One virtual board's process: MicroPython on the main thread, a watcher beside it.
+"""The process of one virtual board: MicroPython on the main thread, an interrupt thread beside it.
 
-MicroPython's unix port has no interrupt that keeps its heap whole (SIGINT raises in the middle of a
-collection) and, without a GIL, no thread that is safe beside its collector. So the watcher is a
-thread of CPython, in the same process: it polls the link's socket while a cell runs, calls the
-board's `note` through `mp_sched_schedule`, and interrupts through `mp_sched_keyboard_interrupt`,
-both of which MicroPython takes at its next safe point. A signal that does nothing ends the system
-call that the board may be sleeping in. The two sides share a mailbox of 32 bytes.
+MicroPython's unix port has no interrupt that is safe for its heap (SIGINT raises in the middle of a
+garbage collection) and, without a GIL, no thread that is safe for its collector. So a thread of
+CPython in the same process does what a timer interrupt does on a chip: while a cell runs it polls
+the link's socket, calls the board's `callback` (cm/unix.py) through `mp_sched_schedule`, and
+interrupts through `mp_sched_keyboard_interrupt`; MicroPython performs both at its next safe point.
+A signal without effect ends a system call in which the board may be sleeping. Thread and board
+share a mailbox of 32 bytes.
 """
 
 from __future__ import annotations
@@ -23,31 +24,39 @@ from pathlib import Path
 from typing import Any
 
 # The mailbox, byte by byte; the same table is in mpy_client/cm/unix.py.
-_USER_CODE_RUNS = 0  # 1 while code of the user's runs: only then may it be interrupted
+_USER_CODE_RUNS = 0  # 1 while user code runs: only then it may be interrupted
 _CELL_RUNS = 1  # 1 from a cell's start to its end
-_INTERRUPT_STATE = 2  # 1 interrupt now, 2 in a while, 3 interrupted, 4 end the process
-_INTERRUPTING = 3  # we are about to interrupt: the board waits until we have
-_OUTPUT_PENDING = 4  # output is gathered that nobody will send but our call
-_CALLBACK_SCHEDULED = 5  # note is on its way
-_ASLEEP = 6  # we sleep: a byte through the pipe wakes us
-_CALLBACK_ADDRESS = 8  # 8 bytes: the address of note
+_INTERRUPT_STATE = 2  # 1 interrupt now, 2 again later, 3 interrupted, 4 end the process
+_INTERRUPTING = 3  # 1 while the thread raises an interrupt: the board waits until it is 0
+_OUTPUT_PENDING = 4  # 1 if there is output that only the callback will send
+_CALLBACK_SCHEDULED = 5  # 1 while a callback is scheduled
+_ASLEEP = 6  # 1 while the thread sleeps: a byte through the pipe wakes it
+_CALLBACK_ADDRESS = 8  # 8 bytes: the address of callback
 _DEADLINE = 16  # 8 bytes: milliseconds of the monotonic clock, or 0
 _LINK_FD = 24  # 4 bytes: the link's socket, or -1
 _MAILBOX_BYTES = 32
 
-_TICK_SECONDS = 0.02  # seconds: how old output may get; short cells end before we look
-_INTERRUPT_AGAIN_SECONDS = 0.25  # seconds until a cell that swallowed its interrupt gets the next
-_NO_LINK_POLL_SECONDS = 1.0  # seconds between looks at a cell whose link is gone
-_CALLBACK_RETRY_SECONDS = 2.0  # seconds after which a call that did not come is made again
-_IDLE_TICKS = 10  # ticks without work until we sleep
-_MAX_LOG_BYTES = 256 * 1024  # of a board's log; then it starts anew
+_TICK_SECONDS = 0.02  # between two polls: the maximum age of output
+_INTERRUPT_AGAIN_SECONDS = 0.25  # until a cell that caught its interrupt gets the next
+_NO_LINK_POLL_SECONDS = 1.0  # between two callbacks in a cell whose link is lost
+_CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is scheduled again
+_IDLE_TICKS = 10  # ticks without work until the thread sleeps
+_MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
-RESTART = 77  # the exit code of a board that wants to start anew; as in mpy_client/cm/unix.py
-_CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of note
+RESTART = 77  # the exit status of a board that must be restarted; as in mpy_client/cm/unix.py
+_CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of callback
 
 
 class InterruptThread:
-    """Does for a unix board what a timer interrupt does for a real one."""
+    """Does for a virtual board what a timer interrupt does for a real one.
+
+    Args:
+        library: MicroPython's unix port as a shared library.
+
+    Attributes:
+        mailbox: the bytes that are shared with the board.
+        wake_writer: the descriptor of the pipe through which the board wakes the thread.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.mailbox = (ctypes.c_uint8 * _MAILBOX_BYTES)()
@@ -72,7 +81,7 @@ class InterruptThread:
                 quiet = 0
 
     def _sleep(self) -> None:
-        """Block until the board wakes us, its link has something, or its time is over."""
+        """Block until the board wakes the thread, its link is readable, or its deadline."""
         self.mailbox[_ASLEEP] = 1
         running = self.mailbox[_CELL_RUNS]
         fd, deadline = struct.unpack_from("<i", self.mailbox, _LINK_FD)[0], self._deadline()
@@ -96,18 +105,22 @@ class InterruptThread:
         return int(struct.unpack_from("<q", self.mailbox, _DEADLINE)[0])
 
     def _check_cell(self) -> bool:
-        """Look after the cell that runs, if one does; say whether there was work."""
+        """Schedule a callback in the running cell or interrupt it, if needed.
+
+        Returns:
+            Whether something was needed.
+        """
         if not self.mailbox[_CELL_RUNS]:
             return False
-        due = self._needs_callback()
-        if due:
+        needs_callback = self._needs_callback()
+        if needs_callback:
             self._schedule_callback()
         if self.mailbox[_INTERRUPT_STATE]:
             self._interrupt_cell()
-        return due or bool(self.mailbox[_INTERRUPT_STATE])
+        return needs_callback or bool(self.mailbox[_INTERRUPT_STATE])
 
     def _needs_callback(self) -> bool:
-        """Say whether the board owes its link something."""
+        """Return whether the board must send output, read messages or end its cell."""
         if self.mailbox[_OUTPUT_PENDING] or self.mailbox[_CALLBACK_SCHEDULED]:
             return True
         deadline = self._deadline()
@@ -121,7 +134,7 @@ class InterruptThread:
         return bool(poll.poll(0))
 
     def _schedule_callback(self) -> None:
-        """Let the board's main thread run note, also if it sleeps in a system call."""
+        """Make the main thread call the callback, even if it sleeps in a system call."""
         now = time.monotonic()
         if (
             not self.mailbox[_CALLBACK_SCHEDULED]
@@ -129,11 +142,9 @@ class InterruptThread:
         ):
             self._scheduled_at = now
             self.mailbox[_CALLBACK_SCHEDULED] = 1
-            note = struct.unpack_from("<q", self.mailbox, _CALLBACK_ADDRESS)[0]
-            if not self._schedule_call(
-                note, _CALLBACK_ARGUMENT
-            ):  # its queue is full: the next tick
-                self.mailbox[_CALLBACK_SCHEDULED] = 0
+            callback = struct.unpack_from("<q", self.mailbox, _CALLBACK_ADDRESS)[0]
+            if not self._schedule_call(callback, _CALLBACK_ARGUMENT):
+                self.mailbox[_CALLBACK_SCHEDULED] = 0  # the queue is full: retry at the next tick
                 return
         for _ in range(3):
             time.sleep(0.001)
@@ -142,10 +153,10 @@ class InterruptThread:
             signal.pthread_kill(self._main, signal.SIGUSR1)
 
     def _interrupt_cell(self) -> None:
-        """Raise KeyboardInterrupt in code of the user's, and nowhere else."""
+        """Raise KeyboardInterrupt, in user code only."""
         now = time.monotonic()
         if self.mailbox[_INTERRUPT_STATE] == 4:
-            os._exit(RESTART)  # what a hard reset is to a chip
+            os._exit(RESTART)  # like a hard reset of a chip
         if self.mailbox[_INTERRUPT_STATE] == 3:
             self.mailbox[_INTERRUPT_STATE] = 2
             self._interrupted_at = now
@@ -155,71 +166,71 @@ class InterruptThread:
         ):
             return
         for _ in range(5):
-            self.mailbox[_INTERRUPTING] = (
-                1  # first this, then the look: the board does it the other way round
-            )
-            hit = self.mailbox[_USER_CODE_RUNS]
-            if hit:
+            # Write _INTERRUPTING, then read _USER_CODE_RUNS; the board does it in reversed order.
+            self.mailbox[_INTERRUPTING] = 1
+            user_code_runs = self.mailbox[_USER_CODE_RUNS]
+            if user_code_runs:
                 self._raise_keyboard_interrupt()
                 self.mailbox[_INTERRUPT_STATE] = 2
                 self._interrupted_at = now
             self.mailbox[_INTERRUPTING] = 0
             signal.pthread_kill(self._main, signal.SIGUSR1)
-            if hit or self.mailbox[_INTERRUPT_STATE] != 1:
+            if user_code_runs or self.mailbox[_INTERRUPT_STATE] != 1:
                 break
             time.sleep(0.0005)
 
 
 def _redirect_output(path: Path) -> None:
-    """Send what the process says into a file that does not grow for ever."""
+    """Redirect the output of the process to a log file of limited size."""
     out, into = os.pipe()
     os.dup2(into, 1)
     os.dup2(into, 2)
     os.close(into)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
-    def work() -> None:
+    def copy_output() -> None:
         with path.open("ab", buffering=0) as log:
             while data := os.read(out, 4096):
                 if log.tell() > _MAX_LOG_BYTES:
                     log.truncate(0)
                 log.write(data)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=copy_output, daemon=True).start()
 
 
 def run_board(spec: dict[str, Any], library: ctypes.CDLL) -> int:
-    """Be this board until it ends; return its exit code. Called in a process of its own.
+    """Run a board in the current process until it ends; return its exit status.
 
     Args:
-        spec: `folder`, `client` (its compiled files), `heap`, `blocks` of flash, and `config`,
-            which becomes the board's `/cm.json`.
-        library: the wheel's shared object.
+        spec: `folder`, `client` (the folder of the compiled client), `heap` in bytes, `blocks` of
+            flash, and `config`, which becomes the board's `/cm.json`.
+        library: MicroPython's unix port as a shared library.
     """
     folder = Path(spec["folder"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _redirect_output(folder / "board.log")
-    watcher = InterruptThread(library)
+    thread = InterruptThread(library)
     flash = folder / "flash.img"
     flash.touch(mode=0o600)
     size = spec["blocks"] * _BLOCK_BYTES
     if flash.stat().st_size != size:
         os.truncate(flash, size)
-    told = json.dumps(
+    settings = json.dumps(
         {
             "client": spec["client"],
             "flash": str(flash),
             "blocks": spec["blocks"],
-            "pipe": watcher.wake_writer,
-            "box": ctypes.addressof(watcher.mailbox),
+            "pipe": thread.wake_writer,
+            "box": ctypes.addressof(thread.mailbox),
             "config": spec["config"],
         }
     ).encode()
-    settings = ctypes.create_string_buffer(told)  # in memory: the key is on no command line
+    buffer = ctypes.create_string_buffer(settings)  # in memory: no secret is on a command line
     os.environ["MICROPYPATH"] = spec["client"]
-    words = ["micropython", "-X", f"heapsize={spec['heap']}", "-c"]
-    words += ["__import__('virtual_boot').start()", str(ctypes.addressof(settings)), str(len(told))]
-    argv = (ctypes.c_char_p * (len(words) + 1))(*(word.encode() for word in words))
+    arguments = ["micropython", "-X", f"heapsize={spec['heap']}", "-c"]
+    arguments.append("__import__('virtual_boot').start()")
+    arguments += [str(ctypes.addressof(buffer)), str(len(settings))]
+    argv = (ctypes.c_char_p * (len(arguments) + 1))(*(each.encode() for each in arguments))
     with contextlib.suppress(OSError):
         os.chdir(folder)
-    return int(library.micropython_unix_main(len(words), argv))
+    return int(library.micropython_unix_main(len(arguments), argv))

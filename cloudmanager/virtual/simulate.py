@@ -1,4 +1,4 @@
-"""Virtual boards that join a server: enrol, start, wait until they are there."""
+"""Start virtual boards and connect them to a server; the demo."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ def simulate(
 ) -> VirtualBoards:
     """Start virtual boards and return once all of them are connected.
 
-    ``sizes`` are ``heap`` and ``flash``, see ``VirtualBoards``; ``allow_remote`` says that the
-    server may be one that others can reach.
+    Each is a real MicroPython process, which keeps its flash in a file in CM_HOME. It is not a
+    sandbox: everybody who may run cells on it can act as you on this machine.
 
-    Each is a real MicroPython process with its flash in a file below the user's folder: it
-    is found again the next time. It is no sandbox: whoever may run cells on it can act as
-    you on this machine.
+    Args:
+        fleet: the fleet that they join.
+        names: their names.
+        detach: keep them running when this process ends.
+        allow_remote: allow a server that other machines can reach.
+        sizes: ``heap`` and ``flash``, as for ``VirtualBoards``.
 
     Raises:
         ServerError: a board of that name is connected already.
@@ -53,7 +56,7 @@ def simulate(
     if not allow_remote:
         _check_local(fleet)
     identities = [
-        BoardIdentity.from_enrolment(told, fleet.address.url) for told in fleet.enrol(list(names))
+        BoardIdentity.from_enrolment(row, fleet.address.url) for row in fleet.enrol(list(names))
     ]
     url = config.split_url(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
@@ -68,13 +71,13 @@ def simulate(
 
 
 class Demo:
-    """Boards to play with: what ``start_demo`` returns.
+    """Demo boards: what ``start_demo`` returns.
 
     Attributes:
-        url: the server.
-        names: the boards, whoever started them.
-        boards: those that were started for it, to cut their power, say; None if none was, or
-            after ``stop``.
+        url: the server's URL.
+        names: the boards, including those that were running before.
+        boards: the boards that ``start_demo`` has started; None if it started none, or after
+            ``stop``.
     """
 
     def __init__(self, url: str, names: Sequence[str], boards: VirtualBoards | None) -> None:
@@ -85,11 +88,11 @@ class Demo:
             atexit.register(boards.stop)
 
     def __repr__(self) -> str:
-        """Say which boards these are, and where."""
+        """Return the boards and their server."""
         return f"<{fold_names(self.names)} at {self.url}>"
 
     def stop(self) -> None:
-        """End the boards that were started for it; it may be called again."""
+        """End the boards that were started for the demo; further calls have no effect."""
         boards, self.boards = self.boards, None
         if boards is None:
             return
@@ -100,14 +103,13 @@ class Demo:
 
 
 def start_demo(count: int = 3, name: str = "demo") -> Demo:
-    """Have boards to play with: NAME-1, NAME-2 and so on, connected, and a server.
+    """Start a server and virtual boards NAME-1, NAME-2 and so on, unless they are running.
 
-    A server that runs is used, and so are boards that are there. Boards that are started here
-    end with this program; a server goes on until ``mbm server-stop``.
+    Boards that are started here end with this program; the server runs until ``mbm server-stop``.
 
     Args:
         count: how many boards.
-        name: what their names begin with.
+        name: the prefix of their names.
 
     Raises:
         ServiceError: the server did not start.
@@ -117,14 +119,14 @@ def start_demo(count: int = 3, name: str = "demo") -> Demo:
         local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
     names = numbered_names(name, count)
     with Fleet() as fleet:
-        there = {board["name"] for board in fleet.boards() if board["connected_since"]}
-        missing = [name for name in names if name not in there]
+        online = {board["name"] for board in fleet.boards() if board["connected_since"]}
+        missing = [name for name in names if name not in online]
         boards = simulate(fleet, missing) if missing else None
         return Demo(fleet.address.url, names, boards)
 
 
 def free_tcp_port(first: int) -> int:
-    """Return the first TCP port from ``first`` on where nobody listens; 0 for any."""
+    """Return the first free TCP port from ``first`` on; 0 if none of fifty is free."""
     for tcp_port in range(first, first + 50):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", tcp_port)):
             return tcp_port
@@ -132,17 +134,23 @@ def free_tcp_port(first: int) -> int:
 
 
 def _check_local(fleet: Fleet) -> None:
-    """Refuse a server that others can reach: their cells would act as this user."""
+    """Refuse a server that others can reach: their cells would act as this user.
+
+    Raises:
+        CloudmanagerError: others can reach the server.
+    """
     listens = str(fleet.status()["address"])
     if not (config.is_local(listens) and config.is_local(fleet.address.url)):
-        why = f"Others can reach the server at {listens}, and virtual boards are no sandbox"
+        why = f"Others can reach the server at {listens}, and virtual boards are not a sandbox"
         error = CloudmanagerError(why)
-        error.hint = "With --allow-remote, whoever may run cells there can act as you here."
+        error.hint = (
+            "With --allow-remote, everybody who may run cells there can act as you on this machine."
+        )
         raise error
 
 
 def boards_folder() -> Path:
-    """Return where virtual boards keep their flash."""
+    """Return the folder in which virtual boards keep their flash."""
     return config.make_home_folder() / "virtual"
 
 

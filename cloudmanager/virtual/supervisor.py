@@ -1,8 +1,8 @@
-"""The process that owns virtual boards: loads MicroPython once and forks a child for each.
+"""The supervisor process of virtual boards: loads MicroPython once and forks a child for each.
 
-It is told what to do by lines of JSON on its standard input and answers each with one line. It has
+It reads commands from its standard input, a line of JSON each, and answers each with a line. It has
 one thread, since it forks, and no socket. It ends when its input ends (its parent died), unless it
-was told to stay; when it ends, so do its boards.
+is detached; its boards end with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Supervisor:
-    """Starts, counts and ends the processes of boards."""
+    """Starts, watches and ends the processes of boards."""
 
     def __init__(self) -> None:
         import micropython_run
@@ -37,7 +37,7 @@ class Supervisor:
         self.is_ending = False
 
     def start_board(self, spec: dict[str, Any]) -> None:
-        """Fork the board that `spec` describes."""
+        """Fork a process for the board that `spec` describes (see ``run_board``)."""
         self.specs[spec["name"]] = spec
         parent = os.getpid()
         pid = os.fork()
@@ -59,7 +59,7 @@ class Supervisor:
             os._exit(code)
 
     def reap_boards(self) -> None:
-        """Note who has ended; start anew who asked for it."""
+        """Remove boards whose process has ended; restart those that ended with RESTART."""
         for name, pid in list(self.pids.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
@@ -69,7 +69,7 @@ class Supervisor:
                 self.start_board(self.specs[name])
 
     def signal_board(self, name: str, signal_number: int = signal.SIGKILL) -> None:
-        """Send a signal to a board; wait until it is gone if that is SIGKILL."""
+        """Send a signal to a board; after SIGKILL, wait until its process has ended."""
         pid = self.pids.get(name)
         if pid is None:
             return
@@ -79,7 +79,7 @@ class Supervisor:
             self.pids.pop(name, None)
 
     def handle_command(self, command: dict[str, Any]) -> None:
-        """Do what one line says."""
+        """Execute one command; "list" needs only the answer that follows each command."""
         verb = command["do"]
         if verb == "start":
             self.start_board(command["spec"])
@@ -92,14 +92,14 @@ class Supervisor:
             self.is_detached = True
             pid_file = Path(command["pid_file"])
             pid_file.write_text(str(os.getpid()))
-            # From now on not our parent's terminal: who reads what it says would wait for us.
+            # Close the parent's stderr: a program that reads it to its end would wait for boards.
             with pid_file.with_name("supervisor.log").open("a") as log:
                 os.dup2(log.fileno(), 2)
         elif verb == "stop":
             self.is_ending = True
 
     def serve(self) -> None:
-        """Obey until told to end, then end every board."""
+        """Execute commands until the end, then end every board."""
         wake, wake_into = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(wake_into, False)
@@ -122,7 +122,7 @@ class Supervisor:
                     _write_all(1, json.dumps(self.pids).encode() + b"\n")
                 if not data:
                     watched.remove(0)
-                    if not self.is_detached:  # a SIGTERM of the same moment stays noted
+                    if not self.is_detached:  # never set it to False: SIGTERM may have set it
                         self.is_ending = True
         for name in list(self.pids):
             self.signal_board(name)
@@ -132,7 +132,7 @@ class Supervisor:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """Write all of it: a signal, such as a board's end, makes a write that waits return early."""
+    """Write all of it: a signal, such as SIGCHLD, makes a blocked write return early."""
     while data:
         data = data[os.write(handle, data) :]
 

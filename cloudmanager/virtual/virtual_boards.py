@@ -1,10 +1,10 @@
-"""Virtual boards: real MicroPython on this machine, its flash in a file, its heap a board's.
+"""Virtual boards: processes of real MicroPython, with flash in a file and a small heap.
 
-    with VirtualBoards([Identity("lab-1", "id-1", key)], ("127.0.0.1", 18266), folder) as boards:
+    with VirtualBoards([BoardIdentity("lab-1", "id-1", key)], address, folder) as boards:
         boards.pids  # {"lab-1": 4711}
 
-Each board is a process that dials out to the server, as a real one does, and listens nowhere.
-It is no sandbox: who may run cells on it is a user of this host's account.
+Each board connects to the server, as a real one does, and does not listen on any port. It is not a
+sandbox: everybody who may run cells on it can act as this user on this machine.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cloudmanager.board_client import BoardIdentity, compile_client
 from cloudmanager.protocol.errors import CloudmanagerError
 
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
-_END_SECONDS = 10.0  # seconds that a supervisor may take to end
-_PID_FILES = "supervisor*.pid"  # of detached boards: one for each supervisor
+_END_SECONDS = 10.0  # until a supervisor must have ended
+_PID_FILES = "supervisor*.pid"  # one for each supervisor of detached boards
 
 
 def _parse_size(text: str) -> int:
-    """Return the bytes that text such as "64k" or "1M" means."""
+    """Return the number of bytes of a size such as "64k" or "1M"."""
     units = {"k": 1024, "m": 1024 * 1024}
     unit = units.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
@@ -52,17 +52,15 @@ def _require_micropython() -> None:
 
 
 class VirtualBoards:
-    """Some boards on this machine, alive between `start` and `stop`.
+    """Virtual boards that run from `start` to `stop`; methods may be called from any thread.
 
     Args:
-        identities: who they are; the server must know them.
-        address: host and TCP port of the server that they dial.
-        folder: where each keeps its flash and its log, in a folder of its name.
-        heap: bytes of each MicroPython heap, such as "64k".
-        flash: bytes of each flash.
-        detach: let them live on when this process ends; `stop_detached` ends them.
-
-    Call from any thread.
+        identities: their ids, names and keys; the server must know them.
+        address: host and TCP port of the server that they connect to.
+        folder: each board keeps its flash and its log in a subfolder of its name.
+        heap: size of each MicroPython heap in bytes, such as "64k".
+        flash: size of each flash in bytes.
+        detach: keep them running when this process ends; `stop_detached` ends them.
     """
 
     def __init__(
@@ -85,18 +83,20 @@ class VirtualBoards:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the supervisor and all boards; return when their processes are there."""
+        """Start the supervisor and all boards; return when their processes exist."""
         _require_micropython()
         self._client = compile_client(self.folder / ".client")
-        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        path = [str(Path(__file__).parents[2]), *map(os.path.abspath, filter(None, given))]
+        path = [str(Path(__file__).parents[2])]
+        for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+            if folder:
+                path.append(str(Path(folder).absolute()))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cloudmanager.virtual.supervisor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=self.folder,  # where people work, a json.py may be meant for boards
+            cwd=self.folder,  # the user's folder may contain modules for boards, such as json.py
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-            start_new_session=True,  # Ctrl-C in a terminal is for us to handle
+            start_new_session=True,  # Ctrl-C in a terminal must not reach the boards
         )
         for identity in self.identities:
             self._start_board(identity, self._heap, self._blocks)
@@ -104,7 +104,7 @@ class VirtualBoards:
             self._send_command(do="stay", pid_file=str(self._pid_file()))
 
     def add_board(self, identity: BoardIdentity, *, heap: str = "", flash: str = "") -> None:
-        """Start one more board, as large as the others unless told."""
+        """Start one more board; its default sizes of heap and flash are those of the others."""
         blocks = _parse_size(flash) // _BLOCK_BYTES if flash else self._blocks
         self._start_board(identity, _parse_size(heap) if heap else self._heap, blocks)
         self.identities.append(identity)
@@ -122,15 +122,19 @@ class VirtualBoards:
         self._send_command(do="start", spec=spec)
 
     def _send_command(self, **command: object) -> dict[str, int]:
-        """Tell the supervisor, over a pipe: no secret is on a command line.
+        """Send a command to the supervisor over a pipe, so that no secret is on a command line.
 
-        A thread does it, which Ctrl-C does not interrupt: half a line, or an answer that nobody
-        read, would belong to the next order.
+        Ctrl-C does not interrupt it: half a command, or an answer that was not read, would be
+        taken for a part of the next one.
+
+        Returns:
+            The processes of the boards that run, by name.
         """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("virtual boards are not started")
-        line, stdin, stdout = json.dumps(command).encode() + b"\n", process.stdin, process.stdout
+        line = json.dumps(command).encode() + b"\n"
+        stdin, stdout = process.stdin, process.stdout
         answers: list[bytes] = []
         errors: list[Exception] = []
 
@@ -140,7 +144,7 @@ class VirtualBoards:
                     stdin.write(line)
                     stdin.flush()
                     answers.append(stdout.readline())
-            except (OSError, ValueError) as error:  # the supervisor is gone, or the pipe closed
+            except (OSError, ValueError) as error:  # the supervisor or the pipe was closed
                 errors.append(error)
 
         _run_uninterrupted(ask)
@@ -151,11 +155,11 @@ class VirtualBoards:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The boards that are alive, and their processes."""
-        return self._send_command(do="tell") if self._process else {}
+        """The process ids of the boards that run, by name."""
+        return self._send_command(do="list") if self._process else {}
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to a board: SIGKILL is a power cut; it stays off."""
+        """Send a signal to a board; SIGKILL is a power cut, after which it stays off."""
         self._send_command(do="kill", name=name, signal=int(number))
 
     def restart(self, name: str) -> None:
@@ -172,7 +176,7 @@ class VirtualBoards:
         self.release()
 
     def release(self) -> None:
-        """Let go of detached boards, which live on; others end."""
+        """Release the supervisor: detached boards keep running, others end."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -180,7 +184,7 @@ class VirtualBoards:
             if pipe is not None:
                 pipe.close()
         if self.detach and process.returncode is None:
-            process.returncode = 0  # not ours to wait for any more
+            process.returncode = 0  # so that wait() below returns: the process keeps running
         process.wait(_END_SECONDS)
 
     def _pid_file(self) -> Path:
@@ -188,37 +192,37 @@ class VirtualBoards:
         return self.folder / _PID_FILES.replace("*", f"-{number}")
 
     def __enter__(self) -> VirtualBoards:
-        """Start them."""
+        """Start the boards."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End them."""
+        """End the boards."""
         self.stop()
 
 
 def stop_detached(folder: Path) -> bool:
     """End all detached boards of `folder`; return whether there were any."""
-    ending = []
+    pids = []
     for pid_file in Path(folder).glob(_PID_FILES):
         with contextlib.suppress(OSError, ValueError):
             pid = int(pid_file.read_text())
             if _is_supervisor(pid):
                 os.kill(pid, signal.SIGTERM)
-                ending.append(pid)
+                pids.append(pid)
         pid_file.unlink(missing_ok=True)
-    until = time.monotonic() + _END_SECONDS
-    while time.monotonic() < until and any(map(_is_supervisor, ending)):
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline and any(map(_is_supervisor, pids)):
         time.sleep(0.02)
-    return bool(ending)
+    return bool(pids)
 
 
 def _is_supervisor(pid: int) -> bool:
-    """Say whether this process is one of ours, and alive: pids are used again."""
+    """Return whether this process is a supervisor that runs: process ids are reused."""
     if Path("/proc/self/cmdline").exists():  # Linux, where ps may be missing
         with contextlib.suppress(OSError):
             return b"cloudmanager.virtual.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
         return False
     command = ["ps", "-o", "stat=,args=", "-p", str(pid)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return "cloudmanager.virtual.supervisor" in told and not told.startswith("Z")
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return "cloudmanager.virtual.supervisor" in output and not output.startswith("Z")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, expect
 
-from benchmarks.links import emitting_boards
+from benchmarks.emitting_boards import emitting_boards
 from cloudmanager.client.fleet import Fleet
 from tests.conftest import RunningServer, running_boards, running_server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cm_magics
-from benchmarks.shelf import PackageIndex, running_package_index
+from benchmarks.package_index import PackageIndex, running_package_index
 from cloudmanager import Fleet, Results
 from cm_magics import package_magics
 from cm_magics.magic_line import option_names

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.package_index import PackageIndex, running_package_index
 from benchmarks.rows.install import publish_packages
-from benchmarks.shelf import PackageIndex, running_package_index
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.protocol.errors import PackageError
 from cloudmanager.testing.board_fixtures import wait_online

@@ -1,5 +1,5 @@
-# The bare forwarder's board: dials in, runs each message as code, answers with what it printed.
-# No key, no beat, no interrupt, no reconnect. MicroPython's unix port.
+# The bare forwarder's board: connects, runs each message as code, answers with its output.
+# No key, heartbeat, interrupt or reconnection. For MicroPython's unix port.
 import io
 import socket
 import sys
@@ -45,6 +45,6 @@ while True:
     buf[1] = 0x80 | (n if n < 126 else 126)
     if n >= 126:
         buf[2], buf[3] = n >> 8, n & 255
-    buf[head - 4 : head] = b"\0\0\0\0"  # the key: masks nothing
+    buf[head - 4 : head] = b"\0\0\0\0"  # a mask of zero
     buf[head : head + n] = answer
     sock.write(view[: head + n])

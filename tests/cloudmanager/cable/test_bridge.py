@@ -46,7 +46,7 @@ def test_microbit_has_its_nine_kilobytes(bridged_microbit):
 
 def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypatch):
     ports: list[SerialPort] = []
-    monkeypatch.setattr(bridging, "serial_ports", lambda: ports)
+    monkeypatch.setattr(bridging, "find_serial_ports", lambda: ports)
     monkeypatch.setattr(bridging, "PORT_POLL_SECONDS", 0.05)
     chip = chips()
     with bridged(fleet, [], "hot-1") as told:

@@ -76,7 +76,7 @@ def test_flash_that_keeps_other_bytes_is_noticed(chip, image):
 def test_silent_chip_says_to_hold_boot(chip):
     chip.faults[SYNC] = "silent"
     with (
-        pytest.raises(CableError, match=r"No chip's loader answers: .*Hold BOOT"),
+        pytest.raises(CableError, match=r"No chip's bootloader answers: .*Hold BOOT"),
         chips.open_chip(chip.port),
     ):
         pass

@@ -107,7 +107,7 @@ def test_image_of_another_chip_is_refused(tmp_path):
 def test_web_page_in_place_of_an_image_is_refused(site):
     url, pages, _ = site
     pages["/x.bin"] = b"<html>please log in</html>"
-    with pytest.raises(CableError, match="is no firmware image"):
+    with pytest.raises(CableError, match="is not a firmware image"):
         firmware.find_firmware(f"{url}/x.bin", "ESP8266")
 
 
@@ -134,7 +134,7 @@ def test_cached_image_that_was_changed_is_fetched_anew(site, own_home):
 def test_wrong_hash_is_refused_and_not_kept(site, own_home):
     url, pages, _ = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
-    with pytest.raises(CableError, match=r"another SHA-256 than it should.*Do not flash it"):
+    with pytest.raises(CableError, match=r"does not have the SHA-256 of its URL.*Do not flash it"):
         firmware.find_firmware(f"{url}/fw.bin#sha256={'0' * 64}", "ESP8266")
     assert not (own_home / "firmware").exists()
 
@@ -149,12 +149,12 @@ def test_right_hash_is_fine_and_serves_from_the_cache(site):
 
 
 def test_plain_http_from_elsewhere_needs_a_hash():
-    with pytest.raises(CableError, match=r"can be changed on its way here.*Use https"):
+    with pytest.raises(CableError, match=r"could be modified by others in the network.*Use https"):
         firmware.find_firmware("http://192.0.2.7/fw.bin", "ESP8266")
 
 
 def test_what_is_not_there_is_one_sentence(site):
-    with pytest.raises(CableError, match=r"cannot be had: Not Found"):
+    with pytest.raises(CableError, match=r"cannot be downloaded: Not Found"):
         firmware.find_firmware(f"{site[0]}/none.bin", "ESP8266")
 
 

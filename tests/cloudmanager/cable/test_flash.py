@@ -185,7 +185,7 @@ def again(go, chip, **wished):
 #: What goes wrong, one after the other with the same chip: (faults of its loader, what is wished,
 #: the step, what is said).
 FAILURES = [
-    ({SYNC: "silent"}, {}, "chip", "No chip's loader answers*Nothing was changed. Hold BOOT"),
+    ({SYNC: "silent"}, {}, "chip", "No chip's bootloader answers*Nothing was changed. Hold BOOT"),
     ({}, {"firmware": "esp32"}, "firmware", "for ESP32, but the chip is ESP8266. Nothing was"),
     ({DEFL_BEGIN: "refused"}, {}, "write", "enter compressed flash mode"),
     ({DEFL_DATA: "refused"}, {}, "write", "write compressed data"),
@@ -234,7 +234,7 @@ def test_name_that_is_taken(make_chip, go, boards, monkeypatch):
     done = go(chip, names=["demo-1"])
     assert done.step == "enrol"
     assert "a board called demo-1 is connected already" in done.error
-    assert "in no fleet yet" in done.error
+    assert "not in a fleet yet" in done.error
     again(go, chip, flash=False, names=["fail-6"])
 
 
@@ -244,7 +244,7 @@ def test_power_cut_while_copying_leaves_no_name(make_chip, go, fleet: Fleet):
         chip, act=lambda step, _: step == "copy" and chip.power_off(), names=["fail-7", "fail-8"]
     )
     assert done.step == "copy"
-    assert "the client is not whole on it" in done.error
+    assert "the client on it is incomplete" in done.error
     assert "fail-7" not in {board["name"] for board in fleet.boards()}
     chip.press_reset()
     again(go, chip, flash=False, names=["fail-7"])
@@ -257,7 +257,7 @@ def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
     chip = make_chip()
     done = go(chip, names=["fail-9"], server=nowhere)
     assert done.step == "join"
-    assert "fail-9 did not dial in within 1 s" in done.error
+    assert "fail-9 did not connect within 1 s" in done.error
     assert f"reaches 127.0.0.1:{nowhere[1]}, then run this again with --no-flash" in done.error
     monkeypatch.undo()
     again(go, chip, flash=False)
@@ -267,7 +267,9 @@ def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monk
     monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
     chip = make_chip(air={"home": "right"})
     done = go(chip, names=["wifi-1"], wifi=[("home", "wrong")])
-    assert "did not dial in within 1 s: the board says 'Wi-Fi home: wrong password'" in done.error
+    assert (
+        "did not connect within 1 s: the board printed 'Wi-Fi home: wrong password'" in done.error
+    )
     assert "wrong'" not in done.error.replace("wrong password", "")
     monkeypatch.undo()
     again(go, chip, flash=False, wifi=[("home", "right")])
@@ -291,7 +293,7 @@ def test_other_bytecode_is_refused(make_chip, go, monkeypatch):
     chip.press_reset()
     facts = {"platform": "esp8266", "version": "2.0.0", "mpy": 7, "machine": ""}
     monkeypatch.setattr(BoardRepl, "facts", lambda _: facts)
-    assert "wants bytecode 7, mpy-cross here makes 6" in go(chip, flash=False).error
+    assert "needs bytecode version 7, mpy-cross here makes 6" in go(chip, flash=False).error
 
 
 # UF2, names
@@ -306,12 +308,12 @@ def test_uf2_is_copied_onto_the_drive(tmp_path, go, monkeypatch):
     drive = type("Drive", (), {"port": str(tmp_path)})
     done = go(drive, firmware=str(image))
     assert (tmp_path / "firmware.uf2").read_bytes() == image.read_bytes()
-    assert "did not come back as a serial port" in done.error
+    assert "did not reappear as a serial port" in done.error
 
 
 def test_folder_that_is_no_drive_is_refused(tmp_path, go):
     done = go(type("Drive", (), {"port": str(tmp_path)}))
-    assert "not a board's drive. Nothing was changed. Hold BOOTSEL" in done.error
+    assert "not the drive of a board. Nothing was changed. Hold BOOTSEL" in done.error
 
 
 def test_names_are_handed_out_once(fleet: Fleet):

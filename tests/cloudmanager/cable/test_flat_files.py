@@ -53,10 +53,10 @@ def test_missing_file_is_not_found(micro):
 @pytest.mark.parametrize(
     ("act", "why"),
     [
-        (lambda micro: micro.put(b"x", ":lib/x.py"), "this board's files are in no folders"),
-        (lambda micro: micro.mkdir(":lib"), "this board's files are in no folders"),
+        (lambda micro: micro.put(b"x", ":lib/x.py"), "this board has no folders"),
+        (lambda micro: micro.mkdir(":lib"), "this board has no folders"),
         (lambda micro: micro.mv(":a", ":b"), "this board cannot rename its files"),
-        (lambda micro: micro.df(), "this board does not tell how much room it has"),
+        (lambda micro: micro.df(), "this board does not report its free space"),
     ],
 )
 def test_what_it_cannot_is_a_sentence(micro, act, why):

@@ -97,7 +97,7 @@ def test_board_without_such_settings_says_so_and_keeps_no_copy_of_its_key(
 ):
     done = mbm("board-config", "demo-1", "--watchdog", "60")
     assert (done.status, done.out) == (1, "")
-    assert done.err.startswith("mbm: demo-1: it has no such settings: its client was not")
+    assert done.err.startswith("mbm: demo-1: it has no settings to change: its client was not")
     assert not fleet["demo-1"].stat(":/cm.new").ok
 
 
@@ -105,4 +105,4 @@ def test_settings_of_a_board_of_no_fleet_are_refused(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()
     done = mbm("board-config", chip.port, "--watchdog", "60")
-    assert "The board is no member of a fleet. Make it one: `mbm flash --no-flash`." in done.err
+    assert "The board is not in a fleet. Add it: `mbm flash --no-flash`." in done.err

@@ -110,7 +110,7 @@ def test_board_without_repl_says_so(tmp_path):
 
 
 def test_missing_port_says_so():
-    with pytest.raises(CableError, match=r"no such port.*mbm board-scan.*only charge"):
+    with pytest.raises(CableError, match=r"The port does not exist.*mbm board-scan.*only charge"):
         serial_ports.check_port("/dev/ttyUSB99")
 
 
@@ -123,7 +123,7 @@ def test_forbidden_port_names_the_group():
     error = serial_ports._port_error(
         "/dev/null", PermissionError(errno.EACCES, "Permission denied")
     )
-    assert "may not open the port" in str(error)
+    assert "has no permission to open the port" in str(error)
     assert "usermod -aG" in str(error)
 
 
@@ -134,7 +134,7 @@ def test_pty_has_no_lines(chip):
 def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
     run = repl.transport.exec
     monkeypatch.setattr(repl.transport, "exec", lambda code: run(code.replace("MTIzNDU=", "MTIz")))
-    with pytest.raises(CableError, match="/cut.bin arrived with other bytes than were sent"):
+    with pytest.raises(CableError, match="/cut.bin on the board differs from what was sent"):
         repl.put_file("/cut.bin", b"12345")
 
 

@@ -93,7 +93,7 @@ def test_failure_of_flash_is_printed_after_the_port(mbm):
     done = mbm("flash", "--port", "/dev/ttyUSB99", "--no-flash")
     assert (done.status, done.out) == (1, "")
     last = done.err.splitlines()[-1]
-    assert last.startswith("mbm: /dev/ttyUSB99: ")
+    assert last.startswith("mbm: /dev/ttyUSB99: The port does not exist.")
 
 
 def test_wifi_password_is_asked_for_and_never_shown(chip, mbm, typed_lines, monkeypatch):

@@ -325,8 +325,8 @@ def test_simulate_refuses_a_remote_server_without_allow_remote(own_home, mbm):
         mbm("server-stop")
     assert (done.status, done.out) == (1, "")
     assert done.err == (
-        f"mbm: Others can reach the server at {listens}, and virtual boards are no sandbox. "
-        "With --allow-remote, whoever may run cells there can act as you here.\n"
+        f"mbm: Others can reach the server at {listens}, and virtual boards are not a sandbox. "
+        "With --allow-remote, everybody who may run cells there can act as you on this machine.\n"
     )
 
 

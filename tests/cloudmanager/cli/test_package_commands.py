@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks.shelf import running_package_index
+from benchmarks.package_index import running_package_index
 from tests.cloudmanager.conftest import WAIT, background
 
 

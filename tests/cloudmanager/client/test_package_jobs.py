@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.shelf import PackageIndex, running_package_index
+from benchmarks.package_index import PackageIndex, running_package_index
 from cloudmanager import AsyncFleet, Boards, Fleet
 from cloudmanager.client import package_jobs
 from cloudmanager.client.packages import BoardPackages

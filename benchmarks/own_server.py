@@ -1,4 +1,4 @@
-"""Ours: a server process of its own, N virtual boards, and a blocking Fleet."""
+"""Cloudmanager as a contender: a separate server process, virtual boards, a blocking Fleet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[Path]:
-    """Gives an empty CM_HOME; everything of ours that starts inside keeps its things there."""
+    """Set CM_HOME to an empty temporary folder during a `with` block."""
     before = os.environ.get("CM_HOME")
     with tempfile.TemporaryDirectory(prefix="cm-bench-") as folder:
         os.environ["CM_HOME"] = folder
@@ -33,9 +33,12 @@ def temporary_home() -> Iterator[Path]:
 def running_boards(
     boards: int = 1, host: str = config.DEFAULT_HOST, flash: str = "1M"
 ) -> Iterator[Boards]:
-    """Gives all of `boards` virtual boards, connected to a server that nobody else uses.
+    """Run a server and virtual boards during a `with` block; yield the boards, connected.
 
-    On another `host` than loopback, all links speak TLS.
+    Args:
+        boards: the number of boards.
+        host: the server's address; if it is not loopback, all links use TLS.
+        flash: size of each board's flash in bytes.
     """
     with temporary_home(), Fleet() as fleet:
         local_server.start(host, tcp_port=0)
@@ -55,15 +58,19 @@ def running_boards(
 def board_behind_proxy(
     proxy: Callable[[int], contextlib.AbstractContextManager[int]],
 ) -> Iterator[Boards]:
-    """Gives one board that dials through `throttle`, which takes and gives a TCP port."""
+    """Run a server and a board that connects through a proxy; yield the board.
+
+    Args:
+        proxy: starts a proxy for a TCP port, and yields the proxy's own port.
+    """
     with temporary_home() as folder, Fleet() as fleet:
         local_server.start(tcp_port=0)
         try:
-            (told,) = fleet.enrol(["bench-1"])
-            identity = BoardIdentity(told["name"], told["id"], bytes.fromhex(told["key"]))
+            (row,) = fleet.enrol(["bench-1"])
+            identity = BoardIdentity(row["name"], row["id"], bytes.fromhex(row["key"]))
             tcp_port = config.split_url(fleet.address.url).port or 0
-            with proxy(tcp_port) as narrow:
-                address = ("127.0.0.1", narrow)
+            with proxy(tcp_port) as proxy_port:
+                address = ("127.0.0.1", proxy_port)
                 with VirtualBoards([identity], address, folder / "virtual", flash="4M"):
                     wait_online(fleet, ["bench-1"])
                     yield fleet["bench-1"]

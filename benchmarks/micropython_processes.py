@@ -1,7 +1,7 @@
-"""Many MicroPython processes, cheaply: forks of one CPython that has MicroPython loaded.
+"""Many MicroPython processes at low cost: forks of one CPython that has MicroPython loaded.
 
-`python -m benchmarks.farm COUNT SCRIPT ARG…` runs SCRIPT in COUNT processes, each with ARG… and its
-number as arguments, until standard input ends; then it kills each by its pid.
+`python -m benchmarks.micropython_processes COUNT SCRIPT ARG…` runs SCRIPT in COUNT processes, each
+with ARG… and its number as arguments, until standard input ends; then it kills each by its pid.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>: the signal that a process gets when its parent dies
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a process receives when its parent dies
 _HEAP = "heapsize=64k"
 
 
 @contextlib.contextmanager
 def micropython_processes(count: int, script: Path, *args: str) -> Iterator[None]:
-    """Keeps `count` MicroPython processes with `script` alive for the length of a `with`.
+    """Run a script in several MicroPython processes during a `with` block.
 
     Args:
-        count: how many.
+        count: the number of processes.
         script: the MicroPython script that each runs.
-        args: the script's arguments; each process gets its own number after them.
+        args: the script's arguments; the number of the process is added.
     """
-    command = [sys.executable, "-m", "benchmarks.farm", str(count), str(script), *args]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.micropython_processes",
+        str(count),
+        str(script),
+        *args,
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         try:
@@ -38,7 +45,7 @@ def micropython_processes(count: int, script: Path, *args: str) -> Iterator[None
 
 
 def _become_micropython(argv: list[str]) -> None:
-    """Becomes a MicroPython; ends with it, or with its parent."""
+    """Run MicroPython in the current process until it ends, or the parent process does."""
     import micropython_run
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -49,7 +56,7 @@ def _become_micropython(argv: list[str]) -> None:
 
 
 def _main(count: int, argv: list[str]) -> None:
-    import micropython_run  # noqa: F401  (once, before the forks)
+    import micropython_run  # noqa: F401  (loaded once, before the forks)
 
     pids = []
     for number in range(count):

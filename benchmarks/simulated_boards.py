@@ -1,9 +1,11 @@
-"""Thousands of simulated boards: links that speak the real protocol with real proofs.
+"""Thousands of simulated boards: links with the real protocol and real authentication.
 
-`python -m benchmarks.crowd HOST TCP_PORT [CA]`, with the identities (`fleet.enrol`'s JSON) on
-standard input, opens a link for each, and dials again as mpy_client/cm/dial.py does, until standard
-input ends. They run nothing: each answers a cell at once as if it had printed 1, and remembers how
-its last job ended. For what ten thousand MicroPythons would not fit; every figure says so.
+`python -m benchmarks.simulated_boards HOST TCP_PORT [CA]`, with the identities (the JSON of
+`fleet.enrol`) on standard input, opens a link for each, and reconnects as mpy_client/cm/dial.py
+does, until standard input ends. The boards do not run code: each answers a cell immediately as if
+it had printed 1, and reports its last job when it reconnects. They are for measurements with more
+boards than the machine could run as MicroPython processes; the results state that they are
+simulated.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from cloudmanager.protocol import frames, proofs, wire
 from cm_server.net.tls_transport import TlsTransport
 
 PROCESSES = 2
-_CONCURRENT_DIALS = 50  # of one process, that dial at the same time when they begin
-_STEP_SECONDS = 10.0  # seconds: as a board's, to connect, and then until it is welcome
+_CONCURRENT_DIALS = 50  # boards of one process that connect at the same time when it starts
+_STEP_SECONDS = 10.0  # to connect, and then to authenticate, as on a board
 _FACTS = {"platform": "simulated", "version": "1.28.0", "mpy": 0x0306, "machine": "none"}
-_BUFFER_BYTES = 1016  # bytes: as a board's
-_RESULT_PAYLOAD = b"\0\x031\r\n"  # what RESULT carries: 3 bytes of output
+_BUFFER_BYTES = 1016  # as on a board
+_RESULT_PAYLOAD = b"\0\x031\r\n"  # RESULT with 3 bytes of output
 _HEAD_END = b"\r\n\r\n"
 
 
@@ -41,15 +43,22 @@ _HEAD_END = b"\r\n\r\n"
 def simulated_boards(
     host: str, tcp_port: int, boards: list[dict[str, Any]], ca: Path | None
 ) -> Iterator[None]:
-    """Keep a link for each board for the length of a `with`, in processes of their own.
+    """Keep a link open for each board during a `with` block, in separate processes.
 
     Args:
         host: the server's address.
-        tcp_port: where it listens.
-        boards: what `fleet.enrol` returned.
-        ca: what its certificate is verified by; None: without TLS.
+        tcp_port: the server's TCP port.
+        boards: the result of `fleet.enrol`.
+        ca: file of the certificate authority that verifies the server; None: without TLS.
     """
-    command = [sys.executable, "-m", "benchmarks.crowd", host, str(tcp_port), str(ca or "")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.simulated_boards",
+        host,
+        str(tcp_port),
+        str(ca or ""),
+    ]
     with contextlib.ExitStack() as stack:
         for number in range(PROCESSES):
             process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
@@ -61,12 +70,15 @@ def simulated_boards(
 
 
 class Dialler:
-    """Opens connections to the server, so many at once.
+    """Opens connections to the server.
 
     Args:
-        host: its address.
-        tcp_port: where it listens.
-        ca: the file with what its certificate is verified by; "": without TLS.
+        host: the server's address.
+        tcp_port: the server's TCP port.
+        ca: file of the certificate authority that verifies the server; "": without TLS.
+
+    Attributes:
+        dial_slots: limits how many boards connect at the same time.
     """
 
     def __init__(self, host: str, tcp_port: int, ca: str) -> None:
@@ -116,13 +128,13 @@ class SimulatedBoard(asyncio.Protocol):
         self._dialler = dialler
         self._boot_id = os.urandom(8).hex()
         self._last_job: dict[str, Any] | None = None
-        self._reconnect_spread = 2.0  # seconds over which boards dial again
+        self._reconnect_spread = 2.0  # seconds over which reconnections are spread
         self._tries = 0
 
-    # Dialling, as dial.py does it
+    # Connecting, as dial.py does it
 
     async def dial_first(self) -> None:
-        """Dial for the first time."""
+        """Connect for the first time, when a slot is free."""
         async with self._dialler.dial_slots:
             await self._dial()
             with contextlib.suppress(asyncio.TimeoutError):
@@ -148,7 +160,7 @@ class SimulatedBoard(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for a WebSocket."""
+        """Send the WebSocket handshake."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._response_head = b""
@@ -161,7 +173,7 @@ class SimulatedBoard(asyncio.Protocol):
         )
 
     def data_received(self, data: bytes) -> None:
-        """Take what the server says."""
+        """Handle the handshake's response, then frames."""
         if self._frames is None:
             self._response_head += data
             head, ends, data = self._response_head.partition(_HEAD_END)
@@ -178,16 +190,18 @@ class SimulatedBoard(asyncio.Protocol):
             elif frame.opcode == frames.PING:
                 self._transport.write(frames.encode_frame(frame.payload, frames.PONG, mask=True))
             elif frame.opcode == frames.CLOSE:
-                self._tries = 3  # told to go: stay away for up to the whole span
+                self._tries = (
+                    3  # the server asks to reconnect later: wait for up to the whole spread
+                )
                 self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Dial again."""
+        """Reconnect after a random delay."""
         self._step_timer.cancel()
         self._open.set()
         self._dial_later()
 
-    # What is said
+    # Messages
 
     def _send(self, op: int, payload: bytes, *, job: int = 0) -> None:
         self._transport.write(frames.encode_frame(wire.pack(op, payload, job=job), mask=True))
@@ -209,13 +223,13 @@ class SimulatedBoard(asyncio.Protocol):
             self._open.set()
 
     def _send_proof(self, challenge: bytes) -> None:
-        """Check the server's proof, then send one's own."""
+        """Verify the server's proof, then send the board's."""
         nonces = self._nonce + challenge[:16]
         wanted = proofs.server_proof(self.key, nonces, self.id, challenge[48:])
         if not hmac.compare_digest(challenge[16:48], wanted):
-            raise SystemExit("the server has not proven itself")
-        about = {"boot": self._boot_id, "buf": _BUFFER_BYTES, "parts": ["run"], "facts": _FACTS}
-        text = json.dumps({**about, "last": self._last_job}).encode()
+            raise SystemExit("the server's proof is wrong")
+        fields = {"boot": self._boot_id, "buf": _BUFFER_BYTES, "parts": ["run"], "facts": _FACTS}
+        text = json.dumps({**fields, "last": self._last_job}).encode()
         self._send(wire.PROOF, proofs.board_proof(self.key, nonces, self.id, text) + text)
 
 
@@ -228,11 +242,11 @@ def _keep_task(task: asyncio.Task[None]) -> None:
 
 
 async def _main(host: str, tcp_port: int, ca: str) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     dialler = Dialler(host, tcp_port, ca)
-    for told in json.loads(sys.stdin.buffer.readline()):
-        _keep_task(asyncio.create_task(SimulatedBoard(told, dialler).dial_first()))
+    for enrolment in json.loads(sys.stdin.buffer.readline()):
+        _keep_task(asyncio.create_task(SimulatedBoard(enrolment, dialler).dial_first()))
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 

@@ -1,8 +1,9 @@
-"""Simulated boards: links that speak the real protocol with real proofs, and run nothing.
+"""Simulated boards that emit values: links with the real protocol and real authentication.
 
-`python -m benchmarks.links URL SECONDS`, with the identities (`fleet.enrol`'s JSON) on standard
-input, opens a link for each. Each emits a value every SECONDS and answers each cell with its own
-name after a moment, until standard input ends. For what a thousand MicroPythons would not fit.
+`python -m benchmarks.emitting_boards URL SECONDS`, with the identities (the JSON of `fleet.enrol`)
+on standard input, opens a link for each, until standard input ends. Each board emits a value every
+SECONDS and answers each cell with its own name after 0.2 s; the boards do not run code. They are
+for tests with more boards than the machine could run as MicroPython processes.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from cloudmanager.protocol import frames, proofs, wire
 
 _FACTS = {"version": "1.28.0", "mpy": 0x0306, "machine": "simulated", "client": "0.1"}
 _PLATFORMS = ("esp32", "rp2", "esp8266")
-_CONCURRENT_DIALS = 50  # that dial at the same time
-_CELL_SECONDS = 0.2  # seconds that a cell takes
+_CONCURRENT_DIALS = 50  # boards that connect at the same time
+_CELL_SECONDS = 0.2  # duration of a cell
 
 
 @contextlib.contextmanager
 def emitting_boards(url: str, boards: list[dict[str, Any]], seconds: float) -> Iterator[None]:
-    """Keep a link for each board for the length of a `with`, in a process of their own.
+    """Keep a link open for each board during a `with` block, in a separate process.
 
     Args:
-        url: the server.
-        boards: what `fleet.enrol` returned.
-        seconds: between two values that a board emits.
+        url: the server's URL.
+        boards: the result of `fleet.enrol`.
+        seconds: interval of the values of one board.
     """
-    command = [sys.executable, "-m", "benchmarks.links", url, str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.emitting_boards", url, str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(boards).encode() + b"\n")
@@ -50,13 +51,18 @@ def emitting_boards(url: str, boards: list[dict[str, Any]], seconds: float) -> I
 
 
 class EmittingBoard:
-    """One simulated board."""
+    """One simulated board.
+
+    Args:
+        board: its entry in the result of `fleet.enrol`; "facts" may replace its usual facts.
+        number: makes it differ from other boards.
+    """
 
     def __init__(self, board: dict[str, Any], number: int) -> None:
         self.name, self.id, self.key = board["name"], board["id"], bytes.fromhex(board["key"])
-        self.gen = board.get("gen", 0)  # the key's number: enrolled again, a board has a later one
+        self.gen = board.get("gen", 0)  # the key's number, which increases with each enrolment
         self.number = number
-        self.facts = json.loads(board.get("facts", "{}"))  # in place of the usual ones
+        self.facts = json.loads(board.get("facts", "{}"))
         self._frames = frames.FrameReader(1 << 20, masked=False)
         self._unread_frames: list[frames.Frame] = []
 
@@ -66,16 +72,16 @@ class EmittingBoard:
         self._writer.write(frames.encode_frame(message, mask=True))
 
     async def receive(self) -> wire.Message:
-        """Return the next message; pings are answered.
+        """Return the next message; answer pings.
 
         Raises:
-            ConnectionError: the server ended the link.
+            ConnectionError: the server closed the link.
         """
         while True:
             while not self._unread_frames:
                 data = await self._reader.read(1 << 16)
                 if not data:
-                    raise ConnectionError(f"the server ended the link of {self.name}")
+                    raise ConnectionError(f"the server closed the link of {self.name}")
                 self._unread_frames += self._frames.feed(data)
             frame = self._unread_frames.pop(0)
             if frame.opcode == frames.BINARY:
@@ -84,7 +90,7 @@ class EmittingBoard:
                 self._writer.write(frames.encode_frame(frame.payload, frames.PONG, mask=True))
 
     async def connect(self, host: str, tcp_port: int) -> None:
-        """Dial in and prove oneself."""
+        """Connect and authenticate; the server's proof is not verified."""
         self._reader, self._writer = await asyncio.open_connection(host, tcp_port)
         key = base64.b64encode(os.urandom(16)).decode()
         self._writer.write(
@@ -113,7 +119,7 @@ class EmittingBoard:
         return {"boot": boot, "buf": 1016, "parts": ["run"], "facts": facts, "last": None}
 
     async def emit_values(self, seconds: float) -> None:
-        """Emit values until the link ends."""
+        """Emit values until the task is cancelled."""
         await asyncio.sleep(random.random() * seconds)
         while True:
             now = time.monotonic()
@@ -122,7 +128,7 @@ class EmittingBoard:
             await asyncio.sleep(seconds)
 
     async def answer_cells(self) -> None:
-        """Answer cells."""
+        """Answer cells until the link ends."""
         while True:
             message = await self.receive()
             if message.op == wire.EXEC:
@@ -133,17 +139,17 @@ class EmittingBoard:
 async def _main(url: str, seconds: float) -> None:
     boards = json.loads(sys.stdin.buffer.readline())
     host, tcp_port = urlsplit(url).hostname or "", urlsplit(url).port or 0
-    few = asyncio.Semaphore(_CONCURRENT_DIALS)
+    dial_slots = asyncio.Semaphore(_CONCURRENT_DIALS)
 
-    async def live(link: EmittingBoard) -> None:
-        async with few:
-            await link.connect(host, tcp_port)
-        await asyncio.gather(link.emit_values(seconds), link.answer_cells())
+    async def serve(board: EmittingBoard) -> None:
+        async with dial_slots:
+            await board.connect(host, tcp_port)
+        await asyncio.gather(board.emit_values(seconds), board.answer_cells())
 
     for number, board in enumerate(boards):
-        task = asyncio.ensure_future(live(EmittingBoard(board, number)))
+        task = asyncio.ensure_future(serve(EmittingBoard(board, number)))
         _tasks.add(task)
-        task.add_done_callback(_tasks.discard)  # what a refused one raises is said at once
+        task.add_done_callback(_tasks.discard)  # then asyncio logs the task's exception immediately
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 

@@ -1,4 +1,4 @@
-"""A mip index on loopback, which counts what is asked of it; tests use it, too."""
+"""A mip package index on loopback that counts requests; also used by tests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 
 
 class PackageIndex:
-    """Pages by their paths.
+    """The content of an index.
 
     Attributes:
-        url: the index's.
-        request_counts: how often each page was.
+        url: the index's URL.
+        request_counts: path -> number of requests.
+        pages: path -> content.
     """
 
     def __init__(self, url: str) -> None:
@@ -27,7 +28,14 @@ class PackageIndex:
     def publish(
         self, name: str, version: str, files: Mapping[str, str | bytes], *dependencies: str
     ) -> None:
-        """Put a version of a package there, which is the newest then."""
+        """Add a version of a package, which becomes its latest version.
+
+        Args:
+            name: of the package.
+            version: of the package.
+            files: path -> content.
+            dependencies: NAME or NAME@VERSION.
+        """
         hashes = []
         for path, content in files.items():
             data = content.encode() if isinstance(content, str) else content
@@ -35,19 +43,19 @@ class PackageIndex:
             hashes.append([path, short])
             self.pages[f"/file/{short[:2]}/{short}"] = data
         deps = [[*need.split("@"), "latest"][:2] for need in dependencies]
-        told = {"v": 1, "version": version, "hashes": hashes, "deps": deps}
+        manifest = {"v": 1, "version": version, "hashes": hashes, "deps": deps}
         for at in (version, "latest"):
-            self.pages[f"/package/py/{name}/{at}.json"] = json.dumps(told).encode()
+            self.pages[f"/package/py/{name}/{at}.json"] = json.dumps(manifest).encode()
 
 
 @contextlib.contextmanager
 def running_package_index() -> Iterator[PackageIndex]:
-    """Give an empty one that is served meanwhile."""
+    """Serve an empty index during a `with` block."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            made.request_counts[self.path] += 1
-            page = made.pages.get(self.path)
+            index.request_counts[self.path] += 1
+            page = index.pages.get(self.path)
             self.send_response(404 if page is None else 200)
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Length", str(len(page or b"")))
@@ -58,14 +66,14 @@ def running_package_index() -> Iterator[PackageIndex]:
             pass
 
     class Server(http.server.ThreadingHTTPServer):
-        request_queue_size = 64  # beyond it, a connection is tried again after a second
+        request_queue_size = 64  # of the listening socket; beyond it, clients retry after a second
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        made = PackageIndex(f"http://127.0.0.1:{server.server_address[1]}")
+        index = PackageIndex(f"http://127.0.0.1:{server.server_address[1]}")
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield made
+            yield index
         finally:
             server.shutdown()
             thread.join()
