@@ -79,13 +79,13 @@ BridgedBoardLink._shut_down = lambda self: None
         "an interrupt does not mix up answers of the supervisor of virtual boards",
         LIBRARY + "virtual/virtual_boards.py",
         "_run_uninterrupted = lambda function: function()",
-        "cloudmanager/virtual/test_virtual_boards.py::test_interrupted_order_does_not_mix_up_the_answers",
+        "cloudmanager/virtual/test_virtual_boards.py::test_interrupted_command_does_not_mix_up_answers",
     ),
     defence(
         "a signal does not cut an answer of the supervisor of virtual boards",
         LIBRARY + "virtual/supervisor.py",
         "_write_all = os.write",
         "cloudmanager/virtual/test_supervisor.py::"
-        "test_answer_is_written_whole_though_signals_come_meanwhile",
+        "test_answer_is_written_completely_despite_signals",
     ),
 ]

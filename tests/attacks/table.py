@@ -256,7 +256,7 @@ ATTACKS: Final = [
         "cloudmanager/test_config.py: "
         "private_file_is_its_owners_alone_and_nothing_is_left_beside_it "
         "private_file_does_not_follow_a_link_that_was_laid_for_it",
-        "cloudmanager/virtual/test_virtual_boards.py: flash_and_log_are_the_owner_s_alone",
+        "cloudmanager/virtual/test_virtual_boards.py: flash_and_log_are_readable_by_their_owner_only",
     ),
     attack(
         20,

@@ -14,8 +14,8 @@ TIMERS: Final = [
         "a board without virtual timers starts the client on a hardware timer",
         BOARD + "console.py",
         "timer = Timer(-1)",
-        _TIMERS + "client_starts_interrupts_a_cell_and_ends_its_timers[esp32-1.28]",
-        _TIMERS + "client_starts_interrupts_a_cell_and_ends_its_timers[esp32c3-1.28]",
+        _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32-1.28]",
+        _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32c3-1.28]",
     ),
     defence(
         "a global refers to the timer of a trial",
@@ -26,7 +26,7 @@ def _start_trial(start_trial=_start_trial):
     start_trial()
     timer = None
 """,
-        _TIMERS + "client_of_an_earlier_version_is_on_trial_by_a_timer_that_is_held[rp2-1.28]",
+        _TIMERS + "earlier_client_is_on_trial_with_a_referenced_timer[rp2-1.28]",
     ),
     defence(
         "a trial ends although the client shares its timer",
@@ -38,13 +38,13 @@ def _start_trial(start_trial=_start_trial):
 
     ticker.calls.remove(_check_trial)
 """,
-        _TIMERS + "client_starts_interrupts_a_cell_and_ends_its_timers[esp32-1.24]",
+        _TIMERS + "client_interrupts_a_cell_and_ends_its_trial_on_one_timer[esp32-1.24]",
     ),
     defence(
         "a program that has run for a minute counts as a good start",
         BOARD + "app.py",
         "_check = lambda: True",
-        _TIMERS + "good_program_is_started_after_any_number_of_power_cuts",
+        _TIMERS + "good_program_starts_after_any_number_of_power_cuts",
     ),
     defence(
         "a program that crashed is no good start a minute later",
@@ -56,7 +56,7 @@ def _check():
     _good()
     return True
 """,
-        _TIMERS + "program_that_crashed_has_not_started_well_a_minute_later",
+        _TIMERS + "crashed_program_is_no_good_start_a_minute_later",
     ),
     defence(
         "cells in quick succession do not starve the watchdog",
@@ -68,7 +68,7 @@ def idle():
     else:
         console.timer.deinit()
 """,
-        _TIMERS + "watchdog_is_fed_while_cells_follow_one_another_faster_than_the_timer",
+        _TIMERS + "watchdog_is_fed_during_cells_in_quick_succession",
     ),
     defence(
         "no timer is armed when the REPL begins",
@@ -85,6 +85,6 @@ def reset():
 
     soft_reset()
 """,
-        _TIMERS + "soft_reset_by_the_fleet_leaves_no_timer_armed[watchdog]",
+        _TIMERS + "soft_reset_by_the_server_leaves_no_timer_armed[watchdog]",
     ),
 ]

@@ -1,4 +1,4 @@
-"""A chip that is switched off and on: its flash, itself, and the server that it dials.
+"""A chip that is switched off and on: its flash, and the server that it connects to.
 
 The chip is a real MicroPython with stand-ins (tests/cloudmanager/chip.py, standin_boot.py).
 """
@@ -54,7 +54,7 @@ class Flash:
 
 
 class Lab:
-    """A chip, what is on its flash, and the server that it dials."""
+    """A chip, the content of its flash, and the server that it connects to."""
 
     def __init__(self, folder: Path, client: dict[str, bytes]) -> None:
         self.key = os.urandom(32)
@@ -63,11 +63,11 @@ class Lab:
         self.folder, self.client = folder, client
         self.chip: Chip | None = None
 
-    def boot(self, app="", air=None, told=None, **settings):
-        more = {**(told or {}), **({} if air is None else {"air": air})}
-        told = {"id": "id-1", "key": self.key.hex(), "host": "127.0.0.1"}
-        told |= {"tcp_port": self.peer.tcp_port, **settings}
-        files = {**self.client, "/cm.json": json.dumps(told).encode()}
+    def boot(self, app="", air=None, chip_options=None, **settings):
+        more = {**(chip_options or {}), **({} if air is None else {"air": air})}
+        config = {"id": "id-1", "key": self.key.hex(), "host": "127.0.0.1"}
+        config |= {"tcp_port": self.peer.tcp_port, **settings}
+        files = {**self.client, "/cm.json": json.dumps(config).encode()}
         if app:
             files["/app.py"] = app.encode()
         self.flash.write(files)
@@ -80,7 +80,7 @@ class Lab:
         return self.peer.link("id-1", **more)
 
     def starts(self) -> list[str]:
-        """What its program wrote down, once it is off."""
+        """Switch the chip off; return the lines that its program has written to /starts."""
         assert self.chip
         self.chip.power_off()
         return self.flash.read("/starts").split()

@@ -13,7 +13,7 @@ from .peer import Peer
 
 
 class Lab(SimpleNamespace):
-    """Boards and the server that they dial; `lab.link()` is a board that has dialled in."""
+    """Boards and the server that they connect to; `lab.link()` is the link of a board."""
 
     def link(self, number=1, **more):
         return self.peer.link(f"id-{number}", **more)
@@ -47,13 +47,13 @@ def make_lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(make_lab):
-    """One board for all tests of a module: none of them may leave it unwell."""
+    """One board for all tests of a module: it must run cells after each of them."""
     return make_lab()
 
 
 @pytest.fixture
 def board(lab):
-    """Its link; afterwards the board must still run cells, by the same link."""
+    """The board's link; afterwards the board must still run cells."""
     link = lab.link()
     yield link
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
@@ -61,7 +61,7 @@ def board(lab):
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory):
-    """What `mbm flash` copies onto a board: path -> bytes."""
+    """The files that `mbm flash` copies onto a board: path -> bytes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CM_HOME", str(tmp_path_factory.mktemp("home")))
         return client_files()
@@ -69,7 +69,7 @@ def client(tmp_path_factory):
 
 @pytest.fixture
 def boot_lab(tmp_path, client):
-    """A chip that has not been switched on yet, with the client on its flash."""
+    """A chip that is still switched off, with the client on its flash."""
     lab = BootLab(tmp_path, client)
     yield lab
     if lab.chip:

@@ -1,5 +1,5 @@
-# Runs on MicroPython: installs onto a littlefs whose power goes at the k-th block write, for every
-# k, and says what a board would find after it starts again. Printed: one line of JSON.
+# Runs on MicroPython: installs onto a littlefs whose power is cut at the k-th block write, for
+# every k; prints in a line of JSON which version a board has after it starts again.
 import os
 import sys
 from json import dumps
@@ -14,7 +14,7 @@ from cm import switch
 Flash.torn = sys.argv[2] == "torn"
 
 
-# As whoever installs does it: staged files first, the journal's name last.
+# Like the installer: staged files first, the journal's name last.
 def install(moves, gone):
     switch.finish()
     mkdir("/.cm")
@@ -77,7 +77,8 @@ def fresh(installed):
     return bytes(Flash.data)
 
 
-# One cut at the k-th write of an install; then the board starts again. None: it has no k-th.
+# Cuts the power at the k-th write of an install; then the board starts again. Returns None if the
+# install has fewer writes.
 def cut(image, k, before, gone):
     Flash.data[:] = image
     flash = power_on(k)
@@ -96,25 +97,25 @@ def cut(image, k, before, gone):
             pass
         power_off(flash)
     flash = power_on()
-    told = state(before, NEW)
+    outcome = state(before, NEW)
     if read("/lib/theirs.py") != "the user's own":
-        told = "the user's file is gone"
+        outcome = "the user's file is gone"
     install(NEW, gone)
     if state(before, NEW) != "new" or set(os.listdir("/.cm")) != {"packages"}:
-        told = "the next install does not complete it"
+        outcome = "the next install does not complete it"
     power_off(flash)
-    return told
+    return outcome
 
 
 os.umount("/")
 seen = {}
 for name, before, gone in (("install", [], []), ("upgrade", OLD, GONE)):
     image = fresh(bool(before))
-    told = []
+    outcomes = []
     while True:
-        outcome = cut(image, len(told) + 1, before, gone)
+        outcome = cut(image, len(outcomes) + 1, before, gone)
         if outcome is None:
             break
-        told.append(outcome)
-    seen[name] = told
+        outcomes.append(outcome)
+    seen[name] = outcomes
 print(dumps(seen))

@@ -1,5 +1,5 @@
-# Runs on MicroPython: a client is upgraded on a littlefs whose power goes at the k-th block write,
-# for every k, and says which client a board has after it starts again. Printed: a line of JSON.
+# Runs on MicroPython: upgrades a client on a littlefs whose power is cut at the k-th block write,
+# for every k; prints in a line of JSON which client a board has after it starts again.
 #
 # It runs cm_start.py and the cells of cloudmanager/client/client_upgrade.py, given as a JSON file.
 import os
@@ -41,7 +41,7 @@ def upgrade(flash, version):
     boot(version)
 
 
-# As start() in cm_start.py; where the new client dials in, the fleet confirms it.
+# Like start() in cm_start.py; if the new client connects, the fleet confirms it.
 def boot(version):
     if cm_start._choose():
         if BROKEN and running() == version:
@@ -50,7 +50,7 @@ def boot(version):
             cell("confirm")
 
 
-# The version whose files are all there, and no others.
+# Returns the version of the client, if exactly its files exist.
 def running():
     found = {name: (read("/lib/cm/" + name) or "").encode() for name in NAMES}
     for version in (1, 2, 3):
@@ -69,7 +69,8 @@ def installed():
     return bytes(Flash.data)
 
 
-# One cut at the k-th write of an upgrade; then the board starts. None: it has no k-th.
+# Cuts the power at the k-th write of an upgrade; then the board starts. Returns None if the upgrade
+# has fewer writes.
 def cut(image, k, starts):
     Flash.data[:] = image
     flash = power_on(k)
@@ -88,23 +89,23 @@ def cut(image, k, starts):
             pass
         power_off(flash)
     flash = power_on()
-    told = running()
+    outcome = running()
     upgrade(flash, 3)
     if running() != 3 and not BROKEN:
-        told = "the next upgrade does not come through"
+        outcome = "the next upgrade fails"
     power_off(flash)
-    return told
+    return outcome
 
 
 os.umount("/")
 image = installed()
 seen = {}
 for name, starts in (("once", (-1,)), ("again", (1, 2, 3, -1))):  # it may go while it starts, too
-    told = []
+    outcomes = []
     while True:
-        outcome = cut(image, len(told) + 1, starts)
+        outcome = cut(image, len(outcomes) + 1, starts)
         if outcome is None:
             break
-        told.append(outcome)
-    seen[name] = told
+        outcomes.append(outcome)
+    seen[name] = outcomes
 print(dumps(seen))

@@ -1,4 +1,4 @@
-// What the client costs on a 32-bit heap: heap_board.py on the WebAssembly build of MicroPython.
+// Heap of the client on a 32-bit board: heap_board.py on the WebAssembly build of MicroPython.
 // node heap.mjs <folder of the npm package> <folder of the compiled client>; prints JSON.
 import fs from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -17,8 +17,7 @@ for (const name of fs.readdirSync(`${client}/cm`)) {
   if (!name.endsWith(".mpy")) continue;
   mp.FS.writeFile(`/client/cm/${name}`, fs.readFileSync(`${client}/cm/${name}`));
 }
-// This build collects when a call from here has ended, and never before: what is counted within
-// one call has its garbage in it. So each step is a call of its own.
+// This build collects garbage only after a call from JavaScript has ended, so each step is a call.
 const steps = fs.readFileSync(new URL("heap_board.py", import.meta.url), "utf8").split("# ---\n");
 for (const step of steps) {
   mp.runPython(step);

@@ -1,6 +1,6 @@
-# A board with a network, and its server, as far as the client meets them: it connects for real,
-# runs one cell, and waits for the next. heap.mjs runs this step by step; it counts differences, so
-# what stands in for a board is there before the first look.
+# Stand-ins for a board with a network and for its server, as far as the client uses them: the
+# client connects, runs one cell, and waits for the next. heap.mjs runs this step by step and
+# measures differences of the heap, so all stand-ins exist before the first step.
 import binascii
 import gc
 import json

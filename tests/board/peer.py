@@ -1,4 +1,4 @@
-"""A small strict server: the `websockets` library, speaking docs/protocol.md from the other side.
+"""A small strict server for boards (docs/protocol.md), written with the `websockets` library.
 
 It runs in a thread of its own, so that tests are plain functions which block.
 """
@@ -29,7 +29,7 @@ def message(op, job, payload=b"", flags=0):
 
 @dataclass(repr=False)
 class Job:
-    """What came back for one cell, as it comes."""
+    """What a board has sent for one cell so far."""
 
     number: bytes
     output: bytearray = field(default_factory=bytearray)
@@ -56,10 +56,10 @@ class Job:
 
 
 class Link:
-    """One board's link, after its proof."""
+    """The link of an authenticated board."""
 
-    def __init__(self, peer, socket, name, told):
-        self.peer, self.socket, self.name, self.told = peer, socket, name, told
+    def __init__(self, peer, socket, name, proof_fields):
+        self.peer, self.socket, self.name, self.proof_fields = peer, socket, name, proof_fields
         self.jobs = {}
         self.samples = []  # (ticks in ms, how many were lost before it, values)
         self.facts = []  # (free heap in bytes, RSSI in dBm)
@@ -70,15 +70,15 @@ class Link:
         self.peer.call(self.socket.send(data))
 
     def files(self, *acts, step=16384, **more):
-        """Begin a job with files."""
+        """Start a job with file operations."""
         return self.submit(json.dumps([step, acts]), op=FILE, **more)
 
     def data(self, job, data, flags=0):
         self.send(message(DATA, job.number, data, flags))
 
     def put(self, job, data, at=0):
-        """Send a file's bytes as the board asked for them, without a window."""
-        step = self.told["buf"] - 6
+        """Send a file's bytes from an offset on, without waiting for acknowledgements."""
+        step = self.proof_fields["buf"] - 6
         for start in range(at, len(data) or 1, step):
             self.data(job, data[start : start + step], int(start == 0))
 
@@ -86,7 +86,7 @@ class Link:
         code = code.encode() if isinstance(code, str) else code
         job = Job(number or os.urandom(4))
         self.jobs[job.number] = job
-        room = self.told["buf"] - 14
+        room = self.proof_fields["buf"] - 14
         head = struct.pack(">II", timeout_ms, len(code))
         self.send(message(op, job.number, head + code[:room], int(awaits)))
         room += 8
@@ -104,11 +104,11 @@ class Link:
         self.send(message(ANSWER, job.number, text.encode(), flags))
 
     def program(self, *wanted, timeout=10):
-        """Wait until it said this of its own program: (flags, text)."""
+        """Wait until the board has reported this state of its program: (flags, text)."""
         self.peer.until(lambda _: wanted in self.programs, timeout)
 
     def stop(self):
-        """End its own program."""
+        """Interrupt the board's program."""
         self.send(message(INTERRUPT, bytes(4)))
 
     def reset(self):
@@ -119,7 +119,7 @@ class Link:
         self.peer.loop.call_soon_threadsafe(self.socket.transport.write, data)
 
     def ping(self, data=None):
-        """How long the board takes to answer one."""
+        """Send a ping; return the seconds until its answer."""
 
         async def there_and_back():
             return await (await self.socket.ping(data))
@@ -127,7 +127,7 @@ class Link:
         return self.peer.call(there_and_back())
 
     def cut(self):
-        """Break the TCP link without a word."""
+        """Break the TCP connection without a close frame."""
         self.peer.loop.call_soon_threadsafe(self.socket.transport.abort)
 
     def close(self, code=1001):
@@ -190,7 +190,15 @@ class Link:
 
 
 class Peer:
-    """The server: knows boards by id, keeps their newest links."""
+    """The server: authenticates boards by their keys and keeps the newest link of each.
+
+    Args:
+        keys: id -> key.
+        beat: seconds between pings, as WELCOME states it.
+        spread: seconds over which boards reconnect.
+        lie: send a wrong proof.
+        tls: an SSL context.
+    """
 
     def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False, tls=None):
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
@@ -222,7 +230,7 @@ class Peer:
         self.tcp_port = self.server.sockets[0].getsockname()[1]
 
     def shut(self):
-        """Go away as a server that is stopped."""
+        """Close the listening socket and all links, as a server that is stopped."""
 
         async def end():
             self.server.close()
@@ -284,6 +292,6 @@ class Peer:
             assert self.changed.wait_for(lambda: true(self), timeout)
 
     def link(self, name, after=None, timeout=10):
-        """The link of a board, once it is there; a newer one than `after`."""
+        """Wait for a link of a board that is newer than `after`, and return it."""
         self.until(lambda peer: peer.links.get(name, after) is not after, timeout)
         return self.links[name]

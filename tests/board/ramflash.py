@@ -1,4 +1,4 @@
-# Runs on MicroPython: a littlefs in memory, whose power goes after so many block writes.
+# Runs on MicroPython: a littlefs in memory, whose power is cut after a number of block writes.
 import os
 
 SIZE = 512
@@ -57,7 +57,7 @@ def mkdir(path):
         pass
 
 
-# The power is on until `left` writes were made; -1: it stays on.
+# Switches the power on, for `left` writes; -1: without limit.
 def power_on(left=-1, fresh=False):
     flash = Flash()
     if fresh:
@@ -71,7 +71,7 @@ def mount(flash):
     os.mount(os.VfsLfs2(flash, readsize=32, progsize=32, lookahead=32), "/")
 
 
-# A file that was open then may write when it is collected: to a flash without power.
+# A file that is still open may write when it is collected; that write fails, too.
 def power_off(flash):
     os.umount("/")
     flash.left = 0

@@ -1,5 +1,5 @@
-# Runs on MicroPython: the flash of a board whose power goes at the k-th write of an install, for
-# every k; and what is on it once the board has started again. Printed: one line of JSON.
+# Runs on MicroPython: replays recorded writes of an install, cuts the power at the k-th, for every
+# k, and prints in a line of JSON which files a board has after it has started again.
 import hashlib
 import os
 import sys

@@ -1,11 +1,11 @@
-# A STAND-IN for a real port's console, in MicroPython's unix port: os.dupterm and
-# os.dupterm_notify, which it lacks, written after extmod/os_dupterm.c and extmod/modos.c: an
-# exception that leaves the stream drops it, so does a read of 0; None means nothing there; the
-# scheduler is locked while it reads (soft timers are scheduled calls); byte 3 raises
-# KeyboardInterrupt at MicroPython's next safe point. What C does here, standin_host.py does.
-# machine.Timer and machine.WDT are in standin_timers.py.
-# With "flash" in its settings it is a whole chip: its flash is in a file, its terminal a serial
-# port, and it runs what is on its flash, then a REPL (tests/cloudmanager/chip.py).
+# A STAND-IN for a real port's console, in MicroPython's unix port, which has no os.dupterm and
+# os.dupterm_notify. It follows extmod/os_dupterm.c and extmod/modos.c: an exception that the stream
+# raises removes it, and so does a read of 0; None means that there is no data; the scheduler is
+# locked while it reads (soft timers are scheduled calls); byte 3 raises KeyboardInterrupt at
+# MicroPython's next safe point. The parts that are C code on chips are in standin_host.py,
+# machine.Timer and machine.WDT in standin_timers.py.
+# With "flash" in its settings it is a whole chip: its flash is in a file, its terminal is a serial
+# port, and it runs the programs on its flash, then a REPL (tests/cloudmanager/chip.py).
 import __main__
 import builtins
 import io
@@ -17,11 +17,11 @@ from json import dumps, loads
 sys.path.append(sys.argv[3])
 import standin_timers
 
-told = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
-box = uctypes.bytearray_at(told["box"], told["box_bytes"])
+settings = loads(uctypes.bytes_at(int(sys.argv[1]), int(sys.argv[2])))
+box = uctypes.bytearray_at(settings["box"], settings["box_bytes"])
 _STARTED = 0
-ask = open(told["ask"], "wb")
-answer = open(told["answer"], "rb")
+ask = open(settings["ask"], "wb")
+answer = open(settings["answer"], "rb")
 console = print
 dropped = []  # why the stream was dropped: a test looks here
 
@@ -85,7 +85,7 @@ class Terminal(io.IOBase):  # mp_hal_stdout_tx_strn_cooked
                 slots[0].write(data)
             except BaseException as e:
                 deactivate("write " + repr(e))
-        if "flash" in told:
+        if "flash" in settings:
             sys.stdout.write(b)  # the UART
         return len(b)
 
@@ -128,7 +128,7 @@ class Flash(Ram):
 
     def writeblocks(self, n, buf, offset=0):
         self.writes += 1
-        if self.writes == told.get("cut"):  # the power goes, this once
+        if self.writes == settings.get("cut"):  # the power goes, this once
             restart()
         self.file.seek(n * 4096 + offset)
         self.file.write(buf)
@@ -161,7 +161,7 @@ class Network:
     def connect(self, name, password):
         with open("/tried", "a") as file:
             file.write(name + "\n")
-        air = told["air"]
+        air = settings["air"]
         if name not in air:
             self.state = self.STAT_NO_AP_FOUND
         elif air[name] != password:
@@ -182,13 +182,13 @@ class Network:
         return self.state
 
 
-# The chip starts anew, whatever runs: all of it (R), or only the interpreter (S).
+# Restarts the chip (R) or only the interpreter (S), even if a program runs.
 def restart(how=b"R"):
     ask.write(how)
     answer.readinto(bytearray(1))
 
 
-# As extmod/modmachine.c has it: the exception ends what runs, if nothing catches it.
+# As in extmod/modmachine.c: the exception ends the program, unless it is caught.
 def soft_reset():
     raise SystemExit
 
@@ -204,28 +204,28 @@ def mount(device):
     os.chdir("/")
 
 
-host = os.VfsPosix(told["client"]) if "client" in told else None
-mount(Flash(told["flash"]) if "flash" in told else Ram())
+host = os.VfsPosix(settings["client"]) if "client" in settings else None
+mount(Flash(settings["flash"]) if "flash" in settings else Ram())
 sys.path[:] = ["", "/lib", ".frozen"]
 if host:
     os.mount(host, "/host")
     sys.path.append("/host")
     with open("/cm.json", "w") as file:
-        file.write(dumps(told["config"]))
+        file.write(dumps(settings["config"]))
 real.dupterm, real.dupterm_notify = dupterm, dupterm_notify
 machine = Machine()
 machine.reset, machine.soft_reset = restart, soft_reset
-sys.modules["time"] = standin_timers.install(machine, told, box, ask, answer)
+sys.modules["time"] = standin_timers.install(machine, settings, box, ask, answer)
 sys.modules["os"] = real
 sys.modules["machine"] = machine
-if "air" in told:
+if "air" in settings:
     sys.modules["network"] = Network()
 builtins.print = hook
 builtins.dropped = dropped
 builtins.restart = restart
 
 
-# What a chip does after its file system is there (shared/runtime/pyexec.c, main.c of each port).
+# Runs what a chip runs after mounting its file system (shared/runtime/pyexec.c, ports' main.c).
 def run_file(name):
     try:
         file = open(name)
@@ -241,7 +241,7 @@ def run_file(name):
         sys.print_exception(e)
 
 
-if "flash" in told:
+if "flash" in settings:
     box[_STARTED] = 1
     run_file("boot.py")
     run_file("main.py")

@@ -24,13 +24,13 @@ _ARMED, _GENERATION, _PERIOD, _CALLBACK = 0, 1, 4, 8
 _ONCE = 2
 _BOX_BYTES = _HEAD + _SLOT * _SLOTS
 _STEP = 0.005  # seconds between two looks at the timers
-RESTART, SOFT = 77, 78  # exit codes of a board that starts anew; SOFT: only its interpreter
+RESTART, SOFT = 77, 78  # exit codes of a board that restarts; SOFT: only its interpreter
 STALE = b"\r\nFatal exception (29): a timer fired whose memory was freed\r\n"
 
 
-def frees_armed_timers(told: dict[str, Any]) -> bool:
-    """Say whether this port frees the memory of a timer that is armed (standin_timers.py)."""
-    return str(told.get("port", "esp8266")).startswith("esp8266")
+def frees_armed_timers(settings: dict[str, Any]) -> bool:
+    """Return whether this port frees the memory of armed timers (standin_timers.py)."""
+    return str(settings.get("port", "esp8266")).startswith("esp8266")
 
 
 class Timers:
@@ -39,12 +39,12 @@ class Timers:
     Args:
         library: the wheel's shared object.
         box: the mailbox.
-        told: settings; ``port`` decides what becomes of a timer whose object was collected.
+        settings: settings; ``port`` decides what becomes of a timer whose object was collected.
     """
 
-    def __init__(self, library: ctypes.CDLL, box: Any, told: dict[str, Any]) -> None:
+    def __init__(self, library: ctypes.CDLL, box: Any, settings: dict[str, Any]) -> None:
         self._library, self._box = library, box
-        self._corrupts = frees_armed_timers(told)
+        self._corrupts = frees_armed_timers(settings)
         self._main = threading.main_thread().ident or 0
         self._lives: dict[int, int] = {}  # slot -> the read end of its object's pipe
         self._due: dict[int, tuple[int, float]] = {}  # slot -> generation, ms
@@ -95,17 +95,17 @@ class Timers:
         return bool(poll.poll(0))  # POLLHUP: nobody has the other end
 
 
-def board(told: dict[str, Any], shared: mmap.mmap) -> int:
-    """Be a board until it ends; return its exit code."""
+def board(settings: dict[str, Any], shared: mmap.mmap) -> int:
+    """Run a board in this process until it ends; return its exit status."""
     library = ctypes.CDLL(micropython_run.__file__)
     library.mp_sched_schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     box = (ctypes.c_uint8 * _BOX_BYTES).from_buffer(shared)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     signal.siginterrupt(signal.SIGUSR1, False)  # ends a sleep, not a read of an answer
     main = threading.main_thread().ident or 0
-    timers = Timers(library, box, told)
-    asked, told["ask"] = os.pipe()
-    told["answer"], answer = os.pipe()
+    timers = Timers(library, box, settings)
+    asked, settings["ask"] = os.pipe()
+    settings["answer"], answer = os.pipe()
 
     def interrupt() -> None:
         while asks := os.read(asked, 1):
@@ -128,18 +128,18 @@ def board(told: dict[str, Any], shared: mmap.mmap) -> int:
 
     for work in (timers.work, interrupt, obey):
         threading.Thread(target=work, daemon=True).start()
-    if "tty" in told:
-        take_terminal(told["tty"])
-    told["box"], told["box_bytes"] = ctypes.addressof(box), _BOX_BYTES
-    text = json.dumps(told).encode()
+    if "tty" in settings:
+        take_terminal(settings["tty"])
+    settings["box"], settings["box_bytes"] = ctypes.addressof(box), _BOX_BYTES
+    text = json.dumps(settings).encode()
     kept = ctypes.create_string_buffer(text)
     boot = str(Path(__file__).parent / "standin_boot.py")
     code = f"exec(open({boot!r}).read(), {{'__name__': 'standin'}})"
-    if "flash" not in told:
+    if "flash" not in settings:
         code += "\nfrom cm import console as port, link"
         code += "\ntry:\n link.start(port)\nexcept SystemExit:\n restart(b'S')"
     words = ["micropython", "-X", "heapsize=256k", "-i", "-c", code]
-    if "flash" not in told:
+    if "flash" not in settings:
         words.remove("-i")
     words += [str(ctypes.addressof(kept)), str(len(text)), str(Path(__file__).parent)]
     argv = (ctypes.c_char_p * (len(words) + 1))(*(word.encode() for word in words))
@@ -147,23 +147,23 @@ def board(told: dict[str, Any], shared: mmap.mmap) -> int:
 
 
 def take_terminal(path: str) -> None:
-    """Have a serial port as terminal."""
+    """Use a serial port as the terminal."""
     tty = os.open(path, os.O_RDWR | os.O_NOCTTY)
     for number in (0, 1, 2):
         os.dup2(tty, number)
 
 
-def crash(told: dict[str, Any]) -> None:
-    """Print what a chip does when freed memory is used."""
-    if "tty" in told:
-        with open(told["tty"], "wb", buffering=0) as tty:
+def crash(settings: dict[str, Any]) -> None:
+    """Print the message of a chip that has used freed memory."""
+    if "tty" in settings:
+        with open(settings["tty"], "wb", buffering=0) as tty:
             tty.write(STALE)
     else:
         os.write(1, STALE)
 
 
 def read_line() -> str:
-    """Read the settings and not a byte more."""
+    """Read the line with the settings, and no byte after it."""
     line = b""
     while not line.endswith(b"\n"):
         line += os.read(0, 1)
@@ -171,20 +171,20 @@ def read_line() -> str:
 
 
 def main() -> int:
-    """Start the board, and anew after each of its resets."""
-    told = json.loads(read_line())
+    """Run the board, and restart it after each of its resets."""
+    settings = json.loads(read_line())
     shared = mmap.mmap(-1, _BOX_BYTES)
     code = RESTART
-    while code in (RESTART, SOFT) or (code == 0 and "flash" in told):  # 0: Ctrl-D at the REPL
+    while code in (RESTART, SOFT) or (code == 0 and "flash" in settings):  # 0: Ctrl-D at the REPL
         shared[:] = bytes(_BOX_BYTES)
         pid = os.fork()
         if not pid:
-            os._exit(board(told, shared))
+            os._exit(board(settings, shared))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        told.pop("cut", None)
+        settings.pop("cut", None)
         armed = any(shared[_HEAD + _ARMED :: _SLOT])
-        if code != RESTART and armed and frees_armed_timers(told):
-            crash(told)
+        if code != RESTART and armed and frees_armed_timers(settings):
+            crash(settings)
     return code
 
 

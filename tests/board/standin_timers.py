@@ -1,7 +1,7 @@
 # A STAND-IN for machine.Timer and machine.WDT of each port and version, in MicroPython's unix port.
-# What they refuse, share and lose is written after ports/esp32/machine_timer.c (v1.24.1, v1.28.0
-# and after), ports/rp2/machine_timer.c, ports/esp8266/modmachine.c and the ports' machine_wdt.c.
-# The time that passes, and what happens at a soft reset, is in standin_host.py.
+# It follows ports/esp32/machine_timer.c (v1.24.1, v1.28.0 and later), ports/rp2/machine_timer.c,
+# ports/esp8266/modmachine.c and the ports' machine_wdt.c. The clock and the soft reset are in
+# standin_host.py.
 #
 #   port      Timer(-1)                            one timer, for all users of it   stops when
 #   esp32     up to 1.24 the last hardware timer   each hardware timer              deinit, reset
@@ -22,9 +22,9 @@ ONCE = 2  # in ARMED: fires once; 1: periodic
 PERIODIC = 1
 
 
-# Sets up the module machine: told["port"] is such as "esp32c3-1.28".
-def install(machine, told, box, ask, answer):
-    chip, version = told.get("port", "esp8266-1.28").split("-")
+# Sets up the module machine: settings["port"] is such as "esp32c3-1.28".
+def install(machine, settings, box, ask, answer):
+    chip, version = settings.get("port", "esp8266-1.28").split("-")
     version = tuple([int(n) for n in version.split(".")])
     real = time.ticks_ms
 

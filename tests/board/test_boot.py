@@ -1,7 +1,8 @@
 """The boot: network, program, safe mode, on a chip that is a real MicroPython with stand-ins.
 
-Each story has the flash that the chip boots from, and what the fleet, the flash and the serial
-port show then. The stand-ins (standin_boot.py) are for machine, network and os.dupterm.
+Each test defines the flash that the chip boots from, and checks the state that the board reports,
+its flash and its serial output. The stand-ins (standin_boot.py) replace machine, network and
+os.dupterm.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def lab(boot_lab):
 # The network
 
 
-def test_board_without_wifi_settings_dials_as_it_is(lab):
+def test_board_without_wifi_settings_connects(lab):
     assert lab.boot().link().run("__cm__((6 * 7))").value == b"42"
 
 
-def test_first_network_that_lets_it_in_is_taken(lab):
+def test_first_wifi_network_that_accepts_the_board_is_used(lab):
     air = {"home": "right", "work": "secret"}
     wifi = [["gone", "x"], ["home", "wrong"], ["work", "secret"], ["home", "right"]]
     lab.boot(air=air, wifi=wifi).link()
@@ -53,13 +54,13 @@ def test_first_network_that_lets_it_in_is_taken(lab):
     assert lab.flash.read("/tried").split() == ["gone", "home", "work"]
 
 
-def test_board_with_a_cable_waits_for_that_and_not_for_wifi(lab):
+def test_board_with_lan_settings_uses_no_wifi(lab):
     assert lab.boot(air={}, lan={"phy_addr": 1}).link().run("__cm__((6 * 7))").value == b"42"
     lab.chip.power_off()
     assert json.loads(lab.flash.read("/tried")) == {"phy_addr": 1}
 
 
-def test_without_wifi_it_says_why_and_goes_on_trying(lab):
+def test_wifi_failure_is_printed_and_retried(lab):
     lab.boot(air={}, wifi=[["home", "x"]])
     lab.chip.hear(b"Wi-Fi home: not found")
     lab.chip.said.clear()
@@ -67,7 +68,7 @@ def test_without_wifi_it_says_why_and_goes_on_trying(lab):
     assert not lab.peer.links
 
 
-def test_wifi_parts_are_gone_when_it_is_connected(lab):
+def test_network_modules_are_dropped_after_connecting(lab):
     link = lab.boot(air={"home": "x"}, wifi=[["home", "x"]]).link()
     code = "import sys\n__cm__(([n for n in sys.modules if n in ('cm.net', 'cm.boot', 'cm.dial')]))"
     assert link.run(code).value == b"[]"
@@ -75,8 +76,8 @@ def test_wifi_parts_are_gone_when_it_is_connected(lab):
 
 def test_new_settings_that_work_are_kept(lab):
     link = lab.boot().link()
-    told = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
-    new = json.dumps({**told, "name": "new"})
+    config = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
+    new = json.dumps({**config, "name": "new"})
     link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
     lab.chip.press_reset()
     assert lab.link(after=link).run("__cm__((1))").value == b"1"
@@ -85,10 +86,10 @@ def test_new_settings_that_work_are_kept(lab):
     assert lab.flash.read("/cm.new") == ""
 
 
-def test_new_settings_that_do_not_work_are_taken_back(lab):
+def test_new_settings_that_do_not_work_are_discarded(lab):
     link = lab.boot().link()
-    told = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
-    new = json.dumps({**told, "tcp_port": 1})
+    config = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
+    new = json.dumps({**config, "tcp_port": 1})
     link.run(f"with open('/cm.new', 'w') as f:\n    f.write({new!r})")
     lab.chip.press_reset()
     lab.link(after=link, timeout=25)
@@ -96,7 +97,7 @@ def test_new_settings_that_do_not_work_are_taken_back(lab):
     assert lab.flash.read("/cm.new") == ""
 
 
-def test_server_that_is_away_is_said_ever_more_seldom_until_it_is_back(lab):
+def test_unreachable_server_is_reported_less_and_less_often(lab):
     lab.peer.shut()
     lab.boot()
     lab.chip.hear(b"No link to the server: [Errno 111] ECONNREFUSED")
@@ -107,7 +108,7 @@ def test_server_that_is_away_is_said_ever_more_seldom_until_it_is_back(lab):
     assert lab.chip.said.count(b"No link") < 4
 
 
-def test_server_with_a_bad_certificate_is_refused_until_it_has_the_right_one(lab, tmp_path):
+def test_server_with_a_wrong_certificate_is_refused(lab, tmp_path):
     for name in ("right", "wrong"):
         (tmp_path / name).mkdir()
     right, wrong = (certificates.load(tmp_path / name) for name in ("right", "wrong"))
@@ -125,8 +126,8 @@ def test_server_with_a_bad_certificate_is_refused_until_it_has_the_right_one(lab
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
 
 
-def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
-    link = lab.boot(watchdog=30, told={"port": "esp32-1.28"}).link()
+def test_configured_watchdog_is_armed_and_fed(lab):
+    link = lab.boot(watchdog=30, chip_options={"port": "esp32-1.28"}).link()
     assert link.run("import machine\n__cm__((machine.dogs[0].timeout))").value == b"30000"
     until = time.monotonic() + 10
     while link.run("import machine\n__cm__((machine.dogs[0].fed))").value == b"0":
@@ -137,8 +138,8 @@ def test_watchdog_is_armed_when_it_is_wanted_and_fed(lab):
 # The program
 
 
-def test_async_program_runs_beside_cells_and_keeps_its_tick(lab):
-    """Every tick of a window; another window where the machine itself was busy for so long."""
+def test_async_program_runs_beside_cells_on_time(lab):
+    """All ticks of one window are on time; a busy machine may spoil some windows."""
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
     windows = []
@@ -152,7 +153,7 @@ def test_async_program_runs_beside_cells_and_keeps_its_tick(lab):
         assert cells > 50, "cells were served beside it"
 
 
-def test_async_program_is_stopped(lab):
+def test_async_program_can_be_stopped(lab):
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
     link.stop()
@@ -172,7 +173,7 @@ def test_blocking_program_keeps_the_board_busy_until_it_is_stopped(lab):
     assert link.run("__cm__((6 * 7))").value == b"42"
 
 
-def test_blocking_program_that_prints_harms_nothing(lab):
+def test_blocking_program_may_print(lab):
     link = lab.boot("while True:\n    print('x' * 50)").link()
     link.program(1, "app.py")
     link.stop()
@@ -180,7 +181,7 @@ def test_blocking_program_that_prints_harms_nothing(lab):
     assert link.run("print('fine')").output == b"fine\r\n"
 
 
-def test_program_that_ends_leaves_the_board_to_cells(lab):
+def test_board_runs_cells_after_its_program_has_ended(lab):
     link = lab.boot("x = 7").link()
     link.program(0, "app.py ended")
     assert link.run("import app\n__cm__((app.x))").value == b"7"
@@ -196,26 +197,26 @@ def test_program_starts_without_a_server(lab):
     assert lab.link(timeout=20).run("import app\n__cm__((1))").status == OK
 
 
-def test_blocking_program_gives_way_when_the_link_is_gone_for_long(lab):
-    """The limit is a minute: here it is set to a second."""
+def test_blocking_program_is_stopped_when_the_link_is_lost_for_long(lab):
+    """The limit of one minute is set to one second."""
     code = "import cm.run, time\ncm.run.limit = 1000\nprint('began')\nwhile True: pass"
     link = lab.boot(code).link()
     link.program(1, "app.py")
     link.cut()
     again = lab.link(after=link)
     again.program(1, "app.py")
-    assert (1, "app.py") in again.programs, "it was started anew, now that there is a link"
+    assert (1, "app.py") in again.programs, "it was started again, now that there is a link"
 
 
-def test_fresh_leaves_the_program_out_this_once(lab):
+def test_reset_for_a_fresh_cell_skips_the_program_once(lab):
     link = lab.boot(TICKING).link()
     link.program(0, "app.py")
     link.reset()
     again = lab.link(after=link)
-    assert again.told["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
     again.reset()
     third = lab.link(after=again)
-    assert third.told["boot"] != again.told["boot"]
+    assert third.proof_fields["boot"] != again.proof_fields["boot"]
 
 
 DEAF = "while True:\n    try:\n        while True:\n            pass\n    except:\n        pass"
@@ -234,28 +235,28 @@ def test_reset_ends_a_program_that_keeps_the_board_busy(lab, app):
     link.program(1, "app.py")
     link.reset()
     again = lab.link(after=link)
-    assert again.told["boot"] != link.told["boot"]
-    assert again.told["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["boot"] != link.proof_fields["boot"]
+    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
     assert again.run("__cm__((6 * 7))").value == b"42"
 
 
-def test_reset_leaves_out_a_program_that_is_new_on_the_board(lab):
+def test_reset_skips_a_program_that_is_new_on_the_board(lab):
     link = lab.boot().link()
     assert link.run("with open('/app.py', 'w') as f:\n    f.write('while True: pass')").status == OK
     link.reset()
     again = lab.link(after=link)
-    assert again.told["facts"]["program"] == "app.py was left out this once"
+    assert again.proof_fields["facts"]["program"] == "app.py was left out this once"
     assert again.run("__cm__((6 * 7))").value == b"42"
 
 
-def test_reset_without_a_program_leaves_none_out_later(lab):
+def test_reset_without_a_program_skips_no_later_one(lab):
     link = lab.boot().link()
     link.reset()
     again = lab.link(after=link)
     assert again.run("import os\n__cm__(('cm.skip' in os.listdir('/')))").value == b"False"
 
 
-def test_cell_that_the_program_overtook_runs_when_it_is_sent_again(lab):
+def test_cell_that_was_skipped_for_the_program_runs_when_it_is_sent_again(lab):
     link = lab.boot("while True:\n    pass").link()
     link.program(1, "app.py")
     job = link.submit("n = globals().get('n', 0) + 1\n__cm__((n))")
@@ -267,7 +268,7 @@ def test_cell_that_the_program_overtook_runs_when_it_is_sent_again(lab):
     assert job.wait().value == b"1"
 
 
-def test_cell_that_ran_is_not_run_again_also_behind_a_program(lab):
+def test_cell_never_runs_twice_even_after_a_program(lab):
     link = lab.boot("while True:\n    pass").link()
     link.program(1, "app.py")
     link.stop()
@@ -279,7 +280,7 @@ def test_cell_that_ran_is_not_run_again_also_behind_a_program(lab):
 
 
 def again(job, code):
-    """A cell as the server sends it once more."""
+    """Send a cell with the flag of a repeated one."""
     head = struct.pack(">II", 0, len(code))
     return message(EXEC, job.number, head + code.encode(), AGAIN)
 
@@ -294,11 +295,11 @@ CRASHES = {
 
 
 @pytest.mark.parametrize("app", CRASHES.values(), ids=CRASHES)
-def test_program_that_crashes_is_told_with_its_error_and_cells_run(lab, app):
+def test_crash_of_the_program_is_reported_and_cells_run(lab, app):
     link = lab.boot(app).link()
     lab.peer.until(lambda _: any("ended: " in text for _, text in link.programs))
-    (told,) = {text for _, text in link.programs if "ended: " in text}  # a new link tells it, too
-    assert told.startswith(("app.py ended: ValueError: at", "app.py ended: ZeroDivisionError"))
+    (state,) = {text for _, text in link.programs if "ended: " in text}  # a new link tells it, too
+    assert state.startswith(("app.py ended: ValueError: at", "app.py ended: ZeroDivisionError"))
     assert link.run("__cm__((6 * 7))").value == b"42"
     lab.chip.power_off()
     count, kept = lab.flash.read("/cm.boot").split("\n", 1)
@@ -307,7 +308,7 @@ def test_program_that_crashes_is_told_with_its_error_and_cells_run(lab, app):
 
 
 @pytest.mark.parametrize("app", CRASHES.values(), ids=CRASHES)
-def test_three_bad_starts_are_followed_by_safe_mode(lab, app):
+def test_three_bad_starts_lead_to_safe_mode(lab, app):
     lab.boot(app)
     link = None
     for _ in range(3):
@@ -315,20 +316,20 @@ def test_three_bad_starts_are_followed_by_safe_mode(lab, app):
         lab.peer.until(lambda _, link=link: any("ended: " in text for _, text in link.programs))
         lab.chip.press_reset()
     safe = lab.link(after=link)
-    assert safe.told["facts"]["program"].startswith("safe mode, without app.py: ")
+    assert safe.proof_fields["facts"]["program"].startswith("safe mode, without app.py: ")
     assert safe.run("import sys\n__cm__(('app' in sys.modules))").value == b"False"
 
 
-def test_program_that_resets_the_board_ends_in_safe_mode(lab):
+def test_program_that_resets_the_board_leads_to_safe_mode(lab):
     app = "import machine\nwith open('/starts', 'a') as f:\n    f.write('x ')\nmachine.reset()"
     lab.boot(app)
     lab.peer.until(
         lambda peer: any(
-            "safe mode" in link.told["facts"]["program"] for link in peer.links.values()
+            "safe mode" in link.proof_fields["facts"]["program"] for link in peer.links.values()
         ),
         timeout=25,
     )
-    assert lab.link().told["facts"]["program"] == "safe mode: app.py reset the board"
+    assert lab.link().proof_fields["facts"]["program"] == "safe mode: app.py reset the board"
     assert lab.starts() == ["x"] * 3
 
 
@@ -340,15 +341,15 @@ def test_another_program_gets_its_own_three_starts(lab):
         lab.peer.until(lambda _, link=link: any("ended: " in text for _, text in link.programs))
         lab.chip.press_reset()
     safe = lab.link(after=link)
-    assert "safe mode" in safe.told["facts"]["program"]
+    assert "safe mode" in safe.proof_fields["facts"]["program"]
     safe.run("with open('/app.py', 'w') as f:\n    f.write('print(1)')")
     lab.chip.press_reset()
     other = lab.link(after=safe)
     other.program(0, "app.py ended")
-    assert "safe mode" not in other.told["facts"]["program"]
+    assert "safe mode" not in other.proof_fields["facts"]["program"]
 
 
-def test_boots_without_wifi_never_count(lab):
+def test_boots_without_wifi_are_no_bad_starts(lab):
     lab.boot(CRASHES["at import"], air={}, wifi=[["home", "x"]])
     for _ in range(4):
         lab.chip.hear(b"not found")
@@ -360,11 +361,11 @@ def test_boots_without_wifi_never_count(lab):
     assert lab.flash.read("/cm.boot").split(" ")[0] in ("", "0")
 
 
-# The cable
+# The serial port
 
 
 @pytest.mark.parametrize("app", ["", TICKING, "while True:\n    pass"])
-def test_ctrl_c_on_the_cable_leaves_for_the_repl(lab, app):
+def test_ctrl_c_on_the_serial_port_enters_the_repl(lab, app):
     link = lab.boot(app).link()
     if app:
         link.program(1, "app.py")

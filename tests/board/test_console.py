@@ -31,7 +31,7 @@ def peer(tmp_path_factory):
     key = os.urandom(32)
     peer = Peer({"id-1": key}, spread=0.2)
     folder = tmp_path_factory.mktemp("client")
-    told = {
+    settings = {
         "client": str(compile_client(folder)),
         "config": {"id": "id-1", "key": key.hex(), "host": "127.0.0.1", "tcp_port": peer.tcp_port},
     }
@@ -41,7 +41,7 @@ def peer(tmp_path_factory):
             [sys.executable, script], stdin=subprocess.PIPE, stdout=log, stderr=log
         )
     assert process.stdin
-    process.stdin.write(json.dumps(told).encode() + b"\n")
+    process.stdin.write(json.dumps(settings).encode() + b"\n")
     process.stdin.flush()
     try:
         peer.link("id-1")
@@ -55,7 +55,7 @@ def peer(tmp_path_factory):
 
 @pytest.fixture
 def board(peer):
-    """Its link; afterwards the stream was never dropped and the board runs cells."""
+    """The board's link; afterwards the stream must not have been removed."""
     link = peer.link("id-1")
     yield link
     assert peer.link("id-1").run("__cm__((dropped))").value == b"[]"
@@ -89,12 +89,12 @@ def test_output_is_live(board):
     assert job.wait().status == INTERRUPTED
 
 
-def test_error_is_an_error(board):
+def test_error_has_status_error(board):
     assert board.run("1/0").error.endswith("ZeroDivisionError: divide by zero\n")
 
 
 @pytest.mark.parametrize("turn", range(60))
-def test_interrupt_reaches_busy_cells_and_the_stream_stays(board, turn):
+def test_interrupt_ends_busy_cells_and_keeps_the_stream(board, turn):
     job = board.submit(BUSY[turn % len(BUSY)])
     time.sleep((turn % 7) / 100)
     board.interrupt(job)
@@ -104,11 +104,11 @@ def test_interrupt_reaches_busy_cells_and_the_stream_stays(board, turn):
 
 
 @pytest.mark.parametrize("code", BUSY)
-def test_timeout_reaches_busy_cells(board, code):
+def test_timeout_ends_busy_cells(board, code):
     assert board.run(code, timeout_ms=150).status == TIMEOUT
 
 
-def test_swallowed_interrupt_comes_again(board):
+def test_caught_interrupt_is_repeated(board):
     code = (
         "n = 0\nwhile n < 3:\n    try:\n        while True: pass\n"
         "    except KeyboardInterrupt:\n        n += 1\n"
@@ -121,7 +121,7 @@ def test_swallowed_interrupt_comes_again(board):
 
 
 @pytest.mark.parametrize("turn", range(20))
-def test_late_interrupt_never_hits_the_next_cell(board, turn):
+def test_late_interrupt_does_not_reach_the_next_cell(board, turn):
     job = board.submit(f"import time\ntime.sleep({turn / 500})")
     time.sleep(turn / 500)
     board.interrupt(job)
@@ -130,7 +130,7 @@ def test_late_interrupt_never_hits_the_next_cell(board, turn):
     assert (after.wait().status, after.value) == (OK, b"3000")
 
 
-def test_ask_asks_and_is_interrupted(board):
+def test_input_returns_an_answer_and_can_be_interrupted(board):
     job = board.submit("__cm__((input('? ')))")
     job.until(lambda job: job.prompts == ["? "])
     board.answer(job, "yes")
@@ -141,11 +141,11 @@ def test_ask_asks_and_is_interrupted(board):
     assert job.wait().status == INTERRUPTED
 
 
-def test_reset_board_comes_back_with_a_new_boot_and_no_names(peer, board):
+def test_reset_board_has_a_new_boot_id_and_no_variables(peer, board):
     board.run("gone = 1")
     board.reset()
     again = peer.link("id-1", after=board)
-    assert again.told["boot"] != board.told["boot"]
+    assert again.proof_fields["boot"] != board.proof_fields["boot"]
     assert "NameError" in again.run("gone").error
 
 
@@ -156,17 +156,17 @@ def test_busy_board_answers_pings(board):
     assert job.wait().status == INTERRUPTED
 
 
-def test_lost_link_in_a_printing_cell_drops_no_stream(peer, board):
+def test_stream_survives_a_lost_link_in_a_printing_cell(peer, board):
     job = board.submit(
         "import time\nfor n in range(30):\n    print('line', n)\n    time.sleep(0.02)\n1/0"
     )
     job.until(lambda job: job.output)
     board.cut()
-    last = peer.link("id-1", after=board).told["last"]
+    last = peer.link("id-1", after=board).proof_fields["last"]
     assert (last["status"], last["dropped"] > 0) == (ERROR, True)
 
 
-def test_emit_leaves_between_two_lines(board):
+def test_emit_works_between_two_lines_of_output(board):
     board.samples.clear()
     code = "import cm\nfor n in range(30):\n    print('x' * n)\n    cm.emit(n=n)\n"
     assert board.run(code).output == b"".join(b"x" * n + b"\r\n" for n in range(30))
@@ -174,7 +174,7 @@ def test_emit_leaves_between_two_lines(board):
 
 
 @pytest.mark.parametrize("turn", range(20))
-def test_interrupt_reaches_a_cell_that_only_emits(board, turn):
+def test_interrupt_ends_a_cell_that_only_emits(board, turn):
     job = board.submit("while True: cm.emit(n=1)")
     time.sleep(turn / 200)
     board.interrupt(job)

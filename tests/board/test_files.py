@@ -1,4 +1,4 @@
-"""Files on a real board: written beside, verified, renamed; a window, no end of memory."""
+"""File operations on a real board: atomic writes, resumed uploads, limited memory."""
 
 import ast
 import hashlib
@@ -16,14 +16,14 @@ def sha(data):
 
 
 def had(job):
-    """What the board said that it has of the file: bytes, SHA-256."""
+    """Return the partial file that the board has reported: size, SHA-256."""
     job.until(lambda job: job.chunks and job.chunks[0][0] == 1)
     payload = job.chunks[0][1]
     return int.from_bytes(payload[:4], "big"), payload[4:].hex()
 
 
 def written(job):
-    """How many bytes the board says to be on the flash."""
+    """Return the numbers of bytes on the flash that the board has reported."""
     return [int.from_bytes(payload, "big") for flags, payload in job.chunks if not flags]
 
 
@@ -70,18 +70,18 @@ def test_put_writes_every_byte(board, size):
     assert "/a.bin.part" not in names(board)
 
 
-def test_what_is_there_is_not_written_again(board):
+def test_unchanged_file_is_not_written_again(board):
     put(board, "/a.bin", b"same")
     assert answers(put(board, "/a.bin", b"same")) == [0]
 
 
-def test_put_tells_how_far_it_is_at_each_step_and_not_at_each_chunk(board):
+def test_put_reports_progress_at_each_step_and_not_at_each_chunk(board):
     job = put(board, "/a.bin", bytes(50_000), step=16384)
     assert written(job) == [17 * 1010, 34 * 1010]
     assert job.messages == 4  # and what it has, and the result
 
 
-def test_interrupted_put_goes_on_where_it_stopped(board):
+def test_interrupted_put_is_resumed(board):
     data = os.urandom(60_000)
     job = board.files(["put", "/a.bin", len(data), sha(data)], step=4096)
     assert had(job) == (0, job.chunks[0][1][4:].hex())
@@ -97,7 +97,7 @@ def test_interrupted_put_goes_on_where_it_stopped(board):
     assert read(board, "/a.bin") == data
 
 
-def test_rest_of_another_content_is_not_used(board):
+def test_partial_file_with_other_content_is_not_used(board):
     job = board.files(["put", "/a.bin", 9_000, sha(bytes(9_000))], step=1024)
     had(job)
     board.put(job, bytes(5_000))
@@ -109,7 +109,7 @@ def test_rest_of_another_content_is_not_used(board):
     assert read(board, "/a.bin") == other
 
 
-def test_put_goes_on_after_a_link_that_broke(lab):
+def test_put_is_resumed_after_a_lost_link(lab):
     board, data = lab.link(), os.urandom(40_000)
     job = board.files(["put", "/b.bin", len(data), sha(data)], step=4096)
     had(job)
@@ -117,8 +117,8 @@ def test_put_goes_on_after_a_link_that_broke(lab):
     job.until(lambda job: written(job)[-1:] > [12_000])
     board.cut()
     back = lab.peer.link("id-1", after=board)
-    assert back.told["last"]["status"] == INTERRUPTED
-    assert "link lost" in back.told["last"]["error"]
+    assert back.proof_fields["last"]["status"] == INTERRUPTED
+    assert "link lost" in back.proof_fields["last"]["error"]
     again = back.files(["put", "/b.bin", len(data), sha(data)])
     size, digest = had(again)
     assert size > 12_000
@@ -128,7 +128,7 @@ def test_put_goes_on_after_a_link_that_broke(lab):
     back.files(["rm", "/b.bin", False]).wait()
 
 
-def test_wrong_bytes_leave_the_old_file_and_nothing_beside(board):
+def test_wrong_bytes_leave_the_old_file_and_no_partial_file(board):
     put(board, "/a.bin", b"old")
     job = board.files(["put", "/a.bin", 3, sha(b"new")])
     had(job)
@@ -145,7 +145,7 @@ def test_full_flash_is_cleaned_up(board):
     assert answers(put(board, "/a.bin", bytes(100_000))) == [100_000]
 
 
-def test_file_larger_than_the_heap_passes_without_allocating(board):
+def test_file_larger_than_the_heap_is_written_without_allocating(board):
     free = "import gc; gc.collect(); __cm__((gc.mem_alloc()))"
     put(board, "/a.bin", b"")
     before = int(board.run(free).value)
@@ -155,7 +155,7 @@ def test_file_larger_than_the_heap_passes_without_allocating(board):
     assert read(board, "/a.bin") == data
 
 
-def test_get_waits_until_it_may_send_more(board):
+def test_get_waits_for_acknowledgements(board):
     data = os.urandom(30_000)
     put(board, "/a.bin", data)
     job = board.files(["get", "/a.bin"], step=1024)
@@ -174,14 +174,14 @@ def _size(job):
     return sum(len(payload) for _, payload in job.chunks)
 
 
-def test_job_that_waits_for_bytes_can_be_timed_out_and_is_alive_meanwhile(board):
+def test_job_that_waits_for_data_answers_pings_and_times_out(board):
     job = board.files(["put", "/a.bin", 9, sha(b"123456789")], timeout_ms=400)
     had(job)
     assert board.ping() < 5
     assert job.wait().status == TIMEOUT
 
 
-def test_acts_in_a_row_and_the_first_that_fails(board):
+def test_operations_stop_at_the_first_failure(board):
     job = board.files(
         ["makedirs", "/folder/x/y"],
         ["makedirs", "/folder/x/y"],
@@ -198,7 +198,7 @@ def test_acts_in_a_row_and_the_first_that_fails(board):
     assert names(board, "/folder") == ["/folder/x", "/folder/z"]
 
 
-def test_folder_is_removed_only_if_it_is_meant(board):
+def test_folder_is_removed_only_recursively(board):
     answers(board.files(["makedirs", "/folder/x"]).wait())
     assert "EISDIR" in board.files(["rm", "/folder", False]).wait().error
     assert "EISDIR" in put_begun(board, "/folder").error
@@ -209,7 +209,7 @@ def put_begun(board, path):
     return board.files(["put", path, 1, sha(b"1")]).wait()
 
 
-def test_hash_tells_what_is_there(board):
+def test_hash_distinguishes_files_folders_and_nothing(board):
     put(board, "/a.bin", b"12345")
     job = board.files(
         ["hash", "/a.bin", 5],
@@ -221,13 +221,13 @@ def test_hash_tells_what_is_there(board):
     assert answers(job.wait()) == [sha(b"12345"), sha(b"12345"), "", None, False]
 
 
-def test_part_is_there_only_while_it_is_needed(board):
+def test_files_module_is_loaded_only_while_it_is_needed(board):
     look = "import sys; __cm__(('cm.files' in sys.modules))"
     assert answers(board.files(["stat", "/"]).wait())
     assert board.run(look).value == b"False"
 
 
-def test_names_of_the_user_are_kept_and_none_is_added(board):
+def test_file_operations_change_no_variables(board):
     board.run("kept = 1")
     names_before = board.run("__cm__((sorted(globals())))").value
     put(board, "/a.bin", b"x")

@@ -1,4 +1,4 @@
-"""Interrupts and timeouts reach a board whatever it does, and never the next cell."""
+"""Interrupts and timeouts end every kind of cell, and never the next cell."""
 
 import time
 
@@ -62,14 +62,14 @@ def test_timeout_ends_a_cell_that_waits(board, code, awaits):
     assert 0.2 <= time.monotonic() - begun < 0.5
 
 
-def test_interrupt_ends_a_cell_that_asks(board):
+def test_interrupt_ends_a_cell_in_input(board):
     job = board.submit("input('? ')")
     job.until(lambda job: job.prompts)
     board.interrupt(job)
     assert job.wait().status == INTERRUPTED
 
 
-def test_interrupt_in_ask_comes_once(board):
+def test_interrupt_in_input_is_raised_once(board):
     tidy = "    time.sleep(0.15)\n    print('tidy')"
     code = f"import time\ntry:\n    input()\nexcept KeyboardInterrupt:\n{tidy}"
     job = board.submit(code)
@@ -78,7 +78,7 @@ def test_interrupt_in_ask_comes_once(board):
     assert (job.wait().status, job.output) == (OK, b"tidy\n")
 
 
-def test_interrupt_lets_a_cell_tidy_up(board):
+def test_interrupted_cell_may_clean_up(board):
     code = (
         "import time\ntry:\n    while True: pass\nfinally:\n    time.sleep(0.15)\n    print('tidy')"
     )
@@ -87,7 +87,7 @@ def test_interrupt_lets_a_cell_tidy_up(board):
     assert (job.wait().status, job.output) == (INTERRUPTED, b"tidy\n")
 
 
-def test_cell_that_swallows_its_interrupt_gets_it_again(board):
+def test_cell_that_catches_its_interrupt_gets_another(board):
     code = (
         "n = 0\nwhile n < 3:\n    try:\n        while True: pass\n"
         "    except KeyboardInterrupt:\n        n += 1\n        print(n)\n"
@@ -99,7 +99,7 @@ def test_cell_that_swallows_its_interrupt_gets_it_again(board):
     assert 0.4 < time.monotonic() - begun < 1.0
 
 
-def test_interrupt_in_a_print_that_swallows_comes_again(board):
+def test_interrupt_that_is_caught_in_a_print_is_repeated(board):
     code = (
         "import time\nn = 0\nbegun = time.ticks_ms()\nwhile n < 3:\n    try:\n"
         "        while True: print('x' * 100)\n    except KeyboardInterrupt:\n        n += 1\n"
@@ -112,7 +112,7 @@ def test_interrupt_in_a_print_that_swallows_comes_again(board):
 
 
 @pytest.mark.parametrize("turn", range(40))
-def test_late_interrupt_never_hits_the_next_cell(board, turn):
+def test_late_interrupt_does_not_reach_the_next_cell(board, turn):
     job = board.submit(f"import time\ntime.sleep({turn / 2000})")
     time.sleep(turn / 2000)
     board.interrupt(job)
@@ -128,7 +128,7 @@ def test_interrupt_of_another_job_is_ignored(board):
     assert job.wait().value == b"1"
 
 
-def test_interrupt_in_a_value_that_never_ends(board):
+def test_interrupt_ends_an_endless_value(board):
     job = board.submit("class R:\n    def __repr__(self):\n        while True: pass\n__cm__((R()))")
     time.sleep(0.1)
     board.interrupt(job)
@@ -141,12 +141,12 @@ def test_cell_may_raise_its_own_interrupt(board):
     assert job.error.endswith("KeyboardInterrupt: \n")
 
 
-def test_await_gives_its_value(board):
+def test_cell_with_await_has_a_value(board):
     job = board.run(AWAITING + "await asyncio.sleep(0.05)\n    __cm__((5))", awaits=True)
     assert (job.status, job.value) == (OK, b"5")
 
 
-def test_await_raises_its_error(board):
+def test_cell_with_await_raises_its_error(board):
     job = board.run(AWAITING + "await asyncio.sleep(0)\n    1/0", awaits=True)
     assert job.status == ERROR
     assert '  File "<cell>", line 4, in __cm_cell__\n' in job.error
@@ -154,7 +154,7 @@ def test_await_raises_its_error(board):
 
 
 def interrupted_beside_a_task(board, after) -> bool:
-    """Interrupt an awaiting cell beside a task of an earlier cell; return whether that goes on."""
+    """Interrupt a cell with await beside an earlier cell's task; return whether the task runs."""
     back = (
         "import asyncio\nticks = 0\nasync def tick():\n    global ticks\n"
         "    while True:\n        ticks += 1\n        await asyncio.sleep_ms(5)\n"
@@ -176,11 +176,11 @@ def interrupted_beside_a_task(board, after) -> bool:
 
 @pytest.mark.parametrize("turn", range(10))
 def test_interrupt_cancels_only_the_cell_s_own_task(board, turn):
-    """About one in some hundreds hits the other task (docs/decisions/0015)."""
+    """About one interrupt in several hundred ends the other task (docs/decisions/0015)."""
     assert any(interrupted_beside_a_task(board, 0.02 * turn) for _ in range(3))
 
 
-def test_tasks_that_end_badly_between_cells_leave_the_board_well(board):
+def test_tasks_that_fail_between_cells_do_not_harm_the_board(board):
     code = (
         "import asyncio, sys\nasync def bad(e):\n    await asyncio.sleep_ms(20)\n    raise e\n"
         "for e in (ValueError(1), SystemExit(), OSError(5)):\n    asyncio.create_task(bad(e))"
@@ -200,7 +200,7 @@ def test_asyncio_run_in_a_plain_cell_works_beside_tasks(board):
     assert board.run(code + "__cm__((asyncio.run(main())))").value == b"7"
 
 
-def test_interrupted_asyncio_run_does_not_go_on_between_cells(board):
+def test_interrupted_asyncio_run_does_not_continue_between_cells(board):
     code = (
         "import asyncio\nblinks = 0\nasync def blink():\n    global blinks\n    while True:\n"
         "        blinks += 1\n        await asyncio.sleep_ms(5)\nasyncio.run(blink())"

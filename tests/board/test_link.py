@@ -1,4 +1,4 @@
-"""The link: who is who, what breaks it, and how a board comes back."""
+"""The board's link: authentication, protocol violations, reconnecting, resets."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ LAST = {"status": OK, "error": "", "dropped": 0}
 
 @pytest.fixture(scope="module")
 def near(make_lab):
-    """A board whose server names a short spread: it is back at once."""
+    """A board that reconnects quickly, since its server has set a short spread."""
     return make_lab(spread=0.2)
 
 
@@ -24,53 +24,56 @@ def board(near):
     assert near.link().run("__cm__((6 * 7))").value == b"42"
 
 
-def test_board_says_who_and_what_it_is(near, board):
-    told = board.told
-    assert {"run", "files", "ask", "loop"} <= set(told["parts"])
-    assert 512 <= told["buf"] <= 4096
-    facts = told["facts"]
+def test_board_reports_its_facts(near, board):
+    proof_fields = board.proof_fields
+    assert {"run", "files", "ask", "loop"} <= set(proof_fields["parts"])
+    assert 512 <= proof_fields["buf"] <= 4096
+    facts = proof_fields["facts"]
     assert (facts["platform"], facts["mpy"] & 0xFF) == ("linux", 6)
     assert facts["version"].startswith("1.")
     assert 20_000 < facts["heap"] < 131_072
-    assert len(bytes.fromhex(told["boot"])) >= 8
+    assert len(bytes.fromhex(proof_fields["boot"])) >= 8
 
 
-def test_idle_board_tells_its_free_heap_and_rssi_after_a_cell_and_after_a_beat(board):
-    def told():
+def test_idle_board_reports_free_heap_and_rssi_after_a_cell_and_after_a_ping(board):
+    def more_facts():
         count = len(board.facts)
         return lambda _: len(board.facts) > count
 
     wifi = "class WLAN:\n    def __init__(self, n): pass\n    def status(self, what): return -61\n"
-    waits = told()
+    waits = more_facts()
     board.run("import sys\nkept = bytearray(20000)")
     board.peer.until(waits)
-    assert (board.facts[-1][0] < board.told["facts"]["heap"], board.facts[-1][1]) == (True, 0)
+    assert (board.facts[-1][0] < board.proof_fields["facts"]["heap"], board.facts[-1][1]) == (
+        True,
+        0,
+    )
     before = board.facts[-1][0]
-    waits = told()
+    waits = more_facts()
     board.run(wifi + "WLAN.WLAN = WLAN\nsys.modules['network'] = WLAN\nkept = None")
     board.peer.until(waits)
     assert board.facts[-1][0] > before + 15000
     assert board.facts[-1][1] == -61
     board.run("sys.modules.pop('network')")
-    waits = told()
+    waits = more_facts()
     board.ping()
     board.peer.until(waits)
 
 
-def test_board_does_not_talk_to_a_fake_server(make_lab):
+def test_board_refuses_a_server_without_its_key(make_lab):
     lab = make_lab(lie=True, spread=0.2)
     lab.peer.until(lambda peer: len(peer.refused) >= 3)
     assert set(lab.peer.refused) == {1008}
     assert lab.peer.links == {}
 
 
-def test_board_with_a_wrong_key_does_not_talk_either(make_lab):
+def test_board_with_a_wrong_key_refuses_the_server(make_lab):
     lab = make_lab(keys={"id-1": os.urandom(32)}, spread=0.2)
     lab.peer.until(lambda peer: len(peer.refused) >= 2)
     assert set(lab.peer.refused) == {1008}
 
 
-def test_key_is_not_on_a_command_line_nor_in_a_log(near):
+def test_key_is_not_in_a_command_line_or_a_log(near):
     key = near.identities[0].key.hex()
     pid = near.boards.pids["lab-1"]
     for name in ("cmdline", "environ"):
@@ -81,10 +84,10 @@ def test_key_is_not_on_a_command_line_nor_in_a_log(near):
 
 
 @pytest.mark.parametrize("code", [1001, 1008, 4001, 4002, 4003, 4004, 1011])
-def test_board_dials_again_after_every_close(near, board, code):
+def test_board_reconnects_after_every_close_code(near, board, code):
     board.close(code)
     again = near.link(after=board, timeout=3)
-    assert again.told["boot"] == board.told["boot"]
+    assert again.proof_fields["boot"] == board.proof_fields["boot"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,7 @@ def test_board_dials_again_after_every_close(near, board, code):
         (bytes([0x82, 127]) + struct.pack(">Q", 70_000), 1009),
     ],
 )
-def test_board_refuses_what_breaks_the_rules(near, board, data, code):
+def test_board_refuses_protocol_violations(near, board, data, code):
     board.raw(data)
     assert board.closed.wait(5)
     assert board.socket.close_code == code
@@ -109,7 +112,7 @@ def test_board_refuses_what_breaks_the_rules(near, board, data, code):
 
 
 def test_longest_message_fits(board):
-    code = b"#" * (board.told["buf"] - 14)
+    code = b"#" * (board.proof_fields["buf"] - 14)
     assert board.run(code).status == OK
 
 
@@ -121,32 +124,32 @@ def test_frames_in_pieces_are_joined(board):
     assert job.wait().status == OK
 
 
-def test_several_frames_at_once_are_taken_in_turn(board):
+def test_several_frames_in_one_packet_are_handled_in_order(board):
     job = board.jobs[b"fast"] = Job(b"fast")
     data = message(EXEC, b"fast", struct.pack(">II", 0, 6) + b"x = 12")
     board.raw(bytes([0x89, 2, 1, 2, 0x8A, 0]) + bytes([0x82, len(data)]) + data + bytes([0x89, 0]))
     assert job.wait().status == OK
 
 
-def test_ping_comes_back_with_its_bytes(board):
+def test_pong_has_the_bytes_of_its_ping(board):
     for size in (0, 1, 125):
         assert board.ping(b"p" * size) < 1
 
 
-def test_cut_link_is_dialled_again_and_last_job_told(near, board):
+def test_board_reconnects_and_reports_its_last_job(near, board):
     board.run("x = 1", number=b"\1\2\3\4")
     board.cut()
     again = near.link(after=board)
-    assert again.told["last"] == {"job": "01020304", **LAST}
+    assert again.proof_fields["last"] == {"job": "01020304", **LAST}
 
 
-def test_outcome_of_a_cell_whose_link_broke_is_told_on_return(near, board):
+def test_outcome_of_a_cell_is_reported_after_a_lost_link(near, board):
     code = "import time\nfor n in range(4):\n    print('out')\n    time.sleep(0.2)\nkept = 5"
     job = board.submit(code, number=b"cut!")
     job.until(lambda job: job.output)
     board.cut()
     again = near.link(after=board)
-    last = again.told["last"]
+    last = again.proof_fields["last"]
     assert (last["job"], last["status"]) == (b"cut!".hex(), OK)
     assert last["dropped"] >= 8
     assert again.run("__cm__((kept))").value == b"5"
@@ -161,35 +164,35 @@ def test_cell_that_is_sent_twice_runs_once(near, board):
     assert again.run("__cm__((twice))").value == b"1"
 
 
-def test_error_of_a_cell_whose_link_broke_is_told_on_return(near, board):
+def test_error_of_a_cell_is_reported_after_a_lost_link(near, board):
     job = board.submit("import time\nprint(1)\ntime.sleep(0.5)\nraise OSError('\\0\\x07é' * 300)")
     job.until(lambda job: job.output)
     board.cut()
-    last = near.link(after=board).told["last"]
+    last = near.link(after=board).proof_fields["last"]
     assert last["status"] == ERROR
     assert len(last["error"]) <= 256
     assert last["error"].isprintable() or "\n" in last["error"]
 
 
-def test_timeout_holds_without_a_link(near, board):
+def test_timeout_works_without_a_link(near, board):
     job = board.submit("print(1)\nwhile True: pass", timeout_ms=600)
     job.until(lambda job: job.output)
     board.cut()
     begun = time.monotonic()
-    assert near.link(after=board).told["last"]["status"] == 3
+    assert near.link(after=board).proof_fields["last"]["status"] == 3
     assert time.monotonic() - begun < 1.2
 
 
-def test_cell_without_a_link_ends_when_patience_does(near, board):
+def test_cell_without_a_link_is_interrupted_after_the_limit(near, board):
     board.run("import cm.run\ncm.run.limit = 500")  # 60 s otherwise
     job = board.submit("print(1)\nwhile True: pass")
     job.until(lambda job: job.output)
     board.cut()
-    last = near.link(after=board).told["last"]
+    last = near.link(after=board).proof_fields["last"]
     assert (last["status"], "link lost" in last["error"]) == (INTERRUPTED, True)
 
 
-def test_ask_ends_with_the_link(near, board):
+def test_input_ends_with_the_link(near, board):
     job = board.submit("try:\n    input()\nexcept EOFError:\n    ended = 1")
     job.until(lambda job: job.prompts)
     board.cut()
@@ -200,12 +203,12 @@ def test_printing_cell_survives_the_loss_of_its_link(near, board):
     job = board.submit("for n in range(20000):\n    print('line', n)")
     job.until(lambda job: len(job.output) > 1000)
     board.cut()
-    last = near.link(after=board).told["last"]
+    last = near.link(after=board).proof_fields["last"]
     assert last["status"] == OK
     assert last["dropped"] > 100_000
 
 
-def test_silent_server_is_left(make_lab):
+def test_board_reconnects_when_the_server_is_silent(make_lab):
     lab = make_lab(beat=0.2, spread=0.2)
     link = lab.link()
     begun = time.monotonic()
@@ -213,7 +216,7 @@ def test_silent_server_is_left(make_lab):
     assert 0.3 < time.monotonic() - begun < 2
 
 
-def test_pings_keep_a_link(make_lab):
+def test_pings_keep_the_link_open(make_lab):
     lab = make_lab(beat=0.2, spread=0.2)
     link = lab.link()
     until = time.monotonic() + 1
@@ -223,44 +226,44 @@ def test_pings_keep_a_link(make_lab):
     assert not link.closed.is_set()
 
 
-def test_restarted_board_has_a_new_boot_and_keeps_its_flash(near, board):
+def test_restarted_board_has_a_new_boot_id_and_keeps_its_flash(near, board):
     board.run("with open('kept.txt', 'w') as f:\n    f.write('kept')")
     near.boards.restart("lab-1")
     again = near.link(after=board)
-    assert again.told["boot"] != board.told["boot"]
-    assert again.told["last"] is None
+    assert again.proof_fields["boot"] != board.proof_fields["boot"]
+    assert again.proof_fields["last"] is None
     assert again.run("__cm__((open('/kept.txt').read()))").value == b"'kept'"
 
 
-def test_reset_board_comes_back_at_once_with_a_new_boot_no_names_and_its_flash(near, board):
+def test_reset_board_reconnects_immediately_and_keeps_its_flash(near, board):
     board.run("gone = 1\nwith open('stays.txt', 'w') as f:\n    f.write('stays')")
     begun = time.monotonic()
     board.reset()
     again = near.link(after=board)
     assert time.monotonic() - begun < 1
     assert board.socket.close_code == 1005  # a close without a code, not a broken link
-    assert again.told["boot"] != board.told["boot"]
-    assert again.told["last"] is None
+    assert again.proof_fields["boot"] != board.proof_fields["boot"]
+    assert again.proof_fields["last"] is None
     assert "NameError" in again.run("gone").error
     assert again.run("__cm__((open('/stays.txt').read()))").value == b"'stays'"
 
 
-def test_board_too_full_to_dial_again_starts_anew(near, board):
+def test_board_without_memory_to_reconnect_restarts(near, board):
     assert "MemoryError" in board.run("x = None\nwhile True:\n    x = [x]").error
     board.cut()
     again = near.link(after=board, timeout=15)
-    assert again.told["boot"] != board.told["boot"]
+    assert again.proof_fields["boot"] != board.proof_fields["boot"]
     assert "NameError" in again.run("x").error
 
 
-def test_board_is_reset_as_often_as_one_likes(near, board):
+def test_board_can_be_reset_repeatedly(near, board):
     for _ in range(5):
         board.reset()
         board = near.link(after=board)
     assert list(near.boards.pids) == ["lab-1"]
 
 
-def test_server_that_was_away_gets_its_boards_back(make_lab):
+def test_boards_reconnect_when_the_server_is_back(make_lab):
     lab = make_lab(20, spread=2.0)
     lab.peer.until(lambda peer: len(peer.links) == 20)
     lab.peer.shut()
@@ -273,7 +276,7 @@ def test_server_that_was_away_gets_its_boards_back(make_lab):
     assert [job.wait().value for job in jobs] == [b"1"] * 20
 
 
-def test_board_whose_server_cannot_be_found_keeps_trying(make_lab):
+def test_board_keeps_trying_to_connect(make_lab):
     lab = make_lab(start=False, spread=0.2)
     lab.peer.shut()
     lab.boards.start()
@@ -282,5 +285,5 @@ def test_board_whose_server_cannot_be_found_keeps_trying(make_lab):
     assert lab.link(timeout=5).run("__cm__((1))").value == b"1"
 
 
-def test_running_is_never_told(near, board):
-    assert board.told["last"] is None or board.told["last"]["status"] != RUNNING
+def test_status_running_is_never_reported(near, board):
+    assert board.proof_fields["last"] is None or board.proof_fields["last"]["status"] != RUNNING

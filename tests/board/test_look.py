@@ -1,4 +1,4 @@
-"""Looking names up on a real board: nothing of the user's runs, and nothing stays."""
+"""Introspection on a real board: it runs no code of the user's, and leaves nothing in memory."""
 
 import ast
 
@@ -72,14 +72,14 @@ def test_names_of_the_user_and_builtins(board):
     assert names(board, "", "zi") == {"zip": "class"}
 
 
-def test_names_of_an_object_of_its_class_and_of_what_that_comes_from(traps):
+def test_names_of_an_object_its_class_and_base_classes(traps):
     found = names(traps, "trap")
     assert {"own", "prop", "static", "below", "calls"} <= set(found)
     assert found["below"] == "function"
 
 
 @pytest.mark.parametrize("path", ["", "trap", "trap.own", "trap.prop", "Trap", "trap.static"])
-def test_nothing_is_called(traps, path):
+def test_no_code_of_the_user_runs(traps, path):
     names(traps, path)
     names(traps, path, "n")
     if path:
@@ -87,7 +87,7 @@ def test_nothing_is_called(traps, path):
     assert traps.run("__cm__((Trap.calls))").value == b"0"
 
 
-def test_path_leads_through_what_objects_hold_and_no_further(traps):
+def test_path_uses_only_attributes_that_objects_hold(traps):
     assert look(traps, "about('trap.own.inner')") == ("instance", "NoneType", "None")
     for path in ("trap.nothing", "trap.prop.nothing", "nothing", "trap..own"):
         job = traps.run(f'__cm__((__import__("cm.look").look.about({path!r})))')
@@ -95,14 +95,14 @@ def test_path_leads_through_what_objects_hold_and_no_further(traps):
     assert traps.run("__cm__((Trap.calls))").value == b"0"
 
 
-def test_package_that_imports_when_asked_is_not_asked(board):
+def test_lazy_package_imports_nothing(board):
     board.run("import asyncio")
     before = board.run("import sys\n__cm__((sorted(sys.modules)))").value
     names(board, "asyncio")
     assert board.run("__cm__((sorted(sys.modules)))").value == before
 
 
-def test_modules_are_looked_into(board):
+def test_names_of_modules(board):
     board.run("import os, sys")
     assert names(board, "os", "listd") == {"listdir": "function"}
     assert "implementation" in names(board, "sys")
@@ -110,7 +110,7 @@ def test_modules_are_looked_into(board):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "description"),
     [
         ("42", ("instance", "int", "42")),
         ("None", ("instance", "NoneType", "None")),
@@ -120,12 +120,12 @@ def test_modules_are_looked_into(board):
         ("len", ("function", "function", "")),
     ],
 )
-def test_about(board, value, told):
+def test_about_describes_a_value(board, value, description):
     board.run(f"value = {value}")
-    assert look(board, "about('value')") == told
+    assert look(board, "about('value')") == description
 
 
-def test_nothing_stays(board):
+def test_introspection_leaves_nothing_in_memory(board):
     board.run("before = set(globals())")
     names(board, "", "be")
     left = "set(globals()) - before, [n for n in sys.modules if 'look' in n]"

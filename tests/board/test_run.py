@@ -1,4 +1,4 @@
-"""Cells on a real board: output, values, errors, long ones, and what users do to a board."""
+"""Cells on a real board: output, values, errors, long cells, harmful cells."""
 
 import struct
 import time
@@ -8,12 +8,12 @@ import pytest
 from .peer import ERROR, EXEC, INTERRUPTED, MORE, OK, Job, message
 
 
-def test_short_cell_comes_back_as_one_message(board):
+def test_result_of_a_short_cell_is_one_message(board):
     job = board.run("print('hello')\n__cm__((6 * 7))")
     assert (job.status, job.output, job.value, job.messages) == (OK, b"hello\n", b"42", 1)
 
 
-def test_names_live_from_cell_to_cell_and_functions_see_them(board):
+def test_variables_persist_between_cells(board):
     board.run("x = 1\ndef f():\n    return x")
     board.run("x = 5")
     assert board.run("__cm__((f(), __name__))").value == b"(5, '__main__')"
@@ -37,25 +37,25 @@ def test_value_is_its_repr(board, expression, shown):
     assert board.run(f"__cm__(({expression}))").value == shown
 
 
-def test_cell_without_value_has_none_even_after_one_with(board):
+def test_cell_without_a_value_has_none_after_one_with_a_value(board):
     board.run("__cm__((1))")
     assert board.run("y = 2").value == b""
 
 
 @pytest.mark.parametrize("length", [*range(848, 888), 1752, 5000])
-def test_value_of_any_length_arrives_whole(board, length):
+def test_value_of_any_length_arrives_completely(board, length):
     job = board.run(f"__cm__(('v' * {length}))")
     assert job.value == b"'" + b"v" * length + b"'"
 
 
 @pytest.mark.parametrize("length", [848, 871, 872, 873, 888, 2700])
-def test_output_before_a_long_value_keeps_its_place(board, length):
+def test_output_precedes_a_long_value(board, length):
     job = board.run(f"print('o' * {length})\n__cm__(('v' * {length}))")
     assert job.output == b"o" * length + b"\n"
     assert job.value == b"'" + b"v" * length + b"'"
 
 
-def test_value_is_streamed_and_cut_at_a_mebibyte(board):
+def test_value_is_streamed_and_truncated_at_a_mebibyte(board):
     job = board.run("s = 'x' * 400\n__cm__(([s] * 3000))", timeout=20)
     assert (job.status, job.cut, len(job.value)) == (OK, True, 1 << 20)
     assert job.value.startswith(b"['xxx")
@@ -101,7 +101,7 @@ def test_syntax_error_is_an_error(board, code):
     assert "SyntaxError" in job.error or "IndentationError" in job.error
 
 
-def test_deep_recursion_shows_beginning_and_end(board):
+def test_traceback_of_deep_recursion_has_beginning_and_end(board):
     job = board.run("def f(n):\n    return f(n + 1)\nf(0)")
     assert job.status == ERROR
     assert job.error.startswith("Traceback (most recent call last):\n")
@@ -109,14 +109,14 @@ def test_deep_recursion_shows_beginning_and_end(board):
     assert job.error.endswith("RuntimeError: maximum recursion depth exceeded\n")
 
 
-def test_huge_message_of_an_error_loses_its_middle(board):
+def test_huge_error_message_loses_its_middle(board):
     job = board.run("raise ValueError('m' * 9000 + 'end')")
     assert job.status == ERROR
     assert "ValueError: mmm" in job.error
     assert job.error.endswith("mend\n")
 
 
-def test_exception_whose_str_raises_still_names_itself(board):
+def test_exception_whose_str_raises_is_named(board):
     code = "class E(Exception):\n    def __str__(self):\n        raise KeyError(1)\nraise E()"
     job = board.run(code)
     assert job.status == ERROR
@@ -124,7 +124,7 @@ def test_exception_whose_str_raises_still_names_itself(board):
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit", "import sys\nsys.exit(3)"])
-def test_system_exit_is_an_error_and_the_board_lives_on(board, code):
+def test_system_exit_is_an_error_of_the_cell_only(board, code):
     job = board.run(code)
     assert job.status == ERROR
     assert "SystemExit" in job.error
@@ -147,14 +147,14 @@ def test_full_memory_can_be_freed_by_the_next_cell(board, free, turn, eater):
     assert board.run("import gc\ngc.collect()\n__cm__((gc.mem_free() > 40000))").value == b"True"
 
 
-def test_long_cell_travels_in_chunks(board):
+def test_long_cell_arrives_in_pieces(board):
     code = "total = 0\n" + "".join(f"total += {n}  # {'.' * 40}\n" for n in range(100))
-    assert len(code) > 3 * board.told["buf"]
+    assert len(code) > 3 * board.proof_fields["buf"]
     assert board.run(f"{code}\n__cm__((total))").value == b"4950"
 
 
 @pytest.mark.parametrize("length", [1001, 1002, 1003, 1004, 2011, 2012, 2013, 2014, 9000])
-def test_cell_of_any_length_arrives_whole(board, length):
+def test_cell_of_any_length_arrives_completely(board, length):
     end = "\n__cm__((1))"
     assert board.run("#" * (length - len(end)) + end).value == b"1"
 
@@ -192,17 +192,17 @@ def test_print_is_captured(board, code, output):
     assert (job.status, job.output) == (OK, output)
 
 
-def test_modules_print_through_the_same_hook(board):
+def test_print_in_modules_is_captured(board):
     board.run("with open('talks.py', 'w') as f:\n    f.write('print(\"hi from module\")')")
     assert board.run("import talks").output == b"hi from module\n"
 
 
-def test_many_lines_arrive_in_order_and_whole(board):
+def test_many_lines_arrive_in_order(board):
     job = board.run("for n in range(3000):\n    print('line', n)", timeout=20)
     assert job.output == b"".join(b"line %d\n" % n for n in range(3000))
 
 
-def test_output_of_a_long_list_is_whole(board):
+def test_output_of_a_long_list_is_complete(board):
     assert board.run("print(list(range(1000)))").output.decode() == f"{list(range(1000))}\n"
 
 
@@ -215,7 +215,7 @@ def test_output_is_live(board):
     assert job.wait().output == b"one\ntwo\n"
 
 
-def test_board_that_sleeps_after_a_busy_minute_still_sends_its_last_line(board):
+def test_last_line_before_a_sleep_is_sent(board):
     code = "import time\ntime.sleep(0.5)\nprint('a')\nprint('b')\ntime.sleep(5)"
     job = board.submit(code)
     job.until(lambda job: job.output == b"a\nb\n", 1)
@@ -241,14 +241,14 @@ def test_board_that_sleeps_after_a_busy_minute_still_sends_its_last_line(board):
         "globals().clear()",
     ],
 )
-def test_mischief_leaves_the_board_well(board, code):
+def test_harmful_cells_do_not_harm_the_board(board, code):
     board.run(code)
     board.run("for name in ('print', 'input', '__cm__'):\n    globals().pop(name, 0)")
     job = board.run("print('well')\n__cm__((1))")
     assert (job.status, job.output, job.value) == (OK, b"well\n", b"1")
 
 
-def test_ask_comes_with_its_prompt_and_output_before_it(board):
+def test_input_sends_its_prompt_after_earlier_output(board):
     job = board.submit("print('first')\nname = input('who? ')\n__cm__((name))")
     job.until(lambda job: job.prompts == ["who? "])
     assert job.output == b"first\n"
@@ -256,7 +256,7 @@ def test_ask_comes_with_its_prompt_and_output_before_it(board):
     assert job.wait().value == b"'Zo\\xeb'"
 
 
-def test_ask_takes_a_long_prompt_and_a_long_answer(board):
+def test_input_accepts_a_long_prompt_and_a_long_answer(board):
     job = board.submit("__cm__((len(input('p' * 2000))))")
     job.until(lambda job: job.prompts)
     assert len(job.output) + len(job.prompts[0]) == 2000
@@ -264,14 +264,14 @@ def test_ask_takes_a_long_prompt_and_a_long_answer(board):
     assert job.wait().value == b"1000"
 
 
-def test_ask_without_anybody_is_an_end_of_file(board):
+def test_input_without_a_caller_raises_eof_error(board):
     job = board.submit("input()")
     job.until(lambda job: job.prompts)
     board.answer(job, "", flags=1)
     assert job.wait().error.endswith("EOFError: \n")
 
 
-def test_ask_serves_pings(board):
+def test_pings_are_answered_during_input(board):
     job = board.submit("input()")
     job.until(lambda job: job.prompts)
     assert board.ping() < 1
@@ -279,7 +279,7 @@ def test_ask_serves_pings(board):
     assert job.wait().status == OK
 
 
-def test_late_answer_disturbs_nobody(board):
+def test_late_answer_is_ignored(board):
     job = board.submit("import time\ntime.sleep(0.3)\n__cm__((1))")
     board.answer(job, "x" * 1000)
     assert job.wait().value == b"1"
@@ -312,7 +312,7 @@ ALL_OF_SYS = (
         ("import sys\nprint(sys.stdout.write('five!'))", b"five!5\n"),
     ],
 )
-def test_what_is_written_to_sys_is_captured(board, code, output):
+def test_writes_to_sys_stdout_are_captured(board, code, output):
     job = board.run(code)
     assert (job.status, job.output) == (OK, output)
 
@@ -325,22 +325,22 @@ def test_print_exception_is_captured(board, more):
     assert job.output.endswith(b"ZeroDivisionError: divide by zero\n")
 
 
-def test_print_exception_to_a_file_goes_there(board):
+def test_print_exception_to_a_file_is_not_captured(board):
     code = "import io, sys\nf = io.StringIO()\ntry:\n    1/0\nexcept Exception as e:\n"
     job = board.run(code + "    sys.print_exception(e, f)\n__cm__((f.getvalue()[-8:]))")
     assert (job.output, job.value) == (b"", b"'by zero\\n'")
 
 
-def test_all_else_of_sys_is_the_real_one_s(board):
+def test_sys_is_the_real_module_otherwise(board):
     board.run("import sys\nsys.modules.clear()")
-    told = board.run(ALL_OF_SYS)
-    assert told.value == b"(True, True, True, 'linux', 'mine', True, True, True, [''])"
+    job = board.run(ALL_OF_SYS)
+    assert job.value == b"(True, True, True, 'linux', 'mine', True, True, True, [''])"
     assert board.run("import sys\nsys.path.remove('/mine')\nsys.nope").error.endswith(
         "AttributeError: module 'sys' has no attribute 'nope'\n"
     )
 
 
-def test_path_that_is_replaced_is_searched(board):
+def test_replaced_sys_path_is_searched(board):
     board.run(
         "import os\nos.mkdir('/far')\nwith open('/far/away.py', 'w') as f:\n    f.write('x=7')"
     )
@@ -348,7 +348,7 @@ def test_path_that_is_replaced_is_searched(board):
     assert board.run(code + "__cm__((away.x))").value == b"7"
 
 
-def test_interrupt_ends_a_cell_that_writes_without_end(board):
+def test_interrupt_ends_a_cell_that_writes_endlessly(board):
     job = board.submit("import sys\nwhile True:\n    sys.stdout.write('x' * 40 + '\\n')")
     job.until(lambda job: len(job.output) > 1000)
     board.interrupt(job)

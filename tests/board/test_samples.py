@@ -1,4 +1,4 @@
-"""cm.emit on a real board: in cells, between them, too fast, too long, and interrupted."""
+"""cm.emit on a real board: in cells, between cells, too often, too long, interrupted."""
 
 import time
 
@@ -9,7 +9,7 @@ from .peer import ERROR, INTERRUPTED, OK
 
 @pytest.fixture(autouse=True)
 def _rested(board):
-    """Nothing that was emitted before counts."""
+    """The board's link, with a fresh rate limit."""
     board.samples.clear()
     board.run("import cm.samples\ncm.samples.due = cm.samples.dropped = 0")
 
@@ -24,13 +24,13 @@ def test_emit_sends_its_values_with_the_boards_clock(board):
     )
     assert job.status == OK, job
     now, left = eval(job.value)
-    ((ticks, lost, told),) = board.samples
-    assert (left, lost, told) == (True, 0, {"temp": 21.5, "on": True, "s": "é"})
+    ((ticks, lost, values),) = board.samples
+    assert (left, lost, values) == (True, 0, {"temp": 21.5, "on": True, "s": "é"})
     assert 0 <= ticks - now < 1000
 
 
-def test_emit_keeps_its_place_in_the_output(board):
-    """No frame begins inside of another, and none of the output is lost or doubled."""
+def test_emit_is_sent_in_order_with_output(board):
+    """Frames are not mixed up, and output is neither lost nor duplicated."""
     code = "for n in range(40):\n    print('x' * n)\n    cm.emit(n=n)\n__cm__(('v' * 2000))"
     job = board.run(code)
     assert job.output == b"".join(b"x" * n + b"\n" for n in range(40))
@@ -38,13 +38,13 @@ def test_emit_keeps_its_place_in_the_output(board):
     assert values(board) == [{"n": n} for n in range(40)]
 
 
-def test_output_that_waits_makes_room_for_it(board):
+def test_pending_output_is_sent_before_a_sample(board):
     job = board.run("print('x' * 860, end='')\n__cm__((cm.emit(s='y' * 400)))")
     assert (job.output, job.value) == (b"x" * 860, b"True")
     assert values(board) == [{"s": "y" * 400}]
 
 
-def test_emit_inside_of_a_repr_leaves_the_value_whole(board):
+def test_emit_in_a_repr_does_not_change_the_value(board):
     code = "class R:\n    def __repr__(self):\n        cm.emit(r=1)\n        return 'R' * 300\n"
     job = board.run(code + "__cm__(([R(), R(), R(), R()]))")
     assert job.value == b"[" + b", ".join([b"R" * 300] * 4) + b"]"
@@ -64,7 +64,7 @@ def test_task_between_cells_emits(board):
     assert job.messages == 1, "nothing of the cell is said twice"
 
 
-def test_who_emits_too_fast_is_told_and_dropped(board):
+def test_samples_over_the_rate_are_dropped_and_counted(board):
     code = "left = [cm.emit(n=n) for n in range(500)]\n"
     code += "import time\ntime.sleep(1)\n__cm__((sum(left), left[0], left[-1], cm.emit(n=-1)))"
     left, first, last, after = eval(board.run(code).value)
@@ -74,8 +74,8 @@ def test_who_emits_too_fast_is_told_and_dropped(board):
     assert board.samples[-1] == (board.samples[-1][0], 255, {"n": -1})  # as many as fit in a byte
 
 
-def test_a_pause_of_a_week_is_a_pause(board):
-    """Ticks wrap: what was emitted last may seem to be in the future."""
+def test_rate_limit_works_after_a_pause_of_a_week(board):
+    """Ticks wrap: the last sample may seem to be in the future."""
     code = "cm.samples.due = time.ticks_add(time.ticks_ms(), 1 << 28)\n__cm__((cm.emit(n=1)))"
     assert board.run("import time\n" + code).value == b"True"
 
@@ -88,18 +88,18 @@ def test_a_pause_of_a_week_is_a_pause(board):
         ("emit(text='x' * 600)", "ValueError"),
     ],
 )
-def test_what_cannot_travel_is_an_error_and_nothing_is_sent(board, call, error):
+def test_value_that_is_not_json_is_an_error(board, call, error):
     job = board.run(f"cm.{call}")
     assert (job.status, error in job.error, board.samples) == (ERROR, True, [])
 
 
-def test_what_is_no_number_is_none(board):
+def test_nan_and_infinity_become_none(board):
     board.run("inf = float('inf')\ncm.emit(a=inf, b=-inf, c=inf - inf, d=1e30)")
     assert values(board) == [{"a": None, "b": None, "c": None, "d": 1e30}]
 
 
 @pytest.mark.parametrize("turn", range(20))
-def test_interrupt_reaches_a_cell_that_only_emits_and_the_link_stays(board, turn):
+def test_interrupt_ends_a_cell_that_only_emits_and_keeps_the_link(board, turn):
     job = board.submit("while True: cm.emit(n=1)")
     time.sleep(turn / 200)
     board.interrupt(job)
@@ -107,7 +107,7 @@ def test_interrupt_reaches_a_cell_that_only_emits_and_the_link_stays(board, turn
     assert not board.closed.is_set()
 
 
-def test_board_without_the_part_says_so(board):
+def test_emit_without_its_module_is_an_import_error(board):
     board.run("import sys\nsys.path[:], kept = [''], sys.path[:]\nsys.modules.pop('cm.samples')")
     board.run("import cm\nkept_emit = cm.emit\ncm.emit = cm.link.emit")
     job = board.run("cm.__path__, old = '/none', cm.__path__\ncm.emit(n=1)")

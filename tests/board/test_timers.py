@@ -1,7 +1,7 @@
 """The client's one timer, on chips whose machine.Timer is that of each port and version.
 
-What each port refuses, shares and loses is in standin_timers.py, which names the sources; the
-clock is advanced where a timer takes a minute or more.
+How each port behaves is in standin_timers.py, which names the sources; the clock is advanced if a
+timer takes a minute or more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PORTS = {
     "rp2-1.28": (range(-1, 0), None),
     "esp8266-1.28": (range(-1, 6), None),
 }
-#: More of them, of which each behaves as one of the others.
+#: More ports and versions, each of which behaves as one of the others.
 MORE = {
     "esp32-1.25": (range(4), 3),
     "esp32s3-1.27": (range(4), 3),
@@ -41,7 +41,7 @@ APPS = [
     pytest.param(TICKING, id="async"),
     pytest.param("while True: pass", id="busy", marks=pytest.mark.soak),
 ]
-WATCHDOG = {"rp2": 8, "esp8266": 5}  # seconds that the chip's own takes
+WATCHDOG = {"rp2": 8, "esp8266": 5}  # the longest timeout of the chip's watchdog in seconds
 BUSY = "while True: pass"
 CRASH = b"Fatal exception"
 COLLECT = "import gc, machine\nfor _ in range(5): gc.collect()\n"
@@ -60,16 +60,16 @@ __cm__(([n for n in range(-1, 6) if accepts(n)]))
 
 @pytest.fixture
 def lab(boot_lab):
-    boot_lab.peer.beat = 1000.0  # seconds: skipped time is no reason to dial anew
+    boot_lab.peer.beat = 1000.0  # seconds: skipped time is no reason to reconnect
     return boot_lab
 
 
 def boot(lab, port, app=TICKING, **settings):
-    return started(lab.boot(app, told={"port": port}, **settings).link(), app)
+    return started(lab.boot(app, chip_options={"port": port}, **settings).link(), app)
 
 
 def started(link, app=TICKING):
-    """Wait until its program lets it run cells: while it starts, it would pass over one."""
+    """Wait until the board's program has started: before that the board would skip a cell."""
     if app:
         link.program(int(app == BUSY), "app.py" if app in (TICKING, BUSY) else app)
     return link
@@ -93,18 +93,18 @@ def bad_starts(link):
 
 
 def until(link, what, wanted):
-    """Wait until the board says so; each look is a cell, and each cell's end a tick."""
+    """Wait for an answer of the board; each question is a cell, and each cell's end is a tick."""
     deadline = time.monotonic() + 5
     while (found := what(link)) != wanted:
         assert time.monotonic() < deadline, found
         time.sleep(0.02)
 
 
-# What every port has to do
+# All ports
 
 
 @pytest.mark.parametrize("port", ALL)
-def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
+def test_client_interrupts_a_cell_and_ends_its_trial_on_one_timer(lab, client, port):
     """A new client on trial, with a program and a watchdog, all on one timer."""
     accepted, number = {**PORTS, **MORE}[port]
     lab.flash.write(staged(client))
@@ -125,11 +125,11 @@ def test_client_starts_interrupts_a_cell_and_ends_its_timers(lab, client, port):
     assert value(started(lab.link(after=link)), WHO) == "'old'"
 
 
-# Timers that somebody has to hold
+# Timers that need a reference
 
 
-def test_good_program_is_started_after_any_number_of_power_cuts(lab):
-    """RP2 stops a timer that is collected; that of the first minute was, in earlier clients."""
+def test_good_program_starts_after_any_number_of_power_cuts(lab):
+    """RP2 stops a timer that is collected, as the timer of the first minute was in the past."""
     link = boot(lab, "rp2-1.28")
     for _ in range(3):
         assert link.run(MINUTE).status == OK
@@ -154,16 +154,16 @@ shallow(20)  # what is left of it on the stack
     ("port", "goes_on"),
     [("rp2-1.28", False), pytest.param("esp32-1.29", True, marks=pytest.mark.soak)],
 )
-def test_timer_that_nobody_holds_goes_on_where_its_port_holds_it(lab, port, goes_on):
-    """The stand-in can tell."""
+def test_unreferenced_timer_runs_if_its_port_refers_to_it(lab, port, goes_on):
+    """The stand-in behaves as the port does."""
     link = boot(lab, port, app="")
     assert link.run(LOOSE).status == OK
     assert link.run(COLLECT + "del n[:]\nimport time\ntime.sleep_ms(100)").status == OK
     assert (int(value(link, "__cm__((len(n)))")) > 1) == goes_on
 
 
-def test_timer_that_nobody_holds_crashes_an_esp8266(lab):
-    """The stand-in can tell."""
+def test_unreferenced_timer_crashes_an_esp8266(lab):
+    """The stand-in behaves as the port does."""
     link = boot(lab, "esp8266-1.28", app="")
     link.submit(LOOSE + COLLECT + BUSY)
     lab.link(after=link)
@@ -172,7 +172,7 @@ def test_timer_that_nobody_holds_crashes_an_esp8266(lab):
 
 
 @pytest.mark.parametrize("port", ["rp2-1.28", pytest.param("esp8266-1.28", marks=pytest.mark.soak)])
-def test_client_of_an_earlier_version_is_on_trial_by_a_timer_that_is_held(lab, client, port):
+def test_earlier_client_is_on_trial_with_a_referenced_timer(lab, client, port):
     older = {path: data for path, data in client.items() if "ticker" not in path}
     lab.flash.write(staged(older))
     link = boot(lab, port, app="")
@@ -184,14 +184,14 @@ def test_client_of_an_earlier_version_is_on_trial_by_a_timer_that_is_held(lab, c
 
 @pytest.mark.soak
 @pytest.mark.parametrize("port", ["esp32-1.28", "rp2-1.28"])
-def test_interrupts_reach_busy_cells_while_the_timer_has_other_work(lab, port):
+def test_interrupts_end_busy_cells_while_the_timer_has_other_calls(lab, port):
     link = boot(lab, port, app="", watchdog=8)
     for turn in range(60):
         interrupt(link, BUSY_CELLS[turn % len(BUSY_CELLS)])
         assert link.run("print('well')").output == b"well\r\n"
 
 
-# Timers that go on, and such as must not
+# Timers between cells
 
 
 @pytest.mark.parametrize("port", ["esp32-1.28", pytest.param("rp2-1.28", marks=pytest.mark.soak)])
@@ -205,15 +205,15 @@ def test_confirmed_client_is_not_reset_when_its_trial_would_end(lab, client, por
     assert value(link, WHO) == "'new'"
 
 
-def test_program_that_crashed_has_not_started_well_a_minute_later(lab):
-    link = lab.boot("1 / 0", told={"port": "esp32-1.29"}).link()
+def test_crashed_program_is_no_good_start_a_minute_later(lab):
+    link = lab.boot("1 / 0", chip_options={"port": "esp32-1.29"}).link()
     started(link, "app.py ended: ZeroDivisionError: divide by zero")
     assert link.run(MINUTE).status == OK
     until(link, lambda link: value(link, "from cm import ticker\n__cm__((ticker.calls))"), "[]")
     assert bad_starts(link) == "1"
 
 
-def test_watchdog_is_fed_while_cells_follow_one_another_faster_than_the_timer(lab):
+def test_watchdog_is_fed_during_cells_in_quick_succession(lab):
     link = boot(lab, "esp32-1.28", app="", watchdog=60)
     fed = "import machine\n__cm__((machine.dogs[0].fed))"
     first = int(value(link, fed))
@@ -233,7 +233,7 @@ def test_watchdog_is_fed_between_cells(lab):
     assert longest < 1500
 
 
-def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
+def test_no_timer_runs_between_cells_unless_needed(lab):
     link = boot(lab, "rp2-1.28")
     assert link.run(MINUTE).status == OK
     until(link, bad_starts, "0")
@@ -245,7 +245,7 @@ def test_no_timer_runs_between_cells_where_nothing_needs_it(lab):
 
 
 @pytest.mark.parametrize("settings", [{}, {"watchdog": 5}], ids=["plain", "watchdog"])
-def test_soft_reset_by_the_fleet_leaves_no_timer_armed(lab, client, settings):
+def test_soft_reset_by_the_server_leaves_no_timer_armed(lab, client, settings):
     lab.flash.write(staged(client))
     link = boot(lab, "esp8266-1.28", **settings)
     link.reset()
@@ -268,7 +268,7 @@ def test_soft_reset_from_the_repl_finds_no_timer_armed(lab, app):
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make_lab, app):
+def test_virtual_board_starts_a_good_program_after_power_cuts(make_lab, app):
     lab = make_lab()
     link = lab.link()
     app = "import cm.app\ncm.app.started -= 61000\n" + app
@@ -276,7 +276,7 @@ def test_virtual_board_starts_a_good_program_after_any_number_of_power_cuts(make
     for _ in range(4):
         lab.boards.restart("lab-1")
         link = lab.link(after=link)
-        assert "safe mode" not in link.told["facts"]["program"]
+        assert "safe mode" not in link.proof_fields["facts"]["program"]
         if app.endswith(BUSY):
             started(link, BUSY)
             time.sleep(0.05)  # until it is in its loop

@@ -1,4 +1,4 @@
-"""The golden cells on a real MicroPython: byte for byte what it answers to the server."""
+"""The golden vectors of the protocol on a real MicroPython: its answers, byte for byte."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class BoardLink:
         self.sock.sendall(frames.encode_frame(message))
 
     def receive(self):
-        """The next message; pings and pongs are left out."""
+        """Return the next message; skip pings and pongs."""
         while not self.came:
             data = self.sock.recv(65_536)
             assert data, "the board hung up"
@@ -54,18 +54,18 @@ class BoardLink:
         )
 
     def greet(self):
-        """Both prove themselves; returns the board's facts."""
+        """Authenticate each other; return the fields of PROOF."""
         hello = proofs.read_hello(wire.unpack(self.receive()))
         nonce = os.urandom(proofs.NONCE_BYTES)
         self.send(proofs.pack_challenge(KEY, hello, nonce))
-        told = proofs.check_proof(KEY, hello, nonce, wire.unpack(self.receive()))
-        assert told is not None
+        proof_fields = proofs.check_proof(KEY, hello, nonce, wire.unpack(self.receive()))
+        assert proof_fields is not None
         welcome = {"name": "golden", "beat": 60.0, "spread": 2.0}
         self.send(wire.pack_json(wire.WELCOME, welcome))
-        return told
+        return proof_fields
 
     def receive_whole(self):
-        """The next INPUT or RESULT, with the output that a busy machine let go before it."""
+        """Return the next INPUT or RESULT, with the output of messages before it."""
         output = b""
         while (message := wire.unpack(self.receive())).op == wire.OUTPUT:
             output += message.payload
@@ -92,19 +92,19 @@ def link(tmp_path_factory):
             with sock:
                 link = BoardLink(sock)
                 link.upgrade()
-                link.told = link.greet()
+                link.proof_fields = link.greet()
                 yield link
 
 
-def test_board_tells_what_protocol_md_says(link):
-    assert set(link.told) == {"boot", "buf", "parts", "facts", "last"}
+def test_board_sends_the_fields_of_protocol_md(link):
+    assert set(link.proof_fields) == {"boot", "buf", "parts", "facts", "last"}
     facts = {"platform", "version", "mpy", "machine", "client", "heap", "rssi", "program"}
-    assert set(link.told["facts"]) == facts
-    assert (link.told["last"], "run" in link.told["parts"]) == (None, True)
+    assert set(link.proof_fields["facts"]) == facts
+    assert (link.proof_fields["last"], "run" in link.proof_fields["parts"]) == (None, True)
 
 
 def renumbered(text, cell):
-    """A golden message, with a job of this cell's own: a board runs none twice."""
+    """Return a golden message with a new job number: a board runs no job twice."""
     data = bytearray.fromhex(text)
     data[2] = CELLS.index(cell) + 1
     return bytes(data)

@@ -1,4 +1,4 @@
-"""A board's link from this machine, against the real server; and servers that are none."""
+"""A bridged board's link to the real server, and to other servers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_board_is_in_the_fleet_with_its_facts(server: RunningServer, identity, f
         link.close()
 
 
-def test_cell_arrives_and_result_leaves(server: RunningServer, identity, fleet: Fleet):
+def test_cell_arrives_and_its_result_is_sent(server: RunningServer, identity, fleet: Fleet):
     link = dial(server, identity)
     try:
         wait_online(fleet, [identity.name])
@@ -64,7 +64,7 @@ def test_cell_arrives_and_result_leaves(server: RunningServer, identity, fleet: 
         link.close()
 
 
-def test_newer_link_takes_over_and_the_older_hears_why(server: RunningServer, identity):
+def test_older_link_is_closed_with_a_reason(server: RunningServer, identity):
     old = dial(server, identity)
     new = dial(server, identity)
     try:
@@ -75,13 +75,13 @@ def test_newer_link_takes_over_and_the_older_hears_why(server: RunningServer, id
         new.close()
 
 
-def test_wrong_key_is_not_proven(server: RunningServer, identity):
+def test_wrong_key_is_refused(server: RunningServer, identity):
     wrong = BoardIdentity(identity.name, identity.id, os.urandom(32))
     with pytest.raises(NotAllowed, match="the server does not have the key of linked-"):
         dial(server, wrong)
 
 
-def test_nobody_there_is_unreachable(identity):
+def test_closed_port_is_server_unreachable(identity):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = closed.getsockname()
     with pytest.raises(ServerUnreachable):
@@ -106,7 +106,7 @@ def test_other_servers_are_refused(identity, answer):
 
 
 def test_nothing_follows_half_a_frame(server: RunningServer, identity):
-    """Neither a message nor a close frame, once the server did not read for too long."""
+    """Neither a message nor a close frame, after the server did not read for too long."""
     link = dial(server, identity)
     ours, theirs = socket.socketpair()
     with theirs:

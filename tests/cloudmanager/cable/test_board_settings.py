@@ -1,4 +1,4 @@
-"""Where boards dial, and what is written into their /cm.json."""
+"""The address that boards connect to, and the content of their /cm.json."""
 
 import socket
 from typing import Any
@@ -9,11 +9,19 @@ from cloudmanager.cable import board_settings
 from cloudmanager.cable.board_settings import DialAddress, find_dial_address
 from cloudmanager.config import ServerAddress
 
-TOLD = {"name": "a", "id": "b", "key": "00", "gen": 0, "ca": "MII=", "state": "valid", "uses": 1}
+ROW = {
+    "name": "a",
+    "id": "b",
+    "key": "00",
+    "gen": 0,
+    "ca": "MII=",
+    "state": "valid",
+    "uses": 1,
+}
 
 
 class Somewhere:
-    """A fleet whose server is dialled at one address and listens on another."""
+    """A fleet whose server is reached at one address and listens on another."""
 
     def __init__(self, url, listens):
         self.address = ServerAddress(url, "cm_x", "url=")
@@ -39,13 +47,13 @@ class Somewhere:
         ("https://lab", "https://0.0.0.0:18266", None, DialAddress("lab", 18266, True)),
     ],
 )
-def test_boards_dial_where_the_server_is_reached(url, listens, server, place):
+def test_boards_connect_to_the_address_of_the_server(url, listens, server, place):
     fleet: Any = Somewhere(url, listens)
     assert find_dial_address(fleet, server) == place
 
 
 @pytest.mark.parametrize("listens", ["https://0.0.0.0:7", "https://[::]:7", "https://:7"])
-def test_a_server_on_all_addresses_is_dialled_at_this_machines_own(listens, monkeypatch):
+def test_server_on_all_addresses_is_reached_at_this_machines_address(listens, monkeypatch):
     monkeypatch.setattr(board_settings, "_own_address", lambda: "10.9.8.7")
     fleet: Any = Somewhere("https://127.0.0.1:7", listens)
     assert find_dial_address(fleet) == DialAddress("10.9.8.7", 7, True)
@@ -57,8 +65,8 @@ def test_this_machine_has_an_address_or_a_name(monkeypatch):
     assert board_settings._own_address() == socket.gethostname()
 
 
-def test_a_board_keeps_what_it_needs_and_nothing_else():
-    kept = board_settings.make_board_settings(TOLD, DialAddress("h", 1, True))
+def test_settings_contain_only_what_a_board_needs():
+    kept = board_settings.make_board_settings(ROW, DialAddress("h", 1, True))
     assert kept == {
         "host": "h",
         "tcp_port": 1,

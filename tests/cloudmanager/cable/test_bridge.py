@@ -21,42 +21,42 @@ from tests.cloudmanager.conftest import background
 from tests.conftest import RunningServer
 
 
-def test_fresh_starts_anew(bridged_board):
+def test_fresh_cell_has_no_earlier_variables(bridged_board):
     bridged_board.run("gone = 1").raise_for_error()
     (result,) = bridged_board.run("gone", fresh=True, timeout=20).values()
     assert result.error.ename == "NameError"
 
 
 def test_unix_board_is_a_board_like_any_other(bridged_unix):
-    (told,) = bridged_unix.info()
-    assert (told["platform"], told["client"], told["state"]) == ("linux", "bridge 0.1", "idle")
-    assert told["mpy"].startswith("6")
+    (facts,) = bridged_unix.info()
+    assert (facts["platform"], facts["client"], facts["state"]) == ("linux", "bridge 0.1", "idle")
+    assert facts["mpy"].startswith("6")
 
 
-def test_microbit_has_its_nine_kilobytes(bridged_microbit):
-    (told,) = bridged_microbit.info()
-    assert (told["platform"], told["version"]) == ("microbit", "1.9.2")
-    assert 7_000 < told["heap"] < 10_000
+def test_microbit_reports_its_free_heap(bridged_microbit):
+    (facts,) = bridged_microbit.info()
+    assert (facts["platform"], facts["version"]) == ("microbit", "1.9.2")
+    assert 7_000 < facts["heap"] < 10_000
     (result,) = bridged_microbit.run("list(range(5000))").values()
     assert result.error.ename == "MemoryError"
 
 
-# Coming and going
+# Plugging and unplugging
 
 
-def test_plugged_boards_come_and_unplugged_ones_go(chips, fleet: Fleet, monkeypatch):
+def test_plugged_boards_join_and_unplugged_boards_leave(chips, fleet: Fleet, monkeypatch):
     ports: list[SerialPort] = []
     monkeypatch.setattr(bridging, "find_serial_ports", lambda: ports)
     monkeypatch.setattr(bridging, "PORT_POLL_SECONDS", 0.05)
     chip = chips()
-    with bridged(fleet, [], "hot-1") as told:
+    with bridged(fleet, [], "hot-1") as events:
         ports.append(SerialPort(chip.port, ""))
         wait_online(fleet, ["hot-1"])
         assert fleet["hot-1"].run("6 * 7").value == 42
-        assert told == [(chip.port, "hot-1 is in the fleet")]
+        assert events == [(chip.port, "hot-1 is in the fleet")]
 
 
-def test_board_that_lost_its_power_is_lost_and_comes_back(chips, fleet: Fleet, monkeypatch):
+def test_board_reconnects_after_a_power_cut(chips, fleet: Fleet, monkeypatch):
     monkeypatch.setattr(bridging, "PROMPT_SECONDS", 1)
     monkeypatch.setattr(raw_repl, "UNRESPONSIVE_SECONDS", 1)
     chip = chips()
@@ -72,7 +72,7 @@ def test_board_that_lost_its_power_is_lost_and_comes_back(chips, fleet: Fleet, m
         assert result.value == 42
 
 
-def test_link_that_breaks_in_a_cell_tells_the_outcome_afterwards(
+def test_outcome_of_a_cell_is_reported_after_a_lost_link(
     chips, start_server, tmp_path: Path, monkeypatch
 ):
     chip = chips()
@@ -92,13 +92,13 @@ def test_link_that_breaks_in_a_cell_tells_the_outcome_afterwards(
         with Fleet() as fleet:
             wait_online(fleet, ["broken-1"])
             deadline = time.monotonic() + 10
-            while (told := fleet.job(number))["status"] != "ok":
-                assert time.monotonic() < deadline, told
+            while (row := fleet.job(number))["status"] != "ok":
+                assert time.monotonic() < deadline, row
                 time.sleep(0.05)
             assert fleet["broken-1"].run("import os\n'mark' in os.listdir('/')").value is True
 
 
-def test_link_is_tls_where_the_servers_is_and_takes_another_key(
+def test_bridged_board_uses_tls_and_changes_its_key(
     chips, start_server, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setenv("CM_HOME", str(tmp_path / "home"))

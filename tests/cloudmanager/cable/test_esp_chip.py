@@ -1,4 +1,4 @@
-"""The chip's side: esptool, the real one, against an emulated ROM loader on a pty."""
+"""Writing firmware with the real esptool to an emulated ROM loader on a pty."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def written(chip, image):
 
 
 def as_esptool_writes(kind, image):
-    """An ESP8266 takes its flash's size from the header: esptool puts what it found (4 MB)."""
+    """An ESP8266 reads its flash's size from the header, where esptool writes it (4 MB)."""
     return image[:3] + bytes([0x40 | image[3] & 15]) + image[4:] if kind == "esp8266" else image
 
 
-def test_image_is_in_the_flash_byte_by_byte_and_nothing_else(chip, image):
+def test_flash_contains_exactly_the_image(chip, image):
     parts: list[float] = []
     with chips.open_chip(chip.port) as opened:
         assert opened.name == chip.kind.upper()
@@ -56,7 +56,7 @@ def test_image_is_in_the_flash_byte_by_byte_and_nothing_else(chip, image):
     assert parts[-1] == 1
 
 
-def test_chip_that_refuses_the_stub_is_written_by_its_rom(chip, image):
+def test_chip_that_refuses_the_stub_is_written_by_its_rom_loader(chip, image):
     chip.faults[MEM_BEGIN] = "refused"
     with chips.open_chip(chip.port) as opened:
         opened.write_image(image[chip.kind], lambda _: None)
@@ -66,14 +66,14 @@ def test_chip_that_refuses_the_stub_is_written_by_its_rom(chip, image):
     assert FLASH_DATA in chip.loader.seen
 
 
-def test_flash_that_keeps_other_bytes_is_noticed(chip, image):
+def test_wrong_bytes_in_flash_are_detected(chip, image):
     chip.faults[DEFL_DATA] = chip.faults[FLASH_DATA] = "corrupt"  # random bytes go uncompressed
     with chips.open_chip(chip.port) as opened, pytest.raises(CableError, match="MD5") as caught:
         opened.write_image(image[chip.kind], lambda _: None)
     assert "no working firmware now; run this again" in str(caught.value)
 
 
-def test_silent_chip_says_to_hold_boot(chip):
+def test_error_of_a_silent_chip_advises_to_hold_boot(chip):
     chip.faults[SYNC] = "silent"
     with (
         pytest.raises(CableError, match=r"No chip's bootloader answers: .*Hold BOOT"),
@@ -94,7 +94,7 @@ def test_port_is_free_afterwards(chip):
             pass
 
 
-def test_start_without_lines_starts_by_command_where_the_chip_can(chip, image):
+def test_chip_without_control_lines_is_started_by_a_command(chip, image):
     with chips.open_chip(chip.port) as opened:
         opened.write_image(image[chip.kind], lambda _: None)
         assert opened.start_firmware() is (chip.kind == "esp8266")

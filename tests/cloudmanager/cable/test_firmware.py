@@ -1,4 +1,4 @@
-"""Firmware: what an image says of itself, where images come from, and how they are kept."""
+"""Firmware images: their headers, their sources, and the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UF2 = b"UF2\n" + bytes(508)
 
 @pytest.fixture(scope="module")
 def site():
-    """A web site on loopback: path -> bytes, and the paths that were asked for."""
+    """A web site on loopback: path -> bytes, and the requested paths."""
     pages: dict[str, bytes] = {}
     asked: list[str] = []
 
@@ -44,12 +44,12 @@ def site():
 
 @pytest.fixture(autouse=True)
 def _home(own_home):
-    """Nothing of the user's."""
+    """A CM_HOME of this test."""
 
 
 @pytest.fixture
 def downloads(site, monkeypatch):
-    """Download pages as MicroPython's are, with one image of a version."""
+    """Download pages like MicroPython's, with an image of one version."""
     url, pages, asked = site
     monkeypatch.setenv("CM_FIRMWARE", f"{url}/download/")
     name = "/resources/firmware/ESP8266_GENERIC-20250911-v1.28.0.bin"
@@ -62,15 +62,15 @@ def downloads(site, monkeypatch):
     return site
 
 
-def test_real_esp8266_image_says_so():
+def test_real_esp8266_image_is_recognised():
     assert firmware.chip_of(images.esp8266().read_bytes()) == "ESP8266"
 
 
-def test_esp32_image_says_so():
+def test_esp32_image_is_recognised():
     assert firmware.chip_of(images.esp32()) == "ESP32"
 
 
-def test_other_members_of_the_family_say_so():
+def test_images_of_other_esp32_chips_are_recognised():
     image = bytearray(images.esp32())
     image[12] = 9
     assert firmware.chip_of(bytes(image)) == "ESP32-S3"
@@ -79,7 +79,7 @@ def test_other_members_of_the_family_say_so():
 
 
 @pytest.mark.parametrize("data", [b"", b"\xe9", b"<html>" * 9, b"\0" * 99])
-def test_what_is_no_image_is_none(data):
+def test_other_data_is_not_an_image(data):
     assert firmware.chip_of(data) is None
 
 
@@ -92,7 +92,7 @@ def test_file_is_read_and_hashed():
     assert (len(found.data), found.sha256) == (595_572, images.SHA256)
 
 
-def test_missing_file_is_one_sentence(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(CableError, match=r"cannot be read: No such file.*Give --firmware a FILE"):
         firmware.find_firmware(str(tmp_path / "none.bin"), "ESP8266")
 
@@ -111,7 +111,7 @@ def test_web_page_in_place_of_an_image_is_refused(site):
         firmware.find_firmware(f"{url}/x.bin", "ESP8266")
 
 
-def test_url_is_fetched_once(site):
+def test_url_is_downloaded_once(site):
     url, pages, asked = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
@@ -120,7 +120,7 @@ def test_url_is_fetched_once(site):
     assert asked == ["/fw.bin"]
 
 
-def test_cached_image_that_was_changed_is_fetched_anew(site, own_home):
+def test_changed_cached_image_is_downloaded_again(site, own_home):
     url, pages, asked = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
@@ -131,7 +131,7 @@ def test_cached_image_that_was_changed_is_fetched_anew(site, own_home):
     assert asked == ["/fw.bin", "/fw.bin"]
 
 
-def test_wrong_hash_is_refused_and_not_kept(site, own_home):
+def test_image_with_a_wrong_hash_is_refused_and_not_cached(site, own_home):
     url, pages, _ = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     with pytest.raises(CableError, match=r"does not have the SHA-256 of its URL.*Do not flash it"):
@@ -139,7 +139,7 @@ def test_wrong_hash_is_refused_and_not_kept(site, own_home):
     assert not (own_home / "firmware").exists()
 
 
-def test_right_hash_is_fine_and_serves_from_the_cache(site):
+def test_image_with_the_right_hash_is_cached(site):
     url, pages, asked = site
     pages["/fw.bin"] = images.esp8266().read_bytes()
     asked.clear()
@@ -148,12 +148,12 @@ def test_right_hash_is_fine_and_serves_from_the_cache(site):
     assert asked == ["/fw.bin"]
 
 
-def test_plain_http_from_elsewhere_needs_a_hash():
+def test_http_url_needs_a_hash():
     with pytest.raises(CableError, match=r"could be modified by others in the network.*Use https"):
         firmware.find_firmware("http://192.0.2.7/fw.bin", "ESP8266")
 
 
-def test_what_is_not_there_is_one_sentence(site):
+def test_missing_url_is_an_error(site):
     with pytest.raises(CableError, match=r"cannot be downloaded: Not Found"):
         firmware.find_firmware(f"{site[0]}/none.bin", "ESP8266")
 
@@ -164,7 +164,7 @@ def test_version_is_looked_up(downloads, given):
     assert (found.source, found.sha256) == ("MicroPython 1.28.0", images.SHA256)
 
 
-def test_version_that_was_had_needs_no_network(downloads):
+def test_cached_version_needs_no_network(downloads):
     _, pages, asked = downloads
     firmware.find_firmware("1.28.0", "ESP8266")
     pages.clear()
@@ -173,7 +173,7 @@ def test_version_that_was_had_needs_no_network(downloads):
     assert asked == []
 
 
-def test_unknown_version_tells_what_there_is(downloads):
+def test_error_of_an_unknown_version_lists_known_ones(downloads):
     with pytest.raises(CableError, match=r"no ESP8266_GENERIC 1\.27\.0; it has: 1\.28\.0, 1\.9\.4"):
         firmware.find_firmware("1.27.0", "ESP8266")
 
@@ -191,7 +191,7 @@ def test_endless_image_is_refused(site, monkeypatch):
         firmware.find_firmware(f"{url}/big.bin", "ESP8266")
 
 
-def test_broken_index_is_an_empty_one(own_home):
+def test_broken_index_is_treated_as_empty(own_home):
     cache = firmware.FirmwareCache(own_home / "firmware")
     cache.put("a", b"x")
     (own_home / "firmware" / "index.json").write_text("[1]")

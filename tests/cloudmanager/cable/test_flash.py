@@ -1,4 +1,4 @@
-"""From a blank chip to a cell: real esptool, an emulated loader, a real MicroPython, a real server.
+"""Flashing: real esptool, an emulated bootloader, a real MicroPython, a real server.
 
 The whole story on both chips; then a failure at each step: what it says, and how the next try goes.
 """
@@ -27,7 +27,7 @@ from tests.cloudmanager.chip import Chip
 from tests.cloudmanager.rom import DEFL_BEGIN, DEFL_DATA, SYNC
 from tests.conftest import RunningServer
 
-TOLD: list[tuple[str, str]] = []  # what the last flashing told
+PROGRESS: list[tuple[str, str]] = []  # step and message of each progress report
 SECRET = 'it\'s "quoted" \\ {0} %s é'
 
 
@@ -42,10 +42,10 @@ def esp32_image(tmp_path_factory):
 def make_chip(tmp_path, fleet: Fleet):
     made: list[Chip] = []
 
-    def make(kind="esp8266", **told):
+    def make(kind="esp8266", **options):
         folder = tmp_path / f"chip-{len(made)}"
         folder.mkdir()
-        made.append(Chip(folder, kind, **told))
+        made.append(Chip(folder, kind, **options))
         made[-1].hold_boot()
         return made[-1]
 
@@ -56,7 +56,7 @@ def make_chip(tmp_path, fleet: Fleet):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    """Emulated chips answer at once, or never."""
+    """Shorten timeouts: emulated chips answer immediately, or never."""
     monkeypatch.setattr(chips, "ATTEMPTS", 1)
     monkeypatch.setattr(esptool.loader, "MAX_TIMEOUT", 1)
     monkeypatch.setattr(SerialTransport.read_until, "__defaults__", (1, None, None))
@@ -64,12 +64,12 @@ def _impatient(monkeypatch):
 
 @pytest.fixture
 def go(server: RunningServer, fleet: Fleet, tmp_path):
-    """Flash chips; the boards that they became are taken out in the end."""
+    """Flash chips; afterwards their boards are revoked."""
     names: set[str] = set()
 
     def run(*chips, act=None, **wished):
         def tell(port, step, what):
-            TOLD.append((step, what))
+            PROGRESS.append((step, what))
             if act:
                 act(step, what)
 
@@ -79,7 +79,7 @@ def go(server: RunningServer, fleet: Fleet, tmp_path):
         names.update(outcome.name for outcome in outcomes if outcome.name)
         return outcomes[0] if len(chips) == 1 else outcomes
 
-    TOLD.clear()
+    PROGRESS.clear()
     yield run
     known = {board["name"] for board in fleet.boards()}
     for name in {name for name in names & known if not name.startswith("demo-")}:
@@ -93,7 +93,7 @@ def settings(chip):
         return json.loads(bytes(repl.transport.fs_readfile("/cm.json")))
 
 
-def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fleet, tmp_path):
+def test_blank_esp8266_joins_and_runs_a_cell(make_chip, go, fleet: Fleet, tmp_path):
     wifi = [("home 'n' \"work\"", SECRET)]
     chip = make_chip(air=dict(wifi))
     real = str(images.esp8266())
@@ -110,12 +110,14 @@ def test_blank_esp8266_becomes_a_board_that_ran_a_cell(make_chip, go, fleet: Fle
     (tmp_path / "src").mkdir()
     (plan,) = fleet["flashed-1"].sync(tmp_path / "src", delete=True).values()
     assert plan.value.delete == ("/tried",)  # the stand-in's own, and not /main.py
-    told = settings(chip)
-    assert (told["wifi"], told["name"]) == ([list(wifi[0])], "flashed-1")
-    assert SECRET not in repr(TOLD)
+    config = settings(chip)
+    assert (config["wifi"], config["name"]) == ([list(wifi[0])], "flashed-1")
+    assert SECRET not in repr(PROGRESS)
 
 
-def test_blank_esp32_becomes_a_board_and_asks_for_reset(make_chip, go, esp32_image, fleet: Fleet):
+def test_blank_esp32_without_control_lines_joins_after_reset(
+    make_chip, go, esp32_image, fleet: Fleet
+):
     chip = make_chip("esp32")
 
     def press(step, what):
@@ -129,14 +131,14 @@ def test_blank_esp32_becomes_a_board_and_asks_for_reset(make_chip, go, esp32_ima
     assert fleet["flashed-2"].run("6 * 7").value == 42
 
 
-def test_two_boards_go_side_by_side_under_two_names(make_chip, go, fleet: Fleet):
+def test_two_boards_are_flashed_in_parallel(make_chip, go, fleet: Fleet):
     outcomes = go(make_chip(), make_chip(), names=["pair-1", "pair-2", "pair-3"])
     assert [outcome.error for outcome in outcomes] == ["", ""]
     assert {outcome.name for outcome in outcomes} == {"pair-1", "pair-2"}
     assert fleet["pair-[1-2]"].run("1").to_dict() == {"pair-1": 1, "pair-2": 1}
 
 
-def test_board_with_micropython_needs_no_chip(make_chip, go, fleet: Fleet):
+def test_no_flash_adds_a_board_that_has_micropython(make_chip, go, fleet: Fleet):
     chip = make_chip()
     chip.flash[0] = 0xE9
     chip.press_reset()
@@ -149,9 +151,7 @@ def test_board_with_micropython_needs_no_chip(make_chip, go, fleet: Fleet):
     assert (first.chip, first.firmware) == ("", "")
 
 
-def test_chip_that_cannot_verify_a_certificate_links_by_macs(
-    make_chip, go, fleet: Fleet, monkeypatch
-):
+def test_esp8266_uses_macs_instead_of_tls(make_chip, go, fleet: Fleet, monkeypatch):
     chip = make_chip()
     chip.flash[0] = 0xE9
     chip.press_reset()
@@ -159,8 +159,8 @@ def test_chip_that_cannot_verify_a_certificate_links_by_macs(
     monkeypatch.setattr(BoardRepl, "facts", lambda repl: {**facts(repl), "platform": "esp8266"})
     done = go(chip, flash=False, names=["plain-1"])
     assert (done.error, done.name) == ("", "plain-1")
-    told = settings(chip)
-    assert (told["mac"], "ca" in told) == (True, False)
+    config = settings(chip)
+    assert (config["mac"], "ca" in config) == (True, False)
 
 
 def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):
@@ -169,12 +169,12 @@ def test_dry_run_changes_nothing(make_chip, go, fleet: Fleet):
     known = {board["name"] for board in fleet.boards()}
     done = go(chip, dry_run=True, names=["dry-1"])
     assert (done.error, done.chip) == ("", "ESP8266")
-    assert "49,152 bytes" in repr(TOLD)
+    assert "49,152 bytes" in repr(PROGRESS)
     assert bytes(chip.flash) == before
     assert {board["name"] for board in fleet.boards()} == known
 
 
-# A failure at each step: what it says, and the next try
+# A failure at each step: its message, and the next attempt
 
 
 def again(go, chip, **wished):
@@ -193,9 +193,7 @@ FAILURES = [
 ]
 
 
-def test_failures_of_the_chip_say_what_is_left_of_it_and_the_next_try_may_go_well(
-    make_chip, go, esp32_image
-):
+def test_chip_failure_reports_the_state_and_can_be_retried(make_chip, go, esp32_image):
     chip = make_chip()
     blank = bytes(chip.flash)
     for faults, wished, step, why in FAILURES:
@@ -217,7 +215,7 @@ def test_power_cut_while_writing(make_chip, go):
     again(go, chip, names=["fail-4"])
 
 
-def test_firmware_without_repl(make_chip, go, monkeypatch):
+def test_firmware_without_a_repl_is_an_error(make_chip, go, monkeypatch):
     chip = make_chip()
     monkeypatch.setattr(flashing, "REPL_SECONDS", 1)
     done = go(chip, act=lambda step, _: step == "repl" and chip.power_off())
@@ -228,7 +226,7 @@ def test_firmware_without_repl(make_chip, go, monkeypatch):
     again(go, chip, flash=False, names=["fail-5"])
 
 
-def test_name_that_is_taken(make_chip, go, boards, monkeypatch):
+def test_name_of_a_connected_board_is_refused(make_chip, go, boards, monkeypatch):
     monkeypatch.setattr(flashing, "DISCONNECT_SECONDS", 0.1)
     chip = make_chip()
     done = go(chip, names=["demo-1"])
@@ -238,7 +236,7 @@ def test_name_that_is_taken(make_chip, go, boards, monkeypatch):
     again(go, chip, flash=False, names=["fail-6"])
 
 
-def test_power_cut_while_copying_leaves_no_name(make_chip, go, fleet: Fleet):
+def test_board_is_revoked_if_copying_fails(make_chip, go, fleet: Fleet):
     chip = make_chip()
     done = go(
         chip, act=lambda step, _: step == "copy" and chip.power_off(), names=["fail-7", "fail-8"]
@@ -250,7 +248,7 @@ def test_power_cut_while_copying_leaves_no_name(make_chip, go, fleet: Fleet):
     again(go, chip, flash=False, names=["fail-7"])
 
 
-def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
+def test_server_that_the_board_cannot_reach_is_an_error(make_chip, go, monkeypatch):
     monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nowhere = closed.getsockname()
@@ -263,7 +261,7 @@ def test_server_out_of_the_boards_reach(make_chip, go, monkeypatch):
     again(go, chip, flash=False)
 
 
-def test_wifi_that_refuses_the_board_in_the_boards_own_words(make_chip, go, monkeypatch):
+def test_error_quotes_the_boards_console(make_chip, go, monkeypatch):
     monkeypatch.setattr(flashing, "JOIN_SECONDS", 1)
     chip = make_chip(air={"home": "right"})
     done = go(chip, names=["wifi-1"], wifi=[("home", "wrong")])
@@ -287,7 +285,7 @@ def test_old_micropython_is_refused(make_chip, go, monkeypatch):
     assert "MicroPython 1.9.4 is too old for the client, which needs 1.23" in done.error
 
 
-def test_other_bytecode_is_refused(make_chip, go, monkeypatch):
+def test_other_bytecode_version_is_refused(make_chip, go, monkeypatch):
     chip = make_chip()
     chip.flash[0] = 0xE9
     chip.press_reset()
@@ -299,7 +297,7 @@ def test_other_bytecode_is_refused(make_chip, go, monkeypatch):
 # UF2, names
 
 
-def test_uf2_is_copied_onto_the_drive(tmp_path, go, monkeypatch):
+def test_uf2_is_copied_to_the_drive(tmp_path, go, monkeypatch):
     (tmp_path / "INFO_UF2.TXT").write_text("UF2 Bootloader")
     image = tmp_path / "pico.uf2"
     image.write_bytes(b"UF2\n" + bytes(508))
@@ -311,12 +309,12 @@ def test_uf2_is_copied_onto_the_drive(tmp_path, go, monkeypatch):
     assert "did not reappear as a serial port" in done.error
 
 
-def test_folder_that_is_no_drive_is_refused(tmp_path, go):
+def test_folder_that_is_not_a_drive_is_refused(tmp_path, go):
     done = go(type("Drive", (), {"port": str(tmp_path)}))
     assert "not the drive of a board. Nothing was changed. Hold BOOTSEL" in done.error
 
 
-def test_names_are_handed_out_once(fleet: Fleet):
+def test_each_name_is_assigned_once(fleet: Fleet):
     book = NameAllocator(fleet, [])
     assert [book.allocate("esp32"), book.allocate("esp32")] == ["esp32-1", "esp32-2"]
 

@@ -1,4 +1,4 @@
-"""Files of a micro:bit, in its 9 KB of heap: what it can, and a sentence for the rest."""
+"""File operations on a micro:bit with a heap of 9 KB; errors for unsupported ones."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_file_round_trip(micro, tmp_path: Path):
     assert micro.ls().value == []
 
 
-def test_file_of_text_is_for_cells(micro):
+def test_text_file_can_be_read_by_cells(micro):
     micro.put("x = 'é'\n".encode(), ":own.py").raise_for_error()
     assert micro.run("import own\nown.x").value == "é"
     micro.rm(":own.py").raise_for_error()
 
 
-def test_folder_is_synchronised_with_its_only_one(micro, tmp_path: Path):
+def test_folder_is_synchronised_with_the_root_folder(micro, tmp_path: Path):
     for name in ("a.py", "b.py"):
         (tmp_path / name).write_text(f"# {name}")
     assert micro.sync(tmp_path).value.put == ("/a.py", "/b.py")
@@ -59,7 +59,7 @@ def test_missing_file_is_not_found(micro):
         (lambda micro: micro.df(), "this board does not report its free space"),
     ],
 )
-def test_what_it_cannot_is_a_sentence(micro, act, why):
+def test_unsupported_operations_are_errors(micro, act, why):
     (result,) = act(micro).values()
     assert result.status == "error"
     assert why in str(result.error)
@@ -77,7 +77,7 @@ except OSError:
 """
 
 
-def test_full_flash_leaves_nothing_behind(micro):
+def test_full_flash_leaves_no_partial_file(micro):
 
     micro.run(FILL).raise_for_error()
     (result,) = micro.put(bytes(range(256)) * 6, ":more").values()

@@ -1,4 +1,4 @@
-"""The code that a board without a client is lent: it runs there, and leaves nothing behind."""
+"""The install helper runs on a board without the client, and is removed afterwards."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ print(sorted(n for n in globals() if n.startswith("__cm_")), "cm.switch" in sys.
 """
 
 
-def test_what_is_lent_finishes_and_is_taken_back():
+def test_helper_completes_an_install_and_is_removed():
     code = "\n".join(
         [
             install_helper.make_install_code(),

@@ -1,4 +1,4 @@
-"""Code through a raw REPL, until it ends or has to: on the unix port, and on a micro:bit."""
+"""Interrupts and timeouts through a raw REPL, on the unix port and on a micro:bit."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_interrupt_ends_a_busy_cell(board, code):
     assert [result.status for result in job.results(1).values()] == ["interrupted"]
 
 
-def test_timeout_is_the_bridges_to_enforce(board):
+def test_bridge_enforces_timeouts(board):
     (result,) = board.run("while True: pass", timeout=0.3).values()
     assert result.status == "timeout"
     assert result.elapsed < 1.3
 
 
-def test_swallowed_interrupt_comes_again(board):
+def test_caught_interrupt_is_repeated(board):
     code = "n = 0\nwhile n < 2:\n try:\n  while True: pass\n except KeyboardInterrupt: n += 1\n"
     (result,) = board.run(code + "print(n)", timeout=0.2).values()
     assert (result.status, result.stdout) == ("ok", "2\n")

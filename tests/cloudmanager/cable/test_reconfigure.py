@@ -1,4 +1,4 @@
-"""``mbm board-config``: other settings, over the cable and over the air."""
+"""``mbm board-config``: change settings, over the serial port and over the link."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import RunningServer
 
 @pytest.fixture(autouse=True)
 def _home(server: RunningServer):
-    """The shared server's folder is CM_HOME."""
+    """Use the shared server's folder as CM_HOME."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def chip(tmp_path):
 
 @pytest.fixture
 def person(monkeypatch):
-    """Somebody in front of a terminal, who types these lines."""
+    """Simulate a terminal with these lines as input."""
     lines: list[str] = []
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(getpass, "getpass", lambda _: lines.pop(0))
@@ -51,7 +51,7 @@ def back(fleet, name, before):
     wait_online(fleet, [name], since=before)
 
 
-def test_settings_change_over_the_cable(chip, mbm, fleet: Fleet, person):
+def test_settings_change_over_the_serial_port(chip, mbm, fleet: Fleet, person):
     member(chip, mbm, "set-1")
     person.append('it\'s "new"')
     before = time.time()
@@ -64,7 +64,7 @@ def test_settings_change_over_the_cable(chip, mbm, fleet: Fleet, person):
     assert "set-9" in {board["name"] for board in fleet.boards()}
 
 
-def test_settings_change_over_the_air(chip, mbm, fleet: Fleet):
+def test_settings_change_over_the_link(chip, mbm, fleet: Fleet):
     member(chip, mbm, "set-2")
     before = time.time()
     done = mbm("board-config", "set-2", "--watchdog", "60", "--name", "set-8")
@@ -81,27 +81,25 @@ def test_settings_change_over_the_air(chip, mbm, fleet: Fleet):
         (["--watchdog", "5"], "A watchdog of 5 s is too short"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(mbm, options, why):
+def test_invalid_settings_are_refused(mbm, options, why):
     done = mbm("board-config", "set-3", *options)
     assert (done.status, why in done.err) == (1, True)
 
 
-def test_address_that_is_none_is_refused_before_a_board_hears_of_it(mbm, boards):
+def test_invalid_address_is_refused_before_a_board_is_changed(mbm, boards):
     for server in ("http://10.0.0.7", "10.0.0.7:x", "a/b", "u@h", "h:", ""):
         done = mbm("board-config", "demo-1", "--server", server)
         assert (done.status, "is not HOST or HOST:PORT" in done.err) == (2, True), server
 
 
-def test_board_without_such_settings_says_so_and_keeps_no_copy_of_its_key(
-    mbm, boards, fleet: Fleet
-):
+def test_virtual_board_has_no_settings_to_change(mbm, boards, fleet: Fleet):
     done = mbm("board-config", "demo-1", "--watchdog", "60")
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith("mbm: demo-1: it has no settings to change: its client was not")
     assert not fleet["demo-1"].stat(":/cm.new").ok
 
 
-def test_settings_of_a_board_of_no_fleet_are_refused(chip, mbm):
+def test_board_without_a_fleet_cannot_be_configured(chip, mbm):
     chip.flash[0] = 0xE9
     chip.press_reset()
     done = mbm("board-config", chip.port, "--watchdog", "60")

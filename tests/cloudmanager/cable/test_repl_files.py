@@ -1,4 +1,4 @@
-"""Files of bridged boards: every verb, as on a board with a client of its own."""
+"""File verbs on bridged boards: they work as on boards with the client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _tidy(unix):
         unix.rm(":/w", recursive=True)
 
 
-def test_what_was_put_is_there_and_comes_back(unix, tmp_path: Path):
+def test_file_round_trip(unix, tmp_path: Path):
     content = KIB * 10 + b"end"
     assert unix.put(content, ":/w/deep/x.bin").value == len(content)
     assert unix.stat(":/w/deep/x.bin").value.size == len(content)
@@ -36,7 +36,7 @@ def test_what_was_put_is_there_and_comes_back(unix, tmp_path: Path):
     assert unix.read(":/w/deep/x.bin").value == content
 
 
-def test_what_is_there_already_does_not_travel(unix):
+def test_unchanged_file_is_not_sent(unix):
     assert unix.put(KIB, ":/w/x").value == 1024
     assert unix.put(KIB, ":/w/x").value == 0
     assert unix.put(KIB[::-1], ":/w/x").value == 1024
@@ -44,13 +44,13 @@ def test_what_is_there_already_does_not_travel(unix):
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "back\\slash", "é ✓", "{0} %s"])
-def test_names_are_data(unix, name):
+def test_file_names_are_data(unix, name):
     unix.put(b"x", f":/w/{name}").raise_for_error()
     assert [entry.name for entry in unix.ls(":/w").value] == [name]
     assert unix.read(f":/w/{name}").value == b"x"
 
 
-def test_folders_are_made_listed_moved_and_removed(unix):
+def test_folders_are_made_listed_renamed_and_removed(unix):
     assert unix.mkdir(":/w").ok
     assert unix.mkdir(":/w/a/b/c", parents=True).ok
     assert unix.put(b"12345", ":/w/a/x").value == 5
@@ -75,7 +75,7 @@ def test_folders_are_made_listed_moved_and_removed(unix):
         ("rm", (":/w",), IsADirectoryError),
     ],
 )
-def test_errors_are_pythons_own(unix, verb, arguments, error):
+def test_errors_are_the_built_in_classes(unix, verb, arguments, error):
     unix.mkdir(":/w", parents=True)
     unix.mkdir(":/lib", parents=True)
     (result,) = getattr(unix, verb)(*arguments).values()
@@ -97,7 +97,7 @@ def test_folder_is_synchronised(unix, tmp_path: Path):
     ]
 
 
-def test_interrupted_upload_goes_on_where_it_stopped(unix, fleet: Fleet):
+def test_interrupted_upload_is_resumed(unix, fleet: Fleet):
     content = random.Random(9).randbytes(80_000)
     begun = threading.Event()
 
@@ -117,7 +117,7 @@ def test_interrupted_upload_goes_on_where_it_stopped(unix, fleet: Fleet):
     assert unix.read(":/w/big").value == content
 
 
-def test_names_of_the_users_are_left_alone(unix):
+def test_file_operations_change_no_variables(unix):
     unix.run("import os\nf = h = w = r = n = e = 'mine'").raise_for_error()
     unix.put(KIB, ":/w/x").raise_for_error()
     unix.read(":/w/x")
@@ -137,7 +137,7 @@ except OSError:
 """
 
 
-def test_full_flash_leaves_nothing_behind(unix):
+def test_full_flash_leaves_no_partial_file(unix):
     unix.mkdir(":/w").raise_for_error()
     unix.run(FILL).raise_for_error()
     (result,) = unix.put(bytes(30_000), ":/w/more").values()

@@ -1,4 +1,4 @@
-"""Cells and installs on bridged boards: what comes back, as from a board with a client."""
+"""Cells and installs on bridged boards: results are those of boards with the client."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ def board(bridged_board):
     return bridged_board
 
 
-def test_value_comes_back(board):
+def test_value_is_returned(board):
     assert board.run("[1, 'a', None]").value == [1, "a", None]
 
 
-def test_names_live_from_cell_to_cell(board):
+def test_variables_persist_between_cells(board):
     board.run("kept = 'x'").raise_for_error()
     assert board.run("kept * 3").value == "xxx"
 
 
-def test_output_and_value_are_told_apart(board):
+def test_output_and_value_are_separate(board):
     result = board.run("print('one', 2)\nprint('(3,)')\n(4,)")
-    (told,) = result.values()
-    assert (told.stdout, result.value) == ("one 2\n(3,)\n", (4,))
+    (only,) = result.values()
+    assert (only.stdout, result.value) == ("one 2\n(3,)\n", (4,))
 
 
-def test_text_beyond_ascii_survives(board):
+def test_text_beyond_ascii_is_preserved(board):
     result = board.run("print('é✓')\n'ü'")
-    assert ([told.stdout for told in result.values()], result.value) == (["é✓\n"], "ü")
+    assert ([each.stdout for each in result.values()], result.value) == (["é✓\n"], "ü")
 
 
-def test_error_is_the_boards_own_with_the_cells_line(board):
+def test_error_has_the_boards_traceback_with_the_cells_line(board):
     results = board.run("x = 1\n1 / 0")
     with pytest.raises(BoardError) as caught:
         results.raise_for_error()
@@ -47,11 +47,11 @@ def test_input_cannot_be_answered(board):
     assert result.error.ename == "EOFError"
 
 
-def test_await_runs_where_there_is_asyncio(bridged_unix):
+def test_await_works_on_boards_with_asyncio(bridged_unix):
     assert bridged_unix.run("import asyncio\nawait asyncio.sleep(0.01)\n7").value == 7
 
 
-def test_long_cells_and_values_travel_whole(bridged_unix):
+def test_long_cells_and_values_arrive_completely(bridged_unix):
     assert bridged_unix.run(f"x = {list(range(3_000))}\nx").value == list(range(3_000))
 
 
@@ -95,12 +95,12 @@ def package(folder: Path, n: int) -> str:
     return str(folder / "zzz")
 
 
-def test_package_is_installed_upgraded_and_taken_off(bridged_unix, tmp_path: Path):
+def test_package_is_installed_upgraded_and_uninstalled(bridged_unix, tmp_path: Path):
     bridged_unix.install(package(tmp_path, 1)).raise_for_error()
     assert bridged_unix.run("import zzz\nzzz.A", fresh=True, timeout=20).value == 2
     bridged_unix.install(wish := package(tmp_path, 2)).raise_for_error()
     assert bridged_unix.run("import zzz\nzzz.A", fresh=True, timeout=20).value == 4
-    assert [len(told) for told in bridged_unix.packages().to_dict().values()] == [1]
+    assert [len(installed) for installed in bridged_unix.packages().to_dict().values()] == [1]
     bridged_unix.uninstall(wish).raise_for_error()
     assert not bridged_unix.stat(":/lib/zzz").ok
     code = (
@@ -109,15 +109,15 @@ def test_package_is_installed_upgraded_and_taken_off(bridged_unix, tmp_path: Pat
     assert bridged_unix.run(code).value == ([], [])
 
 
-def test_fat_board_is_told_that_its_installs_are_not_power_cut_safe(bridged_unix, tmp_path: Path):
+def test_install_on_fat_has_a_note_about_power_cuts(bridged_unix, tmp_path: Path):
     bridged_unix.run(RAM_DISK, fresh=True, timeout=20).raise_for_error()
-    told = bridged_unix.install(package(tmp_path, 1)).value
+    plan = bridged_unix.install(package(tmp_path, 1)).value
     bridged_unix.run("0", fresh=True, timeout=20).raise_for_error()
-    assert (len(told.put), len(told.notes)) == (2, 1)
-    assert "FAT" in told.notes[0]
+    assert (len(plan.put), len(plan.notes)) == (2, 1)
+    assert "FAT" in plan.notes[0]
 
 
-def test_install_that_lost_its_power_ends_when_the_board_is_back(bridged_unix):
+def test_interrupted_install_is_completed_at_the_next_start(bridged_unix):
     bridged_unix.put(b"V = 42", ":/.cm/new/0").raise_for_error()
     bridged_unix.put(b"+0 /lib/late.py\n", ":/.cm/journal").raise_for_error()
     assert bridged_unix.run("import late\nlate.V", fresh=True, timeout=20).value == 42
@@ -125,6 +125,6 @@ def test_install_that_lost_its_power_ends_when_the_board_is_back(bridged_unix):
     bridged_unix.rm(":/lib/late.py").raise_for_error()
 
 
-def test_board_without_folders_says_that_it_takes_no_packages(bridged_microbit, tmp_path: Path):
+def test_board_without_folders_refuses_packages(bridged_microbit, tmp_path: Path):
     (result,) = bridged_microbit.install(package(tmp_path, 1)).values()
     assert "this board has no folders for packages" in str(result.error)

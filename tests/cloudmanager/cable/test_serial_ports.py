@@ -1,4 +1,4 @@
-"""The REPL on a cable: a real MicroPython behind a pty; and ports that cannot be used."""
+"""The REPL on a serial port (a real MicroPython on a pty), and ports that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STARTS = b"with open('/starts', 'a') as f:\n    n = f.write('x')\nprint('begun')
 
 @pytest.fixture(scope="module")
 def chip(tmp_path_factory):
-    """A chip that runs MicroPython; tests leave it with its REPL."""
+    """A chip that runs MicroPython; tests leave it at its REPL."""
     chip = Chip(tmp_path_factory.mktemp("chip"))
     chip.flash[0] = 0xE9
     chip.press_reset()
@@ -31,32 +31,32 @@ def repl(chip):
         yield repl
 
 
-def test_facts_are_what_the_board_is(repl):
+def test_facts_of_a_board(repl):
     facts = repl.facts()
     assert facts["platform"] == "linux"
     assert facts["version"] >= "1.28"
     assert facts["mpy"] == 6
 
 
-def test_board_of_no_fleet_has_no_identity(repl):
+def test_board_without_a_fleet_has_no_identity(repl):
     assert repl.identity() == (None, None)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"'quoted' \"twice\" \\ \r\n\x00\xff", bytes(range(256)) * 9]
 )
-def test_file_arrives_whole_and_is_not_sent_twice(repl, data):
+def test_file_arrives_completely_and_is_not_sent_twice(repl, data):
     assert repl.put_file("/deep/er/x.bin", data) is True
     assert bytes(repl.transport.fs_readfile("/deep/er/x.bin")) == data
     assert repl.put_file("/deep/er/x.bin", data) is False
 
 
-def test_cell_that_raises_is_an_error_with_the_boards_own_words(repl):
+def test_error_quotes_the_boards_exception(repl):
     with pytest.raises(CableError, match="The board raised ZeroDivisionError"):
         repl.run("1/0")
 
 
-def test_full_flash_is_told(repl):
+def test_full_flash_is_reported(repl):
     repl.run(
         "f = open('/big', 'wb')\nfor _ in range(970):\n    n = f.write(bytes(1024))\nf.close()"
     )
@@ -69,7 +69,7 @@ def test_full_flash_is_told(repl):
     "program",
     ["while True: pass", "import time\nwhile True: time.sleep(1)", "while True: print(1)"],
 )
-def test_program_that_runs_is_interrupted_and_started_again(chip, program):
+def test_running_program_is_interrupted_and_started_again(chip, program):
     with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         repl.put_file("/main.py", STARTS + program.encode())
@@ -89,7 +89,7 @@ def test_program_that_runs_is_interrupted_and_started_again(chip, program):
         repl.run("import os\nos.remove('/main.py')\nos.remove('/starts')")
 
 
-def test_board_at_its_prompt_stays_there(chip, repl):
+def test_board_at_its_prompt_is_not_restarted(chip, repl):
     repl.run("kept = 7")
     repl.leave_raw_repl()
     assert not repl.interrupted_program
@@ -97,7 +97,7 @@ def test_board_at_its_prompt_stays_there(chip, repl):
     assert repl.run("print(kept)").strip() == "7"
 
 
-def test_board_without_repl_says_so(tmp_path):
+def test_missing_repl_is_an_error(tmp_path):
     chip = Chip(tmp_path)
     try:
         with (
@@ -109,17 +109,17 @@ def test_board_without_repl_says_so(tmp_path):
         chip.stop()
 
 
-def test_missing_port_says_so():
+def test_missing_port_is_an_error():
     with pytest.raises(CableError, match=r"The port does not exist.*mbm board-scan.*only charge"):
         serial_ports.check_port("/dev/ttyUSB99")
 
 
-def test_busy_port_says_so(chip, repl):
+def test_busy_port_is_an_error(chip, repl):
     with pytest.raises(CableError, match="Another program has the port open"):
         serial_ports.check_port(chip.port)
 
 
-def test_forbidden_port_names_the_group():
+def test_error_of_a_forbidden_port_names_the_group():
     error = serial_ports._port_error(
         "/dev/null", PermissionError(errno.EACCES, "Permission denied")
     )
@@ -127,11 +127,11 @@ def test_forbidden_port_names_the_group():
     assert "usermod -aG" in str(error)
 
 
-def test_pty_has_no_lines(chip):
+def test_pty_has_no_control_lines(chip):
     assert serial_ports.check_port(chip.port) is False
 
 
-def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
+def test_file_that_differs_on_the_board_is_an_error(repl, monkeypatch):
     run = repl.transport.exec
     monkeypatch.setattr(repl.transport, "exec", lambda code: run(code.replace("MTIzNDU=", "MTIz")))
     with pytest.raises(CableError, match="/cut.bin on the board differs from what was sent"):
@@ -140,7 +140,7 @@ def test_file_that_arrives_otherwise_is_noticed(repl, monkeypatch):
 
 @pytest.mark.parametrize("begin", [b"\x05A\x01", b""], ids=["raw paste", "raw"])
 def test_half_a_cell_does_not_run(chip, begin):
-    """Whoever sent it was ended in the middle; the next one begins at a prompt."""
+    """If the sender of a cell was ended in the middle, the next sender gets a prompt."""
     with BoardRepl(chip.port) as repl:
         repl.await_prompt(10)
         repl.transport.serial.write(begin + b"open('/half', 'w').close()\n")

@@ -1,4 +1,4 @@
-"""What a test can do with its boards: real boards, this run's own."""
+"""The methods of boards in tests, with real boards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cloudmanager.testing.board_fixtures import (
 Make = Callable[..., BoardsUnderTest]
 
 
-def test_run_returns_the_result_and_prints_what_the_board_printed(
+def test_run_returns_the_result_and_prints_the_output(
     cm_board: BoardUnderTest, capsys: pytest.CaptureFixture[str]
 ):
     result = cm_board.run("""
@@ -34,12 +34,12 @@ def test_run_returns_the_result_and_prints_what_the_board_printed(
     assert capsys.readouterr().out == "indented\n"
 
 
-def test_run_takes_a_file(cm_board: BoardUnderTest, tmp_path: Path):
+def test_run_accepts_a_file(cm_board: BoardUnderTest, tmp_path: Path):
     (tmp_path / "answer.py").write_text("answer = 42\nanswer")
     assert cm_board.run(tmp_path / "answer.py").value == 42
 
 
-def test_run_of_several_prints_who_said_what(
+def test_run_on_several_boards_prints_their_names(
     cm_boards: BoardsUnderTest, capsys: pytest.CaptureFixture[str]
 ):
     assert cm_boards.run("print('a\\nb')").ok
@@ -47,7 +47,7 @@ def test_run_of_several_prints_who_said_what(
     assert capsys.readouterr().out == "".join(said)
 
 
-def test_escape_codes_of_boards_are_disarmed(
+def test_escape_codes_of_boards_are_replaced(
     cm_board: BoardUnderTest, capsys: pytest.CaptureFixture[str]
 ):
     cm_board.run("print('\\x1b[2J')")
@@ -64,18 +64,18 @@ def test_failure_is_raised_from_the_tests_own_line(cm_board: BoardUnderTest, cod
     assert [Path(entry.path).name for entry in shown] == ["test_board_fixtures.py"]
 
 
-def test_failures_of_several_are_one(cm_boards: BoardsUnderTest):
+def test_failures_of_several_boards_are_one_error(cm_boards: BoardsUnderTest):
     with pytest.raises(FleetError) as raised:
         cm_boards.run("1/0")
     assert sorted(raised.value.errors) == list(cm_boards.names)
 
 
-def test_failure_is_returned_where_nothing_is_checked(cm_boards: BoardsUnderTest):
+def test_failure_is_returned_without_check(cm_boards: BoardsUnderTest):
     assert len(cm_boards.run("1/0", check=False).failed) == 3
     assert cm_boards[0].run("1/0", check=False).status == "error"
 
 
-def test_cell_that_does_not_end_is_ended(cm_board: BoardUnderTest):
+def test_endless_cell_is_ended(cm_board: BoardUnderTest):
     assert cm_board.timeout == 10
     cm_board.timeout = 0.3
     assert cm_board.run("while True: pass", check=False).status == "timeout"
@@ -103,21 +103,21 @@ def test_put_copies_every_byte(cm_board: BoardUnderTest, tmp_path: Path, size: i
         ("/a/c.py", "/a/c.py"),
     ],
 )
-def test_put_goes_where_it_is_told(cm_boards: BoardsUnderTest, tmp_path: Path, dest, path):
+def test_put_copies_to_the_given_path(cm_boards: BoardsUnderTest, tmp_path: Path, dest, path):
     (tmp_path / "blink.py").write_text("times = 3")
     cm_boards.put(tmp_path / "blink.py", dest)
     cm_boards.put(tmp_path / "blink.py", dest)
     assert set(cm_boards.run(f"open({path!r}).read()").to_dict().values()) == {"times = 3"}
 
 
-def test_put_leaves_no_names_behind(cm_board: BoardUnderTest, tmp_path: Path):
+def test_put_defines_no_variables(cm_board: BoardUnderTest, tmp_path: Path):
     (tmp_path / "blink.py").write_text("")
     names = cm_board.run("sorted(globals())").value
     cm_board.put(tmp_path / "blink.py")
     assert cm_board.run("sorted(globals())").value == names
 
 
-def test_restart_loses_names_and_keeps_files(cm_board: BoardUnderTest):
+def test_restart_loses_variables_and_keeps_files(cm_board: BoardUnderTest):
     cm_board.run("left = 1\nwith open('left', 'w') as file: file.write('left')")
     cm_board.restart()
     found = cm_board.run("'left' in globals(), open('left').read()")
@@ -132,7 +132,7 @@ def test_killed_board_is_offline_until_it_is_restarted(cm_boards: BoardsUnderTes
     assert cm_boards.run("1").ok
 
 
-def test_board_can_hang_and_go_on(cm_board: BoardUnderTest):
+def test_board_can_hang_and_continue(cm_board: BoardUnderTest):
     cm_board.kill(signal.SIGSTOP)
     group = cm_board.submit("6 * 7", timeout=60)
     assert not group.wait(0.1)
@@ -149,7 +149,7 @@ def test_boards_are_a_sequence(cm_boards: BoardsUnderTest):
         cm_boards["board-9"]
 
 
-def test_what_the_library_has_is_there_too_and_nothing_else(cm_board: BoardUnderTest):
+def test_methods_of_the_library_are_available(cm_board: BoardUnderTest):
     assert [board["name"] for board in cm_board.info()] == ["board-1"]
     with pytest.raises(AttributeError, match="nonsense"):
         cm_board.nonsense  # noqa: B018
@@ -157,7 +157,7 @@ def test_what_the_library_has_is_there_too_and_nothing_else(cm_board: BoardUnder
         cm_board._nonsense  # noqa: B018
 
 
-def test_more_boards_are_counted_on(cm_make_boards: Make):
+def test_names_of_further_boards_are_numbered_on(cm_make_boards: Make):
     assert cm_make_boards(2).names == ("board-1", "board-2")
     assert cm_make_boards(1).names == ("board-3",)
     assert cm_make_boards(1, name="lab").names == ("lab-1",)
@@ -168,7 +168,7 @@ def test_no_boards_are_refused(cm_make_boards: Make):
         cm_make_boards(0)
 
 
-def test_boards_are_gone_in_the_end_with_their_flash(
+def test_boards_and_their_flash_are_removed(
     cm_boards_factory: BoardsFactory, cm_fleet: Fleet, cm_home: Path
 ):
     with cm_boards_factory(2, name="gone") as boards:
@@ -181,7 +181,7 @@ def test_boards_are_gone_in_the_end_with_their_flash(
         assert boards.run("1").ok
 
 
-def test_board_that_does_not_come_is_named(
+def test_error_names_a_board_that_does_not_connect(
     cm_fleet: Fleet, monkeypatch: pytest.MonkeyPatch, cm_boards_factory: BoardsFactory
 ):
     monkeypatch.setattr(board_fixtures, "JOIN_SECONDS", 0.0)
@@ -191,7 +191,7 @@ def test_board_that_does_not_come_is_named(
 
 
 def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUnderTest):
-    """Writes to flash of a put, torn in their middle; some of it is on the flash by then."""
+    """Power cuts in the middle of writes of a put, when a part of it is on the flash."""
     old, new = os.urandom(9_000), os.urandom(40_000)
     cuts = 0
     for writes in itertools.count(0, 11):
@@ -207,7 +207,7 @@ def test_power_cut_at_any_write_leaves_the_old_file_or_the_new(cm_board: BoardUn
     assert cm_board.read(":x.bin").value == new
 
 
-def test_upload_goes_on_where_the_power_was_cut(cm_board: BoardUnderTest):
+def test_upload_is_resumed_after_a_power_cut(cm_board: BoardUnderTest):
     data = os.urandom(200_000)
     assert cm_board.cut_power(1_000, lambda: cm_board._boards.put(data, ":big.bin"))
     assert 0 < cm_board._boards.put(data, ":big.bin")[cm_board.name].value < len(data) - 50_000

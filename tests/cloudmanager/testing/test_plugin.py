@@ -1,4 +1,4 @@
-"""The plugin as its users have it: whole test suites, each run by a pytest of its own."""
+"""The pytest plugin: complete test suites, each run by a separate pytest process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PYTEST = (
 
 
 def run(folder: Path, *options: str) -> tuple[dict[str, int], str]:
-    """Run the suite in ``folder``: its outcomes, and what it said."""
+    """Run the test suite in ``folder``; return its outcomes and its output."""
     if not (folder / "pytest.ini").exists():
         (folder / "pytest.ini").write_text("[pytest]\n")  # else pytest looks above it, too
     ran = subprocess.run(
@@ -53,7 +53,7 @@ def write(folder: Path, **files: str) -> Path:
 
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
-    """The example project of docs/testing.md, as it stands there."""
+    """The example project, copied from docs/testing.md."""
     text = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
     files = re.findall(r"^`(\w+\.\w+)` .*?^```\w+\n(.*?)^```$", text, flags=re.M | re.S)
     for name, content in files:
@@ -71,8 +71,8 @@ def test_example_of_the_docs_passes(example: Path):
     assert outcome == {"passed": 5}, said
 
 
-def test_failing_board_shows_its_traceback_on_the_tests_own_line(example: Path):
-    """Word for word what the docs show, and no line of ours."""
+def test_failure_shows_the_boards_traceback_at_the_tests_line(example: Path):
+    """The example of the docs, without any other line."""
     suite = example / "test_thermostat.py"
     suite.write_text(suite.read_text().replace("lambda: 18", "lambda: None"))
     outcome, said = run(example, "-k", "cold")
@@ -95,7 +95,7 @@ def test_typo(cm_board):
 """
 
 
-def test_failures_show_what_boards_printed_and_fold_what_is_equal(tmp_path: Path):
+def test_failures_show_output_and_fold_equal_errors(tmp_path: Path):
     outcome, said = run(write(tmp_path, test_failing=FAILING))
     assert outcome == {"failed": 3}
     assert "E       AssertionError" in said
@@ -115,7 +115,7 @@ def kept(cm_boards_factory):
         yield boards[0]
 
 @pytest.mark.parametrize("turn", [1, 2])
-def test_board_begins_with_nothing(cm_board, turn):
+def test_new_board_is_empty(cm_board, turn):
     assert cm_board.run("'left' in globals()").value is False
     assert "left.txt" not in cm_board.run("import os; os.listdir()").value
     assert cm_board.info()[0]["labels"] == {}
@@ -123,12 +123,12 @@ def test_board_begins_with_nothing(cm_board, turn):
     cm_board.label({"left": "yes"})
     cm_board.submit("while True: pass")
 
-def test_nobody_else_is_there(cm_boards, cm_board):
+def test_fleet_has_no_other_boards(cm_boards, cm_board):
     assert Fleet()["all"].run("1").to_dict() == {"board-1": 1, "board-2": 1, "board-3": 1}
     assert cm_board.name == "board-1"
 
 @pytest.mark.parametrize("turn", [1, 2])
-def test_names_live_on_where_that_is_asked_for(kept, turn):
+def test_shared_boards_keep_their_variables(kept, turn):
     assert kept.run("turn = globals().get('turn', 0) + 1\\nturn").value == turn
 
 @pytest.mark.cm_boards(2, heap="64k")
@@ -140,19 +140,19 @@ def test_boards_are_as_marked(cm_boards, cm_make_boards):
 """
 
 
-def test_what_a_test_leaves_behind_does_not_reach_the_next(tmp_path: Path):
+def test_tests_do_not_affect_one_another(tmp_path: Path):
     outcome, said = run(write(tmp_path, test_apart=APART))
     assert outcome == {"passed": 6}, said
 
 
-def test_modules_meant_for_boards_do_not_disturb_the_host(tmp_path: Path):
-    """A user's json.py is in the folder where pytest runs; nothing that we start imports it."""
+def test_modules_for_boards_do_not_affect_the_host(tmp_path: Path):
+    """No process of Cloudmanager imports a json.py in the folder where pytest runs."""
     folder = write(tmp_path, json="1/0", test_it="def test_it(cm_board): cm_board.run('1')")
     outcome, said = run(folder)
     assert outcome == {"passed": 1}, said
 
 
-def test_tests_that_want_boards_say_what_is_missing_and_others_run(tmp_path: Path):
+def test_missing_extra_fails_only_tests_that_need_boards(tmp_path: Path):
     hidden = "import sys\nsys.modules['micropython_run'] = None\n"
     suite = "def test_other(): pass\ndef test_it(cm_board): pass"
     outcome, said = run(write(tmp_path, conftest=hidden, test_it=suite))
@@ -160,7 +160,7 @@ def test_tests_that_want_boards_say_what_is_missing_and_others_run(tmp_path: Pat
     assert "pip install 'cloudmanager[virtual]'" in said
 
 
-# How it ends
+# The end of a test run
 
 ENDLESS = """
 import os
@@ -171,8 +171,8 @@ def test_endless(cm_board, cm_server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_all_that_was_started_ends_when_pytest_does(tmp_path: Path, number: signal.Signals):
-    """With Ctrl-C in mid-cell, and where nobody can end it."""
+def test_all_processes_end_with_pytest(tmp_path: Path, number: signal.Signals):
+    """After Ctrl-C during a cell, and after pytest was killed."""
     write(tmp_path, test_endless=ENDLESS)
     with subprocess.Popen(
         [*PYTEST, "-s"],
@@ -191,7 +191,7 @@ def test_all_that_was_started_ends_when_pytest_does(tmp_path: Path, number: sign
     assert psutil.wait_procs(family, WAIT)[1] == []
 
 
-# What it costs, and what it promises
+# Import cost and documentation
 
 
 def test_plugin_is_published():
@@ -201,7 +201,7 @@ def test_plugin_is_published():
     assert published == "cloudmanager = cloudmanager.testing.plugin"
 
 
-def test_plugin_imports_nothing_of_ours_until_it_is_used():
+def test_plugin_imports_cloudmanager_only_when_used():
     program = """
 import sys, pytest
 before = set(sys.modules)
@@ -223,22 +223,22 @@ def test_every_fixture_and_setting_is_documented(pytestconfig: pytest.Config):
     assert pytestconfig.getini("cm_boards") == "3"
 
 
-# In this run
+# The server
 
 
-def test_home_is_where_the_server_and_everybody_here_look(cm_home: Path, cm_server: RunningServer):
+def test_server_and_tests_use_the_same_home(cm_home: Path, cm_server: RunningServer):
     assert os.environ["CM_HOME"] == str(cm_home) == str(cm_server.home)
     with Fleet() as fleet:
         assert fleet.status()["pid"] == cm_server.process.pid
         assert fleet.address.url == cm_server.url
 
 
-def test_server_that_cannot_start_says_why(cm_server: RunningServer):
+def test_error_of_a_server_that_cannot_start_has_the_reason(cm_server: RunningServer):
     with pytest.raises(ServiceError, match="runs in .* already"), running_server(cm_server.home):
         pass
 
 
-def test_server_that_falls_over_says_its_last_words(tmp_path: Path):
+def test_error_of_a_server_that_crashes_has_its_last_line(tmp_path: Path):
     with (
         pytest.raises(ServiceError, match="did not start: .*unrecognized arguments: --no"),
         running_server(tmp_path, "--no"),

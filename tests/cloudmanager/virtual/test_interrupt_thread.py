@@ -1,4 +1,4 @@
-"""The watcher's half of the mailbox; with real boards it is in tests/board/test_interrupt.py."""
+"""The interrupt thread's side of the mailbox; tests/board/test_interrupt.py has real boards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER, RUN, FIRE, SHOT, LATE, NOTED, ASLEEP = range(7)
 
 
 class Call:
-    """A C function that remembers when it was called."""
+    """A stand-in for a C function, which records the times of its calls."""
 
     def __init__(self, act: Callable[..., Any]) -> None:
         self.act, self.times = act, list[float]()
@@ -32,7 +32,7 @@ class Call:
 
 
 class Library:
-    """Stands in for MicroPython: note runs at once, an interrupt is counted."""
+    """A stand-in for MicroPython: the callback runs immediately, interrupts are counted."""
 
     def __init__(self) -> None:
         self.note: Callable[[], None] = lambda: None
@@ -42,7 +42,7 @@ class Library:
 
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InterruptThread, Library]]:
-    """A watcher and what it watches."""
+    """An interrupt thread and its stand-in for MicroPython."""
     library = Library()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(signal, "pthread_kill", lambda *_: None)
@@ -53,7 +53,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[InterruptThread, Li
 
 
 def begin(made: InterruptThread, **more: int) -> None:
-    """What a board does when a cell begins."""
+    """Write to the mailbox what a board writes when a cell begins."""
     struct.pack_into("<i", made.mailbox, 24, more.get("fd", -1))
     struct.pack_into("<q", made.mailbox, 16, more.get("deadline", 0))
     made.mailbox[USER] = made.mailbox[RUN] = 1
@@ -62,14 +62,14 @@ def begin(made: InterruptThread, **more: int) -> None:
 
 
 def until(true: Callable[[], object], timeout: float = 2.0) -> None:
-    """Return when it is true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
-def test_tables_of_both_sides_are_the_same() -> None:
+def test_mailbox_tables_of_both_sides_are_equal() -> None:
     pattern = re.compile(r"^(_[A-Z_]+) = (?:const\()?(\d+)\)?  # ", re.M)
     ours = dict(pattern.findall((ROOT / "cloudmanager/virtual/interrupt_thread.py").read_text()))
     theirs = dict(pattern.findall((ROOT / "mpy_client/cm/unix.py").read_text()))
@@ -88,13 +88,13 @@ def test_tables_of_both_sides_are_the_same() -> None:
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
 
 
-def test_idle_watcher_sleeps(board: tuple[InterruptThread, Library]) -> None:
+def test_idle_thread_sleeps(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
     until(lambda: made.mailbox[ASLEEP])
     assert library.mp_sched_schedule.times == []
 
 
-def test_gathered_output_makes_it_call(board: tuple[InterruptThread, Library]) -> None:
+def test_pending_output_schedules_a_callback(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
 
     def note() -> None:
@@ -107,7 +107,7 @@ def test_gathered_output_makes_it_call(board: tuple[InterruptThread, Library]) -
     assert made.mailbox[LATE] == 0
 
 
-def test_deadline_makes_it_call_in_time(board: tuple[InterruptThread, Library]) -> None:
+def test_deadline_schedules_a_callback_in_time(board: tuple[InterruptThread, Library]) -> None:
     made, library = board
 
     def note() -> None:
@@ -121,7 +121,7 @@ def test_deadline_makes_it_call_in_time(board: tuple[InterruptThread, Library]) 
     assert 0 <= library.mp_sched_schedule.times[0] * 1000 - due < 100
 
 
-def test_interrupt_waits_for_the_user_s_code_and_comes_again(
+def test_interrupt_waits_for_user_code_and_is_repeated(
     board: tuple[InterruptThread, Library],
 ) -> None:
     made, library = board

@@ -19,7 +19,7 @@ from tests.conftest import RunningServer
 
 @pytest.fixture(autouse=True)
 def _home(server: RunningServer):
-    """The shared server's folder is CM_HOME."""
+    """Use the shared server's folder as CM_HOME."""
 
 
 def gone(pid):
@@ -32,7 +32,7 @@ def test_boards_are_named_by_number():
     assert simulate.numbered_names("sim", 3) == ["sim-1", "sim-2", "sim-3"]
 
 
-def test_boards_are_there_when_it_returns_and_gone_when_stopped(fleet: Fleet):
+def test_boards_are_connected_until_they_are_stopped(fleet: Fleet):
     boards = simulate.simulate(fleet, ["sim-1", "sim-2"])
     try:
         pids = boards.pids
@@ -43,7 +43,7 @@ def test_boards_are_there_when_it_returns_and_gone_when_stopped(fleet: Fleet):
     assert all(gone(pid) for pid in pids.values())
 
 
-def test_boards_keep_their_files_till_the_next_time(fleet: Fleet):
+def test_boards_keep_their_files(fleet: Fleet):
     write = "with open('/note.txt', 'w') as file:\n    file.write('kept')"
     for cell in (write, "open('/note.txt').read()"):
         boards = simulate.simulate(fleet, ["files-1"])
@@ -69,12 +69,12 @@ def test_connected_board_is_not_started_twice(fleet: Fleet, boards: virtual_boar
     assert fleet["demo-1"].run("1").ok
 
 
-def test_name_that_may_not_be_one_is_refused(fleet: Fleet):
+def test_invalid_name_is_refused(fleet: Fleet):
     with pytest.raises(TargetError):
         simulate.simulate(fleet, ["no name"])
 
 
-def test_board_that_does_not_join_is_ended_and_told(fleet: Fleet, monkeypatch):
+def test_board_that_does_not_join_is_ended_and_reported(fleet: Fleet, monkeypatch):
     monkeypatch.setattr(simulate, "JOIN_SECONDS", -1.0)
     started: list[int] = []
 
@@ -108,7 +108,7 @@ def test_server_may_be_named_without_http(server: RunningServer):
             boards.stop()
 
 
-def test_detached_boards_live_on_until_they_are_stopped(fleet: Fleet):
+def test_detached_boards_run_until_they_are_stopped(fleet: Fleet):
     boards = simulate.simulate(fleet, ["far-1"], detach=True)
     pid = boards.pids["far-1"]
     assert virtual_boards.stop_detached(simulate.boards_folder())
@@ -117,12 +117,12 @@ def test_detached_boards_live_on_until_they_are_stopped(fleet: Fleet):
     assert not virtual_boards.stop_detached(simulate.boards_folder())
 
 
-def test_folder_is_the_users_own(server: RunningServer):
+def test_folder_is_in_the_users_home(server: RunningServer):
     assert simulate.boards_folder() == server.home / "virtual"
     assert stat.S_IMODE(server.home.stat().st_mode) & 0o077 == 0
 
 
-def test_demo_boards_are_there_until_they_are_stopped(server: RunningServer, fleet: Fleet):
+def test_demo_boards_are_connected_until_they_are_stopped(server: RunningServer, fleet: Fleet):
     playing = simulate.start_demo(2, "play")
     try:
         assert repr(playing) == f"<play-[1-2] at {server.url}>"
@@ -133,7 +133,7 @@ def test_demo_boards_are_there_until_they_are_stopped(server: RunningServer, fle
     assert not [board for board in fleet.boards() if board["name"].startswith("play")]
 
 
-def test_demo_boards_that_are_there_are_used_and_left(
+def test_running_boards_are_used_by_the_demo_and_not_stopped(
     fleet: Fleet, boards: virtual_boards.VirtualBoards
 ):
     playing = simulate.start_demo()
@@ -142,15 +142,13 @@ def test_demo_boards_that_are_there_are_used_and_left(
     assert fleet["demo-[1-3]"].run("1").ok
 
 
-def test_demo_boards_need_no_local_server_where_cm_url_names_one(
-    server: RunningServer, monkeypatch
-):
+def test_demo_uses_the_server_of_cm_url(server: RunningServer, monkeypatch):
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
     with pytest.raises(ServerUnreachable):
         simulate.start_demo(1, "none")
 
 
-def test_free_tcp_port_passes_over_those_that_are_taken():
+def test_free_tcp_port_skips_ports_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         tcp_port = taken.getsockname()[1]
         assert simulate.free_tcp_port(tcp_port) > tcp_port

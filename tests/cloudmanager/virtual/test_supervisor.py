@@ -1,4 +1,4 @@
-"""The supervisor obeys lines of JSON, and knows which of its children want to start anew."""
+"""The supervisor of virtual boards: its commands, restarts, and end."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from cloudmanager.virtual.supervisor import RESTART, Supervisor
 
 @pytest.fixture
 def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the next boards end with; they do nothing else."""
+    """Replace boards by processes that end immediately with this status."""
     ends: list[int] = []
     monkeypatch.setattr(supervisor, "run_board", lambda spec, library: spec["code"])
     return ends
 
 
 def wait(boards: Supervisor, name: str) -> None:
-    """Return when a board has ended, before the supervisor knows."""
+    """Wait until a board has ended, without reaping its process."""
     os.waitid(os.P_PID, boards.pids[name], os.WEXITED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (RESTART, True)])
-def test_only_a_board_that_asks_for_it_starts_anew(
+def test_only_a_board_that_asks_for_it_is_restarted(
     codes: list[int], code: int, again: bool
 ) -> None:
     boards = Supervisor()
@@ -41,27 +41,27 @@ def test_only_a_board_that_asks_for_it_starts_anew(
     assert boards.pids == {}
 
 
-def test_unknown_board_is_left_alone(codes: list[int]) -> None:
+def test_unknown_board_is_ignored(codes: list[int]) -> None:
     boards = Supervisor()
     boards.handle_command({"do": "kill", "name": "nobody", "signal": int(signal.SIGKILL)})
     assert boards.pids == {}
 
 
-def test_stay_writes_its_pid(codes: list[int], tmp_path: Any) -> None:
+def test_stay_writes_a_pid_file(codes: list[int], tmp_path: Any) -> None:
     boards = Supervisor()
     boards.handle_command({"do": "stay", "pid_file": str(tmp_path / "pid")})
     assert boards.is_detached is True
     assert (tmp_path / "pid").read_text() == str(os.getpid())
 
 
-def test_stop_ends_it(codes: list[int]) -> None:
+def test_stop_ends_the_supervisor(codes: list[int]) -> None:
     boards = Supervisor()
     boards.handle_command({"do": "stop"})
     assert boards.is_ending is True
 
 
-def test_answer_is_written_whole_though_signals_come_meanwhile() -> None:
-    """A signal makes a write that waits for the reader return early, such as a board's end."""
+def test_answer_is_written_completely_despite_signals() -> None:
+    """A signal, such as SIGCHLD at a board's end, makes a blocked write return early."""
     out, into = os.pipe()
     answer, read = b"0123456789" * 30_000, bytearray()
 

@@ -1,4 +1,4 @@
-"""Virtual boards: who they are, how they live and end. What they do on their link: tests/board."""
+"""Virtual boards: identities, processes, detaching. Their links are tested in tests/board."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ WAIT = 5.0  # seconds that anything here may take
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A server that says nothing: enough to see boards dial."""
+    """A listening socket that accepts boards and sends nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
         listening.settimeout(WAIT)
         yield listening
 
 
 def some(count: int) -> list[BoardIdentity]:
-    """New identities, lab-1 and so on."""
+    """Return new identities lab-1, lab-2 and so on."""
     return [BoardIdentity(f"lab-{n}", f"id-{n}", os.urandom(32)) for n in range(1, count + 1)]
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie that its parent has yet to see."""
+    """Return whether a process has ended, or is a zombie."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -45,7 +45,7 @@ def ended(pid: int) -> bool:
 
 
 def wait_ended(pids: list[int]) -> None:
-    """Return when all of them are gone."""
+    """Wait until all of the processes have ended."""
     deadline = time.monotonic() + WAIT
     while not all(ended(pid) for pid in pids):
         assert time.monotonic() < deadline, pids
@@ -63,11 +63,11 @@ def test_identity_does_not_show_its_key() -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("64k", 65536), ("1M", 1 << 20), ("128K", 131072), ("4096", 4096)]
 )
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+def test_sizes_with_units_are_parsed(text: str, size: int) -> None:
     assert virtual_boards._parse_size(text) == size
 
 
-def test_boards_dial_and_end(listener: socket.socket, tmp_path: Path) -> None:
+def test_boards_connect_and_end(listener: socket.socket, tmp_path: Path) -> None:
     with VirtualBoards(some(2), listener.getsockname(), tmp_path) as boards:
         for _ in range(2):
             link, _ = listener.accept()
@@ -80,7 +80,7 @@ def test_boards_dial_and_end(listener: socket.socket, tmp_path: Path) -> None:
     assert boards.pids == {}
 
 
-def test_board_listens_nowhere(listener: socket.socket, tmp_path: Path) -> None:
+def test_board_does_not_listen_on_a_port(listener: socket.socket, tmp_path: Path) -> None:
     with VirtualBoards(some(1), listener.getsockname(), tmp_path) as boards:
         link, _ = listener.accept()
         with link:
@@ -88,7 +88,9 @@ def test_board_listens_nowhere(listener: socket.socket, tmp_path: Path) -> None:
         assert [kind.status for kind in kinds] == [psutil.CONN_ESTABLISHED]
 
 
-def test_flash_and_log_are_the_owner_s_alone(listener: socket.socket, tmp_path: Path) -> None:
+def test_flash_and_log_are_readable_by_their_owner_only(
+    listener: socket.socket, tmp_path: Path
+) -> None:
     with VirtualBoards(some(1), listener.getsockname(), tmp_path, flash="256k"):
         link, _ = listener.accept()
         link.close()
@@ -111,7 +113,7 @@ def test_killed_board_stays_off_until_it_is_restarted(
         assert boards.pids["lab-1"] != before["lab-1"]
 
 
-def test_interrupted_order_does_not_mix_up_the_answers(
+def test_interrupted_command_does_not_mix_up_answers(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     with VirtualBoards(some(2), listener.getsockname(), tmp_path) as boards:
@@ -161,7 +163,7 @@ def test_boards_end_with_the_process_that_started_them(
     wait_ended([pid])
 
 
-def test_detached_boards_stay_until_they_are_stopped(
+def test_detached_boards_run_until_they_are_stopped(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     boards = VirtualBoards(some(1), listener.getsockname(), tmp_path, detach=True)
@@ -190,9 +192,7 @@ def test_all_detached_boards_of_a_folder_are_stopped(
     assert list(tmp_path.glob("*.pid")) == []
 
 
-def test_stopped_boards_leave_the_detached_ones_alone(
-    listener: socket.socket, tmp_path: Path
-) -> None:
+def test_stop_does_not_end_detached_boards(listener: socket.socket, tmp_path: Path) -> None:
     stays, goes = (
         VirtualBoards([identity], listener.getsockname(), tmp_path, detach=True)
         for identity in some(2)
@@ -207,12 +207,12 @@ def test_stopped_boards_leave_the_detached_ones_alone(
     wait_ended([pid])
 
 
-def test_stop_of_nothing_does_not_harm_a_stranger(tmp_path: Path) -> None:
+def test_stop_detached_does_not_end_other_processes(tmp_path: Path) -> None:
     (tmp_path / "supervisor.pid").write_text(str(os.getpid()))
     assert stop_detached(tmp_path) is False
 
 
-def test_missing_micropython_is_one_clear_sentence(
+def test_missing_micropython_is_an_error_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(virtual_boards, "find_spec", lambda name: None)
