@@ -1,4 +1,4 @@
-"""The service: one TCP port, its routes, and its life from start to stop."""
+"""The server: its parts, its routes on one TCP port, its start and its stop."""
 
 from __future__ import annotations
 
@@ -64,24 +64,24 @@ from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
-MIN_RECONNECT_SPREAD = 2.0  # seconds over which boards come back
-RECONNECTS_PER_SECOND = 150  # boards that may come back in one second
+MIN_RECONNECT_SPREAD = 2.0  # seconds; see Server.reconnect_spread
+RECONNECTS_PER_SECOND = 150  # boards that one server can authenticate in a second
 
 
-#: How this machine dials a server that listens on all of its addresses.
-_DIAL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+#: How this machine connects to a server that listens on all of its addresses.
+_LOCAL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
-DATABASE = "server.db"  # of a server that shares its store with nobody
+DATABASE = "server.db"  # of a server that does not share its store
 
 
 class StartError(Exception):
-    """The server cannot start; the message is one sentence for a person."""
+    """The server cannot start; the message is one sentence for the user."""
 
 
 def _open_store(home: Path, location: str | Path | None) -> Store:
-    """Return a server's own store, or the shared one, from which it takes the certificate."""
+    """Open the server's own store, or the shared store with the shared certificate."""
     if location is None:
         return Store(home / DATABASE)
     shared = SharedStore(location)
@@ -90,22 +90,22 @@ def _open_store(home: Path, location: str | Path | None) -> Store:
 
 
 class Server:
-    """Everything that one running service holds.
+    """All parts of one running server.
 
     Args:
-        home: the folder that it keeps its things in.
+        home: the folder with the server's files.
         beat: seconds between two pings to an idle board.
-        lost_after: seconds of grace for a board whose link broke.
-        local: whether only this machine can reach it: then links may do without TLS.
+        lost_after: seconds within which a board may reconnect before its job is lost.
+        local: whether only this machine can connect: then links may be without TLS.
         origins: the web pages, such as ``https://lab.example``, that may open a link.
-        proxies: where proxies stand that end TLS for it.
-        cert: a certificate for browsers and monitors, see ``certificates.load``.
-        key: its key.
-        sample_collector: how many values are kept of those that a board emitted.
-        store: ``postgresql://…``, which it shares with other servers; else a file in ``home``.
-        bus: ``nats://…``, by which they reach each other.
-        indexes: URLs of mip indexes by their alias; "" takes the default one's place.
-        keep_jobs: days that a job's line is kept once it has ended.
+        proxies: the networks of proxies that terminate TLS for this server.
+        cert: a certificate for browsers and monitoring, see ``certificates.load``.
+        key: its private key.
+        samples: how many samples are kept of each board.
+        store: ``postgresql://…`` if it is shared with other servers; else a file in ``home``.
+        bus: ``nats://…`` or another pub/sub for messages between servers that share a store.
+        indexes: URLs of mip indexes by their alias; "" replaces the default index.
+        keep_jobs: days that a job's row is kept after the job ended.
         keep_audit: days that a row of the audit log is kept.
         clock: the wall clock, in seconds since 1970.
 
@@ -183,22 +183,22 @@ class Server:
         self._create_cluster(bus)
 
     def _create_cluster(self, bus: str | PubSub | None) -> None:
-        """Make what knows the other servers, where the store is shared."""
+        """Create the cluster of servers if the store is shared."""
         if isinstance(self.store, SharedStore):
             bus = NatsPubSub(bus) if isinstance(bus, str) else bus or InProcessBroker().new_client()
             loop = asyncio.get_running_loop()
             self.cluster = Cluster(self, self.store, bus, self._lost_after, loop)
 
     def start(self) -> None:
-        """Be one of the fleet's servers, where there are others."""
+        """Join the cluster, if there is one."""
         if self.cluster is not None:
             self.cluster.start()
 
     def on_board_authenticated(self, board: Board, facts: dict[str, Any]) -> None:
-        """Note that a board has proven itself.
+        """Record that a board has authenticated.
 
         Raises:
-            ServerError: it cannot be taken in now.
+            ServerError: it cannot be claimed now.
         """
         if self.cluster is not None:
             self.cluster.board_directory.claim_board(board, facts)
@@ -207,73 +207,80 @@ class Server:
             self.dispatch.flush_later()
 
     def _on_stray(self, board: Board, job: int) -> None:
-        """Note that a board spoke of a job that is not its own; cut who does so all the time.
+        """Log a board's message about a job that is not its own; close its link after too many.
 
-        A board that is confused, not hostile, is helped by that: when it dials in again, it
-        says what it is doing.
+        That also helps a board with a fault: when it reconnects, it reports its current job.
         """
-        text = "%s spoke of job %d, which is not its own"
+        text = "%s sent a message about job %d, which is not its own"
         self.peer_log.write(board.name, logging.WARNING, text, board.name, job)
+        if self._has_too_many_strays(board) and board.link is not None:
+            board.link.close(frames.POLICY, "too many messages about jobs that are not its own")
+
+    def _has_too_many_strays(self, board: Board) -> bool:
+        """Count one message about another board's job; return whether they exceed the limit."""
         if board.strays is None:
             per_minute = limits.STRAYS_PER_MINUTE
             board.strays = TokenBucket(per_minute / 60, per_minute)
-        if board.strays.spend() and board.link is not None:
-            board.link.close(frames.POLICY, "it goes on speaking of jobs that are not its own")
+        return board.strays.spend() > 0
 
     def _on_sample(self, board: Board, sample: Sample) -> None:
+        """Pass a sample on to subscribers here and at other servers."""
         self.subscriptions.on_sample(board, sample)
         if self.cluster is not None and board.link is not None:
             self.cluster.board_directory.on_sample(board, sample)
 
     @property
     def reconnect_spread(self) -> float:
-        """Return the seconds over which boards that lost the server come back."""
+        """Return the seconds over which boards distribute their reconnects after a restart."""
         servers = len(self.cluster.servers) if self.cluster is not None else 1
         return max(
             MIN_RECONNECT_SPREAD, len(self.registry.by_id) / max(servers, 1) / RECONNECTS_PER_SECOND
         )
 
     def update_lost_after(self) -> None:
-        """Keep the grace of lost boards above the spread over which they come back."""
+        """Adapt the time after which boards are lost: it must not be below their reconnects'."""
         self.dispatch.lost_after = max(self._lost_after, self.reconnect_spread)
 
     def close_token_links(self, token: TokenRow) -> int:
-        """End what a revoked token has not begun, close its links; return how many there were."""
+        """End a revoked token's queued jobs and close its links; return the number of links."""
         self.permission.review()
         links = [caller for caller in self.callers if caller.token.hash == token.hash]
         for caller in links:
-            caller.close(CLOSE_REVOKED, self.tokens.refusal_reason(token))
+            self._close_revoked(caller)
         return len(links)
 
     def reload_tokens(self) -> None:
-        """Read anew which tokens there are; close the links of those that open nothing now."""
+        """Reload the tokens from the store; close the links of those that are no longer valid."""
         self.tokens.reload()
         self.permission.review()
         for caller in list(self.callers):
-            if why := self.tokens.refusal_reason(caller.token):
-                caller.close(CLOSE_REVOKED, why)
+            if self.tokens.refusal_reason(caller.token):
+                self._close_revoked(caller)
+
+    def _close_revoked(self, caller: CallerConnection) -> None:
+        caller.close(CLOSE_REVOKED, self.tokens.refusal_reason(caller.token))
 
     def drop_links_and_jobs(self) -> None:
-        """Hang up on everybody, and forget what was under way: it is other servers' now."""
+        """Close all links and drop all jobs, which other servers have taken over."""
         self.dispatch.drop_all_jobs()
-        self._close_all_links("this server stood still for too long; dial again")
+        self._close_all_links("this server stopped responding for too long; reconnect")
 
     def problems(self) -> list[str]:
-        """Return what keeps the service from its work, a sentence each."""
+        """Return a sentence for each fault that keeps the server from working."""
         return [self.store.write_error] if self.store.write_error else []
 
     def warnings(self) -> list[str]:
-        """Return what somebody should look at, a sentence each; the service does its work."""
+        """Return a sentence for each fault that needs attention although the server works."""
         self.clock.check()
         return [self.housekeeper.problem] if self.housekeeper.problem else []
 
     @property
     def uptime(self) -> float:
-        """Return the seconds since the start, by a clock that nobody sets."""
+        """Return the seconds since the start, by a clock that cannot be set."""
         return steady_seconds() - self._started_steady
 
     def _local_token(self) -> str:
-        """Return the local user's token; it stands in a file that is his alone."""
+        """Return the local user's token; create it, in a file that only the user can read."""
         path = config.token_file(self.home)
         token = config.read_token(path)
         if token is None:
@@ -282,7 +289,7 @@ class Server:
         return token
 
     def stop(self) -> None:
-        """Tell callers and boards, and write everything down."""
+        """Stop all parts, close all links, write pending changes, and close the store."""
         cleanup.run_all(
             "the server",
             self.loop_lag_monitor.stop,
@@ -301,7 +308,7 @@ class Server:
                 board.link.close(frames.CLOSE_GOING_AWAY, why)
 
 
-#: The whole URL table. What opens each is its handler's ``opened_by``.
+#: All paths. Each handler's ``opened_by`` says which credential it requires.
 ROUTES: list[tuple[str, type[BaseHandler]]] = [
     (r"/board", BoardSocket),
     (r"/caller", CallerSocket),
@@ -312,18 +319,21 @@ ROUTES: list[tuple[str, type[BaseHandler]]] = [
 
 
 def make_app(server: Server) -> Application:
-    """Return the routes."""
-    given = {"server": server}
+    """Return the application with all routes."""
+    arguments = {"server": server}
     return Application(
-        [(path, page, given) for path, page in ROUTES],
+        [(path, handler, arguments) for path, handler in ROUTES],
         default_handler_class=NotFoundHandler,
-        default_handler_args=given,
+        default_handler_args=arguments,
         log_function=_log_request,
     )
 
 
 def _log_request(handler: RequestHandler) -> None:
-    """Log refusals only, with what cannot hold a secret; wrong tokens have a line already."""
+    """Log a refused request without parts that may contain secrets.
+
+    Wrong tokens (401, 429) are logged elsewhere.
+    """
     assert isinstance(handler, BaseHandler)
     request, status = handler.request, handler.get_status()
     if status >= 400 and status not in (401, 429) and handler.should_log_refusal():
@@ -337,35 +347,41 @@ def _log_request(handler: RequestHandler) -> None:
 
 
 async def serve(home: Path, host: str, tcp_port: int, on_ready: Any, **settings: Any) -> None:
-    """Serve until SIGTERM or SIGINT; calls ``ready(url, address, notes)`` once it listens.
+    """Serve until SIGTERM or SIGINT.
 
-    ``url`` is what this machine dials, ``address`` where it listens; ``notes`` are sentences
-    about what was found in the folder, for who starts it.
+    Args:
+        home: the server's folder.
+        host: the address to listen on; "" for all.
+        tcp_port: 0 for any free one.
+        on_ready: called as ``on_ready(url, address, notes)`` when the server listens: ``url`` is
+            how this machine connects, ``address`` where the server listens, and ``notes`` are
+            sentences for the user about repairs and losses in the folder.
+        settings: more arguments of ``Server``.
 
     Raises:
-        StartError: the address is taken, the folder belongs to a running server, or its
+        StartError: the address is in use, the folder belongs to a running server, or its
             store or a certificate cannot be used.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold_lock(home))
-            notes = _look_after(home, alone=settings.get("store") is None)
+            notes = _repair_folder(home, own_database=settings.get("store") is None)
             sockets = open_listening_sockets(host, tcp_port)
             server = Server(home, local=all_on_loopback(sockets), **settings)
         except ServerError as error:
             raise StartError(error.reason) from error
         tcp_port, scheme = sockets[0].getsockname()[1], "http" if server.local else "https"
         server.address = f"{scheme}://{_url_host(host)}:{tcp_port}"
-        near = f"{scheme}://{_url_host(_DIAL_ADDRESSES.get(host, host))}:{tcp_port}"
+        local_url = f"{scheme}://{_url_host(_LOCAL_ADDRESSES.get(host, host))}:{tcp_port}"
         listener = Listener(server, make_app(server))
         server.start()
         listener.start_accepting(sockets)
         state = config.server_state_file(home)
-        config.write_private(state, json.dumps({"url": near, "pid": server.pid}))
+        config.write_private(state, json.dumps({"url": local_url, "pid": server.pid}))
         log.info("version %s listens on %s", server.version, server.address)
-        stop = _stop_signal()  # before anybody is told: the signal may follow at once
-        on_ready(near, server.address, notes)
-        gc.freeze()  # what is there now stays: collections need not look at it
+        stop = _stop_signal()  # before on_ready, since the signal may follow immediately
+        on_ready(local_url, server.address, notes)
+        gc.freeze()  # the objects of now live until the end: garbage collections may skip them
         try:
             await stop.wait()
         finally:
@@ -377,36 +393,46 @@ async def serve(home: Path, host: str, tcp_port: int, on_ready: Any, **settings:
             log.info("stopped")
 
 
-def _look_after(home: Path, *, alone: bool) -> list[str]:
-    """Finish what a crash broke off in the folder; return what is to be known, a sentence each.
+def _repair_folder(home: Path, *, own_database: bool) -> list[str]:
+    """Finish an interrupted replacement of files, and look for lost ones.
 
     Args:
-        home: the server's folder, which is this process's alone.
-        alone: whether its database is a file in this folder.
+        home: the server's folder, locked by this process.
+        own_database: whether the database is a file in this folder.
+
+    Returns:
+        Sentences for the user about what was repaired or lost.
     """
-    notes = [told] if (told := file_replacement.finish(home)) else []
-    if alone and config.ca_file(home).exists() and not (home / DATABASE).exists():
+    notes = _finish_replacement(home)
+    has_ca, has_database = config.ca_file(home).exists(), (home / DATABASE).exists()
+    if own_database and has_ca and not has_database:
         notes.append(
-            f"There was a server in {home}, and its {DATABASE} is gone: this fleet is empty. "
-            "`mbm server-restore` brings a backup of it back."
+            f"The {DATABASE} of the server in {home} is missing: this fleet is empty. "
+            "`mbm server-restore` restores a backup."
         )
-    if alone and (home / DATABASE).exists() and not config.ca_file(home).exists():
+    if own_database and has_database and not has_ca:
         notes.append(
-            f"The certificate authority in {home} is gone, and a new one is made: boards that "
-            "know the old one have to be enrolled anew. `mbm server-restore` brings it back."
+            f"The certificate authority in {home} is missing, and a new one is created: boards "
+            "with the old one must be enrolled again, or `mbm server-restore` restores it."
         )
     for note in notes:
         log.warning("%s", note)
     return notes
 
 
+def _finish_replacement(home: Path) -> list[str]:
+    """Finish an interrupted replacement of files; return a sentence if there was one."""
+    finished = file_replacement.finish(home)
+    return [finished] if finished else []
+
+
 def _url_host(host: str) -> str:
-    """Return a host as it stands in a URL (IPv6: RFC 3986, 3.2.2)."""
+    """Return a host as it is written in a URL (IPv6: RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host
 
 
 def _stop_signal() -> asyncio.Event:
-    """Return what is set by SIGTERM or SIGINT."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -415,26 +441,25 @@ def _stop_signal() -> asyncio.Event:
 
 
 def main() -> None:
-    """Run in the foreground; one line of JSON on standard output says how the start went."""
-    given = options.parse_args()
+    """Run in the foreground; print a line of JSON when the server listens or cannot start."""
+    arguments = options.parse_args()
     _raise_file_limit()
-    os.umask(0o077)  # whatever it writes is its user's alone
+    os.umask(0o077)  # only the server's user may read its files
     try:
-        home = _open_home(log_json=given.log_json)
-        asyncio.run(
-            serve(home, given.listen, given.port, _print_ready, **options.server_settings(given))
-        )
+        home = _open_home(log_json=arguments.log_json)
+        settings = options.server_settings(arguments)
+        asyncio.run(serve(home, arguments.listen, arguments.port, _print_ready, **settings))
     except StartError as error:
         _print_json({"error": str(error)})
         sys.exit(1)
 
 
 def _raise_file_limit() -> None:
-    """Take all the files that the system lets us have: a shell gives 1,024, each link is one."""
+    """Allow as many open files as the system does: shells set 1,024, and each link needs one."""
     import resource  # not on Windows
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open_home(*, log_json: bool) -> Path:

@@ -1,10 +1,10 @@
-"""Whether this machine's clock may be believed before something irreversible is done by it.
+"""Decide whether this machine's clock is trusted for operations that cannot be undone.
 
 The wall clock (seconds since 1970) can be set: by a person, by a wrong NTP server, and on a
 machine without a battery-backed clock (Raspberry Pi) it starts in 1970, or at the time of the last
-shutdown, and is corrected later. So it is compared with a clock that nobody can set, and at the
-start with the time that the server had stored before. A clock that does not fit is unconfirmed
-until it has gone evenly for a day. No sockets, no SQL.
+shutdown, and is corrected later. So it is compared with a clock that cannot be set, and at the
+start with the time that the server stored before. A wall clock that does not agree is unconfirmed
+until it has run evenly for a day. No sockets, no SQL.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ log = logging.getLogger("cm_server")
 
 HOUR = 3600.0
 DAY = 86400.0
-#: Difference that is no step: what a clock drifts in a day, and what NTP corrects now and then.
+#: A smaller difference is no step: clocks drift during a day, and NTP corrects them.
 TOLERANCE = HOUR
-#: Time that a server may have been off, or the machine asleep, without a doubt about the clock.
+#: For this time a server may have been off, or the machine suspended, without doubting the clock.
 LONGEST_GAP = 7 * DAY
-#: Running time after which a clock that was set is believed; it goes evenly meanwhile.
+#: Running time after which a clock that was set is trusted again, if it runs evenly meanwhile.
 CONFIRM_SECONDS = DAY
-#: At most so much counts between two looks, one of which is due each minute: a machine that
-#: slept, or whose steady clock leapt, has not gone evenly meanwhile.
+#: At most this much running time is counted between two checks, which are a minute apart: a
+#: machine that was suspended, or whose steady clock jumped, did not run evenly in between.
 COUNTED_SECONDS = 120.0
-#: 2024-01-01. This program is younger, so an earlier clock (1970, 2000) is wrong.
+#: 2024-01-01. This program is younger, so an earlier time (1970, 2000) is wrong.
 EARLIEST = 1_704_067_200.0
 _NAME = "clock"  # of the stored state
 
 
 def steady_seconds() -> float:
-    """Return the seconds of a clock that nobody can set, and that goes on while the machine sleeps.
+    """Return the seconds of a clock that cannot be set and that counts while suspended.
 
     Linux' CLOCK_BOOTTIME counts the time that a machine is suspended; its CLOCK_MONOTONIC does not.
     """
@@ -50,17 +50,17 @@ def steady_seconds() -> float:
 
 
 class CheckedClock:
-    """The wall clock, compared with a steady one and with the time that the store knows.
+    """The wall clock, compared with a steady clock and with the time in the store.
 
     Args:
         store: keeps the last known time over restarts.
-        name: the clock's own among several servers that share the store.
+        name: distinguishes the clocks of several servers that share the store.
         wall: seconds since 1970; this clock can be set.
-        steady: seconds from any beginning; this clock cannot be set.
+        steady: seconds from any starting point; this clock cannot be set.
 
     Attributes:
         wall: the wall clock, as given.
-        problem: why the wall clock is not confirmed, a sentence; "" where it is confirmed.
+        problem: a sentence that says why the wall clock is unconfirmed; "" while it is confirmed.
     """
 
     def __init__(
@@ -76,17 +76,21 @@ class CheckedClock:
         self.wall = wall
         self._steady = steady
         self.problem = ""
-        self._noted_at: float | None = None  # running time of the last row in the audit log
-        self._looked_at = steady()
-        self._uptime = 0.0  # seconds that went by on the steady clock, leaps left out
-        # The last confirmed time, and the uptime at which it was that.
-        self._known, self._known_at = 0.0, 0.0
-        # While the clock is unconfirmed: where it was first seen so, and how long it has fitted.
-        self._candidate, self._candidate_at, self._agreed = 0.0, 0.0, 0.0
-        self._begin()
+        self._audited_at: float | None = None  # uptime at the last row in the audit log
+        self._checked_at = steady()
+        self._uptime = 0.0  # seconds of the steady clock since the start, without jumps
+        # The last confirmed time, and the uptime at that moment.
+        self._known = 0.0
+        self._known_at = 0.0
+        # While the clock is unconfirmed: the time that it showed at first, the uptime at that
+        # moment, and for how many seconds it has run evenly since.
+        self._candidate = 0.0
+        self._candidate_at = 0.0
+        self._agreed = 0.0
+        self._compare_with_store()
 
-    def _begin(self) -> None:
-        """Compare the clock with what the store knows of the time before this start."""
+    def _compare_with_store(self) -> None:
+        """Compare the clock with the time that was stored before this start."""
         now = self.wall()
         state = self._store.recall(self._name) or {}
         known = state.get("known")
@@ -94,93 +98,103 @@ class CheckedClock:
             known = self._store.newest_time()
         self._known = now if known is None else float(known)
         self._candidate = now
-        gap = now - self._known
-        if now >= EARLIEST and (-TOLERANCE <= gap <= LONGEST_GAP or self._known < EARLIEST):
+        if self._agrees_with_stored_time(now):
             self._known = now
             return
         if -TOLERANCE <= now - float(state.get("candidate", 0.0)) <= LONGEST_GAP:
-            self._agreed = float(state.get("agreed", 0.0))  # it goes on where the last run ended
-        self._doubt(now)
+            self._agreed = float(state.get("agreed", 0.0))  # continue where the last run ended
+        self._mark_unconfirmed(now)
+
+    def _agrees_with_stored_time(self, now: float) -> bool:
+        """Return whether a wall clock that shows ``now`` at the start can be right."""
+        if now < EARLIEST:
+            return False
+        return -TOLERANCE <= now - self._known <= LONGEST_GAP or self._known < EARLIEST
 
     def check(self) -> bool:
-        """Look at both clocks; return whether the wall clock is confirmed.
+        """Compare both clocks; return whether the wall clock is confirmed.
 
-        Call it at least once a minute, and before each act that cannot be undone.
+        Call it at least once a minute, and before each operation that cannot be undone.
         """
         now, steady = self.wall(), self._steady()
-        passed = max(steady - self._looked_at, 0.0)
-        self._looked_at = steady
+        passed = max(steady - self._checked_at, 0.0)
+        self._checked_at = steady
         self._uptime += passed if passed <= LONGEST_GAP else 0.0
-        expected = self._known + self._uptime - self._known_at
-        if self._known < EARLIEST <= now:  # a new server's first certain time
-            self._confirm(now, anew=True)
+        if self._known < EARLIEST <= now:  # the first plausible time of a new server
+            self._confirm(now, new_reference=True)
             return True
-        if abs(now - expected) <= TOLERANCE and now >= EARLIEST:
-            self._confirm(now, anew=self._uptime - self._known_at >= DAY)
+        if self._agrees_with_steady_clock(now):
+            self._confirm(now, new_reference=self._uptime - self._known_at >= DAY)
             return True
-        fits = self._candidate + self._uptime - self._candidate_at
-        if self.problem and abs(now - fits) <= TOLERANCE:
+        since_step = self._candidate + self._uptime - self._candidate_at
+        if self.problem and abs(now - since_step) <= TOLERANCE:
             self._agreed += min(passed, COUNTED_SECONDS)
         else:
             self._candidate, self._candidate_at, self._agreed = now, self._uptime, 0.0
-            self._doubt(now)
+            self._mark_unconfirmed(now)
         if self._agreed >= CONFIRM_SECONDS and now >= EARLIEST:
-            self._confirm(now, anew=True)
+            self._confirm(now, new_reference=True)
         return not self.problem
 
-    def _confirm(self, now: float, *, anew: bool) -> None:
-        """Believe the clock; ``anew`` measures the next steps from here."""
-        if anew:
+    def _agrees_with_steady_clock(self, now: float) -> bool:
+        """Return whether the wall clock shows the last confirmed time plus the time since."""
+        return abs(now - self._expected()) <= TOLERANCE and now >= EARLIEST
+
+    def _expected(self) -> float:
+        return self._known + self._uptime - self._known_at
+
+    def _confirm(self, now: float, *, new_reference: bool) -> None:
+        """Trust the clock; with ``new_reference``, later steps are measured from this moment."""
+        if new_reference:
             self._known, self._known_at = now, self._uptime
         if self.problem:
             self.problem = ""
-            log.info("this machine's clock is confirmed: %s", _moment(now))
-            self._keep()
+            log.info("this machine's clock is confirmed: %s", _format_time(now))
+            self._store_time()
 
-    def _doubt(self, now: float) -> None:
-        """Take the clock for unconfirmed; say so in the log and in the audit log."""
-        ahead = now - (self._known + self._uptime - self._known_at)
-        where = f"{_span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the time that the"
-        until = f"it has gone evenly for {CONFIRM_SECONDS / HOUR:g} h"
+    def _mark_unconfirmed(self, now: float) -> None:
+        """Set ``problem``, and write it into the log and the audit log."""
+        ahead = now - self._expected()
+        direction = "ahead of" if ahead > 0 else "behind"
+        difference = f"{_format_span(abs(ahead))} {direction} the time that the server expects"
+        until = f"it has run evenly for {CONFIRM_SECONDS / HOUR:g} h"
         if now < EARLIEST:
-            where, until = (
-                "which is before this program was written; it is behind the time the",
-                "it is set",
-            )
+            difference = "which is before this program was written"
+            until = "it is set"
         self.problem = (
-            f"this machine's clock may be wrong: it says {_moment(now)}, {where} server expects; "
-            f"nothing old is deleted until {until}"
+            f"this machine's clock may be wrong: it shows {_format_time(now)}, {difference}; "
+            f"no old rows are deleted until {until}"
         )
         log.warning("%s", self.problem)
-        if self._noted_at is None or self._uptime - self._noted_at >= HOUR:
-            self._noted_at = self._uptime
-            note = AuditRow(
+        if self._audited_at is None or self._uptime - self._audited_at >= HOUR:
+            self._audited_at = self._uptime
+            row = AuditRow(
                 now, "", "this machine", "clock", "", self.problem, None, None, None, "done"
             )
             try:
-                self._store.add_audit_row(note)
+                self._store.add_audit_row(row)
             except ServerError:
-                return  # it is in the log
-        self._keep()
+                return  # the log has the sentence
+        self._store_time()
 
     def latest(self) -> float:
-        """Return the later one of the wall clock and of the time that is known to have passed.
+        """Return the later one of the wall clock and of the time that must have been reached.
 
-        By this one tokens expire: a clock that is set back, or starts in 1970, does not make
-        an expired token valid again.
+        Tokens expire by this time: a clock that is set back, or that starts in 1970, does not
+        make an expired token valid again.
         """
-        passed = max(self._steady() - self._looked_at, 0.0)
+        passed = max(self._steady() - self._checked_at, 0.0)
         uptime = self._uptime + (passed if passed <= LONGEST_GAP else 0.0)
         return max(self.wall(), self._known + uptime - self._known_at)
 
     def save(self) -> None:
-        """Store the time, for the next start; call it now and then, and at the end."""
-        self.check()  # a step since the last look must not be stored as confirmed
-        self._keep()
+        """Store the time for the next start; call it regularly, and at the end."""
+        self.check()  # a step since the last check must not be stored as confirmed
+        self._store_time()
 
-    def _keep(self) -> None:
+    def _store_time(self) -> None:
         now = self.wall()
-        known = self._known + self._uptime - self._known_at if self.problem else now
+        known = self._expected() if self.problem else now
         agreed = self._agreed if self.problem else CONFIRM_SECONDS
         try:
             self._store.remember(self._name, {"known": known, "candidate": now, "agreed": agreed})
@@ -188,14 +202,14 @@ class CheckedClock:
             return  # the disk is full: the next start compares with an older time
 
 
-def _moment(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     try:
         return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
     except (OverflowError, ValueError, OSError):
         return f"{seconds:.0f} s after 1970"
 
 
-def _span(seconds: float) -> str:
+def _format_span(seconds: float) -> str:
     if seconds < 2 * DAY:
         return f"{seconds / HOUR:.0f} h"
     return f"{seconds / DAY:.0f} days"

@@ -1,9 +1,9 @@
-"""Deletes old jobs and old rows of the audit log, in small bites and never by a doubtful clock.
+"""Delete old jobs and old rows of the audit log, in small batches, and only by a confirmed clock.
 
-A bite is one short transaction, so that no cell waits for it. A round is due once in a day. It
-deletes at most the oldest ``limits.PRUNE_DAYS`` days of rows, and leaves a row in the audit log
-that says how many of which time went: so even a clock that is wrong for long takes little, and
-in sight. Call from the server's one thread.
+A batch is one short transaction, so that no cell waits for it. One round of deletions is due each
+day. It deletes at most the oldest ``limits.PRUNE_DAYS`` days of rows, and adds a row to the audit
+log that says how many rows, from which time, were deleted: so even a clock that stays wrong for a
+long time causes little loss, and it is visible. Call from the server's one thread.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .store.store import Store
 
 log = logging.getLogger("cm_server")
 
-FIRST_ROUND_SECONDS = 60.0  # seconds after the start: boards come back first
-ROUND_SECONDS = 3600.0  # seconds between two looks whether a round is due
-BATCH_PAUSE_SECONDS = 0.1  # seconds between two bites: 5,000 rows a second
-PROBE_SECONDS = 60.0  # seconds between two looks at the clock, and at a store that failed
+FIRST_ROUND_SECONDS = 60.0  # after the start: first, boards reconnect
+ROUND_SECONDS = 3600.0  # between two checks whether a round is due
+BATCH_PAUSE_SECONDS = 0.1  # between two batches: 5,000 rows a second
+PROBE_SECONDS = 60.0  # between two checks of the clock, and of a store that failed
 
 
 class Housekeeper:
-    """Looks once an hour whether old rows are to be deleted.
+    """Checks once an hour whether old rows must be deleted.
 
     Args:
-        store: where they are.
-        call_later: calls a function after so many seconds and returns what calls it off.
-        keep_jobs: days that the line of a job that ended is kept.
+        store: contains the rows.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        keep_jobs: days that a job's row is kept after the job ended.
         keep_audit: days that a row of the audit log is kept.
         clock: says whether the time is certain enough to delete by it.
 
     Attributes:
-        pruned: how many rows have gone since the start, of jobs and of the audit log.
+        pruned: how many rows were deleted since the start, of jobs and of the audit log.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Housekeeper:
         self._database_problem = ""
         self._stopped = False
         self.pruned = {"jobs": 0, "audit": 0}
-        self._timer = call_later(FIRST_ROUND_SECONDS, self._start_round)
+        self._timer = call_later(FIRST_ROUND_SECONDS, self._check_for_round)
         self._probe_timer = call_later(PROBE_SECONDS, self._probe_store)
 
     def stop(self) -> None:
-        """Stop; what is left is for the next server."""
+        """Stop; the next server continues an unfinished round."""
         self._timer.cancel()
         self._probe_timer.cancel()
         if not self._stopped:
@@ -70,7 +70,7 @@ class Housekeeper:
 
     @property
     def problem(self) -> str:
-        """Return why nothing is deleted now, a sentence; "" where nothing stands against it."""
+        """Return a sentence that says why nothing is deleted now; "" if there is no reason."""
         return self._clock.problem or self._database_problem
 
     def _probe_store(self) -> None:
@@ -79,28 +79,33 @@ class Housekeeper:
         self._clock.check()
         self._probe_timer = self._call_later(PROBE_SECONDS, self._probe_store)
 
-    def _start_round(self) -> None:
-        """Begin a round if one is due, and the time is certain."""
-        self._timer = self._call_later(ROUND_SECONDS, self._start_round)
+    def _check_for_round(self) -> None:
+        """Begin a round if one is due and the time is certain."""
+        self._timer = self._call_later(ROUND_SECONDS, self._check_for_round)
         self._clock.save()
         try:
-            if self._is_certain() and self._store.begin_pruning(self._clock.wall()):
+            if self._is_time_certain() and self._store.begin_pruning(self._clock.wall()):
                 self._timer.cancel()
                 self._begin_round(self._clock.wall())
             else:
                 self._end_round()  # of a server that was killed in the middle of it
         except ServerError:
-            return  # the store is away; the next look tries again
+            return  # the store is unavailable; the next check tries again
 
-    def _is_certain(self) -> bool:
-        """Say whether rows may be deleted by this clock, and by the database's."""
-        if not self._clock.check():
-            return False
+    def _is_time_certain(self) -> bool:
+        return self._is_clock_confirmed() and self._agrees_with_database()
+
+    def _is_clock_confirmed(self) -> bool:
+        """Return whether rows may be deleted by this machine's clock."""
+        return self._clock.check()
+
+    def _agrees_with_database(self) -> bool:
+        """Return whether the database's clock, if it has its own, shows the same time."""
         database, problem = self._store.database_time(), ""
         if database is not None and abs(database - self._clock.wall()) > TOLERANCE:
             problem = (
                 "this machine's clock and the database's differ by more than "
-                f"{TOLERANCE / 3600:g} h; nothing old is deleted until they agree"
+                f"{TOLERANCE / 3600:g} h; no old rows are deleted until they agree"
             )
             if not self._database_problem:
                 log.warning("%s", problem)
@@ -108,21 +113,21 @@ class Housekeeper:
         return not problem
 
     def _begin_round(self, now: float) -> None:
-        """Fix up to which times rows are deleted in this round, then take the first bite."""
+        """Choose up to which times rows are deleted in this round, then delete the first batch."""
         oldest_job, oldest_row = self._store.oldest(now)
         jobs_before = _horizon(now - self._keep_jobs, oldest_job)
         audit_before = _horizon(now - self._keep_audit, oldest_row)
         self._prune_batch(jobs_before, audit_before, 0)
 
     def _prune_batch(self, jobs_before: float, audit_before: float, after_job: int) -> None:
-        """Delete the next rows; jobs' numbers up to ``after_job`` were looked at before."""
+        """Delete the next rows; jobs with numbers up to ``after_job`` were examined before."""
         jobs, reached, rows = 0, after_job, 0
         try:
-            if self._clock.check():
+            if self._is_clock_confirmed():
                 jobs, reached = self._store.prune_jobs(jobs_before, after_job)
                 rows = self._store.prune_audit(audit_before)
         except ServerError:
-            reached = after_job  # the store is away; the next round goes on
+            reached = after_job  # the store is unavailable; the next round continues
         self.pruned["jobs"] += jobs
         self.pruned["audit"] += rows
         if reached > after_job or rows:
@@ -131,7 +136,7 @@ class Housekeeper:
             )
             return
         self._end_round()
-        self._timer = self._call_later(ROUND_SECONDS, self._start_round)
+        self._timer = self._call_later(ROUND_SECONDS, self._check_for_round)
 
     def _end_round(self) -> None:
         for row in self._store.end_pruning(self._clock.wall()):
@@ -139,5 +144,5 @@ class Housekeeper:
 
 
 def _horizon(before: float, oldest: float | None) -> float:
-    """Return up to which time rows are deleted in one round: a few days behind the oldest."""
+    """Return up to which time rows are deleted in one round: at most days after the oldest row."""
     return before if oldest is None else min(before, oldest + limits.PRUNE_DAYS * DAY)

@@ -1,4 +1,4 @@
-"""Where the log goes, and its form: lines for people, or JSON for programs."""
+"""Configure the log: its file, lines for people or JSON for programs, and limits for peers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .net.rate_limits import RateLimiter, address_group
 
 log = logging.getLogger("cm_server")
 
-#: What a line may tell besides its message, by these names (docs/metrics.md).
+#: Fields of a line of JSON besides its message (docs/metrics.md).
 EXTRA_FIELDS = ("event", "job", "jobs", "board", "caller", "target", "status", "elapsed")
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON for one event, whatever the event holds."""
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the line for a record."""
         at = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Any] = {
             "at": at.isoformat(timespec="milliseconds"),
@@ -38,10 +38,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class PeerLog:
-    """Writes lines that a peer can cause at will: a few a minute for each; it counts the rest.
+    """Logs lines that peers can cause at any rate: a few a minute for each; counts the others.
 
     Args:
-        clock: seconds, from any beginning.
+        clock: seconds, from any starting point.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,19 +49,24 @@ class PeerLog:
         self._strangers = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
 
     def write(self, peer: str, level: int, text: str, *args: object) -> None:
-        """Write a line about a peer that has proven who it is, by its name."""
+        """Log a line about an authenticated peer, which is identified by its name."""
         self._write(self._peers.allow(peer), level, text, args)
 
     def write_of_stranger(self, address: str, level: int, text: str, *args: object) -> None:
-        """Write a line about a peer that has proven nothing; all of them share a limit, too."""
+        """Log a line about an unauthenticated peer; all of these share a second limit."""
         left_out = self._peers.allow(f"stranger {address_group(address)}")
-        whole = self._strangers.allow("") if left_out is not None else None
-        self._write(
-            None if whole is None or left_out is None else left_out + whole, level, text, args
-        )
+        if left_out is not None:
+            left_out_of_all = self._strangers.allow("")
+            left_out = None if left_out_of_all is None else left_out + left_out_of_all
+        self._write(left_out, level, text, args)
+
+    @staticmethod
+    def _is_over_limit(left_out: int | None) -> bool:
+        """Return whether ``RateLimiter.allow`` has refused a line."""
+        return left_out is None
 
     def _write(self, left_out: int | None, level: int, text: str, args: tuple[object, ...]) -> None:
-        if left_out is None:
+        if self._is_over_limit(left_out):
             return
         if left_out:
             text, args = text + " (%d lines before it were left out)", (*args, left_out)
@@ -69,9 +74,9 @@ class PeerLog:
 
 
 class LibraryFilter(logging.Filter):
-    """Bounds the lines of libraries, each of which a peer may cause by what it sends.
+    """Limits the lines of libraries, which a peer can cause by what it sends.
 
-    Such as tornado's line about each malformed HTTP request, and asyncio's about each failure.
+    Examples are tornado's line about a malformed HTTP request, and asyncio's about a failure.
     """
 
     def __init__(self) -> None:
@@ -79,7 +84,7 @@ class LibraryFilter(logging.Filter):
         self._rate = RateLimiter(limits.LIBRARY_LINES_PER_MINUTE)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a record is written; its line says how many before it were not."""
+        """Return whether a record is logged; add to its line how many before it were not."""
         if record.name.startswith("cm_server"):
             return True
         left_out = self._rate.allow(record.name)
@@ -90,15 +95,15 @@ class LibraryFilter(logging.Filter):
 
 
 def configure_logging(path: Path, *, as_json: bool = False) -> None:
-    """Write the log into a file, which is bounded.
+    """Log into a file of bounded size.
 
     Args:
-        path: the file; one older one is kept beside it.
-        as_json: a line of JSON for each event, jobs' lives included.
+        path: the file; one older file is kept beside it.
+        as_json: write lines of JSON, including each job's events.
     """
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
-    people = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonFormatter() if as_json else people)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if as_json else text)
     handler.addFilter(LibraryFilter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("cm_server.jobs").setLevel(logging.INFO if as_json else logging.WARNING)

@@ -86,7 +86,7 @@ def defence(
 
 
 def text_defence(
-    name: str, file: str, text: str, out: str, *tests: str, behind: Place | None = None
+    name: str, file: str, text: str, out: str, *tests: str, behind: Override | Place | None = None
 ) -> Defence:
     """Return a row for a defence that has no seam yet."""
     places = (Place(file, text, out), *([behind] if behind else []))

@@ -12,7 +12,9 @@ STORE: Final = "cm_server/store/test_shared_store.py::test_"
 STANDS_STILL: Final = (
     STORE + "a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on[sqlite]"
 )
-TAKEN_ONCE: Final = STORE + "a_job_is_taken_once_and_by_the_holder_only[sqlite]"
+CLAIMED_ONCE: Final = STORE + "queued_job_is_claimed_once[sqlite]"
+NOT_WITHDRAWN: Final = STORE + "claimed_job_is_not_withdrawn[sqlite]"
+ONLY_HOLDER: Final = STORE + "job_is_claimed_for_sending_by_the_holder_of_its_board[sqlite]"
 MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sqlite]"
 PRESENCE: Final = "cm_server/cluster/test_board_directory.py::test_"
 CHANGES: Final = (
@@ -24,12 +26,12 @@ SERVER_ATTACKS: Final = [
     attack(
         39,
         "a stranger on the bus; a server that stood still; jobs that two servers have",
-        "cm_server/cluster/test_peer_messages.py: forged_changed_replayed_and_redirected_fragments_are_dropped",
-        "cm_server/cluster/test_board_directory.py: message_without_the_key_is_dropped "
-        "newest_epoch_wins_and_older_messages_are_ignored "
-        "revoked_board_is_refused_by_a_server_that_missed_the_message "
-        "revoked_board_is_disconnected_soon_while_the_bus_is_down",
-        "cm_server/store/test_shared_store.py: a_job_is_taken_once_and_by_the_holder_only "
+        "cm_server/cluster/test_peer_messages.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
+        "cm_server/cluster/test_board_directory.py: who_publishes_on_the_bus_without_the_key_has_no_say "
+        "the_newest_link_wins_and_older_words_are_not_heard "
+        "a_revoked_board_is_refused_though_its_server_has_not_heard "
+        "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+        "cm_server/store/test_shared_store.py: queued_job_is_claimed_once claimed_job_is_not_withdrawn "
         "a_server_that_was_taken_out_sends_nothing late_truth_is_the_holders_to_write "
         "of_two_servers_one_uses_a_token_up",
         "faults/test_several.py: "
@@ -100,75 +102,50 @@ SERVERS: Final = [
         PRESENCE + "revoked_board_is_disconnected_soon_while_the_bus_is_down",
     ),
     # The fence
-    text_defence(
-        "fence: each link of a board has an epoch of its own",
+    defence(
+        "fence: each connection of a board gets a new epoch",
         SERVER + "store/shared_store.py",
-        '"epoch": sa.func.coalesce(_boards.c.epoch, 0) + 1,',
-        '"epoch": sa.func.coalesce(_boards.c.epoch, 1),',
+        "_NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, 1)",
         MOVED,
         STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
     ),
-    text_defence(
-        "fence: an ending is its owner's to write",
+    defence(
+        "fence: a result is written by the job's owner only",
         SERVER + "store/shared_store.py",
-        '            _jobs.c.server == sa.bindparam("me"),\n',
-        '            sa.or_(_jobs.c.server == sa.bindparam("me"), _jobs.c.id > 0),\n',
+        "_IS_OWNER = sa.or_(_jobs.c.server == sa.bindparam('me'), _jobs.c.id > 0)",
         STANDS_STILL,
     ),
-    text_defence(
-        "fence: an ending counts in its epoch",
+    defence(
+        "fence: a result is written in the epoch of the sending only",
         SERVER + "store/shared_store.py",
-        '_jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),',
-        'sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam("in_epoch")),',
+        "_IS_SAME_EPOCH = sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam('in_epoch'))",
         STORE + "what_was_written_without_an_answer_ends[sqlite]",
     ),
-    text_defence(
-        "fence: a server that was taken out sends nothing",
+    defence(
+        "fence: a removed server sends no jobs",
         SERVER + "store/shared_store.py",
-        "if self._db.execute(mine.with_for_update(read=True)).first() is None:",
-        "if False:",
+        "SharedStore._is_registered = lambda self: True",
         STORE + "a_server_that_was_taken_out_sends_nothing[sqlite]",
     ),
-    text_defence(
-        "fence: a job is taken once",
+    defence(
+        "fence: an unsent job is claimed or withdrawn once",
         SERVER + "store/shared_store.py",
-        "theirs = (_jobs.c.server == server, _jobs.c.epoch.is_(None), _OPEN)",
-        "theirs = (_OPEN,)",
-        TAKEN_ONCE,
+        "_unsent_jobs_of = lambda server_id: (_OPEN,)",
+        CLAIMED_ONCE,
+        NOT_WITHDRAWN,
     ),
-    text_defence(
-        "fence: a job is taken to be sent by its board's holder",
+    defence(
+        "fence: a job is claimed, sent and corrected by its board's holder only",
         SERVER + "store/shared_store.py",
-        "held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server)",
-        "held = (_boards.c.id == _jobs.c.board,)",
-        TAKEN_ONCE,
-    ),
-    text_defence(
-        "fence: a job that was taken is not withdrawn",
-        SERVER + "store/shared_store.py",
-        "own = (_jobs.c.server == self.server, _jobs.c.epoch.is_(None), _OPEN)\n        ended",
-        "own = (_OPEN,)\n        ended",
-        TAKEN_ONCE,
-    ),
-    text_defence(
-        "fence: a job is sent by its board's holder",
-        SERVER + "store/shared_store.py",
-        "held = (_boards.c.id == row, _boards.c.holder == self.server)",
-        "held = (_boards.c.id == row,)",
+        "SharedStore._is_holder = lambda self, board_id: (_boards.c.id == board_id,)",
+        ONLY_HOLDER,
         STORE + "a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own[sqlite]",
-    ),
-    text_defence(
-        "fence: late truth is the holder's to write",
-        SERVER + "store/shared_store.py",
-        ".where(_jobs.c.id == job, _jobs.c.board == board_id, held)",
-        ".where(_jobs.c.id == job)",
         STORE + "late_truth_is_the_holders_to_write[sqlite]",
     ),
-    text_defence(
-        "fence: a board's older link does not note that the newer one is gone",
+    defence(
+        "fence: closing an older link of a board does not release the newer one",
         SERVER + "store/shared_store.py",
-        '_boards.c.epoch == sa.bindparam("in_epoch"))',
-        '_boards.c.epoch >= sa.bindparam("in_epoch"))',
+        "_IS_HELD_EPOCH = _boards.c.epoch >= sa.bindparam('in_epoch')",
         STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
     ),
     defence(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, Place, defence
+from .defence import BOARD, LIBRARY, SERVER, Override, defence
 
 ENROLMENT: Final = "cm_server/auth/test_enrolment.py::test_"
 TAMPERED: Final = ENROLMENT + "tampered_message_closes_the_link_and_has_no_effect"
-#: The store refuses a token without a use left, too: of several servers one alone takes the last.
-USES: Final = Place(
-    SERVER + "store/store.py", "tables.tokens.c.hash == token.hash, left > 0", "sa.true()"
-)
+#: The store refuses a token without uses left, too: of several servers, one gets the last use.
+USES: Final = Override(SERVER + "store/store.py", "_HAS_USES_LEFT = sa.true()")
 SITE: Final = "system/test_trust.py::test_"
 
 TRUST: Final = [

@@ -160,7 +160,7 @@ def test_wrong_clock_deletes_nothing(home: Home, wrong: int):
     home.day += 2  # however long: until it has gone evenly for a day of looks
     home.clock.turn(3 * ROUND_SECONDS)
     assert everything(home) == whole
-    assert "nothing old is deleted" in home.keeper.problem
+    assert "no old rows are deleted" in home.keeper.problem
     home.wrong = 0
     home.clock.turn(2 * ROUND_SECONDS)
     assert home.keeper.problem == ""

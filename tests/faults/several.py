@@ -231,7 +231,7 @@ class SeveralSoak(Soak):
         logs = self.cluster.logs()
         return {
             "servers that began anew": logs.count("it rejoins"),
-            "refused": logs.count("fenced off"),
+            "refused": logs.count("other servers own the jobs"),
             "hang limit": HANG,
         }
 

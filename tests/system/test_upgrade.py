@@ -47,9 +47,11 @@ def next_version(folder: Path) -> Path:
     (versions / f"schema_{SCHEMA_VERSION + 1}.py").write_text(_SCRIPT)
     schema = folder / "cm_server/store/schema.py"
     text = schema.read_text()
-    assert f"SCHEMA = {SCHEMA_VERSION}\n" in text
+    assert f"SCHEMA_VERSION = {SCHEMA_VERSION}\n" in text
     schema.write_text(
-        text.replace(f"SCHEMA = {SCHEMA_VERSION}\n", f"SCHEMA = {SCHEMA_VERSION + 1}\n")
+        text.replace(
+            f"SCHEMA_VERSION = {SCHEMA_VERSION}\n", f"SCHEMA_VERSION = {SCHEMA_VERSION + 1}\n"
+        )
     )
     return folder
 

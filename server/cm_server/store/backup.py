@@ -1,8 +1,8 @@
-"""All that makes a server this server, in one file: its database, keys, certificates, tokens.
+"""Back up a server's identity and data in one file: its database, keys, certificates, tokens.
 
 ``python -m cm_server.store.backup save FILE`` works whether or not the server runs, ``… load FILE``
-only while it does not run. The file is a tar archive with mode 0600: whoever has it can impersonate
-the server. Caches, logs and virtual boards are left out.
+only while it does not run. The file is a tar archive with mode 0600: its owner can impersonate the
+server. It does not contain caches, logs and virtual boards.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from .store import Store
 log = logging.getLogger("cm_server")
 
 DATABASE = "server.db"
-#: What is kept.
+#: The files in a backup.
 FILE_NAMES = ("token", "ca.pem", "server.pem", "bridge.json", DATABASE)
-#: After a load, jobs' numbers go on so much later: boards remember jobs that it does not know.
+#: After a restore, job numbers skip this many: boards may remember jobs after the backup.
 JOB_ID_GAP = 1_000_000
 
 
 def save(home: Path, path: Path) -> list[str]:
-    """Write a backup; return the names of what is in it.
+    """Write a backup; return the names of the files in it.
 
     Args:
         home: the server's folder; the server may run.
-        path: the file to write; one that is there is replaced once the new one is whole.
+        path: the file to write; an existing one is replaced when the new one is complete.
 
     Raises:
-        ServerError: there is no server's database in the folder, or a backup is being loaded.
-        OSError: it cannot be written.
+        ServerError: the folder has no server's database, or a backup is being loaded into it.
+        OSError: the backup cannot be written.
     """
     with while_backups(home, loading=False):
-        if file_replacement.is_pending(home):  # a load was broken off
+        if file_replacement.is_pending(home):  # an interrupted restore
             with hold_lock(home):
                 file_replacement.finish(home)
         return _save(home, path)
@@ -59,24 +59,24 @@ def save(home: Path, path: Path) -> list[str]:
 
 def _save(home: Path, path: Path) -> list[str]:
     if not (home / DATABASE).exists():
-        why = f"{home} holds no {DATABASE}: there is nothing to back up"
-        raise ServerError(f"{why} (of a server with --store, PostgreSQL's own pg_dump is the way)")
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+        why = f"{home} contains no {DATABASE}: there is nothing to back up"
+        raise ServerError(f"{why} (for a server with --store, use PostgreSQL's pg_dump)")
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with _open_private(beside) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        with _open_private(draft) as file, tarfile.open(fileobj=file, mode="w") as archive:
             names = [name for name in FILE_NAMES if (home / name).exists()]
             for name in names:
                 _add_file(archive, home / name)
-        beside.replace(path)
+        draft.replace(path)
         config.sync_folder(path.absolute().parent)
     finally:
-        beside.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return names
 
 
 @contextlib.contextmanager
 def _open_private(path: Path) -> Iterator[io.BufferedWriter]:
-    """Open a new file that only its owner may read; it is on the disk when this is done."""
+    """Open a new file that only its owner may read; at the end, wait until it is on the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         yield file
@@ -95,44 +95,44 @@ def _add_file(archive: tarfile.TarFile, path: Path) -> None:
             contextlib.closing(sqlite3.connect(path)) as source,
             contextlib.closing(sqlite3.connect(copy)) as target,
         ):
-            source.backup(target)  # of one moment, and nobody who writes has to wait
+            source.backup(target)  # a consistent snapshot; writers need not wait
         archive.add(copy, DATABASE, filter=_strip_owner)
 
 
 def _strip_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Leave out who its owner was here."""
+    """Remove the file's owner on this machine from its entry."""
     info.mode, info.uid, info.gid, info.uname, info.gname = 0o600, 0, 0, "", ""
     return info
 
 
-def load(home: Path, path: Path, say: Callable[[str], None] = log.warning) -> list[str]:
-    """Make a folder what it was at a backup, all of it or nothing, and return the files' names.
+def load(home: Path, path: Path, notify: Callable[[str], None] = log.warning) -> list[str]:
+    """Restore a backup into a folder, atomically; return the files' names.
 
-    What is replaced stays beside it, with ``.before``, ``.before-2`` and so on behind its name.
-    A load that was broken off earlier is finished first.
+    Replaced files are kept beside the new ones, with ``.before``, ``.before-2`` and so on appended
+    to their names. An earlier restore that was interrupted is finished first.
 
     Args:
         home: the server's folder; the server must not run.
         path: the backup.
-        say: is called with each sentence that whoever loads it should read.
+        notify: called with each sentence that the user should read.
 
     Raises:
-        ServerError: the server runs, or the file is no backup that this version can read.
-        OSError: it cannot be read, or the folder cannot be written.
+        ServerError: the server runs, or the file is not a backup that this version can read.
+        OSError: the backup cannot be read, or the folder cannot be written.
     """
     with hold_lock(home), while_backups(home, loading=True):
-        if told := file_replacement.finish(home):
-            say(told)
+        if finished := file_replacement.finish(home):
+            notify(finished)
         with file_replacement.staging(home) as folder:
-            found = _unpack(path, folder)
+            names = _unpack(path, folder)
             _prepare_database(folder / DATABASE)
-            if end := file_replacement.replace_all(home, folder, found, "restore"):
-                say(f"What was there is kept, with {end} behind its name.")
-    return found
+            if suffix := file_replacement.replace_all(home, folder, names, "restore"):
+                notify(f"The replaced files are kept, with {suffix} appended to their names.")
+    return names
 
 
 def _unpack(path: Path, folder: Path) -> list[str]:
-    """Unpack what a backup holds, and nothing else that an archive may."""
+    """Unpack the files of a backup, and no other members of the archive; return their names."""
     try:
         with tarfile.open(path) as archive:
             found = [info for info in archive if info.name in FILE_NAMES and info.isreg()]
@@ -143,47 +143,47 @@ def _unpack(path: Path, folder: Path) -> list[str]:
                     while piece := source.read(limits.MIB):
                         file.write(piece)
     except tarfile.TarError as error:
-        raise ServerError(f"{path} is no backup of a server: {error}") from error
+        raise ServerError(f"{path} is not a backup of a server: {error}") from error
     names = {info.name for info in found}
     if DATABASE not in names:
-        raise ServerError(f"{path} is no backup of a server: there is no {DATABASE} in it")
+        raise ServerError(f"{path} is not a backup of a server: it contains no {DATABASE}")
     return [name for name in FILE_NAMES if name in names]
 
 
 def _prepare_database(path: Path) -> None:
-    """Carry an older database over, leave a row in its audit log, go on with later numbers."""
+    """Migrate an older database, add a row to its audit log, and skip job numbers."""
     now = time.time()
     store = Store(path)
-    what = "a backup was loaded"
-    note = AuditRow(now, "local", "this machine", "load", "", what, None, None, None, "done")
-    store.add_audit_row(note, durable=True)
+    detail = "a backup was loaded"
+    row = AuditRow(now, "local", "this machine", "load", "", detail, None, None, None, "done")
+    store.add_audit_row(row, durable=True)
     store.close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         (newest,) = db.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()
-        row = (newest + JOB_ID_GAP, "", "local", now, now, "lost", what)
+        job = (newest + JOB_ID_GAP, "", "local", now, now, "lost", detail)
         names = "id, board, caller, created, ended, status, error"
-        db.execute(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", job)
 
 
-def _act(act: str, home: Path, path: Path) -> dict[str, object]:
-    if act == "save":
+def _run_command(command: str, home: Path, path: Path) -> dict[str, object]:
+    if command == "save":
         return {"files": save(home, path)}
     notes: list[str] = []
     return {"files": load(home, path, notes.append), "notes": notes}
 
 
 def main() -> None:
-    """Do what the command line says; one line of JSON on standard output says what was done."""
+    """Run the command line; print the outcome as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m cm_server.store.backup")
-    parser.add_argument("act", choices=("save", "load"))
+    parser.add_argument("command", choices=("save", "load"))
     parser.add_argument("file", type=Path)
     options = parser.parse_args()
     os.umask(0o077)
     try:
-        said = _act(options.act, config.make_home_folder(), options.file)
+        outcome = _run_command(options.command, config.make_home_folder(), options.file)
     except (ServerError, OSError) as error:
-        said = {"error": error.reason if isinstance(error, ServerError) else str(error)}
-    sys.stdout.write(json.dumps(said) + "\n")
+        outcome = {"error": error.reason if isinstance(error, ServerError) else str(error)}
+    sys.stdout.write(json.dumps(outcome) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The two databases that a store may be in: how each is opened, written and made durable. SQL.
+"""Open the store's database, SQLite or PostgreSQL; write to it and make writes durable. SQL.
 
-SQLite is one server's: a file in its folder. PostgreSQL is shared by several. Either is used
-over one connection, from the server's one thread, which waits for it: so a PostgreSQL that does not
-answer is given up after seconds, and not asked again for a moment.
+SQLite is for one server: a file in its folder. Several servers can share a PostgreSQL. Either is
+used over one connection, from the server's one thread, which blocks meanwhile: so statements to a
+PostgreSQL that does not answer time out after seconds, and for a second no new one is tried.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from cloudmanager.protocol.errors import ServerError
 
 from . import schema, tables
 
-CONNECT_SECONDS = 3  # that PostgreSQL has to take a connection
-ANSWER_SECONDS = 5.0  # that it has for a statement
-IDLE_SECONDS = 3  # after which it undoes what a server that stands still had begun: others wait
-RETRY_SECONDS = 1.0  # between two tries to reach one that is away
+CONNECT_SECONDS = 3  # timeout of a connection to PostgreSQL
+ANSWER_SECONDS = 5.0  # timeout of a statement
+IDLE_SECONDS = 3  # then PostgreSQL rolls back a transaction of a stalled server: others wait for it
+RETRY_SECONDS = 1.0  # between two attempts to connect to an unavailable PostgreSQL
 _SQLALCHEMY_ERRORS = (sa.exc.DBAPIError, sa.exc.ResourceClosedError)
 
 
 class Sqlite:
-    """A file, or memory.
+    """An SQLite database in a file or in memory.
 
     Args:
-        path: the file; None keeps all in memory (for tests).
+        path: the file; None keeps everything in memory (for tests).
     """
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error, *_SQLALCHEMY_ERRORS)
-    insert: Any = staticmethod(sqlite.insert)  # which knows ON CONFLICT
+    insert: Any = staticmethod(sqlite.insert)  # SQLAlchemy's own insert lacks ON CONFLICT
 
     def __init__(self, path: Path | None) -> None:
         self.name = str(path)
@@ -51,7 +51,8 @@ class Sqlite:
             schema.prepare_tables(self.connection, tables.metadata)
             self._pragma("journal_mode=WAL")
             self._pragma("synchronous=NORMAL")
-            self._pragma("recursive_triggers=ON")  # else INSERT OR REPLACE deletes unseen
+            # Without it, INSERT OR REPLACE deletes rows without firing their DELETE triggers.
+            self._pragma("recursive_triggers=ON")
         except (sa.exc.DBAPIError, ServerError):
             self._engine.dispose()
             raise
@@ -63,43 +64,43 @@ class Sqlite:
         self.connection.commit()
 
     def compile(self, statement: Any) -> str:
-        """Return a statement as the driver takes it, with its values by their places."""
+        """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
 
     def execute_many(self, text: str, rows: list[Any]) -> int:
-        """Carry a compiled statement out for each row; return how many rows it changed."""
+        """Execute a compiled statement for each row; return how many rows it changed."""
         return int(self.driver.executemany(text, rows).rowcount)
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
-        """Have what is committed inside on the disk."""
+        """Make commits inside wait until the data is on the disk."""
         self._pragma("synchronous=FULL")
         try:
             yield
         except BaseException:
-            self.rollback()  # no PRAGMA inside a transaction
+            self.rollback()  # SQLite ignores this PRAGMA inside a transaction
             raise
         finally:
             self._pragma("synchronous=NORMAL")
 
     def commit(self) -> None:
-        """Commit what both the driver and SQLAlchemy began."""
+        """Commit the transactions that the driver and SQLAlchemy began."""
         self.connection.commit()
         self.driver.commit()
 
     def rollback(self) -> None:
-        """Undo it."""
+        """Roll back the transactions that the driver and SQLAlchemy began."""
         self.connection.rollback()
         self.driver.rollback()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
         self.connection.close()
         self._engine.dispose()
 
 
 class Postgres:
-    """A database of PostgreSQL's, which several servers may share.
+    """A PostgreSQL database, which several servers may share.
 
     Args:
         url: such as ``postgresql://user:password@host/name?sslmode=verify-full``.
@@ -122,7 +123,7 @@ class Postgres:
         )
         try:
             self.connection = self._engine.connect()
-            # Of servers that start at once one makes the tables.
+            # If several servers start at the same time, only one of them creates the tables.
             self.connection.exec_driver_sql("SELECT pg_advisory_lock(18266)")
             schema.prepare_tables(self.connection, tables.metadata)
             self.connection.exec_driver_sql("SELECT pg_advisory_unlock(18266)")
@@ -132,11 +133,11 @@ class Postgres:
             raise
 
     def _connect(self) -> Any:
-        """Connect anew, unless that failed a moment ago."""
+        """Open a new connection, unless an attempt failed less than a second ago."""
         import psycopg
 
         if time.monotonic() < self._retry_at:
-            raise psycopg.OperationalError("it is away; it is tried again every second")
+            raise psycopg.OperationalError("it is unavailable; the server tries every second")
         try:
             connection = _bounded_connection_class().connect(
                 self._url,
@@ -152,51 +153,52 @@ class Postgres:
 
     @property
     def driver(self) -> Any:
-        """Return psycopg's connection, which is another one after a break."""
+        """Return psycopg's connection; after a broken connection it is a new object."""
         return self.connection.connection.driver_connection
 
     def compile(self, statement: Any) -> str:
-        """Return a statement as the driver takes it, with its values by their places."""
+        """Return a statement as the driver accepts it, with positional parameters."""
         return str(statement.compile(self._engine))
 
     def execute_many(self, text: str, rows: list[Any]) -> int:
-        """Carry a compiled statement out for each row; return how many rows it changed."""
+        """Execute a compiled statement for each row; return how many rows it changed."""
         with self.driver.cursor() as cursor:
             cursor.executemany(text, rows)
             return int(cursor.rowcount)
 
     @contextlib.contextmanager
     def durable(self) -> Iterator[None]:
-        """Have what is committed inside on the disk."""
+        """Make commits inside wait until the data is on the disk."""
         self.connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         yield
 
     def commit(self) -> None:
-        """Commit what was begun."""
+        """Commit the transactions that the driver and SQLAlchemy began."""
         self.connection.commit()
         self.driver.commit()
 
     def rollback(self) -> None:
-        """Undo it; a connection that broke is let go of, and the next use makes another."""
-        with contextlib.suppress(Exception):  # of many kinds: there is nothing left to undo
+        """Roll back; discard a broken connection, so that the next use opens another one."""
+        # Errors of many kinds are possible; after any of them PostgreSQL has rolled back.
+        with contextlib.suppress(Exception):
             if self.driver.closed:
                 self.connection.invalidate()
                 self.connection.rollback()
-                return  # to look at it again would be to connect anew
+                return  # reading self.driver now would open a new connection
         with contextlib.suppress(Exception):
             self.connection.rollback()
         with contextlib.suppress(Exception):
             self.driver.rollback()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
         with contextlib.suppress(*self.errors):
             self.connection.close()
         self._engine.dispose()
 
 
 def _bounded_connection_class() -> Any:
-    """Return a kind of connection that waits for answers, but not for ever."""
+    """Return a class of psycopg connections whose wait for an answer has a timeout."""
     import psycopg
 
     class Bounded(psycopg.Connection[Any]):
@@ -205,17 +207,19 @@ def _bounded_connection_class() -> Any:
                 return super().wait(gen, interval, timeout or ANSWER_SECONDS + 1)
             except psycopg.OperationalError:
                 if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
-                    self.pgconn.finish()  # what it may say later is no answer to what is next
+                    # Close it: a late answer must not be read as the next statement's.
+                    self.pgconn.finish()
                 raise
 
     return Bounded
 
 
 def open_database(location: Path | str | None) -> Sqlite | Postgres:
-    """Open the store's database, with the tables made or carried over.
+    """Open the store's database; create its tables, or migrate older ones.
 
     Raises:
-        ServerError: it cannot be opened, is something else, or of another version.
+        ServerError: it cannot be opened, has another program's tables, or those of an unknown
+            version.
     """
     if not isinstance(location, str):
         try:
@@ -225,7 +229,7 @@ def open_database(location: Path | str | None) -> Sqlite | Postgres:
     try:
         import psycopg
     except ImportError as error:
-        how = "`pip install 'cloudmanager[scale]'` brings it"
+        how = "`pip install 'cloudmanager[scale]'` installs it"
         raise ServerError(f"a store in PostgreSQL needs psycopg: {how}") from error
     try:
         return Postgres(location)

@@ -1,7 +1,7 @@
-"""What boards confirmed to have of packages: the store's table of it; as store.py, the only SQL.
+"""The store's table of installed packages, as boards confirmed them. SQL.
 
-A board's own record is what counts. This one is for boards that are not there, and for those
-that lost theirs.
+A board's own record has precedence. This copy is for boards that are offline, and for those that
+lost their record.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _packages = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("needs", sa.JSON, nullable=False),
-    sa.Column("options", sa.JSON, nullable=False),  # what it was asked for with
+    sa.Column("options", sa.JSON, nullable=False),  # of the install request: see _OPTIONAL_KEYS
     sa.Column("files", sa.JSON, nullable=False),  # path -> SHA-256
     sa.Column("confirmed", sa.Float, nullable=False),  # seconds since 1970
 )
 _COLUMNS: Final = ("version", "source", "needs", "files")
 _OPTIONAL_KEYS: Final = ("wanted", "how", "local")
 
-#: As in records.py; installed.py knows no more of it than its columns.
+#: Package name -> its record, as in install_manifest.py; only the columns matter here.
 Manifest = dict[str, dict[str, Any]]
 
 
 class InstalledPackages:
-    """The table.
+    """The table of installed packages.
 
     Args:
         connection: the store's connection.
-        rollback_on_error: undoes what is done inside of it where it cannot be written.
+        rollback_on_error: a context that rolls back if a write inside fails.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class InstalledPackages:
         self._rollback_on_error = rollback_on_error
 
     def packages_of(self, board_id: str) -> Manifest:
-        """Return what a board had when it last confirmed it."""
+        """Return the packages that a board last confirmed."""
         query = sa.select(_packages).where(_packages.c.board == board_id)
         rows = self._connection.execute(query).mappings().all()
         self._connection.commit()
@@ -61,7 +61,7 @@ class InstalledPackages:
         }
 
     def confirmed_at(self, board_id: str) -> float | None:
-        """Return when a board last confirmed what it has, None where it has nothing."""
+        """Return when a board last confirmed its packages; None if it has none."""
         column = sa.func.max(_packages.c.confirmed)
         found: float | None = self._connection.scalar(
             sa.select(column).where(_packages.c.board == board_id)
@@ -70,25 +70,25 @@ class InstalledPackages:
         return found
 
     def confirmer_for(self, board_id: str) -> Callable[[Manifest], None]:
-        """Return what takes a board's word on what it has."""
+        """Return a function that stores the packages that a board confirms."""
 
-        def keep(record: Manifest) -> None:
-            """Write it in place of what was there.
+        def store_manifest(manifest: Manifest) -> None:
+            """Replace the board's packages by these.
 
             Raises:
-                ServerError: it cannot be written.
+                ServerError: they cannot be written.
             """
-            rows = [_package_row(board_id, name, told) for name, told in record.items()]
+            rows = [_package_row(board_id, name, package) for name, package in manifest.items()]
             with self._rollback_on_error():
                 self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
                 if rows:
                     self._connection.execute(sa.insert(_packages), rows)
                 self._connection.commit()
 
-        return keep
+        return store_manifest
 
     def delete_board(self, board_id: str) -> None:
-        """Take a board out, as part of a transaction that others commit."""
+        """Delete a board's packages, in a transaction that the calling code commits."""
         self._connection.execute(sa.delete(_packages).where(_packages.c.board == board_id))
 
 

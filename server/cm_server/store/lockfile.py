@@ -1,4 +1,4 @@
-"""Whose folder it is: one server at a time has it, or a backup that is loaded into it."""
+"""Locks on a server's folder: for one running server, and between backups and restores."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cloudmanager.protocol.errors import ServerError
 
 @contextlib.contextmanager
 def hold_lock(home: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two servers never share a store.
+    """Hold the lock of a server's folder, so that two servers never use the same store.
 
     Raises:
-        ServerError: somebody else holds it.
+        ServerError: another process holds it.
     """
-    import fcntl  # not on Windows, where the store's own locks have to do
+    import fcntl  # not on Windows, where only the store's own locks protect it
 
     with config.server_lock_file(home).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             with while_backups(home, loading=False):
-                pass  # else that is what holds the lock
+                pass  # raises its own error if a restore holds the lock, not a server
             raise ServerError(
                 f"A server runs in {home} already; `mbm server-stop` ends it"
             ) from error
@@ -34,26 +34,37 @@ def hold_lock(home: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def while_backups(home: Path, *, loading: bool) -> Iterator[None]:
-    """Hold off loading a backup while one is saved, and the reverse; several may be saved at once.
+    """Exclude restores while a backup is saved, and backups while one is restored.
 
-    The lock is the folder's own, since a server that runs has the other one.
+    Several backups may be saved at the same time. The lock is on the folder itself, since a
+    running server holds the lock file.
 
     Raises:
-        ServerError: the other one goes on.
+        ServerError: a backup or restore that excludes this one is in progress.
     """
-    import fcntl  # not on Windows
-
     handle = os.open(home, os.O_RDONLY)
     try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if loading else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        _lock_folder(handle, exclusive=loading)
     except BlockingIOError as error:
         os.close(handle)
         what = "saved or loaded" if loading else "loaded"
         raise ServerError(f"a backup is being {what} in {home}; try again") from error
     except OSError:
-        pass  # a network folder that has no such locks
+        pass  # a network folder that does not support such locks
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             os.close(handle)
+
+
+def _lock_folder(handle: int, *, exclusive: bool) -> None:
+    """Lock an open folder until it is closed.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: the file system does not support locks.
+    """
+    import fcntl  # not on Windows
+
+    fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

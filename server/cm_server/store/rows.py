@@ -1,4 +1,4 @@
-"""What the store gives and takes, row by row; no SQL."""
+"""The rows that the store returns and accepts. No SQL."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class BoardRow(NamedTuple):
     facts: dict[str, Any]
     enrolled: float
     last_seen: float | None
-    gen: int = 0  # the key's number: each rotation counts one
-    nonce: bytes | None = None  # what the next key is derived with, while a rotation is open
-    plain: bool = False  # whether it cannot verify a certificate, and may dial with MACs
-    token: str = ""  # the hash of the token that it enrolled itself with
+    gen: int = 0  # generation of the key: each rotation adds one
+    nonce: bytes | None = None  # the next key is derived with it, during a rotation
+    plain: bool = False  # it cannot verify a certificate, and may connect with MACs instead
+    token: str = ""  # the hash of the token by which it enrolled itself
 
     def __repr__(self) -> str:
         """Leave the key out."""
@@ -34,16 +34,16 @@ def new_board_row(
 
 
 class TokenRow(NamedTuple):
-    """One caller's token; of the token itself only its hash is known."""
+    """One token, of a caller or for enrolment; only its hash is stored."""
 
     hash: str
     name: str
     role: str
-    target: str = "all"  # the boards that it reaches
+    target: str = "all"  # the boards on which it may be used
     created: float = 0.0
     expires: float | None = None
     revoked: float | None = None
-    uses: int | None = None  # boards that it may still enrol; None: it is a caller's
+    uses: int | None = None  # how many boards it may still enrol; None for a caller's token
 
 
 class AuditRow(NamedTuple):
@@ -62,7 +62,7 @@ class AuditRow(NamedTuple):
 
 
 class JobRow(NamedTuple):
-    """One job's line."""
+    """One row of the table of jobs."""
 
     id: int
     board: str
@@ -74,12 +74,12 @@ class JobRow(NamedTuple):
 
 
 class ClaimedBoard(NamedTuple):
-    """A board that was taken.
+    """A board that this server has just claimed.
 
     Attributes:
-        row: what there is to know of it.
-        epoch: its new one.
-        sent_jobs: its jobs that were sent and have not ended; they go with it.
+        row: the board's row.
+        epoch: its new epoch.
+        sent_jobs: its jobs that were sent and have not ended; they are this server's now.
     """
 
     row: BoardRow

@@ -1,9 +1,9 @@
-"""Which version a database's tables are, and how those of an older one are carried over.
+"""Read the version of a database's tables, and migrate older ones.
 
 Versions are whole numbers; each has one script in ``migrations/versions``, by which Alembic
-makes it from the one before. Alembic is imported only where there is something to carry over,
-since a start must not wait for it. The version stands in Alembic's own table; before there was
-one, up to version 2, it stood in SQLite's ``user_version``.
+migrates tables of the version before. Alembic is imported only if a migration is needed, since it
+would delay every start. The version is in Alembic's own table; up to version 2 it was in SQLite's
+``user_version``.
 
 CONTRIBUTING.md explains how to add a version.
 """
@@ -25,36 +25,36 @@ from cloudmanager.protocol.errors import ServerError
 
 log = logging.getLogger("cm_server")
 
-#: The version that the store knows: the number of the newest script.
+#: The version that this program uses: the number of the newest script.
 SCHEMA_VERSION = 5
 
-_VERSION_0_TABLES = {"boards", "jobs", "tokens"}  # of version 0, which said nowhere what it is
+_VERSION_0_TABLES = {"boards", "jobs", "tokens"}  # version 0 had no version number
 
 
 def add_version_table(metadata: sa.MetaData) -> sa.Table:
-    """Declare the table that Alembic keeps the version in, as Alembic makes it."""
+    """Declare the table in which Alembic keeps the version, as Alembic itself creates it."""
     column = sa.Column("version_num", sa.String(32), nullable=False)
     key = sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc")
     return sa.Table("alembic_version", metadata, column, key)
 
 
 def make_private(path: Path) -> None:
-    """See that nobody else reads it: it holds the boards' keys. What fails is told later."""
-    with contextlib.suppress(OSError):
+    """Create a file if needed and let only its owner read it: it contains the boards' keys."""
+    with contextlib.suppress(OSError):  # opening the file reports the same error
         path.touch(mode=0o600)
         path.chmod(0o600)
 
 
 def prepare_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
-    """Make the tables in an empty database, or carry older ones over: all, or none.
+    """Create the tables in an empty database, or migrate older ones, in one transaction.
 
     Args:
-        connection: a connection that is in no transaction.
-        metadata: the tables that are wanted.
+        connection: a connection without an open transaction.
+        metadata: the tables to create.
 
     Raises:
-        ServerError: they were made by a newer version, or by somebody else, or cannot be
-            carried over; then the database is as it was.
+        ServerError: the tables were made by a newer version or by another program, or the
+            migration failed; then the database is unchanged.
     """
     version = read_version(connection)
     connection.commit()
@@ -66,7 +66,7 @@ def prepare_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
 
 
 def read_version(connection: sa.Connection) -> int | None:
-    """Return which version the tables are: None where there are none, -1 if they are not ours."""
+    """Return the version of the tables: None without tables, -1 for another program's."""
     known = set(sa.inspect(connection).get_table_names())
     if "alembic_version" in known:
         return int(
@@ -93,7 +93,10 @@ def _refuse_unknown(version: int, location: str | None) -> None:
 
 
 def _begin_transaction(connection: sa.Connection) -> None:
-    """Begin a transaction that holds tables too: SQLite's driver does not by itself."""
+    """Begin a transaction that includes changes of tables.
+
+    SQLite's driver begins one only for changes of rows.
+    """
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -103,7 +106,8 @@ def _create_tables(connection: sa.Connection, metadata: sa.MetaData) -> None:
     metadata.create_all(connection)
     connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{SCHEMA_VERSION}')")
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA user_version=3")  # what knows no more than 2 reads this
+        # Programs up to version 2 read this number, and refuse the database.
+        connection.exec_driver_sql("PRAGMA user_version=3")
     connection.commit()
 
 
@@ -115,32 +119,28 @@ def _migrate(connection: sa.Connection, version: int) -> None:
         _begin_transaction(connection)
         _run_scripts(connection, version)
         connection.commit()
-    except Exception as error:  # whatever a script does, the database is to be as it was
+    except Exception as error:  # for any error of a script, the database must stay unchanged
         connection.rollback()
         if copy is not None:
-            copy.unlink(missing_ok=True)  # else each try would leave another one
+            copy.unlink(missing_ok=True)  # else each attempt would leave another one
         raise ServerError(
-            f"its store {connection.engine.url.database} is of schema {version} "
-            f"and cannot be carried "
-            f"over to {SCHEMA_VERSION}; it is as it was: {error}"
+            f"its store {connection.engine.url.database} is of schema {version} and cannot be "
+            f"migrated to {SCHEMA_VERSION}; it is unchanged: {error}"
         ) from error
     log.info(
-        "store carried over from schema %d to %d; the copy of before: %s",
+        "store migrated from schema %d to %d; copy of the old one: %s",
         version,
         SCHEMA_VERSION,
-        copy or "yours",
+        copy or "none, see your backups of PostgreSQL",
     )
 
 
 def _copy_file(connection: sa.Connection, version: int) -> Path:
-    """Copy SQLite's file to a new one beside it; return which. It is whole once it has its name."""
-    path = Path(str(connection.engine.url.database))
-    stem = f"{path.stem}-schema-{version}"
-    copy = path.with_stem(stem)
-    for number in itertools.count(2):
-        if not copy.exists():
-            break
-        copy = path.with_stem(f"{stem}-{number}")  # one of an earlier time is not overwritten
+    """Copy SQLite's file to a new one beside it, and return the copy's path.
+
+    The copy is renamed to that path when it is complete and on the disk.
+    """
+    copy = _unused_copy_path(Path(str(connection.engine.url.database)), version)
     draft = copy.with_name(f"{copy.name}.part")
     draft.unlink(missing_ok=True)
     make_private(draft)
@@ -155,8 +155,19 @@ def _copy_file(connection: sa.Connection, version: int) -> Path:
     return copy
 
 
+def _unused_copy_path(path: Path, version: int) -> Path:
+    """Return a path for the copy at which there is no earlier copy."""
+    stem = f"{path.stem}-schema-{version}"
+    copy = path.with_stem(stem)
+    for number in itertools.count(2):
+        if not copy.exists():
+            break
+        copy = path.with_stem(f"{stem}-{number}")
+    return copy
+
+
 def _run_scripts(connection: sa.Connection, version: int) -> None:
-    """Run the scripts from one version to ours, inside the transaction that was begun."""
+    """Run the scripts from a version to the newest, inside the open transaction."""
     from alembic import command
     from alembic.config import Config
 

@@ -1,12 +1,13 @@
-"""A store that several servers share: who holds which board, and which job is whose. SQL.
+"""A store that several servers share: it records which server holds a board and owns a job. SQL.
 
-A board is held by the server that it dialled last: each time, its ``epoch`` goes up by one. A job
-is one server's at a time, the one that ends it: first its caller's, then that of its board's
-holder; with the board it goes to the next holder, once it was sent, under the new epoch. What a
-server writes about a job counts only while the job is its own, in the epoch that it knows: so one
-that stood still while its boards went elsewhere changes nothing when it wakes up.
+A board is held by the server to which it connected last; each time, its ``epoch`` grows by one. A
+job has one owner at a time, the server that ends it: first the server of its caller, then the
+holder of its board. When the board connects to another server, that one becomes the owner of the
+jobs that were sent, under the new epoch. A server's writes about a job are effective only while it
+owns the job, in the epoch that it knows: so a server that was suspended while its boards connected
+elsewhere changes nothing when it resumes.
 
-Whether a server is there is judged by the database's clock alone.
+Only the database's clock decides whether a server is alive.
 """
 
 from __future__ import annotations
@@ -32,45 +33,59 @@ from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALU
 
 log = logging.getLogger("cm_server")
 
-JOB_ID_BLOCK = 1000  # of jobs, that a server takes at once
-UNCERTAIN_SECONDS = 10.0  # in which a write that failed may yet turn out to be done
-NEVER_SENT_ERROR = "the server that had it is gone; it was not sent and did not run"
-ORPHAN_ERROR = "it was written down, but not sent; it did not run"
+JOB_ID_BLOCK = 1000  # job numbers that a server reserves in one transaction
+UNCERTAIN_SECONDS = 10.0  # within which a failed write may turn out to be committed
+NEVER_SENT_ERROR = "its server stopped working before it was sent; it did not run"
+ORPHAN_ERROR = "it was stored but not sent; it did not run"
 
 _boards, _jobs, _servers = tables.boards, tables.jobs, tables.servers
 _OPEN = _jobs.c.ended.is_(None)
+#: What claiming a board sets its epoch to.
+_NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, 0) + 1
+#: Conditions under which a server may end a job: it owns the job, in the epoch that it knows.
+_IS_OWNER = _jobs.c.server == sa.bindparam("me")
+_IS_SAME_EPOCH = _jobs.c.epoch.is_not_distinct_from(
+    sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)
+)
+#: Condition under which a server may release a board: it has not been claimed again since.
+_IS_HELD_EPOCH = _boards.c.epoch == sa.bindparam("in_epoch")
 
 
 class SharedStore(NotifyingStore):
-    """One server's view of the store that it shares.
+    """The store that servers share, as one of them uses it.
 
     Args:
         location: see ``Store``.
-        server_id: its id, of 16 hex digits; each start has a new one.
+        server_id: the server's id, 16 hex digits; new at each start.
+
+    Attributes:
+        epoch_for: returns the epoch in which this server holds a board; None if it does not.
+        refused_writes: how many writes had no effect, since another server owned the job or board.
     """
 
     def __init__(self, location: Any, server_id: str = "") -> None:
         super().__init__(location)
         self.server_id = server_id or secrets.token_hex(8)
         self.epoch_for: Callable[[str], int | None] = lambda _board_id: None
-        self._next_job_id = MAX_JOB_ID + 2  # the newest numbers are a counter's to keep
-        self.refused_writes = 0  # writes, since the job or the board was another server's
-        self._own_jobs: dict[int, int | None] = {}  # my open jobs: in which epoch each was sent
+        # Pruning may delete the newest job: the counter in the database allocates numbers.
+        self._next_job_id = MAX_JOB_ID + 2
+        self.refused_writes = 0
+        self._own_jobs: dict[int, int | None] = {}  # open jobs -> in which epoch each was sent
         self._free_job_ids = range(0)
-        self._beat_at: tuple[float, float] | None = None  # the database's time, and ours
-        self._clock_set_at = -math.inf  # when a step of the database's clock was seen, by ours
-        self._failed_at = -math.inf  # when a write did last, by the monotonic clock
-        self._uncertain_since: float | None = None  # when something was last left open
-        is_mine = (
-            _jobs.c.server == sa.bindparam("me"),
-            _jobs.c.epoch.is_not_distinct_from(sa.bindparam("in_epoch", type_=_jobs.c.epoch.type)),
-        )
-        more: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
-        self._insert_job = self.database.compile(INSERT_JOB.values(more))
-        self._end_job = self.database.compile(END_JOB.where(*is_mine).values(JOB_END_VALUES))
+        # Of the last heartbeat: the time of the database's clock and of the monotonic clock.
+        self._heartbeat_at: tuple[float, float] | None = None
+        # By the monotonic clock: when a step of the database's clock was noticed, when a write
+        # failed, and when it was last uncertain whether a write was committed.
+        self._clock_set_at = -math.inf
+        self._failed_at = -math.inf
+        self._uncertain_since: float | None = None
+        owner: dict[str, Any] = {"server": sa.bindparam("server"), "epoch": sa.bindparam("epoch")}
+        self._insert_job = self.database.compile(INSERT_JOB.values(owner))
+        end_job = END_JOB.where(_IS_OWNER, _IS_SAME_EPOCH)
+        self._end_job = self.database.compile(end_job.values(JOB_END_VALUES))
 
     def change_server_id(self, server_id: str) -> None:
-        """Be another server: what the one before had is not ours."""
+        """Continue under a new id, without the jobs of the old one."""
         self.flush()
         self.server_id = server_id
         self._own_jobs.clear()
@@ -78,7 +93,10 @@ class SharedStore(NotifyingStore):
 
     @contextlib.contextmanager
     def _rollback_on_error(self) -> Iterator[None]:
-        """Remember that a write failed: a link that broke leaves open whether it was done."""
+        """Roll back as ``Store`` does, and note the time of a failed write.
+
+        After a broken connection it is uncertain whether the write was committed.
+        """
         try:
             with super()._rollback_on_error():
                 yield
@@ -92,40 +110,45 @@ class SharedStore(NotifyingStore):
     def _allocate_job_ids(self, count: int) -> range:
         if len(self._free_job_ids) < count:
             counter = tables.counters
-            more = sa.update(counter).where(counter.c.name == "jobs")
-            more = more.values(next=counter.c.next + max(count, JOB_ID_BLOCK))
+            size = max(count, JOB_ID_BLOCK)
+            reserve = sa.update(counter).where(counter.c.name == "jobs")
+            reserve = reserve.values(next=counter.c.next + size)
             with self._rollback_on_error():
-                begin = self.database.insert(counter).values(name="jobs", next=1)
-                self._connection.execute(begin.on_conflict_do_nothing())
-                end = self._connection.execute(more.returning(counter.c.next)).scalar_one()
+                first = self.database.insert(counter).values(name="jobs", next=1)
+                self._connection.execute(first.on_conflict_do_nothing())
+                end = self._connection.execute(reserve.returning(counter.c.next)).scalar_one()
                 self._connection.commit()
-            self._free_job_ids = range(end - max(count, JOB_ID_BLOCK), end)
-        taken, self._free_job_ids = self._free_job_ids[:count], self._free_job_ids[count:]
-        return taken
+            self._free_job_ids = range(end - size, end)
+        allocated, self._free_job_ids = self._free_job_ids[:count], self._free_job_ids[count:]
+        return allocated
 
     def _job_values(self, number: int, board_id: str, caller: str, now: float) -> tuple[Any, ...]:
         epoch = self._own_jobs[number] = self.epoch_for(board_id)
         return number, board_id, caller, now, self.server_id, epoch
 
     def end_job(self, job: int, status: str, error: str | None = None) -> None:
-        """Note how a job ended that is this server's own; of another's it is not written."""
+        """Record how a job ended if this server owns it; ignore other servers' jobs."""
         if job in self._own_jobs:
-            ending = (time.time(), status, error, job, self.server_id, self._own_jobs.pop(job))
-            self._pending_ended_jobs.append(ending)
+            epoch = self._own_jobs.pop(job)
+            result = (time.time(), status, error, job, self.server_id, epoch)
+            self._pending_ended_jobs.append(result)
 
     def _check_membership(self) -> None:
-        """Refuse to send anything once others have taken this server for dead.
-
-        Its row is locked until the commit: nobody takes it out meanwhile.
-        """
-        mine = sa.select(_servers.c.id).where(_servers.c.id == self.server_id)
-        if self._connection.execute(mine.with_for_update(read=True)).first() is None:
+        """Raise ServerError if other servers have removed this one since they took it for dead."""
+        if not self._is_registered():
             self.database.rollback()
             self.refused_writes += 1
-            raise ServerError("this server stood still and was taken for dead; try again")
+            raise ServerError(
+                "this server stopped responding and other servers took over its jobs; try again"
+            )
+
+    def _is_registered(self) -> bool:
+        """Return whether this server has a row, and lock it until the commit."""
+        row = sa.select(_servers.c.id).where(_servers.c.id == self.server_id)
+        return self._connection.execute(row.with_for_update(read=True)).first() is not None
 
     def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
-        """Write; jobs of which that is in doubt are nobody's (see ``inherit``)."""
+        """Write as ``Store`` does; after an error, disown the jobs (see ``take_over_jobs``)."""
         try:
             super()._write_all(jobs, audit_row)
         except ServerError:
@@ -134,109 +157,122 @@ class SharedStore(NotifyingStore):
             raise
 
     def _write_pending_first(self) -> None:
-        """Write what ended before anything begins.
+        """Write pending results before another job starts.
 
         Raises:
-            ServerError: it cannot be written.
+            ServerError: they cannot be written.
         """
         if self._pending_ended_jobs:
             self._write_all([])
 
     def _write_ended_jobs(self) -> None:
         changed = self.database.execute_many(self._end_job, self._pending_ended_jobs)
-        if changed < len(self._pending_ended_jobs):
-            self.refused_writes += len(self._pending_ended_jobs) - changed
-            log.warning(
-                "%d endings were refused: fenced off", len(self._pending_ended_jobs) - changed
-            )
+        refused = len(self._pending_ended_jobs) - changed
+        if refused > 0:
+            self.refused_writes += refused
+            log.warning("%d results were not stored: other servers own the jobs", refused)
 
     def amend_job(self, job: int, board_id: str, status: str, error: str | None) -> None:
-        """Write how a job ended by the word of its board, which this server holds."""
-        held = sa.exists().where(_boards.c.id == board_id, _boards.c.holder == self.server_id)
+        """Write how a job ended, as reported by its board, if this server holds the board."""
+        held = sa.exists().where(*self._is_holder(board_id))
         statement = sa.update(_jobs).where(_jobs.c.id == job, _jobs.c.board == board_id, held)
         values = {"ended": time.time(), "status": status, "error": error, "server": self.server_id}
         with contextlib.suppress(ServerError), self._rollback_on_error():
             self._connection.execute(statement.values(values))
             self._connection.commit()
 
+    def _is_holder(self, board_id: Any) -> tuple[Any, ...]:
+        """Return the conditions for rows of boards: this board, held by this server.
+
+        Args:
+            board_id: a string, or an SQL expression.
+        """
+        return _boards.c.id == board_id, _boards.c.holder == self.server_id
+
     def mark_sent(self, job: int) -> bool:
-        """Note that a job of this server's is sent now; say whether it may be: once in all.
+        """Mark a job of this server as sent; return whether it may be sent: only once.
 
         Raises:
             ServerError: it cannot be written.
         """
         if self._own_jobs.get(job) is not None:
-            return True  # it was written as sent
-        row = sa.select(_jobs.c.board).where(_jobs.c.id == job).scalar_subquery()
-        held = (_boards.c.id == row, _boards.c.holder == self.server_id)
-        epoch = sa.select(_boards.c.epoch).where(*held).scalar_subquery()
-        own = (_jobs.c.server == self.server_id, _jobs.c.epoch.is_(None), _OPEN)
-        statement = sa.update(_jobs).where(_jobs.c.id == job, *own).values(epoch=epoch)
+            return True  # it was inserted as sent
+        board_id = sa.select(_jobs.c.board).where(_jobs.c.id == job).scalar_subquery()
+        epoch = sa.select(_boards.c.epoch).where(*self._is_holder(board_id)).scalar_subquery()
+        unsent = _unsent_jobs_of(self.server_id)
+        statement = sa.update(_jobs).where(_jobs.c.id == job, *unsent).values(epoch=epoch)
         self._write_pending_first()
         with self._rollback_on_error():
             self._check_membership()
-            found = self._connection.execute(statement.returning(_jobs.c.epoch)).scalar()
+            new_epoch = self._connection.execute(statement.returning(_jobs.c.epoch)).scalar()
             self._connection.commit()
-        if found is None:
+        if new_epoch is None:
             self.refused_writes += 1
-            self._uncertain_since = time.monotonic()  # its board alone may have gone
+            # Perhaps this server still owns the job, and only the board connected elsewhere.
+            self._uncertain_since = time.monotonic()
             return False
-        self._own_jobs[job] = int(found)
+        self._own_jobs[job] = int(new_epoch)
         return True
 
     def claim_jobs(self, server: str, sent_now: Iterable[int], queued: Iterable[int]) -> set[int]:
-        """Make jobs of another server's, which were not sent, this one's.
+        """Become the owner of another server's jobs that were not sent.
 
         Args:
-            server: whose they are.
-            sent_now: those that are sent now: this server holds their boards.
-            queued: those that wait here.
+            server: the id of their owner.
+            sent_now: jobs that this server will send now, if it holds their boards.
+            queued: jobs that this server will queue.
 
         Returns:
-            Those that are this server's now.
+            The jobs that this server owns now.
+
+        Raises:
+            ServerError: the store is unavailable.
         """
-        theirs = (_jobs.c.server == server, _jobs.c.epoch.is_(None), _OPEN)
-        held = (_boards.c.id == _jobs.c.board, _boards.c.holder == self.server_id)
-        own = sa.update(_jobs).where(*theirs).values(server=self.server_id)
-        taken: dict[int, int | None] = {}
+        claim = sa.update(_jobs).where(*_unsent_jobs_of(server)).values(server=self.server_id)
+        held = claim.where(_jobs.c.id.in_(sorted(sent_now)), *self._is_holder(_jobs.c.board))
+        held = held.values(epoch=_boards.c.epoch)
+        claimed: dict[int, int | None] = {}
         self._write_pending_first()
         with self._rollback_on_error():
             self._check_membership()
-            sent = own.where(_jobs.c.id.in_(sorted(sent_now)), *held).values(epoch=_boards.c.epoch)
-            for wanted in (sent, own.where(_jobs.c.id.in_(sorted(queued)))):
-                rows = self._connection.execute(wanted.returning(_jobs.c.id, _jobs.c.epoch)).all()
-                taken.update((row[0], row[1]) for row in rows)
+            for statement in (held, claim.where(_jobs.c.id.in_(sorted(queued)))):
+                statement = statement.returning(_jobs.c.id, _jobs.c.epoch)
+                for job, epoch in self._connection.execute(statement).all():
+                    claimed[job] = epoch
             self._connection.commit()
-        self._own_jobs.update(taken)
-        return set(taken)
+        self._own_jobs.update(claimed)
+        return set(claimed)
 
     def withdraw_jobs(self, jobs: Iterable[int], status: str, error: str) -> set[int]:
-        """End those of these jobs that no other server has taken; return which.
+        """End those of these jobs that were not sent and that this server still owns.
+
+        Returns:
+            The jobs that were ended.
 
         Raises:
-            ServerError: the store is away.
+            ServerError: the store is unavailable.
         """
-        own = (_jobs.c.server == self.server_id, _jobs.c.epoch.is_(None), _OPEN)
+        unsent = _unsent_jobs_of(self.server_id)
         ended = {"ended": time.time(), "status": status, "error": error}
-        statement = sa.update(_jobs).where(_jobs.c.id.in_(sorted(jobs)), *own).values(ended)
+        statement = sa.update(_jobs).where(_jobs.c.id.in_(sorted(jobs)), *unsent).values(ended)
         with self._rollback_on_error():
             rows = self._connection.execute(statement.returning(_jobs.c.id)).all()
             self._connection.commit()
         return {row[0] for row in rows}
 
     def open_jobs(self) -> list[JobRow]:
-        """Return this server's own jobs that have not ended, oldest first."""
+        """Return the jobs of this server that have not ended, oldest first."""
         query = sa.select(*JOB_COLUMNS).where(_jobs.c.server == self.server_id, _OPEN)
         return [JobRow(*row) for row in self._fetch_rows(query.order_by(_jobs.c.id))]
 
     def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
-        """Return those of these jobs that are open: each with its board and its server."""
+        """Return the number, board id and owner of those of these jobs that have not ended."""
         query = sa.select(_jobs.c.id, _jobs.c.board, _jobs.c.server)
         rows = self._fetch_rows(query.where(_jobs.c.id.in_(list(jobs)), _OPEN))
         return [(row[0], row[1], row[2]) for row in rows]
 
     def release_job(self, job: int) -> None:
-        """Leave a job's end to another server."""
+        """Disown a job, which another server will end."""
         self._own_jobs.pop(job, None)
 
     def ended_jobs(self, jobs: Iterable[int]) -> list[JobRow]:
@@ -246,62 +282,70 @@ class SharedStore(NotifyingStore):
         )
         return [JobRow(*row) for row in self._fetch_rows(query)]
 
-    def _old(self, rows: Sequence[Any], before: float) -> list[Any]:
-        """Return those of these jobs that are old: servers take numbers by the thousand.
+    def _select_old(self, rows: Sequence[Any], before: float) -> list[Any]:
+        """Return those of these jobs that are old.
 
-        So a number may be used long after the ones behind it.
+        Servers reserve numbers by the thousand, so their order is not the order of time.
         """
         return [row for row in rows if EARLIEST <= row.created < before]
 
     def database_time(self) -> float | None:
-        """Return the time by the database's own clock."""
+        """Return the time of the database's clock."""
         return float(self._fetch_value(sa.select(self._database_time())))
 
     # Boards
 
     def claim_board(self, board_id: str, facts: dict[str, Any]) -> ClaimedBoard | None:
-        """Take a board that has just proven itself here, from whoever had it.
+        """Become the holder of a board that has just authenticated to this server.
+
+        Args:
+            board_id: the board's id.
+            facts: the board's facts.
 
         Returns:
-            None where it is enrolled no more.
+            The board, or None if it is no longer enrolled.
 
         Raises:
-            ServerError: the store is away.
+            ServerError: the store is unavailable.
         """
         self._write_pending_first()
-        new: dict[str, Any] = {
+        values: dict[str, Any] = {
             "holder": self.server_id,
-            "epoch": sa.func.coalesce(_boards.c.epoch, 0) + 1,
+            "epoch": _NEXT_EPOCH,
+            "last_seen": time.time(),
+            "facts": facts,
         }
-        new |= {"last_seen": time.time(), "facts": facts}
-        raised = sa.update(_boards).where(_boards.c.id == board_id).values(new)
+        claim = sa.update(_boards).where(_boards.c.id == board_id).values(values)
         with self._rollback_on_error():
             self._check_membership()
-            row = self._connection.execute(
-                raised.returning(*BOARD_COLUMNS, _boards.c.epoch)
-            ).first()
+            claimed = self._connection.execute(claim.returning(*BOARD_COLUMNS, _boards.c.epoch))
+            row = claimed.first()
             if row is None:
                 self._connection.commit()
                 return None
-            *told, epoch = row
-            its = (_jobs.c.board == board_id, _jobs.c.epoch.is_not(None), _OPEN)
-            moved = sa.update(_jobs).where(*its).values(server=self.server_id, epoch=epoch)
-            sent = self._connection.execute(moved.returning(*JOB_COLUMNS)).all()
+            *columns, epoch = row
+            sent = (_jobs.c.board == board_id, _jobs.c.epoch.is_not(None), _OPEN)
+            move = sa.update(_jobs).where(*sent).values(server=self.server_id, epoch=epoch)
+            moved = self._connection.execute(move.returning(*JOB_COLUMNS)).all()
             self._connection.commit()
-        jobs = [JobRow(*each) for each in sent]
-        self._own_jobs.update((job.id, epoch) for job in jobs)
-        return ClaimedBoard(BoardRow(*told), epoch, jobs)
+        jobs = [JobRow(*job) for job in moved]
+        for job in jobs:
+            self._own_jobs[job.id] = epoch
+        return ClaimedBoard(BoardRow(*columns), epoch, jobs)
 
     def release_boards(self, boards: Mapping[str, int]) -> int:
-        """Note that the links of boards, held in these epochs, are gone.
+        """Record that the links of boards are closed.
+
+        Args:
+            boards: board id -> the epoch in which this server held it.
 
         Returns:
-            How many of them were still this server's to note.
+            How many of them this server still held.
         """
-        its = (_boards.c.id == sa.bindparam("its"), _boards.c.epoch == sa.bindparam("in_epoch"))
-        statement = sa.update(_boards).where(*its, _boards.c.holder == self.server_id)
+        board = (_boards.c.id == sa.bindparam("released_id"), _IS_HELD_EPOCH)
+        statement = sa.update(_boards).where(*board, _boards.c.holder == self.server_id)
         statement = statement.values(holder=None, last_seen=time.time())
-        rows = [{"its": board_id, "in_epoch": epoch} for board_id, epoch in boards.items()]
+        rows = [{"released_id": board_id, "in_epoch": epoch} for board_id, epoch in boards.items()]
         with self._rollback_on_error():
             changed = self._connection.execute(statement, rows).rowcount
             self._connection.commit()
@@ -314,7 +358,7 @@ class SharedStore(NotifyingStore):
         return [BoardRow(*row) for row in found]
 
     def board_holders(self) -> dict[str, tuple[str, int]]:
-        """Return which boards are held: by which server, in which epoch."""
+        """Return the holder and the epoch of each board that is held, by the board's id."""
         query = sa.select(_boards.c.id, _boards.c.holder, _boards.c.epoch)
         query = query.where(_boards.c.holder.in_(sa.select(_servers.c.id)))
         return {row[0]: (row[1], row[2]) for row in self._fetch_rows(query)}
@@ -322,102 +366,111 @@ class SharedStore(NotifyingStore):
     # Servers
 
     def _database_time(self) -> Any:
+        """Return an SQL expression for the seconds since 1970 by the database's clock."""
         if self.database.connection.dialect.name == "sqlite":
-            return (sa.func.julianday("now") - 2440587.5) * 86400.0  # seconds since 1970
+            return (sa.func.julianday("now") - 2440587.5) * 86400.0  # Julian day of 1970-01-01
         return sa.extract("epoch", sa.func.clock_timestamp())
 
     def register_server(self, address: str) -> None:
-        """Be one of the servers."""
+        """Insert this server's row, with its first heartbeat."""
         with self._rollback_on_error():
             row = {"id": self.server_id, "address": address, "seen": self._database_time()}
             self._connection.execute(sa.insert(_servers).values(row))
             self._connection.commit()
 
     def send_heartbeat(self, dead_after: float) -> dict[str, str]:
-        """Say that this server is there, and take out those that have not for so many seconds.
+        """Renew this server's heartbeat, and remove servers without one for too long.
 
-        After the store was away they have as long again: they could not say it either. So they
-        have after the database's clock was set, in either direction.
+        None is removed within ``dead_after`` seconds of a failed write, since the others could
+        not write either; nor after a step of the database's clock, in either direction.
+
+        Args:
+            dead_after: seconds without a heartbeat after which a server is removed.
 
         Returns:
-            The servers that are there, each with its address; this one is not among them
-            where others took it out.
+            The address of each remaining server, by its id; without this server if others
+            removed it.
 
         Raises:
-            ServerError: the store is away.
+            ServerError: the store is unavailable.
         """
         self.flush()
         with self._rollback_on_error():
-            mine = sa.update(_servers).where(_servers.c.id == self.server_id)
-            seen = self._connection.execute(
-                mine.values(seen=self._database_time()).returning(_servers.c.seen)
+            renew = sa.update(_servers).where(_servers.c.id == self.server_id)
+            renew = renew.values(seen=self._database_time())
+            seen = self._connection.execute(renew.returning(_servers.c.seen)).scalar()
+            self._compare_clocks(seen, dead_after)
+            too_old = _servers.c.seen < self._database_time() - dead_after
+            # Written before the database's clock was set back.
+            in_future = _servers.c.seen > self._database_time() + dead_after
+            dead = sa.select(_servers.c.id).where(
+                too_old | in_future, _servers.c.id != self.server_id
             )
-            self._compare_clocks(seen.scalar(), dead_after)
-            stale = (_servers.c.seen < self._database_time() - dead_after) | (
-                _servers.c.seen
-                > self._database_time() + dead_after  # from before the clock was set back
-            )
-            old = sa.select(_servers.c.id).where(stale, _servers.c.id != self.server_id)
-            # Whoever writes is not dead, or soon undone.
-            old = old.with_for_update(skip_locked=True)
+            # A server whose row is locked is alive, or its transaction will soon be rolled back.
+            dead = dead.with_for_update(skip_locked=True)
             if time.monotonic() > max(self._failed_at, self._clock_set_at) + dead_after:
-                self._connection.execute(sa.delete(_servers).where(_servers.c.id.in_(old)))
+                self._connection.execute(sa.delete(_servers).where(_servers.c.id.in_(dead)))
             found = self._connection.execute(sa.select(_servers.c.id, _servers.c.address)).all()
             self._connection.commit()
         return {row[0]: row[1] for row in found}
 
     def _compare_clocks(self, now: float | None, dead_after: float) -> None:
-        """Note a step of the database's clock, by which the other servers would look dead.
+        """Notice a step of the database's clock, after which other servers would seem dead.
 
         Args:
-            now: the time by the database's clock; None if this server was taken out.
-            dead_after: the seconds by which it is measured.
+            now: the time of the database's clock; None if this server was removed.
+            dead_after: a difference of more than half of these seconds is a step.
         """
         steady = time.monotonic()
         if now is None:
             return
-        if self._beat_at is not None:
-            passed, passed_there = steady - self._beat_at[1], now - self._beat_at[0]
-            if abs(passed_there - passed) > dead_after / 2:
+        if self._heartbeat_at is not None:
+            database_then, steady_then = self._heartbeat_at
+            step = (now - database_then) - (steady - steady_then)
+            if _is_clock_step(step, dead_after):
                 self._clock_set_at = steady
-                log.warning("the database's clock was set by %.0f s", passed_there - passed)
-        self._beat_at = now, steady
+                log.warning("the database's clock was set by %.0f s", step)
+        self._heartbeat_at = now, steady
 
     def unregister_server(self) -> None:
-        """Be none of the servers any more."""
+        """Delete this server's row."""
         with self._rollback_on_error():
             self._connection.execute(sa.delete(_servers).where(_servers.c.id == self.server_id))
             self._connection.commit()
 
     def take_over_jobs(self) -> list[JobRow]:
-        """End what dead servers never sent, and take over what they sent: it may still be told.
+        """End the jobs that dead servers never sent, and take over those that they sent.
 
-        The same is done with this server's own jobs that it does not know: since a write failed
-        that was done after all.
+        Their boards may still report how the latter ended. The same is done with orphans: jobs
+        that this server owns without knowing it, since a write that seemed to fail was committed.
+
+        Returns:
+            The jobs that were sent, and that this server owns now.
         """
-        strays = self._orphan_jobs()
+        orphans = self._orphan_jobs()
         rows = self._take_over(_jobs.c.server.not_in(sa.select(_servers.c.id)), NEVER_SENT_ERROR)
-        if strays:
-            rows += self._take_over(_jobs.c.id.in_(strays), ORPHAN_ERROR)
+        if orphans:
+            rows += self._take_over(_jobs.c.id.in_(orphans), ORPHAN_ERROR)
         return rows
 
     def _orphan_jobs(self) -> list[int]:
         if self._uncertain_since is None or self._pending_ended_jobs:
             return []
-        mine = self._fetch_rows(
+        stored = self._fetch_rows(
             sa.select(_jobs.c.id).where(_jobs.c.server == self.server_id, _OPEN)
         )
         if time.monotonic() > self._uncertain_since + UNCERTAIN_SECONDS:
             self._uncertain_since = None
-        return [row[0] for row in mine if row[0] not in self._own_jobs]
+        return [row[0] for row in stored if row[0] not in self._own_jobs]
 
-    def _take_over(self, which: Any, why: str) -> list[JobRow]:
-        ended = {"ended": time.time(), "status": "lost", "error": why}
-        own = sa.update(_jobs).where(which, _OPEN)
+    def _take_over(self, condition: Any, error: str) -> list[JobRow]:
+        """End the open jobs under a condition that were not sent; own and return the others."""
+        ended = {"ended": time.time(), "status": "lost", "error": error}
+        update = sa.update(_jobs).where(condition, _OPEN)
         with self._rollback_on_error():
-            never = own.where(_jobs.c.epoch.is_(None))
-            self._connection.execute(never.values(server=self.server_id, **ended))
-            sent = own.values(server=self.server_id).returning(*JOB_COLUMNS, _jobs.c.epoch)
+            never_sent = update.where(_jobs.c.epoch.is_(None))
+            self._connection.execute(never_sent.values(server=self.server_id, **ended))
+            sent = update.values(server=self.server_id).returning(*JOB_COLUMNS, _jobs.c.epoch)
             rows = self._connection.execute(sent).all()
             self._connection.commit()
         self._own_jobs.update((row[0], row[-1]) for row in rows)
@@ -426,10 +479,20 @@ class SharedStore(NotifyingStore):
     # Secrets
 
     def put_if_absent(self, name: str, value: bytes) -> bytes:
-        """Return what the servers have in common under a name: this value, if it is the first."""
+        """Store a value that all servers share, unless there is one; return the stored value."""
         shared = tables.shared
         first = self.database.insert(shared).values(name=name, value=value)
         with self._rollback_on_error():
             self._connection.execute(first.on_conflict_do_nothing())
             self._connection.commit()
         return bytes(self._fetch_value(sa.select(shared.c.value).where(shared.c.name == name)))
+
+
+def _unsent_jobs_of(server_id: str) -> tuple[Any, ...]:
+    """Return the conditions for jobs that a server owns and has not sent."""
+    return _jobs.c.server == server_id, _jobs.c.epoch.is_(None), _OPEN
+
+
+def _is_clock_step(difference: float, dead_after: float) -> bool:
+    """Return whether two clocks ran so differently that one of them was set."""
+    return abs(difference) > dead_after / 2

@@ -1,12 +1,12 @@
-"""What the server must not forget, in SQL.
+"""The server's persistent data: boards, tokens, jobs, the audit log. SQL.
 
-Boards with their keys and labels, callers' tokens (hashed), one row per job, the audit log.
-Jobs are committed before their first byte leaves (SQLite: WAL, synchronous NORMAL, which survives
-``kill -9`` of the server; PostgreSQL: durably, since it may die alone); how they ended is written
-in batches, and always before the same board's next job, so that a board's memory of its last job
-covers what a crash can lose. Identity, tokens and what is privileged are fsynced (databases.py).
-What is done and its row in the audit log are one transaction; triggers forbid to change or
-delete such a row.
+Boards are stored with their keys and labels, tokens as hashes, each job as one row.
+Jobs are committed before their first byte is sent (SQLite: WAL, synchronous NORMAL, which survives
+``kill -9`` of the server; PostgreSQL: durably, since it may crash alone). Their results are written
+in batches, and always before the same board's next job, so that a crash loses no more than the last
+job, which the board remembers. Changes of identities and tokens, and privileged operations, are
+fsynced (databases.py). An operation and its row in the audit log are one transaction; triggers
+prevent changes and deletions of such a row.
 
 Call from the server's one thread.
 """
@@ -36,50 +36,53 @@ from .rows import AuditRow, BoardRow, JobRow, TokenRow
 
 log = logging.getLogger("cm_server")
 
-#: Errors, of SQLite and of PostgreSQL, that are about what was to be written.
+#: Errors of SQLite and PostgreSQL that are caused by the data; others mean a failing database.
 _DATA_ERRORS = ("IntegrityError", "UniqueViolation")
 _JOB_INSERT_COLUMNS = ("id", "board", "caller", "created")
 INSERT_JOB = sa.insert(tables.jobs).values(
     {name: sa.bindparam(name) for name in _JOB_INSERT_COLUMNS}
 )
 JOB_END_VALUES: dict[str, Any] = {
-    name: sa.bindparam(given)
-    for name, given in (("ended", "at"), ("status", "how"), ("error", "why"))
+    "ended": sa.bindparam("at"),
+    "status": sa.bindparam("how"),
+    "error": sa.bindparam("why"),
 }
 END_JOB = sa.update(tables.jobs).where(tables.jobs.c.id == sa.bindparam("job"))
 _UPDATE_BOARD_SEEN = (
     sa.update(tables.boards)
     .where(tables.boards.c.id == sa.bindparam("board"))
-    .values(facts=sa.bindparam("told", type_=sa.Text), last_seen=sa.bindparam("at"))
+    .values(facts=sa.bindparam("json", type_=sa.Text), last_seen=sa.bindparam("at"))
 )
 BOARD_COLUMNS = [tables.boards.c[name] for name in BoardRow._fields]
 JOB_COLUMNS = [tables.jobs.c[name] for name in JobRow._fields]
 _INSERT_AUDIT = sa.insert(tables.audit).values(
     {column.name: sa.bindparam(column.name) for column in tables.audit.c if column.name != "id"}
 )
+#: Condition for using an enrolment token: of several servers, one gets the last use.
+_HAS_USES_LEFT = tables.tokens.c.uses > 0
 
 
 class Store:
-    """The database; made when missing.
+    """The store of one server; its tables are created if they are missing.
 
     Args:
         location: SQLite's file, or ``postgresql://…``; None keeps all in memory (for tests).
 
     Raises:
-        ServerError: it cannot be opened, is something else, or of another version.
+        ServerError: the database cannot be opened, has another program's tables, or those of an
+            unknown version.
     """
 
     def __init__(self, location: Path | str | None) -> None:
         self.database = open_database(location)
         self._connection = self.database.connection
-        self.write_error = ""  # why the last write failed, if it did
+        self.write_error = ""  # why the last write failed; "" if it succeeded
         self._next_job_id = (self._fetch_value(sa.select(sa.func.max(tables.jobs.c.id))) or 0) + 1
-        self._pending_ended_jobs: list[tuple[Any, ...]] = []  # as END_JOB takes them
-        self._pending_seen_boards: dict[
-            str, tuple[str, float, str]
-        ] = {}  # facts first, as in the table
-        # Every cell waits for these: compiled once and given to the driver itself, they
-        # cost a third.
+        self._pending_ended_jobs: list[tuple[Any, ...]] = []  # parameters of END_JOB
+        #: Board's id -> parameters of _UPDATE_BOARD_SEEN.
+        self._pending_seen_boards: dict[str, tuple[str, float, str]] = {}
+        # Each cell waits for these statements. Compiled once and executed by the driver, they
+        # need a third of the time.
         self._insert_job = self.database.compile(INSERT_JOB)
         self._end_job = self.database.compile(END_JOB.values(JOB_END_VALUES))
         self._update_board_seen = self.database.compile(_UPDATE_BOARD_SEEN)
@@ -87,13 +90,13 @@ class Store:
         self.installed_packages = InstalledPackages(self._connection, self._rollback_on_error)
 
     def close(self) -> None:
-        """Write what is waiting and close."""
+        """Write pending changes, and close the database."""
         self.flush()
         self.database.close()
 
     @contextlib.contextmanager
     def _durable_transaction(self, audit_row: AuditRow | None = None) -> Iterator[None]:
-        """Commit what is done inside, and its row in the audit log, with an fsync."""
+        """Commit the changes made inside, and their row in the audit log, with an fsync."""
         self.flush()
         with self._rollback_on_error(), self.database.durable():
             yield
@@ -103,7 +106,11 @@ class Store:
 
     @contextlib.contextmanager
     def _rollback_on_error(self) -> Iterator[None]:
-        """Undo what is done inside where it cannot be written: a full disk, for example."""
+        """Roll back the changes made inside if they cannot be written.
+
+        Raises:
+            ServerError: they cannot be written: the disk is full, for example.
+        """
         try:
             yield
         except self.database.errors as error:
@@ -118,17 +125,17 @@ class Store:
         self.write_error = ""
 
     def probe_writable(self) -> None:
-        """See whether it can be written by now."""
+        """Try to write, and update ``write_error``."""
         version = tables.version
         with contextlib.suppress(ServerError), self._rollback_on_error():
             self._connection.execute(sa.update(version).values(version_num=version.c.version_num))
             self._connection.commit()
 
     def _fetch_rows(self, query: Any) -> Sequence[Any]:
-        """Return what is there.
+        """Return the rows of a query.
 
         Raises:
-            ServerError: it cannot be read.
+            ServerError: the database cannot be read.
         """
         try:
             found = self._connection.execute(query).all()
@@ -150,47 +157,48 @@ class Store:
         return [BoardRow(*row) for row in self._fetch_rows(sa.select(*BOARD_COLUMNS))]
 
     def enrol_boards(self, boards: Sequence[BoardRow], audit_row: AuditRow | None = None) -> None:
-        """Write the identity of each board; a known id gets the new key, and is numbered anew."""
+        """Insert the identity of each board; a known id gets the new key and its generation."""
         with self._durable_transaction(audit_row):
             self._upsert_boards(boards)
 
     def _upsert_boards(self, boards: Sequence[BoardRow]) -> None:
         statement = self.database.insert(tables.boards)
-        given = ("key", "gen", "nonce", "plain", "token")
+        updated = ("key", "gen", "nonce", "plain", "token")
         statement = statement.on_conflict_do_update(
-            index_elements=["id"], set_={name: statement.excluded[name] for name in given}
+            index_elements=["id"], set_={name: statement.excluded[name] for name in updated}
         )
         self._connection.execute(statement, [row._asdict() for row in boards])
 
     def enrol_with_token(self, token: TokenRow, board: BoardRow, audit_row: AuditRow) -> None:
-        """Write a board that enrolled itself, and that its token has one use less.
+        """Insert a board that enrolled itself, and count one use of its token.
 
         Raises:
-            ServerError: another server used it up meanwhile.
+            ServerError: another server used the token up meanwhile.
         """
-        left = tables.tokens.c.uses
-        statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token.hash, left > 0)
+        same_token = tables.tokens.c.hash == token.hash
+        statement = sa.update(tables.tokens).where(same_token, _HAS_USES_LEFT)
+        statement = statement.values(uses=tables.tokens.c.uses - 1)
         with self._durable_transaction(audit_row):
             self._upsert_boards([board])
-            if not self._connection.execute(statement.values(uses=left - 1)).rowcount:
+            if not self._connection.execute(statement).rowcount:
                 self.database.rollback()
                 raise ServerError(f"the token {token.name!r} was used already")
 
     def update_board(self, board_id: str, audit_row: AuditRow | None = None, **values: Any) -> None:
-        """Change what a board is called, or its keys: ``name``, ``key``, ``gen``, ``nonce``."""
+        """Change values of a board: ``name``, ``key``, ``gen``, ``nonce``."""
         statement = sa.update(tables.boards).where(tables.boards.c.id == board_id)
         with self._durable_transaction(audit_row):
             self._connection.execute(statement.values(**values))
 
     def start_key_rotation(self, nonces: Mapping[str, bytes], audit_row: AuditRow) -> None:
-        """Note what the next keys of the boards with these ids are derived with."""
+        """Store the nonces, by board id, from which the boards' next keys are derived."""
         statement = sa.update(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         rows = [{"board": board_id, "new": nonce} for board_id, nonce in nonces.items()]
         with self._durable_transaction(audit_row):
             self._connection.execute(statement.values(nonce=sa.bindparam("new")), rows)
 
     def delete_boards(self, board_ids: Sequence[str], audit_row: AuditRow | None = None) -> None:
-        """Take boards out; their jobs' lines stay, under ids that never come again."""
+        """Delete boards; the rows of their jobs stay, and their ids are never used again."""
         statement = sa.delete(tables.boards).where(tables.boards.c.id == sa.bindparam("board"))
         with self._durable_transaction(audit_row):
             self._connection.execute(statement, [{"board": board_id} for board_id in board_ids])
@@ -209,28 +217,32 @@ class Store:
             )
 
     def mark_board_seen(self, board_id: str, facts: dict[str, Any]) -> None:
-        """Note that a board was here just now, and what it said of itself.
+        """Record that a board is connected now, and its facts.
 
-        ``flush``, or the next ``begin``, writes it: when very many boards dial in at once, a
-        commit for each would cost a quarter of it all.
+        ``flush`` or the next ``insert_jobs`` writes it: when very many boards connect at the same
+        time, a commit for each would take a quarter of the server's time.
         """
         self._pending_seen_boards[board_id] = (json.dumps(facts), time.time(), board_id)
 
     # Tokens
 
     def add_token(self, token: TokenRow, audit_row: AuditRow | None = None) -> None:
-        """Let the bearer of a token in; its name is nobody else's who is not revoked."""
+        """Insert a token.
+
+        Raises:
+            ServerError: another valid token has its name, or it cannot be written.
+        """
         with self._durable_transaction(audit_row):
             self._connection.execute(sa.insert(tables.tokens), token._asdict())
 
     def revoke_token(self, token_hash: str, at: float, audit_row: AuditRow | None = None) -> None:
-        """Shut the bearer of a token out; its row stays."""
+        """Mark a token as revoked; its row stays."""
         statement = sa.update(tables.tokens).where(tables.tokens.c.hash == token_hash)
         with self._durable_transaction(audit_row):
             self._connection.execute(statement.values(revoked=at))
 
     def tokens(self) -> list[TokenRow]:
-        """Return every token, in the order in which they were made."""
+        """Return all tokens, oldest first."""
         query = sa.select(tables.tokens).order_by(tables.tokens.c.created)
         return [TokenRow(*row) for row in self._fetch_rows(query)]
 
@@ -249,7 +261,7 @@ class Store:
             self._write_all([], row)
 
     def audit_rows(self, count: int) -> list[AuditRow]:
-        """Return the newest rows of the audit log, the newest last."""
+        """Return the newest ``count`` rows of the audit log, oldest first."""
         query = sa.select(*list(tables.audit.c)[1:]).order_by(tables.audit.c.id.desc()).limit(count)
         return [AuditRow(*row) for row in self._fetch_rows(query)][::-1]
 
@@ -265,10 +277,10 @@ class Store:
         detail: str = "",
         verb: str = "submit",
     ) -> range:
-        """Write one open job per board, in one transaction, and return their numbers.
+        """Insert one open job per board, and return their numbers.
 
-        What ended before is written first: see the module's docstring. The cell's row in the
-        audit log is part of the same transaction.
+        The results of earlier jobs are written before: see the module's docstring. All this and
+        the row in the audit log are one transaction.
 
         Raises:
             ServerError: they cannot be written.
@@ -286,7 +298,7 @@ class Store:
         return numbers
 
     def _allocate_job_ids(self, count: int) -> range:
-        """Return numbers of jobs that nobody had."""
+        """Return job numbers that were never used."""
         first = self._next_job_id
         self._next_job_id += count
         return range(first, self._next_job_id)
@@ -295,54 +307,54 @@ class Store:
         return number, board_id, caller, now
 
     def end_job(self, job: int, status: str, error: str | None = None) -> None:
-        """Note how a job ended; ``flush`` or the next ``begin`` writes it."""
+        """Record how a job ended; ``flush`` or the next ``insert_jobs`` writes it."""
         self._pending_ended_jobs.append((time.time(), status, error, job))
 
     def amend_job(self, job: int, board_id: str, status: str, error: str | None) -> None:
-        """Write how a job ended by the late word of its board."""
+        """Write how a job really ended, if its board reports it after the job was given up."""
         self.end_job(job, status, error)
         self.flush()
 
     def mark_sent(self, job: int) -> bool:
-        """Have all that ended before written: a job is sent now. Say whether it may be.
+        """Write the results of earlier jobs before a job is sent; return whether it may be sent.
 
         Raises:
-            ServerError: it may not be, since the store is away.
+            ServerError: the store is unavailable, so the job may not be sent.
         """
         if self._pending_ended_jobs:
             self.flush()
         return True
 
     def flush(self) -> None:
-        """Write what waits, endings and boards; where it cannot be written it goes on waiting."""
+        """Write pending results and facts; what cannot be written stays pending."""
         if self._pending_ended_jobs or self._pending_seen_boards:
             with contextlib.suppress(ServerError):
                 self._write_all([])
 
     def _write_all(self, jobs: list[tuple[Any, ...]], audit_row: AuditRow | None = None) -> None:
-        """Write what waits, then new jobs and who wants them, in one transaction."""
-        many = self.database.execute_many
+        """Write pending changes, then new jobs and their audit row, in one transaction."""
+        execute_many = self.database.execute_many
         with self._rollback_on_error():
             if self._pending_seen_boards:
-                many(self._update_board_seen, list(self._pending_seen_boards.values()))
+                execute_many(self._update_board_seen, list(self._pending_seen_boards.values()))
             if self._pending_ended_jobs:
                 self._write_ended_jobs()
             if jobs:
                 self._check_membership()
-                many(self._insert_job, jobs)
+                execute_many(self._insert_job, jobs)
             if audit_row is not None:
-                many(self._insert_audit, [audit_row])
+                execute_many(self._insert_audit, [audit_row])
             self.database.driver.commit()
             self._pending_ended_jobs, self._pending_seen_boards = [], {}
 
     def _check_membership(self) -> None:
-        """Refuse to begin jobs where that is not this server's to do."""
+        """Raise ServerError if this server may not start jobs; a single server always may."""
 
     def _write_ended_jobs(self) -> None:
         self.database.execute_many(self._end_job, self._pending_ended_jobs)
 
     def job(self, number: int) -> JobRow | None:
-        """Return a job's line, None where there is none."""
+        """Return a job's row; None if there is none."""
         self.flush()
         rows = self._fetch_rows(sa.select(*JOB_COLUMNS).where(tables.jobs.c.id == number))
         return JobRow(*rows[0]) if rows else None
@@ -350,23 +362,26 @@ class Store:
     # Old rows
 
     def begin_pruning(self, now: float) -> bool:
-        """Note that a round of deletions begins; return whether one is due: one in a day.
+        """Return whether a round of deletions is due, once a day; if so, record its begin.
 
-        The day is counted in the store, so that neither restarts nor other servers on the same
-        store make it two.
+        The time is recorded in the store, so that restarts, or other servers on the same store,
+        do not cause a second round on the same day.
+
+        Args:
+            now: seconds since 1970.
         """
         with self._rollback_on_error():
-            state = self._pruning()
-            due = not 0 <= now - state.get("at", 0.0) < DAY
+            state = self._lock_pruning_state()
+            due = _is_round_due(state, now)
             if due:
-                self._set_pruning({**state, "at": now})
+                self._set_pruning_state({**state, "at": now})
             self._connection.commit()
         return due
 
     def oldest(self, now: float) -> tuple[float | None, float | None]:
-        """Return the times of the first job that has ended and of the first audit row, if any.
+        """Return the times of the first ended job and of the first audit row; None without one.
 
-        Those with a time that cannot be right, of a clock that was wrong, are passed over.
+        Rows with an impossible time, written while the clock was wrong, are ignored.
 
         Args:
             now: seconds since 1970.
@@ -380,88 +395,104 @@ class Store:
         return first, self._fetch_value(rows.order_by(row.id).limit(1))
 
     def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
-        """Delete some jobs that ended long ago; the newest stays: numbers go on behind it.
+        """Delete one batch of jobs that ended long ago; keep the newest job, for its number.
 
         Args:
-            before: seconds since 1970; younger ones stay.
-            after: the number behind which to look.
+            before: seconds since 1970; younger jobs stay.
+            after: jobs with numbers up to this one were examined before.
 
         Returns:
-            How many went, and how far it has looked: ``after`` where there is no older one.
+            How many were deleted, and the last number examined: ``after`` if no older job is left.
         """
         job = tables.jobs.c
         query = sa.select(job.id, job.created, job.ended).where(job.id > after)
         rows = self._fetch_rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
-        old = [row for row in self._old(rows, before) if row.id < self._next_job_id - 1]
-        gone = [row for row in old if row.ended is not None]
-        ids = [row.id for row in gone]
-        times = [row.created for row in gone]
+        old = [row for row in self._select_old(rows, before) if row.id < self._next_job_id - 1]
+        deleted = [row for row in old if row.ended is not None]
+        ids = [row.id for row in deleted]
+        times = [row.created for row in deleted]
         count = self._delete_rows("jobs", sa.delete(tables.jobs).where(job.id.in_(ids)), times)
         return count, old[-1].id if old else after
 
-    def _old(self, rows: Sequence[Any], before: float) -> list[Any]:
-        """Return those of these jobs, in the order of their numbers, that are old.
+    def _select_old(self, rows: Sequence[Any], before: float) -> list[Any]:
+        """Return those of these jobs, ordered by number, that are old.
 
-        Numbers are given out in the order of time: so behind a young job no other is old, even
-        if it was written by a clock that was behind.
+        Numbers are allocated in the order of time: so after a young job no other one is old, even
+        if a clock that was slow gave it an old time.
         """
-        times = _plausible([row.created for row in rows])
+        times = _plausible_times([row.created for row in rows])
         count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
         return list(rows[:count])
 
     def prune_audit(self, before: float) -> int:
-        """Delete some of the oldest rows of the audit log; return how many."""
+        """Delete one batch of the oldest rows of the audit log; return how many.
+
+        Args:
+            before: seconds since 1970; younger rows stay.
+        """
         row = tables.audit.c
         rows = self._fetch_rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
-        times = _plausible([each.at for each in rows])
+        times = _plausible_times([each.at for each in rows])
         count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
-        gone = rows[:count]
-        newest = gone[-1].id if gone else 0
+        deleted = rows[:count]
+        newest = deleted[-1].id if deleted else 0
         statement = sa.delete(tables.audit).where(row.id <= newest)
-        return self._delete_rows("audit", statement, [each.at for each in gone])
+        return self._delete_rows("audit", statement, [each.at for each in deleted])
 
-    def _delete_rows(self, what: str, statement: sa.Delete, times: list[float]) -> int:
+    def _delete_rows(self, table: str, statement: sa.Delete, times: list[float]) -> int:
         """Delete rows, and count them in the same transaction for ``end_pruning``.
 
+        Args:
+            table: "jobs" or "audit".
+            statement: deletes the rows.
+            times: of the rows.
+
         Returns:
-            How many went: none where it cannot be written.
+            How many were deleted; 0 if the store cannot be written.
         """
         if times:
             with contextlib.suppress(ServerError), self._rollback_on_error():
-                state = self._pruning()
-                count, oldest, newest = state.get(what, (0, times[0], times[0]))
-                span = (count + len(times), min(oldest, *times), max(newest, *times))
-                self._set_pruning({**state, what: span})
+                state = self._lock_pruning_state()
+                count, oldest, newest = state.get(table, (0, times[0], times[0]))
+                deleted = (count + len(times), min(oldest, *times), max(newest, *times))
+                self._set_pruning_state({**state, table: deleted})
                 self._connection.execute(statement)
                 self._connection.commit()
                 return len(times)
         return 0
 
     def end_pruning(self, now: float) -> list[AuditRow]:
-        """Write what was deleted since the last call into the audit log: a row for each table.
+        """Write the deletions since the last call into the audit log, as one row for each table.
+
+        Args:
+            now: seconds since 1970.
 
         Returns:
-            The rows. None where nothing was deleted, or where it cannot be written; then the
-            next call writes them.
+            The rows; empty if nothing was deleted, or if they cannot be written: then the next
+            call writes them.
         """
-        notes: list[AuditRow] = []
+        rows: list[AuditRow] = []
         with contextlib.suppress(ServerError), self._rollback_on_error():
-            state = self._pruning()
-            for what in ("jobs", "audit"):
-                if what in state:
-                    count, oldest, newest = state.pop(what)
-                    detail = f"{count} rows of {_moment(oldest)} to {_moment(newest)} were deleted"
-                    row = (now, "", "this machine", "prune", what, detail, None, None, None)
-                    notes.append(AuditRow(*row, "done"))
-            if notes:
-                self._set_pruning(state)
-                self.database.execute_many(self._insert_audit, notes)
+            state = self._lock_pruning_state()
+            for table in ("jobs", "audit"):
+                if table in state:
+                    count, oldest, newest = state.pop(table)
+                    span = f"{_format_time(oldest)} to {_format_time(newest)}"
+                    detail = f"{count} rows of {span} were deleted"
+                    row = (now, "", "this machine", "prune", table, detail, None, None, None)
+                    rows.append(AuditRow(*row, "done"))
+            if rows:
+                self._set_pruning_state(state)
+                self._audit_deletions(rows)
             self.database.commit()
-            return notes
+            return rows
         return []
 
-    def _pruning(self) -> dict[str, Any]:
-        """Return what is noted of deletions; no other server changes it before the commit."""
+    def _audit_deletions(self, rows: list[AuditRow]) -> None:
+        self.database.execute_many(self._insert_audit, rows)
+
+    def _lock_pruning_state(self) -> dict[str, Any]:
+        """Return the state of deletions; other servers cannot change it before the commit."""
         shared = tables.shared
         first = self.database.insert(shared).values(name="pruning", value=b"{}")
         self._connection.execute(first.on_conflict_do_nothing())
@@ -469,7 +500,7 @@ class Store:
         found: dict[str, Any] = json.loads(self._connection.execute(query).scalar_one())
         return found
 
-    def _set_pruning(self, state: Mapping[str, Any]) -> None:
+    def _set_pruning_state(self, state: Mapping[str, Any]) -> None:
         shared = tables.shared
         change = sa.update(shared).where(shared.c.name == "pruning")
         self._connection.execute(change.values(value=json.dumps(state).encode()))
@@ -477,7 +508,7 @@ class Store:
     # Time
 
     def newest_time(self) -> float | None:
-        """Return when the newest row of the audit log or job was written; None in a new store."""
+        """Return the time of the newest job or audit row; None in a new store."""
         job, row = tables.jobs.c, tables.audit.c
         newest = (
             self._fetch_value(sa.select(row.at).order_by(row.id.desc()).limit(1)),
@@ -486,17 +517,17 @@ class Store:
         return max((at for at in newest if at is not None), default=None)
 
     def database_time(self) -> float | None:
-        """Return the time by the database's own clock; None where it has no other than ours."""
+        """Return the time of the database's clock; None if it is this machine's."""
         return None
 
-    def remember(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Store facts under a name, in the place of those that were there.
+    def remember(self, name: str, values: Mapping[str, Any]) -> None:
+        """Store values under a name; they replace earlier ones.
 
         Raises:
             ServerError: they cannot be written.
         """
         shared = tables.shared
-        row = self.database.insert(shared).values(name=name, value=json.dumps(facts).encode())
+        row = self.database.insert(shared).values(name=name, value=json.dumps(values).encode())
         change = {"value": row.excluded.value}
         with self._rollback_on_error():
             self._connection.execute(
@@ -505,7 +536,7 @@ class Store:
             self._connection.commit()
 
     def recall(self, name: str) -> dict[str, Any] | None:
-        """Return the facts stored under a name, if there are any."""
+        """Return the values stored under a name; None if there are none."""
         query = sa.select(tables.shared.c.value).where(tables.shared.c.name == name)
         value = self._fetch_value(query)
         return None if value is None else dict(json.loads(value))
@@ -519,17 +550,24 @@ class Store:
         return [JobRow(*row) for row in self._fetch_rows(query)]
 
 
-def _plausible(times: Sequence[float]) -> list[float]:
-    """Return when rows were written at the latest, given their times in their order.
+def _is_round_due(state: Mapping[str, Any], now: float) -> bool:
+    """Return whether the last round of deletions began at least a day ago, or in the future."""
+    return not 0 <= now - state.get("at", 0.0) < DAY
 
-    A row of a clock that started in 1970 has the time of the next one that can be right.
+
+def _plausible_times(times: Sequence[float]) -> list[float]:
+    """Return by which time each row was written at the latest, given their times in order.
+
+    A row written while the clock was in 1970 gets the time of the next row that can be right.
     """
-    following, found = math.inf, []
+    latest = math.inf
+    found = []
     for at in reversed(times):
-        following = at if at >= EARLIEST else following
-        found.append(following)
+        if at >= EARLIEST:
+            latest = at
+        found.append(latest)
     return found[::-1]
 
 
-def _moment(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

@@ -1,6 +1,8 @@
-"""The store's tables. Their version, and what makes it of older ones, are schema.py's."""
+"""The store's tables. Their version and the migrations of older ones are in schema.py."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -9,7 +11,7 @@ from .installed_packages import METADATA
 
 metadata = METADATA
 
-_BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's are as long as it takes
+_BigInt = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's INTEGER has 64 bits
 
 boards = sa.Table(
     "boards",
@@ -19,13 +21,13 @@ boards = sa.Table(
     sa.Column("key", sa.LargeBinary, nullable=False),
     sa.Column("labels", sa.JSON, nullable=False),
     sa.Column("facts", sa.JSON, nullable=False),
-    sa.Column("enrolled", sa.Float, nullable=False),  # seconds since the epoch, as all times here
+    sa.Column("enrolled", sa.Float, nullable=False),  # seconds since 1970, as all times here
     sa.Column("last_seen", sa.Float),
     sa.Column("gen", sa.Integer, nullable=False),
     sa.Column("nonce", sa.LargeBinary),
     sa.Column("plain", sa.Boolean, nullable=False),
     sa.Column("token", sa.Text, nullable=False),
-    # Of several servers (leases.py): which one has its link, and how often that changed.
+    # With several servers (shared_store.py): which one has its link, and how often that changed.
     sa.Column("holder", sa.Text),
     sa.Column("epoch", _BigInt),
 )
@@ -36,27 +38,27 @@ tokens = sa.Table(
     sa.Column("hash", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("role", sa.Text, nullable=False),
-    sa.Column("target", sa.Text, nullable=False),  # the boards that it reaches
+    sa.Column("target", sa.Text, nullable=False),  # the boards on which it may be used
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("expires", sa.Float),
     sa.Column("revoked", sa.Float),
     sa.Column("uses", sa.Integer),
 )
 _VALID = sa.text("revoked IS NULL")
-# A name is one token's at a time; the revoked ones stay, to be refused by name.
+# Names of valid tokens are unique. Revoked ones keep their rows, so that a refusal can name them.
 sa.Index("tokens_name", tokens.c.name, unique=True, sqlite_where=_VALID, postgresql_where=_VALID)
 
 jobs = sa.Table(
     "jobs",
     metadata,
     sa.Column("id", _BigInt, primary_key=True, autoincrement=False),
-    sa.Column("board", sa.Text, nullable=False),  # the board's id: a name may change hands
+    sa.Column("board", sa.Text, nullable=False),  # its id: another board may get its name later
     sa.Column("caller", sa.Text, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("ended", sa.Float),
     sa.Column("status", sa.Text),
     sa.Column("error", sa.Text),
-    # Of several servers: which one ends it, and the board's epoch in which it was sent.
+    # With several servers: which one owns it, and the board's epoch in which it was sent.
     sa.Column("server", sa.Text),
     sa.Column("epoch", _BigInt),
 )
@@ -68,7 +70,7 @@ audit = sa.Table(
     metadata,
     sa.Column("id", _BigInt, primary_key=True),
     sa.Column("at", sa.Float, nullable=False),
-    sa.Column("who", sa.Text, nullable=False),  # a token's name; "" for nobody we know
+    sa.Column("who", sa.Text, nullable=False),  # a token's name; "" for an unknown peer
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("verb", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
@@ -78,7 +80,8 @@ audit = sa.Table(
     sa.Column("last_job", _BigInt),
     sa.Column("outcome", sa.Text, nullable=False),
 )
-#: Its rows stay as they are. What is a month old may go, the oldest first: see ``prune``.
+#: Rows of the audit log cannot be changed. They can be deleted when they are 30 days old, the
+#: oldest first: see ``Store.prune_audit``. Name of an SQLite trigger -> when it refuses.
 _AUDIT_RULES = {
     "update": "BEFORE UPDATE ON audit",
     "delete": "BEFORE DELETE ON audit "
@@ -86,7 +89,7 @@ _AUDIT_RULES = {
     "OR EXISTS (SELECT 1 FROM audit WHERE id < OLD.id)",
     "replace": "BEFORE INSERT ON audit WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)",
 }
-#: The same for PostgreSQL, where an INSERT replaces nothing and TRUNCATE would.
+#: The same for PostgreSQL, where an INSERT cannot replace a row, but TRUNCATE could delete all.
 _AUDIT_FUNCTION = """
 CREATE FUNCTION audit_guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 IF TG_OP = 'DELETE' AND OLD.at <= extract(epoch FROM now()) - 2592000
@@ -100,18 +103,22 @@ _AUDIT_TRIGGERS = (
 )
 
 
-def _on_audit_created(dialect: str, text: str) -> None:
-    ddl = sa.DDL(text.replace("%", "%%"))  # type: ignore[no-untyped-call]
-    sa.event.listen(audit, "after_create", ddl.execute_if(dialect=dialect))
+def _audit_guards(dialect: str) -> list[str]:
+    """Return the statements that create the triggers which keep the audit log append-only."""
+    if dialect == "postgresql":
+        return [_AUDIT_FUNCTION, *_AUDIT_TRIGGERS]
+    abort = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+    return [f"CREATE TRIGGER audit_no_{name} {when} {abort}" for name, when in _AUDIT_RULES.items()]
 
 
-for _name, _when in _AUDIT_RULES.items():
-    _abort = "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
-    _on_audit_created("sqlite", f"CREATE TRIGGER audit_no_{_name} {_when} {_abort}")
-for _text in (_AUDIT_FUNCTION, *_AUDIT_TRIGGERS):
-    _on_audit_created("postgresql", _text)
+def _guard_audit(_table: sa.Table, connection: sa.Connection, **_options: Any) -> None:
+    for statement in _audit_guards(connection.dialect.name):
+        connection.exec_driver_sql(statement)
 
-#: The servers that share this store, each with when it last said that it is there.
+
+sa.event.listen(audit, "after_create", _guard_audit)
+
+#: The servers that share this store, each with the time of its last heartbeat.
 servers = sa.Table(
     "servers",
     metadata,
@@ -120,13 +127,14 @@ servers = sa.Table(
     sa.Column("seen", sa.Float, nullable=False),  # by the database's own clock
 )
 
-#: What they have in common: secrets, and the next number of a job.
+#: Values that the servers share, such as secrets and the state of pruning.
 shared = sa.Table(
     "shared",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
+#: The next number of a job.
 counters = sa.Table(
     "counters",
     metadata,

@@ -118,11 +118,11 @@ FILE = tarfile.REGTYPE
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ([], "there is no server.db in it"),
-        ([("server.db", tarfile.SYMTYPE, b"")], "there is no server.db in it"),
-        ([("../server.db", FILE, b"x"), ("/server.db", FILE, b"x")], "there is no server.db in it"),
+        ([], "it contains no server.db"),
+        ([("server.db", tarfile.SYMTYPE, b"")], "it contains no server.db"),
+        ([("../server.db", FILE, b"x"), ("/server.db", FILE, b"x")], "it contains no server.db"),
         ([("server.db", FILE, b"no database" * 1000)], "file is not a database"),
-        (None, "is no backup of a server"),
+        (None, "is not a backup of a server"),
     ],
 )
 def test_what_is_no_backup_changes_nothing(home: Path, tmp_path: Path, members, told):
@@ -195,8 +195,8 @@ def test_the_command_says_in_a_line_what_it_did_or_why_not(home: Path, tmp_path:
     for kept in (".before", ".before-2"):
         assert run(home, "load", tmp_path / "backup.tar") == {
             "files": names,
-            "notes": [f"What was there is kept, with {kept} behind its name."],
+            "notes": [f"The replaced files are kept, with {kept} appended to their names."],
         }
     told = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
-    assert "empty holds no server.db: there is nothing to back up (of a server with" in told
+    assert "empty contains no server.db: there is nothing to back up (for a server with" in told
     assert "No such file" in str(run(home, "load", tmp_path / "nothing.tar")["error"])

@@ -131,7 +131,7 @@ def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Pa
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new/server.db").close()
     written = shape(old_database(tmp_path, SCHEMA_VERSION))
-    how = "the tables changed: raise SCHEMA, add a script, write schemas/ (CONTRIBUTING.md)"
+    how = "the tables changed: raise SCHEMA_VERSION, add a script, write schemas/ (CONTRIBUTING.md)"
     assert shape(tmp_path / "new/server.db") == written, how
 
 
@@ -183,7 +183,7 @@ def test_a_script_that_fails_leaves_everything_as_it_was(tmp_path: Path):
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO tokens VALUES ('ghi', 'ann', 'admin', 1)")  # one name, twice
     before = list(sqlite3.connect(path).iterdump())
-    with pytest.raises(ServerError, match="is of schema 0 and cannot be carried over to .*UNIQUE"):
+    with pytest.raises(ServerError, match="is of schema 0 and cannot be migrated to .*UNIQUE"):
         Store(path)
     with closing(sqlite3.connect(path)) as db:
         assert list(db.iterdump()) == before

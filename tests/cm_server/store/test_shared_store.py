@@ -147,21 +147,45 @@ def test_a_board_that_was_taken_out_is_held_by_nobody(server: Make):
     assert a.claim_board("id1", FACTS) is None
 
 
-def test_a_job_is_taken_once_and_by_the_holder_only(server: Make):
+def test_job_is_claimed_for_sending_by_the_holder_of_its_board(server: Make):
     a, b, c = server("A"), server("B"), server("C")
-    (now, waits, other) = (a.insert_jobs([board], "ann")[0] for board in ("id1", "id1", "id2"))
+    job, other = a.insert_jobs(["id1", "id2"], "ann")
     assert b.claim_board("id1", FACTS)
-    assert c.claim_jobs("A", [now], []) == set()  # it holds no board
-    assert b.claim_jobs("A", [now, other], [waits]) == {now, waits}
-    assert b.claim_jobs("A", [now], [waits]) == set()
-    assert c.claim_jobs("A", [], [waits]) == set()
-    assert a.withdraw_jobs([now, waits, other], "offline", "no word") == {other}
-    a.end_job(now, "offline")
+    assert c.claim_jobs("A", [job], []) == set()
+    assert b.claim_jobs("A", [job, other], []) == {job}
+    assert b.mark_sent(job)
+
+
+def test_queued_job_is_claimed_once(server: Make):
+    a, b, c = server("A"), server("B"), server("C")
+    (job,) = a.insert_jobs(["id1"], "ann")
+    assert b.claim_board("id1", FACTS)
+    assert b.claim_jobs("A", [], [job]) == {job}
+    assert b.claim_jobs("A", [job], []) == set()
+    assert c.claim_jobs("A", [], [job]) == set()
+    assert b.mark_sent(job)
+
+
+def test_claimed_job_is_not_withdrawn(server: Make):
+    a, b = server("A"), server("B")
+    sent, queued, unclaimed = a.insert_jobs(["id1", "id1", "id2"], "ann")
+    assert b.claim_board("id1", FACTS)
+    assert b.claim_jobs("A", [sent], [queued]) == {sent, queued}
+    assert a.withdraw_jobs([sent, queued, unclaimed], "offline", "no answer") == {unclaimed}
+    a.end_job(sent, "offline")
     a.flush()
-    assert ending(a, now) == (None, None)
-    assert b.mark_sent(now)
-    assert b.mark_sent(waits)
-    assert [row.id for row in c.claim_board("id1", FACTS).sent_jobs] == [now, waits]  # type: ignore[union-attr]
+    assert ending(a, sent) == (None, None)
+
+
+def test_board_brings_its_sent_jobs_to_its_next_server(server: Make):
+    a, b, c = server("A"), server("B"), server("C")
+    sent, queued = a.insert_jobs(["id1", "id1"], "ann")
+    assert b.claim_board("id1", FACTS)
+    b.claim_jobs("A", [sent], [queued])
+    assert b.mark_sent(queued)
+    claimed = c.claim_board("id1", FACTS)
+    assert claimed is not None
+    assert [row.id for row in claimed.sent_jobs] == [sent, queued]
 
 
 def test_a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own(server: Make):
@@ -225,7 +249,7 @@ def test_a_server_that_was_taken_out_sends_nothing(server: Make):
         lambda: a.claim_jobs("B", [theirs], []),
         lambda: a.claim_board("id1", FACTS),
     ):
-        with pytest.raises(ServerError, match="was taken for dead"):
+        with pytest.raises(ServerError, match="stopped responding"):
             act()
     assert a.refused_writes == 4
     a.change_server_id("C")
