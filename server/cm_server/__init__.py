@@ -1,1 +1,1 @@
-"""The Cloudmanager service: the one network endpoint of a fleet."""
+"""The Cloudmanager server, to which boards and callers of a fleet connect."""

@@ -1,4 +1,4 @@
-"""``python -m cm_server``: run the service in the foreground."""
+"""``python -m cm_server``: run the server in the foreground."""
 
 from .app import main
 

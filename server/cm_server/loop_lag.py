@@ -1,4 +1,4 @@
-"""How late the event loop is: a timer looks at the clock once a second."""
+"""Measure how late the event loop is: once a second, a timer compares its time with the clock."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ INTERVAL_SECONDS = 1.0
 
 
 class LoopLagMonitor:
-    """Measures, until it is stopped.
+    """Measures the lag of the event loop until it is stopped.
 
     Args:
-        call_later: calls a function after so many seconds and returns what calls it off.
-        clock: seconds, from any beginning.
+        call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        clock: seconds, from any starting point.
 
     Attributes:
-        lag: seconds by which the last look came too late.
+        lag: seconds by which the last timer was late.
     """
 
     def __init__(
@@ -39,5 +39,5 @@ class LoopLagMonitor:
         self._schedule()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop measuring."""
         self._timer.cancel()

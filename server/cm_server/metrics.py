@@ -1,8 +1,8 @@
-"""How the service is, in numbers, as Prometheus reads them from ``/metrics``.
+"""The server's metrics, in the text format that Prometheus reads from ``/metrics``.
 
-A label is one of a few words that stand in our code: never a name, an address or anything else
-that a peer chose, so that nobody can make it grow. docs/metrics.md lists each metric. This
-module is imported when somebody first asks: a start must not wait for prometheus-client.
+Labels have fixed values, never a name, an address or another value that a peer chose, so that
+their number is bounded. docs/metrics.md lists each metric. This module is imported at the first
+request: importing prometheus-client would delay the start.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def render(server: Server) -> bytes:
 
 
 class _Collector:
-    """Looks at the server when it is asked."""
+    """Reads the values from the server for each request."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric."""
-        server, tally = self._server, self._server.dispatch.counters
+        server, counters = self._server, self._server.dispatch.counters
         boards = dict.fromkeys(BOARD_STATES, 0) | Counter(
             board.state for board in server.registry.by_id.values()
         )
@@ -62,62 +62,59 @@ class _Collector:
             job.state for job in server.dispatch.jobs.values()
         )
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        yield InfoMetricFamily("cm", "which server it is", {"version": server.version})
-        yield gauge("cm_start_seconds", "when it started, since 1970", server.started_at)
-        yield gauge("cm_healthy", "whether /healthz finds nothing wrong", not server.problems())
-        yield gauge("cm_loop_lag_seconds", "how late its loop was", server.loop_lag_monitor.lag)
+        yield InfoMetricFamily("cm", "the server's version", {"version": server.version})
+        yield gauge("cm_start_seconds", "time of the start, since 1970", server.started_at)
+        yield gauge("cm_healthy", "1 while /healthz reports no fault", not server.problems())
+        yield gauge("cm_loop_lag_seconds", "event loop lag", server.loop_lag_monitor.lag)
         yield _labelled_metric(gauge, "cm_boards", "enrolled boards", "state", boards)
-        yield counter("cm_board_links", "links of boards that proved themselves", tally.board_links)
-        yield counter("cm_boards_silent", "links of boards that fell silent", tally.silent_links)
-        yield gauge("cm_callers", "callers' links", len(server.callers))
-        yield gauge("cm_watches", "targets that callers watch", len(server.subscriptions))
-        yield gauge(
-            "cm_unproven", "connections that have proven nothing yet", server.unauthenticated.count
-        )
+        yield counter("cm_board_links", "authenticated links of boards", counters.board_links)
+        yield counter("cm_boards_silent", "boards' links that timed out", counters.silent_links)
+        yield gauge("cm_callers", "links of callers", len(server.callers))
+        yield gauge("cm_watches", "subscriptions of callers", len(server.subscriptions))
+        unauthenticated = server.unauthenticated
+        yield gauge("cm_unproven", "unauthenticated connections", unauthenticated.count)
         yield counter(
-            "cm_unproven_cut", "those that were cut as too many", server.unauthenticated.dropped
+            "cm_unproven_cut", "those closed since there were too many", unauthenticated.dropped
         )
         yield _labelled_metric(
-            counter, "cm_refused", "who was not let in", "who", tally.refused_links
+            counter, "cm_refused", "refused connections", "who", counters.refused_links
         )
         yield _labelled_metric(gauge, "cm_jobs_open", "jobs that have not ended", "state", jobs)
         yield _labelled_metric(
-            counter, "cm_jobs_ended", "jobs that ended", "status", tally.jobs_ended
+            counter, "cm_jobs_ended", "jobs that ended", "status", counters.jobs_ended
         )
         pruned = server.housekeeper.pruned
-        yield _labelled_metric(counter, "cm_pruned", "old rows taken out", "what", pruned)
-        yield _duration_histogram("cm_job_seconds", "how long jobs ran", tally)
+        yield _labelled_metric(counter, "cm_pruned", "old rows that were deleted", "what", pruned)
+        yield _duration_histogram("cm_job_seconds", "running times of jobs", counters)
         if server.cluster is not None:
             yield from self._collect_cluster(server.cluster)
 
     def _collect_cluster(self, cluster: Cluster) -> Iterator[Metric]:
-        """Yield what there is to say of several servers."""
+        """Yield the metrics of a server that shares its store with others."""
         gauge, counter = GaugeMetricFamily, CounterMetricFamily
-        away = sum(bool(job.owner) for job in self._server.dispatch.jobs.values())
-        yield gauge("cm_servers", "servers of this fleet that are there", len(cluster.servers))
-        yield gauge(
-            "cm_boards_held", "boards whose link is here", cluster.board_directory.held_count
-        )
-        yield gauge("cm_jobs_elsewhere", "open jobs that other servers run", away)
-        yield gauge("cm_bus_up", "whether the bus is there", cluster.peer_messages.pubsub.connected)
-        yield gauge(
-            "cm_bus_waiting_bytes",
-            "what waits for the bus",
-            cluster.peer_messages.pubsub.pending_bytes,
+        remote_jobs = sum(bool(job.owner) for job in self._server.dispatch.jobs.values())
+        held_boards = cluster.board_directory.held_count
+        pubsub = cluster.peer_messages.pubsub
+        yield gauge("cm_servers", "live servers of this fleet", len(cluster.servers))
+        yield gauge("cm_boards_held", "boards connected to this server", held_boards)
+        yield gauge("cm_jobs_elsewhere", "open jobs that other servers own", remote_jobs)
+        yield gauge("cm_bus_up", "1 while connected to the message bus", pubsub.connected)
+        yield gauge("cm_bus_waiting_bytes", "bytes queued for the bus", pubsub.pending_bytes)
+        yield counter(
+            "cm_bus_dropped", "invalid messages from the bus", cluster.peer_messages.dropped
         )
         yield counter(
-            "cm_bus_dropped", "what came and was no letter to us", cluster.peer_messages.dropped
+            "cm_writes_refused", "writes about others' boards and jobs", cluster.refused_writes
         )
-        yield counter("cm_writes_refused", "what was fenced off", cluster.refused_writes)
 
 
 def _labelled_metric(
     family: type[_LabelledFamily], name: str, text: str, label: str, counts: Mapping[str, float]
 ) -> Metric:
-    made = family(name, text, labels=[label])
+    metric = family(name, text, labels=[label])
     for value, count in counts.items():
-        made.add_metric([value], count)
-    return made
+        metric.add_metric([value], count)
+    return metric
 
 
 def _duration_histogram(name: str, text: str, counters: Counters) -> Metric:

@@ -1,4 +1,4 @@
-"""What the server is started with: ``python -m cm_server --help``."""
+"""The command-line options of the server: ``python -m cm_server --help``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from cloudmanager import config
 from . import limits
 from .jobs.scheduler import LOST_AFTER
 
-HEARTBEAT_SECONDS = 30.0  # seconds between two pings to a board: 10,000 boards make 333 a second
+HEARTBEAT_SECONDS = 30.0  # between two pings to a board: 333 a second for 10,000 boards
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the options of this process; those that make no sense end it."""
+    """Parse the command line; exit with a message if it is not valid."""
     parser = _parser()
     options = parser.parse_args()
     if options.bus and not options.store:
-        parser.error("servers that share a bus share a store: --store postgresql://…")
+        parser.error("--bus needs a shared store: --store postgresql://…")
     if options.keep_jobs < 1 or options.keep_audit < limits.MIN_KEEP_AUDIT_DAYS:
         least = limits.MIN_KEEP_AUDIT_DAYS
-        parser.error(f"jobs are kept for 1 day at least, the audit log for {least}")
+        parser.error(f"--keep-jobs must be at least 1 day, --keep-audit at least {least} days")
     if not 0 < options.samples <= limits.TOTAL_SAMPLES:
-        parser.error(f"1 to {limits.TOTAL_SAMPLES} values are kept of a board")
+        parser.error(f"--samples must be a number from 1 to {limits.TOTAL_SAMPLES}")
     if not 0 <= options.port < 65536:
-        parser.error(f"a TCP port is a number from 0 to 65535, not {options.port}")
+        parser.error(f"--port must be a number from 0 to 65535, not {options.port}")
     return options
 
 
@@ -42,19 +42,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--beat", type=float, default=HEARTBEAT_SECONDS, metavar="SECONDS")
     parser.add_argument("--lost-after", type=float, default=LOST_AFTER, metavar="SECONDS")
     parser.add_argument(
-        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="https://lab.example"
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a web page that may open links, such as https://lab.example",
     )
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="for browsers, PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its key, PEM")
+    parser.add_argument("--cert", type=Path, metavar="FILE", help="certificate for browsers, PEM")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
     parser.add_argument(
         "--behind-proxy",
         type=_network,
         action="append",
         default=[],
         metavar="CIDR",
-        help="where proxies stand that end TLS",
+        help="network of proxies that terminate TLS",
     )
-    parser.add_argument("--log-json", action="store_true", help="server.log for programs")
+    parser.add_argument("--log-json", action="store_true", help="write server.log as JSON")
     parser.add_argument("--samples", type=int, default=limits.SAMPLES_PER_BOARD, metavar="N")
     parser.add_argument("--store", default=os.environ.get("CM_STORE"), help="postgresql://…")
     parser.add_argument("--bus", default=os.environ.get("CM_BUS"), help="nats://…")
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def server_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what of them a ``Server`` takes."""
+    """Return the options that are arguments of ``Server``."""
     return {
         "beat": options.beat,
         "lost_after": options.lost_after,
@@ -88,4 +92,6 @@ def _network(text: str) -> Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"a network is such as 10.0.0.0/8: {error}") from error
+        raise argparse.ArgumentTypeError(
+            f"expected a network such as 10.0.0.0/8: {error}"
+        ) from error

@@ -1,4 +1,7 @@
-"""What boards emitted lately: stamped, and kept in bounded rings; no sockets, no SQL."""
+"""The latest samples of boards, with timestamps, in buffers of bounded size.
+
+No sockets, no SQL.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,30 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """What a board emitted at once."""
+    """The values that a board emitted in one message."""
 
     at: float  # seconds since 1970, by the server's clock
-    ticks: int  # ms, by the board's
-    missed: int  # how many before it were left out, by the board or here
+    ticks: int  # ms, by the board's clock
+    missed: int  # how many samples before it were dropped, by the board or by the server
     values: str  # JSON
 
     def to_json(self, board: str) -> str:
-        """Return it as callers get it: JSON, with the board's name."""
+        """Return the sample as callers receive it: JSON, with the board's name."""
         return f'["{board}",{self.at:.6f},{self.ticks},{self.missed},{self.values}]'
 
 
 class SampleBuffer:
-    """The last values of one board, and whether they come too fast."""
+    """The last samples of one board, and its rate limit."""
 
     __slots__ = ("_due", "missed", "samples")
 
     def __init__(self) -> None:
         self.samples: deque[Sample] = deque()
-        self.missed = 0  # since the last that was kept
-        self._due = 0.0  # when the next one would be on time, by the monotonic clock
+        self.missed = 0  # samples dropped since the last one that was kept
+        self._due = 0.0  # when the next sample is due, by the monotonic clock
 
     def allow(self, now: float) -> bool:
-        """Take one more; say whether it is one of not too many."""
+        """Count a sample; return whether it is within the rate limit."""
         self._due = max(self._due, now - 1)
         if self._due > now:
             return False
@@ -49,41 +52,40 @@ class SampleBuffer:
 
 
 class SampleCollector:
-    """Takes what boards emit.
+    """Adds boards' samples to their buffers.
 
     Args:
-        max_per_board: how many values are kept of a board.
-        on_sample: called with each that was taken.
+        max_per_board: how many samples are kept of one board.
+        on_sample: called with each sample that was added, and its board.
     """
 
     def __init__(self, max_per_board: int, on_sample: Callable[[Board, Sample], None]) -> None:
         self._max_per_board = max_per_board
         self._on_sample = on_sample
-        self._emitting_boards = 0  # that ever emitted
+        self._emitting_boards = 0  # boards with at least one sample
 
     def add_message(self, board: Board, message: wire.Message) -> None:
-        """Keep what a board emitted and pass it on; what is malformed or too much counts only."""
-        ring = board.sample_buffer
+        """Add the sample of an EMIT message; count one that is malformed, too long or too soon."""
+        buffer = board.sample_buffer
         try:
             too_long = len(message.payload) > limits.SAMPLE_BYTES
-            if too_long or not ring.allow(time.monotonic()):
-                raise PeerWireError("EMIT is too long, or comes too fast")
-            told = wire.read_emit(message)
+            if too_long or not buffer.allow(time.monotonic()):
+                raise PeerWireError("EMIT is too long or too soon after the last one")
+            emitted = wire.read_emit(message)
         except PeerWireError:
-            ring.missed += 1
+            buffer.missed += 1
             return
-        now = round(time.time(), 6)  # as it travels
-        sample = Sample(now, told.ticks, told.dropped + ring.missed, told.values)
-        ring.missed = 0
+        now = round(time.time(), 6)  # microseconds, as in its JSON
+        sample = Sample(now, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
+        buffer.missed = 0
         self.add_sample(board, sample)
 
     def add_sample(self, board: Board, sample: Sample) -> None:
-        """Keep what a board emitted, here or at another server, and pass it on."""
-        ring = board.sample_buffer
-        self._emitting_boards += not ring.samples
-        ring.samples.append(sample)
-        while len(ring.samples) > min(
-            self._max_per_board, limits.TOTAL_SAMPLES // self._emitting_boards or 1
-        ):
-            ring.samples.popleft()
+        """Add a sample, received by this or another server, and report it."""
+        buffer = board.sample_buffer
+        self._emitting_boards += not buffer.samples
+        buffer.samples.append(sample)
+        share = limits.TOTAL_SAMPLES // self._emitting_boards or 1
+        while len(buffer.samples) > min(self._max_per_board, share):
+            buffer.samples.popleft()
         self._on_sample(board, sample)

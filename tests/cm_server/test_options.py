@@ -28,11 +28,11 @@ def test_what_servers_share_comes_from_options_or_from_the_environment(monkeypat
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--bus", "nats://y"], "servers that share a bus share a store"),
-        (["--port", "70000"], "a TCP port is a number from 0 to 65535"),
-        (["--samples", "0"], "values are kept of a board"),
-        (["--behind-proxy", "x"], "a network is such as 10.0.0.0/8"),
-        (["--keep-jobs", "0"], "jobs are kept for 1 day at least"),
+        (["--bus", "nats://y"], "--bus needs a shared store"),
+        (["--port", "70000"], "--port must be a number from 0 to 65535"),
+        (["--samples", "0"], "--samples must be a number from 1 to 100000"),
+        (["--behind-proxy", "x"], "expected a network such as 10.0.0.0/8"),
+        (["--keep-jobs", "0"], "--keep-jobs must be at least 1 day"),
     ],
 )
 def test_what_makes_no_sense_is_said(monkeypatch, capsys, given, told):

@@ -1,1 +1,1 @@
-"""What the server must not forget: tables, SQLite and PostgreSQL, migrations, backups."""
+"""The server's persistent data: tables, SQLite and PostgreSQL, migrations, backups."""

@@ -100,7 +100,7 @@ def test_occupied_tcp_port_is_reported(own_home, mbm):
 def test_samples_option_is_passed_to_the_server(own_home, mbm):
     done = mbm("server-start", "--port", "0", "--samples", "0")
     assert (done.status, done.out) == (1, "")
-    assert "1 to 100000 values are kept of a board" in done.err
+    assert "--samples must be a number from 1 to 100000" in done.err
 
 
 # Boards

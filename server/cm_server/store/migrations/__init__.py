@@ -1,1 +1,1 @@
-"""What carries older databases over; run by Alembic, see ``schema``."""
+"""Migrations of older databases, run by Alembic; see schema.py."""

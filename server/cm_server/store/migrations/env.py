@@ -1,4 +1,4 @@
-"""How Alembic runs the scripts: on the store's own connection, in the transaction that it began."""
+"""Run the migrations on the store's connection, inside its open transaction."""
 
 from __future__ import annotations
 

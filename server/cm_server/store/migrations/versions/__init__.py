@@ -1,1 +1,1 @@
-"""One script for each version of the tables."""
+"""Alembic scripts, one for each version of the tables."""

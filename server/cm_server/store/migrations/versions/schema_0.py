@@ -1,4 +1,4 @@
-"""The first tables: boards, tokens, jobs. What has them is marked so, and nothing is to be done."""
+"""The first tables: boards, tokens, jobs. Only marks a database with the version."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Leave them as they are."""
+    """Change nothing."""

@@ -1,4 +1,4 @@
-"""Tokens have a reach and an end; there is an audit log."""
+"""Tokens have a target and an expiry; add the audit log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0"
 
 
 def upgrade() -> None:
-    """Let the tokens that are there reach all boards, as they did."""
+    """Set the target of existing tokens to all boards, as it was."""
     with op.batch_alter_table("tokens", recreate="always") as tokens:
         tokens.add_column(
             sa.Column("target", sa.Text, nullable=False, server_default="all"),

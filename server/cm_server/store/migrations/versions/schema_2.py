@@ -1,4 +1,4 @@
-"""Boards' keys are rotated, boards may be plain, and enrol themselves by tokens."""
+"""Boards have key rotations, may connect without TLS, and may enrol themselves by tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "1"
 
 
 def upgrade() -> None:
-    """Let the boards that are there have their first key, and have been enrolled by a person."""
+    """Give existing boards the first generation of key, and no enrolment token."""
     with op.batch_alter_table("boards", recreate="always") as boards:
         boards.add_column(sa.Column("gen", sa.Integer, nullable=False, server_default="0"))
         boards.add_column(sa.Column("nonce", sa.LargeBinary))

@@ -1,4 +1,4 @@
-"""The audit log may lose its oldest rows, once they are a month old, and no others."""
+"""The oldest rows of the audit log can be deleted when they are 30 days old."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ down_revision = "2"
 
 
 def upgrade() -> None:
-    """Change what guards the log. Version 2 is to refuse these tables: it reads the number."""
+    """Replace the triggers; set the version number by which older programs refuse the tables."""
     op.execute("DROP TRIGGER audit_no_delete")
     op.execute(
         "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit "

@@ -1,4 +1,4 @@
-"""What boards confirmed to have of packages."""
+"""Packages that boards confirmed to have installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several servers may share a store: who holds which board, and which job is whose."""
+"""Several servers may share a store: add the holders of boards and the owners of jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "4"
 
 
 def upgrade() -> None:
-    """Add what several servers know of each other; where there is one, it stays empty."""
+    """Add columns and tables that stay empty with a single server."""
     op.add_column("boards", sa.Column("holder", sa.Text))
     op.add_column("boards", sa.Column("epoch", sa.Integer))
     op.add_column("jobs", sa.Column("server", sa.Text))
