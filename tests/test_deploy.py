@@ -67,7 +67,7 @@ def served(command: list[str], home: Path, tcp_port: int) -> Iterator[str]:
             process.wait()
 
 
-def test_the_units_command_serves_others_by_tls_and_keeps_its_things_to_itself(tmp_path: Path):
+def test_command_of_the_unit_serves_tls_and_keeps_files_private(tmp_path: Path):
     service = unit()["Service"]
     command = shlex.split(service["ExecStart"])
     home = tmp_path / "home"
@@ -80,7 +80,7 @@ def test_the_units_command_serves_others_by_tls_and_keeps_its_things_to_itself(t
     assert events[-1]["message"] == "stopped"
 
 
-def test_the_unit_is_nobody_and_can_write_nothing_but_its_data():
+def test_unit_has_no_privileges_and_writes_only_its_data():
     service = unit()["Service"]
     wanted = {
         "DynamicUser": "yes",
@@ -93,7 +93,7 @@ def test_the_unit_is_nobody_and_can_write_nothing_but_its_data():
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
-def test_systemd_understands_the_unit(tmp_path: Path):
+def test_systemd_accepts_the_unit(tmp_path: Path):
     (tmp_path / "python").symlink_to(sys.executable)
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/cloudmanager/bin/python", f"{tmp_path}/python"))
@@ -103,7 +103,7 @@ def test_systemd_understands_the_unit(tmp_path: Path):
     assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
 
 
-def test_the_containers_command_starts_and_its_health_check_notices(tmp_path: Path):
+def test_command_of_the_container_starts_and_its_health_check_works(tmp_path: Path):
     command = container("ENTRYPOINT") + container("CMD")
     python, *check = container("HEALTHCHECK")
     assert python == "python"
@@ -115,7 +115,7 @@ def test_the_containers_command_starts_and_its_health_check_notices(tmp_path: Pa
     assert ended.returncode != 0
 
 
-def test_the_container_is_nobody_and_its_data_is_a_volume():
+def test_container_has_no_root_and_its_data_is_a_volume():
     text = CONTAINER.read_text()
     assert "\nUSER 10001\n" in text
     assert "\nVOLUME /data\n" in text

@@ -212,7 +212,7 @@ BOUNDS: Final = [
         "log lines of libraries are limited",
         SERVER + "logs.py",
         "LibraryFilter.filter = lambda self, record: True",
-        "cm_server/test_logs.py::test_lines_of_libraries_that_a_peer_can_cause_are_limited",
+        "cm_server/test_logs.py::test_lines_of_libraries_are_limited",
     ),
     defence(
         "the link of a board that sends many messages about others' jobs is closed",

@@ -9,13 +9,11 @@ from .table import attack
 
 LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_forged_changed_replayed_and_redirected_fragments_are_dropped"
 STORE: Final = "cm_server/store/test_shared_store.py::test_"
-STANDS_STILL: Final = (
-    STORE + "a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on[sqlite]"
-)
+SUSPENDED: Final = STORE + "suspended_server_is_removed_and_its_jobs_end_or_continue[sqlite]"
 CLAIMED_ONCE: Final = STORE + "queued_job_is_claimed_once[sqlite]"
 NOT_WITHDRAWN: Final = STORE + "claimed_job_is_not_withdrawn[sqlite]"
 ONLY_HOLDER: Final = STORE + "job_is_claimed_for_sending_by_the_holder_of_its_board[sqlite]"
-MOVED: Final = STORE + "a_board_that_dials_elsewhere_takes_its_sent_job_along[sqlite]"
+MOVED: Final = STORE + "sent_job_follows_its_board_to_another_server[sqlite]"
 PRESENCE: Final = "cm_server/cluster/test_board_directory.py::test_"
 CHANGES: Final = (
     "cm_server/cluster/test_membership.py::"
@@ -32,10 +30,9 @@ SERVER_ATTACKS: Final = [
         "a_revoked_board_is_refused_though_its_server_has_not_heard "
         "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
         "cm_server/store/test_shared_store.py: queued_job_is_claimed_once claimed_job_is_not_withdrawn "
-        "a_server_that_was_taken_out_sends_nothing late_truth_is_the_holders_to_write "
-        "of_two_servers_one_uses_a_token_up",
-        "faults/test_several.py: "
-        "servers_bus_and_store_die_or_stand_still_and_every_job_has_one_outcome",
+        "removed_server_sends_no_jobs result_is_corrected_by_the_holder_of_the_board "
+        "last_use_of_a_token_goes_to_one_server",
+        "faults/test_several.py: every_job_has_one_outcome_when_servers_bus_and_store_fail",
         not_here="who can read the bus reads cells and outputs, unless it is TLS; who can publish "
         "on it can hold letters up (docs/security.md)",
     ),
@@ -107,25 +104,25 @@ SERVERS: Final = [
         SERVER + "store/shared_store.py",
         "_NEXT_EPOCH = sa.func.coalesce(_boards.c.epoch, 1)",
         MOVED,
-        STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
+        STORE + "board_that_reconnects_is_held_in_a_newer_epoch[sqlite]",
     ),
     defence(
         "fence: a result is written by the job's owner only",
         SERVER + "store/shared_store.py",
         "_IS_OWNER = sa.or_(_jobs.c.server == sa.bindparam('me'), _jobs.c.id > 0)",
-        STANDS_STILL,
+        SUSPENDED,
     ),
     defence(
         "fence: a result is written in the epoch of the sending only",
         SERVER + "store/shared_store.py",
         "_IS_SAME_EPOCH = sa.or_(_jobs.c.id > 0, _jobs.c.epoch == sa.bindparam('in_epoch'))",
-        STORE + "what_was_written_without_an_answer_ends[sqlite]",
+        STORE + "jobs_of_unconfirmed_updates_end[sqlite]",
     ),
     defence(
         "fence: a removed server sends no jobs",
         SERVER + "store/shared_store.py",
         "SharedStore._is_registered = lambda self: True",
-        STORE + "a_server_that_was_taken_out_sends_nothing[sqlite]",
+        STORE + "removed_server_sends_no_jobs[sqlite]",
     ),
     defence(
         "fence: an unsent job is claimed or withdrawn once",
@@ -139,14 +136,14 @@ SERVERS: Final = [
         SERVER + "store/shared_store.py",
         "SharedStore._is_holder = lambda self, board_id: (_boards.c.id == board_id,)",
         ONLY_HOLDER,
-        STORE + "a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own[sqlite]",
-        STORE + "late_truth_is_the_holders_to_write[sqlite]",
+        STORE + "queued_job_is_sent_by_the_holder_of_its_board[sqlite]",
+        STORE + "result_is_corrected_by_the_holder_of_the_board[sqlite]",
     ),
     defence(
         "fence: closing an older link of a board does not release the newer one",
         SERVER + "store/shared_store.py",
         "_IS_HELD_EPOCH = _boards.c.epoch >= sa.bindparam('in_epoch')",
-        STORE + "a_board_that_comes_back_is_held_in_a_newer_epoch[sqlite]",
+        STORE + "board_that_reconnects_is_held_in_a_newer_epoch[sqlite]",
     ),
     defence(
         "fence: a revoked board gets no lease",

@@ -67,7 +67,7 @@ def fleet(server: RunningServer) -> Fleet:
 # The start
 
 
-def test_a_taken_port_is_said_in_a_sentence_that_names_it_and_the_way_out(tmp_path):
+def test_port_in_use_is_reported_with_advice(tmp_path):
     with taken_port() as tcp_port:
         status, said, err = start(tmp_path, "--port", str(tcp_port))
     assert (status, err) == (1, "")
@@ -78,7 +78,7 @@ def test_a_taken_port_is_said_in_a_sentence_that_names_it_and_the_way_out(tmp_pa
     assert not (tmp_path / "server.json").exists()
 
 
-def test_a_second_server_in_the_same_folder_does_not_start(tmp_path):
+def test_second_server_in_the_same_folder_does_not_start(tmp_path):
     with running_server(tmp_path) as first:
         status, said, err = start(tmp_path, "--port", "0")
         assert (status, err) == (1, "")
@@ -101,21 +101,21 @@ def test_a_second_server_in_the_same_folder_does_not_start(tmp_path):
     ],
     ids=str,
 )
-def test_an_address_that_is_none_is_said_without_a_traceback(tmp_path, options, told):
+def test_invalid_address_is_reported_without_a_traceback(tmp_path, options, told):
     status, said, err = start(tmp_path, *options)
     assert status != 0
     assert "Traceback" not in err
     assert told in said.get("error", err)
 
 
-def test_a_store_that_is_none_is_said_in_a_sentence(tmp_path):
+def test_unreadable_database_stops_the_start_with_a_sentence(tmp_path):
     (tmp_path / "server.db").write_bytes(b"not a database" * 1000)
     status, said, err = start(tmp_path, "--port", "0")
     assert (status, err) == (1, "")
     assert "server.db cannot be opened: file is not a database" in said["error"]
 
 
-def test_a_folder_that_cannot_be_written_is_said_without_a_traceback(tmp_path):
+def test_unwritable_folder_is_reported_without_a_traceback(tmp_path):
     (tmp_path / "file").write_text("in the way")
     status, said, err = start(tmp_path / "file" / "home", "--port", "0")
     assert status == 1
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_said_without_a_traceback(tmp_path):
     assert str(tmp_path / "file") in said.get("error", "")
 
 
-def test_secrets_and_state_are_their_owners_alone(tmp_path):
+def test_secrets_and_state_are_private(tmp_path):
     with running_server(tmp_path) as server:
         for name in ("token", "server.json"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
@@ -133,7 +133,7 @@ def test_secrets_and_state_are_their_owners_alone(tmp_path):
         }
 
 
-def test_the_token_stays_the_same_and_a_lost_one_is_made_anew(tmp_path):
+def test_local_token_stays_the_same_and_a_lost_one_is_replaced(tmp_path):
     with running_server(tmp_path) as server:
         first = token(server)
     with running_server(tmp_path) as server:
@@ -144,7 +144,7 @@ def test_the_token_stays_the_same_and_a_lost_one_is_made_anew(tmp_path):
         assert caller.status()["boards"] == 0
 
 
-def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
+def test_server_listens_on_ipv6(tmp_path):
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         with running_server(tmp_path, "--listen", "::1") as server:
@@ -159,7 +159,7 @@ def test_an_address_of_version_6_is_one_that_can_be_dialled(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", ""])
-def test_whoever_others_can_reach_speaks_tls_and_nothing_else(tmp_path, address):
+def test_server_reachable_from_other_machines_requires_tls(tmp_path, address):
     if address == "::":
         try:
             socket.create_server(("::", 0), family=socket.AF_INET6).close()
@@ -176,14 +176,14 @@ def test_whoever_others_can_reach_speaks_tls_and_nothing_else(tmp_path, address)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "localhost"])
-def test_every_name_of_loopback_is_one_to_listen_on(tmp_path, address):
+def test_server_listens_on_any_loopback_address(tmp_path, address):
     with running_server(tmp_path, "--listen", address) as server:
         assert server.url.startswith(f"http://{address}:")
         with fleet(server) as caller:
             assert caller.status()["boards"] == 0
 
 
-def test_a_token_that_was_lost_opens_nothing_any_more(tmp_path):
+def test_lost_local_token_is_revoked(tmp_path):
     with running_server(tmp_path) as server:
         old = token(server)
     (tmp_path / "token").unlink()
@@ -199,7 +199,7 @@ def test_a_token_that_was_lost_opens_nothing_any_more(tmp_path):
     assert told == [("local", "revoked"), ("local", "valid")]
 
 
-def test_all_that_it_keeps_is_its_owners_alone_whatever_the_umask(tmp_path):
+def test_all_files_are_private_with_any_umask(tmp_path):
     before = os.umask(0)
     try:
         with running_server(tmp_path) as server, fleet(server) as caller:
@@ -215,7 +215,7 @@ def test_all_that_it_keeps_is_its_owners_alone_whatever_the_umask(tmp_path):
     assert set(modes.values()) == {0o600}, modes
 
 
-def test_an_origin_may_be_allowed_at_the_start(tmp_path):
+def test_allowed_origin_can_open_a_link(tmp_path):
     with (
         running_server(tmp_path, "--allow-origin", "https://lab.example") as server,
         socket.create_connection(("127.0.0.1", server.tcp_port), WAIT) as sock,
@@ -225,7 +225,7 @@ def test_an_origin_may_be_allowed_at_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_gracefully(tmp_path, number):
+def test_signal_stops_the_server_gracefully(tmp_path, number):
     with running_server(tmp_path) as server, fleet(server) as caller:
         caller.enrol(["lab-1"])
         server.process.send_signal(number)
@@ -238,7 +238,7 @@ def test_a_signal_ends_it_gracefully(tmp_path, number):
     assert token(server) not in log
 
 
-def test_boards_and_callers_that_do_not_read_hold_up_no_end(tmp_path):
+def test_peers_that_do_not_read_do_not_delay_the_stop(tmp_path):
     with running_server(tmp_path) as server, contextlib.ExitStack() as stack:
         for path in ("/caller", "/board", "/healthz"):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.tcp_port)))
@@ -249,7 +249,7 @@ def test_boards_and_callers_that_do_not_read_hold_up_no_end(tmp_path):
         assert server.process.wait(WAIT) == 0
 
 
-def test_kill_9_leaves_a_folder_that_the_next_server_takes(tmp_path):
+def test_folder_is_usable_after_kill_9(tmp_path):
     with running_server(tmp_path) as server:
         with fleet(server) as caller:
             caller.enrol(["lab-1"])
@@ -260,7 +260,7 @@ def test_kill_9_leaves_a_folder_that_the_next_server_takes(tmp_path):
         assert [board["name"] for board in caller.boards()] == ["lab-1"]
 
 
-async def test_the_end_takes_no_other_hands_than_these(tmp_path):
+async def test_serve_returns_after_sigterm(tmp_path):
     ready = asyncio.Event()
     serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda *_: ready.set()))
     await asyncio.wait_for(ready.wait(), WAIT)
@@ -279,7 +279,7 @@ async def get(service: Service, text: str) -> str:
         return await peer.answer()
 
 
-async def test_healthz_says_that_it_answers_and_nothing_else(service: Service):
+async def test_healthz_returns_only_its_status(service: Service):
     answer = await get(service, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert answer.startswith("HTTP/1.1 200 OK\r\n")
     assert answer.endswith('\r\n\r\n{"status": "ok"}')
@@ -300,7 +300,7 @@ async def test_healthz_says_that_it_answers_and_nothing_else(service: Service):
         ("GET /caller", 401),
     ],
 )
-async def test_all_else_is_refused(service: Service, request_line, status):
+async def test_other_requests_are_refused(service: Service, request_line, status):
     answer = await get(
         service, f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     )
@@ -322,7 +322,9 @@ async def test_all_else_is_refused(service: Service, request_line, status):
     ],
     ids=lambda head: repr(head)[:40],
 )
-async def test_a_broken_request_is_cut_and_others_are_served(service: Service, head, monkeypatch):
+async def test_malformed_request_is_closed_and_others_are_served(
+    service: Service, head, monkeypatch
+):
     async with await RawPeer.dial(service) as peer:
         peer.say(head.encode("latin-1"))
         peer.writer.write_eof()
@@ -331,7 +333,7 @@ async def test_a_broken_request_is_cut_and_others_are_served(service: Service, h
     assert "200 OK" in await get(service, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
-async def test_a_request_whose_head_is_slow_is_cut(tmp_path, monkeypatch):
+async def test_request_with_a_slow_head_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as silent:
         async with await RawPeer.dial(service) as slow:
@@ -347,7 +349,7 @@ async def test_a_request_whose_head_is_slow_is_cut(tmp_path, monkeypatch):
         assert await asyncio.wait_for(silent.reader.read(), WAIT) == b""
 
 
-async def test_a_request_whose_body_is_slow_is_cut(tmp_path, monkeypatch):
+async def test_request_with_a_slow_body_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
     async with running_service(tmp_path) as service, await RawPeer.dial(service) as slow:
         slow.say(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\nx")
@@ -355,7 +357,7 @@ async def test_a_request_whose_body_is_slow_is_cut(tmp_path, monkeypatch):
         await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_a_flood_of_connections_is_bounded_and_lets_the_healthy_in(tmp_path, monkeypatch):
+async def test_flood_of_connections_is_bounded_and_others_can_connect(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 20)
     async with running_service(tmp_path) as service, contextlib.AsyncExitStack() as stack:
         (identity,) = service.enrol("lab-1")
@@ -380,7 +382,7 @@ async def test_a_flood_of_connections_is_bounded_and_lets_the_healthy_in(tmp_pat
     assert service.server.unauthenticated.count == 0
 
 
-async def test_connections_that_come_and_go_leave_nothing_behind(service: Service):
+async def test_aborted_connections_leave_no_state(service: Service):
     for _ in range(5):
         peers = [await RawPeer.dial(service) for _ in range(100)]
         for number, peer in enumerate(peers):
@@ -391,7 +393,7 @@ async def test_connections_that_come_and_go_leave_nothing_behind(service: Servic
     assert service.server.unauthenticated._groups == {}
 
 
-async def test_many_half_open_requests_hold_up_nobody(service: Service):
+async def test_half_open_requests_do_not_delay_others(service: Service):
     (identity,) = service.enrol("lab-1")
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(200):
@@ -409,7 +411,7 @@ async def test_many_half_open_requests_hold_up_nobody(service: Service):
             assert (await caller.ending(job))[0] == "ok"
 
 
-async def test_a_refusal_is_logged_in_one_line_without_secrets(service: Service, caplog):
+async def test_refused_request_is_logged_in_one_line_without_secrets(service: Service, caplog):
     caplog.set_level("INFO")
     await get(
         service, "GET /x%0d%0aforged?token=secret HTTP/1.1\r\nHost: localhost\r\nX-Y: cm_z\r\n\r\n"
@@ -420,7 +422,7 @@ async def test_a_refusal_is_logged_in_one_line_without_secrets(service: Service,
     assert "\n" not in line
 
 
-async def test_a_flood_of_bad_requests_fills_no_log(service: Service, caplog):
+async def test_log_lines_about_bad_requests_are_limited(service: Service, caplog):
     caplog.set_level("INFO")
     for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 20):
         await get(service, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -433,9 +435,7 @@ async def test_a_flood_of_bad_requests_fills_no_log(service: Service, caplog):
 @pytest.mark.parametrize(
     ("lost_after", "boards", "grace"), [(10.0, 0, 10.0), (0.5, 0, 2.0), (3.0, 3000, 20.0)]
 )
-async def test_the_grace_is_never_below_the_spread_of_reconnects(
-    tmp_path, lost_after, boards, grace
-):
+async def test_lost_after_is_not_below_the_reconnect_spread(tmp_path, lost_after, boards, grace):
     async with running_service(tmp_path) as service:
         service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
     async with running_service(tmp_path, lost_after=lost_after) as service:
@@ -443,7 +443,7 @@ async def test_the_grace_is_never_below_the_spread_of_reconnects(
         assert grace_of(service) == grace
 
 
-async def test_the_grace_grows_with_the_fleet(tmp_path):
+async def test_lost_after_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
         service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
         assert grace_of(service) == service.server.reconnect_spread == 4.0
@@ -458,7 +458,7 @@ def grace_of(service: Service) -> Any:
     return seconds[0]
 
 
-def test_the_server_starts_in_a_second_and_stays_small(tmp_path):
+def test_server_needs_less_than_100_mib(tmp_path):
     with running_server(tmp_path) as server:
         rss = psutil.Process(server.process.pid).memory_info().rss
     assert rss < 100 * 1024 * 1024

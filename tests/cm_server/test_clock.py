@@ -49,12 +49,12 @@ def machine() -> Machine:
     return Machine()
 
 
-def test_clock_that_goes_evenly_is_confirmed(machine: Machine):
+def test_clock_that_runs_evenly_is_confirmed(machine: Machine):
     assert machine.run(3 * DAY)
     assert machine.clock.problem == ""
 
 
-def test_clock_that_ntp_corrects_a_little_is_confirmed(machine: Machine):
+def test_clock_that_ntp_corrects_slightly_is_confirmed(machine: Machine):
     machine.wall += 20 * MINUTE
     assert machine.run(MINUTE)
     machine.wall -= 40 * MINUTE
@@ -62,7 +62,7 @@ def test_clock_that_ntp_corrects_a_little_is_confirmed(machine: Machine):
 
 
 @pytest.mark.parametrize("step", [450 * DAY, 2 * HOUR, -2 * HOUR, -450 * DAY, 1e12, -NOW])
-def test_clock_that_was_set_is_not_believed_for_a_day(machine: Machine, step: float):
+def test_clock_that_was_set_is_unconfirmed_for_a_day(machine: Machine, step: float):
     machine.run(HOUR)
     machine.wall += step
     assert not machine.clock.check()
@@ -72,7 +72,7 @@ def test_clock_that_was_set_is_not_believed_for_a_day(machine: Machine, step: fl
     assert believed is (machine.wall > EARLIEST)  # 1970 is never believed
 
 
-def test_clock_that_is_set_right_again_is_believed_at_once(machine: Machine):
+def test_clock_that_is_set_back_to_the_right_time_is_confirmed_immediately(machine: Machine):
     machine.run(HOUR)
     machine.wall += 450 * DAY
     assert not machine.run(5 * HOUR)
@@ -81,34 +81,34 @@ def test_clock_that_is_set_right_again_is_believed_at_once(machine: Machine):
     assert machine.clock.problem == ""
 
 
-def test_each_step_begins_the_day_again(machine: Machine):
+def test_each_step_restarts_the_day_of_confirmation(machine: Machine):
     for _ in range(4):
         machine.wall += 10 * DAY
         assert not machine.run(CONFIRM_SECONDS * 0.9)
     assert machine.run(CONFIRM_SECONDS)
 
 
-def test_clock_that_goes_too_fast_is_not_believed(machine: Machine):
+def test_clock_that_runs_too_fast_is_unconfirmed(machine: Machine):
     assert not machine.run(3 * DAY, rate=1.5)
 
 
-def test_clock_that_drifts_as_clocks_do_is_believed(machine: Machine):
+def test_clock_with_normal_drift_is_confirmed(machine: Machine):
     assert machine.run(20 * DAY, rate=1.001)  # 86 seconds a day
 
 
-def test_machine_that_slept_for_a_night_is_believed(machine: Machine):
+def test_clock_is_confirmed_after_a_night_of_suspension(machine: Machine):
     machine.wall, machine.steady = machine.wall + 9 * HOUR, machine.steady + 9 * HOUR
     assert machine.clock.check()
 
 
-def test_both_clocks_leaping_years_is_not_believed(machine: Machine):
+def test_jump_of_both_clocks_is_not_confirmed(machine: Machine):
     machine.wall, machine.steady = machine.wall + 450 * DAY, machine.steady + 450 * DAY
     assert not machine.clock.check()
     machine.wall, machine.steady = machine.wall + DAY, machine.steady + DAY
     assert not machine.clock.check()  # one look after a day is not a day of looks
 
 
-def test_doubt_is_one_row_in_the_audit_log_and_one_line_in_the_log(machine: Machine, caplog):
+def test_unconfirmed_clock_is_logged_and_audited_once(machine: Machine, caplog):
     machine.wall += 450 * DAY
     machine.run(HOUR / 2)
     for step in (9 * DAY, -9 * DAY):  # a clock that jumps about does not fill the audit log
@@ -120,7 +120,7 @@ def test_doubt_is_one_row_in_the_audit_log_and_one_line_in_the_log(machine: Mach
     assert len(caplog.records) == 3
 
 
-def test_start_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
+def test_clock_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
     machine = Machine(Store(tmp_path / "server.db"))
     machine.run(2 * HOUR)
     machine.clock.save()
@@ -136,7 +136,7 @@ def test_start_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
 
 
 @pytest.mark.parametrize("wall", [0.0, 946684800.0, NOW + 450 * DAY], ids=["1970", "2000", "later"])
-def test_first_start_is_compared_with_the_newest_rows(wall: float):
+def test_clock_is_compared_with_the_newest_rows_at_the_first_start(wall: float):
     store = Store(None)
     store.add_audit_row(NOTE)
     machine = Machine(store, wall)
@@ -145,7 +145,7 @@ def test_first_start_is_compared_with_the_newest_rows(wall: float):
     assert machine.clock.check()
 
 
-def test_new_server_believes_the_first_time_that_can_be_right():
+def test_new_server_confirms_the_first_plausible_time():
     machine = Machine(wall=5.0)
     assert not machine.run(HOUR)
     assert "before this program was written" in machine.clock.problem
@@ -158,7 +158,7 @@ def test_new_server_believes_the_first_time_that_can_be_right():
     assert not machine.clock.check()
 
 
-def test_starts_again_and_again_do_not_confirm_a_wrong_clock():
+def test_repeated_starts_do_not_confirm_a_wrong_clock():
     machine = Machine()
     machine.store.add_audit_row(NOTE)
     for _ in range(5):
@@ -170,7 +170,7 @@ def test_starts_again_and_again_do_not_confirm_a_wrong_clock():
         machine.wall -= 450 * DAY
 
 
-def test_short_runs_add_up_to_the_day_that_confirms_a_clock():
+def test_short_runs_add_up_to_a_day_of_confirmation():
     """A machine that was off for months, and is on for the eight hours of a lesson."""
     machine = Machine()
     machine.run(HOUR)
@@ -186,7 +186,7 @@ def test_short_runs_add_up_to_the_day_that_confirms_a_clock():
     assert looks == [False, False, True, True]
 
 
-def test_expired_stays_expired_when_the_clock_is_set_back(machine: Machine):
+def test_latest_time_does_not_go_back_with_the_clock(machine: Machine):
     machine.run(2 * HOUR)
     right = machine.wall
     machine.wall = right - DAY
@@ -199,7 +199,7 @@ def test_expired_stays_expired_when_the_clock_is_set_back(machine: Machine):
     assert machine.clock.latest() == pytest.approx(right + HOUR)
 
 
-def test_step_just_before_the_end_is_not_stored_as_the_right_time(machine: Machine):
+def test_step_just_before_the_stop_is_not_stored_as_confirmed(machine: Machine):
     machine.run(HOUR)
     right, machine.wall = machine.wall, 0.0  # nobody looks before the server stops
     machine.clock.save()
@@ -207,7 +207,7 @@ def test_step_just_before_the_end_is_not_stored_as_the_right_time(machine: Machi
     assert machine.clock.latest() == pytest.approx(right)
 
 
-def test_clock_that_is_ahead_makes_nothing_expire_for_good(machine: Machine):
+def test_clock_that_was_ahead_does_not_advance_the_latest_time(machine: Machine):
     machine.run(HOUR)
     machine.wall += 450 * DAY
     machine.run(HOUR)
@@ -222,7 +222,7 @@ def test_real_clocks_of_this_machine_agree():
     assert clock.latest() == pytest.approx(time.time(), abs=1)
 
 
-def test_disk_that_is_full_stops_neither_look_nor_end(machine: Machine):
+def test_full_disk_does_not_stop_checks(machine: Machine):
     machine.store._connection.exec_driver_sql("PRAGMA query_only=ON")
     machine.wall += 450 * DAY
     assert not machine.clock.check()

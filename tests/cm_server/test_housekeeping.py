@@ -78,7 +78,7 @@ def end(home: Home, numbers: range) -> None:
     home.store.flush()
 
 
-def test_jobs_go_when_their_time_has_come_but_for_open_ones_and_the_newest(home: Home):
+def test_old_jobs_are_deleted_except_open_ones_and_the_newest(home: Home):
     numbers = home.store.insert_jobs(["id1"] * 35, "ann")
     end(home, range(1, 5))
     end(home, range(6, 36))
@@ -94,7 +94,7 @@ def test_jobs_go_when_their_time_has_come_but_for_open_ones_and_the_newest(home:
     home.store.close()
 
 
-def test_numbers_go_on_behind_those_that_went(tmp_path: Path):
+def test_job_numbers_continue_after_pruning(tmp_path: Path):
     home = Home(tmp_path / "server.db")
     end(home, home.store.insert_jobs(["id1"] * 3, "ann"))
     home.pass_days(92)
@@ -104,7 +104,7 @@ def test_numbers_go_on_behind_those_that_went(tmp_path: Path):
     store.close()
 
 
-def test_one_bite_is_a_few_rows_and_others_come_between(home: Home):
+def test_batch_is_small_and_followed_by_a_pause(home: Home):
     end(home, home.store.insert_jobs(["id1"] * 100, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
     home.clock.turn(FIRST_ROUND_SECONDS)
@@ -113,7 +113,7 @@ def test_one_bite_is_a_few_rows_and_others_come_between(home: Home):
     assert home.jobs()[0] == 21
 
 
-def test_audit_rows_go_later_the_oldest_first(home: Home):
+def test_old_audit_rows_are_deleted_oldest_first(home: Home):
     now = time.time()
     days_ago = [*[450] * 12, *range(449, 436, -1), 399, 5, 450, 1]  # one by a clock that was back
     for days in days_ago:
@@ -181,7 +181,7 @@ def test_wrong_clock_at_the_start_deletes_nothing(home: Home):
     assert (jobs, rows - 3) == whole
 
 
-def test_clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so(home: Home):
+def test_clock_that_stays_wrong_deletes_a_week_of_rows_a_day(home: Home):
     old_rows(home)
     home.clock.turn(FIRST_ROUND_SECONDS)
     home.wrong = 450
@@ -196,7 +196,7 @@ def test_clock_that_stays_wrong_takes_a_week_of_rows_a_day_and_says_so(home: Hom
     assert [row.target for row in home.notes()].count("audit") == 3
 
 
-def test_restarts_do_not_make_more_rounds_of_one_day(home: Home):
+def test_restarts_do_not_cause_more_rounds_a_day(home: Home):
     now = time.time()
     for days in range(450, 410, -1):
         home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
@@ -208,7 +208,7 @@ def test_restarts_do_not_make_more_rounds_of_one_day(home: Home):
     assert home.notes()[0].detail.startswith("7 rows")
 
 
-def test_round_that_was_cut_off_is_told_by_the_next_server(home: Home):
+def test_interrupted_round_is_audited_by_the_next_server(home: Home):
     now = time.time()
     for _ in range(25):
         home.store.add_audit_row(NOTE._replace(at=now - 450 * DAY))
@@ -221,7 +221,7 @@ def test_round_that_was_cut_off_is_told_by_the_next_server(home: Home):
     assert row.detail.startswith("10 rows")
 
 
-def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Home):
+def test_job_of_a_slow_clock_is_kept_as_long_as_its_neighbours(home: Home):
     end(home, home.store.insert_jobs(["id1"] * 5, "ann"))
     home.store.database.driver.execute(
         "UPDATE jobs SET created = created - 100 * 86400 WHERE id = 3"
@@ -230,7 +230,7 @@ def test_job_of_a_clock_that_was_behind_stays_as_long_as_its_neighbours(home: Ho
     assert home.jobs() == [1, 2, 3, 4, 5]
 
 
-def test_jobs_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
+def test_jobs_of_1970_are_kept_as_long_as_the_next_ones(home: Home):
     end(home, home.store.insert_jobs(["id1"] * 5, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = id WHERE id < 3")
     home.store.database.driver.commit()
@@ -241,7 +241,7 @@ def test_jobs_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: 
     assert home.jobs() == [5]
 
 
-def test_audit_rows_of_a_clock_that_began_in_1970_stay_as_long_as_the_next_ones(home: Home):
+def test_audit_rows_of_1970_are_kept_as_long_as_the_next_ones(home: Home):
     now = time.time()
     for verb, at in (("a", 5), ("b", now - 450 * DAY), ("c", 6), ("d", now - 20 * DAY), ("e", 7)):
         home.store.add_audit_row(NOTE._replace(at=at, verb=verb))
@@ -267,7 +267,7 @@ def test_database_with_another_time_deletes_nothing(home: Home, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
+def test_write_error_is_cleared_within_a_minute_of_recovery(home: Home):
     db = home.store._connection
     db.exec_driver_sql("PRAGMA query_only=ON")
     with pytest.raises(ServerError):
@@ -279,7 +279,7 @@ def test_a_store_that_can_be_written_again_says_so_within_a_minute(home: Home):
     assert not home.store.write_error
 
 
-def test_a_disk_that_is_full_is_no_reason_to_stop_nor_to_try_without_end(home: Home, caplog):
+def test_full_disk_delays_pruning(home: Home, caplog):
     home.store.add_audit_row(NOTE)
     end(home, home.store.insert_jobs(["id1"] * 30, "ann"))
     home.store.database.driver.execute("UPDATE jobs SET created = created - 91 * 86400")
@@ -294,12 +294,12 @@ def test_a_disk_that_is_full_is_no_reason_to_stop_nor_to_try_without_end(home: H
     assert home.jobs() == [30]
 
 
-def test_it_stops(home: Home):
+def test_stop_cancels_all_timers(home: Home):
     home.keeper.stop()
     assert not [timer for timer in home.clock.timers if not timer.cancelled]
 
 
-def test_a_bite_keeps_nobody_waiting(tmp_path: Path):
+def test_batch_takes_less_than_100_ms(tmp_path: Path):
     """Measured: 2 ms for 500 rows; a cell on one board waits no longer than for another cell."""
     home = Home(tmp_path / "server.db")
     end(home, home.store.insert_jobs(["id1"] * 2 * limits.PRUNE_ROWS, "ann"))

@@ -36,7 +36,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_one_event_is_one_line_whatever_a_peer_says(tmp_path: Path):
+def test_one_event_is_one_line_for_any_text_of_a_peer(tmp_path: Path):
     with logging_to(tmp_path / "log", as_json=True):
         log = logging.getLogger("cm_server")
         log.info("%s spoke", HOSTILE, extra={"job": 7, "board": HOSTILE, "secret": "no"})
@@ -51,7 +51,7 @@ def test_one_event_is_one_line_whatever_a_peer_says(tmp_path: Path):
     assert "ValueError: x" in second["traceback"]
 
 
-def test_for_people_it_is_a_line_of_text_without_jobs(tmp_path: Path):
+def test_text_log_has_no_events_of_jobs(tmp_path: Path):
     with logging_to(tmp_path / "log"):
         logging.getLogger("cm_server.jobs").info("a job ended")
         logging.getLogger("cm_server").info("lab-1 is here")
@@ -59,13 +59,13 @@ def test_for_people_it_is_a_line_of_text_without_jobs(tmp_path: Path):
     assert line.endswith(" INFO lab-1 is here")
 
 
-def test_every_field_is_in_the_docs():
+def test_every_field_is_documented():
     text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
     assert not [name for name in EXTRA_FIELDS if f"| `{name}` |" not in text]
     assert JsonFormatter().format(logging.makeLogRecord({"msg": "x"})).count("\n") == 0
 
 
-def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
+def test_log_has_the_job_number_of_caller_and_board(tmp_path: Path):
     with (
         running_server(tmp_path, "--log-json") as server,
         Fleet(server.url, (tmp_path / "token").read_text().strip()) as fleet,
@@ -82,7 +82,7 @@ def test_a_jobs_number_is_the_same_for_caller_server_and_board(tmp_path: Path):
     assert any(message.startswith("lab-1 is connected, from ") for message in here)
 
 
-def test_lines_about_one_peer_are_limited_and_those_left_out_are_counted(caplog):
+def test_lines_about_one_peer_are_limited_and_counted(caplog):
     now = [0.0]
     log = PeerLog(lambda: now[0])
     for number in range(500):
@@ -95,7 +95,7 @@ def test_lines_about_one_peer_are_limited_and_those_left_out_are_counted(caplog)
     assert "lab-1 spoke of job 500 (490 lines before it were left out)" in caplog.text
 
 
-def test_strangers_of_very_many_addresses_share_a_limit(caplog):
+def test_unauthenticated_addresses_share_a_limit(caplog):
     log = PeerLog(lambda: 0.0)
     for number in range(200):
         log.write_of_stranger(f"192.0.2.{number}", logging.WARNING, "garbage")
@@ -104,7 +104,7 @@ def test_strangers_of_very_many_addresses_share_a_limit(caplog):
     assert "line of interest" in caplog.text
 
 
-def test_lines_of_libraries_that_a_peer_can_cause_are_limited(tmp_path: Path):
+def test_lines_of_libraries_are_limited(tmp_path: Path):
     with logging_to(tmp_path / "log"):
         for number in range(500):
             logging.getLogger("tornado.general").info("Malformed HTTP message from %d", number)

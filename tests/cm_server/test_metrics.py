@@ -33,7 +33,7 @@ def value(server: Server, name: str, **labels: str) -> float:
     raise AssertionError(f"{name} {labels} is not there")
 
 
-async def test_the_docs_list_each_metric_with_its_labels_and_no_others(pair: Two):
+async def test_metrics_equal_the_documented_ones(pair: Two):
     documented = {
         name: (kind, {label} - {""}, set(re.findall(r"`(\w+)`", words)))
         for name, kind, label, words in re.findall(ROW, DOCS.read_text(), flags=re.M)
@@ -47,7 +47,7 @@ async def test_the_docs_list_each_metric_with_its_labels_and_no_others(pair: Two
     assert there == documented
 
 
-async def test_no_label_is_chosen_by_a_peer_and_their_number_does_not_grow(service: Service):
+async def test_peers_choose_no_labels(service: Service):
     before = render(service.server).count(b"\n")
     (identity,) = service.enrol("a-name-to-look-for")
     token = service.add_token("operator", name="somebody-to-look-for")
@@ -65,7 +65,7 @@ async def test_no_label_is_chosen_by_a_peer_and_their_number_does_not_grow(servi
     assert b"evil" not in text
 
 
-async def test_they_count(service: Service):
+async def test_metrics_count_boards_jobs_and_refusals(service: Service):
     server = service.server
     known, _ = service.enrol("lab-1", "lab-2")
     async with await FakeBoard.join(service, known) as board:

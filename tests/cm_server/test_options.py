@@ -14,7 +14,7 @@ def read(monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, object]:
     return options.server_settings(options.parse_args())
 
 
-def test_what_servers_share_comes_from_options_or_from_the_environment(monkeypatch):
+def test_store_and_bus_are_set_by_options_or_environment(monkeypatch):
     for name in ("CM_STORE", "CM_BUS"):
         monkeypatch.delenv(name, raising=False)
     alone = read(monkeypatch)
@@ -35,7 +35,7 @@ def test_what_servers_share_comes_from_options_or_from_the_environment(monkeypat
         (["--keep-jobs", "0"], "--keep-jobs must be at least 1 day"),
     ],
 )
-def test_what_makes_no_sense_is_said(monkeypatch, capsys, given, told):
+def test_invalid_options_are_refused(monkeypatch, capsys, given, told):
     monkeypatch.delenv("CM_STORE", raising=False)
     with pytest.raises(SystemExit):
         read(monkeypatch, *given)

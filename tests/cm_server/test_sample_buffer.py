@@ -27,7 +27,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SAMPLES_PER_SECOND", 1_000_000_000)
 
 
-def test_sample_is_stamped_kept_and_passed_on():
+def test_sample_gets_a_timestamp_and_is_reported():
     told: list[tuple[Board, Sample]] = []
     lab, before = board(), time.time()
     SampleCollector(10, lambda *each: told.append(each)).add_message(lab, emitted(ticks=77))
@@ -39,7 +39,7 @@ def test_sample_is_stamped_kept_and_passed_on():
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense", '{"t":"%s"}' % ("x" * 1100)])
-def test_what_is_malformed_or_too_long_is_counted_in_the_next(text):
+def test_dropped_samples_are_counted_in_the_next_one(text):
     lab, samples = board(), SampleCollector(10, lambda *_: None)
     samples.add_message(lab, emitted(text))
     assert not lab.sample_buffer.samples
@@ -49,7 +49,7 @@ def test_what_is_malformed_or_too_long_is_counted_in_the_next(text):
 
 
 @pytest.mark.usefixtures("fast")
-def test_the_last_so_many_of_a_board_are_kept():
+def test_newest_samples_of_a_board_are_kept():
     lab, samples = board(), SampleCollector(3, lambda *_: None)
     for ticks in range(10):
         samples.add_message(lab, emitted(ticks=ticks))
@@ -57,7 +57,7 @@ def test_the_last_so_many_of_a_board_are_kept():
 
 
 @pytest.mark.usefixtures("fast")
-def test_boards_share_what_is_kept_in_all(monkeypatch):
+def test_boards_share_the_total_of_samples(monkeypatch):
     monkeypatch.setattr(limits, "TOTAL_SAMPLES", 12)
     samples, labs = SampleCollector(10, lambda *_: None), [board(f"lab-{n}") for n in range(4)]
     for lab in labs:
@@ -69,7 +69,7 @@ def test_boards_share_what_is_kept_in_all(monkeypatch):
     assert [len(lab.sample_buffer.samples) for lab in labs] == [3, 3, 3, 3]
 
 
-def test_a_flood_is_dropped_and_counted():
+def test_samples_beyond_the_rate_limit_are_dropped_and_counted():
     lab, samples = board(), SampleCollector(10_000, lambda *_: None)
     for _ in range(5000):
         samples.add_message(lab, emitted())

@@ -108,5 +108,5 @@ def test_fault_in_the_greeting(bench: Bench, rows: Rows, row: Row):
 
 @pytest.mark.parametrize("bench", ["tls"], indirect=True)
 @pytest.mark.parametrize("row", HANDSHAKE, ids=str)
-def test_fault_in_the_handshake_of_tls(bench: Bench, rows: Rows, row: Row):
+def test_fault_in_the_tls_handshake(bench: Bench, rows: Rows, row: Row):
     rows.hold(str(row), lambda found: check(found, row))

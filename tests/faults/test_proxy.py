@@ -78,7 +78,7 @@ HEARD = {
 
 
 @pytest.mark.parametrize("fault", HEARD)
-def test_fault_strikes_where_it_is_told_to(far: Far, proxy: Proxy, fault: str):
+def test_fault_happens_at_its_message(far: Far, proxy: Proxy, fault: str):
     proxy.strike(Strike(fault, "OUTPUT"))
     began = time.monotonic()
     with say(proxy) as near:
@@ -90,7 +90,7 @@ def test_fault_strikes_where_it_is_told_to(far: Far, proxy: Proxy, fault: str):
     assert fault != "delay" or time.monotonic() - began >= DELAY
 
 
-def test_half_open_link_swallows_everything_and_says_nothing(far: Far, proxy: Proxy):
+def test_half_open_link_drops_all_data(far: Far, proxy: Proxy):
     proxy.strike(Strike("half-open", "OUTPUT"))
     with say(proxy) as near:
         assert proxy.struck.wait(WAIT)
@@ -104,7 +104,7 @@ def test_every_fault_is_tried():
     assert set(HEARD) | {"half-open"} == set(FAULTS)
 
 
-def test_fault_strikes_once_and_at_the_one_that_is_meant(far: Far, proxy: Proxy):
+def test_fault_happens_once_on_the_selected_link(far: Far, proxy: Proxy):
     proxy.strike(Strike("drop", "OUTPUT", nth=2))
     with say(proxy, HEAD + OUTPUT * 4) as near:
         near.shutdown(socket.SHUT_WR)
@@ -112,7 +112,7 @@ def test_fault_strikes_once_and_at_the_one_that_is_meant(far: Far, proxy: Proxy)
     assert far.heard == HEAD + OUTPUT * 3
 
 
-def test_hanging_up_ends_both_ends(far: Far, proxy: Proxy):
+def test_closing_one_end_closes_the_other(far: Far, proxy: Proxy):
     with say(proxy) as near:
         until(lambda: far.heard == SAID, "it did not arrive")
         proxy.hang_up()
@@ -122,7 +122,7 @@ def test_hanging_up_ends_both_ends(far: Far, proxy: Proxy):
             assert near.recv(100) == b""
 
 
-def test_units_have_the_names_of_what_is_in_them():
+def test_units_are_named_after_their_messages():
     events = wire.pack_events([wire.pack(wire.ACCEPTED), wire.pack(wire.OUTPUT, b"x" * 200)])
     data = (
         b"HTTP/1.1 101 Fine\r\n\r\n"
@@ -143,7 +143,7 @@ def test_units_have_the_names_of_what_is_in_them():
         assert cutter.rest() == b""
 
 
-def test_of_tls_records_are_counted_by_what_they_carry():
+def test_tls_records_are_counted_by_their_type():
     hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x28" + b"d" * 40
     beat = b"\x17\x03\x03\x00\x1a" + b"b" * 26
     cutter = Records()
@@ -154,7 +154,7 @@ def test_of_tls_records_are_counted_by_what_they_carry():
     assert cutter.rest() == data[:3]
 
 
-def test_fault_strikes_a_record_of_tls(far: Far):
+def test_fault_happens_at_a_tls_record(far: Far):
     hello, data = b"\x16\x03\x01\x00\x02hi", b"\x17\x03\x03\x00\x28" + b"d" * 40
     with Loop() as loop:
         proxy = loop.proxy(far.tcp_port, tls=True)

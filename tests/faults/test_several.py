@@ -12,7 +12,7 @@ from .several import SeveralSoak
 
 
 @pytest.mark.timeout(90)  # on a busy machine; else some 15
-def test_servers_bus_and_store_die_or_stand_still_and_every_job_has_one_outcome(
+def test_every_job_has_one_outcome_when_servers_bus_and_store_fail(
     tmp_path: Path, postgres: Postgres, nats: Nats
 ):
     engines = (postgres, nats)

@@ -89,7 +89,7 @@ class Crowd:
 
 @pytest.mark.timeout(120)  # on a busy machine, most of it to start them
 @pytest.mark.parametrize("count", [200, pytest.param(500, marks=SOAK)])
-def test_the_others_answer_at_full_speed_and_the_troubled_end_truly(
+def test_failing_boards_do_not_delay_others(
     cm_fleet: Fleet, cm_boards_factory: BoardsFactory, count: int
 ):
     with cm_boards_factory(count, name="many") as boards:
@@ -162,7 +162,7 @@ def said(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline())
 
 
-def test_job_of_a_killed_caller_goes_on_and_mbm_job_show_finds_its_result(
+def test_job_of_a_killed_caller_continues_and_job_show_prints_its_result(
     cm_fleet: Fleet, cm_board: BoardUnderTest, caller: Callable[[str, str], subprocess.Popen[str]]
 ):
     process = caller(cm_board.name, "import time\nprint('go')\ntime.sleep(1)\nprint('on')\n6 * 7")
@@ -188,7 +188,7 @@ AWAY = {
 }
 
 
-def test_server_killed_in_mid_cell_knows_each_true_outcome_in_the_end(tmp_path: Path):
+def test_results_are_correct_after_the_server_was_killed_during_a_cell(tmp_path: Path):
     """The grace is over before away-3 is back: it was lost until it told."""
     options = ("--lost-after", "0.1")  # the spread, 2 s, counts: it is more
     with (
@@ -237,7 +237,7 @@ def median_ms(fleet: Fleet, board: BoardUnderTest) -> float:
 
 
 @pytest.mark.parametrize("megabytes", [20, pytest.param(100, marks=SOAK)])
-def test_flood_neither_grows_the_server_nor_delays_another_board(
+def test_output_flood_neither_grows_the_server_nor_delays_another_board(
     cm_server: RunningServer,
     cm_fleet: Fleet,
     cm_make_boards: Callable[..., BoardsUnderTest],
@@ -268,7 +268,7 @@ def test_flood_neither_grows_the_server_nor_delays_another_board(
 # Boards that are not there yet
 
 
-def test_run_waits_for_a_board_that_dials_in_later(cm_fleet: Fleet, cm_board: BoardUnderTest):
+def test_run_waits_for_a_board_that_connects_later(cm_fleet: Fleet, cm_board: BoardUnderTest):
     cm_board.kill()
     group = cm_fleet[cm_board.name].submit("6 * 7", wait=WAIT)
     assert cm_fleet.job(group.jobs[cm_board.name].number)["state"] == "queued"
@@ -277,13 +277,13 @@ def test_run_waits_for_a_board_that_dials_in_later(cm_fleet: Fleet, cm_board: Bo
     assert group.results(WAIT).value == 42
 
 
-def test_run_without_wait_ends_offline_at_once(cm_fleet: Fleet, cm_board: BoardUnderTest):
+def test_run_without_wait_ends_offline_immediately(cm_fleet: Fleet, cm_board: BoardUnderTest):
     cm_board.kill()
     result = cm_fleet[cm_board.name].run("6 * 7", timeout=WAIT)[cm_board.name]
     assert (result.status, type(result.error)) == ("offline", BoardOffline)
 
 
-def test_run_ends_offline_when_the_wait_is_over(cm_board: BoardUnderTest):
+def test_run_ends_offline_after_the_wait(cm_board: BoardUnderTest):
     cm_board.kill()
     result = cm_board.run("6 * 7", wait=0.3, check=False)
     assert (result.status, "it did not connect within 0.3 s" in result.why) == ("offline", True)

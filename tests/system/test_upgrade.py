@@ -56,7 +56,7 @@ def next_version(folder: Path) -> Path:
     return folder
 
 
-def test_an_upgrade_in_mid_cell_loses_no_outcome(tmp_path: Path, monkeypatch):
+def test_upgrade_during_a_cell_loses_no_result(tmp_path: Path, monkeypatch):
     tcp_port, newer, home = free_port(), next_version(tmp_path / "newer"), tmp_path / "home"
     with (
         running_server(home, tcp_port=tcp_port) as first,

@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def test_what_is_saved_while_the_server_works_comes_back(home: Path, tmp_path: Path):
+def test_backup_of_running_server_is_restored(home: Path, tmp_path: Path):
     running = Store(home / "server.db")
     running.add_token(TokenRow("abc", "ann", "viewer"))  # still in the write-ahead log
     file, other = tmp_path / "backup.tar", tmp_path / "other"
@@ -68,7 +68,7 @@ def test_what_is_saved_while_the_server_works_comes_back(home: Path, tmp_path: P
     store.close()
 
 
-def test_numbers_that_boards_may_remember_do_not_come_again(home: Path, tmp_path: Path):
+def test_restore_skips_job_numbers_that_boards_may_remember(home: Path, tmp_path: Path):
     save(home, tmp_path / "backup.tar")
     load(home, tmp_path / "backup.tar")
     store = Store(home / "server.db")
@@ -76,7 +76,7 @@ def test_numbers_that_boards_may_remember_do_not_come_again(home: Path, tmp_path
     store.close()
 
 
-def test_what_was_there_stays_beside_it_with_its_write_ahead_log(home: Path, tmp_path: Path):
+def test_restore_keeps_old_database_with_its_write_ahead_log(home: Path, tmp_path: Path):
     save(home, tmp_path / "backup.tar")
     killed = Store(home / "server.db")
     killed.add_token(TokenRow("abc", "ann", "viewer"))
@@ -95,7 +95,7 @@ def test_what_was_there_stays_beside_it_with_its_write_ahead_log(home: Path, tmp
     now.close()
 
 
-def test_a_server_that_runs_is_not_touched(home: Path, tmp_path: Path):
+def test_folder_of_running_server_is_not_restored(home: Path, tmp_path: Path):
     save(home, tmp_path / "backup.tar")
     before = (home / "server.db").read_bytes()
     with hold_lock(home), pytest.raises(ServerError, match="runs in .* `mbm server-stop` ends it"):
@@ -125,7 +125,7 @@ FILE = tarfile.REGTYPE
         (None, "is not a backup of a server"),
     ],
 )
-def test_what_is_no_backup_changes_nothing(home: Path, tmp_path: Path, members, told):
+def test_invalid_backup_changes_nothing(home: Path, tmp_path: Path, members, told):
     file = tmp_path / "backup.tar"
     if members is None:
         file.write_bytes(b"no archive" * 1000)
@@ -139,7 +139,7 @@ def test_what_is_no_backup_changes_nothing(home: Path, tmp_path: Path, members, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "home"]
 
 
-def test_only_what_makes_a_server_is_taken_from_an_archive(home: Path, tmp_path: Path):
+def test_other_members_of_an_archive_are_ignored(home: Path, tmp_path: Path):
     members = [(name, FILE, b"evil") for name in ("../evil", "server.lock", "virtual/evil")]
     database = (home / "server.db").read_bytes()
     load(home, archive(tmp_path / "backup.tar", *members, ("server.db", FILE, database)))
@@ -149,7 +149,7 @@ def test_only_what_makes_a_server_is_taken_from_an_archive(home: Path, tmp_path:
 
 
 @pytest.mark.parametrize("version", [0, 2])
-def test_a_backup_of_an_older_version_is_carried_over(home: Path, tmp_path: Path, version: int):
+def test_backup_of_older_version_is_migrated(home: Path, tmp_path: Path, version: int):
     (tmp_path / "old").mkdir()
     old_database(tmp_path / "old", version)
     save(tmp_path / "old", tmp_path / "backup.tar")
@@ -159,9 +159,7 @@ def test_a_backup_of_an_older_version_is_carried_over(home: Path, tmp_path: Path
     store.close()
 
 
-def test_a_backup_that_cannot_be_written_leaves_the_one_before(
-    home: Path, tmp_path: Path, monkeypatch
-):
+def test_failed_backup_keeps_the_earlier_file(home: Path, tmp_path: Path, monkeypatch):
     file = tmp_path / "backup.tar"
     save(home, file)
     before = file.read_bytes()
@@ -189,7 +187,7 @@ def run(home: Path, *words: object) -> dict[str, object]:
     return said
 
 
-def test_the_command_says_in_a_line_what_it_did_or_why_not(home: Path, tmp_path: Path):
+def test_command_prints_its_outcome_as_json(home: Path, tmp_path: Path):
     names = ["token", "ca.pem", "server.pem", "server.db"]
     assert run(home, "save", tmp_path / "backup.tar") == {"files": names}
     for kept in (".before", ".before-2"):

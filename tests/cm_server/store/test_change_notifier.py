@@ -15,7 +15,7 @@ BOARD = new_board_row("id1", "lab-1", b"k" * 32)
 TOKEN = TokenRow("abc", "enrol-1", "board", uses=1)
 
 
-def test_others_are_told_what_changed_of_boards_and_tokens():
+def test_changes_of_boards_and_tokens_are_reported():
     store, told = NotifyingStore(None), []
     store.on_change = lambda *ids, **what: told.append((*ids, *what))
     changes: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [

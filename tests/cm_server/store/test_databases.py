@@ -21,9 +21,7 @@ def mortal() -> Iterator[Postgres]:
         yield engine
 
 
-def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
-    mortal: Postgres, monkeypatch
-):
+def test_unavailable_postgres_times_out_and_is_used_again(mortal: Postgres, monkeypatch):
     monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.2)
     store = Store(mortal.new())
     board = new_board_row("id1", "lab-1", bytes(32))
@@ -46,7 +44,7 @@ def test_a_store_that_stands_still_or_is_away_costs_seconds_and_is_used_again(
     store.close()
 
 
-def test_a_url_that_is_none_is_said_in_one_sentence():
+def test_invalid_url_is_reported_in_one_sentence():
     with pytest.raises(ServerError, match="cannot be opened") as caught:
         Store("postgresql://nobody@127.0.0.1:1/x?connect_timeout=1&nonsense=1")
     assert "\n" not in str(caught.value)

@@ -99,7 +99,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(steps, folder / "copies")
 
 
-def test_restore_that_is_killed_at_any_step_is_finished_or_undone(killed: Killed, tmp_path: Path):
+def test_restore_killed_at_any_step_is_finished_or_undone(killed: Killed, tmp_path: Path):
     steps = killed.steps
     outcomes = []
     shutil.copytree(killed.copies, tmp_path / "copies")
@@ -122,7 +122,7 @@ def test_restore_that_is_killed_at_any_step_is_finished_or_undone(killed: Killed
     assert len(outcomes) - decided > 5
 
 
-def test_files_are_on_the_disk_before_the_decision_and_in_their_places_before_its_end(
+def test_files_are_synced_before_the_commit_and_moved_before_the_journal_is_removed(
     killed: Killed,
 ):
     steps, decided = killed.steps, killed.decided
@@ -139,7 +139,7 @@ def test_files_are_on_the_disk_before_the_decision_and_in_their_places_before_it
     assert ("fsync", folder) in after[last_file:end]
 
 
-def test_finish_that_is_killed_at_any_step_goes_on_where_it_was(killed: Killed, tmp_path: Path):
+def test_finish_killed_at_any_step_continues_at_the_next_start(killed: Killed, tmp_path: Path):
     home = killed.copy(("replace", "replacement.json"), tmp_path, later=1)
     again = steps_of("finish", home, tmp_path / "again")
     assert len(again) > 5
@@ -149,7 +149,7 @@ def test_finish_that_is_killed_at_any_step_goes_on_where_it_was(killed: Killed, 
         assert (owner(copy), owner(copy, ".before")) == ("backup", "own")
 
 
-def test_no_restore_overwrites_what_one_before_had_kept(home: Path, saved: Path, tmp_path: Path):
+def test_restore_does_not_overwrite_kept_files(home: Path, saved: Path, tmp_path: Path):
     for number in range(3):
         (home / "token").write_text(f"own-{number} token")
         told: list[str] = []
@@ -163,9 +163,7 @@ def test_no_restore_overwrites_what_one_before_had_kept(home: Path, saved: Path,
     assert boards(home / "server.db.before-2") == ["backup"]
 
 
-def test_restore_after_a_killed_one_finishes_that_first(
-    killed: Killed, saved: Path, tmp_path: Path
-):
+def test_restore_finishes_a_killed_restore_first(killed: Killed, saved: Path, tmp_path: Path):
     home = killed.copy(("replace", "server.pem"), tmp_path)
     told: list[str] = []
     backup.load(home, saved, told.append)
@@ -174,14 +172,14 @@ def test_restore_after_a_killed_one_finishes_that_first(
     assert owner(home, ".before") == "own"
 
 
-def test_backup_after_a_killed_restore_is_of_one_server(killed: Killed, tmp_path: Path):
+def test_backup_finishes_a_killed_restore_first(killed: Killed, tmp_path: Path):
     backup.save(killed.copy(("replace", "server.pem"), tmp_path), tmp_path / "after.tar")
     (tmp_path / "new").mkdir()
     backup.load(tmp_path / "new", tmp_path / "after.tar")
     assert owner(tmp_path / "new") == "backup"
 
 
-def test_backup_and_restore_do_not_go_on_at_once(home: Path, saved: Path, tmp_path: Path):
+def test_backup_and_restore_exclude_each_other(home: Path, saved: Path, tmp_path: Path):
     with while_backups(home, loading=False):
         backup.save(home, tmp_path / "second.tar")  # two who read are none too many
         with pytest.raises(ServerError, match="is being saved or loaded in"):
@@ -197,7 +195,7 @@ def test_backup_and_restore_do_not_go_on_at_once(home: Path, saved: Path, tmp_pa
     assert owner(home) == "own"
 
 
-def test_file_system_without_hard_links_will_do(home: Path, saved: Path, monkeypatch):
+def test_restore_works_without_hard_links(home: Path, saved: Path, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError("Operation not permitted")
 
@@ -206,7 +204,7 @@ def test_file_system_without_hard_links_will_do(home: Path, saved: Path, monkeyp
     assert (owner(home), owner(home, ".before")) == ("backup", "own")
 
 
-def test_restore_that_fails_after_its_decision_is_finished_later(
+def test_restore_that_fails_after_the_commit_is_finished_later(
     home: Path, saved: Path, monkeypatch
 ):
     real = Path.replace
@@ -235,14 +233,14 @@ def test_restore_that_fails_after_its_decision_is_finished_later(
         json.dumps({"what": "restore", "folder": "x", "names": ["../token"], "kept": ""}),
     ],
 )
-def test_journal_that_is_none_stops_the_start_and_moves_nothing(home: Path, journal: str):
+def test_invalid_journal_stops_the_start_and_moves_nothing(home: Path, journal: str):
     (home / file_replacement.JOURNAL).write_text(journal)
     with pytest.raises(ServerError, match="cannot be read"):
         file_replacement.finish(home)
     assert owner(home) == "own"
 
 
-def test_first_start_that_is_killed_leaves_both_certificates_or_none(tmp_path: Path):
+def test_first_start_killed_at_any_step_leaves_both_certificates_or_none(tmp_path: Path):
     (tmp_path / "home").mkdir()
     steps = steps_of("certificates", tmp_path / "home", tmp_path / "copies")
     for number in range(1, len(steps) + 2):
@@ -255,7 +253,7 @@ def test_first_start_that_is_killed_leaves_both_certificates_or_none(tmp_path: P
         assert made.ca == kept
 
 
-def test_migration_that_is_killed_keeps_every_row_and_every_copy(tmp_path: Path):
+def test_migration_killed_at_any_step_keeps_all_rows_and_copies(tmp_path: Path):
     (tmp_path / "home").mkdir()
     old_database(tmp_path / "home", 2)
     earlier = tmp_path / "home" / "server-schema-2.db"
@@ -268,7 +266,7 @@ def test_migration_that_is_killed_keeps_every_row_and_every_copy(tmp_path: Path)
         assert boards(copy / "server-schema-2-2.db") == ["lab-1", "lab-2"]
 
 
-def test_one_certificate_without_the_other_stops_a_start_where_boards_know_it(tmp_path: Path):
+def test_missing_certificate_stops_the_start_if_boards_are_enrolled(tmp_path: Path):
     certificates.load(tmp_path)
     (tmp_path / "server.pem").unlink()
     ca = (tmp_path / "ca.pem").read_bytes()
@@ -295,7 +293,7 @@ def start(home: Path) -> tuple[dict[str, object], str]:
     return said, (home / "server.log").read_text()
 
 
-def test_server_that_starts_after_a_killed_restore_finishes_it_and_says_so(tmp_path: Path):
+def test_start_finishes_a_killed_restore_and_reports_it(tmp_path: Path):
     for what in ("own", "backup"):
         home = tmp_path / what
         home.mkdir()
@@ -316,7 +314,7 @@ def test_server_that_starts_after_a_killed_restore_finishes_it_and_says_so(tmp_p
     assert (home / "ca.pem").read_bytes() == authority
 
 
-def test_server_whose_database_is_gone_says_that_its_fleet_is_empty(tmp_path: Path):
+def test_start_reports_a_missing_database(tmp_path: Path):
     certificates.load(tmp_path)
     said, log = start(tmp_path)
     (note,) = said["notes"] if isinstance(said["notes"], list) else []

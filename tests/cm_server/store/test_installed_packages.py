@@ -22,7 +22,7 @@ RECORD: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_record_comes_back_as_it_was_and_the_next_takes_its_place():
+def test_manifest_is_stored_and_replaced():
     store = Store(None)
     before = time.time()
     store.installed_packages.confirmer_for("b1")(RECORD)
@@ -40,7 +40,7 @@ def test_a_record_comes_back_as_it_was_and_the_next_takes_its_place():
     store.close()
 
 
-def test_a_board_that_is_taken_out_takes_its_record_along():
+def test_deleting_a_board_deletes_its_manifest():
     store = Store(None)
     store.enrol_boards(
         [new_board_row("b1", "lab-1", b"k" * 32), new_board_row("b2", "lab-2", b"k" * 32)]
@@ -55,7 +55,7 @@ def test_a_board_that_is_taken_out_takes_its_record_along():
     store.close()
 
 
-def test_it_outlives_the_server(tmp_path):
+def test_manifest_survives_a_restart(tmp_path):
     store = Store(tmp_path / "server.db")
     store.installed_packages.confirmer_for("b1")(RECORD)
     store.close()

@@ -11,7 +11,7 @@ from cloudmanager.protocol.errors import ServerError
 from cm_server.store.lockfile import hold_lock
 
 
-def test_a_folder_is_one_servers_until_it_is_done(tmp_path: Path):
+def test_folder_is_locked_by_one_server(tmp_path: Path):
     with (
         hold_lock(tmp_path),
         pytest.raises(ServerError, match="runs in .* already"),
@@ -22,7 +22,7 @@ def test_a_folder_is_one_servers_until_it_is_done(tmp_path: Path):
         pass
 
 
-def test_a_lock_goes_with_its_process(tmp_path: Path):
+def test_lock_ends_with_its_process(tmp_path: Path):
     child = os.fork()
     if not child:
         with hold_lock(tmp_path):

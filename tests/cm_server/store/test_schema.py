@@ -77,7 +77,7 @@ def shape(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", OLD)
-def test_an_older_database_is_carried_over_whole_and_a_copy_is_kept(version: int, tmp_path: Path):
+def test_older_database_is_migrated_and_a_copy_is_kept(version: int, tmp_path: Path):
     path = old_database(tmp_path, version)
     store = Store(path)
     boards, tokens, audit, jobs = told(store)
@@ -119,7 +119,7 @@ def told(store: Store) -> tuple[list[BoardRow], list[TokenRow], list[AuditRow], 
 
 
 @pytest.mark.parametrize("version", OLD)
-def test_carried_over_tables_are_as_those_that_the_store_makes(version: int, tmp_path: Path):
+def test_migrated_tables_equal_new_tables(version: int, tmp_path: Path):
     path = old_database(tmp_path, version)
     Store(path).close()
     (tmp_path / "new").mkdir()
@@ -127,7 +127,7 @@ def test_carried_over_tables_are_as_those_that_the_store_makes(version: int, tmp
     assert shape(path) == shape(tmp_path / "new/server.db")
 
 
-def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Path):
+def test_new_tables_equal_the_recorded_newest_schema(tmp_path: Path):
     (tmp_path / "new").mkdir()
     Store(tmp_path / "new/server.db").close()
     written = shape(old_database(tmp_path, SCHEMA_VERSION))
@@ -135,7 +135,7 @@ def test_what_the_store_makes_is_written_down_as_the_newest_version(tmp_path: Pa
     assert shape(tmp_path / "new/server.db") == written, how
 
 
-def test_there_is_one_script_for_each_version_one_after_the_other():
+def test_each_version_has_one_migration_script():
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).with_name("migrations")))
     scripts = list(ScriptDirectory.from_config(config).walk_revisions())[::-1]
@@ -152,16 +152,14 @@ def test_there_is_one_script_for_each_version_one_after_the_other():
         ("-1", "holds another program's tables; move it away"),
     ],
 )
-def test_what_is_not_known_is_refused_in_one_sentence_and_not_touched(
-    version: str, told: str, tmp_path: Path
-):
+def test_unknown_version_is_refused_and_unchanged(version: str, told: str, tmp_path: Path):
     path = old_database(tmp_path, SCHEMA_VERSION)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE alembic_version SET version_num = ?", [version])
     refused(path, told)
 
 
-def test_another_programs_tables_are_refused_and_not_touched(tmp_path: Path):
+def test_tables_of_another_program_are_refused_and_unchanged(tmp_path: Path):
     path = tmp_path / "server.db"
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE boards (surf TEXT)")
@@ -178,7 +176,7 @@ def refused(path: Path, told: str) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["server.db"]
 
 
-def test_a_script_that_fails_leaves_everything_as_it_was(tmp_path: Path):
+def test_failing_migration_leaves_the_database_unchanged(tmp_path: Path):
     path = old_database(tmp_path, 0)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("INSERT INTO tokens VALUES ('ghi', 'ann', 'admin', 1)")  # one name, twice
@@ -189,7 +187,7 @@ def test_a_script_that_fails_leaves_everything_as_it_was(tmp_path: Path):
         assert list(db.iterdump()) == before
 
 
-def test_a_start_with_todays_tables_does_not_import_alembic(tmp_path: Path):
+def test_start_without_migration_does_not_import_alembic(tmp_path: Path):
     program = """
 import sys
 from pathlib import Path

@@ -60,7 +60,7 @@ def ending(view: SharedStore, job: int) -> tuple[str | None, str | None]:
     return row.status, row.error
 
 
-def test_identity_tokens_and_audit_are_found_by_every_server(server: Make):
+def test_boards_tokens_and_audit_rows_are_shared(server: Make):
     a, b = server("A"), server("B")
     a.set_labels({"id1": {"room": "lab"}}, NOTE)
     a.add_token(TokenRow("abc", "ann", "viewer"), NOTE)
@@ -77,7 +77,7 @@ def test_identity_tokens_and_audit_are_found_by_every_server(server: Make):
     assert [row.id for row in a.boards_by_id(["id1", "id2"])] == ["id1"]
 
 
-def test_of_two_servers_one_uses_a_token_up(server: Make):
+def test_last_use_of_a_token_goes_to_one_server(server: Make):
     a, b = server("A"), server("B")
     token = TokenRow("abc", "enrol-1", "board", uses=1)
     a.add_token(token)
@@ -88,7 +88,7 @@ def test_of_two_servers_one_uses_a_token_up(server: Make):
     assert b.audit_rows(9) == [NOTE]
 
 
-def test_numbers_are_one_servers_each(server: Make):
+def test_servers_allocate_different_job_numbers(server: Make):
     a, b = server("A"), server("B")
     numbers = [n for view in (a, b, a, b) for n in view.insert_jobs(["id1", "id2"], "ann")]
     assert len(set(numbers)) == 8
@@ -96,7 +96,7 @@ def test_numbers_are_one_servers_each(server: Make):
     assert len({row.id for view in (a, b) for row in view.open_jobs()}) == 1508
 
 
-def test_an_ending_of_ones_own_job_is_written(server: Make):
+def test_result_of_own_job_is_written(server: Make):
     a = server("A")
     job = sends(a)
     a.end_job(job, "error", "ValueError: \u00e4")
@@ -105,7 +105,7 @@ def test_an_ending_of_ones_own_job_is_written(server: Make):
     assert a.refused_writes == 0
 
 
-def test_a_board_that_dials_elsewhere_takes_its_sent_job_along(server: Make):
+def test_sent_job_follows_its_board_to_another_server(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
     a.epoch_for = lambda _id: None
@@ -126,7 +126,7 @@ def test_a_board_that_dials_elsewhere_takes_its_sent_job_along(server: Make):
     assert ending(b, waits) == ("interrupted", None)
 
 
-def test_a_board_that_comes_back_is_held_in_a_newer_epoch(server: Make):
+def test_board_that_reconnects_is_held_in_a_newer_epoch(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
     assert b.claim_board("id1", FACTS)
@@ -141,7 +141,7 @@ def test_a_board_that_comes_back_is_held_in_a_newer_epoch(server: Make):
     assert a.board_holders() == {}
 
 
-def test_a_board_that_was_taken_out_is_held_by_nobody(server: Make):
+def test_deleted_board_cannot_be_claimed(server: Make):
     a, b = server("A"), server("B")
     b.delete_boards(["id1"])
     assert a.claim_board("id1", FACTS) is None
@@ -177,7 +177,7 @@ def test_claimed_job_is_not_withdrawn(server: Make):
     assert ending(a, sent) == (None, None)
 
 
-def test_board_brings_its_sent_jobs_to_its_next_server(server: Make):
+def test_claimed_jobs_follow_their_board_to_another_server(server: Make):
     a, b, c = server("A"), server("B"), server("C")
     sent, queued = a.insert_jobs(["id1", "id1"], "ann")
     assert b.claim_board("id1", FACTS)
@@ -188,7 +188,7 @@ def test_board_brings_its_sent_jobs_to_its_next_server(server: Make):
     assert [row.id for row in claimed.sent_jobs] == [sent, queued]
 
 
-def test_a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own(server: Make):
+def test_queued_job_is_sent_by_the_holder_of_its_board(server: Make):
     a, b = server("A"), server("B")
     assert a.claim_board("id1", FACTS)
     (job,) = a.insert_jobs(["id1"], "ann")
@@ -199,7 +199,7 @@ def test_a_job_that_waits_is_sent_once_it_is_its_turn_if_it_is_still_ones_own(se
     assert b.mark_sent(job)
 
 
-def test_late_truth_is_the_holders_to_write(server: Make):
+def test_result_is_corrected_by_the_holder_of_the_board(server: Make):
     a, b = server("A"), server("B")
     job = sends(a)
     a.end_job(job, "lost", "its link broke")
@@ -213,7 +213,7 @@ def test_late_truth_is_the_holders_to_write(server: Make):
     assert ending(a, job) == ("ok", None)
 
 
-def test_a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on(server: Make):
+def test_suspended_server_is_removed_and_its_jobs_end_or_continue(server: Make):
     a, b = server("A"), server("B")
     sent = sends(a)
     a.epoch_for = lambda _id: None
@@ -236,7 +236,7 @@ def test_a_server_that_stands_still_is_taken_out_and_its_jobs_end_or_go_on(serve
     assert {row.id for row in b.ended_jobs([sent, waits, 77])} == {sent, waits}
 
 
-def test_a_server_that_was_taken_out_sends_nothing(server: Make):
+def test_removed_server_sends_no_jobs(server: Make):
     a, b = server("A"), server("B")
     assert a.claim_board("id1", FACTS)
     (waits,) = a.insert_jobs(["id1"], "ann")
@@ -273,7 +273,7 @@ def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
             yield
 
 
-def test_what_was_written_without_an_answer_ends(server: Make):
+def test_jobs_of_unconfirmed_updates_end(server: Make):
     a, b = server("A"), server("B")
     core, error = a.database.connection, a.database.errors[0]
     assert a.claim_board("id1", FACTS)
@@ -296,7 +296,7 @@ def test_what_was_written_without_an_answer_ends(server: Make):
     assert a.take_over_jobs() == []
 
 
-def test_a_job_that_was_begun_without_an_answer_ends(postgres: Postgres):
+def test_job_of_unconfirmed_insert_ends(postgres: Postgres):
     store = SharedStore(postgres.new(), "A")
     store.register_server("http://A")
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
@@ -310,7 +310,7 @@ def test_a_job_that_was_begun_without_an_answer_ends(postgres: Postgres):
     store.close()
 
 
-def test_a_job_that_its_own_server_may_not_send_ends(server: Make):
+def test_job_that_its_owner_may_not_send_ends(server: Make):
     a = server("A")
     (job,) = a.insert_jobs(["id1"], "ann")
     assert not a.mark_sent(job)
@@ -319,7 +319,7 @@ def test_a_job_that_its_own_server_may_not_send_ends(server: Make):
     assert ending(a, job) == ("lost", ORPHAN_ERROR)
 
 
-def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
+def test_no_server_is_removed_after_the_store_was_unavailable(server: Make):
     a, b = server("A"), server("B")
     seen = tables.servers.update().where(tables.servers.c.id == "A").values(seen=0)
     with unanswered(b.database.connection, b.database.errors[0]), b._rollback_on_error():
@@ -334,7 +334,7 @@ def test_nobody_is_taken_out_for_silence_while_the_store_was_away(server: Make):
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
-def test_step_of_the_databases_clock_takes_no_server_for_dead(server: Make, step: float, caplog):
+def test_step_of_the_databases_clock_removes_no_server(server: Make, step: float, caplog):
     a, b, now = server("A"), server("B"), SharedStore._database_time
     both = {"A": "http://A", "B": "http://B"}
     assert (a.send_heartbeat(0.5), b.send_heartbeat(0.5)) == (both, both)
@@ -349,7 +349,7 @@ def test_step_of_the_databases_clock_takes_no_server_for_dead(server: Make, step
     assert b.send_heartbeat(0.5) == {"B": "http://B"}
 
 
-def test_server_that_died_before_the_clock_was_set_back_is_taken_out(server: Make):
+def test_server_that_died_before_the_clock_was_set_back_is_removed(server: Make):
     a, b, now = server("A"), server("B"), SharedStore._database_time
     assert a.send_heartbeat(0.5) == b.send_heartbeat(0.5)
     b._database_time = lambda: now(b) - 3600  # type: ignore[method-assign]
@@ -358,7 +358,7 @@ def test_server_that_died_before_the_clock_was_set_back_is_taken_out(server: Mak
     assert b.send_heartbeat(0.5) == {"B": "http://B"}
 
 
-def test_what_ended_is_written_before_anything_begins(server: Make):
+def test_results_are_written_before_other_jobs_start(server: Make):
     a = server("A")
     job = sends(a)
     a.epoch_for = lambda _id: None
@@ -372,13 +372,13 @@ def test_what_ended_is_written_before_anything_begins(server: Make):
     a._pending_ended_jobs.clear()
 
 
-def test_a_server_that_leaves_is_gone_at_once(server: Make):
+def test_unregistered_server_is_removed_immediately(server: Make):
     a, b = server("A"), server("B")
     a.unregister_server()
     assert b.send_heartbeat(10) == {"B": "http://B"}
 
 
-def test_what_is_shared_is_the_first_ones(server: Make):
+def test_first_shared_value_is_kept(server: Make):
     a, b = server("A"), server("B")
     assert a.put_if_absent("key", b"a") == b"a"
     assert b.put_if_absent("key", b"b") == b"a"
@@ -388,7 +388,7 @@ def test_what_is_shared_is_the_first_ones(server: Make):
     "statement",
     ["UPDATE audit SET who = 'bob'", "DELETE FROM audit WHERE at > 1000", "TRUNCATE audit"],
 )
-def test_postgresql_guards_the_audit_log_too(postgres: Postgres, statement):
+def test_audit_log_is_append_only_in_postgresql(postgres: Postgres, statement):
     store = SharedStore(postgres.new(), "A")
     for at in (1.0, time.time()):
         store.add_audit_row(NOTE._replace(at=at))
@@ -401,7 +401,7 @@ def test_postgresql_guards_the_audit_log_too(postgres: Postgres, statement):
     store.close()
 
 
-def test_a_store_that_was_away_is_used_again_and_endings_wait(postgres: Postgres):
+def test_store_reconnects_and_writes_pending_results(postgres: Postgres):
     url = postgres.new()
     store = SharedStore(url, "A")
     store.register_server("http://A")
@@ -418,13 +418,13 @@ def test_a_store_that_was_away_is_used_again_and_endings_wait(postgres: Postgres
     store.close()
 
 
-def test_a_store_that_is_not_there_is_said_in_one_sentence(postgres: Postgres):
+def test_missing_database_is_reported_in_one_sentence(postgres: Postgres):
     with pytest.raises(ServerError, match="its store in PostgreSQL cannot be opened") as caught:
         SharedStore(postgres.url("nowhere"), "A")
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_server_remembers_is_there_for_it_alone(server: Make):
+def test_values_are_stored_by_name(server: Make):
     a, b = server("A"), server("B")
     a.remember("clock a", {"known": 1.5})
     a.remember("clock a", {"known": 2.5})
@@ -432,12 +432,12 @@ def test_what_a_server_remembers_is_there_for_it_alone(server: Make):
     assert b.recall("clock b") is None
 
 
-def test_the_databases_own_clock_is_asked_for(server: Make):
+def test_database_time_is_read(server: Make):
     asked = server("A").database_time()
     assert asked == pytest.approx(time.time(), abs=2)
 
 
-def test_old_rows_go_the_young_stay_and_numbers_do_not_come_again(server: Make):
+def test_pruning_deletes_old_rows_and_reuses_no_numbers(server: Make):
     store, now = server("A"), time.time()
     for _ in range(2):
         store.add_audit_row(NOTE._replace(at=now - 60 * 86400))

@@ -47,7 +47,7 @@ def ask(path: Path, query: str) -> list[Any]:
 # Jobs
 
 
-def test_jobs_are_in_the_file_before_begin_returns(store: Store, path: Path):
+def test_jobs_are_in_the_file_when_insert_jobs_returns(store: Store, path: Path):
     assert list(store.insert_jobs(["id1", "id2"], "ann")) == [1, 2]
     assert ask(path, "SELECT id, board, caller, ended, status FROM jobs") == [
         (1, "id1", "ann", None, None),
@@ -55,12 +55,12 @@ def test_jobs_are_in_the_file_before_begin_returns(store: Store, path: Path):
     ]
 
 
-def test_a_cell_on_no_board_writes_nothing(store: Store, path: Path):
+def test_cell_without_boards_writes_nothing(store: Store, path: Path):
     assert list(store.insert_jobs([], "ann")) == []
     assert ask(path, "SELECT * FROM jobs") == []
 
 
-def test_an_ending_waits_for_flush(store: Store, path: Path):
+def test_result_is_written_by_flush(store: Store, path: Path):
     store.insert_jobs(["id1"], "ann")
     store.end_job(1, "error", "ValueError: \u00e4")
     assert ask(path, "SELECT status FROM jobs") == [(None,)]
@@ -72,14 +72,14 @@ def test_an_ending_waits_for_flush(store: Store, path: Path):
     assert (status, error) == ("error", "ValueError: \u00e4")
 
 
-def test_an_ending_is_in_the_file_before_the_next_job(store: Store, path: Path):
+def test_result_is_written_before_the_next_job(store: Store, path: Path):
     store.insert_jobs(["id1"], "ann")
     store.end_job(1, "ok")
     store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT id, status FROM jobs") == [(1, "ok"), (2, None)]
 
 
-def test_the_last_word_on_a_job_counts(store: Store):
+def test_last_result_of_a_job_counts(store: Store):
     store.insert_jobs(["id1"], "ann")
     store.end_job(1, "lost", "the link broke")
     store.end_job(1, "ok")
@@ -88,14 +88,14 @@ def test_the_last_word_on_a_job_counts(store: Store):
     assert (row.status, row.error) == ("ok", None)
 
 
-def test_flush_with_nothing_to_write_is_free(store: Store, path: Path):
+def test_flush_without_pending_changes_writes_nothing(store: Store, path: Path):
     before = path.with_name("server.db-wal").stat().st_size
     for _ in range(3):
         store.flush()
     assert path.with_name("server.db-wal").stat().st_size == before
 
 
-def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: Store, caplog):
+def test_full_disk_refuses_cells_and_keeps_pending_results(store: Store, caplog):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     store.insert_jobs(["id1"] * 2, "ann")
     pages = pragma(store, "page_count")
@@ -120,7 +120,7 @@ def test_a_full_disk_refuses_cells_and_keeps_endings_until_there_is_room(store: 
     assert row.status == "error"
 
 
-def test_job_tells_one_line(store: Store):
+def test_job_returns_its_row(store: Store):
     store.insert_jobs(["id1"], "ann")
     row = store.job(1)
     assert isinstance(row, JobRow)
@@ -128,13 +128,13 @@ def test_job_tells_one_line(store: Store):
     assert store.job(2) is None
 
 
-def test_open_jobs_are_those_without_an_ending_oldest_first(store: Store):
+def test_open_jobs_have_no_result_and_are_sorted_by_age(store: Store):
     store.insert_jobs(["id2", "id1", "id2"], "ann")
     store.end_job(2, "ok")
     assert [(row.id, row.board) for row in store.open_jobs()] == [(1, "id2"), (3, "id2")]
 
 
-def test_numbers_go_on_in_the_next_server(path: Path):
+def test_job_numbers_continue_after_a_restart(path: Path):
     first = Store(path)
     first.insert_jobs(["id1"] * 7, "ann")
     first.close()
@@ -146,7 +146,7 @@ def test_numbers_go_on_in_the_next_server(path: Path):
 # Boards and tokens
 
 
-def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
+def test_boards_are_stored_with_keys_labels_and_facts(path: Path):
     first = Store(path)
     first.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     first.set_labels({"id1": {"room": "r\u00f6d"}})
@@ -166,7 +166,7 @@ def test_boards_are_found_again_with_keys_labels_and_facts(path: Path):
     assert row.last_seen >= row.enrolled
 
 
-def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Store):
+def test_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Store):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY), new_board_row("id2", "lab-2", KEY)])
     store.set_labels({"id1": {"room": "lab"}})
     store.enrol_boards([new_board_row("id1", "lab-1", bytes(32))])
@@ -176,7 +176,7 @@ def test_a_board_enrolled_again_keeps_its_labels_and_gets_the_new_key(store: Sto
     ]
 
 
-def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Path):
+def test_duplicate_board_name_is_refused_and_changes_nothing(store: Store, path: Path):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     with pytest.raises(Exception, match="UNIQUE"):
         store.enrol_boards([new_board_row("id3", "lab-3", KEY), new_board_row("id2", "lab-1", KEY)])
@@ -185,7 +185,7 @@ def test_a_name_is_one_boards_and_a_clash_changes_nothing(store: Store, path: Pa
     assert len(store.boards()) == 2
 
 
-def test_seeing_boards_is_written_in_company_and_before_their_next_job(store: Store, path: Path):
+def test_facts_are_written_with_the_next_job(store: Store, path: Path):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     store.mark_board_seen("id1", {"boot": "b1"})
     store.mark_board_seen("id1", {"boot": "b2"})
@@ -194,7 +194,7 @@ def test_seeing_boards_is_written_in_company_and_before_their_next_job(store: St
     assert ask(path, "SELECT facts FROM boards") == [('{"boot": "b2"}',)]
 
 
-def test_tokens_are_found_again(store: Store, path: Path):
+def test_tokens_are_stored(store: Store, path: Path):
     store.add_token(ANN)
     assert store.tokens() == [ANN]
     assert ask(path, "SELECT * FROM tokens") == [
@@ -202,7 +202,7 @@ def test_tokens_are_found_again(store: Store, path: Path):
     ]
 
 
-def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
+def test_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
     store.add_token(ANN)
     with pytest.raises(ServerError, match="UNIQUE"):
         store.add_token(ANN._replace(hash="def"))
@@ -211,7 +211,7 @@ def test_a_revoked_token_keeps_its_row_and_frees_its_name(store: Store):
     assert [(row.hash, row.revoked) for row in store.tokens()] == [("abc", 8.0), ("def", None)]
 
 
-def test_what_is_enrolled_is_told(store: Store):
+def test_enrolled_board_is_returned(store: Store):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     (row,) = store.boards()
     assert isinstance(row, BoardRow)
@@ -221,21 +221,21 @@ def test_what_is_enrolled_is_told(store: Store):
 # The audit log
 
 
-def test_a_cell_and_its_row_are_one_transaction(store: Store, path: Path):
+def test_cell_and_its_audit_row_are_one_transaction(store: Store, path: Path):
     store.insert_jobs(["id1", "id2"], "ann", address="192.0.2.1:5", target="lab-*")
     ((_, at, *row),) = ask(path, "SELECT * FROM audit")
     assert at > 1e9
     assert row == ["ann", "192.0.2.1:5", "submit", "lab-*", "", 2, 1, 2, "done"]
 
 
-def test_a_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monkeypatch):
+def test_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monkeypatch):
     monkeypatch.setattr(store, "_insert_audit", "INSERT INTO nowhere VALUES (1)")
     with pytest.raises(ServerError, match="cannot be written"):
         store.insert_jobs(["id1"], "ann")
     assert ask(path, "SELECT * FROM jobs") == []
 
 
-def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, monkeypatch):
+def test_audit_row_of_a_cell_needs_no_own_commit_or_fsync(store, monkeypatch):
     said: list[str] = []
     store.database.driver.set_trace_callback(said.append)
     store.insert_jobs(["id1", "id2"], "ann")
@@ -245,7 +245,9 @@ def test_a_cells_row_costs_no_wait_for_the_disk_and_no_commit_of_its_own(store, 
     assert pragma(store, "synchronous") == 1
 
 
-def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: Store, path: Path):
+def test_privileged_operation_and_its_audit_row_are_one_fsynced_transaction(
+    store: Store, path: Path
+):
     said: list[str] = []
     store.database.driver.set_trace_callback(said.append)
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)], NOTE)
@@ -261,7 +263,7 @@ def test_what_is_privileged_and_its_row_are_one_transaction_on_the_disk(store: S
     assert store.audit_rows(9) == [NOTE] * 6
 
 
-def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path: Path):
+def test_failed_operation_has_no_audit_row(store: Store, path: Path):
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
     with pytest.raises(ServerError, match="UNIQUE"):
         store.enrol_boards([new_board_row("id2", "lab-1", KEY)], NOTE)
@@ -280,7 +282,7 @@ def test_where_the_deed_cannot_be_written_neither_is_its_row(store: Store, path:
         "REPLACE INTO audit SELECT * FROM audit",
     ],
 )
-def test_no_row_is_changed_or_taken_out(store: Store, path: Path, statement):
+def test_audit_rows_cannot_be_changed_or_deleted(store: Store, path: Path, statement):
     store.add_audit_row(NOTE)
     store.add_audit_row(NOTE)
     with pytest.raises(sqlite3.IntegrityError, match="the audit log is append-only"):
@@ -289,7 +291,7 @@ def test_no_row_is_changed_or_taken_out(store: Store, path: Path, statement):
     assert store.audit_rows(9) == [NOTE] * 2
 
 
-def test_a_month_old_rows_may_go_the_oldest_first(store: Store):
+def test_month_old_audit_rows_can_be_deleted_oldest_first(store: Store):
     for at in (1.0, 2.0, NOW):
         store.add_audit_row(NOTE._replace(at=at))
     for row in (2, 3):
@@ -300,13 +302,13 @@ def test_a_month_old_rows_may_go_the_oldest_first(store: Store):
     assert [row.at for row in store.audit_rows(9)] == [NOW]
 
 
-def test_the_newest_rows_are_told_the_newest_last(store: Store):
+def test_audit_rows_returns_the_newest_rows_in_order(store: Store):
     for number in range(5):
         store.add_audit_row(NOTE._replace(at=float(number)))
     assert [row.at for row in store.audit_rows(3)] == [2.0, 3.0, 4.0]
 
 
-def test_kill_9_loses_no_row_of_what_was_done(path: Path):
+def test_kill_9_loses_no_audit_row(path: Path):
     program = _WRITER.replace(
         'store.insert_jobs(["id1", "id2", "id3"], "ann")', 'store.insert_jobs(["id1"] * 3, "ann")'
     )
@@ -327,7 +329,7 @@ def test_kill_9_loses_no_row_of_what_was_done(path: Path):
 # The file
 
 
-def test_the_file_is_its_owners_alone_and_becomes_so(path: Path):
+def test_only_the_owner_can_read_the_file(path: Path):
     path.touch(mode=0o644)
     path.chmod(0o644)
     store = Store(path)
@@ -337,7 +339,7 @@ def test_the_file_is_its_owners_alone_and_becomes_so(path: Path):
     assert modes == {0o600}
 
 
-def test_tables_that_were_begun_and_not_finished_are_not_there(path: Path, monkeypatch):
+def test_failed_creation_of_tables_is_rolled_back(path: Path, monkeypatch):
     monkeypatch.setattr("cm_server.store.schema.SCHEMA_VERSION", "nonsense'")
     with pytest.raises(ServerError, match="cannot be opened"):
         Store(path)
@@ -345,12 +347,12 @@ def test_tables_that_were_begun_and_not_finished_are_not_there(path: Path, monke
     Store(path).close()
 
 
-def test_the_file_is_in_wal_mode_and_jobs_do_not_wait_for_the_disk(store: Store, path: Path):
+def test_file_is_in_wal_mode_and_jobs_need_no_fsync(store: Store, path: Path):
     assert ask(path, "PRAGMA journal_mode") == [("wal",)]
     assert pragma(store, "synchronous") == 1  # NORMAL
 
 
-def test_identity_waits_for_the_disk(store: Store, monkeypatch):
+def test_identity_is_fsynced(store: Store, monkeypatch):
     seen: list[int] = []
     real = store._connection.execute
 
@@ -372,14 +374,14 @@ def pragma(store: Store, name: str) -> int:
     return value
 
 
-def test_identity_takes_endings_that_wait_along(store: Store, path: Path):
+def test_identity_is_written_with_pending_results(store: Store, path: Path):
     store.insert_jobs(["id1"], "ann")
     store.end_job(1, "ok")
     store.add_token(ANN)
     assert ask(path, "SELECT status FROM jobs") == [("ok",)]
 
 
-def test_close_writes_what_waits(path: Path):
+def test_close_writes_pending_results(path: Path):
     store = Store(path)
     store.insert_jobs(["id1"], "ann")
     store.end_job(1, "ok")
@@ -388,14 +390,14 @@ def test_close_writes_what_waits(path: Path):
     assert not path.with_name("server.db-wal").exists()
 
 
-def test_a_store_in_memory_leaves_no_file(tmp_path: Path):
+def test_store_in_memory_creates_no_file(tmp_path: Path):
     store = Store(None)
     store.insert_jobs(["id1"], "ann")
     store.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_database_is_said_in_one_sentence(path: Path):
+def test_invalid_database_is_reported_in_one_sentence(path: Path):
     path.write_bytes(b"this is no database, whatever its name says" * 100)
     with pytest.raises(ServerError, match=r"server\.db") as caught:
         Store(path)
@@ -403,7 +405,7 @@ def test_a_file_that_is_no_database_is_said_in_one_sentence(path: Path):
     assert "sqlalche" not in str(caught.value)
 
 
-def test_a_place_without_a_folder_is_said_in_one_sentence(tmp_path: Path):
+def test_missing_folder_is_reported_in_one_sentence(tmp_path: Path):
     with pytest.raises(ServerError, match="unable to open"):
         Store(tmp_path / "missing" / "server.db")
 
@@ -420,7 +422,7 @@ while True:
 """
 
 
-def test_kill_9_loses_no_job_that_was_begun(path: Path):
+def test_kill_9_loses_no_inserted_job(path: Path):
     with subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
