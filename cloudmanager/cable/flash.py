@@ -115,9 +115,7 @@ class NameAllocator:
             wanted = self._names or [f"{platform}-{n}" for n in range(1, len(known) + 2)]
             free = [name for name in wanted if name not in known]
             if not free:
-                raise CableError(
-                    "", "There are more boards than free names", "Give more --name."
-                )
+                raise CableError("", "There are more boards than free names", "Give more --name.")
             self._allocated.add(free[0])
             return free[0]
 

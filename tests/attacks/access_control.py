@@ -42,7 +42,7 @@ def _auth(link, run, job, config, auth=_auth):
     finally:
         mac.equal = equal
 """,
-        "board/test_link.py::test_board_does_not_talk_to_a_fake_server",
+        "board/test_link.py::test_board_refuses_a_server_without_its_key",
     ),
     defence(
         "a board may send only what the state of its link allows",

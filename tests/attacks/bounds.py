@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import BOARD, LIBRARY, SERVER, defence, text_defence
+from .defence import BOARD, LIBRARY, SERVER, defence
 
 BOUNDS: Final = [
     # At most once
@@ -151,13 +151,13 @@ BOUNDS: Final = [
         "a connection whose request has a slow head is closed",
         SERVER + "net/listener.py",
         "_head_timeout = lambda: 999",
-        "cm_server/test_app.py::test_a_request_whose_head_is_slow_is_cut",
+        "cm_server/test_app.py::test_request_with_a_slow_head_is_closed",
     ),
     defence(
         "a connection whose request has a slow body is closed",
         SERVER + "net/listener.py",
         "_body_timeout = lambda: 999",
-        "cm_server/test_app.py::test_a_request_whose_body_is_slow_is_cut",
+        "cm_server/test_app.py::test_request_with_a_slow_body_is_closed",
     ),
     defence(
         "callers are bounded per token",
@@ -204,8 +204,7 @@ BOUNDS: Final = [
         "log lines about one peer are limited",
         SERVER + "logs.py",
         "PeerLog._is_over_limit = staticmethod(lambda left_out: False)",
-        "cm_server/test_logs.py::"
-        "test_lines_about_one_peer_are_limited_and_those_left_out_are_counted",
+        "cm_server/test_logs.py::test_lines_about_one_peer_are_limited_and_counted",
         "cm_server/net/test_websocket.py::test_log_lines_about_unauthenticated_peers_are_limited",
     ),
     defence(
@@ -218,7 +217,7 @@ BOUNDS: Final = [
         "the link of a board that sends many messages about others' jobs is closed",
         SERVER + "app.py",
         "Server._has_too_many_strays = lambda self, board: False",
-        "cm_server/net/test_board_socket.py::test_a_board_that_goes_on_speaking_of_others_jobs_is_cut",
+        "cm_server/net/test_board_socket.py::test_board_with_many_messages_about_foreign_jobs_is_closed",
     ),
     defence(
         "a connection whose request has very many pieces is closed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, Defence, defence, text_defence
+from .defence import SERVER, Defence, defence
 
 CLOCK: Final = "cm_server/test_clock.py::test_"
 HOUSE: Final = "cm_server/test_housekeeping.py::test_"
@@ -90,7 +90,7 @@ KEEPING: Final[list[Defence]] = [
         "clock: an expired token stays expired when the clock is set back",
         SERVER + "clock.py",
         "CheckedClock.latest = lambda self: self.wall()",
-        CALLER + "clock_that_is_set_back_opens_for_no_expired_token",
+        CALLER + "clock_set_back_does_not_revive_an_expired_token",
     ),
     defence(
         "clock: a link is closed when its token expires because the clock was set",
@@ -161,7 +161,7 @@ KEEPING: Final[list[Defence]] = [
         "replacement: one missing certificate does not create a new authority",
         SERVER + "net/certificates.py",
         "_check_both_or_none = lambda ca, own: None",
-        REPLACED + "one_certificate_without_the_other_stops_a_start_where_boards_know_it",
+        REPLACED + "missing_certificate_stops_the_start_if_boards_are_enrolled",
     ),
     defence(
         "replacement: both first certificates are written or none",
@@ -169,7 +169,7 @@ KEEPING: Final[list[Defence]] = [
         """_replace_files = lambda home, folder, names: [
     (folder / name).replace(home / name) for name in names
 ]""",
-        REPLACED + "first_start_that_is_killed_leaves_both_certificates_or_none",
+        REPLACED + "first_start_killed_at_any_step_leaves_both_certificates_or_none",
     ),
     defence(
         "replacement: a migration overwrites no earlier copy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .defence import SERVER, defence, text_defence
+from .defence import SERVER, defence
 from .table import attack
 
 LETTER: Final = "cm_server/cluster/test_peer_messages.py::test_forged_changed_replayed_and_redirected_fragments_are_dropped"
@@ -24,11 +24,11 @@ SERVER_ATTACKS: Final = [
     attack(
         39,
         "a stranger on the bus; a server that stood still; jobs that two servers have",
-        "cm_server/cluster/test_peer_messages.py: what_is_forged_changed_replayed_or_led_astray_is_dropped",
-        "cm_server/cluster/test_board_directory.py: who_publishes_on_the_bus_without_the_key_has_no_say "
-        "the_newest_link_wins_and_older_words_are_not_heard "
-        "a_revoked_board_is_refused_though_its_server_has_not_heard "
-        "while_the_bus_is_away_a_revoked_board_is_out_in_a_moment",
+        "cm_server/cluster/test_peer_messages.py: forged_changed_replayed_and_redirected_fragments_are_dropped",
+        "cm_server/cluster/test_board_directory.py: message_without_the_key_is_dropped "
+        "newest_epoch_wins_and_older_messages_are_ignored "
+        "revoked_board_is_refused_by_a_server_that_missed_the_message "
+        "revoked_board_is_disconnected_soon_while_the_bus_is_down",
         "cm_server/store/test_shared_store.py: queued_job_is_claimed_once claimed_job_is_not_withdrawn "
         "removed_server_sends_no_jobs result_is_corrected_by_the_holder_of_the_board "
         "last_use_of_a_token_goes_to_one_server",

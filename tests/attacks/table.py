@@ -86,8 +86,8 @@ ATTACKS: Final = [
     attack(
         5,
         "a fake server: it gets no secrets and cannot run code",
-        "board/test_link.py: board_does_not_talk_to_a_fake_server "
-        "board_with_a_wrong_key_does_not_talk_either",
+        "board/test_link.py: board_refuses_a_server_without_its_key "
+        "board_with_a_wrong_key_refuses_the_server",
         "system/test_trust.py: a_fake_server_is_refused_by_its_certificate "
         "a_caller_verifies_the_server_by_the_tokens_fingerprint "
         "a_caller_without_a_fingerprint_asks_this_machines_authorities",
@@ -117,8 +117,8 @@ ATTACKS: Final = [
         "newer_link_of_a_board_replaces_the_older_one "
         "two_boards_with_one_key_replace_each_other_more_and_more_slowly "
         "link_without_the_key_does_not_replace_a_board",
-        "cm_server/jobs/test_dispatch.py: what_a_board_says_of_another_job_is_ignored",
-        "cm_server/jobs/test_job_results.py: a_board_cannot_change_another_boards_outcome",
+        "cm_server/jobs/test_dispatch.py: message_about_another_boards_job_is_ignored",
+        "cm_server/jobs/test_job_results.py: board_cannot_change_another_boards_result",
         not_here="files and names: a board never names the board that a message is about; the server "
         "knows it from the link",
     ),
@@ -140,7 +140,7 @@ ATTACKS: Final = [
     attack(
         9,
         "a board with a reused name gets nothing of its predecessor",
-        "cm_server/api/test_verbs.py: a_name_that_is_used_again_sees_nothing_of_the_board_before",
+        "cm_server/api/test_verbs.py: reused_name_inherits_nothing",
         "cm_server/test_matrix.py: jobs_of_a_removed_board_are_not_those_of_its_namesake",
         "cm_server/auth/test_enrolment.py: board_with_a_reused_name_inherits_nothing "
         "renamed_board_keeps_its_labels_and_jobs rename_to_the_name_of_another_board_is_refused",
@@ -151,16 +151,15 @@ ATTACKS: Final = [
         "cm_server/net/test_caller_socket.py: "
         "wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted "
         "flood_of_wrong_tokens_writes_a_bounded_number_of_rows_and_lines",
-        "load/test_attacks.py: a_flood_of_wrong_tokens_shuts_out_no_right_one_and_fills_no_disk",
+        "load/test_attacks.py: wrong_tokens_neither_block_valid_ones_nor_fill_the_disk",
         "cm_server/net/test_board_socket.py: failed_authentications_write_a_bounded_number_of_rows_and_lines",
     ),
     attack(
         11,
         "slowloris: heads, bodies and frames byte by byte, on 2,000 connections",
-        "load/test_attacks.py: "
-        "slowloris_of_2000_half_open_connections_leaves_a_cell_within_twice_its_time",
-        "cm_server/test_app.py: a_request_whose_head_is_slow_is_cut "
-        "a_request_whose_body_is_slow_is_cut many_half_open_requests_hold_up_nobody",
+        "load/test_attacks.py: cells_take_less_than_twice_their_time_during_a_slowloris_attack",
+        "cm_server/test_app.py: request_with_a_slow_head_is_closed "
+        "request_with_a_slow_body_is_closed half_open_requests_do_not_delay_others",
         "cm_server/net/test_board_socket.py: slow_authentication_is_refused",
         "cm_server/net/test_listener.py: stalled_connection_is_closed_in_time "
         "new_connection_counts_as_unauthenticated_and_the_oldest_is_closed "
@@ -189,13 +188,13 @@ ATTACKS: Final = [
         "cm_server/net/test_board_socket.py: board_with_many_messages_about_foreign_jobs_is_closed",
         "cm_server/net/test_listener.py: request_in_too_many_pieces_is_closed "
         "reads_from_many_connections_share_a_rate",
-        "board/test_link.py: board_refuses_what_breaks_the_rules",
+        "board/test_link.py: board_refuses_protocol_violations",
     ),
     attack(
         13,
         "very many unauthenticated connections",
-        "cm_server/test_app.py: a_flood_of_connections_is_bounded_and_lets_the_healthy_in "
-        "connections_that_come_and_go_leave_nothing_behind",
+        "cm_server/test_app.py: flood_of_connections_is_bounded_and_others_can_connect "
+        "aborted_connections_leave_no_state",
         "cm_server/net/test_rate_limits.py: oldest_connection_of_an_address_is_closed "
         "flood_from_one_address_does_not_affect_another "
         "total_limit_closes_a_connection_of_the_largest_group "
@@ -208,7 +207,7 @@ ATTACKS: Final = [
     attack(
         14,
         "many boards that reconnect at the same time",
-        "board/test_link.py: server_that_was_away_gets_its_boards_back",
+        "board/test_link.py: boards_reconnect_when_the_server_is_back",
         "cm_server/test_app.py: lost_after_is_not_below_the_reconnect_spread "
         "lost_after_grows_with_the_fleet",
         "system/test_restart.py: "
@@ -249,10 +248,10 @@ ATTACKS: Final = [
     attack(
         19,
         "a public address without TLS; files that others can read",
-        "cm_server/test_app.py: whoever_others_can_reach_speaks_tls_and_nothing_else "
-        "secrets_and_state_are_their_owners_alone "
-        "all_that_it_keeps_is_its_owners_alone_whatever_the_umask",
-        "cm_server/store/test_store.py: the_file_is_its_owners_alone_and_becomes_so",
+        "cm_server/test_app.py: server_reachable_from_other_machines_requires_tls "
+        "secrets_and_state_are_private "
+        "all_files_are_private_with_any_umask",
+        "cm_server/store/test_store.py: only_the_owner_can_read_the_file",
         "cloudmanager/test_config.py: "
         "private_file_is_its_owners_alone_and_nothing_is_left_beside_it "
         "private_file_does_not_follow_a_link_that_was_laid_for_it",
@@ -281,7 +280,7 @@ ATTACKS: Final = [
     attack(
         22,
         "floods of output, endless lines, output after the end, results of another board's job",
-        "load/test_fleet_of_many.py: flood_neither_grows_the_server_nor_delays_another_board",
+        "load/test_fleet_of_many.py: output_flood_neither_grows_the_server_nor_delays_another_board",
         "system/test_faults.py: a_flood_neither_fills_the_server_nor_stalls_the_others",
         "cloudmanager/display/test_interleaved_log.py: line_without_newline_is_split",
         "cm_server/jobs/test_jobs.py: tail_truncated_within_a_character_is_text "
@@ -320,17 +319,17 @@ ATTACKS: Final = [
         "cloudmanager/client/test_input_values.py: boards_read_what_python_writes",
         "cloudmanager/client/test_file_verbs.py: names_of_any_language_go_there_and_back",
         "cloudmanager/client/test_board_paths.py: what_is_no_path_on_boards_is_said",
-        "cloudmanager/cable/test_flash.py: blank_esp8266_becomes_a_board_that_ran_a_cell",
+        "cloudmanager/cable/test_flash.py: blank_esp8266_joins_and_runs_a_cell",
         "cloudmanager/cli/test_cable_commands.py: wifi_password_is_asked_for_and_never_shown",
     ),
     attack(
         36,
         "secrets in process lists, logs, errors, notebooks, audit rows",
         "attacks/test_secrets.py: secrets_are_only_in_their_own_files",
-        "board/test_link.py: key_is_not_on_a_command_line_nor_in_a_log",
+        "board/test_link.py: key_is_not_in_a_command_line_or_a_log",
         "cm_server/test_matrix.py: audit_log_contains_no_secret_and_no_cell",
-        "cm_server/store/test_rows.py: a_boards_key_is_in_no_repr",
-        "cm_server/test_app.py: a_refusal_is_logged_in_one_line_without_secrets",
+        "cm_server/store/test_rows.py: key_of_a_board_is_in_no_repr",
+        "cm_server/test_app.py: refused_request_is_logged_in_one_line_without_secrets",
         "cm_server/jobs/test_registry.py: describe_is_json_without_the_key",
         "cloudmanager/test_config.py: address_does_not_show_its_token",
         "cloudmanager/virtual/test_virtual_boards.py: identity_does_not_show_its_key",
@@ -340,9 +339,9 @@ ATTACKS: Final = [
         "a privileged request without an audit row, changed audit rows",
         "cm_server/test_matrix.py: every_verb_with_every_role_writes_one_audit_row "
         "audit_rows_describe_each_verb",
-        "cm_server/store/test_store.py: no_row_is_changed_or_taken_out "
-        "what_is_privileged_and_its_row_are_one_transaction_on_the_disk "
-        "a_cell_that_cannot_be_audited_does_not_run kill_9_loses_no_row_of_what_was_done",
+        "cm_server/store/test_store.py: audit_rows_cannot_be_changed_or_deleted "
+        "privileged_operation_and_its_audit_row_are_one_fsynced_transaction "
+        "cell_that_cannot_be_audited_does_not_run kill_9_loses_no_audit_row",
         "cm_server/test_housekeeping.py: wrong_clock_deletes_nothing "
         "wrong_clock_at_the_start_deletes_nothing "
         "clock_that_stays_wrong_deletes_a_week_of_rows_a_day",

@@ -31,7 +31,7 @@ TRUST: Final = [
         "a caller without TLS is refused by a server that other machines can reach",
         SERVER + "net/handlers.py",
         "BaseHandler._lacks_tls = lambda self: False",
-        "cm_server/test_app.py::test_whoever_others_can_reach_speaks_tls_and_nothing_else[0.0.0.0]",
+        "cm_server/test_app.py::test_server_reachable_from_other_machines_requires_tls[0.0.0.0]",
     ),
     defence(
         "a caller sends its token to other machines over TLS only",
