@@ -108,12 +108,12 @@ class Listener(HTTPServer):
         """Wait for a connection's first byte; a failure closes this connection only."""
         _set_non_blocking(sock)
         try:
-            gone = not sock.recv(1, socket.MSG_PEEK)
+            closed = not sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            gone = False
+            closed = False
         except OSError:
-            gone = True
-        if gone:  # not charged: connections behind many closed ones should not wait for them
+            closed = True
+        if closed:  # not charged: connections behind many closed ones should not wait for them
             sock.close()
             return
         self._accepts.spend(_ACCEPT_COST)
