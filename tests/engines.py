@@ -1,4 +1,4 @@
-"""Real servers that ours are built on, for tests: PostgreSQL and NATS, each for this run alone."""
+"""PostgreSQL and NATS servers for tests, started for this test run only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NUMBERS = itertools.count(1)
 
 
 class Engine:
-    """A process that can be killed, paused and started again at its old place."""
+    """A server process that can be killed, paused and started again."""
 
     death = signal.SIGKILL
 
@@ -39,7 +39,7 @@ class Engine:
             )
 
     def restart(self) -> None:
-        """Have it die without a word, and start again."""
+        """Kill the server and start it again."""
         self.end(self.death)
         self.process = self._start()
 
@@ -56,7 +56,7 @@ class Engine:
                 each.send_signal(number)
 
     def end(self, number: int = signal.SIGINT) -> None:
-        """Have it end; it may have ended before."""
+        """Stop the server, if it runs."""
         if self.process.poll() is None:
             self.wake()
             self.process.send_signal(number)
@@ -64,9 +64,11 @@ class Engine:
 
 
 class Postgres(Engine):
-    """PostgreSQL, reached by a socket in a folder of its own."""
+    """A PostgreSQL server with a Unix socket in its own folder."""
 
-    death = signal.SIGQUIT  # its immediate shutdown; killed, its children would live on for a while
+    death = (
+        signal.SIGQUIT
+    )  # immediate shutdown; after SIGKILL its child processes would live on for a while
 
     def __init__(self, folder: Path, binaries: Path, user: str | None) -> None:
         self._folder = folder
@@ -102,7 +104,7 @@ class Postgres(Engine):
         return psycopg.connect(self.url(name), autocommit=True)
 
     def new(self) -> str:
-        """The URL of an empty database."""
+        """Create an empty database; return its URL."""
         name = f"test_{next(_NUMBERS)}"
         with self.connect("postgres") as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
@@ -110,7 +112,7 @@ class Postgres(Engine):
 
 
 class Nats(Engine):
-    """NATS, on a TCP port of its own."""
+    """A NATS server on its own TCP port."""
 
     def __init__(self, folder: Path) -> None:
         self.tcp_port = free_tcp_port()
@@ -148,7 +150,7 @@ def _await(act: object, error: type[Exception]) -> None:
 
 @contextlib.contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """PostgreSQL, which refuses to be root's."""
+    """Run PostgreSQL as another user than root, which it refuses."""
     found = shutil.which("initdb")
     places = (
         [str(Path(found).resolve())]
@@ -156,7 +158,7 @@ def running_postgres() -> Iterator[Postgres]:
         else list(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))
     )
     if not places:
-        pytest.skip("PostgreSQL is not there: sudo apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: sudo apt-get install postgresql")
     user = "nobody" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="cm-pg-") as name:
         folder = Path(name)
@@ -166,7 +168,7 @@ def running_postgres() -> Iterator[Postgres]:
         try:
             yield engine
         finally:
-            engine.end(engine.death)  # at once: nothing of it is kept
+            engine.end(engine.death)  # immediately: its data is not needed
 
 
 @contextlib.contextmanager

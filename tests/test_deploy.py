@@ -1,4 +1,4 @@
-"""What `deploy/` says can be run: its commands start the server that they promise."""
+"""The commands in `deploy/` work: those of the systemd unit and of the container."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def unit() -> configparser.ConfigParser:
 
 
 def container(word: str) -> list[str]:
-    """The arguments of an instruction that is in exec form."""
+    """Return the arguments of an instruction in exec form (a JSON list)."""
     lines = [line for line in CONTAINER.read_text().splitlines() if line.startswith(word + " ")]
     (line,) = lines
-    said: list[str] = json.loads(line[line.index("[") :])
-    return said
+    arguments: list[str] = json.loads(line[line.index("[") :])
+    return arguments
 
 
 def free_port() -> int:
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(command: list[str], home: Path, tcp_port: int) -> Iterator[str]:
-    """Run it as it stands there, but for Python's path, CM_HOME and the TCP port."""
+    """Run a command with another Python, CM_HOME and TCP port; yield the server's URL."""
     assert Path(command[0]).name == "python"
     process = subprocess.Popen(
         [sys.executable, *command[1:], "--port", str(tcp_port)],

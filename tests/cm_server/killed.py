@@ -1,9 +1,9 @@
-"""Runs an act on copies of a folder, and kills it (SIGKILL) at its first, second, ... step.
+"""Run an operation on copies of a folder, and kill it (SIGKILL) at its first, second, ... step.
 
-    python -m tests.cm_server.killed ACT FOLDER COPIES [BACKUP]
+    python -m tests.cm_server.killed OPERATION FOLDER COPIES [BACKUP]
 
-A step is a call that changes the folder. The copies are numbered; the last one is of the act that
-came to its end. Prints the steps of that one, in JSON: each with its call and the name of its file.
+A step is a call that changes the folder. The copies are numbered; on the last one the operation was
+completed. Prints the steps of that one, in JSON: each with its call and the name of its file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What the acts import at their first use: here, so that not each child has to.
+# Imported by the operations at their first use: once here instead of in each child.
 import alembic.command  # noqa: F401
 import cryptography.hazmat.primitives.asymmetric.ec
 import cryptography.x509  # noqa: F401
@@ -31,9 +31,9 @@ STEPS = ("replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir", "fsy
 MOST = 200
 
 
-def steps_of(act: str, folder: Path, copies: Path, *more: Path) -> list[tuple[str, str]]:
-    """Run this program; return the steps of the act that came to its end."""
-    command = [sys.executable, "-m", "tests.cm_server.killed", act, folder, copies, *more]
+def steps_of(operation: str, folder: Path, copies: Path, *more: Path) -> list[tuple[str, str]]:
+    """Run this program; return the steps of the completed operation."""
+    command = [sys.executable, "-m", "tests.cm_server.killed", operation, folder, copies, *more]
     ran = subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=25)
     return [(call, name) for call, name in json.loads(ran.stdout)]
 
@@ -45,22 +45,22 @@ def _name(argument: Any) -> str:
 
 
 def _kill_at(step: int, done: list[tuple[str, str]]) -> None:
-    """Have this process die before its call of that number; note those before it."""
+    """Kill this process before the call with that number; record the calls before it."""
 
     def counted(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def act(*arguments: Any, **options: Any) -> Any:
+        def call_counted(*arguments: Any, **options: Any) -> Any:
             done.append((call, _name(arguments[0])))
             if len(done) == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **options)
 
-        return act
+        return call_counted
 
     for call in STEPS:
         setattr(os, call, counted(call, getattr(os, call)))
 
 
-def _act(name: str, home: Path, *more: Path) -> None:
+def _run(name: str, home: Path, *more: Path) -> None:
     if name == "restore":
         backup.load(home, more[0])
     elif name == "finish":
@@ -72,8 +72,8 @@ def _act(name: str, home: Path, *more: Path) -> None:
 
 
 def main() -> None:
-    """Do what the command line says."""
-    act, folder, copies, *more = sys.argv[1], *map(Path, sys.argv[2:])
+    """Run the command line."""
+    operation, folder, copies, *more = sys.argv[1], *map(Path, sys.argv[2:])
     for step in range(1, MOST):
         home = copies / str(step)
         shutil.copytree(folder, home)
@@ -82,7 +82,7 @@ def main() -> None:
             done: list[tuple[str, str]] = []
             _kill_at(step, done)
             try:
-                _act(act, home, *more)
+                _run(operation, home, *more)
                 print(json.dumps(done), flush=True)
             finally:
                 os._exit(0)

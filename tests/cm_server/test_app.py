@@ -1,4 +1,4 @@
-"""The service's life: how it starts, what it serves, and how it ends."""
+"""The server: its start, its routes, its limits for connections, and its stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def taken_port() -> Iterator[int]:
 
 
 def start(home: Path, *options: str) -> tuple[int, dict[str, str], str]:
-    """Run a server that is not to start: its exit status, its line, its standard error."""
+    """Run a server that cannot start; return its status, its line of JSON and its stderr."""
     ran = subprocess.run(
         [sys.executable, "-m", "cm_server", *options],
         env={**os.environ, "CM_HOME": str(home)},
@@ -52,7 +52,7 @@ def start(home: Path, *options: str) -> tuple[int, dict[str, str], str]:
 
 
 def pin(home):
-    """The fingerprint of a server's authority, as tokens carry it."""
+    """Return the fingerprint of a server's authority as it is appended to tokens."""
     return "." + certificates.load(home).pin
 
 
@@ -69,9 +69,9 @@ def fleet(server: RunningServer) -> Fleet:
 
 def test_port_in_use_is_reported_with_advice(tmp_path):
     with taken_port() as tcp_port:
-        status, said, err = start(tmp_path, "--port", str(tcp_port))
+        status, printed, err = start(tmp_path, "--port", str(tcp_port))
     assert (status, err) == (1, "")
-    assert said == {
+    assert printed == {
         "error": f"TCP port {tcp_port} of 127.0.0.1 is taken by another program; "
         "choose another with `mbm server-start --port N`"
     }
@@ -80,10 +80,10 @@ def test_port_in_use_is_reported_with_advice(tmp_path):
 
 def test_second_server_in_the_same_folder_does_not_start(tmp_path):
     with running_server(tmp_path) as first:
-        status, said, err = start(tmp_path, "--port", "0")
+        status, printed, err = start(tmp_path, "--port", "0")
         assert (status, err) == (1, "")
-        assert "runs in" in said["error"]
-        assert "`mbm server-stop`" in said["error"]
+        assert "runs in" in printed["error"]
+        assert "`mbm server-stop`" in printed["error"]
         state = config.read_server_state(tmp_path)
         assert state is not None
         assert state["pid"] == first.process.pid
@@ -92,7 +92,7 @@ def test_second_server_in_the_same_folder_does_not_start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--port", "65536"), "65536"),
         (("--port", "-1"), "-1"),
@@ -101,26 +101,26 @@ def test_second_server_in_the_same_folder_does_not_start(tmp_path):
     ],
     ids=str,
 )
-def test_invalid_address_is_reported_without_a_traceback(tmp_path, options, told):
-    status, said, err = start(tmp_path, *options)
+def test_invalid_address_is_reported_without_a_traceback(tmp_path, options, message):
+    status, printed, err = start(tmp_path, *options)
     assert status != 0
     assert "Traceback" not in err
-    assert told in said.get("error", err)
+    assert message in printed.get("error", err)
 
 
 def test_unreadable_database_stops_the_start_with_a_sentence(tmp_path):
     (tmp_path / "server.db").write_bytes(b"not a database" * 1000)
-    status, said, err = start(tmp_path, "--port", "0")
+    status, printed, err = start(tmp_path, "--port", "0")
     assert (status, err) == (1, "")
-    assert "server.db cannot be opened: file is not a database" in said["error"]
+    assert "server.db cannot be opened: file is not a database" in printed["error"]
 
 
 def test_unwritable_folder_is_reported_without_a_traceback(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    status, said, err = start(tmp_path / "file" / "home", "--port", "0")
+    status, printed, err = start(tmp_path / "file" / "home", "--port", "0")
     assert status == 1
     assert "Traceback" not in err
-    assert str(tmp_path / "file") in said.get("error", "")
+    assert str(tmp_path / "file") in printed.get("error", "")
 
 
 def test_secrets_and_state_are_private(tmp_path):
@@ -195,8 +195,8 @@ def test_lost_local_token_is_revoked(tmp_path):
         ):
             caller.status()
         with fleet(server) as caller:
-            told = [(row["name"], row["state"]) for row in caller.request("token-list")]
-    assert told == [("local", "revoked"), ("local", "valid")]
+            states = [(row["name"], row["state"]) for row in caller.request("token-list")]
+    assert states == [("local", "revoked"), ("local", "valid")]
 
 
 def test_all_files_are_private_with_any_umask(tmp_path):
@@ -207,7 +207,7 @@ def test_all_files_are_private_with_any_umask(tmp_path):
             modes = {
                 path.name: stat.S_IMODE(path.stat().st_mode)
                 for path in tmp_path.iterdir()
-                if path.name != "server.err"  # whoever starts it made this
+                if path.name != "server.err"  # created by the test
             }
     finally:
         os.umask(before)
@@ -255,7 +255,7 @@ def test_folder_is_usable_after_kill_9(tmp_path):
             caller.enrol(["lab-1"])
         server.process.kill()
         server.process.wait(WAIT)
-        assert config.read_server_state(tmp_path) is None  # the file is there, its process is not
+        assert config.read_server_state(tmp_path) is None  # the file exists, its process does not
     with running_server(tmp_path) as again, fleet(again) as caller:
         assert [board["name"] for board in caller.boards()] == ["lab-1"]
 
@@ -270,7 +270,7 @@ async def test_serve_returns_after_sigterm(tmp_path):
     assert config.read_server_state(tmp_path) is None
 
 
-# What it serves
+# Routes and connections
 
 
 async def get(service: Service, text: str) -> str:
@@ -373,7 +373,7 @@ async def test_flood_of_connections_is_bounded_and_others_can_connect(tmp_path, 
             await FakeCaller.join(service) as caller,
         ):
             await service.until(lambda: service.server.unauthenticated.count <= 20)
-            for _ in range(50):  # nor are they cut, once they are proven
+            for _ in range(50):  # authenticated links are not closed for them
                 await stack.enter_async_context(await RawPeer.dial(service))
             (job,) = await caller.submit("lab-1")
             await board.next()
@@ -429,7 +429,7 @@ async def test_log_lines_about_bad_requests_are_limited(service: Service, caplog
     assert caplog.text.count("GET '/nothing'") == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
 
 
-# The grace
+# The time after which boards are lost
 
 
 @pytest.mark.parametrize(
@@ -440,17 +440,17 @@ async def test_lost_after_is_not_below_the_reconnect_spread(tmp_path, lost_after
         service.server.enrolment.enrol([f"lab-{n}" for n in range(boards)] or ["lab-1"])
     async with running_service(tmp_path, lost_after=lost_after) as service:
         assert service.server.reconnect_spread == max(2.0, boards / 150)
-        assert grace_of(service) == grace
+        assert lost_after_of(service) == grace
 
 
 async def test_lost_after_grows_with_the_fleet(tmp_path):
     async with running_service(tmp_path, lost_after=1) as service:
         service.server.enrolment.enrol([f"lab-{n}" for n in range(600)])
-        assert grace_of(service) == service.server.reconnect_spread == 4.0
+        assert lost_after_of(service) == service.server.reconnect_spread == 4.0
 
 
-def grace_of(service: Service) -> Any:
-    """How long the dispatch waits for a board whose link broke."""
+def lost_after_of(service: Service) -> Any:
+    """Return after how many seconds a board with a broken link is lost."""
     seconds: list[float] = []
     dispatch = service.server.dispatch
     dispatch._scheduler._call_later = lambda after, _act: seconds.append(after)  # type: ignore[assignment,return-value]

@@ -1,4 +1,4 @@
-"""Whether the wall clock is believed: steps, wrong starts, and what is known of the time."""
+"""When the wall clock is confirmed: after steps, after starts with a wrong time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTE = AuditRow(NOW, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
 
 
 class Machine:
-    """A machine with a clock that can be set and one that cannot."""
+    """A machine with a wall clock that can be set and a steady clock."""
 
     def __init__(self, store: Store | None = None, wall: float = NOW) -> None:
         self.store = store or Store(None)
@@ -36,7 +36,7 @@ class Machine:
         self.clock = CheckedClock(self.store, wall=lambda: self.wall, steady=lambda: self.steady)
 
     def run(self, seconds: float, rate: float = 1.0) -> bool:
-        """Let time go by, with a look each minute; return what the last look said."""
+        """Advance both clocks with a check each minute; return the last check's result."""
         for _ in range(int(seconds / MINUTE)):
             self.wall += MINUTE * rate
             self.steady += MINUTE
@@ -68,8 +68,8 @@ def test_clock_that_was_set_is_unconfirmed_for_a_day(machine: Machine, step: flo
     assert not machine.clock.check()
     assert "may be wrong" in machine.clock.problem
     assert not machine.run(CONFIRM_SECONDS - 2 * MINUTE)
-    believed = machine.run(3 * MINUTE)
-    assert believed is (machine.wall > EARLIEST)  # 1970 is never believed
+    confirmed = machine.run(3 * MINUTE)
+    assert confirmed is (machine.wall > EARLIEST)  # 1970 is never confirmed
 
 
 def test_clock_that_is_set_back_to_the_right_time_is_confirmed_immediately(machine: Machine):
@@ -105,13 +105,13 @@ def test_jump_of_both_clocks_is_not_confirmed(machine: Machine):
     machine.wall, machine.steady = machine.wall + 450 * DAY, machine.steady + 450 * DAY
     assert not machine.clock.check()
     machine.wall, machine.steady = machine.wall + DAY, machine.steady + DAY
-    assert not machine.clock.check()  # one look after a day is not a day of looks
+    assert not machine.clock.check()  # one check after a day does not count as a day of checks
 
 
 def test_unconfirmed_clock_is_logged_and_audited_once(machine: Machine, caplog):
     machine.wall += 450 * DAY
     machine.run(HOUR / 2)
-    for step in (9 * DAY, -9 * DAY):  # a clock that jumps about does not fill the audit log
+    for step in (9 * DAY, -9 * DAY):  # repeated steps do not fill the audit log
         machine.wall += step
         machine.run(MINUTE)
     (row,) = machine.store.audit_rows(9)
@@ -124,14 +124,14 @@ def test_clock_is_compared_with_the_time_of_the_last_run(tmp_path: Path):
     machine = Machine(Store(tmp_path / "server.db"))
     machine.run(2 * HOUR)
     machine.clock.save()
-    for off, believed in (
+    for difference, confirmed in (
         (LONGEST_GAP - 1, True),
         (LONGEST_GAP + 1, False),
         (-TOLERANCE + 1, True),
         (-TOLERANCE - 1, False),
     ):
-        later = Machine(machine.store, machine.wall + off)
-        assert later.clock.check() is believed, off
+        later = Machine(machine.store, machine.wall + difference)
+        assert later.clock.check() is confirmed, difference
     machine.store.close()
 
 
@@ -165,25 +165,25 @@ def test_repeated_starts_do_not_confirm_a_wrong_clock():
         machine.wall += 450 * DAY
         machine.start()
         assert not machine.run(HOUR)
-        machine.start()  # its own rows are of the wrong time now
+        machine.start()  # its own rows have the wrong time now
         assert not machine.run(HOUR)
         machine.wall -= 450 * DAY
 
 
 def test_short_runs_add_up_to_a_day_of_confirmation():
-    """A machine that was off for months, and is on for the eight hours of a lesson."""
+    """A machine that was off for months runs for eight hours a day."""
     machine = Machine()
     machine.run(HOUR)
     machine.clock.save()
     machine.wall += 60 * DAY
-    looks = []
+    checks = []
     for _ in range(4):
         machine.start()
-        looks.append(machine.run(8 * HOUR))
+        checks.append(machine.run(8 * HOUR))
         machine.clock.save()
         machine.wall += 16 * HOUR
-        machine.steady = 5.0  # it counts from the machine's start
-    assert looks == [False, False, True, True]
+        machine.steady = 5.0  # it starts with the machine
+    assert checks == [False, False, True, True]
 
 
 def test_latest_time_does_not_go_back_with_the_clock(machine: Machine):
@@ -201,7 +201,7 @@ def test_latest_time_does_not_go_back_with_the_clock(machine: Machine):
 
 def test_step_just_before_the_stop_is_not_stored_as_confirmed(machine: Machine):
     machine.run(HOUR)
-    right, machine.wall = machine.wall, 0.0  # nobody looks before the server stops
+    right, machine.wall = machine.wall, 0.0  # there is no check before the server stops
     machine.clock.save()
     machine.start()
     assert machine.clock.latest() == pytest.approx(right)

@@ -1,4 +1,4 @@
-"""Old jobs and audit rows are deleted: in small bites, bounded, and by a certain clock."""
+"""Old jobs and audit rows are deleted in small batches, and only by a confirmed clock."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOTE = AuditRow(0.0, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
 
 
 class Home:
-    """A store with jobs, and a housekeeper whose clocks are turned by hand."""
+    """A store and a housekeeper with clocks that the test advances."""
 
     def __init__(self, path: Path | None = None, store: Store | None = None) -> None:
         self.store = store or Store(path)
         self.clock = Clock()
-        self.day = 0.0  # days that have really gone by
+        self.day = 0.0  # days that have really passed
         self.wrong = 0.0  # days by which the wall clock is wrong
         self.start()
 
@@ -50,7 +50,7 @@ class Home:
         )
 
     def pass_days(self, days: int) -> None:
-        """Let days go by, on both clocks, with a round's time in each."""
+        """Advance both clocks by days, with time for a round on each day."""
         for _ in range(days):
             self.day += 1
             self.clock.turn(ROUND_SECONDS)
@@ -115,7 +115,14 @@ def test_batch_is_small_and_followed_by_a_pause(home: Home):
 
 def test_old_audit_rows_are_deleted_oldest_first(home: Home):
     now = time.time()
-    days_ago = [*[450] * 12, *range(449, 436, -1), 399, 5, 450, 1]  # one by a clock that was back
+    days_ago = [
+        *[450] * 12,
+        *range(449, 436, -1),
+        399,
+        5,
+        450,
+        1,
+    ]  # one row by a clock that was slow
     for days in days_ago:
         home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
     home.clock.turn(FIRST_ROUND_SECONDS + 10 * BATCH_PAUSE_SECONDS)
@@ -133,7 +140,7 @@ def test_old_audit_rows_are_deleted_oldest_first(home: Home):
 
 
 def old_rows(home: Home) -> None:
-    """A year of the audit log and of jobs, and nothing that is due."""
+    """Add a year of audit rows and three months of jobs, none of them due."""
     now = time.time()
     for days in range(380, 0, -20):
         home.store.add_audit_row(NOTE._replace(at=now - days * DAY))
@@ -157,7 +164,7 @@ def test_wrong_clock_deletes_nothing(home: Home, wrong: int):
     whole = everything(home)
     home.clock.turn(FIRST_ROUND_SECONDS)
     home.wrong = wrong
-    home.day += 2  # however long: until it has gone evenly for a day of looks
+    home.day += 2  # any time, without a day of regular checks
     home.clock.turn(3 * ROUND_SECONDS)
     assert everything(home) == whole
     assert "no old rows are deleted" in home.keeper.problem
@@ -191,7 +198,7 @@ def test_clock_that_stays_wrong_deletes_a_week_of_rows_a_day(home: Home):
             home.day += 1 / 24 / 60
             home.clock.turn(PROBE_SECONDS)
         counts.append(len([row for row in home.store.audit_rows(999) if row.verb == "label"]))
-    assert counts[0] == 19  # the day in which it was not believed
+    assert counts[0] == 19  # the day in which the clock is unconfirmed
     assert counts[1:] == [18, 17, 16]
     assert [row.target for row in home.notes()].count("audit") == 3
 
@@ -300,7 +307,7 @@ def test_stop_cancels_all_timers(home: Home):
 
 
 def test_batch_takes_less_than_100_ms(tmp_path: Path):
-    """Measured: 2 ms for 500 rows; a cell on one board waits no longer than for another cell."""
+    """Measured: 2 ms for 500 rows, which is less than a cell takes."""
     home = Home(tmp_path / "server.db")
     end(home, home.store.insert_jobs(["id1"] * 2 * limits.PRUNE_ROWS, "ann"))
     begun = time.perf_counter()

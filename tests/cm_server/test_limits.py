@@ -1,4 +1,4 @@
-"""Every limit stands in docs/security.md, with the value that it has; and none stands elsewhere."""
+"""docs/security.md lists each limit with its value, and no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = [name for name in vars(limits) if name.isupper() and name not in ("KIB",
 
 
 def shown(name: str) -> str:
-    """A limit's value as people read it."""
+    """Return a limit's value as the documentation writes it."""
     value = getattr(limits, name)
     if name.endswith("_BYTES"):
         mib = value % limits.MIB == 0

@@ -19,7 +19,7 @@ HOSTILE = 'x\n{"level": "forged"}\u2028\x1b[31m\udc80'
 
 @contextlib.contextmanager
 def logging_to(path: Path, **more: bool) -> Iterator[None]:
-    """Log there, and leave the loggers as they were."""
+    """Log into a file, and restore the loggers afterwards."""
     root, jobs = logging.getLogger(), logging.getLogger("cm_server.jobs")
     level, kept, jobs_level = root.level, root.handlers[:], jobs.level
     root.handlers.clear()
@@ -72,12 +72,12 @@ def test_log_has_the_job_number_of_caller_and_board(tmp_path: Path):
         running_boards(server, fleet, ["lab-1"]),
     ):
         number = fleet["lab-1"].run("1/0")["lab-1"].job
-    told = [line for line in lines(tmp_path / "server.log") if number in line.get("jobs", [])]
-    told += [line for line in lines(tmp_path / "server.log") if line.get("job") == number]
-    assert [line["event"] for line in told] == ["submitted", "started", "ended"]
-    assert told[0]["caller"] == told[2]["caller"] == "local"
-    assert told[1]["board"] == told[2]["board"] == "lab-1"
-    assert told[2]["status"] == "error"
+    events = [line for line in lines(tmp_path / "server.log") if number in line.get("jobs", [])]
+    events += [line for line in lines(tmp_path / "server.log") if line.get("job") == number]
+    assert [line["event"] for line in events] == ["submitted", "started", "ended"]
+    assert events[0]["caller"] == events[2]["caller"] == "local"
+    assert events[1]["board"] == events[2]["board"] == "lab-1"
+    assert events[2]["status"] == "error"
     here = [line["message"] for line in lines(tmp_path / "server.log") if "event" not in line]
     assert any(message.startswith("lab-1 is connected, from ") for message in here)
 

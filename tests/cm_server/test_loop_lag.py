@@ -1,4 +1,4 @@
-"""The pulse: how late the loop is."""
+"""The lag of the event loop."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .dispatching import Clock
 
 def test_lag_is_measured_and_recovers():
     clock, late = Clock(), 0.0
-    pulse = LoopLagMonitor(clock.later, lambda: clock.now + late)
+    monitor = LoopLagMonitor(clock.later, lambda: clock.now + late)
     clock.turn(1)
-    assert pulse.lag == 0
+    assert monitor.lag == 0
     late = 0.3
     clock.turn(1)
-    assert abs(pulse.lag - 0.3) < 1e-9
+    assert abs(monitor.lag - 0.3) < 1e-9
     clock.turn(1)
-    assert pulse.lag == 0
-    pulse.stop()
+    assert monitor.lag == 0
+    monitor.stop()
     clock.turn(5)
     assert not [timer for timer in clock.timers if not timer.cancelled]

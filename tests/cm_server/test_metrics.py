@@ -1,4 +1,4 @@
-"""Metrics: each is in the docs, none is labelled by what a peer chose, and they count."""
+"""Metrics: their documentation, their labels and their values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROW = r"^\| `(cm_\w+|process_\w+)` \| (\w+) \| (?:`(\w+)`: ([^|]+))?\| [^|]+ \|$
 
 
 def families(server: Server) -> dict[str, Any]:
-    """Every metric, by the name under which Prometheus knows it."""
+    """Return all metrics by their names in Prometheus."""
     read = text_string_to_metric_families(render(server).decode())
     ends = {"counter": "_total", "info": "_info"}
     return {metric.name + ends.get(metric.type, ""): metric for metric in read}

@@ -1,4 +1,4 @@
-"""What the server is started with."""
+"""The command-line options of the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_store_and_bus_are_set_by_options_or_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (["--bus", "nats://y"], "--bus needs a shared store"),
         (["--port", "70000"], "--port must be a number from 0 to 65535"),
@@ -35,8 +35,8 @@ def test_store_and_bus_are_set_by_options_or_environment(monkeypatch):
         (["--keep-jobs", "0"], "--keep-jobs must be at least 1 day"),
     ],
 )
-def test_invalid_options_are_refused(monkeypatch, capsys, given, told):
+def test_invalid_options_are_refused(monkeypatch, capsys, given, message):
     monkeypatch.delenv("CM_STORE", raising=False)
     with pytest.raises(SystemExit):
         read(monkeypatch, *given)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What boards emit: checked, stamped, bounded for each board and for all of them."""
+"""Samples: their checks, their timestamps, and limits for one board and for all."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sample_gets_a_timestamp_and_is_reported():
-    told: list[tuple[Board, Sample]] = []
+    reported: list[tuple[Board, Sample]] = []
     lab, before = board(), time.time()
-    SampleCollector(10, lambda *each: told.append(each)).add_message(lab, emitted(ticks=77))
+    SampleCollector(10, lambda *each: reported.append(each)).add_message(lab, emitted(ticks=77))
     (sample,) = lab.sample_buffer.samples
-    assert told == [(lab, sample)]
+    assert reported == [(lab, sample)]
     assert (sample.ticks, sample.missed, sample.values) == (77, 0, '{"t":1}')
     assert before - 1e-6 <= sample.at <= time.time() + 1e-6
     assert json.loads(sample.to_json("lab-1")) == ["lab-1", sample.at, 77, 0, {"t": 1}]

@@ -1,4 +1,4 @@
-"""A bench for faults: one server, and boards that dial it through a proxy each."""
+"""A test bench for faults: one server, and boards that connect through a proxy each."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ T = TypeVar("T")
 
 #: Kinds of links that rows run over.
 LINKS = ("plain", "tls", "mac")
-BOARDS = 12  # rows that run at once; most of their time they wait
-WAIT = 30.0  # seconds that anything here may take, on a busy machine
-BEAT = 2.0  # seconds: a board that heard nothing for 5 dials again
-GRACE = 6.0  # seconds that the server waits for a board: more than it takes to come back
+BOARDS = 12  # rows that run at the same time; mostly they wait
+WAIT = 30.0  # timeout in seconds, long enough for a busy machine
+BEAT = 2.0  # seconds; a board that received nothing for 5 seconds reconnects
+LOST_AFTER = 6.0  # seconds; boards reconnect within a shorter time
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make soak` what is alike on every kind of link, and what has to wait long."""
+    """Mark rows as soak tests that are alike on all kinds of links, or that wait long."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if params.get("bench", "plain") == "plain" or "row" not in params:
@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.soak)
 
 
-class Desk(NamedTuple):
-    """One board behind its proxy, and a link of a caller's own to the server."""
+class Slot(NamedTuple):
+    """One board behind its proxy, and the bench's caller."""
 
     name: str
     proxy: Proxy
@@ -54,35 +54,35 @@ class Desk(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """A server, and desks that are free; ``kind`` is one of ``LINKS``."""
+    """A server and its free slots; ``kind`` is one of ``LINKS``."""
 
     kind: str
     server: RunningServer
     loop: Loop
     fleet: Fleet
     token: str
-    free: queue.SimpleQueue[Desk]
+    free: queue.SimpleQueue[Slot]
 
-    def at_a_desk(self, act: Callable[[Desk], T]) -> T:
-        """Do something at a desk that is free."""
-        desk = self.free.get(timeout=10 * WAIT)
+    def run_in_slot(self, run: Callable[[Slot], T]) -> T:
+        """Call a function with a free slot."""
+        slot = self.free.get(timeout=10 * WAIT)
         try:
-            return act(desk)
+            return run(slot)
         finally:
-            self.free.put(desk)
+            self.free.put(slot)
 
 
-def until(true: Callable[[], object], what: str) -> None:
-    """Return once it is so; of another process, nothing else tells."""
+def until(condition: Callable[[], object], failure: str) -> None:
+    """Poll a condition of another process until it is true."""
     deadline = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < deadline, what
+    while not condition():
+        assert time.monotonic() < deadline, failure
         time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[RunningServer, str]]:
-    """A server and its own token, with its fingerprint where others can reach it."""
+    """Run a server; yield it and its token, with the fingerprint if it uses TLS."""
     listen = ("--listen", "0.0.0.0") if public else ()
     with running_server(home, *listen, *options) as server:
         pin = f".{certificates.load(home).pin}" if public else ""
@@ -93,64 +93,66 @@ def serving(home: Path, *options: str, public: bool) -> Iterator[tuple[RunningSe
 def bench(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bench]:
-    """The bench that the rows share: each takes one of its desks."""
+    """Run the bench that all rows share; each row uses one slot at a time."""
     kind = request.param
     home = tmp_path_factory.mktemp("bench")
-    options = ("--beat", str(BEAT), "--lost-after", str(GRACE))
-    free: queue.SimpleQueue[Desk] = queue.SimpleQueue()
+    options = ("--beat", str(BEAT), "--lost-after", str(LOST_AFTER))
+    free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
     with (
         serving(home, *options, public=kind != "plain") as (server, token),
         Fleet(server.url, token) as fleet,
         Loop() as loop,
         VirtualBoards([], ("127.0.0.1", 0), home / "virtual") as machine,
     ):
-        names = [f"desk-{number}" for number in range(1, BOARDS + 1)]
+        names = [f"slot-{number}" for number in range(1, BOARDS + 1)]
         for row in fleet.enrol(names, plain=kind == "mac"):
             proxy = loop.proxy(server.tcp_port, tls=kind == "tls")
             machine.address = ("127.0.0.1", proxy.tcp_port)
             machine.add_board(BoardIdentity.from_enrolment(row, server.url))
-            free.put(Desk(row["name"], proxy, fleet))
+            free.put(Slot(row["name"], proxy, fleet))
         wait_online(fleet, names)
         yield Bench(kind, server, loop, fleet, token, free)
 
 
 class Rows:
-    """Rows that run side by side, each at a desk; a test waits for its own."""
+    """Runs rows at the same time, each in a slot; a test waits for its own row."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._pool = ThreadPoolExecutor(BOARDS)
-        self._acts: dict[str, Callable[[Desk], object]] = {}
-        self._begun: dict[str, Future[object]] = {}
+        self._functions: dict[str, Callable[[Slot], object]] = {}
+        self._started: dict[str, Future[object]] = {}
 
-    def begin(self, name: str, act: Callable[[Desk], object]) -> None:
-        """Let a row begin."""
-        self._acts[name] = act
-        self._begun[name] = self._pool.submit(self._bench.at_a_desk, act)
+    def start(self, name: str, run: Callable[[Slot], object]) -> None:
+        """Start a row."""
+        self._functions[name] = run
+        self._started[name] = self._pool.submit(self._bench.run_in_slot, run)
 
-    def hold(self, name: str, check: Callable[[object], None]) -> None:
-        """Hold what came of a row against what should; what went wrong in it is raised.
+    def check(self, name: str, check: Callable[[object], None]) -> None:
+        """Wait for a row and check its outcome; repeat the row once if the check fails.
 
-        Twice at most: a machine that is busy enough breaks links by itself, once in some
-        thousand rows, and a row's own fault strikes each time.
+        On a busy machine links break by themselves, once in some thousand rows; a bug that the
+        row's fault uncovers fails both times.
         """
         try:
-            check(self._begun[name].result(5 * WAIT))
+            check(self._started[name].result(5 * WAIT))
         except AssertionError:
-            check(self._pool.submit(self._bench.at_a_desk, self._acts[name]).result(5 * WAIT))
+            check(
+                self._pool.submit(self._bench.run_in_slot, self._functions[name]).result(5 * WAIT)
+            )
 
     def end(self) -> None:
-        """Begin no more."""
+        """Start no more rows."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def chosen(request: pytest.FixtureRequest, kind: str) -> list[object]:
-    """Return the rows over this kind of link, of those that were selected to run."""
-    given = [
+def selected_rows(request: pytest.FixtureRequest, kind: str) -> list[object]:
+    """Return the rows of this module that pytest selected for this kind of link."""
+    parameters = [
         item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function)
         and item.module is request.module
         and hasattr(item, "callspec")
     ]
-    return [params["row"] for params in given if params["bench"] == kind]
+    return [params["row"] for params in parameters if params["bench"] == kind]

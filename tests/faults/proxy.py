@@ -1,11 +1,11 @@
-"""A TCP proxy that does harm: one fault, at one place of what passes. Real sockets, on loopback.
+"""A TCP proxy that causes one fault at one place of a stream, with real sockets on loopback.
 
     with Loop() as loop:
         proxy = loop.proxy(server.tcp_port)
-        proxy.strike(Strike("cut before", "EXEC"))   # peers dial proxy.tcp_port
+        proxy.strike(Strike("cut before", "EXEC"))   # peers connect to proxy.tcp_port
 
-Nothing is left to chance: where a fault strikes is said by name, which bit it flips by place.
-It runs in a thread of its own, so that tests are plain functions which block.
+Faults are deterministic: their place is given by the name of a message, a flipped bit by its
+number. The proxy runs in its own thread, so that tests are plain functions that block.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .units import Frames, Records, Unit
 T = TypeVar("T")
 P = TypeVar("P", bound="Proxy")
 
-SECONDS: Final = 10.0  # that a call into the proxy's thread may take
+SECONDS: Final = 10.0  # timeout of a call into the proxy's thread
 DELAY: Final = 0.3  # seconds
 TRICKLE: Final = 0.001  # seconds between two pieces
 PIECE: Final = 4  # bytes
-TRICKLE_BYTES: Final = 2048  # of one direction; then it flows again
+TRICKLE_BYTES: Final = 2048  # of one direction; then it is fast again
 READ_BYTES: Final = 64 * 1024
 
 
@@ -34,11 +34,11 @@ class Strike(NamedTuple):
 
     Attributes:
         fault: a name in ``FAULTS``.
-        at: the unit that it strikes (units.py), such as "EXEC"; "" for the next of any name; of
-            TLS, "handshake", else a record of data.
-        nth: which of that name, from 1.
-        up: whether it strikes what goes to the server; only for units that have no name.
-        bit: which bit "flip" turns over, from the beginning of the unit's body.
+        at: the unit that it strikes (units.py), such as "EXEC"; "" for the next unit of any name.
+            With TLS, "handshake", else a record of data.
+        nth: which unit of that name, from 1.
+        up: whether it strikes data to the server; only for units without a name.
+        bit: which bit "flip" inverts, from the beginning of the unit's body.
     """
 
     fault: str
@@ -49,7 +49,7 @@ class Strike(NamedTuple):
 
 
 class Loop:
-    """The thread in which proxies run; ``with`` ends them all."""
+    """The thread in which proxies run; leaving ``with`` closes all of them."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -68,92 +68,94 @@ class Loop:
         self._loop.close()
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and return what it gives."""
+        """Run a coroutine in the thread and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SECONDS)
 
     def proxy(self, tcp_port: int, *, tls: bool = False) -> Proxy:
-        """Return a proxy before a server of this machine."""
+        """Start a proxy for a server of this machine."""
         return self.adopt(Proxy(self, tcp_port, tls=tls))
 
     def adopt(self, proxy: P) -> P:
-        """End this proxy, too."""
+        """Close this proxy at the end, too."""
         self._proxies.append(proxy)
         return proxy
 
 
 class Proxy:
-    """Stands before a server, on a port of its own.
+    """Forwards connections to a server, and causes faults.
 
     Args:
         loop: the thread that it runs in.
-        server_port: where the server listens.
-        tls: whether what passes is TLS, of which only records are seen.
+        server_port: the server's TCP port.
+        tls: whether the streams are TLS, of which only records are visible.
 
     Attributes:
-        tcp_port: where it listens.
-        struck: set once the fault has struck.
-        go: what a unit that is held waits for.
-        shut: whether it hangs up on whoever dials.
-        links: how many there have been.
+        tcp_port: the proxy's TCP port.
+        struck: set when the fault has happened.
+        released: set to forward a held unit.
+        refusing: whether it closes new connections immediately.
+        links: how many were opened.
     """
 
     def __init__(self, loop: Loop, server_port: int, *, tls: bool = False) -> None:
         self.server_port = server_port
         self.tls = tls
         self.struck = threading.Event()
-        self.go = threading.Event()
-        self.shut = False
+        self.released = threading.Event()
+        self.refusing = False
         self.links = 0
         self.now: Strike | None = None
-        self.left = 0  # units until it strikes
+        self.left = 0  # matching units until the fault happens
         self._loop = loop
         self._live: set[asyncio.Task[None]] = set()
-        self._server = loop.call(asyncio.start_server(self._meet, "127.0.0.1", 0))
+        self._server = loop.call(asyncio.start_server(self._on_connection, "127.0.0.1", 0))
         self.tcp_port: int = self._server.sockets[0].getsockname()[1]
 
     def strike(self, strike: Strike) -> None:
-        """Let a fault strike, once, at the next unit that it means."""
+        """Cause a fault once, at the next matching unit."""
         self.struck.clear()
-        self.go.clear()
+        self.released.clear()
         self.left, self.now = strike.nth, strike
 
-    def hang_up(self) -> None:
-        """End all links, without a word."""
-        self._loop.call(self._hang_up())
+    def close_links(self) -> None:
+        """Abort all links."""
+        self._loop.call(self._close_links())
 
     def close(self) -> None:
-        """End all links and listen no more."""
-        self.go.set()
+        """Abort all links and stop listening."""
+        self.released.set()
         self._loop.call(self._close())
 
     async def _close(self) -> None:
         self._server.close()
-        await self._hang_up()
+        await self._close_links()
 
-    async def _hang_up(self) -> None:
+    async def _close_links(self) -> None:
         tasks = list(self._live)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _on_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._live.add(task)
         try:
-            if not self.shut:
+            if not self.refusing:
                 self.links += 1
-                await self._talk(reader, writer)
+                await self._forward(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # nobody there; or hang_up: this is the whole task
+            pass  # the server does not listen, or close_links cancelled this task
         finally:
             self._live.discard(task)
             writer.transport.abort()
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         theirs = await asyncio.open_connection("127.0.0.1", self.server_port)
         try:
-            await Conversation(self, (reader, writer), theirs).run()
+            await ProxiedLink(self, (reader, writer), theirs).run()
         finally:
             theirs[1].transport.abort()
 
@@ -161,70 +163,70 @@ class Proxy:
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class Conversation:
-    """One peer's link through the proxy; ``deaf``: everything is swallowed from now on."""
+class ProxiedLink:
+    """One link through the proxy; while ``silent`` is set, all data is dropped."""
 
     def __init__(self, proxy: Proxy, peer: Ends, server: Ends) -> None:
         self.proxy = proxy
-        self.deaf = False
+        self.silent = False
         self.up = Pipe(self, peer[0], server[1], up=True)
         self.down = Pipe(self, server[0], peer[1], up=False)
 
     async def run(self) -> None:
-        """Pass everything on until both ends have hung up."""
+        """Forward data until both ends have closed."""
         await asyncio.gather(self.up.run(), self.down.run())
 
     def end(self) -> None:
-        """Let both ends see the end of the stream: what was sent before arrives."""
-        self.deaf = True
+        """Close the streams to both ends after the data that was sent before."""
+        self.silent = True
         for pipe in (self.up, self.down):
             with contextlib.suppress(OSError, RuntimeError):
                 pipe.writer.write_eof()
 
 
 class Pipe:
-    """One direction of a conversation."""
+    """One direction of a link."""
 
     def __init__(
         self,
-        talk: Conversation,
+        link: ProxiedLink,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
         up: bool,
     ) -> None:
-        self.talk = talk
+        self.link = link
         self.writer = writer
         self._reader = reader
         self._up = up
-        self._units = Records() if talk.proxy.tls else Frames("request" if up else "answer")
-        self.late = b""  # what "reorder" holds back until something has passed it
-        self.slow = 0  # bytes that are still to trickle
+        self._units = Records() if link.proxy.tls else Frames("request" if up else "answer")
+        self.late = b""  # data that "reorder" holds back until other data was sent
+        self.slow = 0  # bytes that are still sent slowly
 
     async def run(self) -> None:
-        """Pass on what comes, until it ends."""
-        with contextlib.suppress(OSError, RuntimeError):  # the other pipe may have ended it
+        """Forward data until the stream ends."""
+        with contextlib.suppress(OSError, RuntimeError):  # the other pipe may have closed it
             while data := await self._reader.read(READ_BYTES):
                 for unit in self._units.feed(data):
                     await self._pass(unit)
-            if not self.talk.deaf:
+            if not self.link.silent:
                 self.writer.write(self._units.rest())
                 self.writer.write_eof()
 
     async def _pass(self, unit: Unit) -> None:
         strike = self._strike(unit)
-        if self.talk.deaf:
+        if self.link.silent:
             return
         if strike is None:
             await self.send(unit.data)
         else:
             await FAULTS[strike.fault](self, unit, strike)
-            self.talk.proxy.struck.set()
+            self.link.proxy.struck.set()
 
     def _strike(self, unit: Unit) -> Strike | None:
-        """Return the fault that is to strike this unit, if any."""
-        proxy, strike = self.talk.proxy, self.talk.proxy.now
-        if strike is None or self.talk.deaf or not self._means(strike, unit):
+        """Return the fault that happens at this unit, if any."""
+        proxy, strike = self.link.proxy, self.link.proxy.now
+        if strike is None or self.link.silent or not self._means(strike, unit):
             return None
         proxy.left -= 1
         if proxy.left:
@@ -233,13 +235,13 @@ class Pipe:
         return strike
 
     def _means(self, strike: Strike, unit: Unit) -> bool:
-        if self.talk.proxy.tls:
+        if self.link.proxy.tls:
             name = "handshake" if strike.at == "handshake" else "record"
             return name in unit.names and strike.up is self._up
         return strike.at in unit.names or (not strike.at and strike.up is self._up)
 
     async def send(self, data: bytes) -> None:
-        """Pass bytes on, as fast as this pipe is, and what was held back behind them."""
+        """Send bytes at this pipe's speed, followed by the data that was held back."""
         data, self.late = data + self.late, b""
         slow = min(self.slow, len(data))
         self.slow -= slow
@@ -253,17 +255,17 @@ class Pipe:
 
 
 async def _cut_before(pipe: Pipe, unit: Unit, strike: Strike) -> None:
-    pipe.talk.end()
+    pipe.link.end()
 
 
 async def _cut_within(pipe: Pipe, unit: Unit, strike: Strike) -> None:
     await pipe.send(unit.data[: len(unit.data) // 2])
-    pipe.talk.end()
+    pipe.link.end()
 
 
 async def _cut_after(pipe: Pipe, unit: Unit, strike: Strike) -> None:
     await pipe.send(unit.data)
-    pipe.talk.end()
+    pipe.link.end()
 
 
 async def _delay(pipe: Pipe, unit: Unit, strike: Strike) -> None:
@@ -290,12 +292,12 @@ async def _flip(pipe: Pipe, unit: Unit, strike: Strike) -> None:
 
 
 async def _flip_head(pipe: Pipe, unit: Unit, strike: Strike) -> None:
-    """Turn over a bit of the first byte: of a frame, one that is reserved."""
+    """Invert a bit of the first byte: in a frame, a reserved one."""
     await pipe.send(bytes((unit.data[0] ^ 0x10,)) + unit.data[1:])
 
 
 async def _half_open(pipe: Pipe, unit: Unit, strike: Strike) -> None:
-    pipe.talk.deaf = True
+    pipe.link.silent = True
 
 
 async def _trickle(pipe: Pipe, unit: Unit, strike: Strike) -> None:
@@ -304,9 +306,9 @@ async def _trickle(pipe: Pipe, unit: Unit, strike: Strike) -> None:
 
 
 async def _hold(pipe: Pipe, unit: Unit, strike: Strike) -> None:
-    """Keep it until somebody, who meanwhile does worse, says ``go``."""
-    pipe.talk.proxy.struck.set()
-    await asyncio.to_thread(pipe.talk.proxy.go.wait, SECONDS)
+    """Hold the unit until the test sets ``released``, after it has killed a process."""
+    pipe.link.proxy.struck.set()
+    await asyncio.to_thread(pipe.link.proxy.released.wait, SECONDS)
     await pipe.send(unit.data)
 
 

@@ -1,4 +1,4 @@
-"""Servers that die and are followed by others, for the soak."""
+"""Servers that are killed and restarted, for the soak test."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.testing.plugin import RunningServer, running_server
 from cm_server.net import certificates
 
-GRACE: Final = "6"  # seconds that the server waits for a board
+LOST_AFTER: Final = "6"  # seconds
 BEAT: Final = "2"  # seconds
 
 
 class Servers:
-    """The server, which may die; another one takes over its folder and its port."""
+    """A server that can be killed and restarted with the same folder and TCP port."""
 
     def __init__(self, home: Path, *, public: bool) -> None:
         self._home = home
@@ -27,27 +27,27 @@ class Servers:
         self.server = self._start(0)
 
     def _start(self, tcp_port: int) -> RunningServer:
-        options = ("--beat", BEAT, "--lost-after", GRACE, *self._listen)
+        options = ("--beat", BEAT, "--lost-after", LOST_AFTER, *self._listen)
         context = running_server(self._home, *options, tcp_port=tcp_port)
         return self._stack.enter_context(context)
 
     def die(self) -> None:
-        """Kill it and start the next."""
+        """Kill the server and start the next one."""
         self.server.process.kill()
         self.server.process.wait()
         self.deaths += 1
         self.server = self._start(self.server.tcp_port)
 
     def memory(self) -> int:
-        """Return the bytes that it holds."""
+        """Return the resident memory of the server in bytes."""
         return int(psutil.Process(self.server.process.pid).memory_info().rss)
 
     def end(self) -> None:
-        """End all of them."""
+        """Stop the server."""
         self._stack.close()
 
 
 def fleet_of(url: str, home: Path) -> Fleet:
-    """A caller's link of one's own."""
+    """Connect a new caller to the server."""
     pin = f".{certificates.load(home).pin}" if url.startswith("https:") else ""
     return Fleet(url, (home / "token").read_text().strip() + pin)

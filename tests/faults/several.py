@@ -1,10 +1,10 @@
-"""Thousands of jobs on hundreds of boards, while servers, bus, store and links die or stand still.
+"""Run thousands of jobs while servers, bus, store and links are killed or suspended.
 
     python -m tests.faults.several --jobs 5000 --boards 300 --servers 3 --seed 1
 
-Three servers, one PostgreSQL, one NATS. Boards and callers dial whichever server answers, as
-behind a load balancer. Every job has exactly one outcome, none runs twice by the boards' own
-count, nobody hangs; what a server that stood still writes about boards that moved is refused.
+Three servers, one PostgreSQL, one NATS. Boards and callers connect to any server that answers, as
+behind a load balancer. Each job has exactly one outcome, none runs twice by the boards' own count,
+and nothing hangs; writes of a suspended server about boards that moved have no effect.
 """
 
 from __future__ import annotations
@@ -34,24 +34,29 @@ from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.engines import Engine, Nats, Postgres, running_nats, running_postgres
 
-from .proxy import Conversation, Loop, Proxy
+from .proxy import Loop, ProxiedLink, Proxy
 from .servers import BEAT
 from .soak import CALLERS, HANG, Line, Soak
 
-DEAD_AFTER: Final = 4.0  # seconds that a server is silent before others take it for gone
-PAUSES: Final = (0.1, 0.5, 1.5)  # how long something stands still, in those; the last is too long
+DEAD_AFTER: Final = 4.0  # seconds without a heartbeat after which others remove a server
+PAUSES: Final = (
+    0.1,
+    0.5,
+    1.5,
+)  # how long a process is suspended, in units of DEAD_AFTER; the last is too long
 SETTLED: Final = 20.0  # seconds after which no job is open
-STORE_PAUSES: Final = (1.5, 1.5, 1.5, 7.0)  # seconds; in the last, statements are given up
+STORE_PAUSES: Final = (1.5, 1.5, 1.5, 7.0)  # seconds; in the last, statements time out
+REJOINED: Final = "it begins anew"  # plain-words: ok (a log line of membership.py)
 KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop", "kill store", "pause store")
 
 
 class Balancer(Proxy):
-    """Leads each link to whichever server answers, as a load balancer does."""
+    """Connects each link to a random server that answers, like a load balancer."""
 
     ports: list[int]  # of all servers
     dice: random.Random
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for tcp_port in self.dice.sample(self.ports, len(self.ports)):
             with contextlib.suppress(OSError):
                 theirs = await asyncio.open_connection("127.0.0.1", tcp_port)
@@ -59,13 +64,13 @@ class Balancer(Proxy):
         else:
             return
         try:
-            await Conversation(self, (reader, writer), theirs).run()
+            await ProxiedLink(self, (reader, writer), theirs).run()
         finally:
             theirs[1].transport.abort()
 
 
 class Cluster:
-    """Servers that die, stand still and come back, each in its folder and on its port."""
+    """Servers that are killed, suspended and restarted, each with its folder and TCP port."""
 
     def __init__(
         self, home: Path, count: int, dead_after: float, postgres: Postgres, nats: Nats
@@ -76,9 +81,11 @@ class Cluster:
         self.servers = [self._start(number, 0) for number in range(count)]
 
     def _start(self, number: int, tcp_port: int) -> RunningServer:
-        told = ("--store", self.store, "--bus", self.nats.url, "--beat", BEAT)
+        options = ("--store", self.store, "--bus", self.nats.url, "--beat", BEAT)
         home = self._home / f"server-{number}"
-        context = running_server(home, *told, "--lost-after", self._dead_after, tcp_port=tcp_port)
+        context = running_server(
+            home, *options, "--lost-after", self._dead_after, tcp_port=tcp_port
+        )
         return self._stack.enter_context(context)
 
     @property
@@ -90,7 +97,7 @@ class Cluster:
         return [server.tcp_port for server in self.servers]
 
     def end(self, number: int, how: signal.Signals) -> None:
-        """End one, and start the next in its place."""
+        """Send a server a signal that ends it, and restart it."""
         server = self.servers[number]
         server.process.send_signal(how)
         server.process.wait()
@@ -112,7 +119,7 @@ class Cluster:
 
 
 class SeveralSoak(Soak):
-    """One run of it."""
+    """One run of the test."""
 
     def __init__(
         self,
@@ -132,7 +139,7 @@ class SeveralSoak(Soak):
         self._pause, self._dead_after, self._kinds = pause, dead_after, kinds
 
     def run(self) -> dict[str, Any]:
-        """Run all of it; return the figures."""
+        """Run the test; return its figures."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.cluster.close)
             self.marks.mkdir(parents=True)
@@ -143,9 +150,9 @@ class SeveralSoak(Soak):
             self._all(self.cluster, machine)  # type: ignore[arg-type]
             seconds = time.monotonic() - began
             counts = self._counted(self.cluster)
-            if self.troubles:
-                raise self.troubles[0]
-            return self._judge(counts, seconds, 0) | self._fenced()
+            if self.errors:
+                raise self.errors[0]
+            return self._judge(counts, seconds, 0) | self._log_figures()
 
     def _balancer(self, loop: Loop) -> Balancer:
         proxy = Balancer(loop, 0)
@@ -178,18 +185,20 @@ class SeveralSoak(Soak):
         return Fleet(url, (self.cluster.servers[0].home / "token").read_text().strip())
 
     def _kill_servers(self, servers: Any) -> None:
-        """Let a server, the bus or the store die or stand still, one after the other."""
+        """Kill or suspend servers, the bus or the store, one after the other."""
         dice = random.Random(f"{self.seed} servers")
-        kinds = itertools.cycle(dice.sample(self._kinds, len(self._kinds)))  # each in its turn
+        kinds = itertools.cycle(
+            dice.sample(self._kinds, len(self._kinds))
+        )  # each kind equally often
         while not self._over.wait(dice.uniform(*self._pause)):
             kind, seconds = next(kinds), dice.choice(PAUSES) * self._dead_after
             number = dice.randrange(len(self.cluster.servers))
             self.faults[kind] += 1
             if kind == "pause store":
                 seconds = dice.choice(STORE_PAUSES)
-            self._let_happen(kind, number, seconds)
+            self._cause_fault(kind, number, seconds)
 
-    def _let_happen(self, kind: str, number: int, seconds: float) -> None:
+    def _cause_fault(self, kind: str, number: int, seconds: float) -> None:
         cluster = self.cluster
         engine: Engine = cluster.postgres if kind.endswith("store") else cluster.nats
         if kind == "kill":
@@ -206,14 +215,14 @@ class SeveralSoak(Soak):
             engine.wake()
 
     def _counted(self, servers: Any) -> dict[str, collections.Counter[int]]:
-        """Try again where a server that woke up just now hangs up."""
+        """Count as ``Soak`` does; retry if a server that resumed closes the link."""
         for _ in self.cluster.servers:
             with contextlib.suppress(ServerUnreachable):
                 return super()._counted(servers)
         return super()._counted(servers)
 
     def _stored(self) -> tuple[dict[int, Line], str]:
-        """Return all jobs, once what dead servers had has been given up too."""
+        """Return all jobs when those of dead servers have ended, too."""
         deadline = time.monotonic() + SETTLED
         while True:
             stored = self._rows()
@@ -227,17 +236,17 @@ class SeveralSoak(Soak):
             rows = store.execute("SELECT id, status, error FROM jobs").fetchall()
         return {number: (status, error) for number, status, error in rows}
 
-    def _fenced(self) -> dict[str, Any]:
+    def _log_figures(self) -> dict[str, Any]:
         logs = self.cluster.logs()
         return {
-            "servers that began anew": logs.count("it rejoins"),
+            "servers that rejoined": logs.count(REJOINED),
             "refused": logs.count("other servers own the jobs"),
             "hang limit": HANG,
         }
 
 
 def main() -> None:
-    """Run it from a shell; print the figures."""
+    """Run the test from the command line; print its figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.several")
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--boards", type=int, default=300)

@@ -1,11 +1,11 @@
-"""Ten thousand jobs on twenty boards, while links break, boards lose their power and servers die.
+"""Run ten thousand jobs while links break and boards and servers are killed.
 
     python -m tests.faults.soak --jobs 10000 --boards 20 --seed 1
 
-Every job has exactly one outcome, none runs twice by the boards' own count, nobody hangs, the
-server's memory stays flat, and its database is whole. The dice are seeded; what happens at the
-same moment is the machine's to say. Links in the clear get the faults that TCP knows: cuts,
-delays, silence. With ``--tls`` all links are TLS, and bytes are dropped, doubled and changed, too.
+Each job has exactly one outcome, none runs twice by the boards' own count, nothing hangs, the
+server's memory stays constant, and its database is valid. Random numbers are seeded; the order of
+simultaneous events depends on the machine. Links without TLS get the faults of TCP: broken links,
+delays, silence. With ``--tls``, bytes are also dropped, duplicated and changed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ from .proxy import Loop, Proxy, Strike
 from .rows import NEVER
 from .servers import Servers, fleet_of
 
-CALLERS: Final = 20  # threads, each with a link of its own; every fourth through a proxy
-HANG: Final = 60.0  # seconds after which somebody hangs
-GROWTH: Final = 24 * 1024 * 1024  # bytes that a server may grow by, once it is warm
-#: What each cell does first: a line in a file of this host, which no power cut of a board's
-#: takes back.
+CALLERS: Final = 20  # threads, each with its own link; every fourth through a proxy
+HANG: Final = 60.0  # seconds after which a job counts as hanging
+GROWTH: Final = 24 * 1024 * 1024  # bytes by which a server may grow after its warm-up
+#: Start of each cell: it adds a line to a file of this host, which survives a kill of the board.
 MARK: Final = (
     "import os, vfs\n"
     "try: os.stat('/host')\n"
     "except OSError: vfs.mount(vfs.VfsPosix({folder!r}), '/host')\n"
     "with open('/host/{board}', 'a') as file: file.write('{tag}\\n')\n"
 )
-#: What cells do, how they end where nothing goes wrong, and how often they are drawn.
+#: Code of a cell, its status without faults, and its weight.
 CELLS: Final = [
     ("'a value'", "ok", 8),
     ("for n in range(20): print(n, 'x' * n)", "ok", 4),
@@ -70,20 +69,20 @@ BOARD_PLACES: Final[Sequence[str]] = (
     "WELCOME",
 )
 CALLER_PLACES: Final[Sequence[str]] = ("SUBMIT", "ACCEPTED", "OUTPUT", "RESULT")
-#: With TLS besides: what only TLS can tell; and of its records, which carry no names, any.
+#: With TLS, also faults that only TLS detects, at any record, since records have no names.
 TLS_FAULTS: Final = (*FAULTS, "flip", "drop", "duplicate", "reorder")
 TLS_WEIGHTS: Final = (*WEIGHTS, 6, 6, 6, 6)
 TLS_PLACES: Final = ("record", "record", "record", "handshake")
-#: What the store has of a job that two deaths struck: the server's, in the 50 ms between passing on
-#: a result and the commit of its ending (endings.FLUSH_AFTER), and then the board's, which alone
-#: knew and would have told the next server. Where only one dies, the truth is kept (test_kill.py).
-#: To commit first would make each cell wait for the disk.
+#: In the store, the result of a job for which both processes were killed: the server in the 50 ms
+#: between forwarding a result and its commit (job_results.py), and then the board, which would have
+#: reported it to the next server. If only one is killed, the result is kept (test_kill.py). To
+#: commit first would make each cell wait for the disk.
 DOUBLE: Final = ("lost", "the board restarted while it ran")
 Line = tuple[str | None, str | None]  # a job's status and error, as they are stored
 
 
-class Told(NamedTuple):
-    """What a caller knows of one cell: its tag, its board, its job (0: none), and its outcome."""
+class CellOutcome(NamedTuple):
+    """A caller's view of one cell: its tag, board, job (0: none), and outcome."""
 
     tag: int
     board: str
@@ -94,14 +93,14 @@ class Told(NamedTuple):
 
 
 class Soak:
-    """One run of it.
+    """One run of the test.
 
     Args:
-        home: the folder that the server and the boards keep their things in.
+        home: the folder for files of the server and the boards.
         jobs: how many cells are submitted.
         boards: how many boards there are.
-        seed: of all dice.
-        deaths: how often the server dies, all of them in the first third.
+        seed: of all random numbers.
+        deaths: how often the server is killed, always in the first third.
         tls: whether all links are TLS.
     """
 
@@ -115,21 +114,21 @@ class Soak:
         self.names = [f"soak-{number}" for number in range(1, boards + 1)]
         self.seed = seed
         self.deaths = deaths
-        self.told: list[Told] = []
-        self.troubles: list[BaseException] = []
+        self.outcomes: list[CellOutcome] = []
+        self.errors: list[BaseException] = []
         self.faults: collections.Counter[str] = collections.Counter()
         self.proxies: dict[str, Proxy] = {}
         self.board_proxies: list[Proxy] = []
         self.caller_proxies: list[Proxy] = []
         self.memory: list[int] = []
         self.counts: dict[str, collections.Counter[int]] = {}
-        self.doubles = 0  # jobs that two deaths struck at once
-        self.accepted = 0  # cells that the server took, as far as callers know
-        self._tags = itertools.count()  # each cell's own: one operation, which is whole
+        self.doubles = 0  # jobs whose server and board were both killed
+        self.accepted = 0  # cells that the server accepted, as far as callers know
+        self._tags = itertools.count()  # unique for each cell; next() is atomic
         self._over = threading.Event()
 
     def run(self) -> dict[str, Any]:
-        """Run all of it; return the figures."""
+        """Run the test; return its figures."""
         with contextlib.ExitStack() as stack:
             before, threading.excepthook = threading.excepthook, self._on_dead_thread
             stack.callback(setattr, threading, "excepthook", before)
@@ -144,13 +143,13 @@ class Soak:
             self._all(servers, machine)
             seconds = time.monotonic() - began
             self.counts = counts = self._counted(servers)
-            if self.troubles:
-                raise self.troubles[0]
+            if self.errors:
+                raise self.errors[0]
             return self._judge(counts, seconds, servers.deaths)
 
     @contextlib.contextmanager
     def _machine(self, server: RunningServer, loop: Loop) -> Iterator[VirtualBoards]:
-        """The boards, each behind a proxy of its own."""
+        """Run the boards, each behind its own proxy."""
         with (
             VirtualBoards([], ("127.0.0.1", 0), self.home / "virtual") as machine,
             fleet_of(server.url, self.home) as fleet,
@@ -164,13 +163,13 @@ class Soak:
             yield machine
 
     def _all(self, servers: Servers, machine: VirtualBoards) -> None:
-        """Let callers and troubles loose; return when every cell has ended."""
+        """Run callers and faults; return when all cells have ended."""
         callers = [
             threading.Thread(target=self._guarded, args=(self._call, number, servers.server.url))
             for number in range(CALLERS)
         ]
         others = [
-            threading.Thread(target=self._guarded, args=(self._break,)),
+            threading.Thread(target=self._guarded, args=(self._break_links,)),
             threading.Thread(target=self._guarded, args=(self._kill_boards, machine)),
             threading.Thread(target=self._guarded, args=(self._kill_servers, servers)),
         ]
@@ -181,18 +180,18 @@ class Soak:
         self._over.set()
         for thread in others:
             thread.join()
-        if self.troubles:
-            raise self.troubles[0]
+        if self.errors:
+            raise self.errors[0]
 
-    def _on_dead_thread(self, told: Any) -> None:
-        """A thread of the library's died: that is no way to end."""
-        self.troubles.append(told.exc_value or RuntimeError("a thread died"))
+    def _on_dead_thread(self, args: Any) -> None:
+        """Record that a thread of the library ended with an exception."""
+        self.errors.append(args.exc_value or RuntimeError("a thread died"))
 
     def _guarded(self, act: Any, *args: Any) -> None:
         try:
             act(*args)
         except BaseException as error:
-            self.troubles.append(error)
+            self.errors.append(error)
 
     # Callers
 
@@ -200,15 +199,15 @@ class Soak:
         dice = random.Random(f"{self.seed} caller {number}")
         url = self._url(number, url)
         with self._open(url) as fleet:
-            while not self.troubles and self.accepted < self.jobs:
-                told = self._one(fleet, dice, next(self._tags))
-                self.told.append(told)
-                self.accepted += told.job > 0
-                if not told.job:
+            while not self.errors and self.accepted < self.jobs:
+                outcome = self._run_cell(fleet, dice, next(self._tags))
+                self.outcomes.append(outcome)
+                self.accepted += outcome.job > 0
+                if not outcome.job:
                     self._await_server(fleet)
 
     def _url(self, number: int, url: str) -> str:
-        """Return what a caller dials: every fourth, a proxy."""
+        """Return the URL for a caller; every fourth uses a proxy."""
         if number % 4:
             return url
         return f"{url.partition(':')[0]}://127.0.0.1:{self.caller_proxies[number // 4].tcp_port}"
@@ -216,8 +215,8 @@ class Soak:
     def _open(self, url: str) -> Fleet:
         return fleet_of(url, self.home)
 
-    def _one(self, fleet: Fleet, dice: random.Random, tag: int) -> Told:
-        """Run one cell; whatever happens, it has one outcome in time."""
+    def _run_cell(self, fleet: Fleet, dice: random.Random, tag: int) -> CellOutcome:
+        """Run one cell and return its outcome; fail if it hangs."""
         board = dice.choice(self.names)
         code, wanted, _ = dice.choices(CELLS, [weight for *_, weight in CELLS])[0]
         timeout = 0.1 if wanted == "timeout" else 5
@@ -230,8 +229,8 @@ class Soak:
                 raise TimeoutError(f"{group} hangs for {fleet!r}: {fleet.job(job.number)}")
             (result,) = group.results().values()
         except CloudmanagerError as error:
-            return Told(tag, board, 0, type(error).__name__, wanted)
-        return Told(tag, board, result.job, result.status, wanted, result.why)
+            return CellOutcome(tag, board, 0, type(error).__name__, wanted)
+        return CellOutcome(tag, board, result.job, result.status, wanted, result.why)
 
     def _await_server(self, fleet: Fleet) -> None:
         """Return when a server answers."""
@@ -243,10 +242,10 @@ class Soak:
             time.sleep(0.05)
         raise TimeoutError("no server came back")
 
-    # Troubles
+    # Faults
 
-    def _break(self) -> None:
-        """Let a fault strike some link, again and again."""
+    def _break_links(self) -> None:
+        """Cause faults at random links until the test ends."""
         dice = random.Random(f"{self.seed} faults")
         while not self._over.wait(dice.uniform(0.03, 0.15)):
             if dice.random() < 0.8:
@@ -258,7 +257,7 @@ class Soak:
                 self.faults[strike.fault] += 1
 
     def _strike(self, dice: random.Random, places: Sequence[str]) -> Strike:
-        """Return some fault somewhere."""
+        """Return a random fault at a random place."""
         if not self.tls:
             return Strike(dice.choices(FAULTS, WEIGHTS)[0], dice.choice(places))
         fault, place = dice.choices(TLS_FAULTS, TLS_WEIGHTS)[0], dice.choice(TLS_PLACES)
@@ -271,7 +270,7 @@ class Soak:
             self.faults["board's kill -9"] += 1
 
     def _kill_servers(self, servers: Servers) -> None:
-        """Let the server die some times, then see that its memory stays flat."""
+        """Kill the server a few times, then record its memory."""
         share = self.jobs // (3 * self.deaths + 1)
         for death in range(1, self.deaths + 1):
             while self.accepted < share * death and not self._over.wait(0.05):
@@ -289,11 +288,11 @@ class Soak:
         return MARK.format(folder=str(self.marks), board=board, tag=tag)
 
     def _counted(self, servers: Servers) -> dict[str, collections.Counter[int]]:
-        """How often each cell ran, as the boards wrote it down; and all of them are well again."""
+        """Check that all boards work; return how often each cell ran, by the boards' files."""
         since = time.time()
         for proxy in (*self.caller_proxies, *self.board_proxies):
             proxy.now = None
-            proxy.hang_up()  # a record that was dropped breaks its link at the next one
+            proxy.close_links()  # after a dropped record, the next one would break the link
         with self._open(self._url(0, servers.server.url)) as fleet:
             wait_online(fleet, self.names, since=since)
             results = fleet[",".join(self.names)].submit("6 * 7", wait=HANG, timeout=HANG)
@@ -306,49 +305,50 @@ class Soak:
     def _judge(
         self, counts: dict[str, collections.Counter[int]], seconds: float, deaths: int
     ) -> dict[str, Any]:
-        """Hold what callers were told against the boards and the store."""
-        deadline = time.monotonic() + HANG  # callers are told first, then it is written down
-        stored, whole = self._stored()
+        """Compare the callers' outcomes with the boards and the store."""
+        deadline = time.monotonic() + HANG  # callers get a result before it is stored
+        stored, integrity = self._stored()
         while any(status is None for status, _ in stored.values()) and time.monotonic() < deadline:
             time.sleep(0.05)
-            stored, whole = self._stored()
-        assert whole == "ok", whole
+            stored, integrity = self._stored()
+        assert integrity == "ok", integrity
         assert self.accepted >= self.jobs
         ran = collections.Counter[int]()
         for counter in counts.values():
             ran.update(counter)
         assert not [tag for tag, times in ran.items() if times > 1], "a cell ran twice"
         assert not [job for job, (status, _) in stored.items() if status is None], "a job is open"
-        for told in self.told:
-            self._check(told, counts[told.board][told.tag], stored.get(told.job))
+        for outcome in self.outcomes:
+            times = counts[outcome.board][outcome.tag]
+            self._check(outcome, times, stored.get(outcome.job))
         assert "Traceback" not in self._logs()
         growth = (max(self.memory) - self.memory[0]) if self.memory else 0
         assert growth < GROWTH, f"the server grew by {growth} bytes"
-        statuses = collections.Counter(told.status for told in self.told)
+        statuses = collections.Counter(outcome.status for outcome in self.outcomes)
         return {
-            "cells": len(self.told),
+            "cells": len(self.outcomes),
             "jobs": len(stored),
             "seconds": round(seconds, 1),
             "outcomes": dict(statuses.most_common()),
             "ran": sum(ran.values()),
             "faults": dict(self.faults.most_common()),
-            "struck by two deaths at once": self.doubles,
+            "server and board killed": self.doubles,
             "server grew by KiB": growth // 1024,
-            "integrity": whole,
+            "integrity": integrity,
         }
 
-    def _check(self, told: Told, times: int, stored: Line | None) -> None:
-        """Hold one outcome against the board's count and the store."""
-        mayhap = ("lost", "offline", "timeout") if told.job else (told.status,)
-        assert told.status in (told.wanted, *mayhap), told
-        if told.job and told.status in ("ok", "error", "interrupted"):
-            assert stored is not None, told
-            assert stored[0] == told.status or stored == DOUBLE, (told, stored)
+    def _check(self, outcome: CellOutcome, times: int, stored: Line | None) -> None:
+        """Compare one outcome with the board's count and the store."""
+        possible = ("lost", "offline", "timeout") if outcome.job else (outcome.status,)
+        assert outcome.status in (outcome.wanted, *possible), outcome
+        if outcome.job and outcome.status in ("ok", "error", "interrupted"):
+            assert stored is not None, outcome
+            assert stored[0] == outcome.status or stored == DOUBLE, (outcome, stored)
             self.doubles += stored == DOUBLE
-        if told.status in ("ok", "error"):
-            assert times == 1, (told, times)
-        if told.status == "offline" or told.why == NEVER:
-            assert times == 0, (told, times)
+        if outcome.status in ("ok", "error"):
+            assert times == 1, (outcome, times)
+        if outcome.status == "offline" or outcome.why == NEVER:
+            assert times == 0, (outcome, times)
 
     def _logs(self) -> str:
         return "".join((self.home / f"server.{end}").read_text() for end in ("log", "err"))
@@ -357,17 +357,17 @@ class Soak:
         with contextlib.closing(sqlite3.connect(self.home / "server.db")) as file:
             rows = file.execute("SELECT id, status, error FROM jobs").fetchall()
             stored = {number: (status, error) for number, status, error in rows}
-            (whole,) = file.execute("PRAGMA integrity_check").fetchone()
-        return stored, whole
+            (integrity,) = file.execute("PRAGMA integrity_check").fetchone()
+        return stored, integrity
 
 
 def main() -> None:
-    """Run it from a shell; print the figures."""
+    """Run the test from the command line; print its figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak")
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--boards", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--deaths", type=int, default=3, help="how often the server dies")
+    parser.add_argument("--deaths", type=int, default=3, help="how often the server is killed")
     parser.add_argument("--tls", action="store_true", help="over TLS")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Between a caller and the server: every fault of rows.py, at every step of a job."""
+"""Faults between a caller and the server, at each step of a job (rows.py)."""
 
 from __future__ import annotations
 
@@ -12,98 +12,105 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
 
-from .conftest import WAIT, Bench, Desk, Rows, chosen, until
+from .conftest import WAIT, Bench, Rows, Slot, selected_rows, until
 from .proxy import Proxy, Strike
-from .rows import ALL, CALLER, TALKS, WAITS, CallerRow, guarded_caller, in_records
+from .rows import ALL, CALLER, PRINTS, WAITS, CallerRow, guarded_caller, in_records
 
-pytestmark = pytest.mark.timeout(240)  # the first one waits for its turn with all others
-#: Before which of the board's messages the caller's is, and what he has of the output by then.
-BEHIND = {"SUBMIT": "", "ACCEPTED": "OUTPUT", "OUTPUT": "OUTPUT", "RESULT": "RESULT"}
-HAS = {"OUTPUT": "", "RESULT": ALL}
-SOME = 3.0  # seconds after which a caller that waits is believed to wait
+pytestmark = pytest.mark.timeout(240)  # the first test waits for a slot while all rows run
+#: Message to the caller -> the board's message that is held until the fault is armed; and the
+#: output that the caller has received by then.
+HELD_MESSAGE = {"SUBMIT": "", "ACCEPTED": "OUTPUT", "OUTPUT": "OUTPUT", "RESULT": "RESULT"}
+OUTPUT_BEFORE = {"OUTPUT": "", "RESULT": ALL}
+SOME = 3.0  # seconds after which a caller counts as waiting
 
 
 @pytest.fixture(scope="module")
 def rows(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Rows]:
-    """All rows that were chosen, begun."""
+    """Start all selected rows."""
     rows = Rows(bench)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(link, "HEARTBEAT_SECONDS", 1.5)
-        for row in chosen(request, bench.kind):
+        for row in selected_rows(request, bench.kind):
             assert isinstance(row, CallerRow)
-            rows.begin(str(row), functools.partial(act, bench, row))
+            rows.start(str(row), functools.partial(run_row, bench, row))
         yield rows
         rows.end()
 
 
-def act(bench: Bench, row: CallerRow, desk: Desk) -> CallerRow:
-    """Let a fault strike between the server and a caller of one's own."""
-    board = desk.fleet[desk.name]
+def run_row(bench: Bench, row: CallerRow, slot: Slot) -> CallerRow:
+    """Run a cell with a fault between the server and a new caller; return the outcome."""
+    board = slot.fleet[slot.name]
     board.submit("open('/runs', 'w').close()", wait=WAIT).results(WAIT).raise_for_error()
-    before = newest(desk)
+    before = newest(slot)
     if bench.kind == "plain":
         proxy = bench.loop.proxy(bench.server.tcp_port)
         proxy.strike(row.strike)
         with Fleet(f"http://127.0.0.1:{proxy.tcp_port}", bench.token) as fleet:
-            told, said = what_is_told(fleet, desk.name, SOME if row.told == WAITS else WAIT)
+            caller_result, output = run_from_caller(
+                fleet, slot.name, SOME if row.caller_result == WAITS else WAIT
+            )
     else:
         proxy = bench.loop.proxy(bench.server.tcp_port, tls=True)
         with Fleet(f"https://127.0.0.1:{proxy.tcp_port}", bench.token) as fleet:
-            fleet.status()  # the link is open: what comes next is the row's
-            told, said = what_is_told(fleet, desk.name, WAIT, ByTurns(row, desk, proxy))
-    assert proxy.struck.wait(WAIT), "the fault had nothing to strike"
+            fleet.status()  # opens the link: the following messages belong to the cell
+            caller_result, output = run_from_caller(
+                fleet, slot.name, WAIT, Sequence(row, slot, proxy)
+            )
+    assert proxy.struck.wait(WAIT), "the fault did not happen"
     if row.record:
-        until(lambda: newest(desk) != before, "the cell never came")
-    until(lambda: not any(job["status"] is None for job in desk.fleet.jobs(desk.name)), "it runs")
-    job = desk.fleet.jobs(desk.name)[0]
+        until(lambda: newest(slot) != before, "the server did not receive the cell")
+    until(lambda: not any(job["status"] is None for job in slot.fleet.jobs(slot.name)), "it runs")
+    job = slot.fleet.jobs(slot.name)[0]
     record = "" if job["job"] == before else job["status"]
     counted = board.submit("len(open('/runs').read())", wait=WAIT).results(WAIT)
-    return CallerRow(row.strike, told, record, counted.value, said)
+    return CallerRow(row.strike, caller_result, record, counted.value, output)
 
 
-class ByTurns:
-    """Lets one record pass after the other, so that it is known which one the fault strikes.
+class Sequence:
+    """Sends one TLS record after the other, so that the fault strikes the intended one.
 
-    What the board says at that step is held until the caller has all that comes before.
+    The board's message of that step is held until the caller has received everything before it.
     """
 
-    def __init__(self, row: CallerRow, desk: Desk, proxy: Proxy) -> None:
-        self._at, self._desk, self._proxy = row.strike.at, desk, proxy
+    def __init__(self, row: CallerRow, slot: Slot, proxy: Proxy) -> None:
+        self._at, self._slot, self._proxy = row.strike.at, slot, proxy
         self._strike = row.strike._replace(nth=1, up=self._at == "SUBMIT")
         if self._at != "SUBMIT":
-            desk.proxy.strike(in_records(Strike("hold", BEHIND[self._at])))
+            slot.proxy.strike(in_records(Strike("hold", HELD_MESSAGE[self._at])))
         if self._at in ("SUBMIT", "ACCEPTED"):
             proxy.strike(self._strike)
 
     def release(self, group: JobGroup) -> None:
-        """Have the fault strike what comes next."""
+        """Arm the fault, then forward the held message."""
         if self._at == "SUBMIT":
             return
-        assert self._desk.proxy.struck.wait(WAIT)
+        assert self._slot.proxy.struck.wait(WAIT)
         if self._at != "ACCEPTED":
             until(lambda: group.jobs, "it was not accepted")
             (job,) = group.jobs.values()
-            until(lambda: job.read_output()[0] == HAS[self._at], "its output did not come")
+            until(
+                lambda: job.read_output()[0] == OUTPUT_BEFORE[self._at], "its output did not come"
+            )
             self._proxy.strike(self._strike)
-        self._desk.proxy.go.set()
+        self._slot.proxy.released.set()
 
 
-def newest(desk: Desk) -> int:
-    number: int = desk.fleet.jobs(desk.name)[0]["job"]
+def newest(slot: Slot) -> int:
+    number: int = slot.fleet.jobs(slot.name)[0]["job"]
     return number
 
 
-def what_is_told(
-    fleet: Fleet, board: str, seconds: float, turns: ByTurns | None = None
+def run_from_caller(
+    fleet: Fleet, board: str, seconds: float, sequence: Sequence | None = None
 ) -> tuple[str, str]:
-    """Run the cell: how it ended for the caller, and what he has of its output."""
-    group = JobGroup(verbs.make_cell(TALKS, None))
+    """Run the cell; return the caller's result and the output that it received."""
+    group = JobGroup(verbs.make_cell(PRINTS, None))
     try:
         verbs.submit_group(fleet[board], group, {"timeout": 5})
-        if turns is not None:
-            turns.release(group)
+        if sequence is not None:
+            sequence.release(group)
         if not group.wait(seconds):
-            fleet.close()  # nobody waits for ever: the link's end ends it
+            fleet.close()  # closing the link ends the waiting
             assert group.finished.done
             return WAITS, "".join(job.read_output()[0] for job in group.jobs.values())
         (result,) = group.results(0).values()
@@ -119,10 +126,10 @@ def check(found: object, row: CallerRow) -> None:
 @pytest.mark.parametrize("bench", ["plain"], indirect=True)
 @pytest.mark.parametrize("row", CALLER, ids=str)
 def test_fault_between_caller_and_server(bench: Bench, rows: Rows, row: CallerRow):
-    rows.hold(str(row), lambda found: check(found, row))
+    rows.check(str(row), lambda found: check(found, row))
 
 
 @pytest.mark.parametrize("bench", ["tls"], indirect=True)
-@pytest.mark.parametrize("row", [row for row in CALLER if row.strike.at in BEHIND], ids=str)
+@pytest.mark.parametrize("row", [row for row in CALLER if row.strike.at in HELD_MESSAGE], ids=str)
 def test_fault_between_caller_and_server_over_tls(bench: Bench, rows: Rows, row: CallerRow):
-    rows.hold(str(row), lambda found: check(found, guarded_caller(row)))
+    rows.check(str(row), lambda found: check(found, guarded_caller(row)))

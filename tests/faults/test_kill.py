@@ -1,7 +1,7 @@
-"""``kill -9`` of the server, of the board and of the caller, at every step of a job.
+"""``kill -9`` of the server, the board and the caller, at each step of a job.
 
-A proxy holds what passes just then, the process dies, and what was held arrives or is lost with
-the link. Whoever died is started again, but for the caller, whose job goes on.
+A proxy holds the message of that step, the process is killed, and the message is forwarded or lost
+with the link. The server and the board are restarted; the job of a killed caller continues.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from cloudmanager.virtual.virtual_boards import VirtualBoards
 
 from .conftest import WAIT, until
 from .proxy import Loop, Proxy, Strike
-from .rows import TALKS
+from .rows import PRINTS
 
 pytestmark = pytest.mark.timeout(120)
-BOARD = "desk-1"
+BOARD = "slot-1"
 
 
 class Kill(NamedTuple):
-    """Who dies, when, and what comes of it.
+    """Which process is killed, when, and the outcome.
 
     Attributes:
         who: server, board or caller.
-        at: the message that is on its way just then.
+        at: the message that is held meanwhile.
         arrives: whether that message still arrives.
-        told: what the caller gets, a status or an error; "" where he is dead.
-        record: what the server knows in the end; "" where it never heard of the cell.
+        caller_result: a status, or the class of an error; "" for a killed caller.
+        record: the final status in the store; "" if the server never received the cell.
         runs: how often the cell ran.
     """
 
     who: str
     at: str
     arrives: bool
-    told: str
+    caller_result: str
     record: str
     runs: int
 
@@ -108,11 +108,11 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """Where callers dial."""
+        """Return the URL to which callers connect."""
         return f"http://127.0.0.1:{self.caller_proxy.tcp_port}"
 
     def kill(self, who: str, caller: subprocess.Popen[str] | None) -> None:
-        """Let one die."""
+        """Kill one process."""
         if who == "server":
             self.server.process.kill()
             self.server.process.wait(WAIT)
@@ -124,7 +124,7 @@ class Stage:
             caller.wait(WAIT)
 
     def revive(self, who: str) -> None:
-        """Start it again."""
+        """Restart the process."""
         since = time.time()
         if who == "server":
             self.server = self._serve(self.server.tcp_port)
@@ -133,7 +133,7 @@ class Stage:
             wait_online(self.fleet, [BOARD], since=since)
 
     def cell(self, code: str) -> object:
-        """Run a cell that nothing happens to."""
+        """Run a cell without a fault; return its value."""
         return self.fleet[BOARD].submit(code, wait=WAIT).results(WAIT).value
 
 
@@ -144,26 +144,26 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     stage.stack.close()
 
 
-def begin(stage: Stage) -> tuple[Fleet, JobGroup]:
-    """Submit the cell from here; what goes wrong is told by the group."""
+def submit(stage: Stage) -> tuple[Fleet, JobGroup]:
+    """Submit the cell from this process; the group has its result or error."""
     fleet = Fleet(stage.url, stage.token)
-    group = JobGroup(verbs.make_cell(TALKS, None))
+    group = JobGroup(verbs.make_cell(PRINTS, None))
     verbs.submit_group(fleet[BOARD], group, {"timeout": 10})
     return fleet, group
 
 
-def begin_elsewhere(stage: Stage) -> subprocess.Popen[str]:
-    """Run the cell from a process of its own."""
+def run_in_another_process(stage: Stage) -> subprocess.Popen[str]:
+    """Run the cell from another process."""
     command = [sys.executable, "-c", CALLER, stage.url, BOARD]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
     assert process.stdin is not None
-    process.stdin.write(f"{stage.token}\n{TALKS}")
+    process.stdin.write(f"{stage.token}\n{PRINTS}")
     process.stdin.close()
     return process
 
 
 def outcome(group: JobGroup) -> str:
-    """How it ended, for the caller."""
+    """Return the caller's result: a status, or the class of an error."""
     assert group.wait(WAIT), "the caller hangs"
     try:
         (result,) = group.results().values()
@@ -173,14 +173,14 @@ def outcome(group: JobGroup) -> str:
 
 
 def release(proxy: Proxy, *, arrives: bool) -> None:
-    """Let what is held go on its way, or be lost with its link."""
+    """Forward the held message, or lose it with its link."""
     if not arrives:
-        proxy.hang_up()
-    proxy.go.set()
+        proxy.close_links()
+    proxy.released.set()
 
 
 def statuses(stage: Stage) -> dict[int, str | None]:
-    """Every job's status, as it stands in the file."""
+    """Return the status of each job in the store."""
     with contextlib.closing(sqlite3.connect(stage.home / "server.db")) as file:
         return dict(file.execute("SELECT id, status FROM jobs"))
 
@@ -194,21 +194,21 @@ def test_kill_9(stage: Stage, kill: Kill):
     proxy = stage.caller_proxy if on_callers_link else stage.board_proxy
     proxy.strike(Strike("hold", kill.at))
     if kill.who == "caller":
-        with begin_elsewhere(stage) as caller:
+        with run_in_another_process(stage) as caller:
             assert proxy.struck.wait(WAIT)
             stage.kill(kill.who, caller)
             release(proxy, arrives=kill.arrives)
     else:
-        fleet, group = begin(stage)
+        fleet, group = submit(stage)
         with fleet:
             assert proxy.struck.wait(WAIT)
             assert on_callers_link or group.accepted.wait(WAIT)
             stage.kill(kill.who, None)
             release(proxy, arrives=kill.arrives)
             stage.revive(kill.who)
-            assert outcome(group) == kill.told
+            assert outcome(group) == kill.caller_result
     if kill.record:
-        until(lambda: set(statuses(stage)) > before, "the cell never came")
+        until(lambda: set(statuses(stage)) > before, "the server did not receive the cell")
     until(lambda: None not in statuses(stage).values(), "a job is open")
     found = [status for job, status in statuses(stage).items() if job not in before]
     assert found == [kill.record] * bool(kill.record)

@@ -1,4 +1,4 @@
-"""The soak of several servers in small (`make soak` runs it in full size)."""
+"""A short soak test of several servers (`make soak` runs a long one)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.engines import Nats, Postgres
 from .several import SeveralSoak
 
 
-@pytest.mark.timeout(90)  # on a busy machine; else some 15
+@pytest.mark.timeout(90)  # on a busy machine; usually about 15
 def test_every_job_has_one_outcome_when_servers_bus_and_store_fail(
     tmp_path: Path, postgres: Postgres, nats: Nats
 ):

@@ -1,4 +1,4 @@
-"""The soak in small: seconds instead of minutes (`make soak` runs it in full size)."""
+"""A short soak test (`make soak` runs a long one)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from .soak import Soak
 
 
-@pytest.mark.timeout(90)  # on a busy machine; else some 10
+@pytest.mark.timeout(90)  # on a busy machine; usually about 10
 def test_every_job_has_one_outcome_and_none_runs_twice(tmp_path: Path):
     figures = Soak(tmp_path, jobs=250, boards=6, seed=20261125, deaths=1).run()
     print(figures)

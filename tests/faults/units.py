@@ -1,8 +1,8 @@
-"""What passes through the proxy, cut into units: heads of HTTP and frames, or records of TLS.
+"""Split the proxy's streams into units: heads of HTTP and frames, or records of TLS.
 
-A unit is the least that a fault can strike. In the clear it has names: those of the messages in
-it (docs/protocol.md), or "request" and "answer" for the handshake. Of TLS only the records are
-seen: there a fault counts them (``Strike.record``).
+A unit is the smallest part that a fault can strike. Without TLS it has the names of the messages
+in it (docs/protocol.md), or "request" and "answer" for the heads of the WebSocket handshake. With
+TLS only the records are visible, and a fault counts them (``Strike.nth``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ OPS: Final = (
 _BY_NUMBER: Final = {getattr(wire, name): name for name in OPS}
 _CONTROL: Final = {frames.PING: "ping", frames.PONG: "pong", frames.CLOSE: "close"}
 _RECORD_HEAD: Final = 5  # bytes: type, version, length (RFC 8446, 5.1)
-_APPLICATION: Final = 23  # the type of a record with data, once the handshake is over
-_BEAT_BYTES: Final = 30  # of a record with a ping or a pong, at most: no message is so short
+_APPLICATION: Final = 23  # the type of a record with data, after the handshake
+_BEAT_BYTES: Final = 30  # at most, of a record with a ping or a pong; messages are longer
 
 
 class Unit(NamedTuple):
-    """Some bytes that belong together; ``body`` is where what they say begins."""
+    """Bytes that belong together; ``body`` is the offset of their payload."""
 
     data: bytes
     names: frozenset[str] = frozenset()
@@ -33,10 +33,10 @@ class Unit(NamedTuple):
 
 
 class Frames:
-    """Cuts a link in the clear: the head of HTTP, then frames.
+    """Splits a stream without TLS: the head of HTTP, then frames.
 
     Args:
-        head: what the head is called: "request" or "answer".
+        head: the name of the head: "request" or "answer".
     """
 
     def __init__(self, head: str) -> None:
@@ -44,14 +44,14 @@ class Frames:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Unit]:
-        """Take bytes and yield the units that are whole."""
+        """Add bytes and yield the complete units."""
         self._rest += data
         while size := self._size():
             unit, self._rest = self._rest[:size], self._rest[size:]
             yield self._unit(unit)
 
     def rest(self) -> bytes:
-        """Return what was begun and has not come to its end."""
+        """Return the bytes of the incomplete unit."""
         return self._rest
 
     def _size(self) -> int:
@@ -73,13 +73,13 @@ class Frames:
 
 
 class Records:
-    """Cuts TLS: each record of data is a unit without a name."""
+    """Splits TLS: each record is a unit."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Unit]:
-        """Take bytes and yield the records that are whole; see ``_name``."""
+        """Add bytes and yield the complete records; see ``_name``."""
         self._rest += data
         while len(self._rest) >= _RECORD_HEAD:
             size = _RECORD_HEAD + int.from_bytes(self._rest[3:_RECORD_HEAD], "big")
@@ -89,19 +89,19 @@ class Records:
             yield Unit(unit, frozenset((_name(unit),)), _RECORD_HEAD)
 
     def rest(self) -> bytes:
-        """Return what was begun and has not come to its end."""
+        """Return the bytes of the incomplete unit."""
         return self._rest
 
 
 def _name(record: bytes) -> str:
-    """Return what a record is called: "handshake", "record" of a message, else "beat"."""
+    """Return a record's name: "handshake", "record" for a message, else "beat"."""
     if record[0] != _APPLICATION:
         return "handshake"
     return "record" if len(record) > _RECORD_HEAD + _BEAT_BYTES else "beat"
 
 
 def _measure(data: bytes) -> tuple[int, int] | None:
-    """Return where a frame's payload begins and ends; None where that is not known yet."""
+    """Return where a frame's payload begins and ends; None if its head is incomplete."""
     if len(data) < 2:
         return None
     size, body = data[1] & 0x7F, 2
@@ -113,7 +113,7 @@ def _measure(data: bytes) -> tuple[int, int] | None:
 
 
 def _names(payload: bytes) -> Iterator[str]:
-    """Yield the names of a message and of those inside it; masks are zero (frames.py)."""
+    """Yield the names of a message and of the events in it; masks are zero (frames.py)."""
     if len(payload) < wire.HEADER.size:
         return
     message = wire.unpack(payload)

@@ -57,7 +57,7 @@ def test_cells_files_and_installs_over_servers_of_which_one_is_suspended(
         wait_busy(fleet, "far-1", "far-2")
         b.process.send_signal(signal.SIGSTOP)
         balancer.ports = [a.tcp_port]
-        balancer.hang_up()
+        balancer.close_links()
         assert job.wait(WAIT)
         assert job.results()["far-1"].status == "ok"
         wait_online(fleet, names)

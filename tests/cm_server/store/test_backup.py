@@ -1,4 +1,4 @@
-"""A backup of a running server, and what comes of loading it."""
+"""Backups of running servers, and their restore."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ FILE = tarfile.REGTYPE
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([], "it contains no server.db"),
         ([("server.db", tarfile.SYMTYPE, b"")], "it contains no server.db"),
@@ -125,14 +125,14 @@ FILE = tarfile.REGTYPE
         (None, "is not a backup of a server"),
     ],
 )
-def test_invalid_backup_changes_nothing(home: Path, tmp_path: Path, members, told):
+def test_invalid_backup_changes_nothing(home: Path, tmp_path: Path, members, message):
     file = tmp_path / "backup.tar"
     if members is None:
         file.write_bytes(b"no archive" * 1000)
     else:
         archive(file, ("token", FILE, b"evil"), *members)
     before = {path.name: path.read_bytes() for path in home.iterdir()}
-    with pytest.raises(ServerError, match=told):
+    with pytest.raises(ServerError, match=message):
         load(home, file)
     after = {path.name: path.read_bytes() for path in home.iterdir()}
     assert after == before | {"server.lock": b""}
@@ -175,7 +175,7 @@ def test_failed_backup_keeps_the_earlier_file(home: Path, tmp_path: Path, monkey
 
 
 def run(home: Path, *words: object) -> dict[str, object]:
-    """What the command says, in one line."""
+    """Run the command; return its line of JSON."""
     ran = subprocess.run(
         [sys.executable, "-m", "cm_server.store.backup", *map(str, words)],
         env={**os.environ, "CM_HOME": str(home)},
@@ -183,8 +183,8 @@ def run(home: Path, *words: object) -> dict[str, object]:
         check=True,
     )
     assert not ran.stderr
-    said: dict[str, object] = json.loads(ran.stdout)
-    return said
+    outcome: dict[str, object] = json.loads(ran.stdout)
+    return outcome
 
 
 def test_command_prints_its_outcome_as_json(home: Path, tmp_path: Path):
@@ -195,6 +195,6 @@ def test_command_prints_its_outcome_as_json(home: Path, tmp_path: Path):
             "files": names,
             "notes": [f"The replaced files are kept, with {kept} appended to their names."],
         }
-    told = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
-    assert "empty contains no server.db: there is nothing to back up (for a server with" in told
+    error = str(run(tmp_path / "empty", "save", tmp_path / "backup.tar")["error"])
+    assert "empty contains no server.db: there is nothing to back up (for a server with" in error
     assert "No such file" in str(run(home, "load", tmp_path / "nothing.tar")["error"])

@@ -1,4 +1,4 @@
-"""What a store says of its changes: each once it is written, and nothing of what was refused."""
+"""A notifying store reports each change after it was written, and no refused change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TOKEN = TokenRow("abc", "enrol-1", "board", uses=1)
 
 
 def test_changes_of_boards_and_tokens_are_reported():
-    store, told = NotifyingStore(None), []
-    store.on_change = lambda *ids, **what: told.append((*ids, *what))
+    store, reported = NotifyingStore(None), []
+    store.on_change = lambda *ids, **what: reported.append((*ids, *what))
     changes: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
         ("add_token", (TOKEN,), ("tokens",)),
         ("enrol_boards", ([BOARD],), (["id1"],)),
@@ -34,8 +34,8 @@ def test_changes_of_boards_and_tokens_are_reported():
     for name, given, _ in changes:
         getattr(store, name)(*given)
     store.update_board("id2", name="lab-9")
-    assert told == [*(what for *_, what in changes), (["id2"],)]
+    assert reported == [*(what for *_, what in changes), (["id2"],)]
     with pytest.raises(ServerError, match="cannot be written"):
         store.enrol_boards([BOARD._replace(id="id3", name="lab-9")])
-    assert len(told) == len(changes) + 1
+    assert len(reported) == len(changes) + 1
     store.close()

@@ -1,4 +1,4 @@
-"""Opening a database, and living with one that is away."""
+"""Opening a database, and an unavailable PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.engines import Postgres, running_postgres
 
 
 @pytest.fixture
-def mortal() -> Iterator[Postgres]:
-    """A PostgreSQL of this test's own, to be paused and killed."""
+def own_postgres() -> Iterator[Postgres]:
+    """Run a PostgreSQL that the test can pause and kill."""
     with running_postgres() as engine:
         yield engine
 
 
-def test_unavailable_postgres_times_out_and_is_used_again(mortal: Postgres, monkeypatch):
+def test_unavailable_postgres_times_out_and_is_used_again(own_postgres: Postgres, monkeypatch):
     monkeypatch.setattr(databases, "ANSWER_SECONDS", 0.2)
-    store = Store(mortal.new())
+    store = Store(own_postgres.new())
     board = new_board_row("id1", "lab-1", bytes(32))
     store.enrol_boards([board])
-    mortal.pause()
+    own_postgres.pause()
     began = time.monotonic()
     with pytest.raises(ServerError, match="its store cannot be written"):
         store.insert_jobs(["id1"], "ann")
     assert time.monotonic() - began < 8
-    mortal.restart()
+    own_postgres.restart()
     while True:
         try:
             (found,) = store.boards()

@@ -1,4 +1,4 @@
-"""Several files are replaced at once, whenever the process is killed: before, or after."""
+"""Replacements of several files are atomic, at whichever step the process is killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = NAMES[:3]
 
 
 def make(home: Path, what: str) -> Path:
-    """A server's folder in which every file says whose it is."""
+    """Create a server's folder in which each file contains its owner's name."""
     home.mkdir()
     for name in FILES:
         (home / name).write_text(f"{what} {name}")
@@ -48,7 +48,7 @@ def boards(path: Path) -> list[str]:
 
 
 def owner(home: Path, end: str = "") -> str:
-    """Whose the files in a folder are; all of them are of one."""
+    """Return the owner of the files in a folder; all must have the same."""
     found = {(home / f"{name}{end}").read_text().split()[0] for name in FILES}
     found |= set(boards(home / f"server.db{end}"))
     assert len(found) == 1, found
@@ -68,23 +68,23 @@ def saved(tmp_path: Path) -> Path:
 
 
 class Killed(NamedTuple):
-    """A restore that was killed before each of its steps, on copies of a folder.
+    """A restore that was killed before each of its steps, each time on a copy of a folder.
 
     Attributes:
-        steps: what it does: calls, and the names of their files.
-        copies: where the copies are; they are every test's, who changes one has to copy it.
+        steps: the calls of the complete restore, with the names of their files.
+        copies: the folder of the numbered copies; shared by tests, which must not change them.
     """
 
     steps: list[tuple[str, str]]
     copies: Path
 
     @property
-    def decided(self) -> int:
-        """The number of the step that decides."""
+    def commit_step(self) -> int:
+        """Return the number of the step that commits."""
         return self.steps.index(("replace", "replacement.json"))
 
     def copy(self, step: tuple[str, str], folder: Path, later: int = 0) -> Path:
-        """A copy of the folder as it was before a step, or a few later."""
+        """Return a copy of the folder as it was before a step, or ``later`` steps after it."""
         number = self.steps.index(step) + 1 + later
         shutil.copytree(self.copies / str(number), folder / "killed")
         return folder / "killed"
@@ -106,12 +106,12 @@ def test_restore_killed_at_any_step_is_finished_or_undone(killed: Killed, tmp_pa
     for number in range(1, len(steps) + 2):
         copy = tmp_path / "copies" / str(number)
         with hold_lock(copy):
-            told = file_replacement.finish(copy)
+            reported = file_replacement.finish(copy)
         outcomes.append(owner(copy))
         if outcomes[-1] == "backup":
             assert owner(copy, ".before") == "own"
         if number <= len(steps):
-            assert ("was finished" in told) is (outcomes[-1] == "backup") or not told
+            assert ("was finished" in reported) is (outcomes[-1] == "backup") or not reported
         left = {path.name.partition(".before")[0] for path in copy.iterdir()}
         assert left == {*NAMES, "server.lock"}
         assert file_replacement.finish(copy) == ""
@@ -125,7 +125,7 @@ def test_restore_killed_at_any_step_is_finished_or_undone(killed: Killed, tmp_pa
 def test_files_are_synced_before_the_commit_and_moved_before_the_journal_is_removed(
     killed: Killed,
 ):
-    steps, decided = killed.steps, killed.decided
+    steps, decided = killed.steps, killed.commit_step
     before, after = steps[:decided], steps[decided + 1 :]
     synced = [("fsync", name) for name in (*NAMES, "replacement.json")]
     assert before[-6:-1] == synced
@@ -152,10 +152,10 @@ def test_finish_killed_at_any_step_continues_at_the_next_start(killed: Killed, t
 def test_restore_does_not_overwrite_kept_files(home: Path, saved: Path, tmp_path: Path):
     for number in range(3):
         (home / "token").write_text(f"own-{number} token")
-        told: list[str] = []
-        backup.load(home, saved, told.append)
+        reported: list[str] = []
+        backup.load(home, saved, reported.append)
         end = ".before" if not number else f".before-{number + 1}"
-        assert told == [f"The replaced files are kept, with {end} appended to their names."]
+        assert reported == [f"The replaced files are kept, with {end} appended to their names."]
         (home / "token").write_text("backup token")
     kept = [(home / f"token{end}").read_text() for end in (".before", ".before-2", ".before-3")]
     assert kept == ["own-0 token", "own-1 token", "own-2 token"]
@@ -165,10 +165,10 @@ def test_restore_does_not_overwrite_kept_files(home: Path, saved: Path, tmp_path
 
 def test_restore_finishes_a_killed_restore_first(killed: Killed, saved: Path, tmp_path: Path):
     home = killed.copy(("replace", "server.pem"), tmp_path)
-    told: list[str] = []
-    backup.load(home, saved, told.append)
-    assert "was finished: token, ca.pem, server.pem, server.db are the new ones" in told[0]
-    assert "with .before-2 appended to their names" in told[1]
+    reported: list[str] = []
+    backup.load(home, saved, reported.append)
+    assert "was finished: token, ca.pem, server.pem, server.db are the new ones" in reported[0]
+    assert "with .before-2 appended to their names" in reported[1]
     assert owner(home, ".before") == "own"
 
 
@@ -181,7 +181,7 @@ def test_backup_finishes_a_killed_restore_first(killed: Killed, tmp_path: Path):
 
 def test_backup_and_restore_exclude_each_other(home: Path, saved: Path, tmp_path: Path):
     with while_backups(home, loading=False):
-        backup.save(home, tmp_path / "second.tar")  # two who read are none too many
+        backup.save(home, tmp_path / "second.tar")  # several may be saved at the same time
         with pytest.raises(ServerError, match="is being saved or loaded in"):
             backup.load(home, saved)
     with hold_lock(home), while_backups(home, loading=True):
@@ -277,20 +277,20 @@ def test_missing_certificate_stops_the_start_if_boards_are_enrolled(tmp_path: Pa
     assert (tmp_path / "ca.pem").read_bytes() == ca
     with contextlib.suppress(FileNotFoundError):
         (tmp_path / "ca.pem").unlink()
-    certificates.load(tmp_path, in_use=True)  # both are gone: by hand, then
+    certificates.load(tmp_path, in_use=True)  # both are missing: removed by the user
 
 
 def start(home: Path) -> tuple[dict[str, object], str]:
-    """What a server says at its start, and its log."""
+    """Start and stop a server; return the line that it printed and its log."""
     with subprocess.Popen(
         [sys.executable, "-m", "cm_server", "--port", "0"],
         env={**os.environ, "CM_HOME": str(home)},
         stdout=subprocess.PIPE,
     ) as server:
         assert server.stdout is not None
-        said = json.loads(server.stdout.readline())
+        printed = json.loads(server.stdout.readline())
         server.terminate()
-    return said, (home / "server.log").read_text()
+    return printed, (home / "server.log").read_text()
 
 
 def test_start_finishes_a_killed_restore_and_reports_it(tmp_path: Path):
@@ -306,18 +306,18 @@ def test_start_finishes_a_killed_restore_and_reports_it(tmp_path: Path):
     copies = tmp_path / "copies"
     steps = steps_of("restore", tmp_path / "own", copies, tmp_path / "backup.tar")
     home = copies / str(steps.index(("replace", "server.pem")) + 1)
-    said, log = start(home)
-    told = "An interrupted restore was finished: ca.pem, server.pem, server.db are the new"
-    assert said["notes"] == [f"{told} ones."]
-    assert told in log
+    printed, log = start(home)
+    reported = "An interrupted restore was finished: ca.pem, server.pem, server.db are the new"
+    assert printed["notes"] == [f"{reported} ones."]
+    assert reported in log
     assert boards(home / "server.db") == ["backup"]
     assert (home / "ca.pem").read_bytes() == authority
 
 
 def test_start_reports_a_missing_database(tmp_path: Path):
     certificates.load(tmp_path)
-    said, log = start(tmp_path)
-    (note,) = said["notes"] if isinstance(said["notes"], list) else []
+    printed, log = start(tmp_path)
+    (note,) = printed["notes"] if isinstance(printed["notes"], list) else []
     assert "this fleet is empty" in note
     assert note in log
     assert "notes" not in start(tmp_path)[0]

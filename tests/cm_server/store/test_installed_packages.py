@@ -1,4 +1,4 @@
-"""What the store remembers of boards' packages."""
+"""The store's table of installed packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 
 A = "a" * 64
-RECORD: dict[str, dict[str, Any]] = {
+MANIFEST: dict[str, dict[str, Any]] = {
     "logging": {
         "version": "0.6.1",
         "source": "an index",
@@ -25,13 +25,13 @@ RECORD: dict[str, dict[str, Any]] = {
 def test_manifest_is_stored_and_replaced():
     store = Store(None)
     before = time.time()
-    store.installed_packages.confirmer_for("b1")(RECORD)
-    assert store.installed_packages.packages_of("b1") == RECORD
+    store.installed_packages.confirmer_for("b1")(MANIFEST)
+    assert store.installed_packages.packages_of("b1") == MANIFEST
     at = store.installed_packages.confirmed_at("b1")
     assert at is not None
     assert before <= at <= time.time()
-    store.installed_packages.confirmer_for("b1")({"mine": RECORD["mine"]})
-    assert store.installed_packages.packages_of("b1") == {"mine": RECORD["mine"]}
+    store.installed_packages.confirmer_for("b1")({"mine": MANIFEST["mine"]})
+    assert store.installed_packages.packages_of("b1") == {"mine": MANIFEST["mine"]}
     store.installed_packages.confirmer_for("b1")({})
     assert (
         store.installed_packages.packages_of("b1"),
@@ -46,19 +46,19 @@ def test_deleting_a_board_deletes_its_manifest():
         [new_board_row("b1", "lab-1", b"k" * 32), new_board_row("b2", "lab-2", b"k" * 32)]
     )
     for board in ("b1", "b2"):
-        store.installed_packages.confirmer_for(board)(RECORD)
+        store.installed_packages.confirmer_for(board)(MANIFEST)
     store.delete_boards(["b1"])
     assert (
         store.installed_packages.packages_of("b1"),
         store.installed_packages.packages_of("b2"),
-    ) == ({}, RECORD)
+    ) == ({}, MANIFEST)
     store.close()
 
 
 def test_manifest_survives_a_restart(tmp_path):
     store = Store(tmp_path / "server.db")
-    store.installed_packages.confirmer_for("b1")(RECORD)
+    store.installed_packages.confirmer_for("b1")(MANIFEST)
     store.close()
     store = Store(tmp_path / "server.db")
-    assert store.installed_packages.packages_of("b1") == RECORD
+    assert store.installed_packages.packages_of("b1") == MANIFEST
     store.close()

@@ -1,4 +1,4 @@
-"""One server at a time has a folder."""
+"""The lock of a server's folder."""
 
 from __future__ import annotations
 

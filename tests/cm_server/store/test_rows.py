@@ -1,4 +1,4 @@
-"""Rows: what they must not show."""
+"""Rows: their repr and their defaults."""
 
 from __future__ import annotations
 

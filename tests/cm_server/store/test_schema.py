@@ -1,7 +1,7 @@
-"""Databases of every earlier version are carried over, whole, or left as they were.
+"""Databases of each earlier version are migrated completely, or left unchanged.
 
-`schemas/schema_N.sql` is what version N wrote: tables and some rows. Write the newest by
-`python -m tests.cm_server.test_schema`, when there is a new version.
+`schemas/schema_N.sql` has the tables of version N and some rows. For a new version, write it by
+`python -m tests.cm_server.store.test_schema`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def ask(path: Path, query: str) -> list[Any]:
 
 
 def shape(path: Path) -> dict[str, Any]:
-    """What there is of tables, columns, keys, indexes and triggers; how they are written aside."""
+    """Return tables, columns, keys, indexes and triggers, independent of their SQL text."""
     inspector = sa.inspect(engine := sa.create_engine(f"sqlite:///{path}"))
     found: dict[str, Any] = {
         name: {
@@ -80,7 +80,7 @@ def shape(path: Path) -> dict[str, Any]:
 def test_older_database_is_migrated_and_a_copy_is_kept(version: int, tmp_path: Path):
     path = old_database(tmp_path, version)
     store = Store(path)
-    boards, tokens, audit, jobs = told(store)
+    boards, tokens, audit, jobs = contents(store)
     store.close()
     assert [(board.id, board.name, board.key) for board in boards] == [
         ("id1", "lab-1", KEY),
@@ -110,10 +110,10 @@ def test_older_database_is_migrated_and_a_copy_is_kept(version: int, tmp_path: P
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     assert ask(copy, "PRAGMA user_version") == [(min(version, 3),)]
     assert ask(copy, "SELECT id, key FROM boards") == [("id1", KEY), ("id2", KEY[::-1])]
-    Store(path).close()  # once is enough
+    Store(path).close()  # the second opening migrates nothing
 
 
-def told(store: Store) -> tuple[list[BoardRow], list[TokenRow], list[AuditRow], list[JobRow]]:
+def contents(store: Store) -> tuple[list[BoardRow], list[TokenRow], list[AuditRow], list[JobRow]]:
     jobs = [job for number in (1, 2) if (job := store.job(number))]
     return store.boards(), store.tokens(), store.audit_rows(99), jobs
 
@@ -146,17 +146,17 @@ def test_each_version_has_one_migration_script():
 
 
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "message"),
     [
         ("99", f"newer Cloudmanager (schema 99, this one knows {SCHEMA_VERSION}); update this one"),
         ("-1", "holds another program's tables; move it away"),
     ],
 )
-def test_unknown_version_is_refused_and_unchanged(version: str, told: str, tmp_path: Path):
+def test_unknown_version_is_refused_and_unchanged(version: str, message: str, tmp_path: Path):
     path = old_database(tmp_path, SCHEMA_VERSION)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE alembic_version SET version_num = ?", [version])
-    refused(path, told)
+    refused(path, message)
 
 
 def test_tables_of_another_program_are_refused_and_unchanged(tmp_path: Path):
@@ -166,11 +166,11 @@ def test_tables_of_another_program_are_refused_and_unchanged(tmp_path: Path):
     refused(path, "holds another program's tables; move it away")
 
 
-def refused(path: Path, told: str) -> None:
+def refused(path: Path, message: str) -> None:
     before = path.read_bytes()
     with pytest.raises(ServerError) as caught:
         Store(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["server.db"]
@@ -200,7 +200,7 @@ sys.exit("alembic" in sys.modules)
 
 
 def write() -> None:
-    """Write what the store writes today, as the newest version."""
+    """Write the tables and rows of the newest version into its file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "server.db"
         store = Store(path)

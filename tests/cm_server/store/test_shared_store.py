@@ -1,4 +1,4 @@
-"""The store that servers share, in SQLite and in PostgreSQL: one job is one server's at a time."""
+"""The store that servers share, in SQLite and PostgreSQL: owners of jobs, holders of boards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[[str], SharedStore]
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Makes the view of one server more; board id1 is enrolled, and held by nobody."""
+    """Return a function that opens the shared store as another server; no board is held."""
     if request.param == "sqlite":
         where: Path | str = tmp_path / "server.db"
     else:
@@ -45,8 +45,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         view.close()
 
 
-def sends(view: SharedStore, board_id: str = "id1") -> int:
-    """Hold the board there, and send it a job; return the job's number."""
+def send_job(view: SharedStore, board_id: str = "id1") -> int:
+    """Claim the board and insert a sent job; return the job's number."""
     held = view.claim_board(board_id, FACTS)
     assert held is not None
     view.epoch_for = {board_id: held.epoch}.get
@@ -54,7 +54,7 @@ def sends(view: SharedStore, board_id: str = "id1") -> int:
     return number
 
 
-def ending(view: SharedStore, job: int) -> tuple[str | None, str | None]:
+def result_of(view: SharedStore, job: int) -> tuple[str | None, str | None]:
     row = view.job(job)
     assert row is not None
     return row.status, row.error
@@ -98,37 +98,37 @@ def test_servers_allocate_different_job_numbers(server: Make):
 
 def test_result_of_own_job_is_written(server: Make):
     a = server("A")
-    job = sends(a)
+    job = send_job(a)
     a.end_job(job, "error", "ValueError: \u00e4")
     a.flush()
-    assert ending(a, job) == ("error", "ValueError: \u00e4")
+    assert result_of(a, job) == ("error", "ValueError: \u00e4")
     assert a.refused_writes == 0
 
 
 def test_sent_job_follows_its_board_to_another_server(server: Make):
     a, b = server("A"), server("B")
-    job = sends(a)
+    job = send_job(a)
     a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id1"], "ann")
     held = b.claim_board("id1", FACTS)
     assert held is not None
     assert (held.epoch, held.row.name) == (2, "lab-1")
     assert [row.id for row in held.sent_jobs] == [job]
-    a.end_job(job, "lost", "its link broke")  # it does not know yet
+    a.end_job(job, "lost", "its link broke")  # before it knows of the claim
     a.flush()
     assert a.refused_writes == 1
-    assert ending(b, job) == (None, None)
+    assert result_of(b, job) == (None, None)
     b.end_job(job, "ok")
     a.end_job(waits, "interrupted")
     a.flush()
     b.flush()
-    assert ending(a, job) == ("ok", None)
-    assert ending(b, waits) == ("interrupted", None)
+    assert result_of(a, job) == ("ok", None)
+    assert result_of(b, waits) == ("interrupted", None)
 
 
 def test_board_that_reconnects_is_held_in_a_newer_epoch(server: Make):
     a, b = server("A"), server("B")
-    job = sends(a)
+    job = send_job(a)
     assert b.claim_board("id1", FACTS)
     back = a.claim_board("id1", FACTS)
     assert back is not None
@@ -174,7 +174,7 @@ def test_claimed_job_is_not_withdrawn(server: Make):
     assert a.withdraw_jobs([sent, queued, unclaimed], "offline", "no answer") == {unclaimed}
     a.end_job(sent, "offline")
     a.flush()
-    assert ending(a, sent) == (None, None)
+    assert result_of(a, sent) == (None, None)
 
 
 def test_claimed_jobs_follow_their_board_to_another_server(server: Make):
@@ -193,7 +193,7 @@ def test_queued_job_is_sent_by_the_holder_of_its_board(server: Make):
     assert a.claim_board("id1", FACTS)
     (job,) = a.insert_jobs(["id1"], "ann")
     assert b.claim_board("id1", FACTS)
-    assert not a.mark_sent(job)  # the board is elsewhere
+    assert not a.mark_sent(job)  # the board is connected to B
     assert a.refused_writes == 1
     assert b.claim_jobs("A", [], [job]) == {job}
     assert b.mark_sent(job)
@@ -201,21 +201,21 @@ def test_queued_job_is_sent_by_the_holder_of_its_board(server: Make):
 
 def test_result_is_corrected_by_the_holder_of_the_board(server: Make):
     a, b = server("A"), server("B")
-    job = sends(a)
+    job = send_job(a)
     a.end_job(job, "lost", "its link broke")
     a.flush()
     assert b.claim_board("id1", FACTS)
     a.amend_job(job, "id1", "error", "stale")
-    assert ending(a, job) == ("lost", "its link broke")
+    assert result_of(a, job) == ("lost", "its link broke")
     b.amend_job(job, "id2", "error", "another board's")
-    assert ending(a, job) == ("lost", "its link broke")
+    assert result_of(a, job) == ("lost", "its link broke")
     b.amend_job(job, "id1", "ok", None)
-    assert ending(a, job) == ("ok", None)
+    assert result_of(a, job) == ("ok", None)
 
 
 def test_suspended_server_is_removed_and_its_jobs_end_or_continue(server: Make):
     a, b = server("A"), server("B")
-    sent = sends(a)
+    sent = send_job(a)
     a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id2"], "ann")
     assert b.send_heartbeat(10) == {"A": "http://A", "B": "http://B"}
@@ -223,16 +223,16 @@ def test_suspended_server_is_removed_and_its_jobs_end_or_continue(server: Make):
     time.sleep(0.1)
     assert b.send_heartbeat(0.05) == {"B": "http://B"}
     assert [row.id for row in b.take_over_jobs()] == [sent]
-    assert ending(b, waits) == ("lost", NEVER_SENT_ERROR)
+    assert result_of(b, waits) == ("lost", NEVER_SENT_ERROR)
     assert b.board_holders() == {}
-    assert "A" not in a.send_heartbeat(10)  # it wakes up, and learns it
+    assert "A" not in a.send_heartbeat(10)  # it resumes, and learns that it was removed
     a.end_job(sent, "ok")
     a.end_job(waits, "ok")
     a.flush()
     assert a.refused_writes == 2
     b.end_job(sent, "lost", "it did not come back")
     b.flush()
-    assert ending(a, sent) == ("lost", "it did not come back")
+    assert result_of(a, sent) == ("lost", "it did not come back")
     assert {row.id for row in b.ended_jobs([sent, waits, 77])} == {sent, waits}
 
 
@@ -260,15 +260,15 @@ def test_removed_server_sends_no_jobs(server: Make):
 
 @contextlib.contextmanager
 def unanswered(connection: object, error: type[Exception]) -> Iterator[None]:
-    """What is committed inside is done, but the answer gets lost; and the server is told so."""
+    """Commit what is done inside, but raise an error as if the answer was lost."""
     commit = connection.commit  # type: ignore[attr-defined]
 
-    def done_but_unheard() -> None:
+    def commit_without_answer() -> None:
         commit()
         raise error("the link broke")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "commit", done_but_unheard)
+        patch.setattr(connection, "commit", commit_without_answer)
         with pytest.raises(ServerError, match="link broke"):
             yield
 
@@ -280,19 +280,19 @@ def test_jobs_of_unconfirmed_updates_end(server: Make):
     (sent,), (taken,) = a.insert_jobs(["id1"], "ann"), b.insert_jobs(["id1"], "ann")
     with unanswered(core, error):
         a.mark_sent(sent)
-    a.end_job(sent, "lost", "it did not run")  # as queues.py does; but it is marked as sent
+    a.end_job(sent, "lost", "it did not run")  # as the scheduler does; but it is marked as sent
     with unanswered(core, error):
         a.claim_jobs("B", [], [taken])
-    b.end_job(taken, "lost", "it did not run")  # as A says to B; but it is A's
+    b.end_job(taken, "lost", "it did not run")  # as A reports to B; but A owns it
     for view in (a, b):
         view.flush()
         assert view.refused_writes == 1
     (row,) = a.take_over_jobs()
-    assert row.id == sent  # dispatch ends it, by the word of its board if there is one
-    assert ending(b, taken) == ("lost", ORPHAN_ERROR)
+    assert row.id == sent  # dispatch ends it when its board reports, or as lost
+    assert result_of(b, taken) == ("lost", ORPHAN_ERROR)
     a.end_job(sent, "lost", "it never reached the board")
     a.flush()
-    assert ending(b, sent) == ("lost", "it never reached the board")
+    assert result_of(b, sent) == ("lost", "it never reached the board")
     assert a.take_over_jobs() == []
 
 
@@ -305,8 +305,8 @@ def test_job_of_unconfirmed_insert_ends(postgres: Postgres):
         store.insert_jobs(["id1"], "ann")
     (_, row) = store.open_jobs()
     assert store.take_over_jobs() == []
-    assert ending(store, row.id) == ("lost", ORPHAN_ERROR)
-    assert ending(store, known) == (None, None)
+    assert result_of(store, row.id) == ("lost", ORPHAN_ERROR)
+    assert result_of(store, known) == (None, None)
     store.close()
 
 
@@ -316,7 +316,7 @@ def test_job_that_its_owner_may_not_send_ends(server: Make):
     assert not a.mark_sent(job)
     a.release_job(job)
     a.take_over_jobs()
-    assert ending(a, job) == ("lost", ORPHAN_ERROR)
+    assert result_of(a, job) == ("lost", ORPHAN_ERROR)
 
 
 def test_no_server_is_removed_after_the_store_was_unavailable(server: Make):
@@ -345,7 +345,7 @@ def test_step_of_the_databases_clock_removes_no_server(server: Make, step: float
     assert a.send_heartbeat(0.5) == both
     b._clock_set_at -= 0.6
     assert b.send_heartbeat(0.5) == both
-    time.sleep(0.6)  # A is dead indeed
+    time.sleep(0.6)  # A is really dead
     assert b.send_heartbeat(0.5) == {"B": "http://B"}
 
 
@@ -360,7 +360,7 @@ def test_server_that_died_before_the_clock_was_set_back_is_removed(server: Make)
 
 def test_results_are_written_before_other_jobs_start(server: Make):
     a = server("A")
-    job = sends(a)
+    job = send_job(a)
     a.epoch_for = lambda _id: None
     (waits,) = a.insert_jobs(["id1"], "ann")
     a.end_job(job, "ok")
@@ -406,7 +406,7 @@ def test_store_reconnects_and_writes_pending_results(postgres: Postgres):
     store = SharedStore(url, "A")
     store.register_server("http://A")
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)])
-    job = sends(store)
+    job = send_job(store)
     with psycopg.connect(url, autocommit=True) as other:
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -414,7 +414,7 @@ def test_store_reconnects_and_writes_pending_results(postgres: Postgres):
         )
     store.end_job(job, "ok")
     store.flush()
-    assert ending(store, job) == ("ok", None)
+    assert result_of(store, job) == ("ok", None)
     store.close()
 
 
@@ -450,7 +450,7 @@ def test_pruning_deletes_old_rows_and_reuses_no_numbers(server: Make):
     assert [row.id for row in store.open_jobs()] == [numbers[-1]]
     assert store.prune_audit(now - 40 * 86400) == 2
     assert [row.verb for row in store.audit_rows(9)] == ["submit"]
-    assert store.prune_audit(now + 86400) == 0  # the database does not let it go
+    assert store.prune_audit(now + 86400) == 0  # the database refuses
     assert [row.verb for row in store.audit_rows(9)] == ["submit"]
     other = server("B")
     assert [(row.target, row.detail.split()[0]) for row in other.end_pruning(now)] == [
@@ -459,6 +459,6 @@ def test_pruning_deletes_old_rows_and_reuses_no_numbers(server: Make):
     ]
     assert store.end_pruning(now) == []
     assert other.begin_pruning(now)
-    assert not store.begin_pruning(now + 3600)  # one round a day, whichever server's
+    assert not store.begin_pruning(now + 3600)  # one round a day for all servers
     assert store.begin_pruning(now + 86400)
     assert other.insert_jobs(["id2"], "ann")[0] > numbers[-1]

@@ -1,4 +1,4 @@
-"""The store: what it says it has written is in the file, whoever dies next."""
+"""The store: written data is in the file, even if the process is killed next."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def ask(path: Path, query: str) -> list[Any]:
-    """What another process would find in the file."""
+    """Return the result of a query by another connection."""
     with closing(sqlite3.connect(path)) as other:
         return list(other.execute(query))
 
@@ -236,20 +236,20 @@ def test_cell_that_cannot_be_audited_does_not_run(store: Store, path: Path, monk
 
 
 def test_audit_row_of_a_cell_needs_no_own_commit_or_fsync(store, monkeypatch):
-    said: list[str] = []
-    store.database.driver.set_trace_callback(said.append)
+    traced: list[str] = []
+    store.database.driver.set_trace_callback(traced.append)
     store.insert_jobs(["id1", "id2"], "ann")
     store.database.driver.set_trace_callback(None)
-    said = list(dict.fromkeys(said))  # for a trigger, a statement is told once more
-    assert [text.split()[0] for text in said] == ["BEGIN", *["INSERT"] * 3, "COMMIT"]
+    traced = list(dict.fromkeys(traced))  # a statement with a trigger is traced twice
+    assert [text.split()[0] for text in traced] == ["BEGIN", *["INSERT"] * 3, "COMMIT"]
     assert pragma(store, "synchronous") == 1
 
 
 def test_privileged_operation_and_its_audit_row_are_one_fsynced_transaction(
     store: Store, path: Path
 ):
-    said: list[str] = []
-    store.database.driver.set_trace_callback(said.append)
+    traced: list[str] = []
+    store.database.driver.set_trace_callback(traced.append)
     store.enrol_boards([new_board_row("id1", "lab-1", KEY)], NOTE)
     store.set_labels({"id1": {"room": "lab"}}, NOTE)
     store.delete_boards(["id1"], NOTE)
@@ -257,8 +257,8 @@ def test_privileged_operation_and_its_audit_row_are_one_fsynced_transaction(
     store.revoke_token("abc", 8.0, NOTE)
     store.add_audit_row(NOTE, durable=True)
     store.database.driver.set_trace_callback(None)
-    assert said.count("PRAGMA synchronous=FULL") == said.count("COMMIT") == 6
-    assert "".join(text[0] for text in said if text[:3] in ("PRA", "BEG", "COM")) == "PBCP" * 6
+    assert traced.count("PRAGMA synchronous=FULL") == traced.count("COMMIT") == 6
+    assert "".join(text[0] for text in traced if text[:3] in ("PRA", "BEG", "COM")) == "PBCP" * 6
     assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
     assert store.audit_rows(9) == [NOTE] * 6
 
@@ -427,17 +427,17 @@ def test_kill_9_loses_no_inserted_job(path: Path):
         [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        said = [int(process.stdout.readline()) for _ in range(300)]
+        traced = [int(process.stdout.readline()) for _ in range(300)]
         process.send_signal(signal.SIGKILL)
-        said += [int(line) for line in process.stdout if line.endswith("\n")]
+        traced += [int(line) for line in process.stdout if line.endswith("\n")]
         assert process.wait(WAIT) == -signal.SIGKILL
     assert ask(path, "PRAGMA integrity_check") == [("ok",)]
     rows: dict[Any, Any] = dict(ask(path, "SELECT id, status FROM jobs"))
-    assert set(said) <= set(rows)
+    assert set(traced) <= set(rows)
     assert len(rows) % 3 == 0  # one cell's jobs are written together
     unsure = sorted(number for number, status in rows.items() if status is None)
     assert unsure == sorted(rows)[-len(unsure) :]
-    assert len(unsure) <= 3  # the last cell's: the boards will tell
+    assert len(unsure) <= 3  # of the last cell: the boards will report their results
     store = Store(path)
     assert list(store.insert_jobs(["id1"], "ann")) == [max(rows) + 1]
     store.close()

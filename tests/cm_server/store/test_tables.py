@@ -12,10 +12,10 @@ from tests.engines import Postgres
 
 
 def columns(store: Store) -> dict[str, list[tuple[str, bool]]]:
-    look = sa.inspect(store.database.connection)
+    inspector = sa.inspect(store.database.connection)
     return {
-        name: [(column["name"], column["nullable"]) for column in look.get_columns(name)]
-        for name in look.get_table_names()
+        name: [(column["name"], column["nullable"]) for column in inspector.get_columns(name)]
+        for name in inspector.get_table_names()
     }
 
 
