@@ -42,20 +42,6 @@ class Override(NamedTuple):
                 yield node.name
 
 
-class Place(NamedTuple):
-    """Source text that holds a defence which has no seam yet.
-
-    Attributes:
-        file: below the project.
-        text: the source text, which must be in the file exactly once.
-        out: what replaces it.
-    """
-
-    file: str
-    text: str
-    out: str
-
-
 class Defence(NamedTuple):
     """One defence.
 
@@ -66,7 +52,7 @@ class Defence(NamedTuple):
     """
 
     name: str
-    places: tuple[Override | Place, ...]
+    places: tuple[Override, ...]
     tests: tuple[str, ...]
 
 
@@ -78,16 +64,8 @@ VERBS: Final = "cm_server/test_matrix.py::test_every_verb_with_every_role_writes
 
 
 def defence(
-    name: str, file: str, override: str, *tests: str, behind: Override | Place | None = None
+    name: str, file: str, override: str, *tests: str, behind: Override | None = None
 ) -> Defence:
     """Return a row; ``tests`` are below tests/, ``behind`` is a second line of defence."""
-    places: list[Override | Place] = [Override(file, override), *([behind] if behind else [])]
+    places: list[Override] = [Override(file, override), *([behind] if behind else [])]
     return Defence(name, tuple(places), tuple(f"tests/{test}" for test in tests))
-
-
-def text_defence(
-    name: str, file: str, text: str, out: str, *tests: str, behind: Override | Place | None = None
-) -> Defence:
-    """Return a row for a defence that has no seam yet."""
-    places = (Place(file, text, out), *([behind] if behind else []))
-    return Defence(name, places, tuple(f"tests/{test}" for test in tests))

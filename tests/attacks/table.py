@@ -75,7 +75,7 @@ ATTACKS: Final = [
     attack(
         4,
         "a man in the middle flips bits, drops, reorders, repeats and truncates",
-        "faults/test_board_link.py: fault_in_a_job fault_in_the_greeting",
+        "faults/test_board_link.py: fault_in_a_job fault_while_connecting",
         "faults/test_caller_link.py: fault_between_caller_and_server",
         "faults/test_board_link.py: fault_in_the_tls_handshake",
         "faults/test_caller_link.py: fault_between_caller_and_server_over_tls",

@@ -46,7 +46,7 @@ PAUSES: Final = (
 )  # how long a process is suspended, in units of DEAD_AFTER; the last is too long
 SETTLED: Final = 20.0  # seconds after which no job is open
 STORE_PAUSES: Final = (1.5, 1.5, 1.5, 7.0)  # seconds; in the last, statements time out
-REJOINED: Final = "it begins anew"  # plain-words: ok (a log line of membership.py)
+REJOINED: Final = "it rejoins"  # as membership.py logs it
 KINDS: Final = ("kill", "pause", "kill bus", "pause bus", "stop", "kill store", "pause store")
 
 
