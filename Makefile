@@ -44,7 +44,7 @@ demo: $(READY_DEMO)
 # loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
 TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
-ALONE := tests/cloudmanager/test_bridge.py tests/load notebooks tests/browser
+ALONE := tests/cloudmanager/cable/test_bridge.py tests/load notebooks tests/browser
 test: check
 ifeq ($(ARGS),)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore %) $(TOGETHER)

@@ -24,7 +24,10 @@ log = logging.getLogger("cm_server")
 FLUSH_SECONDS = 0.05  # that a result may wait in memory, so that several share one commit
 #: The end of a job whose board did not confirm that it stopped at its timeout. Also a mark in the
 #: store: such a row may still be corrected.
-UNCONFIRMED_STOP = "it was asked to stop and has not confirmed it; the board may still be busy"
+#: How the error of a job ends whose board did not confirm that it stopped. It marks the row in the
+#: store as uncertain; earlier versions wrote "it was told to stop and …".  plain-words: ok
+_NOT_CONFIRMED = "to stop and has not confirmed it; the board may still be busy"
+UNCONFIRMED_STOP = f"it was asked {_NOT_CONFIRMED}"
 ERROR_CHARS = 1024  # of an error's last line, in the store
 
 
@@ -126,7 +129,9 @@ def _is_job_of(row: JobRow, board: Board) -> bool:
 
 def _is_uncertain(row: JobRow) -> bool:
     """Return whether the server had to assume how a job ended, or has not ended it."""
-    return row.status in (None, "lost") or row.error == UNCONFIRMED_STOP
+    return row.status in (None, "lost") or (
+        row.status == "timeout" and (row.error or "").endswith(_NOT_CONFIRMED)
+    )
 
 
 def _last_line(error: str) -> str:
