@@ -62,7 +62,7 @@ BOUNDS: Final = [
         "a caller notices that the server stopped answering",
         LIBRARY + "client/link.py",
         "ServerLink._has_stopped_answering = lambda self, ping_sent: False",
-        "cloudmanager/client/test_link.py::test_server_that_falls_silent_is_asked_and_then_left",
+        "cloudmanager/client/test_link.py::test_silent_server_gets_a_ping_and_is_disconnected",
     ),
     defence(
         "a board's messages about jobs of other boards are ignored",
@@ -94,25 +94,25 @@ BOUNDS: Final = [
         "a client that does not mask is refused",
         LIBRARY + "protocol/frames.py",
         "FrameReader._check_mask_bit = lambda self, second: None",
-        "cloudmanager/protocol/test_frames.py::test_client_that_does_not_mask_is_refused",
+        "cloudmanager/protocol/test_frames.py::test_unmasked_frame_is_refused",
     ),
     defence(
         "reserved bits are refused",
         LIBRARY + "protocol/frames.py",
         "_check_reserved_bits = lambda first: None",
-        "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
+        "cloudmanager/protocol/test_frames.py::test_forbidden_frame_is_refused_with_its_close_code",
     ),
     defence(
         "a control frame that is long or fragmented is refused",
         LIBRARY + "protocol/frames.py",
         "_check_control_frame = lambda opcode, first, size: None",
-        "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
+        "cloudmanager/protocol/test_frames.py::test_forbidden_frame_is_refused_with_its_close_code",
     ),
     defence(
         "fragmented messages are refused",
         LIBRARY + "protocol/frames.py",
         "_check_not_fragmented = lambda first: None",
-        "cloudmanager/protocol/test_frames.py::test_refused_with_its_close_code",
+        "cloudmanager/protocol/test_frames.py::test_forbidden_frame_is_refused_with_its_close_code",
     ),
     defence(
         "a message that is too long is refused before it is received",
@@ -287,7 +287,7 @@ BOUNDS: Final = [
         "JSON that is nested too deeply is refused",
         LIBRARY + "protocol/wire.py",
         "_JSON_ERRORS = (ValueError,)",
-        "cloudmanager/protocol/test_wire.py::test_what_is_no_json_object_is_refused",
+        "cloudmanager/protocol/test_wire.py::test_payload_that_is_not_a_json_object_is_refused",
     ),
     defence(
         "what a board prints is displayed as text, not as HTML",

@@ -13,20 +13,20 @@ STREAMS: Final[list[Defence]] = [
         "an interrupt cannot come between a write and the record of its length",
         LIBRARY + "client/outgoing.py",
         "_write_and_count = lambda write, data, taken: taken.append(write(data, DO_NOT_WAIT))",
-        OUTGOING + "test_no_instant_of_an_interrupt_mixes_two_frames[plain-1_0]",
-        OUTGOING + "test_what_a_signal_handler_raises_is_raised_and_mixes_no_frames",
+        OUTGOING + "test_interrupts_at_any_instant_mix_no_frames[plain-1_0]",
+        OUTGOING + "test_exception_of_a_signal_handler_is_raised_and_mixes_no_frames",
     ),
     defence(
         "a frame is queued behind those that are not sent yet",
         LIBRARY + "client/outgoing.py",
         "Outgoing._must_queue = lambda self: not DO_NOT_WAIT",
-        OUTGOING + "test_threads_that_send_at_once_send_whole_frames",
+        OUTGOING + "test_concurrent_sends_do_not_mix_frames",
     ),
     defence(
         "nothing follows a frame that may be partly sent",
         LIBRARY + "client/outgoing.py",
         "Outgoing._is_torn = lambda self: setattr(self, '_current', None)",
-        OUTGOING + "test_memory_that_runs_out_ends_the_stream",
+        OUTGOING + "test_memory_error_ends_the_stream",
         behind=Override(
             LIBRARY + "client/outgoing.py", "Outgoing._was_interrupted = lambda self, frame: False"
         ),
@@ -35,7 +35,7 @@ STREAMS: Final[list[Defence]] = [
         "a frame that is withdrawn when partly sent is never completed",
         LIBRARY + "client/outgoing.py",
         "Outgoing._is_partly_written = lambda self, frame: False",
-        OUTGOING + "test_nothing_follows_half_a_frame",
+        OUTGOING + "test_nothing_follows_a_partial_frame",
         behind=Override(
             LIBRARY + "client/outgoing.py",
             "Outgoing._may_complete = lambda self, frame: not self._closed",
@@ -45,26 +45,26 @@ STREAMS: Final[list[Defence]] = [
         "an interrupted cell that is not sent completely does not run",
         LIBRARY + "client/exchange.py",
         "Exchange._withdraw = lambda self, ref: None",
-        OUTGOING + "test_interrupted_cell_that_is_half_sent_does_not_run[plain-run]",
+        OUTGOING + "test_interrupted_partly_sent_cell_does_not_run[plain-run]",
     ),
     defence(
         "interrupting submit does not leave the cell running",
         LIBRARY + "client/fleet.py",
         "Boards._wait_until_accepted = lambda self, group: group.accepted.result()",
-        OUTGOING + "test_interrupted_cell_that_is_half_sent_does_not_run[plain-submit]",
+        OUTGOING + "test_interrupted_partly_sent_cell_does_not_run[plain-submit]",
     ),
     defence(
         "a caller notices that the server stopped reading",
         LIBRARY + "client/link.py",
         "ServerLink._has_stopped_reading = lambda self, written_before: False",
-        OUTGOING + "test_server_that_stops_reading_is_left[plain]",
+        OUTGOING + "test_server_that_stops_reading_is_disconnected[plain]",
     ),
     defence(
         "an interrupted wait does not block other waiting threads",
         LIBRARY + "client/future.py",
         "Future._wait_for_lock = lambda self, seconds: ("
         "self._unset_lock.acquire(timeout=seconds) and self._release())",
-        "cloudmanager/client/test_future.py::test_wait_that_is_interrupted_keeps_nobody_else_waiting",
+        "cloudmanager/client/test_future.py::test_interrupted_wait_does_not_block_other_threads",
     ),
     defence(
         "a bridge sends nothing after half a frame",

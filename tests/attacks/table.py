@@ -294,10 +294,10 @@ ATTACKS: Final = [
         23,
         "file names that leave their folder; formulas in tables",
         "cloudmanager/client/test_downloads.py: hostile_names_write_nothing "
-        "names_that_are_one_on_some_system_do_not_overwrite_each_other "
-        "more_files_than_were_asked_for_are_refused what_is_read_into_memory_is_bounded",
+        "names_equal_on_some_system_do_not_overwrite_each_other "
+        "unrequested_file_is_refused size_of_a_file_read_into_memory_is_limited",
         "cloudmanager/client/test_board_paths.py: hostile_names_are_refused "
-        "windows_devices_are_known_by_their_whole_name",
+        "windows_device_names_are_refused_only_as_whole_names",
         "cloudmanager/client/test_files.py: answer_that_makes_no_sense_fails_that_board_alone",
         "cloudmanager/display/test_file_report.py: control_characters_in_file_names_are_escaped",
         not_here="a table of results is the caller's own (`to_pandas`); no CSV is written",
@@ -351,7 +351,7 @@ ATTACKS: Final = [
         "targets that try to read files or resolve names, or select very many boards",
         "cloudmanager/protocol/test_targets.py: huge_range_is_refused_before_it_is_expanded "
         "hostile_text_is_refused_fast parse_raises_nothing_but_target_error "
-        "documented_example_is_exactly_seven_names malformed_target_points_at_the_place",
-        "cloudmanager/protocol/test_names.py: expand_points_at_what_is_malformed",
+        "documented_example_has_seven_names malformed_target_points_at_the_place",
+        "cloudmanager/protocol/test_names.py: expand_points_at_the_error",
     ),
 ]

@@ -105,13 +105,13 @@ def _secure(link, config, secure=_secure):
         "the certificate authority must have the token's fingerprint",
         LIBRARY + "client/tls.py",
         "_has_fingerprint = lambda digest, pin: True",
-        "cloudmanager/client/test_tls.py::test_another_fingerprint_is_another_server",
+        "cloudmanager/client/test_tls.py::test_wrong_fingerprint_is_refused",
     ),
     defence(
         "a caller verifies the server's certificate",
         LIBRARY + "client/tls.py",
         "_context_for_ca = lambda pem: ssl._create_unverified_context(cadata=pem)",
-        "cloudmanager/client/test_tls.py::test_trust_is_the_fingerprint_else_the_file_else_this_machine",
+        "cloudmanager/client/test_tls.py::test_trust_is_by_fingerprint_then_file_then_system",
     ),
     # Who is enrolled
     defence(
@@ -222,12 +222,12 @@ def save(config, save=save):
         LIBRARY + "client/downloads.py",
         "DownloadSink._is_taken = lambda self, board, path: False",
         "cloudmanager/client/test_downloads.py::"
-        "test_names_that_are_one_on_some_system_do_not_overwrite_each_other",
+        "test_names_equal_on_some_system_do_not_overwrite_each_other",
     ),
     defence(
         "a file that is read into memory is limited",
         LIBRARY + "client/downloads.py",
         "_MemorySink._is_too_long = lambda self, size: False",
-        "cloudmanager/client/test_downloads.py::test_what_is_read_into_memory_is_bounded",
+        "cloudmanager/client/test_downloads.py::test_size_of_a_file_read_into_memory_is_limited",
     ),
 ]

@@ -19,12 +19,12 @@ from .microbit import Microbit
 
 @contextlib.contextmanager
 def bridged(fleet: Fleet, ports: list[str], *names: str) -> Iterator[list[tuple[str, str]]]:
-    """A bridge whose boards are there; afterwards they are out of the fleet."""
-    told: list[tuple[str, str]] = []
+    """Run a bridge and wait for its boards; afterwards revoke them."""
+    reports: list[tuple[str, str]] = []
     try:
-        with Bridge(fleet, ports, names, lambda *what: told.append(what)):
+        with Bridge(fleet, ports, names, lambda *what: reports.append(what)):
             wait_online(fleet, names[: len(ports)])
-            yield told
+            yield reports
     finally:
         deadline = time.monotonic() + 5
         while any(b["connected_since"] for b in fleet.boards() if b["name"] in names):
@@ -70,7 +70,7 @@ def bridged_microbit(server: RunningServer, fleet: Fleet):
 
 @pytest.fixture(params=["unix", "microbit"])
 def bridged_board(request):
-    """One bridged board after the other; afterwards it still runs cells."""
+    """Yield each bridged board; after the test it must still run cells."""
     boards = request.getfixturevalue(f"bridged_{request.param}")
     yield boards
     assert boards.run("6 * 7", timeout=10).value == 42

@@ -33,11 +33,11 @@ class Chip:
     Args:
         folder: where it keeps its files' flash.
         kind: "esp8266" or "esp32".
-        told: more settings of the stand-in, such as its Wi-Fi networks.
+        settings: more settings of the stand-in, such as its Wi-Fi networks.
     """
 
-    def __init__(self, folder: Path, kind: str = "esp8266", **told: Any) -> None:
-        self.folder, self.kind, self.told = folder, kind, told
+    def __init__(self, folder: Path, kind: str = "esp8266", **settings: Any) -> None:
+        self.folder, self.kind, self.settings = folder, kind, settings
         self.flash = bytearray(os.urandom(64) + b"\x5a" * (FLASH_BYTES - 64))
         self.faults: dict[int, str] = {}
         self.said = bytearray()  # all that MicroPython has printed
@@ -61,11 +61,11 @@ class Chip:
         return outer, inner
 
     def hold_boot(self) -> None:
-        """Press RESET while BOOT is held: the loader listens."""
+        """Press RESET while BOOT is held: the loader starts."""
         self._order("boot")
 
     def press_reset(self) -> None:
-        """Press RESET: what is in the flash runs."""
+        """Press RESET: the program in the flash starts."""
         self._order("reset")
 
     def power_off(self) -> None:
@@ -79,12 +79,12 @@ class Chip:
         assert self._done.wait(10)
 
     def hear(self, what: bytes, timeout: float = 10) -> None:
-        """Wait until the board has said this."""
+        """Wait until the board has printed this."""
         with self._heard:
             assert self._heard.wait_for(lambda: what in self.said, timeout), bytes(self.said[-500:])
 
     def stop(self) -> None:
-        """Take it off the cable."""
+        """Unplug the cable."""
         self._order("end")
         self._thread.join(10)
         for handle in (self._cable, self._uart, self._uart_end, self._wake, self._waker):
@@ -123,7 +123,7 @@ class Chip:
         return order == "end"
 
     def _take(self, data: bytes) -> None:
-        """Bytes from the cable, to the loader or to MicroPython."""
+        """Pass bytes from the cable to the loader or to MicroPython."""
         if self.loader is not None:
             self._answer(self.loader.feed(data))
             if self.loader.run:
@@ -133,7 +133,7 @@ class Chip:
                 self._type(bytes([byte]))
 
     def _type(self, byte: bytes) -> None:
-        """Byte 3 interrupts what runs, as mp_hal_set_interrupt_char has it on a chip."""
+        """Byte 3 interrupts the program, as with mp_hal_set_interrupt_char on a chip."""
         assert self._process
         assert self._process.stdin
         with contextlib.suppress(OSError):
@@ -143,7 +143,7 @@ class Chip:
                 os.write(self._uart, byte)
 
     def _answer(self, data: bytes) -> None:
-        """Send it; a cable waits for nobody: what is not taken is lost."""
+        """Send bytes; those that are not read are lost, as on a cable without flow control."""
         self._sent += data
         del self._sent[:-UNREAD_BYTES]
 
@@ -160,8 +160,8 @@ class Chip:
             [sys.executable, str(STANDIN)], stdin=subprocess.PIPE, start_new_session=True
         )
         assert process.stdin
-        told = {"flash": str(flash), "tty": os.ttyname(self._uart_end), **self.told}
-        process.stdin.write(json.dumps(told).encode() + b"\n")
+        settings = {"flash": str(flash), "tty": os.ttyname(self._uart_end), **self.settings}
+        process.stdin.write(json.dumps(settings).encode() + b"\n")
         process.stdin.flush()
         self._process = process
 
@@ -179,7 +179,7 @@ class Chip:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a program runs there: MicroPython catches SIGINT then, and only then."""
+    """Whether a program runs: only then does MicroPython catch SIGINT."""
     with contextlib.suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for child in children:

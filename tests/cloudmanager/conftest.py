@@ -1,4 +1,4 @@
-"""`mbm`, in this process and in one of its own; and what it finds where."""
+"""Fixtures that run `mbm`, in this process or in a child, and set CM_HOME."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MBM = str(Path(sys.executable).parent / "mbm")
 
 
 class Run:
-    """How one `mbm` went."""
+    """The outcome of a run of `mbm`."""
 
     def __init__(self, status, out, err):
         self.status, self.out, self.err = status, out, err
@@ -48,7 +48,7 @@ def mbm(capsys):
 
 
 def process(*arguments, **more):
-    """Run `mbm` as its users do."""
+    """Run `mbm` as a child process."""
     command = [MBM, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, **more)
     return Run(done.returncode, done.stdout, done.stderr)
@@ -56,7 +56,7 @@ def process(*arguments, **more):
 
 @contextlib.contextmanager
 def background(*arguments):
-    """An `mbm` that goes on; it is ended with the test."""
+    """Start an `mbm` that keeps running; it is ended after the test."""
     pipe = subprocess.PIPE
     with subprocess.Popen([MBM, *arguments], text=True, stdout=pipe, stderr=pipe) as begun:
         try:
@@ -68,7 +68,7 @@ def background(*arguments):
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
-    """A CM_HOME without a server; none is left in it."""
+    """A CM_HOME without a server; one that a test starts is stopped."""
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     yield tmp_path
     local_server.stop()
@@ -76,7 +76,7 @@ def own_home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nobody(own_home, monkeypatch):
-    """No server anywhere: not at the default address either, whoever may listen there."""
+    """Make sure that no server is found, even if one listens at the default address."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         tcp_port = closed.getsockname()[1]
     monkeypatch.setattr(config, "DEFAULT_TCP_PORT", tcp_port)

@@ -27,7 +27,7 @@ SHA256 = "505950eb4cce76e09345dd5aa1743e1e3d101df09798e44dcc227e885bb8cb80"
 
 
 def esp8266() -> Path:
-    """Return the real image's file; the first time it is downloaded."""
+    """Return the path of the real image; download it the first time."""
     path = ROOT / "build" / "firmware" / f"esp8266-{VERSION}.bin"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def esp8266() -> Path:
 
 
 def small(folder: Path) -> Path:
-    """Return a file with the beginning of the real image: enough where only the way counts."""
+    """Return a file with the beginning of the real image, for tests that do not boot it."""
     path = folder / "small.bin"
     if not path.exists():
         path.write_bytes(esp8266().read_bytes()[:SMALL_BYTES])
@@ -60,12 +60,12 @@ def _download() -> bytes:
 def _index() -> str:
     """Return the index that pip is configured with."""
     command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    return os.environ.get("PIP_INDEX_URL") or told.stdout.strip() or PYPI_SIMPLE_ENDPOINT
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return os.environ.get("PIP_INDEX_URL") or completed.stdout.strip() or PYPI_SIMPLE_ENDPOINT
 
 
 def esp32() -> bytes:
-    """Return an image of an ESP32's form."""
+    """Return a well-formed image for the ESP32."""
     image = ESP32FirmwareImage()
     image.entrypoint = 0x40080000
     content = random.Random(32).randbytes(100_000)

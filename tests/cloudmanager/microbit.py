@@ -59,7 +59,7 @@ class Microbit:
                     time.sleep(PIECE_SECONDS)
 
     def stop(self) -> None:
-        """Unplug it."""
+        """Unplug the cable."""
         self._running = False
         self._thread.join()
         self._process.kill()

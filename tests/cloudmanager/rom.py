@@ -73,7 +73,7 @@ class Loader:
         self._inflate = zlib.decompressobj()
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes from the cable and return what the chip answers."""
+        """Handle bytes from the cable and return the chip's answer."""
         self._bytes += data
         return b"".join(self._answer(packet) for packet in self._packets())
 
@@ -102,10 +102,10 @@ class Loader:
             return self._reply(op, status=FAILED)
         if op in (FLASH_DATA, MEM_DATA, DEFL_DATA) and check != checksum(body[16:]):
             return self._reply(op, status=b"\x01\x07")
-        told = self._act(op, body)
+        answer = self._act(op, body)
         if fault == "corrupt":
             self.flash[self._at - 1] ^= 0x10
-        return told
+        return answer
 
     def _known(self) -> set[int]:
         more = STUB_COMMANDS if self.stub else ESP32_COMMANDS if self.esp32 else set()
@@ -131,7 +131,7 @@ class Loader:
         elif op == DEFL_DATA:
             self._program(self._inflate.decompress(body[16:]))
         elif op in (FLASH_END, DEFL_END):
-            # 0: restart, 1: run the program. The stub only stays when it is told to run.
+            # 0: restart, 1: run the program. The stub only stays if it is requested to run.
             self.run = words[0] == 0 if self.stub else True
         elif op == MEM_BEGIN:
             self._load = words[3]
@@ -152,14 +152,14 @@ class Loader:
         return self._reply(op)
 
     def _jump(self, entry: int) -> bytes:
-        """Become the stub, where what is jumped to has been loaded."""
+        """Become the stub loader if a loaded address is jumped to."""
         if not any(start <= entry < start + len(code) for start, code in self._ram.items()):
             return b""
         self.stub = True
         return slip(b"OHAI")
 
     def _begin(self, op: int, words: tuple[int, ...]) -> None:
-        """Erase and take aim. (A real ESP8266's ROM erases more than it is told: esptool knows.)"""
+        """Erase and set the address. (A real ESP8266 erases more; esptool allows for that.)"""
         size, blocks, block, self._at = words
         self._inflate = zlib.decompressobj()
         self._erase(self._at, max(size, blocks * block if op == FLASH_BEGIN else 0))
@@ -169,7 +169,7 @@ class Loader:
         self.flash[first:last] = b"\xff" * (last - first)
 
     def _program(self, data: bytes) -> None:
-        """Write as NOR flash does: ones become zeros, and never the other way round."""
+        """Write as NOR flash does: bits change from one to zero only."""
         end = self._at + len(data)
         old = int.from_bytes(self.flash[self._at : end], "big")
         new = old & int.from_bytes(data, "big")
@@ -182,7 +182,7 @@ class Loader:
         return self._reply(MD5, data=data)
 
     def _write_register(self, address: int, value: int) -> None:
-        """Keep it; the SPI controller's command register starts a flash command."""
+        """Store the register; the SPI controller's command register starts a flash command."""
         spi = self.chip["spi"]
         self._registers[address] = value
         if address == spi and value & 1 << 18:
@@ -193,5 +193,5 @@ class Loader:
 
     @property
     def bootable(self) -> bool:
-        """Whether there is a program where the ROM looks for one."""
+        """Whether there is a program at the address where the ROM expects one."""
         return self.flash[self.chip["boot"]] == 0xE9

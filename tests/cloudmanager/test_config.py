@@ -1,4 +1,4 @@
-"""Which server, which token, and where things are kept."""
+"""Which server, which token, and which folder are used."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from cloudmanager.config import ServerAddress
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A CM_HOME of this test's own, in which no server runs."""
+    """A new CM_HOME, in which no server runs."""
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     monkeypatch.delenv("CM_URL", raising=False)
     monkeypatch.delenv("CM_TOKEN", raising=False)
@@ -27,7 +27,7 @@ def home(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def server_in(home, url="http://127.0.0.1:7", pid=None):
-    """What a running server leaves in its folder: a state, a token, a lock that it holds."""
+    """Write the files of a running server: state, token, and a lock that is held."""
     state = {"url": url, "pid": os.getpid() if pid is None else pid}
     config.write_private(config.server_state_file(home), json.dumps(state))
     config.write_private(config.token_file(home), "cm_local\n")
@@ -43,7 +43,7 @@ def running(home):
 
 
 def ended_pid():
-    """The number of a process that is no more."""
+    """Return the pid of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -56,7 +56,7 @@ def test_home_is_cm_home(home):
     assert config.home_folder() == home
 
 
-def test_home_may_start_with_a_tilde_or_be_relative(monkeypatch, tmp_path):
+def test_home_can_have_a_tilde_or_be_relative(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CM_HOME", "~/cm")
@@ -66,7 +66,7 @@ def test_home_may_start_with_a_tilde_or_be_relative(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("named", [None, ""])
-def test_home_is_else_the_platforms_own_folder(monkeypatch, tmp_path, named):
+def test_home_defaults_to_the_platforms_folder(monkeypatch, tmp_path, named):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("CM_HOME", "") if named == "" else monkeypatch.delenv("CM_HOME", False)
@@ -74,7 +74,7 @@ def test_home_is_else_the_platforms_own_folder(monkeypatch, tmp_path, named):
     assert str(config.home_folder()).startswith(str(tmp_path))
 
 
-def test_home_is_made_for_its_owner_alone(monkeypatch, tmp_path):
+def test_home_is_accessible_to_its_owner_only(monkeypatch, tmp_path):
     monkeypatch.setenv("CM_HOME", str(tmp_path / "a" / "b"))
     folder = config.make_home_folder()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -84,7 +84,7 @@ def test_home_is_made_for_its_owner_alone(monkeypatch, tmp_path):
 # Private files
 
 
-def test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it(home):
+def test_private_file_is_readable_by_its_owner_only(home):
     path = home / "token"
     path.write_text("old")
     path.chmod(0o644)
@@ -93,21 +93,21 @@ def test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it(home):
     assert [entry.name for entry in home.iterdir()] == ["token"]
 
 
-def test_private_file_is_written_over_what_a_crash_left_beside_it(home):
+def test_private_file_replaces_a_temporary_file_of_a_crash(home):
     (home / f"token.{os.getpid()}").write_text("half")
     config.write_private(home / "token", "whole")
     assert (home / "token").read_text() == "whole"
 
 
-def test_private_file_does_not_follow_a_link_that_was_laid_for_it(home):
+def test_private_file_does_not_follow_a_symlink(home):
     target = home / "theirs"
     (home / f"token.{os.getpid()}").symlink_to(target)
     config.write_private(home / "token", "secret")
     assert not target.exists()
 
 
-def test_private_file_is_never_seen_half_written(home):
-    """A reader sees the old text or the new one, whenever it looks."""
+def test_private_file_is_never_partial(home):
+    """A reader always sees the complete old text or the complete new one."""
     path, texts = home / "token", ["a" * 100_000, "b" * 100_000]
     config.write_private(path, texts[0])
     over = threading.Event()
@@ -149,7 +149,7 @@ def test_state_of_a_running_server_is_read(running):
 
 
 def test_state_of_another_users_server_is_read(home):
-    """Process 1 is alive, whether or not we may send it signals."""
+    """Process 1 is alive, even if this user may not send it signals."""
     with server_in(home, pid=1) as state:
         assert config.read_server_state(home) == state
 
@@ -160,7 +160,7 @@ def test_state_of_a_dead_process_is_stale(home):
 
 
 def test_state_without_the_servers_lock_is_stale(home):
-    """Its number was given to somebody else, whom `mbm server-stop` must not end."""
+    """Its pid may belong to another process, which `mbm server-stop` must not end."""
     with server_in(home):
         pass
     assert config.read_server_state(home) is None
@@ -201,8 +201,8 @@ def test_no_state_is_none(home):
     assert config.read_server_state(home) is None
 
 
-def test_state_can_be_read_where_there_are_no_locks(running, monkeypatch):
-    """As on Windows, where the process has to do."""
+def test_state_is_read_without_locks_on_windows(running, monkeypatch):
+    """As on Windows, where only the pid is checked."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert config.read_server_state(running) is not None
 
@@ -210,7 +210,7 @@ def test_state_can_be_read_where_there_are_no_locks(running, monkeypatch):
 # Which server
 
 
-def test_server_is_else_the_default(home):
+def test_server_defaults_to_loopback(home):
     assert config.find_server() == ServerAddress("http://127.0.0.1:18266", "", "the default")
 
 
@@ -220,13 +220,13 @@ def test_server_is_found_by_its_state(running):
     )
 
 
-def test_cm_url_and_cm_token_go_before_the_local_server(running, monkeypatch):
+def test_environment_takes_precedence_over_the_local_server(running, monkeypatch):
     monkeypatch.setenv("CM_URL", "https://lab:443")
     monkeypatch.setenv("CM_TOKEN", "cm_lab")
     assert config.find_server() == ServerAddress("https://lab:443", "cm_lab", "CM_URL")
 
 
-def test_what_is_given_goes_before_everything(running, monkeypatch):
+def test_arguments_take_precedence(running, monkeypatch):
     monkeypatch.setenv("CM_URL", "https://lab:443")
     monkeypatch.setenv("CM_TOKEN", "cm_lab")
     assert config.find_server("http://here:1", "cm_mine") == ServerAddress(
@@ -234,7 +234,7 @@ def test_what_is_given_goes_before_everything(running, monkeypatch):
     )
 
 
-def test_cm_token_goes_before_the_file(running, monkeypatch):
+def test_cm_token_takes_precedence_over_the_file(running, monkeypatch):
     monkeypatch.setenv("CM_TOKEN", "cm_env")
     assert config.find_server().token == "cm_env"
 
@@ -254,11 +254,11 @@ def test_cm_token_goes_before_the_file(running, monkeypatch):
         ("", ""),
     ],
 )
-def test_local_token_is_sent_to_this_machine_alone(running, url, token):
+def test_local_token_is_sent_to_this_machine_only(running, url, token):
     assert config.find_server(url).token == token
 
 
-def test_local_server_gets_its_token_whatever_it_listens_on(home):
+def test_local_server_gets_its_token_at_any_address(home):
     with server_in(home, url="http://0.0.0.0:7"):
         assert config.find_server().token == "cm_local"
 
@@ -270,7 +270,7 @@ def test_address_does_not_show_its_token():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("https://h/pi", ("", "https://h/pi")),
         ("shop=https://h/pi?a=b", ("shop", "https://h/pi?a=b")),
@@ -278,5 +278,5 @@ def test_address_does_not_show_its_token():
         ("https://h/pi?a=b", ("", "https://h/pi?a=b")),
     ],
 )
-def test_an_index_is_named_with_or_without_an_alias(text, told):
-    assert config.parse_index(text) == told
+def test_index_has_an_optional_alias(text, expected):
+    assert config.parse_index(text) == expected

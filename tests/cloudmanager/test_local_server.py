@@ -1,4 +1,4 @@
-"""The local server's process: started once, found by everybody, stopped without a trace."""
+"""Starting, finding and stopping the local server's process."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WAIT = 20.0  # seconds that anything here may take on a busy machine
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A CM_HOME of this test's own; no server is left in it."""
+    """A new CM_HOME; a server that runs in it is stopped after the test."""
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     yield tmp_path
     local_server.stop()
@@ -43,18 +43,18 @@ def test_started_server_answers_and_is_found(home):
     assert status["callers"] == 1
 
 
-def test_what_it_leaves_is_its_owners_alone(home):
+def test_server_files_are_accessible_to_their_owner_only(home):
     started()
     for name in ("token", "server.json"):
         assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
 
 
-def test_second_start_finds_the_first(home):
+def test_second_start_finds_the_running_server(home):
     begun = started()
     assert local_server.start(tcp_port=1) == local_server.StartOutcome(begun.url, already=True)
 
 
-def test_stop_says_what_it_stopped_and_leaves_no_process(home):
+def test_stop_returns_the_url_and_leaves_no_process(home):
     begun = started()
     pid = pid_of(home)
     assert local_server.stop() == begun.url
@@ -63,12 +63,12 @@ def test_stop_says_what_it_stopped_and_leaves_no_process(home):
         os.kill(pid, 0)
 
 
-def test_stop_without_a_server_says_so(home):
+def test_stop_without_a_server_returns_none(home):
     assert local_server.stop() is None
 
 
-def test_server_that_somebody_else_started_is_stopped(home):
-    """Then it is not our child, and not ours to wait for."""
+def test_server_of_another_process_is_stopped(home):
+    """It is not a child of this process, so that waitpid() fails."""
     program = "from cloudmanager import local_server; local_server.start(tcp_port=0)"
     subprocess.run([sys.executable, "-c", program], check=True)
     pid = pid_of(home)
@@ -80,7 +80,7 @@ def test_server_that_somebody_else_started_is_stopped(home):
 
 
 def test_server_can_be_started_again_after_it_was_killed(home):
-    """Its state is stale then, and its token still opens the new one."""
+    """The state is stale, and the token is still valid at the new server."""
     started()
     pid = pid_of(home)
     os.kill(pid, signal.SIGKILL)
@@ -91,19 +91,19 @@ def test_server_can_be_started_again_after_it_was_killed(home):
         assert fleet.status()["pid"] == pid_of(home)
 
 
-def test_state_left_behind_does_not_end_a_stranger(home):
-    """The number of a server that was killed may be anybody's by now: here, our own."""
+def test_stale_state_does_not_kill_another_process(home):
+    """The pid of a killed server may be reused: here, by this process."""
     state = {"url": "http://127.0.0.1:7", "pid": os.getpid()}
     config.write_private(config.server_state_file(home), json.dumps(state))
     assert local_server.stop() is None
 
 
-def test_server_serves_where_it_was_told_to(home):
+def test_server_listens_on_the_given_port(home):
     begun = local_server.start("localhost", 0)
     assert begun.url.startswith("http://localhost:")
 
 
-def test_server_may_listen_on_ipv6(home):
+def test_server_listens_on_ipv6(home):
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     begun = local_server.start("::1", 0)
@@ -112,7 +112,7 @@ def test_server_may_listen_on_ipv6(home):
         assert fleet.status()["address"] == begun.url
 
 
-def test_home_may_be_a_relative_path(tmp_path, monkeypatch):
+def test_home_can_be_a_relative_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CM_HOME", "here")
     try:
@@ -129,7 +129,7 @@ def refused(*address):
     return str(caught.value).removesuffix(" " + caught.value.hint)
 
 
-def test_tcp_port_that_is_taken_is_told(home):
+def test_tcp_port_in_use_is_an_error(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         tcp_port = taken.getsockname()[1]
         assert refused("127.0.0.1", tcp_port) == (
@@ -138,14 +138,14 @@ def test_tcp_port_that_is_taken_is_told(home):
         )
 
 
-def test_address_that_is_not_this_machines_is_told(home):
+def test_address_of_another_machine_is_an_error(home):
     assert "cannot listen on 192.0.2.1:0: Cannot assign requested address" in refused(
         "192.0.2.1", 0
     )
 
 
-def test_server_that_lost_its_state_is_told(home):
-    """A server runs, but nothing says where: such as after somebody tidied up."""
+def test_server_without_a_state_file_is_an_error(home):
+    """A server runs, but its state file was deleted."""
     begun = started()
     state = config.server_state_file(home).read_text()
     config.server_state_file(home).unlink()
@@ -154,7 +154,7 @@ def test_server_that_lost_its_state_is_told(home):
     assert local_server.start() == local_server.StartOutcome(begun.url, already=True)
 
 
-def test_server_that_dies_at_once_says_its_last_words(home, monkeypatch):
+def test_server_that_exits_immediately_reports_its_last_line(home, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     (home / "python").write_text("#!/bin/sh\necho one >&2\necho 'no module named cm_server' >&2\n")
     (home / "python").chmod(0o755)
@@ -162,14 +162,14 @@ def test_server_that_dies_at_once_says_its_last_words(home, monkeypatch):
 
 
 @pytest.mark.parametrize("said", ["nonsense", "[]", "{}", ""])
-def test_server_that_says_nonsense_has_not_started(home, monkeypatch, said):
+def test_server_with_malformed_output_has_not_started(home, monkeypatch, said):
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     (home / "python").write_text(f"#!/bin/sh\necho '{said}'\n")
     (home / "python").chmod(0o755)
     assert refused() == "The server ended before it listened."
 
 
-def test_server_that_says_nothing_is_ended(home, monkeypatch):
+def test_silent_server_is_killed(home, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(home / "python"))
     monkeypatch.setattr(local_server, "START_SECONDS", 0.2)
     (home / "python").write_text("#!/bin/sh\necho $$ >$CM_HOME/pid\nexec sleep 60\n")
@@ -179,7 +179,7 @@ def test_server_that_says_nothing_is_ended(home, monkeypatch):
         os.kill(int((home / "pid").read_text()), 0)
 
 
-def test_server_that_does_not_stop_is_told_and_how_to_end_it(home, monkeypatch):
+def test_server_that_does_not_stop_is_an_error(home, monkeypatch):
     started()
     pid = pid_of(home)
     os.kill(pid, signal.SIGSTOP)
@@ -195,7 +195,7 @@ def test_server_that_does_not_stop_is_told_and_how_to_end_it(home, monkeypatch):
     monkeypatch.setenv("CM_HOME", str(home))
 
 
-def test_a_backup_that_fails_without_a_word_is_told(home, monkeypatch):
+def test_backup_without_output_is_an_error(home, monkeypatch):
     (home / "python").write_text("#!/bin/sh\necho 'no module named cm_server' >&2\n")
     (home / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(home / "python"))

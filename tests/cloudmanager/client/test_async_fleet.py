@@ -23,23 +23,23 @@ async def async_fleet(boards: VirtualBoards):
         yield fleet
 
 
-async def test_run_gives_results_of_all_boards(async_fleet):
+async def test_run_returns_results_of_all_boards(async_fleet):
     results = await async_fleet[ALL].run("6 * 7")
     assert results.to_dict() == {"demo-1": 42, "demo-2": 42, "demo-3": 42}
 
 
-async def test_many_cells_run_side_by_side(async_fleet):
+async def test_many_cells_run_concurrently(async_fleet):
     cells = [async_fleet[f"demo-{n}"].run("import time; time.sleep(0.1)") for n in (1, 2, 3)]
     assert all(results.ok for results in await asyncio.gather(*cells))
 
 
-async def test_events_come_in_their_order(async_fleet):
+async def test_events_are_in_order(async_fleet):
     group = await async_fleet["demo-1"].submit("print('a')\nprint('b')\n7")
     kinds = [(event.kind, event.text) async for event in group.events()]
     assert kinds == [("output", "a\nb\n"), ("ended", "")]
 
 
-async def test_wait_says_whether_all_ended_and_interrupt_ends_them(async_fleet):
+async def test_wait_returns_whether_all_jobs_have_ended(async_fleet):
     group = await async_fleet[ALL].submit("while True: pass")
     ended_early = await group.wait(0.1)
     with pytest.raises(TimeoutError):
@@ -52,7 +52,7 @@ async def test_wait_says_whether_all_ended_and_interrupt_ends_them(async_fleet):
 
 async def test_a_cancelled_run_interrupts_the_boards(async_fleet):
     running = asyncio.ensure_future(async_fleet["demo-1"].run("while True: pass"))
-    await asyncio.wait([running], timeout=0.2)  # it is under way
+    await asyncio.wait([running], timeout=0.2)  # let it start
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -67,7 +67,7 @@ async def test_input_is_answered_through_the_group(async_fleet):
     assert (await group.results()).value == "Ada"
 
 
-async def test_a_refusal_is_raised_by_submit(async_fleet):
+async def test_submit_raises_a_refusal(async_fleet):
     with pytest.raises(NoSuchBoard, match="Did you mean demo-1"):
         await async_fleet["demo-11"].submit("1")
 
@@ -79,13 +79,13 @@ async def test_jobs_and_a_job_are_found(async_fleet):
     assert (newest, found["status"], found["stdout"]) == (result.job, "ok", "kept\n")
 
 
-async def test_no_server_is_an_error_of_the_first_verb(unused_tcp_port):
+async def test_first_verb_raises_if_no_server_answers(unused_tcp_port):
     fleet = AsyncFleet(f"http://127.0.0.1:{unused_tcp_port}", "cm_x")
     with pytest.raises(ServerUnreachable):
         await fleet.boards()
 
 
-def test_an_ending_after_the_programs_loop_is_closed_disturbs_nobody(boards, recwarn):
+def test_result_after_the_loop_was_closed_is_ignored(boards, recwarn):
     async def leave_a_cell_behind():
         fleet = AsyncFleet()
         return await fleet["demo-1"].submit("import time; time.sleep(0.3)")
@@ -94,13 +94,13 @@ def test_an_ending_after_the_programs_loop_is_closed_disturbs_nobody(boards, rec
     assert group._group.wait(WAIT)  # pytest fails on an exception in the link's thread
 
 
-async def test_a_closed_fleet_dials_again(async_fleet):
+async def test_closed_fleet_reconnects(async_fleet):
     await async_fleet.close()
     assert (await async_fleet.status())["online"] >= 3
 
 
 @pytest.mark.parametrize(("blocking", "asynchronous"), [(Fleet, AsyncFleet), (Boards, AsyncBoards)])
-def test_both_faces_offer_the_same(blocking, asynchronous):
+def test_fleet_and_async_fleet_have_the_same_methods(blocking, asynchronous):
     only = {"exchange", "connect", "address"}  # how each is connected
     ours, theirs = (
         {name for name in dir(face) if not name.startswith("_")} - only
@@ -109,11 +109,11 @@ def test_both_faces_offer_the_same(blocking, asynchronous):
     assert ours == theirs
 
 
-def test_verbs_of_the_asynchronous_face_are_coroutines():
+def test_async_verbs_are_coroutines():
     assert inspect.iscoroutinefunction(AsyncBoards.run)
 
 
-async def test_watch_tells_what_happens_until_it_is_closed(async_fleet):
+async def test_watch_yields_updates_until_closed(async_fleet):
     async with async_fleet.watch("demo-1") as watch:
         first = await asyncio.wait_for(anext(watch), WAIT)
         assert [board["name"] for board in first.boards] == ["demo-1"]

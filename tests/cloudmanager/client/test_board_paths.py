@@ -1,4 +1,4 @@
-"""Paths on boards; and names from boards, of which none chooses a place here."""
+"""Paths on boards, and local file names made from names of boards."""
 
 from pathlib import Path
 
@@ -26,23 +26,23 @@ from cloudmanager.client.board_paths import (
         (":é b", "/é b"),
     ],
 )
-def test_colon_marks_a_path_on_boards(text, path):
+def test_path_on_boards_begins_with_a_colon(text, path):
     assert parse_board_path(text) == path
 
 
 @pytest.mark.parametrize(("text", "why"), [("a.py", "colon, such as :a.py"), (":a\0b", "NUL")])
-def test_what_is_no_path_on_boards_is_said(text, why):
+def test_invalid_board_path_is_refused(text, why):
     with pytest.raises(ValueError, match=why):
         parse_board_path(text)
 
 
-def test_names_are_joined_as_boards_do():
+def test_names_are_joined_to_board_paths():
     assert join_path("/", "a") == "/a"
     assert join_path("/lib", "a/b") == "/lib/a/b"
 
 
 @pytest.mark.parametrize("path", ["a.py", "a/b/c.txt", "é", ".hidden", "a b", "con.d/x"][:5])
-def test_plain_names_become_files_here(path):
+def test_plain_names_become_local_paths(path):
     assert local_path(Path("out"), path) == Path("out") / path
 
 
@@ -84,6 +84,6 @@ def test_hostile_names_are_refused(path):
         local_path(Path("out"), path)
 
 
-def test_windows_devices_are_known_by_their_whole_name():
+def test_windows_device_names_are_refused_only_as_whole_names():
     check_local_name("console.txt")
     check_local_name("com10")

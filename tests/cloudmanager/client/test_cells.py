@@ -1,4 +1,4 @@
-"""What travels for a cell, run by the real MicroPython; and the way back of a traceback."""
+"""Prepared cells, run by real MicroPython; and mapped tracebacks."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ print(json.dumps([run(*cell) for cell in json.loads(sys.stdin.read())]))
 
 
 def run(*texts):
-    """What a board makes of cells: texts, or pairs of a text and its prelude."""
+    """Run cells on a board; each is a text, or a pair of a text and its prelude."""
     prepared = [
         prepare_cell(text) if isinstance(text, str) else prepare_cell(*text) for text in texts
     ]
@@ -54,7 +54,7 @@ def run(*texts):
 
 @pytest.fixture(scope="module")
 def ran():
-    """What a board made of each of RUNS, in one process since that is the quickest."""
+    """The outcome of each of RUNS; all run in one process, which is the fastest."""
     return dict(zip((text for text, *_ in RUNS), run(*(text for text, *_ in RUNS)), strict=True))
 
 
@@ -98,7 +98,7 @@ def test_trailing_expression_is_wrapped_in_place(text, code):
 @pytest.mark.parametrize(
     "text", ["x;", "x ; ", "x;  # quiet", "x \\\n;", "a; b;", "f(\n1\n)\t;\n\n# end", "'a;b';"]
 )
-def test_trailing_semicolon_silences_the_value(text):
+def test_trailing_semicolon_suppresses_the_value(text):
     assert prepare_cell(text) == Cell(text, text.encode(), 0, False, False)
 
 
@@ -193,7 +193,7 @@ def test_names_that_an_awaiting_cell_binds_are_global(text, names):
     ],
     ids=lambda value: repr(value)[:30],
 )
-def test_what_is_not_python_never_travels(text, line, offset, msg):
+def test_invalid_python_is_refused(text, line, offset, msg):
     with pytest.raises(CellSyntaxError, match=msg) as caught:
         prepare_cell(text)
     error = caught.value
@@ -208,7 +208,7 @@ def test_error_beyond_the_last_line_shows_no_line():
     assert caught.value.text in ("", "if x:")  # where it is depends on the version of Python
 
 
-def test_refusals_of_the_parser_itself_are_syntax_errors(monkeypatch):
+def test_other_parser_exceptions_are_syntax_errors(monkeypatch):
     def refuse(*_args):
         raise ValueError("too odd")
 
@@ -272,7 +272,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("text", "values", "names"), RUNS)
-def test_micropython_runs_what_travels(ran, text, values, names):
+def test_micropython_runs_the_prepared_code(ran, text, values, names):
     board = ran[text]
     assert board["trace"] == ""
     assert board["values"] == values
@@ -338,11 +338,11 @@ def test_frame_of_the_cell_is_mapped(cell, line, shown):
         "\x00\ud800\u202e" * 3,
     ],
 )
-def test_other_lines_of_a_traceback_stay(text):
+def test_other_lines_of_a_traceback_are_unchanged(text):
     assert map_traceback(text, SYNC) == text
 
 
-def test_frames_of_an_earlier_cell_stay():
+def test_frames_of_an_earlier_cell_are_unchanged():
     trace = '  File "<cell 7>", line 1, in <module>\n  File "<cell 2>", line 1, in f\nOSError: 5'
     assert map_traceback(trace, SYNC, "<cell 7>") == trace.replace("le>\n", "le>\n    def f(a):\n")
 
@@ -355,7 +355,7 @@ def test_source_line_in_a_traceback_is_cut():
 
 @given(st.text(alphabet='  File "<cell>", line 1203, in __cm_cell__\r\n\0', max_size=80))
 @settings(max_examples=50)
-def test_traceback_lines_never_raises(text):
+def test_map_traceback_never_raises(text):
     assert map_traceback(text, AWAITING).count("\n") >= text.count("\n")
 
 
@@ -409,7 +409,7 @@ PRELUDE = "a = 0\nb = 'x;y'"
         ("await a", "async def __cm_cell__():", 2),
     ],
 )
-def test_prelude_takes_a_line_only_where_it_must(text, first, offset):
+def test_prelude_adds_a_line_only_if_necessary(text, first, offset):
     cell = prepare_cell(text, PRELUDE)
     assert (cell.code.decode().split("\n")[0], cell.line_offset) == (first, offset)
     ast.parse(cell.code)
@@ -447,7 +447,7 @@ def test_prelude_is_assigned_on_a_real_board(text):
         "\n\n1 / a\nimport asyncio\nawait asyncio.sleep(0)",
     ],
 )
-def test_prelude_moves_no_line_of_a_traceback(text):
+def test_prelude_does_not_change_line_numbers(text):
     (board,) = run((text, PRELUDE))
     line = text.split("\n").index("1 / a") + 1
     shown = map_traceback(board["trace"], prepare_cell(text, PRELUDE))
@@ -456,7 +456,7 @@ def test_prelude_moves_no_line_of_a_traceback(text):
 
 @given(st.lists(PIECES, max_size=6), st.sampled_from(["\n", ";", "\r\n", "\n\n"]))
 @settings(max_examples=150)
-def test_prelude_leaves_every_cell_python(pieces, gap):
+def test_prelude_keeps_every_cell_valid_python(pieces, gap):
     text = gap.join(pieces)
     try:
         plain = prepare_cell(text)
@@ -468,7 +468,7 @@ def test_prelude_leaves_every_cell_python(pieces, gap):
 
 
 def test_one_thread_parses_at_a_time():
-    """CPython's issue 106905: the kernel parses stubs while a look's cell is prepared."""
+    """CPython issue 106905: the kernel parses stubs while a cell is being prepared."""
     worker = threading.Thread(target=cells.parse_python, args=["1"])
     with cells._compile_lock:
         worker.start()
@@ -478,8 +478,8 @@ def test_one_thread_parses_at_a_time():
     assert not worker.is_alive()
 
 
-def test_traceback_is_shown_though_the_cell_cannot_be_read_just_now(monkeypatch):
-    """CPython's issue 106905: threads that compile at the same time."""
+def test_traceback_is_shown_even_if_the_cell_cannot_be_parsed(monkeypatch):
+    """CPython issue 106905: threads that compile at the same time."""
     traceback = 'Traceback (most recent call last):\n  File "<cell>", line 1, in <module>\nE: x'
     cell = prepare_cell("1 / 0")
 

@@ -1,4 +1,4 @@
-"""A new client over the air: chips that are real MicroPythons, a real server."""
+"""Upgrade of the client over the network: a real server, and chips that run real MicroPython."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import RunningServer
 
 @pytest.fixture(autouse=True)
 def _home(server: RunningServer):
-    """The shared server's folder is CM_HOME."""
+    """Set CM_HOME to the shared server's folder."""
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def chip(tmp_path, mbm, fleet: Fleet):
     chip.stop()
 
 
-def test_board_gets_the_new_client_and_keeps_it(chip, mbm, fleet: Fleet):
+def test_board_gets_and_keeps_the_new_client(chip, mbm, fleet: Fleet):
     done = mbm("board-upgrade-client", "hung-1")
     assert (done.status, done.out) == (0, "hung-1: the new client is running\n")
     listed = fleet["hung-1"].run(
@@ -40,9 +40,7 @@ def test_board_gets_the_new_client_and_keeps_it(chip, mbm, fleet: Fleet):
     assert fleet["hung-1"].run("6 * 7", wait=20, timeout=10).value == 42
 
 
-def test_client_that_does_not_start_is_told_and_the_old_one_is_back(
-    chip, mbm, fleet: Fleet, monkeypatch
-):
+def test_client_that_does_not_start_is_rolled_back(chip, mbm, fleet: Fleet, monkeypatch):
     broken = {**client_files(), "/lib/cm/link.py": b"1 / 0"}  # it is found before link.mpy
     monkeypatch.setattr(upgrading, "client_files", lambda: broken)
     done = mbm("board-upgrade-client", "hung-1", "--json")
@@ -56,7 +54,7 @@ def test_client_that_does_not_start_is_told_and_the_old_one_is_back(
     assert fleet["hung-1"].run("6 * 7", timeout=10).value == 42
 
 
-def test_bytes_that_arrive_wrong_are_never_started(chip, fleet: Fleet, monkeypatch):
+def test_client_with_wrong_bytes_is_not_started(chip, fleet: Fleet, monkeypatch):
     monkeypatch.setattr(
         upgrading, "_WRITE_CODE", upgrading._WRITE_CODE.replace("(data)", "(data[:-1])")
     )
@@ -66,7 +64,7 @@ def test_bytes_that_arrive_wrong_are_never_started(chip, fleet: Fleet, monkeypat
     assert fleet["hung-1"].run("import os\n'ok' in os.listdir('/lib/cm.new')").value is False
 
 
-def test_virtual_and_absent_boards_are_left_alone(boards, fleet: Fleet, mbm):
+def test_virtual_and_offline_boards_are_not_upgraded(boards, fleet: Fleet, mbm):
     fleet.enrol(["absent-1"])
     try:
         done = mbm("board-upgrade-client", "demo-1,absent-1")

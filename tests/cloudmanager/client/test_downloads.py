@@ -1,4 +1,4 @@
-"""What boards send becomes files here, and nothing else does: names are not to be believed."""
+"""Files copied from boards; names from boards are not trusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def two(fleet: Fleet, boards: VirtualBoards) -> Iterator[Boards]:
     two.rm(":d", recursive=True)
 
 
-def test_folder_comes_whole_from_each_board_its_own(two: Boards, fleet: Fleet, tmp_path: Path):
+def test_folder_is_copied_from_each_board(two: Boards, fleet: Fleet, tmp_path: Path):
     two.put(b"a", ":d/log/a.txt")
     two.put(b"b", ":d/log/sub/b.txt")
     fleet["demo-2"].put(b"c", ":d/log/c.txt")
@@ -41,7 +41,9 @@ def test_folder_comes_whole_from_each_board_its_own(two: Boards, fleet: Fleet, t
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_file_here_and_folder_there(two: Boards, fleet: Fleet, tmp_path: Path):
+def test_path_may_be_a_file_or_a_folder_on_different_boards(
+    two: Boards, fleet: Fleet, tmp_path: Path
+):
     fleet["demo-1"].put(b"file", ":d/x")
     fleet["demo-2"].put(b"in", ":d/x/y")
     got = two.get(":d/x", tmp_path)
@@ -49,12 +51,12 @@ def test_file_here_and_folder_there(two: Boards, fleet: Fleet, tmp_path: Path):
     assert got["demo-2"].value == [tmp_path / "demo-2/x/y"]
 
 
-def test_empty_folder_is_no_file(two: Boards, tmp_path: Path):
+def test_empty_folder_gives_no_files(two: Boards, tmp_path: Path):
     two.mkdir(":d/e", parents=True)
     assert two.get(":d/e", tmp_path).to_dict() == {"demo-1": [], "demo-2": []}
 
 
-def test_name_of_a_real_board_that_is_no_name_here(two: Boards, fleet: Fleet, tmp_path: Path):
+def test_invalid_local_name_from_a_real_board_is_refused(two: Boards, fleet: Fleet, tmp_path: Path):
     fleet["demo-1"].run("import os\nos.mkdir('/d')\nopen('/d/..\\\\..\\\\x', 'w').close()")
     got = fleet["demo-1"].get(":d", tmp_path / "out")
     assert isinstance(got["demo-1"].error, PermissionError)
@@ -72,7 +74,7 @@ def test_hostile_names_write_nothing(tmp_path: Path, place: str, many: bool):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_that_are_one_on_some_system_do_not_overwrite_each_other(tmp_path: Path):
+def test_names_equal_on_some_system_do_not_overwrite_each_other(tmp_path: Path):
     downloads = DownloadSink(
         tmp_path, False, [RequestedFile("/a", "a", 1), RequestedFile("/A", "A", 1)]
     )
@@ -81,7 +83,7 @@ def test_names_that_are_one_on_some_system_do_not_overwrite_each_other(tmp_path:
         downloads.start_file("lab-1")
 
 
-def test_more_files_than_were_asked_for_are_refused(tmp_path: Path):
+def test_unrequested_file_is_refused(tmp_path: Path):
     downloads = DownloadSink(tmp_path, False, [])
     with pytest.raises(OSError, match="was not requested"):
         downloads.start_file("lab-1")
@@ -95,7 +97,7 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path):
+def test_old_file_stays_until_the_new_one_is_complete(tmp_path: Path):
     (tmp_path / "a").write_text("old")
     downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)])
     downloads.start_file("lab-1")
@@ -110,7 +112,7 @@ def test_old_file_stays_until_the_new_one_is_whole(tmp_path: Path):
     ("answers", "status"),
     [([(3, sha(b"nee"))], "ok"), ([(2, sha(b"new"))], "ok"), ([], "interrupted")],
 )
-def test_what_is_not_whole_leaves_the_old_and_nothing_beside(tmp_path: Path, answers, status):
+def test_incomplete_download_keeps_the_old_file_only(tmp_path: Path, answers, status):
     (tmp_path / "a").write_text("old")
     downloads = DownloadSink(tmp_path, False, [RequestedFile("/a", "a", 3)])
     downloads.start_file("lab-1")
@@ -120,7 +122,7 @@ def test_what_is_not_whole_leaves_the_old_and_nothing_beside(tmp_path: Path, ans
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_what_is_read_into_memory_is_bounded():
+def test_size_of_a_file_read_into_memory_is_limited():
     kept = _MemorySink()
     kept.start_file("lab-1")
     with pytest.raises(OSError, match="use get"):

@@ -1,4 +1,4 @@
-"""A caller's conversation with the server, without a socket: bytes in, bytes out."""
+"""The caller's side of the protocol, without a socket: bytes in, bytes out."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ NO_SERVER = "the program that answers there is not a Cloudmanager server"
 
 
 class Conversation:
-    """An exchange, and what it has sent, read as a server reads it."""
+    """An exchange, with what it has sent decoded as by a server."""
 
     def __init__(self, address=ADDRESS, *, opened=True):
         self.sent = bytearray()
@@ -41,13 +41,13 @@ class Conversation:
             assert self.exchange.handle_data(self.answer())
 
     def answer(self, status="101 Switching Protocols", *lines):
-        """The head of the server's answer, with the right accept key."""
+        """Return the server's response to the handshake, with the right accept key."""
         key = self.head.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
         accept = f"Sec-WebSocket-Accept: {frames.accept_key(key)}"
         return "\r\n".join([f"HTTP/1.1 {status}", accept, *lines, "", ""]).encode()
 
     def frames(self):
-        """What was sent since the last call."""
+        """Return the messages that were sent since the last call."""
         data = bytes(self.sent)
         self.sent.clear()
         return list(self._reader.feed(data))
@@ -89,7 +89,7 @@ def result(job, rest=b"2", flags=0):
 # The handshake
 
 
-def test_handshake_is_that_of_rfc_6455_with_token_and_version():
+def test_handshake_has_token_and_version():
     lines = Conversation(opened=False).head.split("\r\n")
     assert lines[0] == "GET /caller HTTP/1.1"
     assert lines[-2:] == ["", ""]
@@ -106,11 +106,11 @@ def test_handshake_is_that_of_rfc_6455_with_token_and_version():
     }
 
 
-def test_each_handshake_has_a_key_of_its_own():
+def test_each_handshake_has_a_new_key():
     assert Conversation(opened=False).head != Conversation(opened=False).head
 
 
-def test_token_cannot_smuggle_a_header_in():
+def test_token_cannot_inject_a_header():
     address = ADDRESS._replace(token="a\r\nX-Evil: 1\x00é")
     head = Conversation(address, opened=False).head
     assert "Authorization: Bearer aX-Evil: 1?\r\n" in head
@@ -123,7 +123,7 @@ def test_link_opens_when_the_server_accepts():
     assert talk.exchange.opened.result() is None
 
 
-def test_answer_may_come_byte_by_byte_and_with_frames_behind_it():
+def test_handshake_response_may_be_split_and_followed_by_frames():
     talk = Conversation(opened=False)
     *head, last = talk.answer("101 Fine", "Cm-Protocol: 1")
     assert all(talk.exchange.handle_data(bytes((byte,))) for byte in head)
@@ -133,7 +133,7 @@ def test_answer_may_come_byte_by_byte_and_with_frames_behind_it():
 
 
 def refused(talk, data):
-    """The error that a handshake ends in."""
+    """Return the error that ends the handshake."""
     assert talk.exchange.handle_data(data) is False
     with pytest.raises(CloudmanagerError) as caught:
         talk.exchange.opened.result()
@@ -141,14 +141,14 @@ def refused(talk, data):
     return caught.value
 
 
-def test_token_that_the_server_does_not_know_is_not_allowed():
+def test_unknown_token_is_not_allowed():
     talk = Conversation(opened=False)
     error = refused(talk, b"HTTP/1.1 401 Unauthorized\r\n\r\nThe token is not known here.\n")
     assert isinstance(error, NotAllowed)
     assert str(error).startswith("Not allowed: the server does not know this token. ")
 
 
-def test_token_that_ended_is_refused_in_the_servers_words():
+def test_expired_token_error_has_the_servers_reason():
     talk = Conversation(opened=False)
     head = b"HTTP/1.1 401 Unauthorized\r\nCm-Refused: the token 'lab' expired\x1b[2J\r\n\r\n"
     error = refused(talk, head)
@@ -157,14 +157,14 @@ def test_token_that_ended_is_refused_in_the_servers_words():
 
 
 @pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests", "503 Busy"])
-def test_server_that_refuses_says_why(status):
+def test_refusal_has_the_servers_reason(status):
     talk = Conversation(opened=False)
     error = refused(talk, f"HTTP/1.1 {status}\r\nCm-Refused: no{'o' * 999}\r\n\r\n".encode())
     assert isinstance(error, ServerError)
     assert error.reason == "no" + "o" * 198
 
 
-def test_token_that_is_revoked_ends_the_link_by_name():
+def test_revoked_token_ends_the_link_with_a_reason():
     talk = Conversation()
     group, reply = talk.submit(), talk.exchange.request("status", {})
     reason = "the token 'lab' was revoked"
@@ -175,7 +175,7 @@ def test_token_that_is_revoked_ends_the_link_by_name():
             waiting.result()
 
 
-def test_server_of_another_version_says_which():
+def test_server_of_another_version_is_a_version_mismatch():
     talk = Conversation(opened=False)
     error = refused(talk, b"HTTP/1.1 409 Other Protocol Version\r\ncm-protocol: 2\r\n\r\n")
     assert isinstance(error, VersionMismatch)
@@ -199,7 +199,7 @@ def test_server_of_another_version_says_which():
         pytest.param(b"x" * (MAX_HEAD_BYTES + 1), id="a head without end"),
     ],
 )
-def test_what_is_no_cloudmanager_is_refused(answer):
+def test_server_that_is_not_cloudmanager_is_refused(answer):
     error = refused(Conversation(opened=False), answer)
     assert isinstance(error, ServerUnreachable)
     assert str(error).startswith(f"No server at http://lab:18266 (from CM_URL): {NO_SERVER}. ")
@@ -224,14 +224,14 @@ def test_submit_sends_target_options_and_code():
     )
 
 
-def test_cell_that_awaits_says_so():
+def test_awaiting_cell_is_marked_in_submit():
     talk = Conversation()
     talk.submit("await x()")
     head, code = wire.read_submit(talk.messages()[0])
     assert (head["awaits"], code.startswith(b"async def __cm_cell__")) == (True, True)
 
 
-def test_cell_runs_and_its_results_come_back():
+def test_cell_returns_its_results():
     talk = Conversation()
     group = talk.submit()
     ref = talk.messages()[0].job
@@ -253,7 +253,7 @@ def test_accepted_and_all_results_may_share_a_frame():
     assert group.results(0).value == 2
 
 
-def test_refused_cell_raises_what_the_server_raised():
+def test_refused_cell_raises_the_servers_error():
     talk = Conversation()
     group = talk.submit()
     assert talk.reply(talk.messages()[0].job, error="NoSuchBoard", args=["lab-7", "lab-1"])
@@ -262,7 +262,7 @@ def test_refused_cell_raises_what_the_server_raised():
     assert caught.value.suggestion == "lab-1"
 
 
-def test_cell_that_is_answered_with_something_else_is_refused():
+def test_unexpected_reply_to_a_cell_is_an_error():
     talk = Conversation()
     group = talk.submit()
     talk.reply(talk.messages()[0].job, reply=7)
@@ -270,7 +270,7 @@ def test_cell_that_is_answered_with_something_else_is_refused():
         group.results(0)
 
 
-def test_several_cells_at_once_are_told_apart():
+def test_concurrent_cells_are_distinguished():
     talk = Conversation()
     one, two = talk.submit(), talk.submit()
     first, second = [message.job for message in talk.messages()]
@@ -291,14 +291,14 @@ def test_interrupt_names_the_jobs():
 @pytest.mark.parametrize(
     ("text", "payload", "flags"), [("zwölf", "zwölf".encode(), 0), (None, b"", wire.INPUT_EOF)]
 )
-def test_answer_goes_to_its_job(text, payload, flags):
+def test_answer_is_sent_for_its_job(text, payload, flags):
     talk = Conversation()
     group = talk.run()
     group.answer(group.jobs["lab-1"], text)
     assert talk.messages() == [(wire.ANSWER, flags, 7, payload)]
 
 
-def test_what_comes_for_a_job_that_ended_is_passed_over():
+def test_message_for_an_ended_job_is_ignored():
     talk = Conversation()
     group = talk.run()
     assert talk.events(result(7), result(7, b"3"), wire.pack(wire.OUTPUT, b"late", job=7))
@@ -318,7 +318,7 @@ def test_request_sends_verb_and_body_and_gets_the_reply():
     assert reply.result() == [1, 2]
 
 
-def test_replies_may_come_in_another_order():
+def test_replies_may_arrive_in_any_order():
     talk = Conversation()
     replies = [talk.exchange.request("status", {}) for _ in range(3)]
     for message in reversed(talk.messages()):
@@ -365,7 +365,7 @@ def test_error_of_the_server_is_raised_as_the_same_class(error, args, kind):
         pytest.param(["x"], {}, id="a list"),
     ],
 )
-def test_error_that_is_not_known_here_is_the_servers(error, args):
+def test_unknown_error_class_is_a_server_error(error, args):
     talk = Conversation()
     reply = talk.exchange.request("boards", {})
     assert talk.reply(talk.messages()[0].job, error=error, args=args)
@@ -373,7 +373,7 @@ def test_error_that_is_not_known_here_is_the_servers(error, args):
         reply.result()
 
 
-def test_reply_that_nobody_awaits_is_passed_over():
+def test_reply_without_a_request_is_ignored():
     assert Conversation().reply(99, reply=1)
 
 
@@ -386,7 +386,7 @@ def test_ping_is_answered():
     assert talk.frames() == [(frames.PONG, b"beat")]
 
 
-def test_pong_is_passed_over():
+def test_pong_is_ignored():
     talk = Conversation()
     assert talk.exchange.handle_data(frames.encode_frame(b"", frames.PONG))
     assert talk.frames() == []
@@ -419,7 +419,7 @@ def test_close_is_answered_and_ends_the_link(close, answer):
         ),
     ],
 )
-def test_broken_rule_is_told_and_ends_the_link(data, code):
+def test_protocol_violation_ends_the_link_with_a_close_code(data, code):
     talk = Conversation()
     assert not talk.exchange.handle_data(data)
     assert [frames.read_close_code(frame.payload) for frame in talk.frames()] == [code]
@@ -428,7 +428,7 @@ def test_broken_rule_is_told_and_ends_the_link(data, code):
 @pytest.mark.parametrize(
     "body", [{}, {"jobs": 7}, {"jobs": [[7]]}, {"jobs": [[7, "a"]], "queued": [8]}]
 )
-def test_malformed_accepted_ends_the_link_and_nobody_waits_for_ever(body):
+def test_malformed_accepted_ends_the_link_and_all_waits(body):
     talk = Conversation()
     group = talk.submit()
     message = wire.pack_json(wire.ACCEPTED, body, job=talk.messages()[0].job)
@@ -439,7 +439,7 @@ def test_malformed_accepted_ends_the_link_and_nobody_waits_for_ever(body):
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0\7x", b"\0"])
-def test_malformed_result_ends_the_link_and_nobody_waits_for_ever(payload):
+def test_malformed_result_ends_the_link_and_all_waits(payload):
     talk = Conversation()
     group = talk.run()
     assert not talk.events(wire.pack(wire.RESULT, payload, job=7))
@@ -447,14 +447,14 @@ def test_malformed_result_ends_the_link_and_nobody_waits_for_ever(payload):
     assert group.results(0)["lab-1"].status == "lost"
 
 
-def test_lost_before_the_handshake_is_answered():
+def test_link_lost_before_the_handshake():
     talk = Conversation(opened=False)
     talk.exchange.on_link_lost("no answer in time")
     with pytest.raises(ServerUnreachable, match=r"\(from CM_URL\): no answer in time\."):
         talk.exchange.opened.result()
 
 
-def test_lost_before_the_cell_was_accepted():
+def test_link_lost_before_the_cell_was_accepted():
     talk = Conversation()
     group = talk.submit()
     talk.exchange.on_link_lost()
@@ -463,7 +463,7 @@ def test_lost_before_the_cell_was_accepted():
     assert talk.exchange.closed
 
 
-def test_lost_while_the_cell_runs_keeps_what_has_come():
+def test_link_lost_while_the_cell_runs_keeps_its_output():
     talk = Conversation()
     group = talk.run([(7, "a"), (8, "b")])
     talk.events(result(7), wire.pack(wire.OUTPUT, b"so far", job=8))
@@ -473,7 +473,7 @@ def test_lost_while_the_cell_runs_keeps_what_has_come():
     assert "the cell continues" in results["b"].why
 
 
-def test_lost_while_a_reply_is_awaited():
+def test_link_lost_before_a_reply():
     talk = Conversation()
     reply = talk.exchange.request("status", {})
     talk.exchange.on_link_lost()
@@ -481,7 +481,7 @@ def test_lost_while_a_reply_is_awaited():
         reply.result()
 
 
-def test_lost_twice_is_lost_once():
+def test_link_may_be_lost_twice():
     talk = Conversation()
     group = talk.run()
     talk.exchange.on_link_lost("one")
@@ -489,7 +489,7 @@ def test_lost_twice_is_lost_once():
     assert group.results(0)["lab-1"].status == "lost"
 
 
-def test_after_the_end_nothing_is_sent_and_everything_raises():
+def test_nothing_is_sent_after_the_link_was_lost():
     talk = Conversation()
     talk.exchange.on_link_lost()
     group, reply = talk.submit(), talk.exchange.request("status", {})
@@ -499,8 +499,8 @@ def test_after_the_end_nothing_is_sent_and_everything_raises():
     assert talk.frames() == []
 
 
-def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
-    """Either the loss finds what they wait for, or they find that the link is lost."""
+def test_concurrent_submits_all_end_when_the_link_is_lost():
+    """Each thread gets the error from on_link_lost, or from its own submit after it."""
     talk = Conversation()
     begun = threading.Barrier(5)
     groups: list[JobGroup] = []
@@ -523,15 +523,15 @@ def test_threads_that_submit_while_the_link_is_lost_all_get_an_answer():
 
 
 def watched(conversation, target="lab-*"):
-    told: list[Any] = []
-    ref = conversation.exchange.watch(target, samples=True, on_message=told.append)
+    received: list[Any] = []
+    ref = conversation.exchange.watch(target, samples=True, on_message=received.append)
     (message,) = conversation.messages()
     assert (message.op, message.job) == (wire.WATCH, ref)
     assert wire.read_json(message.payload) == {"target": target, "samples": True}
-    return ref, told
+    return ref, received
 
 
-def test_changes_go_to_the_watch_that_they_are_for():
+def test_changes_are_passed_to_their_watch():
     conversation = Conversation()
     (_, first), (two, second) = watched(conversation, "a"), watched(conversation, "b")
     conversation.say(wire.pack(wire.CHANGES, b"{}", job=two))
@@ -545,19 +545,19 @@ def test_changes_go_to_the_watch_that_they_are_for():
     assert len(second) == 1
 
 
-def test_a_refused_watch_is_told_and_ended():
+def test_refused_watch_gets_the_error_and_ends():
     conversation = Conversation()
-    ref, told = watched(conversation)
+    ref, received = watched(conversation)
     conversation.reply(ref, error="TargetError", args=["No.", "lab-*", 0, ""])
-    assert [type(error) for error in told] == [TargetError]
+    assert [type(error) for error in received] == [TargetError]
     conversation.exchange.on_link_lost()
-    assert len(told) == 1
+    assert len(received) == 1
 
 
-def test_the_end_of_the_link_ends_watches():
+def test_lost_link_ends_watches():
     conversation = Conversation()
-    _, told = watched(conversation)
+    _, received = watched(conversation)
     conversation.exchange.on_link_lost("it closed the connection")
     later: list[Any] = []
     conversation.exchange.watch("all", samples=False, on_message=later.append)
-    assert [type(error) for error in (*told, *later)] == [ServerUnreachable] * 2
+    assert [type(error) for error in (*received, *later)] == [ServerUnreachable] * 2

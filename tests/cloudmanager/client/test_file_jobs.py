@@ -1,4 +1,4 @@
-"""Several things at once, and acts in batches; without a server."""
+"""Concurrent coroutines and batches of file operations; without a server."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from cloudmanager.client.future import Future
 from cloudmanager.client.verbs import run_blocking
 
 
-def test_batches_keep_the_order_and_fit():
+def test_batches_keep_order_and_size_limit():
     acts = [["hash", f"/a/rather/long/path/to/a/file/{n}.py", n] for n in range(100)]
     made = list(split_batches(acts))
     assert [act for batch in made for act in batch] == acts
@@ -17,7 +17,7 @@ def test_batches_keep_the_order_and_fit():
     assert len(list(split_batches([["get", "/" + "x" * 3000]]))) == 1
 
 
-def test_boards_with_the_same_plan_are_together():
+def test_boards_with_equal_plans_are_grouped():
     assert group_equal_plans({"a": (1,), "b": (2,), "c": (1,)}) == [
         (["a", "c"], (1,)),
         (["b"], (2,)),
@@ -28,7 +28,7 @@ async def waits(*several):
     return [await once for once in several]
 
 
-def test_together_takes_them_as_they_come_and_gives_them_in_order():
+def test_gather_returns_results_in_order():
     first, second, third = Future[int](), Future[int](), Future[int]()
     order = []
 
@@ -44,11 +44,11 @@ def test_together_takes_them_as_they_come_and_gives_them_in_order():
     assert order == [3, 1, 2]
 
 
-def test_together_of_nothing_is_nothing():
+def test_gather_of_nothing_is_empty():
     assert run_blocking(gather()) == []
 
 
-def test_one_that_raises_ends_the_others():
+def test_gather_closes_the_others_if_one_raises():
     never, ended = Future[int](), []
 
     async def waiting():

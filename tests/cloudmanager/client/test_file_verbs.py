@@ -30,11 +30,11 @@ def paths(result) -> list[str]:
 def test_put_get_ls_rm_of_one_file_on_three_boards(three: Boards, tmp_path: Path):
     data = os.urandom(30_000)
     (tmp_path / "a.bin").write_bytes(data)
-    told: list[tuple[str, int, int]] = []
-    put = three.put(tmp_path / "a.bin", ":t/", progress=lambda *now: told.append(now))
+    calls: list[tuple[str, int, int]] = []
+    put = three.put(tmp_path / "a.bin", ":t/", progress=lambda *now: calls.append(now))
     assert put.to_dict() == dict.fromkeys(("demo-1", "demo-2", "demo-3"), 30_000)
-    assert {board for board, _, _ in told} == set(put)
-    assert all(moved <= total == 30_000 for _, moved, total in told)
+    assert {board for board, _, _ in calls} == set(put)
+    assert all(moved <= total == 30_000 for _, moved, total in calls)
     assert three.put(tmp_path / "a.bin", ":t/").to_dict() == dict.fromkeys(put, 0)
     assert three.ls(":t")["demo-2"].value == [Entry("/t/a.bin", False, 30_000)]
     got = three.get(":t/a.bin", tmp_path / "out")
@@ -46,7 +46,7 @@ def test_put_get_ls_rm_of_one_file_on_three_boards(three: Boards, tmp_path: Path
     assert three.ls(":t").to_dict() == dict.fromkeys(put, [])
 
 
-def test_of_one_board_the_file_lies_in_the_folder_itself(three, fleet: Fleet, tmp_path: Path):
+def test_file_of_one_board_is_put_into_the_folder_itself(three, fleet: Fleet, tmp_path: Path):
     one = fleet["demo-1"]
     one.put(b"log", ":t/log.txt")
     assert one.get(":t/log.txt", tmp_path).value == tmp_path / "log.txt"
@@ -69,14 +69,14 @@ def test_stat_df_mkdir_rmdir_mv(three: Boards):
     assert before.free - three.df()["demo-1"].value.free >= 100_000
 
 
-def test_names_of_any_language_go_there_and_back(three: Boards, tmp_path: Path):
+def test_names_in_any_language_survive_a_round_trip(three: Boards, tmp_path: Path):
     for name in ("é b.txt", "日本.py", "🐍.py", 'it\'s "q".txt'):
         assert three.put(name.encode(), f":t/{name}").ok
         assert three.read(f":t/{name}")["demo-1"].value == name.encode()
         assert f"/t/{name}" in paths(three.ls(":t")["demo-1"])
 
 
-def test_errors_are_pythons_own_with_board_and_path(three, fleet: Fleet):
+def test_errors_are_os_errors_with_board_and_path(three, fleet: Fleet):
     for verb in (
         fleet["demo-1"].rm,
         fleet["demo-1"].stat,
@@ -102,7 +102,7 @@ def test_full_flash_is_enospc_and_the_others_finish(three: Boards, fleet: Fleet)
     assert paths(fleet["demo-2"].ls(":t")["demo-2"]) == ["/t/fill"]
 
 
-def test_what_a_name_means_is_as_for_cells(three, fleet: Fleet):
+def test_targets_are_resolved_as_for_cells(three, fleet: Fleet):
     fleet.enrol(["away-1"])
     results = fleet["demo-1,away-1"].put(b"x", ":t/x")
     assert results["demo-1"].ok
@@ -112,7 +112,7 @@ def test_what_a_name_means_is_as_for_cells(three, fleet: Fleet):
     fleet.revoke("away-1")
 
 
-def test_interrupt_ends_an_upload_and_the_next_goes_on(three, fleet: Fleet):
+def test_interrupted_upload_is_resumed(three, fleet: Fleet):
     data, begun = os.urandom(300_000), threading.Event()
     results: dict[str, Result] = {}
     work = threading.Thread(
@@ -143,7 +143,7 @@ async def test_async_fleet_has_the_same_verbs(three, server, tmp_path: Path):
         assert not (await boards.stat(":t/no")).ok
 
 
-def test_both_faces_have_every_verb():
+def test_fleet_and_async_fleet_have_every_verb():
     from cloudmanager.client.async_fleet import AsyncBoards
 
     verbs = [name for name in vars(FileVerbs) if not name.startswith("_")]

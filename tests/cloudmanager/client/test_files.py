@@ -1,4 +1,4 @@
-"""Results of jobs with files: values, errors of Python's own, and boards that lie."""
+"""Results of jobs with file operations: values, OSErrors, and malformed answers of boards."""
 
 import errno
 
@@ -27,9 +27,9 @@ def error(line, board="lab-1"):
 
 
 def test_answers_become_values():
-    told = "[[('/b', 32768, 3), ('/a', 16384, 0)]]"
+    text = "[[('/b', 32768, 3), ('/a', 16384, 0)]]"
     result = FileResult(
-        "lab-1", 1, "ok", text=told, make_value=lambda answers: read_entries(answers[0])
+        "lab-1", 1, "ok", text=text, make_value=lambda answers: read_entries(answers[0])
     )
     assert result.value == [Entry("/a", True, 0), Entry("/b", False, 3)]
     assert result.value[1].name == "b"
@@ -71,11 +71,11 @@ def test_boards_that_fail_alike_are_one_block():
 
 
 @pytest.mark.parametrize(
-    "told", ["", "1", "[1]", "[[1]]", "[[('a',)]]", "open('x')", "[" * 500, "[[(1, 2, 'x')]]"]
+    "text", ["", "1", "[1]", "[[1]]", "[[('a',)]]", "open('x')", "[" * 500, "[[(1, 2, 'x')]]"]
 )
-def test_answer_that_makes_no_sense_fails_that_board_alone(told):
+def test_answer_that_makes_no_sense_fails_that_board_alone(text):
     result = FileResult(
-        "lab-1", 1, "ok", text=told, make_value=lambda answers: read_entries(answers[0])
+        "lab-1", 1, "ok", text=text, make_value=lambda answers: read_entries(answers[0])
     )
     assert not result.ok
     assert isinstance(result.error, PeerWireError)
@@ -88,8 +88,8 @@ def test_json_has_names_for_what_tuples_hold():
         "b", 1, "ok", text="[('/a', 1)]", make_value=lambda _: [Entry("/a", False, 1)]
     )
     assert result.to_json()["value"] == [{"path": "/a", "is_dir": False, "size": 1}]
-    told = FileResult("b", 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a"))
-    assert told.to_json()["error"].startswith("FileNotFoundError")
+    result = FileResult("b", 1, "error", traceback=TRACE.format("OSError: [Errno 2] ENOENT: /a"))
+    assert result.to_json()["error"].startswith("FileNotFoundError")
 
 
 def test_another_value_keeps_the_ending():
@@ -126,7 +126,7 @@ def chunk(payload, flags=0):
 
 def test_bytes_go_to_the_sink_and_are_counted():
     moved, sink = [], Sink()
-    group, job, _ = started(sink=sink, on_moved=lambda *told: moved.append(told))
+    group, job, _ = started(sink=sink, on_moved=lambda *args: moved.append(args))
     for message in (chunk(b"", wire.RESUME_STATE), chunk(b"abc"), chunk(b"de")):
         group.handle_message(job, message)
     assert sink.came == ["lab-1", b"abc", b"de"]
@@ -145,7 +145,7 @@ def test_sink_that_fails_ends_the_job_with_its_error():
 
 def test_put_tells_what_is_written():
     moved = []
-    group, job, _ = started(on_moved=lambda *told: moved.append(told))
+    group, job, _ = started(on_moved=lambda *args: moved.append(args))
     group.handle_message(job, chunk(bytes(36), wire.RESUME_STATE))
     group.handle_message(job, chunk((4096).to_bytes(4, "big")))
     assert moved == [("lab-1", 4096)]

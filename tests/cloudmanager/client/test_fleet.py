@@ -1,4 +1,4 @@
-"""``Fleet`` as people use it: a real server, real MicroPython."""
+"""``Fleet`` with a real server and real MicroPython."""
 
 import contextlib
 import signal
@@ -27,7 +27,7 @@ ALL = ["demo-1", "demo-2", "demo-3"]
 
 
 class CountingFleet(Fleet):
-    """Notes how often somebody wanted to speak with the server."""
+    """Counts the connections to the server."""
 
     def __init__(self, *args):
         self.conversations = 0
@@ -40,7 +40,7 @@ class CountingFleet(Fleet):
 
 @pytest.fixture(autouse=True)
 def _boards(boards: VirtualBoards, fleet: Fleet):
-    """The three boards are there for every test, and none of them is left busy by one."""
+    """Wait until the three boards are connected and idle, before and after each test."""
     yield
     left = [job["job"] for job in fleet.jobs() if job["status"] is None]
     fleet.interrupt(left)
@@ -49,7 +49,7 @@ def _boards(boards: VirtualBoards, fleet: Fleet):
 
 
 def until(true, what):
-    """Wait for something that has no event of its own."""
+    """Wait until a condition is true that has no event."""
     deadline = time.monotonic() + WAIT
     while not true():
         assert time.monotonic() < deadline, what
@@ -59,7 +59,7 @@ def until(true, what):
 # Looking round
 
 
-def test_fleet_is_found_and_shows_its_address_but_no_token(server: RunningServer):
+def test_repr_of_fleet_has_the_address_but_no_token(server: RunningServer):
     with Fleet() as fleet:
         assert repr(fleet) == f"Fleet('{server.url}')"
         assert fleet.address == config.find_server()
@@ -77,24 +77,24 @@ def test_fleet_lists_the_boards_of_a_target(fleet: Fleet):
     assert [board["name"] for board in fleet.boards("demo-[3,1]")] == ["demo-3", "demo-1"]
 
 
-def test_fleet_tells_how_the_server_is(fleet: Fleet, server: RunningServer):
+def test_status_has_the_servers_state(fleet: Fleet, server: RunningServer):
     status = fleet.status()
     assert (status["address"], status["pid"]) == (server.url, server.process.pid)
     assert status["online"] >= 3
 
 
-def test_target_is_chosen_without_a_word_to_the_server():
+def test_selecting_boards_sends_nothing():
     fleet = CountingFleet()
     boards = fleet["demo-[1-3]"]
     assert (repr(boards), boards.target) == ("Boards('demo-[1-3]')", "demo-[1-3]")
     assert fleet.conversations == 0
 
 
-def test_boards_tell_of_themselves(fleet: Fleet):
+def test_info_has_the_boards_facts(fleet: Fleet):
     assert [board["name"] for board in fleet["demo-2"].info()] == ["demo-2"]
 
 
-def test_labels_choose_boards(fleet: Fleet):
+def test_labels_select_boards(fleet: Fleet):
     assert fleet["demo-[1-2]"].label({"room": "greenhouse"}) == ["demo-1", "demo-2"]
     assert list(fleet["room=greenhouse"].run("1")) == ["demo-1", "demo-2"]
     fleet["demo-[1-2]"].label({"room": ""})
@@ -105,25 +105,25 @@ def test_labels_choose_boards(fleet: Fleet):
 # Running
 
 
-def test_cell_runs_on_every_board_at_once(fleet: Fleet):
+def test_cell_runs_on_all_boards(fleet: Fleet):
     results = fleet["demo-[1-3]"].run("import sys; print('hi'); sys.platform")
     assert results.to_dict() == dict.fromkeys(ALL, "linux")
     assert {result.stdout for result in results.values()} == {"hi\n"}
     assert all(0 < result.elapsed < WAIT for result in results.values())
 
 
-def test_names_live_from_cell_to_cell(fleet: Fleet):
+def test_variables_persist_between_cells(fleet: Fleet):
     fleet["demo-1"].run("answer = 40").raise_for_error()
     assert fleet["demo-1"].run("answer + 2").value == 42
 
 
-def test_text_of_every_kind_goes_there_and_back(fleet: Fleet):
+def test_any_text_survives_a_round_trip(fleet: Fleet):
     cell = "print('é日🐍')\nb'\\xff', 'é日🐍'"
     result = fleet["demo-1"].run(cell)["demo-1"]
     assert (result.value, result.stdout) == ((b"\xff", "é日🐍"), "é日🐍\n")
 
 
-def test_long_cell_and_long_value_come_whole(fleet: Fleet):
+def test_long_cell_and_long_value_are_complete(fleet: Fleet):
     text = "x" * 18_000
     # All tests share the board: restart it, so that its heap has that much in one piece.
     assert fleet["demo-1"].run(f"'{text}'", fresh=True).value == text
@@ -133,7 +133,7 @@ def test_cell_may_await(fleet: Fleet):
     assert fleet["demo-1"].run("import asyncio\nawait asyncio.sleep_ms(1)\n7").value == 7
 
 
-def test_boards_failure_is_in_its_result_and_shows_the_line(fleet: Fleet):
+def test_failure_is_in_the_result_with_its_line(fleet: Fleet):
     results = fleet["demo-[1-2]"].run("import sys\n1 / 0")
     assert not results.ok
     assert [result.status for result in results.values()] == ["error", "error"]
@@ -147,13 +147,13 @@ def test_boards_failure_is_in_its_result_and_shows_the_line(fleet: Fleet):
         results.raise_for_error()
 
 
-def test_one_boards_failure_is_raised_as_its_error(fleet: Fleet):
+def test_failure_of_one_board_is_raised_as_its_error(fleet: Fleet):
     with pytest.raises(BoardError) as caught:
         _ = fleet["demo-2"].run("int('x')").value
     assert (caught.value.board, caught.value.ename) == ("demo-2", "ValueError")
 
 
-def test_timeout_ends_the_cell_and_the_board_keeps_its_names(fleet: Fleet):
+def test_timeout_ends_the_cell_and_keeps_variables(fleet: Fleet):
     fleet["demo-1"].run("kept = 7").raise_for_error()
     result = fleet["demo-1"].run("while True: pass", timeout=0.2)["demo-1"]
     assert result.status == "timeout"
@@ -162,12 +162,12 @@ def test_timeout_ends_the_cell_and_the_board_keeps_its_names(fleet: Fleet):
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9, "1"])
-def test_timeout_that_is_none_is_refused(fleet: Fleet, timeout):
+def test_invalid_timeout_is_refused(fleet: Fleet, timeout):
     with pytest.raises(ServerError, match="timeout is a number of seconds above 0"):
         fleet["demo-1"].run("1", timeout=timeout)
 
 
-def test_absent_board_is_offline_and_the_others_run(fleet: Fleet):
+def test_offline_board_does_not_stop_others(fleet: Fleet):
     fleet.enrol(["absent-1"])
     try:
         results = fleet["demo-1,absent-1"].run("1")
@@ -186,20 +186,20 @@ def test_connected_board_cannot_be_enrolled_again(fleet: Fleet):
 # What is refused
 
 
-def test_unknown_board_suggests_the_nearest(fleet: Fleet):
+def test_unknown_board_suggests_the_most_similar(fleet: Fleet):
     with pytest.raises(NoSuchBoard) as caught:
         fleet["demmo-1"].run("1")
     assert (caught.value.board, caught.value.suggestion) == ("demmo-1", "demo-1")
 
 
 @pytest.mark.parametrize("target", ["", "demo-[3-1]", "nothing-*", "demo-1!demo-1"])
-def test_target_that_means_no_boards_is_refused(fleet: Fleet, target):
+def test_target_that_selects_no_boards_is_refused(fleet: Fleet, target):
     for ask in (fleet[target].run, fleet[target].submit):
         with pytest.raises(TargetError):
             ask("1")
 
 
-def test_cell_that_is_not_python_sends_nothing():
+def test_invalid_cell_is_not_sent():
     fleet = CountingFleet()
     for ask in (fleet["demo-1"].run, fleet["demo-1"].submit):
         with pytest.raises(CellSyntaxError) as caught:
@@ -210,7 +210,7 @@ def test_cell_that_is_not_python_sends_nothing():
 # Submitting
 
 
-def test_submitted_cell_is_waited_for(fleet: Fleet):
+def test_results_of_a_submitted_cell(fleet: Fleet):
     group = fleet["demo-[1-3]"].submit("print('a'); 1")
     assert sorted(group.jobs) == ALL
     assert group.wait(WAIT)
@@ -228,7 +228,7 @@ def test_submitted_cell_is_interrupted(fleet: Fleet):
     assert fleet["demo-[1-2]"].run("1").ok
 
 
-def test_output_comes_while_the_cell_runs(fleet: Fleet):
+def test_output_arrives_while_the_cell_runs(fleet: Fleet):
     group = fleet["demo-1"].submit("print('begun')\nwhile True: pass", listen=True)
     events = group.events(WAIT)
     assert [(event.kind, event.text) for event in [next(events)] if event] == [
@@ -238,7 +238,7 @@ def test_output_comes_while_the_cell_runs(fleet: Fleet):
     assert [event.kind for event in events if event and event.kind == "ended"] == ["ended"]
 
 
-def test_busy_board_queues_and_a_queued_cell_can_be_taken_out(fleet: Fleet):
+def test_queued_cell_can_be_interrupted(fleet: Fleet):
     first = fleet["demo-1"].submit("while True: pass")
     second = fleet["demo-1"].submit("1", listen=True)
     events = second.events(WAIT)
@@ -261,12 +261,12 @@ def test_input_is_answered(fleet: Fleet):
     assert group.results(0).value == "zwölf"
 
 
-def test_input_without_anybody_is_the_end_of_the_file(fleet: Fleet):
+def test_input_without_a_reader_raises_eoferror(fleet: Fleet):
     assert fleet["demo-1"].run("input()")["demo-1"].traceback.endswith("EOFError: \n")
 
 
-def test_several_threads_run_cells_at_once(fleet: Fleet):
-    """One link, many threads: each gets the value of its own cell."""
+def test_several_threads_run_cells_concurrently(fleet: Fleet):
+    """Over one link, each of many threads gets the value of its own cell."""
     wrong: list[object] = []
 
     def work(number):
@@ -297,8 +297,8 @@ def test_jobs_are_listed_shown_and_interrupted(fleet: Fleet):
 # Ctrl-C
 
 
-def test_ctrl_c_reaches_the_boards(fleet: Fleet):
-    """It is raised here once the boards were told; they keep their links and their names."""
+def test_ctrl_c_interrupts_the_boards(fleet: Fleet):
+    """It is raised after the interrupt was sent; the boards keep their links and variables."""
 
     def press():
         until(lambda: fleet.boards("demo-1")[0]["state"] == "busy", "nothing runs")
@@ -318,7 +318,7 @@ def test_ctrl_c_reaches_the_boards(fleet: Fleet):
 # Links that come and go
 
 
-def test_fleet_dials_again_after_it_was_closed():
+def test_fleet_reconnects_after_close():
     fleet = Fleet()
     assert fleet["demo-1"].run("1").value == 1
     fleet.close()
@@ -327,7 +327,7 @@ def test_fleet_dials_again_after_it_was_closed():
     fleet.close()
 
 
-def test_no_server_says_where_it_was_looked_for(monkeypatch):
+def test_error_without_a_server_names_the_source_of_the_url(monkeypatch):
     monkeypatch.setenv("CM_URL", "http://127.0.0.1:1")
     with (
         Fleet() as fleet,
@@ -336,8 +336,8 @@ def test_no_server_says_where_it_was_looked_for(monkeypatch):
         fleet.boards()
 
 
-def test_fleet_goes_on_when_the_server_was_restarted(tmp_path, monkeypatch):
-    """The boards dial in again by themselves, and have kept their names."""
+def test_fleet_reconnects_after_a_restart_of_the_server(tmp_path, monkeypatch):
+    """The boards reconnect by themselves and keep their variables."""
     monkeypatch.setenv("CM_HOME", str(tmp_path))
     with contextlib.ExitStack() as stack:
         with running_server(tmp_path) as server:

@@ -13,7 +13,7 @@ WAIT = 20.0  # seconds that a thread may take on a busy machine
 UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it closed the connection")
 
 
-def test_once_waits_for_its_value():
+def test_future_waits_for_its_value():
     once: Future[int] = Future()
     thread = threading.Thread(target=once.set_result, args=(7,))
     assert (once.done, once.wait(0), once.wait(-1)) == (False, False, False)
@@ -23,7 +23,7 @@ def test_once_waits_for_its_value():
     thread.join(WAIT)
 
 
-def test_once_raises_its_error_each_time():
+def test_future_raises_its_error_each_time():
     once: Future[int] = Future()
     once.set_exception(UNREACHABLE)
     for _ in range(2):
@@ -32,7 +32,7 @@ def test_once_raises_its_error_each_time():
     assert once.done
 
 
-def test_once_calls_who_wants_to_know_once_set_or_later():
+def test_callbacks_are_called_when_set_or_later():
     called = []
     once: Future[int] = Future()
     once.add_done_callback(lambda: called.append("before"))
@@ -42,7 +42,7 @@ def test_once_calls_who_wants_to_know_once_set_or_later():
     assert called == ["before", "after"]
 
 
-def test_failed_once_calls_who_wants_to_know():
+def test_callbacks_are_called_after_an_exception():
     called = []
     once: Future[int] = Future()
     once.add_done_callback(lambda: called.append(once.done))
@@ -50,7 +50,7 @@ def test_failed_once_calls_who_wants_to_know():
     assert called == [True]
 
 
-def test_once_is_awaited_by_who_drives_it():
+def test_future_is_awaited_by_run_blocking():
     async def ask(once):
         return await once
 
@@ -63,8 +63,8 @@ def test_once_is_awaited_by_who_drives_it():
     assert caught.value.value == 7
 
 
-def test_wait_that_is_interrupted_keeps_nobody_else_waiting():
-    """Ctrl-C may come when the lock is acquired, before ``wait`` knows of it."""
+def test_interrupted_wait_does_not_block_other_threads():
+    """Ctrl-C can arrive when the lock is acquired but ``acquire`` has not returned."""
     once: Future[int] = Future()
     lock, is_mine = once._unset_lock, threading.Event()
 

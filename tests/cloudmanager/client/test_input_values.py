@@ -1,4 +1,4 @@
-"""Inputs: what is assigned on boards before a cell, read by the real MicroPython."""
+"""Inputs: assignments before a cell, evaluated by real MicroPython."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ CHANGED = {
 }
 
 
-def test_one_assignment_stands_on_each_line():
+def test_prelude_has_one_assignment_per_line():
     assert prelude({"a": 1, "b": "x\ny"}) == "a = 1\nb = 'x\\ny'"
     assert prelude({}) == ""
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_boards_read_what_python_writes(fleet: Fleet, boards: object, name: str):
+def test_boards_evaluate_literals_to_equal_values(fleet: Fleet, boards: object, name: str):
     if name == "huge":  # too long for a repr that Python reads
         assert fleet["demo-1"].run("huge == 7**5000", inputs={name: PLAIN[name]}).value is True
     else:
@@ -64,18 +64,16 @@ def test_boards_read_what_python_writes(fleet: Fleet, boards: object, name: str)
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_other_types_travel_as_the_plain_one_that_they_are_like(
-    fleet: Fleet, boards: object, name: str
-):
+def test_subclasses_are_sent_as_their_base_types(fleet: Fleet, boards: object, name: str):
     value, read = CHANGED[name]
     code = f"bytes({name})" if name == "buffer" else name
     assert fleet["demo-1"].run(code, inputs={name: value}).value == read
 
 
-def test_numbers_that_have_no_literal_travel_too(fleet: Fleet, boards: object):
+def test_special_numbers_are_sent(fleet: Fleet, boards: object):
     given = {"a": math.inf, "b": -math.inf, "c": math.nan}
-    told = fleet["demo-1"].run("(a == float('inf'), b == -a, c != c)", inputs=given)
-    assert told.value == (True, True, True)
+    result = fleet["demo-1"].run("(a == float('inf'), b == -a, c != c)", inputs=given)
+    assert result.value == (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +86,14 @@ def test_numbers_that_have_no_literal_travel_too(fleet: Fleet, boards: object):
         (numpy.datetime64("2020-01-01"), "x contains a value of type date: boards can receive"),
     ],
 )
-def test_other_values_are_refused_with_the_variable_and_the_type(value: Any, sentence: str):
+def test_unsupported_value_error_names_variable_and_type(value: Any, sentence: str):
     with pytest.raises(TypeError) as caught:
         prelude({"x": value})
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
 
 
-def test_list_that_holds_itself_is_refused():
+def test_recursive_list_is_refused():
     ring: list[Any] = []
     ring.append(ring)
     with pytest.raises(ValueError, match="x is nested too deeply for a board, or contains itself"):
@@ -103,6 +101,6 @@ def test_list_that_holds_itself_is_refused():
 
 
 @pytest.mark.parametrize("name", ["", "1x", "a b", "class", "x\n1"])
-def test_names_are_names(name: str):
+def test_invalid_variable_name_is_refused(name: str):
     with pytest.raises(ValueError, match="is not the name of a variable"):
         prelude({name: 1})

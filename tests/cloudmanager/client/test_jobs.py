@@ -1,4 +1,4 @@
-"""What becomes of a cell: jobs that are fed messages, results that are left, and who waits."""
+"""Jobs that receive messages, their results, and threads that wait for them."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ UNREACHABLE = ServerUnreachable("http://lab:18266", "CM_URL", "it closed the con
 
 
 class Lab:
-    """A group whose cell the server has accepted; `say` is what then comes from the server."""
+    """A group whose cell was accepted; `say` passes a message of the server to it."""
 
     def __init__(self, boards=("lab-1",), code="1/0", listen=True, fresh=False, **accepted):
         self.stopped: list[list[int]] = []
@@ -56,7 +56,7 @@ class Lab:
         self.say(wire.ENDED, json.dumps(body).encode(), wire.STATUSES.index(status))
 
     def printed(self, *pieces):
-        """What stdout is, once the board printed these pieces and ended."""
+        """Return the result's stdout after the board printed these pieces and ended."""
         for piece in pieces:
             self.say(wire.OUTPUT, piece)
         self.end()
@@ -88,21 +88,21 @@ def test_output_is_joined_across_messages(pieces, stdout):
 
 @given(st.text(st.characters(exclude_characters="\r", exclude_categories=["Cs"])), st.data())
 @settings(max_examples=60, deadline=None)
-def test_output_is_the_same_however_it_is_cut(text, data):
+def test_output_does_not_depend_on_message_boundaries(text, data):
     raw = text.replace("\n", "\r\n").encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
     pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     assert Lab().printed(*pieces) == text
 
 
-def test_output_in_the_result_comes_after_what_was_printed_before():
+def test_output_in_the_result_follows_earlier_output():
     lab = Lab()
     lab.say(wire.OUTPUT, b"one\r")
     lab.end(output=b"\ntwo", rest=b"3")
     assert (lab.result.stdout, lab.result.value) == ("one\ntwo", 3)
 
 
-def test_output_beyond_what_is_kept_leaves_its_end(monkeypatch):
+def test_long_output_keeps_its_end(monkeypatch):
     monkeypatch.setattr(jobs, "MAX_OUTPUT_CHARS", 10)
     lab = Lab()
     pieces = [f"{number:04}".encode() for number in range(10)]
@@ -110,7 +110,7 @@ def test_output_beyond_what_is_kept_leaves_its_end(monkeypatch):
     assert lab.result.truncated
 
 
-def test_output_that_the_server_left_out_is_marked():
+def test_output_left_out_by_the_server_is_marked():
     lab = Lab()
     lab.say(wire.TRUNCATED)
     lab.end()
@@ -120,7 +120,7 @@ def test_output_that_the_server_left_out_is_marked():
 # How a job ends
 
 
-def test_a_value_with_a_hole_is_no_literal():
+def test_value_with_a_missing_piece_is_not_a_literal():
     lab = Lab()
     lab.say(wire.VALUE, b"[1, ")
     lab.say(wire.TRUNCATED, flags=wire.VALUE_TRUNCATED)
@@ -129,7 +129,7 @@ def test_a_value_with_a_hole_is_no_literal():
     assert (lab.result.value_truncated, lab.result.truncated) == (True, False)
 
 
-def test_a_value_without_end_is_cut_before_it_costs_much(monkeypatch):
+def test_endless_value_is_truncated(monkeypatch):
     monkeypatch.setattr(jobs, "MAX_VALUE_BYTES", 1000)
     lab = Lab()
     for _ in range(100):
@@ -139,7 +139,7 @@ def test_a_value_without_end_is_cut_before_it_costs_much(monkeypatch):
     assert len(lab.result.text) < 1200
 
 
-def test_value_comes_in_pieces():
+def test_value_in_several_messages_is_joined():
     lab = Lab()
     lab.say(wire.VALUE, b"[1, '\xc3")
     lab.say(wire.VALUE, b"\xa9', ")
@@ -147,21 +147,21 @@ def test_value_comes_in_pieces():
     assert lab.result.value == [1, "é", 3]
 
 
-def test_value_that_was_cut_is_marked():
+def test_truncated_value_is_marked():
     lab = Lab()
     lab.end(status=wire.VALUE_TRUNCATED, rest=b"[1, 2")
     assert (lab.result.value_truncated, lab.result.value) == (True, "[1, 2")
 
 
 @pytest.mark.parametrize(("number", "status"), [(1, "error"), (2, "interrupted"), (3, "timeout")])
-def test_failure_has_the_boards_traceback_with_the_lines_of_the_cell(number, status):
+def test_failure_has_a_traceback_with_lines_of_the_cell(number, status):
     lab = Lab(code="1/0")
     lab.end(status=number, rest=TRACEBACK.replace("\n", "\r\n").encode())
     assert lab.result.status == status
     assert lab.result.traceback == TRACEBACK.replace("<module>\n", "<module>\n    1/0\n")
 
 
-def test_traceback_leaves_the_clients_own_frames_out():
+def test_traceback_omits_frames_of_the_client():
     client = '  File "cm/run.py", line 1, in run\r\n'
     lab = Lab(code="")
     lab.end(status=1, rest=f"Traceback:\r\n{client}{client}OSError: 5\r\n".encode())
@@ -169,7 +169,7 @@ def test_traceback_leaves_the_clients_own_frames_out():
 
 
 @pytest.mark.parametrize("status", ["offline", "lost", "interrupted", "timeout", "error"])
-def test_server_ends_a_job_and_says_why(status):
+def test_server_ends_a_job_with_a_reason(status):
     lab = Lab()
     lab.say(wire.OUTPUT, b"half a line\r")
     lab.end_by_server(status, why="because")
@@ -177,21 +177,21 @@ def test_server_ends_a_job_and_says_why(status):
     assert lab.result.stdout == "half a line\r"
 
 
-def test_server_ends_a_job_with_a_status_that_is_not_known_yet():
+def test_unknown_status_is_lost():
     lab = Lab()
     lab.say(wire.ENDED, b"{}", flags=99)
     assert lab.result.status == "lost"
 
 
-def test_job_that_ended_well_without_a_link_has_lost_its_value():
-    """None would be a lie: what the cell's value was, only the board knew."""
+def test_successful_job_without_a_link_has_lost_its_value():
+    """Not None, which would be a value: the real one was lost."""
     lab = Lab()
     lab.end_by_server("ok", why="", output_lost=True)
     assert (lab.result.ok, lab.result.truncated) == (True, True)
     assert repr(lab.result.value) == "<lost with the link>"
 
 
-def test_job_that_failed_without_a_link_has_its_error():
+def test_failed_job_without_a_link_has_its_error():
     lab = Lab()
     lab.end_by_server("error", why=TRACEBACK[20:], output_lost=True)
     assert isinstance(lab.result.error, BoardError)
@@ -205,25 +205,25 @@ def test_job_whose_link_to_the_server_broke_is_lost():
     assert (lab.result.status, lab.result.stdout) == ("lost", "so far\r")
 
 
-def test_job_that_has_ended_is_not_given_up():
+def test_ended_job_does_not_become_lost():
     lab = Lab()
     lab.end(rest=b"1")
     lab.group.end_as_lost(lab.job, "the link broke")
     assert lab.result.value == 1
 
 
-def test_malformed_ending_is_the_servers_fault():
+def test_malformed_ended_is_a_peer_wire_error():
     with pytest.raises(PeerWireError):
         Lab().say(wire.RESULT, b"")
 
 
-def test_what_is_not_known_about_a_job_is_passed_over():
+def test_unknown_message_about_a_job_is_ignored():
     lab = Lab()
     lab.say(0x7F, b"?")
     assert not lab.group.wait(0)
 
 
-def test_elapsed_counts_from_the_write_to_the_board():
+def test_elapsed_starts_when_the_cell_is_sent():
     lab = Lab()
     before = time.perf_counter()
     lab.say(wire.STARTED)
@@ -234,7 +234,7 @@ def test_elapsed_counts_from_the_write_to_the_board():
 # A job while it runs
 
 
-def test_job_says_what_it_waits_for():
+def test_queued_job_has_waiting_for():
     lab = Lab(["a", "b", "c"], queued=[[1, 0], [2, 3]])
     states = {name: (job.state, job.waiting_for) for name, job in lab.group.jobs.items()}
     assert states == {"a": ("queued", ""), "b": ("queued", "behind 3"), "c": ("running", "")}
@@ -242,7 +242,7 @@ def test_job_says_what_it_waits_for():
     assert lab.group.jobs["b"].state == "running"
 
 
-def test_job_after_a_reset_says_that_it_resets_until_it_prints():
+def test_fresh_job_is_resetting_until_it_prints():
     lab = Lab(["a", "b"], fresh=True, queued=[[2, 1]])
     lab.say(wire.STARTED, board="b")
     assert [job.state for job in lab.group.jobs.values()] == ["resetting", "resetting"]
@@ -250,13 +250,13 @@ def test_job_after_a_reset_says_that_it_resets_until_it_prints():
     assert [job.state for job in lab.group.jobs.values()] == ["resetting", "running"]
 
 
-def test_job_counts_the_time_it_has_been_running():
+def test_job_has_elapsed_time():
     job = Lab().job
     before = job.elapsed()
     assert 0 <= before <= job.elapsed()
 
 
-def test_output_is_read_on_from_a_place(monkeypatch):
+def test_output_is_read_from_a_position(monkeypatch):
     monkeypatch.setattr(jobs, "MAX_OUTPUT_CHARS", 4)
     lab = Lab()
     lab.say(wire.OUTPUT, b"one ")
@@ -265,7 +265,7 @@ def test_output_is_read_on_from_a_place(monkeypatch):
     lab.say(wire.OUTPUT, b"two ")
     text, place = lab.job.read_output(place)
     assert (text, lab.job.read_output(place)) == ("two ", ("", place))
-    lab.say(wire.OUTPUT, b"three ")  # more than is kept: what is kept starts anew
+    lab.say(wire.OUTPUT, b"three ")  # more than is kept: the list is replaced
     assert lab.job.read_output(place)[0] == "ree "
 
 
@@ -282,14 +282,14 @@ def test_group_ends_with_its_last_job():
     assert (lab.group.left_out, lab.group.results().left_out) == (("c",), ("c",))
 
 
-def test_results_that_are_not_there_in_time_say_how_many_are_missing():
+def test_results_timeout_has_the_number_of_unfinished_boards():
     lab = Lab(["a", "b", "c"])
     lab.end("b")
     with pytest.raises(TimeoutError, match="2 of 3 boards are not done"):
         lab.group.results(0.01)
 
 
-def test_group_shows_how_far_it_is_in_one_line():
+def test_repr_of_a_group_is_one_line():
     lab = Lab(["a-1", "a-2", "b"], queued=[[3, 1]])
     lab.end("a-1")
     assert repr(lab.group) == "<JobGroup: jobs 1-3 on a-[1-2],b, 1 ok, 1 running, 1 queued>"
@@ -299,7 +299,7 @@ def test_group_without_jobs_has_no_results():
     assert len(Lab([]).group.results(0)) == 0
 
 
-def test_refused_group_raises_for_everybody():
+def test_refused_group_raises_in_all_methods():
     group = JobGroup(prepare_cell("1"), listen=True)
     group.on_refused(NoSuchBoard("lab-7"))
     for ask in (group.accepted.result, group.results, lambda: list(group.events())):
@@ -329,14 +329,14 @@ def test_interrupt_names_the_jobs_that_have_not_ended():
     assert lab.stopped == [[1, 3]]
 
 
-def test_interrupt_of_a_group_that_ended_says_nothing():
+def test_interrupt_of_an_ended_group_sends_nothing():
     lab = Lab()
     lab.end()
     lab.group.interrupt()
     assert lab.stopped == []
 
 
-def test_interrupt_before_the_server_accepted_reaches_the_boards_too():
+def test_interrupt_before_acceptance_is_sent_later():
     stopped: list[list[int]] = []
     group = JobGroup(prepare_cell("while True: pass"))
     group.interrupt()
@@ -344,14 +344,14 @@ def test_interrupt_before_the_server_accepted_reaches_the_boards_too():
     assert stopped == [[7]]
 
 
-def test_interrupt_and_answer_before_there_is_a_server_do_nothing():
+def test_interrupt_and_answer_before_submit_do_nothing():
     group = JobGroup(prepare_cell("1"))
     group.interrupt()
     group.answer(Lab().job, "7")
     assert not group.wait(0)
 
 
-def test_answer_goes_to_the_job_that_asked():
+def test_answer_is_sent_for_the_asking_job():
     lab = Lab(["a", "b"])
     lab.group.answer(lab.group.jobs["b"], "zwölf")
     lab.group.answer(lab.group.jobs["a"], None)
@@ -361,11 +361,11 @@ def test_answer_goes_to_the_job_that_asked():
 # Events
 
 
-def told(events):
+def summaries(events):
     return [(event.kind, event.job.board, event.text) for event in events]
 
 
-def test_events_come_in_the_order_of_happening():
+def test_events_are_in_order_of_arrival():
     lab = Lab(["a", "b"], queued=[[2, 1]])
     lab.say(wire.OUTPUT, b"hi\r\n", board="a")
     lab.say(wire.INPUT, b"wie viele? ", board="a")
@@ -373,7 +373,7 @@ def test_events_come_in_the_order_of_happening():
     lab.end("a", output=b"bye")
     lab.say(wire.STARTED, board="b")
     lab.end("b")
-    assert told(lab.group.events()) == [
+    assert summaries(lab.group.events()) == [
         ("queued", "b", "behind 1"),
         ("output", "a", "hi\n"),
         ("input", "a", "wie viele? "),
@@ -390,7 +390,7 @@ def test_events_of_another_thread_are_awaited():
     events = lab.group.events()
     thread = threading.Thread(target=lab.end)
     thread.start()
-    assert told(events) == [("ended", "lab-1", "")]
+    assert summaries(events) == [("ended", "lab-1", "")]
     thread.join(WAIT)
 
 
@@ -403,7 +403,7 @@ def test_events_tick_while_nothing_happens():
 
 
 @pytest.mark.parametrize("tick", [(), (0.001,)], ids=["no tick", "tick"])
-def test_reader_that_stopped_goes_on_where_it_stopped(tick):
+def test_events_continue_where_the_reader_stopped(tick):
     lab = Lab()
     lab.say(wire.OUTPUT, b"1")
     events = lab.group.events(*tick)
@@ -411,7 +411,7 @@ def test_reader_that_stopped_goes_on_where_it_stopped(tick):
     del events
     lab.say(wire.OUTPUT, b"2")
     lab.end()
-    assert told(lab.group.events(*tick)) == [("output", "lab-1", "2"), ("ended", "lab-1", "")]
+    assert summaries(lab.group.events(*tick)) == [("output", "lab-1", "2"), ("ended", "lab-1", "")]
     assert list(lab.group.events(*tick)) == []
 
 
@@ -420,12 +420,12 @@ def test_events_need_a_group_that_listens():
         next(Lab(listen=False).group.events())
 
 
-def test_events_are_not_gathered_where_nobody_listens():
+def test_events_are_not_queued_without_listen():
     lab = Lab(listen=False)
     assert lab.printed(b"hi") == "hi"
 
 
-def test_pieces_of_a_value_whose_repr_failed_are_no_part_of_the_traceback():
+def test_pieces_of_a_failed_repr_are_dropped():
     group = JobGroup(prepare_cell("thing"))
     jobs = group.on_accepted({"jobs": [[7, "lab-1"]]}, lambda _: None, lambda _job, _text: None)
     traceback = (

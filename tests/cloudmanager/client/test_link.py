@@ -1,4 +1,4 @@
-"""A caller's link, over real sockets: to the real server, to none, and to what is no server."""
+"""A caller's link over real sockets: to the real server, to none, and to other programs."""
 
 import contextlib
 import socket
@@ -18,8 +18,8 @@ from cloudmanager.protocol.errors import NotAllowed, ServerUnreachable, VersionM
 WAIT = 20.0  # seconds that anything here may take on a busy machine
 
 
-class Stranger:
-    """A TCP server that does with each connection what a test wants; ended with its threads."""
+class FakeServer:
+    """A TCP server that calls a function of the test for each connection."""
 
     def __init__(self, act):
         self._act = act
@@ -45,12 +45,12 @@ class Stranger:
 
 
 @pytest.fixture
-def stranger():
-    """Start a stranger; it is gone when the test is."""
+def fake_server():
+    """Return a function that starts such a server; it is stopped after the test."""
     with contextlib.ExitStack() as stack:
 
         def start(act):
-            made = Stranger(act)
+            made = FakeServer(act)
             stack.callback(made.close)
             return made
 
@@ -65,7 +65,7 @@ def read_head(sock):
 
 
 def accept(sock):
-    """Answer the handshake as the server does."""
+    """Answer the handshake like the real server."""
     key = read_head(sock).partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
     sock.sendall(
         b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: "
@@ -104,12 +104,12 @@ def refused(address):
 # To the server
 
 
-def test_link_carries_requests_and_their_replies(opened):
+def test_request_gets_its_reply(opened):
     status = opened.exchange.request("status", {}).result()
     assert status["callers"] >= 1
 
 
-def test_link_says_that_it_is_closed(opened):
+def test_closed_link_has_the_attribute_closed(opened):
     assert not opened.closed
     opened.close()
     assert opened.closed
@@ -117,7 +117,7 @@ def test_link_says_that_it_is_closed(opened):
         opened.exchange.request("status", {}).result()
 
 
-def test_link_may_be_closed_twice_and_by_several_threads(opened):
+def test_link_can_be_closed_twice_and_by_several_threads(opened):
     threads = [threading.Thread(target=opened.close) for _ in range(5)]
     for thread in threads:
         thread.start()
@@ -127,14 +127,14 @@ def test_link_may_be_closed_twice_and_by_several_threads(opened):
     assert (opened.closed, opened._reader.is_alive()) == (True, False)
 
 
-def test_link_may_be_closed_by_its_own_thread(opened):
-    """Such as by who follows a cell; nobody can wait for himself."""
+def test_link_can_be_closed_by_its_own_thread(opened):
+    """Such as by an event callback; a thread cannot wait for itself."""
     opened.exchange.request("status", {}).add_done_callback(opened.close)
     opened._reader.join(WAIT)
     assert opened.closed
 
 
-def test_closing_tells_everybody_who_waits(opened):
+def test_closing_ends_all_waits(opened):
     waiting = opened.exchange.request("status", {})
     group = JobGroup(prepare_cell("1"))
     opened.close()
@@ -143,7 +143,7 @@ def test_closing_tells_everybody_who_waits(opened):
     assert group.wait(WAIT)
 
 
-def test_several_threads_ask_at_once(opened):
+def test_several_threads_send_requests_concurrently(opened):
     replies = []
 
     def ask():
@@ -158,8 +158,8 @@ def test_several_threads_ask_at_once(opened):
     assert len(replies) == 100
 
 
-def test_link_that_is_idle_stays(server, monkeypatch):
-    """The patience of the handshake ends with it: it once cut idle links after ten seconds."""
+def test_idle_link_stays_open(server, monkeypatch):
+    """The timeout of the handshake does not apply later: it once closed idle links after 10 s."""
     monkeypatch.setattr(link, "CONNECT_SECONDS", 0.5)
     idle = ServerLink(config.find_server())
     try:
@@ -183,7 +183,7 @@ def test_address_may_be_without_http(server):
 # To no server
 
 
-def test_nobody_there_says_so():
+def test_refused_connection_is_reported():
     address = ServerAddress(f"http://127.0.0.1:{free_tcp_port()}", "", "CM_URL")
     assert refused(address) == (
         f"No server at {address.url} (from CM_URL): no program listens there. "
@@ -201,11 +201,11 @@ def test_nobody_there_says_so():
         ("http://" + "a" * 100, ""),
     ],
 )
-def test_address_that_leads_nowhere_says_why(url, reason):
+def test_invalid_address_is_reported(url, reason):
     assert reason.lower() in refused(ServerAddress(url, "", "CM_URL")).lower()
 
 
-def test_system_errors_are_said_in_words():
+def test_system_errors_are_explained():
     assert link._failure_reason(OSError(113, "No route to host")) == "No route to host"
     assert link._failure_reason(TimeoutError("timed out")) == "no answer in time"
     assert link._failure_reason(OSError()) == "OSError"
@@ -214,21 +214,21 @@ def test_system_errors_are_said_in_words():
 # To what is no server
 
 
-def test_server_that_says_nothing(stranger, monkeypatch):
+def test_silent_server_is_reported(fake_server, monkeypatch):
     monkeypatch.setattr(link, "CONNECT_SECONDS", 0.3)
-    silent = stranger(lambda self, _: self.over.wait(WAIT))
+    silent = fake_server(lambda self, _: self.over.wait(WAIT))
     assert "no answer in time" in refused(silent.address)
 
 
-def test_server_that_says_a_byte_now_and_then(stranger, monkeypatch):
-    """However slowly somebody talks, the handshake has its end."""
+def test_server_that_sends_single_bytes_is_reported(fake_server, monkeypatch):
+    """The timeout of the handshake is a total, not restarted by each byte."""
     monkeypatch.setattr(link, "CONNECT_SECONDS", 0.5)
 
-    def drip(self, sock):
+    def send_slowly(self, sock):
         while not self.over.wait(0.1):
             sock.sendall(b"H")
 
-    assert "no answer in time" in refused(stranger(drip).address)
+    assert "no answer in time" in refused(fake_server(send_slowly).address)
 
 
 @pytest.mark.parametrize(
@@ -241,28 +241,28 @@ def test_server_that_says_a_byte_now_and_then(stranger, monkeypatch):
     ],
     ids=["a web server", "ssh", "tls", "endless"],
 )
-def test_server_that_is_no_cloudmanager(stranger, text):
-    other = stranger(answering(text))
+def test_other_server_is_reported(fake_server, text):
+    other = fake_server(answering(text))
     assert "the program that answers there is not a Cloudmanager server" in refused(other.address)
 
 
 @pytest.mark.parametrize("text", [b"", b"HTTP/1.1 101 Switching"])
-def test_server_that_hangs_up_at_once(stranger, text):
-    assert "it closed the connection" in refused(stranger(answering(text)).address)
+def test_server_that_closes_immediately_is_reported(fake_server, text):
+    assert "it closed the connection" in refused(fake_server(answering(text)).address)
 
 
-def test_server_of_another_version(stranger):
-    other = stranger(answering(b"HTTP/1.1 409 Other\r\nCm-Protocol: 9\r\n\r\n"))
+def test_server_of_another_version(fake_server):
+    other = fake_server(answering(b"HTTP/1.1 409 Other\r\nCm-Protocol: 9\r\n\r\n"))
     with pytest.raises(VersionMismatch, match="The server speaks protocol 9"):
         ServerLink(other.address)
 
 
-def test_server_that_hangs_up_later_ends_what_waits(stranger):
+def test_closed_connection_ends_all_waits(fake_server):
     def act(_, sock):
         accept(sock)
         sock.recv(1)
 
-    made = ServerLink(stranger(act).address)
+    made = ServerLink(fake_server(act).address)
     with pytest.raises(ServerUnreachable, match="closed the connection|reset"):
         made.exchange.request("status", {}).result()
     made._reader.join(WAIT)
@@ -270,35 +270,35 @@ def test_server_that_hangs_up_later_ends_what_waits(stranger):
     assert made.closed
 
 
-def test_server_that_hangs_up_rudely_ends_what_waits(stranger):
+def test_reset_connection_ends_all_waits(fake_server):
     def act(_, sock):
         accept(sock)
         sock.recv(1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
 
-    made = ServerLink(stranger(act).address)
+    made = ServerLink(fake_server(act).address)
     with pytest.raises(ServerUnreachable, match="Connection reset by peer"):
         made.exchange.request("status", {}).result()
     made.close()
 
 
-def test_server_that_breaks_the_rules_is_told_so(stranger):
-    told = []
+def test_protocol_violation_is_answered_with_a_close_code(fake_server):
+    received = []
 
     def act(_, sock):
         accept(sock)
         sock.sendall(b"\x81\x02hi")  # text
-        told.append(sock.recv(100))
+        received.append(sock.recv(100))
 
-    other = stranger(act)
+    other = fake_server(act)
     made = ServerLink(other.address)
     made._reader.join(WAIT)
     made.close()
     other.close()
-    assert told == [frames.encode_close_frame(1003, mask=True)]
+    assert received == [frames.encode_close_frame(1003, mask=True)]
 
 
-def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
+def test_silent_server_gets_a_ping_and_is_disconnected(fake_server, monkeypatch):
     monkeypatch.setattr(link, "HEARTBEAT_SECONDS", 0.2)
     heard = []
 
@@ -307,7 +307,7 @@ def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
         while data := sock.recv(1000):
             heard.append(data)
 
-    other = stranger(act)
+    other = fake_server(act)
     made = ServerLink(other.address)
     with pytest.raises(ServerUnreachable, match="no answer in time"):
         made.exchange.request("status", {}).result()
@@ -320,14 +320,14 @@ def test_server_that_falls_silent_is_asked_and_then_left(stranger, monkeypatch):
 # Over TLS
 
 
-def test_https_address_is_dialled_with_tls(stranger):
-    told = []
+def test_https_address_uses_tls(fake_server):
+    received = []
 
     def act(_, sock):
-        told.append(sock.recv(1))
+        received.append(sock.recv(1))
         sock.sendall(b"HTTP/1.1 400 this port speaks plain HTTP\r\n\r\n")
 
-    address = stranger(act).address
+    address = fake_server(act).address
     secure = address._replace(url=address.url.replace("http://", "https://"))
     assert "the server does not use TLS" in refused(secure)
-    assert told == [b"\x16"]  # a TLS handshake (RFC 8446, 5.1): the token was not sent in the clear
+    assert received == [b"\x16"]  # a TLS handshake (RFC 8446, 5.1): the token was not sent

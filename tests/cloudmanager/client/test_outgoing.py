@@ -1,4 +1,4 @@
-"""Frames leave whole, or nothing follows them; over real sockets, with real interrupts."""
+"""Frames are sent completely, or nothing is sent after them; with real sockets and signals."""
 
 import asyncio
 import contextlib
@@ -25,13 +25,13 @@ from cm_server.net import certificates
 from tests.conftest import running_boards, running_server
 
 WAIT = 20.0  # seconds that anything here may take on a busy machine
-BIG = 3_000_000  # bytes: more than the sockets' buffers hold (see Lab.narrow)
+BIG = 3_000_000  # bytes: more than the sockets' buffers hold (see Lab.shrink_send_buffer)
 LONG = f"x = 1\n#{'a' * BIG}"  # a cell that stands still on its way to a server that does not read
 
 
 @pytest.fixture
 def pair():
-    """Two connected sockets, whose buffers hold little."""
+    """Two connected sockets with small buffers."""
     ours, theirs = socket.socketpair()
     for sock in (ours, theirs):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
@@ -62,7 +62,7 @@ def read_to_end(sock):
 
 
 def whole_frames(data):
-    """The payloads in a stream that ends between two frames."""
+    """Return the payloads of a stream, which must end between two frames."""
     reader = frames.FrameReader(1 << 30, masked=False)
     found = [each.payload for each in reader.feed(data)]
     assert b"".join(frames.encode_frame(each) for each in found) == data
@@ -80,7 +80,7 @@ def test_send_does_not_wait_for_a_server_that_does_not_read(outgoing):
     assert not any(each.complete for each in sent)
 
 
-def test_threads_that_send_at_once_send_whole_frames(pair, outgoing):
+def test_concurrent_sends_do_not_mix_frames(pair, outgoing):
     def send(number):
         for size in range(1, 60_000, 4_000):
             outgoing.send(frame(b"%d" % number, size))
@@ -103,7 +103,7 @@ def test_threads_that_send_at_once_send_whole_frames(pair, outgoing):
         assert mine == list(range(1, 60_000, 4_000))
 
 
-def test_withdrawn_frame_is_not_sent_and_the_others_are(pair, outgoing):
+def test_only_the_withdrawn_frame_is_not_sent(pair, outgoing):
     first = outgoing.send(frame(b"a", 300_000))
     second, third = outgoing.send(frame(b"b", 300_000)), outgoing.send(frame(b"c", 300_000))
     assert second.withdraw()
@@ -115,7 +115,7 @@ def test_withdrawn_frame_is_not_sent_and_the_others_are(pair, outgoing):
     assert (first.complete, second.complete, third.complete) == (True, False, True)
 
 
-def test_nothing_follows_half_a_frame(pair, outgoing):
+def test_nothing_follows_a_partial_frame(pair, outgoing):
     first = outgoing.send(frame(b"a", 300_000))
     second = outgoing.send(frame(b"b", 10))
     assert first.withdraw()
@@ -127,14 +127,14 @@ def test_nothing_follows_half_a_frame(pair, outgoing):
     assert not any(each.complete for each in (first, second, third))
 
 
-def test_frame_that_has_left_cannot_be_withdrawn(pair, outgoing):
+def test_sent_frame_cannot_be_withdrawn(pair, outgoing):
     sent = outgoing.send(frame(b"a", 10))
     assert not sent.withdraw()
     assert not outgoing.closed
     assert pair[1].recv(100) == frame(b"a", 10)
 
 
-def test_memory_that_runs_out_ends_the_stream(pair, outgoing):
+def test_memory_error_ends_the_stream(pair, outgoing):
     def encrypt(_):
         raise MemoryError
 
@@ -156,8 +156,8 @@ from cloudmanager.client.outgoing import Outgoing
 seconds, seed, folder = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 Raised = KeyboardInterrupt if sys.argv[4] == "twice" else TimeoutError  # an OSError
 choose = random.Random(seed)
-told = {"interrupts": 0, "streams": 0, "cuts": 0, "frames": 0, "foreign": 0}
-told |= {"missing": 0, "caught": 0}
+counts = {"interrupts": 0, "streams": 0, "cuts": 0, "frames": 0, "foreign": 0}
+counts |= {"missing": 0, "caught": 0}
 arrived = set()
 
 def payload(number):
@@ -171,8 +171,8 @@ def read(sock):
         while data := sock.recv(slow.choice((100, 5_000, 65536))):
             for each in reader.feed(data):
                 number = int(each.payload[:8])
-                told["foreign"] += each.payload != payload(number) or number <= last
-                told["frames"] += 1
+                counts["foreign"] += each.payload != payload(number) or number <= last
+                counts["frames"] += 1
                 last = number
                 arrived.add(number)
             if slow.random() < 0.02:
@@ -180,7 +180,7 @@ def read(sock):
     except ssl.SSLEOFError:
         pass
     except (ValueError, ConnectionError):
-        told["foreign"] += not isinstance(sys.exc_info()[1], ConnectionError)
+        counts["foreign"] += not isinstance(sys.exc_info()[1], ConnectionError)
 
 def connect():
     ours, theirs = socket.socketpair()
@@ -204,7 +204,7 @@ def on_interrupt(*_):
     global armed
     if armed:  # it may come twice, the second time while the first is handled
         armed -= 1
-        told["interrupts"] += 1
+        counts["interrupts"] += 1
         raise Raised
 
 def send_some(outgoing):
@@ -219,10 +219,10 @@ def send_some(outgoing):
                 else:
                     time.sleep(0.0005)
         except Raised:
-            told["caught"] += 1
+            counts["caught"] += 1
         armed = 0
     except Raised:
-        told["caught"] += 1
+        counts["caught"] += 1
 
 armed, number = 0, 0
 gc.disable()  # Python drops what a handler raises in a callback of its garbage collector
@@ -231,22 +231,22 @@ until = time.monotonic() + seconds
 print("ready", flush=True)
 while time.monotonic() < until:
     outgoing, reader = connect()
-    told["streams"] += 1
+    counts["streams"] += 1
     sent = {}
     gc.collect()
     while time.monotonic() < until and not outgoing.closed:
         send_some(outgoing)
-    told["cuts"] += bool(outgoing.why)
+    counts["cuts"] += bool(outgoing.why)
     outgoing.close()
     reader.join()
-    told["missing"] += sum(each.complete and key not in arrived for key, each in sent.items())
-print(json.dumps(told), flush=True)
+    counts["missing"] += sum(each.complete and key not in arrived for key, each in sent.items())
+print(json.dumps(counts), flush=True)
 os._exit(0)  # while it ends in the usual way, SIGINT kills it
 """
 
 
 def storm(seconds, seed, folder="", raised="twice"):
-    """Have a process send frames, and send SIGINT to it at random instants meanwhile."""
+    """Run a process that sends frames, and send SIGINT to it at random instants."""
     command = [sys.executable, "-c", _STORM, str(seconds), str(seed), str(folder), raised]
     choose = random.Random(seed)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -264,27 +264,27 @@ def storm(seconds, seed, folder="", raised="twice"):
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.soak) for n in range(20))])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
-def test_no_instant_of_an_interrupt_mixes_two_frames(tmp_path, secure, seed):
+def test_interrupts_at_any_instant_mix_no_frames(tmp_path, secure, seed):
     if secure:
         certificates.load(tmp_path)
-    told = storm(0.5, seed, tmp_path if secure else "")
-    assert told["foreign"] == told["missing"] == 0
-    assert told["interrupts"] > 20
-    assert told["frames"] > 50
+    counts = storm(0.5, seed, tmp_path if secure else "")
+    assert counts["foreign"] == counts["missing"] == 0
+    assert counts["interrupts"] > 20
+    assert counts["frames"] > 50
 
 
-def test_what_a_signal_handler_raises_is_raised_and_mixes_no_frames():
-    """Also if it is an OSError, such as a TimeoutError of SIGALRM: it is not the socket's."""
-    told = storm(0.5, 1, raised="once")
-    assert told["foreign"] == told["missing"] == 0
-    assert told["caught"] == told["interrupts"] > 20
+def test_exception_of_a_signal_handler_is_raised_and_mixes_no_frames():
+    """An OSError of the handler, such as a TimeoutError, is not taken for one of the socket."""
+    counts = storm(0.5, 1, raised="once")
+    assert counts["foreign"] == counts["missing"] == 0
+    assert counts["caught"] == counts["interrupts"] > 20
 
 
 # Over a link
 
 
-class Road:
-    """Passes on what callers and a server say; what goes to the server may be stopped."""
+class Proxy:
+    """A proxy between callers and a server; the direction to the server can be stopped."""
 
     def __init__(self, tcp_port):
         self.open = threading.Event()
@@ -331,21 +331,21 @@ class Road:
 
 
 class Lab:
-    """A server with two boards, a road to it, and a caller who takes that road."""
+    """A server with two boards, a proxy before it, and a caller that uses the proxy."""
 
     def __init__(self, server, token):
-        self.road = Road(server.tcp_port)
+        self.proxy = Proxy(server.tcp_port)
         self.token = token
         scheme = server.url.partition(":")[0]
-        self.url = f"{scheme}://127.0.0.1:{self.road.tcp_port}"
+        self.url = f"{scheme}://127.0.0.1:{self.proxy.tcp_port}"
         self.fleet = Fleet(self.url, token)
 
     def jobs(self, board):
-        """The numbers of all jobs that the board ever had."""
+        """Return the numbers of all jobs of the board so far."""
         return {job["job"] for job in self.fleet.jobs(board)}
 
-    def narrow(self, fleet: Any = None) -> Any:
-        """Let the system keep little of what is not sent; return the link."""
+    def shrink_send_buffer(self, fleet: Any = None) -> Any:
+        """Make the caller's send buffer small; return the link."""
         link: Any = (fleet or self.fleet)._link
         sock: Any = getattr(link._socket, "_sock", link._socket)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
@@ -361,26 +361,26 @@ def lab(request, tmp_path_factory):
         made = Lab(server, (home / "token").read_text().strip() + pin)
         with made.fleet as fleet, running_boards(server, fleet, ["near", "far"]):
             yield made
-        made.road.close()
+        made.proxy.close()
 
 
 #: For what does not differ much between the two; the soak looks at both.
-PLAIN = pytest.mark.parametrize(
+PLAIN_ONLY = pytest.mark.parametrize(
     "lab", ["plain", pytest.param("tls", marks=pytest.mark.soak)], indirect=True
 )
 
 
 @pytest.fixture
 def stopped(lab):
-    """The road is stopped when a test says so, and open again after it."""
+    """Yield a function that stops the proxy; it is opened again after the test."""
     assert lab.fleet["near,far"].run("1").ok
-    lab.narrow()
-    yield lab.road.open.clear
-    lab.road.open.set()
+    lab.shrink_send_buffer()
+    yield lab.proxy.open.clear
+    lab.proxy.open.set()
 
 
 def interrupt_when(true):
-    """Send SIGINT to this process once it is so."""
+    """Send SIGINT to this process as soon as a condition is true."""
 
     def watch():
         deadline = time.monotonic() + WAIT
@@ -394,7 +394,7 @@ def interrupt_when(true):
 
 
 def interrupt_in(lab, act):
-    """Do something and have it interrupted while frames wait for the server to read."""
+    """Call ``act`` and interrupt it while frames are queued."""
     link = lab.fleet._link
     thread = interrupt_when(lambda: link._outgoing.busy)
     with pytest.raises(KeyboardInterrupt):
@@ -403,22 +403,22 @@ def interrupt_in(lab, act):
 
 
 @pytest.mark.parametrize("verb", ["run", "submit"])
-def test_interrupted_cell_that_is_half_sent_does_not_run(lab, stopped, verb):
+def test_interrupted_partly_sent_cell_does_not_run(lab, stopped, verb):
     before = lab.jobs("near")
     link = lab.fleet._link
     stopped()
     begun = time.monotonic()
     interrupt_in(lab, lambda: getattr(lab.fleet["near"], verb)(LONG))
     assert time.monotonic() - begun < 5
-    lab.road.open.set()
+    lab.proxy.open.set()
     link._reader.join(WAIT)
     assert lab.fleet["near"].run("'the next'")["near"].value == "the next"
     assert len(lab.jobs("near") - before) == 1
 
 
-@PLAIN
-def test_others_have_true_outcomes_after_an_interrupt(lab, stopped):
-    """Who runs: lost here, and known to the server. Whose cell waited behind: not sent."""
+@PLAIN_ONLY
+def test_other_jobs_have_correct_outcomes_after_an_interrupt(lab, stopped):
+    """A running job is lost here, but recorded by the server; a queued cell was not sent."""
     running = lab.fleet["far"].submit("import time\ntime.sleep(0.5)\n'ran'")
     job = running.jobs["far"].number
     before = lab.jobs("near")
@@ -444,7 +444,7 @@ def test_others_have_true_outcomes_after_an_interrupt(lab, stopped):
         lab.fleet["near"].run(LONG)
     watching.join()
     thread.join(WAIT)
-    lab.road.open.set()
+    lab.proxy.open.set()
     (error,) = failed
     assert isinstance(error, ServerUnreachable)
     assert "interrupted, and the cell was not sent: it does not run" in str(error)
@@ -452,13 +452,13 @@ def test_others_have_true_outcomes_after_an_interrupt(lab, stopped):
     assert (lost.status, "the server records its outcome" in lost.why) == ("lost", True)
     assert lab.jobs("near") == before
     deadline = time.monotonic() + WAIT
-    while (told := lab.fleet.job(job))["status"] is None and time.monotonic() < deadline:
+    while (record := lab.fleet.job(job))["status"] is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert told["status"] == "ok"
+    assert record["status"] == "ok"
 
 
-def test_interrupted_upload_disturbs_no_job(lab, stopped):
-    """Its pieces run nowhere: what has begun is sent to its end, and the link stays."""
+def test_interrupted_upload_does_not_affect_jobs(lab, stopped):
+    """Pieces of files are not cells: one that was begun is sent completely, and the link stays."""
     running = lab.fleet["far"].submit("import time\ntime.sleep(0.3)\n'ran'")
     link = lab.fleet._link
     real = link.exchange.send_content
@@ -472,18 +472,18 @@ def test_interrupted_upload_disturbs_no_job(lab, stopped):
 
     link.exchange.send_content = send_content
     interrupt_in(lab, lambda: lab.fleet["near"].put(os.urandom(BIG), ":x"))
-    lab.road.open.set()
+    lab.proxy.open.set()
     assert running.results(WAIT)["far"].value == "ran"
     assert lab.fleet["near"].run("1 + 1")["near"].value == 2
     assert lab.fleet._link is link
 
 
-async def test_cancelled_cell_that_is_half_sent_does_not_run_and_the_loop_goes_on(lab):
+async def test_cancelled_partly_sent_cell_does_not_run(lab):
     async with AsyncFleet(lab.url, lab.token) as fleet:
         assert (await fleet["near"].run("1"))["near"].value == 1
         before = lab.jobs("near")
-        lab.narrow(fleet)
-        lab.road.open.clear()
+        lab.shrink_send_buffer(fleet)
+        lab.proxy.open.clear()
         try:
             begun = time.monotonic()
             with pytest.raises(asyncio.TimeoutError):
@@ -492,24 +492,24 @@ async def test_cancelled_cell_that_is_half_sent_does_not_run_and_the_loop_goes_o
                 await asyncio.wait_for(fleet["near"].submit(LONG), 0.01)
             assert time.monotonic() - begun < 2
         finally:
-            lab.road.open.set()
+            lab.proxy.open.set()
         assert (await fleet["near"].run("'the next'"))["near"].value == "the next"
         assert len(lab.jobs("near") - before) == 1
 
 
-@PLAIN
-def test_server_that_stops_reading_is_left(lab, stopped, monkeypatch):
-    """A frame that makes no progress has its end, also while nobody interrupts it."""
+@PLAIN_ONLY
+def test_server_that_stops_reading_is_disconnected(lab, stopped, monkeypatch):
+    """A frame that makes no progress ends the link without an interrupt, too."""
     monkeypatch.setattr(link_module, "HEARTBEAT_SECONDS", 0.3)
     with Fleet(lab.url, lab.token) as fleet:
         fleet.status()
-        lab.narrow(fleet)
+        lab.shrink_send_buffer(fleet)
         stopped()
         with pytest.raises(ServerUnreachable, match="no answer in time, and the cell was not sent"):
             fleet["near"].run(LONG)
 
 
-#: Runs cells while SIGINT comes at many instants; says which were told to have run, as JSON.
+#: Runs cells while SIGINT comes at many instants; says which were counts to have run, as JSON.
 _CELLS = """
 import json, os, signal, sys
 from cloudmanager import Fleet
@@ -540,7 +540,7 @@ os._exit(0)
 """
 
 
-@PLAIN
+@PLAIN_ONLY
 @pytest.mark.parametrize("count", [30, pytest.param(3_000, marks=pytest.mark.soak)])
 def test_cells_run_at_most_once_whenever_they_are_interrupted(lab, count):
     choose = random.Random(count)

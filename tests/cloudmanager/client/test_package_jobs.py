@@ -1,4 +1,4 @@
-"""Installs on real boards: an index on loopback, files of this machine, what fails, drift."""
+"""Installs on real boards: a local index, local files, failures, changed files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def index() -> Iterator[PackageIndex]:
         yield made
 
 
-def test_a_folder_becomes_importable_on_three_boards_and_goes_nowhere_twice(three, tmp_path: Path):
+def test_installed_folder_is_importable_and_not_sent_twice(three, tmp_path: Path):
     wish = write(tmp_path / "zzz", {"__init__.py": "from zzz import b\nB = b.C", "b.py": "C = 41"})
     first = three.install(wish).raise_for_error()
     assert {r.value.put for r in first.values()} == {("/lib/zzz/__init__.mpy", "/lib/zzz/b.mpy")}
@@ -57,15 +57,15 @@ def test_a_folder_becomes_importable_on_three_boards_and_goes_nowhere_twice(thre
     assert not three.stat(":/lib/zzz").ok
 
 
-def test_an_index_its_dependencies_and_an_upgrade_with_the_same_options(three, index: PackageIndex):
+def test_index_dependencies_and_upgrade_with_the_same_options(three, index: PackageIndex):
     index.publish("yyy", "1.0", {"yyy.py": "Y = 1"})
     index.publish("zzz", "1.0", {"zzz/__init__.py": "import yyy\nZ = 1", "zzz/old.py": ""}, "yyy")
     options = {"indexes": {"here": index.url}, "target_dir": "/libs", "no_mpy": True}
     first = three.install("here:zzz", **options).raise_for_error()
-    told = first["demo-1"].value
-    assert told.packages == {"here:yyy": "1.0", "here:zzz": "1.0"}
-    assert told.origins["here:zzz"] == index.url
-    assert told.put == ("/libs/yyy.py", "/libs/zzz/__init__.py", "/libs/zzz/old.py")
+    outcome = first["demo-1"].value
+    assert outcome.packages == {"here:yyy": "1.0", "here:zzz": "1.0"}
+    assert outcome.origins["here:zzz"] == index.url
+    assert outcome.put == ("/libs/yyy.py", "/libs/zzz/__init__.py", "/libs/zzz/old.py")
     index.publish("zzz", "1.1", {"zzz/__init__.py": "import yyy\nZ = 2"}, "yyy")
     dry = three.upgrade(dry_run=True)["demo-3"].value
     assert (dry.put, dry.dry_run) == (("/libs/zzz/__init__.py",), True)
@@ -81,17 +81,17 @@ def test_an_index_its_dependencies_and_an_upgrade_with_the_same_options(three, i
     three.rm(":/libs", recursive=True)
 
 
-def test_boards_that_differ_get_what_they_lack_and_who_fails_says_why(
+def test_different_boards_get_different_files_and_failures_have_reasons(
     fleet, three, index: PackageIndex
 ):
     index.publish("zzz", "1.0", {"zzz.py": "Z = 1"})
     named = {"indexes": {"": index.url}}
     fleet["demo-2"].install("zzz", **named).raise_for_error()
     fleet["demo-3"].put(b"MINE = 1", ":/lib/zzz.mpy").raise_for_error()
-    told = three.install("zzz", **named)
-    assert told["demo-1"].value.put == ("/lib/zzz.mpy",)
-    assert told["demo-2"].value.put == ()
-    error = told["demo-3"].error
+    results = three.install("zzz", **named)
+    assert results["demo-1"].value.put == ("/lib/zzz.mpy",)
+    assert results["demo-2"].value.put == ()
+    error = results["demo-3"].error
     assert isinstance(error, PackageError)
     assert "/lib/zzz.mpy, which does not belong to a package" in str(error)
     assert three.read(":/lib/zzz.mpy")["demo-3"].value == b"MINE = 1"
@@ -100,7 +100,7 @@ def test_boards_that_differ_get_what_they_lack_and_who_fails_says_why(
     assert (forced.put, forced.removed) == (("/lib/zzz.mpy",), ("/lib/zzz.py",))
 
 
-def test_one_install_is_one_job_and_one_row_and_waits_for_the_job_before(fleet, three, tmp_path):
+def test_install_is_one_queued_job(fleet, three, tmp_path):
     wish = write(tmp_path / "zzz", {"__init__.py": "A = 1"})
     before = len(fleet.jobs("demo-1"))
     busy = three.submit("import time; time.sleep(1)")
@@ -112,7 +112,7 @@ def test_one_install_is_one_job_and_one_row_and_waits_for_the_job_before(fleet, 
     assert row["last_job"] - row["first_job"] == 2
 
 
-def test_two_installs_at_once_leave_both(fleet, three, index: PackageIndex):
+def test_concurrent_installs_do_not_mix(fleet, three, index: PackageIndex):
     index.publish("yyy", "1.0", {"yyy.py": "Y = 1"})
     index.publish("zzz", "1.0", {"zzz.py": "Z = 1"})
     named = {"indexes": {"": index.url}}
@@ -123,14 +123,14 @@ def test_two_installs_at_once_leave_both(fleet, three, index: PackageIndex):
     assert set(map(tuple, three.packages().to_dict().values())) == {("yyy", "zzz")}
 
 
-def test_who_hangs_up_in_the_middle_leaves_no_half_install(fleet, three, tmp_path: Path):
+def test_disconnecting_leaves_no_partial_install(fleet, three, tmp_path: Path):
     big = {f"m{n}.py": f"X = {n}\n" + f"# {n}\n" * 3000 for n in range(20)}
     wish = write(tmp_path / "zzz", {"__init__.py": "", **big})
     caller, begun, ended = Fleet(), threading.Event(), []
 
     def install() -> None:
-        told = caller["demo-1"].install(wish, no_mpy=True, progress=lambda *_: begun.set())
-        ended.append(told["demo-1"].status)
+        results = caller["demo-1"].install(wish, no_mpy=True, progress=lambda *_: begun.set())
+        ended.append(results["demo-1"].status)
 
     worker = threading.Thread(target=install)
     worker.start()
@@ -143,7 +143,7 @@ def test_who_hangs_up_in_the_middle_leaves_no_half_install(fleet, three, tmp_pat
     assert fleet["demo-1"].packages().value.drift == ()
 
 
-def test_a_changed_file_is_told_and_put_back(three, tmp_path: Path):
+def test_changed_file_is_reported_and_restored(three, tmp_path: Path):
     wish = write(tmp_path / "zzz", {"__init__.py": "A = 1", "b.py": "B = 1"})
     three.install(wish).raise_for_error()
     three.rm(":/lib/zzz/b.mpy").raise_for_error()
@@ -153,7 +153,7 @@ def test_a_changed_file_is_told_and_put_back(three, tmp_path: Path):
     assert three.packages()["demo-2"].value.drift == ()
 
 
-def test_what_absent_boards_have_is_known(cm_board, tmp_path: Path):
+def test_packages_of_offline_boards_are_recorded(cm_board, tmp_path: Path):
     wish = write(tmp_path / "zzz", {"__init__.py": "A = 1"})
     assert cm_board.install(wish).ok
     cm_board.kill()
@@ -169,7 +169,7 @@ def test_what_absent_boards_have_is_known(cm_board, tmp_path: Path):
     assert isinstance(result.error, BoardOffline)
 
 
-def test_the_async_fleet_does_the_same(three, tmp_path: Path):
+def test_async_fleet_installs_packages(three, tmp_path: Path):
     wish = write(tmp_path / "zzz", {"__init__.py": "A = 1"})
 
     async def story() -> tuple[Any, ...]:
@@ -197,7 +197,7 @@ def test_the_async_fleet_does_the_same(three, tmp_path: Path):
         ("pack/package.json", "pack"),
     ],
 )
-def test_a_package_of_this_machine_is_called_as_its_module(
+def test_local_package_has_the_name_of_its_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
 ):
     (tmp_path / "pack").mkdir()
@@ -209,11 +209,11 @@ def test_a_package_of_this_machine_is_called_as_its_module(
 @pytest.mark.parametrize(
     "text", ["logging", "logging@1.0", "github:o/r/x.py", "https://h/x.py", "pypi:a", "here:b"]
 )
-def test_what_is_not_of_this_machine(text: str):
+def test_remote_requirements_are_not_local_sources(text: str):
     assert not package_jobs.is_local_source(text)
 
 
-def test_what_an_upgrade_wants_is_grouped_by_options():
+def test_upgrade_requests_are_grouped_by_options():
     have = BoardPackages(
         {"a": "1", "b": "1", "c": "1", "d": "1", "dep": "1"},
         upgrade_info={
@@ -239,15 +239,15 @@ def test_what_an_upgrade_wants_is_grouped_by_options():
         package_jobs.upgrade_requests(have, ["nope"])
 
 
-def test_an_interrupted_install_leaves_what_was_there(fleet: Fleet, three: Boards, tmp_path: Path):
+def test_interrupted_install_keeps_the_old_files(fleet: Fleet, three: Boards, tmp_path: Path):
     big = {f"m{n}.py": f"X = {n}\n" + f"# {n}\n" * 3000 for n in range(20)}
     wish = write(tmp_path / "zzz", {"__init__.py": "", **big})
     begun = threading.Event()
     ended: list[str] = []
 
     def install() -> None:
-        told = three.install(wish, no_mpy=True, progress=lambda *_: begun.set())
-        ended.extend(result.status for result in told.values())
+        results = three.install(wish, no_mpy=True, progress=lambda *_: begun.set())
+        ended.extend(result.status for result in results.values())
 
     worker = threading.Thread(target=install)
     worker.start()

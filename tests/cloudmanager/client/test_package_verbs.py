@@ -1,4 +1,4 @@
-"""The verbs for packages, on real boards: their options."""
+"""Options of the verbs for packages, on real boards."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def board(cm_board):
 
 def test_dry_run_changes_nothing(board, source, tmp_path):
     lock = tmp_path / "lock.json"
-    told = board.install(str(source), dry_run=True, lock=lock).value
-    assert told.put == ("/lib/zzz/__init__.mpy",)
-    assert told.origins == {"zzz": "the caller's own files"}
-    assert told.free_bytes > 100_000
+    outcome = board.install(str(source), dry_run=True, lock=lock).value
+    assert outcome.put == ("/lib/zzz/__init__.mpy",)
+    assert outcome.origins == {"zzz": "the caller's own files"}
+    assert outcome.free_bytes > 100_000
     assert (board.packages().value, lock.exists()) == ({}, False)
     assert not board.stat(":/lib/zzz").ok
     assert not board.stat(":/.cm").ok
 
 
 def test_sources_and_another_folder(board, source):
-    told = board.install(str(source), no_mpy=True, target_dir="/libs").value
-    assert told.put == ("/libs/zzz/__init__.py",)
+    outcome = board.install(str(source), no_mpy=True, target_dir="/libs").value
+    assert outcome.put == ("/libs/zzz/__init__.py",)
     assert board.run("import sys; sys.path.append('/libs'); import zzz; zzz.A").value == 1
 
 
-def test_what_cannot_be_compiled_goes_as_source_with_a_note(board, source):
+def test_uncompilable_file_is_installed_as_source_with_a_note(board, source):
     (source / "odd.py").write_text("def f(:\n")
-    told = board.install(str(source)).value
-    assert told.put == ("/lib/zzz/__init__.mpy", "/lib/zzz/odd.py")
-    (note,) = told.notes
+    outcome = board.install(str(source)).value
+    assert outcome.put == ("/lib/zzz/__init__.mpy", "/lib/zzz/odd.py")
+    (note,) = outcome.notes
     assert "/lib/zzz/odd.py" in note
     assert note.endswith("its source is installed")
 
@@ -60,7 +60,7 @@ def test_names_from_a_file_and_a_lock(board, source, tmp_path):
     assert lock.read_text() == first
 
 
-def test_a_lock_is_written_only_if_a_board_has_it_now(board, source, tmp_path):
+def test_lock_is_written_only_if_a_board_succeeded(board, source, tmp_path):
     lock = tmp_path / "lock.json"
     board.put(b"MINE = 1", ":/lib/zzz/__init__.mpy").raise_for_error()
     assert not board.install(str(source), lock=lock).ok
@@ -69,17 +69,17 @@ def test_a_lock_is_written_only_if_a_board_has_it_now(board, source, tmp_path):
     assert lock.exists()
 
 
-def test_a_package_json_of_ones_own_stands_for_its_folder(board, tmp_path):
+def test_local_package_json_installs_its_folder(board, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "a.py").write_text("A = 7")
     (folder / "package.json").write_text(json.dumps({"urls": [["m/a.py", "a.py"]], "version": "3"}))
-    told = board.install(str(folder / "package.json")).value
-    assert (list(told.packages), told.put) == (["mine"], ("/lib/m/a.mpy",))
+    outcome = board.install(str(folder / "package.json")).value
+    assert (list(outcome.packages), outcome.put) == (["mine"], ("/lib/m/a.mpy",))
     assert board.uninstall("mine").value.removed == ("/lib/m/a.mpy",)
 
 
-def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tmp_path):
+def test_missing_requirements_and_sources_are_errors(board, source, tmp_path):
     with pytest.raises((PackageError, OSError)):
         board.install("./no-such-folder")
     with pytest.raises(PackageError):
@@ -94,7 +94,7 @@ def test_who_asks_for_nothing_or_for_what_is_not_there_is_told(board, source, tm
     assert "no package is called nope" in str(result.error)
 
 
-def test_a_package_without_files_is_only_what_it_needs(board, source, tmp_path):
+def test_package_without_files_installs_its_dependencies(board, source, tmp_path):
     (tmp_path / "hollow").mkdir()
     with pytest.raises(PackageError, match="has no file that could be installed"):
         board.install(str(tmp_path / "hollow"))
@@ -103,7 +103,7 @@ def test_a_package_without_files_is_only_what_it_needs(board, source, tmp_path):
     assert list(board.packages().value) == ["hollow"]
 
 
-def test_a_full_board_says_so_before_anything_is_sent(board, source):
+def test_full_board_is_an_error_before_anything_is_sent(board, source):
     (source / "data.bin").write_bytes(bytes(range(256)) * 4 * 1024)
     (result,) = board.install(str(source)).values()
     assert isinstance(result.error, OSError)
@@ -111,7 +111,7 @@ def test_a_full_board_says_so_before_anything_is_sent(board, source):
     assert not board.stat(":/.cm").ok
 
 
-def test_a_board_that_is_full_to_the_last_block_says_so_and_stays_as_it_is(board, source):
+def test_board_without_a_free_block_stays_unchanged(board, source):
     board.install(str(source)).raise_for_error()
     board.run(FILL).raise_for_error()
     assert board.df().value.free == 0
@@ -132,7 +132,7 @@ except OSError:
 """
 
 
-def test_room_that_an_interrupted_install_took_is_room_for_the_next(board, source):
+def test_space_of_an_interrupted_install_is_reused(board, source):
     (space,) = board.df().to_dict().values()
     board.put(bytes(space.free * 3 // 5), ":/.cm/new/0").raise_for_error()
     (source / "data.bin").write_bytes(bytes(space.free // 2))

@@ -1,21 +1,21 @@
-"""What installs came to, as the server tells it."""
+"""Outcomes of installs, as the server reports them."""
 
 from cloudmanager.client.packages import BoardPackages, InstallResult
 
-TOLD = {"put": ["/a"], "removed": ["/b"], "size_bytes": 3, "free_bytes": 9, "dry_run": True}
+BODY = {"put": ["/a"], "removed": ["/b"], "size_bytes": 3, "free_bytes": 9, "dry_run": True}
 
 
-def test_installed_is_read_with_and_without_packages():
-    assert InstallResult.from_op_results([{**TOLD, "notes": []}]) == (
+def test_install_result_is_read_with_and_without_packages():
+    assert InstallResult.from_op_results([{**BODY, "notes": []}]) == (
         *({}, ("/a",), ("/b",), 3, 9, {}, (), True),
     )
-    told = InstallResult.from_op_results(
-        [{**TOLD, "packages": {"x": "1"}, "notes": ["n"], "origins": {"x": "y"}}]
+    result = InstallResult.from_op_results(
+        [{**BODY, "packages": {"x": "1"}, "notes": ["n"], "origins": {"x": "y"}}]
     )
-    assert (told.packages, told.origins, told.notes) == ({"x": "1"}, {"x": "y"}, ("n",))
+    assert (result.packages, result.origins, result.notes) == ({"x": "1"}, {"x": "y"}, ("n",))
 
 
-def test_two_installs_are_one_with_the_sums_of_both():
+def test_install_results_are_merged():
     one = InstallResult({"x": "1"}, ("/x",), (), 3, 100, {"x": "here"}, ("n",))
     two = InstallResult({"y": "2"}, ("/y",), ("/z",), 4, 90, {"y": "there"}, ("n", "m"))
     assert one.merged_with(two) == InstallResult(
@@ -29,11 +29,11 @@ def test_two_installs_are_one_with_the_sums_of_both():
     )
 
 
-def test_packages_are_a_mapping_that_knows_more():
-    told = BoardPackages.from_op_results(
+def test_board_packages_are_a_mapping_with_attributes():
+    result = BoardPackages.from_op_results(
         [{"packages": {"x": "1"}, "drift": ["d"], "record": {"x": {"local": 1}}}]
     )
-    assert (told, told.drift, told.upgrade_info, told.as_of) == (
+    assert (result, result.drift, result.upgrade_info, result.as_of) == (
         {"x": "1"},
         ("d",),
         {"x": {"local": 1}},

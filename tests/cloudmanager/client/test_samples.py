@@ -1,4 +1,4 @@
-"""Samples as people use them: a sequence, and a table."""
+"""Samples as a sequence and as a table."""
 
 import json
 
@@ -30,11 +30,11 @@ def test_samples_are_a_sequence():
         (Samples([Sample("a", 1, 1, 0, {"\x1b[2J": 1})]), "<1 sample of a: \\x1b[2J>"),
     ],
 )
-def test_repr_says_how_many_of_what(samples, shown):
+def test_repr_has_number_boards_and_names(samples, shown):
     assert repr(samples) == shown
 
 
-def test_to_pandas_is_a_row_a_sample_by_time():
+def test_to_pandas_has_one_row_per_sample():
     table = SAMPLES.to_pandas()
     assert list(table.columns) == ["board", "ticks", "temp", "door"]
     assert str(table.index[0]) == "1970-01-01 00:01:40.250000+00:00"
@@ -45,7 +45,7 @@ def test_to_pandas_of_nothing_is_an_empty_table():
     assert list(Samples([]).to_pandas().columns) == ["board", "ticks"]
 
 
-def test_values_named_as_our_columns_take_none_away():
+def test_values_named_like_columns_are_renamed():
     table = Samples([Sample("lab-1", 1.0, 5, 0, {"board": "x", "ticks": 3})]).to_pandas()
     row = json.loads(table.iloc[0].to_json())
     assert row == {"board": "lab-1", "ticks": 5, "board_": "x", "ticks_": 3}

@@ -1,4 +1,4 @@
-"""What goes to boards: files, bytes, folders; no links out of them."""
+"""Contents to upload: files, bytes, folders without links that lead out of them."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from cloudmanager.client import sources
 
 
-def test_bytes_and_file_of_one_content_are_one(tmp_path: Path):
+def test_bytes_and_file_of_equal_content_have_one_digest(tmp_path: Path):
     data = bytes(range(256)) * 1000
     (tmp_path / "a.bin").write_bytes(data)
     file, raw = sources.source_from_file(tmp_path / "a.bin"), sources.source_from_bytes(data)
@@ -17,12 +17,12 @@ def test_bytes_and_file_of_one_content_are_one(tmp_path: Path):
     assert max(map(len, raw.pieces())) == sources.PIECE_BYTES
 
 
-def test_file_that_is_not_there_is_pythons_own_error(tmp_path: Path):
+def test_missing_file_is_an_os_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         sources.source_from_file(tmp_path / "no")
 
 
-def test_folder_is_walked_in_order_and_never_out_of(tmp_path: Path):
+def test_folder_is_walked_in_order_without_leaving_it(tmp_path: Path):
     outside, folder = tmp_path / "secret", tmp_path / "src"
     outside.mkdir()
     (outside / "key").write_text("key")
@@ -38,6 +38,6 @@ def test_folder_is_walked_in_order_and_never_out_of(tmp_path: Path):
     assert found == ["a.py", "same.py", "b/c/d.py"]
 
 
-def test_folder_that_is_not_there_is_said(tmp_path: Path):
+def test_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         list(sources.walk_files(tmp_path / "no"))

@@ -1,4 +1,4 @@
-"""A folder here and on boards, made equal: only what differs travels, nothing goes unasked."""
+"""Synchronizing a local folder to boards: only differences are sent and deleted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def newest_job(boards: Boards) -> int:
     return max(int(job["job"]) for job in boards._fleet.jobs())
 
 
-def test_first_time_all_second_time_nothing(two: Boards, src: Path):
+def test_second_sync_sends_nothing(two: Boards, src: Path):
     (plan,) = plans(two.sync(src, ":s"))
     assert plan.put == ("/s/main.py", "/s/lib/a.py", "/s/lib/b.py")
     assert plan.size_bytes == len("main.pylib/a.pylib/b.py")
@@ -48,7 +48,7 @@ def test_first_time_all_second_time_nothing(two: Boards, src: Path):
     assert newest_job(two) - jobs_before == 2  # one look at each board
 
 
-def test_boards_that_differ_get_what_they_lack(two: Boards, src: Path, fleet: Fleet):
+def test_different_boards_get_different_files(two: Boards, src: Path, fleet: Fleet):
     two.sync(src, ":s")
     fleet["demo-2"].put(b"changed", ":s/lib/a.py")
     results = two.sync(src, ":s")
@@ -63,7 +63,7 @@ def test_dry_run_changes_nothing(two: Boards, src: Path):
     assert isinstance(two.stat(":s")["demo-1"].error, FileNotFoundError)
 
 
-def test_delete_takes_what_is_not_here_and_not_ignored(two: Boards, src: Path):
+def test_delete_removes_extra_files_except_ignored_ones(two: Boards, src: Path):
     two.sync(src, ":s")
     for name in ("old.py", "gone/deep/x.py", "notes.md"):
         two.put(b"x", f":s/{name}")
@@ -74,17 +74,17 @@ def test_delete_takes_what_is_not_here_and_not_ignored(two: Boards, src: Path):
     assert left == ["/s/lib", "/s/lib/a.py", "/s/lib/b.py", "/s/main.py", "/s/notes.md"]
 
 
-def test_delete_at_the_root_leaves_the_client_alone(two: Boards, src: Path, tmp_path: Path):
+def test_delete_at_the_root_keeps_the_client(two: Boards, src: Path, tmp_path: Path):
     (plan, *_) = plans(two.sync(src, ":/", delete=True, dry_run=True))
     assert not [path for path in plan.delete if path.startswith(("/lib/cm", "/cm.json"))]
 
 
-def test_folder_without_files_is_fine(two: Boards, tmp_path: Path):
+def test_empty_folder_can_be_synced(two: Boards, tmp_path: Path):
     (tmp_path / "none").mkdir()
     assert plans(two.sync(tmp_path / "none", ":s", delete=True)) == {SyncPlan((), (), 0, 0)}
 
 
-def test_folder_that_is_not_there_is_said(two: Boards, tmp_path: Path):
+def test_missing_folder_is_an_error(two: Boards, tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         two.sync(tmp_path / "no", ":s")
 
@@ -98,7 +98,7 @@ def test_mbmignore_is_read_as_gitignore_is(src: Path):
     assert spec.match_file("a/__pycache__/b.py")
 
 
-def test_folder_with_something_that_stays_in_it_stays(tmp_path: Path):
+def test_folder_with_ignored_files_is_not_deleted(tmp_path: Path):
     there = [
         Entry("/lib", True, 0),
         Entry("/lib/cm", True, 0),

@@ -1,4 +1,4 @@
-"""One TLS for two threads, and whom a caller trusts; over real sockets."""
+"""The TLS socket for two threads, and which servers a caller trusts; over real sockets."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ def trust(tmp_path, made):
 
 @contextlib.contextmanager
 def peer(context, act):
-    """The other end of a connection, in a thread: what it does with its TLS."""
+    """Run the other end of a connection in a thread."""
     ours, theirs = socket.socketpair()
     ours.settimeout(WAIT)
     theirs.settimeout(WAIT)
@@ -61,7 +61,7 @@ def send(link, data, times):
         link.sendall(data)
 
 
-def test_what_is_sent_arrives_and_the_end_is_an_end(made, trust):
+def test_data_and_end_of_stream_arrive(made, trust):
     def echo(sock):
         sock.sendall(sock.recv(5) * 2)
         sock.unwrap()
@@ -73,7 +73,7 @@ def test_what_is_sent_arrives_and_the_end_is_an_end(made, trust):
         assert link.recv(0) == b""
 
 
-def test_both_directions_are_busy_at_once_and_nothing_is_lost(made, trust):
+def test_concurrent_reads_and_writes_lose_nothing(made, trust):
     size = 4_000_000
 
     def both(sock):
@@ -117,7 +117,7 @@ def test_many_threads_send_whole_messages(made, trust):
     assert len(got) == 400
 
 
-def test_another_name_and_another_authority_are_refused(made, trust, tmp_path):
+def test_wrong_name_or_authority_is_refused(made, trust, tmp_path):
     with (
         peer(made.context, lambda _: None) as sock,
         pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"),
@@ -127,7 +127,7 @@ def test_another_name_and_another_authority_are_refused(made, trust, tmp_path):
         tls.TlsSocket(sock, ssl.create_default_context(), "cloudmanager")
 
 
-def test_a_peer_that_is_cut_off_in_the_handshake_is_an_error(trust):
+def test_connection_lost_in_the_handshake_is_an_error(trust):
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours, pytest.raises(OSError, match=r".+"):
@@ -139,7 +139,7 @@ def test_a_peer_that_is_cut_off_in_the_handshake_is_an_error(trust):
 
 @pytest.fixture
 def site(made):
-    """A server that answers /ca.pem with ``site.pem``; ``site.port`` is where."""
+    """A server that answers /ca.pem with ``site.pem``, on the TCP port ``site.port``."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -171,28 +171,26 @@ def fetch(site, pin):
     return tls._fetch_ca("127.0.0.1", site.server_address[1], pin)
 
 
-def test_the_authority_is_fetched_and_must_have_the_fingerprint(site, made):
+def test_fetched_authority_with_the_fingerprint_is_accepted(site, made):
     assert fetch(site, made.pin).encode() == site.pem
     wanted = urlsafe_b64encode(hashlib.sha256(made.ca).digest()[:16]).decode().rstrip("=")
     assert made.pin == wanted
 
 
 @pytest.mark.parametrize("pin", ["A" * 22, "", "é", "x" * 1000])
-def test_another_fingerprint_is_another_server(site, pin):
+def test_wrong_fingerprint_is_refused(site, pin):
     with pytest.raises(OSError, match="the token belongs to another server"):
         fetch(site, pin)
 
 
 @pytest.mark.parametrize("pem", [b"", b"<html>", b"\xff" * 100_000], ids=len)
-def test_what_is_no_authority_is_no_server_of_ours(site, made, pem):
+def test_malformed_authority_is_refused(site, made, pem):
     site.pem = pem
     with pytest.raises(OSError, match="not a Cloudmanager server"):
         fetch(site, made.pin)
 
 
-def test_trust_is_the_fingerprint_else_the_file_else_this_machine(
-    site, made, tmp_path, monkeypatch
-):
+def test_trust_is_by_fingerprint_then_file_then_system(site, made, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(tls, "TlsSocket", lambda sock, context, name: asked.append((context, name)))
     with socket.create_connection(site.server_address) as sock:

@@ -1,4 +1,4 @@
-"""Where files go on boards, as mpremote's `cp` does it; and many of them."""
+"""Destinations of copied files, as with mpremote's `cp`; and copies of many files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(boards: Boards, board: str = "demo-1") -> list[str]:
     ("dest", "found"),
     [(":u/x.py", "x.py"), (":u/", "a.py"), (":u", "a.py"), (":u/n/m/", "n/m/a.py")],
 )
-def test_file_goes_where_it_is_told(two: Boards, src: Path, dest, found):
+def test_file_is_copied_to_its_destination(two: Boards, src: Path, dest, found):
     two.put(src / "a.py", dest).raise_for_error()
     assert files(two) == files(two, "demo-2") == [found]
 
@@ -45,36 +45,36 @@ def test_file_goes_where_it_is_told(two: Boards, src: Path, dest, found):
 @pytest.mark.parametrize(
     ("dest", "below"), [(":u/new", "new/"), (":u/new/", "new/src/"), (":u", "src/")]
 )
-def test_folder_goes_whole(two: Boards, src: Path, dest, below):
+def test_folder_is_copied_completely(two: Boards, src: Path, dest, below):
     two.put(src, dest).raise_for_error()
     assert files(two) == [f"{below}a.py", f"{below}sub/b.py"]
 
 
-def test_folder_without_a_file_is_made(two: Boards, tmp_path: Path):
+def test_empty_folder_is_made(two: Boards, tmp_path: Path):
     (tmp_path / "none").mkdir()
     assert two.put(tmp_path / "none", ":u/").to_dict() == {"demo-1": 0, "demo-2": 0}
     assert two.put(tmp_path / "none", ":u/other").ok
     assert [entry.name for entry in two.ls(":u")["demo-1"].value] == ["none", "other"]
 
 
-def test_several_go_into_a_folder(two: Boards, src: Path):
+def test_several_sources_are_put_into_a_folder(two: Boards, src: Path):
     assert two.put([src / "a.py", src / "sub"], ":u/n").ok
     assert files(two) == ["n/a.py", "n/sub/b.py"]
 
 
-def test_boards_that_differ_each_get_the_file_in_its_place(two: Boards, src: Path, fleet: Fleet):
+def test_destination_may_be_a_folder_on_some_boards(two: Boards, src: Path, fleet: Fleet):
     fleet["demo-2"].mkdir(":u/x")
     assert two.put(src / "a.py", ":u/x").ok
     assert files(two) == ["x"]
     assert files(two, "demo-2") == ["x/a.py"]
 
 
-def test_bytes_need_a_name(two: Boards):
+def test_bytes_need_a_file_name(two: Boards):
     with pytest.raises(ValueError, match="need a file name"):
         two.put(b"x", ":u/")
 
 
-def test_many_files_take_several_jobs_and_one_sum(two: Boards, tmp_path: Path):
+def test_many_files_need_several_jobs_and_have_one_result(two: Boards, tmp_path: Path):
     (tmp_path / "many").mkdir()
     for n in range(60):
         (tmp_path / f"many/{n}.py").write_bytes(os.urandom(100 + n))
@@ -85,7 +85,7 @@ def test_many_files_take_several_jobs_and_one_sum(two: Boards, tmp_path: Path):
     assert len(files(two)) == 120
 
 
-def test_board_that_fails_stops_alone(two: Boards, tmp_path: Path, fleet: Fleet):
+def test_failing_board_does_not_stop_others(two: Boards, tmp_path: Path, fleet: Fleet):
     fleet["demo-1"].mkdir(":u/many/30.py", parents=True)
     (tmp_path / "many").mkdir()
     for n in range(60):
@@ -96,7 +96,7 @@ def test_board_that_fails_stops_alone(two: Boards, tmp_path: Path, fleet: Fleet)
     assert len(files(two, "demo-2")) == 60
 
 
-def test_source_that_is_not_there_sends_nothing(two: Boards, src: Path):
+def test_missing_source_sends_nothing(two: Boards, src: Path):
     with pytest.raises(FileNotFoundError):
         two.put([src / "a.py", src / "no.py"], ":u/")
     assert files(two) == []

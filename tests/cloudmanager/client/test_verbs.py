@@ -1,4 +1,4 @@
-"""The two ways to drive a verb, and what leaves for the server; no sockets here."""
+"""Running a verb, blocking and in asyncio, and the requests it sends; no sockets here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloudmanager.results.results import Results
 
 
 class RecordingExchange:
-    """Notes what is asked and submitted; answers by hand."""
+    """Records requests and submitted groups; tests set the replies."""
 
     def __init__(self):
         self.requests = []
@@ -34,7 +34,7 @@ class RecordingExchange:
 
 
 class Boards:
-    """Just enough for the verbs of boards."""
+    """The attributes that the verbs of boards need."""
 
     target = "lab-*"
 
@@ -57,12 +57,12 @@ def finish(group: JobGroup) -> None:
     group.finished.set_result(Results({}))
 
 
-def test_run_returns_what_the_group_ends_with(boards):
+def test_run_returns_the_results_of_the_group(boards):
     boards.talk.on_submit = finish
     assert dict(boards.run("1")) == {}
 
 
-def test_options_that_are_the_defaults_do_not_travel(boards):
+def test_default_options_are_not_sent(boards):
     boards.talk.on_submit = finish
     boards.run("1")
     boards.run("1", timeout=2, fresh=True, wait=3)
@@ -70,26 +70,26 @@ def test_options_that_are_the_defaults_do_not_travel(boards):
     assert sent == [{}, {"timeout": 2, "fresh": True, "wait": 3}]
 
 
-def test_a_timeout_of_zero_travels_so_that_the_server_can_refuse_it():
+def test_timeout_of_zero_is_sent():
     assert verbs.submit_options(0, fresh=False, wait=0) == {"timeout": 0}
 
 
-def test_the_same_cell_is_prepared_once():
+def test_equal_cells_are_prepared_once():
     assert verbs.prepare_cached("x + 1") is verbs.prepare_cached("x + 1")
 
 
-def test_a_refusal_is_raised_where_the_verb_was_called(boards):
+def test_verb_raises_a_refusal(boards):
     boards.talk.on_submit = lambda group: group.on_refused(ServerError("no"))
     with pytest.raises(ServerError, match="no"):
         boards.run("1")
 
 
-def test_a_verb_that_waits_is_woken_by_another_thread(boards):
+def test_blocked_verb_is_woken_by_another_thread(boards):
     boards.talk.on_submit = lambda group: threading.Timer(0.01, finish, [group]).start()
     assert boards.run("1").ok
 
 
-def test_an_interrupt_of_the_wait_interrupts_the_boards(boards):
+def test_interrupted_wait_interrupts_the_boards(boards):
     stopped = []
 
     class Interrupted(Future[Results]):
@@ -108,12 +108,12 @@ def test_an_interrupt_of_the_wait_interrupts_the_boards(boards):
     assert stopped == [boards.talk.submitted[0][0]]
 
 
-def test_a_verb_keeps_its_name_its_help_and_its_signature():
+def test_wrapped_verb_keeps_name_docstring_and_signature():
     assert Boards.run.__name__ == "run"
     assert "Run a cell on all of the boards in parallel" in (Boards.run.__doc__ or "")
 
 
-async def test_a_cancelled_wait_interrupts_the_boards(boards):
+async def test_cancelled_wait_interrupts_the_boards(boards):
     from cloudmanager.client.async_fleet import asynchronous
 
     stopped = asyncio.Event()
@@ -123,7 +123,7 @@ async def test_a_cancelled_wait_interrupts_the_boards(boards):
         run = asynchronous(verbs.BoardsVerbs.run)
 
         async def connect(self):
-            """Is connected."""
+            """Do nothing: it is connected."""
 
     submitted = asyncio.Event()
 
@@ -140,6 +140,6 @@ async def test_a_cancelled_wait_interrupts_the_boards(boards):
     assert stopped.is_set()
 
 
-def test_info_asks_for_the_target(boards):
+def test_info_requests_the_target(boards):
     boards.info()
     assert boards.talk.requests == [("boards", {"target": "lab-*"})]

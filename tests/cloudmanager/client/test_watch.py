@@ -1,4 +1,4 @@
-"""Following boards, over real links that come and go."""
+"""Watches, over real links that break and reconnect."""
 
 import concurrent.futures
 import socket
@@ -32,7 +32,7 @@ def read(inbox) -> Any:
 
 
 def until(watch, true):
-    """Read updates until one is so."""
+    """Read updates until one satisfies a condition."""
     deadline = time.monotonic() + WAIT
     for update in watch:
         if true(update):
@@ -41,10 +41,10 @@ def until(watch, true):
     raise AssertionError("the watch ended")
 
 
-# What is told and not read yet
+# Pending updates
 
 
-def test_who_reads_slowly_gets_the_last_state():
+def test_slow_reader_gets_the_last_state():
     inbox = _UpdateBuffer()
     inbox.put(changes(board("a", n=1), board("b", n=1), flags=wire.FULL_SNAPSHOT))
     inbox.put(changes(board("a", n=2), gone=["b"], samples=[["a", 1.0, 2, 0, {"t": 1}]]))
@@ -55,14 +55,14 @@ def test_who_reads_slowly_gets_the_last_state():
     assert (update.left_out, update.time, update.lost) == (4, 9.0, "")
 
 
-def test_all_boards_make_what_was_told_before_void():
+def test_snapshot_replaces_earlier_updates():
     inbox = _UpdateBuffer()
     inbox.put(changes(board("a"), samples=[["a", 1.0, 2, 0, {"t": 1}]]))
     inbox.put(changes(board("b"), flags=wire.FULL_SNAPSHOT))
     assert read(inbox) == Update([board("b")], whole=True, time=1.0)
 
 
-def test_samples_that_wait_are_bounded(monkeypatch):
+def test_pending_samples_are_limited(monkeypatch):
     monkeypatch.setattr("cloudmanager.client.watch._MAX_PENDING_SAMPLES", 3)
     inbox = _UpdateBuffer()
     for n in range(5):
@@ -71,7 +71,7 @@ def test_samples_that_wait_are_bounded(monkeypatch):
     assert ([sample.ticks for sample in update.samples], update.left_out) == ([2, 3, 4], 2)
 
 
-def test_what_came_before_an_error_is_read_first():
+def test_updates_before_an_error_are_read_first():
     inbox = _UpdateBuffer()
     inbox.put(changes(board("a")))
     inbox.put(NotAllowed("viewer"))
@@ -81,7 +81,7 @@ def test_what_came_before_an_error_is_read_first():
 
 
 @pytest.mark.parametrize("payload", [b"{}", b'{"boards": 1}', b"x"])
-def test_malformed_changes_are_the_servers_fault(payload):
+def test_malformed_changes_are_a_peer_wire_error(payload):
     with pytest.raises(PeerWireError):
         read_update(wire.Message(wire.CHANGES, 0, 1, payload))
 
@@ -89,7 +89,7 @@ def test_malformed_changes_are_the_servers_fault(payload):
 # On real links
 
 
-def test_watch_tells_what_there_is_then_what_happens(fleet, boards):
+def test_watch_yields_a_snapshot_then_changes(fleet, boards):
     with fleet.watch("demo-*") as watch:
         first = next(watch)
         assert first.whole
@@ -105,7 +105,7 @@ def test_watch_tells_what_there_is_then_what_happens(fleet, boards):
     assert fleet.samples("demo-2")[-1].values == {"t": 7}
 
 
-def test_close_from_another_thread_ends_it(fleet, boards):
+def test_close_from_another_thread_ends_the_watch(fleet, boards):
     watch = fleet.watch("demo-1", samples=False)
     next(watch)
     threading.Timer(0.1, watch.close).start()
@@ -114,15 +114,15 @@ def test_close_from_another_thread_ends_it(fleet, boards):
     assert fleet["demo-1"].run("1 + 1").value == 2  # the fleet's link is another one
 
 
-def test_a_second_reader_waits_until_the_first_has_left():
+def test_second_reader_waits_for_the_first():
     dials, gone = threading.Event(), threading.Event()
 
-    def dial() -> Exchange:
+    def connect() -> Exchange:
         dials.set()
         assert gone.wait(5)
         raise ServerUnreachable("http://127.0.0.1:1", "CM_URL")
 
-    watch = Watch(dial)
+    watch = Watch(connect)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(next, watch, None)
         assert dials.wait(5)
@@ -136,19 +136,19 @@ def test_a_second_reader_waits_until_the_first_has_left():
         assert second.result(5) == []
 
 
-def test_a_name_that_nobody_has_is_an_error(fleet):
+def test_unknown_name_is_an_error(fleet):
     with pytest.raises(NoSuchBoard):
         next(fleet.watch("nobody-7"))
 
 
-def test_no_server_is_said_and_not_raised():
+def test_unreachable_server_is_an_update():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     with Fleet(url, "cm_x") as fleet, fleet.watch() as watch:
         assert "no program listens there" in next(watch).lost
 
 
-def test_watch_outlives_a_restart_of_the_server(tmp_path):
+def test_watch_continues_after_a_restart_of_the_server(tmp_path):
     with running_server(tmp_path) as server:
         token, tcp_port = (tmp_path / "token").read_text().strip(), server.tcp_port
         fleet = Fleet(server.url, token)
@@ -169,7 +169,7 @@ def test_watch_outlives_a_restart_of_the_server(tmp_path):
         fleet.close()
 
 
-def test_a_token_that_is_revoked_ends_it(fleet, server):
+def test_revoked_token_ends_the_watch(fleet, server):
     token = fleet.request("token-create", name="watcher", role="viewer")["token"]
     with Fleet(server.url, token) as theirs, theirs.watch() as watch:
         next(watch)

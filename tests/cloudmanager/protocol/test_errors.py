@@ -1,4 +1,4 @@
-"""What each error carries, and how it reads."""
+"""Attributes and messages of each error."""
 
 import copy
 import inspect
@@ -65,7 +65,7 @@ def own_classes():
     return [k for k in kinds if inspect.isclass(k) and k.__module__ == errors.__name__]
 
 
-def test_drawing_in_the_docstring_is_the_class_tree():
+def test_docstring_shows_the_class_tree():
     def draw(kind, depth=0):
         yield f"{'  ' * depth}{kind.__name__}"
         for below in kind.__subclasses__():
@@ -76,7 +76,7 @@ def test_drawing_in_the_docstring_is_the_class_tree():
     assert drawn == list(draw(CloudmanagerError))
 
 
-def test_there_is_one_example_of_each_class():
+def test_every_class_has_an_example():
     assert [type(error) for error in ONE_OF_EACH] == own_classes()
 
 
@@ -176,7 +176,7 @@ def test_message_ends_with_what_to_do_next(error):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_message_reads(error, message):
+def test_message_text(error, message):
     assert str(error) == message
 
 
@@ -185,7 +185,7 @@ def test_target_error_is_a_value_error():
 
 
 @pytest.mark.parametrize(("ours", "older"), [(1, "here"), (3, "on the server's machine")])
-def test_version_mismatch_says_who_is_older(ours, older):
+def test_version_mismatch_names_the_older_side(ours, older):
     assert str(VersionMismatch(ours, 2)).endswith(f"`pip install --upgrade cloudmanager` {older}.")
 
 
@@ -197,7 +197,7 @@ def test_version_mismatch_says_who_is_older(ours, older):
         (float("nan"), "last seen at nan"),
     ],
 )
-def test_offline_board_tells_when_it_was_seen(last_seen, shown):
+def test_offline_board_error_has_last_seen(last_seen, shown):
     assert shown in str(BoardOffline("lab-1", last_seen))
 
 
@@ -216,11 +216,11 @@ def test_offline_board_tells_when_it_was_seen(last_seen, shown):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_message_holds_no_control_characters(error):
+def test_message_has_no_control_characters(error):
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", str(error))
 
 
-def test_fleet_error_folds_equal_errors_under_one_head():
+def test_fleet_error_groups_equal_errors():
     boards = [f"lab-{number}" for number in range(1, 41)]
     errors_ = {board: failed(board) for board in boards}
     errors_["lab-39"] = failed("lab-39", TRACEBACK)

@@ -1,4 +1,4 @@
-"""Acts: what is sound, and what would cut a board off. The server's refusals: test_orders.py."""
+"""File operations: which are valid, and which would remove the board's client."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def sound(*acts):
     return check_file_ops([list(act) for act in acts], max_ops=10, path_bytes=100)
 
 
-def test_sound_acts_come_back_as_they_are():
+def test_valid_operations_are_returned_unchanged():
     acts = [["put", "/a.py", "0" * 64], ["rm", "/a b/é", True], ["stat", "/"]]
     assert sound(*acts) == acts
 
 
 @pytest.mark.parametrize("name", OP_ARGUMENTS)
-def test_each_act_takes_what_the_table_says_and_nothing_more(name):
+def test_each_operation_needs_its_argument_types(name):
     example = {str: "/x", int: 1, bool: True}
     act = [name, "/a", *(example[kind] for kind in OP_ARGUMENTS[name])]
     assert sound(act) == [act]
@@ -36,7 +36,7 @@ def test_each_act_takes_what_the_table_says_and_nothing_more(name):
 
 @pytest.mark.parametrize("path", [*CLIENT_PATHS, "/LIB/CM/run.mpy", "/cm.json.part"])
 @pytest.mark.parametrize("act", [("put", "0" * 64), ("rm", False), ("rename", "/z"), ("rmdir",)])
-def test_what_the_client_lives_on_is_not_touched(path, act):
+def test_operations_on_client_files_are_refused(path, act):
     name, *rest = act
     with pytest.raises(ServerError, match="without it the board could not connect"):
         sound([name, path, *rest])
@@ -45,14 +45,14 @@ def test_what_the_client_lives_on_is_not_touched(path, act):
 @pytest.mark.parametrize(
     "path", ["/lib/cmx.py", "/cm.json.txt", "/lib/x/cm", "/main.py", "/boot.py"]
 )
-def test_what_only_looks_like_it_may_be_touched(path):
+def test_operations_on_similar_paths_are_allowed(path):
     assert sound(["rm", path, True])
 
 
-def test_it_may_be_looked_at():
+def test_client_files_can_be_read():
     assert sound(["ls", "/lib/cm", True], ["get", "/cm.json"], ["makedirs", "/lib"])
 
 
-def test_starter_is_told_by_what_it_holds():
+def test_operations_on_the_starter_are_recognized():
     starter = (Path(__file__).parents[3] / "mpy_client/main.py").read_bytes()
     assert (len(starter), STARTER_MARK in starter) == (STARTER_BYTES, True)

@@ -1,4 +1,4 @@
-"""Frames, against RFC 6455 and against the `websockets` library as the strict peer."""
+"""WebSocket frames, checked against RFC 6455 and the `websockets` library."""
 
 import contextlib
 import struct
@@ -22,12 +22,12 @@ def read(data, *, masked=False, max_size=MAX_SIZE):
 
 
 def masked_frame(payload, opcode=Opcode.BINARY):
-    """A frame as the strict peer makes it, with a random key."""
+    """Return a frame made by `websockets`, with a random mask key."""
     return TheirFrame(opcode, payload).serialize(mask=True)
 
 
 def strict_peer(side):
-    """The `websockets` library on the other end of an open link."""
+    """Return a `websockets` protocol object, as the other end of an open link."""
     return Protocol(side, state=State.OPEN, max_size=None)
 
 
@@ -58,7 +58,7 @@ def test_mask_is_the_zero_key(size, head):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("side", [SERVER, CLIENT])
-def test_strict_peer_reads_what_we_send(side, size):
+def test_other_implementation_reads_our_frames(side, size):
     peer = strict_peer(side)
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
     peer.receive_data(frames.encode_frame(payload, mask=side is SERVER))
@@ -67,14 +67,14 @@ def test_strict_peer_reads_what_we_send(side, size):
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])
-def test_strict_peer_reads_our_beats(opcode):
+def test_other_implementation_reads_our_ping_and_pong(opcode):
     peer = strict_peer(SERVER)
     peer.receive_data(frames.encode_frame(b"beat", opcode, mask=True))
     assert [(e.opcode, e.data) for e in peer.events_received()] == [(opcode, b"beat")]
 
 
 @pytest.mark.parametrize(
-    ("code", "reason", "told"),
+    ("code", "reason", "expected"),
     [
         (1000, "", "done"),
         (1001, "the server stops", "the server stops"),
@@ -82,23 +82,23 @@ def test_strict_peer_reads_our_beats(opcode):
         (1002, "x" * 200, "x" * 123),
     ],
 )
-def test_strict_peer_reads_our_close_and_its_reason_cut_between_characters(code, reason, told):
+def test_close_reason_is_cut_between_characters(code, reason, expected):
     peer = strict_peer(CLIENT)
     peer.receive_data(frames.encode_close_frame(code, reason))
     assert peer.close_rcvd is not None
-    assert (peer.close_rcvd.code, peer.close_rcvd.reason or "done") == (code, told)
+    assert (peer.close_rcvd.code, peer.close_rcvd.reason or "done") == (code, expected)
 
 
-def test_close_that_names_no_code_is_answered_with_an_empty_one():
-    """1005 says that there was none, and must not be sent (RFC 6455, 7.4.1)."""
+def test_close_without_a_code_is_answered_without_a_code():
+    """1005 stands for a missing code and must not be sent (RFC 6455, 7.4.1)."""
     assert frames.encode_close_frame(frames.read_close_code(b"")) == bytes((0x88, 0))
 
 
-def test_accept_key_is_that_of_the_rfc():
+def test_accept_key_of_the_rfc_example():
     assert frames.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def test_accept_key_takes_any_text():
+def test_accept_key_accepts_any_text():
     assert frames.accept_key("日本") == frames.accept_key("??")
 
 
@@ -120,7 +120,7 @@ def test_frames_are_read_byte_by_byte(masked):
     assert found == [Frame(BINARY, payload) for payload in payloads]
 
 
-def test_several_frames_of_every_kind_come_in_one_piece():
+def test_several_frames_in_one_piece_are_read():
     data = b"".join(
         frames.encode_frame(payload, opcode)
         for opcode, payload in [(PING, b"1"), (BINARY, b"2"), (PONG, b"3"), (CLOSE, b"\x03\xe8")]
@@ -133,7 +133,7 @@ def test_several_frames_of_every_kind_come_in_one_piece():
     ]
 
 
-def test_reader_that_stops_half_way_goes_on_with_the_next_frame():
+def test_reader_that_stops_early_continues_with_the_next_frame():
     reader = FrameReader(MAX_SIZE, masked=False)
     taken = reader.feed(
         frames.encode_frame(b"1") + frames.encode_frame(b"2") + frames.encode_frame(b"3")
@@ -145,7 +145,7 @@ def test_reader_that_stops_half_way_goes_on_with_the_next_frame():
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.booleans(), st.data())
 @settings(max_examples=60, deadline=None)
-def test_what_is_sent_is_read_however_it_is_cut(payloads, mask, data):
+def test_frames_are_read_however_they_are_split(payloads, mask, data):
     stream = b"".join(frames.encode_frame(payload, mask=mask) for payload in payloads)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     reader = FrameReader(MAX_SIZE, masked=mask)
@@ -156,7 +156,7 @@ def test_what_is_sent_is_read_however_it_is_cut(payloads, mask, data):
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_mask_with_any_key_is_taken_off(payload, key):
+def test_any_mask_is_removed(payload, key):
     mixed = bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
     head = frames.frame_header(BINARY, len(payload), mask=True)[:-4]
     assert read(head + key + mixed, masked=True) == [Frame(BINARY, payload)]
@@ -164,7 +164,7 @@ def test_mask_with_any_key_is_taken_off(payload, key):
 
 @given(st.binary(max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_no_bytes_do_anything_but_frames_or_a_refusal(data):
+def test_random_bytes_give_frames_or_a_frame_error(data):
     with contextlib.suppress(FrameError):
         found = read(data, masked=True)
         assert all(frame.opcode in (BINARY, CLOSE, PING, PONG) for frame in found)
@@ -204,20 +204,20 @@ def head(first, second, rest=""):
         pytest.param(head(0x88, 3, "03e8ff"), 1007, id="a close reason that is not UTF-8"),
     ],
 )
-def test_refused_with_its_close_code(data, close_code):
+def test_forbidden_frame_is_refused_with_its_close_code(data, close_code):
     with pytest.raises(FrameError) as caught:
         read(data)
     assert caught.value.close_code == close_code
 
 
-def test_client_that_does_not_mask_is_refused():
+def test_unmasked_frame_is_refused():
     with pytest.raises(FrameError, match="must mask") as caught:
         read(frames.encode_frame(b"x"), masked=True)
     assert caught.value.close_code == 1002
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1003, 1007, 1011, 1014, 3000, 4003, 4999])
-def test_close_codes_that_exist_are_taken(code):
+def test_valid_close_codes_are_accepted(code):
     payload = struct.pack(">H", code) + "schön".encode()
     assert [
         frames.read_close_code(f.payload) for f in read(frames.encode_frame(payload, CLOSE))
@@ -232,12 +232,12 @@ def test_frames_before_a_broken_one_are_still_read():
         next(taken)
 
 
-def test_longest_message_is_taken():
+def test_message_of_the_greatest_length_is_accepted():
     assert read(frames.encode_frame(bytes(10)), max_size=10) == [Frame(BINARY, bytes(10))]
 
 
-def test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited():
-    """Ten bytes on the wire must not make us wait for, or make room for, 2^63."""
+def test_too_long_frame_is_refused_before_its_payload_is_received():
+    """A header of ten bytes must not make the reader wait for 2^63 bytes."""
     reader = FrameReader(MAX_SIZE, masked=True)
     declared = head(0x82, 0xFF, "7fffffffffffffff")
     assert list(reader.feed(declared[:9])) == []
@@ -246,7 +246,7 @@ def test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited():
     assert caught.value.close_code == 1009
 
 
-def test_refusals_are_the_peers_fault():
+def test_refusals_are_peer_wire_errors():
     error = FrameError("reserved bits are set")
     assert str(error) == (
         "reserved bits are set. The link was closed. If this happens again, update the older side."

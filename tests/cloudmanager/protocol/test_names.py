@@ -1,4 +1,4 @@
-"""What a board and a label may be called, and ranges."""
+"""Names of boards, labels and packages, and ranges of names."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from cloudmanager.protocol.names import (
 
 
 @pytest.mark.parametrize("name", ["a", "7", "esp8266-0", "Lab_1.west", "x" * 64, "al", "all-1"])
-def test_check_name_returns_a_legal_name(name):
+def test_check_name_returns_a_valid_name(name):
     assert check_name(name) == name
 
 
@@ -35,7 +35,7 @@ def test_check_name_returns_a_legal_name(name):
         ("a*", 1),
     ],
 )
-def test_check_name_points_at_what_is_illegal(name, position):
+def test_check_name_points_at_the_invalid_character(name, position):
     with pytest.raises(TargetError) as caught:
         check_name(name)
     assert (caught.value.text, caught.value.position) == (name, position)
@@ -44,7 +44,7 @@ def test_check_name_points_at_what_is_illegal(name, position):
 @pytest.mark.parametrize(
     ("key", "value"), [("room", "greenhouse"), ("bay", "7"), ("at", "north side, left"[:10])]
 )
-def test_check_label_accepts_words(key, value):
+def test_check_label_accepts_plain_text(key, value):
     check_label(key, value)
 
 
@@ -67,7 +67,7 @@ def test_check_label_accepts_words(key, value):
         ("room", "\x1b", 5),
     ],
 )
-def test_check_label_points_at_what_is_illegal(key, value, position):
+def test_check_label_points_at_the_invalid_character(key, value, position):
     with pytest.raises(TargetError) as caught:
         check_label(key, value)
     assert (caught.value.text, caught.value.position) == (f"{key}={value}", position)
@@ -88,7 +88,7 @@ def test_check_label_points_at_what_is_illegal(key, value, position):
         ("a[5]", "a5"),
     ],
 )
-def test_expand_makes_the_names_in_written_order(word, names):
+def test_expand_returns_names_in_written_order(word, names):
     assert expand_range(word, word, 0) == tuple(names.split())
 
 
@@ -119,13 +119,13 @@ def test_expand_makes_the_names_in_written_order(word, names):
         ("a[1-999][1-999]", 0),
     ],
 )
-def test_expand_points_at_what_is_malformed(word, position):
+def test_expand_points_at_the_error(word, position):
     with pytest.raises(TargetError) as caught:
         expand_range(word, word, 0)
     assert caught.value.position == position
 
 
-def test_expand_makes_as_many_names_as_there_is_room_for():
+def test_expand_limits_the_number_of_names():
     assert len(expand_range(f"a[1-{MAX_NAMES}]", "", 0)) == MAX_NAMES
     with pytest.raises(TargetError, match="has 11 names; 10 are still allowed"):
         expand_range("a[0-10]", "a[0-10]", 0, 10)
@@ -135,19 +135,19 @@ def test_expand_makes_as_many_names_as_there_is_room_for():
     "name",
     ["pypi:micropython-logging", "micropython-logging", "logging"],
 )
-def test_a_package_is_called_by_its_whole_name_or_the_end_of_it(name):
+def test_package_is_found_by_full_name_or_its_end(name):
     have = ["pypi:micropython-logging", "github:o/blogging", "aioble"]
     assert find_installed(name, have) == "pypi:micropython-logging"
 
 
 @pytest.mark.parametrize(
-    ("name", "have", "told"),
+    ("name", "have", "message"),
     [
         ("nope", ["aioble"], "no package is called nope: the board has aioble"),
         ("nope", [], "no package is called nope: the board has none"),
         ("x", ["github:a/x", "github:b/x"], "the board has github:a/x, github:b/x"),
     ],
 )
-def test_a_package_that_is_not_clearly_meant_is_an_error_that_tells_what_is_there(name, have, told):
-    with pytest.raises(PackageError, match=told):
+def test_unknown_or_ambiguous_package_error_lists_installed_ones(name, have, message):
+    with pytest.raises(PackageError, match=message):
         find_installed(name, have)

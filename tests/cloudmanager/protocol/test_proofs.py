@@ -1,4 +1,4 @@
-"""Who is who: proofs, as docs/protocol.md has them, and as the golden vectors do."""
+"""Proofs and MACs, checked against docs/protocol.md and the golden vectors."""
 
 import hashlib
 import hmac
@@ -25,8 +25,8 @@ def message(vector):
 
 
 def hello_of(means):
-    told = means["hello"]
-    return Hello(told["v"], told["id"], bytes.fromhex(told["nonce"]))
+    fields = means["hello"]
+    return Hello(fields["v"], fields["id"], bytes.fromhex(fields["nonce"]))
 
 
 def vectors(*names):
@@ -36,8 +36,8 @@ def vectors(*names):
 
 @vectors("HELLO")
 def test_golden_hello(vector):
-    told = vector["means"]
-    wanted = proofs.Hello(told["v"], told["id"], bytes.fromhex(told["nonce"]))
+    fields = vector["means"]
+    wanted = proofs.Hello(fields["v"], fields["id"], bytes.fromhex(fields["nonce"]))
     assert proofs.read_hello(message(vector)) == wanted
 
 
@@ -53,10 +53,10 @@ def test_golden_challenge(vector):
 @vectors("PROOF")
 def test_golden_proof(vector):
     means = vector["means"]
-    told = proofs.check_proof(
+    body = proofs.check_proof(
         bytes.fromhex(means["key"]), hello_of(means), bytes.fromhex(means["nonce"]), message(vector)
     )
-    assert told == means["json"]
+    assert body == means["json"]
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_first_message_must_be_a_hello():
         proofs.read_hello(Message(wire.PROOF, 0, 0, b"{}"))
 
 
-def test_hello_of_another_version_is_read_so_that_it_can_be_answered():
+def test_hello_of_another_version_is_read():
     body = {"v": 9, "id": "id-1", "nonce": "00" * 16}
     assert proofs.read_hello(unpack(pack_json(wire.HELLO, body))).version == 9
 
 
-def test_servers_proof_is_the_hmac_of_protocol_md():
+def test_server_proof_is_the_documented_hmac():
     challenge = unpack(proofs.pack_challenge(KEY, HELLO, NONCE)).payload
     nonce, proof, body = challenge[:16], challenge[16:48], challenge[48:]
     text = b"cm1 server" + HELLO.nonce + nonce + b"id-1" + body
@@ -104,7 +104,7 @@ def proof_of(body, *, key=KEY, hello=HELLO, nonce=NONCE):
     return Message(wire.PROOF, 0, 0, proof + body)
 
 
-def test_board_that_proves_itself_is_believed():
+def test_valid_proof_is_accepted():
     assert proofs.check_proof(KEY, HELLO, NONCE, proof_of(b'{"boot": "0a"}')) == {"boot": "0a"}
 
 
@@ -126,11 +126,11 @@ def test_board_that_proves_itself_is_believed():
         ),
     ],
 )
-def test_proof_that_is_not_the_boards_is_not_believed(forged):
+def test_wrong_proof_is_not_accepted(forged):
     assert proofs.check_proof(KEY, HELLO, NONCE, forged) is None
 
 
-def test_proven_board_may_still_not_send_what_is_no_json():
+def test_valid_proof_with_malformed_json_is_refused():
     with pytest.raises(PeerWireError, match="not JSON"):
         proofs.check_proof(KEY, HELLO, NONCE, proof_of(b"nonsense"))
 

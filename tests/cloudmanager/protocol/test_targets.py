@@ -1,4 +1,4 @@
-"""Targets: what they mean, in which order, and what is refused."""
+"""Targets: which boards they select, in which order, and what is refused."""
 
 import re
 import time
@@ -71,7 +71,7 @@ def names(text, boards=FLEET):
         ("state=idle & platform=rp2", "lab-2"),
     ],
 )
-def test_term_means_boards(text, chosen):
+def test_term_selects_boards(text, chosen):
     assert names(text) == chosen
 
 
@@ -95,17 +95,17 @@ def test_term_means_boards(text, chosen):
         ("lab-4 & all", "lab-4"),
     ],
 )
-def test_signs_join_take_away_and_intersect(text, chosen):
+def test_operators_are_union_difference_and_intersection(text, chosen):
     assert names(text) == chosen
 
 
-def test_documented_example_is_exactly_seven_names():
+def test_documented_example_has_seven_names():
     expected = "esp8266-008 esp8266-009 esp8266-010 esp8266-011 wipy2-1 wipy2-3 wipy2-7"
     boards = dict.fromkeys(reversed(expected.split()), Board())
     assert names("esp8266-0[08-11],wipy2-[1,3,7]", boards) == expected
 
 
-def test_named_boards_that_are_absent_are_kept_and_matched_ones_left_out():
+def test_absent_named_boards_are_kept_and_matched_ones_left_out():
     assert parse_target("lab-[3-4],esp-*").resolve(FLEET) == Resolution(
         ("lab-3", "lab-4", "esp-1", "esp-2"), ("esp-3",)
     )
@@ -133,12 +133,12 @@ def test_named_boards_that_are_absent_are_kept_and_matched_ones_left_out():
         ("lab-4 & all", "lab-4"),
     ],
 )
-def test_target_covers_boards_that_are_there_or_not(text, covered):
+def test_target_covers_connected_and_offline_boards(text, covered):
     target = parse_target(text)
     assert " ".join(sorted(n for n in FLEET if target.covers(n, FLEET[n]))) == covered
 
 
-def test_target_covers_by_name_who_is_yet_to_be_enrolled():
+def test_target_covers_boards_that_are_not_enrolled_yet():
     assert parse_target("new-*!new-3").covers("new-1", Board())
     assert not parse_target("new-*!new-3").covers("new-3", Board())
     assert not parse_target("room=lab").covers("new-1", Board())
@@ -151,7 +151,7 @@ def test_hundred_thousand_names_cover_fast():
     assert time.perf_counter() - start < 0.5
 
 
-def test_target_keeps_its_text_and_equals_its_like():
+def test_targets_with_equal_text_are_equal():
     assert parse_target("lab-1,esp-*").text == "lab-1,esp-*"
     assert parse_target("lab-1") == parse_target("lab-1") != parse_target("lab-2")
 
@@ -166,7 +166,7 @@ def test_target_keeps_its_text_and_equals_its_like():
         ("all & bear", "bear", "bare", ()),
     ],
 )
-def test_unknown_name_suggests_the_nearest(text, unknown, suggestion, others):
+def test_unknown_name_suggests_the_most_similar(text, unknown, suggestion, others):
     with pytest.raises(NoSuchBoard) as caught:
         parse_target(text).resolve(FLEET)
     error = caught.value
@@ -185,7 +185,7 @@ def test_unknown_name_suggests_the_nearest(text, unknown, suggestion, others):
         ("state=offline", FLEET, r"None of the boards that match \(2\) is connected"),
     ],
 )
-def test_empty_outcome_says_why(text, boards, why):
+def test_error_for_no_boards_gives_the_reason(text, boards, why):
     with pytest.raises(TargetError, match=why):
         parse_target(text).resolve(boards)
 
@@ -302,7 +302,7 @@ TERMS = st.sampled_from(["all", "lab-*", "esp-1", "lab-[1-4]", "room=lab", "plat
 
 @given(st.lists(st.tuples(st.sampled_from(",&!"), TERMS), min_size=1, max_size=8))
 @settings(max_examples=200)
-def test_covering_agrees_with_resolving_where_all_are_there(steps):
+def test_covers_agrees_with_resolve_if_all_are_connected(steps):
     here = {name: board._replace(online=True) for name, board in FLEET.items()}
     target = parse_target("".join(sign + term for sign, term in steps).lstrip(",&"))
     try:

@@ -1,4 +1,4 @@
-"""Text made safe, pointed into, put in order and folded."""
+"""Sanitized text, carets, natural order and folded names."""
 
 import pytest
 from hypothesis import given, settings
@@ -26,13 +26,13 @@ from cloudmanager.protocol.text import (
         ("half \ud83d of a pair \udc0d", r"half \ud83d of a pair \udc0d"),
     ],
 )
-def test_clean_shows_control_characters_and_keeps_the_rest(text, shown):
+def test_sanitize_escapes_control_characters_only(text, shown):
     assert sanitize_text(text) == shown
 
 
 @given(st.text(st.characters()))
 @settings(max_examples=50)
-def test_clean_text_can_be_encoded_and_stays_as_it_is(text):
+def test_sanitized_text_is_encodable_and_stable(text):
     cleaned = sanitize_text(text)
     assert sanitize_text(cleaned) == cleaned
     cleaned.encode()
@@ -51,11 +51,11 @@ def test_clean_text_can_be_encoded_and_stays_as_it_is(text):
         ("a\nb", 2, "    a b\n      ^"),
     ],
 )
-def test_pointed_puts_a_caret_under_the_character(line, position, shown):
+def test_caret_is_under_the_character(line, position, shown):
     assert line_with_caret(line, position) == shown
 
 
-def test_pointed_shows_the_surroundings_of_a_place_in_a_long_line():
+def test_long_line_is_cut_around_the_caret():
     line, caret = line_with_caret("a" * 500 + "!" + "b" * 500, 500).split("\n")
     assert len(line) < 90
     assert line[caret.index("^")] == "!"
@@ -70,7 +70,7 @@ def test_natural_key_sorts_numbers_by_value():
     ]
 
 
-def test_natural_key_takes_a_number_of_any_length():
+def test_natural_key_accepts_a_number_of_any_length():
     assert natural_key("9" * 5000) > natural_key("9" * 10)
 
 
@@ -92,7 +92,7 @@ def test_natural_key_takes_a_number_of_any_length():
         (["1", "2", "b2a", "b1a"], "[1-2],b[1-2]a"),
     ],
 )
-def test_fold_makes_the_target_that_means_these_names(names, folded):
+def test_fold_returns_the_target_of_the_names(names, folded):
     assert fold_names(names) == folded
 
 
@@ -100,10 +100,10 @@ def test_fold_makes_the_target_that_means_these_names(names, folded):
     ("name", "meant"),
     [("greenhose-7", "greenhouse-7"), ("lab_1", "lab-1"), ("LAB-1", "lab-1"), ("zzzzzz", None)],
 )
-def test_nearest_finds_what_was_probably_meant(name, meant):
+def test_nearest_name_is_the_most_similar(name, meant):
     boards = ["lab-1", "lab-2", *(f"greenhouse-{number}" for number in range(500))]
     assert nearest_name(name, boards) == meant
 
 
-def test_nearest_of_no_names_is_none():
+def test_nearest_name_of_no_names_is_none():
     assert nearest_name("lab-1", []) is None

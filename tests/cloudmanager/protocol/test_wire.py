@@ -1,4 +1,4 @@
-"""Every message, both ways: as docs/protocol.md lists them, and as the golden vectors have them."""
+"""Encoding and decoding of every message, against docs/protocol.md and the golden vectors."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def vectors(*names):
 
 
 def own_ops():
-    """The ops of wire.py, by name."""
+    """Return the ops that ``wire`` defines, by name."""
     text = Path(wire.__file__).read_text(encoding="utf-8")
     block = text[text.index("# A board's link") : text.index("TOP_LEVEL_AWAIT")]
     return {
@@ -68,13 +68,13 @@ def test_every_op_has_its_own_number_and_a_golden_vector():
     assert {vector["name"] for vector in VECTORS} == set(ops)
 
 
-def test_a_board_may_send_what_protocol_md_lists_as_from_a_board():
-    told = {int(number, 16) for number, _, sender in ROWS if sender == "board"}
-    assert set().union(*wire.BOARD_OPS_BY_STATE.values()) == told
+def test_board_ops_are_those_of_protocol_md():
+    documented = {int(number, 16) for number, _, sender in ROWS if sender == "board"}
+    assert set().union(*wire.BOARD_OPS_BY_STATE.values()) == documented
 
 
 @pytest.mark.parametrize("state", wire.BOARD_OPS_BY_STATE)
-def test_ops_that_the_state_of_a_link_does_not_allow_are_refused(state):
+def test_ops_not_allowed_in_the_link_state_are_refused(state):
     for op in range(256):
         if op in wire.BOARD_OPS_BY_STATE[state]:
             wire.check_op(state, Message(op, 0, 0, b""))
@@ -93,7 +93,7 @@ def test_protocol_md_lists_every_status():
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["what"])
-def test_header_is_that_of_the_golden_vector(vector):
+def test_header_matches_the_golden_vector(vector):
     found = message(vector)
     assert (found.op, found.flags, found.job) == (vector["op"], vector["flags"], vector["job"])
     assert vector["op"] == getattr(wire, vector["name"])
@@ -135,7 +135,7 @@ def test_golden_text(vector):
 
 
 @vectors("INTERRUPT", "RESET", "STARTED", "TRUNCATED", "UNWATCH")
-def test_golden_message_is_a_header_alone(vector):
+def test_golden_message_without_payload(vector):
     assert message(vector).payload == b""
 
 
@@ -181,13 +181,13 @@ def test_golden_submit(vector):
 def test_golden_file(vector):
     means = vector["means"]
     text = wire.pack_file_ops(means["step"], means["acts"])
-    told = {"timeout_ms": means["timeout_ms"], "buffer_size": means["buffer_size"]}
-    (made,) = wire.exec_messages(vector["job"], text, op=wire.FILE, **told)
+    options = {"timeout_ms": means["timeout_ms"], "buffer_size": means["buffer_size"]}
+    (made,) = wire.exec_messages(vector["job"], text, op=wire.FILE, **options)
     assert made.hex() == vector["hex"]
 
 
 @vectors("DATA", "CHUNK", "CONTENT")
-def test_golden_bytes_of_files(vector):
+def test_golden_file_bytes(vector):
     means, found = vector["means"], message(vector)
     if "count" in means:
         assert wire.read_byte_count(found) == means["count"]
@@ -204,7 +204,7 @@ def test_golden_bytes_of_files(vector):
 
 
 @pytest.mark.parametrize("read", [wire.read_resume_state, wire.read_byte_count, wire.read_content])
-def test_malformed_bytes_of_files_are_refused(read):
+def test_malformed_chunk_is_refused(read):
     with pytest.raises(PeerWireError, match="is malformed"):
         read(Message(wire.CHUNK, 0, 1, b"abc"))
 
@@ -221,7 +221,7 @@ def test_golden_events(vector):
 
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40))
 @settings(max_examples=50, deadline=None)
-def test_what_is_packed_is_unpacked(op, flags, job, payload):
+def test_unpack_reverses_pack(op, flags, job, payload):
     assert unpack(pack(op, payload, job=job, flags=flags)) == (op, flags, job, payload)
 
 
@@ -233,7 +233,7 @@ def test_message_shorter_than_its_header_is_refused(data):
 
 @given(BODIES)
 @settings(max_examples=50, deadline=None)
-def test_json_that_is_packed_is_read(body):
+def test_read_json_reverses_pack_json(body):
     assert wire.read_json(unpack(pack_json(wire.REQUEST, body)).payload) == body
 
 
@@ -252,7 +252,7 @@ def test_json_that_is_packed_is_read(body):
         pytest.param(b'"text"', id="text"),
     ],
 )
-def test_what_is_no_json_object_is_refused(payload):
+def test_payload_that_is_not_a_json_object_is_refused(payload):
     with pytest.raises(PeerWireError, match="is not"):
         wire.read_json(payload)
 
@@ -266,7 +266,7 @@ def exec_messages(code, *, buffer_size=64, **options):
 
 
 def joined(parts):
-    """What a board makes of EXEC and MORE: (announced length, code)."""
+    """Join EXEC and MORE as a board does; return (announced length, code)."""
     first, *rest = map(unpack, parts)
     _, length = struct.unpack_from(">II", first.payload)
     return length, b"".join([first.payload[8:], *(part.payload for part in rest)])
@@ -274,28 +274,28 @@ def joined(parts):
 
 @given(st.binary(max_size=500), st.integers(64, 200))
 @settings(max_examples=100, deadline=None)
-def test_cell_is_cut_to_the_buffer_and_whole_again_on_the_board(code, buffer_size):
+def test_cell_is_split_to_the_buffer_size(code, buffer_size):
     parts = exec_messages(code, buffer_size=buffer_size)
     assert all(len(part) <= buffer_size for part in parts)
     assert joined(parts) == (len(code), code)
 
 
 @pytest.mark.parametrize(("size", "count"), [(0, 1), (50, 1), (51, 2), (108, 2), (109, 3)])
-def test_cell_takes_no_more_messages_than_it_needs(size, count):
+def test_cell_needs_no_superfluous_messages(size, count):
     assert [unpack(part).op for part in exec_messages(bytes(size))] == [
         wire.EXEC,
         *[wire.MORE] * (count - 1),
     ]
 
 
-def test_cell_that_was_sent_before_says_so():
+def test_cell_sent_again_has_the_flag_again():
     parts = [unpack(part) for part in exec_messages(bytes(99), timeout_ms=0, again=True)]
     assert [part.flags for part in parts] == [wire.AGAIN, 0]
     both = exec_messages(b"x", timeout_ms=0, awaits=True, again=True)[0]
     assert unpack(both).flags == wire.TOP_LEVEL_AWAIT | wire.AGAIN
 
 
-def test_exec_carries_job_timeout_and_whether_it_awaits():
+def test_exec_has_job_timeout_and_await_flag():
     found = unpack(exec_messages(b"x", timeout_ms=2500, awaits=True)[0])
     assert (found.job, found.flags, found.payload[:8]) == (
         7,
@@ -305,7 +305,7 @@ def test_exec_carries_job_timeout_and_whether_it_awaits():
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_result_tells_how_the_job_ended(number):
+def test_result_has_status_output_and_value(number):
     found = wire.read_result(Message(wire.RESULT, number | wire.VALUE_TRUNCATED, 7, b"\0\2hiout"))
     assert found == (wire.STATUSES[number], b"hi", b"out", True)
 
@@ -332,7 +332,7 @@ def test_malformed_result_is_refused(flags, payload):
 
 @given(BODIES, st.binary(max_size=100))
 @settings(max_examples=50, deadline=None)
-def test_submit_that_is_packed_is_read(head, code):
+def test_read_submit_reverses_pack_submit(head, code):
     assert wire.read_submit(unpack(wire.pack_submit(1, head, code))) == (head, code)
 
 
@@ -353,7 +353,7 @@ def test_malformed_submit_is_refused(payload):
 
 @given(st.lists(st.binary(min_size=6, max_size=40), max_size=6))
 @settings(max_examples=50, deadline=None)
-def test_events_that_are_packed_are_read(messages):
+def test_read_events_reverses_pack_events(messages):
     payload = unpack(wire.pack_events(messages)).payload
     assert [
         pack(m.op, m.payload, job=m.job, flags=m.flags) for m in wire.read_events(payload)
@@ -407,7 +407,7 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, a
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), PLAIN | st.text(max_size=8), min_size=1))
-def test_emit_passes_on_what_was_emitted(values):
+def test_emit_returns_the_emitted_values(values):
     payload = bytes(8) + json.dumps(values).encode()
-    told = wire.read_emit(Message(wire.EMIT, 3, 0, payload))
-    assert (told.ticks, told.dropped, json.loads(told.values)) == (0, 3, values)
+    sample = wire.read_emit(Message(wire.EMIT, 3, 0, payload))
+    assert (sample.ticks, sample.dropped, json.loads(sample.values)) == (0, 3, values)

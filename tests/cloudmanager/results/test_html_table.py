@@ -1,4 +1,4 @@
-"""Values as an HTML table: folded, and with nothing in it that a board could do."""
+"""Values as an HTML table: grouped, limited and escaped."""
 
 import re
 from html.parser import HTMLParser
@@ -23,7 +23,7 @@ def results(values, **more):
 
 
 class Cells(HTMLParser):
-    """The texts of a table's cells, row by row, and all tags that there are."""
+    """Collects the texts of a table's cells, by row, and all tags."""
 
     def __init__(self, html):
         super().__init__()
@@ -48,7 +48,7 @@ def rows(html):
     return Cells(html).rows
 
 
-def test_equal_values_share_a_row_and_the_odd_one_is_last():
+def test_equal_values_share_a_row_and_exceptions_are_last():
     html = html_of(results({"a-1": "21.5", "a-2": "85.0", "a-3": "21.5"}))
     assert rows(html) == [["board", "value"], ["a-[1,3]", "21.5"], ["a-2", "85.0"]]
 
@@ -63,7 +63,7 @@ def test_equal_values_share_a_row_and_the_odd_one_is_last():
         ("<Pin 4>", "5", [["value"], ["<Pin 4>"], ["5"]]),
     ],
 )
-def test_values_of_one_shape_have_columns(one, two, table):
+def test_dicts_and_tuples_of_equal_shape_have_columns(one, two, table):
     found = rows(html_of(results({"a": one, "b": two})))
     assert [row[1:] for row in found] == table
 
@@ -80,19 +80,19 @@ def test_values_of_one_shape_have_columns(one, two, table):
         Results({}),
     ],
 )
-def test_where_text_says_it_as_well_there_is_no_table(none):
+def test_no_table_where_text_suffices(none):
     assert none._repr_html_() is None
 
 
 @pytest.mark.parametrize("template", ["{0!r}", "{0}", "{{{0!r}: 1}}", "({0!r}, 1)"])
-def test_what_a_board_says_is_text_and_nothing_else(template):
+def test_text_of_boards_is_escaped(template):
     html = html_of(results({"a": template.format(EVIL), "b": template.format("x")}))
     assert Cells(html).tags == {"table", "thead", "tbody", "tr", "th", "td"}
     assert not re.search("[\x1b\u202e]", html)
     assert "alert(1)" in html
 
 
-def test_a_table_is_bounded():
+def test_table_size_is_limited():
     many = results({f"a-{n}": str(n) for n in range(5000)})
     html = html_of(many, tuple(f"b-{n}" for n in range(1, 900, 2)))
     assert len(html) < 20_000
@@ -100,7 +100,7 @@ def test_a_table_is_bounded():
     assert "not connected: b-[1,3" in html
 
 
-def test_a_dict_of_very_many_keys_is_cut():
+def test_number_of_columns_is_limited():
     wide = "{" + ", ".join(f"'{n}': 1" for n in range(80)) + "}"
     html = html_of(results({"a": wide, "b": wide.replace("1}", "2}")}))
     assert len(rows(html)[0]) == 13

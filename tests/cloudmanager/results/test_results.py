@@ -1,4 +1,4 @@
-"""What is left of a cell: values, errors, tables, JSON."""
+"""Results of a cell: values, errors, tables, JSON."""
 
 import json
 import math
@@ -16,16 +16,16 @@ ZeroDivisionError: divide by zero
 """
 
 
-def ok(text="", board="lab-1", **told):
-    return Result(board, 7, "ok", text=text, **told)
+def ok(text="", board="lab-1", **fields):
+    return Result(board, 7, "ok", text=text, **fields)
 
 
-def failed(board="lab-1", status="error", traceback=TRACEBACK, **told):
-    return Result(board, 7, status, traceback=traceback, **told)
+def failed(board="lab-1", status="error", traceback=TRACEBACK, **fields):
+    return Result(board, 7, status, traceback=traceback, **fields)
 
 
-def results(*each, **told):
-    return Results({result.board: result for result in each}, **told)
+def results(*each, **fields):
+    return Results({result.board: result for result in each}, **fields)
 
 
 # A value
@@ -47,7 +47,7 @@ def results(*each, **told):
         ("12345678901234567890123", 12345678901234567890123),
     ],
 )
-def test_value_that_is_a_literal_comes_back_as_itself(text, value):
+def test_literal_value_is_a_python_object(text, value):
     assert ok(text).value == value
     assert type(ok(text).value) is type(value)
 
@@ -68,23 +68,23 @@ def test_value_that_is_a_literal_comes_back_as_itself(text, value):
         pytest.param("1if 1else 2", id="what Python warns of"),
     ],
 )
-def test_value_that_is_no_literal_stays_its_repr(text):
+def test_non_literal_value_is_a_repr(text):
     value = ok(text).value
     assert type(value) is Repr
     assert value == text
 
 
-def test_escapes_that_python_warns_of_are_read_without_a_word():
+def test_invalid_escapes_are_read_without_a_warning():
     assert ok(r"'\d'").value == r"\d"
 
 
-def test_value_that_was_cut_off_stays_its_repr():
-    """What is left of [10, 20, ..., 300] may well be a literal, and another value."""
+def test_truncated_value_is_a_repr():
+    """The end of [10, 20, ..., 300] could be a literal with another value."""
     value = ok("123", value_truncated=True).value
     assert (type(value), value) == (Repr, "123")
 
 
-def test_repr_prints_as_it_stands_and_is_safe_to_show():
+def test_repr_is_shown_unquoted_and_sanitized():
     assert repr(Repr("<Pin 4>")) == "<Pin 4>"
     assert repr(Repr("\x1b[2J")) == r"\x1b[2J"
     assert str(Repr("\x1b[2J")) == "\x1b[2J"
@@ -131,7 +131,7 @@ def test_error_names_the_boards_exception(traceback, ename, evalue):
     assert error.ename == ename
 
 
-def test_error_that_only_the_server_knows_of_says_why():
+def test_error_without_traceback_has_the_servers_reason():
     error = failed(status="timeout", traceback="", why="it has not confirmed that it stopped").error
     assert isinstance(error, BoardError)
     assert (error.status, error.evalue) == ("timeout", "it has not confirmed that it stopped")
@@ -173,19 +173,19 @@ def test_ok_has_no_error():
         ("0x" + "f" * 5000, "0x" + "f" * 5000),
     ],
 )
-def test_json_has_the_value_or_where_it_would_change_its_repr(text, value):
-    told = ok(text, stdout="hi\n", elapsed=0.1234567).to_json()
-    assert told == {
+def test_json_has_the_value_or_its_repr(text, value):
+    body = ok(text, stdout="hi\n", elapsed=0.1234567).to_json()
+    assert body == {
         "status": "ok",
         "stdout": "hi\n",
         "value": value,
         "error": None,
         "elapsed": 0.123457,
     }
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert json.loads(json.dumps(body, allow_nan=False)) == body
 
 
-def test_json_of_a_value_deeper_than_python_goes(monkeypatch):
+def test_json_of_a_value_nested_too_deeply_has_its_repr(monkeypatch):
     def deep(_):
         raise RecursionError
 
@@ -202,9 +202,9 @@ def test_json_of_a_value_deeper_than_python_goes(monkeypatch):
     ],
     ids=lambda value: getattr(value, "status", ""),
 )
-def test_json_of_a_failure_has_its_traceback_or_what_is_known(result, error):
-    told = result.to_json()
-    assert (told["status"], told["value"], told["error"]) == (result.status, None, error)
+def test_json_of_a_failure_has_traceback_or_reason(result, error):
+    body = result.to_json()
+    assert (body["status"], body["value"], body["error"]) == (result.status, None, error)
 
 
 # Results
@@ -218,7 +218,7 @@ def test_results_are_a_mapping_in_the_targets_order():
     assert found.left_out == ("c",)
 
 
-def test_results_say_whether_all_is_well_and_who_failed():
+def test_results_have_ok_and_failed():
     found = results(ok("1", "a"), failed("b"), failed("c"))
     assert not found.ok
     assert list(found.failed) == ["b", "c"]
@@ -226,7 +226,7 @@ def test_results_say_whether_all_is_well_and_who_failed():
     assert len(results(ok()).failed) == 0
 
 
-def test_value_of_one_board_is_its_value():
+def test_value_of_results_with_one_board():
     assert results(ok("[1, 2]")).value == [1, 2]
 
 
@@ -245,7 +245,7 @@ def test_to_dict_raises_what_failed():
         results(ok("1", "a"), failed("b")).to_dict()
 
 
-def test_to_pandas_has_one_row_a_board():
+def test_to_pandas_has_one_row_per_board():
     table = results(ok("1", "a", stdout="hi", elapsed=0.5), failed("b")).to_pandas()
     assert list(table.columns) == ["status", "value", "stdout", "elapsed"]
     assert table.loc["a"].to_dict() == {"status": "ok", "value": 1, "stdout": "hi", "elapsed": 0.5}
@@ -257,7 +257,7 @@ def test_to_pandas_of_no_boards_has_the_columns():
     assert list(results().to_pandas().columns) == ["status", "value", "stdout", "elapsed"]
 
 
-def test_raise_for_error_returns_results_that_are_fine():
+def test_raise_for_error_returns_successful_results():
     found = results(ok("1"))
     assert found.raise_for_error() is found
 
@@ -300,11 +300,11 @@ def test_several_failures_are_raised_as_one():
         (failed(status="lost", traceback=""), "lab-1: lost"),
     ],
 )
-def test_results_show_one_line_a_board(result, line):
+def test_repr_of_results_has_one_line_per_board(result, line):
     assert repr(results(result)) == line
 
 
-def test_no_results_say_so():
+def test_repr_of_no_results():
     assert repr(results()) == "<no results>"
 
 
@@ -317,7 +317,7 @@ def test_no_results_say_so():
         (failed(status="offline", traceback="", why="\x1b"), r"<Result lab-1: offline \x1b>"),
     ],
 )
-def test_result_shows_one_line(result, line):
+def test_repr_of_a_result_is_one_line(result, line):
     assert repr(result) == line
 
 
