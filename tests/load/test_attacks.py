@@ -1,4 +1,4 @@
-"""Attacks on the one port, while a healthy board works; on loopback only, and bounded."""
+"""Attacks on the server's port while a board runs cells; on loopback only, and bounded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.system.conftest import fleet_of
 
 WAIT = 20.0  # seconds
 CONNECTIONS = 2000
-#: Opens so many connections from sixteen addresses, of every kind that proves nothing; sends a
-#: byte on each of them every ten seconds, dials the cut ones again (at most 100 a second), and
-#: says how many there are. It ends with its standard input.
+#: Opens connections of all unauthenticated kinds from sixteen addresses, prints their number, sends
+#: a byte on each of them every ten seconds, and reopens closed ones (at most 100 a second), until
+#: its standard input is closed.
 _ATTACK = """
 import random, select, socket, sys, time
 count, port = int(sys.argv[1]), int(sys.argv[2])
@@ -83,8 +83,7 @@ def attack(server: RunningServer, count: int) -> Iterator[subprocess.Popen[str]]
 
 
 def cell_seconds(fleet: Fleet) -> float:
-    """What a cell takes: the best of the medians of ten batches, so that this machine's own
-    noise, which is no attack, does not count."""
+    """Return the time of a cell: the best median of ten batches, to exclude the machine's noise."""
     return min(statistics.median(one_cell(fleet) for _ in range(20)) for _ in range(10))
 
 
@@ -96,7 +95,7 @@ def one_cell(fleet: Fleet) -> float:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Enough files for the attacker and the server, where this machine grants them."""
+    """Raise the limit of open files for attacker and server; skip if that is not allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < CONNECTIONS + 500:
         pytest.skip(f"this machine grants {hard} files at once")
@@ -119,11 +118,11 @@ def test_cells_take_less_than_twice_their_time_during_a_slowloris_attack(
         calm, memory = cell_seconds(fleet), process.memory_info().rss
         with attack(server, CONNECTIONS):
             attacked = cell_seconds(fleet)
-            # Newcomers come in, too: a caller, and a board that dials again.
+            # New peers can connect, too: a caller, and a board that reconnects.
             with fleet_of(server) as newcomer:
                 assert newcomer.status()["online"] == 1
             assert fleet["safe-1"].run("6 * 7", fresh=True, timeout=10)["safe-1"].value == 42
-            assert len(process.net_connections()) < 1600  # limits.UNPROVEN, and those who may
+            assert len(process.net_connections()) < 1600  # limits.UNAUTHENTICATED, and the others
             grown = process.memory_info().rss - memory
         calm = min(calm, cell_seconds(fleet))
     print(json.dumps({"calm": calm, "attacked": attacked, "grown": grown}))

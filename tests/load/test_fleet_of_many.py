@@ -1,6 +1,6 @@
-"""Whatever some boards, a caller or the server do: the others answer, and each outcome is true.
+"""Failures of boards, callers or the server do not affect others, and results are correct.
 
-`make soak` has the same stories in full size.
+`make soak` runs the same tests with more boards and data.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from cloudmanager.testing.plugin import RunningServer, running_server
 from tests.conftest import running_boards
 from tests.system.conftest import fleet_of, until
 
-WAIT = 30.0  # seconds that anything here may take on a busy machine
+WAIT = 30.0  # timeout in seconds, long enough for a busy machine
 SOAK = pytest.mark.soak, pytest.mark.timeout(300)
 
 
-def end_of(fleet: Fleet, number: int, *guesses: str) -> dict[str, Any]:
-    """The job, once the server knows how it ended, and not by one of its guesses."""
-    until(lambda: fleet.job(number)["status"] not in (None, *guesses), f"job {number} is open")
+def end_of(fleet: Fleet, number: int, *provisional: str) -> dict[str, Any]:
+    """Wait until a job has a status that is not one of the provisional ones; return the job."""
+    until(lambda: fleet.job(number)["status"] not in (None, *provisional), f"job {number} is open")
     return fleet.job(number)
 
 
@@ -54,26 +54,26 @@ CELL = "print('go')\nact()"
 TIMEOUT = 2.0
 
 
-class Crowd:
-    """Many boards, of which the last four have troubles of their own, by name of the trouble."""
+class ManyBoards:
+    """Many boards, of which the last four fail, each in its own way."""
 
     def __init__(self, boards: BoardsUnderTest) -> None:
         self.boards = boards
-        self.troubled = {what: boards[-n] for n, what in enumerate(ACTS, start=1)}
-        names = {board.name for board in self.troubled.values()}
-        self.well = [name for name in boards.names if name not in names]
+        self.failing = {what: boards[-n] for n, what in enumerate(ACTS, start=1)}
+        names = {board.name for board in self.failing.values()}
+        self.working = [name for name in boards.names if name not in names]
         boards.run("def act(): return 21.5")
-        for what, board in self.troubled.items():
+        for what, board in self.failing.items():
             board.run(ACTS[what])
 
-    def but(self, *troubles: str) -> str:
-        """The target of all boards but those that are in no state to answer."""
-        out = "".join(f"!{self.troubled[what].name}" for what in troubles)
+    def but(self, *failures: str) -> str:
+        """Return the target of all boards except those with these failures."""
+        out = "".join(f"!{self.failing[what].name}" for what in failures)
         return self.boards.target + out
 
     def run(self, fleet: Fleet) -> tuple[JobGroup, dict[str, float]]:
-        """Run the cell, with its troubles; when each board had ended, in seconds."""
-        power, stopped = self.troubled["loses its power"], self.troubled["is stopped"]
+        """Run the cell with its failures; return the jobs and the seconds until each ended."""
+        power, stopped = self.failing["loses its power"], self.failing["is stopped"]
         began = time.monotonic()
         ended: dict[str, float] = {}
         group = fleet[self.boards.target].submit(CELL, timeout=TIMEOUT, listen=True)
@@ -87,20 +87,22 @@ class Crowd:
         return group, ended
 
 
-@pytest.mark.timeout(120)  # on a busy machine, most of it to start them
+@pytest.mark.timeout(120)  # on a busy machine, mostly to start the boards
 @pytest.mark.parametrize("count", [200, pytest.param(500, marks=SOAK)])
 def test_failing_boards_do_not_delay_others(
     cm_fleet: Fleet, cm_boards_factory: BoardsFactory, count: int
 ):
     with cm_boards_factory(count, name="many") as boards:
-        crowd = Crowd(boards)
-        calm = max(r.elapsed for r in cm_fleet[",".join(crowd.well)].run(CELL, timeout=5).values())
-        group, ended = crowd.run(cm_fleet)
+        many = ManyBoards(boards)
+        calm = max(
+            r.elapsed for r in cm_fleet[",".join(many.working)].run(CELL, timeout=5).values()
+        )
+        group, ended = many.run(cm_fleet)
         results = group.results()
-        assert {results[name].value for name in crowd.well} == {21.5}
-        assert max(ended[name] for name in crowd.well) < min(10 * calm + 0.5, TIMEOUT)
-        assert max(ended.values()) < TIMEOUT + 1 + 1  # the last one for the machine
-        outcome = {what: results[board.name] for what, board in crowd.troubled.items()}
+        assert {results[name].value for name in many.working} == {21.5}
+        assert max(ended[name] for name in many.working) < min(10 * calm + 0.5, TIMEOUT)
+        assert max(ended.values()) < TIMEOUT + 1 + 1  # one more second for a busy machine
+        outcome = {what: results[board.name] for what, board in many.failing.items()}
         assert [(what, result.status) for what, result in outcome.items()] == [
             ("raises", "error"),
             ("floods", "timeout"),
@@ -110,26 +112,26 @@ def test_failing_boards_do_not_delay_others(
         assert "OSError: the sensor is unplugged" in outcome["raises"].traceback
         assert outcome["floods"].stdout.startswith("go\nxxx") or outcome["floods"].truncated
         assert "has not confirmed" in outcome["is stopped"].why
-        next_cell_works(cm_fleet[crowd.but("loses its power", "is stopped")].run(CELL[:11]))
-        truth_comes_late(cm_fleet, crowd.troubled["is stopped"], outcome["is stopped"])
-        next_cell_works(cm_fleet[crowd.but("loses its power")].run(CELL[:11]))
-        assert cm_fleet[crowd.but("loses its power")].run("callable(act)").ok
+        next_cell_works(cm_fleet[many.but("loses its power", "is stopped")].run(CELL[:11]))
+        result_is_corrected(cm_fleet, many.failing["is stopped"], outcome["is stopped"])
+        next_cell_works(cm_fleet[many.but("loses its power")].run(CELL[:11]))
+        assert cm_fleet[many.but("loses its power")].run("callable(act)").ok
 
 
 def next_cell_works(results: Results) -> None:
     assert {result.stdout for result in results.raise_for_error().values()} == {"go\n"}
 
 
-def truth_comes_late(fleet: Fleet, stopped: BoardUnderTest, guess: Result) -> None:
-    """The server guessed; the board wakes and tells."""
-    assert "has not confirmed" in fleet.job(guess.job)["error"]
+def result_is_corrected(fleet: Fleet, stopped: BoardUnderTest, provisional: Result) -> None:
+    """The server gave the job up; the board resumes and reports the result."""
+    assert "has not confirmed" in fleet.job(provisional.job)["error"]
     stopped.kill(signal.SIGCONT)
-    until(lambda: "has not" not in fleet.job(guess.job)["error"], "nothing was amended")
-    told = fleet.job(guess.job)
-    assert (told["status"], told["error"].split()[-1]) == ("timeout", "KeyboardInterrupt:")
+    until(lambda: "has not" not in fleet.job(provisional.job)["error"], "the job was not corrected")
+    job = fleet.job(provisional.job)
+    assert (job["status"], job["error"].split()[-1]) == ("timeout", "KeyboardInterrupt:")
 
 
-# Callers and servers that die
+# Callers and servers that are killed
 
 CALLER = """
 import sys
@@ -143,21 +145,21 @@ for event in group.events():
 
 @pytest.fixture
 def caller() -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
-    """What starts a caller in a process of its own; it says the job's number once that prints."""
-    begun = []
+    """Return a function that starts a caller process, which prints its job's number."""
+    processes = []
 
     def start(target: str, code: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", CALLER, target, code]
-        begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        return begun[-1]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
 
     yield start
-    for process in begun:
+    for process in processes:
         with process:
             process.kill()
 
 
-def said(process: subprocess.Popen[str]) -> int:
+def job_number(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
     return int(process.stdout.readline())
 
@@ -166,7 +168,7 @@ def test_job_of_a_killed_caller_continues_and_job_show_prints_its_result(
     cm_fleet: Fleet, cm_board: BoardUnderTest, caller: Callable[[str, str], subprocess.Popen[str]]
 ):
     process = caller(cm_board.name, "import time\nprint('go')\ntime.sleep(1)\nprint('on')\n6 * 7")
-    number = said(process)
+    number = job_number(process)
     process.kill()
     process.wait(WAIT)
     assert cm_fleet.job(number)["state"] == "running"
@@ -179,7 +181,7 @@ def test_job_of_a_killed_caller_continues_and_job_show_prints_its_result(
     assert "42" in shown
 
 
-#: What each board does while the server is away, and what the server knows in the end.
+#: Board -> its code while the server does not run, and the final status and error of its job.
 AWAY = {
     "away-1": ("time.sleep(0.7)", "ok", ""),
     "away-2": ("time.sleep(0.7)\n1/0", "error", "ZeroDivisionError: divide by zero"),
@@ -189,8 +191,8 @@ AWAY = {
 
 
 def test_results_are_correct_after_the_server_was_killed_during_a_cell(tmp_path: Path):
-    """The grace is over before away-3 is back: it was lost until it told."""
-    options = ("--lost-after", "0.1")  # the spread, 2 s, counts: it is more
+    """away-3 reconnects late: its job is lost until the board reports the result."""
+    options = ("--lost-after", "0.1")  # the reconnect spread of 2 s is longer, and counts
     with (
         running_server(tmp_path, *options) as server,
         fleet_of(server) as fleet,
@@ -207,8 +209,8 @@ def test_results_are_correct_after_the_server_was_killed_during_a_cell(tmp_path:
         with running_server(tmp_path, *options, tcp_port=server.tcp_port):
             wait_online(fleet, AWAY)
             for name, (_, status, error) in AWAY.items():
-                guesses = ("lost",) if status != "lost" else ()
-                job = end_of(fleet, group.jobs[name].number, *guesses)
+                provisional = ("lost",) if status != "lost" else ()
+                job = end_of(fleet, group.jobs[name].number, *provisional)
                 assert (name, job["board"], job["status"]) == (name, name, status)
                 assert job["error"].strip().endswith(error)
             next_cell_works(fleet["away-[1-4]"].run("print('go')", timeout=5))
@@ -227,7 +229,7 @@ CELLS = 100  # in each turn
 
 
 def median_ms(fleet: Fleet, board: BoardUnderTest) -> float:
-    """How long a short cell takes now."""
+    """Return the median time of a short cell in milliseconds."""
     took = []
     for _ in range(CELLS):
         began = time.perf_counter()
@@ -244,13 +246,13 @@ def test_output_flood_neither_grows_the_server_nor_delays_another_board(
     caller: Callable[[str, str], subprocess.Popen[str]],
     megabytes: int,
 ):
-    """One cell; in turns, its board is held and let go, so that both are measured alike."""
+    """The flooding board is suspended every other turn, to measure with and without the flood."""
     flooding, other = cm_make_boards(2)
     memory = psutil.Process(cm_server.process.pid).memory_info
     median_ms(cm_fleet, other)
     before = memory().rss
     quiet, flooded, grown = [], [], []
-    number = said(caller(flooding.name, FLOOD.format(megabytes * 1024)))
+    number = job_number(caller(flooding.name, FLOOD.format(megabytes * 1024)))
     while cm_fleet.job(number)["status"] is None:
         flooded.append(median_ms(cm_fleet, other))
         grown.append(memory().rss - before)
@@ -265,7 +267,7 @@ def test_output_flood_neither_grows_the_server_nor_delays_another_board(
     assert ratio < 1.5
 
 
-# Boards that are not there yet
+# Boards that are offline
 
 
 def test_run_waits_for_a_board_that_connects_later(cm_fleet: Fleet, cm_board: BoardUnderTest):
