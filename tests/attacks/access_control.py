@@ -181,8 +181,7 @@ def _auth(link, run, job, config, auth=_auth):
         "private files are readable by their owner only",
         LIBRARY + "config.py",
         "_PRIVATE_MODE = 0o644",
-        "cloudmanager/test_config.py::"
-        "test_private_file_is_its_owners_alone_and_nothing_is_left_beside_it",
+        "cloudmanager/test_config.py::test_private_file_is_readable_by_its_owner_only",
     ),
     # Operations
     defence(
@@ -214,12 +213,12 @@ def _auth(link, run, job, config, auth=_auth):
         "a range of names is limited before it is expanded",
         LIBRARY + "protocol/names.py",
         "_is_over_limit = lambda count, max_names: count > 2 * max_names",
-        "cloudmanager/protocol/test_names.py::test_expand_makes_as_many_names_as_there_is_room_for",
+        "cloudmanager/protocol/test_names.py::test_expand_limits_the_number_of_names",
     ),
     defence(
         "the local user's token is sent to this machine only",
         LIBRARY + "config.py",
         "_may_receive_local_token = lambda url: True",
-        "cloudmanager/test_config.py::test_local_token_is_sent_to_this_machine_alone",
+        "cloudmanager/test_config.py::test_local_token_is_sent_to_this_machine_only",
     ),
 ]

@@ -119,7 +119,7 @@ BOUNDS: Final = [
         LIBRARY + "protocol/frames.py",
         "FrameReader._check_size = lambda self, size: None",
         "cloudmanager/protocol/test_frames.py::"
-        "test_frame_that_is_too_long_is_refused_before_its_payload_is_awaited",
+        "test_too_long_frame_is_refused_before_its_payload_is_received",
         "cm_server/net/test_board_socket.py::test_oversize_message_is_refused_before_it_is_read",
     ),
     defence(
@@ -273,7 +273,7 @@ BOUNDS: Final = [
         "control characters from boards are shown as escapes",
         LIBRARY + "protocol/text.py",
         "sanitize_text = lambda text: text",
-        "cloudmanager/protocol/test_text.py::test_clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/protocol/test_text.py::test_sanitize_escapes_control_characters_only",
         "cloudmanager/display/test_terminal.py::test_escape_codes_of_boards_are_escaped",
         "attacks/test_hostile_output.py::test_hostile_output_is_plain_text_in_the_shell",
     ),

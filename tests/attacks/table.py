@@ -46,7 +46,7 @@ ATTACKS: Final = [
         "cm_server/net/test_caller_socket.py: every_wrong_token_gets_the_same_answer "
         "token_of_a_megabyte_closes_the_connection",
         "cm_server/test_matrix.py: every_route_with_every_credential",
-        "cloudmanager/client/test_exchange.py: token_cannot_smuggle_a_header_in",
+        "cloudmanager/client/test_exchange.py: token_cannot_inject_a_header",
     ),
     attack(
         2,
@@ -91,8 +91,8 @@ ATTACKS: Final = [
         "system/test_trust.py: a_fake_server_is_refused_by_its_certificate "
         "a_caller_verifies_the_server_by_the_tokens_fingerprint "
         "a_caller_without_a_fingerprint_asks_this_machines_authorities",
-        "cloudmanager/client/test_tls.py: another_name_and_another_authority_are_refused "
-        "another_fingerprint_is_another_server what_is_no_authority_is_no_server_of_ours",
+        "cloudmanager/client/test_tls.py: wrong_name_or_authority_is_refused "
+        "wrong_fingerprint_is_refused malformed_authority_is_refused",
         "cm_server/net/test_certificates.py: server_is_verified_by_its_authority_for_one_name "
         "each_server_has_its_own_authority",
     ),
@@ -168,17 +168,17 @@ ATTACKS: Final = [
     attack(
         12,
         "frames of any length, fragments, control frames, floods of pings, peers that do not read",
-        "cloudmanager/protocol/test_frames.py: refused_with_its_close_code "
-        "client_that_does_not_mask_is_refused "
-        "frame_that_is_too_long_is_refused_before_its_payload_is_awaited "
-        "no_bytes_do_anything_but_frames_or_a_refusal",
+        "cloudmanager/protocol/test_frames.py: forbidden_frame_is_refused_with_its_close_code "
+        "unmasked_frame_is_refused "
+        "too_long_frame_is_refused_before_its_payload_is_received "
+        "random_bytes_give_frames_or_a_frame_error",
         "cm_server/net/test_websocket.py: protocol_violation_closes_with_the_code_of_the_rfc "
         "incomplete_frame_is_dropped_with_its_link garbage_closes_only_its_link "
         "peer_that_does_not_read_is_closed",
         "cm_server/net/test_board_socket.py: oversize_message_is_refused_before_it_is_read",
         "attacks/test_transport.py: flood_of_pings_does_not_delay_others",
-        "cloudmanager/client/test_outgoing.py: nothing_follows_half_a_frame "
-        "no_instant_of_an_interrupt_mixes_two_frames "
+        "cloudmanager/client/test_outgoing.py: nothing_follows_a_partial_frame "
+        "interrupts_at_any_instant_mix_no_frames "
         "cells_run_at_most_once_whenever_they_are_interrupted",
         "cm_server/net/test_websocket.py: "
         "flood_is_handled_in_slices_and_other_links_in_between "
@@ -253,8 +253,8 @@ ATTACKS: Final = [
         "all_files_are_private_with_any_umask",
         "cm_server/store/test_store.py: only_the_owner_can_read_the_file",
         "cloudmanager/test_config.py: "
-        "private_file_is_its_owners_alone_and_nothing_is_left_beside_it "
-        "private_file_does_not_follow_a_link_that_was_laid_for_it",
+        "private_file_is_readable_by_its_owner_only "
+        "private_file_does_not_follow_a_symlink",
         "cloudmanager/virtual/test_virtual_boards.py: flash_and_log_are_readable_by_their_owner_only",
     ),
     attack(
@@ -273,7 +273,7 @@ ATTACKS: Final = [
         "attacks/test_hostile_output.py: hostile_facts_are_plain_text_in_the_shell "
         "hostile_output_is_plain_text_in_the_shell "
         "hostile_text_cannot_add_log_lines",
-        "cloudmanager/protocol/test_text.py: clean_shows_control_characters_and_keeps_the_rest",
+        "cloudmanager/protocol/test_text.py: sanitize_escapes_control_characters_only",
         "cloudmanager/display/test_terminal.py: escape_codes_of_boards_are_escaped",
         "cloudmanager/display/test_interleaved_log.py: control_characters_in_the_log_are_escaped",
     ),
@@ -309,16 +309,16 @@ ATTACKS: Final = [
         "cm_server/net/test_board_socket.py: board_cannot_forge_a_log_line "
         "nonsense_in_a_valid_proof_is_bounded_and_harmless",
         "cm_server/jobs/test_dispatch.py: invalid_report_of_a_last_job_is_ignored",
-        "cloudmanager/protocol/test_wire.py: what_is_no_json_object_is_refused",
+        "cloudmanager/protocol/test_wire.py: payload_that_is_not_a_json_object_is_refused",
         "cm_server/test_metrics.py: peers_choose_no_labels",
     ),
     attack(
         35,
         "quotes and newlines in a Wi-Fi password, a name, a path",
-        "cloudmanager/protocol/test_names.py: check_name_points_at_what_is_illegal",
-        "cloudmanager/client/test_input_values.py: boards_read_what_python_writes",
-        "cloudmanager/client/test_file_verbs.py: names_of_any_language_go_there_and_back",
-        "cloudmanager/client/test_board_paths.py: what_is_no_path_on_boards_is_said",
+        "cloudmanager/protocol/test_names.py: check_name_points_at_the_invalid_character",
+        "cloudmanager/client/test_input_values.py: boards_evaluate_literals_to_equal_values",
+        "cloudmanager/client/test_file_verbs.py: names_in_any_language_survive_a_round_trip",
+        "cloudmanager/client/test_board_paths.py: invalid_board_path_is_refused",
         "cloudmanager/cable/test_flash.py: blank_esp8266_joins_and_runs_a_cell",
         "cloudmanager/cli/test_cable_commands.py: wifi_password_is_asked_for_and_never_shown",
     ),
