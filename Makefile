@@ -4,7 +4,7 @@
 #        while links break and servers die, a fifth of them over TLS anew, and half as many with
 #        three servers and 300 boards; some minutes (JOBS=100000 for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
-# check  style, types, arrows, spelling
+# check  style, types, imports, spelling, plain words
 # bench  ours beside its peers
 # clean  removes everything that make made here
 #
@@ -66,9 +66,10 @@ check: $(READY_TEST)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo >$(VENV)/arrows.txt || { cat $(VENV)/arrows.txt; exit 1; }
+	@$(BIN)/lint-imports --no-logo >$(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 	@$(BIN)/codespell
-	@echo "check: style, types, arrows and spelling are fine"
+	@$(BIN)/python -m tests.plain_words
+	@echo "check: style, types, imports, spelling and words are fine"
 
 bench: $(READY_TEST)
 	@$(BIN)/python -m benchmarks $(ARGS)

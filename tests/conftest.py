@@ -28,7 +28,7 @@ def running_boards(
     server: RunningServer, fleet: Fleet, names: list[str]
 ) -> Iterator[VirtualBoards]:
     """Virtual boards of one's own, all of them connected."""
-    identities = [BoardIdentity.from_enrolment(told, server.url) for told in fleet.enrol(names)]
+    identities = [BoardIdentity.from_enrolment(row, server.url) for row in fleet.enrol(names)]
     folder = server.home / "virtual"
     with VirtualBoards(identities, ("127.0.0.1", server.tcp_port), folder) as boards:
         wait_online(fleet, names)

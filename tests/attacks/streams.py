@@ -73,7 +73,7 @@ STREAMS: Final[list[Defence]] = [
 BridgedBoardLink._raise_if_torn = lambda self: None
 BridgedBoardLink._shut_down = lambda self: None
 """,
-        "cloudmanager/cable/test_board_link.py::test_nothing_follows_a_partial_frame",
+        "cloudmanager/cable/test_board_link.py::test_nothing_follows_half_a_frame",
     ),
     defence(
         "an interrupt does not mix up answers of the supervisor of virtual boards",

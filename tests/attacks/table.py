@@ -108,7 +108,7 @@ ATTACKS: Final = [
         "cm_server/net/test_certificates.py: old_tls_versions_are_refused",
         "system/test_trust.py: a_board_in_the_clear_is_refused_by_both_sides "
         "a_token_never_crosses_the_network_in_the_clear "
-        "a_caller_in_the_clear_is_told_what_to_write",
+        "caller_without_tls_gets_the_https_address",
     ),
     attack(
         7,

@@ -173,8 +173,8 @@ def test_a_caller_that_is_killed_leaves_its_job_to_end(lab: Lab):
         caller.kill()
     assert lab.row(number)[0] is None
     until(lambda: lab.row(number)[0] == "ok", "the job did not end")
-    told = lab.fleet.job(number)
-    assert (told["status"], told["stdout"], told["board"]) == ("ok", "done\n", "lab-8")
+    job = lab.fleet.job(number)
+    assert (job["status"], job["stdout"], job["board"]) == ("ok", "done\n", "lab-8")
     assert lab.fleet["lab-8"].run("left").value == "behind"
 
 

@@ -60,8 +60,8 @@ def test_boards_and_callers_find_a_server_through_nginx(two_servers: Several, tm
                 Fleet(f"https://127.0.0.1:{a.tcp_port}", f"{token}.{pin}") as direct,
                 VirtualBoards([], ("127.0.0.1", listen), tmp_path / "boards") as machine,
             ):
-                for told in direct.enrol(names):
-                    machine.add_board(BoardIdentity.from_enrolment(told, "https://127.0.0.1"))
+                for row in direct.enrol(names):
+                    machine.add_board(BoardIdentity.from_enrolment(row, "https://127.0.0.1"))
                 wait_online(direct, names)
                 with Fleet(f"https://127.0.0.1:{listen}", f"{token}.{pin}") as fleet:
                     assert set(fleet["lab-*"].run("6 * 7").to_dict().values()) == {42}

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("boards")
 
 
 class Caller:
-    """The caller's half of docs/protocol.md, with nothing of ours but the format of messages."""
+    """A caller as docs/protocol.md describes it; of the product it uses only the message format."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket

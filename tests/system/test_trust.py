@@ -35,8 +35,8 @@ class Site(NamedTuple):
 
     def add(self, name: str, **more: Any) -> None:
         """A board that is enrolled: ``more`` is what its configuration says besides."""
-        (told,) = self.fleet.enrol([name], plain=more.get("mac", False))
-        identity = BoardIdentity(name, told["id"], bytes.fromhex(told["key"]), more)
+        (enrolment,) = self.fleet.enrol([name], plain=more.get("mac", False))
+        identity = BoardIdentity(name, enrolment["id"], bytes.fromhex(enrolment["key"]), more)
         self.machine.add_board(identity)
 
 
@@ -50,8 +50,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             VirtualBoards([], ("127.0.0.1", server.tcp_port), home / "virtual") as machine,
         ):
             site = Site(server, fleet, machine)
-            (told,) = fleet.enrol(["tls-1"])
-            site.machine.add_board(BoardIdentity.from_enrolment(told, server.url))
+            (enrolment,) = fleet.enrol(["tls-1"])
+            site.machine.add_board(BoardIdentity.from_enrolment(enrolment, server.url))
             site.add("mac-1", mac=True)
             wait_online(fleet, ["tls-1", "mac-1"])
             yield site
@@ -91,8 +91,8 @@ def test_a_hundred_interrupts_leave_the_link_whole(site: Site, name):
         job = board.submit("while True: pass" if number % 2 else "while True: print('z' * 50)")
         job.interrupt()
         assert job.results(WAIT)[name].status == "interrupted"
-    (told,) = site.fleet.boards(name)
-    assert told["connected_since"] < since
+    (row,) = site.fleet.boards(name)
+    assert row["connected_since"] < since
 
 
 def refused(site: Site, name: str, sentence: str, **more: Any) -> None:
@@ -103,8 +103,8 @@ def refused(site: Site, name: str, sentence: str, **more: Any) -> None:
         until(lambda: sentence in log.read_text(), f"no {sentence!r}")
     else:
         time.sleep(1)
-    (told,) = site.fleet.boards(name)
-    assert told["connected_since"] is None
+    (row,) = site.fleet.boards(name)
+    assert row["connected_since"] is None
     site.machine.kill(name)
 
 
@@ -143,23 +143,23 @@ def test_a_board_enrols_itself_by_a_token_and_is_known_from_then_on(site: Site):
 
 @pytest.mark.parametrize("name", ["tls-1", "mac-1"])
 def test_a_key_is_changed_on_the_board_and_on_the_server(site: Site, name):
-    told = "import json; c = json.load(open('/cm.json')); (c['key'], c.get('gen', 0))"
-    old = site.fleet[name].run(told).value
+    read_key = "import json; c = json.load(open('/cm.json')); (c['key'], c.get('gen', 0))"
+    old = site.fleet[name].run(read_key).value
     assert site.fleet.rotate(name) == {name: "asked"}
-    until(lambda: site.fleet[name].run(told).value[1] == old[1] + 1, "it kept its old key")
-    assert site.fleet[name].run(told).value[0] != old[0]
+    until(lambda: site.fleet[name].run(read_key).value[1] == old[1] + 1, "it kept its old key")
+    assert site.fleet[name].run(read_key).value[0] != old[0]
     since = time.time()
     site.machine.restart(name)
     wait_online(site.fleet, [name], since=since)
-    assert site.fleet[name].run(told).value[1] == old[1] + 1
+    assert site.fleet[name].run(read_key).value[1] == old[1] + 1
     rows = [row for row in site.fleet.request("audit") if row["verb"] == "board-rotate"]
     assert any(row["target"] == name and row["detail"].startswith("key ") for row in rows)
 
 
 def test_a_rotation_that_the_board_never_finished_locks_it_out_of_nothing(site: Site):
     """Its power is cut when it has been asked: whatever it kept, it comes back."""
-    (told,) = site.fleet.enrol(["cut-1"])
-    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
+    (enrolment,) = site.fleet.enrol(["cut-1"])
+    site.machine.add_board(BoardIdentity.from_enrolment(enrolment, site.server.url))
     wait_online(site.fleet, ["cut-1"])
     for _ in range(5):
         since = time.time()
@@ -178,8 +178,8 @@ def gen_of(site: Site, name: str) -> int | None:
 
 @pytest.mark.timeout(120)
 def test_power_cut_at_every_write_of_a_rotation_locks_no_board_out(site: Site):
-    (told,) = site.fleet.enrol(["torn-1"])
-    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
+    (enrolment,) = site.fleet.enrol(["torn-1"])
+    site.machine.add_board(BoardIdentity.from_enrolment(enrolment, site.server.url))
     wait_online(site.fleet, ["torn-1"])
     board = BoardUnderTest(site.fleet, site.machine, ("torn-1",), WAIT)
 
@@ -200,8 +200,8 @@ def test_power_cut_at_every_write_of_a_rotation_locks_no_board_out(site: Site):
 
 
 def test_a_revoked_board_is_out_within_two_seconds(site: Site):
-    (told,) = site.fleet.enrol(["thief-1"])
-    site.machine.add_board(BoardIdentity.from_enrolment(told, site.server.url))
+    (enrolment,) = site.fleet.enrol(["thief-1"])
+    site.machine.add_board(BoardIdentity.from_enrolment(enrolment, site.server.url))
     wait_online(site.fleet, ["thief-1"])
     job = site.fleet["thief-1"].submit("while True: pass")
     began = time.monotonic()
@@ -249,7 +249,7 @@ def test_a_token_never_crosses_the_network_in_the_clear():
         Fleet("http://192.0.2.9:18266", "cm_x").status()
 
 
-def test_a_caller_in_the_clear_is_told_what_to_write(site: Site):
+def test_caller_without_tls_gets_the_https_address(site: Site):
     token = (site.server.home / "token").read_text().strip()
     with pytest.raises(ServerError, match="requires TLS: use https://"):
         Fleet(site.server.url.replace("https", "http"), token).status()
