@@ -25,8 +25,8 @@ LINK_AND_RUN = 4_828  # bytes of .mpy; the design allows 6 KB
 #: Modules that every chip uses. The other modules are loaded only for what needs them (files,
 #: packages, enrolment); otherwise they need only flash, of which chips have at least 2 MB.
 CORE = ["about", "ask", "boot", "console", "dial", "link", "loop", "mac", "net", "run"]
-CORE_BYTES = 11_950  # of .mpy; the design allows 12 KB
-ALL = 18_894  # bytes of .mpy of all parts that a chip can have
+CORE_BYTES = 11_941  # of .mpy; the design allows 12 KB
+ALL = 18_885  # bytes of .mpy of all parts that a chip can have
 FILE = 3_072  # bytes of .mpy of any file
 HEAP = 9_920  # bytes on a 32-bit board that has connected and run a cell; the design allows 10 KB
 SMALL_HEAP = "24K"  # in which importing the client must succeed, on a 64-bit board
