@@ -24,7 +24,7 @@ from cloudmanager.client.jobs import Event, JobGroup
 from cloudmanager.display import progress, terminal
 from cloudmanager.display.cell_view import CellView, DisplayOptions, printable_output
 from cloudmanager.display.file_report import files_text
-from cloudmanager.display.layout import head_text
+from cloudmanager.display.folding import head_text
 from cloudmanager.display.progress import VerbWithProgress
 from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names

@@ -25,8 +25,7 @@ from cloudmanager.client.jobs import Event, Job, JobGroup, OutputPosition
 from cloudmanager.results.html_table import results_html
 from cloudmanager.results.results import Result, Results
 
-from .interleaved_log import InterleavedLog
-from .layout import (
+from .folding import (
     OUTPUT_OMITTED,
     RESETTING,
     WAITING_FOR_BOARD,
@@ -35,7 +34,8 @@ from .layout import (
     StyledLine,
     plain_text,
 )
-from .layout import printable_output as printable_output
+from .folding import printable_output as printable_output
+from .interleaved_log import InterleavedLog
 
 DEFAULT_WIDTH: Final = 80  # characters, if the width of the screen is unknown
 #: Where the user finds the whole output; ``{board}`` is replaced by the board's name.

@@ -13,7 +13,7 @@ from cloudmanager.client.syncing import SyncPlan
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
-from .layout import head_text, printable_output
+from .folding import head_text, printable_output
 
 
 def files_text(results: Results) -> str:

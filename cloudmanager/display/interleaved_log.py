@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from .layout import StyledLine, more_text, printable_output
+from .folding import StyledLine, more_text, printable_output
 
 #: Number of lines that are shown, by whether the text is final.
 _MAX_LINES: Final = {False: 100, True: 1000}

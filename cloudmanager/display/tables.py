@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cloudmanager.protocol.text import sanitize_text
 
-from .layout import head_text
+from .folding import head_text
 
 #: A wider cell is cut, so that one long text does not make the whole table unreadable.
 MAX_CELL_CHARS: Final = 40

@@ -15,14 +15,14 @@ from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Results
 
 from .cell_view import DEFAULT_OPTIONS, CellView, DisplayOptions, printable_output
-from .layout import StyledLine, plain_text
+from .folding import StyledLine, plain_text
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 #: Seconds between two updates of the live display: looks live and costs a few percent of a core.
 REFRESH_SECONDS: Final = 0.12
-#: Role of a piece of text (``layout.ROLES``) -> parameters of SGR (ECMA-48, 8.3.117).
+#: Role of a piece of text (``folding.ROLES``) -> parameters of SGR (ECMA-48, 8.3.117).
 _COLOURS: Final = {
     "name": "1",  # bold
     "rule": "2",  # faint

@@ -196,7 +196,7 @@ def test_html_is_produced_in_one_module():
     """The dashboard builds its page from text, and has its own tests."""
     folder = Path(cell_display.__file__).parent
     makes = set()
-    for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").glob("*.py")]:
+    for path in [*folder.glob("*.py"), *(folder.parent / "cloudmanager").rglob("*.py")]:
         source = path.read_text(encoding="utf-8")
         makes |= {path.name} if "text/html" in source else set()
         for kind in ("application/javascript", "text/markdown", "text/latex"):

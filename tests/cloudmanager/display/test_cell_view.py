@@ -10,7 +10,7 @@ from cloudmanager.client import jobs
 from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import Event, JobGroup
 from cloudmanager.display.cell_view import CellView, DisplayOptions, results_text
-from cloudmanager.display.layout import RESETTING, WAITING_FOR_BOARD, plain_text
+from cloudmanager.display.folding import RESETTING, WAITING_FOR_BOARD, plain_text
 from cloudmanager.protocol import wire
 from cloudmanager.results.results import Result, Results
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cloudmanager.display.folding import plain_text
 from cloudmanager.display.interleaved_log import InterleavedLog
-from cloudmanager.display.layout import plain_text
 
 
 def shown(log: InterleavedLog, *, final: bool = True) -> list[str]:

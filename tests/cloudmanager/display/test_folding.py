@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudmanager.display.layout import (
+from cloudmanager.display.folding import (
     RESETTING,
     ROLES,
     WAITING_FOR_BOARD,

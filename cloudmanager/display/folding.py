@@ -1,4 +1,4 @@
-"""Lay out the outputs and outcomes of boards as blocks of text under heads. No I/O, no events.
+"""Fold equal outputs and outcomes of boards into blocks of text under heads. No I/O.
 
 A line consists of pieces of text with a role each (``ROLES``), so that a terminal can colour it.
 Boards are not trusted: all text from them passes ``printable_output``.
@@ -223,7 +223,7 @@ class Report(NamedTuple):
         only_traceback = output.state == "error" and not self._shared_reason(block)
         hidden = output.ok_so_far or self._hides_failures(single_board=single_board)
         if state and not only_traceback and not hidden:
-            lines.insert(0, [(state, _failure_role(output))])
+            lines.insert(0, [(state, _failure_style(output))])
         return lines
 
     def missing_lines(self, left_out: Sequence[str]) -> Iterator[StyledLine]:
@@ -364,7 +364,7 @@ class Report(NamedTuple):
         heads: list[StyledLine] = []
         for block, (names, state), length in zip(blocks, titles, lengths, strict=True):
             failed = bool(state.strip()) and not block.first_output.ok_so_far
-            role = _failure_role(block.first_output) if failed else ""
+            role = _failure_style(block.first_output) if failed else ""
             heads.append(
                 [
                     ("── ", role or "rule"),
@@ -435,7 +435,7 @@ class Report(NamedTuple):
         return f"{folded[:max_chars]}… ({len(names):,} boards)"
 
 
-def _failure_role(output: BoardOutput) -> str:
+def _failure_style(output: BoardOutput) -> str:
     """Return the role of a failure: "bad" if the cell raised an error, else "warn"."""
     return "bad" if output.state == "error" else "warn"
 
