@@ -120,7 +120,7 @@ class InterruptThread:
         return needs_callback or bool(self.mailbox[_INTERRUPT_STATE])
 
     def _needs_callback(self) -> bool:
-        """Return whether MicroPython's thread must be called to send output, read or end its cell."""
+        """Return whether MicroPython's thread must be called: to send, to read, to end its cell."""
         if self.mailbox[_OUTPUT_PENDING] or self.mailbox[_CALLBACK_SCHEDULED]:
             return True
         deadline = self._deadline()

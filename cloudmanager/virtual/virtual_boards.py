@@ -218,7 +218,7 @@ def stop_detached(folder: Path) -> bool:
 
 
 def _is_supervisor(pid: int) -> bool:
-    """Return whether the process ``pid`` is a running supervisor: process ids are reused.
+    """Return whether the process ``pid`` is a running supervisor: process ids are reused."""
     if Path("/proc/self/cmdline").exists():  # Linux, where ps may be missing
         with contextlib.suppress(OSError):
             return b"cloudmanager.virtual.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
