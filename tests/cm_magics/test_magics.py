@@ -206,7 +206,7 @@ def test_unknown_board_suggests_a_similar_name(shell: Shell):
 
 
 def test_malformed_target_is_an_error(shell: Shell):
-    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is never closed.")
+    assert shell.run("%%board demo-[1-\n1").startswith("TargetError: This bracket is not closed.")
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_wait_waits_for_an_offline_board(shell: Shell, fleet: Fleet):
     fleet.enrol(["late-1"])
     output = shell.run("%%board late-1 --wait 0.1\n1")
     assert output.startswith("BoardOffline:")
-    assert "did not dial in within 0.1 s" in output
+    assert "did not connect within 0.1 s" in output
     fleet.revoke("late-1")
 
 
