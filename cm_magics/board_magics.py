@@ -7,7 +7,7 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import line_magic, magics_class, no_var_expand
 
-from cloudmanager.display.tables import boards_text
+from cloudmanager.display.text_tables import boards_text
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
 

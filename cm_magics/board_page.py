@@ -9,7 +9,7 @@ from cloudmanager.client.files import Entry
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.packages import BoardPackages
 from cloudmanager.display.file_report import size_text, value_text
-from cloudmanager.display.tables import board_facts, format_time
+from cloudmanager.display.text_tables import board_facts, format_time
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import sanitize_text
 

@@ -11,7 +11,7 @@ import traitlets
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update
-from cloudmanager.display.tables import fleet_table, job_text
+from cloudmanager.display.text_tables import fleet_table, job_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.names import FACT_NAMES
 from cloudmanager.protocol.targets import Target, parse_target

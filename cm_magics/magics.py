@@ -19,7 +19,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.display.cell_view import FULL_OUTPUT_HINT, DisplayOptions, results_text
-from cloudmanager.display.tables import fleet_table
+from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.targets import parse_target
 from cloudmanager.protocol.text import fold_names, nearest_name

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from cloudmanager.client.cells import parse_python
 from cloudmanager.display.cell_view import printable_output
-from cloudmanager.display.tables import format_table
+from cloudmanager.display.text_tables import format_table
 from cloudmanager.protocol.text import sanitize_text
 from cloudmanager.results.results import Result
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.display.tables import audit_table, format_time, token_table
+from cloudmanager.display.text_tables import audit_table, format_time, token_table
 from cloudmanager.protocol.text import fold_names
 
 from .commands import OK, AddVerb, print_json, print_outcome

@@ -18,7 +18,7 @@ from cloudmanager import local_server
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.client.verbs import still_open
-from cloudmanager.display.tables import fleet_table, format_duration, job_table, job_text
+from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.display.tables import fleet_table
 from cloudmanager.display.terminal import follow_cell
+from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.virtual.simulate import free_tcp_port, numbered_names, simulate
 

@@ -66,7 +66,9 @@ def test_boards_and_callers_find_a_server_through_nginx(two_servers: Several, tm
                 with Fleet(f"https://127.0.0.1:{listen}", f"{token}.{pin}") as fleet:
                     assert set(fleet["lab-*"].run("6 * 7").to_dict().values()) == {42}
                 held = [server.home / "server.log" for server in (a, b)]
-                assert all("is connected, from" in log.read_text() for log in held)  # nginx shared them out
+                assert all(
+                    "is connected, from" in log.read_text() for log in held
+                )  # nginx shared them out
                 b.process.kill()
                 b.process.wait()
                 wait_online(direct, names)

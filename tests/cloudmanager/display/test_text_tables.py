@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.display.tables import (
+from cloudmanager.display.text_tables import (
     FLEET_HEADINGS,
     MAX_CELL_CHARS,
     MAX_JOBS,
