@@ -144,8 +144,9 @@ class Outgoing:
         written_counts: list[int] = []
         try:
             _write_and_count(self._write, frame.data, written_counts)
-        except OSError:
-            if written_counts:  # the write succeeded: a signal handler raised this OSError
+        except OSError as error:
+            # The socket's own error is not raised: the writing thread meets it, too.
+            if written_counts or not _is_raised_here(error):
                 raise
         finally:
             if written_counts and written_counts[0] == len(frame.data):
@@ -250,6 +251,18 @@ class Outgoing:
     def _may_complete(self, frame: OutgoingFrame) -> bool:
         """Whether the last piece of a frame may be written."""
         return not self._closed and not frame.withdrawn
+
+
+def _is_raised_here(error: OSError) -> bool:
+    """Return whether the socket or TLS raised an error, and not a signal handler.
+
+    A handler is a Python function of somebody else, so the innermost frame is its own.
+    """
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    module = innermost.tb_frame.f_globals.get("__name__", "") if innermost is not None else ""
+    return bool(module) and module in (__name__, f"{__package__}.tls", "ssl")
 
 
 def _write_and_count(
