@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         TargetError,
         VersionMismatch,
     )
-    from .results.results import Repr, Result, Results
+    from .results.board_values import Repr
+    from .results.results import Result, Results
 
 __all__ = [
     "AsyncFleet",

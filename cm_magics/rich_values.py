@@ -11,7 +11,6 @@ script, which a notebook would trust as the output of its own cell.
 
 from __future__ import annotations
 
-import ast
 import base64
 import math
 import struct
@@ -19,10 +18,10 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cloudmanager.client.cells import parse_python
 from cloudmanager.display.cell_view import printable_output
 from cloudmanager.display.text_tables import format_table
 from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.results.board_values import read_value
 from cloudmanager.results.results import Result
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -46,9 +45,9 @@ def mime_bundle(result: Result) -> dict[str, Any]:
     plain = {"text/plain": printable_output(result.text)}
     if result.value_truncated:
         return plain
-    value = _read_literal(result.text)
-    if isinstance(value, bytes) and value.startswith(_PNG_SIGNATURE):
-        return _png_bundle(value)
+    value = read_value(result.text)
+    if isinstance(value, (bytes, bytearray)) and value.startswith(_PNG_SIGNATURE):
+        return _png_bundle(bytes(value))
     if isinstance(value, dict) and "framebuf" in value:
         return _png_bundle(png) if (png := _framebuf_png(value)) else plain
     if isinstance(value, list) and (table := _table_text(value)):
@@ -56,25 +55,6 @@ def mime_bundle(result: Result) -> dict[str, Any]:
     if isinstance(value, (list, dict)) and _is_tree(value, result.text):
         return {**plain, "application/json": value}
     return plain
-
-
-def _read_literal(text: str) -> Any:
-    """Parse a Python literal, which may contain ``bytearray(…)``; return None if it is not one."""
-    try:
-        tree = _BytearrayToBytes().visit(parse_python(text, "eval"))
-        return ast.literal_eval(tree)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return None
-
-
-class _BytearrayToBytes(ast.NodeTransformer):
-    """Replaces ``bytearray(b"…")`` by ``b"…"``, which ``ast.literal_eval`` accepts."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        is_bytearray = isinstance(node.func, ast.Name) and node.func.id == "bytearray"
-        if is_bytearray and len(node.args) == 1 and not node.keywords:
-            return node.args[0]
-        return node
 
 
 def _png_bundle(png: bytes) -> dict[str, Any]:
@@ -89,7 +69,7 @@ def _framebuf_png(value: dict[Any, Any]) -> bytes | None:
     pixel_format = value.get("format")
     width = value.get("width")
     height = value.get("height")
-    if not isinstance(buf, bytes) or not isinstance(pixel_format, int):
+    if not isinstance(buf, (bytes, bytearray)) or not isinstance(pixel_format, int):
         return None
     if not isinstance(width, int) or not isinstance(height, int):
         return None
@@ -111,7 +91,7 @@ def _framebuf_png(value: dict[Any, Any]) -> bytes | None:
     return _png(rows, 3 if pixel_format == _RGB565 else 1, width, height)
 
 
-def _rgb565_row(buf: bytes, width: int, y: int) -> bytes:
+def _rgb565_row(buf: bytes | bytearray, width: int, y: int) -> bytes:
     """Return a row of pixels, three bytes each, from 5 bits of red, 6 of green and 5 of blue."""
     row = bytearray()
     for pixel in struct.unpack_from(f"<{width}H", buf, 2 * y * width):
@@ -121,7 +101,7 @@ def _rgb565_row(buf: bytes, width: int, y: int) -> bytes:
     return bytes(row)
 
 
-def _grey_row(buf: bytes, width: int, y: int, bits: int, *, high_first: bool) -> bytes:
+def _grey_row(buf: bytes | bytearray, width: int, y: int, bits: int, *, high_first: bool) -> bytes:
     """Return a row of pixels, one byte each; each row of the buffer starts at a whole byte."""
     per_byte = 8 // bits
     start = y * ((width + per_byte - 1) // per_byte)

@@ -7,7 +7,6 @@ board begin with ``__cm_``, so that they collide with no name of the user's. A b
 
 from __future__ import annotations
 
-import ast
 import binascii
 import errno
 import hashlib
@@ -19,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.file_ops import OP_ARGUMENTS
+from cloudmanager.results.board_values import UnreadableValue, parse_value
 
 from . import install_helper
 
@@ -337,8 +337,8 @@ class ReplFiles:
     def _eval_code(self, code: str, prefix: str = "", suffix: str = "") -> Any:
         """Run a piece of code that prints a literal, and return it."""
         try:
-            return ast.literal_eval(prefix + self._run_code(code) + suffix)
-        except (ValueError, SyntaxError) as error:
+            return parse_value(prefix + self._run_code(code) + suffix)
+        except UnreadableValue as error:
             raise FileOpFailed(
                 "ValueError: the board's answer to a file operation cannot be parsed"
             ) from error

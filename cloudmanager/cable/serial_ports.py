@@ -7,7 +7,6 @@ needs ``pip install 'cloudmanager[flash]'``.
 
 from __future__ import annotations
 
-import ast
 import binascii
 import contextlib
 import errno
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloudmanager.protocol.errors import CableError
+from cloudmanager.results.board_values import UnreadableValue, parse_value
 
 if TYPE_CHECKING:
     from mpremote.transport_serial import SerialTransport
@@ -266,8 +266,8 @@ class BoardRepl:
         """
         printed = self.run(code).strip().rpartition("\n")[2]
         try:
-            value = ast.literal_eval(printed)
-        except (ValueError, SyntaxError):
+            value = parse_value(printed)
+        except UnreadableValue:
             value = None
         if not isinstance(value, tuple) or len(value) != size:
             raise CableError(

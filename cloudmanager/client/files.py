@@ -6,7 +6,6 @@ A board's ``OSError`` is raised as Python's own, with ``BOARD:PATH`` as file nam
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, PackageError, PeerWireError
 from cloudmanager.protocol.file_ops import FileOp, disk_space
+from cloudmanager.results.board_values import parse_value
 from cloudmanager.results.results import Result
 
 from .cells import prepare_cell
@@ -102,9 +102,9 @@ class FileResult(Result):
         self._failure = failure
         if status == "ok" and failure is None:
             try:
-                self.op_results = list(ast.literal_eval(fields.pop("text")))
+                self.op_results = list(parse_value(fields.pop("text")))
                 self._value = make_value(self.op_results)
-            except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
+            except (ArithmeticError, LookupError, TypeError, ValueError):
                 self._failure = PeerWireError("the board sent malformed results of file operations")
         fields["text"] = "" if self._value is None else repr(self._value)
         super().__init__(board, job, "error" if self._failure else status, **fields)

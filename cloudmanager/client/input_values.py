@@ -2,13 +2,15 @@
 
     prelude({"pins": (2, 4), "limit": float("inf")})
 
-returns the lines `pins = (2, 4)` and `limit = float('inf')`. Values can be Python literals, nested,
-and objects with a `tolist()`, such as numpy arrays.
+returns the lines `pins = (2, 4)` and `limit = float('inf')`. Values can be what boards return
+(`results/board_values.py`), nested, and objects with a `tolist()`, such as numpy arrays.
 """
 
 from __future__ import annotations
 
+import array
 import keyword
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -20,7 +22,13 @@ _SPECIAL_FLOATS: Final = {
     "-inf": "float('-inf')",
     "nan": "float('nan')",
 }
-_SUPPORTED_TYPES: Final = "None, bool, int, float, str, bytes, list, tuple, dict and set"
+_SUPPORTED_TYPES: Final = (
+    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, "
+    "range, array, OrderedDict, named tuples and Ellipsis"
+)
+#: Size in bytes of an array's items -> the type code that has this size on boards of all word
+#: sizes: l has 4 bytes on a chip and 8 on most hosts.
+_SIGNED_CODES: Final = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
 def prelude(inputs: Mapping[str, Any]) -> str:
@@ -57,7 +65,7 @@ class _UnsupportedValue(Exception):
 
 def _literal(value: Any) -> str:
     """Return a literal of a value; of a subclass, that of its built-in base class."""
-    if value is None or isinstance(value, bool):
+    if value is None or value is ... or isinstance(value, bool):
         return repr(value)
     if isinstance(value, int):
         small = value.bit_length() <= _DECIMAL_BITS
@@ -65,6 +73,8 @@ def _literal(value: Any) -> str:
     if isinstance(value, float):
         text = float.__repr__(value)
         return _SPECIAL_FLOATS.get(text, text)
+    if isinstance(value, complex):
+        return f"complex({_literal(value.real)},{_literal(value.imag)})"
     if isinstance(value, str):
         return str.__repr__(value)
     if isinstance(value, bytes):
@@ -78,15 +88,41 @@ def _container_literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{_join_literals(value)}]"
     if isinstance(value, tuple):
+        if fields := getattr(value, "_fields", ()):
+            return _named_tuple_expression(type(value).__name__, fields, value)
         return f"({_join_literals(value)},)" if value else "()"
     if isinstance(value, dict):
-        pairs = (f"{_literal(key)}: {_literal(each)}" for key, each in value.items())
-        return f"{{{', '.join(pairs)}}}"
-    if isinstance(value, set):
-        return f"{{{_join_literals(value)}}}" if value else "set()"
+        if isinstance(value, OrderedDict):
+            pairs = [(key, each) for key, each in value.items()]
+            return f"__import__('collections').OrderedDict({_literal(pairs)})"
+        items = (f"{_literal(key)}: {_literal(each)}" for key, each in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, (set, frozenset)):
+        literal = f"{{{_join_literals(value)}}}" if value else "set()"
+        return f"frozenset({literal if value else ''})" if isinstance(value, frozenset) else literal
+    if isinstance(value, range):
+        return f"range({value.start},{value.stop},{value.step})"
+    if isinstance(value, array.array) and (code := _array_code(value)):
+        return f"__import__('array').array({code!r},{_literal(value.tolist())})"
     if callable(tolist := getattr(value, "tolist", None)) and not isinstance(value, type):
         return _literal(tolist())
     raise _UnsupportedValue(value)
+
+
+def _array_code(value: array.array[Any]) -> str:
+    """Return the type code that an array of this type has on every board; "" if it has none."""
+    if value.typecode in "fd":
+        return value.typecode
+    code = _SIGNED_CODES.get(value.itemsize, "")
+    if value.typecode in "bhilq":
+        return code
+    return code.upper() if value.typecode in "BHILQ" else ""
+
+
+def _named_tuple_expression(name: str, fields: Iterable[str], values: Iterable[Any]) -> str:
+    """Return an expression that makes a named tuple; MicroPython allows any name of a field."""
+    names = _literal(tuple(fields))
+    return f"__import__('collections').namedtuple({name!r},{names})({_join_literals(values)})"
 
 
 def _join_literals(values: Iterable[Any]) -> str:

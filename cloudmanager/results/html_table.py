@@ -86,7 +86,9 @@ def _value_columns(values: list[Any], texts: list[str]) -> tuple[list[str], list
         )
     size = len(first) if isinstance(first, tuple) else 0
     if size and all(isinstance(value, tuple) and len(value) == size for value in values):
-        return _limit_columns([str(at) for at in range(size)], [list(value) for value in values])
+        is_named = all(type(value) is type(first) for value in values)
+        names = getattr(first, "_fields", range(size)) if is_named else range(size)
+        return _limit_columns([str(name) for name in names], [list(value) for value in values])
     return ["value"], [[text] for text in texts]
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, LinkLost
 from cloudmanager.protocol.text import sanitize_text
 
+from .board_values import Repr, read_value
 from .html_table import results_html
 
 if TYPE_CHECKING:
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
 MAX_JSON_BITS: Final = 8192
 _SUMMARY_CHARS: Final = 80
 _UP_TO_LAST_FRAME: Final = re.compile(r'(?s).*(?:^|\n)  File "[^\n]*(?:\n    [^\n]*)?\n')
-
-
-class Repr(str):
-    """A value's ``repr`` that is not a literal, such as ``<Pin 4>``; shown without quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Return the board's text, without quotes; made safe to show."""
-        return sanitize_text(self)
 
 
 class Result:
@@ -69,7 +58,8 @@ class Result:
     def value(self) -> Any:
         """The value of the cell's last expression, as a Python object; None if there is none.
 
-        A ``repr`` that is not a literal, or that was cut off, is returned as ``Repr``.
+        What has no literal, such as ``<Pin 4>``, and a value that was cut off are returned as
+        `Repr`, which says why.
 
         Raises:
             CloudmanagerError: the job failed; the same exception as ``error``.
@@ -78,12 +68,9 @@ class Result:
             raise self.error
         if not self.text:
             return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as about escapes in a board's text
-                return Repr(self.text) if self.value_truncated else ast.literal_eval(self.text)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            return Repr(self.text)
+        if self.value_truncated:
+            return Repr(self.text, "the end of it is missing")
+        return read_value(self.text)
 
     @property
     def error(self) -> Exception | None:

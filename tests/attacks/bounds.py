@@ -290,6 +290,12 @@ BOUNDS: Final = [
         "cloudmanager/protocol/test_wire.py::test_payload_that_is_not_a_json_object_is_refused",
     ),
     defence(
+        "keys of one hash do not stall the caller",
+        LIBRARY + "results/board_values.py",
+        "_check_keys = lambda keys: None",
+        "cloudmanager/results/test_board_values.py::test_flood_of_one_hash_is_a_repr_that_says_why",
+    ),
+    defence(
         "what a board prints is displayed as text, not as HTML",
         "cm_magics/cell_display.py",
         '_mime_bundle = lambda text, html=None: {"text/plain": text, "text/html": text}',

@@ -15,7 +15,7 @@ from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import BoardError, NoSuchBoard, PeerWireError, ServerUnreachable
 from cloudmanager.protocol.wire import Message
-from cloudmanager.results.results import Repr
+from cloudmanager.results.board_values import Repr
 
 WAIT = 20.0  # seconds that a thread may take on a busy machine
 TRACEBACK = """\

@@ -7,7 +7,8 @@ import pytest
 
 from cloudmanager.protocol.errors import BoardError, BoardOffline, FleetError, LinkLost
 from cloudmanager.results import results as results_module
-from cloudmanager.results.results import Repr, Result, Results
+from cloudmanager.results.board_values import Repr
+from cloudmanager.results.results import Result, Results
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -56,9 +57,6 @@ def test_literal_value_is_a_python_object(text, value):
     "text",
     [
         pytest.param("<Pin 4>", id="an object"),
-        pytest.param("nan", id="nan"),
-        pytest.param("[inf, 1]", id="inf in a list"),
-        pytest.param("bytearray(b'x')", id="a call"),
         pytest.param("{[]: 1}", id="a key that cannot be one"),
         pytest.param("-" * 100_000 + "1", id="very deep"),
         pytest.param("1" + "+1" * 100_000, id="very long"),
