@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from cloudmanager import config, local_server
 from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.errors import CloudmanagerError, TargetError
 from cloudmanager.protocol.text import fold_names
 
 from .virtual_boards import VirtualBoards
@@ -31,18 +32,20 @@ def simulate(
     fleet: Fleet,
     names: Sequence[str],
     *,
+    folder: Path | None = None,
     detach: bool = False,
     allow_remote: bool = False,
     **sizes: str,
 ) -> VirtualBoards:
     """Start virtual boards and return once all of them are connected.
 
-    Each is a real MicroPython process, which keeps its flash in a file in CM_HOME. It is not a
-    sandbox: everybody who may run cells on it can act as you on this machine.
+    Each is a real MicroPython process, which keeps its flash in a file. It is not a sandbox:
+    everybody who may run cells on it can act as you on this machine.
 
     Args:
         fleet: the fleet that they join.
         names: their names.
+        folder: where they keep their flash; by default, ``boards_folder()``.
         detach: keep them running when this process ends.
         allow_remote: allow a server that other machines can reach.
         sizes: ``heap`` and ``flash``, as for ``VirtualBoards``.
@@ -60,10 +63,10 @@ def simulate(
     ]
     url = config.split_url(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
-    boards = VirtualBoards(identities, address, boards_folder(), detach=detach, **sizes)
+    boards = VirtualBoards(identities, address, folder or boards_folder(), detach=detach, **sizes)
     boards.start()
     try:
-        _await_boards(fleet, names)
+        _await_boards(fleet, names, boards.folder)
     except BaseException:
         boards.stop()
         raise
@@ -85,6 +88,8 @@ class Demo:
         self.names = list(names)
         self.boards = boards
         if boards is not None:
+            _running_demos.append(self)
+            # Without their enrolments: an interpreter that exits starts no thread for a link.
             atexit.register(boards.stop)
 
     def __repr__(self) -> str:
@@ -92,20 +97,30 @@ class Demo:
         return f"<{fold_names(self.names)} at {self.url}>"
 
     def stop(self) -> None:
-        """End the boards that were started for the demo; further calls have no effect."""
+        """End the boards that were started for the demo, and erase them; further calls do nothing.
+
+        Erased are their files, enrolments, labels and samples.
+        """
         boards, self.boards = self.boards, None
         if boards is None:
             return
+        _running_demos.remove(self)
         atexit.unregister(boards.stop)
         boards.stop()
         with Fleet(self.url) as fleet, contextlib.suppress(CloudmanagerError):
-            fleet.revoke(",".join(board.name for board in boards.identities))
+            _erase_boards(fleet, [board.name for board in boards.identities])
+
+
+_running_demos: list[Demo] = []  # those whose boards this process has started
 
 
 def start_demo(count: int = 3, name: str = "demo") -> Demo:
     """Start a server and virtual boards NAME-1, NAME-2 and so on, unless they are running.
 
-    Boards that are started here end with this program; the server runs until ``mbm server-stop``.
+    Boards that are started here are new: without files, labels and samples of an earlier demo. They
+    end with this program; the server runs until ``mbm server-stop``. If this program has started
+    boards of these names before, they are stopped first, so that a notebook can run from top to
+    bottom again.
 
     Args:
         count: how many boards.
@@ -115,14 +130,42 @@ def start_demo(count: int = 3, name: str = "demo") -> Demo:
         ServiceError: the server did not start.
         CloudmanagerError: a board did not join, or MicroPython's unix port is missing.
     """
+    names = numbered_names(name, count)
+    for earlier in list(_running_demos):
+        if not set(names).isdisjoint(earlier.names):
+            earlier.stop()
     if not os.environ.get("CM_URL"):
         local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
-    names = numbered_names(name, count)
     with Fleet() as fleet:
         online = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing = [name for name in names if name not in online]
-        boards = simulate(fleet, missing) if missing else None
+        boards = start_new_boards(fleet, missing) if missing else None
         return Demo(fleet.address.url, names, boards)
+
+
+def start_new_boards(fleet: Fleet, names: Sequence[str]) -> VirtualBoards:
+    """Start virtual boards without what demo boards of these names left behind.
+
+    They keep their flash apart from the boards of ``mbm simulate``, whose files are not touched.
+
+    Raises:
+        CloudmanagerError: as for ``simulate``.
+    """
+    _erase_boards(fleet, [name for name in names if (_demo_folder() / name).exists()])
+    return simulate(fleet, names, folder=_demo_folder())
+
+
+def _erase_boards(fleet: Fleet, names: Sequence[str]) -> None:
+    """Revoke demo boards, with their labels and samples, and delete their flash."""
+    for name in names:
+        with contextlib.suppress(TargetError):  # it is not enrolled
+            fleet.revoke(name)
+        shutil.rmtree(_demo_folder() / name, ignore_errors=True)
+
+
+def _demo_folder() -> Path:
+    """Return the folder in which demo boards keep their flash."""
+    return config.make_home_folder() / "demo"
 
 
 def free_tcp_port(first: int) -> int:
@@ -154,14 +197,14 @@ def boards_folder() -> Path:
     return config.make_home_folder() / "virtual"
 
 
-def _await_boards(fleet: Fleet, names: Sequence[str]) -> None:
+def _await_boards(fleet: Fleet, names: Sequence[str], folder: Path) -> None:
     deadline = time.monotonic() + JOIN_SECONDS + JOIN_SECONDS_EACH * len(names)
     missing = set(names)
     while missing:
         online = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing -= online
         if missing and time.monotonic() > deadline:
-            log = boards_folder() / min(missing) / "board.log"
+            log = folder / min(missing) / "board.log"
             error = CloudmanagerError(f"{fold_names(missing)} did not join the server")
             error.hint = f"The board's own log is {log}."
             raise error

@@ -133,6 +133,36 @@ def test_demo_boards_are_connected_until_they_are_stopped(server: RunningServer,
     assert not [board for board in fleet.boards() if board["name"].startswith("play")]
 
 
+def test_demo_that_is_started_again_has_new_boards(fleet: Fleet):
+    for _ in range(2):
+        playing = simulate.start_demo(1, "again")
+        assert "note.txt" not in fleet["again-1"].run("import os; os.listdir('/')").value
+        assert fleet.boards("again-1")[0]["labels"] == {}
+        fleet["again-1"].run("open('/note.txt', 'w').close()").raise_for_error()
+        fleet["again-1"].label({"room": "north"})
+    playing.stop()
+
+
+def test_demo_does_not_keep_what_a_killed_notebook_left(fleet: Fleet):
+    first = simulate.start_demo(1, "killed")
+    assert first.boards is not None
+    fleet["killed-1"].run("open('/note.txt', 'w').close()").raise_for_error()
+    first.boards.stop()  # as at the exit of an interpreter
+    second = simulate.start_demo(1, "killed")
+    assert "note.txt" not in fleet["killed-1"].run("import os; os.listdir('/')").value
+    second.stop()
+
+
+def test_demo_keeps_the_files_of_simulated_boards(fleet: Fleet):
+    boards = simulate.simulate(fleet, ["mine-1"])
+    fleet["mine-1"].run("open('/note.txt', 'w').close()").raise_for_error()
+    boards.stop()
+    simulate.start_demo(1, "mine").stop()
+    boards = simulate.simulate(fleet, ["mine-1"])
+    assert "note.txt" in fleet["mine-1"].run("import os; os.listdir('/')").value
+    boards.stop()
+
+
 def test_running_boards_are_used_by_the_demo_and_not_stopped(
     fleet: Fleet, boards: virtual_boards.VirtualBoards
 ):
