@@ -12,13 +12,21 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.terminal import follow_cell
 from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.virtual.simulate import free_tcp_port, numbered_names, simulate
+from cloudmanager.virtual.simulate import (
+    Demo,
+    free_tcp_port,
+    numbered_names,
+    start_new_boards,
+)
+
+from .tutorials import copy_tutorials
 
 CELL = """\
 import sys, gc
@@ -65,7 +73,8 @@ def demo(show_text: Callable[[str], None], *, lab: bool) -> int:
 def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
     """Run a cell on six boards: on one it raises, on one it hangs, and one loses its power."""
     names = numbered_names("greenhouse", 6)
-    boards = simulate(fleet, names)
+    boards = start_new_boards(fleet, names)
+    greenhouses = Demo(fleet.address.url, names, boards)
     try:
         fleet["greenhouse-[1-3,6]"].run(SENSOR_CODE.format("return 21.5"))
         fleet["greenhouse-4"].run(SENSOR_CODE.format('raise OSError("the sensor is unplugged")'))
@@ -83,8 +92,7 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
         show_text("\nThe other five boards kept their variables:\n\n    1000 * readings")
         follow_cell(fleet["greenhouse-[1-5]"].submit("1000 * readings", timeout=3, listen=True))
     finally:
-        boards.stop()
-        fleet.revoke("greenhouse-[1-6]")
+        greenhouses.stop()
 
 
 @contextlib.contextmanager
@@ -109,34 +117,33 @@ def _running_boards(fleet: Fleet) -> Iterator[None]:
     if not missing:
         yield
         return
-    boards = simulate(fleet, missing)
+    boards = Demo(fleet.address.url, missing, start_new_boards(fleet, missing))
     try:
         yield
     finally:
         boards.stop()
-        fleet.revoke(",".join(missing))
 
 
 @contextlib.contextmanager
 def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
-    """Run JupyterLab on the tutorials.
+    """Run JupyterLab on copies of the tutorials; its messages go to a log file.
 
     Its token is passed in the environment, because command lines are visible to other users.
     """
     token, tcp_port = secrets.token_hex(16), free_tcp_port(FIRST_TCP_PORT)
-    folder = Path("notebooks") if Path("notebooks").is_dir() else Path()
+    folder = _make_notebook_folder(show_text)
     command = [sys.executable, "-m", "jupyterlab", str(folder)]
-    command += [
-        f"--ServerApp.port={tcp_port}",
-        "--ServerApp.port_retries=0",
-        "--Application.log_level=WARN",
-    ]
+    command += [f"--ServerApp.port={tcp_port}", "--ServerApp.port_retries=0"]
     if os.geteuid() == 0:
         command.append("--allow-root")
     environment = {**os.environ, "JUPYTER_TOKEN": token}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    log_path = config.make_home_folder() / "jupyterlab.log"
+    with _create_private(log_path) as log:
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=log, stderr=log
+        )
     try:
-        _await_jupyterlab(process, f"http://127.0.0.1:{tcp_port}/api")
+        _await_jupyterlab(process, f"http://127.0.0.1:{tcp_port}/api", log_path)
         page = f"/tree/{FIRST_NOTEBOOK}" if (folder / FIRST_NOTEBOOK).exists() else ""
         show_text(
             f"\nJupyterLab is at\n\n    http://127.0.0.1:{tcp_port}/lab{page}?token={token}\n\n"
@@ -148,7 +155,27 @@ def _running_jupyterlab(show_text: Callable[[str], None]) -> Iterator[None]:
         process.wait()
 
 
-def _await_jupyterlab(process: subprocess.Popen[bytes], url: str) -> None:
+def _make_notebook_folder(show_text: Callable[[str], None]) -> Path:
+    """Return the folder that JupyterLab opens: copies of a checkout's tutorials, or this one."""
+    source = Path("notebooks")
+    if not (source / FIRST_NOTEBOOK).exists():
+        return Path()
+    folder = config.make_home_folder() / "tutorials"
+    kept = copy_tutorials(source, folder)
+    show_text(f"\nThe tutorials were copied to {folder}.")
+    if kept:
+        names = ", ".join(path.name for path in kept)
+        show_text(f"Those that you had changed there are now called {names}.")
+    return folder
+
+
+def _create_private(path: Path) -> BinaryIO:
+    """Create a file, or empty it; only this user may read it: JupyterLab logs its token."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    return os.fdopen(handle, "wb")
+
+
+def _await_jupyterlab(process: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
     """Return when JupyterLab answers.
 
     Raises:
@@ -159,9 +186,11 @@ def _await_jupyterlab(process: subprocess.Popen[bytes], url: str) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):
             return
         time.sleep(0.2)
-    raise CloudmanagerError(
+    error = CloudmanagerError(
         "JupyterLab did not start; install it with `pip install 'cloudmanager[lab]'`"
     )
+    error.hint = f"Its log is {log_path}."
+    raise error
 
 
 def _indent_text(text: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from cloudmanager.cli import demo
+from cloudmanager.cli.tutorials import copy_tutorials
 
 WAIT = 60.0  # seconds for the whole demo on a busy machine
 MBM = str(Path(sys.executable).parent / "mbm")
@@ -138,10 +140,35 @@ def test_demo_opens_jupyterlab_and_stops_it_on_ctrl_c(environment, tmp_path):
         assert line, output
         output += line
     request = json.loads((tmp_path / "lab.json").read_text())
+    assert request["argv"][0] == str(tmp_path / "tutorials")
+    assert (tmp_path / "tutorials/01_first_cells.ipynb").exists()
     assert f"?token={request['token']}" in output
     assert not any(request["token"] in option for option in request["argv"])
     os.killpg(process.pid, signal.SIGINT)
+    assert stat.S_IMODE((tmp_path / "jupyterlab.log").stat().st_mode) == 0o600
     rest, errors = process.communicate(timeout=WAIT)
     assert "Stopping JupyterLab, the boards and the server." in rest
     assert (process.returncode, errors) == (0, "")
     assert_nothing_left(environment)
+
+
+def test_copies_of_tutorials_that_the_user_changed_are_kept(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "copies"
+    source.mkdir()
+    original = {"cells": [{"cell_type": "code", "source": ["1 + 1"], "outputs": []}]}
+    (source / "one.ipynb").write_text(json.dumps(original))
+    (source / "picture.png").write_bytes(b"png")
+    (source / "conftest.py").touch()
+    assert copy_tutorials(source, folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["one.ipynb", "picture.png"]
+
+    executed = {"cells": [{"cell_type": "code", "source": "1 + 1", "outputs": [{"text": "2"}]}]}
+    (folder / "one.ipynb").write_text(json.dumps(executed))
+    assert copy_tutorials(source, folder) == []
+    assert json.loads((folder / "one.ipynb").read_text()) == original
+
+    for number, text in ((1, json.dumps({"cells": []})), (2, "not a notebook")):
+        (folder / "one.ipynb").write_text(text)
+        assert copy_tutorials(source, folder) == [folder / f"one-{number}.ipynb"]
+        assert (folder / f"one-{number}.ipynb").read_text() == text
+        assert json.loads((folder / "one.ipynb").read_text()) == original
