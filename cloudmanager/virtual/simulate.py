@@ -21,6 +21,7 @@ from .virtual_boards import VirtualBoards
 
 JOIN_SECONDS = 30.0  # for the first board; more boards get more time
 JOIN_SECONDS_EACH = 0.3
+_UNIX_PLATFORMS = ("linux", "darwin")  # sys.platform of MicroPython's unix port
 
 
 def numbered_names(prefix: str, count: int) -> list[str]:
@@ -52,18 +53,20 @@ def simulate(
 
     Raises:
         ServerError: a board of that name is connected already.
-        CloudmanagerError: a board did not join, others can reach the server, or
-            MicroPython's unix port is missing.
+        CloudmanagerError: a board did not join, others can reach the server, a board of that name
+            is not a virtual one, or MicroPython's unix port is missing.
         ServerUnreachable: no server.
     """
+    folder = folder or boards_folder()
     if not allow_remote:
         _check_local(fleet)
+    _check_virtual(fleet, names, folder)
     identities = [
         BoardIdentity.from_enrolment(row, fleet.address.url) for row in fleet.enrol(list(names))
     ]
     url = config.split_url(fleet.address.url)
     address = (url.hostname or config.DEFAULT_HOST, url.port or config.DEFAULT_TCP_PORT)
-    boards = VirtualBoards(identities, address, folder or boards_folder(), detach=detach, **sizes)
+    boards = VirtualBoards(identities, address, folder, detach=detach, **sizes)
     boards.start()
     try:
         _await_boards(fleet, names, boards.folder)
@@ -189,6 +192,29 @@ def _check_local(fleet: Fleet) -> None:
         error.hint = (
             "With --allow-remote, everybody who may run cells there can act as you on this machine."
         )
+        raise error
+
+
+def _check_virtual(fleet: Fleet, names: Sequence[str], folder: Path) -> None:
+    """Refuse names of boards that are not virtual: a new key would lock those boards out.
+
+    Raises:
+        CloudmanagerError: a board of such a name is enrolled that did not connect from a computer.
+    """
+    real = []
+    for board in fleet.boards():
+        # A virtual board that never connected has a flash, but has not reported its platform.
+        has_flash = not board["platform"] and (folder / board["name"]).exists()
+        is_virtual = has_flash or board["platform"] in _UNIX_PLATFORMS
+        if board["name"] in names and not is_virtual:
+            real.append(board["name"])
+    if real:
+        is_one = len(real) == 1
+        error = CloudmanagerError(
+            f"{fold_names(real)} {'is a board' if is_one else 'are boards'} of your own: a virtual "
+            f"board of the same name would lock {'it' if is_one else 'them'} out of the fleet"
+        )
+        error.hint = f"Choose another name, or remove it first: `mbm board-revoke '{real[0]}'`."
         raise error
 
 

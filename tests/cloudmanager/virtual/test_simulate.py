@@ -74,6 +74,18 @@ def test_invalid_name_is_refused(fleet: Fleet):
         simulate.simulate(fleet, ["no name"])
 
 
+def test_name_of_a_board_that_is_not_virtual_is_refused(fleet: Fleet):
+    (mine,) = fleet.enrol(["real-1"])
+    for start in (
+        lambda: simulate.simulate(fleet, ["real-1"]),
+        lambda: simulate.start_demo(1, "real"),
+    ):
+        with pytest.raises(CloudmanagerError, match="real-1 is a board of your own"):
+            start()
+    assert fleet.boards("real-1")[0]["id"] == mine["id"]
+    fleet.revoke("real-1")
+
+
 def test_board_that_does_not_join_is_ended_and_reported(fleet: Fleet, monkeypatch):
     monkeypatch.setattr(simulate, "JOIN_SECONDS", -1.0)
     started: list[int] = []
