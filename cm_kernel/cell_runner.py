@@ -11,8 +11,8 @@ import collections
 import time
 from typing import Any, Final, Protocol
 
-from cloudmanager.client.async_fleet import call_in_loop
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS, Event, Job, JobGroup
+from cloudmanager.client.runner import call_in_loop
 from cloudmanager.display.cell_view import CellView, DisplayOptions, printable_output
 from cloudmanager.display.folding import WAITING_FOR_BOARD, head_text, plain_text
 from cloudmanager.display.terminal import REFRESH_SECONDS

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-from cloudmanager.client import verbs
-from cloudmanager.client.async_fleet import wait_done
+from cloudmanager.client import cell_verbs
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.runner import wait_done
 from cloudmanager.protocol.errors import CloudmanagerError
 from cm_magics import fleet
 
@@ -57,7 +57,7 @@ async def describe_name(target: str, path: str) -> dict[str, tuple[str, str, str
 
 async def _ask_boards(target: str, call: str) -> dict[str, Any]:
     """Return the answer of each board that answered in time; {} if the server is unreachable."""
-    group = JobGroup(verbs.prepare_cached(_BOARD_CALL + call))
+    group = JobGroup(cell_verbs.prepare_cached(_BOARD_CALL + call))
     # Completion shows no errors.
     with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_submit_and_wait(target, group), ANSWER_SECONDS)
@@ -68,6 +68,6 @@ async def _ask_boards(target: str, call: str) -> dict[str, Any]:
 async def _submit_and_wait(target: str, group: JobGroup) -> None:
     options = {"idle": True, "timeout": ANSWER_SECONDS}
     # In a thread, because it connects to the server if there is no link, which may take seconds.
-    await asyncio.to_thread(verbs.submit_group, fleet()[target], group, options)
+    await asyncio.to_thread(cell_verbs.submit_group, fleet()[target], group, options)
     await wait_done(group.finished)
     group.finished.result()

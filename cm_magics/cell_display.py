@@ -81,12 +81,13 @@ def run_file_verb(verb: VerbWithProgress, preparation: str = "") -> Results:
         CloudmanagerError, OSError: the verb did not start, or could not start on all boards.
     """
     if getattr(get_ipython(), "kernel", None) is None:
-        with progress.ProgressBar() as bar:
-            results = progress.run_with_progress(verb, bar, preparation)
+        with progress.ProgressBar(preparation) as report:
+            results = verb(report)
         handle = None
     else:
         line = _ProgressLine(live=can_answer() and not os.environ.get("CM_PLAIN"))
-        results = progress.run_with_progress(verb, line.draw, preparation)
+        with progress.LiveProgress(line.draw, preparation) as report:
+            results = verb(report)
         handle = line.handle
     text = files_text(results)
     if handle is not None:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.client.file_verbs import FileVerbs
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import Event
-from cloudmanager.client.package_verbs import PackageVerbs
 from cloudmanager.display import progress, terminal
 from cloudmanager.display.cell_view import CellView, DisplayOptions
 from cloudmanager.display.file_report import files_text
@@ -107,22 +105,19 @@ def _upload_file(fleet: Fleet, target: str, text: str, show_text: ShowText) -> s
     source, _, dest = text.strip().partition(" ")
     path = Path(source).expanduser()
     dest = dest.strip() or ":/"
-    return _run_transfer(
-        lambda report: FileVerbs.put(boards, path, dest, progress=report), show_text
-    )
+    return _run_transfer(lambda report: boards.put(path, dest, progress=report), show_text)
 
 
 def _install_packages(fleet: Fleet, target: str, text: str, show_text: ShowText) -> str:
     boards = fleet[target]
     packages = text.split()
-    return _run_transfer(
-        lambda report: PackageVerbs.install(boards, *packages, progress=report), show_text
-    )
+    return _run_transfer(lambda report: boards.install(*packages, progress=report), show_text)
 
 
 def _run_transfer(verb: progress.VerbWithProgress, show_text: ShowText) -> str:
     """Run a verb that sends files to boards, and show its progress."""
-    results = progress.run_with_progress(verb, lambda meter: show_text(meter.text()))
+    with progress.LiveProgress(lambda meter: show_text(meter.text())) as report:
+        results = verb(report)
     return _check_outcome(results, files_text(results) or "done")
 
 

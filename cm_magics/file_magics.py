@@ -7,7 +7,6 @@ from typing import Final
 from IPython.core.error import UsageError
 from IPython.core.magic import cell_magic, line_magic, magics_class, no_var_expand
 
-from cloudmanager.client.file_verbs import FileVerbs
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
@@ -98,16 +97,12 @@ class FileMagics(TargetMagics):
         *sources, dest = words
         if dest.startswith(":"):
             source = sources[0] if len(sources) == 1 else sources
-            return self._run_verb(
-                lambda report: FileVerbs.put(boards, source, dest, progress=report)
-            )
+            return self._run_verb(lambda progress: boards.put(source, dest, progress=progress))
         if len(sources) != 1 or not sources[0].startswith(":"):
             raise UsageError(
                 "Either TO or a single FROM must be a path on the boards, such as `:lib/`."
             )
-        return self._run_verb(
-            lambda report: FileVerbs.get(boards, sources[0], dest, progress=report)
-        )
+        return self._run_verb(lambda progress: boards.get(sources[0], dest, progress=progress))
 
     board_cp.__doc__ = _CP_PARSER.format_help()
 
@@ -117,7 +112,7 @@ class FileMagics(TargetMagics):
         """List a folder; the parser's help replaces this docstring."""
         boards, words, options = self._parse_line(_LS_PARSER, line)
         path = words[0] if words else ":/"
-        return self._run_verb(lambda _: FileVerbs.ls(boards, path, recursive=options.recursive))
+        return self._run_verb(lambda _: boards.ls(path, recursive=options.recursive))
 
     board_ls.__doc__ = _LS_PARSER.format_help()
 
@@ -128,7 +123,7 @@ class FileMagics(TargetMagics):
         boards, words, options = self._parse_line(_RM_PARSER, line)
         if len(words) != 1:
             raise UsageError("Usage: %board_rm TARGET :PATH (one file, or with -r one folder)")
-        return self._run_verb(lambda _: FileVerbs.rm(boards, words[0], recursive=options.recursive))
+        return self._run_verb(lambda _: boards.rm(words[0], recursive=options.recursive))
 
     board_rm.__doc__ = _RM_PARSER.format_help()
 
@@ -140,13 +135,12 @@ class FileMagics(TargetMagics):
         if len(words) not in (1, 2):
             raise UsageError("Usage: %board_sync TARGET FOLDER [:DEST]")
         return self._run_verb(
-            lambda report: FileVerbs.sync(
-                boards,
+            lambda progress: boards.sync(
                 words[0],
                 words[1] if len(words) > 1 else ":/",
                 delete=options.delete,
                 dry_run=options.dry_run,
-                progress=report,
+                progress=progress,
             )
         )
 
@@ -159,8 +153,7 @@ class FileMagics(TargetMagics):
         boards, words, _ = self._parse_line(_WRITE_PARSER, line)
         if len(words) != 1:
             raise UsageError("Usage: %%board_writefile TARGET :PATH")
-        self._run_verb(
-            lambda report: FileVerbs.put(boards, cell.encode(), words[0], progress=report)
-        )
+        content = cell.encode()
+        self._run_verb(lambda progress: boards.put(content, words[0], progress=progress))
 
     board_writefile.__doc__ = _WRITE_PARSER.format_help()

@@ -14,7 +14,6 @@ from cloudmanager.client.install_options import (
     install_arguments,
     install_options_error,
 )
-from cloudmanager.client.package_verbs import PackageVerbs
 from cloudmanager.results.results import Results
 
 from .base import TargetMagics, make_parser
@@ -82,7 +81,7 @@ class PackageMagics(TargetMagics):
             raise UsageError(error)
         arguments = install_arguments(options)
         return self._run_verb(
-            lambda report: PackageVerbs.install(boards, *words, progress=report, **arguments),
+            lambda progress: boards.install(*words, progress=progress, **arguments),
             preparation=PLANNING_TEXT,
         )
 
@@ -96,7 +95,7 @@ class PackageMagics(TargetMagics):
         if not words:
             raise UsageError("Usage: %board_uninstall TARGET NAME…")
         flags = {"force": options.force, "dry_run": options.dry_run}
-        return self._run_verb(lambda _: PackageVerbs.uninstall(boards, *words, **flags))
+        return self._run_verb(lambda progress: boards.uninstall(*words, progress=progress, **flags))
 
     board_uninstall.__doc__ = _UNINSTALL_PARSER.format_help()
 
@@ -107,7 +106,7 @@ class PackageMagics(TargetMagics):
         boards, words, _ = self._parse_line(_PACKAGES_PARSER, line)
         if words:
             raise UsageError("Usage: %board_packages TARGET")
-        return self._run_verb(lambda _: PackageVerbs.packages(boards))
+        return self._run_verb(lambda _: boards.packages())
 
     board_packages.__doc__ = _PACKAGES_PARSER.format_help()
 
@@ -118,7 +117,7 @@ class PackageMagics(TargetMagics):
         boards, words, options = self._parse_line(_UPGRADE_PARSER, line)
         flags = {"force": options.force, "dry_run": options.dry_run}
         return self._run_verb(
-            lambda report: PackageVerbs.upgrade(boards, *words, progress=report, **flags),
+            lambda progress: boards.upgrade(*words, progress=progress, **flags),
             preparation=PLANNING_TEXT,
         )
 

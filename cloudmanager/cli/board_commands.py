@@ -8,18 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from cloudmanager.client.board_paths import parse_board_path
 from cloudmanager.client.files import empty_result, failed_result
 from cloudmanager.client.fleet import Boards
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
-from cloudmanager.client.sources import source_from_bytes
-from cloudmanager.client.uploads import UploadItem, upload_per_board
-from cloudmanager.client.verbs import TICK_SECONDS, run_blocking
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import nearest_name
 from cloudmanager.results.results import Result, Results
 
 PROGRAM: Final = "app.py"  # the fact `program` of a board while its own program runs
+_POLL_SECONDS: Final = 0.12  # between two looks at programs that are being stopped
 SETTINGS: Final = ":settings.json"  # a file on boards for the settings of the user's programs
 
 
@@ -73,7 +70,7 @@ def _stop_programs(boards: Boards) -> Results:
     deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
     running = _running_programs(boards, names)
     while running and time.monotonic() < deadline:
-        time.sleep(TICK_SECONDS)
+        time.sleep(_POLL_SECONDS)
         running = _running_programs(boards, names)
     results = {
         name: _still_running(name) if name in running else empty_result(name) for name in names
@@ -103,14 +100,13 @@ def _show_settings(boards: Boards) -> Results:
 def _change_setting(boards: Boards, key: str, value: str) -> Results:
     """Change one setting on each board; the other settings of each board are kept."""
     current = boards.read(SETTINGS)
-    uploads = {}
+    contents = {}
     for name, result in current.items():
         if result.ok or isinstance(result.error, FileNotFoundError):
             settings = _parse_settings(result.value) if result.ok else {}
             settings[key] = _parse_value(value)
-            source = source_from_bytes(json.dumps(settings, indent=1).encode())
-            uploads[name] = [UploadItem(source, parse_board_path(SETTINGS))]
-    written = run_blocking(upload_per_board(boards, uploads, None))
+            contents[name] = json.dumps(settings, indent=1).encode()
+    written = boards.put_each(contents, SETTINGS)
     return Results({**current, **written}, current.left_out)
 
 

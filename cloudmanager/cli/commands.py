@@ -17,7 +17,6 @@ from typing import Any
 from cloudmanager import local_server
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
-from cloudmanager.client.verbs import still_open
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
@@ -194,7 +193,7 @@ def job_interrupt(options: argparse.Namespace) -> int:
     """Interrupt jobs."""
     with Fleet() as fleet:
         count = fleet.interrupt(options.jobs)
-        left = still_open(fleet, options.jobs) if count else []
+        left = fleet.unfinished_jobs(options.jobs) if count else []
     text = _interrupt_text(count, len(options.jobs))
     if not left:
         return print_outcome(options, {"interrupted": count}, text)

@@ -7,10 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from cloudmanager.client.file_verbs import FileVerbs
 from cloudmanager.client.fleet import Fleet
-from cloudmanager.display import progress
 from cloudmanager.display.file_report import files_text
+from cloudmanager.display.progress import ProgressBar
 from cloudmanager.results.results import Results
 
 from . import board_commands
@@ -82,24 +81,16 @@ def upload(options: argparse.Namespace) -> int:
         sources = options.sources
         dest = ":/"
     one = Path(sources[0]) if len(sources) == 1 else [Path(each) for each in sources]
-    with Fleet() as fleet, progress.ProgressBar() as bar:
-        boards = fleet[options.target]
-        results = progress.run_with_progress(
-            lambda moved: FileVerbs.put(boards, one, _board_path(dest), progress=moved), bar
-        )
+    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+        results = fleet[options.target].put(one, _board_path(dest), progress=progress)
     return print_results(results, options)
 
 
 def download(options: argparse.Namespace) -> int:
     """Copy a file or folder from boards."""
-    with Fleet() as fleet, progress.ProgressBar() as bar:
-        boards = fleet[options.target]
-        results = progress.run_with_progress(
-            lambda moved: FileVerbs.get(
-                boards, _board_path(options.path), options.folder, progress=moved
-            ),
-            bar,
-        )
+    path = _board_path(options.path)
+    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
+        results = fleet[options.target].get(path, options.folder, progress=progress)
     return print_results(results, options)
 
 
@@ -118,18 +109,13 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def _sync_once(fleet: Fleet, options: argparse.Namespace) -> int:
-    boards = fleet[options.target]
-    with progress.ProgressBar() as bar:
-        results = progress.run_with_progress(
-            lambda moved: FileVerbs.sync(
-                boards,
-                options.folder,
-                _board_path(options.dest),
-                delete=options.delete,
-                dry_run=options.dry_run,
-                progress=moved,
-            ),
-            bar,
+    with ProgressBar(quiet=options.json) as progress:
+        results = fleet[options.target].sync(
+            options.folder,
+            _board_path(options.dest),
+            delete=options.delete,
+            dry_run=options.dry_run,
+            progress=progress,
         )
     return print_results(results, options)
 

@@ -12,8 +12,7 @@ from cloudmanager.client.install_options import (
     install_arguments,
     install_options_error,
 )
-from cloudmanager.client.package_verbs import PackageVerbs
-from cloudmanager.display import progress
+from cloudmanager.display.progress import ProgressBar
 
 from .commands import AddVerb
 from .file_commands import print_results, print_usage_error
@@ -41,21 +40,16 @@ def install(options: argparse.Namespace) -> int:
     if error := install_options_error(options):
         return print_usage_error(error)
     arguments = install_arguments(options)
-    with Fleet() as fleet, progress.ProgressBar() as bar:
-        boards = fleet[options.target]
-        results = progress.run_with_progress(
-            lambda moved: PackageVerbs.install(boards, *options.names, progress=moved, **arguments),
-            bar,
-            PLANNING_TEXT,
-        )
+    with Fleet() as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
+        results = fleet[options.target].install(*options.names, progress=progress, **arguments)
     return print_results(results, options)
 
 
 def uninstall(options: argparse.Namespace) -> int:
     """Uninstall packages."""
-    with Fleet() as fleet:
+    with Fleet() as fleet, ProgressBar(quiet=options.json) as progress:
         results = fleet[options.target].uninstall(
-            *options.names, force=options.force, dry_run=options.dry_run
+            *options.names, force=options.force, dry_run=options.dry_run, progress=progress
         )
     return print_results(results, options)
 
@@ -68,17 +62,8 @@ def packages(options: argparse.Namespace) -> int:
 
 def upgrade(options: argparse.Namespace) -> int:
     """Install the newest versions of packages."""
-    with Fleet() as fleet, progress.ProgressBar() as bar:
-        boards = fleet[options.target]
-        results = progress.run_with_progress(
-            lambda moved: PackageVerbs.upgrade(
-                boards,
-                *options.names,
-                force=options.force,
-                dry_run=options.dry_run,
-                progress=moved,
-            ),
-            bar,
-            PLANNING_TEXT,
+    with Fleet() as fleet, ProgressBar(PLANNING_TEXT, quiet=options.json) as progress:
+        results = fleet[options.target].upgrade(
+            *options.names, force=options.force, dry_run=options.dry_run, progress=progress
         )
     return print_results(results, options)

@@ -3,74 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from cloudmanager import config
 from cloudmanager.results.results import Results
 
-from . import verbs
+from .cell_verbs import CellVerbs, make_cell, submit_group, submit_options
 from .exchange import Exchange
 from .file_verbs import FileVerbs
-from .future import Future
+from .fleet_verbs import FleetVerbs
 from .jobs import Event, Job, JobGroup
 from .link import ServerLink
 from .package_verbs import PackageVerbs
-from .verbs import BoardsVerbs, FleetVerbs
+from .runner import call_in_loop, wait_done
+from .verb import Asynchronous
 from .watch import Update, Watch
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-def asynchronous(
-    verb: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return the verb as a coroutine method for asyncio."""
-
-    @functools.wraps(verb)
-    async def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        await self.connect()
-        return await _run_in_loop(verb(self, *args, **kwargs))
-
-    return call
-
-
-async def _run_in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a verb in the running event loop; a cancellation is raised inside of it."""
-    try:
-        awaited: Future[Any] = coroutine.send(None)
-        while True:
-            try:
-                await wait_done(awaited)
-            except BaseException as error:
-                awaited = coroutine.throw(error)
-            else:
-                awaited = coroutine.send(None)
-    except StopIteration as end:
-        value: T = end.value
-        return value
-
-
-async def wait_done(future: Future[Any]) -> None:
-    """Wait until a future is set, without blocking the event loop."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    future.add_done_callback(lambda: call_in_loop(loop, done.set))
-    await done.wait()
-
-
-def call_in_loop(
-    loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object
-) -> None:
-    """Schedule ``callback`` in a loop, from any thread; do nothing if the loop is closed."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(callback, *args)
-
-
-class AsyncFleet:
+class AsyncFleet(Asynchronous, FleetVerbs):
     """All boards of one server, for asyncio: ``Fleet`` with ``await``.
 
     Args:
@@ -126,30 +77,24 @@ class AsyncFleet:
 
         return AsyncWatch(Watch(connect, target, samples=samples))
 
-    request = asynchronous(FleetVerbs.request)
-    boards = asynchronous(FleetVerbs.boards)
-    status = asynchronous(FleetVerbs.status)
-    enrol = asynchronous(FleetVerbs.enrol)
-    enrol_token = asynchronous(FleetVerbs.enrol_token)
-    revoke = asynchronous(FleetVerbs.revoke)
-    rename = asynchronous(FleetVerbs.rename)
-    rotate = asynchronous(FleetVerbs.rotate)
-    jobs = asynchronous(FleetVerbs.jobs)
-    job = asynchronous(FleetVerbs.job)
-    interrupt = asynchronous(FleetVerbs.interrupt)
-    samples = asynchronous(FleetVerbs.samples)
 
-
-class AsyncBoards:
+class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
     """The boards of a target; the server resolves it again at each call."""
 
     def __init__(self, fleet: AsyncFleet, target: str) -> None:
         self._fleet = fleet
         self.target = target
-        self.connect, self.exchange = fleet.connect, fleet.exchange
 
     def __repr__(self) -> str:
         return f"AsyncBoards({self.target!r})"
+
+    async def connect(self) -> None:
+        """Connect to the server, unless connected; see ``AsyncFleet.connect``."""
+        await self._fleet.connect()
+
+    def exchange(self) -> Exchange:
+        """Return the exchange with the server; see ``AsyncFleet.exchange``."""
+        return self._fleet.exchange()
 
     async def submit(
         self,
@@ -172,35 +117,12 @@ class AsyncBoards:
         def on_event(event: Event | None) -> None:
             call_in_loop(loop, events.put_nowait, event)
 
-        group = JobGroup(verbs.make_cell(code, inputs), on_event=on_event)
-        verbs.submit_group(
-            self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
-        )
-        with verbs.interrupting(group):
+        group = JobGroup(make_cell(code, inputs), on_event=on_event)
+        submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
+        with group.interrupted_on_error():
             await wait_done(group.accepted)
         group.accepted.result()
         return AsyncJobGroup(group, events)
-
-    run = asynchronous(BoardsVerbs.run)
-    reset = asynchronous(BoardsVerbs.reset)
-    info = asynchronous(BoardsVerbs.info)
-    label = asynchronous(BoardsVerbs.label)
-    put = asynchronous(FileVerbs.put)
-    get = asynchronous(FileVerbs.get)
-    read = asynchronous(FileVerbs.read)
-    sync = asynchronous(FileVerbs.sync)
-    ls = asynchronous(FileVerbs.ls)
-    stat = asynchronous(FileVerbs.stat)
-    df = asynchronous(FileVerbs.df)
-    mkdir = asynchronous(FileVerbs.mkdir)
-    rmdir = asynchronous(FileVerbs.rmdir)
-    rm = asynchronous(FileVerbs.rm)
-    mv = asynchronous(FileVerbs.mv)
-    stop = asynchronous(BoardsVerbs.stop)
-    install = asynchronous(PackageVerbs.install)
-    uninstall = asynchronous(PackageVerbs.uninstall)
-    packages = asynchronous(PackageVerbs.packages)
-    upgrade = asynchronous(PackageVerbs.upgrade)
 
 
 class AsyncJobGroup:

@@ -15,15 +15,15 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files
 from .file_jobs import (
-    ProgressCallback,
     as_file_results,
-    gather,
     group_equal_plans,
     run_file_ops,
     split_batches,
 )
 from .files import FileResult
-from .verbs import HasTarget
+from .progress import ProgressCallback
+from .runner import gather
+from .verb import HasTarget
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024  # of a file that is read into memory
 _ILLEGAL_NAME: Final = "not a valid local file name; the file was left on the board"
@@ -80,12 +80,24 @@ async def download(
     return Results(results, stats.left_out)
 
 
-async def read_file(boards: HasTarget, path: str, target: str = "") -> Results:
+async def read_file(boards: HasTarget, path: str, progress: ProgressCallback | None) -> Results:
     """Return the content of a file: see ``FileVerbs.read``."""
+    path = board_paths.parse_board_path(path)
     sink = _MemorySink()
-    results = await run_file_ops(
-        boards, [["get", board_paths.parse_board_path(path)]], target=target, sink=sink
-    )
+    sizes: dict[str, int] = {}
+
+    def on_moved(board: str, moved: int) -> None:
+        if progress is not None:
+            progress(board, moved, sizes.get(board, moved))
+
+    if progress is not None:
+        stats = await run_file_ops(boards, [["stat", path]])
+        sizes = {
+            name: files.read_stat(result.value[0]).size
+            for name, result in stats.items()
+            if result.ok
+        }
+    results = await run_file_ops(boards, [["get", path]], sink=sink, on_moved=on_moved)
     return Results(
         {
             name: result.with_value(bytes(sink.contents.get(name, b"")))

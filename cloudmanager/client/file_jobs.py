@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from cloudmanager.protocol.file_ops import FileOp
@@ -15,16 +15,13 @@ from .exchange import Exchange
 from .files import ByteSink, FileJobGroup, FileResult, OnMoved
 from .future import Future
 from .sources import ContentSource
-from .verbs import HasTarget, wait_results
+from .verb import HasTarget
 
 T = TypeVar("T")
 
 #: The greatest length of a job's operations as JSON: a board has the text and the lists in memory.
 MAX_OPS_BYTES: Final = 1500
 PIECES_IN_FLIGHT: Final = 8  # pieces of an upload that are sent before the first is confirmed
-
-#: Called with a board, the bytes that were transferred for it so far, and the total.
-ProgressCallback = Callable[[str, int, int], None]
 
 
 async def run_file_ops(
@@ -48,7 +45,7 @@ async def run_file_ops(
     """
     group = FileJobGroup(ops, make_value=make_value, sink=sink, on_moved=on_moved)
     boards.exchange().submit(group, target or boards.target, {"acts": ops})
-    return await wait_results(group)
+    return await group.completed()
 
 
 async def run_file_ops_in_batches(
@@ -108,54 +105,6 @@ def split_batches(ops: Iterable[FileOp]) -> Iterator[list[FileOp]]:
 def as_file_results(results: Mapping[str, Result]) -> dict[str, FileResult]:
     """Return the results of a job with file operations as a dict; all are ``FileResult``."""
     return cast("dict[str, FileResult]", dict(results))
-
-
-async def gather(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
-    """Run several coroutines concurrently, without asyncio; return their results in order.
-
-    If one raises, or the wait is interrupted, the others are closed, which interrupts their jobs.
-    """
-    results: dict[int, T] = {}
-    pending: dict[int, Future[Any]] = {}
-    try:
-        for number, coroutine in enumerate(coroutines):
-            _advance_coroutine(number, coroutine, pending, results)
-        while pending:
-            await _first_done(pending.values())
-            for number, future in list(pending.items()):
-                if future.done:
-                    _advance_coroutine(number, coroutines[number], pending, results)
-    finally:
-        for number in pending:
-            coroutines[number].close()
-    return [results[number] for number in range(len(coroutines))]
-
-
-def _advance_coroutine(
-    number: int,
-    coroutine: Coroutine[Any, Any, T],
-    pending: dict[int, Future[Any]],
-    results: dict[int, T],
-) -> None:
-    """Run a coroutine until it awaits a future, or ends."""
-    pending.pop(number, None)
-    try:
-        pending[number] = coroutine.send(None)
-    except StopIteration as end:
-        results[number] = end.value
-
-
-def _first_done(futures: Iterable[Future[Any]]) -> Future[None]:
-    """Return a future that is set as soon as one of ``futures`` is."""
-    first = Future[None]()
-
-    def settle() -> None:
-        if not first.done:
-            first.set_result(None)
-
-    for future in list(futures):
-        future.add_done_callback(settle)
-    return first
 
 
 def group_equal_plans(plans: Mapping[str, T]) -> list[tuple[list[str], T]]:

@@ -1,27 +1,29 @@
-"""The verbs for boards' files, as coroutines (see ``verbs``); paths on boards begin with ``:``."""
+"""The verbs for boards' files; paths on boards begin with ``:``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cloudmanager.results.results import Results
 
-from . import board_paths, downloads, files, syncing, uploads
-from .file_jobs import ProgressCallback, run_file_ops
+from . import board_paths, downloads, files, sources, syncing, uploads
+from .file_jobs import run_file_ops
+from .progress import ProgressCallback
 from .sources import PathLike, UploadOrigin
-from .verbs import HasTarget
+from .verb import HasTarget, verb
 
 
-class FileVerbs:
+class FileVerbs(HasTarget):
     """Operations on the files of a target's boards.
 
     Each verb returns ``Results``. A board's failure is in its Result and is not raised; errors of
     the board's file system are of the ``OSError`` family.
     """
 
-    async def ls(self: HasTarget, path: str = ":/", *, recursive: bool = False) -> Results:
+    @verb
+    async def ls(self, path: str = ":/", *, recursive: bool = False) -> Results:
         """List a folder; each board's value is a list of ``Entry`` (path, is_dir, size)."""
         return await run_file_ops(
             self,
@@ -29,7 +31,8 @@ class FileVerbs:
             make_value=_of_first_result(files.read_entries),
         )
 
-    async def stat(self: HasTarget, path: str) -> Results:
+    @verb
+    async def stat(self, path: str) -> Results:
         """Return facts about a path; each board's value is a ``Stat`` (is_dir, size, mtime)."""
         return await run_file_ops(
             self,
@@ -37,7 +40,8 @@ class FileVerbs:
             make_value=_of_first_result(files.read_stat),
         )
 
-    async def df(self: HasTarget, path: str = ":/") -> Results:
+    @verb
+    async def df(self, path: str = ":/") -> Results:
         """Return the size of a file system; each value is a ``Space`` (total, used, free bytes)."""
         return await run_file_ops(
             self,
@@ -45,14 +49,16 @@ class FileVerbs:
             make_value=_of_first_result(files.read_space),
         )
 
-    async def mkdir(self: HasTarget, path: str, *, parents: bool = False) -> Results:
+    @verb
+    async def mkdir(self, path: str, *, parents: bool = False) -> Results:
         """Make a folder; with ``parents``, missing parents too, and the folder may exist."""
         name = "makedirs" if parents else "mkdir"
         return await run_file_ops(
             self, [[name, board_paths.parse_board_path(path)]], make_value=_no_value
         )
 
-    async def rmdir(self: HasTarget, path: str) -> Results:
+    @verb
+    async def rmdir(self, path: str) -> Results:
         """Remove an empty folder."""
         path = board_paths.parse_board_path(path)
         # With ls, which fails for a file: rmdir on littlefs would remove a file, too.
@@ -60,19 +66,22 @@ class FileVerbs:
             self, [["ls", path, False], ["rmdir", path]], make_value=_no_value
         )
 
-    async def rm(self: HasTarget, path: str, *, recursive: bool = False) -> Results:
+    @verb
+    async def rm(self, path: str, *, recursive: bool = False) -> Results:
         """Remove a file; with ``recursive``, a folder with its contents."""
         return await run_file_ops(
             self, [["rm", board_paths.parse_board_path(path), recursive]], make_value=_no_value
         )
 
-    async def mv(self: HasTarget, path: str, to: str) -> Results:
+    @verb
+    async def mv(self, path: str, to: str) -> Results:
         """Rename a file or folder on the boards."""
         ops = [["rename", board_paths.parse_board_path(path), board_paths.parse_board_path(to)]]
         return await run_file_ops(self, ops, make_value=_no_value)
 
+    @verb
     async def put(
-        self: HasTarget,
+        self,
         source: UploadOrigin | Sequence[PathLike],
         dest: str = ":/",
         *,
@@ -86,8 +95,8 @@ class FileVerbs:
         Args:
             source: a file, a folder, several of them, or the bytes of one file.
             dest: path on the boards, such as ``:lib/``.
-            progress: called with a board, the bytes transferred for it and the total; in the
-                link's thread, so it must not call verbs of the fleet.
+            progress: called with a board, the bytes transferred for it and the total; see
+                ``ProgressCallback``.
 
         Returns:
             For each board, how many bytes were written.
@@ -97,8 +106,34 @@ class FileVerbs:
         """
         return await uploads.upload(self, source, dest, progress)
 
+    @verb
+    async def put_each(
+        self,
+        contents: Mapping[str, bytes],
+        dest: str,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> Results:
+        """Write one file on several boards, with its own content on each.
+
+        Args:
+            contents: name of a board -> content of its file.
+            dest: path of the file on the boards.
+            progress: see ``put``.
+
+        Returns:
+            For each board, how many bytes were written.
+        """
+        path = board_paths.parse_board_path(dest)
+        plans = {
+            name: [uploads.UploadItem(sources.source_from_bytes(content), path)]
+            for name, content in contents.items()
+        }
+        return await uploads.upload_per_board(self, plans, progress)
+
+    @verb
     async def get(
-        self: HasTarget,
+        self,
         path: str,
         folder: PathLike = ".",
         *,
@@ -118,12 +153,19 @@ class FileVerbs:
         """
         return await downloads.download(self, path, Path(folder), progress)
 
-    async def read(self: HasTarget, path: str) -> Results:
-        """Return the content of a file; each board's value is ``bytes``."""
-        return await downloads.read_file(self, path)
+    @verb
+    async def read(self, path: str, *, progress: ProgressCallback | None = None) -> Results:
+        """Return the content of a file; each board's value is ``bytes``.
 
+        Args:
+            path: the file.
+            progress: see ``put``; the size is requested first.
+        """
+        return await downloads.read_file(self, path, progress)
+
+    @verb
     async def sync(
-        self: HasTarget,
+        self,
         folder: PathLike,
         dest: str = ":/",
         *,

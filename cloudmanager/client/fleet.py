@@ -8,17 +8,18 @@ from typing import Any
 
 from cloudmanager import config
 
-from . import verbs
+from .cell_verbs import CellVerbs, make_cell, submit_group, submit_options
 from .exchange import Exchange
 from .file_verbs import FileVerbs
+from .fleet_verbs import FleetVerbs
 from .jobs import Event, JobGroup
 from .link import ServerLink
 from .package_verbs import PackageVerbs
-from .verbs import BoardsVerbs, FleetVerbs, blocking
+from .verb import Blocking
 from .watch import Watch
 
 
-class Fleet:
+class Fleet(Blocking, FleetVerbs):
     """All boards of one server.
 
     ``fleet["esp-[1-3]"]`` selects boards; nothing is sent until a verb is called. All methods are
@@ -82,30 +83,20 @@ class Fleet:
         """
         return Watch(self.exchange, target, samples=samples)
 
-    request = blocking(FleetVerbs.request)
-    boards = blocking(FleetVerbs.boards)
-    status = blocking(FleetVerbs.status)
-    enrol = blocking(FleetVerbs.enrol)
-    enrol_token = blocking(FleetVerbs.enrol_token)
-    revoke = blocking(FleetVerbs.revoke)
-    rename = blocking(FleetVerbs.rename)
-    rotate = blocking(FleetVerbs.rotate)
-    jobs = blocking(FleetVerbs.jobs)
-    job = blocking(FleetVerbs.job)
-    interrupt = blocking(FleetVerbs.interrupt)
-    samples = blocking(FleetVerbs.samples)
 
-
-class Boards:
+class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
     """The boards of a target; the server resolves it again at each call."""
 
     def __init__(self, fleet: Fleet, target: str) -> None:
         self._fleet = fleet
         self.target = target
-        self.exchange = fleet.exchange
 
     def __repr__(self) -> str:
         return f"Boards({self.target!r})"
+
+    def exchange(self) -> Exchange:
+        """Return the exchange with the server; see ``Fleet.exchange``."""
+        return self._fleet.exchange()
 
     def submit(
         self,
@@ -139,36 +130,8 @@ class Boards:
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
-        group = JobGroup(verbs.make_cell(code, inputs), listen=listen, on_event=on_event)
-        verbs.submit_group(
-            self, group, {**verbs.submit_options(timeout, fresh, wait), "answers": answers}
-        )
-        self._wait_until_accepted(group)
-        return group
-
-    @staticmethod
-    def _wait_until_accepted(group: JobGroup) -> None:
-        """Wait for the server; if the wait is interrupted, interrupt the cell too."""
-        with verbs.interrupting(group):
+        group = JobGroup(make_cell(code, inputs), listen=listen, on_event=on_event)
+        submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
+        with group.interrupted_on_error():
             group.accepted.result()
-
-    run = blocking(BoardsVerbs.run)
-    reset = blocking(BoardsVerbs.reset)
-    info = blocking(BoardsVerbs.info)
-    label = blocking(BoardsVerbs.label)
-    put = blocking(FileVerbs.put)
-    get = blocking(FileVerbs.get)
-    read = blocking(FileVerbs.read)
-    sync = blocking(FileVerbs.sync)
-    ls = blocking(FileVerbs.ls)
-    stat = blocking(FileVerbs.stat)
-    df = blocking(FileVerbs.df)
-    mkdir = blocking(FileVerbs.mkdir)
-    rmdir = blocking(FileVerbs.rmdir)
-    rm = blocking(FileVerbs.rm)
-    mv = blocking(FileVerbs.mv)
-    stop = blocking(BoardsVerbs.stop)
-    install = blocking(PackageVerbs.install)
-    uninstall = blocking(PackageVerbs.uninstall)
-    packages = blocking(PackageVerbs.packages)
-    upgrade = blocking(PackageVerbs.upgrade)
+        return group

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Generator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cloudmanager.protocol.errors import CloudmanagerError
 
@@ -30,16 +31,28 @@ class Future(Generic[T]):
         self._error: CloudmanagerError | None = None
         self._callbacks: list[Callable[[], object]] = []
 
-    def __await__(self) -> Generator[Future[T], None, T]:
-        """Yield the future to the function that runs the coroutine; see ``verbs.run_blocking``."""
-        yield self
+    def __await__(self) -> Generator[Pause, None, T]:
+        """Yield a pause to the function that runs the coroutine; see ``runner``."""
+        if not self.done:
+            yield Pause(self)
         return self.result()
+
+    async def done_within(self, seconds: float) -> bool:
+        """Wait at most ``seconds`` without blocking the thread; return whether it is set."""
+        if not self.done:
+            await Pause(self, time.monotonic() + seconds)
+        return self.done
 
     def add_done_callback(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once: in the thread that sets the future, or now if it is set."""
         self._callbacks.append(callback)
         if self.done:
             self._run_callbacks()
+
+    def remove_done_callback(self, callback: Callable[[], object]) -> None:
+        """Do not call ``callback`` any more; it may have been called already."""
+        with contextlib.suppress(ValueError):
+            self._callbacks.remove(callback)
 
     def _run_callbacks(self) -> None:
         while self._callbacks:
@@ -83,3 +96,36 @@ class Future(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # set_result() was called
+
+
+class Pause:
+    """What a coroutine waits for: a future, or a point in time.
+
+    Attributes:
+        future: the coroutine continues when it is set.
+        deadline: by ``time.monotonic()``, when it continues at the latest; None for never.
+    """
+
+    __slots__ = ("deadline", "future")
+
+    def __init__(self, future: Future[Any], deadline: float | None = None) -> None:
+        self.future = future
+        self.deadline = deadline
+
+    def __await__(self) -> Generator[Pause, None, None]:
+        """Yield the pause to the function that runs the coroutine."""
+        yield self
+
+    @property
+    def over(self) -> bool:
+        """Whether the coroutine may continue."""
+        return self.future.done or (self.deadline is not None and self.seconds_left() == 0)
+
+    def seconds_left(self) -> float | None:
+        """Return for how long the coroutine waits at most; None for as long as it takes."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+
+async def sleep(seconds: float) -> None:
+    """Wait without blocking the thread, if a verb runs in asyncio."""
+    await Pause(Future[None](), time.monotonic() + seconds)

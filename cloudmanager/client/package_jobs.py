@@ -17,12 +17,13 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from . import sources
-from .file_jobs import ProgressCallback, upload_content
+from .file_jobs import upload_content
 from .files import FileJobGroup, FileResult
 from .jobs import Job
 from .packages import BoardPackages, InstallResult
+from .progress import ProgressCallback
 from .syncing import read_ignore_file
-from .verbs import HasTarget, wait_results
+from .verb import HasTarget
 
 _DOCUMENT_NAME: Final = "package.json"
 
@@ -62,7 +63,7 @@ async def run_package_job(
     """Run a job about packages on all boards of a target, and wait for the results."""
     group = PackageJobGroup(make_value, progress)
     boards.exchange().submit(group, target or boards.target, {"packages": request})
-    return await wait_results(group)
+    return await group.completed()
 
 
 async def install_packages(

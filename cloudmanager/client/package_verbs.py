@@ -1,4 +1,4 @@
-"""The verbs for boards' packages, as coroutines (see ``verbs``)."""
+"""The verbs for boards' packages."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
 from . import files, package_jobs
-from .file_jobs import ProgressCallback
 from .packages import BoardPackages, InstallResult
+from .progress import ProgressCallback
 from .sources import PathLike
-from .verbs import HasTarget
+from .verb import HasTarget, verb
 
 
-class PackageVerbs:
+class PackageVerbs(HasTarget):
     """Operations on the packages of a target's boards.
 
     A board's failure is in its Result; an error that concerns all boards is raised.
     """
 
+    @verb
     async def install(
-        self: HasTarget,
+        self,
         *requirements: str,
         file: PathLike | None = None,
         lock: PathLike | None = None,
@@ -54,8 +55,8 @@ class PackageVerbs:
             indexes: alias -> URL of more mip indexes; ``""`` replaces the default one.
             force: overwrite files of other packages, and the user's own.
             dry_run: only return what would be done.
-            progress: called with a board, the bytes transferred for it and the total; in the
-                link's thread, so it must not call verbs of the fleet.
+            progress: called with a board, the bytes transferred for it and the total; see
+                ``ProgressCallback``.
 
         Returns:
             For each board, an ``InstallResult`` (packages, put, removed, size_bytes, notes …).
@@ -79,10 +80,21 @@ class PackageVerbs:
             _write_lock(path, text)
         return results
 
+    @verb
     async def uninstall(
-        self: HasTarget, *packages: str, force: bool = False, dry_run: bool = False
+        self,
+        *packages: str,
+        force: bool = False,
+        dry_run: bool = False,
+        progress: ProgressCallback | None = None,
     ) -> Results:
         """Uninstall packages; with ``force``, even if others need them.
+
+        Args:
+            packages: their names.
+            force: whether to uninstall packages that others need.
+            dry_run: only return what would be done.
+            progress: see ``install``.
 
         Returns:
             For each board, an ``InstallResult``; ``removed`` are the files that were deleted.
@@ -92,9 +104,12 @@ class PackageVerbs:
             for text in packages
         ]
         request = {"remove": names, "force": force, "dry_run": dry_run}
-        return await package_jobs.run_package_job(self, request, InstallResult.from_op_results)
+        return await package_jobs.run_package_job(
+            self, request, InstallResult.from_op_results, progress=progress
+        )
 
-    async def packages(self: HasTarget) -> Results:
+    @verb
+    async def packages(self) -> Results:
         """Return the packages of each board: ``BoardPackages``, name -> version.
 
         For boards that are not connected, this is the server's record (``as_of``). ``drift`` lists
@@ -102,8 +117,9 @@ class PackageVerbs:
         """
         return await package_jobs.list_packages(self)
 
+    @verb
     async def upgrade(
-        self: HasTarget,
+        self,
         *packages: str,
         force: bool = False,
         dry_run: bool = False,

@@ -12,16 +12,16 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, files, sources
 from .file_jobs import (
-    ProgressCallback,
     as_file_results,
-    gather,
     group_equal_plans,
     run_file_ops,
     run_file_ops_in_batches,
 )
 from .files import Entry
+from .progress import ProgressCallback
+from .runner import gather
 from .uploads import UploadItem, upload_items
-from .verbs import HasTarget
+from .verb import HasTarget
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec

@@ -14,17 +14,17 @@ from cloudmanager.results.results import Result, Results
 
 from . import board_paths, sources
 from .file_jobs import (
-    ProgressCallback,
     as_file_results,
-    gather,
     group_equal_plans,
     run_file_ops,
     split_batches,
     upload_content,
 )
 from .files import FileResult
+from .progress import ProgressCallback
+from .runner import gather
 from .sources import ContentSource, PathLike, UploadOrigin
-from .verbs import HasTarget
+from .verb import HasTarget
 
 
 class UploadItem(NamedTuple):

@@ -1,52 +1,70 @@
-"""The progress of a transfer: a line of text, or a bar in a terminal."""
+"""The progress of a verb: a line of text, or a bar in a terminal.
+
+with LiveProgress(ProgressBar()) as progress:
+results = boards.put("main.py", ":", progress=progress)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
+import threading
 import time
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from cloudmanager.client.file_jobs import ProgressCallback
-from cloudmanager.client.verbs import run_blocking
+from cloudmanager.client.progress import ProgressCallback
 from cloudmanager.results.results import Results
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn
 
+REFRESH_SECONDS: Final = 0.12  # between two updates of the display
 SHOW_AFTER_SECONDS: Final = 1.0  # a shorter transfer shows no progress
 SHOW_PREPARATION_AFTER_SECONDS: Final = 2.0  # the same for the work before the first byte
 _MB: Final = 1_000_000
 
+#: Runs a verb that reports its progress to the given callback.
+VerbWithProgress = Callable[[ProgressCallback], Results]
+
 
 class ProgressMeter:
-    """Counts the bytes that a verb has moved.
+    """Adds up what a verb has done on each board.
 
-    The link's thread updates it, the user's thread reads it.
+    The thread that runs the verb updates it, another one shows it.
 
     Args:
         clock: returns seconds since any fixed time.
-        preparation: what the verb does before it moves bytes; "" if that takes no time.
+        preparation: what the verb does before it reports progress; "" if that takes no time.
+        unit: what is counted: "bytes" or "boards".
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, preparation: str = "") -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        preparation: str = "",
+        unit: str = "bytes",
+    ) -> None:
         self._clock = clock
         self._preparation = preparation
         self._started_at = clock()
         self._boards: dict[str, tuple[int, int]] = {}
+        self.unit = unit
 
-    def update(self, board: str, moved: int, total: int) -> None:
-        """Set the bytes that were moved for a board, and its total."""
-        self._boards[board] = (moved, total)
+    def update(self, board: str, done: int, total: int) -> None:
+        """Set how much is done for a board, and its total; a verb's ``progress=``."""
+        self._boards[board] = (done, total)
 
     @property
-    def moved(self) -> int:
-        """The bytes that have been moved, of all boards."""
-        return sum(moved for moved, _ in list(self._boards.values()))
+    def done(self) -> int:
+        """How much is done, of all boards."""
+        return sum(done for done, _ in list(self._boards.values()))
 
     @property
     def total(self) -> int:
-        """The total bytes of all boards whose transfer has begun."""
+        """The total of all boards that have begun."""
         return sum(total for _, total in list(self._boards.values()))
 
     @property
@@ -62,69 +80,99 @@ class ProgressMeter:
         seconds = max(self._clock() - self._started_at, 0.001)
         if not self.total:
             return f"{self._preparation} · {seconds:.0f} s"
+        if self.unit == "boards":
+            return f"{self.done:,} of {self.total:,} boards are done · {seconds:.0f} s"
         boards = f" on {len(self._boards)} boards" if len(self._boards) > 1 else ""
-        share = 100 * self.moved // max(self.total, 1)
-        rate = self.moved / seconds / 1000
+        share = 100 * self.done // max(self.total, 1)
+        rate = self.done / seconds / 1000
         return f"{share} % of {self.total / _MB:.1f} MB{boards}, {rate:,.0f} KB/s"
 
 
-#: Starts a verb that reports its progress to the given callback.
-VerbWithProgress = Callable[[ProgressCallback], Coroutine[Any, Any, Results]]
-
-
-def run_with_progress(
-    verb: VerbWithProgress, show: Callable[[ProgressMeter], object], preparation: str = ""
-) -> Results:
-    """Run a verb and return its results; show its progress meanwhile.
+class LiveProgress:
+    """Shows the progress of a verb while it runs; as a context manager, returns a ``progress=``.
 
     Args:
-        verb: starts the verb with a progress callback.
-        show: called again and again in this thread, once the progress is worth showing.
-        preparation: what the verb does before it moves bytes.
+        show: called again and again in a thread of its own, once the progress is worth showing;
+            not after the end of the block.
+        preparation: what the verb does before it reports progress; "" if that takes no time.
+        unit: what is counted: "bytes" or "boards".
     """
-    meter = ProgressMeter(preparation=preparation)
-    return run_blocking(verb(meter.update), lambda: show(meter) if meter.should_show else None)
 
+    def __init__(
+        self,
+        show: Callable[[ProgressMeter], object],
+        preparation: str = "",
+        *,
+        unit: str = "bytes",
+    ) -> None:
+        self._show = show
+        self._meter = ProgressMeter(preparation=preparation, unit=unit)
+        self._ended = threading.Event()
+        context = contextvars.copy_context()  # by which ipykernel knows the cell that displays
+        self._thread = threading.Thread(
+            target=context.run, args=(self._show_repeatedly,), name="cloudmanager-progress"
+        )
+        self._thread.daemon = True
 
-class ProgressBar:
-    """A progress bar on standard error, if that is a terminal: ``with ProgressBar() as show``."""
-
-    def __init__(self) -> None:
-        self._bar: RichProgress | None = None
-
-    def __enter__(self) -> ProgressBar:
-        return self
+    def __enter__(self) -> ProgressCallback:
+        self._thread.start()
+        return self._meter.update
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _show_repeatedly(self) -> None:
+        with contextlib.suppress(OSError):  # such as a terminal that was closed
+            while not self._ended.wait(REFRESH_SECONDS):
+                if self._meter.should_show:
+                    self._show(self._meter)
+
+
+class ProgressBar(LiveProgress):
+    """A progress bar on standard error, if that is a terminal; it disappears at the end.
+
+    Args:
+        preparation: what the verb does before it reports progress; "" if that takes no time.
+        unit: what is counted: "bytes" or "boards".
+        quiet: whether to show nothing, for ``--json``.
+    """
+
+    def __init__(self, preparation: str = "", *, unit: str = "bytes", quiet: bool = False) -> None:
+        super().__init__(self._draw, preparation, unit=unit)
+        self._bar: RichProgress | None = None
+        self._quiet = quiet or not sys.stderr.isatty()
+
+    def __enter__(self) -> ProgressCallback:
+        return self._meter.update if self._quiet else super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if not self._quiet:
+            super().__exit__()
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, meter: ProgressMeter) -> None:
-        """Draw the progress."""
-        if not sys.stderr.isatty():
-            return
+    def _draw(self, meter: ProgressMeter) -> None:
         if self._bar is None:
-            self._bar = _start_rich_bar()
+            self._bar = _start_rich_bar(meter.unit)
             self._task = self._bar.add_task("", total=None)
         description = "" if meter.total else meter.text()
         self._bar.update(
-            self._task, completed=meter.moved, total=meter.total or None, description=description
+            self._task, completed=meter.done, total=meter.total or None, description=description
         )
 
 
-def _start_rich_bar() -> RichProgress:
+def _start_rich_bar(unit: str) -> RichProgress:
     from rich import progress  # importing rich takes 60 ms
     from rich.console import Console
 
-    bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.TaskProgressColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+    columns: list[ProgressColumn] = [progress.TextColumn("{task.description}")]
+    columns += [progress.BarColumn(), progress.TaskProgressColumn()]
+    if unit == "bytes":
+        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    else:
+        columns += [progress.MofNCompleteColumn(), progress.TextColumn(unit)]
+    columns.append(progress.TimeRemainingColumn())
+    bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
     bar.start()
     return bar

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudmanager.client import link, verbs
+from cloudmanager.client import cell_verbs, link
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
@@ -104,9 +104,9 @@ def run_from_caller(
     fleet: Fleet, board: str, seconds: float, sequence: Sequence | None = None
 ) -> tuple[str, str]:
     """Run the cell; return the caller's result and the output that it received."""
-    group = JobGroup(verbs.make_cell(PRINTS, None))
+    group = JobGroup(cell_verbs.make_cell(PRINTS, None))
     try:
-        verbs.submit_group(fleet[board], group, {"timeout": 5})
+        cell_verbs.submit_group(fleet[board], group, {"timeout": 5})
         if sequence is not None:
             sequence.release(group)
         if not group.wait(seconds):

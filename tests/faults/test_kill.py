@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from cloudmanager.board_client import BoardIdentity
-from cloudmanager.client import verbs
+from cloudmanager.client import cell_verbs
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
@@ -147,8 +147,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def submit(stage: Stage) -> tuple[Fleet, JobGroup]:
     """Submit the cell from this process; the group has its result or error."""
     fleet = Fleet(stage.url, stage.token)
-    group = JobGroup(verbs.make_cell(PRINTS, None))
-    verbs.submit_group(fleet[BOARD], group, {"timeout": 10})
+    group = JobGroup(cell_verbs.make_cell(PRINTS, None))
+    cell_verbs.submit_group(fleet[BOARD], group, {"timeout": 10})
     return fleet, group
 
 

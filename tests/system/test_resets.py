@@ -16,7 +16,6 @@ import pytest
 from cloudmanager.cli import board_commands
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
-from cloudmanager.client.verbs import still_open
 from cloudmanager.virtual.virtual_boards import VirtualBoards
 from tests.conftest import RunningServer, running_boards, running_server
 
@@ -135,7 +134,7 @@ def test_stop_and_interrupt_report_what_is_still_running(bench: Bench):
     number = cell.jobs[well].number
     until(lambda: bench.fleet.job(number)["state"] == "running", "the cell does not run")
     assert bench.fleet.interrupt([number]) == 1
-    assert still_open(bench.fleet, [number], 0.3) == [number]
+    assert bench.fleet.unfinished_jobs([number], 0.3) == [number]
     bench.boards.restart(well)
     assert cell.results(WAIT)[well].status == "lost"
     check([bench.act(deaf, "reset"), bench.act(well, "reset")])

@@ -1,10 +1,6 @@
-"""Concurrent coroutines and batches of file operations; without a server."""
+"""Batches of file operations; without a server."""
 
-import pytest
-
-from cloudmanager.client.file_jobs import MAX_OPS_BYTES, gather, group_equal_plans, split_batches
-from cloudmanager.client.future import Future
-from cloudmanager.client.verbs import run_blocking
+from cloudmanager.client.file_jobs import MAX_OPS_BYTES, group_equal_plans, split_batches
 
 
 def test_batches_keep_order_and_size_limit():
@@ -22,44 +18,3 @@ def test_boards_with_equal_plans_are_grouped():
         (["a", "c"], (1,)),
         (["b"], (2,)),
     ]
-
-
-async def waits(*several):
-    return [await once for once in several]
-
-
-def test_gather_returns_results_in_order():
-    first, second, third = Future[int](), Future[int](), Future[int]()
-    order = []
-
-    def settle():
-        for number, once in ((3, third), (1, first), (2, second)):
-            if not once.done:
-                order.append(number)
-                once.set_result(number)
-                return
-
-    work = gather(waits(first, second), waits(third))
-    assert run_blocking(work, settle) == [[1, 2], [3]]
-    assert order == [3, 1, 2]
-
-
-def test_gather_of_nothing_is_empty():
-    assert run_blocking(gather()) == []
-
-
-def test_gather_closes_the_others_if_one_raises():
-    never, ended = Future[int](), []
-
-    async def waiting():
-        try:
-            await never
-        finally:
-            ended.append(True)
-
-    async def raising():
-        raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        run_blocking(gather(waiting(), raising()))
-    assert ended == [True]

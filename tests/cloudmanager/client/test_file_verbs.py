@@ -143,11 +143,18 @@ async def test_async_fleet_has_the_same_verbs(three, server, tmp_path: Path):
         assert not (await boards.stat(":t/no")).ok
 
 
+def test_each_board_gets_its_own_content(three: Boards):
+    written = three.put_each({"demo-1": b"one", "demo-3": b"three"}, ":t/own.txt")
+    assert written.to_dict() == {"demo-1": 3, "demo-3": 5}
+    assert three.read(":t/own.txt")["demo-3"].value == b"three"
+    assert isinstance(three.read(":t/own.txt")["demo-2"].error, FileNotFoundError)
+
+
 def test_fleet_and_async_fleet_have_every_verb():
     from cloudmanager.client.async_fleet import AsyncBoards
 
     verbs = [name for name in vars(FileVerbs) if not name.startswith("_")]
-    assert len(verbs) == 11
+    assert len(verbs) == 12
     for face in (Boards, AsyncBoards):
         assert [name for name in verbs if not hasattr(face, name)] == []
         assert all(

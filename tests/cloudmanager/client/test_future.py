@@ -50,13 +50,13 @@ def test_callbacks_are_called_after_an_exception():
     assert called == [True]
 
 
-def test_future_is_awaited_by_run_blocking():
+def test_awaited_future_yields_a_pause():
     async def ask(once):
         return await once
 
     once: Future[int] = Future()
     asking = ask(once)
-    assert asking.send(None) is once
+    assert asking.send(None).future is once
     once.set_result(7)
     with pytest.raises(StopIteration) as caught:
         asking.send(None)

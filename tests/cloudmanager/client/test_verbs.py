@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
-from cloudmanager.client import verbs
+from cloudmanager.client import cell_verbs
 from cloudmanager.client.future import Future
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.verb import Asynchronous, Blocking
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.results.results import Results
 
@@ -33,7 +34,7 @@ class RecordingExchange:
         self.on_submit(group)
 
 
-class Boards:
+class Boards(Blocking, cell_verbs.CellVerbs):
     """The attributes that the verbs of boards need."""
 
     target = "lab-*"
@@ -43,9 +44,6 @@ class Boards:
 
     def exchange(self):
         return self.talk
-
-    run = verbs.blocking(verbs.BoardsVerbs.run)
-    info = verbs.blocking(verbs.BoardsVerbs.info)
 
 
 @pytest.fixture
@@ -71,11 +69,11 @@ def test_default_options_are_not_sent(boards):
 
 
 def test_timeout_of_zero_is_sent():
-    assert verbs.submit_options(0, fresh=False, wait=0) == {"timeout": 0}
+    assert cell_verbs.submit_options(0, fresh=False, wait=0) == {"timeout": 0}
 
 
 def test_equal_cells_are_prepared_once():
-    assert verbs.prepare_cached("x + 1") is verbs.prepare_cached("x + 1")
+    assert cell_verbs.prepare_cached("x + 1") is cell_verbs.prepare_cached("x + 1")
 
 
 def test_verb_raises_a_refusal(boards):
@@ -114,13 +112,13 @@ def test_wrapped_verb_keeps_name_docstring_and_signature():
 
 
 async def test_cancelled_wait_interrupts_the_boards(boards):
-    from cloudmanager.client.async_fleet import asynchronous
-
     stopped = asyncio.Event()
 
-    class AsyncBoards:
-        target, talk, exchange = boards.target, boards.talk, boards.exchange
-        run = asynchronous(verbs.BoardsVerbs.run)
+    class AsyncBoards(Asynchronous, cell_verbs.CellVerbs):
+        target = boards.target
+
+        def exchange(self):
+            return boards.talk
 
         async def connect(self):
             """Do nothing: it is connected."""

@@ -2,13 +2,13 @@
 
 import io
 import sys
+import threading
+import time
 
 import pytest
 
-from cloudmanager.client.future import Future
 from cloudmanager.display import progress
-from cloudmanager.display.progress import ProgressBar, ProgressMeter, run_with_progress
-from cloudmanager.results.results import Results
+from cloudmanager.display.progress import LiveProgress, ProgressBar, ProgressMeter
 
 
 def test_meter_sums_boards_and_is_shown_after_a_delay():
@@ -41,22 +41,32 @@ def test_preparation_is_shown_after_two_seconds():
     assert meter.text().startswith("50 %")
 
 
-def test_run_with_progress_shows_progress_and_returns_results(monkeypatch):
-    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
-    future = Future[Results]()
-    shown = []
+def test_boards_are_counted():
+    now = [0.0]
+    meter = ProgressMeter(lambda: now[0], unit="boards")
+    for name in ("a", "b", "c"):
+        meter.update(name, 0, 1)
+    meter.update("b", 1, 1)
+    now[0] = 3.2
+    assert meter.text() == "1 of 3 boards are done · 3 s"
 
-    async def work(on_progress):
-        on_progress("a", 1, 2)
-        return await future
+
+def test_progress_is_shown_while_the_verb_runs(monkeypatch):
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
+    shown = []
+    seen = threading.Event()
 
     def show(meter):
         shown.append(meter.text())
-        future.set_result(Results({}))
+        seen.set()
 
-    assert run_with_progress(work, show) == Results({})
-    assert shown
+    with LiveProgress(show) as report:
+        report("a", 1, 2)
+        assert seen.wait(10)
+    count = len(shown)
     assert shown[0].startswith("50 % of")
+    report("a", 2, 2)
+    assert len(shown) == count
 
 
 class Terminal(io.StringIO):
@@ -64,13 +74,20 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("terminal", "drawn"), [(Terminal(), True), (io.StringIO(), False)])
-def test_bar_is_drawn_in_a_terminal_only(monkeypatch, terminal, drawn):
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "drawn"),
+    [(Terminal(), False, True), (Terminal(), True, False), (io.StringIO(), False, False)],
+    ids=["terminal", "json", "pipe"],
+)
+def test_bar_is_drawn_in_a_terminal_only(monkeypatch, terminal, quiet, drawn):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    meter = ProgressMeter()
-    meter.update("a", 400_000, 1_000_000)
-    with ProgressBar() as bar:
-        bar(meter)
-        bar(meter)
+    monkeypatch.setattr(progress, "SHOW_AFTER_SECONDS", 0.0)
+    with ProgressBar(quiet=quiet) as report:
+        report("a", 400_000, 1_000_000)
+        until = time.monotonic() + 10 if drawn else 0.0
+        while "40%" not in terminal.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
     assert ("40%" in terminal.getvalue()) is drawn
+    if not drawn:
+        assert terminal.getvalue() == ""

@@ -1,0 +1,125 @@
+"""The verbs that run cells on the boards of a target, and those about the boards themselves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from cloudmanager.results.results import Results
+
+from . import cells
+from .cells import Cell
+from .input_values import prelude
+from .jobs import Event, JobGroup
+from .progress import ProgressCallback
+from .verb import HasTarget, verb
+
+#: Cached, because the same cell is often run again.
+prepare_cached = functools.lru_cache(maxsize=64)(cells.prepare_cell)
+
+
+class CellVerbs(HasTarget):
+    """Verbs that concern the boards of a target; the server resolves it at each call."""
+
+    @verb
+    async def run(
+        self,
+        code: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        fresh: bool = False,
+        wait: float = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Results:
+        """Run a cell on all of the boards in parallel and wait for the results.
+
+        A board's failure is in its Result and is not raised. If the wait is interrupted (Ctrl-C,
+        a cancelled task), the cell is interrupted on the boards, too.
+
+        Args:
+            code: Python; the value of a trailing expression is returned. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell: Python literals, and
+                objects with a ``tolist()``.
+            timeout: seconds that it may run, after it was sent to the board; None for no limit.
+            fresh: whether each board makes a soft reset first.
+            wait: seconds to wait for boards that are not connected.
+            progress: called with a board, 0 or 1 (whether the cell has ended there) and 1; see
+                ``ProgressCallback``.
+
+        Raises:
+            CellSyntaxError: it is not valid Python; nothing was sent.
+            TypeError, ValueError: a value of ``inputs`` cannot be sent; nothing was sent.
+            TargetError, NoSuchBoard: the target selects no boards; nothing ran.
+            ServerUnreachable: no server answers.
+        """
+        return await _run_cell(
+            self, make_cell(code, inputs), submit_options(timeout, fresh, wait), progress
+        )
+
+    @verb
+    async def reset(self, *, progress: ProgressCallback | None = None) -> Results:
+        """Make a soft reset of each board, and wait until it has reconnected.
+
+        The board does not start ``app.py`` this time, as for a cell with ``fresh``.
+
+        Args:
+            progress: see ``run``.
+        """
+        options = submit_options(None, fresh=True, wait=0)
+        return await _run_cell(self, prepare_cached(""), options, progress)
+
+    @verb
+    async def info(self) -> list[dict[str, Any]]:
+        """Return the server's information about each of the boards."""
+        return list(await self.exchange().request("boards", {"target": self.target}))
+
+    @verb
+    async def stop(self) -> list[str]:
+        """Stop the boards' own programs (``app.py``); return the names of the connected boards."""
+        return list(await self.exchange().request("stop", {"target": self.target}))
+
+    @verb
+    async def label(self, labels: Mapping[str, str]) -> list[str]:
+        """Set labels on the boards; an empty value removes one. Return the boards' names."""
+        body = {"target": self.target, "labels": dict(labels)}
+        return list(await self.exchange().request("label", body))
+
+
+async def _run_cell(
+    boards: HasTarget, cell: Cell, options: dict[str, Any], progress: ProgressCallback | None
+) -> Results:
+    """Run a cell on the boards and wait for the results."""
+    if progress is None:
+        return await submit_group(boards, JobGroup(cell), options).completed()
+
+    def on_event(event: Event | None) -> None:
+        if event is not None and event.kind == "ended":
+            progress(event.job.board, 1, 1)
+
+    def on_accepted() -> None:
+        for board in group.jobs:
+            progress(board, 0, 1)
+
+    group = JobGroup(cell, on_event=on_event)
+    group.accepted.add_done_callback(on_accepted)
+    return await submit_group(boards, group, options).completed()
+
+
+def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:
+    """Prepare a cell with its inputs."""
+    return cells.prepare_cell(code, prelude(inputs)) if inputs else prepare_cached(code)
+
+
+def submit_group(boards: HasTarget, group: JobGroup, options: dict[str, Any]) -> JobGroup:
+    """Send the group's cell to the server; do not wait until it is accepted."""
+    group.fresh = bool(options.get("fresh"))
+    boards.exchange().submit(group, boards.target, options)
+    return group
+
+
+def submit_options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
+    """Return the options of a SUBMIT, without those that have the default value."""
+    given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
+    return {name: value for name, value in given.items() if value is not None}

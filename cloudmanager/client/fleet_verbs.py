@@ -1,0 +1,140 @@
+"""The verbs of a fleet: boards, jobs, enrolment and the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .future import sleep
+from .jobs import INTERRUPT_GRACE_SECONDS
+from .samples import Sample, Samples
+from .verb import HasExchange, verb
+
+_POLL_SECONDS: Final = 0.12  # between two looks at the jobs that are awaited
+
+
+class FleetVerbs(HasExchange):
+    """Verbs that concern the whole fleet."""
+
+    @verb
+    async def request(self, verb: str, /, **body: Any) -> Any:
+        """Call a verb of the server (docs/protocol.md) and return the reply.
+
+        Raises:
+            CloudmanagerError: the server cannot be reached, or refused the request.
+        """
+        return await self.exchange().request(verb, body)
+
+    @verb
+    async def boards(self, target: str | None = None) -> list[dict[str, Any]]:
+        """Return the server's information about each board, sorted by name.
+
+        Raises:
+            TargetError, NoSuchBoard: ``target`` selects no boards.
+        """
+        return list(await self.exchange().request("boards", {"target": target}))
+
+    @verb
+    async def status(self) -> dict[str, Any]:
+        """Return the server's state: version, address, uptime (seconds), boards, online, busy."""
+        return dict(await self.exchange().request("status", {}))
+
+    @verb
+    async def enrol(self, names: Sequence[str], *, plain: bool = False) -> list[dict[str, Any]]:
+        """Enrol boards; requires the role admin.
+
+        Args:
+            names: of new boards, or of boards that get another key.
+            plain: whether they cannot verify a certificate (ESP8266): each of their messages has
+                a MAC instead, so it is authenticated but not encrypted.
+
+        Returns:
+            For each board: ``name``, ``id``, ``key`` (hex), and ``ca`` (base64) or ``mac``. All
+            but the name must be written to the board's ``/cm.json``.
+        """
+        body = {"names": list(names), "plain": plain}
+        return list(await self.exchange().request("enrol", body))
+
+    @verb
+    async def enrol_token(
+        self, target: str, *, uses: int = 1, expires: float | None = None
+    ) -> dict[str, Any]:
+        """Make a token with which boards enrol themselves; requires the role admin.
+
+        Args:
+            target: the names that they may get: a name, a range, a pattern.
+            uses: for how many boards.
+            expires: seconds until the token is no longer valid; by default an hour.
+        """
+        body = {"target": target, "uses": uses, "expires": expires}
+        return dict(await self.exchange().request("enrol-token", body))
+
+    @verb
+    async def revoke(self, target: str) -> list[str]:
+        """Remove boards from the fleet; return their names; requires the role admin.
+
+        Their keys are no longer valid, their links are closed, and their queued jobs end.
+        """
+        return list(await self.exchange().request("revoke", {"target": target}))
+
+    @verb
+    async def rename(self, board: str, name: str) -> str:
+        """Rename a board and return its new name; requires the role admin."""
+        return str(await self.exchange().request("rename", {"target": board, "name": name}))
+
+    @verb
+    async def rotate(self, target: str) -> dict[str, str]:
+        """Give boards new keys; requires the role admin.
+
+        Returns:
+            For each board, ``asked``, or ``waits`` if it is busy or not connected. The old key is
+            valid until the board has used the new one.
+        """
+        return dict(await self.exchange().request("rotate", {"target": target}))
+
+    @verb
+    async def jobs(self, target: str | None = None) -> list[dict[str, Any]]:
+        """Return running and queued jobs of all users, then jobs that ended recently."""
+        return list(await self.exchange().request("jobs", {"target": target}))
+
+    @verb
+    async def job(self, number: int) -> dict[str, Any]:
+        """Return a job: its record, its outcome, and the last 64 KiB of its output.
+
+        Raises:
+            ServerError: the job does not exist.
+        """
+        return dict(await self.exchange().request("job", {"job": number}))
+
+    @verb
+    async def samples(self, target: str = "all", count: int | None = None) -> Samples:
+        """Return the recent samples of boards (emitted with ``cm.emit``), the newest last.
+
+        Args:
+            target: the boards, connected or not.
+            count: the greatest number of samples in total; None for all that the server keeps.
+
+        Raises:
+            TargetError, NoSuchBoard: ``target`` selects no boards.
+        """
+        body = {"target": target, "count": count}
+        return Samples(Sample(*row) for row in await self.exchange().request("samples", body))
+
+    @verb
+    async def interrupt(self, numbers: Sequence[int]) -> int:
+        """Interrupt jobs of any user; return how many of them had not ended."""
+        return int(await self.exchange().request("interrupt", {"jobs": list(numbers)}))
+
+    @verb
+    async def unfinished_jobs(
+        self, numbers: Sequence[int], seconds: float = INTERRUPT_GRACE_SECONDS
+    ) -> list[int]:
+        """Wait until jobs have ended, at most ``seconds``; return those that have not."""
+        deadline = time.monotonic() + seconds
+        while True:
+            jobs = await self.exchange().request("jobs", {"target": None})
+            unfinished = {job["job"] for job in jobs if job["status"] is None} & set(numbers)
+            if not unfinished or time.monotonic() > deadline:
+                return sorted(unfinished)
+            await sleep(_POLL_SECONDS)
