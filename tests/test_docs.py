@@ -10,6 +10,7 @@ import pytest
 
 from cloudmanager.cli import command_line
 from cm_server import options
+from cm_server.limits import Limits
 
 from .wheel import ROOT
 
@@ -96,4 +97,5 @@ def test_described_verbs_exist():
 
 def test_options_of_the_server_are_described():
     text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    assert [name for name in option_names(options._parser()) if f"`{name}" not in text] == []
+    names = option_names(options._parser(Limits()))
+    assert [name for name in names if f"`{name}" not in text] == []

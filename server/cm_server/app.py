@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -22,7 +23,7 @@ from cloudmanager import config
 from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
 
-from . import limits, options
+from . import options
 from .api.subscriptions import Subscriptions
 from .auth import credentials
 from .auth.audit import AuditLog
@@ -38,6 +39,7 @@ from .installs.plan_cache import PlanCache
 from .jobs.dispatch import Dispatch
 from .jobs.registry import Board, Registry
 from .jobs.scheduler import LOST_AFTER
+from .limits import Limits
 from .logs import PeerLog, configure_logging
 from .loop_lag import LoopLagMonitor
 from .net import certificates, cleanup
@@ -73,6 +75,7 @@ _LOCAL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 _DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
+DEFAULT_LIMITS = Limits()
 DATABASE = "server.db"  # of a server that does not share its store
 
 
@@ -108,6 +111,7 @@ class Server:
         keep_jobs: days that a job's row is kept after the job ended.
         keep_audit: days that a row of the audit log is kept.
         clock: the wall clock, in seconds since 1970.
+        limits: what the server accepts, keeps and does at most.
 
     Raises:
         ServerError: its store or a certificate cannot be used.
@@ -124,15 +128,16 @@ class Server:
         proxies: Sequence[options.Network] = (),
         cert: Path | None = None,
         key: Path | None = None,
-        samples: int = limits.SAMPLES_PER_BOARD,
+        samples: int = Limits.samples_per_board,
         store: str | Path | None = None,
         bus: str | PubSub | None = None,
         indexes: Mapping[str, str] | None = None,
-        keep_jobs: int = limits.KEEP_JOBS_DAYS,
-        keep_audit: int = limits.KEEP_AUDIT_DAYS,
+        keep_jobs: int = Limits.keep_jobs_days,
+        keep_audit: int = Limits.keep_audit_days,
         clock: Callable[[], float] = time.time,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.home, self.local = home, local
+        self.home, self.local, self.limits = home, local, limits
         self.store = _open_store(home, store)
         self.clock = CheckedClock(
             self.store, "" if store is None else local_token_name(home), wall=clock
@@ -146,38 +151,42 @@ class Server:
         self.address = ""
         self.callers: set[CallerConnection] = set()
         self.registry = Registry(boards)
-        self.audit_log = AuditLog(self.store)
-        self.tokens = Tokens(self.store, self.clock.latest)
+        self.audit_log = AuditLog(self.store, limits)
+        self.tokens = Tokens(self.store, limits, self.clock.latest)
         self.tokens.install_local_token(
             self._local_token(), LOCAL_TOKEN_NAME if store is None else local_token_name(home)
         )
-        self.content_store = ContentStore(home)
+        self.content_store = ContentStore(home, limits)
         self.package_planner = PackagePlanner(
-            home / "packages", SourceSettings({**_DEFAULT_INDEX, **(indexes or {})})
+            home / "packages", limits, SourceSettings({**_DEFAULT_INDEX, **(indexes or {})})
         )
-        self.plan_cache = PlanCache()
-        self.unauthenticated = UnauthenticatedConnections()
+        self.plan_cache = PlanCache(limits.plans_per_link)
+        self.unauthenticated = UnauthenticatedConnections(limits)
         self.backlogs = FairQueue()
-        self.peer_log = PeerLog()
-        self.bad_login_rate = RateLimiter(limits.BAD_LOGINS_PER_MINUTE)
-        self.bad_request_rate = RateLimiter(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE)
+        self.peer_log = PeerLog(limits)
+        rate = functools.partial(RateLimiter, max_keys=limits.rate_limit_keys)
+        self.bad_login_rate = rate(limits.bad_logins_per_minute)
+        self.bad_request_rate = rate(limits.stranger_rows_per_address_per_minute)
         self.origins, self.proxies = frozenset(origins), tuple(proxies)
         self._lost_after, loop = lost_after, asyncio.get_running_loop()
         self.cluster: Cluster | None = None
         self.enrolment = Enrolment(self)
         grace = max(lost_after, self.reconnect_spread)
-        self.dispatch = Dispatch(self.store, self.registry, loop.call_later, lost_after=grace)
+        self.dispatch = Dispatch(
+            self.store, self.registry, loop.call_later, limits, lost_after=grace
+        )
         self.permission = Permission(self.tokens, self.registry, self.dispatch, loop.call_later)
-        self.subscriptions = Subscriptions(self.registry, loop.call_later)
+        self.subscriptions = Subscriptions(self.registry, loop.call_later, limits)
         self.housekeeper = Housekeeper(
             self.store,
             loop.call_later,
             keep_jobs=keep_jobs,
             keep_audit=keep_audit,
             clock=self.clock,
+            limits=limits,
         )
         self.loop_lag_monitor = LoopLagMonitor(loop.call_later, loop.time)
-        self.sample_collector = SampleCollector(samples, self._on_sample)
+        self.sample_collector = SampleCollector(samples, self._on_sample, limits)
         self.dispatch.on_emit = self.sample_collector.add_message
         self.dispatch.on_stray = self._on_stray
         self._create_cluster(bus)
@@ -219,7 +228,7 @@ class Server:
     def _has_too_many_strays(self, board: Board) -> bool:
         """Count one message about another board's job; return whether they exceed the limit."""
         if board.strays is None:
-            per_minute = limits.STRAYS_PER_MINUTE
+            per_minute = self.limits.strays_per_minute
             board.strays = TokenBucket(per_minute / 60, per_minute)
         return board.strays.spend() > 0
 
@@ -440,14 +449,18 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def main() -> None:
-    """Run in the foreground; print a line of JSON when the server listens or cannot start."""
-    arguments = options.parse_args()
+def main(limits: Limits = DEFAULT_LIMITS) -> None:
+    """Run in the foreground; print a line of JSON when the server listens or cannot start.
+
+    Args:
+        limits: of the server. A program that starts a process with others calls this function.
+    """
+    arguments = options.parse_args(limits)
     _raise_file_limit()
     os.umask(0o077)  # only the server's user may read its files
     try:
-        home = _open_home(log_json=arguments.log_json)
-        settings = options.server_settings(arguments)
+        home = _open_home(limits, log_json=arguments.log_json)
+        settings = {**options.server_settings(arguments), "limits": limits}
         asyncio.run(serve(home, arguments.listen, arguments.port, _print_ready, **settings))
     except StartError as error:
         _print_json({"error": str(error)})
@@ -462,10 +475,10 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _open_home(*, log_json: bool) -> Path:
+def _open_home(limits: Limits, *, log_json: bool) -> Path:
     try:
         home = config.make_home_folder()
-        configure_logging(home / "server.log", as_json=log_json)
+        configure_logging(home / "server.log", limits, as_json=log_json)
     except OSError as error:
         raise StartError(f"Its folder cannot be used: {error}") from error
     return home

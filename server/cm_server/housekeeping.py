@@ -1,7 +1,7 @@
 """Delete old jobs and old rows of the audit log, in small batches, and only by a confirmed clock.
 
 A batch is one short transaction, so that no cell waits for it. One round of deletions is due each
-day. It deletes at most the oldest ``limits.PRUNE_DAYS`` days of rows, and adds a row to the audit
+day. It deletes at most the oldest ``Limits.prune_days`` days of rows, and adds a row to the audit
 log that says how many rows, from which time, were deleted: so even a clock that stays wrong for a
 long time causes little loss, and it is visible. Call from the server's one thread.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from cloudmanager.protocol.errors import ServerError
 
-from . import limits
 from .clock import DAY, TOLERANCE, CheckedClock
 from .jobs.jobs import TimerHandle
+from .limits import Limits
 from .store.store import Store
 
 log = logging.getLogger("cm_server")
@@ -35,6 +35,7 @@ class Housekeeper:
         keep_jobs: days that a job's row is kept after the job ended.
         keep_audit: days that a row of the audit log is kept.
         clock: says whether the time is certain enough to delete by it.
+        limits: how much is deleted at a time.
 
     Attributes:
         pruned: how many rows were deleted since the start, of jobs and of the audit log.
@@ -48,8 +49,10 @@ class Housekeeper:
         keep_jobs: int,
         keep_audit: int,
         clock: CheckedClock,
+        limits: Limits,
     ) -> None:
         self._store = store
+        self._limits = limits
         self._call_later = call_later
         self._keep_jobs = keep_jobs * DAY
         self._keep_audit = keep_audit * DAY
@@ -115,17 +118,22 @@ class Housekeeper:
     def _begin_round(self, now: float) -> None:
         """Choose up to which times rows are deleted in this round, then delete the first batch."""
         oldest_job, oldest_row = self._store.oldest(now)
-        jobs_before = _horizon(now - self._keep_jobs, oldest_job)
-        audit_before = _horizon(now - self._keep_audit, oldest_row)
+        jobs_before = self._horizon(now - self._keep_jobs, oldest_job)
+        audit_before = self._horizon(now - self._keep_audit, oldest_row)
         self._prune_batch(jobs_before, audit_before, 0)
+
+    def _horizon(self, before: float, oldest: float | None) -> float:
+        """Return up to which time rows of one kind are deleted in one round."""
+        return before if oldest is None else min(before, oldest + self._limits.prune_days * DAY)
 
     def _prune_batch(self, jobs_before: float, audit_before: float, after_job: int) -> None:
         """Delete the next rows; jobs with numbers up to ``after_job`` were examined before."""
         jobs, reached, rows = 0, after_job, 0
+        rows_at_once = self._limits.prune_rows
         try:
             if self._is_clock_confirmed():
-                jobs, reached = self._store.prune_jobs(jobs_before, after_job)
-                rows = self._store.prune_audit(audit_before)
+                jobs, reached = self._store.prune_jobs(jobs_before, after_job, rows_at_once)
+                rows = self._store.prune_audit(audit_before, rows_at_once)
         except ServerError:
             reached = after_job  # the store is unavailable; the next round continues
         self.pruned["jobs"] += jobs
@@ -141,8 +149,3 @@ class Housekeeper:
     def _end_round(self) -> None:
         for row in self._store.end_pruning(self._clock.wall()):
             log.info("old rows of %s: %s", row.target, row.detail)
-
-
-def _horizon(before: float, oldest: float | None) -> float:
-    """Return up to which time rows are deleted in one round: at most days after the oldest row."""
-    return before if oldest is None else min(before, oldest + limits.PRUNE_DAYS * DAY)

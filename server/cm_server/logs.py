@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import limits
+from .limits import Limits
 from .net.rate_limits import RateLimiter, address_group
 
 log = logging.getLogger("cm_server")
@@ -41,12 +41,14 @@ class PeerLog:
     """Logs lines that peers can cause at any rate: a few a minute for each; counts the others.
 
     Args:
+        limits: how many lines a minute.
         clock: seconds, from any starting point.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._peers = RateLimiter(limits.PEER_LINES_PER_MINUTE, clock)
-        self._strangers = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        keys = limits.rate_limit_keys
+        self._peers = RateLimiter(limits.peer_lines_per_minute, clock, max_keys=keys)
+        self._strangers = RateLimiter(limits.stranger_rows_total_per_minute, clock, max_keys=keys)
 
     def write(self, peer: str, level: int, text: str, *args: object) -> None:
         """Log a line about an authenticated peer, which is identified by its name."""
@@ -79,9 +81,9 @@ class LibraryFilter(logging.Filter):
     Examples are tornado's line about a malformed HTTP request, and asyncio's about a failure.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self._rate = RateLimiter(limits.LIBRARY_LINES_PER_MINUTE)
+        self._rate = RateLimiter(limits.library_lines_per_minute, max_keys=limits.rate_limit_keys)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is logged; add to its line how many before it were not."""
@@ -94,16 +96,17 @@ class LibraryFilter(logging.Filter):
         return left_out is not None
 
 
-def configure_logging(path: Path, *, as_json: bool = False) -> None:
+def configure_logging(path: Path, limits: Limits, *, as_json: bool = False) -> None:
     """Log into a file of bounded size.
 
     Args:
         path: the file; one older file is kept beside it.
+        limits: the size of the file, and how many lines of libraries there are.
         as_json: write lines of JSON, including each job's events.
     """
-    handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.LOG_BYTES, backupCount=1)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=limits.log_bytes, backupCount=1)
     text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if as_json else text)
-    handler.addFilter(LibraryFilter())
+    handler.addFilter(LibraryFilter(limits))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("cm_server.jobs").setLevel(logging.INFO if as_json else logging.WARNING)

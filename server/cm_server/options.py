@@ -10,30 +10,30 @@ from typing import Any
 
 from cloudmanager import config
 
-from . import limits
 from .jobs.scheduler import LOST_AFTER
+from .limits import Limits
 
 HEARTBEAT_SECONDS = 30.0  # between two pings to a board: 333 a second for 10,000 boards
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(limits: Limits) -> argparse.Namespace:
     """Parse the command line; exit with a message if it is not valid."""
-    parser = _parser()
+    parser = _parser(limits)
     options = parser.parse_args()
     if options.bus and not options.store:
         parser.error("--bus needs a shared store: --store postgresql://…")
-    if options.keep_jobs < 1 or options.keep_audit < limits.MIN_KEEP_AUDIT_DAYS:
-        least = limits.MIN_KEEP_AUDIT_DAYS
+    if options.keep_jobs < 1 or options.keep_audit < limits.min_keep_audit_days:
+        least = limits.min_keep_audit_days
         parser.error(f"--keep-jobs must be at least 1 day, --keep-audit at least {least} days")
-    if not 0 < options.samples <= limits.TOTAL_SAMPLES:
-        parser.error(f"--samples must be a number from 1 to {limits.TOTAL_SAMPLES}")
+    if not 0 < options.samples <= limits.total_samples:
+        parser.error(f"--samples must be a number from 1 to {limits.total_samples}")
     if not 0 <= options.port < 65536:
         parser.error(f"--port must be a number from 0 to 65535, not {options.port}")
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(limits: Limits) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cm_server", description="The Cloudmanager service."
     )
@@ -59,13 +59,16 @@ def _parser() -> argparse.ArgumentParser:
         help="network of proxies that terminate TLS",
     )
     parser.add_argument("--log-json", action="store_true", help="write server.log as JSON")
-    parser.add_argument("--samples", type=int, default=limits.SAMPLES_PER_BOARD, metavar="N")
+    parser.add_argument("--samples", type=int, default=limits.samples_per_board, metavar="N")
     parser.add_argument("--store", default=os.environ.get("CM_STORE"), help="postgresql://…")
     parser.add_argument("--bus", default=os.environ.get("CM_BUS"), help="nats://…")
     parser.add_argument(
         "--index", type=config.parse_index, action="append", default=[], metavar="[ALIAS=]URL"
     )
-    for what, days in (("jobs", limits.KEEP_JOBS_DAYS), ("audit", limits.KEEP_AUDIT_DAYS)):
+    for what, days in (
+        ("jobs", limits.keep_jobs_days),
+        ("audit", limits.keep_audit_days),
+    ):
         parser.add_argument(f"--keep-{what}", type=int, default=days, metavar="DAYS")
     return parser
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
 
-from . import limits
+from .limits import Limits
 
 if TYPE_CHECKING:
     from .jobs.registry import Board
@@ -42,12 +42,12 @@ class SampleBuffer:
         self.missed = 0  # samples dropped since the last one that was kept
         self._due = 0.0  # when the next sample is due, by the monotonic clock
 
-    def allow(self, now: float) -> bool:
+    def allow(self, now: float, per_second: float) -> bool:
         """Count a sample; return whether it is within the rate limit."""
         self._due = max(self._due, now - 1)
         if self._due > now:
             return False
-        self._due += 1 / limits.SAMPLES_PER_SECOND
+        self._due += 1 / per_second
         return True
 
 
@@ -57,9 +57,13 @@ class SampleCollector:
     Args:
         max_per_board: how many samples are kept of one board.
         on_sample: called with each sample that was added, and its board.
+        limits: the size and the rate of samples, and how many are kept of all boards.
     """
 
-    def __init__(self, max_per_board: int, on_sample: Callable[[Board, Sample], None]) -> None:
+    def __init__(
+        self, max_per_board: int, on_sample: Callable[[Board, Sample], None], limits: Limits
+    ) -> None:
+        self._limits = limits
         self._max_per_board = max_per_board
         self._on_sample = on_sample
         self._emitting_boards = 0  # boards with at least one sample
@@ -68,8 +72,8 @@ class SampleCollector:
         """Add the sample of an EMIT message; count one that is malformed, too long or too soon."""
         buffer = board.sample_buffer
         try:
-            too_long = len(message.payload) > limits.SAMPLE_BYTES
-            if too_long or not buffer.allow(time.monotonic()):
+            too_long = len(message.payload) > self._limits.sample_bytes
+            if too_long or not buffer.allow(time.monotonic(), self._limits.samples_per_second):
                 raise PeerWireError("EMIT is too long or too soon after the last one")
             emitted = wire.read_emit(message)
         except PeerWireError:
@@ -85,7 +89,7 @@ class SampleCollector:
         buffer = board.sample_buffer
         self._emitting_boards += not buffer.samples
         buffer.samples.append(sample)
-        share = limits.TOTAL_SAMPLES // self._emitting_boards or 1
+        share = self._limits.total_samples // self._emitting_boards or 1
         while len(buffer.samples) > min(self._max_per_board, share):
             buffer.samples.popleft()
         self._on_sample(board, sample)

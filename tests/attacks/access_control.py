@@ -79,7 +79,7 @@ def _auth(link, run, job, config, auth=_auth):
     defence(
         "a token that is empty or too long is not hashed",
         SERVER + "auth/credentials.py",
-        "_has_valid_length = lambda token: True",
+        "_has_valid_length = lambda token, max_chars: True",
         "cm_server/auth/test_credentials.py::test_empty_token_is_refused_although_its_hash_is_stored",
     ),
     defence(

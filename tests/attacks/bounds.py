@@ -150,13 +150,13 @@ BOUNDS: Final = [
     defence(
         "a connection whose request has a slow head is closed",
         SERVER + "net/listener.py",
-        "_head_timeout = lambda: 999",
+        "_head_timeout = lambda limits: 999",
         "cm_server/test_app.py::test_request_with_a_slow_head_is_closed",
     ),
     defence(
         "a connection whose request has a slow body is closed",
         SERVER + "net/listener.py",
-        "_body_timeout = lambda: 999",
+        "_body_timeout = lambda limits: 999",
         "cm_server/test_app.py::test_request_with_a_slow_body_is_closed",
     ),
     defence(
@@ -168,7 +168,7 @@ BOUNDS: Final = [
     defence(
         "a board's queue is bounded",
         SERVER + "jobs/dispatch.py",
-        '_queue_full_reason = lambda queue, job: ""',
+        'Dispatch._queue_full_reason = lambda self, queue, job: ""',
         "cm_server/jobs/test_dispatch.py::test_job_for_a_full_queue_is_refused",
     ),
     defence(

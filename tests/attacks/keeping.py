@@ -56,7 +56,7 @@ KEEPING: Final[list[Defence]] = [
     defence(
         "clock: a round deletes at most a few days' rows",
         SERVER + "housekeeping.py",
-        "_horizon = lambda before, oldest: before",
+        "Housekeeper._horizon = lambda self, before, oldest: before",
         HOUSE + "clock_that_stays_wrong_deletes_a_week_of_rows_a_day",
         HOUSE + "old_audit_rows_are_deleted_oldest_first",
     ),

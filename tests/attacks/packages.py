@@ -134,7 +134,7 @@ PACKAGES: Final = [
     defence(
         "package: a tar is inflated up to a limit only",
         CODE + "archives.py",
-        "_max_inflated_bytes = lambda: 0  # no limit",
+        "_max_inflated_bytes = lambda max_bytes: 0  # no limit",
         TESTS + "test_archives.py::test_decompression_bomb_is_refused_before_it_is_inflated",
     ),
     defence(
@@ -180,7 +180,7 @@ PACKAGES: Final = [
     defence(
         "package: the number of dependencies is bounded",
         CODE + "resolve.py",
-        "_check_requirement_count = lambda count: None",
+        "_check_requirement_count = lambda count, max_packages: None",
         TESTS + "test_resolve.py::test_hundred_thousand_dependencies_are_refused_quickly",
     ),
     defence(
@@ -242,7 +242,7 @@ PACKAGES: Final = [
     defence(
         "package: the compiler's run time is bounded",
         CODE + "compiler.py",
-        "async def _wait_for_exit(process):\n    return await process.wait()",
+        "async def _wait_for_exit(process, seconds):\n    return await process.wait()",
         TESTS + "test_compiler.py::test_faulty_compiler_causes_an_error_only[sleep]",
     ),
     defence(

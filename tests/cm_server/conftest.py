@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cm_server.cluster import membership, remote_jobs
+from cm_server.limits import Limits
 from tests.engines import Nats, Postgres
 
 from .pairs import Two, two_servers
@@ -15,9 +16,16 @@ from .peers import Service, running_service
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+def limits(request: pytest.FixtureRequest) -> Limits:
+    """The limits of the server; ``@pytest.mark.limits(callers=3)`` changes some of them."""
+    marker = request.node.get_closest_marker("limits")
+    return Limits(**marker.kwargs) if marker is not None else Limits()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, limits: Limits) -> AsyncIterator[Service]:
     """A server in this process, on a free TCP port."""
-    async with running_service(tmp_path) as service:
+    async with running_service(tmp_path, limits=limits) as service:
         yield service
 
 

@@ -10,10 +10,12 @@ from cloudmanager.protocol import wire
 from cm_server.jobs.dispatch import Dispatch
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board, Registry
+from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 from cm_server.store.store import Store
 
 GRACE = 10.0
+DEFAULT_LIMITS = Limits()
 
 
 class RecordedTimer:
@@ -90,7 +92,7 @@ class RecordingObserver:
 class Rig:
     """A dispatch with boards lab-1 to lab-3; tests act as boards, caller and clock."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, store: Store | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         self.store = store or Store(None)
         if not self.store.boards():
             self.store.enrol_boards(
@@ -98,7 +100,9 @@ class Rig:
             )
         self.clock = Clock()
         self.registry = Registry(self.store.boards())
-        self.dispatch = Dispatch(self.store, self.registry, self.clock.later, lost_after=GRACE)
+        self.dispatch = Dispatch(
+            self.store, self.registry, self.clock.later, limits, lost_after=GRACE
+        )
         self.caller = RecordingObserver()
 
     def board(self, name: str = "lab-1") -> Board:

@@ -21,7 +21,8 @@ import pytest
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
-from cm_server import app, limits
+from cm_server import app
+from cm_server.limits import Limits
 from cm_server.net import certificates
 from tests.conftest import RunningServer, running_server
 
@@ -333,9 +334,9 @@ async def test_malformed_request_is_closed_and_others_are_served(
     assert "200 OK" in await get(service, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
-async def test_request_with_a_slow_head_is_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
-    async with running_service(tmp_path) as service, await RawPeer.dial(service) as silent:
+@pytest.mark.limits(head_seconds=0.1)
+async def test_request_with_a_slow_head_is_closed(service):
+    async with await RawPeer.dial(service) as silent:
         async with await RawPeer.dial(service) as slow:
             with contextlib.suppress(ConnectionError):
                 head = handshake("/board")
@@ -349,17 +350,17 @@ async def test_request_with_a_slow_head_is_closed(tmp_path, monkeypatch):
         assert await asyncio.wait_for(silent.reader.read(), WAIT) == b""
 
 
-async def test_request_with_a_slow_body_is_closed(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.1)
-    async with running_service(tmp_path) as service, await RawPeer.dial(service) as slow:
+@pytest.mark.limits(head_seconds=0.1)
+async def test_request_with_a_slow_body_is_closed(service):
+    async with await RawPeer.dial(service) as slow:
         slow.say(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 8000\r\n\r\nx")
         await asyncio.wait_for(slow.reader.read(), WAIT)
         await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_flood_of_connections_is_bounded_and_others_can_connect(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 20)
-    async with running_service(tmp_path) as service, contextlib.AsyncExitStack() as stack:
+@pytest.mark.limits(unauthenticated_per_address=20)
+async def test_flood_of_connections_is_bounded_and_others_can_connect(service):
+    async with contextlib.AsyncExitStack() as stack:
         (identity,) = service.enrol("lab-1")
         for number in range(100):
             peer = await stack.enter_async_context(await RawPeer.dial(service))
@@ -424,9 +425,9 @@ async def test_refused_request_is_logged_in_one_line_without_secrets(service: Se
 
 async def test_log_lines_about_bad_requests_are_limited(service: Service, caplog):
     caplog.set_level("INFO")
-    for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 20):
+    for _ in range(Limits.stranger_rows_per_address_per_minute + 20):
         await get(service, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert caplog.text.count("GET '/nothing'") == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    assert caplog.text.count("GET '/nothing'") == Limits.stranger_rows_per_address_per_minute
 
 
 # The time after which boards are lost

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.clock import DAY, CheckedClock
 from cm_server.housekeeping import (
     BATCH_PAUSE_SECONDS,
@@ -18,6 +17,7 @@ from cm_server.housekeeping import (
     ROUND_SECONDS,
     Housekeeper,
 )
+from cm_server.limits import Limits
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
 
@@ -29,7 +29,8 @@ NOTE = AuditRow(0.0, "ann", "here", "label", "lab-*", "", 3, None, None, "done")
 class Home:
     """A store and a housekeeper with clocks that the test advances."""
 
-    def __init__(self, path: Path | None = None, store: Store | None = None) -> None:
+    def __init__(self, path: Path | None = None, store: Store | None = None, **limits: int) -> None:
+        self.limits = Limits(**limits)
         self.store = store or Store(path)
         self.clock = Clock()
         self.day = 0.0  # days that have really passed
@@ -47,6 +48,7 @@ class Home:
                 wall=lambda: time.time() + (self.day + self.wrong) * DAY,
                 steady=lambda: time.monotonic() + self.day * DAY,
             ),
+            limits=self.limits,
         )
 
     def pass_days(self, days: int) -> None:
@@ -67,9 +69,8 @@ class Home:
 
 
 @pytest.fixture
-def home(monkeypatch) -> Home:
-    monkeypatch.setattr(limits, "PRUNE_ROWS", 10)
-    return Home()
+def home() -> Home:
+    return Home(prune_rows=10)
 
 
 def end(home: Home, numbers: range) -> None:
@@ -309,9 +310,9 @@ def test_stop_cancels_all_timers(home: Home):
 def test_batch_takes_less_than_100_ms(tmp_path: Path):
     """Measured: 2 ms for 500 rows, which is less than a cell takes."""
     home = Home(tmp_path / "server.db")
-    end(home, home.store.insert_jobs(["id1"] * 2 * limits.PRUNE_ROWS, "ann"))
+    end(home, home.store.insert_jobs(["id1"] * 2 * Limits.prune_rows, "ann"))
     begun = time.perf_counter()
-    home.store.prune_jobs(time.time() + DAY, 0)
+    home.store.prune_jobs(time.time() + DAY, 0, Limits.prune_rows)
     assert time.perf_counter() - begun < 0.1
-    assert len(home.jobs()) == limits.PRUNE_ROWS
+    assert len(home.jobs()) == Limits.prune_rows
     home.store.close()

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
-from cm_server import limits
+from cm_server.limits import KIB, MIB, Limits
 
 ROOT = Path(__file__).parents[2]
-NAMES = [name for name in vars(limits) if name.isupper() and name not in ("KIB", "MIB")]
+NAMES = [field.name for field in dataclasses.fields(Limits)]
 
 
 def shown(name: str) -> str:
     """Return a limit's value as the documentation writes it."""
-    value = getattr(limits, name)
-    if name.endswith("_BYTES"):
-        mib = value % limits.MIB == 0
-        return f"{value // limits.MIB} MiB" if mib else f"{value // limits.KIB} KiB"
-    if name.endswith("_SECONDS"):
+    value = getattr(Limits(), name)
+    if name.endswith("_bytes"):
+        return f"{value // MIB} MiB" if value % MIB == 0 else f"{value // KIB} KiB"
+    if name.endswith("_seconds"):
         return f"{value / 86400:,.0f} days" if value >= 86400 else f"{value:g} s"
     return f"{value:,}"
 
 
 def documented() -> dict[str, str]:
     text = (ROOT / "docs/security.md").read_text()
-    return dict(re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \| [^|]+ \| [^|]+ \|$", text, flags=re.M))
+    return dict(re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \| [^|]+ \| [^|]+ \|$", text, flags=re.M))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,4 +41,5 @@ def test_every_documented_limit_exists():
 @pytest.mark.parametrize("name", NAMES)
 def test_limit_is_used(name):
     sources = (ROOT / "server/cm_server").rglob("*.py")
-    assert any(f"limits.{name}" in path.read_text() for path in sources)
+    used = re.compile(rf"\b_?[Ll]imits\.{name}\b")
+    assert any(used.search(path.read_text()) for path in sources)

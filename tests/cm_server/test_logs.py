@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.client.fleet import Fleet
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.logs import EXTRA_FIELDS, JsonFormatter, PeerLog, configure_logging
 from tests.conftest import running_boards, running_server
 
@@ -23,7 +23,7 @@ def logging_to(path: Path, **more: bool) -> Iterator[None]:
     root, jobs = logging.getLogger(), logging.getLogger("cm_server.jobs")
     level, kept, jobs_level = root.level, root.handlers[:], jobs.level
     root.handlers.clear()
-    configure_logging(path, **more)
+    configure_logging(path, Limits(), **more)
     yield
     for handler in root.handlers:
         handler.close()
@@ -84,11 +84,11 @@ def test_log_has_the_job_number_of_caller_and_board(tmp_path: Path):
 
 def test_lines_about_one_peer_are_limited_and_counted(caplog):
     now = [0.0]
-    log = PeerLog(lambda: now[0])
+    log = PeerLog(Limits(), lambda: now[0])
     for number in range(500):
         log.write("lab-1", logging.WARNING, "%s spoke of job %d", "lab-1", number)
     log.write("lab-2", logging.WARNING, "%s fell silent", "lab-2")
-    assert caplog.text.count("lab-1 spoke") == limits.PEER_LINES_PER_MINUTE
+    assert caplog.text.count("lab-1 spoke") == Limits.peer_lines_per_minute
     assert "lab-2 fell silent" in caplog.text
     now[0] = 61.0
     log.write("lab-1", logging.WARNING, "%s spoke of job %d", "lab-1", 500)
@@ -96,10 +96,10 @@ def test_lines_about_one_peer_are_limited_and_counted(caplog):
 
 
 def test_unauthenticated_addresses_share_a_limit(caplog):
-    log = PeerLog(lambda: 0.0)
+    log = PeerLog(Limits(), lambda: 0.0)
     for number in range(200):
         log.write_of_stranger(f"192.0.2.{number}", logging.WARNING, "garbage")
-    assert caplog.text.count("garbage") == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
+    assert caplog.text.count("garbage") == Limits.stranger_rows_total_per_minute
     log.write("lab-1", logging.WARNING, "line of interest")
     assert "line of interest" in caplog.text
 
@@ -112,6 +112,6 @@ def test_lines_of_libraries_are_limited(tmp_path: Path):
         for number in range(50):
             logging.getLogger("cm_server").info("line of interest %d", number)
     text = (tmp_path / "log").read_text()
-    assert text.count("Malformed") == limits.LIBRARY_LINES_PER_MINUTE
+    assert text.count("Malformed") == Limits.library_lines_per_minute
     assert text.count("another library") == 1
     assert text.count("line of interest") == 50

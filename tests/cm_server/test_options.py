@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from cm_server import options
+from cm_server.limits import Limits
 
 
 def read(monkeypatch: pytest.MonkeyPatch, *given: str) -> dict[str, object]:
     monkeypatch.setattr(sys, "argv", ["cm_server", *given])
-    return options.server_settings(options.parse_args())
+    return options.server_settings(options.parse_args(Limits()))
 
 
 def test_store_and_bus_are_set_by_options_or_environment(monkeypatch):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server import limits
 from cm_server.jobs.registry import Board
+from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample, SampleCollector
 from cm_server.store.rows import BoardRow
 
@@ -22,15 +22,18 @@ def emitted(text: str = '{"t":1}', *, ticks: int = 5, missed: int = 0) -> wire.M
     return wire.Message(wire.EMIT, missed, 0, ticks.to_bytes(8, "big") + text.encode())
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SAMPLES_PER_SECOND", 1_000_000_000)
+def collector(max_per_board: int, **limits: int) -> SampleCollector:
+    return SampleCollector(max_per_board, lambda *_: None, Limits(**limits))
+
+
+FAST = 1_000_000_000  # samples a second
 
 
 def test_sample_gets_a_timestamp_and_is_reported():
     reported: list[tuple[Board, Sample]] = []
     lab, before = board(), time.time()
-    SampleCollector(10, lambda *each: reported.append(each)).add_message(lab, emitted(ticks=77))
+    samples = SampleCollector(10, lambda *each: reported.append(each), Limits())
+    samples.add_message(lab, emitted(ticks=77))
     (sample,) = lab.sample_buffer.samples
     assert reported == [(lab, sample)]
     assert (sample.ticks, sample.missed, sample.values) == (77, 0, '{"t":1}')
@@ -40,7 +43,7 @@ def test_sample_gets_a_timestamp_and_is_reported():
 
 @pytest.mark.parametrize("text", ["", "{}", '{"t":[1]}', "nonsense", '{"t":"%s"}' % ("x" * 1100)])
 def test_dropped_samples_are_counted_in_the_next_one(text):
-    lab, samples = board(), SampleCollector(10, lambda *_: None)
+    lab, samples = board(), collector(10)
     samples.add_message(lab, emitted(text))
     assert not lab.sample_buffer.samples
     samples.add_message(lab, emitted(missed=3))
@@ -48,18 +51,16 @@ def test_dropped_samples_are_counted_in_the_next_one(text):
     assert [sample.missed for sample in lab.sample_buffer.samples] == [4, 0]
 
 
-@pytest.mark.usefixtures("fast")
 def test_newest_samples_of_a_board_are_kept():
-    lab, samples = board(), SampleCollector(3, lambda *_: None)
+    lab, samples = board(), collector(3, samples_per_second=FAST)
     for ticks in range(10):
         samples.add_message(lab, emitted(ticks=ticks))
     assert [sample.ticks for sample in lab.sample_buffer.samples] == [7, 8, 9]
 
 
-@pytest.mark.usefixtures("fast")
-def test_boards_share_the_total_of_samples(monkeypatch):
-    monkeypatch.setattr(limits, "TOTAL_SAMPLES", 12)
-    samples, labs = SampleCollector(10, lambda *_: None), [board(f"lab-{n}") for n in range(4)]
+def test_boards_share_the_total_of_samples():
+    samples = collector(10, samples_per_second=FAST, total_samples=12)
+    labs = [board(f"lab-{n}") for n in range(4)]
     for lab in labs:
         for ticks in range(20):
             samples.add_message(lab, emitted(ticks=ticks))
@@ -70,11 +71,11 @@ def test_boards_share_the_total_of_samples(monkeypatch):
 
 
 def test_samples_beyond_the_rate_limit_are_dropped_and_counted():
-    lab, samples = board(), SampleCollector(10_000, lambda *_: None)
+    lab, samples = board(), collector(10_000)
     for _ in range(5000):
         samples.add_message(lab, emitted())
     kept = len(lab.sample_buffer.samples)
-    assert limits.SAMPLES_PER_SECOND <= kept < 2 * limits.SAMPLES_PER_SECOND
+    assert Limits.samples_per_second <= kept < 2 * Limits.samples_per_second
     assert (
         lab.sample_buffer.missed + sum(s.missed for s in lab.sample_buffer.samples) == 5000 - kept
     )

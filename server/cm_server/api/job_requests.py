@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cloudmanager.protocol import file_ops, wire
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.file_ops import STARTER_MARK
-from cm_server import limits
 from cm_server.installs import board_install
 from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import SteppedJobSpec
@@ -77,7 +76,9 @@ def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, File
     Raises:
         ServerError: an operation is invalid, or a content was not uploaded.
     """
-    checked = file_ops.check_file_ops(ops, max_ops=limits.FILE_OPS, path_bytes=limits.PATH_BYTES)
+    checked = file_ops.check_file_ops(
+        ops, max_ops=server.limits.file_ops, path_bytes=server.limits.path_bytes
+    )
     contents: list[Content] = []
     replaces_starter = False
     board_ops = []
@@ -97,11 +98,11 @@ def read_file_ops(server: Server, ops: object, boards: int) -> tuple[bytes, File
     names = {op[0] for op in checked}
     if {"put", "get"} <= names:
         raise ServerError("one job can either put or get files, not both")
-    ack_bytes = ack_bytes_for(boards)
+    ack_bytes = ack_bytes_for(boards, server.limits)
     code = wire.pack_file_ops(ack_bytes, board_ops)
-    if len(code) > limits.FILE_OPS_BYTES:
+    if len(code) > server.limits.file_ops_bytes:
         raise ServerError(
-            f"the file operations of one job may have at most {limits.FILE_OPS_BYTES} bytes"
+            f"the file operations of one job may have at most {server.limits.file_ops_bytes} bytes"
         )
     return code, FileTransferSpec(ack_bytes, tuple(contents), "get" in names, replaces_starter)
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import fold_names
-from cm_server import limits
 from cm_server.auth import access
 from cm_server.jobs.jobs import MAX_JOB_ID, Job, describe_row
 from cm_server.jobs.registry import Board
@@ -21,7 +20,7 @@ def interrupt_jobs(context: RequestContext) -> int:
     """Interrupt jobs on boards that the token covers; return how many were found."""
     server = context.server
     numbers = _read_numbers(context.body)
-    valid = [str(n) for n in numbers[: limits.REPLY_JOBS] if 0 < n <= MAX_JOB_ID]
+    valid = [str(n) for n in numbers[: context.server.limits.reply_jobs] if 0 < n <= MAX_JOB_ID]
     context.audit_entry.detail = fold_names(valid)
     jobs = server.dispatch.jobs
     found = [jobs[n] for n in numbers if n in jobs and _may_access_job(context, jobs[n])]
@@ -94,7 +93,7 @@ def _visible_jobs(
         for board_id, job in jobs
         if _may_access_board(context, board_id) and (ids is None or board_id in ids)
     ]
-    return visible[: limits.REPLY_JOBS]
+    return visible[: context.server.limits.reply_jobs]
 
 
 def show_job(context: RequestContext) -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import Target
-from cm_server import limits
 from cm_server.jobs.registry import Board, Registry
+from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -32,6 +32,7 @@ class Subscription:
         reachable: the boards that the caller's token covers, by name; a view that may change.
         send: sends a message to the caller.
         is_ready: returns whether the caller has read everything that was sent.
+        limits: how much is sent in an update, and pending.
         samples: whether the caller wants the samples that boards emit.
     """
 
@@ -43,8 +44,10 @@ class Subscription:
         reachable: Mapping[str, Board],
         send: Callable[[bytes], None],
         is_ready: Callable[[], bool],
+        limits: Limits,
         samples: bool = True,
     ) -> None:
+        self._limits = limits
         self.ref = ref
         self._target = target
         self._reachable = reachable
@@ -77,7 +80,7 @@ class Subscription:
             return
         self._samples.extend(samples)
         self._dropped_samples += dropped
-        while len(self._samples) > limits.SUBSCRIPTION_PENDING_SAMPLES:
+        while len(self._samples) > self._limits.subscription_pending_samples:
             self._samples.popleft()
             self._dropped_samples += 1
 
@@ -115,7 +118,7 @@ class Subscription:
             visible board: it was removed, renamed, or is not selected any more.
         """
         boards, removed = [], []
-        for board in list(itertools.islice(self._changed, limits.SUBSCRIPTION_UPDATE_BOARDS)):
+        for board in list(itertools.islice(self._changed, self._limits.subscription_update_boards)):
             del self._changed[board]
             sent_name = self._sent_names.pop(board.id, None)
             visible = self._covers(board)
@@ -139,11 +142,16 @@ class Subscriptions:
     Args:
         registry: the boards; it is listened to only while there are subscriptions.
         call_later: calls a function after a number of seconds.
+        limits: the time between updates, and how much is pending.
     """
 
     def __init__(
-        self, registry: Registry, call_later: Callable[[float, Callable[[], None]], Any]
+        self,
+        registry: Registry,
+        call_later: Callable[[float, Callable[[], None]], Any],
+        limits: Limits,
     ) -> None:
+        self._limits = limits
         self._registry = registry
         self._call_later = call_later
         self._tick_scheduled = False
@@ -173,7 +181,7 @@ class Subscriptions:
         """Record a sample of a board, for the next update."""
         if not self._subscriptions:
             return
-        if len(self._samples) < limits.SUBSCRIPTION_PENDING_SAMPLES:
+        if len(self._samples) < self._limits.subscription_pending_samples:
             self._samples.append((board, sample))
         else:
             self._dropped_samples += 1
@@ -186,7 +194,7 @@ class Subscriptions:
     def _schedule_tick(self) -> None:
         if not self._tick_scheduled:
             self._tick_scheduled = True
-            self._call_later(limits.SUBSCRIPTION_UPDATE_SECONDS, self._send_updates)
+            self._call_later(self._limits.subscription_update_seconds, self._send_updates)
 
     def _send_updates(self) -> None:
         self._tick_scheduled = False

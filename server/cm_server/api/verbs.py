@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cloudmanager.protocol import errors
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, ServerError, TargetError
 from cloudmanager.protocol.targets import check_label, check_name, fold_names, parse_target
-from cm_server import limits
 from cm_server.auth import access
-from cm_server.auth.audit import AuditEntry
 from cm_server.auth.credentials import BOARD_ROLE, ROLES
 from cm_server.installs import plan_cache
 from cm_server.jobs.registry import Board
@@ -99,7 +97,7 @@ def handle_request(
         token,
         boards,
         body,
-        AuditEntry(token.name, address, name, _audit_target(body)),
+        server.audit_log.new_entry(token.name, address, name, _audit_target(body)),
         connection,
     )
     try:
@@ -181,7 +179,7 @@ def _plan_install(context: RequestContext) -> Any:
     """Return a coroutine that makes the plan of an install."""
     boards = resolve_boards(context)
     context.audit_entry.detail = " ".join(map(str, context.body.get("wanted") or ()))[
-        : limits.AUDIT_CHARS
+        : context.server.limits.audit_chars
     ]
     trusted = context.token.role == ROLES[-1] and access.reaches_all(context.token)
     return plan_cache.plan_install(
@@ -208,9 +206,11 @@ def _describe_installed(server: Server, board: Board) -> dict[str, Any]:
 
 def _list_samples(context: RequestContext) -> list[list[Any]]:
     """Return recent samples, also of offline boards, the newest last."""
-    count = context.body.get("count") or limits.REPLY_SAMPLES
-    if not isinstance(count, int) or not 0 < count <= limits.REPLY_SAMPLES:
-        raise ServerError(f"between 1 and {limits.REPLY_SAMPLES} values can be read at a time")
+    count = context.body.get("count") or context.server.limits.reply_samples
+    if not isinstance(count, int) or not 0 < count <= context.server.limits.reply_samples:
+        raise ServerError(
+            f"between 1 and {context.server.limits.reply_samples} values can be read at a time"
+        )
     names = parse_target(str(context.body.get("target") or "all")).matching_names(context.boards)
     context.audit_entry.boards = len(names)
     samples = []
@@ -224,8 +224,10 @@ def _list_samples(context: RequestContext) -> list[list[Any]]:
 def _enrol_boards(context: RequestContext) -> list[dict[str, Any]]:
     """Give each name an identity and a new key; an earlier key of the name is no longer valid."""
     names, boards = context.body.get("names"), context.server.registry.by_name
-    if not isinstance(names, list) or not 0 < len(names) <= limits.ENROL_NAMES:
-        raise ServerError(f"1 to {limits.ENROL_NAMES} names can be enrolled at a time")
+    if not isinstance(names, list) or not 0 < len(names) <= context.server.limits.enrol_names:
+        raise ServerError(
+            f"1 to {context.server.limits.enrol_names} names can be enrolled at a time"
+        )
     for name in names:
         _check_new_name(context, name)
         if name in boards and boards[name].online:
@@ -315,9 +317,11 @@ def _revoke_token(context: RequestContext) -> dict[str, Any]:
 
 
 def _list_audit_rows(context: RequestContext) -> list[dict[str, Any]]:
-    count = context.body.get("count") or limits.REPLY_AUDIT_ROWS
-    if not isinstance(count, int) or not 0 < count <= limits.REPLY_AUDIT_ROWS:
-        raise ServerError(f"between 1 and {limits.REPLY_AUDIT_ROWS} rows can be read at a time")
+    count = context.body.get("count") or context.server.limits.reply_audit_rows
+    if not isinstance(count, int) or not 0 < count <= context.server.limits.reply_audit_rows:
+        raise ServerError(
+            f"between 1 and {context.server.limits.reply_audit_rows} rows can be read at a time"
+        )
     return [row._asdict() for row in context.server.store.audit_rows(count)]
 
 

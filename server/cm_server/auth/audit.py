@@ -8,12 +8,13 @@ how many were left out. A row never contains secrets or the text of a cell.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.net.rate_limits import RateLimiter, address_group
 from cm_server.store.rows import AuditRow
 
@@ -21,6 +22,8 @@ from . import credentials
 
 if TYPE_CHECKING:
     from cm_server.store.store import Store
+
+_VERB_CHARS = 64  # of a verb in a row
 
 
 class AuditEntry:
@@ -31,6 +34,7 @@ class AuditEntry:
         address: the peer's address.
         verb: what was requested.
         target: the boards, jobs or tokens that it concerns, as the caller wrote them.
+        max_chars: of the target and of the detail in the row.
 
     Attributes:
         detail: what was done with them.
@@ -38,9 +42,17 @@ class AuditEntry:
         written: whether the row is in the store.
     """
 
-    __slots__ = ("address", "boards", "detail", "target", "verb", "who", "written")
+    __slots__ = ("_max_chars", "address", "boards", "detail", "target", "verb", "who", "written")
 
-    def __init__(self, who: str, address: str, verb: str, target: str = "") -> None:
+    def __init__(
+        self,
+        who: str,
+        address: str,
+        verb: str,
+        target: str = "",
+        max_chars: int = Limits.audit_chars,
+    ) -> None:
+        self._max_chars = max_chars
         self.who = who
         self.address = address
         self.verb = verb
@@ -55,9 +67,9 @@ class AuditEntry:
             time.time(),
             self.who,
             self.address,
-            shorten(self.verb, 64),
-            shorten(self.target),
-            shorten(self.detail),
+            shorten(self.verb, self._max_chars)[:_VERB_CHARS],
+            shorten(self.target, self._max_chars),
+            shorten(self.detail, self._max_chars),
             self.boards,
             None,
             None,
@@ -70,15 +82,24 @@ class AuditLog:
 
     Args:
         store: where the rows are kept.
+        limits: how many rows a minute, and how long their texts are.
         clock: seconds since an arbitrary start, for the rate limits.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
-        self._read_rate = RateLimiter(limits.READ_ROWS_PER_MINUTE, clock)
-        self._refusal_rate = RateLimiter(limits.REFUSAL_ROWS_PER_MINUTE, clock)
-        self._address_rate = RateLimiter(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE, clock)
-        self._unauthenticated_rate = RateLimiter(limits.STRANGER_ROWS_TOTAL_PER_MINUTE, clock)
+        self.max_chars = limits.audit_chars
+        rate = functools.partial(RateLimiter, clock=clock, max_keys=limits.rate_limit_keys)
+        self._read_rate = rate(limits.read_rows_per_minute)
+        self._refusal_rate = rate(limits.refusal_rows_per_minute)
+        self._address_rate = rate(limits.stranger_rows_per_address_per_minute)
+        self._unauthenticated_rate = rate(limits.stranger_rows_total_per_minute)
+
+    def new_entry(self, who: str, address: str, verb: str, target: str = "") -> AuditEntry:
+        """Return an entry that is written later; its arguments are those of ``AuditEntry``."""
+        return AuditEntry(who, address, verb, target, self.max_chars)
 
     def log_action(self, audit_entry: AuditEntry) -> None:
         """Write what was done, unless the row is in the store already.
@@ -119,7 +140,7 @@ class AuditLog:
         omitted_in_total = self._unauthenticated_rate.allow("")
         if omitted_in_total is None:
             return None
-        entry = AuditEntry("", address, verb, target)
+        entry = self.new_entry("", address, verb, target)
         entry.detail = _with_omitted_count(reason, omitted + omitted_in_total)
         self._write(entry.to_row("refused"))
         return entry.detail
@@ -132,16 +153,16 @@ class AuditLog:
             return
 
 
-def shorten(text: str, length: int = 0) -> str:
+def shorten(text: str, length: int) -> str:
     """Return text as one line without tokens.
 
     Args:
         text: any text, also from a peer.
-        length: the maximum number of characters; 0 for ``AUDIT_CHARS``.
+        length: the maximum number of characters.
     """
-    masked = _mask_tokens(text[: 4 * limits.AUDIT_CHARS])
+    masked = _mask_tokens(text[: 4 * length])
     line = " ".join(masked.encode("utf-8", "replace").decode().replace("\0", " ").split())
-    return line[: length or limits.AUDIT_CHARS]
+    return line[:length]
 
 
 def _mask_tokens(text: str) -> str:

@@ -15,7 +15,6 @@ import secrets
 from collections.abc import Mapping
 
 from cloudmanager.protocol import proofs
-from cm_server import limits
 from cm_server.store.rows import TokenRow
 
 _TOKEN_BYTES = 32
@@ -39,13 +38,15 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def find_bearer_token(header: str | None, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+def find_bearer_token(
+    header: str | None, tokens: Mapping[str, TokenRow], max_chars: int
+) -> TokenRow | None:
     """Return the row of the token in an ``Authorization`` header; None if it is unknown."""
     scheme, _, token = (header or "").partition(" ")
-    return match_token(token, tokens) if scheme.lower() == "bearer" else None
+    return match_token(token, tokens, max_chars) if scheme.lower() == "bearer" else None
 
 
-def match_token(token: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
+def match_token(token: str, tokens: Mapping[str, TokenRow], max_chars: int) -> TokenRow | None:
     """Return the row of a token; None if it is unknown.
 
     The token may have expired or been revoked: its bearer may learn that, having the whole token.
@@ -54,15 +55,16 @@ def match_token(token: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:
         token: the token, perhaps with a dot and the fingerprint of the server's certificate
             authority, which only callers use.
         tokens: all rows by hash.
+        max_chars: a longer token is not compared.
     """
-    token = token[: limits.TOKEN_CHARS + 1].partition(".")[0]
-    if not _has_valid_length(token):
+    token = token[: max_chars + 1].partition(".")[0]
+    if not _has_valid_length(token, max_chars):
         return None
     return _find_by_hash(token_hash(token), tokens)
 
 
-def _has_valid_length(token: str) -> bool:
-    return 0 < len(token) <= limits.TOKEN_CHARS
+def _has_valid_length(token: str, max_chars: int) -> bool:
+    return 0 < len(token) <= max_chars
 
 
 def _find_by_hash(wanted: str, tokens: Mapping[str, TokenRow]) -> TokenRow | None:

@@ -138,7 +138,7 @@ class Enrolment:
             raise ServerError(f"the token {token.name!r} was used already")
         name = self._choose_name(token.target, body)
         row = new_board_row(credentials.new_board_id(), name, bytes.fromhex(key), token=token.hash)
-        entry = AuditEntry(token.name, address, "enrol", name)
+        entry = server.audit_log.new_entry(token.name, address, "enrol", name)
         entry.boards = 1
         server.store.enrol_with_token(token, row, entry.to_row())
         server.tokens.count_use(token)
@@ -231,7 +231,7 @@ class Enrolment:
         key = board.next_key
         if gen != board.gen + 1 or key is None:
             return
-        entry = AuditEntry("", "", "board-rotate", board.name)
+        entry = self._server.audit_log.new_entry("", "", "board-rotate", board.name)
         entry.detail = f"key {gen} is in use; the key before it is no longer valid"
         entry.boards = 1
         self._server.store.update_board(board.id, entry.to_row(), key=key, gen=gen, nonce=None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import check_name, parse_target
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.store.rows import TokenRow
 
 from . import credentials
@@ -29,11 +29,15 @@ class Tokens:
 
     Args:
         store: where the tokens' hashes are kept.
+        limits: how many tokens there are, and for how long.
         clock: seconds since 1970.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: Store, limits: Limits, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store = store
+        self._limits = limits
         self._clock = clock
         self._rows: dict[str, TokenRow] = {}
         self.reload()
@@ -45,14 +49,14 @@ class Tokens:
         # Those with the latest end are kept. While the clock is wrong, valid tokens may seem to be
         # expired; they end last, so that they are still known when the clock is right again.
         invalid = sorted((row for row in rows if self._invalid_reason(row)), key=_end_time)
-        self._rows = {row.hash: row for row in (*invalid[-limits.TOKENS :], *valid)}
+        self._rows = {row.hash: row for row in (*invalid[-self._limits.tokens :], *valid)}
 
     def find_caller_token(self, header: str | None) -> TokenRow | None:
         """Return the token in a caller's ``Authorization`` header; None if it is unknown.
 
         It may be invalid: see ``refusal_reason``. An enrolment token is not a caller's token.
         """
-        row = credentials.find_bearer_token(header, self._rows)
+        row = credentials.find_bearer_token(header, self._rows, self._limits.token_chars)
         return row if row is not None and row.uses is None else None
 
     def find_enrolment_token(self, token: str) -> TokenRow | None:
@@ -60,7 +64,7 @@ class Tokens:
 
         It may be invalid: see ``refusal_reason``.
         """
-        row = credentials.match_token(token, self._rows)
+        row = credentials.match_token(token, self._rows, self._limits.token_chars)
         return row if row is not None and row.uses is not None else None
 
     def count_use(self, row: TokenRow) -> None:
@@ -97,7 +101,7 @@ class Tokens:
         """Store the local user's token, and revoke earlier ones of that name."""
         if credentials.token_hash(token) in self._rows:
             return
-        entry = AuditEntry(name, "this machine", "token-create", name)
+        entry = AuditEntry(name, "this machine", "token-create", name, self._limits.audit_chars)
         for row in self._find_unrevoked(name):
             self._revoke(row, None)
         row = TokenRow(credentials.token_hash(token), name, "admin", created=self._clock())
@@ -130,7 +134,7 @@ class Tokens:
             TargetError: the name or the target is not legal.
             ServerError: the role or the lifetime is not legal, or the name is taken.
         """
-        row = self._new_row(name, role, target, seconds)._replace(uses=_check_uses(role, uses))
+        row = self._new_row(name, role, target, seconds)._replace(uses=self._check_uses(role, uses))
         until = f", expires {_format_time(row.expires)}" if row.expires else ""
         audit_entry.target, audit_entry.detail = row.name, f"{row.role} on {row.target}{until}"
         token = credentials.new_token()
@@ -156,11 +160,25 @@ class Tokens:
             )
         if role not in (*credentials.ROLES, credentials.BOARD_ROLE):
             raise ServerError(f"the role must be one of {', '.join(credentials.ROLES)}")
-        if sum(not self._invalid_reason(row) for row in self._rows.values()) >= limits.TOKENS:
-            raise ServerError(f"there are {limits.TOKENS} tokens already; revoke some")
+        if sum(not self._invalid_reason(row) for row in self._rows.values()) >= self._limits.tokens:
+            raise ServerError(f"there are {self._limits.tokens} tokens already; revoke some")
         now = self._clock()
-        expires = None if seconds is None else now + _check_lifetime(seconds)
+        expires = None if seconds is None else now + self._check_lifetime(seconds)
         return TokenRow("", name, role, parse_target(target.strip()).text, now, expires)
+
+    def _check_uses(self, role: str, uses: Any) -> int | None:
+        """Return how many boards an enrolment token may enrol; None for a caller's token."""
+        if role != credentials.BOARD_ROLE:
+            return None
+        if type(uses) is not int or not 0 < uses <= self._limits.enrol_names:
+            raise ServerError(f"a token may enrol 1 to {self._limits.enrol_names} boards")
+        return uses
+
+    def _check_lifetime(self, seconds: Any) -> float:
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or not 0 < seconds <= self._limits.token_seconds:
+            raise ServerError("a token's lifetime must be above 0 seconds and at most ten years")
+        return float(seconds)
 
     def revoke(self, name: Any, audit_entry: AuditEntry) -> TokenRow:
         """Revoke the token of a name, and return its row.
@@ -215,24 +233,8 @@ def _end_time(row: TokenRow) -> float:
     return min(at for at in (row.revoked, row.expires) if at is not None)
 
 
-def _check_uses(role: str, uses: Any) -> int | None:
-    """Return how many boards an enrolment token may enrol; None for a caller's token."""
-    if role != credentials.BOARD_ROLE:
-        return None
-    if type(uses) is not int or not 0 < uses <= limits.ENROL_NAMES:
-        raise ServerError(f"a token may enrol 1 to {limits.ENROL_NAMES} boards")
-    return uses
-
-
 def _token_state(row: TokenRow, invalid_reason: str) -> str:
     return "valid" if not invalid_reason else "expired" if row.revoked is None else "revoked"
-
-
-def _check_lifetime(seconds: Any) -> float:
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= limits.TOKEN_SECONDS:
-        raise ServerError("a token's lifetime must be above 0 seconds and at most ten years")
-    return float(seconds)
 
 
 def _format_time(moment: float) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.jobs import Cell, Job
 
@@ -27,23 +26,27 @@ class RemoteObserver:
     Args:
         peer_messages: to the other servers.
         server: the id of the caller's server.
+        max_pending_bytes: when the bus has more to send, it counts as congested.
     """
 
-    def __init__(self, peer_messages: PeerMessages, server: str) -> None:
+    def __init__(self, peer_messages: PeerMessages, server: str, max_pending_bytes: int) -> None:
+        self._max_pending_bytes = max_pending_bytes
         self._peer_messages = peer_messages
         self._server = server
         self._truncated: set[tuple[int, int]] = set()  # job and flags, of dropped messages
 
     def deliver(self, message: bytes, *, droppable: bool = False) -> None:
         """Forward one message; output is dropped while the bus is congested (sends TRUNCATED)."""
-        if droppable and self._peer_messages.pubsub.pending_bytes > limits.UNSENT_BYTES:
+        if droppable and self._peer_messages.pubsub.pending_bytes > self._max_pending_bytes:
             op, _, job = wire.HEADER.unpack_from(message)
             flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
             if (job, flags) in self._truncated:
                 return
             self._truncated.add((job, flags))
             message = wire.pack(wire.TRUNCATED, job=job, flags=flags)
-        elif self._truncated and self._peer_messages.pubsub.pending_bytes <= limits.UNSENT_BYTES:
+        elif (
+            self._truncated and self._peer_messages.pubsub.pending_bytes <= self._max_pending_bytes
+        ):
             self._truncated.clear()
         self._peer_messages.send(self._server, "say", {}, message)
 
@@ -56,6 +59,7 @@ class HostedJobs:
         store: has the ownership of jobs.
         registry: the boards.
         peer_messages: to the other servers.
+        max_pending_bytes: as in ``RemoteObserver``.
     """
 
     def __init__(
@@ -64,9 +68,11 @@ class HostedJobs:
         store: SharedStore,
         registry: Registry,
         peer_messages: PeerMessages,
+        max_pending_bytes: int,
     ) -> None:
         self._dispatch, self._store, self._registry = dispatch, store, registry
         self._peer_messages = peer_messages
+        self._max_pending_bytes = max_pending_bytes
         self._observers: dict[str, RemoteObserver] = {}
         peer_messages.handlers |= {
             "run": self._on_run,
@@ -114,8 +120,11 @@ class HostedJobs:
         if own is not None:
             own.owner, own.state = "", "queued"
             return own
-        observer = self._observers.setdefault(sender, RemoteObserver(self._peer_messages, sender))
-        return Job(number, board, cell, caller, observer, **more)
+        observer = self._observers.get(sender)
+        if observer is None:
+            observer = RemoteObserver(self._peer_messages, sender, self._max_pending_bytes)
+            self._observers[sender] = observer
+        return self._dispatch.new_job(number, board, cell, caller, observer, **more)
 
     def on_server_lost(self, server: str) -> None:
         """Continue the jobs of a dead server's callers without observer."""

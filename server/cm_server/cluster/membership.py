@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.auth.tokens import LOCAL_TOKEN_NAME
 from cm_server.jobs.jobs import MAX_JOB_ID
 from cm_server.store.shared_store import SharedStore
@@ -85,7 +84,13 @@ class Cluster:
         self.board_directory = BoardDirectory(
             server, store, self.peer_messages, self.remote_jobs, loop.call_later
         )
-        self.hosted_jobs = HostedJobs(server.dispatch, store, server.registry, self.peer_messages)
+        self.hosted_jobs = HostedJobs(
+            server.dispatch,
+            store,
+            server.registry,
+            self.peer_messages,
+            server.limits.unsent_bytes,
+        )
         store.epoch_for = self.board_directory.epoch_for
         store.on_change = self.board_directory.publish_row_changes
         self.servers: dict[str, str] = {}  # live servers: id -> address
@@ -171,7 +176,9 @@ class Cluster:
 
     def locate_jobs(self, jobs: Iterable[int]) -> list[tuple[int, str, str]]:
         """Look up open jobs that this server does not know: their numbers, boards and servers."""
-        numbers = [number for number in jobs if 0 < number <= MAX_JOB_ID][: limits.REPLY_JOBS]
+        numbers = [number for number in jobs if 0 < number <= MAX_JOB_ID][
+            : self._server.limits.reply_jobs
+        ]
         return self._store.locate_jobs(numbers) if numbers else []
 
     def interrupt_jobs(self, places: Iterable[tuple[int, str, str]]) -> None:
@@ -220,7 +227,7 @@ class Cluster:
         """
         dispatch = self._server.dispatch
         found: list[tuple[str, dict[str, Any], int]] = []
-        for board_id, job in dispatch.describe_jobs()[: limits.REPLY_JOBS]:
+        for board_id, job in dispatch.describe_jobs()[: self._server.limits.reply_jobs]:
             if job["state"] == "ended":
                 reliability = 2
             else:

@@ -142,7 +142,12 @@ def read_package_job(
         def make_generator(board: Board) -> OpGenerator:
             return report_installed(installed.packages_of(board.id))
 
-    return SteppedJobSpec(_first_ops(dry_run), make_generator, ack_bytes_for(boards))
+    return SteppedJobSpec(
+        _first_ops(dry_run),
+        make_generator,
+        ack_bytes_for(boards, server.limits),
+        server.limits.package_document_bytes,
+    )
 
 
 def describe_for_audit(request: Mapping[str, Any], planned: PreparedPlan | None) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
+from cm_server.limits import MIB, Limits
 
 _DIGEST_CHARS = 64  # length of a SHA-256 in hexadecimal
 _HEX_DIGITS = "0123456789abcdef"
@@ -29,9 +29,13 @@ class Content:
         digest: the SHA-256 of the bytes, in hexadecimal.
         size: the number of bytes.
         folder: where the temporary file is created.
+        read_bytes: the most that is read at a time.
     """
 
-    def __init__(self, digest: str, size: int, folder: Path) -> None:
+    def __init__(
+        self, digest: str, size: int, folder: Path, read_bytes: int = Limits.file_read_bytes
+    ) -> None:
+        self._read_bytes = read_bytes
         self.digest = digest
         self.size = size
         self.written = 0
@@ -41,9 +45,11 @@ class Content:
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
-    def from_bytes(cls, data: bytes, folder: Path) -> Content:
+    def from_bytes(
+        cls, data: bytes, folder: Path, read_bytes: int = Limits.file_read_bytes
+    ) -> Content:
         """Return a complete content."""
-        content = cls(hashlib.sha256(data).hexdigest(), len(data), folder)
+        content = cls(hashlib.sha256(data).hexdigest(), len(data), folder, read_bytes)
         content.write(data)
         return content
 
@@ -74,8 +80,8 @@ class Content:
         if prefix_size >= self.size:
             return prefix_size == self.size and prefix_digest.hex() == self.digest
         prefix_hash = hashlib.sha256()
-        for offset in range(0, prefix_size, limits.FILE_READ_BYTES):
-            size = min(limits.FILE_READ_BYTES, prefix_size - offset)
+        for offset in range(0, prefix_size, self._read_bytes):
+            size = min(self._read_bytes, prefix_size - offset)
             prefix_hash.update(self.read(offset, size))
         return prefix_hash.digest() == prefix_digest
 
@@ -85,10 +91,12 @@ class ContentStore:
 
     Args:
         folder: where the temporary files are created.
+        limits: how many contents and uploads there are, and of which size.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: Limits) -> None:
         self._folder = folder
+        self._limits = limits
         self._contents: OrderedDict[str, Content] = OrderedDict()  # complete; oldest first
         #: Upload number -> the link that may write it, and the incomplete content.
         self._uploads: dict[int, tuple[object, Content]] = {}
@@ -119,14 +127,14 @@ class ContentStore:
             or set(digest) - set(_HEX_DIGITS)
         ):
             raise ServerError("a content needs its SHA-256 in lower-case hexadecimal")
-        if not isinstance(size, int) or not 0 <= size <= limits.CONTENT_BYTES:
-            max_mib = limits.CONTENT_BYTES // limits.MIB
+        if not isinstance(size, int) or not 0 <= size <= self._limits.content_bytes:
+            max_mib = self._limits.content_bytes // MIB
             raise ServerError(f"a file for boards may have at most {max_mib} MiB")
         if self.get(digest) is not None:
             return 0
-        if len(self._uploads) >= limits.UPLOADS:
+        if len(self._uploads) >= self._limits.uploads:
             raise ServerError("too many files are being uploaded to the server; try again")
-        content = Content(digest, size, self._folder)
+        content = Content(digest, size, self._folder, self._limits.file_read_bytes)
         number = next(self._upload_numbers)
         self._uploads[number] = (connection, content)
         if size == 0:
@@ -157,7 +165,7 @@ class ContentStore:
         """Add bytes that the server itself sends to boards; return their content."""
         content = self.get(hashlib.sha256(data).hexdigest())
         if content is None:
-            content = Content.from_bytes(data, self._folder)
+            content = Content.from_bytes(data, self._folder, self._limits.file_read_bytes)
             self.add(content)
         return content
 
@@ -166,7 +174,8 @@ class ContentStore:
         self._contents[content.digest] = content
         total = sum(each.size for each in self._contents.values())
         while (
-            total > limits.CONTENT_STORE_BYTES or len(self._contents) > limits.CONTENT_STORE_FILES
+            total > self._limits.content_store_bytes
+            or len(self._contents) > self._limits.content_store_files
         ):
             _, evicted = self._contents.popitem(last=False)
             total -= evicted.size

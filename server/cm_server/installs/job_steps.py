@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PackageError, PeerWireError
-from cm_server import limits
 
 from .content_store import Content
 from .transfers import FileTransfer, FileTransferSpec
@@ -61,6 +60,7 @@ class SteppedJobSpec:
         first_ops: the first operations, the same for all boards.
         make_generator: makes the generator for one board; it must yield ``first_ops`` first.
         ack_bytes: bytes of a `put` after which a board acknowledges them.
+        max_read_bytes: more of a file is not read from a board into memory.
     """
 
     reads_files = replaces_starter = False
@@ -70,9 +70,11 @@ class SteppedJobSpec:
         first_ops: Sequence[FileOp],
         make_generator: Callable[[Board], OpGenerator],
         ack_bytes: int,
+        max_read_bytes: int,
     ) -> None:
         self.code = wire.pack_file_ops(ack_bytes, first_ops, stepwise=True)
         self.ack_bytes = ack_bytes
+        self.max_read_bytes = max_read_bytes
         self._make_generator = make_generator
 
     def start(self, job: Job, send: Callable[[bytes], object]) -> SteppedJob:
@@ -82,23 +84,28 @@ class SteppedJobSpec:
             job: the job on that board.
             send: sends a message to the board.
         """
-        return SteppedJob(job, self._make_generator(job.board), send, self.ack_bytes)
+        return SteppedJob(job, self._make_generator(job.board), send, self)
 
 
 class SteppedJob:
     """The state of a ``SteppedJobSpec`` on one board."""
 
     def __init__(
-        self, job: Job, generator: OpGenerator, send: Callable[[bytes], object], ack_bytes: int
+        self,
+        job: Job,
+        generator: OpGenerator,
+        send: Callable[[bytes], object],
+        spec: SteppedJobSpec,
     ) -> None:
         self._job = job
         self._generator = generator
         self._send = send
-        self._ack_bytes = ack_bytes
+        self._ack_bytes = spec.ack_bytes
+        self._max_read_bytes = spec.max_read_bytes
         size = job.board.buffer_size
         self._payload_bytes = size - wire.HEADER.size
         self._transfer = FileTransfer(
-            job.id, FileTransferSpec(ack_bytes, (), reads_files=False), send, size
+            job.id, FileTransferSpec(spec.ack_bytes, (), reads_files=False), send, size
         )
         self._ops = list(next(generator))
         self._ops_sent = len(self._ops)  # how many of them were sent to the board
@@ -122,7 +129,7 @@ class SteppedJob:
             self._on_op_result(op, _read_result(message.payload))
         elif op[0] == "put":
             return self._transfer.on_chunk(message)
-        elif len(self._received) < limits.PACKAGE_DOCUMENT_BYTES:
+        elif len(self._received) < self._max_read_bytes:
             self._received += message.payload
             self._transfer.acknowledge(len(message.payload))
         return False

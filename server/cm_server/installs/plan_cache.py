@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol.errors import PackageError, ServerError
-from cm_server import limits
 from cm_server.packages import lock
 from cm_server.packages.http_fetcher import without_credentials
 
@@ -31,16 +30,21 @@ _OPTION_TYPES = {
 
 
 class PlanCache:
-    """The newest plans of each caller's link, by number."""
+    """The newest plans of each caller's link, by number.
 
-    def __init__(self) -> None:
+    Args:
+        max_per_link: with more, the oldest ones of the link are discarded.
+    """
+
+    def __init__(self, max_per_link: int) -> None:
+        self._max_per_link = max_per_link
         self._plans: dict[object, dict[int, PreparedPlan]] = {}
         self._numbers = itertools.count(1)
 
     def add(self, connection: object, planned: PreparedPlan) -> int:
         """Add a plan and return its number; the oldest plans of this link may be discarded."""
         plans = self._plans.setdefault(connection, {})
-        while len(plans) >= limits.PLANS_PER_LINK:
+        while len(plans) >= self._max_per_link:
             del plans[min(plans)]
         number = next(self._numbers)
         plans[number] = planned

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .content_store import Content
 
@@ -51,13 +51,13 @@ class FileTransferSpec(NamedTuple):
         return FileTransfer(job.id, self, send, job.board.buffer_size)
 
 
-def ack_bytes_for(boards: int) -> int:
+def ack_bytes_for(boards: int, limits: Limits) -> int:
     """Return the bytes between acknowledgements for a job on this number of boards.
 
-    The windows of all boards together are bounded by ``limits.TOTAL_WINDOW_BYTES``.
+    The windows of all boards together are bounded by ``Limits.total_window_bytes``.
     """
-    share = limits.TOTAL_WINDOW_BYTES // max(boards, 1)
-    return max(limits.MIN_WINDOW_BYTES, min(limits.WINDOW_BYTES, share)) // ACKS_PER_WINDOW
+    share = limits.total_window_bytes // max(boards, 1)
+    return max(limits.min_window_bytes, min(limits.window_bytes, share)) // ACKS_PER_WINDOW
 
 
 class FileTransfer:

@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
-from cm_server import limits
 from cm_server.cluster.remote_jobs import RemoteJobs
 from cm_server.installs.job_steps import JobRefused
+from cm_server.limits import MIB, Limits
 from cm_server.net import cleanup
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
@@ -51,6 +51,7 @@ class Dispatch:
         store: where jobs and their results are written.
         registry: the boards.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        limits: how much is queued for a board, and kept of a job.
         lost_after: seconds that a board has to reconnect after its link broke.
 
     Attributes:
@@ -65,13 +66,15 @@ class Dispatch:
         store: Store,
         registry: Registry,
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
+        limits: Limits,
         *,
         lost_after: float = LOST_AFTER,
     ) -> None:
         self._store = store
+        self._limits = limits
         self._registry = registry
         self._call_later = call_later
-        self._job_results = JobResults(store, call_later)
+        self._job_results = JobResults(store, call_later, limits)
         self._scheduler = Scheduler(store, self._job_results, call_later, lost_after=lost_after)
         self.on_emit: Callable[[Board, wire.Message], None] = lambda _board, _message: None
         self.on_stray: Callable[[Board, int], None] = lambda _board, _job: None
@@ -134,12 +137,25 @@ class Dispatch:
         """
         numbers = self._insert_jobs(boards, caller, **audit_fields)
         jobs = [
-            Job(number, board, cell, caller, observer, token=token)
+            self.new_job(number, board, cell, caller, observer, token=token)
             for number, board in zip(numbers, boards, strict=True)
         ]
         self.jobs.update((job.id, job) for job in jobs)
         self.counters.on_submitted(jobs, caller, audit_fields.get("target", ""))
         return jobs
+
+    def new_job(
+        self,
+        number: int,
+        board: Board,
+        cell: Cell,
+        caller: str,
+        observer: JobObserver | None,
+        **more: str,
+    ) -> Job:
+        """Return a job that is not started; the arguments are those of ``Job``."""
+        tail_bytes = self._limits.tail_bytes
+        return Job(number, board, cell, caller, observer, tail_bytes=tail_bytes, **more)
 
     def _insert_jobs(
         self, boards: Sequence[Board], caller: str, **audit_fields: str
@@ -151,7 +167,7 @@ class Dispatch:
         """Start or queue submitted jobs; those of offline boards end, unless their caller waits."""
         for job in jobs:
             board = job.board
-            if board.queue and (why := _queue_full_reason(board.queue, job)):
+            if board.queue and (why := self._queue_full_reason(board.queue, job)):
                 self._job_results.end_job(job, "error", why)
             elif board.link is None and not board.is_restarting:
                 self._launch_not_connected(job)
@@ -159,6 +175,16 @@ class Dispatch:
                 board.queue.append(job)
                 self._scheduler.start_queued_jobs(board, submitted=job)
             board.notify_changed()
+
+    def _queue_full_reason(self, queue: Sequence[Job], job: Job) -> str:
+        """Return why a job may not be added to a queue; "" if it may."""
+        if len(queue) >= self._limits.queued_jobs:
+            return f"{self._limits.queued_jobs} jobs wait for this board already; it did not run"
+        size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
+        if size > self._limits.queued_bytes:
+            mib = self._limits.queued_bytes // MIB
+            return f"cells of {mib} MiB wait for this board already; it did not run"
+        return ""
 
     def _launch_not_connected(self, job: Job) -> None:
         """Launch a job whose board is connected to another server, or offline."""
@@ -309,7 +335,7 @@ class Dispatch:
 
     def _on_program(self, board: Board, message: wire.Message) -> None:
         """Record the state of a board's own program; while it blocks the board, cells wait."""
-        text = message.payload.decode("utf-8", "replace")[: limits.PROGRAM_CHARS]
+        text = message.payload.decode("utf-8", "replace")[: self._limits.program_chars]
         board.reported_facts = {**board.reported_facts, "program": text}
         board.blocked = bool(message.flags & wire.BLOCKING)
         board.notify_changed()
@@ -374,7 +400,8 @@ class Dispatch:
         if current is not None and current.state != "ended" and current.id not in numbers:
             self.hand_over_current(board)
         for row in rows:
-            job = self.jobs.get(row.id) or Job(row.id, board, EMPTY_CELL, row.caller, None)
+            job = self.jobs.get(row.id)
+            job = job or self.new_job(row.id, board, EMPTY_CELL, row.caller, None)
             if board.current_job is job or job in board.queue:  # it waits there to be sent again
                 continue
             job.owner = ""
@@ -498,7 +525,7 @@ class Dispatch:
             if board is None or board.current_job is not None:
                 self._store.end_job(row.id, "lost", "the server restarted before it was sent")
                 continue
-            job = Job(row.id, board, EMPTY_CELL, row.caller, None)
+            job = self.new_job(row.id, board, EMPTY_CELL, row.caller, None)
             job.state, job.started = "adrift", row.created
             board.current_job = self.jobs[job.id] = job
             self._scheduler.start_grace_period(board)
@@ -526,14 +553,3 @@ def _may_have_run(*, reported: bool, same_boot: bool) -> bool:
         same_boot: whether its board has not restarted since.
     """
     return reported or not same_boot
-
-
-def _queue_full_reason(queue: Sequence[Job], job: Job) -> str:
-    """Return why a job may not be added to a queue; "" if it may."""
-    if len(queue) >= limits.QUEUED_JOBS:
-        return f"{limits.QUEUED_JOBS} jobs wait for this board already; it did not run"
-    size = len(job.cell.code) + sum(len(other.cell.code) for other in queue)
-    if size > limits.QUEUED_BYTES:
-        mib = limits.QUEUED_BYTES // limits.MIB
-        return f"cells of {mib} MiB wait for this board already; it did not run"
-    return ""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cm_server.limits import Limits
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 
@@ -37,6 +38,7 @@ class JobResults:
     Args:
         store: where results are written.
         call_later: calls a function after a number of seconds; returns a handle to cancel it.
+        limits: how many jobs that ended are kept in memory.
 
     Attributes:
         jobs: all jobs that have not ended, by number.
@@ -44,13 +46,16 @@ class JobResults:
     """
 
     def __init__(
-        self, store: Store, call_later: Callable[[float, Callable[[], None]], TimerHandle]
+        self,
+        store: Store,
+        call_later: Callable[[float, Callable[[], None]], TimerHandle],
+        limits: Limits,
     ) -> None:
         self._store = store
         self._call_later = call_later
         self._flush_scheduled = False
         self.jobs: dict[int, Job] = {}
-        self.recent_jobs = RecentJobs()
+        self.recent_jobs = RecentJobs(limits)
         self.counters = Counters()
 
     def end_job(self, job: Job, status: str, why: str, *, output_lost: bool = False) -> None:

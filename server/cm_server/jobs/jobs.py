@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
-from cm_server import limits
 from cm_server.installs.job_steps import SteppedJob, SteppedJobSpec
 from cm_server.installs.transfers import FileTransfer, FileTransferSpec, RelayedTransfer
+from cm_server.limits import Limits
 
 if TYPE_CHECKING:
     from cm_server.store.rows import JobRow
@@ -64,35 +64,39 @@ class Cell(NamedTuple):
 
 
 class Tail:
-    """The last ``limits.TAIL_BYTES`` of a stream.
+    """The last bytes of a stream.
+
+    Args:
+        max_bytes: how many are kept.
 
     Attributes:
         truncated: whether older bytes were dropped.
     """
 
-    __slots__ = ("_bytes", "truncated")
+    __slots__ = ("_bytes", "_max_bytes", "truncated")
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._bytes = bytearray()
         self.truncated = False
 
     def add(self, data: bytes) -> None:
         """Append bytes."""
         self._bytes += data
-        self.truncated = self.truncated or len(self._bytes) > limits.TAIL_BYTES
+        self.truncated = self.truncated or len(self._bytes) > self._max_bytes
         self._trim()
 
     def _trim(self) -> None:
         """Drop old bytes; at twice the limit only, so that not every write copies the buffer."""
-        if len(self._bytes) > 2 * limits.TAIL_BYTES:
-            self._bytes = self._bytes[-limits.TAIL_BYTES :]
+        if len(self._bytes) > 2 * self._max_bytes:
+            self._bytes = self._bytes[-self._max_bytes :]
 
     def __len__(self) -> int:
         return len(self._bytes)
 
     def text(self) -> str:
         """Return the bytes as text, with LF for CRLF."""
-        return self._bytes[-limits.TAIL_BYTES :].decode("utf-8", "replace").replace("\r\n", "\n")
+        return self._bytes[-self._max_bytes :].decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 class Job:
@@ -107,6 +111,7 @@ class Job:
         token: the hash of the caller's token; "" if the job was sent already.
         name: the board's name at the time of the request, which callers know it by; the current
             one if empty.
+        tail_bytes: how much is kept of the ends of its output and of its value.
 
     Attributes:
         state: queued, resetting, running, adrift or ended (the picture is in ``dispatch``).
@@ -157,6 +162,7 @@ class Job:
         *,
         token: str = "",
         name: str = "",
+        tail_bytes: int = Limits.tail_bytes,
     ) -> None:
         self.id = number
         self.board = board
@@ -172,8 +178,8 @@ class Job:
         self.started_monotonic: float | None = None
         self._started: float | None = None
         self.ended: float | None = None
-        self.output_tail = Tail()
-        self.value = Tail()
+        self.output_tail = Tail(tail_bytes)
+        self.value = Tail(tail_bytes)
         self.timer: TimerHandle | None = None
         self.awaiting_input = False
         self.owner = ""
@@ -266,7 +272,8 @@ def describe_row(row: JobRow, board: str) -> dict[str, Any]:
 class RecentJobs:
     """Jobs that ended recently; at the limits of number and bytes, the oldest are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._jobs: OrderedDict[int, tuple[Job, int]] = OrderedDict()  # id -> job, size in bytes
         self._bytes = 0
 
@@ -276,7 +283,7 @@ class RecentJobs:
         job.cell = job.cell._replace(code=b"", files=None)
         self._jobs[job.id] = (job, size)
         self._bytes += size
-        while len(self._jobs) > limits.RECENT_JOBS or self._bytes > limits.RECENT_BYTES:
+        while len(self._jobs) > self._limits.recent_jobs or self._bytes > self._limits.recent_bytes:
             self._bytes -= self._jobs.popitem(last=False)[1][1]
 
     def get(self, number: int) -> Job | None:

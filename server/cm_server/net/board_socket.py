@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
-from cm_server import limits
 from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
 
@@ -41,7 +40,10 @@ class BoardSocket(BaseHandler):
 
     async def get(self) -> None:
         """Upgrade to a WebSocket; the link outlives this handler."""
-        link = WebSocketLink(limits.BOARD_MESSAGE_BYTES, self._server.backlogs, throttle_reads=True)
+        limits = self._server.limits
+        link = WebSocketLink(
+            limits.board_message_bytes, self._server.backlogs, limits, throttle_reads=True
+        )
         connection = BoardConnection(self._server, link, self.address, secure=self.is_secure)
         link.on_open = connection.start
         await accept_websocket(self, link)
@@ -87,7 +89,10 @@ class BoardConnection:
     def _start_deadline(self) -> None:
         """Refuse the board unless it authenticates in time."""
         self._deadline = asyncio.get_running_loop().call_later(
-            limits.AUTHENTICATION_SECONDS, self._refuse, CLOSE_NOT_AUTHENTICATED, "too slow"
+            self._server.limits.authentication_seconds,
+            self._refuse,
+            CLOSE_NOT_AUTHENTICATED,
+            "too slow",
         )
 
     def _write_log(self, level: int, text: str, *args: object) -> None:
@@ -218,7 +223,8 @@ class BoardConnection:
             self._link.close(frames.CLOSE_GOING_AWAY, "the server cannot accept the board now")
             return
         dispatch.counters.board_links += 1
-        board.connect(self._link, facts, _read_buffer_size(body), _read_parts(body))
+        buffer_size = _read_buffer_size(body, self._server.limits.board_buffer_bytes)
+        board.connect(self._link, facts, buffer_size, _read_parts(body))
         self._board = board
         if self._hello is not None:
             server.enrolment.on_key_used(board, self._hello.gen)
@@ -249,7 +255,7 @@ class BoardConnection:
         if board.consecutive_takeovers > 1:
             spread = min(
                 spread * 2.0**board.consecutive_takeovers,
-                max(spread, limits.TAKEOVER_SPREAD_SECONDS),
+                max(spread, self._server.limits.takeover_spread_seconds),
             )
         return spread
 
@@ -258,7 +264,7 @@ class BoardConnection:
     def _on_board_message(self, data: bytes) -> None:
         assert self._board is not None
         if data[:1] in _RARE_OPS:
-            self._link.charge(limits.RARE_MESSAGES - 1)
+            self._link.charge(self._server.limits.rare_messages - 1)
         if data[:1] == _REKEYED:
             proof = wire.unpack(data).payload
             self._server.enrolment.on_rekeyed(self._board, proof)
@@ -291,13 +297,9 @@ def _close_replaced_link(link: BoardLinkProtocol) -> None:
     link.close(CLOSE_REPLACED, "a newer link took over")
 
 
-def _read_buffer_size(body: dict[str, Any]) -> int:
+def _read_buffer_size(body: dict[str, Any], max_bytes: int) -> int:
     size = body.get("buf")
-    return (
-        min(max(size, MIN_BUFFER), limits.BOARD_BUFFER_BYTES)
-        if isinstance(size, int)
-        else MIN_BUFFER
-    )
+    return min(max(size, MIN_BUFFER), max_bytes) if isinstance(size, int) else MIN_BUFFER
 
 
 def _read_parts(body: dict[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
 from cloudmanager.protocol.targets import parse_target
-from cm_server import limits
 from cm_server.api import job_requests, verbs
 from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
@@ -63,7 +62,8 @@ class CallerSocket(BaseHandler):
             self.set_status(409, "Other Protocol Version")
             self.finish(f"This server uses version {wire.PROTOCOL} of the protocol.\n")
             return
-        link = WebSocketLink(limits.CALLER_MESSAGE_BYTES, self._server.backlogs)
+        limits = self._server.limits
+        link = WebSocketLink(limits.caller_message_bytes, self._server.backlogs, limits)
         connection = CallerConnection(self._server, caller, link)
         link.on_open = connection.start
         await accept_websocket(self, link)
@@ -92,16 +92,17 @@ class CallerSocket(BaseHandler):
 
     def _refuse_known_token(self, token: TokenRow, status: int, why: str) -> None:
         self._server.dispatch.counters.refused_links["caller"] += 1
-        note = AuditEntry(token.name, self.address, "login")
+        note = self._server.audit_log.new_entry(token.name, self.address, "login")
         self._server.audit_log.log_refusal(note, NotAllowed("caller", why))
         self.refuse(status, why)
 
     def _too_many_callers_reason(self, token: TokenRow) -> str:
         """Return why there is no room for another caller; "" if there is."""
-        if len(self._server.callers) >= limits.CALLERS:
-            return f"there are {limits.CALLERS} callers already"
-        if self._callers_of(token) >= limits.CALLERS_PER_TOKEN:
-            return f"{limits.CALLERS_PER_TOKEN} callers use the token {token.name!r} already"
+        limits = self._server.limits
+        if len(self._server.callers) >= limits.callers:
+            return f"there are {limits.callers} callers already"
+        if self._callers_of(token) >= limits.callers_per_token:
+            return f"{limits.callers_per_token} callers use the token {token.name!r} already"
         return ""
 
     def _callers_of(self, token: TokenRow) -> int:
@@ -216,7 +217,7 @@ class CallerConnection:
         elif message.op == wire.WATCH:
             self._handle_and_reply(message, self._on_watch)
         elif message.op == wire.UNWATCH:
-            self._link.charge(limits.RARE_MESSAGES - 1)
+            self._link.charge(self._server.limits.rare_messages - 1)
             self._unsubscribe(message.job)
         elif message.op == wire.ANSWER:
             job = self._server.dispatch.jobs.get(message.job)
@@ -233,7 +234,7 @@ class CallerConnection:
         except PeerWireError:
             raise
         except CloudmanagerError as error:
-            self._link.charge(limits.RARE_MESSAGES)
+            self._link.charge(self._server.limits.rare_messages)
             self._link.send(wire.pack_json(wire.REPLY, verbs.pack_error(error), job=message.job))
 
     def _on_request(self, message: wire.Message) -> None:
@@ -267,7 +268,7 @@ class CallerConnection:
     def _on_watch(self, message: wire.Message) -> None:
         body = wire.read_json(message.payload)
         target = str(body.get("target", ""))
-        entry = AuditEntry(self.token.name, self._link.peer, "watch", target[: limits.AUDIT_CHARS])
+        entry = self._new_audit_entry("watch", target[: self._server.limits.audit_chars])
         try:
             verbs.check_role(self.token, "watch")
             if why := self._watch_refusal_reason(message.job):
@@ -280,6 +281,7 @@ class CallerConnection:
                 reachable=reachable,  # evaluated at each access
                 send=self._link.send,
                 is_ready=lambda: self._is_valid() and not self._link.write_blocked,
+                limits=self._server.limits,
                 samples=bool(body.get("samples", True)),
             )
         except CloudmanagerError as error:
@@ -289,14 +291,18 @@ class CallerConnection:
         self._subscriptions[message.job] = subscription
         self._server.subscriptions.add(subscription)
 
+    def _new_audit_entry(self, verb: str, target: str) -> AuditEntry:
+        return self._server.audit_log.new_entry(self.token.name, self._link.peer, verb, target)
+
     def _watch_refusal_reason(self, ref: int) -> str:
         """Return why there may not be another subscription; "" if there may."""
+        limits = self._server.limits
         if ref in self._subscriptions:
             return f"subscription {ref} exists already"
-        if len(self._subscriptions) >= limits.SUBSCRIPTIONS_PER_LINK:
-            return f"a link may have {limits.SUBSCRIPTIONS_PER_LINK} subscriptions at most"
-        if len(self._server.subscriptions) >= limits.SUBSCRIPTIONS:
-            return f"the server has {limits.SUBSCRIPTIONS} subscriptions already"
+        if len(self._subscriptions) >= limits.subscriptions_per_link:
+            return f"a link may have {limits.subscriptions_per_link} subscriptions at most"
+        if len(self._server.subscriptions) >= limits.subscriptions:
+            return f"the server has {limits.subscriptions} subscriptions already"
         return ""
 
     def _unsubscribe(self, ref: int) -> None:
@@ -314,7 +320,7 @@ class CallerConnection:
         try:
             jobs, left_out = self._create_jobs(head, target, code)
         except CloudmanagerError as error:
-            entry = AuditEntry(self.token.name, self._link.peer, "submit", target)
+            entry = self._new_audit_entry("submit", target)
             self._server.audit_log.log_refusal(entry, error)
             raise
         # One more than there are: a job that ends in launch() must not flush the outbox, because
@@ -358,12 +364,13 @@ class CallerConnection:
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
         request = job_requests.read_job_request(self._server, self, head, code, len(boards))
+        max_seconds = self._server.limits.cell_seconds
         cell = Cell(
             request.code,
-            _read_seconds(head, "timeout"),
+            _read_seconds(head, "timeout", max_seconds),
             bool(head.get("awaits")),
             bool(head.get("fresh")),
-            _read_seconds(head, "wait") or 0.0,
+            _read_seconds(head, "wait", max_seconds) or 0.0,
             bool(head.get("answers")),
             request.files,
         )
@@ -374,8 +381,8 @@ class CallerConnection:
             self,
             token=self.token.hash,
             address=self._link.peer,
-            target=target[: limits.AUDIT_CHARS],
-            detail=shorten(request.detail),
+            target=target[: self._server.limits.audit_chars],
+            detail=shorten(request.detail, self._server.limits.audit_chars),
             verb=request.verb,
         )
         return jobs, left_out
@@ -406,7 +413,7 @@ class CallerConnection:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _is_outbox_full(self) -> bool:
-        return self._outbox_bytes > limits.OUTBOX_BYTES
+        return self._outbox_bytes > self._server.limits.outbox_bytes
 
     def _flush(self) -> None:
         """Send the outbox in frames of at most ``FRAME_BYTES``, until the caller has to read.
@@ -424,9 +431,9 @@ class CallerConnection:
             return
         while self._outbox and not self._link.write_blocked:
             messages, self._outbox = self._outbox, []
-            if self._outbox_bytes > limits.FRAME_BYTES:
+            if self._outbox_bytes > self._server.limits.frame_bytes:
                 sizes = itertools.accumulate(map(len, messages))
-                count = sum(size <= limits.FRAME_BYTES for size in sizes) or 1
+                count = sum(size <= self._server.limits.frame_bytes for size in sizes) or 1
                 messages, self._outbox = messages[:count], messages[count:]
             self._outbox_bytes = sum(map(len, self._outbox))
             self._truncated.clear()
@@ -457,11 +464,11 @@ def _jobs_ahead(job: Job) -> int:
     return board.queue.index(job) + (board.current_job is not None or board.blocked)
 
 
-def _read_seconds(head: dict[str, Any], name: str) -> float | None:
+def _read_seconds(head: dict[str, Any], name: str, max_seconds: float) -> float | None:
     """Return an option of a cell in seconds; None if it is not given."""
     value = head.get(name)
     if value is None:
         return None
-    if not isinstance(value, int | float) or not 0 < value <= limits.CELL_SECONDS:
+    if not isinstance(value, int | float) or not 0 < value <= max_seconds:
         raise ServerError(f"{name} is a number of seconds above 0 and at most a week")
     return float(value)

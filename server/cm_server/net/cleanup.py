@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .rate_limits import RateLimiter
 
 log = logging.getLogger("cm_server")
 
-#: A peer may be able to cause a failure at any rate, so repeated failures are logged rarely.
-_failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
+#: A peer may be able to cause a failure at any rate, so repeated failures are logged rarely. The
+#: limit is the default one, since all parts of a process share this module and its log.
+_failures = RateLimiter(Limits.failure_lines_per_minute)
 
 
 def run_all(what: str, *steps: Callable[[], object]) -> None:

@@ -22,7 +22,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from . import cleanup
 from .rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
@@ -48,14 +48,15 @@ class Listener(HTTPServer):
         self._server = server
         self._unauthenticated_entries: dict[IOStream, UnauthenticatedEntry] = {}
         self._listening_sockets: list[socket.socket] = []
-        self._accepts = TokenBucket(limits.ACCEPTED_PER_SECOND, limits.ACCEPTED_AT_ONCE)
+        limits = server.limits
+        self._accepts = TokenBucket(limits.accepted_per_second, limits.accepted_at_once)
         super().initialize(
             app,
             no_keep_alive=True,
-            idle_connection_timeout=_head_timeout(),
-            body_timeout=_body_timeout(),
-            max_header_size=limits.HEAD_BYTES,
-            max_body_size=limits.HEAD_BYTES,
+            idle_connection_timeout=_head_timeout(limits),
+            body_timeout=_body_timeout(limits),
+            max_header_size=limits.head_bytes,
+            max_body_size=limits.head_bytes,
         )
 
     def start_accepting(self, sockets: list[socket.socket]) -> None:
@@ -74,7 +75,7 @@ class Listener(HTTPServer):
         Each costs up to a millisecond until it is authenticated or refused. The rate is bounded,
         so that a flood of connections does not delay authenticated links.
         """
-        for _ in range(limits.ACCEPTED_AT_ONCE):
+        for _ in range(self._server.limits.accepted_at_once):
             try:
                 accepted, address = sock.accept()
             except BlockingIOError:
@@ -83,11 +84,11 @@ class Listener(HTTPServer):
                 continue
             except OSError as error:  # no file descriptor left, or no memory
                 text = "no connection can be accepted for %g s: %s"
-                log.error(text, limits.ACCEPT_RETRY_SECONDS, error.strerror)
-                self._pause_accepting(sock, limits.ACCEPT_RETRY_SECONDS)
+                log.error(text, self._server.limits.accept_retry_seconds, error.strerror)
+                self._pause_accepting(sock, self._server.limits.accept_retry_seconds)
                 return
             self._on_accepted(accepted, address)
-            ahead = self._accepts.spend(0) - limits.ACCEPTED_AHEAD_SECONDS
+            ahead = self._accepts.spend(0) - self._server.limits.accepted_ahead_seconds
             if ahead > 0:
                 self._pause_accepting(sock, ahead)
                 return
@@ -129,6 +130,7 @@ class Listener(HTTPServer):
         is_tls = isinstance(sock, ssl.SSLSocket)
         stream = _TlsStream(sock) if is_tls else _PlainStream(sock)
         stream.unauthenticated = self._server.unauthenticated
+        stream.max_reads = self._server.limits.unauthenticated_reads
         self.handle_stream(stream, address)
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
@@ -159,14 +161,14 @@ class Listener(HTTPServer):
             self._server.unauthenticated.remove(entry)
 
 
-def _head_timeout() -> float:
+def _head_timeout(limits: Limits) -> float:
     """Return the seconds until a connection is closed whose request's head is incomplete."""
-    return limits.HEAD_SECONDS
+    return limits.head_seconds
 
 
-def _body_timeout() -> float:
+def _body_timeout(limits: Limits) -> float:
     """Return the seconds until a connection is closed whose request's body is incomplete."""
-    return limits.HEAD_SECONDS
+    return limits.head_seconds
 
 
 def _set_non_blocking(sock: socket.socket) -> None:
@@ -182,9 +184,11 @@ class _LimitedReadsStream(IOStream):
 
     Attributes:
         unauthenticated: the connections that share the rate.
+        max_reads: after so many reads, the connection fails.
     """
 
     unauthenticated: UnauthenticatedConnections
+    max_reads: int
     _reads = 0
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
@@ -200,7 +204,7 @@ class _LimitedReadsStream(IOStream):
         return count
 
     def _has_too_many_reads(self) -> bool:
-        return self._reads > limits.UNAUTHENTICATED_READS
+        return self._reads > self.max_reads
 
     def _resume_reading(self) -> None:
         """Read again after a pause, unless the connection is closed or a link owns it now."""
@@ -258,7 +262,7 @@ class _IncomingConnection:
 
     def _start_deadline(self) -> asyncio.TimerHandle:
         """Close the connection if the first byte or the handshake takes too long."""
-        return self._loop.call_later(limits.HEAD_SECONDS, self._close)
+        return self._loop.call_later(self._server.limits.head_seconds, self._close)
 
     def _start_reading(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever the socket is readable."""
@@ -337,7 +341,7 @@ class _IncomingConnection:
         try:
             self._sock.do_handshake()
         except ssl.SSLWantReadError:
-            if self._handshake_reads > limits.UNAUTHENTICATED_READS:
+            if self._handshake_reads > self._server.limits.unauthenticated_reads:
                 self._close()
             elif seconds := self._server.unauthenticated.read_pause(self._handshake_reads):
                 self._stop_reading()

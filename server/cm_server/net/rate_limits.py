@@ -16,11 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cm_server import limits
+from cm_server.limits import Limits
 
 log = logging.getLogger("cm_server")
 
 MINUTE = 60.0  # seconds
+_CACHED_ADDRESSES = 1024  # whose groups need not be computed again
 
 
 class RateLimiter:
@@ -29,10 +30,19 @@ class RateLimiter:
     Args:
         per_minute: events that are allowed per minute and key.
         clock: seconds since an arbitrary start.
+        max_keys: keys whose events are counted at the same time; then the least recently used one
+            is forgotten.
     """
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_keys: int = Limits.rate_limit_keys,
+    ) -> None:
         self.per_minute = per_minute
+        self._max_keys = max_keys
         self._clock = clock
         self._windows: OrderedDict[str, _RateWindow] = OrderedDict()  # least recently used first
 
@@ -46,7 +56,7 @@ class RateLimiter:
         now = self._clock()
         window = self._windows.setdefault(key, _RateWindow(now))
         self._windows.move_to_end(key)
-        if len(self._windows) > limits.RATE_LIMIT_KEYS:
+        if len(self._windows) > self._max_keys:
             self._windows.popitem(last=False)
         if now - window.started_at >= MINUTE:
             window.started_at = now
@@ -115,17 +125,23 @@ class UnauthenticatedEntry(NamedTuple):
 class UnauthenticatedConnections:
     """The connections that have not authenticated yet, bounded per address and in total.
 
+    Args:
+        limits: how many there may be, and their rate of reads.
+
     Attributes:
         count: how many there are.
         dropped: how many were closed because there were too many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.count = 0
         self.dropped = 0
         self._numbers = itertools.count()
-        self._failures = RateLimiter(limits.FAILURE_LINES_PER_MINUTE)
-        per_second = limits.UNAUTHENTICATED_READS_PER_SECOND
+        self._failures = RateLimiter(
+            limits.failure_lines_per_minute, max_keys=limits.rate_limit_keys
+        )
+        per_second = limits.unauthenticated_reads_per_second
         self._reads = TokenBucket(per_second, per_second / 5)
         self._groups: dict[str, dict[int, Callable[[], object]]] = {}  # oldest first
 
@@ -151,10 +167,10 @@ class UnauthenticatedConnections:
         return entry
 
     def _is_over_address_limit(self, count: int) -> bool:
-        return count > limits.UNAUTHENTICATED_PER_ADDRESS
+        return count > self._limits.unauthenticated_per_address
 
     def _is_over_total_limit(self) -> bool:
-        return self.count > limits.UNAUTHENTICATED
+        return self.count > self._limits.unauthenticated
 
     def read_pause(self, reads: int) -> float:
         """Return the seconds to wait before the next read from one of the connections.
@@ -165,7 +181,7 @@ class UnauthenticatedConnections:
         Args:
             reads: the number of reads from this connection so far.
         """
-        return self._reads.spend() if reads > limits.UNAUTHENTICATED_READS_AT_ONCE else 0.0
+        return self._reads.spend() if reads > self._limits.unauthenticated_reads_at_once else 0.0
 
     def remove(self, entry: UnauthenticatedEntry) -> None:
         """Remove a connection that has authenticated or closed; may be called more than once."""
@@ -191,7 +207,7 @@ class UnauthenticatedConnections:
                 log.exception("one of too many unauthenticated connections could not be closed")
 
 
-@functools.lru_cache(limits.RATE_LIMIT_KEYS)
+@functools.lru_cache(_CACHED_ADDRESSES)
 def address_group(address: str) -> str:
     """Return the key under which an address is counted.
 

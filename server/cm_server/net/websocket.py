@@ -21,7 +21,7 @@ from tornado.web import RequestHandler
 
 from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import PeerWireError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from . import cleanup
 from .fair_queue import FairQueue
@@ -37,7 +37,7 @@ USER_TIMEOUT_MS = 15_000  # unacknowledged data breaks the link after this time
 class WebSocketLink(asyncio.Protocol):
     """A WebSocket after its handshake; each message is sent immediately, in one write.
 
-    Received frames are handled in slices of ``limits.SLICE_SECONDS``. If a slice is used up and
+    Received frames are handled in slices of ``Limits.slice_seconds``. If a slice is used up and
     there are more frames, the link waits in ``queue``, and reading is paused, so that the peer has
     to wait, too. The rate of messages is limited in the same way.
 
@@ -63,7 +63,10 @@ class WebSocketLink(asyncio.Protocol):
         mac: adds MACs to messages and verifies them, on a board's link without TLS.
     """
 
-    def __init__(self, max_size: int, queue: FairQueue, *, throttle_reads: bool = False) -> None:
+    def __init__(
+        self, max_size: int, queue: FairQueue, limits: Limits, *, throttle_reads: bool = False
+    ) -> None:
+        self._limits = limits
         self.throttle_reads = throttle_reads
         self.peer = "a peer"
         self.authenticated = True
@@ -79,13 +82,18 @@ class WebSocketLink(asyncio.Protocol):
         self._reader = frames.FrameReader(max_size, masked=True)
         self._transport: asyncio.Transport | None = None
         self._queue = queue
-        self._rate = TokenBucket(limits.MESSAGES_PER_SECOND, limits.MESSAGES_AT_ONCE)
+        self._rate = TokenBucket(self._limits.messages_per_second, self._limits.messages_at_once)
         self._early_messages = 0  # before the authentication
         self._early_reads = 0
         self._backlog = False  # whether frames wait for the next slice
         self._pauses = 0  # how many reasons there are not to read now
         self._pong: bytes | None = None  # payload of the newest ping, to be answered after a slice
         self._closed = False  # whether a close frame was sent
+
+    @property
+    def receive_buffer_bytes(self) -> int | None:
+        """What to set SO_RCVBUF to; None for the system's default. Linux doubles the value."""
+        return self._limits.read_burst_bytes // 2 if self.throttle_reads else None
 
     @property
     def is_gone(self) -> bool:
@@ -121,7 +129,7 @@ class WebSocketLink(asyncio.Protocol):
             transport.close()
             if transport.get_write_buffer_size():
                 loop = asyncio.get_running_loop()
-                loop.call_later(limits.CLOSE_SECONDS, transport.abort)
+                loop.call_later(self._limits.close_seconds, transport.abort)
 
     def _close_later(self, code: int, reason: str) -> None:
         """Send a close frame now, but close the connection a second later.
@@ -135,7 +143,7 @@ class WebSocketLink(asyncio.Protocol):
         self._pause_reading()
         self._write(frames.encode_close_frame(code, reason))
         self._closed = True
-        asyncio.get_running_loop().call_later(limits.CLOSE_SECONDS, transport.abort)
+        asyncio.get_running_loop().call_later(self._limits.close_seconds, transport.abort)
 
     def charge(self, messages: int) -> None:
         """Count additional messages, for one that causes more work than others."""
@@ -158,7 +166,7 @@ class WebSocketLink(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(transport.abort)
 
     def _has_too_much_unsent(self, transport: asyncio.Transport) -> bool:
-        return self.write_blocked and transport.get_write_buffer_size() > limits.UNSENT_BYTES
+        return self.write_blocked and transport.get_write_buffer_size() > self._limits.unsent_bytes
 
     # asyncio.Protocol
 
@@ -182,8 +190,8 @@ class WebSocketLink(asyncio.Protocol):
             self._early_reads += 1
             if seconds := self.read_pause(self._early_reads):
                 self._pause_reading_for(seconds)
-        if self.throttle_reads and len(data) >= limits.READ_BURST_BYTES // 2:
-            self._pause_reading_for(limits.READ_PAUSE_SECONDS)
+        if self.throttle_reads and len(data) >= self._limits.read_burst_bytes // 2:
+            self._pause_reading_for(self._limits.read_pause_seconds)
         if self._backlog:
             return
         seconds = self._rate.spend()  # a read counts too: it may contain no whole message
@@ -215,7 +223,7 @@ class WebSocketLink(asyncio.Protocol):
         Returns:
             Seconds to wait before the next slice; None if no complete frame is left.
         """
-        end = time.perf_counter() + limits.SLICE_SECONDS
+        end = time.perf_counter() + self._limits.slice_seconds
         seconds: float | None = None
         alive = False
         while seconds is None and (frame := self._reader.next_frame()) is not None:
@@ -228,7 +236,7 @@ class WebSocketLink(asyncio.Protocol):
             wait = self._count_message()
             if wait or _is_over(end):
                 seconds = wait
-        if not self.authenticated and self._early_reads > limits.UNAUTHENTICATED_READS:
+        if not self.authenticated and self._early_reads > self._limits.unauthenticated_reads:
             raise frames.FrameError("a proof in too many pieces", frames.POLICY)
         if self._pong is not None:
             self._write(frames.encode_frame(self._pong, frames.PONG))
@@ -286,7 +294,7 @@ class WebSocketLink(asyncio.Protocol):
         if not self.authenticated:
             self._check_before_authentication(frame)
         if frame.opcode != frames.BINARY:
-            self.charge(limits.RARE_MESSAGES - 1)
+            self.charge(self._limits.rare_messages - 1)
         if frame.opcode == frames.BINARY:
             self.on_message(self.mac.open(frame.payload) if self.mac else frame.payload)
         elif frame.opcode == frames.PING:
@@ -298,7 +306,7 @@ class WebSocketLink(asyncio.Protocol):
         """Refuse frames that no board needs to send before it has authenticated."""
         self._early_messages += 1
         self._refuse_ping(frame)
-        if self._early_messages > limits.UNAUTHENTICATED_MESSAGES:
+        if self._early_messages > self._limits.unauthenticated_messages:
             raise frames.FrameError("too many messages before the proof", frames.POLICY)
 
     def _refuse_ping(self, frame: frames.Frame) -> None:
@@ -375,7 +383,7 @@ async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) ->
     stream.io_loop.remove_handler(sock)  # detach the socket, as IOStream.start_tls does
     stream.socket = None  # type: ignore[assignment]
     try:
-        _set_socket_options(sock, small_buffer=link.throttle_reads)
+        _set_socket_options(sock, link.receive_buffer_bytes)
         link.peer = _peer_name(sock)
         if isinstance(sock, ssl.SSLSocket):
             TlsTransport(sock, link)
@@ -389,10 +397,10 @@ async def _move_to_link(stream: IOStream, link: WebSocketLink, answer: bytes) ->
         link.data_received(data)
 
 
-def _set_socket_options(sock: socket.socket, *, small_buffer: bool) -> None:
+def _set_socket_options(sock: socket.socket, receive_buffer_bytes: int | None) -> None:
     """Disable Nagle's algorithm, detect a peer without power, and bound the receive buffer."""
-    if small_buffer:  # half, because Linux doubles the value
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, limits.READ_BURST_BYTES // 2)
+    if receive_buffer_bytes is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {**KEEPALIVE, "TCP_USER_TIMEOUT": USER_TIMEOUT_MS}

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .install_paths import check_relative_path
 
@@ -31,21 +31,22 @@ _ARCHIVE_ERRORS: Final = (
 )  # fmt: skip
 
 
-def unpack(raw: bytes, name: str) -> dict[str, bytes]:
+def unpack(raw: bytes, name: str, limits: Limits) -> dict[str, bytes]:
     """Return the files in an archive: path -> content.
 
     Args:
         raw: the archive.
         name: its file name; the suffix determines the format: ``.tar.gz``, ``.zip`` or ``.whl``.
+        limits: the size of the archive and of its content, and how many files there are.
 
     Raises:
         PackageError: the archive is malformed or too big, or contains anything but plain files.
     """
-    if len(raw) > limits.PACKAGE_ARCHIVE_BYTES:
+    if len(raw) > limits.package_archive_bytes:
         raise PackageError(f"{name} is too big: {len(raw)} bytes")
     try:
-        members = _read_zip(raw) if name.endswith((".zip", ".whl")) else _read_tar(raw)
-        return _collect_files(members, name)
+        read = _read_zip if name.endswith((".zip", ".whl")) else _read_tar
+        return _collect_files(read(raw, limits), name)
     except _ARCHIVE_ERRORS as error:
         raise PackageError(f"{name} is not a valid archive: {error}"[:300]) from error
 
@@ -77,18 +78,18 @@ def _ignore_case(path: str) -> str:
     return path.casefold()
 
 
-def _read_tar(raw: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_tar(raw: bytes, limits: Limits) -> Iterator[tuple[str, bytes]]:
     """Yield the files of a .tar.gz.
 
     It is inflated to memory first, up to the limit. If `tarfile` inflated it, skipping one huge
     member would take unlimited time.
     """
-    inflated = _inflate(raw)
+    inflated = _inflate(raw, limits.package_unpacked_bytes)
     with tarfile.open(fileobj=io.BytesIO(inflated), mode="r:") as tar:
         count = 0
         while (member := tar.next()) is not None:
             count += 1
-            if count > limits.PACKAGE_FILES:
+            if count > limits.package_files:
                 raise PackageError("the archive has too many members")
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps each one otherwise
             if member.isdir() or member.name in _IGNORED_MEMBERS:
@@ -104,31 +105,31 @@ def _is_plain_file(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse()
 
 
-def _inflate(raw: bytes) -> bytes:
-    """Return the tar in a .tar.gz, of at most ``limits.PACKAGE_UNPACKED_BYTES``."""
+def _inflate(raw: bytes, max_bytes: int) -> bytes:
+    """Return the tar in a .tar.gz, of at most ``max_bytes``."""
     if raw[:2] != b"\x1f\x8b":
         raise PackageError("the archive is not a .tar.gz")
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: with a gzip header
-    inflated = inflater.decompress(raw, _max_inflated_bytes())
-    if len(inflated) > limits.PACKAGE_UNPACKED_BYTES:
+    inflated = inflater.decompress(raw, _max_inflated_bytes(max_bytes))
+    if len(inflated) > max_bytes:
         raise PackageError("the archive is too big when unpacked")
     if not inflater.eof:
         raise PackageError("the archive is truncated")
     return inflated
 
 
-def _max_inflated_bytes() -> int:
+def _max_inflated_bytes(max_bytes: int) -> int:
     """Return where inflating stops: one byte above the limit, to detect that it is exceeded."""
-    return limits.PACKAGE_UNPACKED_BYTES + 1
+    return max_bytes + 1
 
 
-def _read_zip(raw: bytes) -> Iterator[tuple[str, bytes]]:
+def _read_zip(raw: bytes, limits: Limits) -> Iterator[tuple[str, bytes]]:
     """Yield the files of a zip; `zipfile` raises an error if a file's two headers disagree."""
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         entries = archive.infolist()
-        if len(entries) > limits.PACKAGE_FILES:
+        if len(entries) > limits.package_files:
             raise PackageError("the archive has too many members")
-        bytes_left = limits.PACKAGE_UNPACKED_BYTES
+        bytes_left = limits.package_unpacked_bytes
         for entry in entries:
             # zipfile changes names: it cuts them at a NUL and replaces the separators of Windows.
             if entry.orig_filename != entry.filename or "\\" in entry.orig_filename:

@@ -17,8 +17,6 @@ import tempfile
 import threading
 from pathlib import Path
 
-from cm_server import limits
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,12 +26,17 @@ def sha256(content: bytes) -> str:
 
 
 class PackageCache:
-    """Contents in a folder, at most `limits.PACKAGE_CACHE_BYTES` together.
+    """Contents in a folder.
 
     If it is full, the contents that were not used for the longest time are removed.
+
+    Args:
+        folder: where the contents are.
+        max_bytes: of all of them together.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._contents = folder / "sha256"
         self._addresses = folder / "names"
         self._lock = threading.Lock()
@@ -85,7 +88,7 @@ class PackageCache:
         with self._lock:
             if self._total_bytes >= 0:
                 self._total_bytes += size
-            if not 0 <= self._total_bytes <= limits.PACKAGE_CACHE_BYTES:
+            if not 0 <= self._total_bytes <= self._max_bytes:
                 self._total_bytes = self._evict()
 
     def _evict(self) -> int:
@@ -97,11 +100,11 @@ class PackageCache:
                     stat = path.stat()
                     files.append((stat.st_mtime_ns, stat.st_size, path))
         total = sum(size for _, size, _ in files)
-        if total > limits.PACKAGE_CACHE_BYTES:
+        if total > self._max_bytes:
             for _, size, path in sorted(files):
                 path.unlink(missing_ok=True)
                 total -= size
-                if total <= limits.PACKAGE_CACHE_BYTES * 3 // 4:  # room for several writes
+                if total <= self._max_bytes * 3 // 4:  # room for several writes
                     break
         return total
 

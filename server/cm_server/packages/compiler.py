@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .cache import PackageCache, sha256
 
@@ -80,10 +80,12 @@ class Compiler:
 
     Args:
         cache: keeps the bytecode.
+        limits: of each run of the compiler.
     """
 
-    def __init__(self, cache: PackageCache) -> None:
+    def __init__(self, cache: PackageCache, limits: Limits) -> None:
         self._cache = cache
+        self._limits = limits
         self._semaphore = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def compile(self, source: bytes, path: str, board: Bytecode) -> str:
@@ -105,12 +107,31 @@ class Compiler:
         content = await asyncio.to_thread(self._cache.get_by_address, address)
         if content is None:
             async with self._semaphore:
-                content = await _run_compiler(tool.binary, flags, source, path)
+                content = await self._run_compiler(tool.binary, flags, source, path)
             await asyncio.to_thread(self._cache.put, content)
             await asyncio.to_thread(self._cache.put_address, address, sha256(content))
         if not board.can_run(content):
             raise CompileFailed("has native code for another processor or version")
         return sha256(content)
+
+    async def _run_compiler(self, binary: str, flags: list[str], source: bytes, path: str) -> bytes:
+        """Return the bytecode of a source; run the compiler in a temporary folder.
+
+        Raises:
+            CompileFailed: the source has an error, or the compiler failed or exceeded a limit.
+        """
+        with _temporary_folder() as folder:
+            (folder / "in.py").write_bytes(source)
+            command = [binary, *flags, "-X", _HEAP_OPTION, "-s", path, "-o", "out.mpy", "in.py"]
+            code = await _run_limited(command, folder, self._limits)
+            out = folder / "out.mpy"
+            content = out.read_bytes() if code == 0 and out.is_file() else b""
+            message = _last_line(folder / _OUTPUT_FILE)
+        if content.startswith(b"M"):
+            return content
+        if code <= 0 or code >= 128:  # no bytecode, or killed by a signal: a crash or a limit
+            raise CompileFailed("makes the compiler fail: it crashed or exceeded a limit")
+        raise CompileFailed(f"does not compile: {message}")
 
 
 class CompilerBinary(NamedTuple):
@@ -163,35 +184,15 @@ def _temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _run_compiler(binary: str, flags: list[str], source: bytes, path: str) -> bytes:
-    """Return the bytecode of a source; run the compiler in a temporary folder.
-
-    Raises:
-        CompileFailed: the source has an error, or the compiler failed or exceeded a limit.
-    """
-    with _temporary_folder() as folder:
-        (folder / "in.py").write_bytes(source)
-        command = [binary, *flags, "-X", _HEAP_OPTION, "-s", path, "-o", "out.mpy", "in.py"]
-        code = await _run_limited(command, folder)
-        out = folder / "out.mpy"
-        content = out.read_bytes() if code == 0 and out.is_file() else b""
-        message = _last_line(folder / _OUTPUT_FILE)
-    if content.startswith(b"M"):
-        return content
-    if code <= 0 or code >= 128:  # no bytecode, or killed by a signal: a crash or a limit
-        raise CompileFailed("makes the compiler fail: it crashed or exceeded a limit")
-    raise CompileFailed(f"does not compile: {message}")
-
-
-async def _run_limited(command: list[str], folder: Path) -> int:
+async def _run_limited(command: list[str], folder: Path, limits: Limits) -> int:
     """Run a command within the limits; return its exit code, negative for a signal.
 
     Its output is written to a file in the folder, whose size is limited too.
     """
     limited = _LIMITED_COMMAND % (
-        limits.COMPILE_BYTES // 1024,
-        int(limits.COMPILE_SECONDS + 0.999),
-        limits.COMPILED_BYTES // 512,
+        limits.compile_bytes // 1024,
+        int(limits.compile_seconds + 0.999),
+        limits.compiled_bytes // 512,
     )
     with (folder / _OUTPUT_FILE).open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -204,7 +205,7 @@ async def _run_limited(command: list[str], folder: Path) -> int:
             start_new_session=True,
         )
     try:
-        return await _wait_for_exit(process)
+        return await _wait_for_exit(process, limits.compile_seconds)
     except TimeoutError:
         return -signal.SIGKILL
     finally:
@@ -213,13 +214,13 @@ async def _run_limited(command: list[str], folder: Path) -> int:
         await process.wait()
 
 
-async def _wait_for_exit(process: asyncio.subprocess.Process) -> int:
+async def _wait_for_exit(process: asyncio.subprocess.Process, seconds: float) -> int:
     """Return a compiler's exit code.
 
     Raises:
-        TimeoutError: it runs for longer than ``limits.COMPILE_SECONDS``.
+        TimeoutError: it runs for longer than ``seconds``.
     """
-    return await asyncio.wait_for(process.wait(), limits.COMPILE_SECONDS)
+    return await asyncio.wait_for(process.wait(), seconds)
 
 
 def _last_line(path: Path) -> str:

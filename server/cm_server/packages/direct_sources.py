@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 from .cache import PackageCache, sha256
 from .dependencies import read_dependencies
@@ -44,8 +43,8 @@ class UrlSource:
             if path.endswith(".json")
             else f"{requirement.name.rstrip('/')}/{_DOCUMENT_NAME}"
         )
-        reply = await self._fetcher.fetch(url, limit=limits.PACKAGE_DOCUMENT_BYTES)
-        document = read_document(reply.body, url)
+        reply = await self._fetcher.fetch(url, limit=self._fetcher.limits.package_document_bytes)
+        document = read_document(reply.body, url, self._fetcher.limits.package_files)
         _refuse_hashes(document, requirement)
         parts = [
             ReleaseFile(path, await self._file_url(reference, requirement, url))
@@ -76,12 +75,18 @@ class SentFilesSource:
         sent: requirement -> path -> content.
         cache: where the contents are stored.
         forges: locates files of repositories that a package.json names.
+        max_files: of one package.
     """
 
     def __init__(
-        self, sent: Mapping[str, Mapping[str, bytes]], cache: PackageCache, forges: ForgeSource
+        self,
+        sent: Mapping[str, Mapping[str, bytes]],
+        cache: PackageCache,
+        forges: ForgeSource,
+        max_files: int,
     ) -> None:
         self._sent = sent
+        self._max_files = max_files
         self._cache = cache
         self._forges = forges
 
@@ -94,14 +99,16 @@ class SentFilesSource:
     async def load(self, requirement: Requirement, version: str) -> Release:
         """Return the files as a package."""
         files = self._sent[requirement.name]
-        if len(files) > limits.PACKAGE_FILES:
+        if len(files) > self._max_files:
             raise PackageError(f"{requirement} has too many files")
         if _DOCUMENT_NAME not in files:
             parts = [
                 await self._load_part(path, path, files, requirement) for path in sorted(files)
             ]
             return Release(requirement, version, tuple(parts))
-        document = read_document(files[_DOCUMENT_NAME], f"{requirement}'s {_DOCUMENT_NAME}")
+        document = read_document(
+            files[_DOCUMENT_NAME], f"{requirement}'s {_DOCUMENT_NAME}", self._max_files
+        )
         _refuse_hashes(document, requirement)
         parts = [
             await self._load_part(path, reference, files, requirement)

@@ -11,7 +11,6 @@ import re
 from typing import Any, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 _HASH_PREFIX = re.compile(r"[0-9a-f]{8,64}")  # of a SHA-256 in hex; mip's indexes give 8 digits
 _DUMMY_SUMMARY = re.compile(r"^Summary: Dummy ", re.MULTILINE)
@@ -61,8 +60,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def read_document(raw: bytes, source_name: str) -> PackageDocument:
+def read_document(raw: bytes, source_name: str, max_entries: int) -> PackageDocument:
     """Parse a package.json; missing fields are empty, unknown fields are ignored.
+
+    Args:
+        raw: the document.
+        source_name: what it is, for error messages.
+        max_entries: of each of its lists.
 
     Raises:
         PackageError: a field has a value of the wrong type.
@@ -77,24 +81,27 @@ def read_document(raw: bytes, source_name: str) -> PackageDocument:
         raise PackageError(f"{source_name}: its version is not a short text")
     if fields.get("v", 1) != 1:
         raise PackageError(f"{source_name} has format {fields['v']!r:.20}; only 1 is supported")
-    hashes = _read_pairs(fields, "hashes", source_name)
+
+    def read_pairs(field: str) -> list[tuple[str, str]]:
+        return _read_pairs(fields.get(field) or [], field, source_name, max_entries)
+
+    hashes = read_pairs("hashes")
     for path, prefix in hashes:
         if not _HASH_PREFIX.fullmatch(prefix):
             raise PackageError(f"{source_name}: {path!r:.100} has no hash of 8 digits or more")
     return PackageDocument(
         version,
         hashes,
-        _read_pairs(fields, "urls", source_name),
-        _read_pairs(fields, "deps", source_name),
+        read_pairs("urls"),
+        read_pairs("deps"),
     )
 
 
-def _read_pairs(document: dict[str, Any], field: str, source_name: str) -> list[tuple[str, str]]:
+def _read_pairs(rows: Any, field: str, source_name: str, max_entries: int) -> list[tuple[str, str]]:
     """Return the pairs of a field; a dependency may consist of its name only."""
-    rows = document.get(field) or []
     if isinstance(rows, dict):
         rows = list(rows.items())
-    if not isinstance(rows, list) or len(rows) > limits.PACKAGE_FILES:
+    if not isinstance(rows, list) or len(rows) > max_entries:
         raise PackageError(f"{source_name}: {field!r} is not a list, or too long")
     pairs = []
     for row in rows:

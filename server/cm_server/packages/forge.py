@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 from .dependencies import read_dependencies
 from .documents import read_document, read_refs
@@ -81,14 +80,18 @@ class ForgeSource:
         try:
             reply = await self._fetcher.fetch(
                 url,
-                limit=limits.PACKAGE_DOCUMENT_BYTES,
+                limit=self._fetcher.limits.package_document_bytes,
                 trusted_url=self.trusted_url(requirement, url),
             )
         except SourceNotFound as error:
             raise SourceNotFound(
                 f"{requirement} has no {document_path} at commit {version[:12]}"
             ) from error
-        document = read_document(reply.body, f"{requirement}'s {document_path}")
+        document = read_document(
+            reply.body,
+            f"{requirement}'s {document_path}",
+            self._fetcher.limits.package_files,
+        )
         if document.hashes:
             raise PackageError(
                 f"{requirement} has hashes in its {document_path}: "
@@ -152,7 +155,7 @@ class ForgeSource:
         name = f"{requirement.source}:{requirement.repository}"
         try:
             reply = await self._fetcher.fetch(
-                url, limit=limits.PACKAGE_DOCUMENT_BYTES, trusted_url=url
+                url, limit=self._fetcher.limits.package_document_bytes, trusted_url=url
             )
         except SourceNotFound as error:
             raise SourceNotFound(f"there is no repository {name}, or it is not public") from error

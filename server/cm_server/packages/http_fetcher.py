@@ -24,7 +24,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are IPv4
@@ -122,15 +122,18 @@ class _PublicResolver(Resolver):
 
 
 class HttpFetcher:
-    """Makes HTTP requests, at most ``limits.FETCHES`` at a time.
+    """Makes HTTP requests, at most ``Limits.fetches`` at a time.
 
     Args:
+        limits: how many at a time, and how long each may take; sources take the sizes of their
+            documents from it.
         ca_file: certificates to trust instead of the system's, such as pip's option `cert`.
     """
 
-    def __init__(self, ca_file: str | None = None) -> None:
+    def __init__(self, limits: Limits, ca_file: str | None = None) -> None:
+        self.limits = limits
         self.ca_file = ca_file
-        self._semaphore = asyncio.Semaphore(limits.FETCHES)
+        self._semaphore = asyncio.Semaphore(limits.fetches)
 
     async def fetch(
         self,
@@ -157,11 +160,12 @@ class HttpFetcher:
         async with self._semaphore:
             try:
                 return await asyncio.wait_for(
-                    self._fetch_redirected(url, limit, trusted_url, accept), limits.FETCH_SECONDS
+                    self._fetch_redirected(url, limit, trusted_url, accept),
+                    self.limits.fetch_seconds,
                 )
             except TimeoutError:
                 raise SourceUnreachable(
-                    f"{without_credentials(url)} takes longer than {limits.FETCH_SECONDS:g} s"
+                    f"{without_credentials(url)} takes longer than {self.limits.fetch_seconds:g} s"
                 ) from None
 
     async def is_private_host(self, url: str) -> bool:
@@ -180,7 +184,7 @@ class HttpFetcher:
         """Fetch a URL and follow redirects; send credentials to the first origin only."""
         first_origin = origin_of(url)
         first_credentials = _credentials(url)
-        for _ in range(limits.FETCH_REDIRECTS + 1):
+        for _ in range(self.limits.fetch_redirects + 1):
             credentials = first_credentials if origin_of(url) == first_origin else ""
             response = await self._fetch_once(url, limit, trusted_url, accept, credentials)
             if response.code not in _REDIRECTS:
@@ -202,7 +206,7 @@ class HttpFetcher:
             force_instance=True,
             resolver=None if may_be_private else _PublicResolver(),
             max_body_size=limit,
-            max_header_size=limits.HEAD_BYTES * 4,
+            max_header_size=self.limits.head_bytes * 4,
         )
         try:
             return await client.fetch(self._request(url, accept, credentials), raise_error=False)
@@ -231,8 +235,8 @@ class HttpFetcher:
             without_credentials(url),
             headers=headers,
             follow_redirects=False,
-            connect_timeout=min(limits.FETCH_SECONDS, 10.0),
-            request_timeout=limits.FETCH_SECONDS,
+            connect_timeout=min(self.limits.fetch_seconds, 10.0),
+            request_timeout=self.limits.fetch_seconds,
             user_agent=_USER_AGENT,
             ca_certs=self.ca_file,
         )

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from urllib.parse import urljoin
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 from .dependencies import read_dependencies
 from .documents import PackageDocument, load_json, read_document
@@ -92,13 +91,13 @@ class IndexSource:
             try:
                 reply = await self._fetcher.fetch(
                     url,
-                    limit=limits.PACKAGE_DOCUMENT_BYTES,
+                    limit=self._fetcher.limits.package_document_bytes,
                     trusted_url=self.trusted_url(requirement),
                     accept="application/json",
                 )
             except SourceNotFound:
                 continue
-            return read_document(reply.body, url), reply.url
+            return read_document(reply.body, url, self._fetcher.limits.package_files), reply.url
         at = f" at version {version}" if version != "latest" else ""
         raise SourceNotFound(
             f"{requirement} is not in {base}{at}{await self._suggestion(requirement, version)}"
@@ -110,7 +109,7 @@ class IndexSource:
         try:
             reply = await self._fetcher.fetch(
                 f"{base}/index.json",
-                limit=limits.PACKAGE_DOCUMENT_BYTES,
+                limit=self._fetcher.limits.package_document_bytes,
                 trusted_url=self.trusted_url(requirement),
             )
             entries = load_json(reply.body, base)["packages"]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .documents import load_json
 from .install_paths import check_relative_path
@@ -62,14 +62,14 @@ def _release_row(release: Release) -> dict[str, Any]:
     return row
 
 
-def load(text: str) -> LockFile:
+def load(text: str, limits: Limits) -> LockFile:
     """Parse and check the text of a lock file.
 
     Raises:
         PackageError: it is malformed, incomplete or too big.
     """
     raw = text.encode()
-    if len(raw) > limits.PACKAGE_DOCUMENT_BYTES:
+    if len(raw) > limits.package_document_bytes:
         raise PackageError("the lock file is too big")
     document = load_json(raw, _SOURCE_NAME)
     try:
@@ -78,12 +78,14 @@ def load(text: str) -> LockFile:
                 f"the lock file has format {document['format']!r:.20}, which is not supported; "
                 "install without it to write a new one"
             )
-        releases = tuple(_read_release(row) for row in document["packages"])
+        releases = tuple(
+            _read_release(row, limits.package_file_bytes) for row in document["packages"]
+        )
         wanted = tuple(str(text) for text in document["wanted"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PackageError(f"the lock file is malformed: {error!r:.100}") from error
     keys = {release.key for release in releases}
-    if len(releases) > limits.PACKAGES or len(keys) < len(releases):
+    if len(releases) > limits.packages or len(keys) < len(releases):
         raise PackageError("the lock file has too many packages, or one twice")
     _check_complete(wanted, releases)
     return LockFile(wanted, releases)
@@ -104,10 +106,10 @@ def _check_complete(wanted: Iterable[str], releases: Sequence[Release]) -> None:
             )
 
 
-def _read_release(row: dict[str, Any]) -> Release:
+def _read_release(row: dict[str, Any], max_file_bytes: int) -> Release:
     local = frozenset([row["package"]] if row.get("local") else [])
     requirement = parse_requirement(row["package"], local)
-    parts = tuple(_read_part(part) for part in row["files"])
+    parts = tuple(_read_part(part, max_file_bytes) for part in row["files"])
     archive = row.get("archive", {"name": "", "sha256": ""})
     _check_sha256(archive["sha256"], empty=not archive["name"])
     return Release(
@@ -121,9 +123,9 @@ def _read_release(row: dict[str, Any]) -> Release:
     )
 
 
-def _read_part(row: dict[str, Any]) -> ReleaseFile:
+def _read_part(row: dict[str, Any], max_file_bytes: int) -> ReleaseFile:
     _check_sha256(row["sha256"])
-    if not isinstance(row["size"], int) or not 0 <= row["size"] <= limits.PACKAGE_FILE_BYTES:
+    if not isinstance(row["size"], int) or not 0 <= row["size"] <= max_file_bytes:
         raise ValueError("the size of a file is not valid")
     return ReleaseFile(
         check_relative_path(row["path"]), str(row.get("url", "")), "", row["sha256"], row["size"]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 from .archives import unpack
 from .cache import PackageCache, sha256
@@ -90,7 +89,7 @@ class PackageFiles:
         if part.url:
             trusted_url = self._trusted_url_of(release, part.url)
             reply = await self._fetcher.fetch(
-                part.url, limit=limits.PACKAGE_FILE_BYTES, trusted_url=trusted_url
+                part.url, limit=self._fetcher.limits.package_file_bytes, trusted_url=trusted_url
             )
             content = _check_content(reply.body, reply.content_type, f"{release}: {part.path}")
         elif release.archive:
@@ -114,7 +113,7 @@ class PackageFiles:
             raw = await self._fetch_archive(release)
             if sha256(raw) != release.archive_sha256:
                 raise PackageError(f"{release}: its archive differs from the one in the lock file")
-        members = await asyncio.to_thread(unpack, raw, release.archive)
+        members = await asyncio.to_thread(unpack, raw, release.archive, self._fetcher.limits)
         return installable_files(members, release.archive)
 
     def _from_caller(self, release: Release, part: ReleaseFile) -> bytes:

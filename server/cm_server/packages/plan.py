@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import MIB, Limits
 
 from .install_paths import board_path, find_clash, other_form
 from .release import Release
@@ -93,17 +93,17 @@ class InstallPlan:
         }
 
 
-def check_sizes(releases: Iterable[Release]) -> None:
+def check_sizes(releases: Iterable[Release], limits: Limits) -> None:
     """Check the number and the total size of the files of all releases.
 
     Raises:
         PackageError: there are too many files, or they are too big.
     """
     parts = [part for release in releases for part in release.parts]
-    if len(parts) > limits.PACKAGE_FILES:
-        raise PackageError(f"the packages have more than {limits.PACKAGE_FILES} files")
-    if sum(part.size for part in parts) > limits.PACKAGE_UNPACKED_BYTES:
-        max_mib = limits.PACKAGE_UNPACKED_BYTES // limits.MIB
+    if len(parts) > limits.package_files:
+        raise PackageError(f"the packages have more than {limits.package_files} files")
+    if sum(part.size for part in parts) > limits.package_unpacked_bytes:
+        max_mib = limits.package_unpacked_bytes // MIB
         raise PackageError(f"the files of the packages are too big: more than {max_mib} MiB")
 
 

@@ -1,6 +1,6 @@
 """Make install plans: the interface of this package to the rest of the server.
 
-planner = PackagePlanner(home / "packages")
+planner = PackagePlanner(home / "packages", Limits())
 plan = await planner.make_plan(["logging@0.6.1"], mpys=[0x2806])
 for file in plan.files[0x2806]:
     content = await planner.read_content(file.sha256)
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from . import lock as locks
 from .cache import PackageCache
@@ -70,14 +70,18 @@ class PackagePlanner:
 
     Args:
         folder: the folder of the cache.
+        limits: of packages, and of fetching and compiling them.
         settings: where packages come from.
     """
 
-    def __init__(self, folder: Path, settings: SourceSettings | None = None) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits, settings: SourceSettings | None = None
+    ) -> None:
+        self.limits = limits
         self.settings = settings or SourceSettings()
-        self.cache = PackageCache(folder)
-        self.compiler = Compiler(self.cache)
-        self.fetcher = HttpFetcher()
+        self.cache = PackageCache(folder, limits.package_cache_bytes)
+        self.compiler = Compiler(self.cache, limits)
+        self.fetcher = HttpFetcher(limits)
         self._pip_task: asyncio.Task[PipSettings] | None = None
 
     async def make_plan(self, wanted: Sequence[str], **options: Any) -> InstallPlan:
@@ -92,11 +96,12 @@ class PackagePlanner:
         """
         try:
             return await asyncio.wait_for(
-                _PlanBuilder(self, PlanRequest(wanted, **options)).build(), limits.PLAN_SECONDS
+                _PlanBuilder(self, PlanRequest(wanted, **options)).build(),
+                self.limits.plan_seconds,
             )
         except TimeoutError:
             raise PackageError(
-                f"planning the install took longer than {limits.PLAN_SECONDS:g} s"
+                f"planning the install took longer than {self.limits.plan_seconds:g} s"
             ) from None
 
     async def read_content(self, digest: str) -> bytes:
@@ -126,6 +131,7 @@ class _PlanBuilder:
 
     def __init__(self, planner: PackagePlanner, request: PlanRequest) -> None:
         self._planner = planner
+        self._limits = planner.limits
         self._request = request
         self._boards = {mpy: Bytecode.from_mpy(mpy) for mpy in sorted(set(request.mpys))}
         self._folder = check_folder(request.target_dir)
@@ -143,7 +149,9 @@ class _PlanBuilder:
         )
         self._forges = ForgeSource(fetcher, settings.forges)
         self._urls = UrlSource(fetcher, self._forges)
-        self._sent_files = SentFilesSource(request.sent, planner.cache, self._forges)
+        self._sent_files = SentFilesSource(
+            request.sent, planner.cache, self._forges, planner.limits.package_files
+        )
         self._pypi: PyPISource | None = None
         self._package_files = PackageFiles(
             fetcher, planner.cache, self._trusted_url, self._fetch_archive, request.sent
@@ -152,7 +160,7 @@ class _PlanBuilder:
 
     async def build(self) -> InstallPlan:
         """Resolve, fetch, compare with the lock file, check the paths, and compile."""
-        lock = locks.load(self._request.lock) if self._request.lock else None
+        lock = locks.load(self._request.lock, self._limits) if self._request.lock else None
         if self._request.locked:
             releases = self._locked_releases(lock)
         else:
@@ -160,7 +168,7 @@ class _PlanBuilder:
         releases = await gather_or_cancel(
             [self._package_files.fetch_release(release) for release in releases]
         )
-        check_sizes(releases)
+        check_sizes(releases, self._limits)
         if lock and not self._request.locked:
             pinned_keys = locks.find_pinned_keys(self._wanted, releases)
             self._notes += locks.compare_releases(lock.releases, releases, pinned_keys)
@@ -204,10 +212,10 @@ class _PlanBuilder:
         """Return the releases to install; load those that the resolver needs, concurrently."""
         known = KnownReleases()
         while True:
-            while missing := find_missing(self._wanted, known):
+            while missing := find_missing(self._wanted, known, self._limits.packages):
                 await gather_or_cancel([self._load_missing(each, known) for each in missing])
             try:
-                return await asyncio.to_thread(resolve, self._wanted, known)
+                return await asyncio.to_thread(resolve, self._wanted, known, self._limits)
             except NotKnownYet as missing_one:  # after a conflict: an older version
                 await self._load_missing(missing_one, known)
 
@@ -220,8 +228,8 @@ class _PlanBuilder:
             known.versions[requirement] = await source.versions(requirement)
             return
         release: Release = await source.load(requirement, version)
-        if len(known.releases) >= limits.PACKAGES * 4:
-            raise PackageError(f"the install needs more than {limits.PACKAGES} packages")
+        if len(known.releases) >= self._limits.packages * 4:
+            raise PackageError(f"the install needs more than {self._limits.packages} packages")
         known.releases[requirement.key, version] = replace(
             release,
             requirement=replace(requirement, version=""),
@@ -233,7 +241,7 @@ class _PlanBuilder:
         if name == "pypi":
             if self._pypi is None:
                 pip = await self._planner.pip_settings()
-                fetcher = HttpFetcher(pip.cert) if pip.cert else self._planner.fetcher
+                fetcher = HttpFetcher(self._limits, pip.cert) if pip.cert else self._planner.fetcher
                 self._pypi = PyPISource(fetcher, self._planner.cache, pip.url)
             return self._pypi
         sources = {"index": self._index, "url": self._urls, "local": self._sent_files}

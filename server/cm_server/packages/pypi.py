@@ -16,7 +16,6 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 
 from .archives import unpack
 from .cache import PackageCache, sha256
@@ -121,7 +120,7 @@ class PyPISource:
         file = (await self._archives(requirement))[version]
         raw = await self.fetch_archive(requirement, version)
         digest = sha256(raw)
-        members = await asyncio.to_thread(unpack, raw, file.filename)
+        members = await asyncio.to_thread(unpack, raw, file.filename, self._fetcher.limits)
         files = installable_files(members, file.filename)
         requires, is_dummy_package = read_archive_metadata(members)
         parts = []
@@ -155,7 +154,7 @@ class PyPISource:
         is_private = await self._fetcher.is_private_host(self.index)
         trusted_url = file.url if is_private else self.index
         reply = await self._fetcher.fetch(
-            file.url, limit=limits.PACKAGE_ARCHIVE_BYTES, trusted_url=trusted_url
+            file.url, limit=self._fetcher.limits.package_archive_bytes, trusted_url=trusted_url
         )
         if expected_digest and sha256(reply.body) != expected_digest:
             raise PackageError(
@@ -174,7 +173,10 @@ class PyPISource:
         url = f"{self.index}{requirement.name}/"
         try:
             reply = await self._fetcher.fetch(
-                url, limit=limits.PACKAGE_DOCUMENT_BYTES, trusted_url=self.index, accept=_ACCEPT
+                url,
+                limit=self._fetcher.limits.package_document_bytes,
+                trusted_url=self.index,
+                accept=_ACCEPT,
             )
         except SourceNotFound as error:
             raise SourceNotFound(

@@ -14,7 +14,7 @@ from typing import Any
 import resolvelib
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 
 from .release import Release
 from .requirement import Requirement
@@ -54,7 +54,9 @@ class _Candidate:
     version: str
 
 
-def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[NotKnownYet]:
+def find_missing(
+    wanted: Iterable[Requirement], known: KnownReleases, max_packages: int
+) -> list[NotKnownYet]:
     """Return what must be loaded if the preferred version of each package is installed.
 
     It can be loaded concurrently.
@@ -70,7 +72,7 @@ def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[No
         if requirement in seen:
             continue
         seen.add(requirement)
-        _check_requirement_count(len(seen))
+        _check_requirement_count(len(seen), max_packages)
         if requirement not in known.versions:
             missing[NotKnownYet(requirement)] = None
             continue
@@ -83,16 +85,16 @@ def find_missing(wanted: Iterable[Requirement], known: KnownReleases) -> list[No
     return list(missing)
 
 
-def _check_requirement_count(count: int) -> None:
+def _check_requirement_count(count: int, max_packages: int) -> None:
     """Raise PackageError if there are too many requirements for a plan of the permitted size.
 
     Several requirements may refer to the same package, hence the factor.
     """
-    if count > limits.PACKAGES * 4:
-        raise _too_many_packages()
+    if count > max_packages * 4:
+        raise _too_many_packages(max_packages)
 
 
-def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release]:
+def resolve(wanted: Sequence[Requirement], known: KnownReleases, limits: Limits) -> list[Release]:
     """Return the packages to install, in the order of their keys.
 
     Raises:
@@ -103,19 +105,19 @@ def resolve(wanted: Sequence[Requirement], known: KnownReleases) -> list[Release
         _Provider(known), resolvelib.BaseReporter()
     )
     try:
-        result = resolver.resolve(wanted, max_rounds=limits.RESOLVE_ROUNDS)
+        result = resolver.resolve(wanted, max_rounds=limits.resolve_rounds)
     except resolvelib.ResolutionImpossible as error:
         raise PackageError(_explain_conflict(error.causes)) from None
     except resolvelib.ResolutionTooDeep:
         raise PackageError(
-            f"no compatible versions were found in {limits.RESOLVE_ROUNDS} steps; "
+            f"no compatible versions were found in {limits.resolve_rounds} steps; "
             "request particular versions to reduce the choice"
         ) from None
     chosen = [
         known.releases[key, candidate.version] for key, candidate in sorted(result.mapping.items())
     ]
-    if len(chosen) > limits.PACKAGES:
-        raise _too_many_packages()
+    if len(chosen) > limits.packages:
+        raise _too_many_packages(limits.packages)
     return chosen
 
 
@@ -203,5 +205,5 @@ def _candidate_name(candidate: _Candidate) -> str:
     return f"{key}{mark}{version}" if version else key
 
 
-def _too_many_packages() -> PackageError:
-    return PackageError(f"the install needs more than {limits.PACKAGES} packages")
+def _too_many_packages(max_packages: int) -> PackageError:
+    return PackageError(f"the install needs more than {max_packages} packages")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
+from cm_server.limits import MIB
 
 from . import file_replacement, schema
 from .lockfile import hold_lock, while_backups
@@ -140,7 +140,7 @@ def _unpack(path: Path, folder: Path) -> list[str]:
                 source = archive.extractfile(info)
                 assert source is not None
                 with _open_private(folder / info.name) as file:
-                    while piece := source.read(limits.MIB):
+                    while piece := source.read(MIB):
                         file.write(piece)
     except tarfile.TarError as error:
         raise ServerError(f"{path} is not a backup of a server: {error}") from error

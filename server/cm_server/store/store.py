@@ -26,7 +26,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.clock import DAY, EARLIEST
 
 from . import tables
@@ -394,19 +393,20 @@ class Store:
         rows = sa.select(row.at).where(row.at >= EARLIEST)
         return first, self._fetch_value(rows.order_by(row.id).limit(1))
 
-    def prune_jobs(self, before: float, after: int) -> tuple[int, int]:
+    def prune_jobs(self, before: float, after: int, max_rows: int) -> tuple[int, int]:
         """Delete one batch of jobs that ended long ago; keep the newest job, for its number.
 
         Args:
             before: seconds since 1970; younger jobs stay.
             after: jobs with numbers up to this one were examined before.
+            max_rows: of the batch.
 
         Returns:
             How many were deleted, and the last number examined: ``after`` if no older job is left.
         """
         job = tables.jobs.c
         query = sa.select(job.id, job.created, job.ended).where(job.id > after)
-        rows = self._fetch_rows(query.order_by(job.id).limit(limits.PRUNE_ROWS))
+        rows = self._fetch_rows(query.order_by(job.id).limit(max_rows))
         old = [row for row in self._select_old(rows, before) if row.id < self._next_job_id - 1]
         deleted = [row for row in old if row.ended is not None]
         ids = [row.id for row in deleted]
@@ -424,14 +424,15 @@ class Store:
         count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
         return list(rows[:count])
 
-    def prune_audit(self, before: float) -> int:
+    def prune_audit(self, before: float, max_rows: int) -> int:
         """Delete one batch of the oldest rows of the audit log; return how many.
 
         Args:
             before: seconds since 1970; younger rows stay.
+            max_rows: of the batch.
         """
         row = tables.audit.c
-        rows = self._fetch_rows(sa.select(row.id, row.at).order_by(row.id).limit(limits.PRUNE_ROWS))
+        rows = self._fetch_rows(sa.select(row.id, row.at).order_by(row.id).limit(max_rows))
         times = _plausible_times([each.at for each in rows])
         count = sum(1 for _ in itertools.takewhile(lambda at: at < before, times))
         deleted = rows[:count]

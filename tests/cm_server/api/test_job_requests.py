@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server import limits
+from cm_server.limits import Limits
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
 DATA = b"print(1)"
@@ -59,7 +59,7 @@ async def test_content_is_uploaded_once_and_sent_with_its_size(lab):
     order = await board.next()
     assert (order.op, order.job) == (wire.FILE, job)
     step, acts = json.loads(order.payload[8:])
-    assert 4 * step == limits.WINDOW_BYTES
+    assert 4 * step == Limits.window_bytes
     assert acts == [["makedirs", "/lib"], ["put", "/lib/a.py", len(DATA), SHA]]
     await board.send(wire.CHUNK, bytes(36), job=job, flags=wire.RESUME_STATE)
     assert await board.next() == (wire.DATA, wire.RESTART_FILE, job, DATA)
@@ -108,7 +108,7 @@ async def test_audit_row_of_very_long_paths_is_short(lab):
     service, _, caller = lab
     await caller.submit("lab-1", b"", acts=[["stat", "/" + "x" * 900]] * 20)
     row = next(row for row in service.audited() if row.verb == "submit")
-    assert len(row.detail) <= limits.AUDIT_CHARS
+    assert len(row.detail) <= Limits.audit_chars
 
 
 async def test_put_and_get_in_one_job_are_refused(lab):
@@ -183,7 +183,7 @@ async def test_get_is_acknowledged_when_the_caller_has_its_bytes(lab):
         came += len(event.payload)
     acknowledged = await board.next()
     assert acknowledged.op == wire.DATA
-    assert wire.read_byte_count(acknowledged) >= limits.WINDOW_BYTES // 4
+    assert wire.read_byte_count(acknowledged) >= Limits.window_bytes // 4
     await board.end(job, rest=b"[]")
     assert (await caller.ending(job))[0] == "ok"
 
@@ -219,10 +219,10 @@ async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service
         await board.next()
         caller.socket.transport.pause_reading()
         granted = sent = 0
-        while sent - granted <= limits.WINDOW_BYTES:  # as a board does
+        while sent - granted <= Limits.window_bytes:  # as a board does
             await board.send(wire.CHUNK, bytes(1000), job=job)
             sent += 1000
-            if sent - granted > limits.WINDOW_BYTES // 2 and sent < 30_000_000:
+            if sent - granted > Limits.window_bytes // 2 and sent < 30_000_000:
                 try:
                     granted = wire.read_byte_count(await asyncio.wait_for(board.next(), 0.2))
                 except TimeoutError:
@@ -232,7 +232,7 @@ async def test_slow_caller_does_not_delay_others_or_fill_memory(service: Service
         await other.end(cell, rest=b"1")
         assert await brisk.ending(cell) == ("ok", "1")
         (conversation,) = [each for each in service.server.callers if each._outbox_bytes > 1000]
-        assert conversation._outbox_bytes <= 2 * limits.WINDOW_BYTES
+        assert conversation._outbox_bytes <= 2 * Limits.window_bytes
         caller.socket.transport.resume_reading()
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.targets import parse_target
-from cm_server import limits
 from cm_server.api.subscriptions import Subscription, Subscriptions
 from cm_server.jobs.registry import Board, Registry
+from cm_server.limits import Limits
 from cm_server.sample_buffer import Sample
 from cm_server.store.rows import BoardRow
 from tests.cm_server.jobs.test_registry import Link
@@ -25,10 +25,13 @@ def row(number: int, **labels: str) -> BoardRow:
 class Rig:
     """Subscriptions; tests act as the clock and as the reading caller."""
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: int = 3, **limits: int) -> None:
+        self.limits = Limits(**limits)
         self.registry = Registry(row(number) for number in range(1, count + 1))
         self.timers: list[Any] = []
-        self.subscriptions = Subscriptions(self.registry, lambda _, act: self.timers.append(act))
+        self.subscriptions = Subscriptions(
+            self.registry, lambda _, act: self.timers.append(act), self.limits
+        )
         self.ready = True
 
     def board(self, number: int = 1) -> Board:
@@ -43,7 +46,11 @@ class Rig:
             is_first = bool(message.flags & wire.FULL_SNAPSHOT)
             updates.append({**json.loads(message.payload), "is_first": is_first})
 
-        options: dict[str, Any] = {"reachable": self.registry.by_name, **more}
+        options: dict[str, Any] = {
+            "reachable": self.registry.by_name,
+            "limits": self.limits,
+            **more,
+        }
         watch = Subscription(
             9, parse_target(target), send=send, is_ready=lambda: self.ready, **options
         )
@@ -132,9 +139,8 @@ def test_slow_subscriber_receives_the_last_state():
     assert [board["labels"] for board in slow[1]["boards"]] == [{"room": "hall"}]
 
 
-def test_pending_samples_are_bounded_and_dropped_ones_counted(monkeypatch):
-    monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
-    rig = Rig(1)
+def test_pending_samples_are_bounded_and_dropped_ones_counted():
+    rig = Rig(1, subscription_pending_samples=10)
     _, updates = rig.watch()
     rig.ready = False
     for value in range(8):
@@ -149,9 +155,8 @@ def test_pending_samples_are_bounded_and_dropped_ones_counted(monkeypatch):
     assert updates[1]["left_out"] == 6
 
 
-def test_samples_between_two_updates_are_bounded(monkeypatch):
-    monkeypatch.setattr(limits, "SUBSCRIPTION_PENDING_SAMPLES", 10)
-    rig = Rig(1)
+def test_samples_between_two_updates_are_bounded():
+    rig = Rig(1, subscription_pending_samples=10)
     _, updates = rig.watch()
     for value in range(15):
         rig.emit(value=value)
@@ -159,9 +164,8 @@ def test_samples_between_two_updates_are_bounded(monkeypatch):
     assert (len(updates[1]["samples"]), updates[1]["left_out"]) == (10, 5)
 
 
-def test_many_boards_are_sent_in_several_updates(monkeypatch):
-    monkeypatch.setattr(limits, "SUBSCRIPTION_UPDATE_BOARDS", 4)
-    rig = Rig(10)
+def test_many_boards_are_sent_in_several_updates():
+    rig = Rig(10, subscription_update_boards=4)
     _, updates = rig.watch()
     rig.tick()
     rig.tick()
@@ -249,9 +253,8 @@ async def test_invalid_target_is_refused(service: Service, target, error):
         assert wire.read_json(reply.payload)["error"] == error
 
 
-async def test_too_many_subscriptions_are_refused(service: Service, monkeypatch):
-    monkeypatch.setattr(limits, "SUBSCRIPTIONS_PER_LINK", 1)
-    monkeypatch.setattr(limits, "SUBSCRIPTIONS", 2)
+@pytest.mark.limits(subscriptions_per_link=1, subscriptions=2)
+async def test_too_many_subscriptions_are_refused(service: Service):
     async with (
         await FakeCaller.join(service) as one,
         await FakeCaller.join(service) as two,

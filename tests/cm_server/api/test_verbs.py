@@ -19,7 +19,6 @@ from cloudmanager.protocol.errors import (
     ServerError,
     TargetError,
 )
-from cm_server import limits
 from cm_server.api import verbs
 from cm_server.api.verbs import VERBS, check_role
 from cm_server.auth.audit import AuditLog
@@ -29,7 +28,7 @@ from cm_server.auth.tokens import Tokens
 from cm_server.jobs.dispatch import Dispatch
 from cm_server.jobs.jobs import Cell
 from cm_server.jobs.registry import Registry
-from cm_server.limits import ENROL_NAMES
+from cm_server.limits import Limits
 from cm_server.net.certificates import Certificates
 from cm_server.store.rows import TokenRow, new_board_row
 from cm_server.store.store import Store
@@ -37,6 +36,8 @@ from cm_server.store.store import Store
 NEEDED = {**{verb: entry.role for verb, entry in VERBS.items()}, "submit": "operator"}
 ADMIN = TokenRow("a" * 64, "ann", "admin")
 UNKNOWN_VERBS = ("", "None", "__class__", "Submit", "status ", "x" * 9999, "\ud800")
+
+LIMITS = Limits()
 
 
 class Link:
@@ -75,6 +76,7 @@ class FakeServer:
     pid: int = 4711
     callers: tuple[()] = ()
     cluster: None = None
+    limits: Limits = LIMITS
     certificates: Certificates = Certificates(b"DER", None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
@@ -104,8 +106,8 @@ def server() -> FakeServer:
     store = Store(None)
     store.enrol_boards([new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     registry = Registry(store.boards())
-    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer())
-    tools = (store, registry, dispatch, AuditLog(store), Tokens(store))
+    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer(), LIMITS)
+    tools = (store, registry, dispatch, AuditLog(store, LIMITS), Tokens(store, LIMITS))
     server = FakeServer(*tools, uptime=5)
     for name in ("lab-1", "lab-2"):
         registry.by_name[name].connect(Link(), {"platform": "unix"}, 1500)
@@ -257,7 +259,7 @@ def test_enrol_returns_an_identity_for_each_name(server: FakeServer):
         [],
         "lab-9",
         {"lab-9": 1},
-        ["lab-9"] * (ENROL_NAMES + 1),
+        ["lab-9"] * (LIMITS.enrol_names + 1),
         ["all"],
         ["lab 9"],
         ["../../etc/passwd"],
@@ -388,7 +390,7 @@ def test_every_verb_is_in_protocol_md():
     )
 
 
-@pytest.mark.parametrize("count", [0, -1, "all", 1.5, limits.REPLY_AUDIT_ROWS + 1, [1]], ids=str)
+@pytest.mark.parametrize("count", [0, -1, "all", 1.5, Limits.reply_audit_rows + 1, [1]], ids=str)
 def test_audit_returns_a_bounded_number_of_rows(server: FakeServer, count):
     if count != 0:
         with pytest.raises(ServerError, match="between 1 and"):
@@ -414,7 +416,7 @@ def test_token_has_default_role_target_and_expiry(server: FakeServer):
 def test_audit_row_of_very_many_job_numbers_is_short(server: FakeServer):
     server.ask("interrupt", jobs=[10**400, -5, *range(1, 5000)])
     (row,) = server.ask("audit", count=1)
-    assert row["detail"] == f"[1-{limits.REPLY_JOBS - 2}]"
+    assert row["detail"] == f"[1-{Limits.reply_jobs - 2}]"
 
 
 def test_submit_is_not_a_request(server: FakeServer):

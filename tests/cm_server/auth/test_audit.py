@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import NotAllowed, ServerError, TargetError
-from cm_server import limits
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry, AuditLog, shorten
+from cm_server.limits import Limits
 from cm_server.store.store import Store
 
 
@@ -26,7 +26,7 @@ class Book:
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = Store(None)
-        self.audit = AuditLog(self.store, self.clock)
+        self.audit = AuditLog(self.store, Limits(), self.clock)
 
     @property
     def rows(self) -> list[Any]:
@@ -81,7 +81,7 @@ def test_refusal_contains_its_reason(book):
 def test_refusals_are_bounded_and_counted(book):
     for _ in range(1000):
         book.audit.log_refusal(AuditEntry("ann", "here", "forget"), NotAllowed("admin"))
-    assert len(book.rows) == limits.REFUSAL_ROWS_PER_MINUTE
+    assert len(book.rows) == Limits.refusal_rows_per_minute
     book.audit.log_refusal(AuditEntry("bob", "here", "forget"), NotAllowed("admin"))
     assert book.rows[-1].who == "bob"
     book.clock.now += 60
@@ -93,12 +93,12 @@ def test_rows_of_unauthenticated_peers_are_bounded(book):
     logged = [
         book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token") for _ in range(1000)
     ]
-    assert sum(text is not None for text in logged) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    assert sum(text is not None for text in logged) == Limits.stranger_rows_per_address_per_minute
     for number in range(1000):
         book.audit.log_unauthenticated(
             f"198.51.{number % 250}.{number // 250}", "login", "", "wrong token"
         )
-    assert len(book.rows) == limits.STRANGER_ROWS_TOTAL_PER_MINUTE
+    assert len(book.rows) == Limits.stranger_rows_total_per_minute
     assert {(row.who, row.outcome) for row in book.rows} == {("", "refused")}
     book.clock.now += 60
     logged_again = book.audit.log_unauthenticated("192.0.2.1", "login", "", "wrong token")
@@ -144,4 +144,4 @@ def test_token_in_another_field_is_masked(book):
     ids=lambda text: repr(text)[:20],
 )
 def test_shorten_returns_one_short_line(text, shown):
-    assert shorten(text) == shown
+    assert shorten(text, 500) == shown

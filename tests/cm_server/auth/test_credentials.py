@@ -10,6 +10,7 @@ import pytest
 
 from cm_server.auth import credentials
 from cm_server.auth.credentials import find_bearer_token
+from cm_server.limits import Limits
 from cm_server.store.rows import TokenRow
 
 TOKEN = "cm_Ab-1" + "xY_9" * 10
@@ -21,8 +22,8 @@ TOKENS = {row.hash: row for row in (ANN, BOB)}
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_known_token_is_found(scheme):
-    assert find_bearer_token(f"{scheme} {TOKEN}", TOKENS) == ANN
-    assert find_bearer_token(f"{scheme} {OTHER}", TOKENS) == BOB
+    assert find_bearer_token(f"{scheme} {TOKEN}", TOKENS, Limits.token_chars) == ANN
+    assert find_bearer_token(f"{scheme} {OTHER}", TOKENS, Limits.token_chars) == BOB
 
 
 @pytest.mark.parametrize(
@@ -62,11 +63,11 @@ def test_known_token_is_found(scheme):
     ids=lambda header: repr(header)[:24],
 )
 def test_other_headers_are_refused(header):
-    assert find_bearer_token(header, TOKENS) is None
+    assert find_bearer_token(header, TOKENS, Limits.token_chars) is None
 
 
 def test_without_tokens_every_header_is_refused():
-    assert find_bearer_token(f"Bearer {TOKEN}", {}) is None
+    assert find_bearer_token(f"Bearer {TOKEN}", {}, Limits.token_chars) is None
 
 
 def test_empty_token_is_refused_although_its_hash_is_stored():
@@ -74,6 +75,7 @@ def test_empty_token_is_refused_although_its_hash_is_stored():
         find_bearer_token(
             "Bearer ",
             {credentials.token_hash(""): TokenRow(credentials.token_hash(""), "ghost", "admin")},
+            Limits.token_chars,
         )
         is None
     )
@@ -89,7 +91,7 @@ def test_every_token_is_compared(monkeypatch):
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in (TOKEN, OTHER, "nonsense"):
-        find_bearer_token(f"Bearer {token}", TOKENS)
+        find_bearer_token(f"Bearer {token}", TOKENS, Limits.token_chars)
     assert compared == list(TOKENS) * 3
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError, TargetError
-from cm_server import limits
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
 from cm_server.auth.tokens import Tokens
+from cm_server.limits import Limits
 from cm_server.store.rows import TokenRow
 from cm_server.store.store import Store
 
@@ -28,10 +28,10 @@ class Clock:
 class Desk:
     """Tokens in a store, with a clock that the test sets."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, **limits: int) -> None:
         self.clock = Clock()
         self.store = Store(path)
-        self.tokens = Tokens(self.store, self.clock)
+        self.tokens = Tokens(self.store, Limits(**limits), self.clock)
 
     def create(self, name: Any, role: Any = "operator", target: Any = "all", span: Any = None):
         return self.tokens.create(name, role, target, span, entry("token-create"))
@@ -154,8 +154,8 @@ def test_invalid_arguments_create_no_token(desk, arguments, reason):
     assert desk.store.audit_rows(9) == []
 
 
-def test_number_of_valid_tokens_is_bounded(desk, monkeypatch):
-    monkeypatch.setattr(limits, "TOKENS", 3)
+def test_number_of_valid_tokens_is_bounded():
+    desk = Desk(tokens=3)
     for number in range(3):
         desk.create(f"t-{number}")
     with pytest.raises(ServerError, match="3 tokens already"):
@@ -164,23 +164,21 @@ def test_number_of_valid_tokens_is_bounded(desk, monkeypatch):
     desk.create("t-3")
 
 
-def test_only_the_newest_invalid_tokens_are_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "TOKENS", 2)
-    desk = Desk(tmp_path / "server.db")
+def test_only_the_newest_invalid_tokens_are_remembered(tmp_path):
+    desk = Desk(tmp_path / "server.db", tokens=2)
     made = []
     for number in range(4):
         desk.clock.now += 1
         made.append(desk.create(f"t-{number}"))
         desk.revoke(f"t-{number}")
     desk.store.close()
-    again = Desk(tmp_path / "server.db")
+    again = Desk(tmp_path / "server.db", tokens=2)
     assert [again.refusal(token) is None for token in made] == [True, True, False, False]
     again.store.close()
 
 
-def test_clock_that_is_ahead_forgets_no_valid_token(tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "TOKENS", 2)
-    desk = Desk(tmp_path / "server.db")
+def test_clock_that_is_ahead_forgets_no_valid_token(tmp_path):
+    desk = Desk(tmp_path / "server.db", tokens=2)
     valid = [desk.create(f"v-{number}", span=30 * DAY) for number in range(2)]
     for number in range(3):
         desk.clock.now += 1
@@ -239,7 +237,10 @@ def test_local_token_cannot_be_revoked(desk):
 def test_unknown_token_has_a_refusal_reason(desk):
     token = desk.create("lab-notebook")
     row = desk.tokens.find_caller_token(f"Bearer {token}")
-    assert Tokens(Store(None)).refusal_reason(row) == "the token 'lab-notebook' is not known here"
+    assert (
+        Tokens(Store(None), Limits()).refusal_reason(row)
+        == "the token 'lab-notebook' is not known here"
+    )
 
 
 # The audit log

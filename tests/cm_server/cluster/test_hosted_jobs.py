@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from cloudmanager.protocol import wire
-from cm_server import limits
 from cm_server.cluster.hosted_jobs import RemoteObserver
 from cm_server.jobs.registry import RemoteBoardState
+from cm_server.limits import Limits
 from tests.cm_server.pairs import Two, others_of, store_of
 from tests.cm_server.peers import FakeCaller
 
@@ -21,10 +21,10 @@ def test_output_is_dropped_while_the_bus_is_congested_and_results_are_not():
         sent.append((message[0], message[1]))
 
     peer_messages = SimpleNamespace(pubsub=SimpleNamespace(pending_bytes=0), send=send)
-    observer = RemoteObserver(peer_messages, "b")  # type: ignore[arg-type]
+    observer = RemoteObserver(peer_messages, "b", Limits.unsent_bytes)  # type: ignore[arg-type]
     output, value = wire.pack(wire.OUTPUT, b"x", job=1), wire.pack(wire.VALUE, b"x", job=1)
     observer.deliver(output, droppable=True)
-    peer_messages.pubsub.pending_bytes = limits.UNSENT_BYTES + 1
+    peer_messages.pubsub.pending_bytes = Limits.unsent_bytes + 1
     for message in (output, output, value):
         observer.deliver(message, droppable=True)
     observer.deliver(wire.pack(wire.STARTED, job=1))

@@ -21,6 +21,7 @@ from cm_server.installs.board_install import (
 from cm_server.installs.content_store import Content, ContentStore
 from cm_server.installs.install_manifest import JOURNAL_PATH, MANIFEST_PATH
 from cm_server.installs.job_steps import OpGenerator
+from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan, PlannedFile
 from cm_server.packages.release import Release
 from cm_server.packages.requirement import parse_requirement
@@ -117,7 +118,7 @@ class Lab:
     """Makes plans and the server's side of jobs, and records confirmed manifests."""
 
     def __init__(self, folder: Path) -> None:
-        self.contents = ContentStore(folder)
+        self.contents = ContentStore(folder, Limits())
         self.confirmed: list[Any] = []
         self.known: Any = {}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.installs.content_store import Content, ContentStore
+from cm_server.limits import Limits
 
 LINK, OTHER_LINK = object(), object()
 
@@ -21,8 +21,8 @@ def sha(data: bytes) -> str:
 
 
 @pytest.fixture
-def contents(tmp_path: Path) -> ContentStore:
-    return ContentStore(tmp_path)
+def contents(tmp_path: Path, limits: Limits) -> ContentStore:
+    return ContentStore(tmp_path, limits)
 
 
 def add(contents: ContentStore, data: bytes) -> Content:
@@ -63,7 +63,7 @@ def test_empty_content_needs_no_upload(contents: ContentStore):
         ("A" * 64, 1, "SHA-256"),
         ("a" * 64, -1, "at most"),
         ("a" * 64, "1", "at most"),
-        ("a" * 64, limits.CONTENT_BYTES + 1, "at most 64 MiB"),
+        ("a" * 64, Limits.content_bytes + 1, "at most 64 MiB"),
     ],
 )
 def test_malformed_or_too_large_upload_is_refused(contents: ContentStore, digest, size, why):
@@ -89,8 +89,8 @@ def test_upload_of_another_link_is_refused(contents: ContentStore):
     assert contents.write_upload(LINK, number, b"abc") == 3
 
 
-def test_uploads_of_a_closed_link_are_discarded(contents: ContentStore, monkeypatch):
-    monkeypatch.setattr(limits, "UPLOADS", 1)
+@pytest.mark.limits(uploads=1)
+def test_uploads_of_a_closed_link_are_discarded(contents: ContentStore):
     contents.start_upload(LINK, sha(b"abc"), 3)
     with pytest.raises(ServerError, match="too many"):
         contents.start_upload(OTHER_LINK, sha(b"x"), 1)
@@ -98,8 +98,8 @@ def test_uploads_of_a_closed_link_are_discarded(contents: ContentStore, monkeypa
     assert contents.start_upload(OTHER_LINK, sha(b"x"), 1)
 
 
-def test_evicted_content_stays_readable(contents: ContentStore, monkeypatch):
-    monkeypatch.setattr(limits, "CONTENT_STORE_BYTES", 10)
+@pytest.mark.limits(content_store_bytes=10)
+def test_evicted_content_stays_readable(contents: ContentStore):
     first, second = add(contents, b"11111"), add(contents, b"22222")
     assert contents.get(first.digest)  # now it is the most recently used
     add(contents, b"33333")
@@ -108,8 +108,8 @@ def test_evicted_content_stays_readable(contents: ContentStore, monkeypatch):
     assert second.read(0, 9) == b"22222"
 
 
-def test_file_is_closed_with_its_last_reader(contents: ContentStore, monkeypatch):
-    monkeypatch.setattr(limits, "CONTENT_STORE_FILES", 1)
+@pytest.mark.limits(content_store_files=1)
+def test_file_is_closed_with_its_last_reader(contents: ContentStore):
     before = len(list(Path("/proc/self/fd").iterdir()))
     for n in range(50):
         add(contents, b"%d" % n)
@@ -128,8 +128,8 @@ def test_full_disk_is_reported(contents: ContentStore, monkeypatch):
         contents.write_upload(LINK, number, b"abc")
 
 
-def test_prefix_is_compared_by_hash(contents: ContentStore, monkeypatch):
-    monkeypatch.setattr(limits, "FILE_READ_BYTES", 4)
+@pytest.mark.limits(file_read_bytes=4)
+def test_prefix_is_compared_by_hash(contents: ContentStore):
     content = add(contents, b"0123456789")
     assert content.starts_with(7, hashlib.sha256(b"0123456").digest())
     assert not content.starts_with(7, hashlib.sha256(b"0123457").digest())

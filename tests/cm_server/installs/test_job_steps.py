@@ -17,6 +17,7 @@ from cm_server.installs.content_store import Content
 from cm_server.installs.job_steps import JobRefused, OpGenerator, SteppedJob, SteppedJobSpec
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board
+from cm_server.limits import Limits
 from cm_server.store.rows import new_board_row
 
 FIRST = [["statvfs", "/"]]
@@ -34,7 +35,7 @@ class StepsRecorder:
         self.sent: list[wire.Message] = []
         self.delivered: list[wire.Message] = []
         self.job = Job(7, board, Cell(b"", None, awaits=False), "ann", self)
-        spec = SteppedJobSpec(FIRST, make_generator, STEP)
+        spec = SteppedJobSpec(FIRST, make_generator, STEP, Limits.package_document_bytes)
         assert json.loads(spec.code) == [STEP, FIRST, 1]
         self.steps: SteppedJob = spec.start(
             self.job, lambda data: self.sent.append(wire.unpack(data))

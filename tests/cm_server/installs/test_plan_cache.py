@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server import limits
 from cm_server.installs.board_install import PreparedPlan
 from cm_server.installs.plan_cache import PlanCache, _upgrade_options
+from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service
 
@@ -41,8 +41,8 @@ def planned() -> PreparedPlan:
 
 
 def test_plan_belongs_to_its_link_and_old_plans_are_discarded():
-    plans = PlanCache()
-    numbers = [plans.add("ann", planned()) for _ in range(limits.PLANS_PER_LINK + 1)]
+    plans = PlanCache(Limits.plans_per_link)
+    numbers = [plans.add("ann", planned()) for _ in range(Limits.plans_per_link + 1)]
     assert plans.get("ann", numbers[-1])
     for owner, number in (("ann", numbers[0]), ("bob", numbers[-1]), ("ann", None), ("ann", "1")):
         with pytest.raises(ServerError, match="discarded this plan"):

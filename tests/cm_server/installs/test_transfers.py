@@ -9,7 +9,6 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
-from cm_server import limits
 from cm_server.installs.content_store import Content
 from cm_server.installs.transfers import (
     ACKS_PER_WINDOW,
@@ -17,6 +16,7 @@ from cm_server.installs.transfers import (
     FileTransferSpec,
     ack_bytes_for,
 )
+from cm_server.limits import Limits
 
 BUFFER_BYTES = 100  # of a board
 JOB = 7
@@ -138,6 +138,6 @@ def test_false_acknowledgement_only_affects_the_board(tmp_path: Path):
 
 
 def test_windows_shrink_with_the_number_of_boards():
-    assert ACKS_PER_WINDOW * ack_bytes_for(1) == limits.WINDOW_BYTES
-    assert ACKS_PER_WINDOW * ack_bytes_for(10_000) == limits.MIN_WINDOW_BYTES
-    assert ACKS_PER_WINDOW * ack_bytes_for(1_000) * 1_000 <= limits.TOTAL_WINDOW_BYTES
+    assert ACKS_PER_WINDOW * ack_bytes_for(1, Limits()) == Limits.window_bytes
+    assert ACKS_PER_WINDOW * ack_bytes_for(10_000, Limits()) == Limits.min_window_bytes
+    assert ACKS_PER_WINDOW * ack_bytes_for(1_000, Limits()) * 1_000 <= Limits.total_window_bytes

@@ -10,13 +10,13 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import PeerWireError
-from cm_server import limits
+from cm_server.limits import MIB, Limits
 from tests.cm_server.dispatching import GRACE, RecordingObserver, Rig, last
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig(limits: Limits) -> Rig:
+    return Rig(limits=limits)
 
 
 def test_idle_board_receives_its_cell_immediately(rig: Rig):
@@ -49,19 +49,19 @@ def test_cell_on_several_boards_is_one_job_per_board(rig: Rig):
 
 def test_job_for_a_full_queue_is_refused(rig: Rig):
     rig.connect()
-    for _ in range(limits.QUEUED_JOBS + 1):
+    for _ in range(Limits.queued_jobs + 1):
         rig.run()
     (job,) = rig.run()
     assert rig.caller.ending(job)[0] == "error"
     assert "did not run" in rig.caller.ending(job)[1]
-    assert len(rig.board().queue) == limits.QUEUED_JOBS
+    assert len(rig.board().queue) == Limits.queued_jobs
 
 
-def test_queue_is_bounded_in_bytes(rig: Rig, monkeypatch):
-    monkeypatch.setattr(limits, "QUEUED_BYTES", 3 * limits.MIB)
+@pytest.mark.limits(queued_bytes=3 * MIB)
+def test_queue_is_bounded_in_bytes(rig: Rig):
     link = rig.connect()
     (running,) = rig.run()
-    big = bytes(limits.MIB + limits.MIB // 2)
+    big = bytes(MIB + MIB // 2)
     waiting = [rig.run(code=big)[0] for _ in range(2)]
     (refused,) = rig.run(code=b"one more")
     why = "cells of 3 MiB wait for this board already; it did not run"
@@ -446,7 +446,7 @@ def test_interrupt_ends_a_job_that_waits_for_its_board(rig: Rig):
 
 
 def test_queue_of_an_offline_board_is_bounded(rig: Rig):
-    for _ in range(limits.QUEUED_JOBS):
+    for _ in range(Limits.queued_jobs):
         rig.run(wait=30)
     (job,) = rig.run(wait=30)
     assert rig.caller.ending(job)[0] == "error"

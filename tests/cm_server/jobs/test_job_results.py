@@ -7,12 +7,13 @@ import pytest
 from cloudmanager.protocol import wire
 from cm_server.jobs import job_results as module
 from cm_server.jobs.scheduler import CONFIRM_SECONDS
+from cm_server.limits import Limits
 from tests.cm_server.dispatching import GRACE, Rig, last
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig(limits: Limits) -> Rig:
+    return Rig(limits=limits)
 
 
 def test_last_line_of_a_traceback_is_stored(rig: Rig):

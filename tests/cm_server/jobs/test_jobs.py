@@ -9,8 +9,11 @@ import pytest
 
 from cm_server.jobs.jobs import Cell, Job, RecentJobs, Tail
 from cm_server.jobs.registry import Board
-from cm_server.limits import RECENT_BYTES, RECENT_JOBS, TAIL_BYTES
+from cm_server.limits import Limits
 from cm_server.store.rows import BoardRow
+
+LIMITS = Limits()
+TAIL_BYTES = LIMITS.tail_bytes
 
 
 class Timer:
@@ -34,14 +37,14 @@ def job(number: int = 1, observer: Observer | None = None) -> Job:
 
 
 def test_tail_keeps_a_short_text():
-    tail = Tail()
+    tail = Tail(TAIL_BYTES)
     tail.add(b"one\r\n")
     tail.add("zw\u00f6lf".encode())
     assert (tail.text(), tail.truncated, len(tail)) == ("one\nzw\u00f6lf", False, 11)
 
 
 def test_tail_keeps_the_end_of_a_long_text():
-    tail = Tail()
+    tail = Tail(TAIL_BYTES)
     for number in range(100_000):
         tail.add(b"%8d" % number)
         assert len(tail) <= 2 * TAIL_BYTES
@@ -52,21 +55,21 @@ def test_tail_keeps_the_end_of_a_long_text():
 
 @pytest.mark.parametrize(("size", "cut"), [(TAIL_BYTES, False), (TAIL_BYTES + 1, True)])
 def test_tail_reports_whether_it_was_truncated(size, cut):
-    tail = Tail()
+    tail = Tail(TAIL_BYTES)
     for _ in range(size):
         tail.add(b"x")
     assert (len(tail.text()), tail.truncated) == (TAIL_BYTES, cut)
 
 
 def test_single_write_may_be_longer_than_the_tail():
-    tail = Tail()
+    tail = Tail(TAIL_BYTES)
     tail.add(bytes(10 * TAIL_BYTES) + b"end")
     assert tail.text().endswith("\0end")
     assert (len(tail), tail.truncated) == (TAIL_BYTES, True)
 
 
 def test_tail_truncated_within_a_character_is_text():
-    tail = Tail()
+    tail = Tail(TAIL_BYTES)
     tail.add(b"x" + "\u00e4".encode() * 2 * TAIL_BYTES)
     assert tail.text()[1:] == "\u00e4" * (TAIL_BYTES // 2 - 1)
 
@@ -119,7 +122,7 @@ def test_describe_with_output_is_json_with_tails_and_without_code():
 
 
 def test_recent_jobs_are_listed_newest_first():
-    recent = RecentJobs()
+    recent = RecentJobs(LIMITS)
     for number in (1, 2, 3):
         recent.add(job(number))
     found = recent.get(2)
@@ -130,21 +133,21 @@ def test_recent_jobs_are_listed_newest_first():
 
 
 def test_recent_jobs_are_bounded_in_number():
-    recent = RecentJobs()
-    for number in range(RECENT_JOBS + 5):
+    recent = RecentJobs(LIMITS)
+    for number in range(LIMITS.recent_jobs + 5):
         recent.add(job(number))
-    assert len(recent.newest()) == RECENT_JOBS
+    assert len(recent.newest()) == LIMITS.recent_jobs
     assert recent.get(4) is None
     assert recent.get(5) is not None
 
 
 def test_recent_jobs_are_bounded_in_bytes():
-    recent = RecentJobs()
+    recent = RecentJobs(LIMITS)
     for number in range(300):
         loud = job(number)
         loud.output_tail.add(bytes(100_000))
         recent.add(loud)
     kept = recent.newest()
-    assert sum(len(known.output_tail) for known in kept) <= RECENT_BYTES
-    assert len(kept) == RECENT_BYTES // 100_000
+    assert sum(len(known.output_tail) for known in kept) <= LIMITS.recent_bytes
+    assert len(kept) == LIMITS.recent_bytes // 100_000
     assert kept[0].id == 299

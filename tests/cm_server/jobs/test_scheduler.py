@@ -8,12 +8,13 @@ import pytest
 
 from cloudmanager.protocol import wire
 from cm_server.jobs.scheduler import CONFIRM_SECONDS, RESET_SECONDS
+from cm_server.limits import Limits
 from tests.cm_server.dispatching import GRACE, Rig, last
 
 
 @pytest.fixture
-def rig() -> Rig:
-    return Rig()
+def rig(limits: Limits) -> Rig:
+    return Rig(limits=limits)
 
 
 def test_long_cell_is_split_to_fit_the_boards_buffer(rig: Rig):

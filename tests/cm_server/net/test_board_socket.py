@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from cloudmanager.protocol import frames, proofs, wire
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.net import board_socket
 from tests.cm_server.peers import (
     FACTS,
@@ -135,10 +135,10 @@ async def test_other_protocol_version_is_refused_with_a_reason(
 async def test_failed_authentications_write_a_bounded_number_of_rows_and_lines(
     service: Service, lab: Identity, caplog
 ):
-    for _ in range(limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE + 5):
+    for _ in range(Limits.stranger_rows_per_address_per_minute + 5):
         await refusal(service, lab)
     rows = [row for row in service.audited() if row.verb == "board"]
-    assert len(rows) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    assert len(rows) == Limits.stranger_rows_per_address_per_minute
     assert rows[0][1:] == (
         "",
         "127.0.0.1",
@@ -174,8 +174,8 @@ async def test_board_link_counts_as_unauthenticated_until_its_proof(
     assert unauthenticated.dropped == 0
 
 
-async def test_oldest_unauthenticated_link_is_closed_for_a_newer_one(service: Service, monkeypatch):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 3)
+@pytest.mark.limits(unauthenticated_per_address=3)
+async def test_oldest_unauthenticated_link_is_closed_for_a_newer_one(service: Service):
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(await RawPeer.upgraded(service)) for _ in range(5)]
         await within(links[0].gone())
@@ -238,8 +238,8 @@ async def test_second_hello_instead_of_a_proof_closes_the_link(service: Service,
         assert (await board.closed())[0] == frames.CLOSE_PROTOCOL_ERROR
 
 
-async def test_slow_authentication_is_refused(service: Service, lab: Identity, monkeypatch):
-    monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
+@pytest.mark.limits(authentication_seconds=0.05)
+async def test_slow_authentication_is_refused(service: Service, lab: Identity):
     async with await FakeBoard.dial(service, "/board") as silent:
         assert await silent.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
     async with await FakeBoard.dial(service, "/board") as half:
@@ -248,10 +248,8 @@ async def test_slow_authentication_is_refused(service: Service, lab: Identity, m
         assert await half.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
 
 
-async def test_authenticated_board_is_not_closed_by_the_deadline(
-    service: Service, lab: Identity, monkeypatch
-):
-    monkeypatch.setattr(limits, "AUTHENTICATION_SECONDS", 0.05)
+@pytest.mark.limits(authentication_seconds=0.05)
+async def test_authenticated_board_is_not_closed_by_the_deadline(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(board.socket.recv(), 0.1)
@@ -360,7 +358,7 @@ async def test_two_boards_with_one_key_replace_each_other_more_and_more_slowly(s
             board = await stack.enter_async_context(await FakeBoard.join(service, lab))
             spreads.append(board.welcome["spread"])
     assert spreads[:5] == [2, 2, 8, 16, 32]
-    assert max(spreads) == limits.TAKEOVER_SPREAD_SECONDS
+    assert max(spreads) == Limits.takeover_spread_seconds
     await service.until(lambda: service.state("lab-1") == "offline")
     async with await FakeBoard.join(service, lab) as board:
         assert board.welcome["spread"] == 2
@@ -432,7 +430,7 @@ async def test_protocol_violation_during_a_job_closes_the_link_but_keeps_the_job
 
 async def test_oversize_message_is_refused_before_it_is_read(service: Service):
     async with await RawPeer.upgraded(service) as peer:
-        peer.say(frames.frame_header(frames.BINARY, limits.BOARD_MESSAGE_BYTES + 1, mask=True))
+        peer.say(frames.frame_header(frames.BINARY, Limits.board_message_bytes + 1, mask=True))
         assert (await peer.closed())[0] == frames.CLOSE_MESSAGE_TOO_BIG
 
 
@@ -444,7 +442,7 @@ async def test_largest_message_is_accepted(service: Service, lab: Identity):
         (job,) = await caller.submit("lab-1")
         await board.next()
         output = bytes(range(256)) * 256
-        output = output[: limits.BOARD_MESSAGE_BYTES - wire.HEADER.size]
+        output = output[: Limits.board_message_bytes - wire.HEADER.size]
         await board.send(wire.OUTPUT, output, job=job)
         assert (await caller.event()).payload == output
 
@@ -497,12 +495,12 @@ async def test_board_with_many_messages_about_foreign_jobs_is_closed(service: Se
     (lab,) = service.enrol("lab-1")
     async with await FakeBoard.join(service, lab) as board:
         with contextlib.suppress(ConnectionClosed):
-            for _ in range(3 * limits.STRAYS_PER_MINUTE):
+            for _ in range(3 * Limits.strays_per_minute):
                 await board.send(wire.OUTPUT, job=77)
         code, reason = await board.closed()
         assert code == frames.POLICY
         assert "not its own" in reason
-    assert caplog.text.count("which is not its own") <= limits.PEER_LINES_PER_MINUTE
+    assert caplog.text.count("which is not its own") <= Limits.peer_lines_per_minute
     await service.until(lambda: service.state("lab-1") == "offline")
     async with await FakeBoard.join(service, lab):  # it may connect again
         assert service.state("lab-1") == "idle"
@@ -514,7 +512,7 @@ async def test_board_with_few_messages_about_foreign_jobs_stays_connected(servic
         await FakeBoard.join(service, lab) as board,
         await FakeCaller.join(service) as caller,
     ):
-        for _ in range(limits.STRAYS_PER_MINUTE // 2):
+        for _ in range(Limits.strays_per_minute // 2):
             await board.send(wire.OUTPUT, job=77)
         (job,) = await caller.submit("lab-1")
         await board.next()

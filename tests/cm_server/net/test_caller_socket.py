@@ -12,9 +12,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager.protocol import frames, wire
-from cm_server import limits
 from cm_server.auth import credentials, enrolment
 from cm_server.auth.audit import AuditEntry
+from cm_server.limits import Limits
 from cm_server.net import caller_socket, websocket
 from tests.cm_server.peers import (
     FakeBoard,
@@ -231,9 +231,9 @@ async def test_wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted(service
     old = service.add_token("viewer", name="old", expires=1e-6)
     answers = [
         (await refused(service, Authorization=f"Bearer {credentials.new_token()}")).split()[1]
-        for _ in range(limits.BAD_LOGINS_PER_MINUTE + 30)
+        for _ in range(Limits.bad_logins_per_minute + 30)
     ]
-    assert answers == ["401"] * limits.BAD_LOGINS_PER_MINUTE + ["429"] * 30
+    assert answers == ["401"] * Limits.bad_logins_per_minute + ["429"] * 30
     async with await FakeCaller.join(service) as caller, await FakeBoard.join(service, lab):
         assert "reply" in await caller.ask("status")
     assert "'old' expired" in await refused(service, Authorization=f"Bearer {old}")
@@ -242,22 +242,21 @@ async def test_wrong_tokens_are_rate_limited_but_a_valid_one_is_accepted(service
 async def test_flood_of_wrong_tokens_writes_a_bounded_number_of_rows_and_lines(
     service: Service, caplog
 ):
-    for _ in range(3 * limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE):
+    for _ in range(3 * Limits.stranger_rows_per_address_per_minute):
         await refused(service, Authorization="Bearer cm_almost-a-secret-that-was-guessed")
     rows = [row for row in service.audited() if row.verb == "login"]
-    assert len(rows) == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+    assert len(rows) == Limits.stranger_rows_per_address_per_minute
     assert {(row.who, row.address, row.outcome, row.detail) for row in rows} == {
         ("", "127.0.0.1", "refused", "wrong token")
     }
     assert (
-        caplog.text.count("was refused as a caller") == limits.STRANGER_ROWS_PER_ADDRESS_PER_MINUTE
+        caplog.text.count("was refused as a caller") == Limits.stranger_rows_per_address_per_minute
     )
     assert "almost" not in repr(rows)
 
 
-async def test_callers_are_bounded_in_total_and_per_token(service: Service, monkeypatch):
-    monkeypatch.setattr(limits, "CALLERS", 3)
-    monkeypatch.setattr(limits, "CALLERS_PER_TOKEN", 2)
+@pytest.mark.limits(callers=3, callers_per_token=2)
+async def test_callers_are_bounded_in_total_and_per_token(service: Service):
     token = service.add_token("viewer", name="lab-notebook")
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
@@ -502,10 +501,8 @@ async def test_short_cell_is_answered_in_one_frame(service: Service, lab: Identi
         assert caller.frames == 1
 
 
-@pytest.fixture
-def no_read_pauses(monkeypatch):
-    """The server reads a board's flood without pauses: these tests are about the caller."""
-    monkeypatch.setattr(limits, "READ_PAUSE_SECONDS", 0)
+#: The server reads a board's flood without pauses: the test is about the caller.
+no_read_pauses = pytest.mark.limits(read_pause_seconds=0.0)
 
 
 class SlowCaller:
@@ -543,7 +540,7 @@ class SlowCaller:
         return messages
 
 
-@pytest.mark.usefixtures("no_read_pauses")
+@no_read_pauses
 async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
     chunk = bytes(50_000)
     async with (
@@ -555,10 +552,10 @@ async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
         job = (await board.next()).job
         for _ in range(240):  # 12 MB
             await board.send(wire.OUTPUT, chunk, job=job)
-            assert slow.pending_bytes < 4 * limits.OUTBOX_BYTES + len(chunk)
+            assert slow.pending_bytes < 4 * Limits.outbox_bytes + len(chunk)
         await board.end(job, output=b"the end", rest=b"42")
         await service.until(lambda: service.state("lab-1") == "idle")
-        assert slow.pending_bytes < 4 * limits.OUTBOX_BYTES
+        assert slow.pending_bytes < 4 * Limits.outbox_bytes
         messages = await slow.read(1)
     assert [m.op for m in messages if m.op not in (wire.OUTPUT, wire.TRUNCATED)] == [
         wire.ACCEPTED,
@@ -570,7 +567,7 @@ async def test_slow_caller_gets_truncated_output_and_its_result(service, lab):
     assert sum(len(m.payload) for m in messages) < 9_000_000
 
 
-@pytest.mark.usefixtures("no_read_pauses")
+@no_read_pauses
 async def test_slow_caller_does_not_delay_boards_or_other_callers(service: Service):
     noisy, calm = service.enrol("lab-1", "lab-2")
     async with (
@@ -591,7 +588,7 @@ async def test_slow_caller_does_not_delay_boards_or_other_callers(service: Servi
                 assert (await caller.ending(mine))[0] == "ok"
 
 
-@pytest.mark.usefixtures("no_read_pauses")
+@no_read_pauses
 async def test_no_result_is_dropped_for_a_slow_caller(service: Service, lab: Identity):
     count, rest = 200, b"x" * 60_000  # 12 MB of results
     async with (
@@ -610,7 +607,7 @@ async def test_no_result_is_dropped_for_a_slow_caller(service: Service, lab: Ide
     assert all(result.value_or_traceback == rest for result in results)
 
 
-@pytest.mark.usefixtures("no_read_pauses")
+@no_read_pauses
 async def test_truncated_value_is_marked(service: Service, lab: Identity):
     async with (
         await FakeBoard.join(service, lab) as board,

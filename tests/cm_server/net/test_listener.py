@@ -15,18 +15,13 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol import wire
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.net import cleanup
 from cm_server.net.listener import all_on_loopback, open_listening_sockets
 from cm_server.net.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
 
 HELLO = bytes.fromhex("16030100c8010000c40303")  # the first bytes of a TLS client hello
-
-
-@pytest.fixture
-def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.2)
 
 
 async def gone(peer: RawPeer) -> None:
@@ -47,9 +42,9 @@ async def test_tls_and_plain_connections_share_the_port(service: Service):
 
 
 @pytest.mark.parametrize("start", [b"", HELLO[:1], HELLO, HELLO + bytes(90)], ids=len)
-@pytest.mark.usefixtures("short_timeout")
-async def test_stalled_connection_is_closed_in_time(tmp_path: Path, start):
-    async with running_service(tmp_path) as service, await RawPeer.dial(service) as peer:
+@pytest.mark.limits(head_seconds=0.2)
+async def test_stalled_connection_is_closed_in_time(service: Service, start):
+    async with await RawPeer.dial(service) as peer:
         if start:
             peer.say(start)
         await gone(peer)
@@ -71,10 +66,8 @@ async def test_invalid_handshake_closes_only_its_connection(service: Service, ga
         assert service.state("lab-1") == "idle"
 
 
-async def test_new_connection_counts_as_unauthenticated_and_the_oldest_is_closed(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 2)
+@pytest.mark.limits(unauthenticated_per_address=2)
+async def test_new_connection_counts_as_unauthenticated_and_the_oldest_is_closed(service: Service):
     peers = [await RawPeer.dial(service) for _ in range(2)]
     await service.until(lambda: service.server.unauthenticated.count == 2)
     async with await RawPeer.dial(service):
@@ -127,9 +120,9 @@ async def test_stop_accepting_keeps_open_connections(service: Service):
         assert service.state("lab-1") == "idle"
 
 
-async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, monkeypatch, caplog):
+@pytest.mark.limits(accept_retry_seconds=0.05)
+async def test_accepting_resumes_after_a_lack_of_file_descriptors(service, caplog):
     """Without a pause, the event loop would be busy: the socket stays readable."""
-    monkeypatch.setattr(limits, "ACCEPT_RETRY_SECONDS", 0.05)
     with no_descriptor_left() as free_one:
         free_one()
         async with await RawPeer.dial(
@@ -212,8 +205,8 @@ async def test_failure_while_accepting_closes_only_that_connection(service, monk
     ],
     ids=["head", "body", "TLS"],
 )
-async def test_request_in_too_many_pieces_is_closed(service, monkeypatch, start):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS", 8)
+@pytest.mark.limits(unauthenticated_reads=8)
+async def test_request_in_too_many_pieces_is_closed(service, start):
     async with await RawPeer.dial(service) as peer:
         peer.say(start)
         closed = asyncio.ensure_future(gone(peer))
@@ -235,8 +228,8 @@ async def test_request_in_several_pieces_is_answered(service: Service):
 
 
 async def test_reads_from_many_connections_share_a_rate(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS_PER_SECOND", 20)
-    async with running_service(tmp_path) as service:
+    slow = Limits(unauthenticated_reads_per_second=20)
+    async with running_service(tmp_path, limits=slow) as service:
         reads = 0
         read_pause = service.server.unauthenticated.read_pause
 
@@ -258,10 +251,9 @@ async def test_reads_from_many_connections_share_a_rate(tmp_path: Path, monkeypa
             await peer.__aexit__(None, None, None)
 
 
-async def test_connections_are_accepted_at_a_bounded_rate(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(limits, "ACCEPTED_PER_SECOND", 20)
-    monkeypatch.setattr(limits, "ACCEPTED_AT_ONCE", 4)
-    async with running_service(tmp_path) as service:
+async def test_connections_are_accepted_at_a_bounded_rate(tmp_path: Path):
+    slow = Limits(accepted_per_second=20, accepted_at_once=4)
+    async with running_service(tmp_path, limits=slow) as service:
         began = asyncio.get_running_loop().time()
         peers = [await RawPeer.dial(service) for _ in range(12)]
         for peer in peers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.net.rate_limits import (
     RateLimiter,
     TokenBucket,
@@ -24,8 +24,8 @@ class Clock:
 class Crowd:
     """Unauthenticated connections that record which of them are closed."""
 
-    def __init__(self) -> None:
-        self.connections = UnauthenticatedConnections()
+    def __init__(self, limits: Limits) -> None:
+        self.connections = UnauthenticatedConnections(limits)
         self.closed: list[str] = []
 
     def add(self, name: str, address: str = "192.0.2.1"):
@@ -33,10 +33,8 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(monkeypatch) -> Crowd:
-    monkeypatch.setattr(limits, "UNAUTHENTICATED", 5)
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 3)
-    return Crowd()
+def crowd() -> Crowd:
+    return Crowd(Limits(unauthenticated=5, unauthenticated_per_address=3))
 
 
 # Unauthenticated connections
@@ -126,9 +124,8 @@ def test_keys_are_counted_separately():
     assert [rate.allow(key) for key in "abab"] == [0, 0, None, None]
 
 
-def test_number_of_keys_is_bounded(monkeypatch):
-    monkeypatch.setattr(limits, "RATE_LIMIT_KEYS", 3)
-    rate = RateLimiter(1, Clock())
+def test_number_of_keys_is_bounded():
+    rate = RateLimiter(1, Clock(), max_keys=3)
     for number in range(100):
         rate.allow("steady")
         rate.allow(str(number))
@@ -136,9 +133,8 @@ def test_number_of_keys_is_bounded(monkeypatch):
     assert rate.allow("steady") is None
 
 
-def test_connection_that_cannot_be_closed_does_not_affect_the_next(monkeypatch, caplog):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_PER_ADDRESS", 1)
-    unauthenticated = UnauthenticatedConnections()
+def test_connection_that_cannot_be_closed_does_not_affect_the_next(caplog):
+    unauthenticated = UnauthenticatedConnections(Limits(unauthenticated_per_address=1))
 
     def fail() -> None:
         raise ValueError("a detached socket")
@@ -165,13 +161,12 @@ def test_token_bucket_allows_a_burst_and_then_a_rate():
     )  # a longer pause does not allow a longer burst
 
 
-def test_first_reads_of_a_connection_are_free_and_others_share_a_rate(monkeypatch):
-    monkeypatch.setattr(limits, "UNAUTHENTICATED_READS_PER_SECOND", 10)
-    unauthenticated = UnauthenticatedConnections()
+def test_first_reads_of_a_connection_are_free_and_others_share_a_rate():
+    unauthenticated = UnauthenticatedConnections(Limits(unauthenticated_reads_per_second=10))
     for _ in range(100):
-        assert unauthenticated.read_pause(limits.UNAUTHENTICATED_READS_AT_ONCE) == 0.0
+        assert unauthenticated.read_pause(Limits.unauthenticated_reads_at_once) == 0.0
     pauses = [
-        unauthenticated.read_pause(limits.UNAUTHENTICATED_READS_AT_ONCE + 1) for _ in range(10)
+        unauthenticated.read_pause(Limits.unauthenticated_reads_at_once + 1) for _ in range(10)
     ]
     assert pauses[0] == 0.0
     assert 0.5 < pauses[-1] < 1.0

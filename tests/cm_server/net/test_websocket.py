@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from cloudmanager.protocol import frames, wire
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.net import cleanup, websocket
 from cm_server.net.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
@@ -212,10 +212,8 @@ async def test_incomplete_frame_is_dropped_with_its_link(service: Service):
         pytest.param(masked(b"", frames.PING) * 8000, id="pings"),
     ],
 )
-async def test_unauthenticated_ping_closes_the_link_after_a_delay(
-    service, flood, monkeypatch, caplog
-):
-    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
+@pytest.mark.limits(close_seconds=0.1)
+async def test_unauthenticated_ping_closes_the_link_after_a_delay(service, flood, caplog):
     async with await RawPeer.upgraded(service) as peer:
         peer.say(flood)
         frame = await peer.frame()
@@ -228,21 +226,21 @@ async def test_unauthenticated_ping_closes_the_link_after_a_delay(
     assert caplog.text.count("no pings and pongs before the proof") == 1
 
 
-async def test_unauthenticated_flood_is_closed_in_time(service, monkeypatch):
-    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.1)
+@pytest.mark.limits(close_seconds=0.1)
+async def test_unauthenticated_flood_is_closed_in_time(service):
     async with await RawPeer.upgraded(service) as peer:
         peer.say(masked(b"", frames.PING) * 100_000)
         await peer.gone()
     await service.until(lambda: service.server.unauthenticated.count == 0)
 
 
-async def test_log_lines_about_unauthenticated_peers_are_limited(service, monkeypatch, caplog):
-    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.0)
+@pytest.mark.limits(close_seconds=0.0)
+async def test_log_lines_about_unauthenticated_peers_are_limited(service, caplog):
     for number in range(40):
         async with await RawPeer.upgraded(service) as peer:
             peer.say(masked(b"", frames.PING) if number % 2 else masked(b"", 0x3))
             await peer.gone()
-    assert caplog.text.count("broke the protocol") == limits.PEER_LINES_PER_MINUTE
+    assert caplog.text.count("broke the protocol") == Limits.peer_lines_per_minute
 
 
 @pytest.mark.parametrize(
@@ -253,9 +251,9 @@ async def test_log_lines_about_unauthenticated_peers_are_limited(service, monkey
         pytest.param(masked(wire.pack(wire.REQUEST, b'{"verb":"nonsense"}')), id="refusals"),
     ],
 )
-async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood, monkeypatch):
+@pytest.mark.limits(messages_at_once=10**9)
+async def test_flood_is_handled_in_slices_and_other_links_in_between(service, flood):
     """One read contains about 10,000 frames; without slices, they would block other links."""
-    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 10**9)  # only slices limit it
     async with await caller(service) as attacker, await caller(service) as healthy:
         links = [connection._link for connection in service.server.callers]
         attacker.say(flood * (250_000 // len(flood)))
@@ -267,9 +265,8 @@ async def test_flood_is_handled_in_slices_and_other_links_in_between(service, fl
         )  # the flood is still being handled
 
 
-async def test_messages_are_handled_at_a_bounded_rate(service: Service, monkeypatch):
-    monkeypatch.setattr(limits, "MESSAGES_PER_SECOND", 200)
-    monkeypatch.setattr(limits, "MESSAGES_AT_ONCE", 50)
+@pytest.mark.limits(messages_per_second=200, messages_at_once=50)
+async def test_messages_are_handled_at_a_bounded_rate(service: Service):
     async with await caller(service) as peer:
         began = asyncio.get_running_loop().time()
         peer.say(
@@ -277,7 +274,7 @@ async def test_messages_are_handled_at_a_bounded_rate(service: Service, monkeypa
         )  # a pong counts as several messages
         assert (await next_message(peer)).job == 7
         took = asyncio.get_running_loop().time() - began
-        assert (4 * limits.RARE_MESSAGES - 50) / 200 <= took < 2
+        assert (4 * Limits.rare_messages - 50) / 200 <= took < 2
 
 
 async def test_newest_of_many_pings_is_answered(service: Service):
@@ -390,8 +387,8 @@ async def test_long_close_reason_is_shortened(service: Service):
         assert (code, reason) == (4001, "\u00e4" * 61)
 
 
-async def test_peer_that_does_not_read_is_closed(service: Service, monkeypatch, caplog):
-    monkeypatch.setattr(limits, "UNSENT_BYTES", 256 * 1024)
+@pytest.mark.limits(unsent_bytes=256 * 1024)
+async def test_peer_that_does_not_read_is_closed(service: Service, caplog):
     service.enrol(*(f"lab-{number}" for number in range(100)))
     question = masked(wire.pack(wire.REQUEST, b'{"verb":"boards"}', job=7))
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
@@ -409,8 +406,8 @@ async def test_peer_that_does_not_read_is_closed(service: Service, monkeypatch, 
         assert "reply" in await healthy.ask("status")
 
 
-async def test_link_is_closed_although_the_peer_does_not_read(service, monkeypatch):
-    monkeypatch.setattr(limits, "CLOSE_SECONDS", 0.05)
+@pytest.mark.limits(close_seconds=0.05)
+async def test_link_is_closed_although_the_peer_does_not_read(service):
     async with await RawPeer.upgraded(service, "/caller", receive_bytes=4096) as peer:
         (connection,) = service.server.callers
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]

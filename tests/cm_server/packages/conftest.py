@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cm_server.limits import Limits
 from cm_server.packages.planner import PackagePlanner
 
 from .package_server import PackageServer
@@ -19,5 +20,5 @@ async def package_server() -> AsyncIterator[PackageServer]:
 
 
 @pytest.fixture
-def planner(package_server: PackageServer, tmp_path: Path) -> PackagePlanner:
-    return package_server.planner(tmp_path / "packages")
+def planner(package_server: PackageServer, tmp_path: Path, limits: Limits) -> PackagePlanner:
+    return package_server.planner(tmp_path / "packages", limits)

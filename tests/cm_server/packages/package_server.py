@@ -14,11 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cm_server.limits import Limits
 from cm_server.packages.planner import PackagePlanner
 from cm_server.packages.source_settings import ForgeUrls, SourceSettings
 
 COMMITS = {name: hashlib.sha1(name.encode()).hexdigest() for name in "abcdef"}
 Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+LIMITS = Limits()
 
 
 def digest(content: bytes) -> str:
@@ -179,8 +182,8 @@ class PackageServer:
         }
         return SourceSettings(**{**given, **more})
 
-    def planner(self, folder: Path, **more: Any) -> PackagePlanner:
-        return PackagePlanner(folder, self.settings(**more))
+    def planner(self, folder: Path, limits: Limits = LIMITS, **more: Any) -> PackagePlanner:
+        return PackagePlanner(folder, limits, self.settings(**more))
 
 
 def reply(body: bytes, status: int = 200, kind: str = "text/plain", **headers: str) -> bytes:

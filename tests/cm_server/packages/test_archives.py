@@ -14,7 +14,7 @@ import zipfile
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.packages.archives import unpack
 
 from .package_server import bomb, sdist, wheel
@@ -33,6 +33,8 @@ BAD_PATHS = [
     "x\n.py",
 ]
 
+LIMITS = Limits()
+
 
 def tar_of(*members: tuple[tarfile.TarInfo, bytes], pax: bool = True) -> bytes:
     raw = io.BytesIO()
@@ -50,20 +52,22 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def assert_refused(raw: bytes, why: str = ".", name: str = "p-1.tar.gz") -> None:
+def assert_refused(
+    raw: bytes, why: str = ".", name: str = "p-1.tar.gz", limits: Limits = LIMITS
+) -> None:
     with pytest.raises(PackageError, match=why):
-        unpack(raw, name)
+        unpack(raw, name, limits)
 
 
 def test_plain_archives_are_read():
     files = {"p/a.py": b"1", "p/b/c.py": b"2"}
-    assert unpack(sdist("p", {"a.py": b"1", "b/c.py": b"2"}), "p.tar.gz") == files
-    assert unpack(wheel(files), "p.whl") == unpack(wheel(files), "p.zip") == files
+    assert unpack(sdist("p", {"a.py": b"1", "b/c.py": b"2"}), "p.tar.gz", LIMITS) == files
+    assert unpack(wheel(files), "p.whl", LIMITS) == unpack(wheel(files), "p.zip", LIMITS) == files
 
 
 def test_folders_and_pax_comments_are_ignored():
     raw = tar_of((member("p", tarfile.DIRTYPE), b""), (member("./p/a.py"), b"1"))
-    assert unpack(raw, "p.tar.gz") == {"p/a.py": b"1"}
+    assert unpack(raw, "p.tar.gz", LIMITS) == {"p/a.py": b"1"}
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)
@@ -98,7 +102,7 @@ def test_tar_with_link_device_or_sparse_file_is_refused(kind):
     odd = member("p/x", kind, "/etc")
     raw = tar_of((odd, b""), (member("p/x/passwd"), b"written through the link"), pax=False)
     if kind == tarfile.CONTTYPE:  # a plain file, by POSIX
-        assert unpack(raw, "p.tar.gz")["p/x"] == b""
+        assert unpack(raw, "p.tar.gz", LIMITS)["p/x"] == b""
     else:
         assert_refused(raw, "not a plain file|not a valid archive")
 
@@ -140,25 +144,25 @@ def test_endless_gnu_long_names_are_refused():
     assert_refused(gzip.compress(block * 20_000 + b"\0" * 1024), "not a valid archive")
 
 
-def peak_memory_of_refusal(raw: bytes, name: str, seconds: float) -> int:
+def peak_memory_of_refusal(raw: bytes, name: str, seconds: float, limits: Limits) -> int:
     """Assert that an archive is refused within some CPU time; return the peak memory in bytes."""
     tracemalloc.start()
     try:
         since = time.process_time()
-        assert_refused(raw, name=name)
+        assert_refused(raw, name=name, limits=limits)
         assert time.process_time() - since < seconds
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
 
-def test_decompression_bomb_is_refused_before_it_is_inflated(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_UNPACKED_BYTES", 1024**2)
+def test_decompression_bomb_is_refused_before_it_is_inflated():
+    limits = Limits(package_unpacked_bytes=1024**2)
     raw = bomb()
     zipped = wheel({"p/a.py": b"\0" * 64 * 1024**2})
     for packed, name in ((raw, "p.tar.gz"), (zipped, "p.whl")):
         assert len(packed) < 1024**2
-        assert peak_memory_of_refusal(packed, name, 5) < 8 * 1024**2
+        assert peak_memory_of_refusal(packed, name, 5, limits) < 8 * 1024**2
 
 
 def test_zip_with_wrong_sizes_is_refused():
@@ -181,11 +185,11 @@ def test_zip_with_unbounded_compression_method_is_refused(method):
     assert_refused(raw.getvalue(), "not a plain file", "p.zip")
 
 
-def test_too_many_members_are_refused(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_FILES", 10)
+def test_too_many_members_are_refused():
+    limits = Limits(package_files=10)
     files = {f"a{n}.py": "" for n in range(11)}
-    assert_refused(sdist("p", files), "too many")
-    assert_refused(wheel(files), "too many", "p.whl")
+    assert_refused(sdist("p", files), "too many", limits=limits)
+    assert_refused(wheel(files), "too many", "p.whl", limits)
 
 
 @pytest.mark.timeout(20)
@@ -194,14 +198,16 @@ def test_archive_of_many_members_is_refused_quickly():
     assert_refused(gzip.compress(block * 60_000, 1), "too many|twice|too big")
 
 
-def test_too_big_archive_is_refused_unread(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_ARCHIVE_BYTES", 10)
-    assert_refused(sdist("p", {"a.py": "1"}), "too big")
+def test_too_big_archive_is_refused_unread():
+    limits = Limits(package_archive_bytes=10)
+    assert_refused(sdist("p", {"a.py": "1"}), "too big", limits=limits)
 
 
 def test_archive_in_archive_is_not_unpacked():
     inner = sdist("q", {"evil.py": "1"})
-    assert unpack(sdist("p", {"inner.tar.gz": inner}), "p.tar.gz") == {"p/inner.tar.gz": inner}
+    assert unpack(sdist("p", {"inner.tar.gz": inner}), "p.tar.gz", LIMITS) == {
+        "p/inner.tar.gz": inner
+    }
 
 
 @pytest.mark.parametrize("name", ["p.tar.gz", "p.whl", "p.zip"])

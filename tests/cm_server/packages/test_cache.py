@@ -6,13 +6,12 @@ import os
 
 import pytest
 
-from cm_server import limits
 from cm_server.packages.cache import PackageCache, sha256
 
 
 @pytest.fixture
-def cache(tmp_path) -> PackageCache:
-    return PackageCache(tmp_path)
+def cache(tmp_path, limits) -> PackageCache:
+    return PackageCache(tmp_path, limits.package_cache_bytes)
 
 
 def files(folder):
@@ -57,11 +56,11 @@ def test_content_is_found_by_its_address(cache, tmp_path):
     cache.put_address("https://a.example/x", cache.put(b"one"))
     assert cache.get_by_address("https://a.example/x") == b"one"
     assert cache.get_by_address("https://a.example/y") is None
-    assert PackageCache(tmp_path).get_by_address("https://a.example/x") == b"one"
+    assert PackageCache(tmp_path, 1000).get_by_address("https://a.example/x") == b"one"
 
 
-def test_least_recently_used_contents_are_evicted(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_CACHE_BYTES", 1000)
+@pytest.mark.limits(package_cache_bytes=1000)
+def test_least_recently_used_contents_are_evicted(cache, tmp_path):
     names = []
     for n in range(12):
         names.append(cache.put(bytes([n]) * 100))

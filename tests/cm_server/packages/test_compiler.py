@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cm_server import limits
 from cm_server.packages import compiler as compiler_module
 from cm_server.packages.cache import PackageCache
 from cm_server.packages.compiler import Bytecode, CompileFailed, Compiler, CompilerBinary
@@ -22,13 +21,13 @@ V6, V5 = Bytecode(6, 3), Bytecode(5)
 
 
 @pytest.fixture
-def cache(tmp_path) -> PackageCache:
-    return PackageCache(tmp_path / "cache")
+def cache(tmp_path, limits) -> PackageCache:
+    return PackageCache(tmp_path / "cache", limits.package_cache_bytes)
 
 
 @pytest.fixture
-def compiler(cache) -> Compiler:
-    return Compiler(cache)
+def compiler(cache, limits) -> Compiler:
+    return Compiler(cache, limits)
 
 
 async def compiled(compiler, cache, source: bytes, board: Bytecode = V6, path: str = "/lib/a.py"):
@@ -122,7 +121,7 @@ async def test_same_source_is_compiled_once(compiler, monkeypatch):
     async def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(compiler_module, "_run_compiler", never)
+    monkeypatch.setattr(compiler_module, "_run_limited", never)
     assert await compiler.compile(b"x = 1\n", "/lib/a.py", V6) == first
 
 
@@ -135,8 +134,8 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("what", LOOPS)
-async def test_compiler_that_loops_is_killed(compiler, monkeypatch, what):
-    monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
+@pytest.mark.limits(compile_seconds=0.5)
+async def test_compiler_that_loops_is_killed(compiler, what):
     since = time.monotonic()
     with pytest.raises(CompileFailed):
         await compiler.compile(LOOPS[what], "/lib/a.py", V6)
@@ -144,8 +143,8 @@ async def test_compiler_that_loops_is_killed(compiler, monkeypatch, what):
     assert not [child for child in psutil.Process().children() if "mpy" in child.name()]
 
 
-async def test_loop_of_the_compiler_does_not_block_the_server(compiler, monkeypatch):
-    monkeypatch.setattr(limits, "COMPILE_SECONDS", 0.5)
+@pytest.mark.limits(compile_seconds=0.5)
+async def test_loop_of_the_compiler_does_not_block_the_server(compiler):
     task = asyncio.ensure_future(compiler.compile(LOOPS["nested powers"], "/lib/a.py", V6))
     since = time.monotonic()
     await asyncio.sleep(0.05)
@@ -186,10 +185,8 @@ def replace_compiler(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", FAULTY_PROGRAMS)
-async def test_faulty_compiler_causes_an_error_only(
-    compiler, replace_compiler, monkeypatch, tmp_path, what
-):
-    monkeypatch.setattr(limits, "COMPILE_SECONDS", 1.0)
+@pytest.mark.limits(compile_seconds=1.0)
+async def test_faulty_compiler_causes_an_error_only(compiler, replace_compiler, tmp_path, what):
     replace_compiler(FAULTY_PROGRAMS[what])
     with pytest.raises(CompileFailed):
         await compiler.compile(b"x = 1\n", "/lib/a.py", V6)

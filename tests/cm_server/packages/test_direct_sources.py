@@ -7,7 +7,6 @@ import json
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 from cm_server.packages import http_fetcher
 from cm_server.packages.http_fetcher import SourceNotFound
 
@@ -90,7 +89,7 @@ async def test_sent_document_cannot_refer_to_files_of_the_server(planner):
         await planner.make_plan(["x"], sent={"x": files})
 
 
-async def test_too_many_files_are_refused(planner, monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_FILES", 3)
+@pytest.mark.limits(package_files=3)
+async def test_too_many_files_are_refused(planner):
     with pytest.raises(PackageError, match="too many files"):
         await planner.make_plan(["x"], sent={"x": {f"a{n}.py": b"" for n in range(4)}})

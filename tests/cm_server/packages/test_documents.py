@@ -7,13 +7,13 @@ import json
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.packages import documents
 from cm_server.packages.documents import read_document, read_metadata, read_refs, read_requires
 
 
 def read(**fields):
-    return read_document(json.dumps(fields).encode(), "the document")
+    return read_document(json.dumps(fields).encode(), "the document", Limits.package_files)
 
 
 def test_document_of_a_mip_index_is_read():
@@ -71,12 +71,12 @@ def test_numeric_version_becomes_text():
 )
 def test_malformed_document_is_refused(raw):
     with pytest.raises(PackageError):
-        read_document(raw, "the document")
+        read_document(raw, "the document", Limits.package_files)
 
 
 def test_document_with_too_many_files_or_deps_is_refused():
     for field in ("hashes", "urls", "deps"):
-        rows = [[f"a{n}", "0123abcd"] for n in range(limits.PACKAGE_FILES + 1)]
+        rows = [[f"a{n}", "0123abcd"] for n in range(Limits.package_files + 1)]
         with pytest.raises(PackageError, match="too long"):
             read(**{field: rows})
 

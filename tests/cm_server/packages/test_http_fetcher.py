@@ -10,7 +10,7 @@ import time
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import MIB, Limits
 from cm_server.packages import http_fetcher as http_fetcher
 from cm_server.packages.http_fetcher import (
     HttpFetcher,
@@ -22,12 +22,10 @@ from cm_server.packages.http_fetcher import (
 
 from .package_server import PackageServer, bomb, reply
 
-MIB = 1024**2
-
 
 @pytest.fixture
-def web() -> HttpFetcher:
-    return HttpFetcher()
+def web(limits: Limits) -> HttpFetcher:
+    return HttpFetcher(limits)
 
 
 async def get(web, package_server, path="/x", **more):
@@ -118,6 +116,7 @@ async def test_redirect_within_the_configured_origin_is_followed(web, package_se
     assert (await get(web, package_server)).body == b"here"
 
 
+@pytest.mark.limits(fetch_seconds=0.5)
 async def test_dns_rebinding_does_not_reach_a_private_address(web, package_server, monkeypatch):
     """The address that was checked is the one that is connected to, for each connection."""
     package_server.put("/x", b"secret")
@@ -131,7 +130,6 @@ async def test_dns_rebinding_does_not_reach_a_private_address(web, package_serve
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (asked[-1], port))]
 
     monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(limits, "FETCH_SECONDS", 0.5)
     monkeypatch.setattr(http_fetcher, "is_public", lambda address: address != "127.0.0.1")
     for why in ("does not respond|cannot be reached|takes longer", "private address"):
         with pytest.raises(PackageError, match=why):
@@ -179,7 +177,7 @@ async def test_endless_redirects_are_refused(web, package_server):
     package_server.redirect("/x", "/x")
     with pytest.raises(SourceUnreachable, match="redirects too many times"):
         await get(web, package_server)
-    assert len(package_server.requested_paths) == limits.FETCH_REDIRECTS + 1
+    assert len(package_server.requested_paths) == Limits.fetch_redirects + 1
 
 
 async def test_redirect_from_https_to_http_is_refused(web, monkeypatch):
@@ -275,15 +273,15 @@ async def trickling(writer):
 
 
 @pytest.mark.parametrize("page", [silent, trickling])
-async def test_slow_response_times_out(web, package_server, page, monkeypatch):
-    monkeypatch.setattr(limits, "FETCH_SECONDS", 0.3)
+@pytest.mark.limits(fetch_seconds=0.3)
+async def test_slow_response_times_out(web, package_server, page):
     package_server.pages["/x"] = page
     with pytest.raises(SourceUnreachable):
         await get(web, package_server)
 
 
-async def test_redirects_share_the_timeout(web, package_server, monkeypatch):
-    monkeypatch.setattr(limits, "FETCH_SECONDS", 0.4)
+@pytest.mark.limits(fetch_seconds=0.4)
+async def test_redirects_share_the_timeout(web, package_server):
 
     async def delayed_redirect(writer):
         await asyncio.sleep(0.15)
@@ -355,8 +353,8 @@ async def test_refused_connection_is_an_error(web):
         await web.fetch(f"{url}/x", limit=MIB, trusted_url=url)
 
 
-async def test_slow_fetches_do_not_block_the_loop(web, package_server, monkeypatch):
-    monkeypatch.setattr(limits, "FETCH_SECONDS", 0.5)
+@pytest.mark.limits(fetch_seconds=0.5)
+async def test_slow_fetches_do_not_block_the_loop(web, package_server):
     package_server.pages["/x"] = trickling
     task = asyncio.ensure_future(get(web, package_server))
     since = time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
+from cm_server.limits import Limits
 from cm_server.packages import lock
 from cm_server.packages.release import Release, ReleaseFile
 from cm_server.packages.requirement import parse_requirement
@@ -39,7 +40,7 @@ ALL = (LOG, FORGE, OLD, SENT)
 
 
 def test_lock_survives_a_round_trip():
-    assert lock.load(lock.dump(["log", "./d"], ALL)) == (("./d", "log"), ALL)
+    assert lock.load(lock.dump(["log", "./d"], ALL), Limits()) == (("./d", "log"), ALL)
 
 
 def test_lock_text_is_deterministic_and_diffs_by_line():
@@ -86,7 +87,7 @@ def changed(**changes):
 )
 def test_malformed_or_incomplete_lock_is_refused(text):
     with pytest.raises(PackageError):
-        lock.load(text)
+        lock.load(text, Limits())
 
 
 def test_older_newest_version_is_refused():

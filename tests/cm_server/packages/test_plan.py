@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.packages.plan import InstallPlan, PlannedFile, check_sizes, place_files
 from cm_server.packages.release import Release, ReleaseFile
 from cm_server.packages.requirement import parse_requirement
@@ -72,12 +72,12 @@ def test_plan_is_described_as_json():
     assert description["notes"] == ["a note"]
 
 
-def test_too_many_files_or_bytes_are_refused(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGE_FILES", 2)
+def test_too_many_files_or_bytes_are_refused():
+    limits = Limits(package_files=2)
     with pytest.raises(PackageError, match="more than 2 files"):
-        check_sizes([release("a", "1", "2"), release("b", "3")])
+        check_sizes([release("a", "1", "2"), release("b", "3")], limits)
     big = Release(
-        parse_requirement("a"), "1", (ReleaseFile("a", size=limits.PACKAGE_UNPACKED_BYTES + 1),)
+        parse_requirement("a"), "1", (ReleaseFile("a", size=Limits.package_unpacked_bytes + 1),)
     )
     with pytest.raises(PackageError, match="too big"):
-        check_sizes([big])
+        check_sizes([big], limits)

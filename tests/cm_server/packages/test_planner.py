@@ -11,7 +11,6 @@ import time
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
 from cm_server.packages.http_fetcher import SourceUnreachable
 from cm_server.packages.lock import dump
 
@@ -110,16 +109,16 @@ async def test_hundred_thousand_dependencies_are_refused(package_server, planner
     assert time.monotonic() - since < 5
 
 
-async def test_endless_chain_of_dependencies_is_refused(package_server, planner, monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGES", 10)
+@pytest.mark.limits(packages=10)
+async def test_endless_chain_of_dependencies_is_refused(package_server, planner):
     for n in range(60):
         package_server.publish(f"a{n}", deps=[[f"a{n + 1}", ""]])
     with pytest.raises(PackageError, match="more than 10 packages"):
         await planner.make_plan(["a0"])
 
 
-async def test_slow_planning_times_out(package_server, planner, monkeypatch):
-    monkeypatch.setattr(limits, "PLAN_SECONDS", 0.2)
+@pytest.mark.limits(plan_seconds=0.2)
+async def test_slow_planning_times_out(package_server, planner):
 
     async def silent(_):
         await asyncio.sleep(60)

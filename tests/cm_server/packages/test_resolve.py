@@ -7,10 +7,12 @@ import time
 import pytest
 
 from cloudmanager.protocol.errors import PackageError
-from cm_server import limits
+from cm_server.limits import Limits
 from cm_server.packages.release import Release
 from cm_server.packages.requirement import parse_requirement
 from cm_server.packages.resolve import KnownReleases, NotKnownYet, find_missing, resolve
+
+LIMITS = Limits()
 
 
 def known(**releases: dict[str, list[str]]) -> KnownReleases:
@@ -33,7 +35,7 @@ def known(**releases: dict[str, list[str]]) -> KnownReleases:
     return known_releases
 
 
-def solve(known_releases: KnownReleases, *wanted: str) -> dict[str, str]:
+def solve(known_releases: KnownReleases, *wanted: str, limits: Limits = LIMITS) -> dict[str, str]:
     from packaging.specifiers import SpecifierSet
 
     requirements = [parse_requirement(f"pypi:{text}") for text in wanted]
@@ -44,7 +46,7 @@ def solve(known_releases: KnownReleases, *wanted: str) -> dict[str, str]:
         )
     return {
         release.requirement.name: release.version
-        for release in resolve(requirements, known_releases)
+        for release in resolve(requirements, known_releases, limits)
     }
 
 
@@ -99,11 +101,17 @@ def test_order_of_requirements_does_not_matter():
 def test_missing_releases_are_requested_together():
     known_releases = KnownReleases()
     a, b = parse_requirement("a"), parse_requirement("b@1")
-    assert set(find_missing([a, b], known_releases)) == {NotKnownYet(a), NotKnownYet(b)}
+    assert set(find_missing([a, b], known_releases, LIMITS.packages)) == {
+        NotKnownYet(a),
+        NotKnownYet(b),
+    }
     known_releases.versions = {a: ["2"], b: ["1"]}
-    assert set(find_missing([a, b], known_releases)) == {NotKnownYet(a, "2"), NotKnownYet(b, "1")}
+    assert set(find_missing([a, b], known_releases, LIMITS.packages)) == {
+        NotKnownYet(a, "2"),
+        NotKnownYet(b, "1"),
+    }
     with pytest.raises(NotKnownYet):
-        resolve([a, b], known_releases)
+        resolve([a, b], known_releases, LIMITS)
 
 
 def test_requirement_without_version_accepts_a_requested_version():
@@ -113,7 +121,9 @@ def test_requirement_without_version_accepts_a_requested_version():
     )
     assert [
         str(release)
-        for release in resolve([parse_requirement("a"), parse_requirement("a@1")], known_releases)
+        for release in resolve(
+            [parse_requirement("a"), parse_requirement("a@1")], known_releases, LIMITS
+        )
     ] == ["a@1"]
 
 
@@ -122,7 +132,7 @@ def test_two_versions_of_one_package_conflict():
         {parse_requirement("a@1"): ["1"], parse_requirement("a@2"): ["2"]}
     )
     with pytest.raises(PackageError, match="no version of a .*: you request a@1, you request a@2"):
-        resolve([parse_requirement("a@1"), parse_requirement("a@2")], known_releases)
+        resolve([parse_requirement("a@1"), parse_requirement("a@2")], known_releases, LIMITS)
 
 
 def test_hundred_thousand_dependencies_are_refused_quickly():
@@ -132,12 +142,11 @@ def test_hundred_thousand_dependencies_are_refused_quickly():
     known_releases.releases["a", "1"] = Release(parse_requirement("a"), "1", (), needs)
     since = time.monotonic()
     with pytest.raises(PackageError, match="more than 200 packages"):
-        find_missing([parse_requirement("a")], known_releases)
+        find_missing([parse_requirement("a")], known_releases, LIMITS.packages)
     assert time.monotonic() - since < 2
 
 
-def test_endless_chain_of_dependencies_is_refused(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGES", 10)
+def test_endless_chain_of_dependencies_is_refused():
     known_releases = KnownReleases()
     for n in range(50):
         known_releases.versions[parse_requirement(f"a{n}")] = ["1"]
@@ -145,19 +154,17 @@ def test_endless_chain_of_dependencies_is_refused(monkeypatch):
             parse_requirement(f"a{n}"), "1", (), (parse_requirement(f"a{n + 1}"),)
         )
     with pytest.raises(PackageError, match="more than 10 packages"):
-        find_missing([parse_requirement("a0")], known_releases)
+        find_missing([parse_requirement("a0")], known_releases, 10)
 
 
-def test_too_many_packages_are_refused(monkeypatch):
-    monkeypatch.setattr(limits, "PACKAGES", 10)
+def test_too_many_packages_are_refused():
     known_releases = known(**{f"a{n}": {"1": [f"a{n + 1}"]} for n in range(14)}, a14={"1": []})
     with pytest.raises(PackageError, match="more than 10 packages"):
-        solve(known_releases, "a0")
+        solve(known_releases, "a0", limits=Limits(packages=10))
 
 
-def test_number_of_resolver_steps_is_bounded(monkeypatch):
+def test_number_of_resolver_steps_is_bounded():
     """Many versions of many packages, of which no combination is compatible."""
-    monkeypatch.setattr(limits, "RESOLVE_ROUNDS", 50)
     versions = [str(n) for n in range(9, 0, -1)]
     known_releases = known(
         **{f"p{n}": {version: [f"p{n + 1}", "end<0.5"] for version in versions} for n in range(6)},
@@ -166,5 +173,5 @@ def test_number_of_resolver_steps_is_bounded(monkeypatch):
     )
     since = time.monotonic()
     with pytest.raises(PackageError):
-        solve(known_releases, "p0")
+        solve(known_releases, "p0", limits=Limits(resolve_rounds=50))
     assert time.monotonic() - since < 5

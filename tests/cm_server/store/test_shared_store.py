@@ -445,12 +445,12 @@ def test_pruning_deletes_old_rows_and_reuses_no_numbers(server: Make):
     for number in numbers[:4]:
         store.end_job(number, "ok")
     store.flush()
-    assert store.prune_jobs(now - 86400, 0) == (0, 0)
-    assert store.prune_jobs(now + 86400, 0) == (4, numbers[-1])
+    assert store.prune_jobs(now - 86400, 0, 500) == (0, 0)
+    assert store.prune_jobs(now + 86400, 0, 500) == (4, numbers[-1])
     assert [row.id for row in store.open_jobs()] == [numbers[-1]]
-    assert store.prune_audit(now - 40 * 86400) == 2
+    assert store.prune_audit(now - 40 * 86400, 500) == 2
     assert [row.verb for row in store.audit_rows(9)] == ["submit"]
-    assert store.prune_audit(now + 86400) == 0  # the database refuses
+    assert store.prune_audit(now + 86400, 500) == 0  # the database refuses
     assert [row.verb for row in store.audit_rows(9)] == ["submit"]
     other = server("B")
     assert [(row.target, row.detail.split()[0]) for row in other.end_pruning(now)] == [
