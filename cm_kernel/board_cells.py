@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any, Final
 
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.runner import run_in_loop
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import fold_names
 from cm_magics import BoardMagics, fleet, register_target_magics
@@ -15,7 +16,7 @@ from cm_magics.comment_magic import uncomment
 
 from . import cell_routing, code_completion
 from .cell_routing import CellPart
-from .cell_runner import LoopRunner
+from .cell_runner import OutputMaker
 from .host import KernelHost
 from .interrupts import WHILE_WAITING
 
@@ -65,10 +66,10 @@ class BoardCells:
         if not (line or self.magics.target):
             self._raise_no_target()
         self.cells.append(code)
-        runner = LoopRunner(self._kernel, with_head=not line)
+        make_output = OutputMaker(self._kernel, with_head=not line)
         # An interrupt between two steps could leave a message half sent.
         with self._kernel.interrupts.allow_only(WHILE_WAITING):
-            return await self.magics.board_cell(line or "", code, runner)
+            return await run_in_loop(self.magics.board_cell(line or "", code, make_output))
 
     async def help(self, name: str) -> None:
         """Show the description of a name in the pager, as `name?` does in IPython."""

@@ -1,4 +1,4 @@
-"""Wait for a cell in the kernel's event loop, which serves widgets and Tab meanwhile.
+"""The output of cells in the kernel.
 
 The cell of one board looks as in any kernel: its output is a stream, its value an execute_result.
 Several boards share one display that is updated in place, as with the magics.
@@ -6,20 +6,16 @@ Several boards share one display that is updated in place, as with the magics.
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS, Event, Job, JobGroup
-from cloudmanager.client.runner import call_in_loop
-from cloudmanager.display.cell_view import CellView, DisplayOptions, printable_output
+from cloudmanager.client.jobs import Event, Job, JobGroup
+from cloudmanager.display.cell_view import CellView, printable_output
 from cloudmanager.display.folding import WAITING_FOR_BOARD, head_text, plain_text
-from cloudmanager.display.terminal import REFRESH_SECONDS
-from cloudmanager.protocol.text import sanitize_text
-from cloudmanager.results.results import Result, Results
+from cloudmanager.display.following import CellOutput
+from cloudmanager.results.results import Result
 from cm_magics import rich_values
-from cm_magics.cell_display import CellDisplay, is_live, render_interrupt
+from cm_magics.cell_display import CellDisplay, is_live
 
 from .host import KernelHost
 from .interrupts import ANY_TIME
@@ -30,24 +26,8 @@ _END_CHARS: Final = 4 * 1024  # characters of that end
 _GATHER_SECONDS: Final = 0.05  # output within this time is sent as one message
 
 
-class CellOutput(Protocol):
-    """Shows the output of a cell in the notebook."""
-
-    def handle_event(self, event: Event) -> None:
-        """Handle an event that the view has handled already."""
-
-    def draw(self) -> None:
-        """Show what has changed, if enough time has passed."""
-
-    def ask(self, prompt: str) -> str | None:
-        """Ask the user; return None if the frontend accepts no input."""
-
-    def close(self) -> None:
-        """Show the final state."""
-
-
-class LoopRunner:
-    """Waits for a cell in the event loop, and shows its output.
+class OutputMaker:
+    """Makes the outputs of cells in this kernel; for ``BoardMagics.board_cell``.
 
     Args:
         kernel: sends the messages.
@@ -57,110 +37,34 @@ class LoopRunner:
     def __init__(self, kernel: KernelHost, *, with_head: bool) -> None:
         self._kernel = kernel
         self._with_head = with_head
-        self._loop = asyncio.get_running_loop()
-        self._events: collections.deque[Event | None] = collections.deque()
-        self._event_arrived = asyncio.Event()
 
-    def submit_arguments(self) -> dict[str, Any]:
-        """Return the arguments for ``submit`` that deliver the cell's events to this runner."""
-        return {"on_event": self._on_event}
-
-    def _on_event(self, event: Event | None) -> None:
-        """Queue an event; called in the thread of the link to the server."""
-        self._events.append(event)
-        if len(self._events) == 1 or event is None:
-            call_in_loop(self._loop, self._event_arrived.set)
-
-    async def follow_cell(
-        self, group: JobGroup, options: DisplayOptions, *, background: bool
-    ) -> Results:
-        """Show the output of a cell until all boards are done; return the results.
-
-        Raises:
-            KeyboardInterrupt: the stop button was pressed; the boards were interrupted.
-        """
-        view = CellView(group, options)
-        output: CellOutput
-        if len(group.jobs) == 1 and options.grouping != "order":
-            output = _StreamOutput(self._kernel, view, options, with_head=self._with_head)
-        else:
-            output = _SharedOutput(view)
-        try:
-            try:
-                await self._handle_events(group, view, output)
-            except (KeyboardInterrupt, asyncio.CancelledError):
-                await self._interrupt_and_drain(group, view, output)
-                raise
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            interrupt = KeyboardInterrupt()
-            render_interrupt(interrupt, group, background=False)
-            raise interrupt from None
-        finally:
-            output.close()
-        return group.results(0)
-
-    async def _handle_events(self, group: JobGroup, view: CellView, output: CellOutput) -> None:
-        while (event := await self._next_event(output)) is not None:
-            view.handle_event(event)
-            output.handle_event(event)
-            if event.kind == "input":
-                with self._kernel.interrupts.allow_only(ANY_TIME):  # input() blocks the loop
-                    answer = output.ask(sanitize_text(f"{event.job.board}: {event.text}"))
-                group.answer(event.job, answer)
-
-    async def _interrupt_and_drain(
-        self, group: JobGroup, view: CellView, output: CellOutput
-    ) -> None:
-        """Interrupt the boards, and show their results for at most INTERRUPT_GRACE_SECONDS."""
-        group.interrupt()
-        view.show_failures()
-        deadline = self._loop.call_later(INTERRUPT_GRACE_SECONDS, self._on_event, None)
-        try:
-            while (event := await self._next_event(output)) is not None:
-                view.handle_event(event)
-                output.handle_event(event)
-                if event.kind == "input":
-                    group.answer(event.job, None)
-        finally:
-            deadline.cancel()
-
-    async def _next_event(self, output: CellOutput) -> Event | None:
-        """Return the next event, or None after the last; draw while waiting."""
-        while not self._events:
-            output.draw()
-            self._event_arrived.clear()
-            if self._events:
-                break
-            tick = self._loop.call_later(REFRESH_SECONDS, self._event_arrived.set)
-            await self._event_arrived.wait()
-            tick.cancel()
-        return self._events.popleft()
+    def __call__(self, group: JobGroup, view: CellView, _: bool) -> CellOutput:
+        """Return the output of a cell."""
+        if len(group.jobs) == 1 and view.options.grouping != "order":
+            return _StreamOutput(self._kernel, view, with_head=self._with_head)
+        return _SharedOutput(self._kernel, view)
 
 
 class _SharedOutput:
     """The output of several boards: one display, updated in place."""
 
-    def __init__(self, view: CellView) -> None:
+    def __init__(self, kernel: KernelHost, view: CellView) -> None:
+        self._kernel = kernel
         self._display = CellDisplay(view, live=is_live())
-        self.ask = self._display.ask
-        self.close = self._display.close
+        self.handle_event = self._display.handle_event
+        self.draw, self.close = self._display.draw, self._display.close
 
-    def handle_event(self, event: Event) -> None:
-        self._display.draw(event)
-
-    def draw(self) -> None:
-        self._display.draw(None)
+    def ask(self, prompt: str) -> str | None:
+        with self._kernel.interrupts.allow_only(ANY_TIME):  # input() blocks the loop
+            return self._display.ask(prompt)
 
 
 class _StreamOutput:
     """The output of one board: a stream, then its value as an execute_result."""
 
-    def __init__(
-        self, kernel: KernelHost, view: CellView, options: DisplayOptions, *, with_head: bool
-    ) -> None:
+    def __init__(self, kernel: KernelHost, view: CellView, *, with_head: bool) -> None:
         self._kernel = kernel
         self._view = view
-        self._options = options
         self._head_pending = with_head
         self._unsent_text: list[str] = []
         self._next_send = 0.0  # time.monotonic() before which draw() sends nothing
@@ -190,7 +94,8 @@ class _StreamOutput:
         self._send_text()
         self._at_line_start = True
         try:
-            return input(prompt)
+            with self._kernel.interrupts.allow_only(ANY_TIME):  # input() blocks the loop
+                return input(prompt)
         except (EOFError, RuntimeError):  # RuntimeError: StdinNotImplementedError of IPython
             return None
 
@@ -223,7 +128,7 @@ class _StreamOutput:
 
     def _on_end(self, result: Result) -> None:
         if self._omitted_chars:
-            where = self._options.full_output_hint.replace("{board}", result.board)
+            where = self._view.options.full_output_hint.replace("{board}", result.board)
             end = printable_output(result.stdout[-_END_CHARS:])
             self._write(
                 f"\n… {self._omitted_chars:,} more characters, {where}; the last of them:\n{end}"

@@ -14,17 +14,19 @@ import asyncio
 import os
 import sys
 import time
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from IPython.core.error import StdinNotImplementedError
 from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from cloudmanager.client.jobs import Event, JobGroup
-from cloudmanager.display import progress, terminal
+from cloudmanager.display import following, progress, terminal
 from cloudmanager.display.cell_view import CellView, DisplayOptions, printable_output
 from cloudmanager.display.file_report import files_text
 from cloudmanager.display.folding import head_text
+from cloudmanager.display.following import REFRESH_SECONDS, CellOutput
 from cloudmanager.display.progress import VerbWithProgress
 from cloudmanager.protocol.errors import BoardError, CloudmanagerError
 from cloudmanager.protocol.text import fold_names
@@ -40,34 +42,43 @@ def can_answer() -> bool:
     return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
-def follow_cell(group: JobGroup, options: DisplayOptions, *, background: bool = False) -> Results:
+#: Makes the output of a cell: called with the cell, its view, and whether it is followed later.
+MakeOutput = Callable[[JobGroup, CellView, bool], CellOutput]
+
+
+async def follow_cell(
+    group: JobGroup,
+    options: DisplayOptions,
+    make_output: MakeOutput | None = None,
+    *,
+    background: bool = False,
+) -> Results:
     """Show the output of a cell until all boards are done; return the results.
 
     Args:
         group: the jobs; submitted with ``listen=True`` unless ``background`` is true.
         options: how to display the output.
+        make_output: makes the output; a kernel has its own.
         background: whether the cell was submitted with ``--noblock``.
 
     Raises:
         KeyboardInterrupt: the stop button was pressed. The boards were interrupted, unless
             ``background`` is true: then they continue. The message says which.
     """
+    view = CellView(group, options)
+    output = (make_output or _make_output)(group, view, background)
     try:
-        if getattr(get_ipython(), "kernel", None) is None:
-            return terminal.follow_cell(group, options=options, background=background)
-        view = CellView(group, options)
-        cell_display = CellDisplay(view, live=is_live())
-        return terminal.run_display(
-            group,
-            view,
-            cell_display.draw,
-            cell_display.ask,
-            cell_display.close,
-            background=background,
-        )
-    except KeyboardInterrupt as interrupt:
+        return await following.follow_cell(group, view, output, background=background)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        interrupt = KeyboardInterrupt()
         render_interrupt(interrupt, group, background=background)
-        raise
+        raise interrupt from None
+
+
+def _make_output(group: JobGroup, view: CellView, background: bool) -> CellOutput:
+    if getattr(get_ipython(), "kernel", None) is None:
+        return terminal.make_output(group, view, sys.stdout, background=background)
+    return CellDisplay(view, live=is_live())
 
 
 def run_file_verb(verb: VerbWithProgress, preparation: str = "") -> Results:
@@ -122,33 +133,6 @@ def render_interrupt(interrupt: BaseException, group: JobGroup, *, background: b
 def is_live() -> bool:
     """Return whether to update a display in place: a user is watching, and CM_PLAIN is not set."""
     return can_answer() and not os.environ.get("CM_PLAIN")
-
-
-class CellRunner(Protocol):
-    """Waits for a cell and shows its output."""
-
-    def submit_arguments(self) -> dict[str, Any]:
-        """Return the arguments for ``submit`` that deliver the cell's events to this runner."""
-
-    async def follow_cell(
-        self, group: JobGroup, options: DisplayOptions, *, background: bool
-    ) -> Results:
-        """Show the output of a cell, as the function ``follow_cell`` does."""
-
-
-class _BlockingRunner:
-    """Waits by blocking the calling thread."""
-
-    def submit_arguments(self) -> dict[str, Any]:
-        return {"listen": True}
-
-    async def follow_cell(
-        self, group: JobGroup, options: DisplayOptions, *, background: bool
-    ) -> Results:
-        return follow_cell(group, options, background=background)
-
-
-BLOCKING_RUNNER: Final = _BlockingRunner()
 
 
 def needs_await(shell: Any, code: str) -> bool:
@@ -229,16 +213,19 @@ class CellDisplay:
         self._view = view
         self._live = live
         # A cell that ends before this time is displayed once, in its final state.
-        self._next_draw = time.monotonic() + terminal.REFRESH_SECONDS
+        self._next_draw = time.monotonic() + REFRESH_SECONDS
         self._shown_text = ""
         self._handle: DisplayHandle | None = None
 
-    def draw(self, _: Event | None) -> None:
+    def handle_event(self, event: Event) -> None:
+        """Do nothing: the view has the new state."""
+
+    def draw(self) -> None:
         """Show the current state, unless it was drawn a moment ago."""
         now = time.monotonic()
         if self._live and now >= self._next_draw:
             self._show(self._view.text())
-            self._next_draw = now + terminal.REFRESH_SECONDS
+            self._next_draw = now + REFRESH_SECONDS
 
     def ask(self, prompt: str) -> str | None:
         """Ask the user in the notebook; return None if the frontend accepts no input."""

@@ -14,9 +14,11 @@ from typing import Any, Final, NamedTuple
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import Event
-from cloudmanager.display import progress, terminal
+from cloudmanager.client.runner import run_blocking
+from cloudmanager.display import progress
 from cloudmanager.display.cell_view import CellView, DisplayOptions
 from cloudmanager.display.file_report import files_text
+from cloudmanager.display.following import follow_cell
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Results
@@ -52,16 +54,31 @@ class Action(NamedTuple):
 def _run_code(fleet: Fleet, target: str, code: str, show_text: ShowText) -> str:
     group = fleet[target].submit(code, listen=True)
     view = CellView(group, DisplayOptions("show"))
-    next_draw = 0.0
+    results = run_blocking(follow_cell(group, view, _TextOutput(view, show_text)))
+    return _check_outcome(results, view.text(final=True) or "done")
 
-    def draw(_: Event | None) -> None:
-        nonlocal next_draw
-        if (now := time.monotonic()) >= next_draw:
-            next_draw = now + _REFRESH_SECONDS
-            show_text(view.text())
 
-    terminal.run_display(group, view, draw, lambda _: None, lambda: None)
-    return _check_outcome(group.results(), view.text(final=True) or "done")
+class _TextOutput:
+    """Shows the output of a cell as text; nobody answers ``input()``."""
+
+    def __init__(self, view: CellView, show_text: ShowText) -> None:
+        self._view = view
+        self._show_text = show_text
+        self._next_draw = 0.0
+
+    def handle_event(self, event: Event) -> None:
+        pass
+
+    def draw(self) -> None:
+        if (now := time.monotonic()) >= self._next_draw:
+            self._next_draw = now + _REFRESH_SECONDS
+            self._show_text(self._view.text())
+
+    def ask(self, _: str) -> str | None:
+        return None
+
+    def close(self) -> None:
+        pass
 
 
 def _check_outcome(results: Results, text: str) -> str:

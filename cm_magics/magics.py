@@ -9,8 +9,8 @@ import contextlib
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 from IPython.core.error import UsageError
 from IPython.core.getipython import get_ipython
@@ -18,6 +18,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.runner import run_blocking
 from cloudmanager.display.cell_view import FULL_OUTPUT_HINT, DisplayOptions, results_text
 from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
@@ -26,7 +27,7 @@ from cloudmanager.protocol.text import fold_names, nearest_name
 from cloudmanager.results.results import Results
 
 from . import cell_display
-from .cell_display import BLOCKING_RUNNER, CellRunner
+from .cell_display import MakeOutput
 from .comment_magic import uncomment
 from .magic_completion import make_completer
 from .magic_line import CodeLine, split_cell_line, split_line
@@ -50,7 +51,6 @@ _RESULT_PARSER: Final = make_result_parser()
 _MAX_SUBMITTED: Final = 100  # background cells that %board_result can find by number
 
 _fleet: Fleet | None = None
-T = TypeVar("T")
 
 
 def fleet() -> Fleet:
@@ -113,8 +113,8 @@ class BoardMagics(Magics):
     def board(self, line: str, cell: str | None = None) -> Results | JobGroup | None:
         """Run code on boards; the parser's help replaces this docstring."""
         if cell is None:
-            return _run_blocking(self._run_line(split_line(_BOARD_PARSER, line)))
-        return _run_blocking(self.board_cell(line, cell))
+            return run_blocking(self._run_line(split_line(_BOARD_PARSER, line)))
+        return run_blocking(self.board_cell(line, cell))
 
     board.__doc__ = _BOARD_PARSER.format_help()
 
@@ -126,19 +126,19 @@ class BoardMagics(Magics):
             return ""
 
     async def board_cell(
-        self, line: str, cell: str, runner: CellRunner = BLOCKING_RUNNER
+        self, line: str, cell: str, make_output: MakeOutput | None = None
     ) -> JobGroup | None:
-        """Run the cell below a `%%board` line.
+        """Run the cell below a `%%board` line; a coroutine for ``runner``, which awaits futures.
 
         Args:
             line: the options and the target.
             cell: the code.
-            runner: waits for the cell and shows its output; a kernel has its own.
+            make_output: makes what shows the output; a kernel has its own.
 
         Returns:
             The running cell with ``--noblock``; else None, since the results are shown already.
         """
-        outcome = await self._run_below(split_cell_line(_BOARD_PARSER, line), cell, runner)
+        outcome = await self._run_below(split_cell_line(_BOARD_PARSER, line), cell, make_output)
         return outcome if isinstance(outcome, JobGroup) else None
 
     @no_var_expand
@@ -149,7 +149,7 @@ class BoardMagics(Magics):
         group = self._find_submitted(options.target)
         with _without_traceback():
             hint = _full_output_hint(options.options, "NAME")
-            return _run_blocking(self._follow_cell(group, options.options, hint, background=True))
+            return run_blocking(self._follow_cell(group, options.options, hint, background=True))
 
     board_result.__doc__ = _RESULT_PARSER.format_help()
 
@@ -241,13 +241,13 @@ class BoardMagics(Magics):
         return await self._run_cell(parsed.target, parsed.code, parsed.options, FULL_OUTPUT_HINT)
 
     async def _run_below(
-        self, parsed: CodeLine, code: str, runner: CellRunner
+        self, parsed: CodeLine, code: str, make_output: MakeOutput | None
     ) -> Results | JobGroup:
         target = parsed.target or self.target
         if not target:
             raise UsageError(NO_TARGET_ERROR)
         return await self._run_cell(
-            target, code, parsed.options, _full_output_hint(parsed.options, "r"), runner
+            target, code, parsed.options, _full_output_hint(parsed.options, "r"), make_output
         )
 
     async def _run_cell(
@@ -256,7 +256,7 @@ class BoardMagics(Magics):
         code: str,
         options: Namespace,
         full_output_hint: str,
-        runner: CellRunner = BLOCKING_RUNNER,
+        make_output: MakeOutput | None = None,
     ) -> Results | JobGroup:
         """Run code on boards, show its output, store the results, raise the failures."""
         inputs = self._input_values(options)
@@ -264,7 +264,7 @@ class BoardMagics(Magics):
         if options.local and cell_display.needs_await(self.shell, code):
             raise UsageError(_LOCAL_AWAIT_ERROR)
         with _without_traceback():
-            group = self._submit(target, code, options, inputs, runner)
+            group = self._submit(target, code, options, inputs)
             if options.local:
                 local_error = cell_display.run_locally(self.shell, code)
                 if isinstance(local_error, KeyboardInterrupt):
@@ -274,15 +274,14 @@ class BoardMagics(Magics):
                 self._store_value(options, group)
                 outcome: Results | JobGroup = group
             else:
-                outcome = await self._follow_cell(group, options, full_output_hint, runner)
+                outcome = await self._follow_cell(group, options, full_output_hint, make_output)
         if local_error is not None and options.on_error == "raise":
             raise local_error
         return outcome
 
     def _submit(
-        self, target: str, code: str, options: Namespace, inputs: dict[str, Any], runner: CellRunner
+        self, target: str, code: str, options: Namespace, inputs: dict[str, Any]
     ) -> JobGroup:
-        event_arguments = {} if options.noblock else runner.submit_arguments()
         try:
             return fleet()[target].submit(
                 code,
@@ -291,7 +290,7 @@ class BoardMagics(Magics):
                 fresh=options.fresh,
                 wait=options.wait,
                 answers=not options.noblock and cell_display.can_answer(),
-                **event_arguments,
+                listen=not options.noblock,
             )
         except (TypeError, ValueError) as error:
             if not inputs:
@@ -303,7 +302,7 @@ class BoardMagics(Magics):
         group: JobGroup,
         options: Namespace,
         full_output_hint: str,
-        runner: CellRunner = BLOCKING_RUNNER,
+        make_output: MakeOutput | None = None,
         *,
         background: bool = False,
     ) -> Results:
@@ -311,7 +310,9 @@ class BoardMagics(Magics):
         display_options = DisplayOptions(
             options.on_error, full_output_hint, options.group_outputs, options.progress_after
         )
-        results = await runner.follow_cell(group, display_options, background=background)
+        results = await cell_display.follow_cell(
+            group, display_options, make_output, background=background
+        )
         self._shown_results = results
         self._store_value(options, results)
         if options.on_error == "raise":
@@ -367,16 +368,6 @@ class BoardMagics(Magics):
 
     def _forget_shown(self) -> None:
         self._shown_results = None
-
-
-def _run_blocking(verb: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never suspends, since it waits by blocking; return its value."""
-    try:
-        verb.send(None)
-    except StopIteration as end:
-        value: T = end.value
-        return value
-    raise AssertionError("the coroutine suspended")
 
 
 def board_names() -> list[str]:

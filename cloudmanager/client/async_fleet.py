@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from .fleet_verbs import FleetVerbs
 from .jobs import Event, Job, JobGroup
 from .link import ServerLink
 from .package_verbs import PackageVerbs
-from .runner import call_in_loop, wait_done
+from .runner import run_in_loop, wait_done
 from .verb import Asynchronous
 from .watch import Update, Watch
 
@@ -111,18 +112,12 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
         Arguments and exceptions are those of ``Boards.submit``.
         """
         await self.connect()
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def on_event(event: Event | None) -> None:
-            call_in_loop(loop, events.put_nowait, event)
-
-        group = JobGroup(make_cell(code, inputs), on_event=on_event)
+        group = JobGroup(make_cell(code, inputs), listen=True)
         submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
         with group.interrupted_on_error():
             await wait_done(group.accepted)
         group.accepted.result()
-        return AsyncJobGroup(group, events)
+        return AsyncJobGroup(group)
 
 
 class AsyncJobGroup:
@@ -133,9 +128,8 @@ class AsyncJobGroup:
         left_out: boards that the target matched but that are not connected.
     """
 
-    def __init__(self, group: JobGroup, events: asyncio.Queue[Event | None]) -> None:
+    def __init__(self, group: JobGroup) -> None:
         self._group = group
-        self._events = events
         self.jobs: dict[str, Job] = group.jobs
         self.left_out = group.left_out
         self.interrupt = group.interrupt
@@ -164,8 +158,10 @@ class AsyncJobGroup:
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield events until all jobs have ended; for one reader."""
-        while (event := await self._events.get()) is not None:
-            yield event
+        events = self._group.read_events()
+        with contextlib.suppress(StopAsyncIteration):
+            while (event := await run_in_loop(anext(events))) is not None:
+                yield event
 
 
 class AsyncWatch:

@@ -94,8 +94,8 @@ async def _run_cell(
     if progress is None:
         return await submit_group(boards, JobGroup(cell), options).completed()
 
-    def on_event(event: Event | None) -> None:
-        if event is not None and event.kind == "ended":
+    def on_event(event: Event) -> None:
+        if event.kind == "ended":
             progress(event.job.board, 1, 1)
 
     def on_accepted() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cloudmanager import config
@@ -12,7 +12,7 @@ from .cell_verbs import CellVerbs, make_cell, submit_group, submit_options
 from .exchange import Exchange
 from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
-from .jobs import Event, JobGroup
+from .jobs import JobGroup
 from .link import ServerLink
 from .package_verbs import PackageVerbs
 from .verb import Blocking
@@ -107,7 +107,6 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
         fresh: bool = False,
         wait: float = 0,
         listen: bool = False,
-        on_event: Callable[[Event | None], None] | None = None,
         answers: bool = False,
     ) -> JobGroup:
         """Start a cell on all of the boards; return when the server has accepted it.
@@ -120,8 +119,6 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             fresh: whether each board makes a soft reset first.
             wait: seconds to wait for boards that are not connected.
             listen: whether ``events()`` of the returned group will be read.
-            on_event: called with each event instead, and with None after the last; in the
-                link's thread, so it must not block.
             answers: whether the reader of the events answers ``input()``.
 
         Raises:
@@ -130,7 +127,7 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
-        group = JobGroup(make_cell(code, inputs), listen=listen, on_event=on_event)
+        group = JobGroup(make_cell(code, inputs), listen=listen)
         submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
         with group.interrupted_on_error():
             group.accepted.result()

@@ -10,10 +10,9 @@ from __future__ import annotations
 import codecs
 import collections
 import contextlib
-import queue
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, overload
 
 from cloudmanager.protocol import wire
@@ -24,6 +23,7 @@ from cloudmanager.results.results import Result, Results
 from .cells import Cell, map_traceback
 from .future import Future
 from .outgoing import OutgoingFrame
+from .runner import run_blocking
 
 #: How much of a job's output a caller keeps; of a longer output, the end.
 MAX_OUTPUT_CHARS: Final = 8 * 1024 * 1024
@@ -213,7 +213,7 @@ class JobGroup:
         cell: Cell,
         *,
         listen: bool = False,
-        on_event: Callable[[Event | None], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.cell = cell
         self.jobs: dict[str, Job] = {}
@@ -223,12 +223,12 @@ class JobGroup:
         self._unfinished_count = 0
         self._interrupt_requested = False
         self._submitted_at = time.perf_counter()
-        self._event_queue: queue.SimpleQueue[Event | None] | None = (
-            queue.SimpleQueue() if listen else None
-        )
-        self._on_event = on_event or (
-            self._event_queue.put if self._event_queue is not None else _ignore_event
-        )
+        self._unread_events: collections.deque[Event] = collections.deque()
+        self._event_arrived = Future[None]()  # replaced before each look at the unread events
+        self._listens = listen
+        self._on_event = on_event or (self._keep_event if listen else _ignore_event)
+        if listen:
+            self.finished.add_done_callback(lambda: self._event_arrived.set_result(None))
         self.frame: OutgoingFrame | None = None  # the frame with the cell
         self.withdraw: Callable[[], None] = lambda: None  # stops the cell from being sent
         self._interrupt_jobs: Callable[[list[int]], None] = lambda _: None
@@ -322,19 +322,37 @@ class JobGroup:
         Raises:
             CloudmanagerError: the server refused the cell.
         """
-        if self._event_queue is None:
+        events = self.read_events(tick)
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield run_blocking(anext(events))
+
+    async def read_events(self, tick: float | None = None) -> AsyncGenerator[Event | None, None]:
+        """Yield events as ``events`` does, for coroutines that ``runner`` runs."""
+        if not self._listens:
             raise ValueError("submit with listen=True to read the events")
-        # An earlier call may have read the None at the end of the queue.
-        while not (self.finished.done and self._event_queue.empty()):
-            try:
-                event = self._event_queue.get(timeout=tick)
-            except queue.Empty:
-                yield None
-                continue
-            if event is None:
+        while True:
+            self._event_arrived = Future()  # first: an event from here on ends the wait
+            finished = self.finished.done
+            while self._unread_events:
+                yield self._unread_events.popleft()
+            if finished:
                 break
-            yield event
-        self.results()
+            if tick is None:
+                await self._event_arrived
+            elif not await self._event_arrived.done_within(tick):
+                yield None
+        await self.finished  # raises if the server refused the cell
+
+    @property
+    def has_unread_events(self) -> bool:
+        """Whether events have arrived that are not read yet."""
+        return bool(self._unread_events)
+
+    def _keep_event(self, event: Event) -> None:
+        """Keep an event for the reader; called in the link's thread."""
+        self._unread_events.append(event)
+        self._event_arrived.set_result(None)
 
     # Called by the link's thread
 
@@ -366,7 +384,6 @@ class JobGroup:
         """End the group with an error: the server refused the cell, or was not reached."""
         self.accepted.set_exception(error)
         self.finished.set_exception(error)
-        self._on_event(None)
 
     def handle_message(self, job: Job, message: wire.Message) -> None:
         """Handle one message about one of the jobs."""
@@ -387,10 +404,9 @@ class JobGroup:
     def _finish(self) -> None:
         ended = {name: job.result for name, job in self.jobs.items() if job.result is not None}
         self.finished.set_result(Results(ended, self.left_out))
-        self._on_event(None)
 
 
-def _ignore_event(_: Event | None) -> None:
+def _ignore_event(_: Event) -> None:
     """Ignore an event."""
 
 

@@ -76,6 +76,9 @@ class CellView:
         group: the jobs.
         options: how they are shown.
         clock: returns seconds since any fixed time.
+
+    Attributes:
+        options: how they are shown.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class CellView:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._group = group
-        self._options = options
+        self.options = options
         self._clock = clock
         self._started_at = clock()
         self._outputs: dict[str, BoardOutput] = {}
@@ -95,7 +98,7 @@ class CellView:
 
     def show_failures(self) -> None:
         """Show failures from now on, because no exception will report them."""
-        self._options = self._options._replace(failures="show")
+        self.options = self.options._replace(failures="show")
 
     def handle_event(self, event: Event) -> None:
         """Process one event of the group."""
@@ -148,11 +151,11 @@ class CellView:
             lines = list(report.lines(boards, self._group.left_out))
         else:
             lines = list(
-                self._log.lines(final=final, full_output_hint=self._options.full_output_hint)
+                self._log.lines(final=final, full_output_hint=self.options.full_output_hint)
             )
             lines += report.missing_lines(self._group.left_out)
         seconds = self._clock() - self._started_at
-        if not final and 0 <= self._options.progress_after <= seconds:
+        if not final and 0 <= self.options.progress_after <= seconds:
             if lines:
                 lines.append([])
             lines.append(report.progress_line(boards, seconds))
@@ -164,7 +167,7 @@ class CellView:
 
     def html(self) -> str | None:
         """Return the values as an HTML table once all jobs have ended; None if text is better."""
-        if self._log is not None or self._options.grouping != "same":
+        if self._log is not None or self.options.grouping != "same":
             return None
         results = {name: job.result for name, job in self._group.jobs.items() if job.result}
         if len(results) < len(self._group.jobs):
@@ -204,10 +207,10 @@ class CellView:
         return Report(
             width=width,
             final=final,
-            failures=self._options.failures,
-            full_output_hint=self._options.full_output_hint,
+            failures=self.options.failures,
+            full_output_hint=self.options.full_output_hint,
             now=self._clock(),
-            grouping=self._options.grouping,
+            grouping=self.options.grouping,
         )
 
     def _output_of(self, board: str) -> BoardOutput:

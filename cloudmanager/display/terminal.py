@@ -7,21 +7,21 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS, Event, JobGroup
-from cloudmanager.protocol.text import sanitize_text
+from cloudmanager.client.jobs import Event, JobGroup
+from cloudmanager.client.runner import run_blocking
 from cloudmanager.results.results import Results
 
+from . import following
 from .cell_view import DEFAULT_OPTIONS, CellView, DisplayOptions, printable_output
 from .folding import StyledLine, plain_text
+from .following import REFRESH_SECONDS, CellOutput
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-#: Seconds between two updates of the live display: looks live and costs a few percent of a core.
-REFRESH_SECONDS: Final = 0.12
 #: Role of a piece of text (``folding.ROLES``) -> parameters of SGR (ECMA-48, 8.3.117).
 _COLOURS: Final = {
     "name": "1",  # bold
@@ -62,14 +62,18 @@ def follow_cell(
         KeyboardInterrupt: after Ctrl-C, when the boards were interrupted and their outcomes shown.
         CloudmanagerError: the server refused the cell. Failures of boards are not raised.
     """
-    out = out or sys.stdout
     view = CellView(group, options)
-    display: _StreamDisplay | _LiveDisplay
-    if len(group.jobs) == 1 and options.grouping != "order" and not background:
-        display = _StreamDisplay(view, out)
-    else:
-        display = _LiveDisplay(view, out)
-    return run_display(group, view, display.draw, display.ask, display.close, background=background)
+    output = make_output(group, view, out or sys.stdout, background=background)
+    return run_blocking(following.follow_cell(group, view, output, background=background))
+
+
+def make_output(
+    group: JobGroup, view: CellView, out: TextIO, *, background: bool = False
+) -> CellOutput:
+    """Return the output of a cell for a terminal or a pipe; see ``follow_cell``."""
+    if len(group.jobs) == 1 and view.options.grouping != "order" and not background:
+        return _StreamDisplay(view, out)
+    return _LiveDisplay(view, out)
 
 
 def colour_lines(lines: Iterable[StyledLine], out: TextIO) -> str:
@@ -90,78 +94,6 @@ def _wants_colours(out: TextIO) -> bool:
     return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def run_display(
-    group: JobGroup,
-    view: CellView,
-    draw: Callable[[Event | None], None],
-    ask: Callable[[str], str | None],
-    close: Callable[[], None],
-    *,
-    background: bool = False,
-) -> Results:
-    """Update a view until all jobs have ended, and return the results.
-
-    The loop of every live display: in a terminal, a notebook, the dashboard.
-
-    Args:
-        group: the jobs.
-        view: updated with the jobs' events.
-        draw: called after each event, and with None about every ``REFRESH_SECONDS``.
-        ask: shows a prompt to the user and returns the answer, or None if there is no answer.
-        close: called once at the end, also after an exception.
-        background: poll the jobs instead of reading their events, and do not interrupt them.
-
-    Raises:
-        KeyboardInterrupt: after the boards were interrupted and their outcomes received; if
-            ``background``, immediately, and the boards continue.
-    """
-    try:
-        try:
-            if background:
-                _poll_jobs(group, view, draw)
-            else:
-                _handle_events(group, view, draw, ask)
-        except KeyboardInterrupt:
-            if background:
-                raise
-            _interrupt_and_drain(group, view, draw)
-            raise
-    finally:
-        close()
-    return group.results()
-
-
-def _handle_events(group: JobGroup, view: CellView, draw: Any, ask: Any) -> None:
-    for event in group.events(REFRESH_SECONDS):
-        if event is not None:
-            view.handle_event(event)
-        draw(event)
-        if event is not None and event.kind == "input":
-            group.answer(event.job, ask(sanitize_text(f"{event.job.board}: {event.text}")))
-
-
-def _poll_jobs(group: JobGroup, view: CellView, draw: Any) -> None:
-    while not group.wait(REFRESH_SECONDS):
-        view.poll_jobs()
-        draw(None)
-    view.poll_jobs()
-
-
-def _interrupt_and_drain(group: JobGroup, view: CellView, draw: Any) -> None:
-    """Interrupt the boards and receive their outcomes for up to ``INTERRUPT_GRACE_SECONDS``."""
-    group.interrupt()
-    view.show_failures()  # KeyboardInterrupt is raised instead of them
-    deadline = time.monotonic() + INTERRUPT_GRACE_SECONDS
-    for event in group.events(REFRESH_SECONDS):
-        if event is not None:
-            view.handle_event(event)
-            if event.kind == "input":
-                group.answer(event.job, None)
-        draw(event)
-        if time.monotonic() > deadline:
-            return
-
-
 class _StreamDisplay:
     """Writes the output of a single board as it arrives, then its value or traceback."""
 
@@ -170,15 +102,17 @@ class _StreamDisplay:
         self._out = out
         self._at_line_start = True
 
-    def draw(self, event: Event | None) -> None:
+    def handle_event(self, event: Event) -> None:
         """Write the output or outcome of an event."""
-        if event is None or event.kind not in ("output", "ended"):
-            self._out.flush()
-        elif event.kind == "output":
+        if event.kind == "output":
             self._write(printable_output(event.text))
-        elif lines := self._view.end_lines(event.job.board, _width()):
+        elif event.kind == "ended" and (lines := self._view.end_lines(event.job.board, _width())):
             text = colour_lines(lines, self._out)
             self._write(f"{text}\n" if self._at_line_start else f"\n{text}\n")
+
+    def draw(self) -> None:
+        """Pass what was written to the terminal."""
+        self._out.flush()
 
     def ask(self, prompt: str) -> str | None:
         """Ask the user at the terminal."""
@@ -206,7 +140,10 @@ class _LiveDisplay:
         self._live: Live | None = None
         self._drawn_text = ""
 
-    def draw(self, _: Event | None) -> None:
+    def handle_event(self, event: Event) -> None:
+        """Do nothing: the view has the new state."""
+
+    def draw(self) -> None:
         """Update the live region, at most every ``REFRESH_SECONDS``."""
         now = time.monotonic()
         if now < self._next_draw or not self._out.isatty():

@@ -15,7 +15,8 @@ import pytest
 from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
-from cloudmanager.display import terminal
+from cloudmanager.client.runner import run_blocking
+from cloudmanager.display import following, terminal
 from cloudmanager.display.cell_view import DEFAULT_OPTIONS, CellView
 from cloudmanager.display.terminal import colour_lines, follow_cell
 from cloudmanager.protocol import wire
@@ -220,12 +221,13 @@ def unstoppable_group(calls: list[object]) -> JobGroup:
 
 
 def test_board_that_ignores_ctrl_c_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
     calls: list[object] = []
     group, out = unstoppable_group(calls), Keyboard()
     monkeypatch.setattr(terminal, "_open_live", lambda _: InterruptingLive())
+    view = CellView(group)
+    output = terminal.make_output(group, view, out)
     with pytest.raises(KeyboardInterrupt):
-        follow_cell(group, out)
+        run_blocking(following.follow_cell(group, view, output, grace_seconds=0.1))
     assert calls == [[1, 2]]
     assert colourless(out.getvalue()).split("\n") == [
         head("demo-[1-2] · running"),
@@ -249,8 +251,28 @@ class InterruptingLive:
         """Do nothing."""
 
 
-def test_input_is_not_asked_for_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(terminal, "INTERRUPT_GRACE_SECONDS", 0.1)
+class InterruptedOutput:
+    """Records what it is asked to show; the first drawing is interrupted."""
+
+    def __init__(self) -> None:
+        self.drawn: list[object] = []
+
+    def handle_event(self, event: object) -> None:
+        self.drawn.append(event)
+
+    def draw(self) -> None:
+        self.drawn.append("drawn")
+        if len(self.drawn) == 1:
+            raise KeyboardInterrupt
+
+    def ask(self, _: str) -> str | None:
+        return "Ada"
+
+    def close(self) -> None:
+        self.drawn.append("closed")
+
+
+def test_input_is_not_asked_for_after_ctrl_c():
     calls: list[object] = []
     group = unstoppable_group(calls)
 
@@ -259,18 +281,11 @@ def test_input_is_not_asked_for_after_ctrl_c(monkeypatch: pytest.MonkeyPatch):
         group.handle_message(group.jobs["demo-1"], ASKS)
 
     group._interrupt_jobs = stop
-    view = CellView(group)
-    drawn: list[object] = []
-
-    def draw(event: object) -> None:
-        drawn.append(event)
-        if len(drawn) == 1:
-            raise KeyboardInterrupt
-
+    output = InterruptedOutput()
     with pytest.raises(KeyboardInterrupt):
-        terminal.run_display(group, view, draw, lambda _: "Ada", lambda: drawn.append("closed"))
+        run_blocking(following.follow_cell(group, CellView(group), output, grace_seconds=0.1))
     assert calls == [[1, 2], (1, None)]
-    assert drawn[-1] == "closed"
+    assert output.drawn[-1] == "closed"
 
 
 # Colours
