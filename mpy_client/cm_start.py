@@ -40,7 +40,12 @@ def _choose():
         remove(_OLD)
         os.rename(_CM, _OLD)
     if not _has(_CM):
-        os.rename(_NEW if _has(_NEW + "/ok") else _OLD, _CM)
+        if _has(_NEW + "/ok"):
+            os.rename(_NEW, _CM)
+        elif _has(_OLD):
+            os.rename(_OLD, _CM)
+        else:  # the client is frozen into the firmware
+            return False
     if _has(_CM + "/trial"):
         _roll_back()
     if _has(_CM + "/ok"):

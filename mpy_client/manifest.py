@@ -1,5 +1,14 @@
-# For freezing the client into firmware (FROZEN_MANIFEST): its code then uses no heap.
-package(  # noqa: F821 - defined for manifests
+# For freezing the client into firmware: its code then needs no heap, and no file can hide it.
+#   make -C ports/rp2 BOARD=RPI_PICO_W FROZEN_MANIFEST=path/of/your/manifest.py
+# where your manifest has include("$(PORT_DIR)/boards/manifest.py") and includes this file.
+# The board then needs only /cm.json (docs/boards.md).
+metadata(  # noqa: F821 - these four functions are defined for manifests
+    description="Cloudmanager's client: runs notebook cells on fleets of boards.",
+    version="0.1.0",
+    license="MIT",
+    author="Cloudmanager contributors",
+)
+package(  # noqa: F821
     "cm",
     files=(
         "about.py",
@@ -17,8 +26,11 @@ package(  # noqa: F821 - defined for manifests
         "net.py",
         "run.py",
         "samples.py",
+        "state.py",
         "switch.py",
         "ticker.py",
     ),
     opt=3,
 )
+module("cm_start.py", opt=3)  # noqa: F821
+module("main.py", opt=3)  # noqa: F821 - a frozen main.py is started in place of /main.py

@@ -30,6 +30,8 @@ import sys
 if 'cm_start' not in sys.modules:
     raise OSError('its client was not installed by mbm flash')
 import cm_start, os
+if 'cm' not in os.listdir('/lib' if 'lib' in os.listdir('/') else '/'):
+    raise OSError('its client is part of its firmware: flash new firmware to upgrade it')
 for name in ('new', 'bad'):
     cm_start.remove('/lib/cm.' + name)
 free = os.statvfs('/')

@@ -207,6 +207,18 @@ def mount(device):
 host = os.VfsPosix(settings["client"]) if "client" in settings else None
 mount(Flash(settings["flash"]) if "flash" in settings else Ram())
 sys.path[:] = ["", "/lib", ".frozen"]
+
+
+# Stands in for modules that are frozen into the firmware: they can be imported, but not listed.
+def listdir(path="."):
+    if path.startswith("/frozen"):
+        raise OSError(2)
+    return os.listdir(path)
+
+
+if "frozen" in settings:
+    sys.path.insert(1, "/frozen")
+    real.listdir = listdir
 if host:
     os.mount(host, "/host")
     sys.path.append("/host")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import subprocess
 import sys
@@ -70,6 +71,31 @@ def test_new_client_is_rolled_back_if_not_confirmed(lab, client):
 def test_new_client_that_does_not_start_is_rolled_back(lab, client):
     lab.flash.write(staged(client, broken=True))
     assert lab.boot().link().run(WHO).value == b"'old'"
+
+
+def test_frozen_client_starts_and_reports_its_parts(lab, client):
+    """A stand-in for frozen modules: a folder that can be imported from, but not listed."""
+    lab.client = {path.replace("/lib/", "/frozen/"): data for path, data in client.items()}
+    link = lab.boot("print('hello')", chip_options={"frozen": True}).link()
+    assert link.run("import cm\n__cm__((cm.__path__))").value == b"'/frozen/cm'"
+    assert {"boot", "files", "run"} <= set(link.proof_fields["parts"])
+    link.program(0, "app.py ended")
+    refused = link.run("size = 1\n" + CELLS["prepare"])
+    assert "its client is part of its firmware" in refused.error
+
+
+def test_manifest_has_the_client_and_its_version():
+    calls = {"metadata": [], "module": [], "package": []}
+    names = {name: lambda *a, _seen=seen, **k: _seen.append((a, k)) for name, seen in calls.items()}
+    exec((ROOT / "mpy_client/manifest.py").read_text(), names)
+    (_, metadata), (_, package) = calls["metadata"][0], calls["package"][0]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for key in ("version", "license", "author"):
+        assert metadata[key] == config["metadata"][key]
+    parts = {path.name for path in (ROOT / "mpy_client/cm").glob("*.py")}
+    assert set(package["files"]) == parts - {"unix.py"}
+    assert [args for args, _ in calls["module"]] == [("cm_start.py",), ("main.py",)]
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
