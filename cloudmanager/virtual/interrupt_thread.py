@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The mailbox, byte by byte; the same table is in mpy_client/cm/unix.py.
+# The mailbox, byte by byte; tests/board/client_numbers.py copies it to mpy_client/cm/unix.py.
 _USER_CODE_RUNS = 0  # 1 while user code runs: only then it may be interrupted
 _CELL_RUNS = 1  # 1 from a cell's start to its end
 _INTERRUPT_STATE = 2  # 1 interrupt now, 2 again later, 3 interrupted, 4 end the process
@@ -31,6 +31,7 @@ _INTERRUPTING = 3  # 1 while the thread raises an interrupt: the board waits unt
 _OUTPUT_PENDING = 4  # 1 if there is output that only the callback will send
 _CALLBACK_SCHEDULED = 5  # 1 while a callback is scheduled
 _ASLEEP = 6  # 1 while the thread sleeps: a byte through the pipe wakes it
+_CALL_AGAIN = 7  # 1 if the callback ran in client code: the board repeats it
 _CALLBACK_ADDRESS = 8  # 8 bytes: the address of callback
 _DEADLINE = 16  # 8 bytes: milliseconds of the monotonic clock, or 0
 _LINK_FD = 24  # 4 bytes: the link's socket, or -1
@@ -43,7 +44,7 @@ _CALLBACK_RETRY_SECONDS = 2.0  # until a callback that was not called is schedul
 _IDLE_TICKS = 10  # ticks without work until the thread sleeps
 _MAX_LOG_BYTES = 256 * 1024  # of a board's log, which is then truncated
 _BLOCK_BYTES = 4096  # as in mpy_client/virtual_boot.py
-RESTART = 77  # the exit status of a board that must be restarted; as in mpy_client/cm/unix.py
+RESTART = 77  # the exit status of a board that must be restarted
 _CALLBACK_ARGUMENT = 1  # MicroPython's small integer 0, the argument of callback
 
 

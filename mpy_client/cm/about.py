@@ -1,10 +1,12 @@
 # What a board reports when it connects: facts, parts, and how its last job ended.
 # Boards: all; loaded to connect, then dropped.
-# Cost: 765 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 806 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 import gc
 import os
 import sys
 from binascii import hexlify
+
+from cm import state
 
 VERSION = "0.1"
 
@@ -15,7 +17,7 @@ def _parts(link):
     try:
         return [name.split(".")[0] for name in os.listdir(link.cm.__path__)]
     except OSError:
-        return ["run", "files", "ask", "loop"]
+        return ["run", "files", "ask", "loop", "boot", "look", "samples"]
 
 
 # Returns the fields of PROOF. The end of the error becomes plain ASCII: it must fit in a frame,
@@ -43,7 +45,7 @@ def about(link, run, job, size):
             "client": VERSION,
             "heap": gc.mem_free(),
             "rssi": link.rssi() or None,
-            "program": link.app_state,
+            "program": state.app_state,
         },
         "last": last,
     }

@@ -1,21 +1,21 @@
 # The user's program, app.py: runs beside cells if it has `async def main()`, else instead of them.
 # Boards: all; loaded if there is an app.py, and kept while it is needed.
-# Cost: 2,126 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 1,799 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 #
 # /cm.boot holds the number of bad starts in a row, of which version of app.py, the last traceback.
 import io
 import os
 import sys
-from time import ticks_add, ticks_diff, ticks_ms
+from time import ticks_diff, ticks_ms
 
-from cm import link, run
+from cm import link, run, state
 
-_poll = run.poll
-
-_OUT = const(16)  # as in run.py
-_PROGRAM = const(0x27)
+# Numbers: written by `python -m tests.board.client_numbers`.
+_OUT = const(16)
 _RESET = const(0x14)
-_RUNNING = const(4)
+_PROGRAM = const(0x27)
+_STATUS_RUNNING = const(4)
+
 _MAX_BAD = const(3)  # bad starts in a row until app.py is no longer started
 _GOOD_MS = const(60000)  # ms: a program that has run for so long has started well
 _STATE_CHARS = const(120)  # characters of the state that is reported
@@ -26,8 +26,6 @@ trace = ""
 started = 0
 limit = 60000  # ms that it may keep the board busy without a link
 _MAX_LIMIT = const(3600000)
-_GRACE_MS = const(2000)  # ms for the program to end by itself before a hard reset
-reset_at = 0  # ticks when they end; 0: no reset is requested
 _FINE = ("SystemExit", "CancelledError")
 
 
@@ -38,10 +36,10 @@ def _save():
 
 # Reports the state of the program, as job 0. flags=1: it keeps the board busy.
 def report(flags=0):
-    link.program = None
+    state.program = None
     job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
-    data = link.app_state.encode()
+    data = state.app_state.encode()
     link.mv[_OUT : _OUT + len(data)] = data
     link.send(_PROGRAM, flags, _OUT, _OUT + len(data))
     if not flags:
@@ -62,15 +60,15 @@ def start():
         pass
     try:
         os.remove("/cm.skip")
-        link.app_state = "app.py was left out this once"
+        state.app_state = "app.py was left out this once"
         return
     except OSError:
         pass
     if bad >= _MAX_BAD:
         why = _last("safe mode, without app.py: ")
-        link.app_state = why or "safe mode: app.py reset the board"
+        state.app_state = why or "safe mode: app.py reset the board"
         return
-    link.program = launch
+    state.program = launch
 
 
 # Counts this start as good: the program has run for a minute, or ended without an error.
@@ -85,7 +83,7 @@ def _good():
 def _check():
     if ticks_diff(ticks_ms(), started) < _GOOD_MS:
         return False
-    if link.app_state == "app.py":
+    if state.app_state == "app.py":
         _good()
     return True
 
@@ -96,52 +94,11 @@ def _last(lead):
     return line and (lead + line)[:_STATE_CHARS]
 
 
-# Replaces run.poll while the program keeps the board busy. A program that catches its interrupt is
-# ended by a hard reset.
-def poll(at):
-    stop = _poll(at)
-    if reset_at and ticks_diff(ticks_ms(), reset_at) >= 0:
-        restart(True)
-    return stop
-
-
-# Replaces run.recv meanwhile: RESET ends the program.
-def recv(at):
-    global reset_at
-    n = link.recv(at)
-    if n and link.buf[at] == _RESET:
-        run.stop = _RESET
-        # The console polls the link when a deadline has passed.
-        reset_at = run.deadline = ticks_add(ticks_ms(), _GRACE_MS) | 1
-    return n
-
-
-# Restarts the interpreter; app.py is skipped once.
-def restart(hard):
-    try:
-        open("/cm.skip", "w").close()
-    except Exception:  # no room
-        pass
-    try:
-        link.send_frame(0x88, 8, 8)  # a close frame without a code
-    except Exception:
-        pass
-    if not hard:
-        link.close()
-        run.console.reset()
-    elif hasattr(run.console, "hard_reset"):  # virtual boards
-        run.console.hard_reset()
-    else:
-        import machine
-
-        machine.reset()
-
-
 # Handles the end of the program. The state is reported as soon as no cell runs.
 def _finish(error):
     global trace
-    link.app_state = "app.py ended"
-    link.task = None
+    state.app_state = "app.py ended"
+    state.task = None
     if error is None or type(error).__name__ in ("SystemExit", "CancelledError"):
         _good()
     else:
@@ -151,9 +108,9 @@ def _finish(error):
         if ticks_diff(ticks_ms(), started) >= _GOOD_MS:
             _good()
         _save()
-        link.app_state = _last("app.py ended: ")
-    if run.status == _RUNNING:  # its output is in the buffer
-        link.program = report
+        state.app_state = _last("app.py ended: ")
+    if run.status == _STATUS_RUNNING:  # its output is in the buffer
+        state.program = report
     else:
         report()
 
@@ -177,14 +134,14 @@ def launch():
     if not started:
         bad += 1
         _save()
-    started = link.lost = ticks_ms()
-    run.stop = run.deadline = 0
-    run.mark = run.end = _OUT
-    run.limit = limit
-    link.app_state = "app.py"
+    started = state.lost = ticks_ms()
+    state.stop = state.deadline = 0
+    run.clear()
+    state.limit = limit
+    state.app_state = "app.py"
     last = bytes(link.job)
     report(1)
-    console = run.console
+    console = state.console
     try:
         from cm import ticker
 
@@ -193,39 +150,35 @@ def launch():
         console.add(_check)
     main = error = None
     sys.modules.pop("app", None)
-    console.start()
-    run.poll = poll
-    run.recv = recv
+    console.attach()
     try:
-        console.user(True)
+        console.set_user_code(True)
         import app
 
         main = getattr(app, "main", None)
         main = main and main()
-        console.user(False)
+        console.set_user_code(False)
     except BaseException as e:
-        console.user(False)
+        console.set_user_code(False)
         error = e
-    console.end()
-    run.poll = _poll
-    run.recv = link.recv
+    console.detach()
     link.job[:] = last  # for the check for cells that are sent twice
-    if reset_at:
-        restart(False)
-    run.mark = run.end = _OUT
-    run.limit = 60000
+    if state.stop == _RESET:
+        run.restart(False)
+    run.clear()
+    state.limit = 60000
     if hasattr(main, "send") and not error:
         from cm import loop
 
-        link.task = loop.core.create_task(_main(main))
+        state.task = loop.core.create_task(_main(main))
         loop.wait(None, 0)  # a task that has never run would not be cancelled properly
         report()
     elif isinstance(error, KeyboardInterrupt):
-        if not run.stop:
+        if not state.stop:
             raise error  # Ctrl-C on the serial port: to the REPL
-        if not link.socket:
+        if not state.socket:
             limit = min(2 * limit, _MAX_LIMIT)
-            link.program = launch
+            state.program = launch
         else:
             _finish(None)
     else:

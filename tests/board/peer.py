@@ -112,7 +112,7 @@ class Link:
         self.send(message(INTERRUPT, bytes(4)))
 
     def reset(self):
-        self.send(message(RESET, bytes(4)))
+        self.send(message(RESET, os.urandom(4)))  # the number of the job that waits for it
 
     def raw(self, data):
         """Send bytes past the library, as they are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import struct
 import time
 
@@ -108,6 +109,28 @@ def test_unreachable_server_is_reported_less_and_less_often(lab):
     assert lab.chip.said.count(b"No link") < 4
 
 
+def test_refused_server_is_named_in_words(lab):
+    lab.peer.lie = True
+    lab.boot()
+    lab.chip.hear(b"No link to the server: the server does not know this board's key")
+    lab.peer.lie = False
+    assert lab.link().run("__cm__((6 * 7))").value == b"42"
+
+
+def test_other_server_is_named_by_its_answer(lab):
+    lab.peer.shut()
+    answer = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n"
+    with socket.create_server(("127.0.0.1", lab.peer.tcp_port)) as server:
+        server.settimeout(10)
+        lab.boot()
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+            lab.chip.hear(b"No link to the server: the server answers HTTP/1.1 403 Forbidden")
+    lab.peer.open()
+
+
 def test_server_with_a_wrong_certificate_is_refused(lab, tmp_path):
     for name in ("right", "wrong"):
         (tmp_path / name).mkdir()
@@ -199,7 +222,7 @@ def test_program_starts_without_a_server(lab):
 
 def test_blocking_program_is_stopped_when_the_link_is_lost_for_long(lab):
     """The limit of one minute is set to one second."""
-    code = "import cm.run, time\ncm.run.limit = 1000\nprint('began')\nwhile True: pass"
+    code = "import cm.state, time\ncm.state.limit = 1000\nprint('began')\nwhile True: pass"
     link = lab.boot(code).link()
     link.program(1, "app.py")
     link.cut()

@@ -62,7 +62,9 @@ def board(peer):
 
 
 def test_board_uses_the_console(board):
-    assert board.run("import cm.run\n__cm__((cm.run.console.__name__))").value == b"'cm.console'"
+    assert (
+        board.run("import cm.state\n__cm__((cm.state.console.__name__))").value == b"'cm.console'"
+    )
     assert board.run("import sys\n__cm__(('cm.unix' in sys.modules))").value == b"False"
 
 

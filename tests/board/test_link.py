@@ -184,7 +184,7 @@ def test_timeout_works_without_a_link(near, board):
 
 
 def test_cell_without_a_link_is_interrupted_after_the_limit(near, board):
-    board.run("import cm.run\ncm.run.limit = 500")  # 60 s otherwise
+    board.run("import cm.state\ncm.state.limit = 500")  # 60 s otherwise
     job = board.submit("print(1)\nwhile True: pass")
     job.until(lambda job: job.output)
     board.cut()

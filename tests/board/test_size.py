@@ -21,20 +21,21 @@ CLIENT = ROOT / "mpy_client"
 PACKAGE = "@micropython/micropython-webassembly-pyscript"
 VERSIONS = ("1.23.0", "1.29.0-6")  # the oldest supported version, and the newest
 
-LINK_AND_RUN = 4_828  # bytes of .mpy; the design allows 6 KB
+LINK_AND_RUN = 5_150  # bytes of .mpy; the design allows 6 KB
 #: Modules that every chip uses. The other modules are loaded only for what needs them (files,
 #: packages, enrolment); otherwise they need only flash, of which chips have at least 2 MB.
-CORE = ["about", "ask", "boot", "console", "dial", "link", "loop", "mac", "net", "run"]
-CORE_BYTES = 11_941  # of .mpy; the design allows 12 KB
-ALL = 18_885  # bytes of .mpy of all parts that a chip can have
-FILE = 3_072  # bytes of .mpy of any file
-HEAP = 9_920  # bytes on a 32-bit board that has connected and run a cell; the design allows 10 KB
+CORE = ["about", "ask", "boot", "console", "dial", "link", "loop", "mac", "net", "run", "state"]
+CORE_BYTES = 13_002  # of .mpy; the design allows 15 KB
+ALL = 19_629  # bytes of .mpy of all parts that a chip can have; the design allows 32 KB
+FILE = 4_096  # bytes of .mpy of any file
+HEAP = 10_688  # bytes of a board that has connected and run a cell; the design allows 11 KB
 SMALL_HEAP = "24K"  # in which importing the client must succeed, on a 64-bit board
 FETCH = 240  # seconds for npm
 CLOSE = 0.03  # relative error of the sizes that files state
 
 STEPS = (
-    "start link",
+    "start state",
+    "state link",
     "link run",
     "run console",
     "ran ask",
@@ -110,8 +111,8 @@ def test_link_and_run_keep_within_their_budget(sizes):
 
 
 def test_all_files_keep_within_their_budget(sizes):
-    assert sum(sizes[f"{name}.py"] for name in CORE) <= CORE_BYTES <= 12 * 1024
-    assert sum(size for name, size in sizes.items() if name != "unix.py") <= ALL
+    assert sum(sizes[f"{name}.py"] for name in CORE) <= CORE_BYTES <= 15 * 1024
+    assert sum(size for name, size in sizes.items() if name != "unix.py") <= ALL <= 32 * 1024
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -131,7 +132,7 @@ def test_file_begins_with_purpose_boards_and_cost(name):
 @pytest.mark.timeout(FETCH + 30)
 def test_resident_heap_keeps_within_its_budget(heap):
     """Heap of a board that waits for its second cell, without the modules that connect."""
-    assert heap["ran"] - heap["start"] <= HEAP <= 10 * 1024
+    assert heap["ran"] - heap["start"] <= HEAP <= 11 * 1024
 
 
 @pytest.mark.timeout(FETCH + 30)

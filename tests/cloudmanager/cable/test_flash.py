@@ -104,7 +104,9 @@ def test_blank_esp8266_joins_and_runs_a_cell(make_chip, go, fleet: Fleet, tmp_pa
     assert differ == [3]  # the flash's size, which esptool writes into the header as it found it
     (board,) = fleet["flashed-1"].info()
     assert (board["labels"], board["platform"]) == ({"room": "lab"}, "linux")
-    assert fleet["flashed-1"].run("import cm.run\ncm.run.console.__name__").value == "cm.console"
+    assert (
+        fleet["flashed-1"].run("import cm.state\ncm.state.console.__name__").value == "cm.console"
+    )
     (refused,) = fleet["flashed-1"].put(b"print(1)", ":main.py").values()
     assert "its /main.py starts its client" in str(refused.error)
     (tmp_path / "src").mkdir()

@@ -1,0 +1,25 @@
+# The state that several parts of the client share: other parts set these names, and no others.
+# Boards: all.
+# Cost: 191 bytes of .mpy, 352 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+
+console = None  # the module for the console: console.py or unix.py
+
+# The link. dial.py opens it, link.close() closes it.
+socket = None  # for poll
+io = None  # for read and write: the socket, or TLS over it
+mac = None  # on a link without TLS: mac.py, which signs and verifies messages
+lost = 0  # ticks of the end of the last link
+timeout = 60000  # ms without a received frame until an idle board reconnects
+spread = 2000  # ms over which reconnecting boards are spread; set by the server
+tries = 0  # attempts to connect since the last link
+
+# The job that runs, or the user's program while it keeps the board busy.
+stop = 0  # why it must end: a status, or RESET, after which the board restarts
+deadline = 0  # ticks of its timeout or, after RESET, of a hard reset; 0: none
+limit = 60000  # ms that it may run without a link
+answer = None  # for code that waits for a message: its length, once it was received
+
+# The user's program (app.py).
+program = None  # a function for link.idle() to call once
+task = None  # its task, if it runs beside cells
+app_state = ""  # as the fleet shows it
