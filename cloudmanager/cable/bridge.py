@@ -28,6 +28,7 @@ from cloudmanager.protocol.wire import Message
 
 from .board_link import BridgedBoardLink
 from .bridged_boards import BridgedIdentities
+from .raw_repl import discard_output
 from .repl_jobs import ReplJobs
 from .serial_ports import BoardRepl, find_serial_ports
 
@@ -140,7 +141,9 @@ class BridgedBoard:
         self._hardware = hardware or self.port
         self._identity = self._identities.get_identity(self._hardware, facts["platform"])
         self._facts = {**facts, "client": VERSION, "heap": heap}
+        previous = self._jobs
         jobs = self._jobs = ReplJobs(self._repl, heap, self._stopped)
+        jobs.last_job = previous.last_job if previous else None
         jobs.finish_install()
         tries = 0
         while not self._stopped.is_set():
@@ -170,7 +173,7 @@ class BridgedBoard:
     def _serve_link(self, jobs: ReplJobs) -> None:
         """Handle the server's messages until the link or the serial port fails."""
         while (link := jobs.link) is not None and not self._stopped.is_set():
-            self._check_connected()
+            discard_output(self._repl)  # raises if the board was unplugged or restarted
             if time.monotonic() - link.last_heard > 2.5 * link.heartbeat_seconds:
                 raise LinkLost("", None, "the server sent nothing for too long")
             for message in link.receive(PORT_POLL_SECONDS):
@@ -186,11 +189,6 @@ class BridgedBoard:
             self._rekey(jobs, message)
         else:
             jobs.handle_message(message)
-
-    def _check_connected(self) -> None:
-        """Raise CableError if the board was unplugged."""
-        with self._repl.cable_errors("The board is gone"):
-            _ = self._repl.transport.serial.in_waiting  # queries the driver
 
     def _rekey(self, jobs: ReplJobs, message: Message) -> None:
         """Change the board's key; it is saved before it is confirmed to the server."""

@@ -23,7 +23,7 @@ class BridgedIdentities:
     """
 
     def __init__(self, fleet: Fleet, names: Sequence[str]) -> None:
-        self._fleet = fleet
+        self._fleet, self._names = fleet, list(names)
         self._name_allocator = NameAllocator(fleet, names)
         self._file = config.make_home_folder() / "bridge.json"
         self._lock = threading.Lock()
@@ -37,7 +37,16 @@ class BridgedIdentities:
                 name = row["name"] if row else self._name_allocator.allocate(platform)
                 (row,) = self._fleet.enrol([name])
                 self._save(hardware, row)
+            self._rename(hardware, row)
             return BoardIdentity.from_enrolment(row, self._fleet.address.url)
+
+    def _rename(self, hardware: str, row: dict[str, Any]) -> None:
+        """Give the board the requested name, if one was requested and it has another."""
+        known = {board["id"]: board["name"] for board in self._fleet.boards()}
+        name = self._names[0] if len(self._names) == 1 else known[row["id"]]
+        if known[row["id"]] != name:
+            self._fleet.rename(known[row["id"]], name)
+            self._save(hardware, {**row, "name": name})
 
     def change_key(self, hardware: str, key: bytes, gen: int) -> BoardIdentity:
         """Save key number ``gen`` of the board with this hardware id; return its identity."""

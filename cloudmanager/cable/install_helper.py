@@ -10,19 +10,19 @@ JOURNAL_PATH: Final = "/.cm/journal"
 #: Creates the module ``cm.switch``, unless the board has it; {0} is its source.
 _INSTALL_TEMPLATE: Final = """
 try:
- __import__('cm.switch')
+ __cm_i__('cm.switch')
 except ImportError:
- __cm_d__={{}}
+ __cm_d__={{'open':__cm_o__}}
  exec({0!r},__cm_d__)
  class __cm_m__:finish=__cm_d__['finish']
- __import__('sys').modules.update({{'cm':__cm_m__,'cm.switch':__cm_m__}})
+ __cm_i__('sys').modules.update({{'cm':__cm_m__,'cm.switch':__cm_m__}})
  del __cm_d__
 """
-FINISH_CODE: Final = "__import__('cm.switch',None,None,('finish',)).finish()"
+FINISH_CODE: Final = "__cm_i__('cm.switch',None,None,('finish',)).finish()"
 REMOVE_CODE: Final = """
 try:
  del __cm_m__
- for __cm_n__ in ('cm','cm.switch'):__import__('sys').modules.pop(__cm_n__,None)
+ for __cm_n__ in ('cm','cm.switch'):__cm_i__('sys').modules.pop(__cm_n__,None)
 except NameError:pass
 """
 

@@ -6,19 +6,31 @@ mpremote's transport starts the code; its output is read here as it arrives. Lin
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from cloudmanager.protocol.errors import CableError
+
+from .repl_output import RESTART_SIGNS, Outcome, OutputParser
 from .serial_ports import BoardRepl
 
 OUTPUT_FLUSH_SECONDS: Final = 0.02  # until output is passed on
+QUIET_SECONDS: Final = 0.002  # without output, until what seems to be a prompt is one
 #: Until a cell that caught its interrupt gets the next, as on boards.
 INTERRUPT_AGAIN_SECONDS: Final = 0.25
 UNRESPONSIVE_SECONDS: Final = 15.0  # until a cell must end after its first interrupt
 MAX_OUTPUT_BYTES: Final = 16_384  # of output in one message
-_EOT: Final = b"\x04"
+_MARKER_BYTES: Final = 8  # random bytes of a marker
+
+
+class BoardRestarted(CableError):
+    """The board's interpreter has restarted, so its names are gone."""
+
+    def __init__(self, port: str) -> None:
+        super().__init__(port, "The board was restarted", "It reconnects by itself.")
 
 
 class ExecutionMonitor(Protocol):
@@ -40,33 +52,47 @@ def execute_code(
     on_output: Callable[[bytes], object],
     monitor: ExecutionMonitor,
     grace: float = 0.0,
-) -> bytes:
-    """Run code on a board to its end; return its traceback.
+) -> Outcome:
+    """Run code on a board to its end; return how it ended.
 
     Args:
-        repl: the board's REPL, in raw mode.
+        repl: the board's REPL, in raw mode; the board has the prelude of repl_output.py.
         code: the code.
         on_output: is called with output as it arrives.
         monitor: is served meanwhile.
         grace: seconds without an interrupt even if the code must stop, so that short code can end.
 
-    Returns:
-        The traceback; empty if the code ended without an error.
-
     Raises:
+        BoardRestarted: the code, or something else, has restarted the board.
         CableError: the board was unplugged, or its code does not end.
     """
-    serial = repl.transport.serial
+    discard_output(repl)
+    marker = secrets.token_hex(_MARKER_BYTES)
     with repl.cable_errors("The board stopped answering in the middle of a cell"):
-        if serial.in_waiting > 1:  # more than the prompt: output that belongs to no job
-            serial.reset_input_buffer()
-            serial.write(b"\x01")  # Ctrl-A: print the prompt again
-        repl.transport.exec_raw_no_follow(code)
-        run = _Execution(serial, monitor, time.monotonic() + grace)
-        run.read_until_eot(on_output)
-        error = bytearray()
-        run.read_until_eot(error.extend)
-    return bytes(error)
+        repl.transport.exec_raw_no_follow(code + b"\n__cm_z__('%s')" % marker.encode())
+        parser = OutputParser(marker)
+        run = _Execution(repl.transport.serial, parser, monitor, time.monotonic() + grace)
+        outcome = run.await_end(on_output)
+    if outcome.restarted:
+        raise BoardRestarted(repl.port)
+    return outcome
+
+
+def discard_output(repl: BoardRepl) -> None:
+    """Discard output that belongs to no job.
+
+    Raises:
+        BoardRestarted: it shows that the interpreter was restarted.
+        CableError: the board was unplugged.
+    """
+    with repl.cable_errors("The board is gone"):
+        serial = repl.transport.serial
+        if serial.in_waiting <= 1:  # the prompt
+            return
+        waiting = serial.read(serial.in_waiting)
+        serial.write(b"\x01")  # Ctrl-A: print the prompt again
+    if any(sign in waiting for sign in RESTART_SIGNS):
+        raise BoardRestarted(repl.port)
 
 
 class _Execution:
@@ -74,31 +100,43 @@ class _Execution:
 
     Args:
         serial: the board's serial port.
+        parser: finds the end of its output.
         monitor: is served meanwhile.
         first_interrupt_at: time of the earliest interrupt (``time.monotonic``).
     """
 
-    def __init__(self, serial: Any, monitor: ExecutionMonitor, first_interrupt_at: float) -> None:
-        self._serial, self._monitor = serial, monitor
+    def __init__(
+        self,
+        serial: Any,
+        parser: OutputParser,
+        monitor: ExecutionMonitor,
+        first_interrupt_at: float,
+    ) -> None:
+        self._serial, self._parser, self._monitor = serial, parser, monitor
         self._next_interrupt_at = first_interrupt_at  # time of the next Ctrl-C
         self._first_interrupt_at = 0.0  # time of the first Ctrl-C; 0: none was sent
 
-    def read_until_eot(self, on_output: Callable[[bytes], object]) -> None:
-        """Read output up to EOT, byte by byte: mpremote's transport reads what follows it."""
-        gathered, since = bytearray(), time.monotonic()
-        while True:
+    def await_end(self, on_output: Callable[[bytes], object]) -> Outcome:
+        """Read to the end of the code, byte by byte: mpremote's transport reads what follows it."""
+        parser, since, count = self._parser, time.monotonic(), 0
+        while parser.outcome is None:
             byte = _read_byte(self._serial.fileno())
-            if byte and byte != _EOT:
-                gathered += byte
+            if byte:
+                parser.feed(byte)
+                count += 1
             late = time.monotonic() - since > OUTPUT_FLUSH_SECONDS
-            if gathered and (not byte or byte == _EOT or late or len(gathered) >= MAX_OUTPUT_BYTES):
-                on_output(bytes(gathered))
-                gathered.clear()
-            if byte == _EOT:
-                return
+            if late or not byte or count >= MAX_OUTPUT_BYTES:
+                count = 0
+                if output := parser.take_output():
+                    on_output(output)
             if late or not byte:
                 since = time.monotonic()
-                self._wait_and_interrupt(0 if byte else OUTPUT_FLUSH_SECONDS)
+                ended = parser.may_have_ended()
+                quiet = QUIET_SECONDS if ended else OUTPUT_FLUSH_SECONDS
+                self._wait_and_interrupt(0 if byte else quiet)
+        if output := parser.take_output():
+            on_output(output)
+        return parser.outcome
 
     def _wait_and_interrupt(self, timeout: float) -> None:
         """Wait for output or for messages, and handle these; send interrupts."""
@@ -107,6 +145,8 @@ class _Execution:
         ready, _, _ = select.select(ends, [], [], timeout)
         if other in ready:
             self._monitor.handle_messages()
+        if timeout and not ready and self._parser.may_have_ended():
+            self._serial.write(self._parser.make_question(secrets.token_hex(_MARKER_BYTES)))
         now = time.monotonic()
         if self._monitor.should_stop() and now > self._next_interrupt_at:
             self._first_interrupt_at = self._first_interrupt_at or now

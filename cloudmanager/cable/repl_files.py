@@ -1,7 +1,8 @@
 """File operations through a board's raw REPL, as mpy_client/cm/files.py does them on other boards.
 
 Paths and bytes are sent as literals, in short pieces of code; names that the code needs on the
-board begin with ``__cm_``, so that they collide with no name of the user's. A board without folders
+board begin with ``__cm_``, so that they collide with no name of the user's; built-in functions are
+used by such names, too, since user code may replace them (repl_output.py). A board without folders
 (a micro:bit) supports only some operations (flat_files.py).
 """
 
@@ -43,11 +44,11 @@ _SHA_BYTES, _BLOCK_BYTES = 32, 512
 #: Hashes some blocks of the open file, so that an interrupt waits only for these. Prints the size
 #: of the last block.
 _HASH_CODE: Final = f"""
-for __cm_n__ in range(32):
+for __cm_n__ in (0,)*32:
  __cm_n__=__cm_f__.readinto(__cm_b__)
  __cm_h__.update(__cm_b__ if __cm_n__=={_BLOCK_BYTES} else __cm_b__[:__cm_n__])
  if __cm_n__<{_BLOCK_BYTES}:break
-print(__cm_n__)
+__cm_p__(__cm_n__)
 """
 _BYTE_COUNT: Final = struct.Struct(">I")
 _ERRNO_PATTERN: Final = re.compile(r"OSError: \(?(?:\[Errno )?(\d+)")
@@ -184,7 +185,8 @@ class ReplFiles:
 
     def ls(self, path: str, deep: bool) -> list[tuple[str, int, int]]:
         """Return path, type and size of each entry of a folder; with ``deep``, recursively."""
-        code = f"for __cm_e__ in __import__('os').ilistdir({path!r}):print(repr(__cm_e__),end=',')"
+        entries = f"__cm_i__('os').ilistdir({path!r})"
+        code = f"for __cm_e__ in {entries}:__cm_p__(__cm_r__(__cm_e__),end=',')"
         found = []
         for name, kind, _, *size in self._eval_code(code, "[", "]"):
             inner = f"{path.rstrip('/')}/{name}"
@@ -311,7 +313,7 @@ class ReplFiles:
 
     def _clean_up(self, path: str = "") -> None:
         """Close the open file and remove the file at ``path``; errors are ignored."""
-        remove = f"\n__import__('os').remove({path!r})" if path else ""
+        remove = f"\n__cm_i__('os').remove({path!r})" if path else ""
         self._execute(f"if __cm_f__:__cm_f__.close()\n__cm_f__=None{remove}")
 
     # On the board
@@ -345,10 +347,12 @@ class ReplFiles:
 
     def _call_os(self, name: str, *args: Any) -> Any:
         """Call a function of the board's ``os``."""
-        return self._eval_code(f"print(repr(__import__('os').{name}({','.join(map(repr, args))})))")
+        return self._eval_code(
+            f"__cm_p__(__cm_r__(__cm_i__('os').{name}({','.join(map(repr, args))})))"
+        )
 
     def _open_file(self, path: str, mode: str) -> None:
-        self._run_code(f"__cm_f__=open({path!r},{mode!r})")
+        self._run_code(f"__cm_f__=__cm_o__({path!r},{mode!r})")
 
     def _close_file(self) -> None:
         self._run_code("__cm_f__.close()\n__cm_f__=None")
@@ -357,8 +361,8 @@ class ReplFiles:
         """Return the next piece of the open file."""
         got = f"__cm_f__.read({self._piece_bytes})"
         if self._abilities.base64:
-            got = f"__import__('binascii').b2a_base64({got})"
-        piece = bytes(self._eval_code(f"print(repr({got}))"))
+            got = f"__cm_i__('binascii').b2a_base64({got})"
+        piece = bytes(self._eval_code(f"__cm_p__(__cm_r__({got}))"))
         return binascii.a2b_base64(piece) if self._abilities.base64 else piece
 
     def _write_data(self, data: bytes) -> None:
@@ -368,7 +372,7 @@ class ReplFiles:
             literal = repr(piece)
             if self._abilities.base64:
                 packed = binascii.b2a_base64(piece, newline=False)
-                literal = f"__import__('binascii').a2b_base64({packed!r})"
+                literal = f"__cm_i__('binascii').a2b_base64({packed!r})"
             self._run_code(f"__cm_n__=__cm_f__.write({literal})")
             self._bytes_moved += len(piece)
             if self._bytes_moved - self._bytes_acknowledged >= self._ack_bytes:
@@ -387,10 +391,10 @@ class ReplFiles:
         self._open_file(path, "rb")
         if not self._abilities.hashes:
             return self._file_sha256_on_host()
-        self._run_code("__cm_h__=__import__('hashlib').sha256()\n__cm_b__=bytearray(512)")
+        self._run_code("__cm_h__=__cm_i__('hashlib').sha256()\n__cm_b__=__cm_a__(512)")
         while self._eval_code(_HASH_CODE) == _BLOCK_BYTES:
             self._channel.check_running()
-        digest = bytes(self._eval_code("print(__cm_h__.digest())\ndel __cm_h__,__cm_b__"))
+        digest = bytes(self._eval_code("__cm_p__(__cm_h__.digest())\ndel __cm_h__,__cm_b__"))
         self._close_file()
         return digest
 

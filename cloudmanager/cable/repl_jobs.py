@@ -21,8 +21,9 @@ from cloudmanager.protocol.wire import Message
 from .board_link import BridgedBoardLink
 from .flat_files import FlatReplFiles
 from .install_helper import JOURNAL_PATH
-from .raw_repl import MAX_OUTPUT_BYTES, execute_code
+from .raw_repl import MAX_OUTPUT_BYTES, BoardRestarted, execute_code
 from .repl_files import ABILITIES_CODE, FileAbilities, FileOpFailed, ReplFiles
+from .repl_output import PRELUDE, Outcome
 from .serial_ports import BoardRepl
 
 WITHOUT_LINK_SECONDS: Final = 60.0  # for which a job may run without a link
@@ -31,17 +32,8 @@ MAX_VALUE_BYTES: Final = 1 << 20  # of a value's repr
 MAX_ERROR_CHARS: Final = 256  # of the end of an error that is reported after a reconnection
 _EXEC: Final = struct.Struct(">II")
 _OK, _ERROR, _INTERRUPTED, _TIMEOUT = range(4)  # wire.STATUSES
-#: Defines what cells need on the board: a function for their value, and input(), which fails.
-_PRELUDE: Final = """
-def __cm__(v):
- global __cm_v__
- __cm_v__=v
-def input(p=''):
- raise EOFError
-__cm_v__=None
-"""
-#: Prints the value as the only element of a tuple, so that the board never holds a whole repr.
-_PRINT_VALUE_CODE: Final = b"if __cm_v__ is not None:print((__cm_v__,),end='')\n__cm_v__=None"
+#: The raw REPL restarts the interpreter at SystemExit.
+_RESTARTED: Final = "SystemExit: the board was restarted: its names are gone"
 _RUN_COROUTINE_CODE: Final = b"\nimport asyncio\nasyncio.run(__cm_cell__())"
 
 
@@ -72,7 +64,7 @@ class ReplJobs:
         self._stop_status = _OK  # why the job must end; _OK: it need not
         self._deadline = float("inf")
         self._link_lost_at = time.monotonic()
-        repl.run(_PRELUDE)
+        repl.run(PRELUDE)
         can = FileAbilities(heap, *repl.run_tuple(ABILITIES_CODE, 4))
         self._files = (ReplFiles if can.folders else FlatReplFiles)(self._run_piece, self, can)
         self.client_parts = ["run", *["files"] * can.files, *["switch"] * can.folders]
@@ -140,18 +132,19 @@ class ReplJobs:
             self._send_error(f"OSError: [Errno {number}] {name}: {error.filename}")
         except FileOpFailed as failed:
             self._send_error(str(failed))
+        except BoardRestarted:
+            # Reported by the next link: a cell that was sent on this one would be lost.
+            self.last_job = self._describe_job(_ERROR, _RESTARTED)
+            raise
 
     def _run_cell(self, code: bytes) -> None:
-        printed = bytearray()
-        error = self._execute(
+        outcome = self._execute(
             code + _RUN_COROUTINE_CODE if self._awaits else code, self._send_output
         )
-        if not error and b"__cm__((" in code:
-            error = self._execute(_PRINT_VALUE_CODE, printed.extend)
-        if error:
-            self._send_error(error.decode(errors="replace"))
+        if outcome.traceback:
+            self._send_error(outcome.traceback.decode(errors="replace"))
         else:
-            self._send_value(bytes(printed).removeprefix(b"(").removesuffix(b",)"))
+            self._send_value(outcome.value.removeprefix(b"(").removesuffix(b",)"))
 
     def _send_output(self, data: bytes) -> None:
         if self.link is None:
@@ -170,7 +163,8 @@ class ReplJobs:
 
     def _send_error(self, text: str) -> None:
         text = text.replace("\r\n", "\n").replace('File "<stdin>"', 'File "<cell>"')
-        status = self._stop_status or _INTERRUPTED if "KeyboardInterrupt" in text else _ERROR
+        interrupted = exception_line(text).startswith("KeyboardInterrupt")
+        status = self._stop_status or _INTERRUPTED if interrupted else _ERROR
         self._send_result(status, b"\0\0" + text.encode()[-MAX_OUTPUT_BYTES:], text)
 
     def _send_result(self, status: int, payload: bytes, error: str, flags: int = 0) -> None:
@@ -185,8 +179,8 @@ class ReplJobs:
 
     def _execute(
         self, code: bytes, on_output: Callable[[bytes], object], grace: float = 0.0
-    ) -> bytes:
-        """Run code on the board to its end; return its traceback."""
+    ) -> Outcome:
+        """Run code on the board to its end; return how it ended."""
         return execute_code(self._repl, code, on_output, self, grace)
 
     # ExecutionMonitor, for raw_repl.py
@@ -230,8 +224,8 @@ class ReplJobs:
     def _run_piece(self, code: str) -> tuple[bytes, str]:
         """Run a short piece of code; return its output and its traceback."""
         printed = bytearray()
-        error = self._execute(code.encode(), printed.extend, GRACE_SECONDS)
-        return bytes(printed), error.decode(errors="replace")
+        outcome = self._execute(code.encode(), printed.extend, GRACE_SECONDS)
+        return bytes(printed), outcome.traceback.decode(errors="replace")
 
     def send_chunk(self, flags: int, payload: bytes) -> None:
         """Send a CHUNK."""
@@ -248,3 +242,13 @@ class ReplJobs:
             self.check_running()
             self.handle_messages(GRACE_SECONDS)
         return self._data.pop(0)
+
+
+def exception_line(traceback: str) -> str:
+    """Return the line of a board's traceback that names the exception.
+
+    The lines of its frames begin with two spaces; its message may have several lines.
+    """
+    lines = traceback.splitlines() or [""]
+    after = (line for line in lines if not line.startswith(("Traceback ", '  File "')))
+    return next(after, lines[-1])

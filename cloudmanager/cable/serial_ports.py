@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import errno
 import hashlib
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,15 @@ def _group_of(port: str) -> str:
         return "dialout"
 
 
+def _explain(error: Exception) -> str:
+    """Return why mpremote failed, in words; its own messages quote bytes."""
+    from mpremote.transport import TransportExecError
+
+    if isinstance(error, TransportExecError):
+        return f"the board raised {error.error_output.strip().rpartition(chr(10))[2]}"
+    return "it did not answer as MicroPython's REPL does"
+
+
 class BoardRepl:
     """The REPL of a board on a serial port; a context manager, to be used by one thread.
 
@@ -165,8 +175,12 @@ class BoardRepl:
 
     def __init__(self, port: str) -> None:
         check_port(port)
+        from mpremote import transport_serial
         from mpremote.transport import TransportError
         from mpremote.transport_serial import SerialTransport
+
+        # It prints bytes that it did not expect; our errors say what happened.
+        transport_serial.print = lambda *args: None
 
         self.port = port
         try:
@@ -341,8 +355,8 @@ class BoardRepl:
 
         try:
             yield
-        except (TransportError, OSError, IndexError) as error:
+        except OSError as error:
             text = str(error) or type(error).__name__
-            raise CableError(
-                self.port, f"{problem}: {text.rpartition(chr(10))[2]}", _RETRY_HINT
-            ) from error
+            raise CableError(self.port, f"{problem}: {text}", _RETRY_HINT) from error
+        except (TransportError, IndexError, struct.error) as error:
+            raise CableError(self.port, f"{problem}: {_explain(error)}", _RETRY_HINT) from error

@@ -72,6 +72,35 @@ def test_board_reconnects_after_a_power_cut(chips, fleet: Fleet, monkeypatch):
         assert result.value == 42
 
 
+def test_reset_between_cells_is_noticed(chips, fleet: Fleet, monkeypatch):
+    """The port stays open, as that of a board with a USB bridge; RESET costs no cell."""
+    monkeypatch.setattr(bridging, "PORT_POLL_SECONDS", 0.05)
+    chip = chips()
+    with bridged(fleet, [chip.port], "button-1"):
+        fleet["button-1"].run("kept = 1").raise_for_error()
+        (before,) = fleet["button-1"].info()
+        chip.press_reset()
+        deadline = time.monotonic() + 10
+        while True:
+            (now,) = fleet["button-1"].info()
+            if now["connected_since"] not in (None, before["connected_since"]):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (result,) = fleet["button-1"].run("kept", timeout=10).values()
+        assert "NameError" in result.traceback
+
+
+def test_known_board_gets_the_requested_name(chips, fleet: Fleet):
+    chip = chips()
+    with Bridge(fleet, [chip.port], ["first-name"], lambda *_: None):
+        wait_online(fleet, ["first-name"])
+        (before,) = fleet["first-name"].info()
+    with bridged(fleet, [chip.port], "second-name"):
+        (after,) = fleet["second-name"].info()
+        assert after["id"] == before["id"]
+
+
 def test_outcome_of_a_cell_is_reported_after_a_lost_link(
     chips, start_server, tmp_path: Path, monkeypatch
 ):

@@ -42,6 +42,47 @@ def test_error_has_the_boards_traceback_with_the_cells_line(board):
     assert caught.value.ename == "ZeroDivisionError"
 
 
+def test_text_of_the_users_is_never_taken_for_protocol(board):
+    result = board.run("print('a\\x04b')\nprint('\\x04\\x04>')\n'v\\x04w'")
+    (only,) = result.values()
+    assert (only.stdout, result.value) == ("a\x04b\n\x04\x04>\n", "v\x04w")
+    (only,) = board.run("print('one')\nraise ValueError('no KeyboardInterrupt \\x04>')").values()
+    assert (only.status, only.stdout, only.error.ename) == ("error", "one\n", "ValueError")
+    assert board.run("6 * 7").value == 42
+
+
+def test_cell_that_seems_to_have_ended_goes_on(bridged_unix):
+    code = "import time\nprint('\\x04\\x04>', end='')\ntime.sleep(0.3)\nprint('on')\n1"
+    result = bridged_unix.run(code)
+    (only,) = result.values()
+    assert (only.stdout, result.value) == ("\x04\x04>on\n", 1)
+
+
+def test_replaced_builtins_and_names_do_not_change_values_and_files(bridged_unix):
+    code = "import builtins\nkept = print, repr, open\ndef wrong(*a, **k): return '!'\n"
+    code += "builtins.print = builtins.repr = builtins.open = wrong\nprint = open = range = wrong"
+    bridged_unix.run(code).raise_for_error()
+    try:
+        assert bridged_unix.run("[1, 'two']").value == [1, "two"]
+        bridged_unix.put(b"data", ":/wrapped").raise_for_error()
+        assert bridged_unix.read(":/wrapped").value == b"data"
+        bridged_unix.rm(":/wrapped").raise_for_error()
+    finally:
+        bridged_unix.run(
+            "builtins.print, builtins.repr, builtins.open = kept\ndel print, open, range"
+        )
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit()", "import machine\nmachine.reset()"])
+def test_cell_that_restarts_the_board_ends_with_an_error(bridged_unix, code):
+    (result,) = bridged_unix.run(f"kept = 1\nprint('one')\n{code}", timeout=20).values()
+    assert result.status == "error"
+    assert result.stdout.startswith("one\n")
+    assert "the board was restarted: its names are gone" in result.traceback
+    (result,) = bridged_unix.run("kept", wait=20, timeout=10).values()
+    assert result.error.ename == "NameError"
+
+
 def test_input_cannot_be_answered(board):
     (result,) = board.run("input('? ')", timeout=5).values()
     assert result.error.ename == "EOFError"
