@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cm_server.limits import Limits
 from .wheel import ROOT
 
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _WIDTH = 100  # characters; tables and pictures may be wider
 
 
@@ -39,6 +41,21 @@ def test_links_to_files_and_headings_resolve(page: Path):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=page_id)
+def test_links_of_tutorials_lead_to_files_in_their_folder(notebook: Path):
+    """JupyterLab serves only the folder that it was started in."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    names = {path.name for path in notebook.parent.iterdir()}
+    assert [link for link in links if link.partition("#")[0] not in names] == []
+
+
+def test_readme_lists_all_tutorials():
+    listed = re.findall(r"\(notebooks/([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert listed == [notebook.name for notebook in NOTEBOOKS]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -99,6 +99,26 @@ class Demo:
         """Return the boards and their server."""
         return f"<{fold_names(self.names)} at {self.url}>"
 
+    def power_off(self, name: str) -> None:
+        """Cut the power of a board that was started for the demo."""
+        self._own_boards(name).kill(name)
+
+    def power_on(self, name: str) -> None:
+        """Switch the power of a board on; if it was on, switch it off first."""
+        self._own_boards(name).restart(name)
+
+    def _own_boards(self, name: str) -> VirtualBoards:
+        """Return the boards that were started here.
+
+        Raises:
+            CloudmanagerError: the board is not one of them.
+        """
+        if self.boards is None or name not in [board.name for board in self.boards.identities]:
+            error = CloudmanagerError(f"{name} was not started by this demo")
+            error.hint = "Only the program that started a virtual board can switch its power."
+            raise error
+        return self.boards
+
     def stop(self) -> None:
         """End the boards that were started for the demo, and erase them; further calls do nothing.
 

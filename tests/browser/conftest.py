@@ -137,6 +137,8 @@ class Lab:
             for cell in notebook.cells:
                 if cell.cell_type == "code":
                     cell.outputs, cell.execution_count = [], None
+            for picture in (ROOT / "notebooks").glob("*.png"):
+                shutil.copy(picture, self._folder)
         else:
             notebook = nbformat.v4.new_notebook()
             notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]

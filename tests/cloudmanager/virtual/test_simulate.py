@@ -139,6 +139,11 @@ def test_demo_boards_are_connected_until_they_are_stopped(server: RunningServer,
     try:
         assert repr(playing) == f"<play-[1-2] at {server.url}>"
         assert fleet["play-[1-2]"].run("1").ok
+        playing.power_off("play-1")
+        assert playing.boards is not None
+        assert list(playing.boards.pids) == ["play-2"]
+        playing.power_on("play-1")
+        assert fleet["play-1"].run("1", wait=20).ok
     finally:
         playing.stop()
     playing.stop()
@@ -180,6 +185,8 @@ def test_running_boards_are_used_by_the_demo_and_not_stopped(
 ):
     playing = simulate.start_demo()
     assert playing.names == ["demo-1", "demo-2", "demo-3"]
+    with pytest.raises(CloudmanagerError, match="demo-1 was not started by this demo"):
+        playing.power_off("demo-1")
     playing.stop()
     assert fleet["demo-[1-3]"].run("1").ok
 
