@@ -122,7 +122,7 @@ def test_cells_take_less_than_twice_their_time_during_a_slowloris_attack(
             with fleet_of(server) as newcomer:
                 assert newcomer.status()["online"] == 1
             assert fleet["safe-1"].run("6 * 7", fresh=True, timeout=10)["safe-1"].value == 42
-            assert len(process.net_connections()) < 1600  # limits.UNAUTHENTICATED, and the others
+            assert len(process.net_connections()) < 1600  # Limits.unauthenticated, and the others
             grown = process.memory_info().rss - memory
         calm = min(calm, cell_seconds(fleet))
     print(json.dumps({"calm": calm, "attacked": attacked, "grown": grown}))
