@@ -29,6 +29,7 @@ from benchmarks import own_server
 from benchmarks.simulated_boards import simulated_boards
 from cloudmanager import Fleet, local_server
 from cloudmanager.client.async_fleet import AsyncFleet
+from cloudmanager.server_options import ServerOptions
 
 #: Figures for the plot in docs/; see benchmarks/README.md.
 FIGURES_PATH = Path(__file__).with_name("load.jsonl")
@@ -104,7 +105,7 @@ def server_under_load(*, tls: bool) -> Iterator[ServerUnderLoad]:
     """Run a server with a temporary CM_HOME during a `with` block."""
     host, tcp_port = "0.0.0.0" if tls else "127.0.0.1", _free_port()
     with own_server.temporary_home() as home, Fleet() as fleet:
-        local_server.start(host, tcp_port)
+        local_server.start(ServerOptions(listen=host, port=tcp_port))
         try:
             yield ServerUnderLoad(fleet, host, tcp_port, home)
         finally:
@@ -206,7 +207,7 @@ def _measure_restart(load: ServerUnderLoad, figures: Figures) -> None:
     killed = load.server
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait(10)
-    local_server.start(load.host, load.tcp_port)
+    local_server.start(ServerOptions(listen=load.host, port=load.tcp_port))
     back = threading.Event()
     callers = [
         threading.Thread(target=_run_cells_until, args=(n, back, figures))

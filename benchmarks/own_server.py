@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cloudmanager import Boards, Fleet, config, local_server
 from cloudmanager.board_client import BoardIdentity
+from cloudmanager.server_options import ServerOptions
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.virtual.simulate import numbered_names, simulate
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -41,7 +42,7 @@ def running_boards(
         flash: size of each board's flash in bytes.
     """
     with temporary_home(), Fleet() as fleet:
-        local_server.start(host, tcp_port=0)
+        local_server.start(ServerOptions(listen=host, port=0))
         try:
             virtual = simulate(
                 fleet, numbered_names("bench", boards), allow_remote=True, flash=flash
@@ -64,7 +65,7 @@ def board_behind_proxy(
         proxy: starts a proxy for a TCP port, and yields the proxy's own port.
     """
     with temporary_home() as folder, Fleet() as fleet:
-        local_server.start(tcp_port=0)
+        local_server.start(ServerOptions(port=0))
         try:
             (row,) = fleet.enrol(["bench-1"])
             identity = BoardIdentity(row["name"], row["id"], bytes.fromhex(row["key"]))

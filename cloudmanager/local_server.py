@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import config
 from .protocol.errors import ServiceError
+from .server_options import ServerOptions
 
 START_SECONDS = 15.0  # a start takes half a second; on a busy machine, a few seconds
 STOP_SECONDS = 10.0
+DEFAULT_OPTIONS = ServerOptions()
 
 
 class StartOutcome(NamedTuple):
@@ -49,17 +50,11 @@ class Saved(NamedTuple):
     notes: list[str]
 
 
-def start(
-    host: str = config.DEFAULT_HOST,
-    tcp_port: int = config.DEFAULT_TCP_PORT,
-    options: Sequence[str] = (),
-) -> StartOutcome:
+def start(options: ServerOptions = DEFAULT_OPTIONS) -> StartOutcome:
     """Start the local server in the background, unless it runs; return when it listens.
 
     Args:
-        host: the address on which it listens.
-        tcp_port: the TCP port on which it listens.
-        options: more options of ``python -m cm_server``.
+        options: of the server.
 
     Raises:
         ServiceError: it did not start, for example because the TCP port is in use.
@@ -67,8 +62,7 @@ def start(
     state = config.read_server_state(config.home_folder())
     if state is not None:
         return StartOutcome(str(state["url"]), already=True)
-    command = [sys.executable, "-m", "cm_server", "--listen", host, "--port", str(tcp_port)]
-    command += options
+    command = [sys.executable, "-m", "cm_server", *options.arguments()]
     home = config.make_home_folder()
     with (home / "server.err").open("wb") as errors:
         process = subprocess.Popen(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cloudmanager import server_options
 from cloudmanager.cli import command_line
-from cm_server import options
-from cm_server.limits import Limits
 
 from .wheel import ROOT
 
@@ -114,5 +113,6 @@ def test_described_verbs_exist():
 
 def test_options_of_the_server_are_described():
     text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    names = option_names(options._parser(Limits()))
-    assert [name for name in names if f"`{name}" not in text] == []
+    parser = argparse.ArgumentParser()
+    server_options.add_options(parser)
+    assert [name for name in option_names(parser) if f"`{name}" not in text] == []

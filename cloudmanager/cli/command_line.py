@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cloudmanager import config
+from cloudmanager import server_options
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -117,55 +117,7 @@ def _add_server_verbs(add_verb: AddVerb) -> None:
     start = add_verb(
         "server-start", commands.server_start, "start the local server in the background"
     )
-    start.add_argument(
-        "--listen",
-        default=config.DEFAULT_HOST,
-        metavar="ADDRESS",
-        help=f"network address to listen on (default: {config.DEFAULT_HOST})",
-    )
-    start.add_argument(
-        "--port",
-        type=_parse_tcp_port,
-        default=config.DEFAULT_TCP_PORT,
-        metavar="N",
-        help=f"TCP port (default: {config.DEFAULT_TCP_PORT}); 0: any free port",
-    )
-    start.add_argument(
-        "--cert",
-        type=_absolute_path,
-        metavar="FILE",
-        help="TLS certificate for browsers and monitoring (PEM)",
-    )
-    start.add_argument(
-        "--key", type=_absolute_path, metavar="FILE", help="private key of that certificate (PEM)"
-    )
-    start.add_argument(
-        "--behind-proxy",
-        dest="proxy",
-        metavar="CIDR",
-        help="network of the proxies that terminate TLS for this server",
-    )
-    start.add_argument(
-        "--index",
-        type=config.parse_index,
-        action="append",
-        default=[],
-        metavar="[ALIAS=]URL",
-        help="additional mip package index; without ALIAS, it replaces the default index",
-    )
-    start.add_argument(
-        "--samples", metavar="N", help="number of samples kept per board (default: 1,000)"
-    )
-    start.add_argument("--log-json", action="store_true", help="write server.log as JSON lines")
-    start.add_argument(
-        "--keep-jobs", type=int, metavar="DAYS", help="days to keep jobs (default: 90)"
-    )
-    start.add_argument(
-        "--keep-audit",
-        type=int,
-        metavar="DAYS",
-        help="days to keep the audit log, at least 31 (default: 400)",
-    )
+    server_options.add_options(start)
     add_verb("server-stop", commands.server_stop, "stop the local server")
     backup = add_verb(
         "server-backup", commands.server_backup, "write a backup of the local server to a file"

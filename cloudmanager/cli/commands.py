@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cloudmanager import local_server
+from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
@@ -33,23 +33,8 @@ _BACKUP_WARNING = "Whoever has this file can act as the server: keep it secret."
 
 def server_start(options: argparse.Namespace) -> int:
     """Start the local server."""
-    given = {
-        "--cert": options.cert,
-        "--key": options.key,
-        "--behind-proxy": options.proxy,
-        "--samples": options.samples,
-        "--keep-jobs": options.keep_jobs,
-        "--keep-audit": options.keep_audit,
-    }
-    server_options = []
-    for name, value in given.items():
-        if value:
-            server_options += [name, str(value)]
-    for alias, url in options.index:
-        server_options += ["--index", f"{alias}={url}"]
-    if options.log_json:
-        server_options.append("--log-json")
-    started = local_server.start(options.listen, options.port, server_options)
+    # The server itself reads its environment variables: a URL in one may contain a password.
+    started = local_server.start(server_options.read_options(options, environment={}))
     _print_notes(started.notes)
     if options.json:
         url, already, listens, _ = started

@@ -19,6 +19,7 @@ from cloudmanager.client.fleet import Fleet
 from cloudmanager.display.terminal import follow_cell
 from cloudmanager.display.text_tables import fleet_table
 from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.server_options import ServerOptions
 from cloudmanager.virtual.simulate import (
     Demo,
     free_tcp_port,
@@ -98,7 +99,7 @@ def demo_failures(show_text: Callable[[str], None], fleet: Fleet) -> None:
 @contextlib.contextmanager
 def _running_server(show_text: Callable[[str], None]) -> Iterator[None]:
     """Start the local server, unless it is running; stop it in the end if it was started here."""
-    started = local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
+    started = local_server.start(ServerOptions(port=free_tcp_port(config.DEFAULT_TCP_PORT)))
     try:
         state = "is already running at" if started.already else "is listening on"
         show_text(f"The server {state} {started.url}")

@@ -16,6 +16,7 @@ from cloudmanager.board_client import BoardIdentity
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import CloudmanagerError, TargetError
 from cloudmanager.protocol.text import fold_names
+from cloudmanager.server_options import ServerOptions
 
 from .virtual_boards import VirtualBoards
 
@@ -158,7 +159,7 @@ def start_demo(count: int = 3, name: str = "demo") -> Demo:
         if not set(names).isdisjoint(earlier.names):
             earlier.stop()
     if not os.environ.get("CM_URL"):
-        local_server.start(tcp_port=free_tcp_port(config.DEFAULT_TCP_PORT))
+        local_server.start(ServerOptions(port=free_tcp_port(config.DEFAULT_TCP_PORT)))
     with Fleet() as fleet:
         online = {board["name"] for board in fleet.boards() if board["connected_since"]}
         missing = [name for name in names if name not in online]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import functools
@@ -12,18 +13,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tornado.web import Application, RequestHandler
 
-from cloudmanager import config
+from cloudmanager import config, server_options
 from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.server_options import ServerOptions
 
-from . import options
 from .api.subscriptions import Subscriptions
 from .auth import credentials
 from .auth.audit import AuditLog
@@ -38,7 +39,6 @@ from .installs.content_store import ContentStore
 from .installs.plan_cache import PlanCache
 from .jobs.dispatch import Dispatch
 from .jobs.registry import Board, Registry
-from .jobs.scheduler import LOST_AFTER
 from .limits import Limits
 from .logs import PeerLog, configure_logging
 from .loop_lag import LoopLagMonitor
@@ -76,6 +76,7 @@ _DEFAULT_INDEX = {"": DEFAULT_INDEX}
 
 
 DEFAULT_LIMITS = Limits()
+DEFAULT_OPTIONS = ServerOptions()
 DATABASE = "server.db"  # of a server that does not share its store
 
 
@@ -97,21 +98,12 @@ class Server:
 
     Args:
         home: the folder with the server's files.
-        beat: seconds between two pings to an idle board.
-        lost_after: seconds within which a board may reconnect before its job is lost.
-        local: whether only this machine can connect: then links may be without TLS.
-        origins: the web pages, such as ``https://lab.example``, that may open a link.
-        proxies: the networks of proxies that terminate TLS for this server.
-        cert: a certificate for browsers and monitoring, see ``certificates.load``.
-        key: its private key.
-        samples: how many samples are kept of each board.
-        store: ``postgresql://…`` if it is shared with other servers; else a file in ``home``.
-        bus: ``nats://…`` or another pub/sub for messages between servers that share a store.
-        indexes: URLs of mip indexes by their alias; "" replaces the default index.
-        keep_jobs: days that a job's row is kept after the job ended.
-        keep_audit: days that a row of the audit log is kept.
-        clock: the wall clock, in seconds since 1970.
+        options: what an administrator has set.
         limits: what the server accepts, keeps and does at most.
+        local: whether only this machine can connect: then links may be without TLS.
+        pubsub: for messages between servers that share a store; None: NATS or, without
+            ``options.bus``, one within this process.
+        clock: the wall clock, in seconds since 1970.
 
     Raises:
         ServerError: its store or a certificate cannot be used.
@@ -120,31 +112,21 @@ class Server:
     def __init__(
         self,
         home: Path,
-        *,
-        beat: float = options.HEARTBEAT_SECONDS,
-        lost_after: float = LOST_AFTER,
-        local: bool = True,
-        origins: Sequence[str] = (),
-        proxies: Sequence[options.Network] = (),
-        cert: Path | None = None,
-        key: Path | None = None,
-        samples: int = Limits.samples_per_board,
-        store: str | Path | None = None,
-        bus: str | PubSub | None = None,
-        indexes: Mapping[str, str] | None = None,
-        keep_jobs: int = Limits.keep_jobs_days,
-        keep_audit: int = Limits.keep_audit_days,
-        clock: Callable[[], float] = time.time,
+        options: ServerOptions = DEFAULT_OPTIONS,
         limits: Limits = DEFAULT_LIMITS,
+        *,
+        local: bool = True,
+        pubsub: PubSub | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.home, self.local, self.limits = home, local, limits
+        self.home, self.local, self.options, self.limits = home, local, options, limits
+        store = options.store
         self.store = _open_store(home, store)
         self.clock = CheckedClock(
             self.store, "" if store is None else local_token_name(home), wall=clock
         )
         boards = self.store.boards()
-        self.certificates = certificates.load(home, cert, key, in_use=bool(boards))
-        self.beat = beat
+        self.certificates = certificates.load(home, options.cert, options.key, in_use=bool(boards))
         self.version = metadata.version("cloudmanager")
         self.started_at, self.pid = clock(), os.getpid()
         self._started_steady = steady_seconds()
@@ -158,7 +140,7 @@ class Server:
         )
         self.content_store = ContentStore(home, limits)
         self.package_planner = PackagePlanner(
-            home / "packages", limits, SourceSettings({**_DEFAULT_INDEX, **(indexes or {})})
+            home / "packages", limits, SourceSettings({**_DEFAULT_INDEX, **dict(options.index)})
         )
         self.plan_cache = PlanCache(limits.plans_per_link)
         self.unauthenticated = UnauthenticatedConnections(limits)
@@ -167,11 +149,10 @@ class Server:
         rate = functools.partial(RateLimiter, max_keys=limits.rate_limit_keys)
         self.bad_login_rate = rate(limits.bad_logins_per_minute)
         self.bad_request_rate = rate(limits.stranger_rows_per_address_per_minute)
-        self.origins, self.proxies = frozenset(origins), tuple(proxies)
-        self._lost_after, loop = lost_after, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self.cluster: Cluster | None = None
         self.enrolment = Enrolment(self)
-        grace = max(lost_after, self.reconnect_spread)
+        grace = max(options.lost_after, self.reconnect_spread)
         self.dispatch = Dispatch(
             self.store, self.registry, loop.call_later, limits, lost_after=grace
         )
@@ -180,23 +161,25 @@ class Server:
         self.housekeeper = Housekeeper(
             self.store,
             loop.call_later,
-            keep_jobs=keep_jobs,
-            keep_audit=keep_audit,
+            keep_jobs=options.keep_jobs,
+            keep_audit=options.keep_audit,
             clock=self.clock,
             limits=limits,
         )
         self.loop_lag_monitor = LoopLagMonitor(loop.call_later, loop.time)
-        self.sample_collector = SampleCollector(samples, self._on_sample, limits)
+        self.sample_collector = SampleCollector(options.samples, self._on_sample, limits)
         self.dispatch.on_emit = self.sample_collector.add_message
         self.dispatch.on_stray = self._on_stray
-        self._create_cluster(bus)
+        self._create_cluster(pubsub)
 
-    def _create_cluster(self, bus: str | PubSub | None) -> None:
+    def _create_cluster(self, pubsub: PubSub | None) -> None:
         """Create the cluster of servers if the store is shared."""
         if isinstance(self.store, SharedStore):
-            bus = NatsPubSub(bus) if isinstance(bus, str) else bus or InProcessBroker().new_client()
+            if pubsub is None:
+                bus = self.options.bus
+                pubsub = NatsPubSub(bus) if bus else InProcessBroker().new_client()
             loop = asyncio.get_running_loop()
-            self.cluster = Cluster(self, self.store, bus, self._lost_after, loop)
+            self.cluster = Cluster(self, self.store, pubsub, self.options.lost_after, loop)
 
     def start(self) -> None:
         """Join the cluster, if there is one."""
@@ -248,7 +231,7 @@ class Server:
 
     def update_lost_after(self) -> None:
         """Adapt the time after which boards are lost: it must not be below their reconnects'."""
-        self.dispatch.lost_after = max(self._lost_after, self.reconnect_spread)
+        self.dispatch.lost_after = max(self.options.lost_after, self.reconnect_spread)
 
     def close_token_links(self, token: TokenRow) -> int:
         """End a revoked token's queued jobs and close its links; return the number of links."""
@@ -355,28 +338,28 @@ def _log_request(handler: RequestHandler) -> None:
         )
 
 
-async def serve(home: Path, host: str, tcp_port: int, on_ready: Any, **settings: Any) -> None:
+async def serve(home: Path, options: ServerOptions, limits: Limits, on_ready: Any) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         home: the server's folder.
-        host: the address to listen on; "" for all.
-        tcp_port: 0 for any free one.
+        options: of the server.
+        limits: of the server.
         on_ready: called as ``on_ready(url, address, notes)`` when the server listens: ``url`` is
             how this machine connects, ``address`` where the server listens, and ``notes`` are
             sentences for the user about repairs and losses in the folder.
-        settings: more arguments of ``Server``.
 
     Raises:
         StartError: the address is in use, the folder belongs to a running server, or its
             store or a certificate cannot be used.
     """
+    host = options.listen
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold_lock(home))
-            notes = _repair_folder(home, own_database=settings.get("store") is None)
-            sockets = open_listening_sockets(host, tcp_port)
-            server = Server(home, local=all_on_loopback(sockets), **settings)
+            notes = _repair_folder(home, own_database=options.store is None)
+            sockets = open_listening_sockets(host, options.port)
+            server = Server(home, options, limits, local=all_on_loopback(sockets))
         except ServerError as error:
             raise StartError(error.reason) from error
         tcp_port, scheme = sockets[0].getsockname()[1], "http" if server.local else "https"
@@ -455,16 +438,27 @@ def main(limits: Limits = DEFAULT_LIMITS) -> None:
     Args:
         limits: of the server. A program that starts a process with others calls this function.
     """
-    arguments = options.parse_args(limits)
+    options = _parse_command_line()
     _raise_file_limit()
     os.umask(0o077)  # only the server's user may read its files
     try:
-        home = _open_home(limits, log_json=arguments.log_json)
-        settings = {**options.server_settings(arguments), "limits": limits}
-        asyncio.run(serve(home, arguments.listen, arguments.port, _print_ready, **settings))
+        home = _open_home(limits, log_json=options.log_json)
+        asyncio.run(serve(home, options, limits, _print_ready))
     except StartError as error:
         _print_json({"error": str(error)})
         sys.exit(1)
+
+
+def _parse_command_line() -> ServerOptions:
+    """Return the options of the command line; exit with a message if they are not valid."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cm_server", description="The Cloudmanager service."
+    )
+    server_options.add_options(parser)
+    options = server_options.read_options(parser.parse_args())
+    if options.bus and not options.store:
+        parser.error("--bus needs a shared store: --store postgresql://…")
+    return options
 
 
 def _raise_file_limit() -> None:

@@ -125,7 +125,6 @@ class Limits:
     sample_bytes: int = KIB  # of one sample; the board's own limit is 512 bytes of JSON
     #: Of one board, and as a burst after a pause; the board's own limit is 50.
     samples_per_second: int = 100
-    samples_per_board: int = 1000  # kept of one board; the default of `--samples`
     total_samples: int = 100_000  # kept of all boards together
     reply_samples: int = 100_000  # in one reply
     subscription_update_seconds: float = 0.25  # between two updates
@@ -147,8 +146,5 @@ class Limits:
     read_rows_per_minute: int = 1  # in the audit log, for one token and each verb that only reads
     program_chars: int = 128  # of a board's description of its own program
     audit_chars: int = 500  # of a target and of a detail
-    keep_jobs_days: int = 90  # after which a job's row may be deleted (`--keep-jobs`)
-    keep_audit_days: int = 400  # after which a row of the audit log may be deleted (`--keep-audit`)
-    min_keep_audit_days: int = 31  # the database itself refuses to delete younger rows (30 days)
     prune_days: int = 7  # at most this many days of the oldest rows are deleted in one day
     prune_rows: int = 500  # deleted in one transaction: a few milliseconds

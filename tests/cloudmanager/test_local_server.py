@@ -14,6 +14,7 @@ import pytest
 from cloudmanager import config, local_server
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import ServiceError
+from cloudmanager.server_options import ServerOptions
 
 WAIT = 20.0  # seconds that anything here may take on a busy machine
 
@@ -27,7 +28,7 @@ def home(tmp_path, monkeypatch):
 
 
 def started():
-    return local_server.start(tcp_port=0)
+    return local_server.start(ServerOptions(port=0))
 
 
 def pid_of(home):
@@ -51,7 +52,9 @@ def test_server_files_are_accessible_to_their_owner_only(home):
 
 def test_second_start_finds_the_running_server(home):
     begun = started()
-    assert local_server.start(tcp_port=1) == local_server.StartOutcome(begun.url, already=True)
+    assert local_server.start(ServerOptions(port=1)) == local_server.StartOutcome(
+        begun.url, already=True
+    )
 
 
 def test_stop_returns_the_url_and_leaves_no_process(home):
@@ -69,7 +72,11 @@ def test_stop_without_a_server_returns_none(home):
 
 def test_server_of_another_process_is_stopped(home):
     """It is not a child of this process, so that waitpid() fails."""
-    program = "from cloudmanager import local_server; local_server.start(tcp_port=0)"
+    program = (
+        "from cloudmanager import local_server; "
+        "from cloudmanager.server_options import ServerOptions; "
+        "local_server.start(ServerOptions(port=0))"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
     pid = pid_of(home)
     assert local_server.stop() is not None
@@ -99,14 +106,14 @@ def test_stale_state_does_not_kill_another_process(home):
 
 
 def test_server_listens_on_the_given_port(home):
-    begun = local_server.start("localhost", 0)
+    begun = local_server.start(ServerOptions(listen="localhost", port=0))
     assert begun.url.startswith("http://localhost:")
 
 
 def test_server_listens_on_ipv6(home):
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
-    begun = local_server.start("::1", 0)
+    begun = local_server.start(ServerOptions(listen="::1", port=0))
     assert begun.url.startswith("http://[::1]:")
     with Fleet() as fleet:
         assert fleet.status()["address"] == begun.url
@@ -122,9 +129,9 @@ def test_home_can_be_a_relative_path(tmp_path, monkeypatch):
         assert local_server.stop() is not None
 
 
-def refused(*address):
+def refused(host: str = "127.0.0.1", port: int = 0) -> str:
     with pytest.raises(ServiceError) as caught:
-        local_server.start(*address)
+        local_server.start(ServerOptions(listen=host, port=port))
     assert caught.value.hint == f"The server's own log is {local_server.log_file()}."
     return str(caught.value).removesuffix(" " + caught.value.hint)
 

@@ -76,12 +76,12 @@ async def two_servers(folder: Path, where: Path | str, nats_url: str = "") -> As
         nats_url: the bus; without one, an in-process broker is used.
     """
     hub = None if nats_url else InProcessBroker()
-    settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER}
+    settings: dict[str, Any] = {"store": where, "lost_after": DEAD_AFTER, "bus": nats_url or None}
     for name in "ab":
         (folder / name).mkdir()
     async with (
-        running_service(folder / "a", bus=hub.new_client() if hub else nats_url, **settings) as a,
-        running_service(folder / "b", bus=hub.new_client() if hub else nats_url, **settings) as b,
+        running_service(folder / "a", pubsub=hub.new_client() if hub else None, **settings) as a,
+        running_service(folder / "b", pubsub=hub.new_client() if hub else None, **settings) as b,
     ):
         for service in (a, b):
             await service.until(functools.partial(_is_connected, others_of(service)))

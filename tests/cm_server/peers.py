@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hmac
 import itertools
 import json
@@ -23,13 +24,16 @@ from websockets.exceptions import ConnectionClosed
 
 from cloudmanager import config
 from cloudmanager.protocol import frames, proofs, wire
+from cloudmanager.server_options import ServerOptions
 from cm_server import app
 from cm_server.auth.audit import AuditEntry
+from cm_server.limits import Limits
 from cm_server.net.listener import Listener
 from cm_server.store.rows import AuditRow
 
 T = TypeVar("T")
 
+DEFAULT_LIMITS = Limits()
 WAIT = 5.0  # seconds until anything here fails
 FACTS = {
     "platform": "unix",
@@ -91,9 +95,19 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def running_service(home: Path, **settings: Any) -> AsyncIterator[Service]:
-    """Run a server as `app.serve` does, on a free TCP port."""
-    server = app.Server(home, **settings)
+async def running_service(
+    home: Path, limits: Limits = DEFAULT_LIMITS, **settings: Any
+) -> AsyncIterator[Service]:
+    """Run a server as `app.serve` does, on a free TCP port.
+
+    Args:
+        home: its folder.
+        limits: of the server.
+        settings: fields of `ServerOptions`, and other arguments of `Server`.
+    """
+    names = {field.name for field in dataclasses.fields(ServerOptions)} & settings.keys()
+    options = ServerOptions(**{name: settings.pop(name) for name in names})
+    server = app.Server(home, options, limits, **settings)
     listener = Listener(server, app.make_app(server))
     sockets = bind_sockets(0, "127.0.0.1")
     listener.start_accepting(sockets)

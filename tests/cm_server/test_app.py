@@ -21,6 +21,7 @@ import pytest
 from cloudmanager import config
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.protocol.errors import NotAllowed, ServerError
+from cloudmanager.server_options import ServerOptions
 from cm_server import app
 from cm_server.limits import Limits
 from cm_server.net import certificates
@@ -66,6 +67,13 @@ def fleet(server: RunningServer) -> Fleet:
 
 
 # The start
+
+
+def test_bus_without_a_shared_store_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("CM_STORE", raising=False)
+    status, printed, err = start(tmp_path, "--bus", "nats://y")
+    assert (status, printed) == (2, {})
+    assert "--bus needs a shared store" in err
 
 
 def test_port_in_use_is_reported_with_advice(tmp_path):
@@ -263,7 +271,9 @@ def test_folder_is_usable_after_kill_9(tmp_path):
 
 async def test_serve_returns_after_sigterm(tmp_path):
     ready = asyncio.Event()
-    serving = asyncio.create_task(app.serve(tmp_path, "127.0.0.1", 0, lambda *_: ready.set()))
+    serving = asyncio.create_task(
+        app.serve(tmp_path, ServerOptions(port=0), Limits(), lambda *_: ready.set())
+    )
     await asyncio.wait_for(ready.wait(), WAIT)
     assert config.read_server_state(tmp_path) is not None
     os.kill(os.getpid(), signal.SIGTERM)

@@ -32,7 +32,7 @@ from cm_server.store.store import Store
 from .job_results import JobResults
 from .jobs import Cell, Job, JobObserver, ReportedResult, TimerHandle, read_last_result
 from .registry import Board, BoardLinkProtocol, Registry
-from .scheduler import LOST_AFTER, Scheduler
+from .scheduler import Scheduler
 
 if TYPE_CHECKING:
     from cm_server.cluster.peer_messages import PeerMessages
@@ -68,7 +68,7 @@ class Dispatch:
         call_later: Callable[[float, Callable[[], None]], TimerHandle],
         limits: Limits,
         *,
-        lost_after: float = LOST_AFTER,
+        lost_after: float,
     ) -> None:
         self._store = store
         self._limits = limits

@@ -19,7 +19,6 @@ from .registry import Board
 
 log = logging.getLogger("cm_server")
 
-LOST_AFTER = 10.0  # seconds in which a board has to reconnect and report how its job ended
 #: Seconds after a job's timeout in which its board confirms that it stopped; the caller gets a
 #: result within one second.
 CONFIRM_SECONDS = 0.9

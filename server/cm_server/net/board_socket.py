@@ -234,14 +234,18 @@ class BoardConnection:
         if self._hello is not None and self._hello.mac:
             nonces = self._hello.nonce + self._nonce
             self._link.mac = proofs.LinkMac(proofs.session_key(self._key, nonces, board.id))
-        welcome = {"name": board.name, "beat": server.beat, "spread": self._reconnect_spread(board)}
+        welcome = {
+            "name": board.name,
+            "beat": server.options.beat,
+            "spread": self._reconnect_spread(board),
+        }
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")
         dispatch.on_link_opened(
             board, same_boot=same_boot, last=last if isinstance(last, dict) else None
         )
         self._heartbeat_timer = asyncio.get_running_loop().call_later(
-            server.beat, self._send_heartbeat
+            server.options.beat, self._send_heartbeat
         )
         self._write_log(logging.INFO, "%s is connected, from %s", board.name, self._link.peer)
 
@@ -281,7 +285,7 @@ class BoardConnection:
         """
         assert self._board is not None
         silent = time.monotonic() - self._last_heard
-        if self._board.current_job is None and silent > 2 * self._server.beat:
+        if self._board.current_job is None and silent > 2 * self._server.options.beat:
             text = "%s does not answer pings: its link is closed"
             self._write_log(logging.WARNING, text, self._board.name)
             self._server.dispatch.counters.silent_links += 1
@@ -289,7 +293,7 @@ class BoardConnection:
             return
         self._link.ping()
         loop = asyncio.get_running_loop()
-        self._heartbeat_timer = loop.call_later(self._server.beat, self._send_heartbeat)
+        self._heartbeat_timer = loop.call_later(self._server.options.beat, self._send_heartbeat)
 
 
 def _close_replaced_link(link: BoardLinkProtocol) -> None:

@@ -93,7 +93,7 @@ class BaseHandler(RequestHandler):
             read = ipaddress.ip_address(address.strip().partition("%")[0])
         except ValueError:
             return False
-        return any(read in network for network in self._server.proxies)
+        return any(read in network for network in self._server.options.behind_proxy)
 
     def prepare(self) -> None:
         """Refuse requests without TLS, for foreign host names, and from foreign web pages."""
@@ -117,7 +117,7 @@ class BaseHandler(RequestHandler):
     def _has_foreign_origin(self) -> bool:
         """Whether a browser sent the request for a page of an origin that was not allowed."""
         origin = self.request.headers.get("Origin")
-        return origin is not None and origin not in self._server.origins
+        return origin is not None and origin not in self._server.options.allow_origin
 
     def refuse(self, status: int, why: str) -> None:
         """Answer with an error status and a reason, in a header and as plain text."""

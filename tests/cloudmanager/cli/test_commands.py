@@ -97,10 +97,10 @@ def test_occupied_tcp_port_is_reported(own_home, mbm):
     assert done.err.count("\n") == 1
 
 
-def test_samples_option_is_passed_to_the_server(own_home, mbm):
+def test_option_of_the_server_is_checked(own_home, mbm):
     done = mbm("server-start", "--port", "0", "--samples", "0")
-    assert (done.status, done.out) == (1, "")
-    assert "--samples must be a number from 1 to 100000" in done.err
+    assert (done.status, done.out) == (2, "")
+    assert "argument --samples: give a number from 1 to 100000" in done.err
 
 
 # Boards

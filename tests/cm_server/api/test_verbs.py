@@ -106,7 +106,7 @@ def server() -> FakeServer:
     store = Store(None)
     store.enrol_boards([new_board_row(f"id{n}", f"lab-{n}", bytes(32)) for n in (10, 2, 1)])
     registry = Registry(store.boards())
-    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer(), LIMITS)
+    dispatch = Dispatch(store, registry, lambda _seconds, _act: Timer(), LIMITS, lost_after=10)
     tools = (store, registry, dispatch, AuditLog(store, LIMITS), Tokens(store, LIMITS))
     server = FakeServer(*tools, uptime=5)
     for name in ("lab-1", "lab-2"):

@@ -97,8 +97,8 @@ async def test_refused_request_is_no_health_problem(service: Service):
 
 
 async def test_metrics_need_loopback_or_a_token_for_all_boards(tmp_path):
-    proxies = [ipaddress.ip_network("127.0.0.0/8")]
-    async with running_service(tmp_path, proxies=proxies) as service:
+    proxies = (ipaddress.ip_network("127.0.0.0/8"),)
+    async with running_service(tmp_path, behind_proxy=proxies) as service:
         some, dead = service.add_token("admin", "lab-*"), service.add_token("viewer", name="dead")
         service.server.tokens.revoke("dead", AuditEntry("test", "here", "token-revoke"))
         expected = {"": 401, credentials.new_token(): 401, some: 401, dead: 401, service.token: 200}
@@ -136,7 +136,7 @@ async def test_request_without_origin_is_accepted(service: Service, path):
 
 
 async def test_allowed_origin_is_accepted_with_a_token(tmp_path):
-    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+    async with running_service(tmp_path, allow_origin=("https://lab.example",)) as service:
         for path in SOCKETS:
             answered = await answer(service, path, Origin="https://lab.example")
             assert answered.startswith("HTTP/1.1 101 ")
@@ -148,7 +148,7 @@ async def test_allowed_origin_is_accepted_with_a_token(tmp_path):
 
 
 async def test_two_origin_headers_are_refused(tmp_path):
-    async with running_service(tmp_path, origins=["https://lab.example"]) as service:
+    async with running_service(tmp_path, allow_origin=("https://lab.example",)) as service:
         origins = "Origin: https://lab.example\r\nOrigin: https://evil.example\r\n\r\n"
         text = handshake("/caller", Authorization=f"Bearer {service.token}").decode()
         answered = await send_text(service, text.replace("\r\n\r\n", "\r\n" + origins))
@@ -328,8 +328,8 @@ async def test_ca_certificate_needs_no_credentials(service: Service):
 async def test_only_a_trusted_proxy_may_report_the_address(
     tmp_path, network, forwarded, status, address
 ):
-    proxies = [ipaddress.ip_network(network)]
-    async with running_service(tmp_path, local=False, proxies=proxies) as service:
+    proxies = (ipaddress.ip_network(network),)
+    async with running_service(tmp_path, local=False, behind_proxy=proxies) as service:
         text = f"GET /healthz HTTP/1.1\r\nHost: lab.example\r\nX-Forwarded-For: {forwarded}\r\n\r\n"
         assert (await send_text(service, text)).startswith(f"HTTP/1.1 {status} ")
         if status == "200" and address:
