@@ -25,6 +25,7 @@ from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.server_options import ServerOptions
 
+from . import cleanup
 from .api.subscriptions import Subscriptions
 from .auth import credentials
 from .auth.audit import AuditLog
@@ -42,7 +43,7 @@ from .jobs.registry import Board, Registry
 from .limits import Limits
 from .logs import PeerLog, configure_logging
 from .loop_lag import LoopLagMonitor
-from .net import certificates, cleanup
+from .net import certificates
 from .net.board_socket import BoardSocket
 from .net.caller_socket import CallerConnection, CallerSocket
 from .net.fair_queue import FairQueue
@@ -54,10 +55,11 @@ from .net.handlers import (
     NotFoundHandler,
 )
 from .net.listener import Listener, all_on_loopback, open_listening_sockets
-from .net.rate_limits import RateLimiter, TokenBucket, UnauthenticatedConnections
 from .packages.planner import PackagePlanner
 from .packages.source_settings import DEFAULT_INDEX, SourceSettings
-from .sample_buffer import Sample, SampleCollector
+from .rate_limits import RateLimiter, TokenBucket, UnauthenticatedConnections
+from .sample_buffer import Sample
+from .sample_collector import SampleCollector
 from .store import file_replacement
 from .store.lockfile import hold_lock
 from .store.rows import TokenRow

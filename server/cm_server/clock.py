@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cloudmanager.protocol.errors import ServerError
 
 from .store.rows import AuditRow
+from .times import DAY, EARLIEST
 
 if TYPE_CHECKING:
     from .store.store import Store
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 HOUR = 3600.0
-DAY = 86400.0
 #: A smaller difference is no step: clocks drift during a day, and NTP corrects them.
 TOLERANCE = HOUR
 #: For this time a server may have been off, or the machine suspended, without doubting the clock.
@@ -34,8 +34,6 @@ CONFIRM_SECONDS = DAY
 #: At most this much running time is counted between two checks, which are a minute apart: a
 #: machine that was suspended, or whose steady clock jumped, did not run evenly in between.
 COUNTED_SECONDS = 120.0
-#: 2024-01-01. This program is younger, so an earlier time (1970, 2000) is wrong.
-EARLIEST = 1_704_067_200.0
 _NAME = "clock"  # of the stored state
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from cloudmanager.protocol.errors import ServerError
 
-from .clock import DAY, TOLERANCE, CheckedClock
+from .clock import TOLERANCE, CheckedClock
 from .jobs.jobs import TimerHandle
 from .limits import Limits
 from .store.store import Store
+from .times import DAY
 
 log = logging.getLogger("cm_server")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .limits import Limits
-from .net.rate_limits import RateLimiter, address_group
+from .rate_limits import RateLimiter, address_group
 
 log = logging.getLogger("cm_server")
 

@@ -161,8 +161,8 @@ def _authenticate(link, run, job, config, authenticate=_authenticate):
     ),
     defence(
         "each verb requires its role",
-        SERVER + "api/verbs.py",
-        "_has_role = lambda token, role: True",
+        SERVER + "auth/access.py",
+        "has_role = lambda token, role: True",
         VERBS + "[label-viewer]",
     ),
     defence(

@@ -137,15 +137,15 @@ BOUNDS: Final = [
     ),
     defence(
         "unauthenticated connections are bounded per address",
-        SERVER + "net/rate_limits.py",
+        SERVER + "rate_limits.py",
         "UnauthenticatedConnections._is_over_address_limit = lambda self, count: False",
-        "cm_server/net/test_rate_limits.py::test_oldest_connection_of_an_address_is_closed",
+        "cm_server/test_rate_limits.py::test_oldest_connection_of_an_address_is_closed",
     ),
     defence(
         "unauthenticated connections are bounded in total",
-        SERVER + "net/rate_limits.py",
+        SERVER + "rate_limits.py",
         "UnauthenticatedConnections._is_over_total_limit = lambda self: False",
-        "cm_server/net/test_rate_limits.py::test_total_limit_closes_a_connection_of_the_largest_group",
+        "cm_server/test_rate_limits.py::test_total_limit_closes_a_connection_of_the_largest_group",
     ),
     defence(
         "a connection whose request has a slow head is closed",
@@ -227,7 +227,7 @@ BOUNDS: Final = [
     ),
     defence(
         "reads from unauthenticated connections share a rate",
-        SERVER + "net/rate_limits.py",
+        SERVER + "rate_limits.py",
         "UnauthenticatedConnections.read_pause = lambda self, reads: 0.0",
         "cm_server/net/test_listener.py::test_reads_from_many_connections_share_a_rate",
     ),
@@ -250,16 +250,16 @@ BOUNDS: Final = [
     ),
     defence(
         "a connection that cannot be closed does not affect the next one",
-        SERVER + "net/rate_limits.py",
+        SERVER + "rate_limits.py",
         "UnauthenticatedConnections._close_safely = lambda self, close: close()",
-        "cm_server/net/test_rate_limits.py::"
+        "cm_server/test_rate_limits.py::"
         "test_connection_that_cannot_be_closed_does_not_affect_the_next",
     ),
     defence(
         "a clean-up continues after a failed step",
-        SERVER + "net/cleanup.py",
+        SERVER + "cleanup.py",
         "run_all = lambda what, *steps: [step() for step in steps]",
-        "cm_server/net/test_cleanup.py::test_every_step_runs_although_one_fails",
+        "cm_server/test_cleanup.py::test_every_step_runs_although_one_fails",
         "cm_server/net/test_websocket.py::test_failed_clean_up_releases_the_rest",
     ),
     defence(

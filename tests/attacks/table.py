@@ -195,7 +195,7 @@ ATTACKS: Final = [
         "very many unauthenticated connections",
         "cm_server/test_app.py: flood_of_connections_is_bounded_and_others_can_connect "
         "aborted_connections_leave_no_state",
-        "cm_server/net/test_rate_limits.py: oldest_connection_of_an_address_is_closed "
+        "cm_server/test_rate_limits.py: oldest_connection_of_an_address_is_closed "
         "flood_from_one_address_does_not_affect_another "
         "total_limit_closes_a_connection_of_the_largest_group "
         "connection_that_cannot_be_closed_does_not_affect_the_next",

@@ -9,8 +9,6 @@ import pytest
 
 from cm_server.clock import (
     CONFIRM_SECONDS,
-    DAY,
-    EARLIEST,
     HOUR,
     LONGEST_GAP,
     TOLERANCE,
@@ -18,6 +16,7 @@ from cm_server.clock import (
 )
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
+from cm_server.times import DAY, EARLIEST
 
 MINUTE = 60.0
 NOW = 1_790_000_000.0  # seconds since 1970

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.clock import DAY, CheckedClock
+from cm_server.clock import CheckedClock
 from cm_server.housekeeping import (
     BATCH_PAUSE_SECONDS,
     FIRST_ROUND_SECONDS,
@@ -20,6 +20,7 @@ from cm_server.housekeeping import (
 from cm_server.limits import Limits
 from cm_server.store.rows import AuditRow
 from cm_server.store.store import Store
+from cm_server.times import DAY
 
 from .dispatching import Clock
 

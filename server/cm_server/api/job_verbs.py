@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import fold_names
 from cm_server.auth import access
-from cm_server.jobs.jobs import MAX_JOB_ID, Job, describe_row
+from cm_server.jobs.jobs import Job, describe_row
 from cm_server.jobs.registry import Board
+from cm_server.store.rows import MAX_JOB_ID
 
 from .request_context import RequestContext, resolve_boards
 

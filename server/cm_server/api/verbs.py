@@ -52,15 +52,10 @@ def check_role(token: TokenRow, verb: str) -> None:
     needed = VERBS[verb].role if verb in VERBS else MESSAGE_ROLES.get(verb)
     if needed is None:
         raise ServerError(f"there is no request called {verb[:64]!r}")
-    if not _has_role(token, needed):
+    if not access.has_role(token, needed):
         raise NotAllowed(needed)
     if verb in VERBS and VERBS[verb].requires_all_boards and not _covers_all_boards(token):
         raise NotAllowed(f"{needed} on all boards")
-
-
-def _has_role(token: TokenRow, role: str) -> bool:
-    """Return whether a token's role is this one or a higher one."""
-    return ROLES.index(token.role) >= ROLES.index(role)
 
 
 def _covers_all_boards(token: TokenRow) -> bool:
@@ -337,7 +332,7 @@ def _audit_target(body: dict[str, Any]) -> str:
 
 
 #: Messages that are no requests (SUBMIT, WATCH), and the roles that they require.
-MESSAGE_ROLES = {"submit": "operator", "watch": "viewer"}
+MESSAGE_ROLES = {"submit": access.SUBMIT_ROLE, "watch": "viewer"}
 
 VERBS = {
     "status": Verb("viewer", _server_status),

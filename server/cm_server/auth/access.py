@@ -8,7 +8,15 @@ from cloudmanager.protocol.targets import parse_target
 from cm_server.jobs.registry import Board
 from cm_server.store.rows import TokenRow
 
+from .credentials import ROLES
+
 ALL_BOARDS = "all"  # the target of a token that reaches every board
+SUBMIT_ROLE = "operator"  # the lowest role that may run cells
+
+
+def has_role(token: TokenRow, role: str) -> bool:
+    """Return whether a token's role is this one or a higher one."""
+    return ROLES.index(token.role) >= ROLES.index(role)
 
 
 def reachable_boards(token: TokenRow, boards: Mapping[str, Board]) -> Mapping[str, Board]:

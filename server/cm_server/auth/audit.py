@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
 from cm_server.limits import Limits
-from cm_server.net.rate_limits import RateLimiter, address_group
+from cm_server.rate_limits import RateLimiter, address_group
 from cm_server.store.rows import AuditRow
 
 from . import credentials

@@ -12,8 +12,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cloudmanager.protocol.errors import NotAllowed, ServerError
-from cm_server.api.verbs import check_role
+from cloudmanager.protocol.errors import ServerError
 from cm_server.jobs.jobs import Job
 
 from . import access
@@ -72,9 +71,7 @@ class Permission:
             return f"the token of {job.caller!r} is not known here"
         if reason := self._tokens.refusal_reason(token):
             return reason
-        try:
-            check_role(token, "submit")
-        except NotAllowed:
+        if not access.has_role(token, access.SUBMIT_ROLE):
             return f"the token {token.name!r} may not run cells"
         reachable = access.reachable_boards(token, self._registry.by_name)
         if reachable.get(job.board.name) is not job.board:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager import config
 from cloudmanager.protocol.errors import ServerError
 from cm_server.auth.tokens import LOCAL_TOKEN_NAME
-from cm_server.jobs.jobs import MAX_JOB_ID
+from cm_server.store.rows import MAX_JOB_ID
 from cm_server.store.shared_store import SharedStore
 
 from .board_directory import BoardDirectory

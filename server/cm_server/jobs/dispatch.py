@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
+from cm_server import cleanup
 from cm_server.cluster.remote_jobs import RemoteJobs
 from cm_server.installs.job_steps import JobRefused
 from cm_server.limits import MIB, Limits
-from cm_server.net import cleanup
 from cm_server.store.rows import JobRow
 from cm_server.store.store import Store
 

@@ -13,11 +13,10 @@ from cm_server.installs.transfers import FileTransfer, FileTransferSpec, Relayed
 from cm_server.limits import Limits
 
 if TYPE_CHECKING:
-    from cm_server.store.rows import JobRow
+    from cm_server.store.rows import MAX_JOB_ID, JobRow
 
     from .registry import Board
 
-MAX_JOB_ID = 2**32 - 1  # a job's number has four bytes on the wire
 MAX_TIMEOUT_MS = 0x3FFFFFFF  # 12 days: the largest small int of 32-bit MicroPython ports
 REPORTED_ERROR_CHARS = 1024  # of the error in a board's report of its last job
 

@@ -11,7 +11,7 @@ from cloudmanager.protocol import proofs
 from cm_server.sample_buffer import SampleBuffer
 
 if TYPE_CHECKING:
-    from cm_server.net.rate_limits import TokenBucket
+    from cm_server.rate_limits import TokenBucket
     from cm_server.store.rows import BoardRow
 
     from .jobs import Job

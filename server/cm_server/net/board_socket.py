@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cm_server import cleanup
 from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
+from cm_server.rate_limits import UnauthenticatedEntry
 
-from . import cleanup
 from .handlers import BaseHandler
-from .rate_limits import UnauthenticatedEntry
 from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
 from cloudmanager.protocol.targets import parse_target
+from cm_server import cleanup
 from cm_server.api import job_requests, verbs
 from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
 from cm_server.auth.enrolment import CLOSE_REVOKED
 from cm_server.jobs.jobs import Cell, Job
+from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
 
-from . import cleanup
 from .handlers import BaseHandler
-from .rate_limits import address_group
 from .websocket import WebSocketLink, accept_websocket
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import HTTPError, RequestHandler
 
-from .rate_limits import address_group
+from cm_server.rate_limits import address_group
 
 if TYPE_CHECKING:
     from cm_server.app import Server

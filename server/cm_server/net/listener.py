@@ -22,10 +22,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from cloudmanager.protocol.errors import ServerError
+from cm_server import cleanup
 from cm_server.limits import Limits
-
-from . import cleanup
-from .rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
+from cm_server.rate_limits import TokenBucket, UnauthenticatedConnections, UnauthenticatedEntry
 
 if TYPE_CHECKING:
     from cm_server.app import Server

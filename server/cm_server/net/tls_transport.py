@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import ssl
 
-from . import cleanup
+from cm_server import cleanup
 
 READ_BYTES = 64 * 1024  # longest data of one data_received(), as with a plain socket
 _RECORD_BYTES = 16 * 1024  # bytes: the longest record of TLS (RFC 8446, 5.1)

@@ -21,11 +21,11 @@ from tornado.web import RequestHandler
 
 from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import PeerWireError
+from cm_server import cleanup
 from cm_server.limits import Limits
+from cm_server.rate_limits import TokenBucket
 
-from . import cleanup
 from .fair_queue import FairQueue
-from .rate_limits import TokenBucket
 from .tls_transport import READ_BYTES, TlsTransport
 
 log = logging.getLogger("cm_server")

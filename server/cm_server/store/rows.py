@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
+MAX_JOB_ID = 2**32 - 1  # a job's number has four bytes on the wire
+
 
 class BoardRow(NamedTuple):
     """One enrolled board."""

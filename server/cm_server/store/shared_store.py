@@ -23,12 +23,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.clock import EARLIEST
-from cm_server.jobs.jobs import MAX_JOB_ID
+from cm_server.times import EARLIEST
 
 from . import tables
 from .change_notifier import NotifyingStore
-from .rows import AuditRow, BoardRow, ClaimedBoard, JobRow
+from .rows import MAX_JOB_ID, AuditRow, BoardRow, ClaimedBoard, JobRow
 from .store import BOARD_COLUMNS, END_JOB, INSERT_JOB, JOB_COLUMNS, JOB_END_VALUES
 
 log = logging.getLogger("cm_server")

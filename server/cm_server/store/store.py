@@ -26,7 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from cloudmanager.protocol.errors import ServerError
-from cm_server.clock import DAY, EARLIEST
+from cm_server.times import DAY, EARLIEST
 
 from . import tables
 from .databases import open_database

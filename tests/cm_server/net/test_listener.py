@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from cloudmanager.protocol import wire
+from cm_server import cleanup
 from cm_server.limits import Limits
-from cm_server.net import cleanup
 from cm_server.net.listener import all_on_loopback, open_listening_sockets
-from cm_server.net.rate_limits import RateLimiter
+from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, running_service, within
 
 HELLO = bytes.fromhex("16030100c8010000c40303")  # the first bytes of a TLS client hello

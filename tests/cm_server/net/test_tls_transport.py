@@ -12,9 +12,10 @@ from typing import NamedTuple
 import pytest
 
 from cloudmanager import config
-from cm_server.net import certificates, cleanup
-from cm_server.net.rate_limits import RateLimiter
+from cm_server import cleanup
+from cm_server.net import certificates
 from cm_server.net.tls_transport import READ_BYTES, TlsTransport
+from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import within
 
 

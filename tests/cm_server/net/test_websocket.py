@@ -11,9 +11,10 @@ from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from cloudmanager.protocol import frames, wire
+from cm_server import cleanup
 from cm_server.limits import Limits
-from cm_server.net import cleanup, websocket
-from cm_server.net.rate_limits import RateLimiter
+from cm_server.net import websocket
+from cm_server.rate_limits import RateLimiter
 from tests.cm_server.peers import FakeBoard, FakeCaller, RawPeer, Service, handshake, within
 
 STATUS = wire.pack(wire.REQUEST, b'{"verb":"status"}', job=7)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cm_server.net import cleanup
-from cm_server.net.rate_limits import RateLimiter
+from cm_server import cleanup
+from cm_server.rate_limits import RateLimiter
 
 
 def fail() -> None:

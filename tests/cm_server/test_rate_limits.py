@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cm_server.limits import Limits
-from cm_server.net.rate_limits import (
+from cm_server.rate_limits import (
     RateLimiter,
     TokenBucket,
     UnauthenticatedConnections,

@@ -10,7 +10,8 @@ import pytest
 from cloudmanager.protocol import wire
 from cm_server.jobs.registry import Board
 from cm_server.limits import Limits
-from cm_server.sample_buffer import Sample, SampleCollector
+from cm_server.sample_buffer import Sample
+from cm_server.sample_collector import SampleCollector
 from cm_server.store.rows import BoardRow
 
 

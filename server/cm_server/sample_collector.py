@@ -1,0 +1,57 @@
+"""Collects the samples of all boards in buffers of bounded size. No sockets, no SQL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cloudmanager.protocol import wire
+from cloudmanager.protocol.errors import PeerWireError
+
+from .jobs.registry import Board
+from .limits import Limits
+from .sample_buffer import Sample
+
+
+class SampleCollector:
+    """Adds boards' samples to their buffers.
+
+    Args:
+        max_per_board: how many samples are kept of one board.
+        on_sample: called with each sample that was added, and its board.
+        limits: the size and the rate of samples, and how many are kept of all boards.
+    """
+
+    def __init__(
+        self, max_per_board: int, on_sample: Callable[[Board, Sample], None], limits: Limits
+    ) -> None:
+        self._limits = limits
+        self._max_per_board = max_per_board
+        self._on_sample = on_sample
+        self._emitting_boards = 0  # boards with at least one sample
+
+    def add_message(self, board: Board, message: wire.Message) -> None:
+        """Add the sample of an EMIT message; count one that is malformed, too long or too soon."""
+        buffer = board.sample_buffer
+        try:
+            too_long = len(message.payload) > self._limits.sample_bytes
+            if too_long or not buffer.allow(time.monotonic(), self._limits.samples_per_second):
+                raise PeerWireError("EMIT is too long or too soon after the last one")
+            emitted = wire.read_emit(message)
+        except PeerWireError:
+            buffer.missed += 1
+            return
+        now = round(time.time(), 6)  # microseconds, as in its JSON
+        sample = Sample(now, emitted.ticks, emitted.dropped + buffer.missed, emitted.values)
+        buffer.missed = 0
+        self.add_sample(board, sample)
+
+    def add_sample(self, board: Board, sample: Sample) -> None:
+        """Add a sample, received by this or another server, and report it."""
+        buffer = board.sample_buffer
+        self._emitting_boards += not buffer.samples
+        buffer.samples.append(sample)
+        share = self._limits.total_samples // self._emitting_boards or 1
+        while len(buffer.samples) > min(self._max_per_board, share):
+            buffer.samples.popleft()
+        self._on_sample(board, sample)
