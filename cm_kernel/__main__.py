@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# As in ipykernel's launcher: a user's own logging.py must not hide Python's. When the kernel runs,
+# IPython adds the working directory again, after the standard library.
+if sys.path[:1] in ([""], [os.getcwd()]):  # noqa: PTH109 - pathlib may be the user's
+    del sys.path[0]
 
 if sys.argv[1:2] == ["install"]:
     from .install import main

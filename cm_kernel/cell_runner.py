@@ -6,6 +6,7 @@ Several boards share one display that is updated in place, as with the magics.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from .interrupts import ANY_TIME
 #: Characters of a cell's output that are streamed; of a longer output, only the end is added.
 MAX_STREAM_CHARS: Final = 64 * 1024
 _END_CHARS: Final = 4 * 1024  # characters of that end
+#: Characters of values up to which they are kept as `_` and `Out[n]`.
+_MAX_VALUE_CHARS: Final = 256 * 1024
 _GATHER_SECONDS: Final = 0.05  # output within this time is sent as one message
 
 
@@ -32,17 +35,96 @@ class OutputMaker:
     Args:
         kernel: sends the messages.
         with_head: whether the output of a single board begins with a heading too.
+        silent: whether to show only what the boards print, and no values.
+        for_magic: whether a magic runs the cell: it shows or keeps the value on a single board.
     """
 
-    def __init__(self, kernel: KernelHost, *, with_head: bool) -> None:
+    def __init__(
+        self,
+        kernel: KernelHost,
+        *,
+        with_head: bool,
+        silent: bool = False,
+        for_magic: bool = False,
+    ) -> None:
         self._kernel = kernel
-        self._with_head = with_head
+        self._with_head = with_head and not silent
+        self._silent = silent
+        self._sink: _KernelSink
+        if for_magic:
+            self._sink = _MagicSink(kernel)
+        else:
+            self._sink = _SilentSink(kernel) if silent else _KernelSink(kernel)
+        self._group: JobGroup | None = None
 
     def __call__(self, group: JobGroup, view: CellView, _: bool) -> CellOutput:
         """Return the output of a cell."""
-        if len(group.jobs) == 1 and view.options.grouping != "order":
-            return _StreamOutput(self._kernel, view, with_head=self._with_head)
+        self._group = group
+        if self._silent or (len(group.jobs) == 1 and view.options.grouping != "order"):
+            return _StreamOutput(self._kernel, self._sink, view, with_head=self._with_head)
         return _SharedOutput(self._kernel, view)
+
+    def value_for_magic(self) -> Any:
+        """Return the value on a single board that the magic shows or keeps; else None."""
+        if self._group is None or len(self._group.jobs) != 1 or self._sink.value_was_shown:
+            return None
+        return self._group.results(0).value
+
+    def remember_value(self) -> None:
+        """Assign ``_`` and ``Out[n]`` in the notebook's own Python, as IPython does.
+
+        It is the value on a single board, and the results of several.
+        """
+        if self._group is None or self._silent:
+            return
+        results = self._group.results(0)
+        texts = [result.text for result in results.values()]
+        if any(texts) and sum(map(len, texts)) <= _MAX_VALUE_CHARS:
+            value = results.value if len(results) == 1 else results
+            self._kernel.shell.displayhook.update_user_ns(value)
+
+
+class _KernelSink:
+    """Sends the output and the value of one board as a stream and an execute_result."""
+
+    value_was_shown = False
+
+    def __init__(self, kernel: KernelHost) -> None:
+        self._kernel = kernel
+
+    def send_text(self, text: str) -> None:
+        content = {"name": "stdout", "text": text}
+        self._kernel.send_response(self._kernel.iopub_socket, "stream", content)
+
+    def send_value(self, data: dict[str, Any]) -> None:
+        """Show the MIME bundle of a value."""
+        count = self._kernel.execution_count - 1
+        content = {"execution_count": count, "data": data, "metadata": {}}
+        self._kernel.send_response(self._kernel.iopub_socket, "execute_result", content)
+        self.value_was_shown = True
+
+
+class _SilentSink(_KernelSink):
+    """Sends the stream only, for a request with ``silent=True``."""
+
+    def send_value(self, data: dict[str, Any]) -> None:
+        pass
+
+
+class _MagicSink(_KernelSink):
+    """Writes to ``sys.stdout``, which ``%%capture`` replaces.
+
+    The magic shows the value itself, unless it is a picture or a tree.
+    """
+
+    def send_text(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def send_value(self, data: dict[str, Any]) -> None:
+        if set(data) != {"text/plain"}:
+            self._kernel.shell.display_pub.publish(data)
+            self.value_was_shown = True
 
 
 class _SharedOutput:
@@ -62,8 +144,11 @@ class _SharedOutput:
 class _StreamOutput:
     """The output of one board: a stream, then its value as an execute_result."""
 
-    def __init__(self, kernel: KernelHost, view: CellView, *, with_head: bool) -> None:
+    def __init__(
+        self, kernel: KernelHost, sink: _KernelSink, view: CellView, *, with_head: bool
+    ) -> None:
         self._kernel = kernel
+        self._sink = sink
         self._view = view
         self._head_pending = with_head
         self._unsent_text: list[str] = []
@@ -123,8 +208,7 @@ class _StreamOutput:
         text = "".join(self._unsent_text)
         self._unsent_text = []
         if text:
-            content = {"name": "stdout", "text": text}
-            self._kernel.send_response(self._kernel.iopub_socket, "stream", content)
+            self._sink.send_text(text)
 
     def _on_end(self, result: Result) -> None:
         if self._omitted_chars:
@@ -140,9 +224,4 @@ class _StreamOutput:
             if self._head_pending:
                 self._write_head(result.board)
             self._send_text()
-            self._send_result(rich_values.mime_bundle(result))
-
-    def _send_result(self, data: dict[str, Any]) -> None:
-        count = self._kernel.execution_count - 1
-        content = {"execution_count": count, "data": data, "metadata": {}}
-        self._kernel.send_response(self._kernel.iopub_socket, "execute_result", content)
+            self._sink.send_value(rich_values.mime_bundle(result))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from ipykernel.ipkernel import IPythonKernel
+from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from IPython.utils.tokenutil import token_at_cursor
 from traitlets import List, Type
 
@@ -56,7 +58,8 @@ class BoardKernel(IPythonKernel):
     @cached_property
     def boards(self) -> BoardCells:
         """Runs cells on boards; loaded with the first cell, so that the kernel starts quickly."""
-        from .board_cells import BoardCells
+        with _without_working_directory():
+            from .board_cells import BoardCells
 
         return BoardCells(self)
 
@@ -127,10 +130,8 @@ class BoardKernel(IPythonKernel):
         try:
             host_lines, part = self.boards.split_cell(code)
             if part is not None and part.kind == "board" and not host_lines:
-                history = store_history and not silent
-                reply = await self._run_on_boards(
-                    part, code, history, user_expressions, allow_stdin
-                )
+                info = ExecutionInfo(code, store_history and not silent, silent, True, cell_id)
+                reply = await self._run_on_boards(part, info, user_expressions or {}, allow_stdin)
             else:
                 reply = await super().do_execute(*arguments, cell_meta=cell_meta, cell_id=cell_id)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
@@ -143,30 +144,43 @@ class BoardKernel(IPythonKernel):
     async def _run_on_boards(
         self,
         part: CellPart,
-        code: str,
-        store_history: bool,
-        user_expressions: dict[str, str] | None,
+        info: ExecutionInfo,
+        user_expressions: dict[str, str],
         allow_stdin: bool,
     ) -> dict[str, Any]:
         """Run a cell whose lines are all for boards, without IPython, which takes 1 ms longer."""
         shell: Any = self.shell
-        count = shell.execution_count
-        if store_history:
-            shell.history_manager.store_inputs(count, code, code)
+        result: Any = ExecutionResult(info)
+        result.execution_count = shell.execution_count
+        if info.store_history:
+            shell.history_manager.store_inputs(shell.execution_count, info.raw_cell, info.raw_cell)
             shell.execution_count += 1
         self._forward_input(allow_stdin)
+        shell.events.trigger("pre_execute")
+        if not info.silent:
+            shell.events.trigger("pre_run_cell", info)
         try:
             with self.interrupts.running_cell():
-                value = await self.boards.run(part.text, part.line)
-            shell.displayhook(value)
+                result.result = await self.boards.run(part.text, part.line, silent=info.silent)
+            if not info.silent:
+                shell.displayhook(result.result)
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             shell.showtraceback()
+            result.error_in_exec = error
             return self._error_reply(error, shell._last_traceback or [])
         finally:
             self._restore_input()
+            shell.last_execution_succeeded = result.success
+            shell.last_execution_result = result
             shell.events.trigger("post_execute")
-        values = shell.user_expressions(user_expressions or {})
-        return {"status": "ok", "execution_count": count, "user_expressions": values, "payload": []}
+            if not info.silent:
+                shell.events.trigger("post_run_cell", result)
+        return {
+            "status": "ok",
+            "execution_count": shell.execution_count - 1,
+            "user_expressions": await self.boards.evaluate(user_expressions, part.line),
+            "payload": [],
+        }
 
     async def do_complete(self, code: str, cursor_pos: int | None) -> dict[str, Any]:
         """Complete names on boards; IPython completes code for the notebook's own Python."""
@@ -221,3 +235,14 @@ class BoardKernel(IPythonKernel):
         self.interrupts.wake_handler()
         session: Any = self.session
         session.send(stream, "interrupt_reply", {"status": "ok"}, parent, ident=ident)
+
+
+@contextlib.contextmanager
+def _without_working_directory() -> Iterator[None]:
+    """Import from installed packages only: a user's own rich.py must not hide the library."""
+    before = list(sys.path)
+    sys.path[:] = [folder for folder in before if folder]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

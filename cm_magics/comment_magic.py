@@ -6,20 +6,25 @@ import re
 from typing import Final
 
 _COMMENTED: Final = re.compile(r"#\s*(?=%%board\b)")
+_BOARD_MAGIC: Final = re.compile(r"%%board\w*\b")
 
 
 def uncomment(lines: list[str]) -> list[str]:
     """Turn the comment into the cell magic; one of IPython's ``input_transformers_cleanup``.
 
     Only the first line that is not blank is changed, so that a later comment stays a comment.
+    Comments above a magic such as ``%%board`` are removed, because IPython accepts none there.
 
     Args:
         lines: the cell's lines, with their line ends.
 
     Returns:
-        The lines from the cell magic on, or all lines unchanged if the comment is missing.
+        The lines from the cell magic on, or all lines unchanged if there is none.
     """
+    code = [index for index, line in enumerate(lines) if line.strip()[:1] not in ("", "#")]
     first = next((index for index, line in enumerate(lines) if line.strip()), 0)
-    if not lines or not (found := _COMMENTED.match(lines[first])):
-        return lines
-    return [lines[first][found.end() :], *lines[first + 1 :]]
+    if lines and (found := _COMMENTED.match(lines[first])):
+        return [lines[first][found.end() :], *lines[first + 1 :]]
+    if code and _BOARD_MAGIC.match(lines[code[0]]):
+        return lines[code[0] :]
+    return lines

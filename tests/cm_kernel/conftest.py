@@ -38,8 +38,9 @@ class Output(NamedTuple):
 class Kernel:
     """A running kernel and a frontend that listens to it."""
 
-    def __init__(self, manager: KernelManager) -> None:
+    def __init__(self, manager: KernelManager, folder: Path) -> None:
         self.manager = manager
+        self.folder = folder  # below which it is installed
         self.client: Any = manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(WAIT)
@@ -77,6 +78,14 @@ class Kernel:
                 outputs.append(message)
                 watch(message)
         return str(self.reply(asked)["status"]), outputs
+
+    def request(self, code: str, **options: Any) -> tuple[dict[str, Any], list[Output]]:
+        """Send an execute_request with options of the protocol; return its reply and outputs."""
+        asked = self.client.execute(code, allow_stdin=False, stop_on_error=False, **options)
+        outputs: list[Output] = []
+        while (message := self._next(asked, [])) != "idle":
+            outputs += [message] if isinstance(message, Output) else []
+        return self.reply(asked), outputs
 
     def reply(self, asked: str) -> dict[str, Any]:
         """Return the content of the reply to a request."""
@@ -124,8 +133,8 @@ class Kernel:
 
 
 @contextlib.contextmanager
-def running_kernel(folder: Path, **environment: str) -> Iterator[Kernel]:
-    """Run a kernel that is installed below a folder."""
+def running_kernel(folder: Path, cwd: Path | None = None, **environment: str) -> Iterator[Kernel]:
+    """Run a kernel that is installed below a folder; its notebook is in ``cwd``."""
     install(prefix=str(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_PATH", str(folder / "share/jupyter"))
@@ -134,9 +143,9 @@ def running_kernel(folder: Path, **environment: str) -> Iterator[Kernel]:
         for name, value in environment.items():
             patch.setenv(name, value)
         manager = KernelManager(kernel_name="cm_kernel")
-        manager.start_kernel(env=dict(os.environ))
+        manager.start_kernel(env=dict(os.environ), cwd=str(cwd) if cwd else None)
     try:
-        kernel = Kernel(manager)
+        kernel = Kernel(manager, folder)
         try:
             yield kernel
         finally:

@@ -207,7 +207,7 @@ def test_unreachable_server_is_one_line(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     environment = {"CM_HOME": str(tmp_path / "nobody"), "CM_URL": url}
-    with running_kernel(tmp_path, **environment) as kernel:
+    with running_kernel(tmp_path, None, **environment) as kernel:
         for code in ("6*7", "%%board demo-1\n6*7", "%boards"):
             status, outputs = kernel.run(code)
             assert status == "error"
