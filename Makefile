@@ -4,6 +4,10 @@
 #        while links break and servers die, a fifth of them over TLS anew, and half as many with
 #        three servers and 300 boards; some minutes (JOBS=100000 for longer, SEED=2)
 # attacks  takes each defence out of a copy of the code and shows that its tests notice
+# hardware  the suite for a board on a cable, five minutes long; it prints a table for an issue:
+#        make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="a command that presses RESET"]
+#        without WIFI through the bridge; SERVER=HOST[:PORT] as the board reaches this machine,
+#        LINK=mac for a link without TLS. It removes the client and app.py that are on the board.
 # check  style, types, imports, spelling, plain words
 # bench  ours beside its peers
 # clean  removes everything that make made here
@@ -33,7 +37,7 @@ ifneq ($(shell test -x $(BIN)/python && echo alive),alive)
 $(shell rm -rf $(VENV))
 endif
 
-.PHONY: demo test soak attacks check bench clean
+.PHONY: demo test soak attacks hardware check bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -43,7 +47,7 @@ demo: $(READY_DEMO)
 # The pure ones first, two files at a time; then, alone, what compares times, keeps the machine busy by itself, or
 # loses bytes on a busy one (the micro:bit's UART in QEMU).
 # With ARGS everything that they choose, one after the other.
-TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system)
+TOGETHER := $(wildcard tests/test_*.py) $(addprefix tests/,cloudmanager cm_server cm_magics cm_kernel board faults attacks system hardware)
 ALONE := tests/cloudmanager/cable/test_bridge.py tests/load notebooks tests/browser
 test: check
 ifeq ($(ARGS),)
@@ -61,6 +65,11 @@ soak: $(READY_TEST)
 
 attacks: $(READY_TEST)
 	@$(BIN)/python -m tests.attacks $(ARGS)
+
+hardware: $(READY_TEST)
+	@test -n "$(PORT)" || { echo 'make hardware PORT=/dev/ttyACM0 [WIFI=SSID] [RESET="command"]' >&2; exit 2; }
+	@$(BIN)/python -m tests.hardware "$(PORT)" $(if $(WIFI),--wifi "$(WIFI)") $(if $(RESET),--reset "$(RESET)") \
+		$(if $(SERVER),--server "$(SERVER)") $(if $(LINK),--link "$(LINK)") $(ARGS)
 
 check: $(READY_TEST)
 	@$(BIN)/ruff check --quiet .

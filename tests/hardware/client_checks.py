@@ -1,0 +1,281 @@
+"""Checks of a board that has the client and joins the fleet over Wi-Fi."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from cloudmanager.cable import reconfigure
+from cloudmanager.cable.board_settings import find_dial_address
+from cloudmanager.cable.flash import FlashOptions, flash_and_join
+from cloudmanager.client.client_upgrade import ClientUpgrade
+
+from .bench import NAME, RETURN_SECONDS, Bench, milliseconds
+from .checks import Checks
+
+START = Checks()
+CHECKS = Checks()
+GOOD_SECONDS = 60  # after which a program that runs counts as well started
+WATCHDOG_SECONDS = 60
+
+#: Programs that hold the board; each must be ended by `mbm board TARGET reset`.
+_STUBBORN_PROGRAM = b"""
+while True:
+    try:
+        while True:
+            pass
+    except:
+        pass
+"""
+_NEVER_YIELDS_PROGRAM = b"""
+async def main():
+    while True:
+        pass
+"""
+_GOOD_PROGRAM = b"""
+import asyncio
+count = 0
+async def main():
+    global count
+    while True:
+        count += 1
+        await asyncio.sleep_ms(100)
+"""
+_LEAVE_FREE_CODE = """
+import gc
+keep = None
+gc.collect()
+while gc.mem_free() > leave:
+    keep = (bytearray(1000), keep)
+gc.mem_free()
+"""
+
+
+def no_reset(bench: Bench) -> str | None:
+    """Return what is missing if the board's power cannot be cut."""
+    return None if bench.options.reset else "no RESET command"
+
+
+@START.add("mbm flash --no-flash: client, enrolment, Wi-Fi, first cell")
+def flash(bench: Bench) -> str:
+    assert bench.options.wifi
+    address = find_dial_address(bench.fleet, bench.options.server)
+    server = address.host, address.tcp_port
+    options = FlashOptions(server, flash=False, names=[NAME], wifi=[bench.options.wifi])
+    since = time.monotonic()
+    (outcome,) = flash_and_join([bench.options.port], options, bench.fleet, lambda *_: None)
+    assert not outcome.error, outcome.error
+    return f"{time.monotonic() - since:.0f} s"
+
+
+@CHECKS.add("heap: free in a cell; resident part of the client")
+def heap(bench: Bench) -> str:
+    bench.value("1")
+    free = _number(bench.value("import gc\ngc.collect()\ngc.mem_free()"))
+    resident = bench.bare_heap - free
+    return f"{free / 1024:.1f} KB free, {resident / 1024:.1f} KB resident"
+
+
+@CHECKS.add("input() between board and caller")
+def asks(bench: Bench) -> str:
+    group = bench.board.submit("print(input('name? '))", answers=True, listen=True)
+    for event in group.events():
+        if event.kind == "input":
+            group.answer(event.job, "pico")
+    (result,) = group.results().values()
+    assert result.stdout.endswith("pico\n"), repr(result.stdout)
+    return ""
+
+
+@CHECKS.add("link lost and back: the server restarts")
+def link_back(bench: Bench) -> str:
+    bench.value("kept = 1")
+    before = bench.connected_since()
+    with bench.stopped_server():
+        time.sleep(1)
+    seconds = bench.await_link(before)
+    assert bench.value("kept") == 1, "the board has restarted"
+    return f"{seconds:.1f} s"
+
+
+@CHECKS.add("a heap with 12 KB left, and the link breaks")
+def link_back_without_heap(bench: Bench) -> str:
+    left = bench.value(f"leave = 12000{_LEAVE_FREE_CODE}")
+    before = bench.connected_since()
+    with bench.stopped_server():
+        time.sleep(1)
+    seconds = bench.await_link(before)
+    kept = bench.run("keep is None").text
+    return f"{left} bytes left, back in {seconds:.1f} s, " + (
+        "the board kept its names" if kept == "False" else "the board restarted"
+    )
+
+
+@CHECKS.add("--fresh")
+def fresh(bench: Bench) -> str:
+    bench.value("kept = 1")
+    since = time.monotonic()
+    result = bench.board.run("'kept' in globals()", fresh=True, timeout=60)[NAME]
+    assert result.value is False, result.text
+    return f"{time.monotonic() - since:.1f} s"
+
+
+@CHECKS.add("reset by the fleet")
+def reset(bench: Bench) -> str:
+    before = bench.connected_since()
+    since = time.monotonic()
+    bench.board.reset().raise_for_error()
+    bench.await_link(before)
+    return f"{time.monotonic() - since:.1f} s"
+
+
+@CHECKS.add("machine.reset() in a cell")
+def hard_reset(bench: Bench) -> str:
+    before = bench.connected_since()
+    bench.board.submit("import machine\nmachine.reset()")
+    return f"{bench.await_link(before):.1f} s"
+
+
+@CHECKS.add("sys.exit(), SystemExit, KeyboardInterrupt raised in a cell")
+def exits(bench: Bench) -> str:
+    before = bench.connected_since()
+    for code in ("import sys\nsys.exit()", "raise SystemExit(3)", "raise KeyboardInterrupt"):
+        result = bench.run(code)
+        assert result.status in ("error", "interrupted", "ok"), f"{code!r}: {result.status}"
+    assert bench.connected_since() == before, "the link was lost"
+    return ""
+
+
+@CHECKS.add("a cell leaves the heap locked, gc off, sys.path empty")
+def bad_manners(bench: Bench) -> str:
+    bench.run("import micropython\nmicropython.heap_lock()")
+    bench.run("import gc\ngc.disable()")
+    bench.run("import sys\nsys.path.clear()\nsys.modules.clear()")
+    assert bench.value("import gc\ngc.isenabled()") is True, "gc is still off"
+    return ""
+
+
+@CHECKS.add("a bare `except:` in a loop, with --timeout 1")
+def bare_except(bench: Bench) -> str:
+    before = bench.connected_since()
+    since = time.monotonic()
+    code = "while True:\n  try:\n    while True: pass\n  except: pass"
+    result = bench.board.run(code, timeout=1)[NAME]
+    assert result.status in ("timeout", "lost"), result.status
+    bench.recover()
+    restarted = bench.connected_since() != before
+    how = "the board restarted" if restarted else "it was interrupted"
+    return f"{result.status}; {how}, {time.monotonic() - since:.1f} s"
+
+
+@CHECKS.add("app.py: `async def main()` beside cells")
+def program(bench: Bench) -> str:
+    start_program(bench, _GOOD_PROGRAM)
+    first = _number(bench.value("import app\napp.count"))
+    time.sleep(1)
+    assert _number(bench.value("app.count")) > first, "it does not run"
+    times = [bench.run("1").elapsed for _ in range(20)]
+    return f"cells beside it: {milliseconds(times)}"
+
+
+@CHECKS.add("app.py has run for a minute: counts as well started")
+def program_is_good(bench: Bench) -> str:
+    code = "try:\n  with open('/cm.boot') as f: bad = f.readline()\nexcept OSError: bad = '-'\n"
+    ticks, bad = "import time, gc\ngc.collect()\ntime.ticks_ms()", ""
+    end = _number(bench.value(ticks)) + (GOOD_SECONDS + 10) * 1000  # by the board's own clock
+    while _number(bench.value(ticks)) < end:
+        bad = str(bench.value(code + "bad"))
+        if bad[:2] == "0 ":
+            return ""
+        time.sleep(2)
+    raise AssertionError(f"bad starts are still counted: {bad!r}")
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+@CHECKS.add("app.py that catches every interrupt: reset by the fleet")
+def stubborn_program(bench: Bench) -> str:
+    return _reset_program(bench, _STUBBORN_PROGRAM)
+
+
+@CHECKS.add("app.py: `async def main()` that never yields: reset by the fleet")
+def program_never_yields(bench: Bench) -> str:
+    return _reset_program(bench, _NEVER_YIELDS_PROGRAM)
+
+
+def _reset_program(bench: Bench, text: bytes) -> str:
+    start_program(bench, text)
+    time.sleep(2)
+    before = bench.connected_since()
+    since = time.monotonic()
+    bench.board.reset()  # it may say that it takes long
+    bench.await_link(before)
+    bench.board.rm(":/app.py").raise_for_error()
+    return f"{time.monotonic() - since:.1f} s"
+
+
+def start_program(bench: Bench, text: bytes) -> None:
+    """Write app.py, and restart the board so that it runs."""
+    bench.board.put(text, ":/app.py").raise_for_error()
+    before = bench.connected_since()
+    bench.board.submit("import machine\nmachine.reset()")
+    bench.await_link(before)
+
+
+@CHECKS.add("power cut in an upload, which is then resumed", no_reset)
+def power_cut(bench: Bench) -> str:
+    data = os.urandom(96 * 1024)
+    cut = threading.Timer(1.0, bench.press_reset)
+    cut.start()
+    first = bench.board.put(data, ":/hw_data")[NAME]
+    cut.join()
+    bench.recover()
+    again = bench.board.put(data, ":/hw_data")[NAME]
+    assert again.ok, again.status
+    assert bench.board.read(":/hw_data")[NAME].value == data, "the file differs"
+    bench.board.rm(":/hw_data").raise_for_error()
+    return f"first {first.status}, then complete"
+
+
+@CHECKS.add("RESET, until it is back", no_reset)
+def reset_button(bench: Bench) -> str:
+    before = bench.connected_since()
+    bench.press_reset()
+    return f"{bench.await_link(before):.1f} s"
+
+
+@CHECKS.add("client upgrade over the network")
+def upgrade(bench: Bench) -> str:
+    since = time.monotonic()
+    client = ClientUpgrade(bench.fleet, NAME, lambda _: None)
+    assert client.run() == [NAME], str(client.failed)
+    return f"{time.monotonic() - since:.0f} s"
+
+
+@CHECKS.add("watchdog: a loop with interrupts off")
+def watchdog(bench: Bench) -> str:
+    before = bench.connected_since()
+    reconfigure.configure_by_link(bench.board, {"watchdog": WATCHDOG_SECONDS})
+    bench.await_link(before)
+    armed = bench.fact("watchdog")
+    if armed != "on":
+        bench.recover()
+        return f"not tried: the board says that it is {armed or 'not armed'}"
+    before = bench.connected_since()
+    bench.board.submit("import machine\nmachine.disable_irq()\nwhile True: pass")
+    return f"back in {bench.await_link(before, RETURN_SECONDS + WATCHDOG_SECONDS):.0f} s"
+
+
+@CHECKS.add("Ctrl-C on the cable leaves for the REPL; a soft reset starts the client")
+def cable(bench: Bench) -> str:
+    before = bench.connected_since()
+    with bench.repl() as repl:
+        assert repl.run("print(6 * 7)").strip() == "42"
+        repl.leave_raw_repl()
+        repl.transport.serial.write(b"\x04")
+        time.sleep(0.5)
+    return f"back in {bench.await_link(before):.1f} s"
