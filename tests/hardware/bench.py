@@ -17,6 +17,7 @@ from cloudmanager.cable.serial_ports import BoardRepl
 from cloudmanager.client.fleet import Boards, Fleet
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.results.results import Result
+from cloudmanager.server_options import ServerOptions
 
 NAME = "hardware-1"
 RETURN_SECONDS = 120.0  # within which a board must be back by itself
@@ -96,7 +97,8 @@ class Bench:
     def start_server(self) -> None:
         """Start the server; from the second time on, on the same TCP port."""
         listen = "0.0.0.0" if self.options.wifi else "127.0.0.1"
-        started = local_server.start(listen, self._server_port)
+        options = ServerOptions(listen=listen, port=self._server_port)
+        started = local_server.start(options)
         self._server_port = int(started.url.rpartition(":")[2])
 
     @contextlib.contextmanager
