@@ -15,6 +15,7 @@ package(  # noqa: F821
         "app.py",
         "ask.py",
         "boot.py",
+        "clock.py",
         "console.py",
         "dial.py",
         "files.py",

@@ -26,6 +26,7 @@ _WELCOME = const(0x04)
 _CLOSE_PROTOCOL_ERROR = const(1002)
 _CLOSE_POLICY = const(1008)
 
+_ENOMEM = const(12)
 _STEP_MS = const(10000)  # ms for each step of the connection
 _NEW_SETTINGS_TRIES = const(6)  # attempts to connect before new settings are discarded
 
@@ -191,6 +192,11 @@ def _connect(link, run):
         welcome = _authenticate(link, run, job, config)
     finally:
         link.job[:] = job
+    if "time" in welcome:  # not from a server of version 0.1
+        from cm.clock import set_clock
+
+        link.drop("clock")
+        set_clock(welcome["time"])
     state.timeout = int(welcome["beat"] * 2500)
     state.spread = int(welcome["spread"] * 1000)
     state.tries = 1
@@ -207,12 +213,13 @@ def dial(link, run):
             link.idle(int.from_bytes(os.urandom(4), "big") % span)
         state.tries += 1
         try:
+            gc.collect()  # TLS needs up to 17 KB in one piece
             _connect(link, run)
             return
         except Exception as e:
             link.close()
-            if isinstance(e, MemoryError):
-                raise
+            # mbedTLS reports a full heap as an OSError (lib/mbedtls_errors).
+            if isinstance(e, MemoryError) or e.args[:1] == (_ENOMEM,):
+                raise MemoryError
             if e.args and not state.tries & state.tries - 1:  # after attempts 1, 2, 4, 8 …
                 print("No link to the server:", e)
-        gc.collect()

@@ -1,12 +1,11 @@
-# The network: the first Wi-Fi network of a list that accepts the board, or Ethernet; then NTP.
+# The network: the first Wi-Fi network of a list that accepts the board, or Ethernet.
 # Boards: those with `network`; loaded to connect if cm.json names a network, then dropped.
-# Cost: 595 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
+# Cost: 494 bytes of .mpy (mpy-cross 1.29, 32-bit, 2026-11-29).
 import network
-from time import localtime, sleep_ms
+from time import sleep_ms
 
 _POLL_MS = const(100)  # ms between two polls of the status
 _POLLS = const(150)  # polls for each network: 15 s
-_MIN_YEAR = const(2024)  # an earlier year means that the clock was never set
 
 
 # Waits for a connection. Returns None, or why there is none.
@@ -25,16 +24,6 @@ def _wait(nic):
     return "no answer"
 
 
-def _set_clock():
-    if localtime()[0] < _MIN_YEAR:
-        try:
-            import ntptime
-
-            ntptime.settime()
-        except Exception:  # the network has no NTP; certificates are verified without a clock
-            pass
-
-
 def connect(config):
     lan = config.get("lan")
     nic = network.LAN(**lan) if lan else network.WLAN(network.STA_IF)
@@ -46,7 +35,6 @@ def connect(config):
             nic.connect(name, password)
         why = _wait(nic)
         if not why:
-            _set_clock()
             return
         print("LAN" if lan else "Wi-Fi " + name + ":", why)
         if not lan:

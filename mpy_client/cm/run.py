@@ -43,6 +43,7 @@ _FLUSH_MS = const(20)  # ms until output is sent
 _GRACE_MS = const(2000)  # ms for the user's program to end before a hard reset
 _TRACE_BYTES = const(256)  # bytes that are kept of the end of a long traceback
 _MAX_VALUE = const(1 << 20)  # bytes of a value's repr
+_PIECE = const(512)  # bytes of it between two moments at which it can be interrupted
 _SPARE_WORDS = const(384)  # words: compiling a short cell takes 288
 
 boot = os.urandom(8)
@@ -214,6 +215,21 @@ def keep_value(v):
     value = v
 
 
+# Appends the repr of the value. MicroPython prints a list item by item, and of a str each character
+# alone, which takes 0.3 ms on a chip: so it is made in one piece, if there is memory for that.
+def write_value():
+    global count, end
+    try:
+        whole = memoryview(repr(value))
+    except MemoryError:
+        count = -1
+        print((value,), file=text, end="")
+        end -= 2
+        return
+    for start in range(0, len(whole), _PIECE):
+        text.write(whole[start : start + _PIECE])
+
+
 # The input() of cells.
 def input(prompt=""):
     from cm.ask import ask
@@ -343,9 +359,7 @@ def run_job():
 
             loop.run(names.pop("__cm_cell__")())
         if value is not None:
-            count = -1
-            print((value,), file=text, end="")
-            end -= 2
+            write_value()
         state.console.set_user_code(False)
         ended = _STATUS_OK
     except BaseException as e:

@@ -1,6 +1,6 @@
 # cm.emit(temp=21.5): sends one small message with the board's clock, limited to 50 a second.
 # Boards: all; loaded at the first emit, in a cell, in a task between cells or in a program.
-# Cost: 555 bytes of .mpy, 800 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
+# Cost: 555 bytes of .mpy, 688 bytes of heap (mpy-cross 1.29, 32-bit, 2026-11-30).
 from json import dumps
 
 from cm import link, run, state

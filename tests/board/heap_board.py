@@ -63,7 +63,7 @@ says = [  # what the server says; the board is idle after each
     + accept
     + b"\r\n\r\n"
     + message(2, bytes(48) + b'{"v":1}')
-    + message(4, b'{"name":"lab-1","beat":15.0,"spread":2.0}'),
+    + message(4, b'{"name":"lab-1","beat":15.0,"spread":2.0,"time":1796000000000}'),
     message(0x10, struct.pack(">II", 0, len(CELL)) + CELL),
 ]
 turn = 0

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 
 from websockets.asyncio.server import serve
@@ -201,6 +202,7 @@ class Peer:
     """
 
     def __init__(self, keys, *, beat=15.0, spread=2.0, lie=False, tls=None):
+        self.clock = time.time_ns
         self.keys, self.beat, self.spread, self.lie = keys, beat, spread, lie
         self.tls = tls
         self.links, self.seen, self.refused = {}, [], []
@@ -280,6 +282,7 @@ class Peer:
             return None
         link = Link(self, socket, said["id"], json.loads(reply[38:]))
         welcome = {"name": said["id"], "beat": self.beat, "spread": self.spread}
+        welcome["time"] = self.clock() // 1_000_000
         await socket.send(message(WELCOME, bytes(4), json.dumps(welcome).encode()))
         with self.changed:
             self.links[said["id"]] = link

@@ -75,6 +75,33 @@ def test_network_modules_are_dropped_after_connecting(lab):
     assert link.run(code).value == b"[]"
 
 
+YEAR_NS = 366 * 86400 * 10**9
+
+
+def test_clock_is_set_by_the_servers_time(lab):
+    lab.peer.clock = lambda: time.time_ns() + 9 * YEAR_NS
+    link = lab.boot().link()
+    expected = time.gmtime(lab.peer.clock() / 1e9)
+    assert link.run("import machine\n__cm__((machine.clock[0][:3]))").value == (
+        b"(%d, %d, %d)" % expected[:3]
+    )
+
+
+def test_clock_that_is_right_is_not_set(lab):
+    assert lab.boot().link().run("import machine\n__cm__((machine.clock))").value == b"[]"
+
+
+def test_clock_is_not_set_back_while_the_program_runs(lab):
+    lab.peer.spread = 0
+    app = "import asyncio\nasync def main():\n while True: await asyncio.sleep_ms(10)\n"
+    link = lab.boot(app).link()
+    link.program(0, "app.py")
+    lab.peer.clock = lambda: time.time_ns() - YEAR_NS
+    link.close()
+    again = lab.link(after=link)
+    assert again.run("import machine\n__cm__((machine.clock))").value == b"[]"
+
+
 def test_new_settings_that_work_are_kept(lab):
     link = lab.boot().link()
     config = json.loads(link.run("__cm__((open('/cm.json').read()))").value.decode()[1:-1])
@@ -147,6 +174,17 @@ def test_server_with_a_wrong_certificate_is_refused(lab, tmp_path):
     lab.peer.tls = right.context
     lab.peer.open()
     assert lab.link().run("__cm__((6 * 7))").value == b"42"
+
+
+def test_board_whose_heap_is_too_full_for_tls_restarts(lab, tmp_path):
+    (tmp_path / "ca").mkdir()
+    authority = certificates.load(tmp_path / "ca")
+    lab.peer.shut()
+    lab.peer.tls = authority.context
+    lab.peer.open()
+    ca = base64.b64encode(authority.ca).decode()
+    link = lab.boot(ca=ca, chip_options={"full": True}).link(timeout=15)
+    assert link.run("__cm__((6 * 7))").value == b"42"
 
 
 def test_configured_watchdog_is_armed_and_fed(lab):

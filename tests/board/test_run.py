@@ -55,6 +55,20 @@ def test_output_precedes_a_long_value(board, length):
     assert job.value == b"'" + b"v" * length + b"'"
 
 
+def test_long_text_as_value_is_about_as_fast_as_its_print(board):
+    """MicroPython prints each character of a text in a tuple alone."""
+
+    def fastest(code):
+        times = []
+        for _ in range(5):
+            since = time.monotonic()
+            board.run(code)
+            times.append(time.monotonic() - since)
+        return min(times)
+
+    assert fastest("__cm__(('x' * 15000))") < 10 * fastest("print('x' * 15000)")
+
+
 def test_value_is_streamed_and_truncated_at_a_mebibyte(board):
     job = board.run("s = 'x' * 400\n__cm__(([s] * 3000))", timeout=20)
     assert (job.status, job.cut, len(job.value)) == (OK, True, 1 << 20)

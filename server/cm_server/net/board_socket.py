@@ -238,6 +238,7 @@ class BoardConnection:
             "name": board.name,
             "beat": server.options.beat,
             "spread": self._reconnect_spread(board),
+            "time": time.time_ns() // 1_000_000,
         }
         self._link.send(wire.pack_json(wire.WELCOME, welcome))
         last = body.get("last")

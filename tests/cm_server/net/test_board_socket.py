@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import time
 from typing import Any
 
 import pytest
@@ -40,6 +41,9 @@ def lab(service: Service) -> Identity:
 
 async def test_authenticated_board_is_online_with_its_facts(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
+        sent_at = board.welcome.pop("time")  # milliseconds
+        assert isinstance(sent_at, int)
+        assert abs(sent_at / 1000 - time.time()) < 5
         assert board.welcome == {"name": "lab-1", "beat": 30.0, "spread": 2.0}
         board_facts = service.server.registry.by_name["lab-1"].describe()
         assert board_facts["state"] == "idle"
