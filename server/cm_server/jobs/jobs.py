@@ -11,9 +11,10 @@ from cloudmanager.protocol import wire
 from cm_server.installs.job_steps import SteppedJob, SteppedJobSpec
 from cm_server.installs.transfers import FileTransfer, FileTransferSpec, RelayedTransfer
 from cm_server.limits import Limits
+from cm_server.store.rows import MAX_JOB_ID
 
 if TYPE_CHECKING:
-    from cm_server.store.rows import MAX_JOB_ID, JobRow
+    from cm_server.store.rows import JobRow
 
     from .registry import Board
 
