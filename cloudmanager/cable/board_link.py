@@ -26,6 +26,8 @@ from cloudmanager.protocol.frames import (
     BINARY,
     CLOSE,
     CLOSE_NO_STATUS,
+    CLOSE_NOT_AUTHENTICATED,
+    CLOSE_POLICY,
     PING,
     PONG,
     FrameReader,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 STEP_SECONDS: Final = 10.0  # for each step of the connection, as on a board
 MAX_MESSAGE_BYTES: Final = 65_536  # of the longest message that is accepted
 _READ_BYTES: Final = 65_536
-_CLOSE_NOT_AUTHENTICATED: Final = (1008, 4001)  # docs/protocol.md
+_REFUSALS: Final = (CLOSE_POLICY, CLOSE_NOT_AUTHENTICATED)  # the server does not know the key
 
 
 class BridgedBoardLink:
@@ -238,7 +240,7 @@ class BridgedBoardLink:
             elif frame.opcode == CLOSE:
                 code = read_close_code(frame.payload)
                 why = frame.payload[2:].decode(errors="replace")
-                if code in _CLOSE_NOT_AUTHENTICATED:
+                if code in _REFUSALS:
                     raise NotAllowed("", why or "the server does not know this board")
                 raise LinkLost("", None, why or f"the server closed the link ({code})")
 

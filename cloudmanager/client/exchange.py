@@ -32,7 +32,6 @@ from .jobs import Job, JobGroup
 from .outgoing import OutgoingFrame
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024 * 1024  # the server's frames are far smaller
-CLOSE_REVOKED: Final = 4004  # the close code for a token that was revoked or has expired
 MAX_HEAD_BYTES: Final = 16 * 1024  # of the HTTP response to the handshake
 _UNKNOWN_OUTCOME: Final = "it is not known whether the cell runs; `mbm job-list` shows it"
 _NOT_SENT: Final = "the cell was not sent: it does not run"
@@ -263,7 +262,7 @@ class Exchange:
             self._send(frames.encode_frame(frame.payload, frames.PONG, mask=True))
         elif frame.opcode == frames.CLOSE:
             code = frames.read_close_code(frame.payload)
-            if code == CLOSE_REVOKED:
+            if code == frames.CLOSE_REVOKED:
                 self._refusal = frame.payload[2:].decode("utf-8", "replace")
             self._send(frames.encode_close_frame(code, mask=True))
         return frame.opcode != frames.CLOSE

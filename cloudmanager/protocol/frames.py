@@ -21,16 +21,22 @@ CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
 
-#: Close codes (RFC 6455, 7.4.1; those from 4000 are defined in docs/protocol.md).
+#: Close codes (RFC 6455, 7.4.1).
 CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL_ERROR: Final = 1002
 CLOSE_UNSUPPORTED_DATA: Final = 1003
 CLOSE_NO_STATUS: Final = 1005  # never sent: the value for a close frame without a code
 CLOSE_INVALID_PAYLOAD: Final = 1007
-POLICY: Final = 1008
+CLOSE_POLICY: Final = 1008
 CLOSE_MESSAGE_TOO_BIG: Final = 1009
-INTERNAL_ERROR: Final = 1011
+CLOSE_INTERNAL_ERROR: Final = 1011
+#: Close codes of this protocol (RFC 6455, 7.4.2: from 4000 they are private; docs/protocol.md).
+CLOSE_NOT_AUTHENTICATED: Final = 4001
+CLOSE_WRONG_VERSION: Final = 4002
+CLOSE_REPLACED: Final = 4003  # by a newer link of the same board
+CLOSE_REVOKED: Final = 4004  # the token or the key is no longer valid
+CLOSE_NOT_SECURE: Final = 4005  # neither TLS nor MACs
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 #: Codes that a close frame may have: registered ones (7.4.1, IANA), and 3000 to 4999 (7.4.2).

@@ -29,7 +29,7 @@ from . import cleanup
 from .api.subscriptions import Subscriptions
 from .auth import credentials
 from .auth.audit import AuditLog
-from .auth.enrolment import CLOSE_REVOKED, Enrolment
+from .auth.enrolment import Enrolment
 from .auth.permission import Permission
 from .auth.tokens import LOCAL_TOKEN_NAME, Tokens
 from .clock import CheckedClock, steady_seconds
@@ -208,7 +208,8 @@ class Server:
         text = "%s sent a message about job %d, which is not its own"
         self.peer_log.write(board.name, logging.WARNING, text, board.name, job)
         if self._has_too_many_strays(board) and board.link is not None:
-            board.link.close(frames.POLICY, "too many messages about jobs that are not its own")
+            why = "too many messages about jobs that are not its own"
+            board.link.close(frames.CLOSE_POLICY, why)
 
     def _has_too_many_strays(self, board: Board) -> bool:
         """Count one message about another board's job; return whether they exceed the limit."""
@@ -252,7 +253,7 @@ class Server:
                 self._close_revoked(caller)
 
     def _close_revoked(self, caller: CallerConnection) -> None:
-        caller.close(CLOSE_REVOKED, self.tokens.refusal_reason(caller.token))
+        caller.close(frames.CLOSE_REVOKED, self.tokens.refusal_reason(caller.token))
 
     def drop_links_and_jobs(self) -> None:
         """Close all links and drop all jobs, which other servers have taken over."""

@@ -130,10 +130,12 @@ BOUNDS: Final = [
     ),
     defence(
         "output for a caller that does not read is dropped",
-        SERVER + "net/caller_socket.py",
-        "CallerConnection._is_outbox_full = lambda self: False",
+        SERVER + "net/caller_outbox.py",
+        "CallerOutbox._is_full = lambda self: False",
         "cm_server/net/test_caller_socket.py::"
         "test_slow_caller_gets_truncated_output_and_its_result",
+        "cm_server/net/test_caller_outbox.py::"
+        "test_output_beyond_the_limit_is_replaced_by_one_truncated",
     ),
     defence(
         "unauthenticated connections are bounded per address",

@@ -67,7 +67,7 @@ _FRAMES: Final = {
     "_FRAME_PING": _FIN | frames.PING,
     "_FRAME_PONG": _FIN | frames.PONG,
     "_CLOSE_PROTOCOL_ERROR": frames.CLOSE_PROTOCOL_ERROR,
-    "_CLOSE_POLICY": frames.POLICY,
+    "_CLOSE_POLICY": frames.CLOSE_POLICY,
     "_CLOSE_TOO_BIG": frames.CLOSE_MESSAGE_TOO_BIG,
 }
 _MAILBOX: Final = {

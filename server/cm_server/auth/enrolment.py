@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from cloudmanager.protocol import proofs
+from cloudmanager.protocol import frames, proofs
 from cloudmanager.protocol.errors import ServerError
 from cloudmanager.protocol.targets import check_name, parse_target
 from cm_server.jobs.registry import Board
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-CLOSE_REVOKED = 4004  # WebSocket close code
 _UID = re.compile(r"[0-9a-zA-Z]{1,32}")  # a board's unique id, or its platform
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -92,7 +91,7 @@ class Enrolment:
         link = board.link
         if link is not None and row.gen > board.gen + 1:
             self._server.dispatch.on_link_closed(board, link)
-            link.close(CLOSE_REVOKED, "enrolled again: this key is no longer valid")
+            link.close(frames.CLOSE_REVOKED, "enrolled again: this key is no longer valid")
         board.key, board.gen, board.nonce = row.key, row.gen, row.nonce
         board.plain, board.token = row.plain, row.token
 
@@ -267,7 +266,7 @@ def _is_name_allowed(name: str, target: str) -> bool:
 def _close_link(board: Board) -> None:
     """Close the link of a board that was removed."""
     if board.link is not None:
-        board.link.close(CLOSE_REVOKED, "revoked")
+        board.link.close(frames.CLOSE_REVOKED, "revoked")
 
 
 def _proves_key(key: bytes, gen: int, nonce: bytes, proof: bytes) -> bool:

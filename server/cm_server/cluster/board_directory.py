@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cloudmanager.protocol import frames
 from cloudmanager.protocol.errors import ServerError
 from cm_server.jobs.registry import Board, RemoteBoardState
 from cm_server.sample_buffer import Sample
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cm_server")
 
-CLOSE_REPLACED = 4003  # the WebSocket close code, as in net/board_socket.py
 PUBLISH_SECONDS = 0.1  # that a change is delayed, so that several share one message
 BOARDS_PER_MESSAGE = 500
 
@@ -205,7 +205,7 @@ class BoardDirectory:
             self._server.peer_log.write(board.name, logging.WARNING, text, board.name)
             link = board.link
             board.disconnect()
-            link.close(CLOSE_REPLACED, "a newer link took over")
+            link.close(frames.CLOSE_REPLACED, "a newer link took over")
         if board.current_job is not None or (board.queue and remote_state.online):
             self._remote_jobs.on_board_moved(board)
 

@@ -27,11 +27,6 @@ _REKEYED = bytes((wire.REKEYED,))
 _RARE_OPS = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
 _FACT_CHARS = 128  # of a fact that is text
 
-CLOSE_NOT_AUTHENTICATED = 4001
-CLOSE_WRONG_VERSION = 4002
-CLOSE_REPLACED = 4003
-CLOSE_NOT_SECURE = 4005
-
 
 class BoardSocket(BaseHandler):
     """The WebSocket endpoint for boards, which authenticate with their keys."""
@@ -91,7 +86,7 @@ class BoardConnection:
         self._deadline = asyncio.get_running_loop().call_later(
             self._server.limits.authentication_seconds,
             self._refuse,
-            CLOSE_NOT_AUTHENTICATED,
+            frames.CLOSE_NOT_AUTHENTICATED,
             "too slow",
         )
 
@@ -147,7 +142,7 @@ class BoardConnection:
         hello = proofs.read_hello(message)
         if hello.version != wire.PROTOCOL:
             self._refuse(
-                CLOSE_WRONG_VERSION, f"this server does not support protocol {hello.version}"
+                frames.CLOSE_WRONG_VERSION, f"this server does not support protocol {hello.version}"
             )
             return
         self._hello = hello
@@ -162,7 +157,7 @@ class BoardConnection:
             self._require_tls_to_enrol()
             row = self._server.enrolment.enrol_with_token(body, self._address)
         except CloudmanagerError as error:
-            self._refuse(CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
+            self._refuse(frames.CLOSE_NOT_AUTHENTICATED, getattr(error, "reason", error.detail))
         else:
             self._link.send(wire.pack_json(wire.ENROLLED, {"id": row.id, "name": row.name}))
 
@@ -188,10 +183,10 @@ class BoardConnection:
         body = proofs.check_proof(self._key, hello, self._nonce, wire.unpack(data))
         board = self._server.registry.by_id.get(hello.board_id)
         if board is None or body is None or self._find_key(hello) != self._key:
-            self._refuse(CLOSE_NOT_AUTHENTICATED, "authentication failed")
+            self._refuse(frames.CLOSE_NOT_AUTHENTICATED, "authentication failed")
         elif not self._is_protected(hello, board):
             advice = f"`mbm board-enrol {board.name}` prints the settings that it needs"
-            self._refuse(CLOSE_NOT_SECURE, f"{board.name} connected without TLS; {advice}")
+            self._refuse(frames.CLOSE_NOT_SECURE, f"{board.name} connected without TLS; {advice}")
         else:
             self._accept_board(board, body)
 
@@ -299,7 +294,7 @@ class BoardConnection:
 
 def _close_replaced_link(link: BoardLinkProtocol) -> None:
     """Close the older link of a board that has connected again."""
-    link.close(CLOSE_REPLACED, "a newer link took over")
+    link.close(frames.CLOSE_REPLACED, "a newer link took over")
 
 
 def _read_buffer_size(body: dict[str, Any], max_bytes: int) -> int:

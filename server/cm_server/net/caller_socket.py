@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
-from cloudmanager.protocol import wire
+from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
@@ -17,11 +16,11 @@ from cm_server.api import job_requests, verbs
 from cm_server.api.subscriptions import Subscription
 from cm_server.auth import access
 from cm_server.auth.audit import AuditEntry, shorten
-from cm_server.auth.enrolment import CLOSE_REVOKED
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.rate_limits import address_group
 from cm_server.store.rows import TokenRow
 
+from .caller_outbox import CallerOutbox
 from .handlers import BaseHandler
 from .websocket import WebSocketLink, accept_websocket
 
@@ -113,12 +112,10 @@ class CallerSocket(BaseHandler):
 class CallerConnection:
     """The server's end of one caller's link.
 
-    Messages to the caller are batched in an outbox, because a write to the socket costs more than
-    everything else that is done for a message. ACCEPTED waits up to ``ACCEPTED_DELAY_SECONDS``
-    for its job's first messages, and messages of many boards are sent together at the end of an
+    Messages to the caller wait in an outbox. ACCEPTED waits up to ``ACCEPTED_DELAY_SECONDS`` for
+    its job's first messages, and messages of many boards are sent together at the end of an
     iteration of the event loop. While the caller has not read the previous frame, messages stay in
-    the outbox; output beyond ``OUTBOX_BYTES`` is dropped, and TRUNCATED notifies the caller.
-    Results are never dropped.
+    the outbox.
 
     Args:
         server: the server that the caller connected to.
@@ -132,13 +129,11 @@ class CallerConnection:
         self._link = link
         link.on_message = self._on_message
         link.on_drained = self._flush
-        self._outbox: list[bytes] = []
-        self._outbox_bytes = 0
+        limits = server.limits
+        self._outbox = CallerOutbox(limits.outbox_bytes, limits.frame_bytes)
         self._flush_scheduled = False  # for the end of this iteration of the event loop
         self._flush_timer: asyncio.TimerHandle | None = None  # of a delayed ACCEPTED
-        self._truncated: set[tuple[int, int]] = set()  # (job, flags) that TRUNCATED is queued for
         self._recent_refs: deque[int] = deque(maxlen=REMEMBERED_REFS)  # a cell sent twice runs once
-        self._open_jobs = 0  # jobs that have not ended
         self._token_timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._subscriptions: dict[int, Subscription] = {}  # by the number that the caller chose
@@ -173,7 +168,7 @@ class CallerConnection:
         why = self._server.tokens.refusal_reason(self.token)
         if why and not self._closing:
             self._server.permission.review()  # ends its jobs, whose results are then still sent
-            self.close(CLOSE_REVOKED, why)
+            self.close(frames.CLOSE_REVOKED, why)
         return not why
 
     def _on_close(self) -> None:
@@ -323,21 +318,15 @@ class CallerConnection:
             entry = self._new_audit_entry("submit", target)
             self._server.audit_log.log_refusal(entry, error)
             raise
-        # One more than there are: a job that ends in launch() must not flush the outbox, because
-        # ACCEPTED is inserted in front of the jobs' messages afterwards.
-        self._open_jobs += len(jobs) + 1
-        accepted_index = len(self._outbox)
+        place = self._outbox.announce(len(jobs))
         self._server.dispatch.launch(jobs)
         accepted = {
             "jobs": [[job.id, job.board.name] for job in jobs],
             "left_out": left_out,
             "queued": [[job.id, _jobs_ahead(job)] for job in jobs if job.state == "queued"],
         }
-        self._outbox.insert(
-            accepted_index, wire.pack_json(wire.ACCEPTED, accepted, job=message.job)
-        )
-        self._open_jobs -= 1
-        if not self._open_jobs:
+        self._outbox.accept(place, wire.pack_json(wire.ACCEPTED, accepted, job=message.job))
+        if self._outbox.is_complete:
             self._flush()
         elif self._flush_timer is None:
             loop = asyncio.get_running_loop()
@@ -396,27 +385,16 @@ class CallerConnection:
             message: the packed message.
             droppable: whether it is dropped where the outbox is full.
         """
-        if droppable and self._is_outbox_full():
-            op, _, job = wire.HEADER.unpack_from(message)
-            flags = wire.VALUE_TRUNCATED if op == wire.VALUE else 0
-            if (job, flags) not in self._truncated:
-                self._truncated.add((job, flags))
-                self._outbox.append(wire.pack(wire.TRUNCATED, job=job, flags=flags))
-            return
-        self._outbox.append(message)
-        self._outbox_bytes += len(message)
-        self._open_jobs -= message[0] in wire.JOB_END_OPS
-        if not self._open_jobs:
+        if not self._outbox.add(message, droppable=droppable):
+            return  # the outbox is full: it is sent when the caller reads
+        if self._outbox.is_complete:
             self._flush()
         elif not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
-    def _is_outbox_full(self) -> bool:
-        return self._outbox_bytes > self._server.limits.outbox_bytes
-
     def _flush(self) -> None:
-        """Send the outbox in frames of at most ``FRAME_BYTES``, until the caller has to read.
+        """Send the outbox, one frame after the other, until the caller has to read.
 
         The link calls this again when the caller has read everything.
         """
@@ -430,13 +408,7 @@ class CallerConnection:
             asyncio.get_running_loop().call_soon(self._is_valid)
             return
         while self._outbox and not self._link.write_blocked:
-            messages, self._outbox = self._outbox, []
-            if self._outbox_bytes > self._server.limits.frame_bytes:
-                sizes = itertools.accumulate(map(len, messages))
-                count = sum(size <= self._server.limits.frame_bytes for size in sizes) or 1
-                messages, self._outbox = messages[:count], messages[count:]
-            self._outbox_bytes = sum(map(len, self._outbox))
-            self._truncated.clear()
+            messages = self._outbox.next_frame()
             self._link.send(wire.pack_events(messages))
             self._report_forwarded(messages)
 

@@ -207,13 +207,13 @@ class WebSocketLink(asyncio.Protocol):
             text = "%s broke the protocol: %s"
             self.write_log(logging.WARNING, text, self.peer, error.detail)
             code = getattr(error, "close_code", frames.CLOSE_PROTOCOL_ERROR)
-            if code == frames.POLICY:
+            if code == frames.CLOSE_POLICY:
                 self._close_later(code, error.detail)
             else:
                 self.close(code, error.detail)
         except Exception as error:
             cleanup.log_failure("handling a message", error)
-            self.close(frames.INTERNAL_ERROR, "the server failed to handle this message")
+            self.close(frames.CLOSE_INTERNAL_ERROR, "the server failed to handle this message")
         else:
             self._schedule_next_slice(seconds)
 
@@ -237,7 +237,7 @@ class WebSocketLink(asyncio.Protocol):
             if wait or _is_over(end):
                 seconds = wait
         if not self.authenticated and self._early_reads > self._limits.unauthenticated_reads:
-            raise frames.FrameError("a proof in too many pieces", frames.POLICY)
+            raise frames.FrameError("a proof in too many pieces", frames.CLOSE_POLICY)
         if self._pong is not None:
             self._write(frames.encode_frame(self._pong, frames.PONG))
             self._pong = None
@@ -307,11 +307,11 @@ class WebSocketLink(asyncio.Protocol):
         self._early_messages += 1
         self._refuse_ping(frame)
         if self._early_messages > self._limits.unauthenticated_messages:
-            raise frames.FrameError("too many messages before the proof", frames.POLICY)
+            raise frames.FrameError("too many messages before the proof", frames.CLOSE_POLICY)
 
     def _refuse_ping(self, frame: frames.Frame) -> None:
         if frame.opcode in (frames.PING, frames.PONG):
-            raise frames.FrameError("no pings and pongs before the proof", frames.POLICY)
+            raise frames.FrameError("no pings and pongs before the proof", frames.CLOSE_POLICY)
 
     def pause_writing(self) -> None:
         """Note that sent bytes wait for the peer to read."""

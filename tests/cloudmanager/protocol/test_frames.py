@@ -1,7 +1,9 @@
 """WebSocket frames, checked against RFC 6455 and the `websockets` library."""
 
 import contextlib
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -251,3 +253,11 @@ def test_refusals_are_peer_wire_errors():
     assert str(error) == (
         "reserved bits are set. The link was closed. If this happens again, update the older side."
     )
+
+
+def test_own_close_codes_are_documented():
+    """docs/protocol.md has them for boards and callers that are written in other languages."""
+    text = (Path(__file__).parents[3] / "docs/protocol.md").read_text(encoding="utf-8")
+    documented = set(map(int, re.findall(r"\b4\d{3}\b", text)))
+    codes = {name: code for name, code in vars(frames).items() if name.startswith("CLOSE_")}
+    assert documented == {code for code in codes.values() if code >= 4000}

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from cloudmanager.protocol import proofs, wire
+from cloudmanager.protocol import frames, proofs, wire
 from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
-from cm_server.auth.enrolment import CLOSE_REVOKED
 from tests.cm_server.peers import FakeBoard, FakeCaller, Identity, Service, running_service
 
 KEY, OTHER = bytes(range(32)), bytes(range(32, 64))
@@ -260,7 +259,7 @@ async def test_revocation_closes_the_link_and_ends_waiting_jobs(service: Service
         await board.next()
         (second,) = await caller.submit("lab-1")
         assert (await admin.ask("revoke", target="lab-1"))["reply"] == ["lab-1"]
-        assert await board.closed() == (CLOSE_REVOKED, "revoked")
+        assert await board.closed() == (frames.CLOSE_REVOKED, "revoked")
         assert (await caller.ending(first))[0] == "lost"
         assert await caller.ending(second) == ("offline", "it was removed from the fleet")
     async with await FakeBoard.dial(service, "/board") as board:
@@ -460,7 +459,7 @@ async def test_enrolling_a_connected_board_again_closes_its_link(
         await board.next()
         (second,) = await caller.submit("lab-1")
         (new,) = service.enrol("lab-1")
-        assert (await board.closed())[0] == CLOSE_REVOKED
+        assert (await board.closed())[0] == frames.CLOSE_REVOKED
         async with await FakeBoard.join(service, new) as newer:
             assert (await caller.ending(first))[0] == "lost"
             assert (await newer.next()).op == wire.EXEC

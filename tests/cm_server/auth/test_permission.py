@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudmanager.protocol import wire
-from cm_server.auth.enrolment import CLOSE_REVOKED
+from cloudmanager.protocol import frames, wire
 from tests.cm_server.dispatching import Rig
 from tests.cm_server.pairs import Two, run
 from tests.cm_server.peers import FakeBoard, FakeCaller, Service, running_service
@@ -59,7 +58,7 @@ async def test_waiting_jobs_of_a_revoked_token_never_start(lab: Lab, fresh: bool
             assert status == "error"
             assert why.startswith("the token 'leaver' was revoked on ")
             assert why.endswith("; it did not run")
-        assert (await caller.closed())[0] == CLOSE_REVOKED
+        assert (await caller.closed())[0] == frames.CLOSE_REVOKED
     await lab.board.end(running, rest=b"1")
     await nothing_more(lab.board)
     row = lab.service.server.store.job(running)
@@ -77,7 +76,7 @@ async def test_waiting_jobs_end_when_their_token_expires(lab: Lab):
         status, why = await caller.ending(waiting)
         assert status == "error"
         assert why.startswith("the token 'leaver' expired on ")
-        assert (await caller.closed())[0] == CLOSE_REVOKED
+        assert (await caller.closed())[0] == frames.CLOSE_REVOKED
 
 
 async def test_expiry_is_checked_at_each_start(lab: Lab, monkeypatch):
@@ -101,7 +100,7 @@ async def test_expiry_is_checked_at_each_request(lab: Lab, monkeypatch):
             wire.REQUEST, b'{"verb": "label", "target": "lab-1", "labels": {"a":"b"}}'
         )
         code, reason = await caller.closed()
-        assert (code, "expired" in reason) == (CLOSE_REVOKED, True)
+        assert (code, "expired" in reason) == (frames.CLOSE_REVOKED, True)
     assert not lab.service.server.registry.by_name["lab-1"].labels
 
 

@@ -15,7 +15,6 @@ from websockets.exceptions import ConnectionClosed
 
 from cloudmanager.protocol import frames, proofs, wire
 from cm_server.limits import Limits
-from cm_server.net import board_socket
 from tests.cm_server.peers import (
     FACTS,
     FakeBoard,
@@ -104,7 +103,7 @@ async def test_recorded_proof_is_refused(service: Service, lab: Identity, monkey
         await replay.send(wire.HELLO, hello)
         await replay.next()
         await replay.send(wire.PROOF, proof)
-        assert (await replay.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
+        assert (await replay.closed())[0] == frames.CLOSE_NOT_AUTHENTICATED
 
 
 async def test_flipped_bit_in_the_facts_is_refused(service: Service, lab: Identity):
@@ -114,7 +113,7 @@ async def test_flipped_bit_in_the_facts_is_refused(service: Service, lab: Identi
         text = b'{"boot": "b1", "buf": 1528}'
         proof = proofs.board_proof(lab.key, nonces, lab.id, text)
         await board.send(wire.PROOF, proof + text.replace(b"8", b"9"))
-        assert (await board.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
+        assert (await board.closed())[0] == frames.CLOSE_NOT_AUTHENTICATED
 
 
 async def test_reflected_server_proof_is_refused(service: Service, lab: Identity):
@@ -122,7 +121,7 @@ async def test_reflected_server_proof_is_refused(service: Service, lab: Identity
         await board.greet(lab.id)
         challenge = await board.next()
         await board.send(wire.PROOF, challenge.payload[16:])
-        assert (await board.closed())[0] == board_socket.CLOSE_NOT_AUTHENTICATED
+        assert (await board.closed())[0] == frames.CLOSE_NOT_AUTHENTICATED
 
 
 @pytest.mark.parametrize("version", [0, 2, 99])
@@ -132,7 +131,7 @@ async def test_other_protocol_version_is_refused_with_a_reason(
     async with await FakeBoard.dial(service, "/board") as board:
         await board.greet(lab.id, version)
         code, reason = await board.closed()
-        assert code == board_socket.CLOSE_WRONG_VERSION
+        assert code == frames.CLOSE_WRONG_VERSION
         assert reason == f"this server does not support protocol {version}"
 
 
@@ -245,11 +244,11 @@ async def test_second_hello_instead_of_a_proof_closes_the_link(service: Service,
 @pytest.mark.limits(authentication_seconds=0.05)
 async def test_slow_authentication_is_refused(service: Service, lab: Identity):
     async with await FakeBoard.dial(service, "/board") as silent:
-        assert await silent.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
+        assert await silent.closed() == (frames.CLOSE_NOT_AUTHENTICATED, "too slow")
     async with await FakeBoard.dial(service, "/board") as half:
         await half.greet(lab.id)
         await half.next()
-        assert await half.closed() == (board_socket.CLOSE_NOT_AUTHENTICATED, "too slow")
+        assert await half.closed() == (frames.CLOSE_NOT_AUTHENTICATED, "too slow")
 
 
 @pytest.mark.limits(authentication_seconds=0.05)
@@ -344,7 +343,7 @@ async def test_newer_link_of_a_board_replaces_the_older_one(
         await FakeBoard.join(service, lab) as newer,
         await FakeCaller.join(service) as caller,
     ):
-        assert await older.closed() == (board_socket.CLOSE_REPLACED, "a newer link took over")
+        assert await older.closed() == (frames.CLOSE_REPLACED, "a newer link took over")
         assert service.state("lab-1") == "idle"
         (job,) = await caller.submit("lab-1")
         assert (await newer.next()).job == job
@@ -370,7 +369,7 @@ async def test_two_boards_with_one_key_replace_each_other_more_and_more_slowly(s
 
 async def test_link_without_the_key_does_not_replace_a_board(service: Service, lab: Identity):
     async with await FakeBoard.join(service, lab) as board:
-        assert (await refusal(service, lab))[0] == board_socket.CLOSE_NOT_AUTHENTICATED
+        assert (await refusal(service, lab))[0] == frames.CLOSE_NOT_AUTHENTICATED
         async with await FakeCaller.join(service) as caller:
             (job,) = await caller.submit("lab-1")
             assert (await board.next()).job == job
@@ -502,7 +501,7 @@ async def test_board_with_many_messages_about_foreign_jobs_is_closed(service: Se
             for _ in range(3 * Limits.strays_per_minute):
                 await board.send(wire.OUTPUT, job=77)
         code, reason = await board.closed()
-        assert code == frames.POLICY
+        assert code == frames.CLOSE_POLICY
         assert "not its own" in reason
     assert caplog.text.count("which is not its own") <= Limits.peer_lines_per_minute
     await service.until(lambda: service.state("lab-1") == "offline")

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudmanager.protocol import frames, wire
-from cm_server.auth import credentials, enrolment
+from cm_server.auth import credentials
 from cm_server.auth.audit import AuditEntry
 from cm_server.limits import Limits
 from cm_server.net import caller_socket, websocket
@@ -132,7 +132,7 @@ async def test_links_of_a_revoked_token_are_closed_within_two_seconds(service: S
         assert (await admin.ask("token-revoke", name="lab-notebook"))["reply"]["closed"] == 2
         await first.next()
         code, reason = await first.closed()
-        assert code == enrolment.CLOSE_REVOKED
+        assert code == frames.CLOSE_REVOKED
         assert reason.startswith("the token 'lab-notebook' was revoked on 2")
         await service.until(lambda: len(service.server.callers) == 1)
         assert time.monotonic() - began < 2
@@ -173,7 +173,7 @@ async def test_token_revoked_during_the_handshake_opens_no_link(service: Service
 
     monkeypatch.setattr(caller_socket, "accept_websocket", accept)
     caller = await FakeCaller.join(service, token)
-    assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
+    assert (await caller.closed())[0] == frames.CLOSE_REVOKED
 
 
 async def test_link_is_closed_when_its_token_expires(service: Service):
@@ -181,7 +181,7 @@ async def test_link_is_closed_when_its_token_expires(service: Service):
     async with await FakeCaller.join(service, token) as caller:
         assert "reply" in await caller.ask("status")
         code, reason = await caller.closed()
-        assert code == enrolment.CLOSE_REVOKED
+        assert code == frames.CLOSE_REVOKED
         assert reason.startswith("the token 'lab-notebook' expired on 2")
     answer = await refused(service, Authorization=f"Bearer {token}")
     assert "Cm-Refused: the token 'lab-notebook' expired on 2" in answer
@@ -203,7 +203,7 @@ async def test_token_expires_by_the_wall_clock(tmp_path, monkeypatch):
         token = service.add_token("viewer", name="lab-notebook", expires=3600)
         async with await FakeCaller.join(service, token) as caller:
             ahead = 7200.0
-            assert (await caller.closed())[0] == enrolment.CLOSE_REVOKED
+            assert (await caller.closed())[0] == frames.CLOSE_REVOKED
             assert "expired" in await refused(service, Authorization=f"Bearer {token}")
         ahead = 0.0
         async with await FakeCaller.join(service, token) as caller:  # the token is still valid
@@ -524,7 +524,7 @@ class SlowCaller:
         """The bytes that the server keeps for this caller."""
         transport = self.connection._link._transport
         assert transport is not None, "its link was closed"
-        return sum(map(len, self.connection._outbox)) + transport.get_write_buffer_size()
+        return self.connection._outbox.pending_bytes + transport.get_write_buffer_size()
 
     async def read(self, results: int) -> list[wire.Message]:
         """Start to read, until a number of jobs have ended; return all messages."""

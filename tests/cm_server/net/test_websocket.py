@@ -220,7 +220,7 @@ async def test_unauthenticated_ping_closes_the_link_after_a_delay(service, flood
         frame = await peer.frame()
         assert frame is not None
         assert frame.opcode == frames.CLOSE
-        assert frames.read_close_code(frame.payload) == frames.POLICY
+        assert frames.read_close_code(frame.payload) == frames.CLOSE_POLICY
         assert service.server.unauthenticated.count == 1  # still counted, and not read
         await peer.gone()
     await service.until(lambda: service.server.unauthenticated.count == 0)
@@ -302,7 +302,7 @@ async def test_exception_in_a_handler_closes_only_its_link(service, monkeypatch,
         (connection,) = service.server.callers
         connection._link.on_message = fail
         peer.say(masked(STATUS))
-        assert (await peer.closed())[0] == frames.INTERNAL_ERROR
+        assert (await peer.closed())[0] == frames.CLOSE_INTERNAL_ERROR
     assert caplog.text.count("ZeroDivisionError") >= 1
     await service.until(lambda: not service.server.callers)
     async with await FakeCaller.join(service) as healthy:
