@@ -10,6 +10,7 @@ from cloudmanager.client import cell_verbs
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.client.runner import wait_done
 from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.run_options import RunOptions
 from cm_magics import fleet
 
 ANSWER_SECONDS: Final = 0.3  # a later answer is of no use to a user who is typing
@@ -57,7 +58,8 @@ async def describe_name(target: str, path: str) -> dict[str, tuple[str, str, str
 
 async def _ask_boards(target: str, call: str) -> dict[str, Any]:
     """Return the answer of each board that answered in time; {} if the server is unreachable."""
-    group = JobGroup(cell_verbs.prepare_cached(_BOARD_CALL + call))
+    options = RunOptions(idle=True, timeout=ANSWER_SECONDS)
+    group = JobGroup(cell_verbs.prepare_cached(_BOARD_CALL + call), options)
     # Completion shows no errors.
     with contextlib.suppress(CloudmanagerError, asyncio.TimeoutError):
         await asyncio.wait_for(_submit_and_wait(target, group), ANSWER_SECONDS)
@@ -66,8 +68,8 @@ async def _ask_boards(target: str, call: str) -> dict[str, Any]:
 
 
 async def _submit_and_wait(target: str, group: JobGroup) -> None:
-    options = {"idle": True, "timeout": ANSWER_SECONDS}
     # In a thread, because it connects to the server if there is no link, which may take seconds.
-    await asyncio.to_thread(cell_verbs.submit_group, fleet()[target], group, options)
+    exchange = await asyncio.to_thread(fleet().exchange)
+    exchange.submit(group, target)
     await wait_done(group.finished)
     group.finished.result()

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 
+from cloudmanager.client.run_arguments import add_run_options
 from cloudmanager.display.cell_view import GROUPINGS, PROGRESS_AFTER_SECONDS
 from cloudmanager.protocol.text import nearest_name
 
@@ -87,24 +88,7 @@ def _add_run_options(parser: MagicParser) -> None:
         action="store_true",
         help="do not wait: the value is the running cell, for %%board_result",
     )
-    add(
-        "--timeout",
-        metavar="S",
-        type=parse_seconds,
-        help="seconds that the code may run on a board; time in a queue does not count",
-    )
-    add(
-        "--wait",
-        metavar="S",
-        type=parse_seconds,
-        default=0.0,
-        help="seconds to wait for offline boards to connect (default: 0)",
-    )
-    add(
-        "--fresh",
-        action="store_true",
-        help="soft-reset each board first, so that no variables are left from earlier cells",
-    )
+    add_run_options(parser)
     add(
         "--local",
         action="store_true",
@@ -162,17 +146,6 @@ def make_choice(*choices: str) -> Callable[[str], str]:
 
     choose.words = choices  # type: ignore[attr-defined]
     return choose
-
-
-def parse_seconds(text: str) -> float:
-    """Parse a positive, finite number of seconds; an argparse type."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a positive number of seconds.")
-    return seconds
 
 
 def parse_number(text: str) -> float:

@@ -18,6 +18,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
+from cloudmanager.client.run_arguments import run_keywords
 from cloudmanager.client.runner import run_blocking
 from cloudmanager.display.cell_view import FULL_OUTPUT_HINT, DisplayOptions, results_text
 from cloudmanager.display.text_tables import fleet_table
@@ -286,9 +287,7 @@ class BoardMagics(Magics):
             return fleet()[target].submit(
                 code,
                 inputs=inputs,
-                timeout=options.timeout,
-                fresh=options.fresh,
-                wait=options.wait,
+                **run_keywords(options),
                 answers=not options.noblock and cell_display.can_answer(),
                 listen=not options.noblock,
             )

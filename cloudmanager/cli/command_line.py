@@ -6,7 +6,6 @@ Exit status: 0 all boards succeeded, 1 a board or the server failed, 2 usage, 3 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cloudmanager import server_options
+from cloudmanager.client.run_arguments import add_run_options
 from cloudmanager.protocol.errors import (
     CellSyntaxError,
     CloudmanagerError,
@@ -145,19 +145,7 @@ def _add_board_verbs(add_verb: AddVerb) -> None:
         "file", nargs="?", metavar="FILE", help="file with the cell (default: standard input)"
     )
     execute.add_argument("-c", dest="code", metavar="CODE", help="the cell as text")
-    execute.add_argument(
-        "--timeout", type=_parse_seconds, metavar="S", help="interrupt the cell after S seconds"
-    )
-    execute.add_argument(
-        "--fresh", action="store_true", help="soft-reset the boards before the cell runs"
-    )
-    execute.add_argument(
-        "--wait",
-        type=_parse_seconds,
-        default=0,
-        metavar="S",
-        help="wait up to S seconds for offline boards to connect",
-    )
+    add_run_options(execute)
     label = add_verb(
         "board-label",
         commands.board_label,
@@ -221,13 +209,6 @@ def _add_virtual_verbs(add_verb: AddVerb) -> None:
 
 def _absolute_path(text: str) -> str:
     return str(Path(text).absolute())  # the server runs in another working directory
-
-
-def _parse_seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) < float("inf"):
-            return value
-    raise argparse.ArgumentTypeError("give a number of seconds above 0")
 
 
 def _parse_count(text: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from cloudmanager import local_server, server_options
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import INTERRUPT_GRACE_SECONDS
+from cloudmanager.client.run_arguments import run_keywords
 from cloudmanager.display.text_tables import fleet_table, format_duration, job_table, job_text
 from cloudmanager.protocol.errors import TargetError
 from cloudmanager.protocol.text import fold_names
@@ -115,7 +116,7 @@ def board_execute(options: argparse.Namespace) -> int:
     code = _read_code(options)
     with Fleet() as fleet:
         boards = fleet[options.target]
-        given = {"timeout": options.timeout, "fresh": options.fresh, "wait": options.wait}
+        given = run_keywords(options)
         if options.json:
             results = boards.run(code, **given)
             print_json({name: result.to_json() for name, result in results.items()})

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from cloudmanager import config
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions
 from cloudmanager.results.results import Results
 
-from .cell_verbs import CellVerbs, make_cell, submit_group, submit_options
+from .cell_verbs import CellVerbs, make_cell
 from .exchange import Exchange
 from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
 from .jobs import Event, Job, JobGroup
+from .keywords import run_keywords
 from .link import ServerLink
 from .package_verbs import PackageVerbs
 from .runner import run_in_loop, wait_done
@@ -97,23 +99,30 @@ class AsyncBoards(Asynchronous, CellVerbs, FileVerbs, PackageVerbs):
         """Return the exchange with the server; see ``AsyncFleet.exchange``."""
         return self._fleet.exchange()
 
+    @run_keywords
     async def submit(
         self,
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        fresh: bool = False,
-        wait: float = 0,
         answers: bool = False,
+        **options: Unpack[RunKeywords],
     ) -> AsyncJobGroup:
         """Start a cell on all of the boards; return when the server has accepted it.
 
-        Arguments and exceptions are those of ``Boards.submit``.
+        Args:
+            code: Python; the value of a trailing expression is returned. It may ``await``.
+            inputs: name -> value, assigned on the boards before the cell.
+            answers: whether the reader of the events answers ``input()``.
+            options: see ``RunOptions``.
+
+        Raises:
+            CloudmanagerError, TypeError, ValueError: as for ``Boards.submit``.
         """
+        run_options = RunOptions(answers=answers, **options)
+        group = JobGroup(make_cell(code, inputs), run_options, listen=True)
         await self.connect()
-        group = JobGroup(make_cell(code, inputs), listen=True)
-        submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
+        self.exchange().submit(group, self.target)
         with group.interrupted_on_error():
             await wait_done(group.accepted)
         group.accepted.result()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions
 from cloudmanager.results.results import Results
 
 from . import cells
 from .cells import Cell
 from .input_values import prelude
 from .jobs import Event, JobGroup
+from .keywords import run_keywords
 from .progress import ProgressCallback
 from .verb import HasTarget, verb
 
@@ -23,15 +25,14 @@ class CellVerbs(HasTarget):
     """Verbs that concern the boards of a target; the server resolves it at each call."""
 
     @verb
+    @run_keywords
     async def run(
         self,
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        fresh: bool = False,
-        wait: float = 0,
         progress: ProgressCallback | None = None,
+        **options: Unpack[RunKeywords],
     ) -> Results:
         """Run a cell on all of the boards in parallel and wait for the results.
 
@@ -42,11 +43,9 @@ class CellVerbs(HasTarget):
             code: Python; the value of a trailing expression is returned. It may ``await``.
             inputs: name -> value, assigned on the boards before the cell: Python literals, and
                 objects with a ``tolist()``.
-            timeout: seconds that it may run, after it was sent to the board; None for no limit.
-            fresh: whether each board makes a soft reset first.
-            wait: seconds to wait for boards that are not connected.
             progress: called with a board, 0 or 1 (whether the cell has ended there) and 1; see
                 ``ProgressCallback``.
+            options: see ``RunOptions``.
 
         Raises:
             CellSyntaxError: it is not valid Python; nothing was sent.
@@ -54,9 +53,7 @@ class CellVerbs(HasTarget):
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
-        return await _run_cell(
-            self, make_cell(code, inputs), submit_options(timeout, fresh, wait), progress
-        )
+        return await _run_cell(self, make_cell(code, inputs), RunOptions(**options), progress)
 
     @verb
     async def reset(self, *, progress: ProgressCallback | None = None) -> Results:
@@ -67,8 +64,7 @@ class CellVerbs(HasTarget):
         Args:
             progress: see ``run``.
         """
-        options = submit_options(None, fresh=True, wait=0)
-        return await _run_cell(self, prepare_cached(""), options, progress)
+        return await _run_cell(self, prepare_cached(""), RunOptions(fresh=True), progress)
 
     @verb
     async def info(self) -> list[dict[str, Any]]:
@@ -88,11 +84,13 @@ class CellVerbs(HasTarget):
 
 
 async def _run_cell(
-    boards: HasTarget, cell: Cell, options: dict[str, Any], progress: ProgressCallback | None
+    boards: HasTarget, cell: Cell, options: RunOptions, progress: ProgressCallback | None
 ) -> Results:
     """Run a cell on the boards and wait for the results."""
     if progress is None:
-        return await submit_group(boards, JobGroup(cell), options).completed()
+        group = JobGroup(cell, options)
+        boards.exchange().submit(group, boards.target)
+        return await group.completed()
 
     def on_event(event: Event) -> None:
         if event.kind == "ended":
@@ -102,24 +100,12 @@ async def _run_cell(
         for board in group.jobs:
             progress(board, 0, 1)
 
-    group = JobGroup(cell, on_event=on_event)
+    group = JobGroup(cell, options, on_event=on_event)
     group.accepted.add_done_callback(on_accepted)
-    return await submit_group(boards, group, options).completed()
+    boards.exchange().submit(group, boards.target)
+    return await group.completed()
 
 
 def make_cell(code: str, inputs: Mapping[str, Any] | None) -> Cell:
     """Prepare a cell with its inputs."""
     return cells.prepare_cell(code, prelude(inputs)) if inputs else prepare_cached(code)
-
-
-def submit_group(boards: HasTarget, group: JobGroup, options: dict[str, Any]) -> JobGroup:
-    """Send the group's cell to the server; do not wait until it is accepted."""
-    group.fresh = bool(options.get("fresh"))
-    boards.exchange().submit(group, boards.target, options)
-    return group
-
-
-def submit_options(timeout: float | None, fresh: bool, wait: float) -> dict[str, Any]:
-    """Return the options of a SUBMIT, without those that have the default value."""
-    given: dict[str, Any] = {"timeout": timeout, "fresh": fresh or None, "wait": wait or None}
-    return {name: value for name, value in given.items() if value is not None}

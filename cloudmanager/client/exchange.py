@@ -88,10 +88,10 @@ class Exchange:
             f"Cm-Protocol: {wire.PROTOCOL}\r\n\r\n"
         ).encode()
 
-    def submit(self, group: JobGroup, target: str, options: dict[str, Any]) -> None:
+    def submit(self, group: JobGroup, target: str) -> None:
         """Send a cell (sends SUBMIT); the group receives its events and results."""
         ref = next(self._refs)
-        head = {"target": target, "awaits": group.cell.awaits, **options}
+        head = {"target": target, **group.submit_head()}
         message = wire.pack_submit(ref, head, group.cell.code)
         with self._close_lock:
             lost = self.closed

@@ -44,7 +44,7 @@ async def run_file_ops(
         on_moved: called with a board and the bytes that its job has transferred.
     """
     group = FileJobGroup(ops, make_value=make_value, sink=sink, on_moved=on_moved)
-    boards.exchange().submit(group, target or boards.target, {"acts": ops})
+    boards.exchange().submit(group, target or boards.target)
     return await group.completed()
 
 

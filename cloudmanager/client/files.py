@@ -243,6 +243,10 @@ class FileJobGroup(JobGroup):
         self._on_moved = on_moved
         self._bytes_moved: dict[str, int] = {}
 
+    def submit_head(self) -> dict[str, Any]:
+        """Return the entries of the group in the JSON of a SUBMIT."""
+        return {**super().submit_head(), "acts": self.ops}
+
     def _make_job(self, number: int, board: str) -> Job:
         job = FileJob(number, board, self.cell, self._submitted_at)
         job.group = self

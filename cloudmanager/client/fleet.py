@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from cloudmanager import config
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions
 
-from .cell_verbs import CellVerbs, make_cell, submit_group, submit_options
+from .cell_verbs import CellVerbs, make_cell
 from .exchange import Exchange
 from .file_verbs import FileVerbs
 from .fleet_verbs import FleetVerbs
 from .jobs import JobGroup
+from .keywords import run_keywords
 from .link import ServerLink
 from .package_verbs import PackageVerbs
 from .verb import Blocking
@@ -98,16 +100,15 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
         """Return the exchange with the server; see ``Fleet.exchange``."""
         return self._fleet.exchange()
 
+    @run_keywords
     def submit(
         self,
         code: str,
         *,
         inputs: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        fresh: bool = False,
-        wait: float = 0,
         listen: bool = False,
         answers: bool = False,
+        **options: Unpack[RunKeywords],
     ) -> JobGroup:
         """Start a cell on all of the boards; return when the server has accepted it.
 
@@ -115,11 +116,9 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             code: Python; the value of a trailing expression is returned. It may ``await``.
             inputs: name -> value, assigned on the boards before the cell: Python literals, and
                 objects with a ``tolist()``.
-            timeout: seconds that it may run, after it was sent to the board; None for no limit.
-            fresh: whether each board makes a soft reset first.
-            wait: seconds to wait for boards that are not connected.
             listen: whether ``events()`` of the returned group will be read.
             answers: whether the reader of the events answers ``input()``.
+            options: see ``RunOptions``.
 
         Raises:
             CellSyntaxError: it is not valid Python; nothing was sent.
@@ -127,8 +126,9 @@ class Boards(Blocking, CellVerbs, FileVerbs, PackageVerbs):
             TargetError, NoSuchBoard: the target selects no boards; nothing ran.
             ServerUnreachable: no server answers.
         """
-        group = JobGroup(make_cell(code, inputs), listen=listen)
-        submit_group(self, group, {**submit_options(timeout, fresh, wait), "answers": answers})
+        run_options = RunOptions(answers=answers, **options)
+        group = JobGroup(make_cell(code, inputs), run_options, listen=listen)
+        self._fleet.exchange().submit(group, self.target)
         with group.interrupted_on_error():
             group.accepted.result()
         return group

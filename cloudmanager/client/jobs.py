@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, overload
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cloudmanager.protocol.text import fold_names
 from cloudmanager.results.results import Result, Results
 
@@ -203,19 +204,19 @@ class JobGroup:
         left_out: boards that the target matched but that are not connected.
         accepted: set when the server has accepted or refused the cell.
         finished: set when all jobs have ended.
-        fresh: whether the boards make a soft reset first.
+        options: how it is run.
     """
-
-    fresh = False
 
     def __init__(
         self,
         cell: Cell,
+        options: RunOptions = DEFAULT_OPTIONS,
         *,
         listen: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.cell = cell
+        self.options = options
         self.jobs: dict[str, Job] = {}
         self.left_out: tuple[str, ...] = ()
         self.accepted: Future[None] = Future()
@@ -354,6 +355,10 @@ class JobGroup:
         self._unread_events.append(event)
         self._event_arrived.set_result(None)
 
+    def submit_head(self) -> dict[str, Any]:
+        """Return the entries of the group in the JSON of a SUBMIT."""
+        return {"awaits": self.cell.awaits, **self.options.to_wire()}
+
     # Called by the link's thread
 
     def on_accepted(
@@ -378,7 +383,7 @@ class JobGroup:
         return jobs
 
     def _make_job(self, number: int, board: str) -> Job:
-        return Job(number, board, self.cell, self._submitted_at, fresh=self.fresh)
+        return Job(number, board, self.cell, self._submitted_at, fresh=self.options.fresh)
 
     def on_refused(self, error: CloudmanagerError) -> None:
         """End the group with an error: the server refused the cell, or was not reached."""

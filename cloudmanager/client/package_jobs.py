@@ -19,7 +19,7 @@ from cloudmanager.results.results import Result, Results
 from . import sources
 from .file_jobs import upload_content
 from .files import FileJobGroup, FileResult
-from .jobs import Job
+from .jobs import Job, JobGroup
 from .packages import BoardPackages, InstallResult
 from .progress import ProgressCallback
 from .syncing import read_ignore_file
@@ -32,16 +32,25 @@ class PackageJobGroup(FileJobGroup):
     """The same job about packages on several boards.
 
     Args:
+        request: what the server does.
         make_value: makes a result's value from what the server reports about a board.
         progress: called with a board, the bytes that were transferred for it and the total.
     """
 
     def __init__(
-        self, make_value: Callable[[list[Any]], Any], progress: ProgressCallback | None = None
+        self,
+        request: Mapping[str, Any],
+        make_value: Callable[[list[Any]], Any],
+        progress: ProgressCallback | None = None,
     ) -> None:
         super().__init__((), make_value=make_value)
+        self._request = request
         self._progress = progress
         self._totals: dict[str, int] = {}
+
+    def submit_head(self) -> dict[str, Any]:
+        """Return the entries of the group in the JSON of a SUBMIT."""
+        return {**JobGroup.submit_head(self), "packages": self._request}
 
     def on_chunk(self, job: Job, message: wire.Message) -> None:
         """Handle a report of the bytes transferred so far, or of the total."""
@@ -61,8 +70,8 @@ async def run_package_job(
     progress: ProgressCallback | None = None,
 ) -> Results:
     """Run a job about packages on all boards of a target, and wait for the results."""
-    group = PackageJobGroup(make_value, progress)
-    boards.exchange().submit(group, target or boards.target, {"packages": request})
+    group = PackageJobGroup(request, make_value, progress)
+    boards.exchange().submit(group, target or boards.target)
     return await group.completed()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.run_options import RunOptions
 from cm_server.jobs.dispatch import Dispatch
 from cm_server.jobs.jobs import Cell, Job
 from cm_server.jobs.registry import Board, Registry
@@ -129,7 +130,8 @@ class Rig:
         self, *names: str, code: bytes = b"1", timeout: float | None = None, **more: Any
     ) -> list[Job]:
         boards = [self.board(name) for name in names or ("lab-1",)]
-        cell = Cell(code, timeout, **{"awaits": False, **more})
+        of_cell = {name: more.pop(name) for name in ("awaits", "files") if name in more}
+        cell = Cell(code, RunOptions(timeout=timeout, **more), **of_cell)
         jobs = self.dispatch.submit(boards, cell, "ann", self.caller)
         self.dispatch.launch(jobs)
         return jobs

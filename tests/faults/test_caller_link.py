@@ -11,6 +11,7 @@ from cloudmanager.client import cell_verbs, link
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.run_options import RunOptions
 
 from .conftest import WAIT, Bench, Rows, Slot, selected_rows, until
 from .proxy import Proxy, Strike
@@ -104,9 +105,9 @@ def run_from_caller(
     fleet: Fleet, board: str, seconds: float, sequence: Sequence | None = None
 ) -> tuple[str, str]:
     """Run the cell; return the caller's result and the output that it received."""
-    group = JobGroup(cell_verbs.make_cell(PRINTS, None))
+    group = JobGroup(cell_verbs.make_cell(PRINTS, None), RunOptions(timeout=5))
     try:
-        cell_verbs.submit_group(fleet[board], group, {"timeout": 5})
+        fleet.exchange().submit(group, board)
         if sequence is not None:
             sequence.release(group)
         if not group.wait(seconds):

@@ -22,6 +22,7 @@ from cloudmanager.client import cell_verbs
 from cloudmanager.client.fleet import Fleet
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol.errors import CloudmanagerError
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.testing.board_fixtures import wait_online
 from cloudmanager.testing.plugin import RunningServer, running_server
 from cloudmanager.virtual.virtual_boards import VirtualBoards
@@ -147,8 +148,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def submit(stage: Stage) -> tuple[Fleet, JobGroup]:
     """Submit the cell from this process; the group has its result or error."""
     fleet = Fleet(stage.url, stage.token)
-    group = JobGroup(cell_verbs.make_cell(PRINTS, None))
-    cell_verbs.submit_group(fleet[BOARD], group, {"timeout": 10})
+    group = JobGroup(cell_verbs.make_cell(PRINTS, None), RunOptions(timeout=10))
+    fleet.exchange().submit(group, BOARD)
     return fleet, group
 
 

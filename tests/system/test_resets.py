@@ -81,7 +81,7 @@ class Bench:
         time.sleep(max(0.0, began + SPAN - time.monotonic()))
         groups += [self.act(name, "reset") for name in self.names]  # ends the programs that run
         check(groups)
-        return sum(group.fresh for group in groups)
+        return sum(group.options.fresh for group in groups)
 
     def act(self, name: str, act: str) -> JobGroup:
         if act == "cell":

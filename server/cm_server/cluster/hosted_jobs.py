@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.run_options import RunOptions
 from cm_server.installs.transfers import RelayedTransfer
 from cm_server.jobs.jobs import Cell, Job
 
@@ -161,12 +163,6 @@ class HostedJobs:
 
 def _read_cell(code: bytes, head: dict[str, Any]) -> Cell:
     """Return the cell of a "run" message; its caller's server waits for the board itself."""
-    return Cell(
-        code,
-        head["timeout"],
-        head["awaits"],
-        head["fresh"],
-        wait=0.0,
-        answers=head["answers"],
-        files=RelayedTransfer(*head["files"]) if head["files"] else None,
-    )
+    options = dataclasses.replace(RunOptions.from_fields(head), wait=0.0)
+    files = RelayedTransfer(*head["files"]) if head["files"] else None
+    return Cell(code, options, head["awaits"], files)

@@ -146,8 +146,8 @@ class RemoteJobs:
         job.state, job.started = "running", time.time()
         if job.cell.files is not None:
             job.transfer = job.cell.files.start(job, lambda data: self._send_to_board(job, data))
-        if job.cell.timeout is not None:
-            seconds = job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
+        if job.cell.options.timeout is not None:
+            seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
             job.timer = self._call_later(seconds, lambda: self._on_result_timeout(job))
 
     def _send_to_board(self, job: Job, data: bytes) -> None:
@@ -236,8 +236,8 @@ class RemoteJobs:
         job.awaiting_input = False
         job.transfer = None
         self._stop_tracking(job.id)
-        if job.cell.timeout is not None and job.started_monotonic is not None:
-            seconds = job.cell.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
+        if job.cell.options.timeout is not None and job.started_monotonic is not None:
+            seconds = job.cell.options.timeout + CONFIRM_SECONDS + PEER_MARGIN_SECONDS
             left = max(job.started_monotonic + seconds - time.monotonic(), 0.0)
             job.timer = self._call_later(left, lambda: self._on_result_timeout(job))
 
@@ -264,7 +264,9 @@ class RemoteJobs:
             does not wait any longer (``wait``).
         """
         holder = holders.get(job.board.id, (job.owner, 0))[0]
-        caller_waits = time.monotonic() < self._first_asked_at.get(job.id, 0.0) + job.cell.wait
+        caller_waits = (
+            time.monotonic() < self._first_asked_at.get(job.id, 0.0) + job.cell.options.wait
+        )
         if holder == job.owner and not caller_waits:
             return False
         if holder == job.owner:
@@ -321,8 +323,5 @@ class RemoteJobs:
 
 def _cell_fields(cell: Cell) -> dict[str, Any]:
     """Return the fields of a cell for a "run" message; its code is the message's payload."""
-    fields = cell._asdict()
-    del fields["code"]
-    if cell.files is not None:
-        fields["files"] = [cell.files.reads_files, cell.files.replaces_starter]
-    return fields
+    files = cell.files and [cell.files.reads_files, cell.files.replaces_starter]
+    return {**cell.options.to_fields(), "awaits": cell.awaits, "files": files}

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("cm_server")
 
 #: The cell of a job that another server, or an earlier run of this one, has sent: it is not stored.
-EMPTY_CELL = Cell(b"", None, awaits=False)
+EMPTY_CELL = Cell(b"")
 
 
 class Dispatch:
@@ -198,17 +198,19 @@ class Dispatch:
 
     def _await_board(self, job: Job) -> None:
         """Queue the job of an offline board for the time that its caller allows (``wait``)."""
-        if job.cell.wait <= 0:
+        if job.cell.options.wait <= 0:
             self._job_results.end_job(job, "offline", job.board.last_seen_text)
             return
         job.board.queue.append(job)
-        job.timer = self._call_later(job.cell.wait, lambda: self._on_wait_expired(job))
+        job.timer = self._call_later(job.cell.options.wait, lambda: self._on_wait_expired(job))
 
     def _on_wait_expired(self, job: Job) -> None:
         job.timer = None
         if job.state == "queued" and job.board.link is None:
             job.board.queue.remove(job)
-            why = f"it did not connect within {job.cell.wait:g} s; {job.board.last_seen_text}"
+            why = (
+                f"it did not connect within {job.cell.options.wait:g} s; {job.board.last_seen_text}"
+            )
             self._job_results.end_job(job, "offline", why)
 
     def interrupt(self, job: Job) -> None:
@@ -371,7 +373,7 @@ class Dispatch:
     def handle_input(self, job: Job, data: bytes) -> None:
         """Forward a job's ``input()`` to its caller, or answer with EOF if nobody can answer."""
         job.awaiting_input = True
-        if job.observer is not None and job.cell.answers:
+        if job.observer is not None and job.cell.options.answers:
             job.deliver(data)
         else:
             self.answer_input(job, b"", nobody=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.run_options import DEFAULT_OPTIONS, RunOptions
 from cm_server.installs.job_steps import SteppedJob, SteppedJobSpec
 from cm_server.installs.transfers import FileTransfer, FileTransferSpec, RelayedTransfer
 from cm_server.limits import Limits
@@ -46,20 +47,14 @@ class Cell(NamedTuple):
 
     Attributes:
         code: the text of the cell; with ``files``, file operations in JSON.
-        timeout: seconds from the write to the board; None: no limit.
+        options: how it is run.
         awaits: whether the cell is a coroutine function that the board has to run.
-        fresh: whether the board makes a soft reset first.
-        wait: seconds that an offline board has to connect.
-        answers: whether somebody can answer ``input()``.
         files: how the file operations are carried out; None for a cell.
     """
 
     code: bytes
-    timeout: float | None
-    awaits: bool
-    fresh: bool = False
-    wait: float = 0.0
-    answers: bool = False
+    options: RunOptions = DEFAULT_OPTIONS
+    awaits: bool = False
     files: FileTransferSpec | SteppedJobSpec | RelayedTransfer | None = None
 
 
@@ -205,7 +200,7 @@ class Job:
         return wire.exec_messages(
             self.id,
             self.cell.code,
-            timeout_ms=_milliseconds(self.cell.timeout),
+            timeout_ms=_milliseconds(self.cell.options.timeout),
             awaits=self.cell.awaits,
             op=wire.EXEC if self.cell.files is None else wire.FILE,
             buffer_size=self.board.buffer_size,

@@ -87,8 +87,8 @@ class Scheduler:
         for message in job.exec_messages():
             board.link.send(message)
         self._job_results.counters.on_started(job)
-        if cell.timeout is not None:
-            seconds = cell.timeout + CONFIRM_SECONDS
+        if cell.options.timeout is not None:
+            seconds = cell.options.timeout + CONFIRM_SECONDS
             job.timer = self._call_later(seconds, lambda: self._on_deadline(job))
         return True
 
@@ -118,7 +118,7 @@ class Scheduler:
         job.resends += 1
         board.current_job = None
         board.queue.appendleft(job)
-        if job.cell.fresh and board.link is not None:
+        if job.cell.options.fresh and board.link is not None:
             board.link.send(wire.pack(wire.INTERRUPT))
             job.timer = self._call_later(RESET_SECONDS, lambda: self._on_not_free(job))
 
@@ -279,7 +279,7 @@ def _first_resetting_job(board: Board) -> Job | None:
 
 def _resets(job: Job) -> bool:
     """Return whether a job's board has yet to restart before the job is sent."""
-    return job.cell.fresh and job.state == "queued" and not job.resends
+    return job.cell.options.fresh and job.state == "queued" and not job.resends
 
 
 def _unsupported_reason(job: Job) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, wire
 from cloudmanager.protocol.errors import CloudmanagerError, NotAllowed, PeerWireError, ServerError
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.targets import parse_target
 from cm_server import cleanup
 from cm_server.api import job_requests, verbs
@@ -349,20 +350,12 @@ class CallerConnection:
         resolution = parse_target(target).resolve(reachable)
         boards = [reachable[name] for name in resolution.names]
         left_out = resolution.left_out
-        if head.get("idle"):
+        options = RunOptions.from_wire(head, self._server.limits.cell_seconds)
+        if options.idle:
             left_out += tuple(board.name for board in boards if board.state != "idle")
             boards = [board for board in boards if board.state == "idle"]
         request = job_requests.read_job_request(self._server, self, head, code, len(boards))
-        max_seconds = self._server.limits.cell_seconds
-        cell = Cell(
-            request.code,
-            _read_seconds(head, "timeout", max_seconds),
-            bool(head.get("awaits")),
-            bool(head.get("fresh")),
-            _read_seconds(head, "wait", max_seconds) or 0.0,
-            bool(head.get("answers")),
-            request.files,
-        )
+        cell = Cell(request.code, options, bool(head.get("awaits")), request.files)
         jobs = self._server.dispatch.submit(
             boards,
             cell,
@@ -434,13 +427,3 @@ def _jobs_ahead(job: Job) -> int:
     if job.owner:
         return board.remote_state.queued + 1 if board.remote_state else 0
     return board.queue.index(job) + (board.current_job is not None or board.blocked)
-
-
-def _read_seconds(head: dict[str, Any], name: str, max_seconds: float) -> float | None:
-    """Return an option of a cell in seconds; None if it is not given."""
-    value = head.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not 0 < value <= max_seconds:
-        raise ServerError(f"{name} is a number of seconds above 0 and at most a week")
-    return float(value)

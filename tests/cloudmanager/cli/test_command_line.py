@@ -72,9 +72,15 @@ def test_wrong_token_is_reported_in_one_line(server: RunningServer, mbm, monkeyp
         (["board-execute", "all", "one.py", "two.py"], "unrecognized arguments: two.py"),
         (["board-execute", "all", "one.py", "--no"], "unrecognized arguments: --no"),
         (["server-stop", "now"], "unrecognized arguments: now"),
-        (["board-execute", "all", "--timeout", "0"], "give a number of seconds above 0"),
-        (["board-execute", "all", "--timeout", "nan"], "give a number of seconds above 0"),
-        (["board-execute", "all", "--timeout", "soon"], "give a number of seconds above 0"),
+        (["board-execute", "all", "--timeout", "0"], "'0' is not a positive number"),
+        (
+            ["board-execute", "all", "--timeout", "nan"],
+            "'nan' is not a positive number",
+        ),
+        (
+            ["board-execute", "all", "--timeout", "soon"],
+            "'soon' is not a positive number",
+        ),
         (["server-start", "--port", "http"], "give a TCP port from 0 to 65535"),
         (["server-start", "--port", "65536"], "give a TCP port from 0 to 65535"),
         (["server-start", "--port", "-1"], "give a TCP port from 0 to 65535"),

@@ -24,6 +24,7 @@ from cloudmanager.protocol.errors import (
     VersionMismatch,
 )
 from cloudmanager.protocol.frames import FrameReader
+from cloudmanager.protocol.run_options import RunOptions
 
 ADDRESS = ServerAddress("http://lab:18266", "cm_secret", "CM_URL")
 NO_SERVER = "the program that answers there is not a Cloudmanager server"
@@ -67,8 +68,8 @@ class Conversation:
         return self.say(wire.pack_events(messages))
 
     def submit(self, code="1 + 1", target="lab-*", **options):
-        group = JobGroup(prepare_cell(code))
-        self.exchange.submit(group, target, options)
+        group = JobGroup(prepare_cell(code), RunOptions(**options))
+        self.exchange.submit(group, target)
         return group
 
     def run(self, jobs=((7, "lab-1"),)):

@@ -14,6 +14,7 @@ from cloudmanager.client.cells import prepare_cell
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.protocol import wire
 from cloudmanager.protocol.errors import BoardError, NoSuchBoard, PeerWireError, ServerUnreachable
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.protocol.wire import Message
 from cloudmanager.results.board_values import Repr
 
@@ -32,8 +33,7 @@ class Lab:
     def __init__(self, boards=("lab-1",), code="1/0", listen=True, fresh=False, **accepted):
         self.stopped: list[list[int]] = []
         self.answered: list[tuple[int, str | None]] = []
-        self.group = JobGroup(prepare_cell(code), listen=listen)
-        self.group.fresh = fresh
+        self.group = JobGroup(prepare_cell(code), RunOptions(fresh=fresh), listen=listen)
         numbers = itertools.count(1)
         body = {"jobs": [[next(numbers), board] for board in boards], **accepted}
         self.group.on_accepted(

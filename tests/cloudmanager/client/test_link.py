@@ -138,7 +138,7 @@ def test_closing_ends_all_waits(opened):
     waiting = opened.exchange.request("status", {})
     group = JobGroup(prepare_cell("1"))
     opened.close()
-    opened.exchange.submit(group, "all", {})
+    opened.exchange.submit(group, "all")
     assert waiting.wait(WAIT)
     assert group.wait(WAIT)
 

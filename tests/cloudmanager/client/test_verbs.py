@@ -12,6 +12,7 @@ from cloudmanager.client.future import Future
 from cloudmanager.client.jobs import JobGroup
 from cloudmanager.client.verb import Asynchronous, Blocking
 from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.results.results import Results
 
 
@@ -29,8 +30,8 @@ class RecordingExchange:
         reply.set_result([])
         return reply
 
-    def submit(self, group, target, options):
-        self.submitted.append((group, target, options))
+    def submit(self, group, target):
+        self.submitted.append((group, target))
         self.on_submit(group)
 
 
@@ -64,12 +65,15 @@ def test_default_options_are_not_sent(boards):
     boards.talk.on_submit = finish
     boards.run("1")
     boards.run("1", timeout=2, fresh=True, wait=3)
-    sent = [options for _, _, options in boards.talk.submitted]
-    assert sent == [{}, {"timeout": 2, "fresh": True, "wait": 3}]
+    sent = [group.submit_head() for group, _ in boards.talk.submitted]
+    assert sent == [
+        {"awaits": False},
+        {"awaits": False, "timeout": 2, "fresh": True, "wait": 3},
+    ]
 
 
 def test_timeout_of_zero_is_sent():
-    assert cell_verbs.submit_options(0, fresh=False, wait=0) == {"timeout": 0}
+    assert RunOptions(timeout=0).to_wire() == {"timeout": 0}
 
 
 def test_equal_cells_are_prepared_once():

@@ -12,6 +12,7 @@ from cloudmanager.client.jobs import Event, JobGroup
 from cloudmanager.display.cell_view import CellView, DisplayOptions, results_text
 from cloudmanager.display.folding import RESETTING, WAITING_FOR_BOARD, plain_text
 from cloudmanager.protocol import wire
+from cloudmanager.protocol.run_options import RunOptions
 from cloudmanager.results.results import Result, Results
 
 
@@ -26,8 +27,7 @@ class JobScenario:
         **options: Any,
     ) -> None:
         self.now = 0.0
-        self.group = JobGroup(prepare_cell("1"))
-        self.group.fresh = fresh
+        self.group = JobGroup(prepare_cell("1"), RunOptions(fresh=fresh))
         jobs = [[number, name] for number, name in enumerate(names)]
         body = {"jobs": jobs, "queued": queued or []}
         self.group.on_accepted(body, lambda _: None, lambda _job, _text: None)

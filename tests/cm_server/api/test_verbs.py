@@ -19,6 +19,7 @@ from cloudmanager.protocol.errors import (
     ServerError,
     TargetError,
 )
+from cloudmanager.protocol.run_options import RunOptions
 from cm_server.api import verbs
 from cm_server.api.verbs import VERBS, check_role
 from cm_server.auth.audit import AuditLog
@@ -230,7 +231,7 @@ def test_invalid_labels_are_refused_and_change_nothing(server: FakeServer, label
 
 def test_interrupt_returns_how_many_jobs_it_found(server: FakeServer):
     board = server.registry.by_name["lab-1"]
-    cell = Cell(b"1", None, awaits=False)
+    cell = Cell(b"1")
     jobs = server.dispatch.submit([board], cell, "ann", NullObserver())
     server.dispatch.launch(jobs)
     assert server.ask("interrupt", jobs=[jobs[0].id, 999, -1, 10**30]) == 1
@@ -290,7 +291,7 @@ def test_enrol_of_a_connected_board_is_refused(server: FakeServer):
 
 def test_revoke_removes_boards_and_ends_their_jobs(server: FakeServer):
     board = server.registry.by_name["lab-10"]
-    cell = Cell(b"1", None, awaits=False, wait=60)
+    cell = Cell(b"1", RunOptions(wait=60))
     server.dispatch.launch(server.dispatch.submit([board], cell, "ann", NullObserver()))
     assert server.ask("revoke", target="lab-10") == ["lab-10"]
     assert "lab-10" not in server.registry.by_name
@@ -320,7 +321,7 @@ def test_reused_name_inherits_nothing(server: FakeServer):
 
 def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
     board = server.registry.by_name["lab-1"]
-    cell = Cell(b"1", None, awaits=False)
+    cell = Cell(b"1")
     (job,) = server.dispatch.submit([board], cell, "ann", NullObserver())
     server.dispatch.launch([job])
     payload = len(output).to_bytes(2, "big") + output + b"42"
@@ -330,7 +331,7 @@ def ended_job(server: FakeServer, output: bytes = b"hi\n") -> int:
 
 def test_jobs_lists_running_then_ended_jobs(server: FakeServer):
     first, second = ended_job(server), ended_job(server)
-    cell = Cell(b"1", None, awaits=False)
+    cell = Cell(b"1")
     running = server.dispatch.submit(
         [server.registry.by_name["lab-2"]], cell, "bob", NullObserver()
     )

@@ -34,7 +34,7 @@ class StepsRecorder:
         board.buffer_size = buffer_size
         self.sent: list[wire.Message] = []
         self.delivered: list[wire.Message] = []
-        self.job = Job(7, board, Cell(b"", None, awaits=False), "ann", self)
+        self.job = Job(7, board, Cell(b""), "ann", self)
         spec = SteppedJobSpec(FIRST, make_generator, STEP, Limits.package_document_bytes)
         assert json.loads(spec.code) == [STEP, FIRST, 1]
         self.steps: SteppedJob = spec.start(

@@ -33,7 +33,7 @@ class Observer:
 
 def job(number: int = 1, observer: Observer | None = None) -> Job:
     board = Board(BoardRow("id1", "lab-1", bytes(32), {}, {}, 0.0, None))
-    return Job(number, board, Cell(b"print(1)", None, awaits=False), "ann", observer)
+    return Job(number, board, Cell(b"print(1)"), "ann", observer)
 
 
 def test_tail_keeps_a_short_text():

@@ -37,7 +37,7 @@ def row(name: str = "lab-1", facts: dict[str, Any] | None = None) -> BoardRow:
 
 
 def busy(board: Board) -> None:
-    job = Job(7, board, Cell(b"1", None, awaits=False), "ann", None)
+    job = Job(7, board, Cell(b"1"), "ann", None)
     job.state, job.started = "running", time.time()
     board.current_job = job
 

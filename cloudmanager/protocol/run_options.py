@@ -1,0 +1,138 @@
+"""The options of a cell, declared once, from a caller's verb to the board; no I/O.
+
+``RunOptions`` travels through all parts: ``Boards.run`` and ``submit`` take its fields as keywords,
+`mbm board-execute` and `%%board` as command-line options, SUBMIT and the messages between servers
+as JSON, and the server's jobs have it as it is.
+
+To add an option, add a field here, with its keyword in ``RunKeywords``, and the code where it has
+its effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypedDict
+
+from .errors import ServerError
+
+
+class OptionInfo(NamedTuple):
+    """How an option is written and explained.
+
+    Attributes:
+        text: what it does, for help texts.
+        flag: its command-line option; "" if it has none.
+        metavar: the name of the option's value, in help texts; "" for a flag without a value.
+    """
+
+    text: str
+    flag: str = ""
+    metavar: str = ""
+
+
+def _option(default: Any, text: str, flag: str = "", metavar: str = "") -> Any:
+    return dataclasses.field(default=default, metadata={"info": OptionInfo(text, flag, metavar)})
+
+
+class RunKeywords(TypedDict, total=False):
+    """The options that ``run`` and ``submit`` take as keywords; see ``RunOptions``."""
+
+    timeout: float | None
+    fresh: bool
+    wait: float
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a cell is run.
+
+    Attributes:
+        timeout: seconds that it may run, after it was sent to the board; None for no limit.
+        fresh: whether each board makes a soft reset first.
+        wait: seconds to wait for boards that are not connected.
+        answers: whether somebody answers ``input()``.
+        idle: whether only boards that are idle run it; the others are left out.
+    """
+
+    timeout: float | None = _option(
+        None, "interrupt the cell after S seconds; time in a queue does not count", "--timeout", "S"
+    )
+    fresh: bool = _option(
+        False,
+        "soft-reset the boards first, so that no variables are left from earlier cells",
+        "--fresh",
+    )
+    wait: float = _option(
+        0.0, "wait up to S seconds for offline boards to connect (default: 0)", "--wait", "S"
+    )
+    answers: bool = _option(False, "whether somebody answers input()")
+    idle: bool = _option(False, "leave out boards that are busy")
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return all options, for a message between servers."""
+        return {name: getattr(self, name) for name in _DEFAULTS}
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the options for the JSON of a SUBMIT, without those that have the default."""
+        if self is DEFAULT_OPTIONS:
+            return {}
+        return {
+            name: value
+            for name, default in _DEFAULTS.items()
+            if (value := getattr(self, name)) != default
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> RunOptions:
+        """Return the options in a message of another server, which are trusted."""
+        return cls(**{name: fields[name] for name in _DEFAULTS if name in fields})
+
+    @classmethod
+    def from_wire(cls, head: Mapping[str, Any], max_seconds: float) -> RunOptions:
+        """Return the options in the JSON of a SUBMIT, checked.
+
+        Args:
+            head: the JSON; entries that are no options are ignored.
+            max_seconds: the greatest value of an option in seconds.
+
+        Raises:
+            ServerError: an option is invalid.
+        """
+        given: dict[str, Any] = {}
+        for name, default in _DEFAULTS.items():
+            value = head.get(name)
+            if value is None:
+                continue
+            if isinstance(default, bool):
+                given[name] = bool(value)
+            elif isinstance(value, int | float) and 0 < value <= max_seconds:
+                given[name] = float(value)
+            else:
+                days = max_seconds / 86400
+                raise ServerError(f"{name} is a number of seconds above 0, at most {days:g} days")
+        return cls(**given)
+
+
+#: Name -> default of each option.
+_DEFAULTS: Final = {field.name: field.default for field in dataclasses.fields(RunOptions)}
+DEFAULT_OPTIONS: Final = RunOptions()
+
+
+def option_infos() -> dict[str, OptionInfo]:
+    """Return name -> description of each option."""
+    return {field.name: field.metadata["info"] for field in dataclasses.fields(RunOptions)}
+
+
+def parse_seconds(text: str) -> float:
+    """Return a positive, finite number of seconds.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise ValueError(text)
+    return seconds

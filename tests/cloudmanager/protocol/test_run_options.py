@@ -1,0 +1,79 @@
+"""The options of a cell: declared once, checked once, shown in signatures and help texts."""
+
+import argparse
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+
+from cloudmanager import AsyncFleet, Boards
+from cloudmanager.client.async_fleet import AsyncBoards
+from cloudmanager.client.run_arguments import add_run_options, run_keywords
+from cloudmanager.protocol.errors import ServerError
+from cloudmanager.protocol.run_options import RunKeywords, RunOptions, option_infos
+
+WEEK = 7 * 86400.0
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, {}),
+        ({"timeout": 0}, {"timeout": 0}),
+        ({"timeout": 2.5, "fresh": True}, {"timeout": 2.5, "fresh": True}),
+        ({"wait": 3, "answers": True, "idle": True}, {"wait": 3, "answers": True, "idle": True}),
+    ],
+)
+def test_only_other_values_than_the_defaults_are_sent(options, sent):
+    assert RunOptions(**options).to_wire() == sent
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 2.5, "fresh": True}, {"wait": 3.0}])
+def test_server_reads_what_was_sent(options):
+    head = {"target": "all", "awaits": True, **RunOptions(**options).to_wire()}
+    assert RunOptions.from_wire(head, WEEK) == RunOptions(**options)
+
+
+@pytest.mark.parametrize("name", ["timeout", "wait"])
+@pytest.mark.parametrize("value", [0, -1, WEEK + 1, "5", float("nan"), float("inf"), [1]])
+def test_number_of_seconds_is_checked(name, value):
+    with pytest.raises(ServerError, match=f"{name} is a number of seconds above 0, at most 7 days"):
+        RunOptions.from_wire({name: value}, WEEK)
+
+
+def test_servers_exchange_all_options():
+    options = RunOptions(timeout=1.5, fresh=True, wait=2.0, answers=True, idle=True)
+    assert set(options.to_fields()) == {field.name for field in dataclasses.fields(RunOptions)}
+    assert RunOptions.from_fields({**options.to_fields(), "later": 1}) == options
+
+
+def test_every_keyword_is_an_option_with_a_flag():
+    flags = [name for name, info in option_infos().items() if info.flag]
+    assert flags == list(RunKeywords.__annotations__)
+
+
+def test_parsed_options_are_keywords():
+    parser = argparse.ArgumentParser()
+    add_run_options(parser)
+    assert run_keywords(parser.parse_args([])) == {"timeout": None, "fresh": False, "wait": 0.0}
+    parsed = parser.parse_args(["--timeout", "5", "--fresh", "--wait", "0.5"])
+    assert run_keywords(parsed) == {"timeout": 5.0, "fresh": True, "wait": 0.5}
+
+
+FUNCTIONS = (Boards.run, Boards.submit, AsyncBoards.run, AsyncBoards.submit)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_signature_and_docstring_show_the_options(function):
+    parameters = inspect.signature(function).parameters
+    for name in RunKeywords.__annotations__:
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default == getattr(RunOptions, name)
+        assert f"            {name}: " in function.__doc__
+
+
+async def test_unknown_keyword_is_a_type_error():
+    options: dict[str, Any] = {"tmeout": 1}
+    with pytest.raises(TypeError, match="tmeout"):
+        await AsyncFleet("http://127.0.0.1:1")["all"].submit("1", **options)
