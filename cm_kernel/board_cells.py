@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cloudmanager.client import cell_verbs
 from cloudmanager.client.jobs import JobGroup
-from cloudmanager.client.runner import run_blocking, run_in_loop, wait_done
+from cloudmanager.client.runner import run_blocking, run_in_loop
 from cloudmanager.display.cell_view import results_text
 from cloudmanager.protocol.errors import CloudmanagerError
 from cloudmanager.protocol.text import fold_names
@@ -244,9 +244,8 @@ def _no_target_error(names: str) -> CloudmanagerError:
 async def _evaluate(target: str, expression: str) -> dict[str, Any]:
     try:
         group = JobGroup(cell_verbs.prepare_cached(expression))
-        cell_verbs.submit_group(fleet()[target], group, {})
-        await wait_done(group.finished)
-        results = group.finished.result().raise_for_error()
+        fleet().exchange().submit(group, target)
+        results = (await run_in_loop(group.completed())).raise_for_error()
     except (CloudmanagerError, OSError) as error:
         ename, evalue = type(error).__name__, str(error)
         return {"status": "error", "ename": ename, "evalue": evalue, "traceback": [evalue]}

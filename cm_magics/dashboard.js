@@ -115,7 +115,11 @@ class Dashboard {
     this.model = model;
     this.send = (message) => model.send(message);
     this.pane = new Pane(this.send);
-    this.table = new Table((name) => name && this.send({ do: "page", board: name }), () => this.showCounts());
+    this.table = new Table(
+      (name) => name && this.send({ do: "page", board: name }),
+      () => this.showCounts(),
+      model.get("fact_columns"),
+    );
     this.filter = el("input", {
       type: "text", spellcheck: "false", "aria-label": "Target", placeholder: "All boards, or a target: lab-*, room=north, state=busy",
     });

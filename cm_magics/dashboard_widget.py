@@ -13,7 +13,7 @@ from cloudmanager.client.samples import Sample
 from cloudmanager.client.watch import Update
 from cloudmanager.display.text_tables import fleet_table, job_text
 from cloudmanager.protocol.errors import CloudmanagerError
-from cloudmanager.protocol.names import FACT_NAMES
+from cloudmanager.protocol.facts import FACT_NAMES, FACTS, Fact, fact_text
 from cloudmanager.protocol.targets import Target, parse_target
 from cloudmanager.protocol.text import fold_names, sanitize_text
 
@@ -23,6 +23,7 @@ from .live_widget import LiveWidget, javascript_module, run_in_thread
 from .plot import numeric_values
 
 _HISTORY_SAMPLES: Final = 1000  # samples that are plotted when a board's page opens
+_LISTED_FACTS: Final = tuple(fact for fact in FACTS if fact.in_lists)  # columns of the table
 _MAX_FACT_CHARS: Final = 60  # characters of a fact that a board reports, in the table
 
 
@@ -42,6 +43,10 @@ class Dashboard(LiveWidget):
 
     _esm = javascript_module("Dashboard", "plot.js", "table.js", "dashboard.js")
     actions = traitlets.List(action_buttons()).tag(sync=True)
+    #: Of each fact that is a column of the table: name, heading, whether it is a number.
+    fact_columns = traitlets.List(
+        [(fact.name, fact.heading, fact.is_number) for fact in _LISTED_FACTS]
+    ).tag(sync=True)
     #: The target that is in the filter field when the page opens.
     initial_filter = traitlets.Unicode().tag(sync=True)
 
@@ -200,10 +205,7 @@ def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": board["name"],
         "state": board["state"],
-        "platform": sanitize_text(str(board["platform"]))[:_MAX_FACT_CHARS],
-        "version": sanitize_text(str(board["version"]))[:_MAX_FACT_CHARS],
-        "heap": board["heap"],
-        "rssi": board["rssi"],
+        "facts": {fact.name: _fact_cell(fact, board) for fact in _LISTED_FACTS},
         "booted": board["booted"],
         "online": board["connected_since"] is not None,
         "seen": board["last_seen"],
@@ -211,6 +213,13 @@ def _table_row(board: Mapping[str, Any]) -> dict[str, Any]:
         "job": job and {key: job[key] for key in ("job", "caller", "started")},
         "queued": board["queued"],
     }
+
+
+def _fact_cell(fact: Fact, board: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return a fact's text, and what its column is sorted by: a number, or the text."""
+    text = sanitize_text(fact_text(fact, board))[:_MAX_FACT_CHARS]
+    value = board.get(fact.name)
+    return text, value if text and isinstance(value, int) else text
 
 
 def _board_snapshot(board: Mapping[str, Any]) -> _BoardSnapshot:

@@ -16,7 +16,6 @@ function durationText(seconds) {
   return `${Math.max(0, Math.floor(seconds))} s`;
 }
 
-const kilobytes = (bytes) => (isNumber(bytes) ? `${(bytes / 1024).toFixed(1)} KB` : "");
 const ago = (seconds) => (isNumber(seconds) ? `${durationText(seconds)} ago` : "never");
 
 // Return what a board runs: a job, or else its own program.
@@ -29,27 +28,42 @@ function activity(row, now) {
 
 // The columns: `text` returns what is shown, `order` what is sorted by (default: `text`).
 const STATES = ["busy", "idle", "lost", "offline"];
-const COLUMNS = [
-  { key: "name", title: "Name", text: (row) => row.name, order: (row) => row.rank },
-  { key: "state", title: "State", text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
-  { key: "platform", title: "Platform", text: (row) => row.platform },
-  { key: "version", title: "Version", text: (row) => row.version },
-  { key: "heap", title: "Free heap", text: (row) => kilobytes(row.heap), order: (row) => row.heap },
-  { key: "rssi", title: "RSSI", text: (row) => (isNumber(row.rssi) ? `${row.rssi} dBm` : ""), order: (row) => row.rssi },
+const FIRST_COLUMNS = [
+  { key: "name", title: "Name", width: "minmax(110px, 1.6fr)", text: (row) => row.name, order: (row) => row.rank },
+  { key: "state", title: "State", width: "80px", text: (row) => row.state, order: (row) => STATES.indexOf(row.state) },
+];
+const LAST_COLUMNS = [
   {
     key: "uptime",
     title: "Uptime",
+    width: "76px",
+    isNumber: true,
     text: (row, now) => (row.online && isNumber(row.booted) ? durationText(now - row.booted) : ""),
     order: (row) => (row.online ? -row.booted : undefined),
   },
-  { key: "job", title: "Runs", text: activity, order: (row) => row.job?.started },
+  { key: "job", title: "Runs", width: "minmax(110px, 2fr)", text: activity, order: (row) => row.job?.started },
   {
     key: "seen",
     title: "Last seen",
+    width: "92px",
     text: (row, now) => (row.online ? "now" : ago(isNumber(row.seen) ? now - row.seen : null)),
     order: (row) => (row.online ? -Infinity : -row.seen),
   },
 ];
+
+// Return the column of a fact. A row has the fact's text, and what it is sorted by.
+function factColumn([name, heading, isNumber]) {
+  return {
+    key: name,
+    title: heading.charAt(0).toUpperCase() + heading.slice(1),
+    width: "minmax(72px, 0.9fr)",
+    isNumber,
+    text: (row) => row.facts[name]?.[0],
+    order: (row) => row.facts[name]?.[1],
+  };
+}
+
+const columnClass = (column) => `cm-${column.key}${column.isNumber ? " cm-number" : ""}`;
 
 // Return the comparison function of a column; `direction` is 1 (ascending) or -1.
 function compare(column, direction) {
@@ -65,14 +79,16 @@ function compare(column, direction) {
 
 // A table of any number of rows, of which only the visible ones are in the page.
 class Table {
-  // `open` is called with the name of a board; `onChange` when the rows or the selection changed.
-  constructor(open, onChange) {
+  // `open` is called with the name of a board; `onChange` when the rows or the selection changed;
+  // `facts` are the facts that are columns: name, heading, and whether they are numbers.
+  constructor(open, onChange, facts) {
+    this.columns = [...FIRST_COLUMNS, ...facts.map(factColumn), ...LAST_COLUMNS];
     this.rows = new Map(); // name -> row
     this.filtered = null; // the names that the filter selects; null: all
     this.selected = new Set(); // names
     this.cursor = null; // the name of the row that the keyboard moves from
     this.anchor = null; // the name of the row where a range selection began
-    this.sort = { column: COLUMNS[0], direction: 1 };
+    this.sort = { column: this.columns[0], direction: 1 };
     this.clockOffset = 0; // seconds that the server's clock is ahead of this computer's
     this.list = []; // the rows that are shown, in order
     this.stale = true; // whether the list must be rebuilt
@@ -82,7 +98,7 @@ class Table {
     this.draw = oncePerFrame(() => this.drawNow());
     this.id = `cm-${Math.random().toString(36).slice(2)}`;
     this.head = el("div", { class: "cm-head", role: "row" }, el("span", { role: "columnheader" }));
-    for (const column of COLUMNS) this.head.append(this.header(column));
+    for (const column of this.columns) this.head.append(this.header(column));
     this.space = el("div", { class: "cm-space" });
     this.empty = el("div", { class: "cm-empty" });
     this.body = el("div", { class: "cm-body", role: "presentation" }, this.empty, this.space);
@@ -92,6 +108,8 @@ class Table {
       this.head,
       this.body,
     );
+    const widths = this.columns.map((column) => column.width);
+    this.node.style.setProperty("--cm-columns", ["28px", ...widths].join(" "));
     this.node.addEventListener("keydown", (event) => this.onKey(event));
     this.space.addEventListener("click", (event) => this.onClick(event));
     this.space.addEventListener("dblclick", (event) => this.open(this.nameAt(event)));
@@ -99,7 +117,7 @@ class Table {
   }
 
   header(column) {
-    const node = el("span", { role: "columnheader", class: `cm-${column.key}` });
+    const node = el("span", { role: "columnheader", class: columnClass(column) });
     node.append(button(column.title, () => this.sortBy(column), { tabindex: "-1" }));
     column.header = column.key;
     return node;
@@ -120,7 +138,7 @@ class Table {
     this.list = [...this.rows.values()].filter((row) => !this.filtered || this.filtered.has(row.name));
     this.list.sort(compare(this.sort.column, this.sort.direction));
     this.indexes = new Map(this.list.map((row, index) => [row.name, index])); // name -> index in the list
-    COLUMNS.forEach((column, index) => {
+    this.columns.forEach((column, index) => {
       const direction = this.sort.direction > 0 ? "ascending" : "descending";
       this.head.children[index + 1].setAttribute("aria-sort", column === this.sort.column ? direction : "none");
     });
@@ -147,7 +165,7 @@ class Table {
   newRow() {
     const node = el("div", { class: "cm-row", role: "row" });
     node.append(el("span", { role: "gridcell", class: "cm-check" }));
-    for (const column of COLUMNS) node.append(el("span", { role: "gridcell", class: `cm-${column.key}` }));
+    for (const column of this.columns) node.append(el("span", { role: "gridcell", class: columnClass(column) }));
     this.space.append(node);
     return node;
   }
@@ -165,7 +183,7 @@ class Table {
     const isCursor = row.name === this.cursor;
     node.classList.toggle("cm-cursor", isCursor);
     if (isCursor) this.node.setAttribute("aria-activedescendant", node.id);
-    COLUMNS.forEach((column, index) => {
+    this.columns.forEach((column, index) => {
       const cell = node.children[index + 1], text = String(column.text(row, now) ?? "");
       if (cell.textContent !== text) cell.textContent = cell.title = text;
     });
@@ -251,7 +269,7 @@ class Table {
     this.clockOffset = now - Date.now() / 1000;
     const namesChanged = isSnapshot || gone.length > 0 || this.rows.size !== sizeBefore;
     if (namesChanged) this.rankNames();
-    if (namesChanged || this.sort.column !== COLUMNS[0]) this.stale = true;
+    if (namesChanged || this.sort.column !== this.columns[0]) this.stale = true;
     else this.onChange();
     this.draw();
   }

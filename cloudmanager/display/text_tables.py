@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from cloudmanager.protocol.facts import FACTS, fact_text
 from cloudmanager.protocol.text import sanitize_text
 
 from .folding import head_text
@@ -17,7 +18,13 @@ from .folding import head_text
 MAX_CELL_CHARS: Final = 40
 MAX_DETAIL_CHARS: Final = 120  # width of the column `detail` of the audit log
 MAX_JOBS: Final = 20  # rows of the table of jobs
-FLEET_HEADINGS: Final = ("name", "state", "platform", "MicroPython", "free heap", "connected since")
+_LISTED_FACTS: Final = tuple(fact for fact in FACTS if fact.in_lists == "all")
+FLEET_HEADINGS: Final = (
+    "name",
+    "state",
+    *(fact.heading for fact in _LISTED_FACTS),
+    "connected since",
+)
 
 
 def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -26,9 +33,7 @@ def fleet_rows(boards: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         (
             str(board["name"]),
             _state_text(board),
-            str(board.get("platform") or "-"),
-            str(board.get("version") or "-"),
-            _size_text(board.get("heap")) if board.get("connected_since") else "-",
+            *(fact_text(fact, board) or "-" for fact in _LISTED_FACTS),
             _connected_text(board),
         )
         for board in boards
@@ -51,13 +56,8 @@ def board_facts(board: Mapping[str, Any]) -> list[tuple[str, str]]:
         connected = f"{format_time(since)} ({format_duration(time.time() - since)})"
     facts = {
         "state": board["state"],
-        "platform": board["platform"],
-        "MicroPython": board["version"],
-        "bytecode": board["mpy"],
-        "machine": board["machine"],
-        "client": board["client"],
+        **{fact.heading: fact_text(fact, board) for fact in FACTS},
         "id": board["id"],
-        "program": board["program"],
         "labels": ", ".join(f"{key}={value}" for key, value in board["labels"].items()),
         "connected": connected,
         "last seen": format_time(board["last_seen"]),
@@ -190,10 +190,6 @@ def _connected_text(board: Mapping[str, Any]) -> str:
     if since:
         return f"{format_time(since)} ({format_duration(time.time() - since)})"
     return f"last seen {format_duration(time.time() - seen)} ago" if seen else "never"
-
-
-def _size_text(size_bytes: Any) -> str:
-    return f"{size_bytes / 1024:.1f} KB" if isinstance(size_bytes, int) else "-"
 
 
 def _shorten(cell: str, length: int = MAX_CELL_CHARS) -> str:

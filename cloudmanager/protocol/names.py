@@ -9,16 +9,9 @@ from itertools import product
 from math import prod
 
 from .errors import PackageError, TargetError
+from .facts import FACT_NAMES
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a board; use fullmatch
-FACT_NAMES = (
-    "state",
-    "platform",
-    "version",
-    "mpy",
-    "machine",
-    "client",
-)  # no label may have such a key
 MAX_NAME_CHARS = 64  # characters of a name, a pattern, and a label's key and value
 MAX_NAMES = 100_000  # in one target, ranges expanded: ten full servers, a few MB
 

@@ -26,7 +26,7 @@ from functools import cached_property, lru_cache
 from typing import Protocol
 
 from .errors import NoSuchBoard, TargetError
-from .names import FACT_NAMES as FACT_NAMES
+from .facts import FACT_NAMES
 from .names import MAX_NAMES as MAX_NAMES
 from .names import NAME_PATTERN as NAME_PATTERN
 from .names import check_chars, check_identifier, expand_range

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloudmanager.protocol import proofs
+from cloudmanager.protocol.facts import published_facts, target_facts
 from cm_server.sample_buffer import SampleBuffer
 
 if TYPE_CHECKING:
@@ -188,14 +189,7 @@ class Board:
     @property
     def facts(self) -> Mapping[str, str]:
         """Return the facts that targets can select by (``platform=esp32``), as text."""
-        return {
-            "platform": str(self.reported_facts.get("platform", "")),
-            "version": str(self.reported_facts.get("version", "")),
-            "machine": str(self.reported_facts.get("machine", "")),
-            "state": self.state,
-            "mpy": self.mpy,
-            "client": str(self.reported_facts.get("client", "")),
-        }
+        return target_facts(self.reported_facts, self.state)
 
     @property
     def last_seen_text(self) -> str:
@@ -203,15 +197,6 @@ class Board:
         if self.last_seen is None:
             return "it has never connected"
         return f"it was last seen {_format_age(time.time() - self.last_seen)} ago"
-
-    @property
-    def mpy(self) -> str:
-        """The version of its bytecode as MicroPython writes it, such as 6.3; "" if unknown."""
-        number = self.reported_facts.get("mpy")
-        if not isinstance(number, int):
-            return ""
-        # sys.implementation._mpy: version in bits 0 to 7, sub-version in bits 8 and 9.
-        return f"{number & 0xFF}.{number >> 8 & 3}"
 
     def connect(
         self,
@@ -257,11 +242,9 @@ class Board:
         return {
             "name": self.name,
             "id": self.id,
-            **self.facts,
-            "heap": self.reported_facts.get("heap"),
-            "rssi": self.reported_facts.get("rssi"),
+            "state": self.state,
+            **published_facts(self.reported_facts),
             "booted": self.reported_facts.get("booted"),
-            "program": self.reported_facts.get("program", ""),
             "labels": dict(self.labels),
             "connected_since": self.connected_since,
             "last_seen": time.time() if self.link else self.last_seen,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudmanager.protocol import frames, proofs, wire
 from cloudmanager.protocol.errors import CloudmanagerError, ServerError
+from cloudmanager.protocol.facts import read_facts
 from cm_server import cleanup
 from cm_server.auth import credentials
 from cm_server.jobs.registry import MIN_BUFFER, Board, BoardLinkProtocol
@@ -25,7 +26,6 @@ log = logging.getLogger("cm_server")
 _REKEYED = bytes((wire.REKEYED,))
 #: First bytes of messages that a board seldom has to send; each counts as several.
 _RARE_OPS = tuple(bytes((op,)) for op in (wire.EMIT, wire.FACTS, wire.PROGRAM, wire.REKEYED))
-_FACT_CHARS = 128  # of a fact that is text
 
 
 class BoardSocket(BaseHandler):
@@ -206,7 +206,7 @@ class BoardConnection:
             board.consecutive_takeovers += 1
         else:
             board.consecutive_takeovers = 0
-        facts, boot = _read_facts(body), str(body.get("boot", ""))[:64]
+        facts, boot = read_facts(body.get("facts")), str(body.get("boot", ""))[:64]
         same_boot = bool(boot) and boot == board.reported_facts.get("boot")
         booted = board.reported_facts.get("booted") if same_boot else time.time()
         facts |= {"boot": boot, "booted": booted}
@@ -306,18 +306,3 @@ def _read_parts(body: dict[str, Any]) -> list[str]:
     """Return which parts of the client the board reports to have, bounded."""
     parts = body.get("parts")
     return [str(part)[:32] for part in parts[:32]] if isinstance(parts, list) else []
-
-
-def _read_facts(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts that the server knows by name, bounded; their values are untrusted."""
-    reported = body.get("facts")
-    facts: dict[str, Any] = {}
-    if isinstance(reported, dict):
-        for name in ("platform", "version", "machine", "client", "program"):
-            facts[name] = str(reported.get(name, ""))[:_FACT_CHARS]
-        for name in ("mpy", "heap"):
-            value = reported.get(name)
-            facts[name] = value if isinstance(value, int) and 0 <= value < 2**40 else None
-        rssi = reported.get("rssi")
-        facts["rssi"] = rssi if isinstance(rssi, int) and -200 <= rssi <= 100 else None  # dBm
-    return facts
